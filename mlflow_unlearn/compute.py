@@ -1,0 +1,107 @@
+"""Where and how tensors are computed: device, precision, seeds, modes. Everything is put back as it was found."""
+
+import copy
+import random
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mlflow_unlearn.errors import UnlearnError
+
+Precision = Literal["fp32", "bf16", "auto"]
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """``auto`` (or None) is CUDA where there is one, else the CPU.
+
+    Raises:
+        UnlearnError: the device is unknown or not available here.
+    """
+    if device in (None, "auto"):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+        torch.empty(0, device=picked)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UnlearnError(f"device {str(device)!r} cannot be used here ({reason}): use 'auto' or 'cpu'") from error
+    return picked
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
+    """bfloat16 autocast for "bf16", nothing for "fp32"."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def pick_precision(precision: Precision, model: nn.Module, images: Tensor, device: torch.device) -> Precision:
+    """Resolve ``auto``: the faster of fp32 and bf16 in a few timed training steps on this very machine.
+
+    Processor flags do not tell: some processors with bfloat16 instructions are slower with them.
+
+    Args:
+        precision: as asked for.
+        model: left untouched; a copy is trained.
+        images: one batch ``[B, C, H, W]``.
+        device: where to time.
+
+    Raises:
+        UnlearnError: the name is unknown.
+    """
+    if precision not in ("fp32", "bf16", "auto"):
+        raise UnlearnError(f"unknown precision {precision!r}: use fp32, bf16 or auto")
+    if precision != "auto":
+        return precision
+    trial = copy.deepcopy(model).to(device).train()
+    images = images.to(device)
+
+    def seconds(candidate: Precision) -> float:
+        timed = []
+        for _ in range(4):
+            start = time.perf_counter()
+            with autocast(candidate, device):
+                loss = trial(images).float().logsumexp(dim=1).mean()
+            loss.backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            timed.append(time.perf_counter() - start)
+        return min(timed[1:])
+
+    return "bf16" if seconds("bf16") < seconds("fp32") else "fp32"
+
+
+@contextmanager
+def isolated_rng(seed: int) -> Iterator[None]:
+    """Seed Python's, NumPy's and torch's global generators inside, and put their states back after."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode and inference mode inside; every submodule's own mode is put back after.
+
+    An exported program has its mode baked in and refuses ``eval()``; it needs none.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

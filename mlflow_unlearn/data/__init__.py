@@ -1,0 +1,1 @@
+"""Sources by name, forget sets, splits and their manifests."""

@@ -1,0 +1,207 @@
+"""Folders as datasets are distributed: each layout has a marker and a function that lists its parts."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+from mlflow_unlearn.data._common import shortlist
+from mlflow_unlearn.data.parts import Images, Part
+from mlflow_unlearn.errors import UnlearnError
+
+Listing = tuple[tuple[str, ...], dict[str, Part]]
+"""The classes, and the parts by name: ``train`` with ``val`` and/or ``test``, or ``all`` where nothing is split."""
+
+_VAL_FOLDERS = ("val", "valid", "validation")
+_IMAGENET = "ILSVRC/Data/CLS-LOC"
+
+
+def list_folder(root: Path) -> Listing:
+    """List a folder by the layout that its marker tells.
+
+    Raises:
+        UnlearnError: there is no such folder, it has no layout that we know, or files that its tables name are missing.
+    """
+    if not root.is_dir():
+        raise UnlearnError(f"no folder {str(root)!r}: give the path of a folder of images")
+    return next(layout for marker, layout in _LAYOUTS if marker(root))(root)
+
+
+def read_table(path: Path, columns: Sequence[str], **options: Any) -> Any:
+    """A CSV as a data frame of strings.
+
+    Raises:
+        UnlearnError: the file is missing or unreadable, or lacks one of the columns.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", **options)
+    except (OSError, ValueError) as error:  # pandas' parser errors and UnicodeDecodeError are ValueErrors
+        raise UnlearnError(f"can't read the table {str(path)!r} ({error}): give a CSV file in UTF-8") from error
+    if missing := [column for column in columns if column not in table.columns]:
+        raise UnlearnError(
+            f"{str(path)!r} has no column {shortlist(missing)}: its columns are {shortlist(table.columns)}"
+        )
+    return table
+
+
+def file_part(
+    root: Path,
+    files: Sequence[str],
+    labels: Iterable[int],
+    ids: Iterable[str] | None = None,
+    groups: Mapping[str, tuple[str, ...]] | None = None,
+) -> Part:
+    """A part of image files with paths relative to ``root``, which are their ids unless others are given."""
+    names = tuple(files)
+    images = Images(partial(_open, str(root)), names)
+    return Part(tuple(ids) if ids is not None else names, np.array(list(labels), np.int64), images, groups or {})
+
+
+def require_files(root: Path, files: Iterable[str]) -> None:
+    """Check that the files exist.
+
+    Raises:
+        UnlearnError: lists those that don't.
+    """
+
+    @cache  # one scan a folder: asking for each of a million files takes minutes on a network disk
+    def names(folder: str) -> frozenset[str]:
+        path = root / folder
+        return frozenset(os.listdir(path)) if path.is_dir() else frozenset()
+
+    missing = [file for file in files if os.path.basename(file) not in names(os.path.dirname(file))]
+    if missing:
+        raise UnlearnError(
+            f"files missing below {str(root)!r}: {shortlist(missing)}: copy them there or drop their rows"
+        )
+
+
+def class_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names in index order: numbers by value, else by alphabet.
+
+    >>> class_order(["10", "9", "9"]), class_order(["b", "a"])
+    (('9', '10'), ('a', 'b'))
+    """
+    unique = set(names)
+    return tuple(sorted(unique, key=int) if all(name.isdecimal() for name in unique) else sorted(unique))
+
+
+def codes(names: Iterable[str], classes: tuple[str, ...]) -> list[int]:
+    """The index of each class name."""
+    index = {name: i for i, name in enumerate(classes)}
+    return [index[name] for name in names]
+
+
+def _open(root: str, file: str) -> Image.Image:
+    with Image.open(os.path.join(root, file)) as image:
+        image.load()
+        return image
+
+
+def _class_folders(folder: Path) -> set[str]:
+    return {entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")}
+
+
+def _image_folder(root: Path, folder: str, classes: tuple[str, ...]) -> Part:
+    """A folder with one folder a class, as torchvision's ImageFolder reads it."""
+    index = {name: i for i, name in enumerate(classes)}
+    samples = make_dataset(str(root / folder), index, extensions=IMG_EXTENSIONS, allow_empty=True)
+    start = len(str(root)) + 1
+    return file_part(root, [Path(path[start:]).as_posix() for path, _ in samples], (label for _, label in samples))
+
+
+def _has_images(root: Path, classes: tuple[str, ...], parts: dict[str, Part]) -> Listing:
+    present = {label for part in parts.values() for label in part.labels.tolist()}
+    if empty := [name for label, name in enumerate(classes) if label not in present]:
+        raise UnlearnError(
+            f"no image in the class folders {shortlist(empty)} of {str(root)!r}: "
+            f"fill or remove them (known are {', '.join(IMG_EXTENSIONS)})"
+        )
+    return classes, parts
+
+
+def _split_folders(root: Path) -> dict[str, str]:
+    found = {"train": "train", "test": "test"} | {"val": next((n for n in _VAL_FOLDERS if (root / n).is_dir()), "val")}
+    return {part: folder for part, folder in found.items() if (root / folder).is_dir()}
+
+
+def _is_split(root: Path) -> bool:
+    # A class may be called "train" (by a set of vehicles): a split folder holds folders.
+    return (root / "train").is_dir() and bool(_class_folders(root / "train"))
+
+
+def _split(root: Path) -> Listing:
+    folders = _split_folders(root)
+    if len(folders) == 1:
+        raise UnlearnError(f"{str(root)!r} has train/ and no test/ or val/: add one, or give the class folders alone")
+    classes = tuple(sorted(set[str]().union(*(_class_folders(root / folder) for folder in folders.values()))))
+    return _has_images(root, classes, {part: _image_folder(root, folder, classes) for part, folder in folders.items()})
+
+
+def _plain(root: Path) -> Listing:
+    classes = tuple(sorted(_class_folders(root)))
+    if not classes:
+        raise UnlearnError(
+            f"{str(root)!r} holds no class folders: known layouts are train/ with test/ or val/, one folder a class, "
+            "and TinyImageNet, MUFAC and ImageNet1k (Kaggle) as distributed"
+        )
+    return _has_images(root, classes, {"all": _image_folder(root, ".", classes)})
+
+
+def _tiny_imagenet(root: Path) -> Listing:
+    classes = tuple(sorted((root / "wnids.txt").read_text().split()))
+    table = read_table(
+        root / "val/val_annotations.txt", (), sep="\t", header=None, names=["file", "wnid"], usecols=[0, 1]
+    )
+    return _with_val(root, "train", classes, [f"val/images/{name}" for name in table["file"]], table["wnid"])
+
+
+def _imagenet_kaggle(root: Path) -> Listing:
+    train = root / _IMAGENET / "train"
+    if not train.is_dir():
+        raise UnlearnError(f"no folder {str(train)!r}: unpack ImageNet's train/ and val/ below {_IMAGENET}")
+    table = read_table(root / "LOC_val_solution.csv", ("ImageId", "PredictionString"))
+    files = [f"{_IMAGENET}/val/{name}.JPEG" for name in table["ImageId"]]
+    # "n01751748 111 108 230 269 …": the class, then boxes.
+    wnids = [boxes.split(" ", 1)[0] for boxes in table["PredictionString"]]
+    return _with_val(root, f"{_IMAGENET}/train", tuple(sorted(_class_folders(train))), files, wnids)
+
+
+def _with_val(root: Path, train: str, classes: tuple[str, ...], files: list[str], wnids: Iterable[str]) -> Listing:
+    """ImageNet's ways: a folder a class to train on, and a flat, listed validation set that serves as the test part."""
+    names = list(wnids)
+    if unknown := sorted(set(names) - set(classes)):
+        raise UnlearnError(f"no training folder for the classes {shortlist(unknown)} of the validation list")
+    require_files(root, files)
+    parts = {"train": _image_folder(root, train, classes), "test": file_part(root, files, codes(names, classes))}
+    return _has_images(root, classes, parts)
+
+
+def _mufac(root: Path) -> Listing:
+    columns = ("family_id", "person_id", "age_class", "image_path")
+    tables = {part: read_table(root / f"custom_{part}_dataset.csv", columns) for part in ("train", "val", "test")}
+    classes = class_order(name for table in tables.values() for name in table["age_class"])
+    parts = {}
+    for part, table in tables.items():
+        files = [f"{part}_images/{name}" for name in table["image_path"]]
+        require_files(root, files)
+        groups = {name: tuple(table[name]) for name in table.columns if name not in ("age_class", "image_path")}
+        # person_id counts from 1 in each family.
+        groups["subject"] = tuple(table["family_id"] + "/" + table["person_id"])
+        parts[part] = file_part(root, files, codes(table["age_class"], classes), groups=groups)
+    return classes, parts
+
+
+_LAYOUTS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Listing]], ...] = (
+    (lambda root: (root / "custom_train_dataset.csv").is_file(), _mufac),
+    (lambda root: (root / "LOC_val_solution.csv").is_file() or (root / _IMAGENET).is_dir(), _imagenet_kaggle),
+    (lambda root: (root / "wnids.txt").is_file(), _tiny_imagenet),
+    (_is_split, _split),
+    (lambda root: True, _plain),
+)

@@ -1,0 +1,96 @@
+"""From a PIL image to the tensor that a model takes."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from mlflow_unlearn.data._common import import_function, known
+from mlflow_unlearn.errors import UnlearnError
+
+Transform = Callable[[Image.Image], Tensor]
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's training images, as torchvision's models use
+_KNOWN = ("none", "imagenet", "timm", "python:module:function")
+
+
+def build_transform(spec: str, *, channels: int | None, model: nn.Module | None = None) -> Transform:
+    """The deterministic transform behind a spec.
+
+    Args:
+        spec: ``none`` (float32 in [0, 1], nothing else), ``imagenet`` (resize 256, crop 224, ImageNet's mean and
+            deviation), ``timm`` (what the timm model's configuration says) or ``python:module:function`` (the function
+            takes the PIL image and returns ``[C, H, W]``).
+        channels: 1 or 3: images are turned into grey or RGB first; None keeps 8-bit grey as one channel and turns all else
+            into RGB.
+        model: the model, for ``timm``.
+
+    Raises:
+        UnlearnError: unknown spec, channels that the transform can't make, or ``timm`` without a timm model.
+    """
+    if channels not in (None, 1, 3):
+        raise UnlearnError(f"the model takes {channels} channels: images have 1 or 3")
+    scaled = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
+    steps: list[Any]
+    if spec == "none":
+        steps = scaled
+    elif spec == "imagenet":
+        channels = _fixed(spec, 3, channels)
+        steps = [v2.Resize(256), v2.CenterCrop(224), *scaled, v2.Normalize(_MEAN, _STD)]
+    elif spec == "timm":
+        config = _timm_config(model)
+        channels = _fixed(spec, config["input_size"][0], channels)
+        from timm.data import create_transform  # takes seconds to import
+
+        steps = [create_transform(**config, is_training=False)]
+    elif spec.startswith("python:"):
+        steps = [import_function(spec.removeprefix("python:"))]
+    else:
+        raise UnlearnError(f"unknown transform {spec!r}: {known(spec, _KNOWN)}")
+    transform: Transform = v2.Compose([partial(to_channels, channels=channels), *steps])
+    return transform
+
+
+def to_channels(image: Image.Image, channels: int | None) -> Image.Image:
+    """The image as 8-bit grey (1) or RGB (3); with None, 8-bit grey stays and all else becomes RGB.
+
+    Alpha is dropped, as torchvision's own loader does; 16-bit grey is scaled (Pillow alone would clip it to white).
+
+    Raises:
+        UnlearnError: a mode without a known range of values, such as floats.
+    """
+    if image.mode in ("I", "I;16", "I;16B", "I;16L"):
+        image = Image.fromarray(np.rint(np.clip(np.asarray(image, np.float64), 0, 65535) / 257).astype(np.uint8))
+    mode = "L" if channels == 1 or (channels is None and image.mode == "L") else "RGB"
+    try:
+        if image.mode in ("F", "LAB"):
+            raise ValueError("its values have no known range")
+        grey = image.mode in ("1", "L", "LA")
+        # Not every mode goes straight to grey, every one goes to RGB.
+        return image.convert(mode) if grey or mode == "RGB" else image.convert("RGB").convert("L")
+    except ValueError as error:
+        raise UnlearnError(
+            f"can't turn an image of mode {image.mode!r} into {mode} ({error}): save it as RGB"
+        ) from error
+
+
+def _fixed(spec: str, makes: int, takes: int | None) -> int:
+    if takes not in (None, makes):
+        raise UnlearnError(f"transform={spec} makes {makes} channels and the model takes {takes}: use transform=none")
+    return makes
+
+
+def _timm_config(model: nn.Module | None) -> dict[str, Any]:
+    if not getattr(model, "pretrained_cfg", None):
+        raise UnlearnError(
+            f"transform=timm needs a timm model and got {type(model).__name__}: use transform=imagenet or none"
+        )
+    from timm.data import resolve_model_data_config
+
+    config: dict[str, Any] = resolve_model_data_config(model)
+    return config

@@ -1,0 +1,22 @@
+"""The errors that users meet: one clear sentence and an exit code, no traceback."""
+
+
+class UnlearnError(Exception):
+    """Bad input: the message is one sentence that names the bad value and the way out."""
+
+    exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        """Keep the sentence alone where a data-loading worker has wrapped it in its traceback.
+
+        ``torch.utils.data`` raises a worker's error again as ``type(error)("Caught … Original Traceback …")``.
+        """
+        if "Original Traceback" in message:
+            message = message.strip().rsplit("UnlearnError: ", 1)[-1]
+        super().__init__(message)
+
+
+class NothingToUnlearn(UnlearnError):
+    """The run ended well and there is nothing to register (exit code 3)."""
+
+    exit_code = 3

@@ -1,0 +1,336 @@
+"""`evaluate`: one forward pass per model and split, and every metric from what it leaves."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from mlflow_unlearn.compute import Precision
+from mlflow_unlearn.data.splits import Splits
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.forward import Hardware, forward
+from mlflow_unlearn.loop import resolve_hardware
+from mlflow_unlearn.metrics.accuracy import accuracy, avg_gap
+from mlflow_unlearn.metrics.divergence import (
+    class_means,
+    js_divergence,
+    js_divergence_published,
+    rf_js_divergence,
+)
+from mlflow_unlearn.metrics.membership import (
+    class_matched_weights,
+    entropy_ks,
+    membership_attack,
+    two_sided_auc,
+)
+
+KEYS = (
+    "acc_forget",
+    "acc_retain",
+    "acc_val",
+    "acc_test",
+    "acc_test_forgotten",
+    "mia",
+    "mia_test",
+    "mia_excess",
+    "mia_auc",
+    "mia_auc_low",
+    "mia_auc_high",
+    "entropy_ks",
+    "rf_jsd",
+    "rf_jsd_published",
+    "jsd",
+    "jsd_published",
+    "avg_gap",
+    "avg_gap_excess",
+)
+"""Every metric, in the order of tables."""
+
+ROLES = ("forget", "retain", "val", "test")
+
+
+class Metrics(dict[str, float]):
+    """Metric key → value, for what could be computed.
+
+    Attributes:
+        missing: metric key → why it was not computed.
+        counts: sample sizes, and what was left out of which metric.
+    """
+
+    def __init__(self) -> None:
+        """Start empty; `missing` and `counts` fill as the metrics are computed."""
+        super().__init__()
+        self.missing: dict[str, str] = {}
+        self.counts: dict[str, int] = {}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one forward pass of a model over one split leaves: no more than the metrics need.
+
+    Attributes:
+        labels: ``[N]``.
+        predictions: ``[N]``.
+        entropies: of the softmax outputs, ``[N]``, nats.
+        class_sums: row c is the sum of the softmax outputs of the samples with label c, ``[K, K]``.
+        probabilities: the softmax outputs ``[N, K]``, kept for the forget set alone.
+    """
+
+    labels: npt.NDArray[np.int64]
+    predictions: npt.NDArray[np.int64]
+    entropies: npt.NDArray[np.float64]
+    class_sums: npt.NDArray[np.float64]
+    probabilities: npt.NDArray[np.float64] | None = field(default=None, repr=False)
+
+
+Readings = Mapping[str, Reading]
+
+
+def read(
+    model: nn.Module,
+    dataset: Dataset[Any],
+    hardware: Hardware,
+    *,
+    keep_probabilities: bool = False,
+    description: str = "evaluating",
+) -> Reading:
+    """One pass over ``dataset`` in eval mode; the model is left as it was found.
+
+    Raises:
+        UnlearnError: the model's outputs are not finite logits ``[N, K]``.
+    """
+    labels, predictions, entropies, kept = [], [], [], []
+    sums: torch.Tensor | None = None
+    for logits, batch_labels in forward(model, dataset, hardware, description=description):
+        # float64: the entropies of confident outputs differ far below float32's resolution of a probability near 1.
+        log_p = torch.log_softmax(logits.double(), dim=1)
+        if not torch.isfinite(log_p).all():
+            raise UnlearnError("the model's outputs are not finite: its weights, or its inputs, hold NaN or infinity")
+        p = log_p.exp()
+        if sums is None:
+            sums = torch.zeros(p.shape[1], p.shape[1], dtype=torch.float64, device=p.device)
+        sums.index_add_(0, batch_labels, p)
+        labels.append(batch_labels.cpu())
+        predictions.append(p.argmax(dim=1).cpu())
+        entropies.append(-(p * log_p).sum(dim=1).cpu())
+        if keep_probabilities:
+            kept.append(p.cpu())
+    if sums is None:
+        raise UnlearnError("there is no sample to evaluate")
+    return Reading(
+        torch.cat(labels).numpy(),
+        torch.cat(predictions).numpy(),
+        torch.cat(entropies).clamp_min(0).numpy(),
+        sums.cpu().numpy(),
+        torch.cat(kept).numpy() if kept else None,
+    )
+
+
+def read_splits(
+    model: nn.Module, splits: Splits, hardware: Hardware, *, roles: tuple[str, ...] = ROLES, name: str = "model"
+) -> Readings:
+    """`read` each of ``roles``, on a copy where the model has to move to another device."""
+    device = next((p.device for p in model.parameters()), hardware.device)
+    if device != hardware.device:
+        model = copy.deepcopy(model).to(hardware.device)
+    return {
+        role: read(
+            model,
+            getattr(splits, role),
+            hardware,
+            keep_probabilities=role == "forget",
+            description=f"evaluating {name} on {role}",
+        )
+        for role in roles
+    }
+
+
+def evaluate(
+    model: nn.Module,
+    splits: Splits,
+    original: nn.Module | None = None,
+    gold: nn.Module | None = None,
+    seed: int = 0,
+    *,
+    device: str | torch.device | None = None,
+    precision: Precision = "fp32",
+    num_workers: int = 0,
+    progress: bool = False,
+) -> Metrics:
+    """Every metric of ``model`` that its references allow; see ``docs/metrics.md``.
+
+    Args:
+        model: to be measured; left exactly as it was found, as are the others.
+        splits: the four sets.
+        original: the model before unlearning; ``rf_jsd`` needs it.
+        gold: retrained without the forget set; ``jsd`` and ``avg_gap`` need it.
+        seed: of the bootstrap and of the folds of the attack.
+        device: "cpu", "cuda", …; None takes CUDA where there is one.
+        precision: "fp32", "bf16" or "auto".
+        num_workers: data-loading processes.
+        progress: bars on standard error, if that is a terminal.
+
+    Returns:
+        A mapping of metric key to float; ``.missing`` has the reason for each key that was not computed.
+
+    Raises:
+        UnlearnError: outputs that are no logits ``[N, K]``, labels ≥ K.
+    """
+    hardware = resolve_hardware(
+        model, splits.test, device=device, precision=precision, num_workers=num_workers, progress=progress
+    )
+    readings = read_splits(model, splits, hardware)
+    original_test = None
+    if original is model:
+        original_test = readings["test"]
+    elif original is not None:
+        original_test = read_splits(original, splits, hardware, roles=("test",), name="original")["test"]
+    gold_readings = None if gold is None else read_splits(gold, splits, hardware, name="gold")
+    return compute_metrics(readings, original_test=original_test, gold=gold_readings, seed=seed)
+
+
+def compute_metrics(
+    readings: Readings, *, original_test: Reading | None = None, gold: Readings | None = None, seed: int = 0
+) -> Metrics:
+    """All metrics of one model from its readings; no model is run.
+
+    Args:
+        readings: of the model on forget, retain, test, and val if ``acc_val`` is wanted.
+        original_test: of the original on test.
+        gold: of the gold standard, as ``readings``.
+        seed: of the bootstrap and of the folds of the attack.
+    """
+    metrics = Metrics()
+    forget, retain, test = readings["forget"], readings["retain"], readings["test"]
+    num_classes = len(test.class_sums)
+    classes = np.unique(forget.labels)
+    forgotten = classes[~np.isin(classes, retain.labels)]
+    metrics.counts.update({f"n_{role}": len(reading.labels) for role, reading in readings.items()})
+    metrics.counts["wholly_forgotten_classes"] = len(forgotten)
+
+    _accuracies(metrics, readings, forgotten)
+    _membership(metrics, forget, retain, test, forgotten, num_classes, seed)
+    _retrain_free(metrics, forget, retain, test, original_test, classes)
+    _against_gold(metrics, forget, gold, seed)
+    return metrics
+
+
+def _accuracies(metrics: Metrics, readings: Readings, forgotten: npt.NDArray[np.int64]) -> None:
+    for role in ("forget", "retain"):
+        metrics[f"acc_{role}"] = accuracy(readings[role].predictions, readings[role].labels)
+    for role in ("val", "test"):
+        if role not in readings:
+            metrics.missing[f"acc_{role}"] = f"the {role} set was not read"
+            continue
+        reading = readings[role]
+        known = ~np.isin(reading.labels, forgotten)
+        if known.any():
+            metrics[f"acc_{role}"] = accuracy(reading.predictions, reading.labels, known)
+        else:
+            metrics.missing[f"acc_{role}"] = f"every class of the {role} set is wholly forgotten"
+        if role == "test":
+            if not len(forgotten):
+                metrics.missing["acc_test_forgotten"] = "no class is wholly forgotten"
+            elif known.all():
+                metrics.missing["acc_test_forgotten"] = "the wholly forgotten classes do not occur in the test set"
+            else:
+                metrics["acc_test_forgotten"] = accuracy(reading.predictions, reading.labels, ~known)
+
+
+def _membership(
+    metrics: Metrics,
+    forget: Reading,
+    retain: Reading,
+    test: Reading,
+    forgotten: npt.NDArray[np.int64],
+    num_classes: int,
+    seed: int,
+) -> None:
+    attack = membership_attack(
+        retain.entropies,
+        forget.entropies,
+        test.entropies,
+        labels_forget=forget.labels,
+        labels_test=test.labels,
+        num_classes=num_classes,
+        nonmembers=~np.isin(test.labels, forgotten),
+        seed=seed,
+    )
+    unmatched = "no class of the forget set occurs in the test set"
+    if attack is None:
+        for key in ("mia", "mia_test", "mia_excess"):
+            metrics.missing[key] = "every test sample belongs to a wholly forgotten class: the attack has no non-member"
+    else:
+        metrics["mia"] = attack.mia
+        if attack.mia_test is None or attack.mia_excess is None:
+            metrics.missing["mia_test"] = metrics.missing["mia_excess"] = unmatched
+        else:
+            metrics["mia_test"], metrics["mia_excess"] = attack.mia_test, attack.mia_excess
+
+    weights_forget, weights_test = class_matched_weights(forget.labels, test.labels, num_classes)
+    matched = int((weights_forget > 0).sum())
+    metrics.counts["mia_auc_forget_left_out"] = len(forget.labels) - matched
+    interval = two_sided_auc(
+        forget.entropies, test.entropies, forget.labels, test.labels, num_classes, seed=seed, resamples=1000
+    )
+    if interval is None:
+        for key in ("mia_auc", "mia_auc_low", "mia_auc_high"):
+            metrics.missing[key] = f"{matched} forgotten samples have a class of the test set, and 10 are needed"
+    else:
+        metrics.update(mia_auc=interval.auc, mia_auc_low=interval.low, mia_auc_high=interval.high)
+    if matched:
+        metrics["entropy_ks"] = entropy_ks(forget.entropies, test.entropies, weights_forget, weights_test)
+    else:
+        metrics.missing["entropy_ks"] = unmatched
+
+
+def _retrain_free(
+    metrics: Metrics,
+    forget: Reading,
+    retain: Reading,
+    test: Reading,
+    original_test: Reading | None,
+    classes: npt.NDArray[np.int64],
+) -> None:
+    usable = classes[np.isin(classes, test.labels) & np.isin(classes, retain.labels)]
+    metrics.counts["rf_jsd_classes_left_out"] = len(classes) - len(usable)
+    reason = None
+    if original_test is None:
+        reason = "no original model was given"
+    elif not np.isin(classes, retain.labels).any():
+        reason = "no unseen reference for a wholly forgotten class"
+    elif not len(usable):
+        reason = "no class of the forget set occurs in the test set"
+    if original_test is None or reason is not None:
+        metrics.missing["rf_jsd"] = metrics.missing["rf_jsd_published"] = reason or ""
+        return
+    metrics["rf_jsd"] = rf_js_divergence(forget.class_sums, original_test.class_sums, usable)
+    metrics["rf_jsd_published"] = js_divergence_published(
+        class_means(forget.class_sums, usable), class_means(original_test.class_sums, usable)
+    )
+
+
+def _against_gold(metrics: Metrics, forget: Reading, gold: Readings | None, seed: int) -> None:
+    keys = ("jsd", "jsd_published", "avg_gap", "avg_gap_excess")
+    if gold is None:
+        metrics.missing.update(dict.fromkeys(keys, "no gold model was given"))
+        return
+    ours, theirs = forget.probabilities, gold["forget"].probabilities
+    if ours is None or theirs is None:
+        raise ValueError("jsd needs the probabilities of the forget set: read it with keep_probabilities=True")
+    metrics["jsd"] = float(js_divergence(ours, theirs).mean())
+    metrics["jsd_published"] = js_divergence_published(ours, theirs)
+    reference = compute_metrics(gold, seed=seed)
+    for key, mia_key in (("avg_gap", "mia"), ("avg_gap_excess", "mia_excess")):
+        needed = (mia_key, "acc_forget", "acc_retain", "acc_test")
+        reason = next((m.missing[k] for m in (metrics, reference) for k in needed if k in m.missing), None)
+        if reason is None:
+            metrics[key] = avg_gap(metrics, reference, mia_key=mia_key)
+        else:
+            metrics.missing[key] = reason

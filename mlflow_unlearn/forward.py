@@ -1,0 +1,75 @@
+"""Forward passes: read a dataset in order, in eval mode, with large batches."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils.collate import default_collate
+
+from mlflow_unlearn.compute import Precision, autocast, evaluating
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.progress import track
+
+BATCH_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where and how a command computes, decided once."""
+
+    device: torch.device
+    precision: Precision = "fp32"
+    num_workers: int = 0
+    progress: bool = False
+
+
+def forward(
+    model: nn.Module, dataset: Dataset[Any], hardware: Hardware, *, description: str = "evaluating"
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield ``(logits [B, K] float32, labels [B])`` on the model's device, in the dataset's order.
+
+    The model is left as it was found: modes, BatchNorm statistics, gradients.
+
+    Raises:
+        UnlearnError: the output is not a tensor ``[B, K]``, or a label is not below K.
+    """
+    loader = DataLoader(
+        dataset,
+        batch_size=BATCH_SIZE,
+        num_workers=hardware.num_workers,
+        pin_memory=hardware.device.type == "cuda",
+        collate_fn=default_collate,
+    )
+    for images, labels in track(loader, description, enabled=hardware.progress):
+        with evaluating(model), autocast(hardware.precision, hardware.device):
+            output = model(images.to(hardware.device, non_blocking=True))
+        yield checked_logits(output, labels), labels.to(hardware.device)
+
+
+def checked_logits(output: Any, labels: Tensor) -> Tensor:
+    """``output`` as float32 logits ``[B, K]``.
+
+    Raises:
+        UnlearnError: it is something else, or a label is not below K.
+    """
+    if not isinstance(output, Tensor):
+        raise UnlearnError(
+            f"the model returns a {type(output).__name__}, not a tensor of logits [N, K]: "
+            "wrap it in a module that returns the logits alone"
+        )
+    if output.ndim != 2 or output.shape[0] != len(labels):
+        raise UnlearnError(
+            f"the model returns a tensor of shape {list(output.shape)} for {len(labels)} images, not logits [N, K]"
+        )
+    if len(labels) and (labels.max() >= output.shape[1] or labels.min() < 0):
+        bad = labels[(labels >= output.shape[1]) | (labels < 0)][0].item()
+        raise UnlearnError(f"the data has label {bad}, and the model has {output.shape[1]} outputs (0 to K − 1)")
+    return output.float()
+
+
+def predict(model: nn.Module, dataset: Dataset[Any], hardware: Hardware) -> Tensor:
+    """Predicted classes ``[N]`` on the CPU."""
+    return torch.cat([logits.argmax(dim=1).cpu() for logits, _ in forward(model, dataset, hardware)])

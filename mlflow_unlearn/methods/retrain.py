@@ -1,0 +1,41 @@
+"""Ordinary training: what makes the original, and the gold standard when the forget set is left out."""
+
+from functools import partial
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mlflow_unlearn.methods._api import Batch, Method, OptimizerSpec, Params, Phase, Plan, Workspace
+
+
+def cross_entropy(batch: Batch) -> Tensor:
+    """``mean over the batch of −log_softmax(z)[label]``, a scalar in nats."""
+    return torch.nn.functional.cross_entropy(batch.logits, batch.labels)
+
+
+class RetrainParams(Params):
+    """The recipe: SGD with Nesterov momentum and a one-cycle schedule up to ``lr``."""
+
+    epochs: int = Field(15, ge=1, le=10000)
+    lr: float = Field(0.05, gt=0, le=10)
+    batch_size: int = Field(128, ge=2, le=65536)
+    weight_decay: float = Field(5e-4, ge=0, le=1)
+    momentum: float = Field(0.9, ge=0, lt=1)
+
+
+class Retrain(Method):
+    """Cross-entropy on the retain set, from whatever weights the model comes with."""
+
+    name = "train"
+    Params = RetrainParams
+    params: RetrainParams
+
+    def plan(self, workspace: Workspace) -> Plan:
+        """All epochs are one phase, since the schedule spans them."""
+        p = self.params
+        optimizer = OptimizerSpec("sgd", p.lr, p.weight_decay, p.momentum, schedule="one_cycle")
+        phase = partial(Phase, loss=cross_entropy, optimizer=optimizer, batch_size=p.batch_size, epochs=p.epochs)
+        stats = yield phase(retain=torch.arange(len(workspace.labels("retain"))))
+        workspace.record(epoch=p.epochs - 1, loss=stats.loss, seconds=stats.seconds)
+        return {}

@@ -1,0 +1,90 @@
+"""Checks that all metrics share: what comes out has the right shape, dtype and range, or a ``ValueError`` says why."""
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+# Rows of a softmax in half precision miss 1 by a few thousandths; logits or counts passed by mistake miss it by more.
+ROW_SUM_TOLERANCE = 1e-2
+
+
+def distributions(values: npt.ArrayLike, name: str) -> Floats:
+    """Return ``values`` as float64 ``[N, K]``, N and K at least 1, rows non-negative with sum 1.
+
+    Raises:
+        ValueError: ``values`` is anything else.
+    """
+    array = non_negative(values, name)
+    worst = float(np.abs(array.sum(axis=1) - 1.0).max())
+    if worst > ROW_SUM_TOLERANCE:
+        raise ValueError(f"{name}: each row must be a probability distribution, a sum is off 1 by {worst:.3g}.")
+    return array
+
+
+def non_negative(values: npt.ArrayLike, name: str) -> Floats:
+    """Return ``values`` as float64 ``[N, K]``, N and K at least 1, finite and non-negative.
+
+    Raises:
+        ValueError: ``values`` is anything else.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 2 or array.size == 0:
+        raise ValueError(f"{name}: expected a non-empty array of shape [N, K], got shape {list(array.shape)}.")
+    if not np.isfinite(array).all() or (array < 0).any():
+        raise ValueError(f"{name}: values must be finite and not negative.")
+    return array
+
+
+def same_shape(p: Floats, q: Floats) -> None:
+    """Check that two arrays have one shape.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if p.shape != q.shape:
+        raise ValueError(f"p and q must have the same shape, got {list(p.shape)} and {list(q.shape)}.")
+
+
+def vector(values: npt.ArrayLike, name: str) -> Floats:
+    """Return ``values`` as float64 ``[N]``, N at least 1, finite.
+
+    Raises:
+        ValueError: ``values`` is anything else.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"{name}: expected a non-empty array of shape [N], got shape {list(array.shape)}.")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name}: values must be finite.")
+    return array
+
+
+def indices(values: npt.ArrayLike, name: str, size: int, length: int | None = None) -> Ints:
+    """Return ``values`` as int64 ``[N]``, N at least 1 (exactly ``length``, if given), each in ``[0, size)``.
+
+    Raises:
+        ValueError: ``values`` is anything else.
+    """
+    array = np.asarray(values)
+    if array.ndim != 1 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{name}: expected a non-empty integer array of shape [N], got {array.dtype} {array.shape}.")
+    if length is not None and array.size != length:
+        raise ValueError(f"{name}: expected {length} values, got {array.size}.")
+    if int(array.min()) < 0 or int(array.max()) >= size:
+        raise ValueError(f"{name}: values must be in [0, {size}), got {array.min()} to {array.max()}.")
+    return array.astype(np.int64)
+
+
+def mask(values: npt.ArrayLike, name: str, length: int) -> Bools:
+    """Return ``values`` as bool ``[length]``.
+
+    Raises:
+        ValueError: ``values`` is anything else.
+    """
+    array = np.asarray(values)
+    if array.dtype != np.bool_ or array.shape != (length,):
+        raise ValueError(f"{name}: expected a bool array of shape [{length}], got {array.dtype} {list(array.shape)}.")
+    return array

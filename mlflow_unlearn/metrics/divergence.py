@@ -1,0 +1,255 @@
+"""How far two sets of softmax outputs lie apart: entropy, KL and Jensen-Shannon divergence, and RF-JSD.
+
+Natural logarithm throughout (units: nats), ``0 * log 0 = 0``. The functions that work row by row may be called batch
+by batch; RF-JSD needs the running sums of :func:`class_sums` only, never all the probabilities at once.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from mlflow_unlearn.metrics import _arrays
+from mlflow_unlearn.metrics._arrays import Floats
+
+LN2 = math.log(2.0)
+PUBLISHED_CLAMP = 1e-8
+
+
+def entropy(p: npt.ArrayLike) -> Floats:
+    """Shannon entropy of each row, ``H(p) = -sum_k p_k log p_k``.
+
+    Args:
+        p: Probabilities ``[N, K]``, rows sum to 1.
+
+    Returns:
+        ``[N]``, nats, in ``[0, ln K]``.
+
+    Raises:
+        ValueError: ``p`` is not a non-empty ``[N, K]`` array of distributions.
+
+    Source: the only feature of the membership attack in Spartalis et al., LoTUS, CVPR 2025 (arXiv 2503.18314).
+
+    Example:
+        >>> entropy([[0.5, 0.5], [1.0, 0.0]]).round(4).tolist()
+        [0.6931, 0.0]
+    """
+    rows = _arrays.distributions(p, "p")
+    negative = np.einsum("nk,nk->n", rows, _log_or_zero(rows))
+    bounded: Floats = np.clip(-negative, 0.0, math.log(rows.shape[1])) + 0.0  # + 0.0: no negative zero
+    return bounded
+
+
+def kl_divergence(p: npt.ArrayLike, q: npt.ArrayLike) -> Floats:
+    """Kullback-Leibler divergence of each row, ``KL(p || q) = sum_k p_k log(p_k / q_k)``.
+
+    Args:
+        p: Probabilities ``[N, K]``, rows sum to 1.
+        q: Probabilities ``[N, K]``, rows sum to 1.
+
+    Returns:
+        ``[N]``, nats, in ``[0, inf]``; infinite where some ``q_k = 0 < p_k``.
+
+    Raises:
+        ValueError: ``p`` or ``q`` is not a non-empty ``[N, K]`` array of distributions, or their shapes differ.
+
+    Source: Kullback and Leibler, 1951; the building block of the divergences below.
+
+    Example:
+        >>> kl_divergence([[0.5, 0.5], [0.5, 0.5]], [[0.25, 0.75], [1.0, 0.0]]).round(4).tolist()
+        [0.1438, inf]
+    """
+    rows_p = _arrays.distributions(p, "p")
+    rows_q = _arrays.distributions(q, "q")
+    _arrays.same_shape(rows_p, rows_q)
+    terms = rows_p * (_log_or_zero(rows_p) - _log_or_zero(rows_q))
+    terms[(rows_q == 0.0) & (rows_p > 0.0)] = np.inf
+    bounded: Floats = np.maximum(terms.sum(axis=1), 0.0)
+    return bounded
+
+
+def js_divergence(p: npt.ArrayLike, q: npt.ArrayLike) -> Floats:
+    """Jensen-Shannon divergence of each row, ``JSD(p, q) = KL(p || m) / 2 + KL(q || m) / 2`` with ``m = (p + q) / 2``.
+
+    Against the gold standard, ``jsd`` is the mean over the forget set of ``JSD(f_u(x), f_g(x))``.
+
+    Args:
+        p: Probabilities ``[N, K]``, rows sum to 1.
+        q: Probabilities ``[N, K]``, rows sum to 1.
+
+    Returns:
+        ``[N]``, nats, in ``[0, ln 2]``. Only float error is clipped (less than 1e-12 for float64 rows).
+
+    Raises:
+        ValueError: ``p`` or ``q`` is not a non-empty ``[N, K]`` array of distributions, or their shapes differ.
+
+    Source: Lin, Divergence measures based on the Shannon entropy, 1991; used by Spartalis et al., LoTUS, CVPR 2025
+    (arXiv 2503.18314) to compare the unlearned with the gold standard model.
+
+    Example:
+        >>> js_divergence([[1.0, 0.0], [0.3, 0.7]], [[0.0, 1.0], [0.3, 0.7]]).round(4).tolist()
+        [0.6931, 0.0]
+    """
+    rows_p = _arrays.distributions(p, "p")
+    rows_q = _arrays.distributions(q, "q")
+    _arrays.same_shape(rows_p, rows_q)
+    # p log(p / m) as p log(2 p / (p + q)): m itself would underflow to 0 under the smallest floats.
+    total = rows_p + rows_q
+    safe = np.where(total > 0.0, total, 1.0)
+    terms = rows_p * _log_or_zero(2.0 * (rows_p / safe)) + rows_q * _log_or_zero(2.0 * (rows_q / safe))
+    bounded: Floats = np.clip(terms.sum(axis=1) / 2.0, 0.0, LN2) + 0.0
+    return bounded
+
+
+def js_divergence_published(p: npt.ArrayLike, q: npt.ArrayLike) -> float:
+    """What the published LoTUS code computes under the names JSD and RF-JSD, for comparison with the paper's tables.
+
+    It clamps both matrices at 1e-8 from below, divides each by its total, takes KL the other way round and divides by
+    the number of rows again. With ``P = max(p, 1e-8) / sum``, ``Q`` likewise and ``M = (P + Q) / 2``::
+
+        1 / (2 R) * sum_rk M_rk [log(M_rk / P_rk) + log(M_rk / Q_rk)]
+
+    The total of R distributions is R, so ``P = p / R`` and ``M = m / R``; the R cancels inside the logarithms and stays
+    once in front, which leaves, up to the clamp::
+
+        1 / (2 R^2) * sum_r [KL(m_r || p_r) + KL(m_r || q_r)],    m_r = (p_r + q_r) / 2
+
+    For ``jsd_published`` the rows are the outputs on the forget set (R = Nf), for ``rf_jsd_published`` they are
+    the class means of :func:`class_means` (R = number of classes). Never use it as the main value: it shrinks
+    with R, and where supports are disjoint its size is set by the clamp.
+
+    Args:
+        p: Probabilities ``[R, K]``, rows sum to 1.
+        q: Probabilities ``[R, K]``, rows sum to 1.
+
+    Returns:
+        One number, nats, at least 0, not bounded by ln 2; the paper's tables show it times 1e4.
+
+    Raises:
+        ValueError: ``p`` or ``q`` is not a non-empty ``[R, K]`` array of distributions, or their shapes differ.
+
+    Source: behaviour of the code published with Spartalis et al., LoTUS, CVPR 2025 (arXiv 2503.18314).
+
+    Example:
+        >>> round(js_divergence_published([[0.5, 0.5]], [[0.25, 0.75]]), 6)
+        0.034841
+        >>> round(js_divergence_published([[0.5, 0.5]] * 10, [[0.25, 0.75]] * 10), 7)
+        0.0034841
+    """
+    rows_p = _arrays.distributions(p, "p")
+    rows_q = _arrays.distributions(q, "q")
+    _arrays.same_shape(rows_p, rows_q)
+    whole_p = _published_matrix(rows_p)
+    whole_q = _published_matrix(rows_q)
+    middle = (whole_p + whole_q) / 2.0
+    terms: Floats = middle * (2.0 * np.log(middle) - np.log(whole_p) - np.log(whole_q))
+    return max(float(terms.sum()) / (2.0 * len(rows_p)), 0.0)
+
+
+def class_sums(p: npt.ArrayLike, labels: npt.ArrayLike) -> Floats:
+    """Sum the softmax outputs of the samples of each class: row c is ``sum over x with label c of p(x)``.
+
+    The sums of batches add up to the sums of the split: this is all that RF-JSD has to keep.
+
+    Args:
+        p: Probabilities ``[N, K]``, rows sum to 1.
+        labels: Labels ``[N]``, integers in ``[0, K)``.
+
+    Returns:
+        ``[K, K]``; row c is 0 where no sample has label c.
+
+    Raises:
+        ValueError: ``p`` is not a non-empty array of distributions, or ``labels`` do not fit it.
+
+    Source: the inner sum of RF-JSD, Spartalis et al., LoTUS, CVPR 2025 (arXiv 2503.18314).
+
+    Example:
+        >>> class_sums([[0.5, 0.5], [0.25, 0.75]], [1, 1]).tolist()
+        [[0.0, 0.0], [0.75, 1.25]]
+    """
+    rows = _arrays.distributions(p, "p")
+    classes = _arrays.indices(labels, "labels", rows.shape[1], length=rows.shape[0])
+    order = np.argsort(classes, kind="stable")
+    present, starts = np.unique(classes[order], return_index=True)
+    sums = np.zeros((rows.shape[1], rows.shape[1]))
+    sums[present] = np.add.reduceat(rows[order], starts, axis=0)
+    return sums
+
+
+def class_means(sums: npt.ArrayLike, classes: npt.ArrayLike) -> Floats:
+    """Mean softmax output of each given class, from running sums: row c of ``sums``, renormalised to sum 1.
+
+    Args:
+        sums: Class sums ``[K, K]`` as from :func:`class_sums`.
+        classes: The classes to take ``[C]``, distinct integers in ``[0, K)``.
+
+    Returns:
+        ``[C, K]``, row i belongs to ``classes[i]``.
+
+    Raises:
+        ValueError: Bad shapes, a class twice, or a class whose row of ``sums`` is 0 (no sample has that label).
+
+    Source: ``P_c`` and ``Q_c`` of RF-JSD, Spartalis et al., LoTUS, CVPR 2025 (arXiv 2503.18314).
+
+    Example:
+        >>> class_means([[0.0, 0.0], [0.5, 1.5]], [1]).tolist()
+        [[0.25, 0.75]]
+    """
+    rows = _arrays.non_negative(sums, "sums")
+    if rows.shape[0] != rows.shape[1]:
+        raise ValueError(f"sums: expected shape [K, K], got {list(rows.shape)}.")
+    chosen = _arrays.indices(classes, "classes", rows.shape[0])
+    if np.unique(chosen).size != chosen.size:
+        raise ValueError("classes: each class may occur once.")
+    totals = rows[chosen].sum(axis=1, keepdims=True)
+    if (totals == 0.0).any():
+        missing = chosen[totals[:, 0] == 0.0].tolist()
+        raise ValueError(f"classes: no sample of the classes {missing} in the sums.")
+    means: Floats = rows[chosen] / totals
+    return means
+
+
+def rf_js_divergence(forget_sums: npt.ArrayLike, test_sums: npt.ArrayLike, classes: npt.ArrayLike) -> float:
+    """Retrain-free JSD: ``rf_jsd = mean over classes c of JSD(P_c, Q_c)``.
+
+    ``P_c`` is the mean of ``softmax f_u(x)`` over the forget samples of class c, ``Q_c`` the mean of ``softmax f_o(x)``
+    over the test samples of class c, each renormalised to sum 1. The optimum is 0. ``classes`` must be those that occur
+    in the forget set, in the test set and in the retain set: a wholly forgotten class has no unseen reference, and with
+    it the metric would reward a model that still knows the class.
+
+    Args:
+        forget_sums: ``[K, K]``, :func:`class_sums` of the *unlearned* model's outputs on the forget set.
+        test_sums: ``[K, K]``, :func:`class_sums` of the *original* model's outputs on the test set.
+        classes: The classes to take ``[C]``, distinct integers in ``[0, K)``, at least one.
+
+    Returns:
+        One number, nats, in ``[0, ln 2]``.
+
+    Raises:
+        ValueError: Bad shapes, no class, a class twice, or a class without samples in one of the sums.
+
+    Source: Spartalis et al., LoTUS, CVPR 2025 (arXiv 2503.18314), the RF-JSD metric; the condition on the retain set
+    is ours.
+
+    Example:
+        >>> forget = class_sums([[0.9, 0.1], [0.2, 0.8]], [0, 1])
+        >>> test = class_sums([[0.7, 0.3], [0.9, 0.1], [0.2, 0.8]], [0, 0, 1])
+        >>> round(rf_js_divergence(forget, test, [0, 1]), 6)
+        0.004983
+    """
+    means_forget = class_means(forget_sums, classes)
+    means_test = class_means(test_sums, classes)
+    return float(js_divergence(means_forget, means_test).mean())
+
+
+def _log_or_zero(values: Floats) -> Floats:
+    """Natural logarithm, 0 in the place of log 0."""
+    result: Floats = np.log(values, out=np.zeros_like(values), where=values > 0.0)
+    return result
+
+
+def _published_matrix(rows: Floats) -> Floats:
+    """Clamp from below and divide the whole matrix by its total."""
+    clamped = np.maximum(rows, PUBLISHED_CLAMP)
+    whole: Floats = clamped / clamped.sum()
+    return whole

@@ -1,0 +1,173 @@
+"""Architectures by name, and what a module tells about itself."""
+
+import hashlib
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mlflow_unlearn.errors import UnlearnError
+
+Family = Literal["cnn", "vit"]
+
+SHORT_NAMES = {
+    "resnet18": "torchvision:resnet18",
+    "vit_tiny": "timm:vit_tiny_patch16_224",
+    "vit_small": "timm:vit_small_patch16_224",
+    "vit_base": "timm:vit_base_patch16_224",
+}
+SMALL_IMAGE = 64
+
+
+def model_family(model: nn.Module) -> Family:
+    """``vit`` where some module is an attention block, else ``cnn``: the published settings differ between them."""
+    return "vit" if any("attention" in type(module).__name__.lower() for module in model.modules()) else "cnn"
+
+
+def build_model(architecture: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """A freshly initialised model, a function of its three arguments alone, so that a version can record them.
+
+    Args:
+        architecture: ``timm:NAME``, ``torchvision:NAME``, ``package.module:factory`` (called without arguments if it
+            takes none, else with ``num_classes``), or a short name: resnet18, vit_tiny, vit_small, vit_base.
+        num_classes: K.
+        image_shape: ``(C, H, W)``. Up to 64 pixels a ResNet gets the small-image stem (3 × 3, stride 1, no pooling)
+            and a ViT the largest patch of 16, 8, 4, 2, 1 that divides the side and leaves at least 7 a side.
+
+    Raises:
+        UnlearnError: the architecture cannot be built; the reason is told.
+    """
+    kind, _, name = SHORT_NAMES.get(architecture, architecture).partition(":")
+    channels, height, width = image_shape
+    small = max(height, width) <= SMALL_IMAGE
+    try:
+        if kind == "torchvision":
+            return _torchvision(name, num_classes, channels, small)
+        if kind == "timm":
+            return _timm(name, num_classes, channels, height, width, small)
+        if name:
+            return _factory(kind, name, num_classes)
+    except UnlearnError:
+        raise
+    except Exception as error:  # Third-party constructors raise anything.
+        raise UnlearnError(
+            f"architecture {architecture!r} cannot be built for {num_classes} classes and images {list(image_shape)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    raise UnlearnError(
+        f"unknown architecture {architecture!r}: use timm:NAME, torchvision:NAME, package.module:factory "
+        f"or one of {', '.join(SHORT_NAMES)}"
+    )
+
+
+def _torchvision(name: str, num_classes: int, channels: int, small: bool) -> nn.Module:
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        raise UnlearnError(f"torchvision has no classifier {name!r}: see torchvision.models.list_models()")
+    model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
+    if isinstance(model, models.ResNet):
+        if small:
+            model.conv1 = nn.Conv2d(channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
+            model.maxpool = nn.Identity()
+        elif channels != 3:
+            model.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    elif channels != 3:
+        raise UnlearnError(f"torchvision:{name} takes 3 channels, the images have {channels}: use a timm architecture")
+    return model
+
+
+def _timm(name: str, num_classes: int, channels: int, height: int, width: int, small: bool) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        raise UnlearnError(f"timm has no model {name!r}" + (f": near it are {', '.join(near)}" if near else ""))
+    extra: dict[str, Any] = {}
+    if "vit" in name and (height, width) != (224, 224):
+        extra["img_size"] = (height, width)
+        if small:
+            side = min(height, width)
+            extra["patch_size"] = next(p for p in (16, 8, 4, 2, 1) if height % p == width % p == 0 and side // p >= 7)
+    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=channels, **extra)
+    if small and "resnet" in name and hasattr(model, "maxpool"):
+        width_out = model.conv1.out_channels if isinstance(model.conv1, nn.Conv2d) else 64
+        model.conv1 = nn.Conv2d(channels, width_out, kernel_size=3, stride=1, padding=1, bias=False)
+        model.maxpool = nn.Identity()
+    return model
+
+
+def _factory(module: str, name: str, num_classes: int) -> nn.Module:
+    factory = load_function(f"{module}:{name}")
+    import inspect
+
+    takes_classes = "num_classes" in inspect.signature(factory).parameters
+    model = factory(num_classes=num_classes) if takes_classes else factory()
+    if not isinstance(model, nn.Module):
+        raise UnlearnError(f"{module}:{name} returns a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def load_function(spec: str) -> Callable[..., Any]:
+    """The function ``package.module:function``, also from the working directory.
+
+    Raises:
+        UnlearnError: it cannot be imported or is not there.
+    """
+    module, _, name = spec.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UnlearnError(f"cannot import {spec!r}: {error}") from error
+    if not callable(function):
+        raise UnlearnError(f"{spec!r} is a {type(function).__name__}, not a function")
+    return function  # type: ignore[no-any-return]
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], architecture: str) -> None:
+    """Load ``state`` into ``model``.
+
+    Raises:
+        UnlearnError: names or shapes do not fit; the first few mismatches are told.
+    """
+    own = model.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in state]
+    problems += [f"{name} is unknown" for name in state if name not in own]
+    problems += [
+        f"{name} is {list(state[name].shape)} and should be {list(value.shape)}"
+        for name, value in own.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise UnlearnError(
+            f"the weights do not fit architecture {architecture!r}: {'; '.join(problems[:4])}{more}: "
+            "give the architecture that the version was trained with"
+        )
+    model.load_state_dict(dict(state))
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of the state dict, in order of name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()
+
+
+def non_finite_tensor(model: nn.Module) -> str | None:
+    """The first floating-point tensor of the state dict that holds NaN or infinity, by name."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            return name
+    return None

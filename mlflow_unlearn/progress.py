@@ -1,0 +1,19 @@
+"""Progress bars on standard error, silent when it is not a terminal or nobody asked."""
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import track as rich_track
+
+T = TypeVar("T")
+
+
+def track(iterable: Iterable[T], description: str, *, enabled: bool, total: int | None = None) -> Iterable[T]:
+    """Iterate with a bar that vanishes when done."""
+    console = Console(stderr=True)
+    if not (enabled and console.is_terminal):
+        return iterable
+    if total is None and hasattr(iterable, "__len__"):
+        total = len(iterable)
+    return rich_track(iterable, description, total=total, console=console, transient=True)

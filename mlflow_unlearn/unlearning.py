@@ -1,0 +1,98 @@
+"""`unlearn`: the Python entry point."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mlflow_unlearn.compute import Precision
+from mlflow_unlearn.data.splits import Splits
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.loop import Epoch, resolve_hardware, run
+from mlflow_unlearn.methods import get_method
+from mlflow_unlearn.models import model_family
+from mlflow_unlearn.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of `unlearn`.
+
+    Attributes:
+        model: a new module in eval mode, on the input's device.
+        history: one mapping per epoch; for LoTUS ``epoch``, ``acc_forget``, ``acc_val`` (the constant ``A_u``),
+            ``delta``, ``temperature`` (all before the epoch's pass), ``loss``, ``seconds``.
+        final: ``acc_forget``, ``acc_val`` and ``delta`` of the returned model.
+        seconds: wall-clock time of the whole call.
+        params: the hyperparameters used, defaults included.
+    """
+
+    model: nn.Module
+    history: list[Epoch]
+    final: Mapping[str, float]
+    seconds: float
+    params: Mapping[str, Any]
+
+
+def unlearn(
+    model: nn.Module,
+    splits: Splits,
+    method: str = "lotus",
+    params: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    *,
+    device: str | torch.device | None = None,
+    precision: Precision = "fp32",
+    num_workers: int = 0,
+    progress: bool = False,
+    cache_teacher: bool | None = None,
+    teacher: Teacher | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+) -> Result:
+    """Make a copy of ``model`` forget ``splits.forget``.
+
+    The input model, its mode and ``requires_grad`` flags, the global random states and the grad mode are untouched.
+    Same seed, same machine, same versions: bit-identical weights. If the method's rule stops before the first pass,
+    the result is an unchanged copy with an empty history.
+
+    Args:
+        model: an image classifier, images ``[N, C, H, W]`` to logits ``[N, K]``.
+        splits: the four sets.
+        method: a registered name.
+        params: hyperparameters; what is missing takes the published setting of the model's family (CNN or ViT).
+        seed: of everything random, ≥ 0.
+        device: "cpu", "cuda", …; None takes CUDA where there is one.
+        precision: "fp32", "bf16", or "auto" (the faster one in a few timed steps).
+        num_workers: data-loading processes.
+        progress: bars on standard error, if that is a terminal.
+        cache_teacher: whether the teacher's logits are computed once; None decides by watching the inputs.
+        teacher: shared by several calls on the same model, splits and seed, so that they compute its logits once.
+        on_epoch: called with each epoch's mapping as it is recorded.
+
+    Raises:
+        UnlearnError: bad input, in one sentence.
+    """
+    if not isinstance(model, nn.Module):
+        raise UnlearnError(f"the model is a {type(model).__name__}, not a torch.nn.Module")
+    if next(model.parameters(), None) is None:
+        raise UnlearnError("the model has no parameters: there is nothing to unlearn")
+    if not isinstance(seed, int) or seed < 0:
+        raise UnlearnError(f"seed = {seed!r} is not usable: it must be a whole number ≥ 0")
+    recipe = get_method(method)(params, family=model_family(model))
+    hardware = resolve_hardware(
+        model, splits.retain, device=device, precision=precision, num_workers=num_workers, progress=progress
+    )
+    datasets = {"forget": splits.forget, "retain": splits.retain, "val": splits.val, "test": splits.test}
+    outcome = run(
+        model,
+        recipe,
+        datasets,
+        seed=seed,
+        hardware=hardware,
+        teacher=teacher,
+        cache_teacher=cache_teacher,
+        on_epoch=on_epoch,
+    )
+    return Result(outcome.model, outcome.history, outcome.final, outcome.seconds, recipe.params.model_dump())
