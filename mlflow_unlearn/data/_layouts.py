@@ -43,6 +43,8 @@ def read_table(path: Path, columns: Sequence[str], **options: Any) -> Any:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", **options)
     except (OSError, ValueError) as error:  # pandas' parser errors and UnicodeDecodeError are ValueErrors
         raise UnlearnError(f"can't read the table {str(path)!r} ({error}): give a CSV file in UTF-8") from error
+    if not isinstance(table.index, pd.RangeIndex):
+        raise UnlearnError(f"{str(path)!r} has rows with more fields than its header: put commas in double quotes")
     if missing := [column for column in columns if column not in table.columns]:
         raise UnlearnError(
             f"{str(path)!r} has no column {shortlist(missing)}: its columns are {shortlist(table.columns)}"
@@ -61,6 +63,11 @@ def file_part(
     names = tuple(files)
     images = Images(partial(_open, str(root)), names)
     return Part(tuple(ids) if ids is not None else names, np.array(list(labels), np.int64), images, groups or {})
+
+
+def relative(paths: Iterable[str], root: Path) -> list[str]:
+    """Paths below ``root`` as posix paths relative to it (by slices: ``pathlib`` takes 20 s for ImageNet)."""
+    return [path[len(str(root)) + 1 :].replace(os.sep, "/") for path in paths]
 
 
 def require_files(root: Path, files: Iterable[str]) -> None:
@@ -112,8 +119,7 @@ def _image_folder(root: Path, folder: str, classes: tuple[str, ...]) -> Part:
     """A folder with one folder a class, as torchvision's ImageFolder reads it."""
     index = {name: i for i, name in enumerate(classes)}
     samples = make_dataset(str(root / folder), index, extensions=IMG_EXTENSIONS, allow_empty=True)
-    start = len(str(root)) + 1
-    return file_part(root, [Path(path[start:]).as_posix() for path, _ in samples], (label for _, label in samples))
+    return file_part(root, relative((path for path, _ in samples), root), (label for _, label in samples))
 
 
 def _has_images(root: Path, classes: tuple[str, ...], parts: dict[str, Part]) -> Listing:
@@ -127,13 +133,10 @@ def _has_images(root: Path, classes: tuple[str, ...], parts: dict[str, Part]) ->
 
 
 def _split_folders(root: Path) -> dict[str, str]:
-    found = {"train": "train", "test": "test"} | {"val": next((n for n in _VAL_FOLDERS if (root / n).is_dir()), "val")}
-    return {part: folder for part, folder in found.items() if (root / folder).is_dir()}
-
-
-def _is_split(root: Path) -> bool:
-    # A class may be called "train" (by a set of vehicles): a split folder holds folders.
-    return (root / "train").is_dir() and bool(_class_folders(root / "train"))
+    """Part → folder. One without folders in it is a class called "train" (of vehicles), or an unlabelled test set."""
+    names = {"train": "train", "test": "test"}
+    names["val"] = next((name for name in _VAL_FOLDERS if (root / name).is_dir()), "val")
+    return {part: name for part, name in names.items() if (root / name).is_dir() and _class_folders(root / name)}
 
 
 def _split(root: Path) -> Listing:
@@ -155,29 +158,29 @@ def _plain(root: Path) -> Listing:
 
 
 def _tiny_imagenet(root: Path) -> Listing:
-    classes = tuple(sorted((root / "wnids.txt").read_text().split()))
     table = read_table(
         root / "val/val_annotations.txt", (), sep="\t", header=None, names=["file", "wnid"], usecols=[0, 1]
     )
-    return _with_val(root, "train", classes, [f"val/images/{name}" for name in table["file"]], table["wnid"])
+    return _with_val(root, "train", [f"val/images/{name}" for name in table["file"]], table["wnid"])
 
 
 def _imagenet_kaggle(root: Path) -> Listing:
-    train = root / _IMAGENET / "train"
-    if not train.is_dir():
-        raise UnlearnError(f"no folder {str(train)!r}: unpack ImageNet's train/ and val/ below {_IMAGENET}")
     table = read_table(root / "LOC_val_solution.csv", ("ImageId", "PredictionString"))
     files = [f"{_IMAGENET}/val/{name}.JPEG" for name in table["ImageId"]]
     # "n01751748 111 108 230 269 …": the class, then boxes.
     wnids = [boxes.split(" ", 1)[0] for boxes in table["PredictionString"]]
-    return _with_val(root, f"{_IMAGENET}/train", tuple(sorted(_class_folders(train))), files, wnids)
+    return _with_val(root, f"{_IMAGENET}/train", files, wnids)
 
 
-def _with_val(root: Path, train: str, classes: tuple[str, ...], files: list[str], wnids: Iterable[str]) -> Listing:
+def _with_val(root: Path, train: str, files: list[str], wnids: Iterable[str]) -> Listing:
     """ImageNet's ways: a folder a class to train on, and a flat, listed validation set that serves as the test part."""
-    names = list(wnids)
+    if not (root / train).is_dir():
+        raise UnlearnError(f"no folder {str(root / train)!r}: unpack the training images there")
+    classes, names = tuple(sorted(_class_folders(root / train))), list(wnids)
     if unknown := sorted(set(names) - set(classes)):
-        raise UnlearnError(f"no training folder for the classes {shortlist(unknown)} of the validation list")
+        raise UnlearnError(
+            f"no training folder for the classes {shortlist(unknown)} of the validation list: unpack all of them"
+        )
     require_files(root, files)
     parts = {"train": _image_folder(root, train, classes), "test": file_part(root, files, codes(names, classes))}
     return _has_images(root, classes, parts)
@@ -201,7 +204,7 @@ def _mufac(root: Path) -> Listing:
 _LAYOUTS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Listing]], ...] = (
     (lambda root: (root / "custom_train_dataset.csv").is_file(), _mufac),
     (lambda root: (root / "LOC_val_solution.csv").is_file() or (root / _IMAGENET).is_dir(), _imagenet_kaggle),
-    (lambda root: (root / "wnids.txt").is_file(), _tiny_imagenet),
-    (_is_split, _split),
+    (lambda root: (root / "val/val_annotations.txt").is_file(), _tiny_imagenet),
+    (lambda root: "train" in _split_folders(root), _split),
     (lambda root: True, _plain),
 )

@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 
 from mlflow_unlearn.data._common import known, shortlist
 from mlflow_unlearn.data.parts import Part
+from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.data.transforms import Transform
 from mlflow_unlearn.errors import UnlearnError
 
@@ -56,7 +57,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             raise UnlearnError(
                 f"the transform made {kind} of {self.part.ids[index]!r}: return a float tensor [C, H, W]"
             )
-        return image.as_subclass(Tensor)  # type: ignore[arg-type]
+        return image.as_subclass(Tensor)
 
 
 def as_dataset(
@@ -121,6 +122,11 @@ class Augmented(Dataset[tuple[Tensor, Any]]):
     def __len__(self) -> int:
         """Number of samples."""
         return len(self.dataset)  # type: ignore[arg-type]
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels, without augmenting all images to get at them."""
+        return labels_of(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         """One sample, augmented anew each time."""

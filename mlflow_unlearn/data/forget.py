@@ -4,7 +4,6 @@ import csv
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +23,8 @@ def resolve_forget(spec: str, source: Source, training: Mask, read_request: Read
     """The sorted training indices that a forget spec names.
 
     Args:
-        spec: a file of ids (one a line, or a CSV with a column ``id``), ``random:10%`` or ``random:500`` (stratified unless
-            ``,plain``; ``,seed=N``), ``request:ID``, ``class:NAME`` (or index), ``group:COLUMN=VALUE``.
+        spec: a file of ids (one a line, or a CSV with a column ``id``), ``random:10%`` or ``random:500`` (stratified
+            unless ``,plain``; ``,seed=N``), ``request:ID``, ``class:NAME`` (or index), ``group:COLUMN=VALUE``.
         source: the data.
         training: ``[N]`` over ``source.train``: what the model version was trained on and has not forgotten yet.
         read_request: the manifest of a forget request.
@@ -80,7 +79,7 @@ def _class_index(name: str, source: Source) -> int:
     raise UnlearnError(f"unknown class {name!r}: {known(name, source.classes)}")
 
 
-def _group(text: str, source: Source) -> NDArray[Any]:
+def _group(text: str, source: Source) -> Mask:
     column, equals, value = text.partition("=")
     groups = source.train.groups
     if not equals:
@@ -90,10 +89,10 @@ def _group(text: str, source: Source) -> NDArray[Any]:
         raise UnlearnError(f"unknown group column {column!r}: {what}")
     if value not in set(groups[column]):
         raise UnlearnError(f"no training sample with {column}={value!r}: {known(value, sorted(set(groups[column])))}")
-    return np.array(groups[column], dtype=object) == value
+    return np.fromiter((v == value for v in groups[column]), np.bool_, len(groups[column]))
 
 
-def _still_trained(mask: NDArray[Any], training: Mask) -> Indices:
+def _still_trained(mask: NDArray[np.bool_], training: Mask) -> Indices:
     return np.flatnonzero(mask & training)
 
 
@@ -105,13 +104,13 @@ def _read_ids(path: Path) -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         raise UnlearnError(f"can't read the list of ids {str(path)!r} ({error}): save it as UTF-8 text") from error
     lines = [line for line in text.split("\n") if line.strip()]
-    start = lines[0].rstrip("\r") if lines else ""
+    start = lines[0] if lines else ""
     header = next(csv.reader([start]), [])
     if start.startswith("# salt=") or "id" in header:
         return Manifest.from_csv(path)
     if path.suffix == ".csv" and len(header) > 1:
         raise UnlearnError(f"{str(path)!r} has no column 'id': its columns are {shortlist(header)}")
-    return Manifest(tuple(line.rstrip("\r") for line in lines))
+    return Manifest(tuple(lines))
 
 
 def _listed(manifest: Manifest, source: Source, training: Mask, spec: str) -> Indices:
@@ -126,6 +125,7 @@ def _listed(manifest: Manifest, source: Source, training: Mask, spec: str) -> In
     if (gone := named & ~training).any():
         ids = [source.train.ids[i] for i in np.flatnonzero(gone)]
         raise UnlearnError(
-            f"{spec!r} names samples that this model version wasn't trained on (forgotten earlier, perhaps): {shortlist(ids)}"
+            f"{spec!r} names samples that this model version wasn't trained on, such as those forgotten earlier: "
+            f"{shortlist(ids)}"
         )
     return np.flatnonzero(named)

@@ -96,7 +96,8 @@ class Manifest:
                             f"line {rows.line_num} of {str(path)!r} has another number of fields than the header: "
                             "put ids with commas in double quotes"
                         )
-                    ids.append(row["id"])
+                    if row["id"].strip():
+                        ids.append(row["id"])
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise UnlearnError(
                 f"can't read the list of ids {str(path)!r} ({error}): give a CSV file in UTF-8"

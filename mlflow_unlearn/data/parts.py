@@ -34,11 +34,12 @@ class Images(Dataset[Image.Image]):
         Raises:
             UnlearnError: it can't be read or decoded; the message names it.
         """
+        key = self.keys[index]
         try:
-            return self.read(self.keys[index])
+            return self.read(key)
         except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, …
             raise UnlearnError(
-                f"can't decode the image {self.keys[index]!r} ({error}): replace the file or take it out of the source"
+                f"can't decode the image {key!r} ({error}): replace the file or take it out of the source"
             ) from error
 
 
@@ -85,7 +86,7 @@ class Source:
         train: what the model was trained on, or a part of it.
         val: never trained on; calibrates.
         test: never trained on; measures.
-        deterministic: reading a sample twice gives the same tensor (False where a dataset's own transform may be random).
+        deterministic: a sample read twice is the same (False where a dataset's own transform may be random).
         ready: samples are tensors already, no transform applies.
     """
 
@@ -99,7 +100,7 @@ class Source:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) over the sorted lines ``split\\tid\\tlabel name``: what lies where, not the pixels."""
+        r"""SHA-256 (hex) over the sorted lines ``split\tid\tlabel name``: what lies where, not the pixels."""
         parts = {"train": self.train, "val": self.val, "test": self.test}
         lines = sorted(
             f"{name}\t{i}\t{self.classes[label]}"
@@ -112,8 +113,8 @@ class Source:
 def stratified(labels: NDArray[Any], amount: int | float, seed: int) -> Indices:
     r"""Draw a random sample in which each class has its share, and return its sorted indices.
 
-    Of ``n`` samples in all, class ``c`` gives ``n · N_c / N``, rounded by the largest remainder so that the sizes sum to
-    ``n`` exactly. A class may give none when it is small.
+    Of ``n`` samples in all, class ``c`` gives ``n · N_c / N``, rounded by the largest remainder so that the sizes sum
+    to ``n`` exactly. A class may give none when it is small.
 
     Args:
         labels: ``[N]`` class of each sample.
@@ -128,7 +129,7 @@ def stratified(labels: NDArray[Any], amount: int | float, seed: int) -> Indices:
     array([0, 0, 1])
     """
     total = len(labels)
-    n = amount if isinstance(amount, int) else round(amount * total)
+    n = round(amount * total) if isinstance(amount, float) else amount
     if not 0 <= n <= total:
         raise UnlearnError(f"can't draw {n} of {total} samples: ask for 0 to {total}")
     classes, members = np.unique(labels, return_inverse=True)
@@ -136,7 +137,8 @@ def stratified(labels: NDArray[Any], amount: int | float, seed: int) -> Indices:
     sizes, remainders = np.divmod(n * counts, max(total, 1))
     sizes[np.argsort(-remainders, kind="stable")[: n - sizes.sum()]] += 1
     random = np.random.default_rng(seed)
-    chosen = [random.permutation(np.flatnonzero(members == c))[:size] for c, size in enumerate(sizes)]
+    by_class = np.split(np.argsort(members, kind="stable"), np.cumsum(counts))[:-1]
+    chosen = [random.permutation(rows)[:size] for rows, size in zip(by_class, sizes, strict=True)]
     return np.sort(np.concatenate([np.empty(0, np.int64), *chosen]))
 
 

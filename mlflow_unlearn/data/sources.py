@@ -6,7 +6,7 @@ A new source is one function that lists its parts, and one line in ``_SCHEMES``.
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +17,9 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from mlflow_unlearn.data._common import import_function, known, shortlist
-from mlflow_unlearn.data._layouts import class_order, codes, file_part, list_folder, read_table, require_files
+from mlflow_unlearn.data._layouts import class_order, codes, file_part, list_folder, read_table, relative, require_files
 from mlflow_unlearn.data.parts import Images, Indices, Part, Source, check_classes, rest, stratified
-from mlflow_unlearn.data.splits import Splits
+from mlflow_unlearn.data.splits import Splits, labels_of
 from mlflow_unlearn.errors import UnlearnError
 
 __all__ = ["Part", "Source", "load_source", "stratified"]
@@ -136,27 +136,24 @@ def _torchvision(body: str) -> _Loaded:
             f"({known(name, torchvision.datasets.__all__)})"
         )
     root = Path(os.path.abspath(Path(folder).expanduser()))
-    known_arguments = inspect.signature(kind).parameters
-    if "train" in known_arguments:
-        choices: list[tuple[str, dict[str, Any]]] = [("train", {"train": True}), ("test", {"train": False})]
-    elif "split" in known_arguments:
-        choices = [(split, {"split": split}) for split in ("train", "val", "test")]
-    else:
-        raise UnlearnError(f"torchvision's {name} has no train and test part: export it as folders and use folder:PATH")
-    if "download" in known_arguments:
-        choices = [(split, {**arguments, "download": False}) for split, arguments in choices]
-    found = {split: _torchvision_part(kind, root, arguments) for split, arguments in choices}
+    arguments = inspect.signature(kind).parameters
+    choices: dict[str, dict[str, Any]] = {}
+    if "train" in arguments:
+        choices = {"train": {"train": True}, "test": {"train": False}}
+    elif "split" in arguments:
+        choices = {split: {"split": split} for split in ("train", "val", "test")}
+    never = {"download": False} if "download" in arguments else {}
+    found = {split: _torchvision_part(kind, root, choice | never) for split, choice in choices.items()}
     datasets = {split: dataset for split, dataset in found.items() if dataset is not None}
     if "train" not in datasets or len(datasets) == 1:
         raise UnlearnError(f"torchvision's {name} has no train and test part: export it as folders and use folder:PATH")
-    labels = {split: labels_of(dataset, f"{name} {split}") for split, dataset in datasets.items()}
+    labels = {split: _labels(dataset, f"{name} {split}") for split, dataset in datasets.items()}
     # ImageNet has two classes called "crane": its WordNet ids are unique.
-    names = getattr(datasets["train"], "wnids", None) or getattr(datasets["train"], "classes", ())
+    names: Any = getattr(datasets["train"], "wnids", None) or getattr(datasets["train"], "classes", ())
     parts = {}
     for split, dataset in datasets.items():
         if hasattr(dataset, "samples"):
-            files = [Path(path).relative_to(root).as_posix() for path, _ in dataset.samples]
-            parts[split] = file_part(root, files, labels[split].tolist())
+            parts[split] = file_part(root, relative((path for path, _ in dataset.samples), root), labels[split])
         else:
             ids = tuple(f"{split}/{i}" for i in range(len(labels[split])))
             parts[split] = Part(ids, labels[split], Images(partial(_image, dataset), range(len(ids))))
@@ -171,9 +168,8 @@ def _torchvision_part(kind: Any, root: Path, arguments: dict[str, Any]) -> Any:
         if isinstance(error, ValueError) and "for argument split" in str(error):
             return None
         documented = re.search(r"root \(.*?\): (.*?)(?:\n\s+\w+ \(|\n\n|$)", kind.__doc__ or "", re.DOTALL)
-        files = _TORCHVISION_FILES.get(kind.__name__) or re.sub(
-            r"\s+", " ", documented[1] if documented else "its files"
-        )
+        text = documented[1] if documented else "its files"
+        files = _TORCHVISION_FILES.get(kind.__name__) or " ".join(text.split())
         raise UnlearnError(
             f"torchvision can't read {kind.__name__} at {str(root)!r} ({error}): nothing is downloaded, "
             f"so put there what torchvision expects: {files}"
@@ -185,7 +181,7 @@ def _image(dataset: Any, index: int) -> Image.Image:
     return image
 
 
-def _numbered(labels: Iterator[Indices] | Any, names: Sequence[str] = ()) -> tuple[str, ...]:
+def _numbered(labels: Iterable[Indices], names: Sequence[str] = ()) -> tuple[str, ...]:
     """Class names, or numbers where the names don't cover the labels."""
     count = 1 + max(int(part.max(initial=-1)) for part in labels)
     return tuple(names) if len(names) >= count else tuple(map(str, range(count)))
@@ -198,8 +194,8 @@ def _folder(body: str) -> _Loaded:
 def _csv(body: str) -> _Loaded:
     path = Path(os.path.abspath(Path(body).expanduser()))
     root, table = path.parent, read_table(path, ("path", "label"))
-    if len(table) == 0 or (table["label"] == "").any():
-        raise UnlearnError(f"{str(path)!r} has rows without a label, or no rows at all: each row needs path and label")
+    if len(table) == 0 or any((table[name] == "").any() for name in table.columns if name in ("path", "label", "id")):
+        raise UnlearnError(f"{str(path)!r} has no rows, or some with an empty path, label or id: fill these in")
     files = [os.path.relpath(p, root) if os.path.isabs(p) else os.path.normpath(p) for p in table["path"]]
     files = [Path(file).as_posix() for file in files]
     require_files(root, files)
@@ -224,7 +220,7 @@ def _python(body: str) -> _Loaded:
     if not isinstance(splits, Splits):
         raise UnlearnError(f"python:{body} returned a {type(splits).__name__}: return mlflow_unlearn.Splits")
     datasets: dict[str, Dataset[Any]] = {name: getattr(splits, name) for name in ("retain", "forget", "val", "test")}
-    labels = {name: labels_of(dataset, f"python:{body} {name}") for name, dataset in datasets.items()}
+    labels = {name: _labels(dataset, f"python:{body} {name}") for name, dataset in datasets.items()}
     ids = {name: tuple(f"{name}/{i}" for i in range(len(labels[name]))) for name in datasets}
     train = Part(
         ids["retain"] + ids["forget"],
@@ -246,38 +242,18 @@ def _leaves(dataset: Any) -> Iterator[Any]:
         yield from _leaves(one)
 
 
-def labels_of(dataset: Any, name: str) -> Indices:
-    """The label of each sample, without reading the images where the dataset keeps its labels apart.
-
-    Raises:
-        UnlearnError: the labels aren't one integer class a sample.
-    """
+def _labels(dataset: Any, name: str) -> Indices:
+    """One integer class from 0 a sample, checked."""
     try:
-        labels = np.asarray(_raw_labels(dataset))
-        whole = labels.ndim == 1 and len(labels) == len(dataset) and bool((labels == labels.astype(np.int64)).all())
+        labels = labels_of(dataset).cpu().numpy()
     except (TypeError, ValueError, IndexError) as error:
+        raise UnlearnError(f"{name}: can't read the labels ({error}): each sample must be (image, integer)") from error
+    if labels.shape != (len(dataset),) or labels.min(initial=0) < 0:
         raise UnlearnError(
-            f"{name}: can't read the labels ({error}): each sample must be (image, integer class)"
-        ) from error
-    if not whole or labels.min(initial=0) < 0:
-        raise UnlearnError(
-            f"{name}: labels of shape {labels.shape} and type {labels.dtype}: give one integer class from 0 a sample"
+            f"{name}: labels of shape {labels.shape}, lowest {labels.min(initial=0)}, for {len(dataset)} samples: "
+            "give one integer class from 0 a sample"
         )
-    return labels.astype(np.int64)
-
-
-def _raw_labels(dataset: Any) -> Any:
-    if type(dataset) is Subset:
-        return np.asarray(_raw_labels(dataset.dataset))[np.asarray(dataset.indices, dtype=np.int64)]
-    if isinstance(dataset, ConcatDataset):
-        return np.concatenate([np.asarray(_raw_labels(one)) for one in dataset.datasets])
-    if type(dataset) is TensorDataset:
-        return dataset.tensors[1].cpu()
-    if getattr(dataset, "target_transform", None) is None:
-        for attribute in ("targets", "labels", "_labels"):
-            if (labels := getattr(dataset, attribute, None)) is not None:
-                return labels
-    return [int(dataset[i][1]) for i in range(len(dataset))]
+    return labels
 
 
 _SCHEMES: dict[str, Callable[[str], _Loaded]] = {

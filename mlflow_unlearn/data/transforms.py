@@ -26,8 +26,8 @@ def build_transform(spec: str, *, channels: int | None, model: nn.Module | None 
         spec: ``none`` (float32 in [0, 1], nothing else), ``imagenet`` (resize 256, crop 224, ImageNet's mean and
             deviation), ``timm`` (what the timm model's configuration says) or ``python:module:function`` (the function
             takes the PIL image and returns ``[C, H, W]``).
-        channels: 1 or 3: images are turned into grey or RGB first; None keeps 8-bit grey as one channel and turns all else
-            into RGB.
+        channels: 1 or 3: images are turned into grey or RGB first; None keeps 8-bit grey as one channel and turns all
+            else into RGB.
         model: the model, for ``timm``.
 
     Raises:
@@ -62,16 +62,16 @@ def to_channels(image: Image.Image, channels: int | None) -> Image.Image:
     Alpha is dropped, as torchvision's own loader does; 16-bit grey is scaled (Pillow alone would clip it to white).
 
     Raises:
-        UnlearnError: a mode without a known range of values, such as floats.
+        UnlearnError: a mode that Pillow can't convert, or floats, whose range is unknown.
     """
     if image.mode in ("I", "I;16", "I;16B", "I;16L"):
         image = Image.fromarray(np.rint(np.clip(np.asarray(image, np.float64), 0, 65535) / 257).astype(np.uint8))
     mode = "L" if channels == 1 or (channels is None and image.mode == "L") else "RGB"
     try:
-        if image.mode in ("F", "LAB"):
-            raise ValueError("its values have no known range")
+        if image.mode == "F":
+            raise ValueError("floats have no known range")
         grey = image.mode in ("1", "L", "LA")
-        # Not every mode goes straight to grey, every one goes to RGB.
+        # Not every mode goes straight to grey.
         return image.convert(mode) if grey or mode == "RGB" else image.convert("RGB").convert("L")
     except ValueError as error:
         raise UnlearnError(

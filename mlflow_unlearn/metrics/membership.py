@@ -78,7 +78,7 @@ def class_matched_weights(
     classes_test = _arrays.indices(labels_test, "labels_test", num_classes)
     counts_test = np.bincount(classes_test, minlength=num_classes)
     matched = (counts_test > 0)[classes_forget]
-    counts_forget = np.bincount(classes_forget[matched], minlength=num_classes)
+    counts_forget = np.bincount(classes_forget, minlength=num_classes)
     scale = classes_test.size / max(int(matched.sum()), 1)
     per_class = np.divide(counts_forget, counts_test, out=np.zeros(num_classes), where=counts_test > 0) * scale
     return matched.astype(np.float64), per_class[classes_test]
@@ -364,10 +364,12 @@ def _auc_of_draws(comparison: _Comparison, draws_forget: Ints, draws_test: Ints)
     kept = counts_forget * np.take(present, comparison.classes_forget, axis=1)
     cumulative = np.zeros((draws_test.shape[0], size_test + 1))
     np.cumsum(counts_test * np.take(per_class, comparison.classes_test, axis=1), axis=1, out=cumulative[:, 1:])
-    beaten = np.take(cumulative, comparison.below, axis=1) + np.take(cumulative, comparison.upto, axis=1)
-    wins = (kept * beaten).sum(axis=1) / 2.0
-    pairs = kept.sum(axis=1) * cumulative[:, -1]
-    aucs: Floats = np.divide(wins, pairs, out=np.full(pairs.shape, np.nan), where=pairs > 0.0)
+    cumulative /= np.where(cumulative[:, -1:] > 0.0, cumulative[:, -1:], 1.0)
+    # Wins less losses, as a share: exactly 0 where all scores tie, so that an AUC of 0.5 does not read as a difference.
+    margins = np.take(cumulative, comparison.below, axis=1) + np.take(cumulative, comparison.upto, axis=1) - 1.0
+    total = kept.sum(axis=1)
+    mean = np.divide((kept * margins).sum(axis=1), total, out=np.full(total.shape, np.nan), where=total > 0)
+    aucs: Floats = np.clip(0.5 + mean / 2.0, 0.0, 1.0)
     return aucs
 
 

@@ -188,6 +188,13 @@ class TestTwoSidedAuc:
         assert auc == pytest.approx(0.5, abs=0.05)
         assert low < 0.5 < high
 
+    def test_ties_and_full_separation_are_exact(self):
+        """A saturated model gives one entropy to everybody: 0.5 to the last bit, or it would read as a difference."""
+        labels_forget, labels_test = np.repeat([0, 1, 2], [20, 11, 7]), np.repeat([0, 1, 2], [50, 13, 3])
+        for forget, test, expected in ((0.0, 0.0, 0.5), (0.0, 1.0, 1.0), (1.0, 0.0, 0.0)):
+            sides = np.full(38, forget), np.full(66, test), labels_forget, labels_test, 3
+            assert two_sided_auc(*sides, seed=0) == (expected, expected, expected)
+
     def test_seed(self):
         sides = draw_sides((50, 60, 3, 1))
         assert two_sided_auc(*sides, seed=1) == two_sided_auc(*sides, seed=1)
@@ -230,6 +237,18 @@ class TestTwoSidedAuc:
         result = two_sided_auc(np.zeros(20), np.ones(50), [0] * 20, [0] + [1] * 49, 2, seed=0)
         assert result == (1.0, 0.0, 1.0)
         assert read_auc(result.low, result.high) == "undecided"
+        assert two_sided_auc(np.ones(20), np.zeros(50), [0] * 20, [0] + [1] * 49, 2, seed=0) == (0.0, 0.0, 1.0)
+
+    def test_forget_samples_drop_out_with_a_vanished_class(self):
+        """Class 0 is told apart in full (AUC 1); class 1, half of D_f, ranks below all and has one sample in D_t.
+
+        All of D_t lies above class 1 and below class 0: AUC ½. The 37 % of resamples without class 1 leave class 0: 1.
+        """
+        labels_forget, labels_test = np.repeat([0, 1], 20), np.append(np.zeros(50, dtype=int), 1)
+        result = two_sided_auc(np.repeat([0.0, 2.0], 20), np.ones(51), labels_forget, labels_test, 2, seed=0)
+        assert result.auc == 0.5
+        assert result.high == 1.0
+        assert result.low < 0.4
 
     def test_misuse(self):
         zeros = [0] * 12
@@ -320,6 +339,7 @@ class TestMembershipAttack:
         retain, forget, test = rng.gamma(1, 0.2, 3000), rng.gamma(2, 0.2, 200), rng.gamma(3, 0.2, 500)
         labels_forget, labels_test = rng.choice(4, 200, p=[0.6, 0.2, 0.2, 0]), rng.integers(4, size=500)
         nonmembers = labels_test != 2
+        test[~nonmembers] += 1.0  # the attack would learn another threshold with them
         features = np.concatenate([retain, test[nonmembers]])[:, None]
         reference = LogisticRegression(class_weight="balanced").fit(
             features, np.repeat([1, 0], [3000, nonmembers.sum()])
@@ -431,6 +451,15 @@ class TestMembershipAttack:
         assert result.mia_test == 1.0  # the absurd 50 alone have weight, and lie on the members' side
         assert same.mia_test == 0.0
         assert result.mia_excess == -1.0
+
+    def test_cross_fit_beside_a_wholly_forgotten_class(self):
+        """Few non-members: the forgotten class was not learned from, the first classifier reads its samples."""
+        labels = {"labels_forget": [0, 1, 1, 1], "labels_test": [0] * 20 + [1] * 10, "num_classes": 2}
+        test = np.append(np.full(20, 0.9), np.full(10, 0.1))
+        result = membership_attack(
+            np.full(50, 0.1), [0.1] * 4, test, **labels, nonmembers=np.repeat([True, False], [20, 10])
+        )
+        assert result.mia_test == pytest.approx(0.75, rel=1e-12)
 
     def test_what_is_not_computed(self):
         """No class of D_f in D_t: no mia_test. Nobody to learn from: nothing. One non-member: no cross-fit."""

@@ -1,0 +1,128 @@
+"""The shell's side: options from `config`, the flow from `pipeline`, sentences and exit codes here."""
+
+import os
+import signal
+import sys
+import traceback
+import types
+import typing
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from mlflow_unlearn import __version__
+from mlflow_unlearn.config import COMMANDS, Command, options
+from mlflow_unlearn.errors import UnlearnError
+
+
+class Terminated(BaseException):
+    """SIGTERM: like KeyboardInterrupt, so that the run ends as KILLED and files are cleaned up."""
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def _option(name: str, field: FieldInfo) -> click.Option:
+    """One option; bounds and choices are pydantic's to check, here they shape the help."""
+    kinds = typing.get_args(field.annotation) or (field.annotation,)
+    extra: dict[str, Any] = {"type": str}
+    if typing.get_origin(field.annotation) is typing.Literal:
+        extra["type"] = click.Choice(typing.get_args(field.annotation))
+    elif field.annotation is bool:
+        extra |= {"type": bool, "is_flag": False, "flag_value": "true", "metavar": "[true|false]"}
+    elif field.annotation in (int, float):
+        extra["type"] = field.annotation
+    required = field.is_required()
+    optional = isinstance(field.annotation, types.UnionType) and type(None) in kinds
+    if not required:
+        default = str(field.default).lower() if field.annotation is bool else field.default
+        extra |= {"default": "" if optional else default, "show_default": not optional}
+    return click.Option([f"--{name.replace('_', '-')}", name], required=required, help=field.description, **extra)
+
+
+def _command(name: str, config: type[Command]) -> click.Command:
+    def callback(**values: Any) -> None:
+        try:
+            checked = config.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            option = "--" + str(first["loc"][0]).replace("_", "-")
+            raise click.UsageError(f"{option} = {first['input']!r} is not usable: {first['msg'].lower()}") from error
+        # Here and not above: --help must not wait for torch and mlflow.
+        from mlflow_unlearn import pipeline
+
+        pipeline.COMMANDS[name](checked)
+
+    return click.Command(
+        name,
+        params=[_option(option, field) for option, field in options(config).items()],
+        callback=callback,
+        help=f"{config.__doc__}\n\n\b\nExample:\n  {config.example}",
+        short_help=(config.__doc__ or "").splitlines()[0],
+    )
+
+
+@click.group(
+    commands={name: _command(name, config) for name, config in COMMANDS.items()},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    epilog="Exit codes: 0 done, 2 bad input, 3 nothing was registered since there is nothing to unlearn or no trial "
+    "met the constraints, 130 interrupted, 143 terminated.",
+)
+@click.version_option(__version__, prog_name="mlflow-unlearn")
+def cli() -> None:
+    """Unlearn a registered MLflow model version with LoTUS, measure it, and register the result.
+
+    \b
+    Example:
+      mlflow-unlearn request --model-uri models:/clf/3 --forget ids.csv
+      mlflow-unlearn unlearn --model-uri models:/clf/3
+
+    The same commands are entry points of the MLflow Project: mlflow run . -e unlearn -P model_uri=models:/clf/3
+    """
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit: one sentence for bad input, a traceback only for our own bugs or --debug."""
+    arguments = sys.argv[1:] if argv is None else argv
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        cli.main(arguments, standalone_mode=False)
+        code = 0
+    except click.ClickException as error:
+        error.show()
+        _tag_project_run(error.format_message())
+        code = error.exit_code
+    except UnlearnError as error:
+        if _wants_debug(arguments):
+            traceback.print_exc()
+        click.echo(f"Error: {error}", err=True)
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        code = 130
+    except Terminated:
+        click.echo("Terminated.", err=True)
+        code = 143
+    sys.exit(code)
+
+
+def _wants_debug(arguments: list[str]) -> bool:
+    """Whether --debug is on, read from the raw arguments: the error may have come before they were parsed."""
+    for position, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name == "--debug":
+            following = arguments[position + 1] if position + 1 < len(arguments) else ""
+            return (value or following).lower() not in ("false", "0", "no", "off")
+    return False
+
+
+def _tag_project_run(sentence: str) -> None:
+    """Under `mlflow run` the run exists before we parse: leave the sentence on it, as on every failed run."""
+    if os.environ.get("MLFLOW_RUN_ID"):
+        from mlflow_unlearn import tracking
+
+        tracking.tag_error(os.environ["MLFLOW_RUN_ID"], sentence)

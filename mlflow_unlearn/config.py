@@ -1,0 +1,167 @@
+"""What each command takes: one definition of names, defaults and help for the shell, MLproject and the run's record.
+
+Each class is one command; its fields are the options (``model_uri`` is ``--model-uri`` in the shell). An empty value
+means "not given", since MLproject has no other way to say it.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Text = Annotated[str | None, BeforeValidator(lambda value: value or None)]
+"""An optional string: the empty one counts as not given."""
+
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+
+
+class Command(BaseModel):
+    """Base of all commands."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    example: ClassVar[str] = ""
+
+    debug: bool = Field(False, description="Show the traceback of an error.")
+
+
+class Hardware(BaseModel):
+    """Where and how to compute."""
+
+    device: str = Field("auto", description="cpu, cuda, cuda:1, … or auto: CUDA where there is one.")
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        "fp32", description="fp32, bf16, or auto: the faster one in a few timed steps."
+    )
+    num_workers: int = Field(0, ge=0, le=256, description="Data-loading processes.")
+
+
+class Reads(BaseModel):
+    """How a registered version and its data are read, where the version's own record does not say or is wrong."""
+
+    data: Text = Field(
+        None,
+        description="Data source: digits, torchvision:NAME@ROOT, folder:PATH, csv:PATH, python:module:function; "
+        "default: the version's own record.",
+    )
+    architecture: Text = Field(
+        None, description="timm:NAME, torchvision:NAME or module:factory, to rebuild a version in pt2 format."
+    )
+    transform: Text = Field(None, description="Input transform: none, timm, imagenet or python:module:function.")
+    classes: Text = Field(
+        None, description="Class names in the order of the model's outputs, separated by commas, or a file, one a line."
+    )
+    force: bool = Field(False, description="Go on although the model is too bad on its own training data.")
+
+
+class Train(Hardware, Command):
+    """Train a classifier and register it; with --exclude, the gold standard."""
+
+    example = "mlflow-unlearn train --data digits --name clf"
+
+    data: str = Field(
+        description="Data source: digits, torchvision:NAME@ROOT, folder:PATH, csv:PATH, python:module:function."
+    )
+    name: str = Field(description="Name of the registered model.")
+    architecture: str = Field(
+        "resnet18",
+        description="resnet18, vit_tiny, vit_small, vit_base, timm:NAME, torchvision:NAME or module:factory.",
+    )
+    transform: str = Field("none", description="Input transform: none, timm, imagenet or python:module:function.")
+    augment: Literal["none", "crop-flip"] = Field("none", description="Random augmentation, for training alone.")
+    exclude: Text = Field(None, description="Request id or forget spec to leave out of training: the gold standard.")
+    epochs: int = Field(15, ge=1, le=10000, description="Passes over the training set.")
+    batch_size: int = Field(128, ge=2, le=65536, description="Samples a step.")
+    lr: float = Field(0.05, gt=0, le=10, description="Peak of the one-cycle learning rate (SGD, Nesterov momentum).")
+    weight_decay: float = Field(5e-4, ge=0, le=1, description="Weight decay.")
+    serialization: Literal["pt2", "pickle"] = Field("pt2", description="Format of the logged model.")
+    seed: Seed = Field(0, description="Seed of initial weights and order.")
+
+
+class Request(Command):
+    """File a forget request against a model version; the next unlearn carries it out."""
+
+    example = "mlflow-unlearn request --model-uri models:/clf/1 --forget ids.csv --reason 'GDPR article 17'"
+
+    model_uri: str = Field(description="The version whose training data holds the samples: models:/NAME/VERSION.")
+    forget: str = Field(
+        description="Samples to forget: a file of ids, random:10%, random:500, class:NAME, group:COLUMN=VALUE."
+    )
+    data: Text = Field(None, description="Data source; default: the version's own record.")
+    reason: Text = Field(None, description="Why, for the record.")
+    requester: Text = Field(None, description="Pseudonym of who asks, for the record.")
+    hash_ids: bool = Field(False, description="Store salted SHA-256 of the ids instead of the ids.")
+
+
+class Unlearn(Hardware, Reads, Command):
+    """Unlearn the pending requests of a model version and register the result as a new version."""
+
+    example = "mlflow-unlearn unlearn --model-uri models:/clf/1"
+
+    model_uri: str = Field(
+        description="The version to unlearn: models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-ID, runs:/ID/model."
+    )
+    forget: Text = Field(
+        None, description="Forget spec instead of the pending requests: it is filed as a request of its own."
+    )
+    hash_ids: bool = Field(False, description="Store salted SHA-256 of the forgotten ids instead of the ids.")
+    method: str = Field("lotus", description="Unlearning method.")
+    params: Text = Field(None, description="Hyperparameters: JSON or a YAML file; default: the published settings.")
+    gold_uri: Text = Field(None, description="A model retrained without the forget set, to compare with.")
+    register_as: Text = Field(None, description="Name to register under; default: the name of the source.")
+    seed: Seed = Field(0, description="Seed of everything random.")
+
+
+class Tune(Hardware, Reads, Command):
+    """Search hyperparameters with Optuna, judged on the validation set, and register the best."""
+
+    example = "mlflow-unlearn tune --model-uri models:/clf/1 --n-trials 20"
+
+    model_uri: str = Field(description="The version to unlearn: models:/NAME/VERSION, models:/NAME@ALIAS, …")
+    forget: Text = Field(
+        None, description="Forget spec instead of the pending requests: it is filed as a request of its own."
+    )
+    hash_ids: bool = Field(False, description="Store salted SHA-256 of the forgotten ids instead of the ids.")
+    n_trials: int = Field(20, ge=1, le=100000, description="Trials; the first one is the published setting.")
+    storage: str = Field("sqlite:///optuna.db", description="Optuna's database; never MLflow's.")
+    study: Text = Field(None, description="Name of the study; an existing one is continued. Default: a new one.")
+    register_: Literal["best", "none"] = Field("best", alias="register", description="What to register: best or none.")
+    register_as: Text = Field(None, description="Name to register under; default: the name of the source.")
+    seed: Seed = Field(0, description="Seed of the sampler and of every trial.")
+
+
+class Evaluate(Hardware, Reads, Command):
+    """Measure a model version on forget, retain, validation and test set; registers nothing."""
+
+    example = "mlflow-unlearn evaluate --model-uri models:/clf/2 --gold-uri models:/clf-gold/1"
+
+    model_uri: str = Field(description="The version to measure.")
+    original_uri: Text = Field(None, description="The version before unlearning; default: the recorded source.")
+    gold_uri: Text = Field(None, description="A model retrained without the forget set, to compare with.")
+    forget: Text = Field(None, description="Forget spec; default: the requests that the version carried out.")
+    seed: Seed = Field(0, description="Seed of the bootstrap and of the attack's folds.")
+
+
+class Data(Command):
+    """Show what a data source holds: counts by split and class, digests. Makes no run."""
+
+    example = "mlflow-unlearn data --data digits"
+
+    data: str = Field(description="Data source: digits, torchvision:NAME@ROOT, folder:PATH, csv:PATH, …")
+
+
+COMMANDS: dict[str, type[Command]] = {
+    "train": Train,
+    "request": Request,
+    "unlearn": Unlearn,
+    "tune": Tune,
+    "evaluate": Evaluate,
+    "data": Data,
+}
+
+
+def options(command: type[Command]) -> dict[str, Any]:
+    """The options of a command, name → pydantic's field: required ones first, then its own, then the shared ones."""
+    own = command.__annotations__
+
+    def rank(name: str) -> tuple[bool, bool, bool]:
+        return not command.model_fields[name].is_required(), name not in own, name == "debug"
+
+    return {command.model_fields[name].alias or name: command.model_fields[name] for name in sorted(command.model_fields, key=rank)}

@@ -1,0 +1,147 @@
+"""Forget requests: filed in a run of their own, carried as tags by the model version that they are about."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.registry import Version
+
+TAG = "unlearn.request."
+RUN_TAG = "unlearn.request_id"
+FOLDER = "request"
+
+
+@dataclass(frozen=True)
+class ForgetRequest:
+    """One request as its tag tells it: ``pending {…}`` or ``done {…}``.
+
+    Attributes:
+        id: first 12 digits of the SHA-256 of version and sorted plain ids, so that filing again changes nothing.
+        of: URI of the version that it is about; the tag on a copied version still names the first one.
+        run_id: the run that holds the manifest.
+        done_by: URIs of the versions that carried it out.
+    """
+
+    id: str
+    of: str
+    run_id: str
+    done_by: tuple[str, ...] = ()
+
+    @property
+    def pending(self) -> bool:
+        """Whether no version has carried it out."""
+        return not self.done_by
+
+    def tag(self) -> str:
+        """The tag's value: the state in a word, then the rest as JSON."""
+        details: dict[str, Any] = {"of": self.of, "run_id": self.run_id}
+        if self.done_by:
+            details["by"] = list(self.done_by)
+        return f"{'pending' if self.pending else 'done'} {json.dumps(details)}"
+
+    @classmethod
+    def from_tag(cls, key: str, value: str) -> "ForgetRequest":
+        """The inverse of `tag`.
+
+        Raises:
+            UnlearnError: somebody edited the tag into something else.
+        """
+        try:
+            details = json.loads(value.partition(" ")[2])
+            return cls(key.removeprefix(TAG), details["of"], details["run_id"], tuple(details.get("by", ())))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UnlearnError(f"the tag {key} = {value!r} is no forget request any more: file it again") from error
+
+
+def of_version(version: Version) -> tuple[list[ForgetRequest], list[ForgetRequest]]:
+    """The requests about this very version, and those that only came along with a copy of another version's tags."""
+    found = [
+        ForgetRequest.from_tag(key, value)
+        for key, value in sorted(version.tags.items())
+        if key.startswith(TAG) and value.partition(" ")[0] in ("pending", "done")
+    ]
+    own = [request for request in found if request.of == version.uri]
+    return own, [request for request in found if request.of != version.uri]
+
+
+def file_request(
+    client: MlflowClient, version: Version, manifest: Manifest, details: Mapping[str, Any], *, folder: Path
+) -> tuple[ForgetRequest, bool]:
+    """File a request in the active run, or find the one that says the same.
+
+    Args:
+        client: of the registry.
+        version: whose training data holds the samples.
+        manifest: plain ids.
+        details: reason, requester, spec, whether to hash the ids.
+        folder: for temporary files.
+
+    Returns:
+        The request, and whether it is new.
+    """
+    text = "\n".join([version.uri, *sorted(manifest.ids)])
+    request_id = hashlib.sha256(text.encode()).hexdigest()[:12]
+    own, _ = of_version(version)
+    for request in own:
+        if request.id == request_id:
+            return request, False
+    active = mlflow.active_run()
+    if active is None:
+        raise ValueError("a request is filed inside a run")
+    stored = manifest.hashed() if details.get("hash_ids") else manifest
+    stored.to_csv(folder / "manifest.csv")
+    mlflow.log_artifact(str(folder / "manifest.csv"), FOLDER)
+    record = {
+        "id": request_id,
+        "of": version.uri,
+        "filed": datetime.now(UTC).isoformat(timespec="seconds"),
+        "samples": len(manifest.ids),
+        "manifest_sha256": stored.digest,
+        **details,
+    }
+    mlflow.log_dict(record, f"{FOLDER}/request.json")
+    mlflow.set_tag(RUN_TAG, request_id)
+    request = ForgetRequest(request_id, version.uri, active.info.run_id)
+    if version.name is not None:
+        client.set_model_version_tag(version.name, version.version, TAG + request_id, request.tag())
+    return request, True
+
+
+def read_manifest(client: MlflowClient, request_id: str) -> Manifest:
+    """The manifest of a request, found by id in any experiment.
+
+    Raises:
+        UnlearnError: there is none, or its files are gone.
+    """
+    if not re.fullmatch(r"[0-9a-f]{12}", request_id):
+        raise UnlearnError(f"{request_id!r} is no request id: it has 12 hexadecimal digits, as `request` printed it")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, f"tags.`{RUN_TAG}` = '{request_id}'", max_results=1)
+    if not runs:
+        raise UnlearnError(f"there is no forget request {request_id!r} on this tracking server: file it with `request`")
+    run_id = runs[0].info.run_id
+    try:
+        path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=f"{FOLDER}/manifest.csv")
+    except (MlflowException, OSError) as error:
+        raise UnlearnError(f"the manifest of request {request_id!r} (run {run_id}) cannot be read: {error}") from error
+    return Manifest.from_csv(path)
+
+
+def mark_done(client: MlflowClient, requests: Sequence[ForgetRequest], by: str) -> None:
+    """Note on the versions that the requests are about which version carried them out."""
+    for request in requests:
+        done = ForgetRequest(request.id, request.of, request.run_id, (*request.done_by, by))
+        if request.of.startswith("models:/") and request.of.count("/") == 2:
+            name, version = request.of.removeprefix("models:/").split("/")
+            client.set_model_version_tag(name, version, TAG + request.id, done.tag())

@@ -1,0 +1,417 @@
+"""What `unlearn`, `tune` and `evaluate` share: a version, its data, its forget set, and whether they fit each other."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import yaml
+from mlflow.tracking import MlflowClient
+from rich.console import Console
+from torch import nn
+from torch.utils.data import Dataset
+
+from mlflow_unlearn import forget_requests, tracking
+from mlflow_unlearn.compute import evaluating
+from mlflow_unlearn.config import Reads
+from mlflow_unlearn.config import Hardware as HardwareConfig
+from mlflow_unlearn.data.datasets import as_dataset
+from mlflow_unlearn.data.forget import resolve_forget, retained
+from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.data.parts import Part, Source
+from mlflow_unlearn.data.sources import load_source
+from mlflow_unlearn.data.splits import Splits
+from mlflow_unlearn.data.transforms import build_transform
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evaluation import Metrics, Readings, compute_metrics, read_splits
+from mlflow_unlearn.forget_requests import ForgetRequest
+from mlflow_unlearn.forward import Hardware, checked_logits
+from mlflow_unlearn.loop import resolve_hardware
+from mlflow_unlearn.progress import track
+from mlflow_unlearn.registry import Record, Version, load_module, open_version
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class View:
+    """How a version's inputs and outputs are read.
+
+    Attributes:
+        source: the data.
+        transform: spec of the input transform.
+        classes: names in the order of the outputs.
+        shape: ``(C, H, W)`` where the version says so.
+    """
+
+    source: Source
+    transform: str
+    classes: tuple[str, ...]
+    shape: tuple[int, ...] | None
+
+    def dataset(self, part: Part, module: nn.Module, description: str, progress: bool) -> Dataset[Any]:
+        """A part as the model reads it."""
+        if self.source.ready:
+            return as_dataset(part, None, ready=True)
+        transform = build_transform(self.transform, channels=self.shape[0] if self.shape else None, model=module)
+        relabel = np.array([self.classes.index(name) for name in self.source.classes])
+        dataset = as_dataset(
+            part,
+            transform,
+            relabel=relabel,
+            progress=lambda numbers: track(numbers, f"reading {description}", enabled=progress),
+        )
+        # A transform of the user's own may be random: then the teacher's cache has to watch it.
+        dataset.deterministic = not self.transform.startswith("python:")  # type: ignore[attr-defined]
+        return dataset
+
+
+@dataclass(frozen=True)
+class Job:
+    """A version opened for work.
+
+    Attributes:
+        client: of the registry.
+        version: what is unlearned, or was.
+        module: its module, in eval mode on the CPU.
+        view: how it reads data.
+        splits: the four sets.
+        forget: indices into ``view.source.train``.
+        retain: likewise: trained on and not to be forgotten.
+        requests: what is carried out.
+        hardware: decided once.
+        folder: for temporary files.
+    """
+
+    client: MlflowClient
+    version: Version
+    module: nn.Module
+    view: View
+    splits: Splits
+    forget: npt.NDArray[np.int64]
+    retain: npt.NDArray[np.int64]
+    requests: tuple[ForgetRequest, ...]
+    hardware: Hardware
+    folder: Path
+
+    def manifest(self, indices: npt.NDArray[np.int64]) -> Manifest:
+        """The plain ids of training samples."""
+        return Manifest(tuple(self.view.source.train.ids[i] for i in indices))
+
+    def read_original(self, *, force: bool) -> Readings:
+        """One pass of the version over the four sets, before any training.
+
+        Raises:
+            UnlearnError: it is so bad on its own training data that data and model cannot belong together.
+        """
+        readings = read_splits(self.module, self.splits, self.hardware, name="original")
+        accuracy = float((readings["retain"].predictions == readings["retain"].labels).mean())
+        bound = min(2 / len(self.view.classes), 0.6)
+        if accuracy < bound and not force:
+            raise UnlearnError(
+                f"{self.version.uri} has an accuracy of {accuracy:.3f} on its own retain set, below {bound:.3f}: the input "
+                f"transform ({self.view.transform}) or the order of the classes is probably wrong; "
+                "give transform= or classes=, or force=true to go on"
+            )
+        return readings
+
+    def measure(self, readings: Readings, original: Readings, gold: Readings | None, seed: int) -> Metrics:
+        """All metrics of one model, from readings."""
+        return compute_metrics(readings, original_test=original["test"], gold=gold, seed=seed)
+
+    def log_manifests(self) -> None:
+        """The sets as dataset inputs of the active run."""
+        source = self.view.source
+        sets = {
+            "forget": self.manifest(self.forget),
+            "retain": self.manifest(self.retain),
+            "val": Manifest(source.val.ids),
+            "test": Manifest(source.test.ids),
+        }
+        counts = {role: len(manifest.ids) for role, manifest in sets.items()}
+        tracking.log_manifests(source.spec, {role: manifest.digest for role, manifest in sets.items()}, counts)
+
+
+def open_view(version: Version, config: Any) -> View:
+    """Data source, transform and label order: from the command, else from the version's record, else from timm.
+
+    Raises:
+        UnlearnError: something is not recorded and not given, or does not fit.
+    """
+    record = version.record
+    data = config.data or (record.data if record is not None else None)
+    if data is None:
+        raise UnlearnError(f"{version.uri} does not record its data source: give data=, e.g. folder:PATH")
+    source = load_source(data)
+    classes = source.classes
+    named = getattr(config, "classes", None)
+    if named is not None:
+        classes = _class_names(named)
+    elif record is not None and set(record.classes) == set(source.classes):
+        classes = record.classes
+    elif record is not None:
+        raise UnlearnError(
+            f"{version.uri} was trained on the classes {', '.join(record.classes[:10])} and {data!r} has "
+            f"{', '.join(source.classes[:10])}: give the data that it was trained on, or classes="
+        )
+    if sorted(classes) != sorted(source.classes):
+        lost = sorted(set(source.classes) - set(classes)) or sorted(set(classes) - set(source.classes))
+        raise UnlearnError(
+            f"classes= and the data do not name the same {len(source.classes)} classes (differs: {', '.join(lost[:5])}): "
+            f"the data has {', '.join(source.classes[:10])}"
+        )
+    shape = record.image_shape if record is not None else version.input_shape
+    transform = getattr(config, "transform", None) or (record.transform if record is not None else None)
+    if transform is None:
+        architecture = getattr(config, "architecture", None) or ""
+        if architecture.startswith("timm:"):
+            transform = "timm"
+        elif not source.ready and version.format == "pickle" and _is_timm(version):
+            transform = "timm"
+    if transform is None and not source.ready:
+        seen = f"its signature takes images {list(shape)}" if shape is not None else "it has no signature"
+        raise UnlearnError(
+            f"{version.uri} does not record its input transform ({seen}): give transform=none, imagenet, timm or "
+            "python:module:function"
+        )
+    return View(source, transform or "none", tuple(classes), shape)
+
+
+def _is_timm(version: Version) -> bool:
+    module = load_module(version, None, 0, trainable=False)
+    return isinstance(getattr(module, "pretrained_cfg", None), dict)
+
+
+def _class_names(text: str) -> tuple[str, ...]:
+    path = Path(text)
+    names = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
+    return tuple(name.strip() for name in names if name.strip())
+
+
+def training_mask(version: Version, source: Source) -> npt.NDArray[np.bool_]:
+    """What of ``source.train`` the version was trained on and has not forgotten: ``[N]``, all of it where unknown.
+
+    Raises:
+        UnlearnError: the recorded manifest and the source have nothing in common.
+    """
+    manifest = version.training_manifest
+    if manifest is None:
+        return np.ones(len(source.train), dtype=np.bool_)
+    mask = manifest.mask(source.train.ids)
+    if not mask.any():
+        raise UnlearnError(
+            f"none of the {len(manifest.ids)} samples that {version.uri} was trained on is in {source.spec!r}: "
+            "give the data that it was trained on"
+        )
+    if (lost := len(manifest.ids) - int(mask.sum())) > 0:
+        console.print(f"Note: {lost} of {len(manifest.ids)} recorded training samples are not in the source any more.")
+    return mask
+
+
+def find_requests(
+    client: MlflowClient, version: Version, view: View, mask: npt.NDArray[np.bool_], config: Any, folder: Path
+) -> tuple[tuple[ForgetRequest, ...], npt.NDArray[np.int64]]:
+    """What to forget: the spec, filed as a request where it is none yet, or all pending requests together.
+
+    Raises:
+        UnlearnError: no request is pending and no spec is given, or the spec is bad.
+    """
+    own, copied = forget_requests.of_version(version)
+    for request in copied:
+        console.print(f"Note: request {request.id} came with a copy of {request.of}, it is not about {version.uri}.")
+    pending = [request for request in own if request.pending]
+
+    def read(request_id: str) -> Manifest:
+        return forget_requests.read_manifest(client, request_id)
+
+    if config.forget is None:
+        if not pending:
+            raise UnlearnError(
+                f"{version.uri} has no pending forget request: file one with `request`, or give forget="
+                if version.name is not None
+                else f"{version.uri} is no registered version and carries no request: give forget="
+            )
+        found = [resolve_forget(f"request:{request.id}", view.source, mask, read) for request in pending]
+        together = np.unique(np.concatenate(found))
+        if len(together) == mask.sum():
+            raise UnlearnError("the pending requests together name every training sample: keep some of them")
+        return tuple(pending), together
+    forget = resolve_forget(config.forget, view.source, mask, read)
+    scheme, _, request_id = config.forget.partition(":")
+    known = [request for request in own if scheme == "request" and request.id == request_id]
+    if not known:
+        manifest = Manifest(tuple(view.source.train.ids[i] for i in forget))
+        details = {"spec": config.forget, "hash_ids": config.hash_ids}
+        known = [forget_requests.file_request(client, version, manifest, details, folder=folder)[0]]
+    for request in pending:
+        if request.id != known[0].id:
+            console.print(f"Note: request {request.id} stays pending: only the given forget set is carried out.")
+    return tuple(known), forget
+
+
+def make_splits(
+    view: View,
+    module: nn.Module,
+    forget: npt.NDArray[np.int64],
+    retain: npt.NDArray[np.int64],
+    progress: bool,
+) -> Splits:
+    """The four sets as the model reads them."""
+    source = view.source
+    parts = {
+        "forget": source.train.subset(forget),
+        "retain": source.train.subset(retain),
+        "val": source.val,
+        "test": source.test,
+    }
+    return Splits(**{role: view.dataset(part, module, f"the {role} set", progress) for role, part in parts.items()})
+
+
+def check_outputs(module: nn.Module, dataset: Dataset[Any], classes: Sequence[str], uri: str) -> tuple[int, int, int]:
+    """Try the model on a few samples; returns the shape ``(C, H, W)`` of its inputs.
+
+    Raises:
+        UnlearnError: it cannot read them, or its outputs are no logits ``[N, K]`` for these classes.
+    """
+    few = [dataset[i] for i in range(min(8, len(dataset)))]  # type: ignore[arg-type]
+    images, labels = torch.stack([image for image, _ in few]), torch.tensor([int(label) for _, label in few])
+    channels, height, width = images.shape[1:]
+    device = next(module.parameters()).device
+    try:
+        with evaluating(module):
+            output = module(images.to(device))
+    except Exception as error:  # Whatever a forward pass raises on an input that does not fit.
+        raise UnlearnError(
+            f"{uri} cannot read images [{channels}, {height}, {width}] ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else ''}): give another transform="
+        ) from error
+    if isinstance(output, torch.Tensor) and output.ndim == 2 and output.shape[1] != len(classes):
+        raise UnlearnError(
+            f"{uri} has {output.shape[1]} outputs and the data has {len(classes)} classes: they must be the same"
+        )
+    logits = checked_logits(output, labels)
+    if (logits >= 0).all() and torch.allclose(logits.sum(dim=1), torch.ones(len(logits)), atol=1e-3):
+        raise UnlearnError(
+            f"{uri} returns probabilities (each row sums to 1), not logits: register the model without its softmax"
+        )
+    return channels, height, width
+
+
+def open_job(
+    client: MlflowClient, run_id: str, config: Any, folder: Path, *, progress: bool
+) -> Job:
+    """Open ``config.model_uri`` for unlearning: resolve, load, find the forget set, check that everything fits."""
+    version = open_version(client, config.model_uri, folder)
+    tracking.log_source_model(client, run_id, version.model_id)
+    view = open_view(version, config)
+    module = load_module(version, config.architecture, len(view.classes))
+    mask = training_mask(version, view.source)
+    requests, forget = find_requests(client, version, view, mask, config, folder)
+    retain = retained(mask, forget)
+    splits = make_splits(view, module, forget, retain, progress)
+    shape = check_outputs(module, splits.retain, view.classes, version.uri)
+    hardware = pick_hardware(module, splits.retain, config, progress)
+    view = View(view.source, view.transform, view.classes, shape)
+    return Job(client, version, module, view, splits, forget, retain, requests, hardware, folder)
+
+
+def pick_hardware(module: nn.Module, dataset: Dataset[Any], config: HardwareConfig, progress: bool) -> Hardware:
+    """The command's device and precision, resolved, and noted on the run."""
+    return resolve_hardware(
+        module,
+        dataset,
+        device=config.device,
+        precision=config.precision,
+        num_workers=config.num_workers,
+        progress=progress,
+    )
+
+
+def open_gold(client: MlflowClient, uri: str | None, job_view: View, forget: npt.NDArray[np.int64], folder: Path, config: Reads) -> nn.Module | None:
+    """The gold standard's module, if one is named.
+
+    Raises:
+        UnlearnError: it reads its inputs otherwise, or was trained on forgotten samples.
+    """
+    if uri is None:
+        return None
+    version = open_version(client, uri, folder)
+    check_alike(version, job_view)
+    manifest = version.training_manifest
+    if manifest is not None:
+        seen = int(manifest.mask([job_view.source.train.ids[i] for i in forget]).sum())
+        if seen:
+            raise UnlearnError(
+                f"{version.uri} was trained on {seen} of the {len(forget)} forgotten samples: it is no gold standard; "
+                "train one with exclude="
+            )
+    return load_module(version, config.architecture, len(job_view.classes), trainable=False)
+
+
+def check_alike(version: Version, view: View) -> None:
+    """Two models can be compared only on the same inputs and outputs.
+
+    Raises:
+        UnlearnError: the version's record names another transform or another order of classes.
+    """
+    record = version.record
+    if record is None:
+        return
+    if record.transform != view.transform and not view.source.ready:
+        raise UnlearnError(f"{version.uri} reads with transform {record.transform!r}, the other with {view.transform!r}")
+    if record.classes != view.classes:
+        raise UnlearnError(f"{version.uri} has its classes in another order than the model that it is compared with")
+
+
+def parse_params(text: str | None) -> dict[str, Any]:
+    """Hyperparameters from JSON or a YAML file.
+
+    Raises:
+        UnlearnError: neither.
+    """
+    if text is None:
+        return {}
+    where = "params"
+    if not text.lstrip().startswith("{"):
+        where = f"params file {text!r}"
+        try:
+            text = Path(text).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UnlearnError(f"params = {text!r} is neither JSON nor a readable YAML file ({error.strerror})") from error
+    try:
+        # YAML reads 1e-4 as a string; pydantic makes a number of it again.
+        values = json.loads(text) if where == "params" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise UnlearnError(f"{where} cannot be parsed: {str(error).splitlines()[0]}") from error
+    if not isinstance(values, dict):
+        raise UnlearnError(f"{where} holds a {type(values).__name__}, not names with values")
+    return values
+
+
+def new_record(job: Job, config: Any, method: str, recipe: dict[str, Any]) -> Record:
+    """What the new version records of itself."""
+    old = job.version.record
+    architecture = None
+    if job.version.format == "pt2":
+        architecture = config.architecture or (old.architecture if old is not None else None)
+    elif old is not None:
+        architecture = old.architecture
+    shape = job.view.shape
+    if shape is None or len(shape) != 3:
+        raise ValueError("open_job sets the shape")
+    return Record(
+        architecture=architecture,
+        num_classes=len(job.view.classes),
+        image_shape=(shape[0], shape[1], shape[2]),
+        transform=job.view.transform,
+        classes=job.view.classes,
+        data=job.view.source.spec,
+        source_uri=job.version.uri,
+        request_ids=tuple(request.id for request in job.requests),
+        method=method,
+        recipe=recipe,
+    )

@@ -1,0 +1,367 @@
+"""Model versions: resolve a URI, load the module behind it, and register a new version that drops in for it."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import mlflow
+import numpy as np
+import torch
+import yaml
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, infer_signature
+from mlflow.tracking import MlflowClient
+from mlflow.types import TensorSpec
+from mlflow.utils.validation import _validate_model_name
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.models import build_model, load_weights, non_finite_tensor, weights_digest
+
+Format = Literal["pt2", "pickle"]
+METADATA_KEY = "mlflow_unlearn"
+MANIFEST_FILE = "training_manifest.csv"
+WEIGHTS_FILE = "weights.safetensors"
+_DESCRIPTION_LIMIT = 5000
+
+
+class Record(BaseModel):
+    """What a version that we registered knows of itself; it lies in the MLmodel's metadata.
+
+    Attributes:
+        architecture: rebuilds the module together with ``num_classes`` and ``image_shape``; None for a module of the
+            team's own, which travels as a pickle.
+        num_classes: K.
+        image_shape: ``(C, H, W)`` after the transform.
+        transform: spec of the input transform.
+        classes: names in the order of the outputs.
+        data: spec of the data source.
+        source_uri: the version that was unlearned, or None for a trained one.
+        request_ids: what was carried out.
+        method: how the weights came about.
+        recipe: hyperparameters of the method, and the seed.
+    """
+
+    # Versions written by a later release may know more.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    schema_version: Literal[1] = 1
+    architecture: str | None
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    transform: str
+    classes: tuple[str, ...]
+    data: str
+    source_uri: str | None = None
+    request_ids: tuple[str, ...] = ()
+    method: str
+    recipe: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Version:
+    """A model as the registry knows it, its files on disk.
+
+    Attributes:
+        uri: with the version resolved, never an alias.
+        name: None for ``runs:/`` and ``models:/m-…``.
+        version: likewise.
+        model_id: of the LoggedModel, None where the version came from a plain path.
+        path: the downloaded model folder.
+        model: its MLmodel.
+        record: ours, None for a version that somebody else registered.
+        tags: of the version.
+    """
+
+    uri: str
+    name: str | None
+    version: str | None
+    model_id: str | None
+    path: Path
+    model: Model
+    record: Record | None
+    tags: Mapping[str, str]
+
+    @property
+    def format(self) -> Format:
+        """How the module is serialised."""
+        return "pt2" if self._data("model.pt2").exists() else "pickle"
+
+    @property
+    def training_manifest(self) -> Manifest | None:
+        """What the version was trained on and has not forgotten, None where nobody recorded it."""
+        path = self.path / "extra_files" / MANIFEST_FILE
+        return Manifest.from_csv(path) if path.exists() else None
+
+    @property
+    def input_shape(self) -> tuple[int, ...] | None:
+        """``(C, H, W)`` of the signature, where it is a single tensor ``[N, C, H, W]`` of known size."""
+        inputs = self.model.signature.inputs.inputs if self.model.signature is not None else []
+        if len(inputs) == 1 and isinstance(inputs[0], TensorSpec) and len(inputs[0].shape) == 4:
+            shape = tuple(inputs[0].shape[1:])
+            return shape if all(size > 0 for size in shape) else None
+        return None
+
+    def _data(self, file: str) -> Path:
+        return self.path / self.model.flavors["pytorch"]["model_data"] / file
+
+
+def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
+    """The registered version behind ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``; None for other models.
+
+    Raises:
+        UnlearnError: name, version or alias do not exist; says which there are.
+    """
+    if uri.startswith("runs:/") or re.fullmatch(r"models:/m-[0-9a-f]{32}", uri):
+        return None
+    match = re.fullmatch(r"models:/([^/@:]+)(?:/([^/@]+)|@([^/@]+))?", uri)
+    if match is None:
+        raise UnlearnError(
+            f"{uri!r} is no model URI: write models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-ID or runs:/RUN/NAME"
+        )
+    name, version, alias = match.groups()
+    try:
+        registered = client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        names = [model.name for model in client.search_registered_models(max_results=1000)]
+        near = get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        there = ", ".join(sorted(names)[:10]) or "none"
+        raise UnlearnError(f"there is no registered model {name!r}: {hint}registered are: {there}") from error
+    if alias is not None:
+        if alias not in registered.aliases:
+            there = ", ".join(f"{a} (version {v})" for a, v in sorted(registered.aliases.items())) or "none"
+            raise UnlearnError(f"model {name!r} has no alias {alias!r}: its aliases are: {there}")
+        version = registered.aliases[alias]
+    versions = sorted((int(v.version) for v in client.search_model_versions(f"name='{name}'")), reverse=True)
+    if version == "latest" and versions:
+        version = str(versions[0])
+    if version is None or not version.isdecimal() or int(version) not in versions:
+        there = ", ".join(map(str, sorted(versions)[-20:])) or "none"
+        asked = f"has no version {version!r}" if version is not None else "needs a version or an alias"
+        raise UnlearnError(f"model {name!r} {asked}: its versions are: {there}")
+    return client.get_model_version(name, version)
+
+
+def open_version(client: MlflowClient, uri: str, folder: Path) -> Version:
+    """Resolve ``uri`` and download its files into ``folder``.
+
+    Raises:
+        UnlearnError: it does not exist, its artifacts are gone, or it is no PyTorch model.
+    """
+    registered = find_version(client, uri)
+    if registered is not None:
+        uri = f"models:/{registered.name}/{registered.version}"
+    target = folder / re.sub(r"\W+", "-", uri)
+    target.mkdir(exist_ok=True)
+    try:
+        path = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target)))
+        model = Model.load(str(path))
+    except (MlflowException, OSError) as error:
+        raise UnlearnError(
+            f"the files of {uri} cannot be read ({str(error).splitlines()[0]}): "
+            "its artifacts were deleted or moved, or the URI is wrong; restore them or choose another version"
+        ) from error
+    if "pytorch" not in model.flavors:
+        there = ", ".join(sorted(model.flavors))
+        raise UnlearnError(f"{uri} is no PyTorch model (its flavors are: {there}): only the pytorch flavor can be unlearned")
+    metadata = (model.metadata or {}).get(METADATA_KEY)
+    return Version(
+        uri=uri,
+        name=registered.name if registered is not None else None,
+        version=str(registered.version) if registered is not None else None,
+        model_id=model.model_id,
+        path=path,
+        model=model,
+        record=Record.model_validate(metadata) if metadata is not None else None,
+        tags=dict(registered.tags) if registered is not None else {},
+    )
+
+
+def load_module(version: Version, architecture: str | None, num_classes: int, *, trainable: bool = True) -> nn.Module:
+    """The version's module in eval mode on the CPU, finite weights assured.
+
+    A pt2 program has its modes baked in: to be trained again it is rebuilt from its architecture.
+
+    Args:
+        version: from `open_version`.
+        architecture: overrides the record's.
+        num_classes: K, to rebuild a version without a record.
+        trainable: False takes a pt2 program without an architecture as it is, for evaluation alone.
+
+    Raises:
+        UnlearnError: it cannot be loaded or rebuilt, or holds NaN.
+    """
+    try:
+        module = mlflow.pytorch.load_model(str(version.path), device="cpu")
+    except Exception as error:  # Unpickling runs the team's code.
+        raise UnlearnError(
+            f"{version.uri} cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            f": install what it needs (its requirements.txt lists it)"
+        ) from error
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UnlearnError(f"{version.uri} is TorchScript, which is not trained again: log the eager module or pt2")
+    if not isinstance(module, nn.Module):
+        raise UnlearnError(f"{version.uri} holds a {type(module).__name__}, not a torch.nn.Module")
+    if (bad := non_finite_tensor(module)) is not None:
+        raise UnlearnError(f"the weights of {version.uri} are not finite ({bad} holds NaN or infinity): choose another version")
+    if version.format == "pickle":
+        return module.eval()
+    record = version.record
+    named = architecture or (record.architecture if record is not None else None)
+    if named is None:
+        if not trainable:
+            return module
+        raise UnlearnError(
+            f"{version.uri} is an exported program (pt2), which cannot be trained again: name its architecture, "
+            "architecture=timm:NAME, torchvision:NAME or package.module:factory"
+        )
+    shape = record.image_shape if record is not None else version.input_shape
+    if shape is None or len(shape) != 3:
+        raise UnlearnError(f"{version.uri} has no signature [N, C, H, W] from which to rebuild {named!r}")
+    channels, height, width = shape
+    rebuilt = build_model(named, num_classes, (channels, height, width))
+    load_weights(rebuilt, {name: value.detach().clone() for name, value in module.state_dict().items()}, named)
+    return rebuilt.eval()
+
+
+def check_name(name: str) -> str:
+    """A name that the registry takes.
+
+    Raises:
+        UnlearnError: it does not.
+    """
+    try:
+        _validate_model_name(name)
+    except MlflowException as error:
+        raise UnlearnError(f"{name!r} is no name for a registered model: {error.message}") from error
+    return name
+
+
+def register(
+    client: MlflowClient,
+    module: nn.Module,
+    name: str,
+    record: Record,
+    training: Manifest,
+    *,
+    folder: Path,
+    example: np.ndarray[Any, Any] | None = None,
+    source: Version | None = None,
+    serialization: Format = "pt2",
+    tags: Mapping[str, str],
+    metrics: Mapping[str, float],
+    description: str,
+) -> ModelVersion:
+    """Log ``module`` in the active run and register it; tags are there from the version's first moment.
+
+    With a ``source`` its format, signature, input example, code, extra files, environment and other metadata are kept,
+    so that whoever used the source can use the new version.
+
+    Args:
+        client: of the registry.
+        module: in eval mode.
+        name: of the registered model, created if need be.
+        record: for the MLmodel's metadata.
+        training: effective training manifest of the new version; stored hashed.
+        folder: for temporary files.
+        example: input example ``[N, C, H, W]`` where there is no source.
+        source: the version that the new one replaces.
+        serialization: where there is no source.
+        tags: of the version.
+        metrics: become tags ``unlearn.metric.<key>`` and metrics of the LoggedModel.
+        description: Markdown for the reviewer.
+    """
+    module = module.cpu().eval()
+    # Always hashed, each time with a new salt: comparing two versions' manifests must not name what was forgotten.
+    training.hashed().to_csv(folder / MANIFEST_FILE)
+    weights = {key: value.detach().clone().contiguous() for key, value in module.state_dict().items()}
+    save_file(weights, folder / WEIGHTS_FILE)
+    extra = [folder / MANIFEST_FILE, folder / WEIGHTS_FILE]
+    metadata: dict[str, Any] = {METADATA_KEY: record.model_dump(mode="json")}
+    arguments: dict[str, Any]
+    if source is not None:
+        names = {file.name for file in extra}
+        extra += [file for file in sorted((source.path / "extra_files").glob("*")) if file.name not in names]
+        metadata = {**(source.model.metadata or {}), **metadata}
+        arguments = _like(source)
+    else:
+        if example is None:
+            raise ValueError("a version without a source needs an input example")
+        with torch.inference_mode():
+            output = module(torch.from_numpy(example)).numpy()
+        arguments = {
+            "signature": infer_signature(example, output),
+            "input_example": example,
+            "pip_requirements": _requirements(module, serialization),
+            "serialization_format": serialization,
+        }
+    info = mlflow.pytorch.log_model(
+        module, name="model", extra_files=[str(file) for file in extra], metadata=metadata, **arguments
+    )
+    digest = weights_digest(module)
+    mlflow.log_metrics({f"model.{key}": value for key, value in metrics.items()}, model_id=info.model_id)
+    all_tags = {
+        **tags,
+        "unlearn.weights_sha256": digest,
+        **{f"unlearn.metric.{key}": repr(float(value)) for key, value in metrics.items()},
+    }
+    version = mlflow.register_model(info.model_uri, name, tags=all_tags)
+    client.update_model_version(name, version.version, description=description[:_DESCRIPTION_LIMIT])
+    return version
+
+
+def _like(source: Version) -> dict[str, Any]:
+    """Arguments of ``log_model`` that make the new model what the source is to its users."""
+    code = source.model.flavors["pytorch"].get("code")
+    arguments: dict[str, Any] = {
+        "signature": source.model.signature,
+        "serialization_format": source.format,
+        "code_paths": [str(path) for path in sorted((source.path / code).iterdir())] if code else None,
+    }
+    if source.model.saved_input_example_info is not None:
+        arguments["input_example"] = source.model.load_input_example(str(source.path))
+    elif source.format == "pt2" and source.input_shape is not None:
+        # Tracing needs an example; two samples keep the batch size dynamic.
+        arguments["input_example"] = np.zeros((2, *source.input_shape), dtype=np.float32)
+    environment = source.path / "conda.yaml"
+    if environment.exists():
+        arguments["conda_env"] = yaml.safe_load(environment.read_text())
+    elif (source.path / "requirements.txt").exists():
+        arguments["pip_requirements"] = str(source.path / "requirements.txt")
+    return arguments
+
+
+def _requirements(module: nn.Module, serialization: Format) -> list[str]:
+    """What loading the model needs, as ``package==version``; never this package."""
+    import mlflow as mlflow_package
+    import timm
+    import torchvision
+
+    needed = [("mlflow", mlflow_package.__version__), ("numpy", np.__version__), ("torch", torch.__version__)]
+    if serialization == "pickle":
+        # A pickle refers to its classes by module.
+        roots = {type(part).__module__.split(".")[0] for part in module.modules()}
+        needed += [(p.__name__, p.__version__) for p in (timm, torchvision) if p.__name__ in roots]
+    # A local build label ("+cpu") names no release of the package index.
+    return [f"{package}=={version.split('+')[0]}" for package, version in needed]
+
+
+def example_images(images: Sequence[Tensor]) -> np.ndarray[Any, Any]:
+    """The first two images as an input example ``[2, C, H, W]``: two, so that export keeps the batch size dynamic."""
+    return torch.stack(list(images[:2])).numpy()
+
+
+def environment_uri() -> str:
+    """The tracking URI for the line that opens the UI."""
+    return os.environ.get("MLFLOW_TRACKING_URI", mlflow.get_tracking_uri())

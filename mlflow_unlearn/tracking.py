@@ -1,0 +1,224 @@
+"""The MLflow run of a command: connection, parameters, system facts, inputs, and how it ends."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import torch
+import yaml
+from mlflow.data.dataset_source import DatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import LoggedModelInput
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from mlflow_unlearn.config import Command
+from mlflow_unlearn.errors import UnlearnError
+
+ERROR_TAG = "unlearn.error"
+_PACKAGES = ("mlflow-unlearn", "mlflow", "torch", "torchvision", "timm", "numpy", "scikit-learn", "optuna")
+_TAG_LIMIT = 8000
+
+
+def client() -> MlflowClient:
+    """A client of the store that `run` has connected to."""
+    return MlflowClient()
+
+
+def connect() -> MlflowClient:
+    """A client whose store answers; relative SQLite URIs are made absolute for us and our children.
+
+    Raises:
+        UnlearnError: the store cannot be reached; says its URI.
+    """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # The check would ask the package index; the requirements that we log are explicit.
+    os.environ.setdefault("MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK", "true")
+    uri = absolute_uri(mlflow.get_tracking_uri())
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    mlflow.set_tracking_uri(uri)
+    store = MlflowClient()
+    # MLflow's own patience is minutes: ask once, briefly, then leave its settings as they were.
+    brief = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    before = {name: os.environ.get(name) for name in brief}
+    os.environ.update({name: value for name, value in brief.items() if before[name] is None})
+    try:
+        store.search_experiments(max_results=1)
+    except Exception as error:  # SQLAlchemy, requests and MLflow each raise their own.
+        raise UnlearnError(
+            f"the tracking store {uri} cannot be reached ({_first_line(error)}): "
+            "start it, or set MLFLOW_TRACKING_URI to one that runs"
+        ) from error
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+    return store
+
+
+def absolute_uri(uri: str) -> str:
+    """``sqlite:///relative.db`` made absolute against the working directory; everything else as it is.
+
+    >>> absolute_uri("sqlite:////data/mlflow.db")
+    'sqlite:////data/mlflow.db'
+    """
+    prefix = "sqlite:///"
+    path = uri.removeprefix(prefix)
+    if not uri.startswith(prefix) or path in ("", ":memory:") or Path(path).is_absolute():
+        return uri
+    return prefix + str(Path(path).resolve())
+
+
+@contextmanager
+def run(name: str, config: Command) -> Iterator[str]:
+    """One MLflow run for one command: yields its id; FINISHED, FAILED with the sentence as a tag, or KILLED after.
+
+    Under ``mlflow run`` this is the project's own run.
+
+    Raises:
+        UnlearnError: also in the place of errors of MLflow and of the file system.
+    """
+    store = connect()
+    try:
+        active = mlflow.start_run(run_name=name)
+    except MlflowException as error:
+        hint = ""
+        if os.environ.get("MLFLOW_RUN_ID"):
+            hint = f" (MLFLOW_RUN_ID is set; if it was made by `mlflow run`, give it an absolute tracking URI, not one relative to another folder than {Path.cwd()})"
+        raise UnlearnError(f"no run can be started: {_first_line(error)}{hint}") from error
+    run_id: str = active.info.run_id
+    with active:
+        try:
+            mlflow.set_tags({"unlearn.command": name, **system_facts()})
+            values = config.model_dump(by_alias=True)
+            mlflow.log_params({f"unlearn.{key}": value for key, value in values.items()})
+            # Also the first write to the artifact store: if it is full or read-only, no training is lost.
+            mlflow.log_text(yaml.safe_dump({name: values}, sort_keys=False, allow_unicode=True), "config.yaml")
+            yield run_id
+        except UnlearnError as error:
+            tag_error(run_id, str(error))
+            raise
+        except (MlflowException, OSError) as error:
+            sentence = f"{type(error).__name__}: {_first_line(error)}"
+            if isinstance(error, OSError):
+                sentence = f"a file cannot be read or written ({_first_line(error)}): check space and permissions"
+            tag_error(run_id, sentence)
+            raise UnlearnError(sentence) from error
+        except Exception as error:
+            tag_error(run_id, f"{type(error).__name__}: {_first_line(error)}")
+            raise
+        except BaseException:
+            # Ctrl-C and SIGTERM: MLflow itself would say FAILED.
+            store.set_tag(run_id, ERROR_TAG, "stopped by a signal")
+            mlflow.end_run("KILLED")
+            raise
+
+
+def tag_error(run_id: str, sentence: str) -> None:
+    """Leave the sentence of an error on its run."""
+    MlflowClient().set_tag(run_id, ERROR_TAG, sentence[:_TAG_LIMIT])
+
+
+def system_facts() -> dict[str, str]:
+    """What a rerun would need to know: versions, processor, threads, and the commit of this code."""
+    facts = {
+        "unlearn.system.python": platform.python_version(),
+        "unlearn.system.platform": platform.platform(),
+        "unlearn.system.threads": str(torch.get_num_threads()),
+        "unlearn.system.accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
+    }
+    for package in _PACKAGES:
+        try:
+            facts[f"unlearn.system.{package}"] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            # Under conda the project runs from its folder and is not installed.
+            facts[f"unlearn.system.{package}"] = "not installed"
+    commit, dirty = code_commit()
+    return {**facts, "unlearn.git.commit": commit, "unlearn.git.dirty": dirty}
+
+
+def code_commit() -> tuple[str, str]:
+    """Commit of the checkout that this package runs from and whether it has changes, or "unknown" twice."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("rev-parse", "HEAD").strip(), str(bool(git("status", "--porcelain").strip())).lower()
+    except (OSError, subprocess.CalledProcessError):
+        # No git here, or an installed package, whose version is among the facts.
+        return "unknown", "unknown"
+
+
+class ManifestSource(DatasetSource):  # type: ignore[misc]
+    """Names a data source in MLflow's dataset inputs; it is never loaded from there."""
+
+    def __init__(self, spec: str) -> None:
+        """Keep the source's spec string."""
+        self._spec = spec
+
+    @staticmethod
+    def _get_source_type() -> str:
+        return "mlflow_unlearn"
+
+    def load(self) -> Any:
+        """The source itself, by its spec."""
+        from mlflow_unlearn.data.sources import load_source
+
+        return load_source(self._spec)
+
+    @staticmethod
+    def _can_resolve(raw_source: Any) -> bool:
+        return False
+
+    @classmethod
+    def _resolve(cls, raw_source: Any) -> "ManifestSource":
+        raise NotImplementedError("a manifest is logged by mlflow-unlearn, never resolved from a raw source")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What MLflow stores."""
+        return {"spec": self._spec}
+
+    @classmethod
+    def from_dict(cls, source_dict: Mapping[str, Any]) -> "ManifestSource":
+        """The inverse of `to_dict`."""
+        return cls(source_dict["spec"])
+
+
+def log_manifests(spec: str, digests: Mapping[str, str], counts: Mapping[str, int]) -> None:
+    """The sets of a run as dataset inputs: context ``forget``, ``retain``, … with digest and size, never with names."""
+    for role, digest in digests.items():
+        dataset = MetaDataset(ManifestSource(spec), name=f"{role} ({counts[role]} samples)", digest=digest[:36])
+        mlflow.log_input(dataset, context=role)
+
+
+def log_source_model(client: MlflowClient, run_id: str, model_id: str | None) -> None:
+    """The source version's LoggedModel as an input of the run: the first of three places of lineage."""
+    if model_id is not None:
+        client.log_inputs(run_id, models=[LoggedModelInput(model_id=model_id)])
+
+
+def log_json(record: Mapping[str, Any], name: str) -> None:
+    """An artifact of the active run."""
+    mlflow.log_dict(dict(record), name)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder of this command."""
+    with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-") as folder:
+        yield Path(folder)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
