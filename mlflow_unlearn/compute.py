@@ -56,7 +56,10 @@ def pick_precision(precision: Precision, model: nn.Module, images: Tensor, devic
         raise UnlearnError(f"unknown precision {precision!r}: use fp32, bf16 or auto")
     if precision != "auto":
         return precision
-    trial = copy.deepcopy(model).to(device).train()
+    trial = copy.deepcopy(model).to(device)
+    # Eval mode costs the same, and BatchNorm takes a single image in it.
+    for module in trial.modules():
+        module.training = False
     images = images.to(device)
 
     def seconds(candidate: Precision) -> float:
@@ -64,8 +67,10 @@ def pick_precision(precision: Precision, model: nn.Module, images: Tensor, devic
         for _ in range(4):
             start = time.perf_counter()
             with autocast(candidate, device):
-                loss = trial(images).float().logsumexp(dim=1).mean()
-            loss.backward()
+                output = trial(images)
+            # A frozen model is only evaluated; outputs that are no logits are refused where they are used.
+            if isinstance(output, Tensor) and output.requires_grad:
+                output.float().logsumexp(dim=-1).mean().backward()  # type: ignore[no-untyped-call]
             if device.type == "cuda":
                 torch.cuda.synchronize()
             timed.append(time.perf_counter() - start)
@@ -74,20 +79,42 @@ def pick_precision(precision: Precision, model: nn.Module, images: Tensor, devic
     return "bf16" if seconds("bf16") < seconds("fp32") else "fp32"
 
 
+def checked_seed(seed: int) -> int:
+    """``seed``, if every generator takes it.
+
+    Raises:
+        UnlearnError: it is not a whole number in ``[0, 2⁶⁴)``.
+    """
+    if not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise UnlearnError(f"seed = {seed!r} is not usable: it must be a whole number ≥ 0 (and below 2⁶⁴)")
+    return seed
+
+
 @contextmanager
 def isolated_rng(seed: int) -> Iterator[None]:
     """Seed Python's, NumPy's and torch's global generators inside, and put their states back after."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices):
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
         try:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)
             yield
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+@contextmanager
+def deterministic_convolutions() -> Iterator[None]:
+    """Keep cuDNN to algorithms that give the same bits every time; nothing on the CPU, where all do."""
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
 
 
 @contextmanager

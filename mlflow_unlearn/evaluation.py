@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from mlflow_unlearn.compute import Precision
+from mlflow_unlearn.compute import Precision, checked_seed
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.forward import Hardware, forward
@@ -53,6 +53,7 @@ KEYS = (
 """Every metric, in the order of tables."""
 
 ROLES = ("forget", "retain", "val", "test")
+UNMATCHED = "no class of the forget set occurs in the test set"
 
 
 class Metrics(dict[str, float]):
@@ -117,7 +118,7 @@ def read(
             sums = torch.zeros(p.shape[1], p.shape[1], dtype=torch.float64, device=p.device)
         sums.index_add_(0, batch_labels, p)
         labels.append(batch_labels.cpu())
-        predictions.append(p.argmax(dim=1).cpu())
+        predictions.append(logits.argmax(dim=1).cpu())
         entropies.append(-(p * log_p).sum(dim=1).cpu())
         if keep_probabilities:
             kept.append(p.cpu())
@@ -180,18 +181,20 @@ def evaluate(
         A mapping of metric key to float; ``.missing`` has the reason for each key that was not computed.
 
     Raises:
-        UnlearnError: outputs that are no logits ``[N, K]``, labels ≥ K.
+        UnlearnError: outputs that are no finite logits ``[N, K]``, or not of one K; labels ≥ K.
     """
+    checked_seed(seed)
     hardware = resolve_hardware(
         model, splits.test, device=device, precision=precision, num_workers=num_workers, progress=progress
     )
     readings = read_splits(model, splits, hardware)
-    original_test = None
+    gold_readings = original_test = None
+    if gold is not None:
+        gold_readings = readings if gold is model else read_splits(gold, splits, hardware, name="gold")
     if original is model:
         original_test = readings["test"]
     elif original is not None:
         original_test = read_splits(original, splits, hardware, roles=("test",), name="original")["test"]
-    gold_readings = None if gold is None else read_splits(gold, splits, hardware, name="gold")
     return compute_metrics(readings, original_test=original_test, gold=gold_readings, seed=seed)
 
 
@@ -205,20 +208,34 @@ def compute_metrics(
         original_test: of the original on test.
         gold: of the gold standard, as ``readings``.
         seed: of the bootstrap and of the folds of the attack.
+
+    Raises:
+        UnlearnError: the models differ in their number of outputs.
     """
     metrics = Metrics()
     forget, retain, test = readings["forget"], readings["retain"], readings["test"]
     num_classes = len(test.class_sums)
+    for name, reading in (("original", original_test), ("gold", gold["forget"] if gold else None)):
+        if reading is not None and len(reading.class_sums) != num_classes:
+            raise UnlearnError(
+                f"the {name} model has {len(reading.class_sums)} outputs and the measured one {num_classes}: "
+                "they cannot be compared"
+            )
     classes = np.unique(forget.labels)
-    forgotten = classes[~np.isin(classes, retain.labels)]
+    forgotten = _wholly_forgotten(forget, retain)
     metrics.counts.update({f"n_{role}": len(reading.labels) for role, reading in readings.items()})
     metrics.counts["wholly_forgotten_classes"] = len(forgotten)
 
     _accuracies(metrics, readings, forgotten)
-    _membership(metrics, forget, retain, test, forgotten, num_classes, seed)
+    _attack(metrics, readings, forgotten, seed)
+    _two_sided(metrics, forget, test, num_classes, seed)
     _retrain_free(metrics, forget, retain, test, original_test, classes)
     _against_gold(metrics, forget, gold, seed)
     return metrics
+
+
+def _wholly_forgotten(forget: Reading, retain: Reading) -> npt.NDArray[np.int64]:
+    return np.setdiff1d(forget.labels, retain.labels)
 
 
 def _accuracies(metrics: Metrics, readings: Readings, forgotten: npt.NDArray[np.int64]) -> None:
@@ -243,36 +260,33 @@ def _accuracies(metrics: Metrics, readings: Readings, forgotten: npt.NDArray[np.
                 metrics["acc_test_forgotten"] = accuracy(reading.predictions, reading.labels, ~known)
 
 
-def _membership(
-    metrics: Metrics,
-    forget: Reading,
-    retain: Reading,
-    test: Reading,
-    forgotten: npt.NDArray[np.int64],
-    num_classes: int,
-    seed: int,
-) -> None:
+def _attack(metrics: Metrics, readings: Readings, forgotten: npt.NDArray[np.int64], seed: int) -> None:
+    forget, test = readings["forget"], readings["test"]
+    nonmembers = ~np.isin(test.labels, forgotten)
     attack = membership_attack(
-        retain.entropies,
+        readings["retain"].entropies,
         forget.entropies,
         test.entropies,
         labels_forget=forget.labels,
         labels_test=test.labels,
-        num_classes=num_classes,
-        nonmembers=~np.isin(test.labels, forgotten),
+        num_classes=len(test.class_sums),
+        nonmembers=nonmembers,
         seed=seed,
     )
-    unmatched = "no class of the forget set occurs in the test set"
     if attack is None:
         for key in ("mia", "mia_test", "mia_excess"):
             metrics.missing[key] = "every test sample belongs to a wholly forgotten class: the attack has no non-member"
+        return
+    metrics["mia"] = attack.mia
+    if attack.mia_test is not None and attack.mia_excess is not None:
+        metrics["mia_test"], metrics["mia_excess"] = attack.mia_test, attack.mia_excess
     else:
-        metrics["mia"] = attack.mia
-        if attack.mia_test is None or attack.mia_excess is None:
-            metrics.missing["mia_test"] = metrics.missing["mia_excess"] = unmatched
-        else:
-            metrics["mia_test"], metrics["mia_excess"] = attack.mia_test, attack.mia_excess
+        shared = np.isin(test.labels, forget.labels).any()
+        reason = "the attack has a single non-member, and at least two are needed" if shared else UNMATCHED
+        metrics.missing["mia_test"] = metrics.missing["mia_excess"] = reason
 
+
+def _two_sided(metrics: Metrics, forget: Reading, test: Reading, num_classes: int, seed: int) -> None:
     weights_forget, weights_test = class_matched_weights(forget.labels, test.labels, num_classes)
     matched = int((weights_forget > 0).sum())
     metrics.counts["mia_auc_forget_left_out"] = len(forget.labels) - matched
@@ -287,7 +301,7 @@ def _membership(
     if matched:
         metrics["entropy_ks"] = entropy_ks(forget.entropies, test.entropies, weights_forget, weights_test)
     else:
-        metrics.missing["entropy_ks"] = unmatched
+        metrics.missing["entropy_ks"] = UNMATCHED
 
 
 def _retrain_free(
@@ -306,7 +320,7 @@ def _retrain_free(
     elif not np.isin(classes, retain.labels).any():
         reason = "no unseen reference for a wholly forgotten class"
     elif not len(usable):
-        reason = "no class of the forget set occurs in the test set"
+        reason = "no retained class of the forget set occurs in the test set"
     if original_test is None or reason is not None:
         metrics.missing["rf_jsd"] = metrics.missing["rf_jsd_published"] = reason or ""
         return
@@ -326,7 +340,10 @@ def _against_gold(metrics: Metrics, forget: Reading, gold: Readings | None, seed
         raise ValueError("jsd needs the probabilities of the forget set: read it with keep_probabilities=True")
     metrics["jsd"] = float(js_divergence(ours, theirs).mean())
     metrics["jsd_published"] = js_divergence_published(ours, theirs)
-    reference = compute_metrics(gold, seed=seed)
+    reference = Metrics()
+    forgotten = _wholly_forgotten(gold["forget"], gold["retain"])
+    _accuracies(reference, gold, forgotten)
+    _attack(reference, gold, forgotten, seed)
     for key, mia_key in (("avg_gap", "mia"), ("avg_gap_excess", "mia_excess")):
         needed = (mia_key, "acc_forget", "acc_retain", "acc_test")
         reason = next((m.missing[k] for m in (metrics, reference) for k in needed if k in m.missing), None)

@@ -42,19 +42,25 @@ def forward(
         num_workers=hardware.num_workers,
         pin_memory=hardware.device.type == "cuda",
         collate_fn=default_collate,
+        # A loader draws a seed for its workers: not from the global generator, which belongs to the caller.
+        generator=torch.Generator(),
     )
     for images, labels in track(loader, description, enabled=hardware.progress):
         with evaluating(model), autocast(hardware.precision, hardware.device):
             output = model(images.to(hardware.device, non_blocking=True))
-        yield checked_logits(output, labels), labels.to(hardware.device)
+        yield checked_logits(output, labels), labels.to(hardware.device).long()
 
 
 def checked_logits(output: Any, labels: Tensor) -> Tensor:
     """``output`` as float32 logits ``[B, K]``.
 
     Raises:
-        UnlearnError: it is something else, or a label is not below K.
+        UnlearnError: it is something else, or a label is no class in ``[0, K)``.
     """
+    if labels.ndim != 1:
+        raise UnlearnError(
+            f"the labels of {len(labels)} samples have shape {list(labels.shape)}: give one class a sample"
+        )
     if not isinstance(output, Tensor):
         raise UnlearnError(
             f"the model returns a {type(output).__name__}, not a tensor of logits [N, K]: "
@@ -64,9 +70,11 @@ def checked_logits(output: Any, labels: Tensor) -> Tensor:
         raise UnlearnError(
             f"the model returns a tensor of shape {list(output.shape)} for {len(labels)} images, not logits [N, K]"
         )
-    if len(labels) and (labels.max() >= output.shape[1] or labels.min() < 0):
-        bad = labels[(labels >= output.shape[1]) | (labels < 0)][0].item()
-        raise UnlearnError(f"the data has label {bad}, and the model has {output.shape[1]} outputs (0 to K − 1)")
+    bad = labels[(labels >= output.shape[1]) | (labels < 0)]
+    if len(bad):
+        raise UnlearnError(
+            f"the data has label {bad[0].item()}, and the model has {output.shape[1]} outputs (0 to K − 1)"
+        )
     return output.float()
 
 

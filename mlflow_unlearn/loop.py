@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader, Dataset
 
-from mlflow_unlearn.compute import Precision, autocast, isolated_rng, pick_device, pick_precision
+from mlflow_unlearn.compute import (
+    Precision,
+    autocast,
+    deterministic_convolutions,
+    isolated_rng,
+    pick_device,
+    pick_precision,
+)
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.forward import Hardware, checked_logits, predict
@@ -53,7 +60,7 @@ def run(
     """
     start = time.perf_counter()
     home = next(model.parameters()).device
-    with isolated_rng(seed), torch.inference_mode(False), torch.enable_grad():
+    with isolated_rng(seed), torch.inference_mode(False), torch.enable_grad(), deterministic_convolutions():
         student = copy.deepcopy(model).to(hardware.device)
         if teacher is None:
             frozen = copy.deepcopy(model).to(hardware.device)
@@ -82,9 +89,9 @@ def resolve_hardware(
     """Decide device and precision once; ``auto`` precision is timed on the first samples of ``dataset``."""
     picked = pick_device(device)
     images = torch.empty(0)
-    if precision == "auto":
-        images = torch.stack([dataset[i][0] for i in range(min(64, len(dataset)))])  # type: ignore[arg-type]
     with isolated_rng(0), torch.inference_mode(False), torch.enable_grad():
+        if precision == "auto":
+            images = torch.stack([dataset[i][0] for i in range(min(64, len(dataset)))])  # type: ignore[arg-type]
         return Hardware(picked, pick_precision(precision, model, images, picked), num_workers, progress)
 
 
@@ -109,7 +116,12 @@ class _Desk:
 
     def labels(self, role: Role) -> Tensor:
         if role not in self._labels:
-            self._labels[role] = labels_of(self._datasets[role])
+            labels = labels_of(self._datasets[role])
+            if labels.ndim != 1:
+                raise UnlearnError(
+                    f"the labels of the {role} set have shape {list(labels.shape)}: give one class a sample"
+                )
+            self._labels[role] = labels
         return self._labels[role]
 
     def predictions(self, role: Role, *, teacher: bool = False) -> Tensor:
@@ -149,8 +161,8 @@ class _Desk:
                 loss = self._step(phase, optimizer, samples)
                 if not torch.isfinite(loss):
                     raise UnlearnError(
-                        f"the loss became {loss.item()} in epoch {passes}, step {step}, with lr {phase.optimizer.lr:g}: "
-                        f"try a smaller lr, say {phase.optimizer.lr / 10:g}"
+                        f"the loss became {loss.item()} in epoch {passes}, step {step}, "
+                        f"with lr {phase.optimizer.lr:g}: try a smaller lr, say {phase.optimizer.lr / 10:g}"
                     )
                 if scheduler is not None:
                     scheduler.step()
@@ -209,7 +221,7 @@ def shuffled_batches(count: int, phase: Phase, generator: torch.Generator | None
     BatchNorm cannot normalise a single sample in training mode.
     """
     order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
-    batches = [part.tolist() for part in order.split(phase.batch_size)]
+    batches = [part.tolist() for part in torch.split(order, phase.batch_size)]
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [batches[-2] + batches[-1]]
     return batches
@@ -223,13 +235,13 @@ class _TaggedSamples(Dataset[tuple[Tensor, int, bool, int]]):
         none = torch.empty(0, dtype=torch.long)
         forget = none if phase.forget is None else phase.forget
         retain = none if phase.retain is None else phase.retain
-        self._index = torch.cat([forget, retain])
+        self._index: list[int] = torch.cat([forget, retain]).tolist()
         self._forget_count = len(forget)
 
     def __len__(self) -> int:
         return len(self._index)
 
     def __getitem__(self, position: int) -> tuple[Tensor, int, bool, int]:
-        index, forget = int(self._index[position]), position < self._forget_count
+        index, forget = self._index[position], position < self._forget_count
         image, label = cast(Any, self._datasets["forget" if forget else "retain"])[index]
         return image, int(label), forget, index

@@ -1,15 +1,15 @@
 """Architectures by name, and what a module tells about itself."""
 
 import hashlib
-import importlib
-import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
+import inspect
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from mlflow_unlearn.data._common import import_function
 from mlflow_unlearn.errors import UnlearnError
 
 Family = Literal["cnn", "vit"]
@@ -59,24 +59,26 @@ def build_model(architecture: str, num_classes: int, image_shape: tuple[int, int
             f"{type(error).__name__}: {error}"
         ) from error
     raise UnlearnError(
-        f"unknown architecture {architecture!r}: use timm:NAME, torchvision:NAME, package.module:factory "
-        f"or one of {', '.join(SHORT_NAMES)}"
+        f"unknown architecture {architecture!r}: {_nearest(architecture, SHORT_NAMES)}use timm:NAME, torchvision:NAME, "
+        f"package.module:factory or one of {', '.join(SHORT_NAMES)}"
     )
 
 
 def _torchvision(name: str, num_classes: int, channels: int, small: bool) -> nn.Module:
     from torchvision import models
 
-    if name not in models.list_models(module=models):
-        raise UnlearnError(f"torchvision has no classifier {name!r}: see torchvision.models.list_models()")
+    names = models.list_models(module=models)
+    if name not in names:
+        raise UnlearnError(
+            f"torchvision has no classifier {name!r}: {_nearest(name, names)}see torchvision.models.list_models()"
+        )
     model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
     if isinstance(model, models.ResNet):
         if small:
-            model.conv1 = nn.Conv2d(channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
-            model.maxpool = nn.Identity()
+            _use_small_stem(model, channels)
         elif channels != 3:
             model.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
-        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     elif channels != 3:
         raise UnlearnError(f"torchvision:{name} takes 3 channels, the images have {channels}: use a timm architecture")
     return model
@@ -86,26 +88,27 @@ def _timm(name: str, num_classes: int, channels: int, height: int, width: int, s
     import timm
 
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise UnlearnError(f"timm has no model {name!r}" + (f": near it are {', '.join(near)}" if near else ""))
+        raise UnlearnError(f"timm has no model {name!r}: {_nearest(name, timm.list_models())}see timm.list_models()")
     extra: dict[str, Any] = {}
-    if "vit" in name and (height, width) != (224, 224):
+    if name.startswith(("vit_", "deit")):
         extra["img_size"] = (height, width)
         if small:
-            side = min(height, width)
-            extra["patch_size"] = next(p for p in (16, 8, 4, 2, 1) if height % p == width % p == 0 and side // p >= 7)
+            fitting = (p for p in (16, 8, 4, 2) if height % p == width % p == 0 and min(height, width) // p >= 7)
+            extra["patch_size"] = next(fitting, 1)
     model: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=channels, **extra)
-    if small and "resnet" in name and hasattr(model, "maxpool"):
-        width_out = model.conv1.out_channels if isinstance(model.conv1, nn.Conv2d) else 64
-        model.conv1 = nn.Conv2d(channels, width_out, kernel_size=3, stride=1, padding=1, bias=False)
-        model.maxpool = nn.Identity()
+    if small and isinstance(model, timm.models.ResNet):
+        _use_small_stem(model, channels)
     return model
 
 
-def _factory(module: str, name: str, num_classes: int) -> nn.Module:
-    factory = load_function(f"{module}:{name}")
-    import inspect
+def _use_small_stem(resnet: nn.Module, channels: int) -> None:
+    conv = nn.Conv2d(channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    resnet.conv1, resnet.maxpool = conv, nn.Identity()
 
+
+def _factory(module: str, name: str, num_classes: int) -> nn.Module:
+    factory = import_function(f"{module}:{name}")
     takes_classes = "num_classes" in inspect.signature(factory).parameters
     model = factory(num_classes=num_classes) if takes_classes else factory()
     if not isinstance(model, nn.Module):
@@ -113,23 +116,9 @@ def _factory(module: str, name: str, num_classes: int) -> nn.Module:
     return model
 
 
-def load_function(spec: str) -> Callable[..., Any]:
-    """The function ``package.module:function``, also from the working directory.
-
-    Raises:
-        UnlearnError: it cannot be imported or is not there.
-    """
-    module, _, name = spec.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UnlearnError(f"cannot import {spec!r}: {error}") from error
-    if not callable(function):
-        raise UnlearnError(f"{spec!r} is a {type(function).__name__}, not a function")
-    return function  # type: ignore[no-any-return]
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], architecture: str) -> None:

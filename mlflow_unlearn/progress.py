@@ -1,6 +1,6 @@
 """Progress bars on standard error, silent when it is not a terminal or nobody asked."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import TypeVar
 
 from rich.console import Console
@@ -14,6 +14,6 @@ def track(iterable: Iterable[T], description: str, *, enabled: bool, total: int 
     console = Console(stderr=True)
     if not (enabled and console.is_terminal):
         return iterable
-    if total is None and hasattr(iterable, "__len__"):
+    if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     return rich_track(iterable, description, total=total, console=console, transient=True)

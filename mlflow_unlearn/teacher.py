@@ -13,12 +13,15 @@ from mlflow_unlearn.forward import Hardware
 
 
 def is_deterministic(dataset: Dataset[Any]) -> bool:
-    """Whether a sample is known to be the same at every reading: tensors in memory, and what says so of itself."""
-    if isinstance(dataset, TensorDataset):
+    """Whether a sample is known to be the same at every reading: tensors in memory, and what says so of itself.
+
+    Exact types: subclasses are often there to add a random transform.
+    """
+    if type(dataset) is TensorDataset:
         return True
-    if isinstance(dataset, Subset):
+    if type(dataset) is Subset:
         return is_deterministic(dataset.dataset)
-    if isinstance(dataset, ConcatDataset):
+    if type(dataset) is ConcatDataset:
         return all(map(is_deterministic, dataset.datasets))
     return getattr(dataset, "deterministic", False) is True
 
@@ -78,7 +81,7 @@ class Teacher:
 
     def _watch(self, role: str, indices: Tensor, images: Tensor) -> None:
         for index, image in zip(indices.tolist(), images.cpu(), strict=True):
-            checksum = zlib.crc32(image.contiguous().numpy().tobytes())
+            checksum = zlib.crc32(image.contiguous().view(torch.uint8).numpy())
             if self._checksums.setdefault((role, index), checksum) != checksum:
                 self._caching = False
                 return

@@ -1,5 +1,6 @@
 """`unlearn`: the Python entry point."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mlflow_unlearn.compute import Precision
+from mlflow_unlearn.compute import Precision, checked_seed
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.loop import Epoch, resolve_hardware, run
@@ -62,7 +63,7 @@ def unlearn(
         splits: the four sets.
         method: a registered name.
         params: hyperparameters; what is missing takes the published setting of the model's family (CNN or ViT).
-        seed: of everything random, ≥ 0.
+        seed: of everything random, in ``[0, 2⁶⁴)``.
         device: "cpu", "cuda", …; None takes CUDA where there is one.
         precision: "fp32", "bf16", or "auto" (the faster one in a few timed steps).
         num_workers: data-loading processes.
@@ -74,12 +75,11 @@ def unlearn(
     Raises:
         UnlearnError: bad input, in one sentence.
     """
+    start = time.perf_counter()
     if not isinstance(model, nn.Module):
         raise UnlearnError(f"the model is a {type(model).__name__}, not a torch.nn.Module")
     if next(model.parameters(), None) is None:
         raise UnlearnError("the model has no parameters: there is nothing to unlearn")
-    if not isinstance(seed, int) or seed < 0:
-        raise UnlearnError(f"seed = {seed!r} is not usable: it must be a whole number ≥ 0")
     recipe = get_method(method)(params, family=model_family(model))
     hardware = resolve_hardware(
         model, splits.retain, device=device, precision=precision, num_workers=num_workers, progress=progress
@@ -89,10 +89,11 @@ def unlearn(
         model,
         recipe,
         datasets,
-        seed=seed,
+        seed=checked_seed(seed),
         hardware=hardware,
         teacher=teacher,
         cache_teacher=cache_teacher,
         on_epoch=on_epoch,
     )
-    return Result(outcome.model, outcome.history, outcome.final, outcome.seconds, recipe.params.model_dump())
+    seconds = time.perf_counter() - start
+    return Result(outcome.model, outcome.history, outcome.final, seconds, recipe.params.model_dump())

@@ -42,7 +42,7 @@ def import_function(name: str) -> Callable[..., Any]:
     """
     module, colon, function = name.partition(":")
     if not (module and colon and function):
-        raise UnlearnError(f"python:{name} names no function: write python:package.module:function")
+        raise UnlearnError(f"{name!r} names no function: write package.module:function")
     # For good, not only during the import: functions import their neighbours when called, and workers unpickle them.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -50,8 +50,8 @@ def import_function(name: str) -> Callable[..., Any]:
         found = getattr(import_module(module), function, None)
     except ImportError as error:
         raise UnlearnError(
-            f"python:{name}: importing {module!r} failed ({error}): run from its folder or install it"
+            f"{name!r}: importing {module!r} failed ({error}): run from its folder or install it"
         ) from error
     if not callable(found):
-        raise UnlearnError(f"python:{name}: module {module!r} has no function {function!r}")
+        raise UnlearnError(f"{name!r}: module {module!r} has no function {function!r}")
     return found  # type: ignore[no-any-return]

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
 from mlflow_unlearn.errors import UnlearnError
 
@@ -31,7 +32,8 @@ class Splits:
         """Refuse what no method could work with."""
         for field in fields(self):
             dataset = getattr(self, field.name)
-            if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+            readable = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+            if not readable or isinstance(dataset, IterableDataset):
                 raise UnlearnError(
                     f"the {field.name} set is a {type(dataset).__name__}, not a map-style dataset: "
                     "give one with __len__ and __getitem__"
@@ -42,17 +44,30 @@ class Splits:
 
 def labels_of(dataset: Dataset[Any]) -> Tensor:
     """The labels ``[N]`` (int64) of a map-style dataset, without reading its images where it keeps them apart."""
+    kept = _kept_labels(dataset)
+    if kept is not None:
+        return kept
+    return torch.tensor([int(dataset[i][1]) for i in range(len(dataset))])  # type: ignore[arg-type]
+
+
+def _kept_labels(dataset: Dataset[Any]) -> Tensor | None:
+    """What a dataset keeps of its labels apart from the images, or None."""
     if isinstance(dataset, TensorDataset):
-        return dataset.tensors[1].long()
+        return dataset.tensors[1].long().cpu()
     if isinstance(dataset, Subset):
-        return labels_of(dataset.dataset)[torch.as_tensor(dataset.indices, dtype=torch.long)]
+        whole = _kept_labels(dataset.dataset)
+        return None if whole is None else whole[torch.as_tensor(dataset.indices, dtype=torch.long)]
     if isinstance(dataset, ConcatDataset):
-        return torch.cat([labels_of(part) for part in dataset.datasets])
+        parts = [_kept_labels(part) for part in dataset.datasets]
+        known = [part for part in parts if part is not None]
+        return torch.cat(known) if len(known) == len(parts) else None
     if getattr(dataset, "target_transform", None) is None:
         for name in ("targets", "labels"):
-            if hasattr(dataset, name):
-                return torch.as_tensor(getattr(dataset, name)).long()
-    return torch.tensor([int(dataset[i][1]) for i in range(len(dataset))])  # type: ignore[arg-type]
+            values = np.asarray(getattr(dataset, name, None))
+            # The names of the classes, say, are something else.
+            if values.shape == (len(dataset),) and values.dtype.kind in "iu":  # type: ignore[arg-type]
+                return torch.as_tensor(values.astype(np.int64))
+    return None
 
 
 def wholly_forgotten(labels_forget: Tensor, labels_retain: Tensor) -> Tensor:
@@ -61,5 +76,5 @@ def wholly_forgotten(labels_forget: Tensor, labels_retain: Tensor) -> Tensor:
     >>> wholly_forgotten(torch.tensor([3, 3, 1]), torch.tensor([1, 2]))
     tensor([3])
     """
-    classes = labels_forget.unique()
+    classes: Tensor = torch.unique(labels_forget)
     return classes[~torch.isin(classes, labels_retain)]

@@ -118,7 +118,8 @@ class Params(BaseModel):
                 near = get_close_matches(str(name), cls.model_fields, n=1)
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise UnlearnError(
-                    f"unknown hyperparameter {name!r} of {method}: {hint}known are {', '.join(sorted(cls.model_fields))}"
+                    f"unknown hyperparameter {name!r} of {method}: {hint}"
+                    f"known are {', '.join(sorted(cls.model_fields))}"
                 )
         try:
             return cls(**values)

@@ -78,12 +78,12 @@ class LotusParams(Params):
     """Hyperparameters of LoTUS; the defaults are the published ones for a CNN.
 
     α was chosen from {2, 4, 8, 16}; the paper uses 8 for ResNet18 on CIFAR-10 alone and 2 everywhere else.
-    ``search`` marks what `tune` varies and between which bounds.
+    ``search`` marks what `tune` varies: between two bounds, or around the published value by a factor.
     """
 
     alpha: float = Field(2.0, gt=0, le=64, json_schema_extra={"search": {"low": 1.0, "high": 16.0, "log": True}})
-    lr: float = Field(1e-4, gt=0, le=1, json_schema_extra={"search": {"low": 1e-5, "high": 1e-3, "log": True}})
-    epochs: int = Field(10, ge=1, le=1000, json_schema_extra={"search": {"low": 2, "high": 20}})
+    lr: float = Field(1e-4, gt=0, le=1, json_schema_extra={"search": {"factor": 10.0, "log": True}})
+    epochs: int = Field(10, ge=1, le=1000, json_schema_extra={"search": {"factor": 2.0}})
     # Two, since a training-mode BatchNorm cannot normalise one sample.
     batch_size: int = Field(128, ge=2, le=65536)
     weight_decay: float = Field(5e-4, ge=0, le=1)
@@ -109,7 +109,8 @@ class Lotus(Method):
         p, ws = self.params, workspace
         labels_forget, labels_retain = ws.labels("forget"), ws.labels("retain")
         forgotten = wholly_forgotten(labels_forget, labels_retain)
-        a_u = unseen_accuracy(ws, forgotten)
+        labels_val = ws.labels("val")
+        a_u = unseen_accuracy(labels_forget, labels_val, ws.predictions("val", teacher=True), forgotten)
         count = max(1, round(p.retain_fraction * len(labels_retain)))
         phase = partial(
             Phase,
@@ -146,19 +147,26 @@ class Lotus(Method):
         return {"acc_forget": acc_forget, "acc_val": a_u, "delta": delta}
 
 
-def unseen_accuracy(workspace: Workspace, forgotten: Tensor) -> float:
+def unseen_accuracy(labels_forget: Tensor, labels_val: Tensor, predictions_val: Tensor, forgotten: Tensor) -> float:
     """``A_u``: the accuracy that the original has on unseen data, which the forget set should come down to.
 
     ``A_u = (1 − w) · Acc(f_o, D_v without the wholly forgotten classes)`` with ``w`` the share of ``D_f`` in them; the
     paper's ``Acc(f_o, D_v)`` and ``0`` are the cases w = 0 and w = 1.
+
+    Args:
+        labels_forget: ``[N_f]``.
+        labels_val: ``[N_v]``.
+        predictions_val: of the original, ``[N_v]``.
+        forgotten: the wholly forgotten classes ``[M]``.
+
+    >>> unseen_accuracy(torch.tensor([0, 1]), torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), torch.tensor([0]))
+    0.25
     """
-    share = torch.isin(workspace.labels("forget"), forgotten).double().mean().item()
-    labels = workspace.labels("val")
-    known = ~torch.isin(labels, forgotten)
+    share = torch.isin(labels_forget, forgotten).double().mean().item()
+    known = ~torch.isin(labels_val, forgotten)
     if share == 1 or not known.any():
         return 0.0
-    hits = workspace.predictions("val", teacher=True)[known] == labels[known]
-    return (1 - share) * hits.double().mean().item()
+    return (1 - share) * (predictions_val[known] == labels_val[known]).double().mean().item()
 
 
 def has_forgotten(acc_forget: float, a_u: float) -> bool:

@@ -59,7 +59,7 @@ def test_python_function_is_the_transform_and_gets_the_converted_image(tmp_path)
         ("imagenet", 1, "makes 3 channels and the model takes 1"),
         ("none", 4, "takes 4 channels"),
         ("timm", 3, "needs a timm model and got Linear"),
-        ("python:x", 3, "python:package.module:function"),
+        ("python:x", 3, "'x' names no function: write package.module:function"),
     ],
 )
 def test_bad_specs_are_refused(spec, channels, message):

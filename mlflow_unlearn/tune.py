@@ -1,0 +1,286 @@
+"""`tune`: an Optuna search over a method's hyperparameters, judged on the validation set alone."""
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mlflow
+import numpy as np
+import optuna
+import torch
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+from rich.table import Table
+
+from mlflow_unlearn import config, tracking
+from mlflow_unlearn.data.splits import wholly_forgotten
+from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
+from mlflow_unlearn.evaluation import Metrics, Readings, compute_metrics, read_splits
+from mlflow_unlearn.job import Job, console, open_job
+from mlflow_unlearn.methods import Params, get_method
+from mlflow_unlearn.methods.lotus import has_forgotten, unseen_accuracy
+from mlflow_unlearn.models import model_family, weights_digest
+from mlflow_unlearn.progress import track
+from mlflow_unlearn.registry import check_name
+from mlflow_unlearn.teacher import Teacher
+from mlflow_unlearn.unlearning import Result, unlearn
+
+METHOD = "lotus"
+OBJECTIVE = "rf_jsd_val"
+MAX_LOSS_VAL, MAX_LOSS_RETAIN = 0.01, 0.02
+JUDGED = ("forget", "retain", "val")
+"""The sets that trials read. The test set is read once, for the winner."""
+
+
+@dataclass
+class _Best:
+    """The best feasible trial of this process, kept so that its very weights are registered."""
+
+    value: float = math.inf
+    number: int = -1
+    result: Result | None = None
+
+
+def search(options: config.Tune) -> None:
+    """Run the trials as nested runs of this command's run and register the winner.
+
+    Raises:
+        NothingToUnlearn: before any trial, or no trial met the constraints.
+    """
+    from mlflow_unlearn import pipeline
+
+    progress = sys.stderr.isatty()
+    with tracking.run("tune", options) as run_id, tracking.scratch() as folder:
+        name = check_name(options.register_as) if options.register_as else None
+        job = open_job(tracking.client(), run_id, options, folder, progress=progress)
+        if options.register_ == "best":
+            name = pipeline.target_name(job, name)
+        job.log_manifests()
+        original = job.read_original(force=options.force)
+        _check_worthwhile(job, original)
+        before = on_validation(original, original, options.seed)
+        if OBJECTIVE in before.missing:
+            raise UnlearnError(
+                f"tune judges by {OBJECTIVE}, which is not computed here ({before.missing[OBJECTIVE]}): use unlearn"
+            )
+
+        published = get_method(METHOD)(family=model_family(job.module)).params
+        space = search_space(published)
+        study = _open_study(options, f"{job.version.name or 'model'}-{job.version.version or ''}-{run_id[:8]}")
+        mlflow.set_tags({"unlearn.study": study.study_name, "unlearn.objective": OBJECTIVE})
+        if not study.trials:
+            study.enqueue_trial({key: getattr(published, key) for key in space})
+        datasets = {role: getattr(job.splits, role) for role in ("forget", "retain", "val", "test")}
+        teacher = Teacher(job.module.to(job.hardware.device), datasets, job.hardware)
+        best = _Best()
+        for _ in track(range(options.n_trials), "trials", enabled=progress):
+            _run_trial(study, space, job, original, before, teacher, options, best)
+
+        winner = _winner(study)
+        _show(study, winner)
+        mlflow.log_text(study.trials_dataframe().to_csv(index=False), "trials.csv")
+        mlflow.log_metric("best_trial", winner.number)
+        if options.register_ == "none":
+            print(f"The best trial is {winner.number} ({winner.params}); nothing was registered, as asked.")
+            return
+        result = best.result if best.result is not None and best.number == winner.number else None
+        if result is None:
+            result = _run_again(winner, job, teacher, options)
+        pipeline.log_final(result)
+        readings = read_splits(result.model, job.splits, job.hardware, name="winner")
+        columns = {
+            "original": job.measure(original, original, None, options.seed),
+            "unlearned": job.measure(readings, original, None, options.seed),
+        }
+        recipe = {**result.params, "seed": options.seed, "study": study.study_name, "trial": winner.number}
+        pipeline.publish(job, run_id, str(name), result, METHOD, recipe, columns, options)
+
+
+def search_space(published: Params) -> dict[str, BaseDistribution]:
+    """The distributions that the ``search`` entries of a method's `Params` declare, around its published setting."""
+    space: dict[str, BaseDistribution] = {}
+    for name, field in type(published).model_fields.items():
+        extra = field.json_schema_extra
+        search = extra.get("search") if isinstance(extra, dict) else None
+        if not isinstance(search, dict):
+            continue
+        value, factor, log = getattr(published, name), search.get("factor"), bool(search.get("log", False))
+        low, high = (value / factor, value * factor) if factor else (search["low"], search["high"])
+        if isinstance(value, int):
+            space[name] = IntDistribution(max(1, int(low)), int(high), log=log)
+        else:
+            space[name] = FloatDistribution(float(low), float(high), log=log)
+    return space
+
+
+def on_validation(readings: Readings, original: Readings, seed: int) -> Metrics:
+    """The metrics with the validation set in the place of the test set, under names that say so (``rf_jsd_val``, …).
+
+    A little optimistic for a method that calibrates itself on the validation set's accuracy, as LoTUS does.
+    """
+    measured = compute_metrics(
+        {"forget": readings["forget"], "retain": readings["retain"], "test": readings["val"]},
+        original_test=original["val"],
+        seed=seed,
+    )
+    renamed = Metrics()
+    plain = {"acc_forget": "acc_forget", "acc_retain": "acc_retain", "acc_test": "acc_val"}
+    judged = ("mia", "mia_excess", "mia_auc", "mia_auc_low", "mia_auc_high", "entropy_ks", "rf_jsd")
+    names = plain | {key: f"{key}_val" for key in judged}
+    # mia_auc_val_low reads as the lower end of mia_auc_val.
+    names |= {f"mia_auc_{end}": f"mia_auc_val_{end}" for end in ("low", "high")}
+    for key, new in names.items():
+        if key in measured:
+            renamed[new] = measured[key]
+        else:
+            renamed.missing[new] = measured.missing[key]
+    return renamed
+
+
+def constraints(metrics: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
+    """Each is met where it is ≤ 0: little utility lost, and no significant over-forgetting (where it was measured)."""
+    values = {
+        "acc_val": before["acc_val"] - metrics["acc_val"] - MAX_LOSS_VAL,
+        "acc_retain": before["acc_retain"] - metrics["acc_retain"] - MAX_LOSS_RETAIN,
+    }
+    if "mia_auc_val_high" in metrics:
+        values["over_forgetting"] = 0.5 - metrics["mia_auc_val_high"]
+    # 0.9 − 0.89 is a hair above 0.01 in floating point.
+    return {name: 0.0 if abs(value) < 1e-12 else value for name, value in values.items()}
+
+
+def _check_worthwhile(job: Job, original: Readings) -> None:
+    from mlflow_unlearn.pipeline import nothing_to_unlearn
+
+    labels, predictions = (
+        {role: torch.from_numpy(np.asarray(getattr(original[role], field))) for role in JUDGED}
+        for field in ("labels", "predictions")
+    )
+    forgotten = wholly_forgotten(labels["forget"], labels["retain"])
+    a_u = unseen_accuracy(labels["forget"], labels["val"], predictions["val"], forgotten)
+    acc_forget = (predictions["forget"] == labels["forget"]).double().mean().item()
+    if has_forgotten(acc_forget, a_u):
+        raise NothingToUnlearn(nothing_to_unlearn({"acc_forget": acc_forget, "acc_val": a_u}))
+
+
+def _open_study(options: config.Tune, default_name: str) -> optuna.Study:
+    storage = tracking.absolute_uri(options.storage)
+    if storage == tracking.absolute_uri(mlflow.get_tracking_uri()):
+        raise UnlearnError(
+            f"storage = {options.storage!r} is MLflow's own database: Optuna needs another one, e.g. sqlite:///optuna.db"
+        )
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        return optuna.create_study(
+            storage=storage,
+            study_name=options.study or default_name,
+            sampler=optuna.samplers.TPESampler(seed=options.seed),
+            direction="minimize",
+            load_if_exists=True,
+        )
+    except Exception as error:  # SQLAlchemy's and the drivers' own.
+        raise UnlearnError(
+            f"the study cannot be opened in storage {options.storage!r} ({str(error).splitlines()[0]}): "
+            "give a database URL such as sqlite:///optuna.db"
+        ) from error
+
+
+def _run_trial(
+    study: optuna.Study,
+    space: dict[str, BaseDistribution],
+    job: Job,
+    original: Readings,
+    before: Metrics,
+    teacher: Teacher,
+    options: config.Tune,
+    best: _Best,
+) -> None:
+    trial = study.ask(space)
+    with mlflow.start_run(run_name=f"trial {trial.number}", nested=True) as nested:
+        try:
+            trial.set_user_attr("run_id", nested.info.run_id)
+            mlflow.log_params({f"unlearn.params.{key}": value for key, value in trial.params.items()})
+            result = _unlearn(trial.params, job, teacher, options)
+            readings = read_splits(result.model, job.splits, replace(job.hardware, progress=False), roles=JUDGED)
+            metrics = on_validation(readings, original, options.seed)
+            violations = constraints(metrics, before)
+            for name, value in violations.items():
+                trial.set_constraint(name, value)
+            digest = weights_digest(result.model)
+            trial.set_user_attr("weights_sha256", digest)
+            feasible = all(value <= 0 for value in violations.values())
+            mlflow.log_metrics({**metrics, "feasible": float(feasible), "unlearn_seconds": result.seconds})
+            mlflow.set_tags({"unlearn.weights_sha256": digest, "unlearn.study": study.study_name})
+            study.tell(trial, metrics[OBJECTIVE])
+        except UnlearnError as error:
+            # A setting that diverges is a result of the search, not its end.
+            study.tell(trial, state=TrialState.FAIL)
+            tracking.tag_error(nested.info.run_id, str(error))
+            mlflow.end_run("FAILED")
+            console.print(f"Note: trial {trial.number} failed: {error}")
+            return
+        except BaseException as error:
+            study.tell(trial, state=TrialState.FAIL)
+            mlflow.end_run("FAILED" if isinstance(error, Exception) else "KILLED")
+            raise
+    if feasible and metrics[OBJECTIVE] < best.value:
+        best.value, best.number, best.result = metrics[OBJECTIVE], trial.number, result
+
+
+def _unlearn(params: Mapping[str, Any], job: Job, teacher: Teacher, options: config.Tune) -> Result:
+    from mlflow_unlearn.pipeline import log_epoch
+
+    return unlearn(
+        job.module,
+        job.splits,
+        method=METHOD,
+        params=params,
+        seed=options.seed,
+        device=job.hardware.device,
+        precision=job.hardware.precision,
+        num_workers=job.hardware.num_workers,
+        teacher=teacher,
+        on_epoch=log_epoch,
+    )
+
+
+def _winner(study: optuna.Study) -> optuna.trial.FrozenTrial:
+    try:
+        return study.best_trial
+    except ValueError as error:
+        finished = sum(trial.state == TrialState.COMPLETE for trial in study.trials)
+        raise NothingToUnlearn(
+            f"none of {len(study.trials)} trials ({finished} finished) met the constraints: acc_val loss ≤ {MAX_LOSS_VAL}, "
+            f"acc_retain loss ≤ {MAX_LOSS_RETAIN}, mia_auc_val_high ≥ 0.5; nothing was registered, give more trials"
+        ) from error
+
+
+def _run_again(
+    winner: optuna.trial.FrozenTrial, job: Job, teacher: Teacher, options: config.Tune
+) -> Result:
+    """The winner of an earlier command's trials, made again: same seed, same machine, same weights."""
+    result = _unlearn(winner.params, job, teacher, options)
+    if weights_digest(result.model) != winner.user_attrs.get("weights_sha256"):
+        raise UnlearnError(
+            f"trial {winner.number} ran elsewhere, with another seed or other versions, and its weights do not come out "
+            "the same here: continue the study where it ran, or start a new one"
+        )
+    return result
+
+
+def _show(study: optuna.Study, winner: optuna.trial.FrozenTrial) -> None:
+    table = Table(title=f"study {study.study_name}, by {OBJECTIVE}", title_justify="left")
+    names = list(winner.params)
+    for column in ("trial", *names, OBJECTIVE, "constraints"):
+        table.add_column(column, justify="right")
+    for trial in study.trials:
+        broken = [name for name, value in trial.constraints.items() if value > 0]
+        value = f"{trial.value:.4f}" if trial.value is not None else "–"
+        verdict = trial.state.name.lower() if trial.value is None else ", ".join(broken) or "met"
+        mark = f"{trial.number}{' (best)' if trial.number == winner.number else ''}"
+        table.add_row(mark, *(f"{trial.params.get(name, float('nan')):.4g}" for name in names), value, verdict)
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 130).print(table)
