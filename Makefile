@@ -18,7 +18,7 @@ demo: .venv/demo.stamp
 
 # One thread a worker: two pools of two threads on two cores wait for each other.
 test: .venv/test.stamp lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not slow" --cov --cov-report=term $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term $(ARGS)
 
 slow: .venv/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m slow $(ARGS)

@@ -155,7 +155,9 @@ def report(rows: list[dict[str, Metrics]]) -> bool:
         name = f"LoTUS alpha {alpha}"
         loss = max(row["original"]["acc_test"] - row[name]["acc_test"] for row in rows)
         below = all(row[name]["rf_jsd"] < row["original"]["rf_jsd"] for row in rows)
-        print(f"{name}: largest loss of acc_test {loss:.4f} (≤ 0.010), rf_jsd below the original's on every seed: {below}")
+        print(
+            f"{name}: largest loss of acc_test {loss:.4f} (≤ 0.010), rf_jsd below the original's on every seed: {below}"
+        )
     return agree
 
 
@@ -174,7 +176,9 @@ def main() -> None:
     rows = [one_seed(seed, sets, train, args.save, args.keep) for seed in range(args.seeds)]
     agree = report(rows)
     minutes, cpu = (time.perf_counter() - start) / 60, sum(os.times()[:2]) / 60
-    print(f"{minutes:.1f} minutes, {cpu:.1f} CPU minutes, {torch.get_num_threads()} threads, {shutil.os.cpu_count()} CPUs")
+    print(
+        f"{minutes:.1f} minutes, {cpu:.1f} CPU minutes, {torch.get_num_threads()} threads, {shutil.os.cpu_count()} CPUs"
+    )
     print("agrees with the reference within twice the spread" if agree else "see the differences above")
     if args.json is not None:
         args.json.write_text(json.dumps(rows, indent=1))

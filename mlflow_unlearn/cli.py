@@ -74,7 +74,7 @@ def _command(name: str, config: type[Command]) -> click.Command:
 )
 @click.version_option(__version__, prog_name="mlflow-unlearn")
 def cli() -> None:
-    """Unlearn a registered MLflow model version with LoTUS, measure it, and register the result.
+    r"""Unlearn a registered MLflow model version with LoTUS, measure it, and register the result.
 
     \b
     Example:

@@ -11,6 +11,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 Text = Annotated[str | None, BeforeValidator(lambda value: value or None)]
 """An optional string: the empty one counts as not given."""
 
+_SOURCES = (
+    "Data source: digits, torchvision:NAME@ROOT, folder:PATH, csv:PATH or python:module:function, with ,seed=N or "
+    ",train=20% behind"
+)
+
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 
@@ -38,8 +43,7 @@ class Reads(BaseModel):
 
     data: Text = Field(
         None,
-        description="Data source: digits, torchvision:NAME@ROOT, folder:PATH, csv:PATH, python:module:function; "
-        "default: the version's own record.",
+        description=f"{_SOURCES}; default: the version's own record.",
     )
     architecture: Text = Field(
         None, description="timm:NAME, torchvision:NAME or module:factory, to rebuild a version in pt2 format."
@@ -56,9 +60,7 @@ class Train(Hardware, Command):
 
     example = "mlflow-unlearn train --data digits --name clf"
 
-    data: str = Field(
-        description="Data source: digits, torchvision:NAME@ROOT, folder:PATH, csv:PATH, python:module:function."
-    )
+    data: str = Field(description=f"{_SOURCES}.")
     name: str = Field(description="Name of the registered model.")
     architecture: str = Field(
         "resnet18",
@@ -82,7 +84,8 @@ class Request(Command):
 
     model_uri: str = Field(description="The version whose training data holds the samples: models:/NAME/VERSION.")
     forget: str = Field(
-        description="Samples to forget: a file of ids, random:10%, random:500, class:NAME, group:COLUMN=VALUE."
+        description="Samples to forget: a file of ids, random:10% or random:500 (,seed=N ,plain), class:NAME, "
+        "group:COLUMN=VALUE, request:ID."
     )
     data: Text = Field(None, description="Data source; default: the version's own record.")
     reason: Text = Field(None, description="Why, for the record.")
@@ -144,7 +147,7 @@ class Data(Command):
 
     example = "mlflow-unlearn data --data digits"
 
-    data: str = Field(description="Data source: digits, torchvision:NAME@ROOT, folder:PATH, csv:PATH, …")
+    data: str = Field(description=f"{_SOURCES}.")
 
 
 COMMANDS: dict[str, type[Command]] = {
@@ -164,4 +167,7 @@ def options(command: type[Command]) -> dict[str, Any]:
     def rank(name: str) -> tuple[bool, bool, bool]:
         return not command.model_fields[name].is_required(), name not in own, name == "debug"
 
-    return {command.model_fields[name].alias or name: command.model_fields[name] for name in sorted(command.model_fields, key=rank)}
+    return {
+        command.model_fields[name].alias or name: command.model_fields[name]
+        for name in sorted(command.model_fields, key=rank)
+    }

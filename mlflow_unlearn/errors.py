@@ -17,6 +17,6 @@ class UnlearnError(Exception):
 
 
 class NothingToUnlearn(UnlearnError):
-    """The run ended well and there is nothing to register (exit code 3)."""
+    """There is nothing to register, by a rule and not by a mistake: the run ends FAILED, the command with code 3."""
 
     exit_code = 3

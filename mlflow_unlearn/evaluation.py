@@ -238,6 +238,13 @@ def _wholly_forgotten(forget: Reading, retain: Reading) -> npt.NDArray[np.int64]
     return np.setdiff1d(forget.labels, retain.labels)
 
 
+def residual_accuracy(readings: Readings) -> float | None:
+    """Accuracy on the wholly forgotten part of the forget set; None where no class is wholly forgotten."""
+    forget = readings["forget"]
+    lost = ~np.isin(forget.labels, readings["retain"].labels)
+    return accuracy(forget.predictions, forget.labels, lost) if lost.any() else None
+
+
 def _accuracies(metrics: Metrics, readings: Readings, forgotten: npt.NDArray[np.int64]) -> None:
     for role in ("forget", "retain"):
         metrics[f"acc_{role}"] = accuracy(readings[role].predictions, readings[role].labels)

@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 
 from mlflow_unlearn import forget_requests, tracking
 from mlflow_unlearn.compute import evaluating
-from mlflow_unlearn.config import Reads
 from mlflow_unlearn.config import Hardware as HardwareConfig
+from mlflow_unlearn.config import Reads
 from mlflow_unlearn.data.datasets import as_dataset
 from mlflow_unlearn.data.forget import resolve_forget, retained
 from mlflow_unlearn.data.manifest import Manifest
@@ -53,7 +53,7 @@ class View:
     classes: tuple[str, ...]
     shape: tuple[int, ...] | None
 
-    def dataset(self, part: Part, module: nn.Module, description: str, progress: bool) -> Dataset[Any]:
+    def dataset(self, part: Part, module: nn.Module | None, description: str, progress: bool) -> Dataset[Any]:
         """A part as the model reads it."""
         if self.source.ready:
             return as_dataset(part, None, ready=True)
@@ -113,8 +113,8 @@ class Job:
         bound = min(2 / len(self.view.classes), 0.6)
         if accuracy < bound and not force:
             raise UnlearnError(
-                f"{self.version.uri} has an accuracy of {accuracy:.3f} on its own retain set, below {bound:.3f}: the input "
-                f"transform ({self.view.transform}) or the order of the classes is probably wrong; "
+                f"{self.version.uri} has an accuracy of {accuracy:.3f} on its own retain set, below {bound:.3f}: the "
+                f"input transform ({self.view.transform}) or the order of the classes is probably wrong; "
                 "give transform= or classes=, or force=true to go on"
             )
         return readings
@@ -151,9 +151,14 @@ def open_view(version: Version, config: Any) -> View:
     named = getattr(config, "classes", None)
     if named is not None:
         classes = _class_names(named)
-    elif record is not None and set(record.classes) == set(source.classes):
+    elif record is None:
+        console.print(
+            f"Note: {version.uri} does not record its classes; the source's order is assumed: "
+            f"{', '.join(classes[:10])}."
+        )
+    elif set(record.classes) == set(source.classes):
         classes = record.classes
-    elif record is not None:
+    else:
         raise UnlearnError(
             f"{version.uri} was trained on the classes {', '.join(record.classes[:10])} and {data!r} has "
             f"{', '.join(source.classes[:10])}: give the data that it was trained on, or classes="
@@ -161,8 +166,8 @@ def open_view(version: Version, config: Any) -> View:
     if sorted(classes) != sorted(source.classes):
         lost = sorted(set(source.classes) - set(classes)) or sorted(set(classes) - set(source.classes))
         raise UnlearnError(
-            f"classes= and the data do not name the same {len(source.classes)} classes (differs: {', '.join(lost[:5])}): "
-            f"the data has {', '.join(source.classes[:10])}"
+            f"classes= and the data do not name the same {len(source.classes)} classes (differs: "
+            f"{', '.join(lost[:5])}): the data has {', '.join(source.classes[:10])}"
         )
     shape = record.image_shape if record is not None else version.input_shape
     transform = getattr(config, "transform", None) or (record.transform if record is not None else None)
@@ -235,11 +240,17 @@ def find_requests(
                 if version.name is not None
                 else f"{version.uri} is no registered version and carries no request: give forget="
             )
-        found = [resolve_forget(f"request:{request.id}", view.source, mask, read) for request in pending]
+        for request in own:
+            if not request.pending:
+                console.print(
+                    f"Note: request {request.id} was carried out by {', '.join(request.done_by)}; it is carried out "
+                    "again here, since this version still knows its samples."
+                )
+        found = [resolve_forget(f"request:{request.id}", view.source, mask, read) for request in own]
         together = np.unique(np.concatenate(found))
         if len(together) == mask.sum():
-            raise UnlearnError("the pending requests together name every training sample: keep some of them")
-        return tuple(pending), together
+            raise UnlearnError("the requests together name every training sample: keep some of them")
+        return tuple(own), together
     forget = resolve_forget(config.forget, view.source, mask, read)
     scheme, _, request_id = config.forget.partition(":")
     known = [request for request in own if scheme == "request" and request.id == request_id]
@@ -247,9 +258,10 @@ def find_requests(
         manifest = Manifest(tuple(view.source.train.ids[i] for i in forget))
         details = {"spec": config.forget, "hash_ids": config.hash_ids}
         known = [forget_requests.file_request(client, version, manifest, details, folder=folder)[0]]
-    for request in pending:
+    for request in own:
         if request.id != known[0].id:
-            console.print(f"Note: request {request.id} stays pending: only the given forget set is carried out.")
+            state = "stays pending" if request.pending else "is not carried out again"
+            console.print(f"Note: request {request.id} {state}: only the given forget set is carried out.")
     return tuple(known), forget
 
 
@@ -301,9 +313,7 @@ def check_outputs(module: nn.Module, dataset: Dataset[Any], classes: Sequence[st
     return channels, height, width
 
 
-def open_job(
-    client: MlflowClient, run_id: str, config: Any, folder: Path, *, progress: bool
-) -> Job:
+def open_job(client: MlflowClient, run_id: str, config: Any, folder: Path, *, progress: bool) -> Job:
     """Open ``config.model_uri`` for unlearning: resolve, load, find the forget set, check that everything fits."""
     version = open_version(client, config.model_uri, folder)
     tracking.log_source_model(client, run_id, version.model_id)
@@ -331,25 +341,28 @@ def pick_hardware(module: nn.Module, dataset: Dataset[Any], config: HardwareConf
     )
 
 
-def open_gold(client: MlflowClient, uri: str | None, job_view: View, forget: npt.NDArray[np.int64], folder: Path, config: Reads) -> nn.Module | None:
+def open_gold(
+    client: MlflowClient, uri: str | None, view: View, retain: npt.NDArray[np.int64], folder: Path, config: Reads
+) -> nn.Module | None:
     """The gold standard's module, if one is named.
 
     Raises:
-        UnlearnError: it reads its inputs otherwise, or was trained on forgotten samples.
+        UnlearnError: it reads its inputs otherwise, or was trained on samples that are forgotten, now or earlier.
     """
     if uri is None:
         return None
     version = open_version(client, uri, folder)
-    check_alike(version, job_view)
+    check_alike(version, view)
     manifest = version.training_manifest
     if manifest is not None:
-        seen = int(manifest.mask([job_view.source.train.ids[i] for i in forget]).sum())
-        if seen:
+        seen = manifest.mask(view.source.train.ids)
+        seen[retain] = False
+        if seen.any():
             raise UnlearnError(
-                f"{version.uri} was trained on {seen} of the {len(forget)} forgotten samples: it is no gold standard; "
-                "train one with exclude="
+                f"{version.uri} was trained on {seen.sum()} samples that are to be forgotten or were forgotten before: "
+                "it is no gold standard; train one with exclude="
             )
-    return load_module(version, config.architecture, len(job_view.classes), trainable=False)
+    return load_module(version, config.architecture, len(view.classes), trainable=False)
 
 
 def check_alike(version: Version, view: View) -> None:
@@ -362,7 +375,9 @@ def check_alike(version: Version, view: View) -> None:
     if record is None:
         return
     if record.transform != view.transform and not view.source.ready:
-        raise UnlearnError(f"{version.uri} reads with transform {record.transform!r}, the other with {view.transform!r}")
+        raise UnlearnError(
+            f"{version.uri} reads with transform {record.transform!r}, the other with {view.transform!r}"
+        )
     if record.classes != view.classes:
         raise UnlearnError(f"{version.uri} has its classes in another order than the model that it is compared with")
 
@@ -381,7 +396,9 @@ def parse_params(text: str | None) -> dict[str, Any]:
         try:
             text = Path(text).read_text(encoding="utf-8")
         except OSError as error:
-            raise UnlearnError(f"params = {text!r} is neither JSON nor a readable YAML file ({error.strerror})") from error
+            raise UnlearnError(
+                f"params = {text!r} is neither JSON nor a readable YAML file ({error.strerror})"
+            ) from error
     try:
         # YAML reads 1e-4 as a string; pydantic makes a number of it again.
         values = json.loads(text) if where == "params" else yaml.safe_load(text)

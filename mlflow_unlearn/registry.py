@@ -1,6 +1,5 @@
 """Model versions: resolve a URI, load the module behind it, and register a new version that drops in for it."""
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -111,7 +110,7 @@ class Version:
         return None
 
     def _data(self, file: str) -> Path:
-        return self.path / self.model.flavors["pytorch"]["model_data"] / file
+        return self.path / str(self.model.flavors["pytorch"]["model_data"]) / file
 
 
 def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
@@ -174,7 +173,9 @@ def open_version(client: MlflowClient, uri: str, folder: Path) -> Version:
         ) from error
     if "pytorch" not in model.flavors:
         there = ", ".join(sorted(model.flavors))
-        raise UnlearnError(f"{uri} is no PyTorch model (its flavors are: {there}): only the pytorch flavor can be unlearned")
+        raise UnlearnError(
+            f"{uri} is no PyTorch model (its flavors are: {there}): only the pytorch flavor can be unlearned"
+        )
     metadata = (model.metadata or {}).get(METADATA_KEY)
     return Version(
         uri=uri,
@@ -205,16 +206,18 @@ def load_module(version: Version, architecture: str | None, num_classes: int, *,
     try:
         module = mlflow.pytorch.load_model(str(version.path), device="cpu")
     except Exception as error:  # Unpickling runs the team's code.
+        reason = str(error).splitlines()[0] if str(error) else ""
         raise UnlearnError(
-            f"{version.uri} cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            f": install what it needs (its requirements.txt lists it)"
+            f"{version.uri} cannot be loaded ({type(error).__name__}: {reason}): its requirements.txt lists what it needs"
         ) from error
     if isinstance(module, torch.jit.ScriptModule):
         raise UnlearnError(f"{version.uri} is TorchScript, which is not trained again: log the eager module or pt2")
     if not isinstance(module, nn.Module):
         raise UnlearnError(f"{version.uri} holds a {type(module).__name__}, not a torch.nn.Module")
     if (bad := non_finite_tensor(module)) is not None:
-        raise UnlearnError(f"the weights of {version.uri} are not finite ({bad} holds NaN or infinity): choose another version")
+        raise UnlearnError(
+            f"the weights of {version.uri} are not finite ({bad} holds NaN or infinity): choose another version"
+        )
     if version.format == "pickle":
         return module.eval()
     record = version.record
@@ -360,8 +363,3 @@ def _requirements(module: nn.Module, serialization: Format) -> list[str]:
 def example_images(images: Sequence[Tensor]) -> np.ndarray[Any, Any]:
     """The first two images as an input example ``[2, C, H, W]``: two, so that export keeps the batch size dynamic."""
     return torch.stack(list(images[:2])).numpy()
-
-
-def environment_uri() -> str:
-    """The tracking URI for the line that opens the UI."""
-    return os.environ.get("MLFLOW_TRACKING_URI", mlflow.get_tracking_uri())

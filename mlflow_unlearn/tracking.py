@@ -91,7 +91,10 @@ def run(name: str, config: Command) -> Iterator[str]:
     except MlflowException as error:
         hint = ""
         if os.environ.get("MLFLOW_RUN_ID"):
-            hint = f" (MLFLOW_RUN_ID is set; if it was made by `mlflow run`, give it an absolute tracking URI, not one relative to another folder than {Path.cwd()})"
+            hint = (
+                " (MLFLOW_RUN_ID is set: if it was made by `mlflow run`, give that an absolute tracking URI, "
+                f"since a relative one is read here from {Path.cwd()})"
+            )
         raise UnlearnError(f"no run can be started: {_first_line(error)}{hint}") from error
     run_id: str = active.info.run_id
     with active:

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +17,9 @@ from rich.table import Table
 from mlflow_unlearn import config, tracking
 from mlflow_unlearn.data.splits import wholly_forgotten
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
-from mlflow_unlearn.evaluation import Metrics, Readings, compute_metrics, read_splits
+from mlflow_unlearn.evaluation import Metrics, Readings, compute_metrics, read_splits, residual_accuracy
 from mlflow_unlearn.job import Job, console, open_job
+from mlflow_unlearn.loop import Epoch
 from mlflow_unlearn.methods import Params, get_method
 from mlflow_unlearn.methods.lotus import has_forgotten, unseen_accuracy
 from mlflow_unlearn.models import model_family, weights_digest
@@ -88,6 +89,9 @@ def search(options: config.Tune) -> None:
         result = best.result if best.result is not None and best.number == winner.number else None
         if result is None:
             result = _run_again(winner, job, teacher, options)
+        mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})
+        for epoch in result.history:
+            pipeline.log_epoch(epoch)
         pipeline.log_final(result)
         readings = read_splits(result.model, job.splits, job.hardware, name="winner")
         columns = {
@@ -95,7 +99,7 @@ def search(options: config.Tune) -> None:
             "unlearned": job.measure(readings, original, None, options.seed),
         }
         recipe = {**result.params, "seed": options.seed, "study": study.study_name, "trial": winner.number}
-        pipeline.publish(job, run_id, str(name), result, METHOD, recipe, columns, options)
+        pipeline.publish(job, run_id, str(name), result, METHOD, recipe, columns, residual_accuracy(readings), options)
 
 
 def search_space(published: Params) -> dict[str, BaseDistribution]:
@@ -106,8 +110,11 @@ def search_space(published: Params) -> dict[str, BaseDistribution]:
         search = extra.get("search") if isinstance(extra, dict) else None
         if not isinstance(search, dict):
             continue
-        value, factor, log = getattr(published, name), search.get("factor"), bool(search.get("log", False))
-        low, high = (value / factor, value * factor) if factor else (search["low"], search["high"])
+        value: Any = getattr(published, name)
+        factor: Any = search.get("factor")
+        log = bool(search.get("log", False))
+        bounds: Any = (value / factor, value * factor) if factor else (search["low"], search["high"])
+        low, high = bounds
         if isinstance(value, int):
             space[name] = IntDistribution(max(1, int(low)), int(high), log=log)
         else:
@@ -135,7 +142,7 @@ def on_validation(readings: Readings, original: Readings, seed: int) -> Metrics:
         if key in measured:
             renamed[new] = measured[key]
         else:
-            renamed.missing[new] = measured.missing[key]
+            renamed.missing[new] = measured.missing[key].replace("test set", "validation set")
     return renamed
 
 
@@ -197,12 +204,14 @@ def _run_trial(
     options: config.Tune,
     best: _Best,
 ) -> None:
+    from mlflow_unlearn import pipeline
+
     trial = study.ask(space)
     with mlflow.start_run(run_name=f"trial {trial.number}", nested=True) as nested:
         try:
             trial.set_user_attr("run_id", nested.info.run_id)
             mlflow.log_params({f"unlearn.params.{key}": value for key, value in trial.params.items()})
-            result = _unlearn(trial.params, job, teacher, options)
+            result = _unlearn(trial.params, job, teacher, options, pipeline.log_epoch)
             readings = read_splits(result.model, job.splits, replace(job.hardware, progress=False), roles=JUDGED)
             metrics = on_validation(readings, original, options.seed)
             violations = constraints(metrics, before)
@@ -229,9 +238,13 @@ def _run_trial(
         best.value, best.number, best.result = metrics[OBJECTIVE], trial.number, result
 
 
-def _unlearn(params: Mapping[str, Any], job: Job, teacher: Teacher, options: config.Tune) -> Result:
-    from mlflow_unlearn.pipeline import log_epoch
-
+def _unlearn(
+    params: Mapping[str, Any],
+    job: Job,
+    teacher: Teacher,
+    options: config.Tune,
+    on_epoch: Callable[[Epoch], None] | None = None,
+) -> Result:
     return unlearn(
         job.module,
         job.splits,
@@ -242,7 +255,7 @@ def _unlearn(params: Mapping[str, Any], job: Job, teacher: Teacher, options: con
         precision=job.hardware.precision,
         num_workers=job.hardware.num_workers,
         teacher=teacher,
-        on_epoch=log_epoch,
+        on_epoch=on_epoch,
     )
 
 
@@ -252,20 +265,19 @@ def _winner(study: optuna.Study) -> optuna.trial.FrozenTrial:
     except ValueError as error:
         finished = sum(trial.state == TrialState.COMPLETE for trial in study.trials)
         raise NothingToUnlearn(
-            f"none of {len(study.trials)} trials ({finished} finished) met the constraints: acc_val loss ≤ {MAX_LOSS_VAL}, "
-            f"acc_retain loss ≤ {MAX_LOSS_RETAIN}, mia_auc_val_high ≥ 0.5; nothing was registered, give more trials"
+            f"none of {len(study.trials)} trials ({finished} finished) met the constraints: "
+            f"acc_val loss ≤ {MAX_LOSS_VAL}, acc_retain loss ≤ {MAX_LOSS_RETAIN}, mia_auc_val_high ≥ 0.5; "
+            "nothing was registered, give more trials"
         ) from error
 
 
-def _run_again(
-    winner: optuna.trial.FrozenTrial, job: Job, teacher: Teacher, options: config.Tune
-) -> Result:
+def _run_again(winner: optuna.trial.FrozenTrial, job: Job, teacher: Teacher, options: config.Tune) -> Result:
     """The winner of an earlier command's trials, made again: same seed, same machine, same weights."""
     result = _unlearn(winner.params, job, teacher, options)
     if weights_digest(result.model) != winner.user_attrs.get("weights_sha256"):
         raise UnlearnError(
-            f"trial {winner.number} ran elsewhere, with another seed or other versions, and its weights do not come out "
-            "the same here: continue the study where it ran, or start a new one"
+            f"trial {winner.number} ran elsewhere, with another seed or other versions, and its weights do not come "
+            "out the same here: continue the study where it ran, or start a new one"
         )
     return result
 

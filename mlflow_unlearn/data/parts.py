@@ -81,7 +81,7 @@ class Source:
     """A dataset with its three parts.
 
     Attributes:
-        spec: the text that it was loaded from.
+        spec: the text that it was loaded from, paths made absolute.
         classes: class names; labels index them.
         train: what the model was trained on, or a part of it.
         val: never trained on; calibrates.

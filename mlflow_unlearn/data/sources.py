@@ -64,7 +64,21 @@ def load_source(spec: str) -> Source:
         ids.sort()
         twice = sorted({one for one, other in zip(ids, ids[1:], strict=False) if one == other})
         raise UnlearnError(f"{spec!r} has ids that occur twice: {shortlist(twice)}: give each sample an id of its own")
-    return Source(spec, loaded.classes, train, val, test, loaded.deterministic, loaded.ready)
+    recorded = _absolute(body) + spec[len(body) :]
+    return Source(recorded, loaded.classes, train, val, test, loaded.deterministic, loaded.ready)
+
+
+def _absolute(body: str) -> str:
+    """The spec with an absolute path: it is recorded, and read again from another working directory."""
+    scheme, _, rest_of_spec = body.partition(":")
+    if scheme == "torchvision":
+        name, _, folder = rest_of_spec.partition("@")
+        return f"{scheme}:{name}@{_resolved(folder)}"
+    return f"{scheme}:{_resolved(rest_of_spec)}" if scheme in ("folder", "csv") else body
+
+
+def _resolved(path: str) -> Path:
+    return Path(os.path.abspath(Path(path).expanduser()))
 
 
 def _options(spec: str) -> tuple[str, int, float | None]:
@@ -135,7 +149,7 @@ def _torchvision(body: str) -> _Loaded:
             f"torchvision:{body} is no dataset: write torchvision:NAME@ROOT with one of torchvision's names "
             f"({known(name, torchvision.datasets.__all__)})"
         )
-    root = Path(os.path.abspath(Path(folder).expanduser()))
+    root = _resolved(folder)
     arguments = inspect.signature(kind).parameters
     choices: dict[str, dict[str, Any]] = {}
     if "train" in arguments:
@@ -188,11 +202,11 @@ def _numbered(labels: Iterable[Indices], names: Sequence[str] = ()) -> tuple[str
 
 
 def _folder(body: str) -> _Loaded:
-    return _Loaded(*list_folder(Path(os.path.abspath(Path(body).expanduser()))))
+    return _Loaded(*list_folder(_resolved(body)))
 
 
 def _csv(body: str) -> _Loaded:
-    path = Path(os.path.abspath(Path(body).expanduser()))
+    path = _resolved(body)
     root, table = path.parent, read_table(path, ("path", "label"))
     if len(table) == 0 or any((table[name] == "").any() for name in table.columns if name in ("path", "label", "id")):
         raise UnlearnError(f"{str(path)!r} has no rows, or some with an empty path, label or id: fill these in")

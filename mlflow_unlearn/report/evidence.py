@@ -12,8 +12,9 @@ from mlflow_unlearn.tracking import system_facts
 from mlflow_unlearn.unlearning import Result
 
 LIMITS = (
-    "Unlearning is approximate: this is evidence that the forgotten samples no longer show in the model's outputs as "
-    "far as these metrics see, not a proof that they are gone. The source version still holds them."
+    "Unlearning is approximate. These figures are evidence of how far the forgotten samples still show in the model's "
+    "outputs, as far as the metrics see; they do not prove that the samples are gone. The source version still holds "
+    "them."
 )
 
 
@@ -48,7 +49,12 @@ def evidence(
             "forget": {"samples": len(job.forget), "sha256": job.manifest(job.forget).digest},
             "retain": {"samples": len(job.retain), "sha256": job.manifest(job.retain).digest},
         },
-        "method": {"name": method, "hyperparameters": dict(recipe), "history": result.history, **{"final": dict(result.final)}},
+        "method": {
+            "name": method,
+            "hyperparameters": dict(recipe),
+            "history": result.history,
+            "final": dict(result.final),
+        },
         "metrics": {
             name: {"values": dict(metrics), "not_computed": metrics.missing, "counts": metrics.counts}
             for name, metrics in columns.items()
@@ -71,7 +77,8 @@ def describe(job: Job, method: str, recipe: Mapping[str, Any], columns: Mapping[
             f"samples (request {requests}) with **{method}** ({settings}).",
             f"Membership: {auc_reading(after)}."
             + (f" Test accuracy changed by {cost:+.4f}." if cost is not None else ""),
-            markdown(columns),
             LIMITS,
+            # Last, since a long description is cut at its end.
+            markdown(columns),
         ]
     )

@@ -1,0 +1,396 @@
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from toy import Listed, accuracy, class_splits, digits, net, original, splits, take
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from mlflow_unlearn import Splits, unlearn
+from mlflow_unlearn.methods import Batch
+from mlflow_unlearn.methods import lotus as lotus_module
+from mlflow_unlearn.methods.lotus import (
+    Lotus,
+    gumbel_noise,
+    has_forgotten,
+    lotus_loss,
+    lotus_targets,
+    soft_cross_entropy,
+    temperature,
+    unseen_accuracy,
+)
+from mlflow_unlearn.models import weights_digest
+
+KEYS = ["epoch", "acc_forget", "acc_val", "delta", "temperature", "loss", "seconds"]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def lotus(sets=None, model=None, seed=0, **params):
+    params = {"epochs": 3, "lr": 1e-3, "batch_size": 64} | params
+    return unlearn(model or original(), sets or splits(), params=params, seed=seed)
+
+
+class TestNoise:
+    def test_distribution(self):
+        """Gumbel(0, 1): mean γ ≈ 0.5772 and variance π²/6 ≈ 1.6449."""
+        noise = gumbel_noise((200, 500), generator()).double().flatten().numpy()
+        assert noise.mean() == pytest.approx(np.euler_gamma, abs=0.015)
+        assert noise.var() == pytest.approx(math.pi**2 / 6, abs=0.03)
+        assert stats.kstest(noise[:5000], "gumbel_r").pvalue > 0.01
+
+    @pytest.mark.parametrize("u", [0.0, 2**-24, 1 - 2**-24, 1.0])
+    def test_finite_at_both_ends(self, u, monkeypatch):
+        """A float32 u has 24 bits: 0 comes up once in 17 million draws."""
+        monkeypatch.setattr(torch, "rand", lambda shape, generator: torch.full(shape, u))
+        noise = gumbel_noise((1,), generator()).item()
+        assert math.isfinite(noise) and (noise > 16 if u > 0.5 else noise < -2)
+
+    def test_from_its_generator_alone(self):
+        torch.manual_seed(0)
+        first = gumbel_noise((3, 2), generator(1))
+        torch.manual_seed(1)
+        assert torch.equal(first, gumbel_noise((3, 2), generator(1)))
+        assert not torch.equal(first, gumbel_noise((3, 2), generator(2)))
+
+
+def test_temperature():
+    """exp(2 · (0.9 − 0.8)) = e^0.2 = 1.2214; exp(8 · −0.05) = e^−0.4 = 0.6703; Δ = 0 gives 1 whatever α."""
+    assert temperature(0.9, 0.8, alpha=2) == pytest.approx(1.221402758, rel=1e-9)
+    assert temperature(0.8, 0.85, alpha=8) == pytest.approx(0.670320046, rel=1e-9)
+    assert temperature(0.7, 0.7, alpha=16) == 1
+
+
+class TestTargets:
+    Z = torch.tensor([[math.log(1.0), math.log(2.0), math.log(5.0)]] * 2)
+    NONE = torch.zeros(2, 3)
+
+    def test_by_hand_without_noise(self):
+        """z = log (1, 2, 5): at τ = 1 softmax is (1, 2, 5)/8; at τ = ½ the weights are squared, (1, 4, 25)/30.
+
+        The retain sample has one_hot(argmax z) = (0, 0, 1) at every temperature.
+        """
+        forget = torch.tensor([True, False])
+        for tau, expected in ((1.0, [1 / 8, 2 / 8, 5 / 8]), (0.5, [1 / 30, 4 / 30, 25 / 30])):
+            targets = lotus_targets(self.Z, forget, tau, self.NONE)
+            torch.testing.assert_close(targets[0], torch.tensor(expected))
+            assert targets[1].tolist() == [0, 0, 1]
+
+    def test_by_hand_with_noise(self):
+        """g = (log 8, log 2, 0) makes (8, 4, 5)/17, of which the first is the largest; noise is divided by τ too:
+        τ = 2 takes roots, (2.8284, 2, 2.2361)/7.0645.
+        """
+        noise = torch.tensor([[math.log(8.0), math.log(2.0), 0.0]] * 2)
+        forget = torch.tensor([False, True])
+        targets = lotus_targets(self.Z, forget, 1.0, noise)
+        assert targets[0].tolist() == [1, 0, 0]
+        torch.testing.assert_close(targets[1], torch.tensor([8, 4, 5]) / 17)
+        warm = lotus_targets(self.Z, forget, 2.0, noise)
+        torch.testing.assert_close(warm[1], torch.tensor([0.400372, 0.283105, 0.316522]), atol=1e-6, rtol=0)
+
+    def test_a_masked_class_gets_nothing(self):
+        masked = self.Z.index_fill(1, torch.tensor([2]), -math.inf)
+        noise = torch.tensor([[0.0, 0.0, 50.0]] * 2)
+        targets = lotus_targets(masked, torch.tensor([True, False]), 1.0, noise)
+        torch.testing.assert_close(targets[0], torch.tensor([1 / 3, 2 / 3, 0]))
+        assert targets[0, 2] == 0 and targets[1].tolist() == [0, 1, 0]
+
+    def test_a_retain_target_is_a_sample_from_the_teachers_distribution(self):
+        """The Gumbel-max theorem; chi-square against 4,000 · (1, 2, 5)/8."""
+        noise = gumbel_noise((4000, 3), generator())
+        targets = lotus_targets(self.Z[:1].expand(4000, 3), torch.zeros(4000, dtype=torch.bool), 3.0, noise)
+        assert set(targets.flatten().tolist()) == {0.0, 1.0} and (targets.sum(1) == 1).all()
+        assert stats.chisquare(targets.sum(0).numpy(), [500, 1000, 2500]).pvalue > 0.01
+
+    def test_half_precision_logits_make_float32_targets(self):
+        assert lotus_targets(self.Z.bfloat16(), torch.tensor([True, False]), 1.0, self.NONE).dtype == torch.float32
+
+
+class TestLoss:
+    def test_by_hand(self):
+        """Student p = (½, ¼, ¼) and (⅛, ⅛, ¾); targets (½, ½, 0) and (0, 0, 1):
+        ½·(½ log 2 + ½ log 4) + ½·log 4/3 = ½·1.0397 + ½·0.2877 = 0.6637.
+        """
+        p = torch.tensor([[0.5, 0.25, 0.25], [0.125, 0.125, 0.75]])
+        targets = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
+        expected = 0.5 * (0.5 * math.log(2) + 0.5 * math.log(4)) + 0.5 * math.log(4 / 3)
+        assert expected == pytest.approx(0.663702, abs=1e-6)
+        assert soft_cross_entropy(p.log() + 7, targets).item() == pytest.approx(expected, rel=1e-6)
+
+    def test_parity_with_torch(self):
+        z, t = torch.randn(9, 5, generator=generator()), torch.rand(9, 5, generator=generator(1)).softmax(1)
+        torch.testing.assert_close(soft_cross_entropy(z, t), nn.functional.cross_entropy(z, t))
+
+    def test_finite_for_outputs_far_apart(self):
+        z = torch.tensor([[1e4, -1e4]], requires_grad=True)
+        loss = soft_cross_entropy(z, torch.tensor([[0.0, 1.0]]))
+        loss.backward()
+        assert loss.item() == 2e4 and z.grad.tolist() == [[1.0, -1.0]]
+
+    def test_of_a_batch(self):
+        z, teacher = torch.randn(4, 3, generator=generator()), torch.randn(4, 3, generator=generator(1))
+        forget = torch.tensor([True, False, True, False])
+        batch = Batch(z, torch.zeros(4, dtype=torch.long), forget, teacher)
+        noise = gumbel_noise((4, 3), generator(2))
+        for masked, seen in ((None, teacher), (torch.tensor([1]), teacher.index_fill(1, torch.tensor([1]), -math.inf))):
+            expected = soft_cross_entropy(z, lotus_targets(seen, forget, 1.5, noise))
+            assert torch.equal(lotus_loss(batch, 1.5, generator(2), masked), expected)
+        assert torch.isfinite(teacher).all()
+
+    def test_needs_the_teacher(self):
+        batch = Batch(torch.zeros(1, 2), torch.zeros(1), torch.ones(1, dtype=torch.bool), None)
+        with pytest.raises(ValueError, match="its phase must set teacher=True"):
+            lotus_loss(batch, 1.0, generator())
+
+
+@pytest.mark.parametrize(
+    ("acc_forget", "a_u", "stops"),
+    [
+        (0.91, 0.90, False),
+        (0.90, 0.90, False),
+        (0.895, 0.90, False),
+        (0.885, 0.90, True),
+        (0.0, 0.90, True),
+        (0.02, 0.0, False),
+        (0.02, 0.009, False),
+        (0.01, 0.0, True),
+        (0.0, 0.0099, True),
+        (0.011, 0.01, False),
+        (0.0, 0.0100001, True),
+    ],
+)
+def test_the_stopping_rule(acc_forget, a_u, stops):
+    """Δ ≤ −0.01, and acc_forget ≤ 0.01 where A_u < 0.01; not rounded, 0.895 − 0.90 = −0.005 goes on."""
+    assert has_forgotten(acc_forget, a_u) is stops
+
+
+class TestUnseenAccuracy:
+    VAL = torch.tensor([0, 0, 1, 1, 2, 2, 2, 2])
+    SAID = torch.tensor([0, 1, 1, 1, 2, 2, 0, 0])
+
+    @pytest.mark.parametrize(
+        ("forget", "forgotten", "expected"),
+        [
+            ([0, 1, 2], [], 5 / 8),  # w = 0: 1 + 2 + 2 of 8
+            ([2, 2], [2], 0.0),  # w = 1
+            ([2, 1, 1, 1], [2], 0.75 * 3 / 4),  # w = ¼, and 1 + 2 of the 4 samples of the classes 0 and 1
+            ([0, 1, 2, 1], [0, 1, 2], 0.0),
+            ([2, 1, 0], [2], 2 / 3 * 3 / 4),
+        ],
+    )
+    def test_by_hand(self, forget, forgotten, expected):
+        forgotten = torch.tensor(forgotten, dtype=torch.long)
+        assert unseen_accuracy(torch.tensor(forget), self.VAL, self.SAID, forgotten) == pytest.approx(expected)
+
+    def test_a_validation_set_of_forgotten_classes_alone(self):
+        assert unseen_accuracy(torch.tensor([0, 1]), torch.tensor([1, 1]), torch.tensor([1, 1]), torch.tensor([1])) == 0
+
+
+class TestParameters:
+    def test_published_defaults(self):
+        cnn, vit = Lotus().params, Lotus(family="vit").params
+        common = {"weight_decay": 5e-4, "retain_fraction": 0.3, "alpha": 2, "keep": "last", "mask_forgotten_classes": True}
+        assert cnn.model_dump() == {"lr": 1e-4, "batch_size": 128, "epochs": 10} | common
+        assert vit.model_dump() == {"lr": 1e-6, "batch_size": 32, "epochs": 3} | common
+
+    def test_what_the_caller_says_goes_first(self):
+        assert Lotus({"lr": 1e-3}, family="vit").params.lr == 1e-3
+
+    def test_by_the_family_of_the_model(self):
+        import timm
+
+        with torch.random.fork_rng():
+            vit = timm.create_model("vit_tiny_patch16_224", img_size=8, patch_size=4, in_chans=1, depth=1, num_classes=10)
+        assert unlearn(vit, splits(2, 2)).params["lr"] == 1e-6
+        assert unlearn(net(), splits(2, 2), params={"epochs": 1}).params["lr"] == 1e-4
+
+
+class TestHistory:
+    def test_keys_and_constants(self):
+        sets = splits()
+        result = lotus(sets, alpha=8)
+        assert [list(epoch) for epoch in result.history] == [KEYS] * 3
+        assert [epoch["epoch"] for epoch in result.history] == [0, 1, 2]
+        assert result.history[0]["acc_forget"] == accuracy(original(), sets.forget) == 1
+        for epoch in result.history:
+            assert epoch["acc_val"] == accuracy(original(), sets.val)
+            assert epoch["delta"] == epoch["acc_forget"] - epoch["acc_val"] > -0.01
+            assert epoch["temperature"] == math.exp(8 * epoch["delta"])
+            assert epoch["seconds"] > 0 and math.isfinite(epoch["loss"])
+        assert list(result.final) == ["acc_forget", "acc_val", "delta"]
+
+    @pytest.mark.parametrize("keep", ["last", "closest"])
+    def test_the_final_state_is_measured_too(self, keep):
+        sets = splits()
+        result = lotus(sets, alpha=8, lr=1e-2, keep=keep)
+        acc_forget, acc_val = accuracy(result.model, sets.forget), accuracy(original(), sets.val)
+        assert result.final == {"acc_forget": acc_forget, "acc_val": acc_val, "delta": acc_forget - acc_val}
+        assert len(result.history) >= 1
+
+    def test_stopping_in_the_middle(self):
+        """Every epoch on record started above the bound, and the run was cut short by a state at or below it."""
+        sets = splits()
+        result = lotus(sets, alpha=16, lr=3e-2, epochs=40)
+        assert 1 <= len(result.history) < 40
+        assert result.final["delta"] <= -0.01 < min(epoch["delta"] for epoch in result.history)
+
+    def test_nothing_to_unlearn(self):
+        """The forgotten samples are known worse than unseen ones from the start."""
+        sets = splits()
+        images, labels = sets.forget.tensors
+        sets = Splits(TensorDataset(images, (labels + 1) % 10), sets.retain, sets.val, sets.test)
+        for keep in ("last", "closest"):
+            model = original()
+            result = lotus(sets, model, keep=keep)
+            assert result.history == [] and result.final["acc_forget"] == 0 and result.final["delta"] < -0.5
+            assert result.model is not model and weights_digest(result.model) == weights_digest(model)
+
+
+class TestKeep:
+    def test_closest_is_the_best_state_after_at_least_one_pass(self):
+        """A run of n epochs is the start of a longer one, so each state can be had by itself."""
+        sets = class_splits()
+        options = {"lr": 3e-3, "mask_forgotten_classes": False}
+        ends = [lotus(sets, epochs=n, **options) for n in range(1, 7)]
+        gaps = [abs(end.final["delta"]) for end in ends]
+        best = ends[gaps.index(min(gaps))]
+        assert best is not ends[-1], "pick another case: the last state is the best one"
+        closest = lotus(sets, epochs=6, keep="closest", **options)
+        assert weights_digest(closest.model) == weights_digest(best.model)
+        assert closest.final == best.final
+        last = lotus(sets, epochs=6, keep="last", **options)
+        assert weights_digest(last.model) == weights_digest(ends[-1].model)
+
+    def test_the_original_does_not_count_even_where_it_is_closest(self):
+        """Forget and validation set are the same: Δ of the original is 0, and one pass only leads away from it."""
+        sets = splits()
+        sets = Splits(sets.forget, sets.retain, sets.forget, sets.test)
+        result = lotus(sets, keep="closest", epochs=2, lr=0.1)
+        assert result.history[0]["delta"] == 0 and weights_digest(result.model) != weights_digest(original())
+
+
+class TestWhollyForgottenClasses:
+    def test_the_mask_keeps_the_class_from_coming_back(self):
+        sets = class_splits()
+        runs = {mask: lotus(sets, epochs=12, lr=3e-3, mask_forgotten_classes=mask) for mask in (True, False)}
+        assert runs[True].final["acc_forget"] <= 0.05 < runs[False].final["acc_forget"]
+        for result in runs.values():
+            assert result.history[0]["acc_val"] == 0
+            assert result.history[0]["temperature"] == math.exp(2)
+
+    @pytest.mark.parametrize("mask", [True, False])
+    def test_the_mask_reaches_forget_and_retain_targets(self, mask, monkeypatch):
+        """Nothing ever pulls the class up: its share is exactly 0 in every target, and not without the mask."""
+        seen = []
+
+        def spy(teacher_logits, forget, tau, noise):
+            targets = lotus_targets(teacher_logits, forget, tau, noise)
+            seen.append((targets[forget, 3], targets[~forget, 3]))
+            return targets
+
+        monkeypatch.setattr(lotus_module, "lotus_targets", spy)
+        # The teacher is unsure, so that some retain samples draw the class as well.
+        model = original()
+        with torch.no_grad():
+            model[6].weight.mul_(0.2)
+        lotus(class_splits(), model, mask_forgotten_classes=mask)
+        shares = [torch.cat(parts) for parts in zip(*seen, strict=True)]
+        assert all((share == 0).all() if mask else share.max() > 0 for share in shares)
+
+    def test_no_mask_where_the_class_lives_on(self):
+        sets = splits()
+        digests = {weights_digest(lotus(sets, mask_forgotten_classes=mask).model) for mask in (True, False)}
+        assert len(digests) == 1
+
+    def test_a_mix(self):
+        """A_u = (1 − w) · accuracy of the original on the validation samples of the other classes."""
+        train = digits(0, 200)
+        three = train.tensors[1] == 3
+        forget = three | (torch.arange(200) < 20)
+        val = digits(200, 350)
+        sets = Splits(take(train, forget), take(train, ~forget), val, val)
+        others = accuracy(original(), take(val, val.tensors[1] != 3))
+        w = three.sum().item() / forget.sum().item()
+        assert lotus(sets, epochs=1).history[0]["acc_val"] == pytest.approx((1 - w) * others, rel=1e-12)
+
+
+class TestRetainSample:
+    @staticmethod
+    def read(seed=0, **params):
+        """The indices of the retain set that training reads, by epoch."""
+        read = []
+
+        class Noted(Listed):
+            targets = digits(30, 200).tensors[1]
+
+            def __getitem__(self, index):
+                read.append(index)
+                return super().__getitem__(index)
+
+        sets = splits()
+        ends = []
+        unlearn(
+            original(),
+            Splits(sets.forget, Noted(sets.retain), sets.val, sets.test),
+            params={"epochs": 3, "lr": 1e-4} | params,
+            seed=seed,
+            on_epoch=lambda epoch: ends.append(len(read)),
+        )
+        return [read[a:b] for a, b in pairwise([0, *ends])]
+
+    @pytest.mark.parametrize(("fraction", "count"), [(0.3, 51), (0.001, 1), (1.0, 170)])
+    def test_a_fixed_share_once_an_epoch(self, fraction, count):
+        epochs = self.read(retain_fraction=fraction)
+        assert len(epochs) == 3
+        assert all(len(epoch) == count and sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
+        assert len(set(epochs[0])) == count
+
+    def test_drawn_with_the_seed(self):
+        assert set(self.read(epochs=1)[0]) == set(self.read(epochs=1)[0]) != set(self.read(epochs=1, seed=1)[0])
+
+
+def test_parity_with_the_method_written_out():
+    """Two epochs in plain torch from the specification: sample, Δ, τ, targets, loss, AdamW."""
+    sets, seed, alpha = splits(), 11, 8.0
+    result = lotus(sets, seed=seed, alpha=alpha, epochs=2, batch_size=32)
+
+    g = generator(seed)
+    torch.manual_seed(seed)
+    chosen = torch.randperm(170, generator=g)[:51]
+    images = torch.cat([sets.forget.tensors[0], sets.retain.tensors[0][chosen]])
+    with torch.no_grad():
+        teacher = original()(images)
+    student = original()
+    optimizer = torch.optim.AdamW(student.parameters(), 1e-3, weight_decay=5e-4)
+    losses = []
+    for _ in range(2):
+        tau = math.exp(alpha * (accuracy(student, sets.forget) - accuracy(original(), sets.val)))
+        student.train()
+        order = torch.randperm(81, generator=g)
+        torch.empty((), dtype=torch.int64).random_()  # The data loader's seed for its workers.
+        total = 0.0
+        for batch in order.split(32):
+            noisy = teacher[batch] - torch.log(-torch.log(torch.rand(len(batch), 10, generator=g)))
+            targets = torch.zeros(len(batch), 10)
+            for row, index in enumerate(batch):
+                if index < 30:
+                    targets[row] = torch.exp(noisy[row] / tau) / torch.exp(noisy[row] / tau).sum()
+                else:
+                    targets[row, noisy[row].argmax()] = 1
+            loss = nn.functional.cross_entropy(student(images[batch]), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(batch)
+        losses.append(total / 81)
+    assert [epoch["loss"] for epoch in result.history] == pytest.approx(losses, rel=1e-4)
+    reference = student.state_dict()
+    for name, ours in result.model.state_dict().items():
+        # BatchNorm cancels the bias before it: its gradient is rounding noise, which AdamW makes large.
+        if name not in ("0.bias", "1.running_mean"):
+            torch.testing.assert_close(ours, reference[name], atol=2e-5, rtol=1e-4)

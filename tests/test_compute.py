@@ -1,0 +1,147 @@
+import random
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from toy import global_state, net, same, state
+from torch import nn
+
+from mlflow_unlearn import compute
+from mlflow_unlearn.compute import (
+    autocast,
+    checked_seed,
+    deterministic_convolutions,
+    evaluating,
+    isolated_rng,
+    pick_device,
+    pick_precision,
+)
+from mlflow_unlearn.errors import UnlearnError
+
+CPU = torch.device("cpu")
+IMAGES = torch.ones(4, 1, 8, 8)
+
+
+class TestPickDevice:
+    def test_none_and_auto_are_cuda_where_there_is_one(self, monkeypatch):
+        for available, kind in ((True, "cuda"), (False, "cpu")):
+            monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+            assert pick_device(None).type == pick_device("auto").type == kind
+
+    def test_names_and_devices(self):
+        assert pick_device("cpu") == pick_device(CPU) == CPU
+
+    @pytest.mark.parametrize("name", ["gpu", "", "cuda:99"])
+    def test_what_is_not_there_is_refused(self, name):
+        with pytest.raises(UnlearnError, match=f"device '{name}' cannot be used here .*: use 'auto' or 'cpu'"):
+            pick_device(name)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_autocast(precision, dtype):
+    with autocast(precision, CPU):
+        assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
+
+
+class TestPickPrecision:
+    def test_unknown(self):
+        for name in ("fp16", "BF16", None):
+            with pytest.raises(UnlearnError, match=f"unknown precision {name!r}: use fp32, bf16 or auto"):
+                pick_precision(name, net(), IMAGES, CPU)
+
+    def test_as_asked(self):
+        assert pick_precision("fp32", None, None, None) == "fp32"
+        assert pick_precision("bf16", None, None, None) == "bf16"
+
+    @pytest.mark.parametrize("slow", ["fp32", "bf16"])
+    def test_auto_takes_the_faster(self, slow, monkeypatch):
+        @contextmanager
+        def handicap(precision, device):
+            time.sleep(0.05 if precision == slow else 0)
+            yield
+
+        monkeypatch.setattr(compute, "autocast", handicap)
+        assert pick_precision("auto", net(), IMAGES, CPU) == ({"fp32", "bf16"} - {slow}).pop()
+
+    def test_the_model_is_left_as_it_was(self):
+        model = net()
+        before = state(model)
+        pick_precision("auto", model, IMAGES, CPU)
+        assert same(before, state(model)) and model.training
+        assert all(p.grad is None for p in model.parameters())
+
+    def test_models_that_cannot_be_trained_are_timed_all_the_same(self):
+        """A frozen gold model is evaluated; one image is too few for BatchNorm; odd outputs are refused elsewhere."""
+
+        class Pair(nn.Module):
+            def forward(self, images):
+                return images, images
+
+        for model, images in ((net().requires_grad_(False), IMAGES), (net(), IMAGES[:1]), (Pair(), IMAGES)):
+            assert pick_precision("auto", model, images, CPU) in ("fp32", "bf16")
+
+
+class TestIsolatedRng:
+    @staticmethod
+    def draw():
+        return random.random(), np.random.random(), torch.rand(1).item()
+
+    def test_the_seed_sets_all_three_generators(self):
+        drawn = []
+        for seed in (1, 1, 2, 2**64 - 1):
+            with isolated_rng(seed):
+                drawn.append(self.draw())
+        assert drawn[0] == drawn[1]
+        assert all(a != b for a, b in zip(drawn[0], drawn[2], strict=True))
+
+    def test_all_three_go_on_as_if_nothing_had_happened(self):
+        before = global_state()
+        with isolated_rng(0):
+            self.draw()
+        with pytest.raises(KeyError), isolated_rng(0):
+            self.draw()
+            raise KeyError
+        with pytest.raises((RuntimeError, ValueError)), isolated_rng(2**64):
+            pass
+        assert global_state() == before
+
+
+def test_seeds_that_no_generator_takes():
+    assert [checked_seed(seed) for seed in (0, 2**64 - 1)] == [0, 2**64 - 1]
+    for seed in (-1, 2**64, 1.0, "1", None):
+        with pytest.raises(UnlearnError, match="must be a whole number ≥ 0"):
+            checked_seed(seed)
+
+
+def test_deterministic_convolutions():
+    flags = torch.backends.cudnn
+    before = flags.deterministic, flags.benchmark
+    with pytest.raises(KeyError), deterministic_convolutions():
+        assert (flags.deterministic, flags.benchmark) == (True, False)
+        raise KeyError
+    assert (flags.deterministic, flags.benchmark) == before
+
+
+def test_evaluating_puts_back_each_mode_even_after_an_error():
+    model = net().train()
+    model[1].eval()
+    modes = [module.training for module in model.modules()]
+    with pytest.raises(KeyError), evaluating(model):
+        assert not any(module.training for module in model.modules())
+        assert torch.is_inference_mode_enabled()
+        raise KeyError
+    assert [module.training for module in model.modules()] == modes
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_evaluating_does_not_call_eval():
+    """An exported program refuses it."""
+
+    class Exported(nn.Module):
+        def train(self, mode=True):
+            raise NotImplementedError
+
+    with evaluating(Exported()):
+        pass

@@ -1,0 +1,217 @@
+import hashlib
+import sys
+
+import pytest
+import torch
+from toy import net
+from torch import nn
+
+from mlflow_unlearn.compute import isolated_rng
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.models import build_model, load_weights, model_family, non_finite_tensor, weights_digest
+
+
+def output(model, shape):
+    with torch.inference_mode():
+        return list(model.eval()(torch.zeros(2, *shape)).shape)
+
+
+class TestFamily:
+    def test_what_holds_an_attention_block_is_a_vit(self):
+        from torchvision.models import VisionTransformer
+
+        torchvision_vit = VisionTransformer(8, 4, 1, 1, 8, 8, num_classes=2)
+        assert model_family(torchvision_vit) == "vit"
+        assert model_family(build_model("vit_tiny", 2, (1, 8, 8))) == "vit"
+        assert model_family(net()) == "cnn"
+
+
+class TestResNet:
+    @pytest.mark.parametrize("architecture", ["resnet18", "torchvision:resnet18", "timm:resnet18"])
+    @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 28, 28), (2, 64, 40)])
+    def test_small_images_get_the_small_stem(self, architecture, shape):
+        model = build_model(architecture, 7, shape)
+        stem = model.conv1
+        assert (stem.in_channels, stem.kernel_size, stem.stride, stem.padding) == (shape[0], (3, 3), (1, 1), (1, 1))
+        assert isinstance(model.maxpool, nn.Identity) and stem.bias is None
+        # Kaiming, fan out: a standard deviation of √(2 / (64 · 9)) = 0.059.
+        assert stem.weight.std().item() == pytest.approx(0.0589, rel=0.1)
+        assert output(model, shape) == [2, 7]
+
+    @pytest.mark.parametrize("architecture", ["resnet18", "timm:resnet18"])
+    @pytest.mark.parametrize("shape", [(3, 224, 224), (1, 65, 30)])
+    def test_large_images_get_the_ordinary_one(self, architecture, shape):
+        model = build_model(architecture, 7, shape)
+        assert (model.conv1.in_channels, model.conv1.kernel_size, model.conv1.stride) == (shape[0], (7, 7), (2, 2))
+        assert not isinstance(model.maxpool, nn.Identity)
+        assert output(model, (shape[0], 65, 30)) == [2, 7]
+
+    def test_timm_relatives_get_it_too(self):
+        """A ResNet whatever its name, also where its own stem has several layers."""
+        model = build_model("timm:seresnext26d_32x4d", 5, (1, 16, 16))
+        assert model.conv1.kernel_size == (3, 3) and isinstance(model.maxpool, nn.Identity)
+        assert output(model, (1, 16, 16)) == [2, 5]
+
+
+class TestViT:
+    @pytest.mark.parametrize(
+        ("size", "patch"),
+        [((8, 8), 1), ((28, 28), 4), ((32, 32), 4), ((64, 64), 8), ((56, 64), 8), ((14, 14), 2), ((29, 29), 1), ((4, 4), 1)],
+    )
+    def test_the_largest_patch_with_seven_a_side(self, size, patch):
+        model = build_model("timm:vit_tiny_patch16_224", 3, (1, *size))
+        assert model.patch_embed.patch_size == (patch, patch) and model.patch_embed.img_size == size
+        if size == (28, 28):
+            assert output(model, (1, *size)) == [2, 3]
+
+    @pytest.mark.parametrize(("architecture", "size"), [("vit_tiny", 224), ("timm:vit_tiny_patch16_384", 224), ("vit_tiny", 96)])
+    def test_large_images_keep_the_patch_and_set_the_size(self, architecture, size):
+        model = build_model(architecture, 3, (3, size, size))
+        assert model.patch_embed.patch_size == (16, 16) and model.patch_embed.img_size == (size, size)
+
+    def test_deit(self):
+        model = build_model("timm:deit_tiny_patch16_224", 3, (1, 8, 8))
+        assert output(model, (1, 8, 8)) == [2, 3]
+
+
+FACTORY = """
+from toy import Net
+def classes(num_classes): return Net(classes=num_classes)
+def fixed(): return Net()
+def wrong(): return 3
+def broken(num_classes): raise RuntimeError("no luck")
+"""
+
+
+class TestFactory:
+    @pytest.fixture(autouse=True)
+    def module(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.delitem(sys.modules, "made_models", raising=False)
+        (tmp_path / "made_models.py").write_text(FACTORY)
+
+    @pytest.mark.parametrize(("name", "classes"), [("classes", 4), ("fixed", 10)])
+    def test_from_the_working_directory(self, name, classes):
+        assert output(build_model(f"made_models:{name}", 4, (1, 8, 8)), (1, 8, 8)) == [2, classes]
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("made_models:wrong", "made_models:wrong returns a int, not a torch.nn.Module"),
+            ("made_models:nothing", "'made_models:nothing': module 'made_models' has no function 'nothing'"),
+            ("no_such:thing", "'no_such:thing': importing 'no_such' failed"),
+            (":thing", "':thing' names no function: write package.module:function"),
+            ("made_models:broken", r"'made_models:broken' cannot be built for 4 classes and images \[1, 8, 8\]: .* no luck"),
+        ],
+    )
+    def test_failures(self, name, message):
+        with pytest.raises(UnlearnError, match=message):
+            build_model(name, 4, (1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ("resnet", "unknown architecture 'resnet': did you mean 'resnet18'. use timm:NAME.* or one of resnet18, vit_tiny"),
+        ("qqq", "unknown architecture 'qqq': use timm:NAME, torchvision:NAME, package.module:factory or one of"),
+        ("torchvision:", "torchvision has no classifier ''"),
+        ("torchvision:resnet19", "torchvision has no classifier 'resnet19': did you mean 'resnet1?[0-9]"),
+        ("torchvision:fasterrcnn_resnet50_fpn", "torchvision has no classifier 'fasterrcnn_resnet50_fpn'"),
+        ("torchvision:squeezenet1_1", "torchvision:squeezenet1_1 takes 3 channels, the images have 1: use a timm architecture"),
+        ("timm:vit_tinny_patch16_224", "timm has no model 'vit_tinny_patch16_224': did you mean 'vit_tiny_patch16_224'"),
+        ("timm:qqqqqqqq", "timm has no model 'qqqqqqqq': see timm.list_models"),
+    ],
+)
+def test_architectures_that_are_not_there(architecture, message):
+    with pytest.raises(UnlearnError, match=message):
+        build_model(architecture, 4, (1, 8, 8))
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "vit_tiny"])
+def test_the_weights_depend_on_the_global_generator_alone(architecture):
+    digests = []
+    for seed in (0, 0, 1):
+        with isolated_rng(seed):
+            digests.append(weights_digest(build_model(architecture, 3, (1, 8, 8))))
+    assert digests[0] == digests[1] != digests[2]
+
+
+class TestLoadWeights:
+    def test_what_fits(self):
+        a, b = net(0), net(1)
+        load_weights(b, a.state_dict(), "made:net")
+        assert weights_digest(a) == weights_digest(b)
+
+    def test_the_first_few_mismatches_are_told(self):
+        state = net().state_dict()
+        del state["0.bias"], state["1.weight"]
+        state["extra"] = torch.zeros(1)
+        state["6.weight"] = torch.zeros(5, 128)
+        state["6.bias"] = torch.zeros(5)
+        before = weights_digest(model := net())
+        with pytest.raises(UnlearnError) as caught:
+            load_weights(model, state, "made:net")
+        assert str(caught.value) == (
+            "the weights do not fit architecture 'made:net': 0.bias is missing; 1.weight is missing; extra is unknown; "
+            "6.weight is [5, 128] and should be [10, 128] and 1 more: give the architecture that the version was trained with"
+        )
+        assert weights_digest(model) == before
+
+
+class State(nn.Module):
+    """A module with a given state dict, in its order."""
+
+    def __init__(self, **tensors):
+        super().__init__()
+        for name, value in tensors.items():
+            self.register_buffer(name, torch.as_tensor(value))
+
+
+class TestDigest:
+    def test_by_hand(self):
+        """SHA-256 of a header and the little-endian bytes of each tensor, by name."""
+        model = State(b=torch.tensor([1, 2], dtype=torch.int16), a=torch.tensor(True))
+        expected = hashlib.sha256(b"a torch.bool []\n\x01b torch.int16 [2]\n\x01\x00\x02\x00").hexdigest()
+        assert weights_digest(model) == expected
+
+    def test_any_bit_counts(self):
+        base = {"w": torch.tensor([0.0, 1.0]), "n": torch.tensor(0), "h": torch.ones(2, dtype=torch.bfloat16)}
+        others = [
+            {"w": torch.tensor([-0.0, 1.0])},
+            {"w": torch.tensor([0.0, 1.0 + 2**-23])},
+            {"w": torch.tensor([1.0, 0.0])},
+            {"w": torch.tensor([[0.0, 1.0]])},
+            {"w": torch.tensor([0.0, 1.0], dtype=torch.float64)},
+            {"n": torch.tensor(1)},
+            {"n": torch.tensor([0])},
+            {"h": torch.tensor([1.0, 1.0078125], dtype=torch.bfloat16)},
+            {"e": torch.zeros(0)},
+        ]
+        digests = [weights_digest(State(**base))] + [weights_digest(State(**base | other)) for other in others]
+        assert len(set(digests)) == len(digests)
+
+    def test_neither_order_nor_layout_nor_gradients_count(self):
+        w = torch.arange(6.0).view(2, 3)
+        assert weights_digest(State(a=w, b=1)) == weights_digest(State(b=1, a=w.t().contiguous().t()))
+        model = net()
+        digest = weights_digest(model)
+        model(torch.zeros(2, 1, 8, 8)).sum().backward()
+        assert weights_digest(model) != digest, "a pass in train mode moves BatchNorm's statistics"
+        digest = weights_digest(model)
+        assert weights_digest(model.requires_grad_(False).eval()) == digest
+
+    def test_num_batches_tracked_is_part_of_it(self):
+        model = net()
+        digest = weights_digest(model)
+        model[1].num_batches_tracked += 1
+        assert weights_digest(model) != digest
+
+
+def test_non_finite_tensors_are_named():
+    assert non_finite_tensor(State(a=1.0, n=3, h=torch.ones(2, dtype=torch.bfloat16))) is None
+    for bad in (float("nan"), float("inf"), float("-inf")):
+        assert non_finite_tensor(State(n=3, a=1.0, b=torch.tensor([1.0, bad]), c=bad)) == "b"
+    model = net()
+    model[1].running_var[3] = float("nan")
+    assert non_finite_tensor(model) == "1.running_var"

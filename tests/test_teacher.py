@@ -1,0 +1,184 @@
+import pytest
+import torch
+from toy import CPU, Listed, digits, global_state, logits, original, splits
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
+
+from mlflow_unlearn import unlearn
+from mlflow_unlearn.models import weights_digest
+from mlflow_unlearn.teacher import Teacher, is_deterministic
+
+DATA = digits(0, 20)
+FAST = {"epochs": 3, "lr": 1e-3, "batch_size": 32}
+
+
+class Flipping(TensorDataset):
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image.flip(-1) if torch.rand(1) < 0.5 else image, label
+
+
+class Turned(Subset):
+    def __getitem__(self, index):
+        return super().__getitem__(index)
+
+    __getitems__ = None
+
+
+def says(value):
+    data = Listed(DATA)
+    data.deterministic = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("dataset", "known"),
+    [
+        (DATA, True),
+        (Subset(DATA, [1]), True),
+        (ConcatDataset([DATA, Subset(DATA, [1])]), True),
+        (says(True), True),
+        (Subset(says(True), [1]), True),
+        (Listed(DATA), False),
+        (says(False), False),
+        (says(1), False),
+        (Subset(Listed(DATA), [1]), False),
+        (ConcatDataset([DATA, Listed(DATA)]), False),
+        (Flipping(*DATA.tensors), False),
+        (Turned(DATA, [1]), False),
+    ],
+)
+def test_what_is_known_to_be_deterministic(dataset, known):
+    assert is_deterministic(dataset) is known
+
+
+def teacher(forget, retain=DATA, cache=None):
+    return Teacher(original(), {"forget": forget, "retain": retain}, CPU, cache=cache)
+
+
+def ask(t, indices, images=DATA.tensors[0], role="forget"):
+    indices = torch.tensor(indices)
+    return t.logits(role, indices, images[indices])
+
+
+class TestCache:
+    def test_each_sample_passes_once_and_keeps_its_own_logits(self):
+        t = teacher(DATA)
+        exact = logits(original(), DATA)
+        for indices, passes in (([3, 1], 2), ([1, 3, 4], 3), ([4, 3, 1], 3), ([0], 4)):
+            torch.testing.assert_close(ask(t, indices), exact[indices])
+            assert t.passes == passes
+
+    def test_sets_do_not_mix(self):
+        t = teacher(DATA)
+        other = digits(100, 120)
+        ask(t, [1])
+        torch.testing.assert_close(ask(t, [1], other.tensors[0], "retain"), logits(original(), other)[[1]])
+        assert t.passes == 2
+
+    def test_off(self):
+        t = teacher(DATA, cache=False)
+        assert not t.caching
+        ask(t, [1]), ask(t, [1])
+        assert t.passes == 2
+
+    @pytest.mark.parametrize("cache", [True, False, None])
+    def test_logits_may_be_part_of_a_loss(self, cache):
+        weight = torch.ones((), requires_grad=True)
+        (weight * ask(teacher(DATA, cache=cache), [0, 1])).sum().backward()
+        assert weight.grad is not None
+
+    def test_the_teacher_answers_in_eval_mode_and_keeps_its_own(self):
+        t = teacher(DATA)
+        t.model.train()
+        before = global_state()
+        torch.testing.assert_close(ask(t, [2]), logits(original(), DATA)[[2]])
+        assert t.model.training and t.model[1].training and global_state() == before
+
+
+class TestWatching:
+    def test_a_changed_input_is_noticed_and_the_cache_goes_off(self):
+        t = teacher(Listed(DATA))
+        ask(t, [0, 1])
+        changed = DATA.tensors[0].clone()
+        changed[1, 0, 0, 0] += 1e-3
+        assert ask(t, [0], changed) is not None and t.caching
+        fresh = t.model(changed[[0, 1]])
+        torch.testing.assert_close(ask(t, [0, 1], changed), fresh)
+        assert not t.caching
+
+    def test_each_role_is_watched_for_itself(self):
+        """A sample of another set with the same number is no change, and a known set is not watched."""
+        t = teacher(Listed(DATA))
+        ask(t, [1])
+        ask(t, [1], DATA.tensors[0] + 1, "retain")
+        ask(t, [1], DATA.tensors[0] + 2, "retain")
+        assert t.caching
+
+    def test_the_caller_may_know_better(self):
+        t = teacher(Listed(DATA), cache=True)
+        first = ask(t, [1])
+        assert torch.equal(ask(t, [1], DATA.tensors[0] + 1), first) and t.caching
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.uint8, torch.float64])
+    def test_any_type_of_input_can_be_watched(self, dtype):
+        images = DATA.tensors[0].mul(16).to(dtype)
+        t = Teacher(torch.nn.Flatten(), {"forget": Listed(DATA)}, CPU)
+        ask(t, [1], images), ask(t, [1], images)
+        assert t.caching
+        ask(t, [1], images + 1)
+        assert not t.caching
+
+
+class TestInUnlearning:
+    """`unlearn` with one teacher, whose passes are counted."""
+
+    def run(self, sets, cache=None, shared=None, **params):
+        roles = {role: getattr(sets, role) for role in ("forget", "retain", "val", "test")}
+        t = shared or Teacher(original(), roles, CPU, cache=cache)
+        return unlearn(original(), sets, params=FAST | params, teacher=t), t
+
+    def test_each_sample_passes_once_over_all_epochs(self):
+        result, t = self.run(splits())
+        assert len(result.history) == 3
+        assert t.passes == 30 + round(0.3 * 170)
+
+    def test_without_the_cache_in_each_epoch_with_the_same_weights(self):
+        cached, _ = self.run(splits())
+        plain, t = self.run(splits(), cache=False)
+        assert t.passes == 3 * (30 + round(0.3 * 170))
+        assert weights_digest(plain.model) == weights_digest(cached.model)
+        assert [e["loss"] for e in plain.history] == [e["loss"] for e in cached.history]
+
+    def test_the_argument_of_unlearn_does_the_same(self):
+        digests = {
+            weights_digest(unlearn(original(), splits(), params=FAST, cache_teacher=cache).model)
+            for cache in (None, True, False)
+        }
+        assert len(digests) == 1
+
+    def unknown(self, read):
+        sets = splits()
+        return type(sets)(Listed(sets.forget, read), Listed(sets.retain, read), sets.val, sets.test)
+
+    def test_random_augmentation_ends_the_caching_in_the_second_epoch(self):
+        def brightened(image):
+            return image + 0.01 * torch.rand(())
+
+        result, t = self.run(self.unknown(brightened))
+        assert len(result.history) == 3
+        assert not t.caching and t.passes == 3 * 81
+        bare, _ = self.run(self.unknown(brightened), cache=False)
+        assert weights_digest(bare.model) == weights_digest(result.model)
+
+    def test_an_unknown_but_fixed_dataset_keeps_it(self):
+        result, t = self.run(self.unknown(lambda image: image))
+        assert t.caching and t.passes == 81
+        assert weights_digest(result.model) == weights_digest(self.run(splits())[0].model)
+
+    def test_two_calls_share_one_teacher(self):
+        first, t = self.run(splits())
+        second, _ = self.run(splits(), shared=t, alpha=8)
+        assert t.passes == 81
+        alone, _ = self.run(splits(), alpha=8)
+        assert weights_digest(second.model) == weights_digest(alone.model)
+        assert weights_digest(second.model) != weights_digest(first.model)

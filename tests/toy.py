@@ -1,0 +1,137 @@
+"""A tiny task that the tests share: scanned digits, and a small network that has learned some of them by heart."""
+
+import copy
+import random
+from functools import cache
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import Dataset, TensorDataset
+
+from mlflow_unlearn import Splits
+from mlflow_unlearn.compute import isolated_rng
+from mlflow_unlearn.forward import Hardware
+
+CPU = Hardware(torch.device("cpu"))
+
+
+class Net(nn.Sequential):
+    """BatchNorm and dropout, 8 × 8 grey images, ten classes."""
+
+    def __init__(self, norm: bool = True, classes: int = 10) -> None:
+        super().__init__(
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.BatchNorm2d(8) if norm else nn.Identity(),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Dropout(0.2),
+            nn.Linear(128, classes),
+        )
+
+
+def net(seed: int = 0, **options) -> Net:
+    with isolated_rng(seed):
+        return Net(**options)
+
+
+@cache
+def digits(start: int, stop: int) -> TensorDataset:
+    data = load_digits()
+    images = torch.tensor(data.images[start:stop] / 16, dtype=torch.float32)[:, None]
+    return TensorDataset(images, torch.tensor(data.target[start:stop]))
+
+
+def take(dataset: TensorDataset, mask) -> TensorDataset:
+    return TensorDataset(*(part[mask] for part in dataset.tensors))
+
+
+def splits(forget: int = 30, retain: int = 170) -> Splits:
+    """Random samples forgotten; the first 200 digits are what `original` has learned."""
+    return Splits(digits(0, forget), digits(forget, forget + retain), digits(200, 350), digits(350, 500))
+
+
+def class_splits(forgotten: int = 3) -> Splits:
+    """One class wholly forgotten."""
+    train = digits(0, 200)
+    mask = train.tensors[1] == forgotten
+    return Splits(take(train, mask), take(train, ~mask), digits(200, 350), digits(350, 500))
+
+
+@cache
+def _original() -> Net:
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    images, labels = digits(0, 200).tensors
+    with isolated_rng(0):
+        for _ in range(40):
+            for batch in torch.randperm(200).split(50):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
+                optimizer.step()
+    optimizer.zero_grad()
+    return model.eval()
+
+
+def original() -> Net:
+    """A fresh copy of the trained network, in eval mode."""
+    return copy.deepcopy(_original())
+
+
+@torch.no_grad()
+def logits(model: nn.Module, dataset: TensorDataset) -> torch.Tensor:
+    """What the model says in eval mode."""
+    return copy.deepcopy(model).eval()(dataset.tensors[0])
+
+
+def accuracy(model: nn.Module, dataset: TensorDataset) -> float:
+    return (logits(model, dataset).argmax(1) == dataset.tensors[1]).double().mean().item()
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def global_state() -> tuple:
+    """All that a library must not change behind its caller's back."""
+    numpy_state = np.random.get_state()
+    return (
+        torch.get_rng_state().tolist(),
+        numpy_state[1].tolist(),
+        numpy_state[2:],
+        random.getstate(),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.get_default_dtype(),
+    )
+
+
+class Listed(Dataset):
+    """A dataset of a type that says nothing of itself; ``read`` turns the image at each reading."""
+
+    def __init__(self, data: TensorDataset, read=lambda image: image) -> None:
+        self.data, self.read, self.readings = data, read, 0
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index):
+        if type(index) is not int:
+            raise TypeError(f"indices are plain integers, not {type(index).__name__}")
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        self.readings += 1
+        image, label = self.data[index]
+        return self.read(image), int(label)
+
+
+def trainable(num_classes: int = 10) -> Net:
+    """An architecture for `train --architecture toy:trainable`."""
+    return Net(classes=num_classes)
