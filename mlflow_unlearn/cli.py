@@ -66,23 +66,27 @@ def _command(name: str, config: type[Command]) -> click.Command:
     )
 
 
+_HELP = """Unlearn a registered MLflow model version with LoTUS, measure it, and register the result.
+
+\b
+Example:
+  mlflow-unlearn request --model-uri models:/clf/3 --forget ids.csv
+  mlflow-unlearn unlearn --model-uri models:/clf/3
+
+The same commands are entry points of the MLflow Project: mlflow run . -e unlearn -P model_uri=models:/clf/3
+"""
+
+
 @click.group(
     commands={name: _command(name, config) for name, config in COMMANDS.items()},
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    help=_HELP,
     epilog="Exit codes: 0 done, 2 bad input, 3 nothing was registered since there is nothing to unlearn or no trial "
     "met the constraints, 130 interrupted, 143 terminated.",
 )
 @click.version_option(__version__, prog_name="mlflow-unlearn")
 def cli() -> None:
-    r"""Unlearn a registered MLflow model version with LoTUS, measure it, and register the result.
-
-    \b
-    Example:
-      mlflow-unlearn request --model-uri models:/clf/3 --forget ids.csv
-      mlflow-unlearn unlearn --model-uri models:/clf/3
-
-    The same commands are entry points of the MLflow Project: mlflow run . -e unlearn -P model_uri=models:/clf/3
-    """
+    """The group of all commands."""
 
 
 def main(argv: list[str] | None = None) -> NoReturn:

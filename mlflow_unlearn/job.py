@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -331,7 +332,7 @@ def open_job(client: MlflowClient, run_id: str, config: Any, folder: Path, *, pr
 
 def pick_hardware(module: nn.Module, dataset: Dataset[Any], config: HardwareConfig, progress: bool) -> Hardware:
     """The command's device and precision, resolved, and noted on the run."""
-    return resolve_hardware(
+    hardware = resolve_hardware(
         module,
         dataset,
         device=config.device,
@@ -339,6 +340,8 @@ def pick_hardware(module: nn.Module, dataset: Dataset[Any], config: HardwareConf
         num_workers=config.num_workers,
         progress=progress,
     )
+    mlflow.set_tags({"unlearn.system.device": str(hardware.device), "unlearn.system.precision": hardware.precision})
+    return hardware
 
 
 def open_gold(

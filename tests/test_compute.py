@@ -5,8 +5,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from toy import global_state, net, same, state
 from torch import nn
+from toy import global_state, net, same, state
 
 from mlflow_unlearn import compute
 from mlflow_unlearn.compute import (

@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 import torch
-from toy import CPU, Listed, digits, global_state, logits, net, original, same, state
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
+from toy import CPU, Listed, digits, global_state, logits, net, original, same, state
 
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.forward import BATCH_SIZE, checked_logits, forward, predict

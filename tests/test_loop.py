@@ -5,9 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import CPU, Listed, accuracy, digits, global_state, logits, net, original, same, splits, state
 from torch import nn
 from torch.utils.data import TensorDataset
+from toy import CPU, Listed, accuracy, digits, global_state, logits, net, original, same, splits, state
 
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.loop import resolve_hardware, run, shuffled_batches
@@ -132,7 +132,9 @@ class TestWhatALossSees:
     def test_one_set_alone(self):
         for role in ("forget", "retain"):
             seen = []
-            plan = one_phase(lambda b, seen=seen: seen.append(b) or b.logits.sum(), teacher=True, **{role: torch.arange(5)})
+            plan = one_phase(
+                lambda b, seen=seen: seen.append(b) or b.logits.sum(), teacher=True, **{role: torch.arange(5)}
+            )
             follow(plan, self.Says(), self.sets())
             (batch,) = seen
             assert batch.forget.all() == batch.forget.any() == (role == "forget")
@@ -206,7 +208,9 @@ class TestTraining:
         model = original()
         after = follow(one_phase(retain=torch.arange(64), gradient_hook=hook), model).model
         assert len(seen) == 2 and min(seen) > 0
-        changed = {name for name, p in after.named_parameters() if not torch.equal(p, dict(model.named_parameters())[name])}
+        changed = {
+            name for name, p in after.named_parameters() if not torch.equal(p, dict(model.named_parameters())[name])
+        }
         assert changed == {"6.bias"}
 
     def test_the_student_trains_in_train_mode_even_after_a_measurement(self):
@@ -307,7 +311,9 @@ class TestFailures:
         steps = iter([1.0, 1.0, float("nan")])
         plan = one_phase(lambda b: cross_entropy(b) * next(steps), OptimizerSpec("sgd", 0.02))
         before = global_state()
-        with pytest.raises(UnlearnError, match="loss became nan in epoch 1, step 3, with lr 0.02: try a .*lr, say 0.002"):
+        with pytest.raises(
+            UnlearnError, match="loss became nan in epoch 1, step 3, with lr 0.02: try a .*lr, say 0.002"
+        ):
             follow(plan)
         assert global_state() == before
 

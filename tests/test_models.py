@@ -3,8 +3,8 @@ import sys
 
 import pytest
 import torch
-from toy import net
 from torch import nn
+from toy import net
 
 from mlflow_unlearn.compute import isolated_rng
 from mlflow_unlearn.errors import UnlearnError
@@ -56,7 +56,16 @@ class TestResNet:
 class TestViT:
     @pytest.mark.parametrize(
         ("size", "patch"),
-        [((8, 8), 1), ((28, 28), 4), ((32, 32), 4), ((64, 64), 8), ((56, 64), 8), ((14, 14), 2), ((29, 29), 1), ((4, 4), 1)],
+        [
+            ((8, 8), 1),
+            ((28, 28), 4),
+            ((32, 32), 4),
+            ((64, 64), 8),
+            ((56, 64), 8),
+            ((14, 14), 2),
+            ((29, 29), 1),
+            ((4, 4), 1),
+        ],
     )
     def test_the_largest_patch_with_seven_a_side(self, size, patch):
         model = build_model("timm:vit_tiny_patch16_224", 3, (1, *size))
@@ -64,7 +73,9 @@ class TestViT:
         if size == (28, 28):
             assert output(model, (1, *size)) == [2, 3]
 
-    @pytest.mark.parametrize(("architecture", "size"), [("vit_tiny", 224), ("timm:vit_tiny_patch16_384", 224), ("vit_tiny", 96)])
+    @pytest.mark.parametrize(
+        ("architecture", "size"), [("vit_tiny", 224), ("timm:vit_tiny_patch16_384", 224), ("vit_tiny", 96)]
+    )
     def test_large_images_keep_the_patch_and_set_the_size(self, architecture, size):
         model = build_model(architecture, 3, (3, size, size))
         assert model.patch_embed.patch_size == (16, 16) and model.patch_embed.img_size == (size, size)
@@ -102,7 +113,10 @@ class TestFactory:
             ("made_models:nothing", "'made_models:nothing': module 'made_models' has no function 'nothing'"),
             ("no_such:thing", "'no_such:thing': importing 'no_such' failed"),
             (":thing", "':thing' names no function: write package.module:function"),
-            ("made_models:broken", r"'made_models:broken' cannot be built for 4 classes and images \[1, 8, 8\]: .* no luck"),
+            (
+                "made_models:broken",
+                r"'made_models:broken' cannot be built for 4 classes and images \[1, 8, 8\]: .* no luck",
+            ),
         ],
     )
     def test_failures(self, name, message):
@@ -113,13 +127,22 @@ class TestFactory:
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
-        ("resnet", "unknown architecture 'resnet': did you mean 'resnet18'. use timm:NAME.* or one of resnet18, vit_tiny"),
+        (
+            "resnet",
+            "unknown architecture 'resnet': did you mean 'resnet18'. use timm:NAME.* or one of resnet18, vit_tiny",
+        ),
         ("qqq", "unknown architecture 'qqq': use timm:NAME, torchvision:NAME, package.module:factory or one of"),
         ("torchvision:", "torchvision has no classifier ''"),
         ("torchvision:resnet19", "torchvision has no classifier 'resnet19': did you mean 'resnet1?[0-9]"),
         ("torchvision:fasterrcnn_resnet50_fpn", "torchvision has no classifier 'fasterrcnn_resnet50_fpn'"),
-        ("torchvision:squeezenet1_1", "torchvision:squeezenet1_1 takes 3 channels, the images have 1: use a timm architecture"),
-        ("timm:vit_tinny_patch16_224", "timm has no model 'vit_tinny_patch16_224': did you mean 'vit_tiny_patch16_224'"),
+        (
+            "torchvision:squeezenet1_1",
+            "torchvision:squeezenet1_1 takes 3 channels, the images have 1: use a timm architecture",
+        ),
+        (
+            "timm:vit_tinny_patch16_224",
+            "timm has no model 'vit_tinny_patch16_224': did you mean 'vit_tiny_patch16_224'",
+        ),
         ("timm:qqqqqqqq", "timm has no model 'qqqqqqqq': see timm.list_models"),
     ],
 )
@@ -154,7 +177,8 @@ class TestLoadWeights:
             load_weights(model, state, "made:net")
         assert str(caught.value) == (
             "the weights do not fit architecture 'made:net': 0.bias is missing; 1.weight is missing; extra is unknown; "
-            "6.weight is [5, 128] and should be [10, 128] and 1 more: give the architecture that the version was trained with"
+            "6.weight is [5, 128] and should be [10, 128] and 1 more: "
+            "give the architecture that the version was trained with"
         )
         assert weights_digest(model) == before
 

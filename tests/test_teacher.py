@@ -1,7 +1,7 @@
 import pytest
 import torch
-from toy import CPU, Listed, digits, global_state, logits, original, splits
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
+from toy import CPU, Listed, digits, global_state, logits, original, splits
 
 from mlflow_unlearn import unlearn
 from mlflow_unlearn.models import weights_digest
@@ -106,13 +106,19 @@ class TestWatching:
         torch.testing.assert_close(ask(t, [0, 1], changed), fresh)
         assert not t.caching
 
-    def test_each_role_is_watched_for_itself(self):
-        """A sample of another set with the same number is no change, and a known set is not watched."""
+    def test_each_set_is_watched_for_itself(self):
+        """A sample of another set with the same number is no change."""
+        t = teacher(Listed(DATA), Listed(DATA))
+        for _ in range(2):
+            ask(t, [1])
+            ask(t, [1], DATA.tensors[0] + 1, "retain")
+        assert t.caching and t.passes == 2
+
+    def test_a_known_set_is_not_watched(self):
         t = teacher(Listed(DATA))
-        ask(t, [1])
+        ask(t, [1], role="retain")
         ask(t, [1], DATA.tensors[0] + 1, "retain")
-        ask(t, [1], DATA.tensors[0] + 2, "retain")
-        assert t.caching
+        assert t.caching and t.passes == 1
 
     def test_the_caller_may_know_better(self):
         t = teacher(Listed(DATA), cache=True)
@@ -150,11 +156,15 @@ class TestInUnlearning:
         assert [e["loss"] for e in plain.history] == [e["loss"] for e in cached.history]
 
     def test_the_argument_of_unlearn_does_the_same(self):
-        digests = {
-            weights_digest(unlearn(original(), splits(), params=FAST, cache_teacher=cache).model)
-            for cache in (None, True, False)
-        }
+        """Copies of a model share its hooks: this one counts what passes through student and teacher in eval mode."""
+        digests, passes = set(), {}
+        for cache in (None, True, False):
+            model, seen = original(), []
+            model.register_forward_hook(lambda m, _, z, seen=seen: None if m.training else seen.append(len(z)))
+            digests.add(weights_digest(unlearn(model, splits(), params=FAST, cache_teacher=cache).model))
+            passes[cache] = sum(seen)
         assert len(digests) == 1
+        assert passes[None] == passes[True] == passes[False] - 2 * 81
 
     def unknown(self, read):
         sets = splits()

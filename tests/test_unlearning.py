@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy import Net, accuracy, class_splits, digits, global_state, net, original, same, splits, state
 from torch import nn
 from torch.utils.data import TensorDataset
+from toy import Net, accuracy, class_splits, digits, global_state, net, original, same, splits, state
 
 from mlflow_unlearn import Splits, unlearn
 from mlflow_unlearn.errors import UnlearnError
@@ -209,7 +209,10 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("params", "message"),
         [
-            ({"alfa": 1}, "unknown hyperparameter 'alfa' of lotus: did you mean 'alpha'.* known are alpha, batch_size, "),
+            (
+                {"alfa": 1},
+                "unknown hyperparameter 'alfa' of lotus: did you mean 'alpha'.* known are alpha, batch_size, ",
+            ),
             ({"lr": 2}, "hyperparameter lr = 2 of lotus is not usable: input should be less than or equal to 1"),
             ({"lr": float("nan")}, "hyperparameter lr = nan of lotus is not usable"),
         ],

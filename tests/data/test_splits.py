@@ -3,8 +3,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import Listed, digits
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
+from toy import Listed, digits
 
 from mlflow_unlearn import Splits
 from mlflow_unlearn.data.splits import labels_of, wholly_forgotten
@@ -70,7 +70,12 @@ class TestLabels:
 
     def test_kept_labels_cost_no_reading(self):
         dataset = Kept(targets=LABELS.tolist())
-        for whole in (dataset, Subset(dataset, [3, 1]), ConcatDataset([dataset, DATA]), Subset(Subset(dataset, [3]), [0])):
+        for whole in (
+            dataset,
+            Subset(dataset, [3, 1]),
+            ConcatDataset([dataset, DATA]),
+            Subset(Subset(dataset, [3]), [0]),
+        ):
             labels_of(whole)
         assert dataset.readings == 0
 

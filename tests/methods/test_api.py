@@ -49,7 +49,9 @@ class TestParams:
             Made().params.rate = 1
 
     def test_unknown_names(self):
-        with pytest.raises(UnlearnError, match="^unknown hyperparameter 'step' of made: did you mean 'steps'. known are rate"):
+        with pytest.raises(
+            UnlearnError, match="^unknown hyperparameter 'step' of made: did you mean 'steps'. known are rate"
+        ):
             Made({"step": 1})
         with pytest.raises(UnlearnError, match="^unknown hyperparameter 'qqq' of made: known are rate, steps$"):
             Made({"qqq": 1})

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from toy import Listed, accuracy, class_splits, digits, net, original, splits, take
 from torch import nn
 from torch.utils.data import TensorDataset
+from toy import Listed, accuracy, class_splits, digits, net, original, splits, take
 
 from mlflow_unlearn import Splits, unlearn
 from mlflow_unlearn.methods import Batch
@@ -194,7 +194,13 @@ class TestUnseenAccuracy:
 class TestParameters:
     def test_published_defaults(self):
         cnn, vit = Lotus().params, Lotus(family="vit").params
-        common = {"weight_decay": 5e-4, "retain_fraction": 0.3, "alpha": 2, "keep": "last", "mask_forgotten_classes": True}
+        common = {
+            "weight_decay": 5e-4,
+            "retain_fraction": 0.3,
+            "alpha": 2,
+            "keep": "last",
+            "mask_forgotten_classes": True,
+        }
         assert cnn.model_dump() == {"lr": 1e-4, "batch_size": 128, "epochs": 10} | common
         assert vit.model_dump() == {"lr": 1e-6, "batch_size": 32, "epochs": 3} | common
 
@@ -205,7 +211,9 @@ class TestParameters:
         import timm
 
         with torch.random.fork_rng():
-            vit = timm.create_model("vit_tiny_patch16_224", img_size=8, patch_size=4, in_chans=1, depth=1, num_classes=10)
+            vit = timm.create_model(
+                "vit_tiny_patch16_224", img_size=8, patch_size=4, in_chans=1, depth=1, num_classes=10
+            )
         assert unlearn(vit, splits(2, 2)).params["lr"] == 1e-6
         assert unlearn(net(), splits(2, 2), params={"epochs": 1}).params["lr"] == 1e-4
 
