@@ -3,8 +3,8 @@
 1. A whole class (3, 8 and 5): LoTUS with the masked teacher and as published, alpha 2, lr 1e-4, 20 epochs, against gold
    and the floor between two golds. The masked one must end at acc_forget <= 0.05 with acc_retain within 0.02 of the
    original's.
-2. The null of the two-sided attack: 0.5 must lie within gold's 95 % interval of mia_auc in at least 8 of 9 cases (random,
-   group and class forget sets, three seeds). A group is a block of neighbouring scans, which were written by few hands.
+2. The null of the two-sided attack: 0.5 must lie within gold's 95 % interval of mia_auc in at least 8 of 9 cases:
+   random, group and class forget sets, three seeds. A group is a block of neighbouring scans, written by few hands.
 
     python benchmarks/digits.py
 """

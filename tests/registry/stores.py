@@ -1,0 +1,132 @@
+"""Real MLflow stores, and the command line run in this process or as one of its own."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from mlflow.tracking import fluent
+
+from mlflow_unlearn.cli import main
+
+DATA = "digits,train=15%"
+FORGET = "random:20%"
+
+
+@dataclass
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@dataclass
+class Store:
+    """A SQLite store in a folder of its own."""
+
+    folder: Path
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.folder / 'mlflow.db'}"
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.uri)
+
+    def versions(self, name: str = "clf") -> list[str]:
+        return sorted(str(v.version) for v in self.client.search_model_versions(f"name='{name}'"))
+
+    def everything_registered(self) -> dict[str, list[tuple[str, dict[str, str]]]]:
+        """Names, versions and their tags: what "the registry is unchanged" means."""
+        return {
+            model.name: sorted(
+                (str(v.version), dict(v.tags)) for v in self.client.search_model_versions(f"name='{model.name}'")
+            )
+            for model in self.client.search_registered_models()
+        }
+
+    def runs(self):
+        """All runs, the newest first."""
+        experiments = [e.experiment_id for e in self.client.search_experiments()]
+        return self.client.search_runs(experiments, order_by=["attributes.start_time DESC"])
+
+    def tags(self, version: str, name: str = "clf") -> dict[str, str]:
+        return dict(self.client.get_model_version(name, version).tags)
+
+    def requests(self, version: str = "1", name: str = "clf") -> dict[str, tuple[str, dict]]:
+        """id → (state, details)."""
+        found = {}
+        for key, value in self.tags(version, name).items():
+            if key.startswith("unlearn.request."):
+                state, _, details = value.partition(" ")
+                found[key.removeprefix("unlearn.request.")] = (state, json.loads(details))
+        return found
+
+
+def reset_mlflow() -> None:
+    """MLflow keeps its URI, active runs and stores in globals."""
+    while mlflow.active_run() is not None:
+        mlflow.end_run()
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
+    fluent._active_experiment_id = None
+
+
+def make_store(folder: Path) -> Store:
+    """A store whose artifacts lie beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    store = Store(folder)
+    store.client.create_experiment("tests", artifact_location=(folder / "artifacts").as_uri())
+    return store
+
+
+def use(store: Store, patch: pytest.MonkeyPatch) -> None:
+    reset_mlflow()
+    patch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    patch.setenv("MLFLOW_EXPERIMENT_NAME", "tests")
+    patch.delenv("MLFLOW_RUN_ID", raising=False)
+    patch.chdir(store.folder)
+
+
+@contextlib.contextmanager
+def copied(template: Store, folder: Path) -> Iterator[Store]:
+    """A copy of a store's database, in use inside the block; the template's artifacts stay where they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(template.folder / "mlflow.db", folder / "mlflow.db")
+    own = Store(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        use(own, patch)
+        yield own
+    reset_mlflow()
+
+
+def call(*arguments: object) -> Outcome:
+    """The command line in this process, where `cli` cannot be had: in fixtures that many tests share."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    if mlflow.active_run() is not None:
+        pytest.fail("the command left its run active")
+    return Outcome(int(end.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def shell(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    """The command line as a process of its own."""
+    environment = os.environ | options.pop("env", {})
+    return subprocess.run(
+        [sys.executable, "-m", "mlflow_unlearn", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        **options,
+    )
