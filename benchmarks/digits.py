@@ -4,7 +4,9 @@
    and the floor between two golds. The masked one must end at acc_forget <= 0.05 with acc_retain within 0.02 of the
    original's.
 2. The null of the two-sided attack: 0.5 must lie within gold's 95 % interval of mia_auc in at least 8 of 9 cases:
-   random, group and class forget sets, three seeds. A group is a block of neighbouring scans, written by few hands.
+   random, group and class forget sets, three seeds. A group is every tenth row of ten scans: it is spread over the data,
+   as a customer's uploads may be. Beside it, and not counted, a group that is unlike the test set: neighbouring scans,
+   written by few hands. There 0.5 is no null, and only gold's own value is a reference.
 
     python benchmarks/digits.py
 """
@@ -42,6 +44,8 @@ def forget_set(kind: str, source, seed: int) -> np.ndarray:
     if kind == "class":
         return np.flatnonzero(labels == CLASSES[seed])
     number = np.array([int(name.split("/")[1]) for name in source.train.ids])
+    if kind == "group":
+        return np.flatnonzero(number // 10 % 10 == seed)
     start = (400, 900, 1400)[seed]
     return np.flatnonzero((number >= start) & (number < start + 180))
 
@@ -64,12 +68,12 @@ def main() -> None:
     inside, bar = 0, True
     for seed in range(3):
         original = trained(everything, seed)
-        for kind in ("random", "group", "class"):
+        for kind in ("random", "group", "class", "hands"):
             sets = sets_of(source, forget_set(kind, source, seed))
             gold = trained(sets.retain, seed + 100)
             g = evaluate(gold, sets, original=original, seed=seed)
             holds = g["mia_auc_low"] <= 0.5 <= g["mia_auc_high"]
-            inside += holds
+            inside += holds and kind != "hands"
             print(
                 f"seed {seed} {kind:<6} {len(sets.forget):4} forgotten: gold acc_forget {g['acc_forget']:.3f} mia_auc "
                 f"{g['mia_auc']:.3f} [{g['mia_auc_low']:.3f}, {g['mia_auc_high']:.3f}] {'holds' if holds else 'FAILS'}",

@@ -39,13 +39,13 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
 
 def pick_precision(precision: Precision, model: nn.Module, images: Tensor, device: torch.device) -> Precision:
-    """Resolve ``auto``: the faster of fp32 and bf16 in a few timed training steps on this very machine.
+    """Resolve ``auto``: the faster of fp32 and bf16 in a few timed passes forth and back on this very machine.
 
     Processor flags do not tell: some processors with bfloat16 instructions are slower with them.
 
     Args:
         precision: as asked for.
-        model: left untouched; a copy is trained.
+        model: left untouched; a copy is timed.
         images: one batch ``[B, C, H, W]``.
         device: where to time.
 

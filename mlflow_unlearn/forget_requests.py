@@ -75,8 +75,20 @@ def of_version(version: Version) -> tuple[list[ForgetRequest], list[ForgetReques
     return own, [request for request in found if request.of != version.uri]
 
 
+def request_id(version: Version, manifest: Manifest) -> str:
+    """The id of a request to forget these samples (plain ids) of this version."""
+    text = "\n".join([version.uri, *sorted(manifest.ids)])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def file_request(
-    client: MlflowClient, version: Version, manifest: Manifest, details: Mapping[str, Any], *, folder: Path
+    client: MlflowClient,
+    version: Version,
+    manifest: Manifest,
+    details: Mapping[str, Any],
+    *,
+    folder: Path,
+    pending: bool = True,
 ) -> tuple[ForgetRequest, bool]:
     """File a request in the active run, or find the one that says the same.
 
@@ -86,15 +98,15 @@ def file_request(
         manifest: plain ids.
         details: reason, requester, spec, whether to hash the ids.
         folder: for temporary files.
+        pending: tag the version; without, only `mark_done` does, so that a command that fails leaves no trace on it.
 
     Returns:
         The request, and whether it is new.
     """
-    text = "\n".join([version.uri, *sorted(manifest.ids)])
-    request_id = hashlib.sha256(text.encode()).hexdigest()[:12]
     own, _ = of_version(version)
+    new_id = request_id(version, manifest)
     for request in own:
-        if request.id == request_id:
+        if request.id == new_id:
             return request, False
     active = mlflow.active_run()
     if active is None:
@@ -103,7 +115,7 @@ def file_request(
     stored.to_csv(folder / "manifest.csv")
     mlflow.log_artifact(str(folder / "manifest.csv"), FOLDER)
     record = {
-        "id": request_id,
+        "id": new_id,
         "of": version.uri,
         "filed": datetime.now(UTC).isoformat(timespec="seconds"),
         "samples": len(manifest.ids),
@@ -111,10 +123,10 @@ def file_request(
         **details,
     }
     mlflow.log_dict(record, f"{FOLDER}/request.json")
-    mlflow.set_tag(RUN_TAG, request_id)
-    request = ForgetRequest(request_id, version.uri, active.info.run_id)
-    if version.name is not None:
-        client.set_model_version_tag(version.name, version.version, TAG + request_id, request.tag())
+    mlflow.set_tag(RUN_TAG, new_id)
+    request = ForgetRequest(new_id, version.uri, active.info.run_id)
+    if pending and version.name is not None:
+        client.set_model_version_tag(version.name, version.version, TAG + new_id, request.tag())
     return request, True
 
 
@@ -141,7 +153,11 @@ def read_manifest(client: MlflowClient, request_id: str) -> Manifest:
 def mark_done(client: MlflowClient, requests: Sequence[ForgetRequest], by: str) -> None:
     """Note on the versions that the requests are about which version carried them out."""
     for request in requests:
-        done = ForgetRequest(request.id, request.of, request.run_id, (*request.done_by, by))
-        if request.of.startswith("models:/") and request.of.count("/") == 2:
-            name, version = request.of.removeprefix("models:/").split("/")
-            client.set_model_version_tag(name, version, TAG + request.id, done.tag())
+        if not request.of.startswith("models:/") or request.of.count("/") != 2:
+            continue  # filed against a model that is no registered version: there is no tag
+        name, version = request.of.removeprefix("models:/").split("/")
+        key = TAG + request.id
+        # Read again: another command may have carried the same request out in the meantime.
+        now = ForgetRequest.from_tag(key, client.get_model_version(name, version).tags.get(key, request.tag()))
+        done = ForgetRequest(request.id, request.of, request.run_id, (*now.done_by, by))
+        client.set_model_version_tag(name, version, key, done.tag())

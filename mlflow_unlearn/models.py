@@ -101,8 +101,8 @@ def _timm(name: str, num_classes: int, channels: int, height: int, width: int, s
     return model
 
 
-def _use_small_stem(resnet: nn.Module, channels: int) -> None:
-    conv = nn.Conv2d(channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
+def _use_small_stem(resnet: Any, channels: int) -> None:
+    conv = nn.Conv2d(channels, resnet.bn1.num_features, kernel_size=3, stride=1, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     resnet.conv1, resnet.maxpool = conv, nn.Identity()
 

@@ -79,7 +79,8 @@ class TestPickPrecision:
             def forward(self, images):
                 return images, images
 
-        for model, images in ((net().requires_grad_(False), IMAGES), (net(), IMAGES[:1]), (Pair(), IMAGES)):
+        norm = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4))
+        for model, images in ((net().requires_grad_(False), IMAGES), (norm, IMAGES[:1]), (Pair(), IMAGES)):
             assert pick_precision("auto", model, images, CPU) in ("fp32", "bf16")
 
 

@@ -48,9 +48,10 @@ class TestResNet:
 
     def test_timm_relatives_get_it_too(self):
         """A ResNet whatever its name, also where its own stem has several layers."""
-        model = build_model("timm:seresnext26d_32x4d", 5, (1, 16, 16))
-        assert model.conv1.kernel_size == (3, 3) and isinstance(model.maxpool, nn.Identity)
-        assert output(model, (1, 16, 16)) == [2, 5]
+        for name, width in (("seresnext26d_32x4d", 64), ("test_resnet", 32)):
+            model = build_model(f"timm:{name}", 5, (1, 16, 16))
+            assert model.conv1.kernel_size == (3, 3) and model.conv1.out_channels == width
+            assert isinstance(model.maxpool, nn.Identity) and output(model, (1, 16, 16)) == [2, 5]
 
 
 class TestViT:

@@ -260,14 +260,21 @@ class TestHistory:
 
 
 class TestKeep:
-    def test_closest_is_the_best_state_after_at_least_one_pass(self):
+    @pytest.mark.parametrize(
+        ("sets", "options"),
+        [
+            (class_splits(), {"lr": 3e-3, "mask_forgotten_classes": False}),
+            # Δ of the states: 0.033, and −0.233 where it stops.
+            (splits(), {"lr": 3e-2}),
+        ],
+        ids=["back and forth", "overshot"],
+    )
+    def test_closest_is_the_best_state_after_at_least_one_pass(self, sets, options):
         """A run of n epochs is the start of a longer one, so each state can be had by itself."""
-        sets = class_splits()
-        options = {"lr": 3e-3, "mask_forgotten_classes": False}
         ends = [lotus(sets, epochs=n, **options) for n in range(1, 7)]
         gaps = [abs(end.final["delta"]) for end in ends]
         best = ends[gaps.index(min(gaps))]
-        assert best is not ends[-1], "pick another case: the last state is the best one"
+        assert min(gaps) < gaps[-1], "pick another case: the last state is the best one"
         closest = lotus(sets, epochs=6, keep="closest", **options)
         assert weights_digest(closest.model) == weights_digest(best.model)
         assert closest.final == best.final
@@ -365,7 +372,7 @@ class TestRetainSample:
 def test_parity_with_the_method_written_out():
     """Two epochs in plain torch from the specification: sample, Δ, τ, targets, loss, AdamW."""
     sets, seed, alpha = splits(), 11, 8.0
-    result = lotus(sets, seed=seed, alpha=alpha, epochs=2, batch_size=32)
+    result = lotus(sets, seed=seed, alpha=alpha, epochs=2, batch_size=32, weight_decay=0.5)
 
     g = generator(seed)
     torch.manual_seed(seed)
@@ -374,7 +381,7 @@ def test_parity_with_the_method_written_out():
     with torch.no_grad():
         teacher = original()(images)
     student = original()
-    optimizer = torch.optim.AdamW(student.parameters(), 1e-3, weight_decay=5e-4)
+    optimizer = torch.optim.AdamW(student.parameters(), 1e-3, weight_decay=0.5)
     losses = []
     for _ in range(2):
         tau = math.exp(alpha * (accuracy(student, sets.forget) - accuracy(original(), sets.val)))
