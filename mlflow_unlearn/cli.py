@@ -1,5 +1,6 @@
 """The shell's side: options from `config`, the flow from `pipeline`, sentences and exit codes here."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -22,8 +23,18 @@ class Terminated(BaseException):
     """SIGTERM: like KeyboardInterrupt, so that the run ends as KILLED and files are cleaned up."""
 
 
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
+def _stop(signum: int, frame: FrameType | None) -> None:
+    """End the command, but not amid a transaction: half done, it would keep its lock on the database."""
+    caller = frame
+    while caller is not None:
+        name = str(caller.f_globals.get("__name__", ""))
+        if "sqlalchemy" in name or name.startswith(("mlflow.store.db", "optuna.storages")):
+            # Transactions take milliseconds: ask again.
+            signal.signal(signal.SIGALRM, lambda _, later: _stop(signum, later))
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+            return
+        caller = caller.f_back
+    raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
 
 
 def _option(name: str, field: FieldInfo) -> click.Option:
@@ -92,11 +103,15 @@ def cli() -> None:
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: one sentence for bad input, a traceback only for our own bugs or --debug."""
     arguments = sys.argv[1:] if argv is None else argv
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else Ctrl-C is ignored, as in background jobs
+        signal.signal(signal.SIGINT, _stop)
     try:
         cli.main(arguments, standalone_mode=False)
         code = 0
     except click.ClickException as error:
+        if _wants_debug(arguments):
+            traceback.print_exc()
         error.show()
         _tag_project_run(error.format_message())
         code = error.exit_code
@@ -129,4 +144,7 @@ def _tag_project_run(sentence: str) -> None:
     if os.environ.get("MLFLOW_RUN_ID"):
         from mlflow_unlearn import tracking
 
-        tracking.tag_error(os.environ["MLFLOW_RUN_ID"], sentence)
+        # The user has been told; a store that cannot be reached, or has no such run, adds nothing to that.
+        with contextlib.suppress(Exception):
+            tracking.connect()
+            tracking.tag_error(os.environ["MLFLOW_RUN_ID"], sentence)

@@ -1,8 +1,9 @@
 """What `unlearn`, `tune` and `evaluate` share: a version, its data, its forget set, and whether they fit each other."""
 
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class Job:
         splits: the four sets.
         forget: indices into ``view.source.train``.
         retain: likewise: trained on and not to be forgotten.
-        requests: what is carried out.
+        requests: what is carried out; none yet for a spec that is still to be filed, see `filed`.
         hardware: decided once.
         folder: for temporary files.
     """
@@ -102,6 +103,16 @@ class Job:
     def manifest(self, indices: npt.NDArray[np.int64]) -> Manifest:
         """The plain ids of training samples."""
         return Manifest(tuple(self.view.source.train.ids[i] for i in indices))
+
+    def filed(self, config: Any) -> "Job":
+        """The job with its forget set filed as a request, if it is none yet; the version is tagged when it is done."""
+        if self.requests:
+            return self
+        details = {"spec": config.forget, "hash_ids": config.hash_ids}
+        request, _ = forget_requests.file_request(
+            self.client, self.version, self.manifest(self.forget), details, folder=self.folder, pending=False
+        )
+        return replace(self, requests=(request,))
 
     def read_original(self, *, force: bool) -> Readings:
         """One pass of the version over the four sets, before any training.
@@ -165,10 +176,12 @@ def open_view(version: Version, config: Any) -> View:
             f"{', '.join(source.classes[:10])}: give the data that it was trained on, or classes="
         )
     if sorted(classes) != sorted(source.classes):
-        lost = sorted(set(source.classes) - set(classes)) or sorted(set(classes) - set(source.classes))
+        lost = sorted(set(source.classes) ^ set(classes), key=lambda name: (name in source.classes, name))
+        lost = lost or [name for name in dict.fromkeys(classes) if classes.count(name) > 1]
         raise UnlearnError(
             f"classes= and the data do not name the same {len(source.classes)} classes (differs: "
-            f"{', '.join(lost[:5])}): the data has {', '.join(source.classes[:10])}"
+            f"{', '.join(lost[:5])}): the data has {', '.join(source.classes[:10])}; "
+            "give these in the order of the outputs, or a file with one a line"
         )
     shape = record.image_shape if record is not None else version.input_shape
     transform = getattr(config, "transform", None) or (record.transform if record is not None else None)
@@ -193,8 +206,13 @@ def _is_timm(version: Version) -> bool:
 
 
 def _class_names(text: str) -> tuple[str, ...]:
-    path = Path(text)
-    names = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
+    names = text.split(",")
+    # os.path and not pathlib: a thousand names are too long for a path, which pathlib raises.
+    if os.path.isfile(text):
+        try:
+            names = Path(text).read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise UnlearnError(f"the classes file {text!r} cannot be read ({error}): save it as UTF-8 text") from error
     return tuple(name.strip() for name in names if name.strip())
 
 
@@ -219,9 +237,9 @@ def training_mask(version: Version, source: Source) -> npt.NDArray[np.bool_]:
 
 
 def find_requests(
-    client: MlflowClient, version: Version, view: View, mask: npt.NDArray[np.bool_], config: Any, folder: Path
+    client: MlflowClient, version: Version, view: View, mask: npt.NDArray[np.bool_], config: Any
 ) -> tuple[tuple[ForgetRequest, ...], npt.NDArray[np.int64]]:
-    """What to forget: the spec, filed as a request where it is none yet, or all pending requests together.
+    """The requests and what they forget: those of the spec (none where it is new), or all pending ones together.
 
     Raises:
         UnlearnError: no request is pending and no spec is given, or the spec is bad.
@@ -256,11 +274,10 @@ def find_requests(
     scheme, _, request_id = config.forget.partition(":")
     known = [request for request in own if scheme == "request" and request.id == request_id]
     if not known:
-        manifest = Manifest(tuple(view.source.train.ids[i] for i in forget))
-        details = {"spec": config.forget, "hash_ids": config.hash_ids}
-        known = [forget_requests.file_request(client, version, manifest, details, folder=folder)[0]]
+        request_id = forget_requests.request_id(version, Manifest(tuple(view.source.train.ids[i] for i in forget)))
+        known = [request for request in own if request.id == request_id]
     for request in own:
-        if request.id != known[0].id:
+        if request not in known:
             state = "stays pending" if request.pending else "is not carried out again"
             console.print(f"Note: request {request.id} {state}: only the given forget set is carried out.")
     return tuple(known), forget
@@ -321,7 +338,7 @@ def open_job(client: MlflowClient, run_id: str, config: Any, folder: Path, *, pr
     view = open_view(version, config)
     module = load_module(version, config.architecture, len(view.classes))
     mask = training_mask(version, view.source)
-    requests, forget = find_requests(client, version, view, mask, config, folder)
+    requests, forget = find_requests(client, version, view, mask, config)
     retain = retained(mask, forget)
     splits = make_splits(view, module, forget, retain, progress)
     shape = check_outputs(module, splits.retain, view.classes, version.uri)
@@ -345,7 +362,13 @@ def pick_hardware(module: nn.Module, dataset: Dataset[Any], config: HardwareConf
 
 
 def open_gold(
-    client: MlflowClient, uri: str | None, view: View, retain: npt.NDArray[np.int64], folder: Path, config: Reads
+    client: MlflowClient,
+    uri: str | None,
+    view: View,
+    retain: npt.NDArray[np.int64],
+    dataset: Dataset[Any],
+    folder: Path,
+    config: Reads,
 ) -> nn.Module | None:
     """The gold standard's module, if one is named.
 
@@ -365,7 +388,9 @@ def open_gold(
                 f"{version.uri} was trained on {seen.sum()} samples that are to be forgotten or were forgotten before: "
                 "it is no gold standard; train one with exclude="
             )
-    return load_module(version, config.architecture, len(view.classes), trainable=False)
+    module = load_module(version, config.architecture, len(view.classes), trainable=False)
+    check_outputs(module, dataset, view.classes, version.uri)
+    return module
 
 
 def check_alike(version: Version, view: View) -> None:
@@ -394,21 +419,19 @@ def parse_params(text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     where = "params"
-    if not text.lstrip().startswith("{"):
-        where = f"params file {text!r}"
-        try:
-            text = Path(text).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UnlearnError(
-                f"params = {text!r} is neither JSON nor a readable YAML file ({error.strerror})"
-            ) from error
     try:
+        if not text.lstrip().startswith("{"):
+            where = f"params file {text!r}"
+            text = Path(text).read_text(encoding="utf-8")
         # YAML reads 1e-4 as a string; pydantic makes a number of it again.
         values = json.loads(text) if where == "params" else yaml.safe_load(text)
+    except OSError as error:
+        raise UnlearnError(f"params = {text!r} is neither a JSON object nor a YAML file ({error.strerror})") from error
     except (ValueError, yaml.YAMLError) as error:
         raise UnlearnError(f"{where} cannot be parsed: {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):
-        raise UnlearnError(f"{where} holds a {type(values).__name__}, not names with values")
+        found = "nothing" if values is None else f"a {type(values).__name__}"
+        raise UnlearnError(f"{where} holds {found}, not names with values such as alpha: 2")
     return values
 
 

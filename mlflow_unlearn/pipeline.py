@@ -21,6 +21,7 @@ from mlflow_unlearn.job import (
     Job,
     View,
     check_alike,
+    check_outputs,
     console,
     make_splits,
     new_record,
@@ -57,10 +58,11 @@ def unlearn(options: config.Unlearn) -> None:
         get_method(options.method)(params)  # a misspelt hyperparameter is told before anything is loaded
         job = open_job(client, run_id, options, folder, progress=progress)
         name = target_name(job, name)
-        gold_module = open_gold(client, options.gold_uri, job.view, job.retain, folder, options)
+        gold_module = open_gold(client, options.gold_uri, job.view, job.retain, job.splits.test, folder, options)
         job.log_manifests()
 
         original = job.read_original(force=options.force)
+        job = job.filed(options)
         result = unlearn_model(
             job.module,
             job.splits,
@@ -261,20 +263,24 @@ def evaluate(options: config.Evaluate) -> None:
         original_uri = options.original_uri or recorded
         original_version = version if original_uri is None else open_version(client, original_uri, folder)
         view = open_view(version, options)
-        check_alike(original_version, view)
+        if original_version is not version:
+            check_alike(original_version, view)
         mask = training_mask(original_version, view.source)
         forget = evaluated_forget_set(client, version, original_version, view, mask, options)
+        # What the version has not been trained on, or forgot before, is no retain sample, whatever the original knows.
+        retain = retained(mask & training_mask(version, view.source), forget)
         module = load_module(version, options.architecture, len(view.classes), trainable=False)
-        splits = make_splits(view, module, forget, retained(mask, forget), progress)
+        splits = make_splits(view, module, forget, retain, progress)
+        check_outputs(module, splits.test, view.classes, version.uri)
         hardware = pick_hardware(module, splits.test, options, progress)
-        job = Job(client, version, module, view, splits, forget, retained(mask, forget), (), hardware, folder)
+        job = Job(client, version, module, view, splits, forget, retain, (), hardware, folder)
         job.log_manifests()
         readings = job.read_original(force=options.force)
         original, columns = readings, {}
         if original_version.uri != version.uri:
             original_module = load_module(original_version, options.architecture, len(view.classes), trainable=False)
             original = read_splits(original_module, splits, hardware, name="original")
-        gold_module = open_gold(client, options.gold_uri, view, job.retain, folder, options)
+        gold_module = open_gold(client, options.gold_uri, view, job.retain, splits.test, folder, options)
         gold = None if gold_module is None else read_splits(gold_module, splits, hardware, name="gold")
         columns["original"] = job.measure(original, original, gold, options.seed)
         if original_version.uri != version.uri:

@@ -1,6 +1,8 @@
 """Model versions: resolve a URI, load the module behind it, and register a new version that drops in for it."""
 
 import re
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -17,7 +19,8 @@ from mlflow.models import Model, infer_signature
 from mlflow.tracking import MlflowClient
 from mlflow.types import TensorSpec
 from mlflow.utils.validation import _validate_model_name
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -141,11 +144,12 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
         if alias not in registered.aliases:
             there = ", ".join(f"{a} (version {v})" for a, v in sorted(registered.aliases.items())) or "none"
             raise UnlearnError(f"model {name!r} has no alias {alias!r}: its aliases are: {there}")
-        version = registered.aliases[alias]
+        # On SQLite it comes as an integer.
+        version = str(registered.aliases[alias])
     versions = sorted((int(v.version) for v in client.search_model_versions(f"name='{name}'")), reverse=True)
     if version == "latest" and versions:
         version = str(versions[0])
-    if version is None or not version.isdecimal() or int(version) not in versions:
+    if version is None or version not in map(str, versions):
         there = ", ".join(map(str, sorted(versions)[-20:])) or "none"
         asked = f"has no version {version!r}" if version is not None else "needs a version or an alias"
         raise UnlearnError(f"model {name!r} {asked}: its versions are: {there}")
@@ -177,6 +181,14 @@ def open_version(client: MlflowClient, uri: str, folder: Path) -> Version:
             f"{uri} is no PyTorch model (its flavors are: {there}): only the pytorch flavor can be unlearned"
         )
     metadata = (model.metadata or {}).get(METADATA_KEY)
+    try:
+        record = Record.model_validate(metadata) if metadata is not None else None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UnlearnError(
+            f"the record of {uri} cannot be read ({'.'.join(map(str, first['loc']))}: {first['msg']}): it was written "
+            "by a newer release or edited; use that release or another version"
+        ) from error
     return Version(
         uri=uri,
         name=registered.name if registered is not None else None,
@@ -184,7 +196,7 @@ def open_version(client: MlflowClient, uri: str, folder: Path) -> Version:
         model_id=model.model_id,
         path=path,
         model=model,
-        record=Record.model_validate(metadata) if metadata is not None else None,
+        record=record,
         tags=dict(registered.tags) if registered is not None else {},
     )
 
@@ -208,12 +220,15 @@ def load_module(version: Version, architecture: str | None, num_classes: int, *,
     except Exception as error:  # Unpickling runs the team's code.
         reason = str(error).splitlines()[0] if str(error) else ""
         raise UnlearnError(
-            f"{version.uri} cannot be loaded ({type(error).__name__}: {reason}): its requirements.txt lists what it needs"
+            f"{version.uri} cannot be loaded ({type(error).__name__}: {reason}): "
+            "its requirements.txt lists what it needs"
         ) from error
     if isinstance(module, torch.jit.ScriptModule):
         raise UnlearnError(f"{version.uri} is TorchScript, which is not trained again: log the eager module or pt2")
     if not isinstance(module, nn.Module):
         raise UnlearnError(f"{version.uri} holds a {type(module).__name__}, not a torch.nn.Module")
+    if next(module.parameters(), None) is None:
+        raise UnlearnError(f"{version.uri} has no parameters, so it has learned nothing: choose another version")
     if (bad := non_finite_tensor(module)) is not None:
         raise UnlearnError(
             f"the weights of {version.uri} are not finite ({bad} holds NaN or infinity): choose another version"
@@ -289,7 +304,13 @@ def register(
     # Always hashed, each time with a new salt: comparing two versions' manifests must not name what was forgotten.
     training.hashed().to_csv(folder / MANIFEST_FILE)
     weights = {key: value.detach().clone().contiguous() for key, value in module.state_dict().items()}
-    save_file(weights, folder / WEIGHTS_FILE)
+    try:
+        save_file(weights, folder / WEIGHTS_FILE)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    # MLflow writes the same twice more in the same place, and torch ends the process when the disk is full.
+    if shutil.disk_usage(folder).free < 2 * (folder / WEIGHTS_FILE).stat().st_size:
+        raise OSError(f"No space left for the model in {tempfile.gettempdir()!r}")
     extra = [folder / MANIFEST_FILE, folder / WEIGHTS_FILE]
     metadata: dict[str, Any] = {METADATA_KEY: record.model_dump(mode="json")}
     arguments: dict[str, Any]

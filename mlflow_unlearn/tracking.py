@@ -86,11 +86,12 @@ def run(name: str, config: Command) -> Iterator[str]:
         UnlearnError: also in the place of errors of MLflow and of the file system.
     """
     store = connect()
+    resumed = os.environ.get("MLFLOW_RUN_ID")  # start_run takes it out
     try:
         active = mlflow.start_run(run_name=name)
     except MlflowException as error:
         hint = ""
-        if os.environ.get("MLFLOW_RUN_ID"):
+        if resumed:
             hint = (
                 " (MLFLOW_RUN_ID is set: if it was made by `mlflow run`, give that an absolute tracking URI, "
                 f"since a relative one is read here from {Path.cwd()})"

@@ -60,6 +60,7 @@ def search(options: config.Tune) -> None:
             name = pipeline.target_name(job, name)
         job.log_manifests()
         original = job.read_original(force=options.force)
+        job = job.filed(options)
         _check_worthwhile(job, original)
         before = on_validation(original, original, options.seed)
         if OBJECTIVE in before.missing:
@@ -180,13 +181,12 @@ def _open_study(options: config.Tune, default_name: str) -> optuna.Study:
         )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        return optuna.create_study(
-            storage=storage,
-            study_name=options.study or default_name,
-            sampler=optuna.samplers.TPESampler(seed=options.seed),
-            direction="minimize",
-            load_if_exists=True,
+        study = optuna.create_study(
+            storage=storage, study_name=options.study or default_name, direction="minimize", load_if_exists=True
         )
+        # A study that goes on with the seed that it began with would draw its first trials again.
+        study.sampler = optuna.samplers.TPESampler(seed=(options.seed + len(study.trials)) % 2**32)
+        return study
     except Exception as error:  # SQLAlchemy's and the drivers' own.
         raise UnlearnError(
             f"the study cannot be opened in storage {options.storage!r} ({str(error).splitlines()[0]}): "

@@ -4,17 +4,23 @@ from collections.abc import Iterator
 
 import mlflow
 import pytest
-from stores import DATA, Outcome, Store, copied, make_store, reset_mlflow, use
+from stores import DATA, Outcome, Store, copied, make_store, reset_mlflow
 
 from mlflow_unlearn.cli import main
 
 
 @pytest.fixture(scope="session")
-def template(tmp_path_factory) -> Store:
+def blank(tmp_path_factory) -> Store:
+    """Nothing in it. Made once, since MLflow takes seconds to create its tables."""
+    store = make_store(tmp_path_factory.mktemp("blank"))
+    reset_mlflow()
+    return store
+
+
+@pytest.fixture(scope="session")
+def template(blank, tmp_path_factory) -> Store:
     """clf version 1: a small network that has learned 15 % of the digits. Made once, copied by every test."""
-    store = make_store(tmp_path_factory.mktemp("template"))
-    with pytest.MonkeyPatch.context() as patch:
-        use(store, patch)
+    with copied(blank, tmp_path_factory.mktemp("template")) as store:
         with pytest.raises(SystemExit) as end:
             main(
                 [
@@ -24,17 +30,14 @@ def template(tmp_path_factory) -> Store:
             )
         if end.value.code:
             pytest.fail("the template model could not be trained")
-    reset_mlflow()
     return store
 
 
 @pytest.fixture
-def empty_store(tmp_path, monkeypatch) -> Iterator[Store]:
+def empty_store(blank, tmp_path) -> Iterator[Store]:
     """A store with nothing in it."""
-    store = make_store(tmp_path / "store")
-    use(store, monkeypatch)
-    yield store
-    reset_mlflow()
+    with copied(blank, tmp_path / "store") as own:
+        yield own
 
 
 @pytest.fixture

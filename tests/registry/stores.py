@@ -5,6 +5,8 @@ import io
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,14 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.tracking import fluent
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from mlflow_unlearn.cli import main
 
 DATA = "digits,train=15%"
 FORGET = "random:20%"
+CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 @dataclass
@@ -95,6 +101,8 @@ def use(store: Store, patch: pytest.MonkeyPatch) -> None:
     patch.setenv("MLFLOW_TRACKING_URI", store.uri)
     patch.setenv("MLFLOW_EXPERIMENT_NAME", "tests")
     patch.delenv("MLFLOW_RUN_ID", raising=False)
+    # For `toy`, in processes of their own.
+    patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     patch.chdir(store.folder)
 
 
@@ -130,3 +138,30 @@ def shell(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
         env=environment,
         **options,
     )
+
+
+def digits_folder(root: Path, train: int = 200, held_out: int = 200) -> Path:
+    """The first digits as PNG files, one folder a class."""
+    data = load_digits()
+    for index in range(train + held_out):
+        part = "train" if index < train else "test"
+        folder = root / part / CLASSES[data.target[index]]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.rint(data.images[index] * 255 / 16).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:04}.png")
+    return root
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def stop(process: subprocess.Popen) -> None:
+    """End a process that leads a session of its own, with all of its children."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, sign)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=3)

@@ -1,0 +1,148 @@
+"""Forget requests: what is filed, that it is filed once, and how its state moves."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.data.sources import load_source
+
+ASK = ("request", "--model-uri", "models:/clf/1")
+QUICK = ("--params", '{"epochs": 1}')
+
+
+def artifact(run_id: str, name: str) -> Path:
+    return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=f"request/{name}"))
+
+
+def test_what_is_filed(store, cli):
+    before = datetime.now(UTC).replace(microsecond=0)
+    filed = cli(*ASK, "--forget", "random:20", "--reason", "GDPR article 17", "--requester", "person-7")
+    assert filed.code == 0, filed.err
+    [(request_id, (state, details))] = store.requests().items()
+    run = store.runs()[0]
+    assert (state, details) == ("pending", {"of": "models:/clf/1", "run_id": run.info.run_id})
+    assert f"Filed request {request_id}: 20 samples of models:/clf/1" in filed.out
+    assert run.data.tags["unlearn.request_id"] == request_id
+    record = json.loads(artifact(run.info.run_id, "request.json").read_text())
+    assert before <= datetime.fromisoformat(record.pop("filed")) <= datetime.now(UTC)
+    manifest = Manifest.from_csv(artifact(run.info.run_id, "manifest.csv"))
+    assert record == {
+        "id": request_id,
+        "of": "models:/clf/1",
+        "samples": 20,
+        "manifest_sha256": manifest.digest,
+        "spec": "random:20",
+        "data": "digits,train=15%",
+        "reason": "GDPR article 17",
+        "requester": "person-7",
+        "hash_ids": False,
+    }
+    assert store.versions() == ["1"]
+
+
+def test_the_manifest_is_the_list_that_was_given(store, cli, tmp_path):
+    names = sorted(load_source("digits,train=15%").train.ids)[5:17]
+    (tmp_path / "ids.txt").write_text("\n".join(reversed(names)) + "\n")
+    assert cli(*ASK, "--forget", str(tmp_path / "ids.txt")).code == 0
+    run = store.runs()[0]
+    assert artifact(run.info.run_id, "manifest.csv").read_text() == "\n".join(["id", *names, ""])
+    # The run's input is the manifest by its digest.
+    [entry] = store.client.get_run(run.info.run_id).inputs.dataset_inputs
+    assert entry.dataset.digest == Manifest(tuple(names)).digest[:36]
+    assert entry.tags[0].value == "forget"
+
+
+def test_hashed_the_manifest_still_matches(store, cli):
+    assert cli(*ASK, "--forget", "random:20", "--hash-ids").code == 0
+    run = store.runs()[0]
+    text = artifact(run.info.run_id, "manifest.csv").read_text()
+    assert "digits" not in text
+    manifest = Manifest.from_csv(artifact(run.info.run_id, "manifest.csv"))
+    assert manifest.mask(load_source("digits,train=15%").train.ids).sum() == len(manifest.ids) == 20
+    assert json.loads(artifact(run.info.run_id, "request.json").read_text())["hash_ids"] is True
+
+
+def test_filing_again_changes_nothing(store, cli, tmp_path):
+    """The id is a digest of version and samples, however they are named."""
+    assert cli(*ASK, "--forget", "random:20").code == 0
+    [request_id] = store.requests()
+    first = store.runs()[0]
+    names = Manifest.from_csv(artifact(first.info.run_id, "manifest.csv")).ids
+    (tmp_path / "ids.csv").write_text("\n".join(["id", *reversed(names)]))
+    for again in ("random:20", str(tmp_path / "ids.csv"), f"request:{request_id}"):
+        filed = cli(*ASK, "--forget", again)
+        assert filed.code == 0, filed.err
+        assert filed.out.strip() == f"Request {request_id} was filed before and is pending."
+    assert store.requests() == {request_id: ("pending", {"of": "models:/clf/1", "run_id": first.info.run_id})}
+    tagged = [run for run in store.runs() if "unlearn.request_id" in run.data.tags]
+    assert [run.info.run_id for run in tagged] == [first.info.run_id]
+
+
+def test_other_samples_are_another_request(store, cli):
+    for spec in ("random:20", "random:20,seed=1", "random:21"):
+        assert cli(*ASK, "--forget", spec).code == 0
+    assert len(store.requests()) == 3
+
+
+def test_other_versions_have_requests_of_their_own(store, cli):
+    """A copy has the same samples; its request has another id and leaves the first version alone."""
+    assert cli(*ASK, "--forget", "random:20").code == 0
+    [first] = store.requests()
+    store.client.copy_model_version("models:/clf/1", "copy")
+    filed = cli("request", "--model-uri", "models:/copy/1", "--forget", f"request:{first}")
+    assert filed.code == 0, filed.err
+    own = {key: details for key, (_, details) in store.requests("1", "copy").items() if key != first}
+    [details] = own.values()
+    assert details["of"] == "models:/copy/1"
+    assert list(store.requests()) == [first]
+
+
+def test_carried_out_again_the_tag_names_both_versions(store, cli):
+    assert cli(*ASK, "--forget", "random:20%").code == 0
+    [request_id] = store.requests()
+    for _ in range(2):
+        done = cli("unlearn", "--model-uri", "models:/clf/1", "--forget", f"request:{request_id}", *QUICK)
+        assert done.code == 0, done.err
+    [(state, details)] = store.requests().values()
+    assert (state, details["by"]) == ("done", ["models:/clf/2", "models:/clf/3"])
+    filed = cli(*ASK, "--forget", "random:20%")
+    assert filed.out.strip() == (
+        f"Request {request_id} was filed before and was carried out by models:/clf/2, models:/clf/3."
+    )
+
+
+def test_a_done_request_alone_is_not_pending(store, cli):
+    assert cli("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:20%", *QUICK).code == 0
+    nothing = cli("unlearn", "--model-uri", "models:/clf/1", *QUICK)
+    assert nothing.code == 2
+    assert "models:/clf/1 has no pending forget request" in nothing.err
+    assert store.versions() == ["1", "2"]
+
+
+def test_a_request_of_a_failed_unlearn_stays_pending(store, cli):
+    """Nothing was registered, so nothing is done; what was filed can be carried out later."""
+    assert cli(*ASK, "--forget", "random:20%").code == 0
+    failed = cli("unlearn", "--model-uri", "models:/clf/1", "--gold-uri", "models:/clf/1")
+    assert failed.code == 2
+    assert "is no gold standard" in failed.err
+    assert [state for state, _ in store.requests().values()] == ["pending"]
+    assert store.versions() == ["1"]
+    assert cli("unlearn", "--model-uri", "models:/clf/1", *QUICK).code == 0
+    [(state, details)] = store.requests().values()
+    assert (state, details["by"]) == ("done", ["models:/clf/2"])
+
+
+@pytest.mark.parametrize("spec", ["class:3", "3"])
+def test_a_spec_that_is_no_file_and_one_that_is_a_class(store, cli, spec):
+    filed = cli(*ASK, "--forget", spec)
+    if spec == "3":
+        assert filed.code == 2
+        assert store.requests() == {}
+    else:
+        source = load_source("digits,train=15%")
+        manifest = Manifest.from_csv(artifact(store.runs()[0].info.run_id, "manifest.csv"))
+        assert set(manifest.ids) == {i for i, k in zip(source.train.ids, source.train.labels, strict=True) if k == 3}

@@ -1,0 +1,89 @@
+"""The story through a real tracking server: HTTP for runs and registry, and artifacts that only it can reach."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from stores import DATA, FORGET, free_port, reset_mlflow, stop
+
+from mlflow_unlearn.models import weights_digest
+
+
+@pytest.fixture
+def server(blank, tmp_path):
+    """The URI of a server of this test's own, and the folder where it keeps artifacts."""
+    shutil.copy(blank.folder / "mlflow.db", tmp_path / "server.db")
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    log = open(tmp_path / "server.log", "w")
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+            *("--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}"),
+            *("--artifacts-destination", str(tmp_path / "kept")),
+        ],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{uri}/health", timeout=2)
+                break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail(f"the server did not start: {(tmp_path / 'server.log').read_text()}")
+                time.sleep(0.3)
+        yield uri, tmp_path / "kept"
+    finally:
+        stop(process)
+        log.close()
+        reset_mlflow()
+
+
+def test_the_story_over_http(server, cli, tmp_path, monkeypatch):
+    uri, kept = server
+    reset_mlflow()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "over http")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    client = MlflowClient(uri)
+    trained = cli(
+        *("train", "--data", DATA, "--name", "clf", "--architecture", "toy:trainable"),
+        *("--epochs", "10", "--batch-size", "32"),
+    )
+    assert trained.code == 0, trained.err
+    client.set_registered_model_alias("clf", "champion", "1")
+    filed = cli("request", "--model-uri", "models:/clf@champion", "--forget", FORGET, "--reason", "asked")
+    assert filed.code == 0, filed.err
+    done = cli("unlearn", "--model-uri", "models:/clf@champion", "--params", '{"epochs": 1}')
+    assert done.code == 0, done.err
+
+    version = client.get_model_version("clf", "2")
+    run = client.get_run(version.tags["unlearn.run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.info.artifact_uri.startswith("mlflow-artifacts:/")
+    assert version.tags["unlearn.source_uri"] == "models:/clf/1"
+    assert len(version.description) > 100
+    [request] = [v for k, v in client.get_model_version("clf", "1").tags.items() if k.startswith("unlearn.request.")]
+    assert request.startswith("done ")
+    assert json.loads(request.removeprefix("done "))["by"] == ["models:/clf/2"]
+    assert weights_digest(mlflow.pytorch.load_model("models:/clf/2")) == version.tags["unlearn.weights_sha256"]
+    assert [m.model_id for m in run.inputs.model_inputs] == [mlflow.models.get_model_info("models:/clf/1").model_id]
+    assert {entry.tags[0].value for entry in run.inputs.dataset_inputs} == {"forget", "retain", "val", "test"}
+    # The bytes lie with the server and not in the working directory.
+    names = {path.name for path in kept.rglob("*") if path.is_file()}
+    assert {"evidence.json", "request.json", "manifest.csv", "config.yaml", "weights.safetensors"} <= names
+    assert not (tmp_path / "mlruns").exists()

@@ -1,0 +1,138 @@
+"""Training: the first version, and the gold standard that never saw what is to be forgotten."""
+
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from stores import DATA, FORGET
+
+from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.data.parts import stratified
+from mlflow_unlearn.data.sources import load_source
+
+SHORT = ("--data", DATA, "--architecture", "toy:trainable", "--epochs", "1", "--batch-size", "32")
+
+
+def folder_of(version: str, name: str) -> Path:
+    return Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}"))
+
+
+def manifest_of(version: str, name: str) -> Manifest:
+    return Manifest.from_csv(folder_of(version, name) / "extra_files" / "training_manifest.csv")
+
+
+def excluded_by_hand() -> set[str]:
+    """What `random:20%` names, drawn here."""
+    train = load_source(DATA).train
+    return {train.ids[i] for i in stratified(train.labels, round(0.2 * len(train)), 0)}
+
+
+@pytest.mark.parametrize("form", ["request:ID", "ID", "spec", "file"])
+def test_gold(store, cli, form, tmp_path):
+    """Neither trained on nor in the manifest, however it is named."""
+    assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET, "--hash-ids").code == 0
+    [request_id] = store.requests()
+    (tmp_path / "ids.txt").write_text("\n".join(excluded_by_hand()))
+    spec = {"ID": request_id, "request:ID": f"request:{request_id}", "spec": FORGET, "file": str(tmp_path / "ids.txt")}
+    done = cli("train", *SHORT, "--name", "gold", "--exclude", spec[form])
+    assert done.code == 0, done.err
+    manifest = manifest_of("1", "gold")
+    assert manifest.salt
+    assert all(len(one) == 64 and int(one, 16) >= 0 for one in manifest.ids)
+    train = load_source(DATA).train
+    assert {i for i, held in zip(train.ids, manifest.mask(train.ids), strict=True) if held} == (
+        set(train.ids) - excluded_by_hand()
+    )
+    assert "216 training samples" in done.out
+    record = mlflow.models.Model.load(str(folder_of("1", "gold"))).metadata["mlflow_unlearn"]
+    assert record["recipe"]["exclude"] == spec[form]
+    assert record["method"] == "train"
+    [entry] = store.client.get_run(store.runs()[0].info.run_id).inputs.dataset_inputs
+    assert entry.dataset.digest == Manifest(tuple(set(train.ids) - excluded_by_hand())).digest[:36]
+    # The request is about version 1: training something else changes nothing there.
+    assert store.requests()[request_id][0] == "pending"
+
+
+def test_what_was_excluded_has_no_influence(store, cli, tmp_path):
+    """Exclude all but two classes: the model cannot say the others."""
+    train = load_source(DATA).train
+    gone = [i for i, label in zip(train.ids, train.labels, strict=True) if label not in (3, 8)]
+    (tmp_path / "ids.txt").write_text("\n".join(gone))
+    done = cli(
+        *("train", *SHORT[:-4], "--epochs", "20", "--batch-size", "32", "--name", "few"),
+        *("--exclude", str(tmp_path / "ids.txt")),
+    )
+    assert done.code == 0, done.err
+    test = load_source(DATA).test
+    images = np.stack([np.asarray(test.images[i], np.float32) / 255 for i in range(len(test))])[:, None]
+    with torch.no_grad():
+        said = mlflow.pytorch.load_model("models:/few/1")(torch.from_numpy(images)).argmax(1)
+    assert set(said.tolist()) <= {3, 8}
+
+
+def test_it_learns_and_says_how_well(store, cli):
+    """The template: metrics on the version, measured here from the registered program."""
+    tags = store.tags("1")
+    for role in ("retain", "val", "test"):
+        part = {"retain": load_source(DATA).train}.get(role) or getattr(load_source(DATA), role)
+        images = np.stack([np.asarray(part.images[i], np.float32) / 255 for i in range(len(part))])[:, None]
+        with torch.no_grad():
+            said = mlflow.pytorch.load_model("models:/clf/1")(torch.from_numpy(images)).argmax(1).numpy()
+        assert float(tags[f"unlearn.metric.acc_{role}"]) == pytest.approx((said == part.labels).mean(), abs=1e-12)
+    assert float(tags["unlearn.metric.acc_test"]) > 0.8
+    run = store.client.get_run(tags["unlearn.run_id"])
+    assert run.info.status == "FINISHED"
+    assert store.client.get_metric_history(run.info.run_id, "loss")[-1].step == 19
+
+
+def test_same_seed_same_weights(store, cli):
+    for seed in ("7", "7", "8"):
+        assert cli("train", *SHORT, "--name", "again", "--seed", seed).code == 0
+    digests = [store.tags(version, "again")["unlearn.weights_sha256"] for version in "123"]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_augmentation_is_for_training_alone(store, cli):
+    """Other weights than without, the same sets, metrics of plain images."""
+    for augment in ("none", "crop-flip"):
+        done = cli("train", *SHORT, "--name", "clf-augmented", "--augment", augment)
+        assert done.code == 0, done.err
+    plain, augmented = (store.tags(version, "clf-augmented")["unlearn.weights_sha256"] for version in "12")
+    assert plain != augmented
+    record = mlflow.models.Model.load(str(folder_of("2", "clf-augmented"))).metadata["mlflow_unlearn"]
+    assert record["recipe"]["augment"] == "crop-flip"
+    test = load_source(DATA).test
+    images = np.stack([np.asarray(test.images[i], np.float32) / 255 for i in range(len(test))])[:, None]
+    with torch.no_grad():
+        said = mlflow.pytorch.load_model("models:/clf-augmented/2")(torch.from_numpy(images)).argmax(1).numpy()
+    measured = float(store.tags("2", "clf-augmented")["unlearn.metric.acc_test"])
+    assert measured == pytest.approx((said == test.labels).mean(), abs=1e-12)
+
+
+def test_pickle(store, cli):
+    """A pickled version is unlearned as it is, and its successor is one, too."""
+    trained = cli(
+        *("train", *SHORT[:-4], "--epochs", "10", "--batch-size", "32", "--name", "p", "--serialization", "pickle")
+    )
+    assert trained.code == 0, trained.err
+    module = mlflow.pytorch.load_model("models:/p/1")
+    assert type(module).__name__ == "Net"
+    done = cli("unlearn", "--model-uri", "models:/p/1", "--forget", FORGET, "--params", '{"epochs": 1}')
+    assert done.code == 0, done.err
+    folder = folder_of("2", "p")
+    assert (folder / "data" / "model.pth").exists()
+    assert not (folder / "data" / "model.pt2").exists()
+    successor = mlflow.pytorch.load_model("models:/p/2")
+    assert type(successor) is type(module)
+    assert not successor.training
+    assert not torch.equal(successor[6].weight, module[6].weight)
+    old, new = (mlflow.models.Model.load(str(folder_of(version, "p"))) for version in "12")
+    assert new.signature == old.signature is not None
+
+
+def test_requirements_name_releases_and_never_this_package(store, cli):
+    lines = (folder_of("1", "clf") / "requirements.txt").read_text().split()
+    assert f"torch=={torch.__version__.split('+')[0]}" in lines
+    assert all("==" in line and "+" not in line and "unlearn" not in line for line in lines)

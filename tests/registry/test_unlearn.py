@@ -1,0 +1,580 @@
+"""The story: a request is filed, `unlearn` carries it out, and the new version tells all about itself."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from stores import DATA, FORGET, Outcome, Store, call, copied, reset_mlflow, use
+
+from mlflow_unlearn import config, tracking
+from mlflow_unlearn.data.forget import resolve_forget
+from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.data.sources import load_source
+from mlflow_unlearn.evaluation import KEYS
+from mlflow_unlearn.models import weights_digest
+
+QUICK = ("--params", '{"epochs": 1}')
+PARAMS = {"epochs": 3, "lr": 0.003, "batch_size": 32}
+
+
+@dataclass
+class Story:
+    store: Store
+    request_id: str
+    done: Outcome
+
+    @property
+    def run(self):
+        return self.store.client.get_run(self.store.tags("2")["unlearn.run_id"])
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return self.run.data.metrics
+
+    def artifact(self, path: str) -> str:
+        return Path(mlflow.artifacts.download_artifacts(run_id=self.run.info.run_id, artifact_path=path)).read_text()
+
+
+@pytest.fixture(scope="module")
+def told(template, tmp_path_factory) -> Story:
+    """Told once for all tests that only listen."""
+    with copied(template, tmp_path_factory.mktemp("story")) as store:
+        assert call("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
+        [request_id] = store.requests()
+        gold = call(
+            *("train", "--data", DATA, "--name", "gold", "--architecture", "toy:trainable", "--exclude", request_id),
+            *("--epochs", "10", "--lr", "0.05", "--batch-size", "32", "--seed", "1"),
+        )
+        assert gold.code == 0, gold.err
+        done = call(
+            *("unlearn", "--model-uri", "models:/clf/1", "--gold-uri", "models:/gold/1", "--seed", "3"),
+            *("--params", json.dumps(PARAMS)),
+        )
+        assert done.code == 0, done.err
+        return Story(store, request_id, done)
+
+
+@pytest.fixture
+def story(told, monkeypatch):
+    use(told.store, monkeypatch)
+    yield told
+    reset_mlflow()
+
+
+def source():
+    return load_source(DATA)
+
+
+def ids(indices) -> set[str]:
+    everything = source().train.ids
+    return {everything[i] for i in indices}
+
+
+def forgotten(spec: str = FORGET) -> set[str]:
+    """The ids that a spec names for version 1."""
+    data = source()
+    return ids(resolve_forget(spec, data, np.ones(len(data.train), bool), lambda _: pytest.fail("no request here")))
+
+
+def folder_of(version: str, name: str = "clf") -> Path:
+    return Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}"))
+
+
+def trained_on(version: str, name: str = "clf") -> set[str]:
+    """The plain ids that a version's training manifest holds."""
+    manifest = Manifest.from_csv(folder_of(version, name) / "extra_files" / "training_manifest.csv")
+    train = source().train.ids
+    held = {i for i, known in zip(train, manifest.mask(train), strict=True) if known}
+    assert len(held) == len(manifest.ids)
+    return held
+
+
+# What a run and a version say
+
+
+def test_one_finished_run_a_command(story):
+    runs = story.store.runs()
+    assert [run.data.tags["unlearn.command"] for run in runs] == ["unlearn", "train", "request", "train"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert "unlearn.error" not in story.run.data.tags
+    assert story.store.versions() == ["1", "2"]
+
+
+def test_tags_of_the_version(story):
+    tags = story.store.tags("2")
+    assert tags["unlearn.method"] == "lotus"
+    assert tags["unlearn.source_uri"] == "models:/clf/1"
+    assert tags["unlearn.request_ids"] == story.request_id
+    assert tags["unlearn.run_id"] == story.store.runs()[0].info.run_id
+    assert not any(key.startswith("unlearn.request.") for key in tags)
+    measured = {k.removeprefix("unlearn.metric."): float(v) for k, v in tags.items() if k.startswith("unlearn.metric.")}
+    assert measured == {k.removeprefix("unlearned."): v for k, v in story.metrics.items() if k.startswith("unlearned.")}
+    assert {"acc_forget", "acc_test", "mia_auc", "rf_jsd", "jsd", "avg_gap"} <= set(measured) <= set(KEYS)
+
+
+def test_the_request_is_done(story):
+    [(state, details)] = story.store.requests().values()
+    assert state == "done"
+    assert details["by"] == ["models:/clf/2"]
+
+
+def test_weights_sha256_is_that_of_the_weights(story):
+    digests = {version: story.store.tags(version)["unlearn.weights_sha256"] for version in "12"}
+    for version, digest in digests.items():
+        assert weights_digest(mlflow.pytorch.load_model(f"models:/clf/{version}")) == digest
+    assert digests["1"] != digests["2"]
+
+
+def test_the_weights_lie_beside_the_program(story):
+    loaded = mlflow.pytorch.load_model("models:/clf/2").state_dict()
+    file = load_file(folder_of("2") / "extra_files" / "weights.safetensors")
+    assert file.keys() == loaded.keys()
+    assert all(torch.equal(file[name], loaded[name]) for name in file)
+
+
+def test_the_metrics_are_those_of_the_registered_model(story):
+    """Accuracy on the test set, computed here from the registered program."""
+    test = source().test
+    images = np.stack([np.asarray(test.images[i], dtype=np.float32) / 255 for i in range(len(test))])[:, None]
+    for name, version in {"original": "clf/1", "unlearned": "clf/2", "gold": "gold/1"}.items():
+        with torch.no_grad():
+            found = mlflow.pytorch.load_model(f"models:/{version}")(torch.from_numpy(images)).argmax(1).numpy()
+        assert story.metrics[f"{name}.acc_test"] == pytest.approx((found == test.labels).mean(), abs=1e-12)
+
+
+def test_one_metric_a_step_and_epoch(story):
+    run_id = story.run.info.run_id
+    history = {
+        key: [(m.step, m.value) for m in story.store.client.get_metric_history(run_id, key)]
+        for key in ("acc_forget", "a_u", "delta", "temperature", "loss", "seconds")
+    }
+    epochs = len(history["loss"])
+    assert 1 <= epochs <= 3
+    for key, values in history.items():
+        # What is known of the returned model comes one step after the last epoch.
+        assert [step for step, _ in values] == list(range(epochs + (key in ("acc_forget", "delta")))), key
+    for (_, acc), (_, a_u), (_, delta), (_, tau) in zip(
+        *(history[key] for key in ("acc_forget", "a_u", "delta", "temperature")), strict=False
+    ):
+        assert a_u == history["a_u"][0][1]
+        assert delta == pytest.approx(acc - a_u)
+        assert tau == pytest.approx(math.exp(2 * delta))
+    assert history["acc_forget"][-1][1] == pytest.approx(story.metrics["unlearned.acc_forget"])
+    assert all(value > 0 for _, value in history["seconds"])
+    assert story.metrics["unlearn_seconds"] >= sum(value for _, value in history["seconds"])
+
+
+def test_metrics_have_the_name_of_their_model(story):
+    names = {key.partition(".")[0] for key in story.metrics if "." in key}
+    assert names == {"original", "unlearned", "gold", "count", "model"}
+    for name in ("original", "unlearned", "gold"):
+        assert {f"{name}.acc_{role}" for role in ("forget", "retain", "val", "test")} <= story.metrics.keys()
+    assert story.metrics["gold.avg_gap"] == 0
+    assert len({story.metrics[f"{name}.rf_jsd"] for name in ("original", "unlearned", "gold")}) == 3
+    assert story.metrics["count.n_forget"] == len(forgotten())
+    assert story.metrics["count.n_retain"] == len(source().train) - len(forgotten())
+
+
+def test_what_was_not_measured_has_a_reason(store, cli):
+    """Nine samples are too few for the attack's interval, and there is no gold."""
+    assert cli("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:9", *QUICK).code == 0
+    run = store.runs()[0]
+    needs_more = (".mia_auc", ".jsd", ".avg_gap")
+    assert not any(key.startswith("gold.") or key.endswith(needs_more) for key in run.data.metrics)
+    assert "10 are needed" in run.data.tags["unlearn.missing.unlearned.mia_auc"]
+    assert run.data.tags["unlearn.missing.unlearned.avg_gap"] == "no gold model was given"
+    assert "unlearn.missing.unlearned.acc_test_forgotten" not in run.data.tags
+
+
+def test_params_hold_the_options_and_the_resolved_setting(story):
+    params = story.run.data.params
+    assert all(key.startswith("unlearn.") for key in params)
+    for key, value in {**PARAMS, "alpha": 2.0, "retain_fraction": 0.3, "keep": "last"}.items():
+        assert params[f"unlearn.params.{key}"] == str(value)
+    assert params["unlearn.model_uri"] == "models:/clf/1"
+    assert params["unlearn.seed"] == "3"
+    assert {f"unlearn.{name}" for name in config.options(config.Unlearn)} <= params.keys()
+
+
+def test_system_and_commit(story):
+    tags = story.run.data.tags
+    assert (tags["unlearn.git.commit"], tags["unlearn.git.dirty"]) == tracking.code_commit()
+    assert tags["unlearn.system.torch"] == torch.__version__
+    assert tags["unlearn.system.mlflow"] == mlflow.__version__
+    assert tags["unlearn.system.threads"] == str(torch.get_num_threads())
+    assert {f"unlearn.system.{name}" for name in ("python", "platform", "accelerator")} <= tags.keys()
+
+
+def test_commit_and_dirty_flag_of_a_checkout(tmp_path, monkeypatch):
+    """Of the folder that the package runs from, not of the working directory."""
+    package = tmp_path / "checkout" / "mlflow_unlearn"
+    package.mkdir(parents=True)
+    (package / "tracking.py").write_text("")
+    monkeypatch.setattr(tracking, "__file__", str(package / "tracking.py"))
+    identity = ("-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "commit.gpgsign=false")
+
+    def git(*arguments):
+        return subprocess.run(
+            ["git", "-C", str(package), *identity, *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    assert tracking.code_commit() == ("unknown", "unknown")
+    git("init", "-q")
+    assert tracking.code_commit() == ("unknown", "unknown")
+    git("add", "-A")
+    git("commit", "-qm", "all")
+    assert tracking.code_commit() == (git("rev-parse", "HEAD"), "false")
+    (package / "tracking.py").write_text("changed = True\n")
+    assert tracking.code_commit() == (git("rev-parse", "HEAD"), "true")
+    facts = tracking.system_facts()
+    assert (facts["unlearn.git.commit"], facts["unlearn.git.dirty"]) == tracking.code_commit()
+
+
+def test_the_configuration_is_an_artifact_and_runs_again(story):
+    values = yaml.safe_load(story.artifact("config.yaml"))
+    assert list(values) == ["unlearn"]
+    again = config.Unlearn.model_validate(values["unlearn"])
+    assert again.model_uri == "models:/clf/1"
+    assert again.seed == 3
+    assert json.loads(again.params) == PARAMS
+
+
+def test_the_sets_are_dataset_inputs(story):
+    inputs = {entry.tags[0].value: entry.dataset for entry in story.run.inputs.dataset_inputs}
+    data = source()
+    sets = {
+        "forget": forgotten(),
+        "retain": set(data.train.ids) - forgotten(),
+        "val": set(data.val.ids),
+        "test": set(data.test.ids),
+    }
+    assert inputs.keys() == sets.keys()
+    for role, members in sets.items():
+        assert inputs[role].digest == Manifest(tuple(members)).digest[:36]
+        assert str(len(members)) in inputs[role].name
+        assert json.loads(inputs[role].source) == {"spec": DATA}
+        assert "digits/" not in str(inputs[role].to_dictionary())
+
+
+def test_lineage_in_three_places(story):
+    model_id = mlflow.models.get_model_info("models:/clf/1").model_id
+    assert model_id
+    assert [model.model_id for model in story.run.inputs.model_inputs] == [model_id]
+    assert story.store.tags("2")["unlearn.source_uri"] == "models:/clf/1"
+    assert json.loads(story.artifact("evidence.json"))["source"] == {
+        "uri": "models:/clf/1",
+        "model_id": model_id,
+        "weights_sha256": story.store.tags("1")["unlearn.weights_sha256"],
+    }
+    # And the new one is an output of the run.
+    assert mlflow.models.get_model_info("models:/clf/2").run_id == story.run.info.run_id
+
+
+def test_evidence(story):
+    record = json.loads(story.artifact("evidence.json"))
+    tags = story.store.tags("2")
+    assert record["run_id"] == story.run.info.run_id
+    assert record["result"] == {"uri": "models:/clf/2", "weights_sha256": tags["unlearn.weights_sha256"]}
+    assert [request["id"] for request in record["requests"]] == [story.request_id]
+    assert record["data"]["forget"] == {"samples": len(forgotten()), "sha256": Manifest(tuple(forgotten())).digest}
+    assert record["data"]["retain"]["samples"] == len(source().train) - len(forgotten())
+    assert record["method"]["hyperparameters"] == {
+        **{key.removeprefix("unlearn.params."): yaml.safe_load(value) for key, value in story.run.data.params.items()
+           if key.startswith("unlearn.params.")},
+        "seed": 3,
+    }  # fmt: skip
+    assert len(record["method"]["history"]) == len(story.store.client.get_metric_history(story.run.info.run_id, "loss"))
+    for name, metrics in record["metrics"].items():
+        for key, value in metrics["values"].items():
+            assert story.metrics[f"{name}.{key}"] == value
+    assert record["system"]["unlearn.system.torch"] == torch.__version__
+    assert "do not prove" in record["limits"]
+    assert "certificate" not in json.dumps(record).lower()
+
+
+def test_no_plain_id_leaves_the_request(story):
+    """Evidence, description, tags and the new version's manifest hold digests and hashes alone."""
+    version = story.store.client.get_model_version("clf", "2")
+    texts = [story.artifact("evidence.json"), version.description, json.dumps(dict(version.tags))]
+    texts += [path.read_text(errors="replace") for path in folder_of("2").rglob("*") if path.is_file()]
+    assert not any(re.search(r"digits/\d", text) for text in texts)
+
+
+def test_the_description_is_for_reading(story):
+    text = story.store.client.get_model_version("clf", "2").description
+    assert len(text) <= 5000
+    assert text.startswith("`models:/clf/1` after unlearning 54 of 270 training samples")
+    assert story.request_id in text
+    assert "**lotus**" in text
+    assert "lr = 0.003" in text
+    assert "do not prove" in text
+    row = re.search(r"\| acc_test \| (\S+) \| (\S+) \| (\S+) \|", text)
+    assert [float(cell) for cell in row.groups()] == [
+        pytest.approx(story.metrics[f"{name}.acc_test"], abs=5e-5) for name in ("original", "unlearned", "gold")
+    ]
+
+
+def test_the_table_and_the_last_line(story):
+    assert story.done.out.rstrip().endswith("Registered clf version 2 from models:/clf/1.")
+    for word in ("original", "unlearned", "gold", "acc_forget", "mia_auc", "should stay"):
+        assert word in story.done.out
+
+
+def test_the_new_version_drops_in(story):
+    old, new = (mlflow.models.Model.load(str(folder_of(version))) for version in "12")
+    assert new.signature == old.signature is not None
+    assert new.signature.inputs.inputs[0].shape == (-1, 1, 8, 8)
+    examples = [model.load_input_example(str(folder_of(v))) for model, v in ((old, "1"), (new, "2"))]
+    assert np.array_equal(*examples)
+    assert (folder_of("2") / "data" / "model.pt2").exists()
+    for file in ("requirements.txt", "conda.yaml", "python_env.yaml"):
+        assert (folder_of("2") / file).read_text() == (folder_of("1") / file).read_text()
+    assert "unlearn" not in (folder_of("2") / "requirements.txt").read_text()
+
+
+def test_the_manifest_of_the_new_version_is_what_it_retains(story):
+    assert trained_on("1") == set(source().train.ids)
+    assert trained_on("2") == set(source().train.ids) - forgotten()
+    salts = {(folder_of(v) / "extra_files" / "training_manifest.csv").read_text().splitlines()[0] for v in "12"}
+    assert len(salts) == 2
+    assert all(salt.startswith("# salt=") for salt in salts)
+
+
+def test_the_record_in_the_metadata(story):
+    old, new = (mlflow.models.Model.load(str(folder_of(v))).metadata["mlflow_unlearn"] for v in "12")
+    kept = ("architecture", "num_classes", "image_shape", "transform", "classes", "data")
+    assert {key: new[key] for key in kept} == {key: old[key] for key in kept}
+    assert new["architecture"] == "toy:trainable"
+    assert new["source_uri"] == "models:/clf/1"
+    assert new["request_ids"] == [story.request_id]
+    assert new["method"] == "lotus"
+    assert new["recipe"]["lr"] == 0.003
+    assert new["recipe"]["seed"] == 3
+
+
+# Ways to name a version
+
+
+@pytest.mark.parametrize("uri", ["models:/clf@champion", "models:/clf/latest"])
+def test_an_alias_is_resolved(store, cli, uri):
+    store.client.set_registered_model_alias("clf", "champion", "1")
+    done = cli("unlearn", "--model-uri", uri, "--forget", FORGET, *QUICK)
+    assert done.code == 0, done.err
+    assert store.tags("2")["unlearn.source_uri"] == "models:/clf/1"
+    [(state, details)] = store.requests().values()
+    assert (state, details["of"], details["by"]) == ("done", "models:/clf/1", ["models:/clf/2"])
+    assert store.client.get_registered_model("clf").aliases == {"champion": 1}  # SQLite's
+
+
+@pytest.mark.parametrize("form", ["runs", "model"])
+def test_a_model_outside_the_registry(store, cli, form):
+    model_id = mlflow.models.get_model_info("models:/clf/1").model_id
+    uri = f"models:/{model_id}" if form == "model" else f"runs:/{store.tags('1')['unlearn.run_id']}/model"
+    done = cli("unlearn", "--model-uri", uri, "--forget", FORGET, "--register-as", "forgetful", *QUICK)
+    assert done.code == 0, done.err
+    assert store.versions() == ["1"]
+    assert store.tags("1", "forgetful")["unlearn.source_uri"] == uri
+    run = store.client.get_run(store.runs()[0].info.run_id)  # a search leaves the inputs out
+    assert [entry.model_id for entry in run.inputs.model_inputs] == [model_id]
+    # Nothing can carry the request but its run, and evaluate finds it there.
+    assert run.data.tags["unlearn.request_id"] == store.tags("1", "forgetful")["unlearn.request_ids"]
+    assert trained_on("1", "forgetful") == set(source().train.ids) - forgotten()
+    assert cli("evaluate", "--model-uri", "models:/forgetful/1").code == 0
+
+
+def test_another_name(store, cli):
+    assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
+    assert cli("unlearn", "--model-uri", "models:/clf/1", "--register-as", "clf-clean", *QUICK).code == 0
+    assert store.versions() == ["1"]
+    assert store.versions("clf-clean") == ["1"]
+    [(state, details)] = store.requests().values()
+    assert (state, details["by"]) == ("done", ["models:/clf-clean/1"])
+
+
+def test_a_version_without_a_logged_model(store, cli, tmp_path):
+    """Saved to a folder and registered from there: lineage has two places, and the command says so."""
+    module = mlflow.pytorch.load_model("models:/clf/1")
+    example = np.zeros((2, 1, 8, 8), np.float32)
+    mlflow.pytorch.save_model(
+        module, tmp_path / "plain", input_example=example, pip_requirements=["torch"],
+        signature=mlflow.models.infer_signature(example, np.zeros((2, 10), np.float32)),
+    )  # fmt: skip
+    store.client.create_registered_model("plain")
+    store.client.create_model_version("plain", (tmp_path / "plain").as_uri())
+    assert mlflow.models.get_model_info("models:/plain/1").model_id is None
+    done = cli(
+        *("unlearn", "--model-uri", "models:/plain/1", "--forget", FORGET, *QUICK),
+        *("--data", DATA, "--architecture", "toy:trainable", "--transform", "none"),
+    )
+    assert done.code == 0, done.err
+    assert "models:/plain/1 has no LoggedModel" in done.out
+    run = store.client.get_run(store.runs()[0].info.run_id)
+    assert run.inputs.model_inputs == []
+    assert store.tags("2", "plain")["unlearn.source_uri"] == "models:/plain/1"
+    evidence = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="evidence.json"))
+    assert json.loads(evidence.read_text())["source"]["uri"] == "models:/plain/1"
+
+
+# What is forgotten
+
+
+def test_a_spec_leaves_pending_requests_pending(store, cli):
+    assert cli("request", "--model-uri", "models:/clf/1", "--forget", "random:10").code == 0
+    [other] = store.requests()
+    done = cli("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:20,seed=5", *QUICK)
+    assert done.code == 0, done.err
+    assert f"request {other} stays pending" in done.err
+    states = {key: state for key, (state, _) in store.requests().items()}
+    assert states.pop(other) == "pending"
+    [(own, state)] = states.items()
+    assert state == "done"
+    assert store.tags("2")["unlearn.request_ids"] == own
+    assert trained_on("2") == set(source().train.ids) - forgotten("random:20,seed=5")
+
+
+def test_a_spec_that_names_a_filed_request(store, cli):
+    for spec in ("random:10", "random:20,seed=5"):
+        assert cli("request", "--model-uri", "models:/clf/1", "--forget", spec).code == 0
+    first, second = sorted(store.requests(), key=lambda key: store.requests()[key][1]["run_id"])
+    done = cli("unlearn", "--model-uri", "models:/clf/1", "--forget", f"request:{first}", *QUICK)
+    assert done.code == 0, done.err
+    assert {key: state for key, (state, _) in store.requests().items()} == {first: "done", second: "pending"}
+    assert store.tags("2")["unlearn.request_ids"] == first
+
+
+def test_pending_requests_are_carried_out_together(store, cli):
+    specs = ("random:10", "random:20,seed=5", "class:3")
+    for spec in specs:
+        assert cli("request", "--model-uri", "models:/clf/1", "--forget", spec).code == 0
+    assert cli("unlearn", "--model-uri", "models:/clf/1", *QUICK).code == 0
+    requests = store.requests()
+    assert {state for state, _ in requests.values()} == {"done"}
+    assert set(store.tags("2")["unlearn.request_ids"].split(",")) == set(requests)
+    together = set.union(*map(forgotten, specs))
+    assert trained_on("2") == set(source().train.ids) - together
+    assert store.runs()[0].data.metrics["count.n_forget"] == len(together)
+
+
+def test_a_chain_retains_nothing_that_was_forgotten_before(store, cli):
+    """1 → 2 → 3: version 2's manifest masks what version 3 may be fed."""
+    assert cli("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET, *QUICK).code == 0
+    assert cli("request", "--model-uri", "models:/clf/2", "--forget", "random:30,seed=9").code == 0
+    assert cli("unlearn", "--model-uri", "models:/clf/2", *QUICK).code == 0
+    second, third = trained_on("2"), trained_on("3")
+    assert second == set(source().train.ids) - forgotten()
+    assert third < second
+    assert len(second - third) == 30
+    assert store.tags("3")["unlearn.source_uri"] == "models:/clf/2"
+    retain = next(e.dataset for e in store.runs()[0].inputs.dataset_inputs if e.tags[0].value == "retain")
+    assert retain.digest == Manifest(tuple(third)).digest[:36]
+    # Measured against version 1, what version 2 forgot is still no retain sample.
+    measured = cli("evaluate", "--model-uri", "models:/clf/3", "--original-uri", "models:/clf/1")
+    assert measured.code == 0, measured.err
+    assert store.runs()[0].data.metrics["count.n_retain"] == len(third)
+
+
+def test_a_later_request_carries_the_done_ones_out_again(store, cli):
+    """Version 1 still knows them: what is made of it must forget them too."""
+    assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
+    [first] = store.requests()
+    assert cli("unlearn", "--model-uri", "models:/clf/1", *QUICK).code == 0
+    assert cli("request", "--model-uri", "models:/clf/1", "--forget", "random:30,seed=9").code == 0
+    done = cli("unlearn", "--model-uri", "models:/clf/1", *QUICK)
+    assert done.code == 0
+    assert f"request {first} was carried out by models:/clf/2; it is carried out again" in done.err
+    requests = store.requests()
+    assert requests.pop(first)[1]["by"] == ["models:/clf/2", "models:/clf/3"]
+    [(_, details)] = requests.values()
+    assert details["by"] == ["models:/clf/3"]
+    assert trained_on("3") == set(source().train.ids) - forgotten() - forgotten("random:30,seed=9")
+
+
+def test_requests_of_a_copied_version_are_not_its_own(store, cli):
+    assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
+    [request_id] = store.requests()
+    store.client.copy_model_version("models:/clf/1", "copy")
+    assert request_id in store.requests("1", "copy")
+    nothing = cli("unlearn", "--model-uri", "models:/copy/1", *QUICK)
+    assert nothing.code == 2
+    assert f"request {request_id} came with a copy of models:/clf/1" in nothing.err
+    assert "has no pending forget request" in nothing.err
+    done = cli("unlearn", "--model-uri", "models:/copy/1", "--forget", "random:20,seed=5", *QUICK)
+    assert done.code == 0, done.err
+    assert request_id not in store.tags("2", "copy")["unlearn.request_ids"]
+    assert {key: state for key, (state, _) in store.requests("1", "copy").items()}[request_id] == "pending"
+    assert store.requests()[request_id][0] == "pending"
+
+
+@pytest.mark.parametrize("filed_by", ["request", "unlearn"])
+def test_hashed_ids(store, cli, tmp_path, filed_by):
+    """No name of a sample in the request's artifacts, and it is carried out all the same."""
+    names = sorted(forgotten())
+    (tmp_path / "ids.csv").write_text("\n".join(["id", *names]))
+    spec = ("--model-uri", "models:/clf/1", "--forget", str(tmp_path / "ids.csv"), "--hash-ids")
+    if filed_by == "request":
+        assert cli("request", *spec).code == 0
+        assert cli("unlearn", "--model-uri", "models:/clf/1", *QUICK).code == 0
+    else:
+        assert cli("unlearn", *spec, *QUICK).code == 0
+    assert trained_on("2") == set(source().train.ids) - set(names)
+    for run in store.runs()[:2]:
+        folder = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=""))
+        for path in folder.rglob("*"):
+            if path.is_file() and "model" not in path.relative_to(folder).parts[0]:
+                assert not re.search(r"digits/\d", path.read_text()), path
+        assert not re.search(r"digits/\d", json.dumps(run.data.tags))
+    # Filed again in the plain, it is the same request.
+    again = cli("request", "--model-uri", "models:/clf/1", "--forget", str(tmp_path / "ids.csv"))
+    assert "was filed before and was carried out by models:/clf/2" in again.out
+
+
+# Settings
+
+
+def test_same_seed_same_weights(store, cli):
+    for seed in ("5", "5", "6"):
+        assert cli("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET, "--seed", seed, *QUICK).code == 0
+    digests = [store.tags(version)["unlearn.weights_sha256"] for version in "234"]
+    assert digests[0] == digests[1] != digests[2]
+    assert store.tags("2")["unlearn.metric.mia_auc"] == store.tags("3")["unlearn.metric.mia_auc"]
+
+
+def test_params_from_a_yaml_file(store, cli, tmp_path):
+    """YAML reads 1e-3 as a string."""
+    (tmp_path / "params.yaml").write_text("epochs: 1\nlr: 1e-3\nalpha: 4\n")
+    done = cli(
+        *("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET, "--params", str(tmp_path / "params.yaml"))
+    )
+    assert done.code == 0, done.err
+    params = store.runs()[0].data.params
+    assert [params[f"unlearn.params.{key}"] for key in ("epochs", "lr", "alpha")] == ["1", "0.001", "4.0"]
+
+
+def test_two_at_once(store, cli):
+    """Two processes on one version: each ends well with a version of its own, and the request names both."""
+    assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
+    command = [sys.executable, "-m", "mlflow_unlearn", "unlearn", "--model-uri", "models:/clf/1", *QUICK, "--seed"]
+    both = [
+        subprocess.Popen([*command, seed], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for seed in "12"
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert store.versions() == ["1", "2", "3"]
+    assert store.tags("2")["unlearn.weights_sha256"] != store.tags("3")["unlearn.weights_sha256"]
+    assert store.tags("2")["unlearn.run_id"] != store.tags("3")["unlearn.run_id"]
+    for version in "23":
+        digest = store.tags(version)["unlearn.weights_sha256"]
+        assert weights_digest(mlflow.pytorch.load_model(f"models:/clf/{version}")) == digest
+    [(state, details)] = store.requests().values()
+    assert state == "done"
+    assert set(details["by"]) <= {"models:/clf/2", "models:/clf/3"}

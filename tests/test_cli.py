@@ -1,0 +1,199 @@
+"""The shell's side: help, options, exit codes. Nothing here needs a store."""
+
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from mlflow_unlearn import __version__, cli
+from mlflow_unlearn.config import COMMANDS, options
+
+HELPS = [(), *((name,) for name in COMMANDS)]
+RUN = """
+import sys
+from mlflow_unlearn.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    heavy = {"torch", "mlflow", "optuna", "numpy", "sklearn", "timm", "rich"} & set(sys.modules)
+    print(f"heavy: {sorted(heavy)}", file=sys.stderr)
+"""
+
+
+def in_process(capsys, *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        cli.main(list(arguments))
+    captured = capsys.readouterr()
+    return int(end.value.code or 0), captured.out, captured.err
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("command", HELPS, ids=lambda command: " ".join(command) or "group")
+def test_help_comes_at_once(command):
+    """Within a second, best of three, and neither MLflow nor PyTorch are on its way."""
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        shown = python("-m", "mlflow_unlearn", *command, "--help")
+        best = min(best, time.perf_counter() - start)
+        assert shown.returncode == 0, shown.stderr
+        if best < 1:
+            break
+    assert best < 1
+    assert "Example:" in shown.stdout
+    assert f"mlflow-unlearn {command[0] if command else 'unlearn'} " in shown.stdout
+
+
+def test_help_loads_nothing_heavy():
+    for command in HELPS:
+        assert python("-c", RUN, *command, "--help").stderr.strip() == "heavy: []"
+
+
+def test_wrong_arguments_do_not_wait_either():
+    wrong = python("-c", RUN, "train", "--data", "digits", "--name", "x", "--epochs", "0")
+    assert wrong.returncode == 2
+    assert "heavy: []" in wrong.stderr
+
+
+def test_the_group_lists_each_command(capsys):
+    code, out, _ = in_process(capsys, "--help")
+    assert code == 0
+    for name, config in COMMANDS.items():
+        [line] = [line for line in out.splitlines() if line.startswith(f"  {name} ")]
+        assert line.split(maxsplit=1)[1][:20] == config.__doc__[:20]
+    assert "Exit codes: 0 done, 2 bad input" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_option_is_explained(capsys, name):
+    code, out, _ = in_process(capsys, name, "--help")
+    assert code == 0
+    text = " ".join(out.split())
+    for option, field in options(COMMANDS[name]).items():
+        assert f"--{option.replace('_', '-')} " in out
+        assert " ".join(field.description.split())[:25] in text
+        assert ("[required]" in text) or not field.is_required()
+    assert COMMANDS[name].example in out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_parses(name, monkeypatch):
+    """What help shows can be typed."""
+    import shlex
+
+    seen = []
+    monkeypatch.setattr("mlflow_unlearn.pipeline.COMMANDS", {name: seen.append})
+    program, command, *arguments = shlex.split(COMMANDS[name].example)
+    assert (program, command) == ("mlflow-unlearn", name)
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, *arguments])
+    assert not end.value.code
+    assert isinstance(seen[0], COMMANDS[name])
+
+
+def parsed(monkeypatch, *arguments: str):
+    """What a command line becomes, without doing it."""
+    seen = []
+    monkeypatch.setattr("mlflow_unlearn.pipeline.COMMANDS", dict.fromkeys(COMMANDS, seen.append))
+    with pytest.raises(SystemExit) as end:
+        cli.main(list(arguments))
+    assert not end.value.code
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], False),
+        (["--force"], True),
+        (["--force", "true"], True),
+        (["--force", "false"], False),
+        (["--force=false"], False),
+        (["--force", "True"], True),
+        (["--force", "--seed", "1"], True),
+    ],
+)
+def test_booleans(monkeypatch, given, expected):
+    """As a flag for people, with a value for MLproject."""
+    command = parsed(monkeypatch, "unlearn", "--model-uri", "models:/clf/1", *given)
+    assert command.force is expected
+
+
+def test_a_boolean_that_is_none(capsys):
+    code, _, err = in_process(capsys, "unlearn", "--model-uri", "models:/clf/1", "--force", "maybe")
+    assert code == 2
+    assert "--force" in err
+    assert "maybe" in err
+
+
+def test_empty_values_count_as_not_given(monkeypatch):
+    command = parsed(monkeypatch, "unlearn", "--model-uri", "models:/clf/1", "--forget", "", "--gold-uri", "")
+    assert command.forget is None
+    assert command.gold_uri is None
+    assert command == parsed(monkeypatch, "unlearn", "--model-uri", "models:/clf/1")
+
+
+def test_register_is_spelt_like_that(monkeypatch):
+    assert parsed(monkeypatch, "tune", "--model-uri", "m", "--register", "none").register_ == "none"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["unlaern"], ["No such command 'unlaern'", "unlearn"]),
+        (["unlearn", "--modle-uri", "x"], ["--modle-uri", "--model-uri"]),
+        (["unlearn"], ["Missing option '--model-uri'"]),
+        (["unlearn", "--model-uri", "x", "--seed", "-1"], ["--seed", "-1"]),
+        (["unlearn", "--model-uri", "x", "--seed", "one"], ["--seed", "one"]),
+        (["unlearn", "--model-uri", "x", "--precision", "fp16"], ["--precision", "fp16", "bf16"]),
+        (["train", "--data", "digits", "--name", "x", "--lr", "nan"], ["--lr", "nan"]),
+        (["data"], ["Missing option '--data'"]),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+def test_wrong_arguments(capsys, arguments, words):
+    code, out, err = in_process(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+
+
+def test_version(capsys):
+    code, out, _ = in_process(capsys, "--version")
+    assert (code, out.strip()) == (0, f"mlflow-unlearn, version {__version__}")
+    project = Path(cli.__file__).parents[1] / "pyproject.toml"
+    assert tomllib.loads(project.read_text())["project"]["version"] == __version__
+
+
+def test_data_prints_counts_and_makes_no_run(tmp_path, monkeypatch, capsys):
+    """Neither a run nor a database for one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    code, out, _ = in_process(capsys, "data", "--data", "digits,train=20%")
+    assert code == 0
+    rows = {
+        line.replace("│", " ").split()[0]: line.replace("│", " ").split()[1:]
+        for line in out.splitlines()
+        if "│" in line
+    }
+    assert rows["all"] == ["359", "719", "719"]
+    assert [sum(int(rows[str(digit)][part]) for digit in range(10)) for part in range(3)] == [359, 719, 719]
+    for word in ("train: ids like 'digits/", "digest"):
+        assert word in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_traceback_on_demand_alone(capsys):
+    for arguments, traced in ((["--debug"], True), (["--debug", "false"], False), ([], False)):
+        code, _, err = in_process(capsys, "data", "--data", "digit", *arguments)
+        assert code == 2
+        assert "Error: unknown data source 'digit'" in err
+        assert ("Traceback" in err) == traced
