@@ -198,6 +198,14 @@ def evaluate(
     return compute_metrics(readings, original_test=original_test, gold=gold_readings, seed=seed)
 
 
+def compare(readings: Mapping[str, Readings], *, seed: int) -> dict[str, Metrics]:
+    """`compute_metrics` of ``original``, ``unlearned`` and ``gold`` (those that are there), each against the others."""
+    return {
+        name: compute_metrics(own, original_test=readings["original"]["test"], gold=readings.get("gold"), seed=seed)
+        for name, own in readings.items()
+    }
+
+
 def compute_metrics(
     readings: Readings, *, original_test: Reading | None = None, gold: Readings | None = None, seed: int = 0
 ) -> Metrics:

@@ -1,8 +1,6 @@
-"""What `unlearn`, `tune` and `evaluate` share: a version, its data, its forget set, and whether they fit each other."""
+"""What `unlearn`, `tune` and `evaluate` share: a version opened for work, with its data and its forget set."""
 
 import json
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,66 +8,25 @@ from typing import Any
 import mlflow
 import numpy as np
 import numpy.typing as npt
-import torch
 import yaml
 from mlflow.tracking import MlflowClient
-from rich.console import Console
 from torch import nn
 from torch.utils.data import Dataset
 
 from mlflow_unlearn import forget_requests, tracking
-from mlflow_unlearn.compute import evaluating
 from mlflow_unlearn.config import Hardware as HardwareConfig
 from mlflow_unlearn.config import Reads
-from mlflow_unlearn.data.datasets import as_dataset
 from mlflow_unlearn.data.forget import resolve_forget, retained
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.data.parts import Part, Source
-from mlflow_unlearn.data.sources import load_source
 from mlflow_unlearn.data.splits import Splits
-from mlflow_unlearn.data.transforms import build_transform
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.evaluation import Metrics, Readings, compute_metrics, read_splits
+from mlflow_unlearn.evaluation import Readings, read_splits
 from mlflow_unlearn.forget_requests import ForgetRequest
-from mlflow_unlearn.forward import Hardware, checked_logits
+from mlflow_unlearn.forward import Hardware
 from mlflow_unlearn.loop import resolve_hardware
-from mlflow_unlearn.progress import track
+from mlflow_unlearn.progress import note
 from mlflow_unlearn.registry import Record, Version, load_module, open_version
-
-console = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-@dataclass(frozen=True)
-class View:
-    """How a version's inputs and outputs are read.
-
-    Attributes:
-        source: the data.
-        transform: spec of the input transform.
-        classes: names in the order of the outputs.
-        shape: ``(C, H, W)`` where the version says so.
-    """
-
-    source: Source
-    transform: str
-    classes: tuple[str, ...]
-    shape: tuple[int, ...] | None
-
-    def dataset(self, part: Part, module: nn.Module | None, description: str, progress: bool) -> Dataset[Any]:
-        """A part as the model reads it."""
-        if self.source.ready:
-            return as_dataset(part, None, ready=True)
-        transform = build_transform(self.transform, channels=self.shape[0] if self.shape else None, model=module)
-        relabel = np.array([self.classes.index(name) for name in self.source.classes])
-        dataset = as_dataset(
-            part,
-            transform,
-            relabel=relabel,
-            progress=lambda numbers: track(numbers, f"reading {description}", enabled=progress),
-        )
-        # A transform of the user's own may be random: then the teacher's cache has to watch it.
-        dataset.deterministic = not self.transform.startswith("python:")  # type: ignore[attr-defined]
-        return dataset
+from mlflow_unlearn.view import View, check_alike, check_outputs, make_splits, open_view, training_mask
 
 
 @dataclass(frozen=True)
@@ -131,10 +88,6 @@ class Job:
             )
         return readings
 
-    def measure(self, readings: Readings, original: Readings, gold: Readings | None, seed: int) -> Metrics:
-        """All metrics of one model, from readings."""
-        return compute_metrics(readings, original_test=original["test"], gold=gold, seed=seed)
-
     def log_manifests(self) -> None:
         """The sets as dataset inputs of the active run."""
         source = self.view.source
@@ -146,189 +99,6 @@ class Job:
         }
         counts = {role: len(manifest.ids) for role, manifest in sets.items()}
         tracking.log_manifests(source.spec, {role: manifest.digest for role, manifest in sets.items()}, counts)
-
-
-def open_view(version: Version, config: Any) -> View:
-    """Data source, transform and label order: from the command, else from the version's record, else from timm.
-
-    Raises:
-        UnlearnError: something is not recorded and not given, or does not fit.
-    """
-    record = version.record
-    data = config.data or (record.data if record is not None else None)
-    if data is None:
-        raise UnlearnError(f"{version.uri} does not record its data source: give data=, e.g. folder:PATH")
-    source = load_source(data)
-    classes = source.classes
-    named = getattr(config, "classes", None)
-    if named is not None:
-        classes = _class_names(named)
-    elif record is None:
-        console.print(
-            f"Note: {version.uri} does not record its classes; the source's order is assumed: "
-            f"{', '.join(classes[:10])}."
-        )
-    elif set(record.classes) == set(source.classes):
-        classes = record.classes
-    else:
-        raise UnlearnError(
-            f"{version.uri} was trained on the classes {', '.join(record.classes[:10])} and {data!r} has "
-            f"{', '.join(source.classes[:10])}: give the data that it was trained on, or classes="
-        )
-    if sorted(classes) != sorted(source.classes):
-        lost = sorted(set(source.classes) ^ set(classes), key=lambda name: (name in source.classes, name))
-        lost = lost or [name for name in dict.fromkeys(classes) if classes.count(name) > 1]
-        raise UnlearnError(
-            f"classes= and the data do not name the same {len(source.classes)} classes (differs: "
-            f"{', '.join(lost[:5])}): the data has {', '.join(source.classes[:10])}; "
-            "give these in the order of the outputs, or a file with one a line"
-        )
-    shape = record.image_shape if record is not None else version.input_shape
-    transform = getattr(config, "transform", None) or (record.transform if record is not None else None)
-    if transform is None:
-        architecture = getattr(config, "architecture", None) or ""
-        if architecture.startswith("timm:"):
-            transform = "timm"
-        elif not source.ready and version.format == "pickle" and _is_timm(version):
-            transform = "timm"
-    if transform is None and not source.ready:
-        seen = f"its signature takes images {list(shape)}" if shape is not None else "it has no signature"
-        raise UnlearnError(
-            f"{version.uri} does not record its input transform ({seen}): give transform=none, imagenet, timm or "
-            "python:module:function"
-        )
-    return View(source, transform or "none", tuple(classes), shape)
-
-
-def _is_timm(version: Version) -> bool:
-    module = load_module(version, None, 0, trainable=False)
-    return isinstance(getattr(module, "pretrained_cfg", None), dict)
-
-
-def _class_names(text: str) -> tuple[str, ...]:
-    names = text.split(",")
-    # os.path and not pathlib: a thousand names are too long for a path, which pathlib raises.
-    if os.path.isfile(text):
-        try:
-            names = Path(text).read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise UnlearnError(f"the classes file {text!r} cannot be read ({error}): save it as UTF-8 text") from error
-    return tuple(name.strip() for name in names if name.strip())
-
-
-def training_mask(version: Version, source: Source) -> npt.NDArray[np.bool_]:
-    """What of ``source.train`` the version was trained on and has not forgotten: ``[N]``, all of it where unknown.
-
-    Raises:
-        UnlearnError: the recorded manifest and the source have nothing in common.
-    """
-    manifest = version.training_manifest
-    if manifest is None:
-        return np.ones(len(source.train), dtype=np.bool_)
-    mask = manifest.mask(source.train.ids)
-    if not mask.any():
-        raise UnlearnError(
-            f"none of the {len(manifest.ids)} samples that {version.uri} was trained on is in {source.spec!r}: "
-            "give the data that it was trained on"
-        )
-    if (lost := len(manifest.ids) - int(mask.sum())) > 0:
-        console.print(f"Note: {lost} of {len(manifest.ids)} recorded training samples are not in the source any more.")
-    return mask
-
-
-def find_requests(
-    client: MlflowClient, version: Version, view: View, mask: npt.NDArray[np.bool_], config: Any
-) -> tuple[tuple[ForgetRequest, ...], npt.NDArray[np.int64]]:
-    """The requests and what they forget: those of the spec (none where it is new), or all pending ones together.
-
-    Raises:
-        UnlearnError: no request is pending and no spec is given, or the spec is bad.
-    """
-    own, copied = forget_requests.of_version(version)
-    for request in copied:
-        console.print(f"Note: request {request.id} came with a copy of {request.of}, it is not about {version.uri}.")
-    pending = [request for request in own if request.pending]
-
-    def read(request_id: str) -> Manifest:
-        return forget_requests.read_manifest(client, request_id)
-
-    if config.forget is None:
-        if not pending:
-            raise UnlearnError(
-                f"{version.uri} has no pending forget request: file one with `request`, or give forget="
-                if version.name is not None
-                else f"{version.uri} is no registered version and carries no request: give forget="
-            )
-        for request in own:
-            if not request.pending:
-                console.print(
-                    f"Note: request {request.id} was carried out by {', '.join(request.done_by)}; it is carried out "
-                    "again here, since this version still knows its samples."
-                )
-        found = [resolve_forget(f"request:{request.id}", view.source, mask, read) for request in own]
-        together = np.unique(np.concatenate(found))
-        if len(together) == mask.sum():
-            raise UnlearnError("the requests together name every training sample: keep some of them")
-        return tuple(own), together
-    forget = resolve_forget(config.forget, view.source, mask, read)
-    scheme, _, request_id = config.forget.partition(":")
-    known = [request for request in own if scheme == "request" and request.id == request_id]
-    if not known:
-        request_id = forget_requests.request_id(version, Manifest(tuple(view.source.train.ids[i] for i in forget)))
-        known = [request for request in own if request.id == request_id]
-    for request in own:
-        if request not in known:
-            state = "stays pending" if request.pending else "is not carried out again"
-            console.print(f"Note: request {request.id} {state}: only the given forget set is carried out.")
-    return tuple(known), forget
-
-
-def make_splits(
-    view: View,
-    module: nn.Module,
-    forget: npt.NDArray[np.int64],
-    retain: npt.NDArray[np.int64],
-    progress: bool,
-) -> Splits:
-    """The four sets as the model reads them."""
-    source = view.source
-    parts = {
-        "forget": source.train.subset(forget),
-        "retain": source.train.subset(retain),
-        "val": source.val,
-        "test": source.test,
-    }
-    return Splits(**{role: view.dataset(part, module, f"the {role} set", progress) for role, part in parts.items()})
-
-
-def check_outputs(module: nn.Module, dataset: Dataset[Any], classes: Sequence[str], uri: str) -> tuple[int, int, int]:
-    """Try the model on a few samples; returns the shape ``(C, H, W)`` of its inputs.
-
-    Raises:
-        UnlearnError: it cannot read them, or its outputs are no logits ``[N, K]`` for these classes.
-    """
-    few = [dataset[i] for i in range(min(8, len(dataset)))]  # type: ignore[arg-type]
-    images, labels = torch.stack([image for image, _ in few]), torch.tensor([int(label) for _, label in few])
-    channels, height, width = images.shape[1:]
-    device = next(module.parameters()).device
-    try:
-        with evaluating(module):
-            output = module(images.to(device))
-    except Exception as error:  # Whatever a forward pass raises on an input that does not fit.
-        raise UnlearnError(
-            f"{uri} cannot read images [{channels}, {height}, {width}] ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}): give another transform="
-        ) from error
-    if isinstance(output, torch.Tensor) and output.ndim == 2 and output.shape[1] != len(classes):
-        raise UnlearnError(
-            f"{uri} has {output.shape[1]} outputs and the data has {len(classes)} classes: they must be the same"
-        )
-    logits = checked_logits(output, labels)
-    if (logits >= 0).all() and torch.allclose(logits.sum(dim=1), torch.ones(len(logits)), atol=1e-3):
-        raise UnlearnError(
-            f"{uri} returns probabilities (each row sums to 1), not logits: register the model without its softmax"
-        )
-    return channels, height, width
 
 
 def open_job(client: MlflowClient, run_id: str, config: Any, folder: Path, *, progress: bool) -> Job:
@@ -347,18 +117,51 @@ def open_job(client: MlflowClient, run_id: str, config: Any, folder: Path, *, pr
     return Job(client, version, module, view, splits, forget, retain, requests, hardware, folder)
 
 
-def pick_hardware(module: nn.Module, dataset: Dataset[Any], config: HardwareConfig, progress: bool) -> Hardware:
-    """The command's device and precision, resolved, and noted on the run."""
-    hardware = resolve_hardware(
-        module,
-        dataset,
-        device=config.device,
-        precision=config.precision,
-        num_workers=config.num_workers,
-        progress=progress,
-    )
-    mlflow.set_tags({"unlearn.system.device": str(hardware.device), "unlearn.system.precision": hardware.precision})
-    return hardware
+def find_requests(
+    client: MlflowClient, version: Version, view: View, mask: npt.NDArray[np.bool_], config: Any
+) -> tuple[tuple[ForgetRequest, ...], npt.NDArray[np.int64]]:
+    """The requests and what they forget: those of the spec (none where it is new), or all pending ones together.
+
+    Raises:
+        UnlearnError: no request is pending and no spec is given, or the spec is bad.
+    """
+    own, copied = forget_requests.of_version(version)
+    for request in copied:
+        note(f"Note: request {request.id} came with a copy of {request.of}, it is not about {version.uri}.")
+    pending = [request for request in own if request.pending]
+
+    def read(request_id: str) -> Manifest:
+        return forget_requests.read_manifest(client, request_id)
+
+    if config.forget is None:
+        if not pending:
+            raise UnlearnError(
+                f"{version.uri} has no pending forget request: file one with `request`, or give forget="
+                if version.name is not None
+                else f"{version.uri} is no registered version and carries no request: give forget="
+            )
+        for request in own:
+            if not request.pending:
+                note(
+                    f"Note: request {request.id} was carried out by {', '.join(request.done_by)}; it is carried out "
+                    "again here, since this version still knows its samples."
+                )
+        found = [resolve_forget(f"request:{request.id}", view.source, mask, read) for request in own]
+        together = np.unique(np.concatenate(found))
+        if len(together) == mask.sum():
+            raise UnlearnError("the requests together name every training sample: keep some of them")
+        return tuple(own), together
+    forget = resolve_forget(config.forget, view.source, mask, read)
+    scheme, _, request_id = config.forget.partition(":")
+    known = [request for request in own if scheme == "request" and request.id == request_id]
+    if not known:
+        request_id = forget_requests.request_id(version, Manifest(tuple(view.source.train.ids[i] for i in forget)))
+        known = [request for request in own if request.id == request_id]
+    for request in own:
+        if request not in known:
+            state = "stays pending" if request.pending else "is not carried out again"
+            note(f"Note: request {request.id} {state}: only the given forget set is carried out.")
+    return tuple(known), forget
 
 
 def open_gold(
@@ -393,21 +196,18 @@ def open_gold(
     return module
 
 
-def check_alike(version: Version, view: View) -> None:
-    """Two models can be compared only on the same inputs and outputs.
-
-    Raises:
-        UnlearnError: the version's record names another transform or another order of classes.
-    """
-    record = version.record
-    if record is None:
-        return
-    if record.transform != view.transform and not view.source.ready:
-        raise UnlearnError(
-            f"{version.uri} reads with transform {record.transform!r}, the other with {view.transform!r}"
-        )
-    if record.classes != view.classes:
-        raise UnlearnError(f"{version.uri} has its classes in another order than the model that it is compared with")
+def pick_hardware(module: nn.Module, dataset: Dataset[Any], config: HardwareConfig, progress: bool) -> Hardware:
+    """The command's device and precision, resolved, and noted on the run."""
+    hardware = resolve_hardware(
+        module,
+        dataset,
+        device=config.device,
+        precision=config.precision,
+        num_workers=config.num_workers,
+        progress=progress,
+    )
+    mlflow.set_tags({"unlearn.system.device": str(hardware.device), "unlearn.system.precision": hardware.precision})
+    return hardware
 
 
 def parse_params(text: str | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Progress bars on standard error, silent when it is not a terminal or nobody asked."""
+"""What is said on standard error: notes, and progress bars, silent where it is no terminal or nobody asked."""
 
 from collections.abc import Iterable, Sized
 from typing import TypeVar
@@ -17,3 +17,8 @@ def track(iterable: Iterable[T], description: str, *, enabled: bool, total: int 
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     return rich_track(iterable, description, total=total, console=console, transient=True)
+
+
+def note(sentence: str) -> None:
+    """Tell the user something on standard error."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(sentence)

@@ -17,13 +17,14 @@ from rich.table import Table
 from mlflow_unlearn import config, tracking
 from mlflow_unlearn.data.splits import wholly_forgotten
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
-from mlflow_unlearn.evaluation import Metrics, Readings, compute_metrics, read_splits, residual_accuracy
-from mlflow_unlearn.job import Job, console, open_job
+from mlflow_unlearn.evaluation import Metrics, Readings, compute_metrics, read_splits
+from mlflow_unlearn.job import Job, open_job
 from mlflow_unlearn.loop import Epoch
 from mlflow_unlearn.methods import Params, get_method
 from mlflow_unlearn.methods.lotus import has_forgotten, unseen_accuracy
 from mlflow_unlearn.models import model_family, weights_digest
-from mlflow_unlearn.progress import track
+from mlflow_unlearn.progress import note, track
+from mlflow_unlearn.publishing import log_epoch, log_final, nothing_to_unlearn, publish, target_name
 from mlflow_unlearn.registry import check_name
 from mlflow_unlearn.teacher import Teacher
 from mlflow_unlearn.unlearning import Result, unlearn
@@ -44,20 +45,18 @@ class _Best:
     result: Result | None = None
 
 
-def search(options: config.Tune) -> None:
+def tune(options: config.Tune) -> None:
     """Run the trials as nested runs of this command's run and register the winner.
 
     Raises:
         NothingToUnlearn: before any trial, or no trial met the constraints.
     """
-    from mlflow_unlearn import pipeline
-
     progress = sys.stderr.isatty()
     with tracking.run("tune", options) as run_id, tracking.scratch() as folder:
         name = check_name(options.register_as) if options.register_as else None
         job = open_job(tracking.client(), run_id, options, folder, progress=progress)
         if options.register_ == "best":
-            name = pipeline.target_name(job, name)
+            name = target_name(job, name)
         job.log_manifests()
         original = job.read_original(force=options.force)
         job = job.filed(options)
@@ -92,15 +91,14 @@ def search(options: config.Tune) -> None:
             result = _run_again(winner, job, teacher, options)
         mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})
         for epoch in result.history:
-            pipeline.log_epoch(epoch)
-        pipeline.log_final(result)
-        readings = read_splits(result.model, job.splits, job.hardware, name="winner")
-        columns = {
-            "original": job.measure(original, original, None, options.seed),
-            "unlearned": job.measure(readings, original, None, options.seed),
+            log_epoch(epoch)
+        log_final(result)
+        readings = {
+            "original": original,
+            "unlearned": read_splits(result.model, job.splits, job.hardware, name="winner"),
         }
         recipe = {**result.params, "seed": options.seed, "study": study.study_name, "trial": winner.number}
-        pipeline.publish(job, run_id, str(name), result, METHOD, recipe, columns, residual_accuracy(readings), options)
+        publish(job, run_id, str(name), result, METHOD, recipe, readings, options)
 
 
 def search_space(published: Params) -> dict[str, BaseDistribution]:
@@ -160,8 +158,6 @@ def constraints(metrics: Mapping[str, float], before: Mapping[str, float]) -> di
 
 
 def _check_worthwhile(job: Job, original: Readings) -> None:
-    from mlflow_unlearn.pipeline import nothing_to_unlearn
-
     labels, predictions = (
         {role: torch.from_numpy(np.asarray(getattr(original[role], field))) for role in JUDGED}
         for field in ("labels", "predictions")
@@ -204,14 +200,12 @@ def _run_trial(
     options: config.Tune,
     best: _Best,
 ) -> None:
-    from mlflow_unlearn import pipeline
-
     trial = study.ask(space)
     with mlflow.start_run(run_name=f"trial {trial.number}", nested=True) as nested:
         try:
             trial.set_user_attr("run_id", nested.info.run_id)
             mlflow.log_params({f"unlearn.params.{key}": value for key, value in trial.params.items()})
-            result = _unlearn(trial.params, job, teacher, options, pipeline.log_epoch)
+            result = _unlearn(trial.params, job, teacher, options, log_epoch)
             readings = read_splits(result.model, job.splits, replace(job.hardware, progress=False), roles=JUDGED)
             metrics = on_validation(readings, original, options.seed)
             violations = constraints(metrics, before)
@@ -228,7 +222,7 @@ def _run_trial(
             study.tell(trial, state=TrialState.FAIL)
             tracking.tag_error(nested.info.run_id, str(error))
             mlflow.end_run("FAILED")
-            console.print(f"Note: trial {trial.number} failed: {error}")
+            note(f"Note: trial {trial.number} failed: {error}")
             return
         except BaseException as error:
             study.tell(trial, state=TrialState.FAIL)

@@ -64,8 +64,9 @@ def test_wrong_arguments_do_not_wait_either():
 def test_the_group_lists_each_command(capsys):
     code, out, _ = in_process(capsys, "--help")
     assert code == 0
+    commands = out.partition("Commands:")[2]
     for name, config in COMMANDS.items():
-        [line] = [line for line in out.splitlines() if line.startswith(f"  {name} ")]
+        [line] = [line for line in commands.splitlines() if line.startswith(f"  {name} ")]
         assert line.split(maxsplit=1)[1][:20] == config.__doc__[:20]
     assert "Exit codes: 0 done, 2 bad input" in " ".join(out.split())
 
