@@ -112,7 +112,7 @@ class _Desk:
         self.history: list[Epoch] = []
         self._datasets, self._on_epoch = datasets, on_epoch
         self._labels: dict[str, Tensor] = {}
-        self._optimizers: dict[OptimizerSpec, torch.optim.Optimizer] = {}
+        self._optimizers: dict[OptimizerSpec, tuple[torch.optim.Optimizer, LRScheduler | None]] = {}
 
     def labels(self, role: Role) -> Tensor:
         if role not in self._labels:
@@ -142,8 +142,8 @@ class _Desk:
     def run_phase(self, phase: Phase, name: str) -> PhaseStats:
         start = time.perf_counter()
         data = _TaggedSamples(self._datasets, phase)
-        optimizer = self._optimizer(phase.optimizer)
-        scheduler = _scheduler(optimizer, phase.optimizer, phase.epochs * len(shuffled_batches(len(data), phase)))
+        steps_per_epoch = len(shuffled_batches(len(data), phase))
+        optimizer, scheduler = self._optimizer(phase.optimizer, steps_per_epoch)
         total, count = 0.0, 0
         for epoch in range(phase.epochs):
             passes = len(self.history) + epoch + 1
@@ -193,26 +193,25 @@ class _Desk:
             joined[mask] = values
         return joined
 
-    def _optimizer(self, spec: OptimizerSpec) -> torch.optim.Optimizer:
+    def _optimizer(self, spec: OptimizerSpec, steps_per_epoch: int) -> tuple[torch.optim.Optimizer, LRScheduler | None]:
         if spec not in self._optimizers:
             trainable = [p for p in self.model.parameters() if p.requires_grad]
             if not trainable:
                 raise UnlearnError("all parameters of the model are frozen: set requires_grad on those to be trained")
-            self._optimizers[spec] = (
+            optimizer = (
                 torch.optim.AdamW(trainable, spec.lr, weight_decay=spec.weight_decay)
                 if spec.name == "adamw"
                 else torch.optim.SGD(
                     trainable, spec.lr, spec.momentum, weight_decay=spec.weight_decay, nesterov=spec.momentum > 0
                 )
             )
+            scheduler = None
+            if spec.one_cycle_epochs:
+                steps = spec.one_cycle_epochs * steps_per_epoch
+                # One step to spare, since it is taken after the optimiser's; momentum stays as the spec says.
+                scheduler = OneCycleLR(optimizer, max_lr=spec.lr, total_steps=steps + 1, cycle_momentum=False)
+            self._optimizers[spec] = (optimizer, scheduler)
         return self._optimizers[spec]
-
-
-def _scheduler(optimizer: torch.optim.Optimizer, spec: OptimizerSpec, steps: int) -> LRScheduler | None:
-    if spec.schedule == "constant":
-        return None
-    # Momentum stays as the spec says.
-    return OneCycleLR(optimizer, max_lr=spec.lr, total_steps=steps + 1, cycle_momentum=False)
 
 
 def shuffled_batches(count: int, phase: Phase, generator: torch.Generator | None = None) -> list[list[int]]:

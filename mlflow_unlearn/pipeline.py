@@ -142,7 +142,8 @@ def evaluate(options: config.Evaluate) -> None:
         if gold is not None:
             readings["gold"] = read_splits(gold, splits, hardware, name="gold")
         columns = compare(readings, seed=options.seed)
-        log_metrics(columns)
+        measured = "original" if original_version is version else "unlearned"
+        log_metrics(columns, model_ids={"original": original_version.model_id, measured: version.model_id})
         table.show(columns)
         print(f"Measured {version.uri} (run {run_id}); nothing was registered.")
 

@@ -11,8 +11,9 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evaluation import Metrics, Readings, compare, residual_accuracy
 from mlflow_unlearn.job import Job, new_record
 from mlflow_unlearn.loop import Epoch
+from mlflow_unlearn.models import weights_digest
 from mlflow_unlearn.progress import note
-from mlflow_unlearn.registry import register
+from mlflow_unlearn.registry import log_model, register
 from mlflow_unlearn.report import table
 from mlflow_unlearn.report.evidence import describe, evidence
 from mlflow_unlearn.unlearning import Result
@@ -36,31 +37,23 @@ def publish(
     ``readings`` are those of the models ``original``, ``unlearned`` and, where there is one, ``gold``.
     """
     columns = compare(readings, seed=recipe["seed"])
-    log_metrics(columns)
+    record = new_record(job, options, method, recipe)
+    info = log_model(result.model, record, job.manifest(job.retain), folder=job.folder, source=job.version)
+    log_metrics(columns, model_ids={"unlearned": info.model_id, "original": job.version.model_id})
     after = columns["unlearned"]
     tags = {
         "unlearn.method": method,
         "unlearn.source_uri": job.version.uri,
         "unlearn.request_ids": ",".join(request.id for request in job.requests),
         "unlearn.run_id": run_id,
+        "unlearn.weights_sha256": weights_digest(result.model),
     }
     residual = residual_accuracy(readings["unlearned"])
     if residual is not None and residual > INCOMPLETE:
         tags["unlearn.incomplete"] = f"accuracy {residual:.4f} on the wholly forgotten part of the forget set"
         note(f"Warning: the class is not forgotten: {tags['unlearn.incomplete']}; see docs/method.md.")
-    record = new_record(job, options, method, recipe)
-    version = register(
-        job.client,
-        result.model,
-        name,
-        record,
-        job.manifest(job.retain),
-        folder=job.folder,
-        source=job.version,
-        tags=tags,
-        metrics=after,
-        description=describe(job, method, recipe, columns),
-    )
+    description = describe(job, method, recipe, columns)
+    version = register(job.client, info, name, tags=tags, metrics=after, description=description)
     uri = f"models:/{name}/{version.version}"
     tracking.log_json(evidence(job, run_id, uri, method, recipe, result, columns), "evidence.json")
     forget_requests.mark_done(job.client, job.requests, uri)
@@ -105,10 +98,14 @@ def log_final(result: Result) -> None:
     mlflow.log_metric("unlearn_seconds", result.seconds)
 
 
-def log_metrics(columns: Mapping[str, Metrics]) -> None:
-    """Metrics with the model's prefix; what was not computed is a tag with the reason."""
+def log_metrics(columns: Mapping[str, Metrics], model_ids: Mapping[str, str | None]) -> None:
+    """Metrics with the model's prefix, linked to its LoggedModel where there is one.
+
+    What was not computed is a tag with the reason.
+    """
     for name, metrics in columns.items():
-        mlflow.log_metrics({f"{name}.{key}": value for key, value in metrics.items()})
+        values = {f"{name}.{key}": value for key, value in metrics.items()}
+        mlflow.log_metrics(values, model_id=model_ids.get(name))
         # Without a wholly forgotten class nobody misses acc_test_forgotten.
         told = {
             k: v

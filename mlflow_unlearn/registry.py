@@ -16,6 +16,7 @@ import yaml
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
+from mlflow.models.model import ModelInfo
 from mlflow.tracking import MlflowClient
 from mlflow.types import TensorSpec
 from mlflow.utils.validation import _validate_model_name
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.models import build_model, load_weights, non_finite_tensor, weights_digest
+from mlflow_unlearn.models import build_model, load_weights, non_finite_tensor
 
 Format = Literal["pt2", "pickle"]
 METADATA_KEY = "mlflow_unlearn"
@@ -266,10 +267,8 @@ def check_name(name: str) -> str:
     return name
 
 
-def register(
-    client: MlflowClient,
+def log_model(
     module: nn.Module,
-    name: str,
     record: Record,
     training: Manifest,
     *,
@@ -277,28 +276,20 @@ def register(
     example: np.ndarray[Any, Any] | None = None,
     source: Version | None = None,
     serialization: Format = "pt2",
-    tags: Mapping[str, str],
-    metrics: Mapping[str, float],
-    description: str,
-) -> ModelVersion:
-    """Log ``module`` in the active run and register it; tags are there from the version's first moment.
+) -> ModelInfo:
+    """Log ``module`` in the active run.
 
     With a ``source`` its format, signature, input example, code, extra files, environment and other metadata are kept,
     so that whoever used the source can use the new version.
 
     Args:
-        client: of the registry.
-        module: in eval mode.
-        name: of the registered model, created if need be.
+        module: in eval mode; moved to the CPU.
         record: for the MLmodel's metadata.
         training: effective training manifest of the new version; stored hashed.
         folder: for temporary files.
         example: input example ``[N, C, H, W]`` where there is no source.
         source: the version that the new one replaces.
         serialization: where there is no source.
-        tags: of the version.
-        metrics: become tags ``unlearn.metric.<key>`` and metrics of the LoggedModel.
-        description: Markdown for the reviewer.
     """
     module = module.cpu().eval()
     # Always hashed, each time with a new salt: comparing two versions' manifests must not name what was forgotten.
@@ -330,17 +321,32 @@ def register(
             "pip_requirements": _requirements(module, serialization),
             "serialization_format": serialization,
         }
-    info = mlflow.pytorch.log_model(
+    return mlflow.pytorch.log_model(
         module, name="model", extra_files=[str(file) for file in extra], metadata=metadata, **arguments
     )
-    digest = weights_digest(module)
-    mlflow.log_metrics({f"model.{key}": value for key, value in metrics.items()}, model_id=info.model_id)
-    all_tags = {
-        **tags,
-        "unlearn.weights_sha256": digest,
-        **{f"unlearn.metric.{key}": repr(float(value)) for key, value in metrics.items()},
-    }
-    version = mlflow.register_model(info.model_uri, name, tags=all_tags)
+
+
+def register(
+    client: MlflowClient,
+    info: ModelInfo,
+    name: str,
+    *,
+    tags: Mapping[str, str],
+    metrics: Mapping[str, float],
+    description: str,
+) -> ModelVersion:
+    """Register a logged model; tags are there from the version's first moment.
+
+    Args:
+        client: of the registry.
+        info: from `log_model`.
+        name: of the registered model, created if need be.
+        tags: of the version.
+        metrics: become tags ``unlearn.metric.<key>``.
+        description: Markdown for the reviewer.
+    """
+    measured = {f"unlearn.metric.{key}": repr(float(value)) for key, value in metrics.items()}
+    version = mlflow.register_model(info.model_uri, name, tags={**tags, **measured})
     client.update_model_version(name, version.version, description=description[:_DESCRIPTION_LIMIT])
     return version
 

@@ -17,9 +17,9 @@ from mlflow_unlearn.job import pick_hardware
 from mlflow_unlearn.loop import run
 from mlflow_unlearn.methods.retrain import Retrain
 from mlflow_unlearn.metrics.accuracy import accuracy
-from mlflow_unlearn.models import build_model
+from mlflow_unlearn.models import build_model, weights_digest
 from mlflow_unlearn.publishing import log_epoch
-from mlflow_unlearn.registry import Record, check_name, example_images, register
+from mlflow_unlearn.registry import Record, check_name, example_images, log_model, register
 from mlflow_unlearn.view import View
 
 
@@ -67,10 +67,8 @@ def train(options: config.Train) -> None:
             metrics[f"acc_{role}"] = accuracy(reading.predictions, reading.labels)
         manifest = Manifest(tuple(source.train.ids[i] for i in kept))
         tracking.log_manifests(source.spec, {"retain": manifest.digest}, {"retain": len(manifest.ids)})
-        version = register(
-            client,
+        info = log_model(
             outcome.model,
-            options.name,
             Record(
                 architecture=options.architecture,
                 num_classes=len(source.classes),
@@ -85,11 +83,15 @@ def train(options: config.Train) -> None:
             folder=folder,
             example=example_images([dataset[i][0] for i in range(2)]),
             serialization=options.serialization,
-            tags={"unlearn.method": "train", "unlearn.run_id": run_id},
-            metrics=metrics,
-            description=f"`{options.architecture}` trained on {len(kept)} samples of `{source.spec}`"
-            + (f", without `{options.exclude}` (a gold standard)." if options.exclude else "."),
         )
-        mlflow.log_metrics(metrics)
+        mlflow.log_metrics(metrics, model_id=info.model_id)
+        tags = {
+            "unlearn.method": "train",
+            "unlearn.run_id": run_id,
+            "unlearn.weights_sha256": weights_digest(outcome.model),
+        }
+        without = f", without `{options.exclude}` (a gold standard)" if options.exclude else ""
+        description = f"`{options.architecture}` trained on {len(kept)} samples of `{source.spec}`{without}."
+        version = register(client, info, options.name, tags=tags, metrics=metrics, description=description)
         shown = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items())
         print(f"Registered {options.name} version {version.version}: {len(kept)} training samples, {shown}.")

@@ -170,7 +170,7 @@ class TestTraining:
     def test_the_one_cycle_schedule(self):
         """d/dw of the loss w is 1, so that w moves by the sum of the learning rates: the schedule is 2 epochs long."""
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-        spec = OptimizerSpec("sgd", 0.1, schedule="one_cycle")
+        spec = OptimizerSpec("sgd", 0.1, one_cycle_epochs=2)
         plan = one_phase(lambda b: b.logits[:, 0].mean(), spec, 50, retain=torch.arange(170), epochs=2)
         moved = (model[1].bias - follow(plan, model).model[1].bias)[0].item()
         reference = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)
@@ -334,7 +334,7 @@ class TestFailures:
 
 
 def test_learning_works_at_all():
-    plan = partial(one_phase, optimizer=OptimizerSpec("sgd", 0.05, momentum=0.9, schedule="one_cycle"))
+    plan = partial(one_phase, optimizer=OptimizerSpec("sgd", 0.05, momentum=0.9, one_cycle_epochs=15))
     outcome = follow(plan(retain=torch.arange(170), epochs=15), net())
     assert accuracy(outcome.model, SETS["retain"]) > 0.9 > 0.3 > accuracy(net(), SETS["retain"])
 

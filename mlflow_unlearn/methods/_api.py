@@ -16,13 +16,16 @@ Role = Literal["forget", "retain", "val", "test"]
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """An optimiser by its settings; phases with equal settings share its state."""
+    """An optimiser by its settings; phases with equal settings share its state and its schedule.
+
+    ``one_cycle_epochs`` > 0 is a one-cycle schedule up to ``lr`` over so many epochs; 0 is a constant rate.
+    """
 
     name: Literal["adamw", "sgd"]
     lr: float
     weight_decay: float = 0.0
     momentum: float = 0.0
-    schedule: Literal["constant", "one_cycle"] = "constant"
+    one_cycle_epochs: int = 0
 
 
 @dataclass(frozen=True)

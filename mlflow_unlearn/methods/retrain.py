@@ -1,7 +1,5 @@
 """Ordinary training: what makes the original, and the gold standard when the forget set is left out."""
 
-from functools import partial
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -32,10 +30,11 @@ class Retrain(Method):
     params: RetrainParams
 
     def plan(self, workspace: Workspace) -> Plan:
-        """All epochs are one phase, since the schedule spans them."""
+        """One phase an epoch; the schedule, as part of the optimiser, spans them."""
         p = self.params
-        optimizer = OptimizerSpec("sgd", p.lr, p.weight_decay, p.momentum, schedule="one_cycle")
-        phase = partial(Phase, loss=cross_entropy, optimizer=optimizer, batch_size=p.batch_size, epochs=p.epochs)
-        stats = yield phase(retain=torch.arange(len(workspace.labels("retain"))))
-        workspace.record(epoch=p.epochs - 1, loss=stats.loss, seconds=stats.seconds)
+        optimizer = OptimizerSpec("sgd", p.lr, p.weight_decay, p.momentum, one_cycle_epochs=p.epochs)
+        everything = torch.arange(len(workspace.labels("retain")))
+        for epoch in range(p.epochs):
+            stats = yield Phase(cross_entropy, optimizer, p.batch_size, retain=everything)
+            workspace.record(epoch=epoch, loss=stats.loss, seconds=stats.seconds)
         return {}
