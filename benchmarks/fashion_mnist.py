@@ -13,7 +13,7 @@ import argparse
 import gzip
 import json
 import os
-import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -176,12 +176,11 @@ def main() -> None:
     rows = [one_seed(seed, sets, train, args.save, args.keep) for seed in range(args.seeds)]
     agree = report(rows)
     minutes, cpu = (time.perf_counter() - start) / 60, sum(os.times()[:2]) / 60
-    print(
-        f"{minutes:.1f} minutes, {cpu:.1f} CPU minutes, {torch.get_num_threads()} threads, {shutil.os.cpu_count()} CPUs"
-    )
+    print(f"{minutes:.1f} minutes, {cpu:.1f} CPU minutes, {torch.get_num_threads()} threads, {os.cpu_count()} CPUs")
     print("agrees with the reference within twice the spread" if agree else "see the differences above")
     if args.json is not None:
         args.json.write_text(json.dumps(rows, indent=1))
+    sys.exit(0 if agree else 1)
 
 
 if __name__ == "__main__":

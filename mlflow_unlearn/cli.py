@@ -1,6 +1,5 @@
 """The shell's side: options from `config`, the flow from `pipeline`, sentences and exit codes here."""
 
-import contextlib
 import os
 import signal
 import sys
@@ -119,6 +118,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         if _wants_debug(arguments):
             traceback.print_exc()
         click.echo(f"Error: {error}", err=True)
+        _tag_project_run(str(error))  # only if the command has made no run, which takes the variable away
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
@@ -144,7 +144,8 @@ def _tag_project_run(sentence: str) -> None:
     if os.environ.get("MLFLOW_RUN_ID"):
         from mlflow_unlearn import tracking
 
-        # The user has been told; a store that cannot be reached, or has no such run, adds nothing to that.
-        with contextlib.suppress(Exception):
+        try:
             tracking.connect()
             tracking.tag_error(os.environ["MLFLOW_RUN_ID"], sentence)
+        except Exception as error:  # Whatever a store raises that is not there, or has no such run.
+            click.echo(f"Note: the run {os.environ['MLFLOW_RUN_ID']} could not be tagged: {error}", err=True)

@@ -1,6 +1,7 @@
 """Where and how tensors are computed: device, precision, seeds, modes. Everything is put back as it was found."""
 
 import copy
+import operator
 import random
 import time
 from collections.abc import Iterator
@@ -85,16 +86,22 @@ def checked_seed(seed: int) -> int:
     Raises:
         UnlearnError: it is not a whole number in ``[0, 2⁶⁴)``.
     """
-    if not isinstance(seed, int) or not 0 <= seed < 2**64:
+    try:
+        whole = operator.index(seed)  # NumPy's integers too
+    except TypeError:
+        whole = -1
+    if not 0 <= whole < 2**64:
         raise UnlearnError(f"seed = {seed!r} is not usable: it must be a whole number ≥ 0 (and below 2⁶⁴)")
-    return seed
+    return whole
 
 
 @contextmanager
 def isolated_rng(seed: int) -> Iterator[None]:
     """Seed Python's, NumPy's and torch's global generators inside, and put their states back after."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count()))
+    # Asking a GPU that nobody uses for its state would start it.
+    running = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = list(range(torch.cuda.device_count())) if running else []
     with torch.random.fork_rng(devices):
         try:
             random.seed(seed)

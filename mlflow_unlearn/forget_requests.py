@@ -15,6 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.progress import note
 from mlflow_unlearn.registry import Version
 
 TAG = "unlearn.request."
@@ -88,6 +89,7 @@ def file_request(
     details: Mapping[str, Any],
     *,
     folder: Path,
+    salt: str | None = None,
     pending: bool = True,
 ) -> tuple[ForgetRequest, bool]:
     """File a request in the active run, or find the one that says the same.
@@ -96,8 +98,9 @@ def file_request(
         client: of the registry.
         version: whose training data holds the samples.
         manifest: plain ids.
-        details: reason, requester, spec, whether to hash the ids.
+        details: reason, requester, spec, ….
         folder: for temporary files.
+        salt: to store the ids hashed; None stores them as they are.
         pending: tag the version; without, only `mark_done` does, so that a command that fails leaves no trace on it.
 
     Returns:
@@ -107,11 +110,13 @@ def file_request(
     new_id = request_id(version, manifest)
     for request in own:
         if request.id == new_id:
+            if salt is not None and read_manifest(client, request.id).salt is None:
+                note(f"Note: the ids of request {new_id} were stored unhashed before, in run {request.run_id}.")
             return request, False
     active = mlflow.active_run()
     if active is None:
         raise ValueError("a request is filed inside a run")
-    stored = manifest.hashed() if details.get("hash_ids") else manifest
+    stored = manifest if salt is None else manifest.hashed(salt)
     stored.to_csv(folder / "manifest.csv")
     mlflow.log_artifact(str(folder / "manifest.csv"), FOLDER)
     record = {

@@ -1,13 +1,15 @@
 """What `unlearn`, `tune` and `evaluate` share: a version opened for work, with its data and its forget set."""
 
 import json
+import secrets
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlflow
 import numpy as np
 import numpy.typing as npt
+import torch
 import yaml
 from mlflow.tracking import MlflowClient
 from torch import nn
@@ -25,7 +27,7 @@ from mlflow_unlearn.forget_requests import ForgetRequest
 from mlflow_unlearn.forward import Hardware
 from mlflow_unlearn.loop import resolve_hardware
 from mlflow_unlearn.progress import note
-from mlflow_unlearn.registry import Record, Version, load_module, open_version
+from mlflow_unlearn.registry import Record, Version, example_images, input_example, load_module, open_version
 from mlflow_unlearn.view import View, check_alike, check_outputs, make_splits, open_view, training_mask
 
 
@@ -44,6 +46,7 @@ class Job:
         requests: what is carried out; none yet for a spec that is still to be filed, see `filed`.
         hardware: decided once.
         folder: for temporary files.
+        salt: of the forgotten ids, where they are to be recorded hashed.
     """
 
     client: MlflowClient
@@ -56,6 +59,7 @@ class Job:
     requests: tuple[ForgetRequest, ...]
     hardware: Hardware
     folder: Path
+    salt: str | None = None
 
     def manifest(self, indices: npt.NDArray[np.int64]) -> Manifest:
         """The plain ids of training samples."""
@@ -65,14 +69,39 @@ class Job:
         """The job with its forget set filed as a request, if it is none yet; the version is tagged when it is done."""
         if self.requests:
             return self
-        details = {"spec": config.forget, "hash_ids": config.hash_ids}
         request, _ = forget_requests.file_request(
-            self.client, self.version, self.manifest(self.forget), details, folder=self.folder, pending=False
+            self.client,
+            self.version,
+            self.manifest(self.forget),
+            tracking.recorded_options(config, "forget", "hash_ids"),
+            folder=self.folder,
+            salt=self.salt,
+            pending=False,
         )
         return replace(self, requests=(request,))
 
+    @property
+    def forget_manifest(self) -> Manifest:
+        """What to forget, hashed if the request is."""
+        plain = self.manifest(self.forget)
+        return plain if self.salt is None else plain.hashed(self.salt)
+
+    def example_without_forgotten(self) -> np.ndarray[Any, Any] | None:
+        """Test images as the new version's input example, if the source's shows a forgotten image; else None."""
+        example = input_example(self.version)
+        if example is None:
+            return None
+        shown = torch.from_numpy(example)
+        for index in range(len(self.forget)):
+            image = cast(Any, self.splits.forget)[index][0]
+            if any(one.shape == image.shape and torch.allclose(one.to(image.dtype), image) for one in shown):
+                note("Note: the source's input example shows a forgotten image; the new version's shows test images.")
+                test = cast(Any, self.splits.test)
+                return example_images([test[i % len(test)][0] for i in range(2)])
+        return None
+
     def read_original(self, *, force: bool) -> Readings:
-        """One pass of the version over the four sets, before any training.
+        """One pass of the version over the four sets.
 
         Raises:
             UnlearnError: it is so bad on its own training data that data and model cannot belong together.
@@ -92,7 +121,7 @@ class Job:
         """The sets as dataset inputs of the active run."""
         source = self.view.source
         sets = {
-            "forget": self.manifest(self.forget),
+            "forget": self.forget_manifest,
             "retain": self.manifest(self.retain),
             "val": Manifest(source.val.ids),
             "test": Manifest(source.test.ids),
@@ -108,19 +137,26 @@ def open_job(client: MlflowClient, run_id: str, config: Any, folder: Path, *, pr
     view = open_view(version, config)
     module = load_module(version, config.architecture, len(view.classes))
     mask = training_mask(version, view.source)
-    requests, forget = find_requests(client, version, view, mask, config)
+    requests, forget, salt = find_requests(client, version, view, mask, config)
     retain = retained(mask, forget)
     splits = make_splits(view, module, forget, retain, progress)
     shape = check_outputs(module, splits.retain, view.classes, version.uri)
+    if version.input_shape not in (None, shape):
+        raise UnlearnError(
+            f"{version.uri} takes images {list(version.input_shape or ())} by its signature and the transform "
+            f"({view.transform}) makes {list(shape)}: give another transform="
+        )
     hardware = pick_hardware(module, splits.retain, config, progress)
     view = View(view.source, view.transform, view.classes, shape)
-    return Job(client, version, module, view, splits, forget, retain, requests, hardware, folder)
+    return Job(client, version, module, view, splits, forget, retain, requests, hardware, folder, salt)
 
 
 def find_requests(
     client: MlflowClient, version: Version, view: View, mask: npt.NDArray[np.bool_], config: Any
-) -> tuple[tuple[ForgetRequest, ...], npt.NDArray[np.int64]]:
+) -> tuple[tuple[ForgetRequest, ...], npt.NDArray[np.int64], str | None]:
     """The requests and what they forget: those of the spec (none where it is new), or all pending ones together.
+
+    The third value is the salt under which the forgotten ids may be recorded, None where they may be told.
 
     Raises:
         UnlearnError: no request is pending and no spec is given, or the spec is bad.
@@ -130,8 +166,12 @@ def find_requests(
         note(f"Note: request {request.id} came with a copy of {request.of}, it is not about {version.uri}.")
     pending = [request for request in own if request.pending]
 
+    salts = [secrets.token_hex(16)] if config.hash_ids else []
+
     def read(request_id: str) -> Manifest:
-        return forget_requests.read_manifest(client, request_id)
+        manifest = forget_requests.read_manifest(client, request_id)
+        salts.extend([manifest.salt] if manifest.salt is not None else [])
+        return manifest
 
     if config.forget is None:
         if not pending:
@@ -146,11 +186,13 @@ def find_requests(
                     f"Note: request {request.id} was carried out by {', '.join(request.done_by)}; it is carried out "
                     "again here, since this version still knows its samples."
                 )
-        found = [resolve_forget(f"request:{request.id}", view.source, mask, read) for request in own]
-        together = np.unique(np.concatenate(found))
+        found = [resolve_forget(f"request:{request.id}", view.source, mask, read) for request in pending]
+        # What was carried out before may have left the data source by now.
+        earlier = [read(request.id).mask(view.source.train.ids) & mask for request in own if not request.pending]
+        together = np.unique(np.concatenate([*found, *map(np.flatnonzero, earlier)]))
         if len(together) == mask.sum():
             raise UnlearnError("the requests together name every training sample: keep some of them")
-        return tuple(own), together
+        return tuple(own), together, next(iter(salts), None)
     forget = resolve_forget(config.forget, view.source, mask, read)
     scheme, _, request_id = config.forget.partition(":")
     known = [request for request in own if scheme == "request" and request.id == request_id]
@@ -161,7 +203,7 @@ def find_requests(
         if request not in known:
             state = "stays pending" if request.pending else "is not carried out again"
             note(f"Note: request {request.id} {state}: only the given forget set is carried out.")
-    return tuple(known), forget
+    return tuple(known), forget, next(iter(salts), None)
 
 
 def open_gold(

@@ -28,22 +28,26 @@ def model_family(model: nn.Module) -> Family:
     return "vit" if any("attention" in type(module).__name__.lower() for module in model.modules()) else "cnn"
 
 
-def build_model(architecture: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-    """A freshly initialised model, a function of its three arguments alone, so that a version can record them.
+def build_model(
+    architecture: str, num_classes: int, image_shape: tuple[int, int, int], *, small: bool | None = None
+) -> nn.Module:
+    """A freshly initialised model, a function of its arguments alone, so that a version can record them.
 
     Args:
         architecture: ``timm:NAME``, ``torchvision:NAME``, ``package.module:factory`` (called without arguments if it
             takes none, else with ``num_classes``), or a short name: resnet18, vit_tiny, vit_small, vit_base.
         num_classes: K.
-        image_shape: ``(C, H, W)``. Up to 64 pixels a ResNet gets the small-image stem (3 × 3, stride 1, no pooling)
-            and a ViT the largest patch of 16, 8, 4, 2, 1 that divides the side and leaves at least 7 a side.
+        image_shape: ``(C, H, W)``.
+        small: whether a ResNet gets the small-image stem (3 × 3, stride 1, no pooling) and a ViT the largest patch of
+            16, 8, 4, 2, 1 that divides the side and leaves at least 7 a side; None: for images of up to 64 pixels.
 
     Raises:
         UnlearnError: the architecture cannot be built; the reason is told.
     """
     kind, _, name = SHORT_NAMES.get(architecture, architecture).partition(":")
     channels, height, width = image_shape
-    small = max(height, width) <= SMALL_IMAGE
+    if small is None:
+        small = max(height, width) <= SMALL_IMAGE
     try:
         if kind == "torchvision":
             return _torchvision(name, num_classes, channels, small)

@@ -1,5 +1,6 @@
 """The whole flow, command by command: read this file first (`train` is in `training`, `tune` in `tune`)."""
 
+import secrets
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -90,16 +91,14 @@ def request(options: config.Request) -> None:
             lambda request_id: forget_requests.read_manifest(client, request_id),
         )
         manifest = Manifest(tuple(source.train.ids[i] for i in forget))
-        details = {
-            "spec": options.forget,
-            "data": source.spec,
-            "reason": options.reason,
-            "requester": options.requester,
-            "hash_ids": options.hash_ids,
-        }
-        filed, new = forget_requests.file_request(client, version, manifest, details, folder=folder)
+        salt = secrets.token_hex(16) if options.hash_ids else None
+        details = tracking.recorded_options(options, "forget", "reason", "requester", "hash_ids")
+        filed, new = forget_requests.file_request(
+            client, version, manifest, {**details, "data": source.spec}, folder=folder, salt=salt
+        )
         if new:
-            tracking.log_manifests(source.spec, {"forget": manifest.digest}, {"forget": len(forget)})
+            stored = manifest if salt is None else manifest.hashed(salt)
+            tracking.log_manifests(source.spec, {"forget": stored.digest}, {"forget": len(forget)})
             print(
                 f"Filed request {filed.id}: {len(forget)} samples of {version.uri} are to be forgotten (run {run_id})."
             )

@@ -21,4 +21,4 @@ def track(iterable: Iterable[T], description: str, *, enabled: bool, total: int 
 
 def note(sentence: str) -> None:
     """Tell the user something on standard error."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(sentence)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(sentence, markup=False)

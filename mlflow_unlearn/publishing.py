@@ -6,14 +6,14 @@ from typing import Any
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 
-from mlflow_unlearn import config, forget_requests, tracking
+from mlflow_unlearn import config, forget_requests
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evaluation import Metrics, Readings, compare, residual_accuracy
 from mlflow_unlearn.job import Job, new_record
 from mlflow_unlearn.loop import Epoch
 from mlflow_unlearn.models import weights_digest
 from mlflow_unlearn.progress import note
-from mlflow_unlearn.registry import log_model, register
+from mlflow_unlearn.registry import log_model, register, withdrawn_on_failure
 from mlflow_unlearn.report import table
 from mlflow_unlearn.report.evidence import describe, evidence
 from mlflow_unlearn.unlearning import Result
@@ -38,7 +38,14 @@ def publish(
     """
     columns = compare(readings, seed=recipe["seed"])
     record = new_record(job, options, method, recipe)
-    info = log_model(result.model, record, job.manifest(job.retain), folder=job.folder, source=job.version)
+    info = log_model(
+        result.model,
+        record,
+        job.manifest(job.retain),
+        folder=job.folder,
+        source=job.version,
+        example=job.example_without_forgotten(),
+    )
     log_metrics(columns, model_ids={"unlearned": info.model_id, "original": job.version.model_id})
     after = columns["unlearned"]
     tags = {
@@ -55,8 +62,9 @@ def publish(
     description = describe(job, method, recipe, columns)
     version = register(job.client, info, name, tags=tags, metrics=after, description=description)
     uri = f"models:/{name}/{version.version}"
-    tracking.log_json(evidence(job, run_id, uri, method, recipe, result, columns), "evidence.json")
-    forget_requests.mark_done(job.client, job.requests, uri)
+    with withdrawn_on_failure(job.client, version):
+        mlflow.log_dict(evidence(job, run_id, uri, method, recipe, result, columns), "evidence.json")
+        forget_requests.mark_done(job.client, job.requests, uri)
     table.show(columns)
     print(f"Registered {name} version {version.version} from {job.version.uri}.")
     if job.version.model_id is None:

@@ -3,7 +3,8 @@
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -248,10 +249,39 @@ def load_module(version: Version, architecture: str | None, num_classes: int, *,
     shape = record.image_shape if record is not None else version.input_shape
     if shape is None or len(shape) != 3:
         raise UnlearnError(f"{version.uri} has no signature [N, C, H, W] from which to rebuild {named!r}")
-    channels, height, width = shape
-    rebuilt = build_model(named, num_classes, (channels, height, width))
-    load_weights(rebuilt, {name: value.detach().clone() for name, value in module.state_dict().items()}, named)
-    return rebuilt.eval()
+    return _rebuilt(version, module, named, num_classes, (shape[0], shape[1], shape[2]))
+
+
+def _rebuilt(
+    version: Version, program: nn.Module, architecture: str, num_classes: int, shape: tuple[int, int, int]
+) -> nn.Module:
+    """The architecture with the program's weights, if it computes what the program computes.
+
+    A version of somebody else's may be the ordinary architecture or its variant for small images: both are tried.
+
+    Raises:
+        UnlearnError: the weights do not fit, or the outputs differ.
+    """
+    state = {name: value.detach().clone() for name, value in program.state_dict().items()}
+    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    variants = [None] if version.record is not None else [False, True]
+    mismatch: UnlearnError | None = None
+    for small in variants:
+        try:
+            module = build_model(architecture, num_classes, shape, small=small).eval()
+            load_weights(module, state, architecture)
+        except UnlearnError as error:
+            mismatch = mismatch or error
+            continue
+        with torch.inference_mode():
+            expected, found = program(images), module(images)
+        if isinstance(found, Tensor) and torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
+            return module
+        mismatch = UnlearnError(
+            f"{architecture!r} takes the weights of {version.uri} and computes something else with them: "
+            "give the very architecture that was exported"
+        )
+    raise mismatch or ValueError("there is always a variant to try")
 
 
 def check_name(name: str) -> str:
@@ -287,7 +317,7 @@ def log_model(
         record: for the MLmodel's metadata.
         training: effective training manifest of the new version; stored hashed.
         folder: for temporary files.
-        example: input example ``[N, C, H, W]`` where there is no source.
+        example: input example ``[N, C, H, W]`` where there is no source, or where the source's must not be kept.
         source: the version that the new one replaces.
         serialization: where there is no source.
     """
@@ -310,6 +340,8 @@ def log_model(
         extra += [file for file in sorted((source.path / "extra_files").glob("*")) if file.name not in names]
         metadata = {**(source.model.metadata or {}), **metadata}
         arguments = _like(source)
+        if example is not None:
+            arguments["input_example"] = example
     else:
         if example is None:
             raise ValueError("a version without a source needs an input example")
@@ -347,8 +379,21 @@ def register(
     """
     measured = {f"unlearn.metric.{key}": repr(float(value)) for key, value in metrics.items()}
     version = mlflow.register_model(info.model_uri, name, tags={**tags, **measured})
-    client.update_model_version(name, version.version, description=description[:_DESCRIPTION_LIMIT])
+    with withdrawn_on_failure(client, version):
+        client.update_model_version(name, version.version, description=description[:_DESCRIPTION_LIMIT])
     return version
+
+
+@contextmanager
+def withdrawn_on_failure(client: MlflowClient, version: ModelVersion) -> Iterator[None]:
+    """A failed or stopped run leaves no version behind, nor a name that only this version had."""
+    try:
+        yield
+    except BaseException:
+        client.delete_model_version(version.name, version.version)
+        if not client.search_model_versions(f"name='{version.name}'"):
+            client.delete_registered_model(version.name)
+        raise
 
 
 def _like(source: Version) -> dict[str, Any]:
@@ -385,6 +430,14 @@ def _requirements(module: nn.Module, serialization: Format) -> list[str]:
         needed += [(p.__name__, p.__version__) for p in (timm, torchvision) if p.__name__ in roots]
     # A local build label ("+cpu") names no release of the package index.
     return [f"{package}=={version.split('+')[0]}" for package, version in needed]
+
+
+def input_example(version: Version) -> np.ndarray[Any, Any] | None:
+    """The input example that the version was logged with, where it is an array ``[N, C, H, W]``."""
+    if version.model.saved_input_example_info is None:
+        return None
+    example = version.model.load_input_example(str(version.path))
+    return example if isinstance(example, np.ndarray) and example.ndim == 4 else None
 
 
 def example_images(images: Sequence[Tensor]) -> np.ndarray[Any, Any]:

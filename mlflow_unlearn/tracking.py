@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from mlflow_unlearn.errors import UnlearnError
 ERROR_TAG = "unlearn.error"
 _PACKAGES = ("mlflow-unlearn", "mlflow", "torch", "torchvision", "timm", "numpy", "scikit-learn", "optuna")
 _TAG_LIMIT = 8000
+_PATIENCE_SECONDS = 25
 
 
 def client() -> MlflowClient:
@@ -45,17 +47,28 @@ def connect() -> MlflowClient:
     os.environ["MLFLOW_TRACKING_URI"] = uri
     mlflow.set_tracking_uri(uri)
     store = MlflowClient()
-    # MLflow's own patience is minutes: ask once, briefly, then leave its settings as they were.
+    # MLflow's own patience is minutes, for servers and for databases: ask once, briefly, and wait no longer.
     brief = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
     before = {name: os.environ.get(name) for name in brief}
-    os.environ.update({name: value for name, value in brief.items() if before[name] is None})
+    os.environ.update(brief)
+    failures: list[Exception] = []
+
+    def probe() -> None:
+        try:
+            store.search_experiments(max_results=1)
+        except Exception as error:  # SQLAlchemy, requests and MLflow each raise their own.
+            failures.append(error)
+
+    asking = threading.Thread(target=probe, daemon=True)
     try:
-        store.search_experiments(max_results=1)
-    except Exception as error:  # SQLAlchemy, requests and MLflow each raise their own.
-        raise UnlearnError(
-            f"the tracking store {uri} cannot be reached ({_first_line(error)}): "
-            "start it, or set MLFLOW_TRACKING_URI to one that runs"
-        ) from error
+        asking.start()
+        asking.join(_PATIENCE_SECONDS)
+        if asking.is_alive() or failures:
+            reason = _first_line(failures[0]) if failures else f"no answer within {_PATIENCE_SECONDS} seconds"
+            raise UnlearnError(
+                f"the tracking store {uri} cannot be reached ({reason}): "
+                "start it, or set MLFLOW_TRACKING_URI to one that runs"
+            ) from (failures[0] if failures else None)
     finally:
         for name, value in before.items():
             if value is None:
@@ -85,7 +98,7 @@ def run(name: str, config: Command) -> Iterator[str]:
     Raises:
         UnlearnError: also in the place of errors of MLflow and of the file system.
     """
-    store = connect()
+    connect()
     resumed = os.environ.get("MLFLOW_RUN_ID")  # start_run takes it out
     try:
         active = mlflow.start_run(run_name=name)
@@ -98,31 +111,59 @@ def run(name: str, config: Command) -> Iterator[str]:
             )
         raise UnlearnError(f"no run can be started: {_first_line(error)}{hint}") from error
     run_id: str = active.info.run_id
+    values = recorded_options(config)
     with active:
         try:
             mlflow.set_tags({"unlearn.command": name, **system_facts()})
-            values = config.model_dump(by_alias=True)
             mlflow.log_params({f"unlearn.{key}": value for key, value in values.items()})
             # Also the first write to the artifact store: if it is full or read-only, no training is lost.
             mlflow.log_text(yaml.safe_dump({name: values}, sort_keys=False, allow_unicode=True), "config.yaml")
             yield run_id
         except UnlearnError as error:
-            tag_error(run_id, str(error))
+            # Such a sentence may list sample ids.
+            hidden = values.get("hash_ids") and "the sentence was only printed, since hash_ids is set"
+            _tag_or_note(run_id, hidden or str(error), error)
             raise
         except (MlflowException, OSError) as error:
             sentence = f"{type(error).__name__}: {_first_line(error)}"
             if isinstance(error, OSError):
                 sentence = f"a file cannot be read or written ({_first_line(error)}): check space and permissions"
-            tag_error(run_id, sentence)
+            _tag_or_note(run_id, sentence, error)
             raise UnlearnError(sentence) from error
         except Exception as error:
-            tag_error(run_id, f"{type(error).__name__}: {_first_line(error)}")
+            _tag_or_note(run_id, f"{type(error).__name__}: {_first_line(error)}", error)
             raise
-        except BaseException:
+        except BaseException as error:
             # Ctrl-C and SIGTERM: MLflow itself would say FAILED.
-            store.set_tag(run_id, ERROR_TAG, "stopped by a signal")
+            _tag_or_note(run_id, "stopped by a signal", error)
             mlflow.end_run("KILLED")
             raise
+
+
+def recorded_options(config: Command, *names: str) -> dict[str, Any]:
+    """The options (or those named) as they are recorded: with ``hash_ids`` a forget spec is told by its kind alone."""
+    values = config.model_dump(by_alias=True)
+    if values.get("hash_ids") and values.get("forget"):
+        values["forget"] = hidden_spec(values["forget"])
+    return {name: values[name] for name in names or values}
+
+
+def hidden_spec(spec: str) -> str:
+    """What may be told of a forget spec whose ids are to be hidden.
+
+    >>> hidden_spec("group:patient=17"), hidden_spec("ids.csv")
+    ('group:…', 'file')
+    """
+    scheme, colon, _ = spec.partition(":")
+    return f"{scheme}:…" if colon and scheme in ("random", "request", "class", "group") else "file"
+
+
+def _tag_or_note(run_id: str, sentence: str, error: BaseException) -> None:
+    """Tag the run; where the store has failed too, the first error is still the one that counts."""
+    try:
+        tag_error(run_id, sentence)
+    except Exception as second:  # Whatever the store raises.
+        error.add_note(f"The run could not be tagged either: {second}")
 
 
 def tag_error(run_id: str, sentence: str) -> None:
@@ -209,11 +250,6 @@ def log_source_model(client: MlflowClient, run_id: str, model_id: str | None) ->
     """The source version's LoggedModel as an input of the run: the first of three places of lineage."""
     if model_id is not None:
         client.log_inputs(run_id, models=[LoggedModelInput(model_id=model_id)])
-
-
-def log_json(record: Mapping[str, Any], name: str) -> None:
-    """An artifact of the active run."""
-    mlflow.log_dict(dict(record), name)
 
 
 @contextmanager

@@ -81,7 +81,8 @@ def train(options: config.Train) -> None:
             ),
             manifest,
             folder=folder,
-            example=example_images([dataset[i][0] for i in range(2)]),
+            # Never of a training image: the example travels with every later version.
+            example=example_images([unseen["test"][i % len(source.test)][0] for i in range(2)]),
             serialization=options.serialization,
         )
         mlflow.log_metrics(metrics, model_id=info.model_id)

@@ -12,6 +12,8 @@ import optuna
 import torch
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mlflow_unlearn import config, tracking
@@ -32,6 +34,8 @@ from mlflow_unlearn.unlearning import Result, unlearn
 METHOD = "lotus"
 OBJECTIVE = "rf_jsd_val"
 MAX_LOSS_VAL, MAX_LOSS_RETAIN = 0.01, 0.02
+SALT_OF_TASKS = "00"
+"""Of the forget set's digest in the study, which only has to be comparable."""
 JUDGED = ("forget", "retain", "val")
 """The sets that trials read. The test set is read once, for the winner."""
 
@@ -71,6 +75,7 @@ def tune(options: config.Tune) -> None:
         space = search_space(published)
         study = _open_study(options, f"{job.version.name or 'model'}-{job.version.version or ''}-{run_id[:8]}")
         mlflow.set_tags({"unlearn.study": study.study_name, "unlearn.objective": OBJECTIVE})
+        _check_same_task(study, job, options)
         if not study.trials:
             study.enqueue_trial({key: getattr(published, key) for key in space})
         datasets = {role: getattr(job.splits, role) for role in ("forget", "retain", "val", "test")}
@@ -151,7 +156,7 @@ def constraints(metrics: Mapping[str, float], before: Mapping[str, float]) -> di
         "acc_val": before["acc_val"] - metrics["acc_val"] - MAX_LOSS_VAL,
         "acc_retain": before["acc_retain"] - metrics["acc_retain"] - MAX_LOSS_RETAIN,
     }
-    if "mia_auc_val_high" in metrics:
+    if "mia_auc_val_high" in metrics:  # else too few samples are forgotten to measure it
         values["over_forgetting"] = 0.5 - metrics["mia_auc_val_high"]
     # 0.9 − 0.89 is a hair above 0.01 in floating point.
     return {name: 0.0 if abs(value) < 1e-12 else value for name, value in values.items()}
@@ -190,6 +195,28 @@ def _open_study(options: config.Tune, default_name: str) -> optuna.Study:
         ) from error
 
 
+def _check_same_task(study: optuna.Study, job: Job, options: config.Tune) -> None:
+    """Trials of one study are compared: they must all be about the same weights, forget set and seed.
+
+    Raises:
+        UnlearnError: the study that is to be continued was about something else.
+    """
+    task = {
+        "weights_sha256": weights_digest(job.module),
+        "forget_sha256": job.manifest(job.forget).hashed(SALT_OF_TASKS).digest,
+        "seed": options.seed,
+    }
+    known = {key: study.user_attrs[key] for key in task if key in study.user_attrs}
+    different = [key for key, value in known.items() if value != task[key]]
+    if different:
+        raise UnlearnError(
+            f"study {study.study_name!r} was started with another {', '.join(different)}: "
+            "continue it with the same model, forget set and seed, or give another study="
+        )
+    for key, value in task.items():
+        study.set_user_attr(key, value)
+
+
 def _run_trial(
     study: optuna.Study,
     space: dict[str, BaseDistribution],
@@ -225,7 +252,8 @@ def _run_trial(
             note(f"Note: trial {trial.number} failed: {error}")
             return
         except BaseException as error:
-            study.tell(trial, state=TrialState.FAIL)
+            if not study.trials[trial.number].state.is_finished():
+                study.tell(trial, state=TrialState.FAIL)
             mlflow.end_run("FAILED" if isinstance(error, Exception) else "KILLED")
             raise
     if feasible and metrics[OBJECTIVE] < best.value:
@@ -277,7 +305,7 @@ def _run_again(winner: optuna.trial.FrozenTrial, job: Job, teacher: Teacher, opt
 
 
 def _show(study: optuna.Study, winner: optuna.trial.FrozenTrial) -> None:
-    table = Table(title=f"study {study.study_name}, by {OBJECTIVE}", title_justify="left")
+    table = Table(title=escape(f"study {study.study_name}, by {OBJECTIVE}"), title_justify="left")
     names = list(winner.params)
     for column in ("trial", *names, OBJECTIVE, "constraints"):
         table.add_column(column, justify="right")
@@ -287,6 +315,4 @@ def _show(study: optuna.Study, winner: optuna.trial.FrozenTrial) -> None:
         verdict = trial.state.name.lower() if trial.value is None else ", ".join(broken) or "met"
         mark = f"{trial.number}{' (best)' if trial.number == winner.number else ''}"
         table.add_row(mark, *(f"{trial.params.get(name, float('nan')):.4g}" for name in names), value, verdict)
-    from rich.console import Console
-
     Console(width=None if sys.stdout.isatty() else 130).print(table)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mlflow_unlearn.compute import evaluating
+from mlflow_unlearn.config import Reads
 from mlflow_unlearn.data.datasets import as_dataset
 from mlflow_unlearn.data.parts import Part, Source
 from mlflow_unlearn.data.sources import load_source
@@ -42,10 +43,10 @@ class View:
 
     def dataset(self, part: Part, module: nn.Module | None, description: str, progress: bool) -> Dataset[Any]:
         """A part as the model reads it."""
-        if self.source.ready:
-            return as_dataset(part, None, ready=True)
-        transform = build_transform(self.transform, channels=self.shape[0] if self.shape else None, model=module)
         relabel = np.array([self.classes.index(name) for name in self.source.classes])
+        if self.source.ready:
+            return as_dataset(part, None, ready=True, relabel=relabel)
+        transform = build_transform(self.transform, channels=self.shape[0] if self.shape else None, model=module)
         dataset = as_dataset(
             part,
             transform,
@@ -57,7 +58,7 @@ class View:
         return dataset
 
 
-def open_view(version: Version, config: Any) -> View:
+def open_view(version: Version, config: Reads) -> View:
     """Data source, transform and label order: from the command, else from the version's record, else from timm.
 
     Raises:
@@ -69,7 +70,7 @@ def open_view(version: Version, config: Any) -> View:
         raise UnlearnError(f"{version.uri} does not record its data source: give data=, e.g. folder:PATH")
     source = load_source(data)
     classes = source.classes
-    named = getattr(config, "classes", None)
+    named = config.classes
     if named is not None:
         classes = _class_names(named)
     elif record is None:
@@ -93,9 +94,9 @@ def open_view(version: Version, config: Any) -> View:
             "give these in the order of the outputs, or a file with one a line"
         )
     shape = record.image_shape if record is not None else version.input_shape
-    transform = getattr(config, "transform", None) or (record.transform if record is not None else None)
+    transform = config.transform or (record.transform if record is not None else None)
     if transform is None:
-        architecture = getattr(config, "architecture", None) or ""
+        architecture = config.architecture or ""
         if architecture.startswith("timm:"):
             transform = "timm"
         elif not source.ready and version.format == "pickle" and _is_timm(version):
@@ -170,6 +171,11 @@ def check_outputs(module: nn.Module, dataset: Dataset[Any], classes: Sequence[st
         UnlearnError: it cannot read them, or its outputs are no logits ``[N, K]`` for these classes.
     """
     few = [dataset[i] for i in range(min(8, len(dataset)))]  # type: ignore[arg-type]
+    shapes = {tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__ for image, _ in few}
+    if len(shapes) > 1 or not all(isinstance(shape, tuple) and len(shape) == 3 for shape in shapes):
+        raise UnlearnError(
+            f"the data yields images of {', '.join(map(str, shapes))}: tensors [C, H, W] of one shape are needed"
+        )
     images, labels = torch.stack([image for image, _ in few]), torch.tensor([int(label) for _, label in few])
     channels, height, width = images.shape[1:]
     device = next(module.parameters()).device

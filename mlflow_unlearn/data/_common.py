@@ -48,7 +48,7 @@ def import_function(name: str) -> Callable[..., Any]:
         sys.path.insert(0, os.getcwd())
     try:
         found = getattr(import_module(module), function, None)
-    except ImportError as error:
+    except Exception as error:  # Importing runs code, which raises anything.
         raise UnlearnError(
             f"{name!r}: importing {module!r} failed ({error}): run from its folder or install it"
         ) from error

@@ -154,12 +154,11 @@ def check_classes(classes: tuple[str, ...], parts: Mapping[str, Part]) -> None:
         UnlearnError: names the classes.
     """
     trained = set(parts["train"].labels.tolist())
-    tested = {label for name, part in parts.items() if name != "train" for label in part.labels.tolist()}
+    # Where there is a test part it is the one that measures; otherwise it will be cut from the validation part.
+    tested = set(parts["test" if "test" in parts else "val"].labels.tolist())
     if untested := trained - tested:
         names = shortlist(classes[label] for label in sorted(untested))
-        raise UnlearnError(
-            f"no validation or test sample of the classes {names}: add some, or take them out of training"
-        )
+        raise UnlearnError(f"no test sample of the classes {names}: add some, or take them out of training")
     if untrained := tested - trained:
         names = shortlist(classes[label] for label in sorted(untrained))
         raise UnlearnError(f"no training sample of the classes {names}: take them out of the test part, or rename them")

@@ -230,7 +230,13 @@ def _csv(body: str) -> _Loaded:
 
 
 def _python(body: str) -> _Loaded:
-    splits = import_function(body)()
+    function = import_function(body)
+    try:
+        splits = function()
+    except UnlearnError:
+        raise
+    except Exception as error:  # The function is the user's.
+        raise UnlearnError(f"python:{body} failed with {type(error).__name__}: {error}") from error
     if not isinstance(splits, Splits):
         raise UnlearnError(f"python:{body} returned a {type(splits).__name__}: return mlflow_unlearn.Splits")
     datasets: dict[str, Dataset[Any]] = {name: getattr(splits, name) for name in ("retain", "forget", "val", "test")}

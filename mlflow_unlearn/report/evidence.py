@@ -46,7 +46,7 @@ def evidence(
             "digest": source.digest,
             "transform": job.view.transform,
             "classes": list(job.view.classes),
-            "forget": {"samples": len(job.forget), "sha256": job.manifest(job.forget).digest},
+            "forget": {"samples": len(job.forget), "sha256": job.forget_manifest.digest},
             "retain": {"samples": len(job.retain), "sha256": job.manifest(job.retain).digest},
         },
         "method": {

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mlflow_unlearn.data.manifest import Manifest
@@ -67,7 +68,7 @@ def show(columns: Mapping[str, Metrics]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 130)
     console.print(comparison(columns))
     for name, metrics in columns.items():
-        console.print(f"{name}: {auc_reading(metrics)}", highlight=False)
+        console.print(f"{name}: {auc_reading(metrics)}", highlight=False, markup=False)
     for key in KEYS:
         reasons = dict.fromkeys(m.missing[key] for m in columns.values() if key in m.missing)
         if reasons and key != "acc_test_forgotten":
@@ -88,17 +89,19 @@ def show_source(source: Source) -> None:
     """Print what a data source holds."""
     console = Console(width=None if sys.stdout.isatty() else 130)
     parts = {"train": source.train, "val": source.val, "test": source.test}
-    table = Table(title=source.spec, title_justify="left")
+    table = Table(title=escape(source.spec), title_justify="left")
     table.add_column("class")
     for name in parts:
         table.add_column(name, justify="right")
     for index, class_name in enumerate(source.classes):
-        table.add_row(class_name, *(str(int((part.labels == index).sum())) for part in parts.values()))
+        table.add_row(escape(class_name), *(str(int((part.labels == index).sum())) for part in parts.values()))
     table.add_section()
     table.add_row("all", *(str(len(part)) for part in parts.values()))
     console.print(table)
     for name, part in parts.items():
-        console.print(f"{name}: ids like {part.ids[0]!r}, digest {Manifest(part.ids).digest}", highlight=False)
+        digest = Manifest(part.ids).digest
+        console.print(f"{name}: ids like {part.ids[0]!r}, digest {digest}", highlight=False, markup=False)
         for column, values in part.groups.items():
-            console.print(f"{name}: group column {column!r} with {len(set(values))} values", highlight=False)
+            told = f"{name}: group column {column!r} with {len(set(values))} values"
+            console.print(told, highlight=False, markup=False)
     console.print(f"digest of the source (ids, labels, splits): {source.digest}", highlight=False)

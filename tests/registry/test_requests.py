@@ -35,7 +35,7 @@ def test_what_is_filed(store, cli):
         "of": "models:/clf/1",
         "samples": 20,
         "manifest_sha256": manifest.digest,
-        "spec": "random:20",
+        "forget": "random:20",
         "data": "digits,train=15%",
         "reason": "GDPR article 17",
         "requester": "person-7",
