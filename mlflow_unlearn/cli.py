@@ -121,10 +121,10 @@ def main(argv: list[str] | None = None) -> NoReturn:
         _tag_project_run(str(error))  # only if the command has made no run, which takes the variable away
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted.", err=True)
+        click.echo("Interrupted: nothing was registered, requests stay as they were.", err=True)
         code = 130
     except Terminated:
-        click.echo("Terminated.", err=True)
+        click.echo("Terminated: nothing was registered, requests stay as they were.", err=True)
         code = 143
     sys.exit(code)
 

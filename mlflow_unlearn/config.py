@@ -148,6 +148,7 @@ class Data(Command):
     example = "mlflow-unlearn data --data digits"
 
     data: str = Field(description=f"{_SOURCES}.")
+    ids: Text = Field(None, description="Write id, split and class of every sample to this CSV file.")
 
 
 COMMANDS: dict[str, type[Command]] = {

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,14 @@ class ForgetRequest:
         of: URI of the version that it is about; the tag on a copied version still names the first one.
         run_id: the run that holds the manifest.
         done_by: URIs of the versions that carried it out.
+        ad_hoc: given with ``forget=`` and not filed with `request`: a trial, that no later command carries out again.
     """
 
     id: str
     of: str
     run_id: str
     done_by: tuple[str, ...] = ()
+    ad_hoc: bool = False
 
     @property
     def pending(self) -> bool:
@@ -49,6 +51,8 @@ class ForgetRequest:
         details: dict[str, Any] = {"of": self.of, "run_id": self.run_id}
         if self.done_by:
             details["by"] = list(self.done_by)
+        if self.ad_hoc:
+            details["ad_hoc"] = True
         return f"{'pending' if self.pending else 'done'} {json.dumps(details)}"
 
     @classmethod
@@ -60,7 +64,8 @@ class ForgetRequest:
         """
         try:
             details = json.loads(value.partition(" ")[2])
-            return cls(key.removeprefix(TAG), details["of"], details["run_id"], tuple(details.get("by", ())))
+            by, ad_hoc = tuple(details.get("by", ())), bool(details.get("ad_hoc", False))
+            return cls(key.removeprefix(TAG), details["of"], details["run_id"], by, ad_hoc)
         except (ValueError, KeyError, TypeError) as error:
             raise UnlearnError(f"the tag {key} = {value!r} is no forget request any more: file it again") from error
 
@@ -90,7 +95,7 @@ def file_request(
     *,
     folder: Path,
     salt: str | None = None,
-    pending: bool = True,
+    ad_hoc: bool = False,
 ) -> tuple[ForgetRequest, bool]:
     """File a request in the active run, or find the one that says the same.
 
@@ -101,7 +106,7 @@ def file_request(
         details: reason, requester, spec, ….
         folder: for temporary files.
         salt: to store the ids hashed; None stores them as they are.
-        pending: tag the version; without, only `mark_done` does, so that a command that fails leaves no trace on it.
+        ad_hoc: given with ``forget=``: only `mark_done` tags the version, so that a command that fails leaves no trace.
 
     Returns:
         The request, and whether it is new.
@@ -112,6 +117,9 @@ def file_request(
         if request.id == new_id:
             if salt is not None and read_manifest(client, request.id).salt is None:
                 note(f"Note: the ids of request {new_id} were stored unhashed before, in run {request.run_id}.")
+            if request.ad_hoc and not ad_hoc:
+                request = replace(request, ad_hoc=False)
+                client.set_model_version_tag(version.name, version.version, TAG + new_id, request.tag())
             return request, False
     active = mlflow.active_run()
     if active is None:
@@ -129,8 +137,8 @@ def file_request(
     }
     mlflow.log_dict(record, f"{FOLDER}/request.json")
     mlflow.set_tag(RUN_TAG, new_id)
-    request = ForgetRequest(new_id, version.uri, active.info.run_id)
-    if pending and version.name is not None:
+    request = ForgetRequest(new_id, version.uri, active.info.run_id, ad_hoc=ad_hoc)
+    if not ad_hoc and version.name is not None:
         client.set_model_version_tag(version.name, version.version, TAG + new_id, request.tag())
     return request, True
 
@@ -164,5 +172,5 @@ def mark_done(client: MlflowClient, requests: Sequence[ForgetRequest], by: str) 
         key = TAG + request.id
         # Read again: another command may have carried the same request out in the meantime.
         now = ForgetRequest.from_tag(key, client.get_model_version(name, version).tags.get(key, request.tag()))
-        done = ForgetRequest(request.id, request.of, request.run_id, (*now.done_by, by))
+        done = replace(now, done_by=(*now.done_by, by))
         client.set_model_version_tag(name, version, key, done.tag())

@@ -76,7 +76,7 @@ class Job:
             tracking.recorded_options(config, "forget", "hash_ids"),
             folder=self.folder,
             salt=self.salt,
-            pending=False,
+            ad_hoc=True,
         )
         return replace(self, requests=(request,))
 
@@ -180,19 +180,21 @@ def find_requests(
                 if version.name is not None
                 else f"{version.uri} is no registered version and carries no request: give forget="
             )
-        for request in own:
-            if not request.pending:
-                note(
-                    f"Note: request {request.id} was carried out by {', '.join(request.done_by)}; it is carried out "
-                    "again here, since this version still knows its samples."
-                )
+        earlier = [request for request in own if not request.pending and not request.ad_hoc]
+        for request in earlier:
+            note(
+                f"Note: request {request.id} was carried out by {', '.join(request.done_by)}; it is carried out "
+                "again here, since this version still knows its samples."
+            )
         found = [resolve_forget(f"request:{request.id}", view.source, mask, read) for request in pending]
         # What was carried out before may have left the data source by now.
-        earlier = [read(request.id).mask(view.source.train.ids) & mask for request in own if not request.pending]
-        together = np.unique(np.concatenate([*found, *map(np.flatnonzero, earlier)]))
+        again = [np.flatnonzero(read(request.id).mask(view.source.train.ids) & mask) for request in earlier]
+        together = np.unique(np.concatenate([*found, *again]))
+        for request, indices in zip([*pending, *earlier], [*found, *again], strict=True):
+            note(f"Request {request.id}: {len(indices)} samples to forget.")
         if len(together) == mask.sum():
             raise UnlearnError("the requests together name every training sample: keep some of them")
-        return tuple(own), together, next(iter(salts), None)
+        return (*pending, *earlier), together, next(iter(salts), None)
     forget = resolve_forget(config.forget, view.source, mask, read)
     scheme, _, request_id = config.forget.partition(":")
     known = [request for request in own if scheme == "request" and request.id == request_id]

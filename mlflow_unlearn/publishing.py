@@ -59,7 +59,7 @@ def publish(
     if residual is not None and residual > INCOMPLETE:
         tags["unlearn.incomplete"] = f"accuracy {residual:.4f} on the wholly forgotten part of the forget set"
         note(f"Warning: the class is not forgotten: {tags['unlearn.incomplete']}; see docs/method.md.")
-    description = describe(job, method, recipe, columns)
+    description = describe(job, method, recipe, columns, incomplete=tags.get("unlearn.incomplete"))
     version = register(job.client, info, name, tags=tags, metrics=after, description=description)
     uri = f"models:/{name}/{version.version}"
     with withdrawn_on_failure(job.client, version):

@@ -141,7 +141,9 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
         near = get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         there = ", ".join(sorted(names)[:10]) or "none"
-        raise UnlearnError(f"there is no registered model {name!r}: {hint}registered are: {there}") from error
+        raise UnlearnError(
+            f"there is no registered model {name!r} in {mlflow.get_tracking_uri()}: {hint}registered are: {there}"
+        ) from error
     if alias is not None:
         if alias not in registered.aliases:
             there = ", ".join(f"{a} (version {v})" for a, v in sorted(registered.aliases.items())) or "none"
@@ -223,7 +225,7 @@ def load_module(version: Version, architecture: str | None, num_classes: int, *,
         reason = str(error).splitlines()[0] if str(error) else ""
         raise UnlearnError(
             f"{version.uri} cannot be loaded ({type(error).__name__}: {reason}): "
-            "its requirements.txt lists what it needs"
+            "its requirements.txt lists what it needs; a class of your own is found by PYTHONPATH or code_paths"
         ) from error
     if isinstance(module, torch.jit.ScriptModule):
         raise UnlearnError(f"{version.uri} is TorchScript, which is not trained again: log the eager module or pt2")

@@ -261,4 +261,5 @@ def scratch() -> Iterator[Path]:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    # The HTTP client's sentences hold its whole stack of objects.
+    return lines[0][:200] if lines else type(error).__name__

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset, Subset
@@ -97,6 +98,16 @@ class Source:
     test: Part
     deterministic: bool = True
     ready: bool = False
+
+    def listing(self) -> pd.DataFrame:
+        """One row a sample: ``id``, ``split``, ``class``, and the group columns."""
+        tables = [
+            pd.DataFrame(
+                {"id": part.ids, "split": name, "class": [self.classes[i] for i in part.labels], **part.groups}
+            )
+            for name, part in {"train": self.train, "val": self.val, "test": self.test}.items()
+        ]
+        return pd.concat(tables, ignore_index=True)
 
     @cached_property
     def digest(self) -> str:

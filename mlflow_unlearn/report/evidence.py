@@ -65,7 +65,9 @@ def evidence(
     }
 
 
-def describe(job: Job, method: str, recipe: Mapping[str, Any], columns: Mapping[str, Metrics]) -> str:
+def describe(
+    job: Job, method: str, recipe: Mapping[str, Any], columns: Mapping[str, Metrics], *, incomplete: str | None
+) -> str:
     """The version's description: what was done, whether it shows, what it cost, and what it does not prove."""
     before, after = columns["original"], columns["unlearned"]
     requests = ", ".join(f"`{request.id}`" for request in job.requests)
@@ -73,6 +75,7 @@ def describe(job: Job, method: str, recipe: Mapping[str, Any], columns: Mapping[
     cost = after["acc_test"] - before["acc_test"] if "acc_test" in after and "acc_test" in before else None
     return "\n\n".join(
         [
+            *([f"**Incomplete: a class is not forgotten** ({incomplete})."] if incomplete else []),
             f"`{job.version.uri}` after unlearning {len(job.forget)} of {len(job.forget) + len(job.retain)} training "
             f"samples (request {requests}) with **{method}** ({settings}).",
             f"Membership: {auc_reading(after)}."

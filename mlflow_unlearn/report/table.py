@@ -13,7 +13,7 @@ from mlflow_unlearn.evaluation import KEYS, Metrics
 from mlflow_unlearn.metrics.membership import read_auc
 
 MEANING = {
-    "acc_forget": "accuracy on the forget set; gold's value is right, not 0",
+    "acc_forget": "accuracy on the forget set; gold's value is right",
     "acc_retain": "accuracy on the retain set; should stay",
     "acc_val": "accuracy on the validation set; should stay",
     "acc_test": "accuracy on the test set; should stay",
@@ -25,7 +25,7 @@ MEANING = {
     "mia_auc_low": "… lower end of its 95 % interval",
     "mia_auc_high": "… upper end of its 95 % interval",
     "entropy_ks": "distance of the entropy distributions; 0 is right",
-    "rf_jsd": "divergence from the original on unseen data; 0 is right",
+    "rf_jsd": "divergence from the original on unseen data; should fall",
     "rf_jsd_published": "as the published code computes it (tables show it × 10⁴)",
     "jsd": "divergence from gold on the forget set; see the floor",
     "jsd_published": "as the published code computes it (tables show it × 10⁴)",
@@ -69,10 +69,13 @@ def show(columns: Mapping[str, Metrics]) -> None:
     console.print(comparison(columns))
     for name, metrics in columns.items():
         console.print(f"{name}: {auc_reading(metrics)}", highlight=False, markup=False)
+    reasons: dict[str, list[str]] = {}
     for key in KEYS:
-        reasons = dict.fromkeys(m.missing[key] for m in columns.values() if key in m.missing)
-        if reasons and key != "acc_test_forgotten":
-            console.print(f"{key} not computed: {'; '.join(reasons)}", highlight=False, style="dim")
+        for reason in dict.fromkeys(m.missing[key] for m in columns.values() if key in m.missing):
+            if key != "acc_test_forgotten":
+                reasons.setdefault(reason, []).append(key)
+    for reason, keys in reasons.items():
+        console.print(f"Not computed: {', '.join(keys)} ({reason})", highlight=False, markup=False, style="dim")
 
 
 def markdown(columns: Mapping[str, Metrics]) -> str:
@@ -89,7 +92,8 @@ def show_source(source: Source) -> None:
     """Print what a data source holds."""
     console = Console(width=None if sys.stdout.isatty() else 130)
     parts = {"train": source.train, "val": source.val, "test": source.test}
-    table = Table(title=escape(source.spec), title_justify="left")
+    console.print(source.spec, highlight=False, markup=False, soft_wrap=True)
+    table = Table()
     table.add_column("class")
     for name in parts:
         table.add_column(name, justify="right")
