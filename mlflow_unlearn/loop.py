@@ -215,15 +215,14 @@ class _Desk:
 
 
 def shuffled_batches(count: int, phase: Phase, generator: torch.Generator | None = None) -> list[list[int]]:
-    """Batches of positions, shuffled where a generator is given. A trailing batch of one joins the one before.
+    """Batches of positions, shuffled where a generator is given, as many as ``batch_size`` asks for and of equal size.
 
-    BatchNorm cannot normalise a single sample in training mode.
+    A small batch at the end of each epoch would leave its noise in the running statistics of BatchNorm, which cannot
+    normalise a single sample at all; so the rest is spread (and a batch of two may become one of three).
     """
     order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
-    batches = [part.tolist() for part in torch.split(order, phase.batch_size)]
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [batches[-2] + batches[-1]]
-    return batches
+    batches = max(1, min(-(-count // phase.batch_size), count // 2))
+    return [part.tolist() for part in order.tensor_split(batches)]
 
 
 class _TaggedSamples(Dataset[tuple[Tensor, int, bool, int]]):

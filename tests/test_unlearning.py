@@ -168,8 +168,8 @@ class TestData:
         result = forget(sets=splits(count), params={"batch_size": batch_size, "lr": 1e-4})
         assert len(result.history) == 2 and weights_digest(result.model) != weights_digest(original())
 
-    def test_a_trailing_batch_of_one(self):
-        """3 + 30 % of 100 = 33 samples in batches of 32; BatchNorm refuses to normalise a single one.
+    def test_no_batch_of_one(self):
+        """3 + 30 % of 100 = 33 samples in batches of at most 32; BatchNorm refuses to normalise a single one.
 
         The model always says 0: right for one of three forgotten samples, and never for the validation set.
         """

@@ -264,10 +264,10 @@ class TestKeep:
         ("sets", "options"),
         [
             (class_splits(), {"lr": 3e-3, "mask_forgotten_classes": False}),
-            # Δ of the states: 0.033, and −0.233 where it stops.
-            (splits(), {"lr": 3e-2}),
+            # Δ of the states: 0, 0.067, 0.033, 0, 0.033, 0.033.
+            (splits(), {"lr": 2e-2, "batch_size": 128}),
         ],
-        ids=["back and forth", "overshot"],
+        ids=["back and forth", "wandering"],
     )
     def test_closest_is_the_best_state_after_at_least_one_pass(self, sets, options):
         """A run of n epochs is the start of a longer one, so each state can be had by itself."""
@@ -389,7 +389,7 @@ def test_parity_with_the_method_written_out():
         order = torch.randperm(81, generator=g)
         torch.empty((), dtype=torch.int64).random_()  # The data loader's seed for its workers.
         total = 0.0
-        for batch in order.split(32):
+        for batch in order.tensor_split(3):
             noisy = teacher[batch] - torch.log(-torch.log(torch.rand(len(batch), 10, generator=g)))
             targets = torch.zeros(len(batch), 10)
             for row, index in enumerate(batch):
