@@ -73,6 +73,7 @@ def connect() -> MlflowClient:
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
+        os.environ.update({name: value for name, value in before.items() if value is not None})
     return store
 
 

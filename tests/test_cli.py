@@ -1,5 +1,6 @@
 """The shell's side: help, options, exit codes. Nothing here needs a store."""
 
+import csv
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import pytest
 
 from mlflow_unlearn import __version__, cli
 from mlflow_unlearn.config import COMMANDS, options
+from mlflow_unlearn.data.sources import load_source
 
 HELPS = [(), *((name,) for name in COMMANDS)]
 RUN = """
@@ -190,6 +192,24 @@ def test_data_prints_counts_and_makes_no_run(tmp_path, monkeypatch, capsys):
     for word in ("train: ids like 'digits/", "digest"):
         assert word in out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_data_lists_the_ids(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = in_process(capsys, "data", "--data", "digits,train=20%", "--ids", "ids.csv")
+    assert code == 0, err
+    source = load_source("digits,train=20%")
+    with open("ids.csv", newline="") as file:
+        found = list(csv.DictReader(file))
+    assert found == [
+        {"id": one, "split": split, "class": str(label)}
+        for split in ("train", "val", "test")
+        for one, label in zip(getattr(source, split).ids, getattr(source, split).labels, strict=True)
+    ]
+    code, _, err = in_process(capsys, "data", "--data", "digits", "--ids", "nowhere/ids.csv")
+    assert code == 2
+    assert "Error: the list of ids cannot be written to 'nowhere/ids.csv'" in err
+    assert "Traceback" not in err
 
 
 def test_a_traceback_on_demand_alone(capsys):

@@ -200,8 +200,16 @@ def test_a_class_called_train_and_an_unlabelled_test_folder(tree, save, tmp_path
 
 def test_folder_problems_name_the_classes(tree, save, tmp_path):
     save(3, 0, "one/train/three/0.png")
-    with pytest.raises(UnlearnError, match="no validation or test sample of the classes 'three'"):
+    with pytest.raises(UnlearnError, match="no test sample of the classes 'three'"):
         load_source(f"folder:{tree('one', train=1, test=2)}")
+    # The test part measures: a place in the validation part is not enough, and in the test part it is.
+    for part in ("train", "val"):
+        save(3, 0, f"six/{part}/three/0.png")
+    with pytest.raises(UnlearnError, match="no test sample of the classes 'three'"):
+        load_source(f"folder:{tree('six', train=1, val=1, test=1)}")
+    for part in ("train", "test"):
+        save(3, 0, f"seven/{part}/three/0.png")
+    assert "three" in load_source(f"folder:{tree('seven', train=1, val=1, test=1)}").classes
     save(3, 0, "two/test/three/0.png")
     with pytest.raises(UnlearnError, match="no training sample of the classes 'three'"):
         load_source(f"folder:{tree('two', train=1, test=2)}")
@@ -255,6 +263,10 @@ def test_mufac_as_distributed(save, tmp_path):
         "person_id": ("1", "2", "1", "2"),
         "subject": ("F0001/1", "F0001/2", "F0002/1", "F0002/2"),
     }
+    listing = source.listing()
+    assert list(listing.columns) == ["id", "split", "class", "family_id", "person_id", "subject"]
+    assert listing["split"].tolist() == ["train"] * 4 + ["val"] * 2 + ["test"] * 2
+    assert listing.iloc[5].tolist() == ["val_images/F0003_AGE_2.jpg", "val", "b", "F0003", "2", "F0003/2"]
     assert load_source(f"folder:{tmp_path}/mufac,train=0.5").train.groups["subject"] in (
         ("F0001/1", "F0001/2"),
         ("F0001/1", "F0002/2"),
@@ -403,6 +415,23 @@ def test_python_reads_labels_apart_and_knows_what_may_be_random(module):
     assert load_source(spec.replace(":splits", ":fixed")).deterministic
     with pytest.raises(UnlearnError, match=r"retain: labels of shape \(1, 2\)"):
         load_source(spec.replace(":splits", ":wrong"))
+
+
+def test_python_code_that_fails_is_told_in_a_sentence(module, tmp_path):
+    spec = module("""
+        def splits():
+            raise KeyError("the drive is not mounted")
+        def refuses():
+            from mlflow_unlearn.errors import UnlearnError
+            raise UnlearnError("my own sentence")
+    """)
+    with pytest.raises(UnlearnError, match=f"{spec} failed with KeyError: 'the drive is not mounted'"):
+        load_source(spec)
+    with pytest.raises(UnlearnError, match="^my own sentence$"):
+        load_source(spec.replace(":splits", ":refuses"))
+    (tmp_path / "made_broken.py").write_text("1 / 0\n")
+    with pytest.raises(UnlearnError, match="importing 'made_broken' failed .division by zero"):
+        load_source("python:made_broken:splits")
 
 
 def test_no_path_of_the_machine_gets_into_ids(tree):

@@ -16,13 +16,16 @@ import numpy as np
 import pytest
 import torch
 import toy
+from mlflow.models import infer_signature
 from PIL import Image
 from sklearn.dummy import DummyClassifier
-from stores import DATA, Store, copied
+from stores import DATA, Store, copied, free_port
 from torch import nn
 
+from mlflow_unlearn import tracking
 from mlflow_unlearn.cli import Terminated, _stop
 from mlflow_unlearn.data.sources import load_source
+from mlflow_unlearn.errors import UnlearnError
 
 TESTS = Path(__file__).parents[1]
 UNLEARN = ("unlearn", "--model-uri", "models:/clf/1")
@@ -183,6 +186,12 @@ def test_versions_that_do_not_exist(store, refuse, uri, says):
     refuse("unlearn", "--model-uri", uri, *SOME, says=says)
 
 
+def test_a_name_that_does_not_exist_says_in_which_store(store, refuse):
+    """The usual reason is the wrong store."""
+    says = f"there is no registered model 'clff' in {store.uri}: did you mean 'clf'?"
+    refuse("unlearn", "--model-uri", "models:/clff/1", *SOME, says=says)
+
+
 def test_deleted_artifacts(refuse):
     uri = add(toy.net())
     model = mlflow.get_logged_model(mlflow.models.get_model_info(uri).model_id)
@@ -319,6 +328,34 @@ def test_force_goes_on(store, cli):
     assert store.runs()[0].data.metrics["original.acc_retain"] < 0.2
 
 
+READY = """
+import toy
+
+
+def splits():
+    return toy.splits()
+"""
+
+
+def test_classes_of_ready_tensors_cannot_be_renumbered(store, refuse, cli):
+    """A python: source gives labels as the model's outputs; another order would be silently ignored."""
+    write(store.folder, {"ready_made.py": READY})
+    uri = add(toy.original())
+    arguments = ("--model-uri", uri, "--data", "python:ready_made:splits", "--forget", "group:split=forget")
+    says = ["classes of a python: source can't be renumbered", "return the model's output indices"]
+    refuse("unlearn", *arguments, "--classes", ",".join("9876543210"), says=says)
+    assert cli("evaluate", *arguments, "--classes", ",".join("0123456789")).code == 0
+
+
+def test_a_signature_of_another_shape(refuse):
+    """The new version would be registered under a signature that it was never used with."""
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    signature = infer_signature(np.zeros((2, 1, 28, 28), np.float32), np.zeros((2, 10), np.float32))
+    uri = add(module, signature=signature)
+    says = [f"{uri} takes images [1, 28, 28] by its signature", "the transform (none) makes [1, 8, 8]"]
+    refuse("unlearn", "--model-uri", uri, *FOREIGN, "--force", says=[*says, "give another transform="])
+
+
 def test_data_that_it_was_not_trained_on(store, refuse):
     parts = {"train": "0123456789", "test": "0123456789"}
     folder = images(store.folder / "other", parts)
@@ -328,8 +365,10 @@ def test_data_that_it_was_not_trained_on(store, refuse):
 
 def test_a_class_without_test_images(store, refuse):
     images(store.folder / "half", {"train": "ab", "test": "a"})
-    says = ["no validation or test sample of the classes 'b'", "add some"]
-    refuse("train", "--data", "folder:half", "--name", "new", says=says)
+    images(store.folder / "val", {"train": "ab", "val": "ab", "test": "a"})
+    says = ["no test sample of the classes 'b'", "add some"]
+    for folder in ("half", "val"):
+        refuse("train", "--data", f"folder:{folder}", "--name", "new", says=says)
 
 
 def test_an_image_that_cannot_be_decoded(store, refuse):
@@ -520,6 +559,33 @@ def test_unreachable_server(cli, monkeypatch, store):
     assert "Traceback" not in outcome.err
 
 
+def test_a_server_that_never_answers(store, monkeypatch):
+    """It takes connections and says nothing."""
+    monkeypatch.setattr(tracking, "_PATIENCE_SECONDS", 3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        start = time.monotonic()
+        with pytest.raises(UnlearnError) as refused:
+            tracking.connect()
+        assert time.monotonic() - start < 6
+    assert str(refused.value).startswith(
+        f"the tracking store {uri} cannot be reached (no answer within 3 seconds): start it, or set MLFLOW_TRACKING_URI"
+    )
+
+
+def test_retries_of_the_user_do_not_lengthen_the_first_question(store, monkeypatch):
+    """They hold for what comes after it."""
+    monkeypatch.setattr(tracking, "_PATIENCE_SECONDS", 8)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(UnlearnError, match="cannot be reached") as refused:
+        tracking.connect()
+    assert "no answer within" not in str(refused.value)
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "7"
+    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
+
+
 def test_relative_uri(store, refuse, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     refuse("unlearn", "--model-uri", "models:/clf/7", says="its versions are: 1")
@@ -584,7 +650,7 @@ def test_full_disk(store, known):
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted."), (signal.SIGTERM, 143, "Terminated.")]
+    ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")]
 )
 def test_signals(store, pending, number, code, word):
     before, known = store.everything_registered(), len(store.runs())
@@ -605,7 +671,7 @@ def test_signals(store, pending, number, code, word):
     finally:
         process.kill()
     assert process.returncode == code, errors
-    assert errors.splitlines()[-1] == word
+    assert errors.splitlines()[-1] == f"{word}: nothing was registered, requests stay as they were."
     assert "Traceback" not in errors
     run = store.runs()[0]
     assert (run.info.status, run.data.tags["unlearn.error"]) == ("KILLED", "stopped by a signal")

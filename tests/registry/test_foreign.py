@@ -9,12 +9,17 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+import torchvision
 from mlflow.models import infer_signature
 from stores import CLASSES, digits_folder
 from torch import nn
 
+from mlflow_unlearn.data.forget import resolve_forget, retained
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.sources import load_source
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.models import build_model
+from mlflow_unlearn.registry import load_module, open_version
 
 QUICK = ("--params", '{"epochs": 1}')
 
@@ -113,8 +118,11 @@ def test_a_team_s_own_class(empty_store, cli, tmp_path, folder, monkeypatch):
     images, labels = tensors(source.train)
     torch.manual_seed(0)
     module = fit(team_net.TeamNet(10), images, labels)
-    example = images[:3].numpy()
-    signature = infer_signature(example, module(images[:3]).detach().numpy())
+    # Images that stay; of one that is forgotten the new version would show another example.
+    everything = np.ones(len(images), bool)
+    kept = retained(everything, resolve_forget("random:20%", source, everything, lambda _: Manifest(())))[:3]
+    example = images[kept].numpy()
+    signature = infer_signature(example, module(images[kept]).detach().numpy())
     requirements = ["torch", "numpy", "packaging>=20"]
     with mlflow.start_run():
         mlflow.pytorch.log_model(
@@ -160,8 +168,45 @@ def test_a_team_s_own_class(empty_store, cli, tmp_path, folder, monkeypatch):
     assert manifest.mask(source.train.ids).sum() == 160
 
 
-def log_pt2(module: nn.Module, name: str) -> None:
-    example = np.zeros((2, 1, 8, 8), np.float32)
+@pytest.mark.parametrize("format", ["pickle", "pt2"])
+def test_a_forgotten_image_is_no_example(empty_store, cli, tmp_path, folder, monkeypatch, format):
+    """The example lies beside the weights for everybody to read: test images take its place."""
+    (tmp_path / "example_architecture.py").write_text(ARCHITECTURE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = load_source(f"folder:{folder}")
+    images, _ = tensors(source.train)
+    module = trained_net(source, source.classes)
+    example = images[[50, 7]].numpy()
+    with mlflow.start_run():
+        mlflow.pytorch.log_model(
+            module, name="m", registered_model_name="shown", serialization_format=format, input_example=example,
+            signature=infer_signature(example, module(images[:2]).detach().numpy()), pip_requirements=["torch"],
+        )  # fmt: skip
+    (tmp_path / "ids.txt").write_text("\n".join(source.train.ids[i] for i in (7, 100, 150)))
+    done = cli(
+        *("unlearn", "--model-uri", "models:/shown/1", "--forget", str(tmp_path / "ids.txt"), *QUICK, "--data"),
+        *(f"folder:{folder}", "--transform", "none", "--architecture", "example_architecture:make"),
+    )
+    assert done.code == 0, done.err
+    assert "the source's input example shows a forgotten image" in done.err
+
+    def examples(version: str) -> dict[str, str]:
+        files = folder_of(f"models:/shown/{version}").glob("*input_example.json")
+        return {path.name: "".join(path.read_text().split()) for path in files}
+
+    forgotten = ["".join(json.dumps(images[i].tolist()).split()) for i in (7, 100, 150)]
+    old, new = examples("1"), examples("2")
+    assert old.keys() == new.keys() == {"input_example.json", "serving_input_example.json"}
+    assert all(forgotten[0] in text for text in old.values())
+    assert not any(image in text for image in forgotten for text in new.values())
+    path = folder_of("models:/shown/2")
+    shown = mlflow.models.Model.load(str(path)).load_input_example(str(path))
+    assert np.allclose(shown, tensors(source.test)[0][:2].numpy(), atol=1e-6)
+    assert not any(np.allclose(one, images[i].numpy(), atol=1e-6) for one in shown for i in (7, 100, 150))
+
+
+def log_pt2(module: nn.Module, name: str, shape: tuple[int, int, int] = (1, 8, 8)) -> None:
+    example = np.zeros((2, *shape), np.float32)
     signature = infer_signature(example, np.zeros((2, 10), np.float32))
     with mlflow.start_run():
         mlflow.pytorch.log_model(
@@ -207,6 +252,62 @@ def test_a_foreign_exported_program(empty_store, cli, tmp_path, folder, monkeypa
     assert record["architecture"] == "pt2_architecture:make"
     assert record["data"] == source.spec
     assert record["classes"] == list(source.classes)
+
+
+OTHERS = """
+from torch import nn
+
+
+def rectified(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, num_classes), nn.ReLU())
+
+
+class Scaled(nn.Sequential):
+    def forward(self, images):
+        return 2 * super().forward(images)
+
+
+def scaled(num_classes):
+    return Scaled(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, num_classes))
+
+
+def other_activation(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.GELU(), nn.Linear(48, num_classes))
+"""
+
+
+def test_an_architecture_that_computes_something_else(empty_store, tmp_path, monkeypatch):
+    """The same parameters, and another function of them."""
+    (tmp_path / "pt2_architecture.py").write_text(ARCHITECTURE)
+    (tmp_path / "pt2_others.py").write_text(OTHERS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10)).eval()
+    log_pt2(module, "exported")
+    version = open_version(empty_store.client, "models:/exported/1", tmp_path)
+    rebuilt = load_module(version, "pt2_architecture:make", 10)
+    images = torch.rand(3, 1, 8, 8)
+    assert torch.allclose(rebuilt(images), module(images), atol=1e-6)
+    for name in ("rectified", "scaled", "other_activation"):
+        with pytest.raises(UnlearnError, match=f"'pt2_others:{name}' takes the weights .* computes something else"):
+            load_module(version, f"pt2_others:{name}", 10)
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_an_exported_resnet_with_either_stem(empty_store, tmp_path, small):
+    """On small images ours has another stem than torchvision's: the exported weights tell which one it is."""
+    torch.manual_seed(0)
+    module = build_model("torchvision:resnet18", 10, (3, 32, 32), small=True) if small else None
+    module = (module or torchvision.models.resnet18(num_classes=10)).eval()
+    log_pt2(module, "exported", (3, 32, 32))
+    version = open_version(empty_store.client, "models:/exported/1", tmp_path)
+    assert version.record is None
+    rebuilt = load_module(version, "torchvision:resnet18", 10)
+    assert type(rebuilt).__name__ == "ResNet"
+    assert rebuilt.conv1.kernel_size == ((3, 3) if small else (7, 7))
+    images = torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(rebuilt(images), module(images), atol=1e-4)
 
 
 def test_a_program_as_it_is_can_be_measured(empty_store, cli, folder):

@@ -87,6 +87,21 @@ def test_it_learns_and_says_how_well(store, cli):
     assert store.client.get_metric_history(run.info.run_id, "loss")[-1].step == 19
 
 
+def test_the_input_example_shows_test_images_alone(store):
+    """It travels with every later version: a training image in it could not be forgotten."""
+    folder = folder_of("1", "clf")
+    example = mlflow.models.Model.load(str(folder)).load_input_example(str(folder))
+    assert example.shape == (2, 1, 8, 8)
+    source = load_source(DATA)
+
+    def shown(part) -> list[bool]:
+        images = [np.asarray(part.images[i], np.float32) / 255 for i in range(len(part))]
+        return [any(np.allclose(image, one[0], atol=1e-6) for image in images) for one in example]
+
+    assert shown(source.test) == [True, True]
+    assert shown(source.train) == [False, False]
+
+
 def test_same_seed_same_weights(store, cli):
     for seed in ("7", "7", "8"):
         assert cli("train", *SHORT, "--name", "again", "--seed", seed).code == 0

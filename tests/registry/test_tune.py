@@ -177,6 +177,25 @@ def test_a_study_that_goes_on_tries_something_new(store, cli):
     assert len({tuple(trial.params.values()) for trial in found.trials}) == 4
 
 
+def test_a_study_is_about_one_task(store, cli):
+    """Trials with another seed or forget set cannot be compared with those that are there."""
+    spec = (*TUNE, "--study", "ours", "--n-trials", "1", "--register", "none")
+    assert cli(*spec, "--forget", FORGET).code == 0
+    before = store.everything_registered()
+    for options, different in (
+        (("--forget", FORGET, "--seed", "1"), "seed"),
+        (("--forget", "random:10%"), "forget_sha256"),
+        (("--forget", "random:10%", "--seed", "1"), "forget_sha256, seed"),
+    ):
+        refused = cli(*spec, *options)
+        assert refused.code == 2
+        assert f"study 'ours' was started with another {different}: continue it with the same" in refused.err
+    study = optuna.load_study(study_name="ours", storage=f"sqlite:///{store.folder / 'optuna.db'}")
+    assert len(study.trials) == 1
+    assert store.everything_registered() == before
+    assert cli(*spec, "--forget", FORGET).code == 0
+
+
 def test_the_same_seed_searches_the_same(store, cli):
     for study in ("a", "b"):
         assert cli(*TUNE, "--forget", FORGET, "--study", study, "--n-trials", "3", "--register", "none").code == 0

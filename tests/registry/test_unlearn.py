@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from stores import DATA, FORGET, Outcome, Store, call, copied, reset_mlflow, use
+from stores import DATA, FORGET, Outcome, Store, call, copied, digits_folder, reset_mlflow, use
 
 from mlflow_unlearn import config, tracking
 from mlflow_unlearn.data.forget import resolve_forget
@@ -176,7 +176,7 @@ def test_one_metric_a_step_and_epoch(story):
 
 def test_metrics_have_the_name_of_their_model(story):
     names = {key.partition(".")[0] for key in story.metrics if "." in key}
-    assert names == {"original", "unlearned", "gold", "count", "model"}
+    assert names == {"original", "unlearned", "gold", "count"}
     for name in ("original", "unlearned", "gold"):
         assert {f"{name}.acc_{role}" for role in ("forget", "retain", "val", "test")} <= story.metrics.keys()
     assert story.metrics["gold.avg_gap"] == 0
@@ -187,7 +187,12 @@ def test_metrics_have_the_name_of_their_model(story):
 
 def test_what_was_not_measured_has_a_reason(store, cli):
     """Nine samples are too few for the attack's interval, and there is no gold."""
-    assert cli("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:9", *QUICK).code == 0
+    done = cli("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:9", *QUICK)
+    assert done.code == 0, done.err
+    # One line a reason, with all that it is the reason of.
+    [line] = [line for line in done.out.splitlines() if line.endswith("(no gold model was given)")]
+    assert line.startswith("Not computed: ")
+    assert {"jsd", "avg_gap"} <= set(line.removeprefix("Not computed: ").partition(" (")[0].split(", "))
     run = store.runs()[0]
     needs_more = (".mia_auc", ".jsd", ".avg_gap")
     assert not any(key.startswith("gold.") or key.endswith(needs_more) for key in run.data.metrics)
@@ -456,9 +461,13 @@ def test_pending_requests_are_carried_out_together(store, cli):
     specs = ("random:10", "random:20,seed=5", "class:3")
     for spec in specs:
         assert cli("request", "--model-uri", "models:/clf/1", "--forget", spec).code == 0
-    assert cli("unlearn", "--model-uri", "models:/clf/1", *QUICK).code == 0
+    done = cli("unlearn", "--model-uri", "models:/clf/1", *QUICK)
+    assert done.code == 0, done.err
     requests = store.requests()
     assert {state for state, _ in requests.values()} == {"done"}
+    sizes = dict(re.findall(r"^Request (\S+): (\d+) samples to forget\.$", done.err, re.MULTILINE))
+    assert sizes.keys() == requests.keys()
+    assert sorted(map(int, sizes.values())) == sorted(len(forgotten(spec)) for spec in specs)
     assert set(store.tags("2")["unlearn.request_ids"].split(",")) == set(requests)
     together = set.union(*map(forgotten, specs))
     assert trained_on("2") == set(source().train.ids) - together
@@ -499,6 +508,54 @@ def test_a_later_request_carries_the_done_ones_out_again(store, cli):
     assert trained_on("3") == set(source().train.ids) - forgotten() - forgotten("random:30,seed=9")
 
 
+def test_a_trial_is_not_carried_out_again(store, cli):
+    """A set given with forget= is a trial, until the same samples are filed as a request."""
+    assert cli("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET, *QUICK).code == 0
+    [(trial, (state, details))] = store.requests().items()
+    assert (state, details["ad_hoc"]) == ("done", True)
+    assert cli("request", "--model-uri", "models:/clf/1", "--forget", "random:30,seed=9").code == 0
+    done = cli("unlearn", "--model-uri", "models:/clf/1", *QUICK)
+    assert done.code == 0, done.err
+    assert trial not in done.err
+    assert trial not in store.tags("3")["unlearn.request_ids"]
+    assert trained_on("3") == set(source().train.ids) - forgotten("random:30,seed=9")
+    assert store.requests()[trial][1]["by"] == ["models:/clf/2"]
+    assert not any("ad_hoc" in details for key, (_, details) in store.requests().items() if key != trial)
+
+    filed = cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET)
+    assert filed.out.strip() == f"Request {trial} was filed before and was carried out by models:/clf/2."
+    assert "ad_hoc" not in store.requests()[trial][1]
+    assert cli("request", "--model-uri", "models:/clf/1", "--forget", "random:5,seed=2").code == 0
+    done = cli("unlearn", "--model-uri", "models:/clf/1", *QUICK)
+    assert done.code == 0, done.err
+    assert set(store.tags("4")["unlearn.request_ids"].split(",")) == set(store.requests())
+    everything = map(forgotten, (FORGET, "random:30,seed=9", "random:5,seed=2"))
+    assert trained_on("4") == set(source().train.ids) - set.union(*everything)
+
+
+def test_what_left_the_source_does_not_stop_later_requests(empty_store, cli, tmp_path):
+    """The files of a request that was carried out are deleted, as they should be."""
+    data = digits_folder(tmp_path / "images")
+    trained = cli(
+        *("train", "--data", f"folder:{data}", "--name", "clf", "--architecture", "toy:trainable"),
+        *("--epochs", "10", "--batch-size", "32"),
+    )
+    assert trained.code == 0, trained.err
+    names = sorted(path.relative_to(data).as_posix() for path in data.glob("train/*/*.png"))
+    for step, gone in enumerate((names[:100:10], names[1:100:10])):
+        (tmp_path / "ids.txt").write_text("\n".join(gone))
+        filed = cli("request", "--model-uri", "models:/clf/1", "--forget", str(tmp_path / "ids.txt"))
+        assert filed.code == 0, filed.err
+        done = cli("unlearn", "--model-uri", "models:/clf/1", "--register-as", f"step{step}", *QUICK)
+        assert done.code == 0, done.err
+        for name in gone:
+            (data / name).unlink()
+    assert set(empty_store.tags("1", "step1")["unlearn.request_ids"].split(",")) == set(empty_store.requests())
+    manifest = Manifest.from_csv(folder_of("1", "step1") / "extra_files" / "training_manifest.csv")
+    assert not manifest.mask([*names[:100:10], *names[1:100:10]]).any()
+    assert len(manifest.ids) == 180
+
+
 def test_requests_of_a_copied_version_are_not_its_own(store, cli):
     assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
     [request_id] = store.requests()
@@ -536,6 +593,89 @@ def test_hashed_ids(store, cli, tmp_path, filed_by):
     # Filed again in the plain, it is the same request.
     again = cli("request", "--model-uri", "models:/clf/1", "--forget", str(tmp_path / "ids.csv"))
     assert "was filed before and was carried out by models:/clf/2" in again.out
+
+
+@pytest.mark.parametrize("command", ["request", "unlearn"])
+def test_hashed_the_spec_is_told_by_its_kind_alone(empty_store, cli, tmp_path, command):
+    """A group's value is somebody's name, and a class may be one."""
+    data = digits_folder(tmp_path / "images")
+    people = ("anna-k", "berta-k", "carla-k", "dora-k", "emil-k")
+    rows = [
+        (path.relative_to(data).as_posix(), path.parent.name.replace("three", "zoe-k"), path.parts[-3], people[i % 5])
+        for i, path in enumerate(sorted(data.glob("*/*/*.png")))
+    ]
+    table = "\n".join(["path,label,split,person", *map(",".join, rows)])
+    (data / "table.csv").write_text(table)
+    trained = cli(
+        *("train", "--data", f"csv:{data / 'table.csv'}", "--name", "clf", "--architecture", "toy:trainable"),
+        *("--epochs", "10", "--batch-size", "32"),
+    )
+    assert trained.code == 0, trained.err
+    for spec, told in (("group:person=anna-k", "group:…"), ("class:zoe-k", "class:…")):
+        options = QUICK if command == "unlearn" else ()
+        done = cli(command, "--model-uri", "models:/clf/1", "--forget", spec, "--hash-ids", *options)
+        assert done.code == 0, done.err
+        value = spec.partition(":")[2].rpartition("=")[2]
+        run = empty_store.client.get_run(empty_store.runs()[0].info.run_id)
+        assert run.data.params["unlearn.forget"] == told
+        assert value not in json.dumps([run.data.params, run.data.tags, empty_store.everything_registered()])
+        folder = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=""))
+        for name in ("config.yaml", "request/request.json", "request/manifest.csv"):
+            assert value not in (folder / name).read_text(), name
+        assert yaml.safe_load((folder / "config.yaml").read_text())[command]["forget"] == told
+        assert json.loads((folder / "request/request.json").read_text())["forget"] == told
+        # Whoever guesses the set could confirm it by a digest of the plain ids.
+        chosen = tuple(row[0] for row in rows if row[2] == "train" and value in row)
+        [digest] = [e.dataset.digest for e in run.inputs.dataset_inputs if e.tags[0].value == "forget"]
+        stored = Manifest.from_csv(folder / "request/manifest.csv")
+        assert stored.mask(chosen).sum() == len(stored.ids) == len(chosen)
+        assert digest == stored.digest[:36] != Manifest(chosen).digest[:36]
+
+
+def test_hashed_a_sentence_with_ids_is_only_printed(store, cli, tmp_path):
+    held_out = source().test.ids[0]
+    (tmp_path / "ids.txt").write_text(held_out)
+    for command in ("request", "unlearn"):
+        spec = (command, "--model-uri", "models:/clf/1", "--forget", str(tmp_path / "ids.txt"))
+        for hidden, options in ((True, ("--hash-ids",)), (False, ())):
+            refused = cli(*spec, *options)
+            assert refused.code == 2
+            assert held_out in refused.err
+            run = store.runs()[0]
+            assert (held_out not in json.dumps(run.data.tags)) == hidden
+            assert ("hash_ids is set" in run.data.tags["unlearn.error"]) == hidden
+
+
+# What goes wrong late
+
+
+@pytest.mark.parametrize("late", ["mlflow.MlflowClient.update_model_version", "mlflow_unlearn.publishing.evidence"])
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_failure_after_registration_takes_the_version_back(store, cli, monkeypatch, late, error):
+    assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
+    before, calls = store.everything_registered(), []
+
+    def fail(*arguments, **options):
+        calls.append(store.everything_registered())
+        raise error("too late")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(late, fail)
+        failed = cli("unlearn", "--model-uri", "models:/clf/1", "--register-as", "late", *QUICK)
+    assert failed.code == (130 if error is KeyboardInterrupt else 2), failed.err
+    assert ["late" in names for names in calls] == [True]
+    assert store.everything_registered() == before
+    assert store.runs()[0].info.status == ("KILLED" if error is KeyboardInterrupt else "FAILED")
+
+
+def test_a_class_that_is_not_forgotten_is_told_first(store, cli):
+    known = ("unlearn", "--model-uri", "models:/clf/1", "--forget", "class:3")
+    done = cli(*known, "--params", '{"epochs": 1, "lr": 1e-6}')
+    assert done.code == 0, done.err
+    assert "Warning: the class is not forgotten" in done.err
+    reason = store.tags("2")["unlearn.incomplete"]
+    description = store.client.get_model_version("clf", "2").description
+    assert description.startswith(f"**Incomplete: a class is not forgotten** ({reason}).\n\n`models:/clf/1` after")
 
 
 # Settings
