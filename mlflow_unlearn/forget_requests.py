@@ -164,13 +164,23 @@ def read_manifest(client: MlflowClient, request_id: str) -> Manifest:
 
 
 def mark_done(client: MlflowClient, requests: Sequence[ForgetRequest], by: str) -> None:
-    """Note on the versions that the requests are about which version carried them out."""
-    for request in requests:
-        if not request.of.startswith("models:/") or request.of.count("/") != 2:
-            continue  # filed against a model that is no registered version: there is no tag
-        name, version = request.of.removeprefix("models:/").split("/")
-        key = TAG + request.id
-        # Read again: another command may have carried the same request out in the meantime.
-        now = ForgetRequest.from_tag(key, client.get_model_version(name, version).tags.get(key, request.tag()))
-        done = replace(now, done_by=(*now.done_by, by))
-        client.set_model_version_tag(name, version, key, done.tag())
+    """Note on the versions that the requests are about which version carried them out: all of them, or none."""
+    before: list[tuple[str, str, str, str | None]] = []
+    try:
+        for request in requests:
+            if not request.of.startswith("models:/") or request.of.count("/") != 2:
+                continue  # filed against a model that is no registered version: there is no tag
+            name, version = request.of.removeprefix("models:/").split("/")
+            key = TAG + request.id
+            # Read again: another command may have carried the same request out in the meantime.
+            found = client.get_model_version(name, version).tags.get(key)
+            now = request if found is None else ForgetRequest.from_tag(key, found)
+            before.append((name, version, key, found))
+            client.set_model_version_tag(name, version, key, replace(now, done_by=(*now.done_by, by)).tag())
+    except BaseException:
+        for name, version, key, found in before:
+            if found is None:
+                client.delete_model_version_tag(name, version, key)
+            else:
+                client.set_model_version_tag(name, version, key, found)
+        raise

@@ -123,14 +123,14 @@ def evaluate(options: config.Evaluate) -> None:
         if original_version is not version:
             check_alike(original_version, view)
         mask = training_mask(original_version, view.source)
-        forget = evaluated_forget_set(client, version, view, mask, options)
+        forget, salt = evaluated_forget_set(client, version, view, mask, options)
         # What the version has not been trained on, or forgot before, is no retain sample, whatever the original knows.
         retain = retained(mask & training_mask(version, view.source), forget)
         module = load_module(version, options.architecture, len(view.classes), trainable=False)
         splits = make_splits(view, module, forget, retain, progress)
         check_outputs(module, splits.test, view.classes, version.uri)
         hardware = pick_hardware(module, splits.test, options, progress)
-        job = Job(client, version, module, view, splits, forget, retain, (), hardware, folder)
+        job = Job(client, version, module, view, splits, forget, retain, (), hardware, folder, salt)
         job.log_manifests()
         own = job.read_original(force=options.force)
         readings = {"original": own}
@@ -160,11 +160,17 @@ def data(options: config.Data) -> None:
 
 def evaluated_forget_set(
     client: MlflowClient, version: Version, view: View, mask: npt.NDArray[np.bool_], options: config.Evaluate
-) -> npt.NDArray[np.int64]:
-    """The spec's samples, else those that the version was made to forget, else those of its pending requests."""
+) -> tuple[npt.NDArray[np.int64], str | None]:
+    """The spec's samples, else those that the version was made to forget, else those of its pending requests.
+
+    The second value is the salt of a hashed request, under which the set's digest is to be recorded.
+    """
+    salts: list[str | None] = [None]
 
     def read_request(request_id: str) -> Manifest:
-        return forget_requests.read_manifest(client, request_id)
+        manifest = forget_requests.read_manifest(client, request_id)
+        salts.append(manifest.salt)
+        return manifest
 
     ids: tuple[str, ...] = version.record.request_ids if version.record is not None else ()
     if not ids:
@@ -173,7 +179,8 @@ def evaluated_forget_set(
     specs = [options.forget] if options.forget is not None else [f"request:{request_id}" for request_id in ids]
     if not specs:
         raise UnlearnError(f"{version.uri} carried out no forget request and none is pending: give forget=")
-    return np.unique(np.concatenate([resolve_forget(spec, view.source, mask, read_request) for spec in specs]))
+    forget = np.unique(np.concatenate([resolve_forget(spec, view.source, mask, read_request) for spec in specs]))
+    return forget, salts[-1]
 
 
 COMMANDS: dict[str, Callable[[Any], None]] = {

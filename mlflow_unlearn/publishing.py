@@ -64,8 +64,8 @@ def publish(
     uri = f"models:/{name}/{version.version}"
     with withdrawn_on_failure(job.client, version):
         mlflow.log_dict(evidence(job, run_id, uri, method, recipe, result, columns), "evidence.json")
+        table.show(columns)
         forget_requests.mark_done(job.client, job.requests, uri)
-    table.show(columns)
     print(f"Registered {name} version {version.version} from {job.version.uri}.")
     if job.version.model_id is None:
         print(f"Note: {job.version.uri} has no LoggedModel: its lineage is in the tags and in evidence.json alone.")

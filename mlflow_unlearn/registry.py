@@ -275,15 +275,37 @@ def _rebuilt(
         except UnlearnError as error:
             mismatch = mismatch or error
             continue
-        with torch.inference_mode():
-            expected, found = program(images), module(images)
-        if isinstance(found, Tensor) and torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
+        expected, found = _output(program, images, version.uri), _output(module, images, architecture)
+        if found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
             return module
         mismatch = UnlearnError(
             f"{architecture!r} takes the weights of {version.uri} and computes something else with them: "
             "give the very architecture that was exported"
         )
     raise mismatch or ValueError("there is always a variant to try")
+
+
+def _output(module: nn.Module, images: Tensor, name: str) -> Tensor:
+    """The module's outputs, one image at a time where it takes no other batch.
+
+    Raises:
+        UnlearnError: it cannot read them, or returns no tensor.
+    """
+    try:
+        with torch.inference_mode():
+            try:
+                output = module(images)
+            except (AssertionError, RuntimeError):
+                # A program that was exported with one image has that batch size for good.
+                output = torch.cat([module(image[None]) for image in images])
+    except Exception as error:  # Whatever a forward pass raises on an input that does not fit.
+        reason = str(error).splitlines()[0] if str(error) else ""
+        raise UnlearnError(
+            f"{name!r} cannot read images {list(images.shape[1:])} ({type(error).__name__}: {reason})"
+        ) from error
+    if not isinstance(output, Tensor):
+        raise UnlearnError(f"{name!r} returns a {type(output).__name__}, not a tensor of logits [N, K]")
+    return output
 
 
 def check_name(name: str) -> str:
