@@ -25,7 +25,7 @@ from mlflow_unlearn.data.parts import rest, stratified
 from mlflow_unlearn.data.sources import load_source
 from mlflow_unlearn.data.transforms import build_transform
 from mlflow_unlearn.loop import resolve_hardware, run
-from mlflow_unlearn.methods.retrain import Retrain
+from mlflow_unlearn.methods.retrain import Train
 from mlflow_unlearn.models import build_model
 
 CLASSES = (3, 8, 5)
@@ -35,7 +35,7 @@ RECIPE = {"epochs": 12, "lr": 0.05, "batch_size": 64}
 def trained(dataset, seed: int) -> nn.Module:
     with isolated_rng(seed):
         model = build_model("resnet18", 10, (1, 8, 8))
-    return run(model, Retrain(RECIPE), {"retain": dataset}, seed=seed, hardware=resolve_hardware(model, dataset)).model
+    return run(model, Train(RECIPE), {"retain": dataset}, seed=seed, hardware=resolve_hardware(model, dataset)).model
 
 
 def forget_set(kind: str, source, seed: int) -> np.ndarray:

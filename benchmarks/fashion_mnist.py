@@ -29,7 +29,7 @@ from mlflow_unlearn import Splits, evaluate, unlearn
 from mlflow_unlearn.compute import isolated_rng
 from mlflow_unlearn.evaluation import Metrics
 from mlflow_unlearn.loop import resolve_hardware, run
-from mlflow_unlearn.methods.retrain import Retrain
+from mlflow_unlearn.methods.retrain import Train
 
 COLUMNS = [
     "acc_forget",
@@ -93,7 +93,7 @@ def fresh_model(seed: int) -> nn.Module:
 
 def trained(dataset: TensorDataset, seed: int) -> nn.Module:
     model = fresh_model(seed)
-    recipe = Retrain({"epochs": 15, "lr": 0.05, "batch_size": 128, "weight_decay": 5e-4, "momentum": 0.9})
+    recipe = Train({"epochs": 15, "lr": 0.05, "batch_size": 128, "weight_decay": 5e-4, "momentum": 0.9})
     return run(model, recipe, {"retain": dataset}, seed=seed, hardware=resolve_hardware(model, dataset)).model
 
 

@@ -125,8 +125,8 @@ def deterministic_convolutions() -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and inference mode inside; every submodule's own mode is put back after.
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every submodule's own mode is put back after.
 
     An exported program has its mode baked in and refuses ``eval()``; it needs none.
     """
@@ -134,8 +134,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     for module, _ in modes:
         module.training = False
     try:
-        with torch.inference_mode():
-            yield
+        yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """`eval_mode` and inference mode inside."""
+    with eval_mode(model), torch.inference_mode():
+        yield

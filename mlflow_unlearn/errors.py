@@ -20,3 +20,7 @@ class NothingToUnlearn(UnlearnError):
     """There is nothing to register, by a rule and not by a mistake: the run ends FAILED, the command with code 3."""
 
     exit_code = 3
+
+
+class UnlearnWarning(UserWarning):
+    """What does not stop a method and may spoil its result; the commands print its sentence alone."""

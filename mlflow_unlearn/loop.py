@@ -2,9 +2,9 @@
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from mlflow_unlearn.compute import (
     Precision,
     autocast,
     deterministic_convolutions,
+    eval_mode,
     isolated_rng,
     pick_device,
     pick_precision,
@@ -23,6 +24,7 @@ from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.forward import Hardware, checked_logits, predict
 from mlflow_unlearn.methods._api import Batch, Method, OptimizerSpec, Phase, PhaseStats, Role
+from mlflow_unlearn.models import randomised
 from mlflow_unlearn.progress import track
 from mlflow_unlearn.teacher import Teacher
 
@@ -36,6 +38,7 @@ class Outcome:
     model: nn.Module
     history: list[Epoch]
     final: Mapping[str, float]
+    warnings: tuple[str, ...]
     seconds: float
 
 
@@ -48,12 +51,14 @@ def run(
     hardware: Hardware,
     teacher: Teacher | None = None,
     cache_teacher: bool | None = None,
+    fresh: Callable[[], nn.Module] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Outcome:
     """Carry out a method's plan on a copy of ``model``.
 
     The caller's model, the global random states and the grad mode are untouched. Same seed, same machine, same
-    versions: bit-identical weights.
+    versions: bit-identical weights. ``fresh`` builds a randomly initialised model of the same architecture; without it
+    each module's own ``reset_parameters`` makes one of a copy.
 
     Raises:
         UnlearnError: no parameter can be trained, or the loss is not finite.
@@ -65,7 +70,7 @@ def run(
         if teacher is None:
             frozen = copy.deepcopy(model).to(hardware.device)
             teacher = Teacher(frozen, datasets, hardware, cache=cache_teacher)
-        desk = _Desk(student, teacher, datasets, seed, hardware, on_epoch)
+        desk = _Desk(student, teacher, datasets, seed, hardware, fresh, on_epoch)
         plan = method.plan(desk)
         try:
             phase = next(plan)
@@ -74,7 +79,7 @@ def run(
         except StopIteration as stop:
             final = stop.value or {}
     student.zero_grad(set_to_none=True)
-    return Outcome(student.to(home).eval(), desk.history, final, time.perf_counter() - start)
+    return Outcome(student.to(home).eval(), desk.history, final, tuple(desk.warnings), time.perf_counter() - start)
 
 
 def resolve_hardware(
@@ -105,12 +110,15 @@ class _Desk:
         datasets: Mapping[str, Dataset[Any]],
         seed: int,
         hardware: Hardware,
+        fresh: Callable[[], nn.Module] | None,
         on_epoch: Callable[[Epoch], None] | None,
     ) -> None:
         self.model, self.teacher, self.hardware = model, teacher, hardware
         self.generator = torch.Generator().manual_seed(seed)
         self.history: list[Epoch] = []
-        self._datasets, self._on_epoch = datasets, on_epoch
+        self.warnings: list[str] = []
+        self._random_teacher: Teacher | None = None
+        self._datasets, self._fresh, self._on_epoch = datasets, fresh, on_epoch
         self._labels: dict[str, Tensor] = {}
         self._optimizers: dict[OptimizerSpec, tuple[torch.optim.Optimizer, LRScheduler | None]] = {}
 
@@ -128,6 +136,39 @@ class _Desk:
         model = self.teacher.model if teacher else self.model
         return predict(model, self._datasets[role], replace(self.hardware, progress=False))
 
+    def batches(self, role: Role, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in DataLoader(self._datasets[role], batch_size, num_workers=self.hardware.num_workers):
+            yield images.to(self.hardware.device), labels.to(self.hardware.device).long()
+
+    def learn_inputs(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+        optimizer: OptimizerSpec,
+        steps: int,
+    ) -> Tensor:
+        learned = images.to(self.hardware.device).clone().requires_grad_()
+        labels = labels.to(self.hardware.device)
+        rule = _build_optimizer(optimizer, [learned])
+        with eval_mode(self.model):
+            for _ in range(steps):
+                with autocast(self.hardware.precision, self.hardware.device):
+                    output = self.model(learned)
+                (learned.grad,) = torch.autograd.grad(loss(learned, output.float(), labels), learned)
+                rule.step()
+        return learned.detach().cpu()
+
+    def reinitialise(self) -> None:
+        self.model.load_state_dict(self._random_twin().state_dict())
+
+    def _random_twin(self) -> nn.Module:
+        twin = randomised(self.model) if self._fresh is None else self._fresh()
+        return twin.to(self.hardware.device)
+
+    def warn(self, sentence: str) -> None:
+        self.warnings.append(sentence)
+
     def record(self, **values: float) -> None:
         self.history.append(values)
         if self._on_epoch is not None:
@@ -142,12 +183,15 @@ class _Desk:
     def run_phase(self, phase: Phase, name: str) -> PhaseStats:
         start = time.perf_counter()
         data = _TaggedSamples(self._datasets, phase)
-        steps_per_epoch = len(shuffled_batches(len(data), phase))
+        steps_per_epoch = len(data.epoch(phase, None))
         optimizer, scheduler = self._optimizer(phase.optimizer, steps_per_epoch)
+        if scheduler is None:
+            for group in optimizer.param_groups:
+                group["lr"] = phase.optimizer.lr * phase.lr_scale
         total, count = 0.0, 0
         for epoch in range(phase.epochs):
             passes = len(self.history) + epoch + 1
-            batches = shuffled_batches(len(data), phase, self.generator)
+            batches = data.epoch(phase, self.generator)
             loader = DataLoader(
                 data,
                 batch_sampler=batches,
@@ -156,6 +200,8 @@ class _Desk:
             )
             # Set in each epoch: a plan may have measured the model in between.
             self.model.train()
+            if phase.frozen_statistics:
+                _freeze_statistics(self.model)
             steps = track(loader, f"{name}: epoch {passes}", enabled=self.hardware.progress, total=len(batches))
             for step, samples in enumerate(steps, start=1):
                 loss = self._step(phase, optimizer, samples)
@@ -173,21 +219,25 @@ class _Desk:
         images, labels, forget, index = samples
         device = self.hardware.device
         images = images.to(device, non_blocking=True)
-        teacher_logits = self._teacher_logits(images, forget, index) if phase.teacher else None
+        teacher_logits = self._teacher_logits(phase, images, forget, index) if phase.teacher else None
         with autocast(self.hardware.precision, device):
             output = self.model(images)
         batch = Batch(checked_logits(output, labels), labels.to(device), forget.to(device), teacher_logits)
         loss = phase.loss(batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        if phase.gradient_hook is not None:
-            phase.gradient_hook(self.model)
         optimizer.step()
+        if phase.after_step is not None:
+            with torch.no_grad():
+                phase.after_step(self.model)
         return loss.detach()
 
-    def _teacher_logits(self, images: Tensor, forget: Tensor, index: Tensor) -> Tensor:
+    def _teacher_logits(self, phase: Phase, images: Tensor, forget: Tensor, index: Tensor) -> Tensor:
+        if phase.teacher == "random on forget" and self._random_teacher is None:
+            self._random_teacher = Teacher(self._random_twin(), self._datasets, self.hardware)
+        teachers = {"forget": self._random_teacher or self.teacher, "retain": self.teacher}
         parts = [(mask, role) for mask, role in ((forget, "forget"), (~forget, "retain")) if mask.any()]
-        logits = [self.teacher.logits(role, index[mask], images[mask]) for mask, role in parts]
+        logits = [teachers[role].logits(role, index[mask], images[mask]) for mask, role in parts]
         joined = torch.empty(len(images), logits[0].shape[1], device=logits[0].device)
         for (mask, _), values in zip(parts, logits, strict=True):
             joined[mask] = values
@@ -198,13 +248,7 @@ class _Desk:
             trainable = [p for p in self.model.parameters() if p.requires_grad]
             if not trainable:
                 raise UnlearnError("all parameters of the model are frozen: set requires_grad on those to be trained")
-            optimizer = (
-                torch.optim.AdamW(trainable, spec.lr, weight_decay=spec.weight_decay)
-                if spec.name == "adamw"
-                else torch.optim.SGD(
-                    trainable, spec.lr, spec.momentum, weight_decay=spec.weight_decay, nesterov=spec.momentum > 0
-                )
-            )
+            optimizer = _build_optimizer(spec, trainable)
             scheduler = None
             if spec.one_cycle_epochs:
                 steps = spec.one_cycle_epochs * steps_per_epoch
@@ -214,32 +258,68 @@ class _Desk:
         return self._optimizers[spec]
 
 
-def shuffled_batches(count: int, phase: Phase, generator: torch.Generator | None = None) -> list[list[int]]:
+def _build_optimizer(spec: OptimizerSpec, parameters: list[Any]) -> torch.optim.Optimizer:
+    if spec.name == "adamw":
+        return torch.optim.AdamW(parameters, spec.lr, weight_decay=spec.weight_decay)
+    if spec.name == "adam":
+        return torch.optim.Adam(parameters, spec.lr, weight_decay=spec.weight_decay)
+    return torch.optim.SGD(parameters, spec.lr, spec.momentum, weight_decay=spec.weight_decay, nesterov=spec.nesterov)
+
+
+def _freeze_statistics(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def shuffled_batches(count: int, batch_size: int, generator: torch.Generator | None = None) -> list[list[int]]:
     """Batches of positions, shuffled where a generator is given, as many as ``batch_size`` asks for and of equal size.
 
     A small batch at the end of each epoch would leave its noise in the running statistics of BatchNorm, which cannot
     normalise a single sample at all; so the rest is spread (and a batch of two may become one of three).
     """
     order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
-    batches = max(1, min(-(-count // phase.batch_size), count // 2))
+    batches = max(1, min(-(-count // batch_size), count // 2))
     return [part.tolist() for part in order.tensor_split(batches)]
+
+
+def paired_batches(
+    counts: tuple[int, int], batch_size: int, generator: torch.Generator | None = None
+) -> list[list[int]]:
+    """Each step a batch of both sets, positions of the second behind those of the first; the shorter set cycles."""
+    sides = [shuffled_batches(count, batch_size, generator) for count in counts]
+    steps = max(map(len, sides))
+    for side, count in zip(sides, counts, strict=True):
+        while len(side) < steps:
+            side += shuffled_batches(count, batch_size, generator)
+    first, second = (side[:steps] for side in sides)
+    return [a + [position + counts[0] for position in b] for a, b in zip(first, second, strict=True)]
 
 
 class _TaggedSamples(Dataset[tuple[Tensor, int, bool, int]]):
     """The samples of a phase as ``(image, label, from the forget set?, index in its set)``."""
 
     def __init__(self, datasets: Mapping[str, Dataset[Any]], phase: Phase) -> None:
-        self._datasets = datasets
         none = torch.empty(0, dtype=torch.long)
-        forget = none if phase.forget is None else phase.forget
-        retain = none if phase.retain is None else phase.retain
-        self._index: list[int] = torch.cat([forget, retain]).tolist()
-        self._forget_count = len(forget)
+        synthetic: Any = phase.synthetic
+        parts: list[tuple[Any, Tensor]] = [
+            (datasets.get("forget"), none if phase.forget is None else phase.forget),
+            (datasets.get("retain"), none if phase.retain is None else phase.retain),
+            (synthetic, none if synthetic is None else torch.arange(len(synthetic))),
+        ]
+        self._counts = [len(index) for _, index in parts]
+        self._samples = [(data, i) for data, index in parts for i in index.tolist()]
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self._samples)
 
     def __getitem__(self, position: int) -> tuple[Tensor, int, bool, int]:
-        index, forget = self._index[position], position < self._forget_count
-        image, label = cast(Any, self._datasets["forget" if forget else "retain"])[index]
-        return image, int(label), forget, index
+        data, index = self._samples[position]
+        image, label = data[index]
+        return image, int(label), position < self._counts[0], index
+
+    def epoch(self, phase: Phase, generator: torch.Generator | None) -> list[list[int]]:
+        """The batches of one pass."""
+        if phase.paired:
+            return paired_batches((self._counts[0], self._counts[1]), phase.batch_size, generator)
+        return shuffled_batches(len(self), phase.batch_size, generator)

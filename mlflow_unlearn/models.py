@@ -1,5 +1,6 @@
 """Architectures by name, and what a module tells about itself."""
 
+import copy
 import hashlib
 import inspect
 from collections.abc import Iterable, Mapping
@@ -66,6 +67,23 @@ def build_model(
         f"unknown architecture {architecture!r}: {_nearest(architecture, SHORT_NAMES)}use timm:NAME, torchvision:NAME, "
         f"package.module:factory or one of {', '.join(SHORT_NAMES)}"
     )
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` with fresh random weights and statistics, by each module's own initialisation.
+
+    Parameters of a module that has none (class tokens, position embeddings, scales of a module of one's own) are drawn
+    from N(0, 0.02²), the usual choice for tokens and embeddings; so is every weight that no module could reset.
+    """
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+        if callable(reset):
+            reset()
+        else:
+            for parameter in module.parameters(recurse=False):
+                nn.init.normal_(parameter, std=0.02)
+    return twin
 
 
 def _torchvision(name: str, num_classes: int, channels: int, small: bool) -> nn.Module:

@@ -15,7 +15,7 @@ from mlflow_unlearn.data.sources import load_source
 from mlflow_unlearn.evaluation import read
 from mlflow_unlearn.job import pick_hardware
 from mlflow_unlearn.loop import run
-from mlflow_unlearn.methods.retrain import Retrain
+from mlflow_unlearn.methods.retrain import Train
 from mlflow_unlearn.metrics.accuracy import accuracy
 from mlflow_unlearn.models import build_model, weights_digest
 from mlflow_unlearn.publishing import log_epoch
@@ -59,7 +59,7 @@ def train(options: config.Train) -> None:
         hardware = pick_hardware(module, dataset, options, progress)
         recipe = {key: getattr(options, key) for key in ("epochs", "lr", "batch_size", "weight_decay")}
         outcome = run(
-            module, Retrain(recipe), {"retain": training}, seed=options.seed, hardware=hardware, on_epoch=log_epoch
+            module, Train(recipe), {"retain": training}, seed=options.seed, hardware=hardware, on_epoch=log_epoch
         )
         metrics = {}
         for role, data in {"retain": dataset, **unseen}.items():

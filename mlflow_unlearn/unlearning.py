@@ -1,6 +1,7 @@
 """`unlearn`: the Python entry point."""
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from torch import nn
 
 from mlflow_unlearn.compute import Precision, checked_seed
 from mlflow_unlearn.data.splits import Splits
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
 from mlflow_unlearn.loop import Epoch, resolve_hardware, run
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.models import model_family
@@ -26,6 +27,7 @@ class Result:
         history: one mapping per epoch; for LoTUS ``epoch``, ``acc_forget``, ``acc_val`` (the constant ``A_u``),
             ``delta``, ``temperature`` (all before the epoch's pass), ``loss``, ``seconds``.
         final: ``acc_forget``, ``acc_val`` and ``delta`` of the returned model.
+        warnings: sentences about what did not stop the method and may spoil its result.
         seconds: wall-clock time of the whole call.
         params: the hyperparameters used, defaults included.
     """
@@ -33,6 +35,7 @@ class Result:
     model: nn.Module
     history: list[Epoch]
     final: Mapping[str, float]
+    warnings: tuple[str, ...]
     seconds: float
     params: Mapping[str, Any]
 
@@ -50,6 +53,7 @@ def unlearn(
     progress: bool = False,
     cache_teacher: bool | None = None,
     teacher: Teacher | None = None,
+    fresh: Callable[[], nn.Module] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Result:
     """Make a copy of ``model`` forget ``splits.forget``.
@@ -70,6 +74,8 @@ def unlearn(
         progress: bars on standard error, if that is a terminal.
         cache_teacher: whether the teacher's logits are computed once; None decides by watching the inputs.
         teacher: shared by several calls on the same model, splits and seed, so that they compute its logits once.
+        fresh: builds a randomly initialised model of the same architecture, for `retrain` and `bad_teacher`; without it
+            each module's own ``reset_parameters`` makes one of a copy.
         on_epoch: called with each epoch's mapping as it is recorded.
 
     Raises:
@@ -93,7 +99,11 @@ def unlearn(
         hardware=hardware,
         teacher=teacher,
         cache_teacher=cache_teacher,
+        fresh=fresh,
         on_epoch=on_epoch,
     )
+    for sentence in outcome.warnings:
+        warnings.warn(sentence, UnlearnWarning, stacklevel=2)
     seconds = time.perf_counter() - start
-    return Result(outcome.model, outcome.history, outcome.final, seconds, recipe.params.model_dump())
+    used = recipe.params.model_dump()
+    return Result(outcome.model, outcome.history, outcome.final, outcome.warnings, seconds, used)

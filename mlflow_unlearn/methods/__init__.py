@@ -1,14 +1,106 @@
-"""The unlearning methods: one file per paper, one line per method in `METHODS`."""
+"""The unlearning methods: one file per paper, one line per method in `BUILTIN`; others come as plugins."""
 
-from difflib import get_close_matches
+from collections.abc import Mapping
+from difflib import SequenceMatcher
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.methods._api import Batch, Method, OptimizerSpec, Params, Phase, Workspace
+from mlflow_unlearn.methods._api import (
+    Batch,
+    Method,
+    OptimizerSpec,
+    Params,
+    Phase,
+    Plan,
+    Workspace,
+    changed,
+    everything,
+    sample,
+)
+from mlflow_unlearn.methods.bad_teacher import BadTeacher
+from mlflow_unlearn.methods.finetune import Finetune
 from mlflow_unlearn.methods.lotus import Lotus
+from mlflow_unlearn.methods.neggrad_plus import NegGradPlus
+from mlflow_unlearn.methods.random_labels import RandomLabels
+from mlflow_unlearn.methods.retrain import Retrain
+from mlflow_unlearn.methods.salun import SalUn
+from mlflow_unlearn.methods.scrub import Scrub
+from mlflow_unlearn.methods.ssd import Ssd
+from mlflow_unlearn.methods.unsir import Unsir
 
-__all__ = ["METHODS", "Batch", "Method", "OptimizerSpec", "Params", "Phase", "Workspace", "get_method"]
+__all__ = [
+    "BUILTIN",
+    "Batch",
+    "Method",
+    "OptimizerSpec",
+    "Params",
+    "Phase",
+    "Plan",
+    "Workspace",
+    "all_methods",
+    "changed",
+    "everything",
+    "get_method",
+    "plugin_failures",
+    "sample",
+]
 
-METHODS: dict[str, type[Method]] = {"lotus": Lotus}
+GROUP = "mlflow_unlearn.methods"
+"""The entry-point group in which other distributions name their methods."""
+
+BUILTIN: Mapping[str, type[Method]] = {
+    "lotus": Lotus,
+    "finetune": Finetune,
+    "neggrad_plus": NegGradPlus,
+    "random_labels": RandomLabels,
+    "bad_teacher": BadTeacher,
+    "scrub": Scrub,
+    "ssd": Ssd,
+    "unsir": Unsir,
+    "salun": SalUn,
+    "retrain": Retrain,
+}
+
+
+def all_methods() -> dict[str, type[Method]]:
+    """Every method by name: ours, and those that plugins add.
+
+    Raises:
+        UnlearnError: two of them have one name.
+    """
+    return {**BUILTIN, **_plugins()[0]}
+
+
+def plugin_failures() -> Mapping[str, str]:
+    """Name of each plugin that could not be loaded → why."""
+    return _plugins()[1]
+
+
+@cache
+def _plugins() -> tuple[dict[str, type[Method]], dict[str, str]]:
+    loaded: dict[str, type[Method]] = {}
+    failures: dict[str, str] = {}
+    for entry in entry_points(group=GROUP):
+        if entry.name in BUILTIN or entry.name in loaded:
+            raise UnlearnError(
+                f"the method name {entry.name!r} is taken, and {_origin(entry)} registers it again: "
+                "uninstall that distribution, or rename its entry point"
+            )
+        try:
+            method = entry.load()
+        except Exception as error:  # Whatever somebody else's module raises when it is imported.
+            failures[entry.name] = f"{_origin(entry)} fails to import: {type(error).__name__}: {error}"
+            continue
+        if not (isinstance(method, type) and issubclass(method, Method) and getattr(method, "name", "") == entry.name):
+            failures[entry.name] = f"{_origin(entry)} is no Method with the name {entry.name!r}"
+            continue
+        loaded[entry.name] = method
+    return loaded, failures
+
+
+def _origin(entry: EntryPoint) -> str:
+    return f"{entry.value} of the distribution {entry.dist.name if entry.dist is not None else 'unknown'}"
 
 
 def get_method(name: str) -> type[Method]:
@@ -17,8 +109,10 @@ def get_method(name: str) -> type[Method]:
     Raises:
         UnlearnError: there is no such method; the known ones are listed.
     """
-    if name not in METHODS:
-        near = get_close_matches(name, METHODS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UnlearnError(f"unknown method {name!r}: {hint}known methods are {', '.join(sorted(METHODS))}")
-    return METHODS[name]
+    methods = all_methods()
+    if name in methods:
+        return methods[name]
+    if name in plugin_failures():
+        raise UnlearnError(f"the method {name!r} cannot be used: {plugin_failures()[name]}")
+    near = sorted(methods, key=lambda known: -SequenceMatcher(None, name, known).ratio())
+    raise UnlearnError(f"unknown method {name!r}: known methods, nearest first, are {', '.join(near)}")

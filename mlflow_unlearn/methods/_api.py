@@ -1,13 +1,15 @@
 """What a method is: hyperparameters, pure losses, and a plan that yields phases to the one loop."""
 
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self, get_args, get_origin
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from mlflow_unlearn.errors import UnlearnError
 
@@ -21,10 +23,11 @@ class OptimizerSpec:
     ``one_cycle_epochs`` > 0 is a one-cycle schedule up to ``lr`` over so many epochs; 0 is a constant rate.
     """
 
-    name: Literal["adamw", "sgd"]
+    name: Literal["adam", "adamw", "sgd"]
     lr: float
     weight_decay: float = 0.0
     momentum: float = 0.0
+    nesterov: bool = False
     one_cycle_epochs: int = 0
 
 
@@ -36,7 +39,7 @@ class Batch:
         logits: the student's outputs ``[B, K]`` in float32, with gradient.
         labels: ``[B]``.
         forget: which samples come from the forget set, ``[B]`` bool.
-        teacher_logits: the frozen original's outputs ``[B, K]``; None unless the phase asks for them.
+        teacher_logits: outputs ``[B, K]`` of the teacher that the phase names; None where it names none.
     """
 
     logits: Tensor
@@ -52,12 +55,17 @@ class Phase:
     Attributes:
         loss: mean loss of a `Batch`, a scalar.
         optimizer: reused, with its state, by every later phase that names equal settings.
-        batch_size: samples a step.
+        batch_size: samples a step; with ``paired``, of each of the two sets.
         forget: indices into the forget set, or None for none of it.
         retain: indices into the retain set, or None for none of it; both are shuffled together.
+        synthetic: images and labels of the method's own making, shuffled in as well.
+        paired: each step takes a batch of the forget set *and* one of the retain set; the shorter set cycles.
         epochs: passes before the plan resumes.
-        teacher: whether the loss reads ``teacher_logits``.
-        gradient_hook: called with the student between ``backward()`` and the optimiser's step.
+        teacher: whose outputs the loss reads: those of the original, or of the original on retain samples and of a
+            randomly initialised twin on forget samples.
+        lr_scale: factor on the optimiser's rate during this phase.
+        frozen_statistics: BatchNorm normalises by its running statistics and leaves them as they are.
+        after_step: called with the student after each step of the optimiser.
     """
 
     loss: Callable[[Batch], Tensor]
@@ -65,9 +73,13 @@ class Phase:
     batch_size: int
     forget: Tensor | None = None
     retain: Tensor | None = None
+    synthetic: Dataset[Any] | None = None
+    paired: bool = False
     epochs: int = 1
-    teacher: bool = False
-    gradient_hook: Callable[[nn.Module], None] | None = None
+    teacher: Literal["original", "random on forget"] | None = None
+    lr_scale: float = 1.0
+    frozen_statistics: bool = False
+    after_step: Callable[[nn.Module], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +103,25 @@ class Workspace(Protocol):
     def predictions(self, role: Role, *, teacher: bool = False) -> Tensor:
         """The student's (or the teacher's) predicted classes ``[N]`` in eval mode."""
 
+    def batches(self, role: Role, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images ``[B, C, H, W]`` and labels ``[B]`` of a set, in order, where the student computes."""
+
+    def learn_inputs(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+        optimizer: OptimizerSpec,
+        steps: int,
+    ) -> Tensor:
+        """Optimise ``images [N, C, H, W]`` by ``loss(images, logits, labels)``; the student, in eval mode, stays."""
+
+    def reinitialise(self) -> None:
+        """Give the student fresh random weights."""
+
+    def warn(self, sentence: str) -> None:
+        """Tell the user something that does not stop the method."""
+
     def record(self, **values: float) -> None:
         """Add one epoch to the history."""
 
@@ -102,6 +133,27 @@ class Workspace(Protocol):
 
 
 Plan = Generator[Phase, PhaseStats, Mapping[str, float]]
+
+
+def everything(labels: Tensor) -> Tensor:
+    """The indices ``[N]`` of a whole set, from its labels."""
+    return torch.arange(len(labels))
+
+
+def sample(labels: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+    """The indices of a random share of a set, at least one."""
+    return torch.randperm(len(labels), generator=generator)[: max(1, round(fraction * len(labels)))]
+
+
+def changed(plan: Plan, **changes: Any) -> Plan:
+    """``plan`` with ``changes`` made to each of its phases: how one method wraps another."""
+    try:
+        phase = next(plan)
+        while True:
+            phase = plan.send((yield replace(phase, **changes)))
+    except StopIteration as stop:
+        final: Mapping[str, float] = stop.value
+        return final
 
 
 class Params(BaseModel):
@@ -121,8 +173,7 @@ class Params(BaseModel):
                 near = get_close_matches(str(name), cls.model_fields, n=1)
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise UnlearnError(
-                    f"unknown hyperparameter {name!r} of {method}: {hint}"
-                    f"known are {', '.join(sorted(cls.model_fields))}"
+                    f"unknown hyperparameter {name!r} of {method}: {hint}known are {cls.known() or 'none'}"
                 )
         try:
             return cls(**values)
@@ -130,8 +181,21 @@ class Params(BaseModel):
             first = error.errors()[0]
             raise UnlearnError(
                 f"hyperparameter {'.'.join(map(str, first['loc']))} = {first['input']!r} of {method} is not usable: "
-                f"{first['msg'][0].lower()}{first['msg'][1:]}"
+                f"{first['msg'][0].lower()}{first['msg'][1:]}; known are {cls.known()}"
             ) from error
+
+    @classmethod
+    def known(cls) -> str:
+        """The names of all hyperparameters with their ranges, for people."""
+        return ", ".join(f"{name}{_range(field)}" for name, field in sorted(cls.model_fields.items()))
+
+
+def _range(field: FieldInfo) -> str:
+    signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+    bounds = [f"{sign} {getattr(m, key)}" for m in field.metadata for key, sign in signs.items() if hasattr(m, key)]
+    choices = " | ".join(map(str, get_args(field.annotation))) if get_origin(field.annotation) is Literal else ""
+    told = ", ".join(bounds) or choices
+    return f" ({told})" if told else ""
 
 
 class Method:
@@ -141,6 +205,8 @@ class Method:
     Params: ClassVar[type[Params]]
     by_family: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Published settings that differ from the defaults of `Params`, by model family ("cnn", "vit")."""
+    stochastic: ClassVar[bool] = True
+    """Whether another seed gives other weights."""
 
     def __init__(self, params: Mapping[str, Any] | None = None, *, family: str = "cnn") -> None:
         """Complete ``params`` with the published settings of the family and validate them."""

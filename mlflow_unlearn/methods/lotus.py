@@ -12,7 +12,17 @@ from pydantic import Field
 from torch import Tensor
 
 from mlflow_unlearn.data.splits import wholly_forgotten
-from mlflow_unlearn.methods._api import Batch, Method, OptimizerSpec, Params, Phase, Plan, Workspace
+from mlflow_unlearn.methods._api import (
+    Batch,
+    Method,
+    OptimizerSpec,
+    Params,
+    Phase,
+    Plan,
+    Workspace,
+    everything,
+    sample,
+)
 
 
 def gumbel_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -66,7 +76,7 @@ def lotus_loss(batch: Batch, tau: float, generator: torch.Generator, masked: Ten
         masked: classes ``[M]`` that the teacher must not know, or None.
     """
     if batch.teacher_logits is None:
-        raise ValueError("LoTUS needs the teacher's logits: its phase must set teacher=True")
+        raise ValueError("LoTUS needs the teacher's logits: its phase must name the original as teacher")
     teacher_logits = batch.teacher_logits
     if masked is not None:
         teacher_logits = teacher_logits.index_fill(1, masked.to(teacher_logits.device), -math.inf)
@@ -111,14 +121,13 @@ class Lotus(Method):
         forgotten = wholly_forgotten(labels_forget, labels_retain)
         labels_val = ws.labels("val")
         a_u = unseen_accuracy(labels_forget, labels_val, ws.predictions("val", teacher=True), forgotten)
-        count = max(1, round(p.retain_fraction * len(labels_retain)))
         phase = partial(
             Phase,
             optimizer=OptimizerSpec("adamw", p.lr, p.weight_decay),
             batch_size=p.batch_size,
-            forget=torch.arange(len(labels_forget)),
-            retain=torch.randperm(len(labels_retain), generator=ws.generator)[:count],
-            teacher=True,
+            forget=everything(labels_forget),
+            retain=sample(labels_retain, p.retain_fraction, ws.generator),
+            teacher="original",
         )
         masked = forgotten if p.mask_forgotten_classes and len(forgotten) else None
 

@@ -1,10 +1,10 @@
-"""Ordinary training: what makes the original, and the gold standard when the forget set is left out."""
+"""Ordinary training: of the original, and from scratch on the retain set alone, which makes the gold standard."""
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from mlflow_unlearn.methods._api import Batch, Method, OptimizerSpec, Params, Phase, Plan, Workspace
+from mlflow_unlearn.methods._api import Batch, Method, OptimizerSpec, Params, Phase, Plan, Workspace, everything
 
 
 def cross_entropy(batch: Batch) -> Tensor:
@@ -22,7 +22,7 @@ class RetrainParams(Params):
     momentum: float = Field(0.9, ge=0, lt=1)
 
 
-class Retrain(Method):
+class Train(Method):
     """Cross-entropy on the retain set, from whatever weights the model comes with."""
 
     name = "train"
@@ -32,9 +32,20 @@ class Retrain(Method):
     def plan(self, workspace: Workspace) -> Plan:
         """One phase an epoch; the schedule, as part of the optimiser, spans them."""
         p = self.params
-        optimizer = OptimizerSpec("sgd", p.lr, p.weight_decay, p.momentum, one_cycle_epochs=p.epochs)
-        everything = torch.arange(len(workspace.labels("retain")))
+        optimizer = OptimizerSpec("sgd", p.lr, p.weight_decay, p.momentum, p.momentum > 0, one_cycle_epochs=p.epochs)
+        retain = everything(workspace.labels("retain"))
         for epoch in range(p.epochs):
-            stats = yield Phase(cross_entropy, optimizer, p.batch_size, retain=everything)
+            stats = yield Phase(cross_entropy, optimizer, p.batch_size, retain=retain)
             workspace.record(epoch=epoch, loss=stats.loss, seconds=stats.seconds)
         return {}
+
+
+class Retrain(Train):
+    """The gold standard: the same from fresh random weights, so that nothing of the forget set is left."""
+
+    name = "retrain"
+
+    def plan(self, workspace: Workspace) -> Plan:
+        """Forget everything, then learn the retain set."""
+        workspace.reinitialise()
+        return (yield from super().plan(workspace))

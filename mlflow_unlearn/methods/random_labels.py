@@ -1,0 +1,57 @@
+"""Random Labeling: teach the forget samples wrong labels, beside the retain set with its right ones.
+
+Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning", AAAI 2021, arXiv 2010.10981.
+"""
+
+from functools import partial
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mlflow_unlearn.methods._api import Batch, Method, OptimizerSpec, Params, Phase, Plan, Workspace, everything
+
+
+def wrong_labels(labels: Tensor, num_classes: int, generator: torch.Generator) -> Tensor:
+    """For each of ``labels [B]`` another one, uniform over the ``K − 1`` others; drawn on the CPU."""
+    shift = torch.randint(1, num_classes, labels.shape, generator=generator)
+    return (labels + shift.to(labels.device)) % num_classes
+
+
+def random_labels_loss(batch: Batch, generator: torch.Generator) -> Tensor:
+    """Mean cross-entropy of a batch whose forget samples get `wrong_labels`, drawn anew at every reading; a scalar."""
+    wrong = wrong_labels(batch.labels, batch.logits.shape[1], generator)
+    return torch.nn.functional.cross_entropy(batch.logits, torch.where(batch.forget, wrong, batch.labels))
+
+
+class RandomLabelsParams(Params):
+    """Hyperparameters of Random Labeling."""
+
+    epochs: int = Field(10, ge=1, le=1000, json_schema_extra={"search": {"factor": 2.0}})
+    lr: float = Field(0.01, gt=0, le=10, json_schema_extra={"search": {"factor": 10.0, "log": True}})
+    batch_size: int = Field(128, ge=2, le=65536)
+    weight_decay: float = Field(5e-4, ge=0, le=1)
+    momentum: float = Field(0.9, ge=0, lt=1)
+
+
+class RandomLabels(Method):
+    """Forget and retain set shuffled together, nothing held in memory; BatchNorm in train mode."""
+
+    name = "random_labels"
+    Params = RandomLabelsParams
+    params: RandomLabelsParams
+
+    def plan(self, workspace: Workspace) -> Plan:
+        """One pass an epoch over the forget set and the whole retain set."""
+        p, ws = self.params, workspace
+        phase = Phase(
+            partial(random_labels_loss, generator=ws.generator),
+            OptimizerSpec("sgd", p.lr, p.weight_decay, p.momentum),
+            p.batch_size,
+            forget=everything(ws.labels("forget")),
+            retain=everything(ws.labels("retain")),
+        )
+        for epoch in range(p.epochs):
+            stats = yield phase
+            ws.record(epoch=epoch, loss=stats.loss, seconds=stats.seconds)
+        return {}

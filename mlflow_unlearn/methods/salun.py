@@ -1,0 +1,101 @@
+"""SalUn: only the weights that matter most to the forget set may move.
+
+Fan et al., "SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency", ICLR 2024, arXiv 2310.12508.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from mlflow_unlearn.compute import eval_mode
+from mlflow_unlearn.methods._api import Method, Params, Plan, Workspace, changed
+from mlflow_unlearn.methods.lotus import Lotus
+from mlflow_unlearn.methods.random_labels import RandomLabels
+
+
+def forget_gradient(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """``∇ mean CE`` over all samples of ``batches`` by name of each trainable parameter; the model is in eval mode."""
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    total = {name: torch.zeros_like(p) for name, p in trainable.items()}
+    count = 0
+    with eval_mode(model):
+        for images, labels in batches:
+            loss = torch.nn.functional.cross_entropy(model(images).float(), labels, reduction="sum")
+            gradients = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
+            for name, gradient in zip(trainable, gradients, strict=True):
+                if gradient is not None:
+                    total[name] += gradient
+            count += len(labels)
+    return {name: value / count for name, value in total.items()}
+
+
+def saliency_mask(gradient: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """True for the ``share`` of all coordinates with the largest |gradient|, over all tensors together (equation 4).
+
+    >>> saliency_mask({"w": torch.tensor([3.0, -4.0]), "b": torch.tensor([0.1, -1.0])}, 0.5)
+    {'w': tensor([True, True]), 'b': tensor([False, False])}
+    """
+    sizes = torch.cat([value.detach().abs().flatten() for value in gradient.values()])
+    chosen = torch.zeros(len(sizes), dtype=torch.bool, device=sizes.device)
+    chosen[sizes.topk(max(1, round(share * len(sizes)))).indices] = True
+    parts = torch.split(chosen, [value.numel() for value in gradient.values()])
+    return {name: part.view_as(gradient[name]) for name, part in zip(gradient, parts, strict=True)}
+
+
+def restore_unmasked(model: nn.Module, original: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> None:
+    """Put every coordinate outside ``mask`` back to ``original``, since weight decay and momentum moved them too."""
+    for name, parameter in model.named_parameters():
+        if name in mask:
+            parameter.copy_(torch.where(mask[name], parameter, original[name]))
+
+
+_OBJECTIVES: Mapping[str, type[Method]] = {"random_labels": RandomLabels, "lotus": Lotus}
+
+
+class SalUnParams(Params):
+    """Hyperparameters of SalUn; what is left out below takes the setting of the inner objective.
+
+    ``share`` is that of the weights which may move; ``alpha`` and ``retain_fraction`` are LoTUS's.
+    """
+
+    objective: Literal["random_labels", "lotus"] = "random_labels"
+    share: float = Field(0.5, gt=0, le=1, json_schema_extra={"search": {"low": 0.1, "high": 1.0}})
+    epochs: int = Field(10, ge=1, le=1000, json_schema_extra={"search": {"factor": 2.0}})
+    lr: float = Field(0.01, gt=0, le=10, json_schema_extra={"search": {"factor": 10.0, "log": True}})
+    batch_size: int = Field(128, ge=2, le=65536)
+    weight_decay: float = Field(5e-4, ge=0, le=1)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    alpha: float = Field(2.0, gt=0, le=64)
+    retain_fraction: float = Field(0.3, gt=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settings_of_the_objective(cls, values: dict[str, Any]) -> dict[str, Any]:
+        own = _OBJECTIVES[values["objective"]].Params() if values.get("objective") in _OBJECTIVES else None
+        defaults = {} if own is None else own.model_dump(include=set(cls.model_fields))
+        return {**defaults, **values}
+
+
+class SalUn(Method):
+    """The inner objective's plan, with every weight outside the mask restored after each step.
+
+    BatchNorm: statistics frozen throughout, since they are not under the mask.
+    """
+
+    name = "salun"
+    Params = SalUnParams
+    params: SalUnParams
+
+    def plan(self, workspace: Workspace) -> Plan:
+        """One pass over the forget set for the mask, then the passes of the objective."""
+        p, ws = self.params, workspace
+        objective = _OBJECTIVES[p.objective]
+        inner = objective(p.model_dump(include=set(objective.Params.model_fields)))
+        mask = saliency_mask(forget_gradient(ws.model, ws.batches("forget", p.batch_size)), p.share)
+        original = {name: value.detach().clone() for name, value in ws.model.named_parameters() if name in mask}
+        restore = partial(restore_unmasked, original=original, mask=mask)
+        return (yield from changed(inner.plan(ws), after_step=restore, frozen_statistics=True))

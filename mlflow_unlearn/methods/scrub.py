@@ -1,0 +1,84 @@
+"""SCRUB: move away from the original on the forget set, stay with it and with the labels on the retain set.
+
+Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023, arXiv 2302.09880 (section 3, equation 3).
+"""
+
+from functools import partial
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from mlflow_unlearn.methods._api import Batch, Method, OptimizerSpec, Params, Phase, Plan, Workspace, everything
+from mlflow_unlearn.methods._distillation import distillation
+
+
+def max_loss(batch: Batch, temperature: float) -> Tensor:
+    """Minus the `distillation` loss, on forget samples: going down it leaves the original behind; a scalar."""
+    return -distillation(_teacher(batch), batch.logits, temperature)
+
+
+def min_loss(batch: Batch, alpha: float, gamma: float, temperature: float) -> Tensor:
+    """``α · distillation + γ · CE`` on retain samples, a scalar."""
+    stay = distillation(_teacher(batch), batch.logits, temperature)
+    return alpha * stay + gamma * torch.nn.functional.cross_entropy(batch.logits, batch.labels)
+
+
+def _teacher(batch: Batch) -> Tensor:
+    if batch.teacher_logits is None:
+        raise ValueError("SCRUB needs the original's logits: its phases must name it as teacher")
+    return batch.teacher_logits
+
+
+class ScrubParams(Params):
+    """Hyperparameters of SCRUB; the defaults are the authors' large setting.
+
+    Their small one is ``alpha`` 0.5, ``gamma`` 1, ``temperature`` 2, ``msteps`` 3. ``msteps`` epochs begin with a max
+    pass; the rate is multiplied by ``lr_decay`` at the start of each of ``lr_decay_epochs`` (counted from 0).
+    """
+
+    alpha: float = Field(0.001, ge=0, le=100, json_schema_extra={"search": {"low": 1e-4, "high": 1.0, "log": True}})
+    gamma: float = Field(0.99, ge=0, le=100)
+    temperature: float = Field(4.0, gt=0, le=100)
+    msteps: int = Field(2, ge=0, le=1000, json_schema_extra={"search": {"low": 1, "high": 5}})
+    epochs: int = Field(10, ge=1, le=1000, json_schema_extra={"search": {"factor": 2.0}})
+    lr: float = Field(5e-4, gt=0, le=1, json_schema_extra={"search": {"factor": 10.0, "log": True}})
+    lr_decay: float = Field(0.1, gt=0, le=1)
+    lr_decay_epochs: tuple[int, ...] = (5, 8)
+    batch_size: int = Field(128, ge=2, le=65536)
+    weight_decay: float = Field(5e-4, ge=0, le=1)
+    momentum: float = Field(0.9, ge=0, lt=1)
+
+
+class Scrub(Method):
+    """Max and min passes alternate, and the last pass is always a min pass.
+
+    BatchNorm: frozen statistics in the max pass, whose samples are to be forgotten; train mode in the min pass.
+    """
+
+    name = "scrub"
+    Params = ScrubParams
+    params: ScrubParams
+
+    def plan(self, workspace: Workspace) -> Plan:
+        """Each epoch: a max pass over the forget set (in the first ``msteps``), then a min pass over the retain set."""
+        p, ws = self.params, workspace
+        phase = partial(
+            Phase,
+            optimizer=OptimizerSpec("sgd", p.lr, p.weight_decay, p.momentum),
+            batch_size=p.batch_size,
+            teacher="original",
+        )
+        forget, retain = everything(ws.labels("forget")), everything(ws.labels("retain"))
+        ascend = partial(max_loss, temperature=p.temperature)
+        descend = partial(min_loss, alpha=p.alpha, gamma=p.gamma, temperature=p.temperature)
+        for epoch in range(p.epochs):
+            lr_scale = p.lr_decay ** sum(epoch >= start for start in p.lr_decay_epochs)
+            away = None
+            if epoch < p.msteps:
+                away = yield phase(ascend, forget=forget, lr_scale=lr_scale, frozen_statistics=True)
+            stats = yield phase(descend, retain=retain, lr_scale=lr_scale)
+            told = {} if away is None else {"loss_max": away.loss}
+            seconds = stats.seconds + (away.seconds if away is not None else 0.0)
+            ws.record(epoch=epoch, loss=stats.loss, **told, seconds=seconds)
+        return {}

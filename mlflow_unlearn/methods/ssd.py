@@ -1,0 +1,92 @@
+"""Selective Synaptic Dampening: shrink the weights that matter more to the forget set than to all of the data.
+
+Foster, Schoepf and Brintrup, "Fast Machine Unlearning Without Retraining Through Selective Synaptic Dampening",
+AAAI 2024, arXiv 2308.07707.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from mlflow_unlearn.compute import eval_mode
+from mlflow_unlearn.methods._api import Method, Params, Plan, Workspace
+
+CHUNK_BYTES = 2**28
+"""Memory for the gradients of the samples that are differentiated at once."""
+
+
+def squared_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[dict[str, Tensor], int]:
+    """``Σ_n (∂ log p(y_n | x_n) / ∂θ)²`` by name of each trainable parameter, in float64, and the number of samples.
+
+    *Per-sample* gradients: the square of a batch's mean gradient would be another, smaller number. The model is in eval
+    mode, so that no sample's gradient depends on another one; batches ``([B, C, H, W], [B])`` of any size and order
+    give the same sum.
+    """
+    trainable = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    rest = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+    rest |= {name: b.detach() for name, b in model.named_buffers()}
+
+    def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        logits = functional_call(model, {**parameters, **rest}, (image[None],))
+        return torch.nn.functional.cross_entropy(logits.float(), label[None])
+
+    each = vmap(grad(loss), in_dims=(None, 0, 0))
+    total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in trainable.items()}
+    count = 0
+    with eval_mode(model):
+        for images, labels in batches:
+            for name, gradient in each(trainable, images, labels).items():
+                total[name] += gradient.square().sum(dim=0)
+            count += len(labels)
+    return total, count
+
+
+def dampened(weight: Tensor, forget: Tensor, everything: Tensor, alpha: float, lam: float) -> Tensor:
+    """``θ · min(λ · I_D / I_f, 1)`` where ``I_f > α · I_D``, else θ (equation 4): all of one shape.
+
+    >>> dampened(torch.ones(2), torch.tensor([8.0, 1.0]), torch.tensor([2.0, 2.0]), alpha=1.0, lam=1.0)
+    tensor([0.2500, 1.0000])
+    """
+    fires = forget > alpha * everything
+    factor = torch.where(fires, lam * everything / forget, 1.0).clamp(max=1.0)
+    return weight * factor.to(weight.dtype)
+
+
+class SsdParams(Params):
+    """Hyperparameters of SSD; the defaults are the authors' for a ResNet18. Nothing is trained."""
+
+    alpha: float = Field(10.0, gt=0, le=1e6, json_schema_extra={"search": {"low": 0.5, "high": 100.0, "log": True}})
+    lam: float = Field(1.0, gt=0, le=100, json_schema_extra={"search": {"low": 0.1, "high": 5.0, "log": True}})
+
+
+class Ssd(Method):
+    """Importances at the original's weights in eval mode, applied once; BatchNorm statistics stay as they are."""
+
+    name = "ssd"
+    Params = SsdParams
+    params: SsdParams
+    stochastic = False
+
+    def plan(self, workspace: Workspace) -> Plan:
+        """One pass of per-sample gradients over the forget set, one over the retain set, and no phase."""
+        p, ws = self.params, workspace
+        share = len(ws.labels("forget")) / (len(ws.labels("forget")) + len(ws.labels("retain")))
+        if p.alpha * share >= 1:
+            ws.warn(
+                f"SSD cannot select a weight: I_D contains I_f, so at this share of forgotten samples their ratio is "
+                f"at most {1 / share:.1f} and never above alpha = {p.alpha:g}; use a smaller alpha"
+            )
+        size = 4 * sum(parameter.numel() for parameter in ws.model.parameters() if parameter.requires_grad)
+        chunk = max(1, min(128, CHUNK_BYTES // max(1, size)))
+        forget, n_forget = squared_gradients(ws.model, ws.batches("forget", chunk))
+        retain, n_retain = squared_gradients(ws.model, ws.batches("retain", chunk))
+        state = ws.snapshot()
+        for name, importance in forget.items():
+            everything = (importance + retain[name]) / (n_forget + n_retain)
+            state[name] = dampened(state[name], importance / n_forget, everything, p.alpha, p.lam)
+        ws.restore(state)
+        return {}
+        yield  # a generator without a phase

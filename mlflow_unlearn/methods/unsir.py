@@ -1,0 +1,87 @@
+"""UNSIR: learn noise that the model finds most unlike a class, damage the class with it, and repair the rest.
+
+Tarun et al., "Fast Yet Effective Machine Unlearning", TNNLS 2023, arXiv 2111.08947.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, TensorDataset
+
+from mlflow_unlearn.data.splits import wholly_forgotten
+from mlflow_unlearn.methods._api import Method, OptimizerSpec, Params, Phase, Plan, Workspace, sample
+from mlflow_unlearn.methods.retrain import cross_entropy
+
+
+def noise_loss(noise: Tensor, logits: Tensor, labels: Tensor, penalty: float) -> Tensor:
+    """``mean over the noise of (−CE(z, label) + λ · ‖noise‖²)``, a scalar (equation 2).
+
+    Args:
+        noise: ``[N, C, H, W]``.
+        logits: of the noise, ``[N, K]``.
+        labels: the class that each is to be unlike, ``[N]``.
+        penalty: λ ≥ 0.
+    """
+    away = torch.nn.functional.cross_entropy(logits, labels)
+    return penalty * noise.flatten(1).square().sum(dim=1).mean() - away
+
+
+class UnsirParams(Params):
+    """Hyperparameters of UNSIR; the defaults are the authors'.
+
+    ``lr`` and ``epochs`` are those of the impair passes. For each forgotten class ``batch_size`` noise images are
+    learned in ``noise_steps`` steps and read ``copies`` times a pass.
+    """
+
+    noise_steps: int = Field(40, ge=1, le=10000)
+    noise_lr: float = Field(0.1, gt=0, le=10)
+    penalty: float = Field(0.1, ge=0, le=100)
+    copies: int = Field(20, ge=1, le=1000)
+    retain_fraction: float = Field(0.2, gt=0, le=1)
+    epochs: int = Field(1, ge=1, le=1000)
+    lr: float = Field(0.02, gt=0, le=10, json_schema_extra={"search": {"factor": 20.0, "log": True}})
+    repair_epochs: int = Field(1, ge=1, le=1000)
+    repair_lr: float = Field(0.01, gt=0, le=10, json_schema_extra={"search": {"factor": 20.0, "log": True}})
+    batch_size: int = Field(256, ge=2, le=65536)
+
+
+class Unsir(Method):
+    """The forget samples themselves are never read, only the names of their classes.
+
+    BatchNorm: eval mode while noise is learned, train mode while impairing and repairing.
+    """
+
+    name = "unsir"
+    Params = UnsirParams
+    params: UnsirParams
+
+    def plan(self, workspace: Workspace) -> Plan:
+        """Noise for each forgotten class, impair passes on noise and a retain sample, repair passes on the sample."""
+        p, ws = self.params, workspace
+        classes = torch.unique(ws.labels("forget"))
+        kept = classes[~torch.isin(classes, wholly_forgotten(ws.labels("forget"), ws.labels("retain")))]
+        if len(kept):
+            ws.warn(
+                f"UNSIR forgets whole classes, and {len(kept)} of the {len(classes)} classes of this forget set are "
+                "retained as well: it damages and repairs them as a whole"
+            )
+        images, _ = next(iter(ws.batches("retain", 1)))
+        shape = (p.batch_size, *images.shape[1:])
+        noise, labels = [], []
+        for label in classes.tolist():
+            start = torch.randn(shape, generator=ws.generator)
+            target = torch.full((p.batch_size,), label)
+            loss = partial(noise_loss, penalty=p.penalty)
+            noise.append(ws.learn_inputs(start, target, loss, OptimizerSpec("adam", p.noise_lr), p.noise_steps))
+            labels.append(target)
+        synthetic: Dataset[Any] = ConcatDataset([TensorDataset(torch.cat(noise), torch.cat(labels))] * p.copies)
+        retain = sample(ws.labels("retain"), p.retain_fraction, ws.generator)
+        impair = Phase(cross_entropy, OptimizerSpec("adam", p.lr), p.batch_size, retain=retain, synthetic=synthetic)
+        repair = Phase(cross_entropy, OptimizerSpec("adam", p.repair_lr), p.batch_size, retain=retain)
+        for epoch, phase in enumerate([impair] * p.epochs + [repair] * p.repair_epochs):
+            stats = yield phase
+            ws.record(epoch=epoch, loss=stats.loss, seconds=stats.seconds)
+        return {}
