@@ -6,6 +6,7 @@ import sys
 import traceback
 import types
 import typing
+import warnings
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -15,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from mlflow_unlearn import __version__
 from mlflow_unlearn.config import COMMANDS, Command, options
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
 
 
 class Terminated(BaseException):
@@ -102,6 +103,7 @@ def cli() -> None:
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: one sentence for bad input, a traceback only for our own bugs or --debug."""
     arguments = sys.argv[1:] if argv is None else argv
+    warnings.showwarning = _show_warning
     signal.signal(signal.SIGTERM, _stop)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else Ctrl-C is ignored, as in background jobs
         signal.signal(signal.SIGINT, _stop)
@@ -127,6 +129,17 @@ def main(argv: list[str] | None = None) -> NoReturn:
         click.echo("Terminated: nothing was registered, requests stay as they were.", err=True)
         code = 143
     sys.exit(code)
+
+
+_show_other_warning = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Our own warnings are a sentence; where in the code it was said is no use to its reader."""
+    if issubclass(category, UnlearnWarning):
+        click.echo(f"Warning: {message}", err=True)
+    else:
+        _show_other_warning(message, category, *where, **more)
 
 
 def _wants_debug(arguments: list[str]) -> bool:

@@ -105,7 +105,7 @@ class Unlearn(Hardware, Reads, Command):
         None, description="Forget spec instead of the pending requests: it is filed as a request of its own."
     )
     hash_ids: bool = Field(False, description="Store salted SHA-256 of the forgotten ids instead of the ids.")
-    method: str = Field("lotus", description="Unlearning method.")
+    method: str = Field("lotus", description="Unlearning method; see `mlflow-unlearn methods`.")
     params: Text = Field(None, description="Hyperparameters: JSON or a YAML file; default: the published settings.")
     gold_uri: Text = Field(None, description="A model retrained without the forget set, to compare with.")
     register_as: Text = Field(None, description="Name to register under; default: the name of the source.")
@@ -142,6 +142,30 @@ class Evaluate(Hardware, Reads, Command):
     seed: Seed = Field(0, description="Seed of the bootstrap and of the attack's folds.")
 
 
+class Compare(Hardware, Reads, Command):
+    """Compare unlearning methods with each other and with retraining, over several seeds; resumes where it stopped."""
+
+    example = "mlflow-unlearn compare --model-uri models:/clf/1 --methods lotus,scrub,salun --seeds 3"
+
+    model_uri: str = Field(description="The version to unlearn: models:/NAME/VERSION, models:/NAME@ALIAS, …")
+    methods: str = Field("all", description="Methods, separated by commas, or all; see `mlflow-unlearn methods`.")
+    seeds: str = Field("3", description="Seeds of the unlearning: how many, or a list such as 0,5,7.")
+    forget: Text = Field(None, description="Forget spec instead of the pending requests; one set for all seeds.")
+    hash_ids: bool = Field(False, description="Store salted SHA-256 of the forgotten ids instead of the ids.")
+    params: Text = Field(None, description='Hyperparameters by method, JSON or a YAML file: {"scrub": {"alpha": 0.5}}.')
+    gold_uri: Text = Field(
+        None, description="A model retrained without the forget set; default: retrained here, once a seed."
+    )
+    register_: Literal["none", "best"] = Field("none", alias="register", description="What to register: none or best.")
+    register_as: Text = Field(None, description="Name to register under; default: the name of the source.")
+
+
+class Methods(Command):
+    """List the unlearning methods with their hyperparameters, those of plugins too. Makes no run."""
+
+    example = "mlflow-unlearn methods"
+
+
 class Data(Command):
     """Show what a data source holds: counts by split and class, digests. Makes no run."""
 
@@ -157,6 +181,8 @@ COMMANDS: dict[str, type[Command]] = {
     "unlearn": Unlearn,
     "tune": Tune,
     "evaluate": Evaluate,
+    "compare": Compare,
+    "methods": Methods,
     "data": Data,
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,8 +17,10 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mlflow_unlearn import forget_requests, tracking
+from mlflow_unlearn.compute import isolated_rng
 from mlflow_unlearn.config import Hardware as HardwareConfig
 from mlflow_unlearn.config import Reads
+from mlflow_unlearn.data.datasets import Augmented
 from mlflow_unlearn.data.forget import resolve_forget, retained
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.splits import Splits
@@ -26,6 +29,8 @@ from mlflow_unlearn.evaluation import Readings, read_splits
 from mlflow_unlearn.forget_requests import ForgetRequest
 from mlflow_unlearn.forward import Hardware
 from mlflow_unlearn.loop import resolve_hardware
+from mlflow_unlearn.methods import get_method
+from mlflow_unlearn.models import builder_like
 from mlflow_unlearn.progress import note
 from mlflow_unlearn.registry import Record, Version, example_images, input_example, load_module, open_version
 from mlflow_unlearn.view import View, check_alike, check_outputs, make_splits, open_view, training_mask
@@ -206,6 +211,51 @@ def find_requests(
             state = "stays pending" if request.pending else "is not carried out again"
             note(f"Note: request {request.id} {state}: only the given forget set is carried out.")
     return tuple(known), forget, next(iter(salts), None)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a version was trained before anything was unlearned, as far as its record tells.
+
+    Attributes:
+        params: hyperparameters of `retrain`; empty where nothing is recorded.
+        augment: random augmentation of the training images.
+        fresh: builds a randomly initialised model of the version's architecture.
+    """
+
+    params: Mapping[str, Any]
+    augment: str
+    fresh: Callable[[], nn.Module]
+
+    def splits(self, splits: Splits) -> Splits:
+        """The splits with the retain set as it was trained on."""
+        return splits if self.augment == "none" else replace(splits, retain=Augmented(splits.retain, self.augment))
+
+
+def training_recipe(job: Job, config: Reads) -> Recipe:
+    """The recipe of the version, or of the one that it was unlearned from."""
+    version, record = job.version, job.version.record
+    while record is not None and record.method not in ("train", "retrain") and record.source_uri is not None:
+        version = open_version(job.client, record.source_uri, job.folder)
+        record = version.record
+    recorded = record.recipe if record is not None and record.method in ("train", "retrain") else None
+    if recorded is None:
+        note(f"Note: {version.uri} does not record how it was trained; retraining takes the defaults of `retrain`.")
+    known = get_method("retrain").Params.model_fields
+    own = job.version.record
+    shape = job.view.shape
+    if shape is None:
+        raise ValueError("open_job sets the shape")
+    with isolated_rng(0):
+        fresh = builder_like(
+            job.module,
+            config.architecture or (own.architecture if own is not None else None),
+            len(job.view.classes),
+            (shape[0], shape[1], shape[2]),
+        )
+    recipe = recorded or {}
+    params = {key: value for key, value in recipe.items() if key in known}
+    return Recipe(params, recipe.get("augment", "none"), fresh)
 
 
 def open_gold(

@@ -57,8 +57,8 @@ def run(
     """Carry out a method's plan on a copy of ``model``.
 
     The caller's model, the global random states and the grad mode are untouched. Same seed, same machine, same
-    versions: bit-identical weights. ``fresh`` builds a randomly initialised model of the same architecture; without it
-    each module's own ``reset_parameters`` makes one of a copy.
+    versions: bit-identical weights. ``fresh`` builds a randomly initialised model of the same architecture for a
+    plan that starts anew; without it each module's own ``reset_parameters`` makes one of a copy.
 
     Raises:
         UnlearnError: no parameter can be trained, or the loss is not finite.
@@ -160,11 +160,10 @@ class _Desk:
         return learned.detach().cpu()
 
     def reinitialise(self) -> None:
-        self.model.load_state_dict(self._random_twin().state_dict())
-
-    def _random_twin(self) -> nn.Module:
-        twin = randomised(self.model) if self._fresh is None else self._fresh()
-        return twin.to(self.hardware.device)
+        fresh = (randomised(self.model) if self._fresh is None else self._fresh()).state_dict()
+        # What is frozen has learned nothing from these data, and nothing would train it again.
+        fresh |= {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
+        self.model.load_state_dict(fresh)
 
     def warn(self, sentence: str) -> None:
         self.warnings.append(sentence)
@@ -234,7 +233,8 @@ class _Desk:
 
     def _teacher_logits(self, phase: Phase, images: Tensor, forget: Tensor, index: Tensor) -> Tensor:
         if phase.teacher == "random on forget" and self._random_teacher is None:
-            self._random_teacher = Teacher(self._random_twin(), self._datasets, self.hardware)
+            twin = randomised(self.teacher.model)
+            self._random_teacher = Teacher(twin, self._datasets, self.hardware)
         teachers = {"forget": self._random_teacher or self.teacher, "retain": self.teacher}
         parts = [(mask, role) for mask, role in ((forget, "forget"), (~forget, "retain")) if mask.any()]
         logits = [teachers[role].logits(role, index[mask], images[mask]) for mask, role in parts]

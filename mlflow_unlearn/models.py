@@ -3,8 +3,9 @@
 import copy
 import hashlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -84,6 +85,19 @@ def randomised(model: nn.Module) -> nn.Module:
             for parameter in module.parameters(recurse=False):
                 nn.init.normal_(parameter, std=0.02)
     return twin
+
+
+def builder_like(
+    model: nn.Module, architecture: str | None, num_classes: int, image_shape: tuple[int, int, int]
+) -> Callable[[], nn.Module]:
+    """What makes randomly initialised models like ``model``: its architecture where known, else `randomised`."""
+    if architecture is not None:
+        wanted = {name: value.shape for name, value in model.state_dict().items()}
+        for small in (None, False, True):
+            build = partial(build_model, architecture, num_classes, image_shape, small=small)
+            if {name: value.shape for name, value in build().state_dict().items()} == wanted:
+                return build
+    return partial(randomised, model)
 
 
 def _torchvision(name: str, num_classes: int, channels: int, small: bool) -> nn.Module:

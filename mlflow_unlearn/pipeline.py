@@ -1,4 +1,4 @@
-"""The whole flow, command by command: read this file first (`train` is in `training`, `tune` in `tune`)."""
+"""The whole flow, command by command: read this file first (`train`, `tune` and `compare` have files of their own)."""
 
 import secrets
 import sys
@@ -11,14 +11,23 @@ import numpy.typing as npt
 from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn import config, forget_requests, tracking
+from mlflow_unlearn.compare import compare as compare_methods
 from mlflow_unlearn.data.forget import resolve_forget, retained
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.sources import load_source
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
 from mlflow_unlearn.evaluation import compare, read_splits
-from mlflow_unlearn.job import Job, open_gold, open_job, parse_params, pick_hardware
-from mlflow_unlearn.methods import get_method
+from mlflow_unlearn.job import (
+    Job,
+    open_gold,
+    open_job,
+    parse_params,
+    pick_hardware,
+    training_recipe,
+)
+from mlflow_unlearn.methods import all_methods, get_method, plugin_failures
 from mlflow_unlearn.models import weights_digest
+from mlflow_unlearn.progress import note
 from mlflow_unlearn.publishing import log_epoch, log_final, log_metrics, nothing_to_unlearn, publish, target_name
 from mlflow_unlearn.registry import Version, check_name, load_module, open_version
 from mlflow_unlearn.report import table
@@ -43,22 +52,24 @@ def unlearn(options: config.Unlearn) -> None:
 
         original = job.read_original(force=options.force)
         job = job.filed(options)
+        recipe = training_recipe(job, options) if options.method == "retrain" else None
         result = unlearn_model(
             job.module,
-            job.splits,
+            job.splits if recipe is None else recipe.splits(job.splits),
             method=options.method,
-            params=params,
+            params=params if recipe is None else {**recipe.params, **params},
             seed=options.seed,
             device=job.hardware.device,
             precision=job.hardware.precision,
             num_workers=options.num_workers,
             progress=progress,
+            fresh=None if recipe is None else recipe.fresh,
             on_epoch=log_epoch,
         )
         mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})
         log_final(result)
         if weights_digest(result.model) == weights_digest(job.module):
-            raise NothingToUnlearn(nothing_to_unlearn(result.final))
+            raise NothingToUnlearn(nothing_to_unlearn(options.method, result))
 
         readings = {
             "original": original,
@@ -66,8 +77,10 @@ def unlearn(options: config.Unlearn) -> None:
         }
         if gold_module is not None:
             readings["gold"] = read_splits(gold_module, job.splits, job.hardware, name="gold")
-        recipe = {**result.params, "seed": options.seed}
-        publish(job, run_id, name, result, options.method, recipe, readings, options)
+        used = {**result.params, "seed": options.seed}
+        if recipe is not None:
+            used["augment"] = recipe.augment
+        publish(job, run_id, name, result, options.method, used, readings, options)
 
 
 def request(options: config.Request) -> None:
@@ -158,6 +171,13 @@ def data(options: config.Data) -> None:
             raise UnlearnError(f"the list of ids cannot be written to {options.ids!r} ({error.strerror})") from error
 
 
+def methods(options: config.Methods) -> None:
+    """Print every method with its hyperparameters, and the plugins that could not be loaded."""
+    table.show_methods(all_methods())
+    for name, reason in plugin_failures().items():
+        note(f"Warning: the method {name!r} cannot be used: {reason}")
+
+
 def evaluated_forget_set(
     client: MlflowClient, version: Version, view: View, mask: npt.NDArray[np.bool_], options: config.Evaluate
 ) -> tuple[npt.NDArray[np.int64], str | None]:
@@ -189,5 +209,7 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "unlearn": unlearn,
     "tune": tune,
     "evaluate": evaluate,
+    "compare": compare_methods,
+    "methods": methods,
     "data": data,
 }

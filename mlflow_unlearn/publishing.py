@@ -55,6 +55,8 @@ def publish(
         "unlearn.run_id": run_id,
         "unlearn.weights_sha256": weights_digest(result.model),
     }
+    if result.warnings:
+        tags["unlearn.warning"] = "; ".join(result.warnings)
     residual = residual_accuracy(readings["unlearned"])
     if residual is not None and residual > INCOMPLETE:
         tags["unlearn.incomplete"] = f"accuracy {residual:.4f} on the wholly forgotten part of the forget set"
@@ -84,8 +86,16 @@ def target_name(job: Job, register_as: str | None) -> str:
     return name
 
 
-def nothing_to_unlearn(final: Mapping[str, float]) -> str:
+def nothing_to_unlearn(method: str, result: Result) -> str:
     """Why a run that left the weights as they were is no unlearning."""
+    if "acc_val" not in result.final:
+        why = f" ({'; '.join(result.warnings)})" if result.warnings else ""
+        return f"nothing was unlearned: {method} left every weight as it was{why}"
+    return known_no_better(result.final)
+
+
+def known_no_better(final: Mapping[str, float]) -> str:
+    """The sentence of LoTUS's stopping rule before the first pass."""
     shown = {"acc_forget": "acc_forget", "acc_val": "A_u"}
     return (
         "nothing to unlearn: the model knows these samples no better than unseen ones "

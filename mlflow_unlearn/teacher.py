@@ -1,15 +1,15 @@
 """The frozen teacher: deterministic, so its logits are computed once where its inputs do not change."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from mlflow_unlearn.compute import autocast, evaluating
-from mlflow_unlearn.forward import Hardware
+from mlflow_unlearn.forward import BATCH_SIZE, Hardware
 
 
 def is_deterministic(dataset: Dataset[Any]) -> bool:
@@ -53,6 +53,15 @@ class Teacher:
     def caching(self) -> bool:
         """Whether logits are (still) served from the cache."""
         return self._caching
+
+    def fill(self, datasets: Mapping[str, Dataset[Any]], roles: Iterable[str]) -> None:
+        """Compute the logits of whole sets beforehand, where they may be cached without watching."""
+        for role in roles:
+            if self._caching and role not in self._watched:
+                start = 0
+                for images, _ in DataLoader(datasets[role], BATCH_SIZE, num_workers=self.hardware.num_workers):
+                    self.logits(role, torch.arange(start, start + len(images)), images)
+                    start += len(images)
 
     def logits(self, role: str, indices: Tensor, images: Tensor) -> Tensor:
         """The teacher's logits ``[B, K]`` for samples ``indices [B]`` of a set, whose inputs are ``images``."""

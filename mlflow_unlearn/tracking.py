@@ -141,6 +141,20 @@ def run(name: str, config: Command) -> Iterator[str]:
             raise
 
 
+@contextmanager
+def nested_run(name: str) -> Iterator[str]:
+    """A run inside the command's run: yields its id; FINISHED, FAILED with the sentence as a tag, or KILLED after."""
+    with mlflow.start_run(run_name=name, nested=True) as nested:
+        run_id: str = nested.info.run_id
+        try:
+            yield run_id
+        except BaseException as error:
+            if isinstance(error, UnlearnError):
+                tag_error(run_id, str(error))
+            mlflow.end_run("FAILED" if isinstance(error, Exception) else "KILLED")
+            raise
+
+
 def recorded_options(config: Command, *names: str) -> dict[str, Any]:
     """The options (or those named) as they are recorded: with ``hash_ids`` a forget spec is told by its kind alone."""
     values = config.model_dump(by_alias=True)

@@ -19,25 +19,23 @@ from rich.table import Table
 from mlflow_unlearn import config, tracking
 from mlflow_unlearn.data.splits import wholly_forgotten
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
-from mlflow_unlearn.evaluation import Metrics, Readings, compute_metrics, read_splits
+from mlflow_unlearn.evaluation import Metrics, Readings, read_splits
 from mlflow_unlearn.job import Job, open_job
+from mlflow_unlearn.judging import CONSTRAINTS, JUDGED, constraints, on_validation
 from mlflow_unlearn.loop import Epoch
 from mlflow_unlearn.methods import Params, get_method
 from mlflow_unlearn.methods.lotus import has_forgotten, unseen_accuracy
 from mlflow_unlearn.models import model_family, weights_digest
 from mlflow_unlearn.progress import note, track
-from mlflow_unlearn.publishing import log_epoch, log_final, nothing_to_unlearn, publish, target_name
+from mlflow_unlearn.publishing import known_no_better, log_epoch, log_final, publish, target_name
 from mlflow_unlearn.registry import check_name
 from mlflow_unlearn.teacher import Teacher
 from mlflow_unlearn.unlearning import Result, unlearn
 
 METHOD = "lotus"
 OBJECTIVE = "rf_jsd_val"
-MAX_LOSS_VAL, MAX_LOSS_RETAIN = 0.01, 0.02
 SALT_OF_TASKS = "00"
 """Of the forget set's digest in the study, which only has to be comparable."""
-JUDGED = ("forget", "retain", "val")
-"""The sets that trials read. The test set is read once, for the winner."""
 
 
 @dataclass
@@ -65,7 +63,7 @@ def tune(options: config.Tune) -> None:
         original = job.read_original(force=options.force)
         job = job.filed(options)
         _check_worthwhile(job, original)
-        before = on_validation(original, original, options.seed)
+        before = on_validation(original, original, seed=options.seed)
         if OBJECTIVE in before.missing:
             raise UnlearnError(
                 f"tune judges by {OBJECTIVE}, which is not computed here ({before.missing[OBJECTIVE]}): use unlearn"
@@ -126,42 +124,6 @@ def search_space(published: Params) -> dict[str, BaseDistribution]:
     return space
 
 
-def on_validation(readings: Readings, original: Readings, seed: int) -> Metrics:
-    """The metrics with the validation set in the place of the test set, under names that say so (``rf_jsd_val``, …).
-
-    A little optimistic for a method that calibrates itself on the validation set's accuracy, as LoTUS does.
-    """
-    measured = compute_metrics(
-        {"forget": readings["forget"], "retain": readings["retain"], "test": readings["val"]},
-        original_test=original["val"],
-        seed=seed,
-    )
-    renamed = Metrics()
-    plain = {"acc_forget": "acc_forget", "acc_retain": "acc_retain", "acc_test": "acc_val"}
-    judged = ("mia", "mia_excess", "mia_auc", "mia_auc_low", "mia_auc_high", "entropy_ks", "rf_jsd")
-    names = plain | {key: f"{key}_val" for key in judged}
-    # mia_auc_val_low reads as the lower end of mia_auc_val.
-    names |= {f"mia_auc_{end}": f"mia_auc_val_{end}" for end in ("low", "high")}
-    for key, new in names.items():
-        if key in measured:
-            renamed[new] = measured[key]
-        else:
-            renamed.missing[new] = measured.missing[key].replace("test set", "validation set")
-    return renamed
-
-
-def constraints(metrics: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
-    """Each is met where it is ≤ 0: little utility lost, and no significant over-forgetting (where it was measured)."""
-    values = {
-        "acc_val": before["acc_val"] - metrics["acc_val"] - MAX_LOSS_VAL,
-        "acc_retain": before["acc_retain"] - metrics["acc_retain"] - MAX_LOSS_RETAIN,
-    }
-    if "mia_auc_val_high" in metrics:  # else too few samples are forgotten to measure it
-        values["over_forgetting"] = 0.5 - metrics["mia_auc_val_high"]
-    # 0.9 − 0.89 is a hair above 0.01 in floating point.
-    return {name: 0.0 if abs(value) < 1e-12 else value for name, value in values.items()}
-
-
 def _check_worthwhile(job: Job, original: Readings) -> None:
     labels, predictions = (
         {role: torch.from_numpy(np.asarray(getattr(original[role], field))) for role in JUDGED}
@@ -171,7 +133,7 @@ def _check_worthwhile(job: Job, original: Readings) -> None:
     a_u = unseen_accuracy(labels["forget"], labels["val"], predictions["val"], forgotten)
     acc_forget = (predictions["forget"] == labels["forget"]).double().mean().item()
     if has_forgotten(acc_forget, a_u):
-        raise NothingToUnlearn(nothing_to_unlearn({"acc_forget": acc_forget, "acc_val": a_u}))
+        raise NothingToUnlearn(known_no_better({"acc_forget": acc_forget, "acc_val": a_u}))
 
 
 def _open_study(options: config.Tune, default_name: str) -> optuna.Study:
@@ -228,13 +190,13 @@ def _run_trial(
     best: _Best,
 ) -> None:
     trial = study.ask(space)
-    with mlflow.start_run(run_name=f"trial {trial.number}", nested=True) as nested:
-        try:
-            trial.set_user_attr("run_id", nested.info.run_id)
+    try:
+        with tracking.nested_run(f"trial {trial.number}") as nested_id:
+            trial.set_user_attr("run_id", nested_id)
             mlflow.log_params({f"unlearn.params.{key}": value for key, value in trial.params.items()})
             result = _unlearn(trial.params, job, teacher, options, log_epoch)
             readings = read_splits(result.model, job.splits, replace(job.hardware, progress=False), roles=JUDGED)
-            metrics = on_validation(readings, original, options.seed)
+            metrics = on_validation(readings, original, seed=options.seed)
             violations = constraints(metrics, before)
             for name, value in violations.items():
                 trial.set_constraint(name, value)
@@ -244,18 +206,15 @@ def _run_trial(
             mlflow.log_metrics({**metrics, "feasible": float(feasible), "unlearn_seconds": result.seconds})
             mlflow.set_tags({"unlearn.weights_sha256": digest, "unlearn.study": study.study_name})
             study.tell(trial, metrics[OBJECTIVE])
-        except UnlearnError as error:
-            # A setting that diverges is a result of the search, not its end.
+    except UnlearnError as error:
+        # A setting that diverges is a result of the search, not its end.
+        study.tell(trial, state=TrialState.FAIL)
+        note(f"Note: trial {trial.number} failed: {error}")
+        return
+    except BaseException:
+        if not study.trials[trial.number].state.is_finished():
             study.tell(trial, state=TrialState.FAIL)
-            tracking.tag_error(nested.info.run_id, str(error))
-            mlflow.end_run("FAILED")
-            note(f"Note: trial {trial.number} failed: {error}")
-            return
-        except BaseException as error:
-            if not study.trials[trial.number].state.is_finished():
-                study.tell(trial, state=TrialState.FAIL)
-            mlflow.end_run("FAILED" if isinstance(error, Exception) else "KILLED")
-            raise
+        raise
     if feasible and metrics[OBJECTIVE] < best.value:
         best.value, best.number, best.result = metrics[OBJECTIVE], trial.number, result
 
@@ -287,8 +246,7 @@ def _winner(study: optuna.Study) -> optuna.trial.FrozenTrial:
     except ValueError as error:
         finished = sum(trial.state == TrialState.COMPLETE for trial in study.trials)
         raise NothingToUnlearn(
-            f"none of {len(study.trials)} trials ({finished} finished) met the constraints: "
-            f"acc_val loss ≤ {MAX_LOSS_VAL}, acc_retain loss ≤ {MAX_LOSS_RETAIN}, mia_auc_val_high ≥ 0.5; "
+            f"none of {len(study.trials)} trials ({finished} finished) met the constraints: {CONSTRAINTS}; "
             "nothing was registered, give more trials"
         ) from error
 

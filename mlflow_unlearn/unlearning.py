@@ -74,8 +74,8 @@ def unlearn(
         progress: bars on standard error, if that is a terminal.
         cache_teacher: whether the teacher's logits are computed once; None decides by watching the inputs.
         teacher: shared by several calls on the same model, splits and seed, so that they compute its logits once.
-        fresh: builds a randomly initialised model of the same architecture, for `retrain` and `bad_teacher`; without it
-            each module's own ``reset_parameters`` makes one of a copy.
+        fresh: builds a randomly initialised model of the same architecture, for ``retrain``; without it each module's
+            own ``reset_parameters`` makes one of a copy.
         on_epoch: called with each epoch's mapping as it is recorded.
 
     Raises:

@@ -2,17 +2,21 @@
 
 import importlib
 import inspect
+import itertools
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import mlflow_unlearn
 import mlflow_unlearn.methods
 import mlflow_unlearn.metrics
+from mlflow_unlearn.methods import BUILTIN
 
 MATHS = ["compute", "forward", "teacher", "loop", "unlearning", "evaluation", "models", "progress", "data.splits"]
 MODULES = MATHS + [
@@ -25,7 +29,11 @@ USE = """
 import sys
 from mlflow_unlearn import Splits, evaluate, unlearn
 from toy import original, splits
-result = unlearn(original(), splits(), params={"epochs": 1})
+from mlflow_unlearn.methods import BUILTIN
+cheap = {"epochs": 1, "noise_steps": 1, "copies": 1, "batch_size": 32}
+for name, method in BUILTIN.items():
+    params = {key: value for key, value in cheap.items() if key in method.Params.model_fields}
+    result = unlearn(original(), splits(), name, params)
 evaluate(result.model, splits(), original(), original())
 import importlib
 for name in sys.argv[1:]:
@@ -76,3 +84,72 @@ def test_the_public_api_is_what_it_says():
         assert getattr(mlflow_unlearn, name).__name__ == name
     with pytest.raises(AttributeError, match="has no attribute 'Splitz'"):
         mlflow_unlearn.Splitz  # noqa: B018
+
+
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "docs" / "methods"
+DOCUMENTED = {name: method for name, method in BUILTIN.items() if name != "lotus"}
+
+
+def table(path, header):
+    """The cells of the one table in a Markdown file that has this header."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    start = lines.index(header) + 2
+    return [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in itertools.takewhile(lambda line: line.startswith("|"), lines[start:])
+    ]
+
+
+def bounds(field):
+    """``[("", 1.0), ("<", 5.0)]`` for "1 to < 5"."""
+    signs = {"gt": ">", "ge": "", "le": "", "lt": "<"}
+    return [(sign, float(getattr(m, key))) for key, sign in signs.items() for m in field.metadata if hasattr(m, key)]
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_every_method_has_a_page_whose_table_is_the_codes(name):
+    page = PAGES / f"{name}.md"
+    rows = table(page, "| name | default | range | meaning |")
+    fields = DOCUMENTED[name].Params.model_fields
+    assert [row[0] for row in rows] == [f"`{field}`" for field in fields]
+    for (_, default, told, meaning), field in zip(rows, fields.values(), strict=True):
+        assert default == f"`{field.default!r}`" and meaning
+        choices = [f"`{choice}`" for choice in get_args(field.annotation)] if isinstance(field.default, str) else []
+        numbers = [(sign, float(value)) for sign, value in re.findall(r"([<>]?) ?(\d[\d.e+-]*)", told)]
+        assert told == ", ".join(choices) if choices else numbers == bounds(field), (told, field)
+    text = page.read_text(encoding="utf-8")
+    for part in (
+        "**Cost:**",
+        "**BatchNorm:**",
+        "## Known weaknesses",
+        "## Where we differ from published code, and why",
+    ):
+        assert text.count(part) == 1, part
+    assert len(text.splitlines()) <= 60
+
+
+def test_the_index_of_the_methods_is_the_registry():
+    links = [row[0] for row in table(PAGES / "README.md", "| name | paper | what it does | cost |")]
+    pages = {name: f"{name}.md" for name in BUILTIN} | {"lotus": "../method.md"}
+    assert links == [f"[`{name}`]({page})" for name, page in pages.items()]
+    assert {page.stem for page in PAGES.glob("*.md")} == {*DOCUMENTED, "README"}
+
+
+def test_contributing_shows_the_example_as_it_is():
+    example = ROOT / "plugins" / "example_method"
+    code = (example / "src" / "mlflow_unlearn_example" / "__init__.py").read_text(encoding="utf-8")
+    shown = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert f"```python\n{code}```\n" in shown
+    assert len(code.splitlines()) <= 60
+    entry = re.search(r"\[project\.entry-points.*\]\n.*\n", (example / "pyproject.toml").read_text(encoding="utf-8"))
+    for page in (shown, (example / "README.md").read_text(encoding="utf-8")):
+        assert f"```toml\n{entry.group()}```\n" in page
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES.glob("*.md"), ROOT / "CONTRIBUTING.md", ROOT / "plugins/example_method/README.md"]
+)
+def test_links_between_files_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target

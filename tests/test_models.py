@@ -1,14 +1,22 @@
 import hashlib
 import sys
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
-from toy import net
+from toy import net, original, same, state
 
 from mlflow_unlearn.compute import isolated_rng
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.models import build_model, load_weights, model_family, non_finite_tensor, weights_digest
+from mlflow_unlearn.models import (
+    build_model,
+    load_weights,
+    model_family,
+    non_finite_tensor,
+    randomised,
+    weights_digest,
+)
 
 
 def output(model, shape):
@@ -159,6 +167,95 @@ def test_the_weights_depend_on_the_global_generator_alone(architecture):
         with isolated_rng(seed):
             digests.append(weights_digest(build_model(architecture, 3, (1, 8, 8))))
     assert digests[0] == digests[1] != digests[2]
+
+
+def moved(model):
+    """The same model with every weight and statistic moved, so that none is as its initialisation left it."""
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value.add_(1)
+    return model
+
+
+class TestRandomised:
+    @staticmethod
+    def torchvision_vit():
+        from torchvision.models import VisionTransformer
+
+        return VisionTransformer(32, 16, 1, 1, 8, 8, num_classes=4)
+
+    @pytest.mark.parametrize(
+        "build",
+        [
+            *(partial(build_model, f"timm:test_{name}", 4, (3, 32, 32)) for name in ("resnet", "vit", "convnext")),
+            torchvision_vit,
+        ],
+        ids=["resnet", "vit", "convnext", "torchvision's vit"],
+    )
+    def test_nothing_of_a_trained_model_is_left(self, build):
+        """Two models of one architecture have the same twin, and of none of their tensors is a coordinate left."""
+        model = moved(build())
+        before = weights_digest(model)
+        with isolated_rng(0):
+            twin = randomised(model)
+        assert weights_digest(model) == before
+        with isolated_rng(0):
+            assert weights_digest(randomised(moved(model))) == weights_digest(twin)
+        with isolated_rng(1):
+            assert weights_digest(randomised(model)) != weights_digest(twin)
+        for name, value in twin.state_dict().items():
+            assert not (value == state(model)[name]).any(), f"{name} is still that of the model"
+        assert output(twin, (3, 32, 32)) == [2, 4]
+
+    def test_by_each_modules_own_initialisation(self):
+        """Convolution and linear layer: uniform within 1 / √(fan in), of 9 and of 128."""
+        with isolated_rng(0):
+            twin = randomised(moved(original()))
+        for layer, bound in ((twin[0], 1 / 3), (twin[6], 128**-0.5)):
+            for parameter in (layer.weight, layer.bias):
+                assert 0.7 * bound < parameter.abs().max() <= bound
+        norm = twin[1]
+        assert (norm.weight == 1).all() and (norm.bias == 0).all()
+        assert (norm.running_mean == 0).all() and (norm.running_var == 1).all() and norm.num_batches_tracked == 0
+
+    def test_parameters_of_no_layer(self):
+        """N(0, 0.02²): of 10,000 draws mean and standard deviation are within 4 / √10,000 of it."""
+
+        class Token(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.token = nn.Parameter(torch.full((100, 100), 5.0))
+
+        with isolated_rng(0):
+            token = randomised(Token()).token
+        assert token.std().item() == pytest.approx(0.02, rel=0.04) and abs(token.mean()) < 0.0008
+
+    def test_modes_and_flags_are_kept(self):
+        model = original().train()
+        model[1].eval()
+        model[0].requires_grad_(False)
+        twin = randomised(model)
+        assert [m.training for m in twin.modules()] == [m.training for m in model.modules()]
+        assert [p.requires_grad for p in twin.parameters()] == [p.requires_grad for p in model.parameters()]
+        assert not same(state(twin), state(model))
+
+    @pytest.mark.parametrize(
+        "wrap",
+        [
+            nn.utils.parametrizations.weight_norm,
+            pytest.param(
+                nn.utils.weight_norm,
+                marks=pytest.mark.xfail(strict=True, reason="Linear resets `weight`, which is no parameter any more"),
+            ),
+        ],
+        ids=["parametrised", "by a hook"],
+    )
+    def test_weights_that_a_layer_cannot_reset_itself(self, wrap):
+        layer = wrap(nn.Linear(4, 3))
+        with torch.no_grad():
+            layer(torch.zeros(1, 4))
+        twin = dict(randomised(layer).named_parameters())
+        assert not any(torch.equal(value, twin[name]) for name, value in layer.named_parameters())
 
 
 class TestLoadWeights:

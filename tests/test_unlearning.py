@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch.utils.data import TensorDataset
 from toy import Net, accuracy, class_splits, digits, global_state, net, original, same, splits, state
 
 from mlflow_unlearn import Splits, unlearn
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
 from mlflow_unlearn.models import weights_digest
 
 FAST = {"epochs": 2, "lr": 1e-3, "batch_size": 32}
@@ -203,7 +204,7 @@ class TestOptions:
             forget(device="gpu")
 
     def test_unknown_method(self):
-        with pytest.raises(UnlearnError, match="unknown method 'lotos': did you mean 'lotus'"):
+        with pytest.raises(UnlearnError, match="unknown method 'lotos': known methods, nearest first, are lotus, "):
             forget(method="lotos")
 
     @pytest.mark.parametrize(
@@ -211,7 +212,8 @@ class TestOptions:
         [
             (
                 {"alfa": 1},
-                "unknown hyperparameter 'alfa' of lotus: did you mean 'alpha'.* known are alpha, batch_size, ",
+                "unknown hyperparameter 'alfa' of lotus: did you mean 'alpha'. known are "
+                r"alpha \(> 0, ≤ 64\), batch_size \(≥ 2, ≤ 65536\), .*keep \(last \| closest\), .*, weight_decay",
             ),
             ({"lr": 2}, "hyperparameter lr = 2 of lotus is not usable: input should be less than or equal to 1"),
             ({"lr": float("nan")}, "hyperparameter lr = nan of lotus is not usable"),
@@ -248,6 +250,23 @@ class TestOptions:
         assert result.seconds >= sum(epoch["seconds"] for epoch in result.history) > 0
         captured = capsys.readouterr()
         assert captured.out == captured.err == ""
+
+    def test_what_may_spoil_the_result_is_a_warning_where_it_was_called_and_part_of_the_result(self):
+        with pytest.warns(UnlearnWarning, match="SSD cannot select a weight") as caught:
+            result = unlearn(original(), splits(), "ssd")
+        (warning,) = caught
+        assert warning.filename == __file__ and result.warnings == (str(warning.message),)
+
+    def test_no_warnings_where_there_is_nothing_to_warn_of(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UnlearnWarning)
+            assert forget().warnings == ()
+
+    def test_who_builds_the_fresh_model(self):
+        """At this rate training moves no weight by more than 10⁻⁶ of what the builder gave it."""
+        crawl = {"epochs": 1, "lr": 1e-9}
+        result = unlearn(original(), splits(), "retrain", crawl, fresh=lambda: net(5))
+        torch.testing.assert_close(dict(result.model.named_parameters()), dict(net(5).named_parameters()))
 
     def test_class_unlearning_ends_at_the_forgotten_class_unknown(self):
         """The whole of it: the class is gone, the others are not."""

@@ -117,7 +117,7 @@ class Workspace(Protocol):
         """Optimise ``images [N, C, H, W]`` by ``loss(images, logits, labels)``; the student, in eval mode, stays."""
 
     def reinitialise(self) -> None:
-        """Give the student fresh random weights."""
+        """Give the student fresh random weights; frozen parameters stay as they are."""
 
     def warn(self, sentence: str) -> None:
         """Tell the user something that does not stop the method."""

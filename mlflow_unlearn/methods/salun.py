@@ -90,6 +90,12 @@ class SalUn(Method):
     Params = SalUnParams
     params: SalUnParams
 
+    def __init__(self, params: Mapping[str, Any] | None = None, *, family: str = "cnn") -> None:
+        """Take what the inner objective publishes for the family, where nothing else is given."""
+        objective = _OBJECTIVES.get((params or {}).get("objective", "random_labels"))
+        inner = {} if objective is None else objective.by_family.get(family, {})
+        super().__init__({**inner, **(params or {})}, family=family)
+
     def plan(self, workspace: Workspace) -> Plan:
         """One pass over the forget set for the mask, then the passes of the objective."""
         p, ws = self.params, workspace

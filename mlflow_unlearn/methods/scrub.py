@@ -6,7 +6,7 @@ Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023, arXiv 230
 from functools import partial
 
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from mlflow_unlearn.methods._api import Batch, Method, OptimizerSpec, Params, Phase, Plan, Workspace, everything
@@ -44,7 +44,7 @@ class ScrubParams(Params):
     epochs: int = Field(10, ge=1, le=1000, json_schema_extra={"search": {"factor": 2.0}})
     lr: float = Field(5e-4, gt=0, le=1, json_schema_extra={"search": {"factor": 10.0, "log": True}})
     lr_decay: float = Field(0.1, gt=0, le=1)
-    lr_decay_epochs: tuple[int, ...] = (5, 8)
+    lr_decay_epochs: tuple[NonNegativeInt, ...] = (5, 8)
     batch_size: int = Field(128, ge=2, le=65536)
     weight_decay: float = Field(5e-4, ge=0, le=1)
     momentum: float = Field(0.9, ge=0, lt=1)

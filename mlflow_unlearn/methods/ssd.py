@@ -79,6 +79,7 @@ class Ssd(Method):
                 f"SSD cannot select a weight: I_D contains I_f, so at this share of forgotten samples their ratio is "
                 f"at most {1 / share:.1f} and never above alpha = {p.alpha:g}; use a smaller alpha"
             )
+            return {}
         size = 4 * sum(parameter.numel() for parameter in ws.model.parameters() if parameter.requires_grad)
         chunk = max(1, min(128, CHUNK_BYTES // max(1, size)))
         forget, n_forget = squared_gradients(ws.model, ws.batches("forget", chunk))

@@ -10,6 +10,7 @@ from rich.table import Table
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.parts import Source
 from mlflow_unlearn.evaluation import KEYS, Metrics
+from mlflow_unlearn.methods import Method
 from mlflow_unlearn.metrics.membership import read_auc
 
 MEANING = {
@@ -86,6 +87,22 @@ def markdown(columns: Mapping[str, Metrics]) -> str:
             cells = [f"{metrics[key]:.4f}" if key in metrics else "not computed" for metrics in columns.values()]
             lines.append(f"| {key} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def show_methods(methods: Mapping[str, type[Method]]) -> None:
+    """Print the methods with what each is and its hyperparameters: default and range."""
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    table = Table()
+    for column in ("method", "what it does", "hyperparameters (defaults)"):
+        table.add_column(column)
+    for name, method in methods.items():
+        module = sys.modules[method.__module__].__doc__ or method.__doc__ or ""
+        fields = method.Params.model_fields.items()
+        defaults = ", ".join(f"{key} = {field.default}" for key, field in fields)
+        table.add_row(
+            name, escape(module.strip().splitlines()[0] if module else ""), escape(defaults), end_section=True
+        )
+    console.print(table)
 
 
 def show_source(source: Source) -> None:

@@ -144,7 +144,7 @@ class TestLoss:
 
     def test_needs_the_teacher(self):
         batch = Batch(torch.zeros(1, 2), torch.zeros(1), torch.ones(1, dtype=torch.bool), None)
-        with pytest.raises(ValueError, match="its phase must set teacher=True"):
+        with pytest.raises(ValueError, match="its phase must name the original as teacher"):
             lotus_loss(batch, 1.0, generator())
 
 

@@ -2,12 +2,12 @@ import math
 
 import pytest
 import torch
-from toy import CPU, Listed, accuracy, net, original, splits
+from toy import CPU, Listed, accuracy, net, original, same, splits, state
 
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.loop import run
-from mlflow_unlearn.methods import METHODS, Batch
-from mlflow_unlearn.methods.retrain import Retrain, cross_entropy
+from mlflow_unlearn.methods import BUILTIN, Batch
+from mlflow_unlearn.methods.retrain import Retrain, Train, cross_entropy
 from mlflow_unlearn.models import weights_digest
 
 
@@ -15,10 +15,10 @@ def untouchable(image):
     raise RuntimeError("the forget set was read")
 
 
-def retrain(model, params=None, seed=0):
+def train(model, params=None, seed=0, method=Train, **options):
     sets = splits()
     datasets = {"forget": Listed(sets.forget, untouchable), "retain": sets.retain}
-    return run(model, Retrain(params), datasets, seed=seed, hardware=CPU)
+    return run(model, method(params), datasets, seed=seed, hardware=CPU, **options)
 
 
 def test_cross_entropy_by_hand():
@@ -28,39 +28,66 @@ def test_cross_entropy_by_hand():
     assert cross_entropy(batch).item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 2, rel=1e-6)
 
 
-def test_it_learns_the_retain_set_and_never_reads_the_forget_set():
-    outcome = retrain(net(), {"epochs": 20, "batch_size": 32})
-    assert accuracy(outcome.model, splits().retain) > 0.95
-    assert outcome.final == {}
-    assert [row["epoch"] for row in outcome.history] == list(range(20))
-    assert list(outcome.history[0]) == ["epoch", "loss", "seconds"]
-    assert outcome.history[-1]["loss"] < outcome.history[0]["loss"] / 4
+@pytest.mark.parametrize("method", [Train, Retrain])
+class TestBoth:
+    def test_they_learn_the_retain_set_and_never_read_the_forget_set(self, method):
+        outcome = train(net(), {"epochs": 20, "batch_size": 32}, method=method)
+        assert accuracy(outcome.model, splits().retain) > 0.95
+        assert outcome.final == {}
+        assert [row["epoch"] for row in outcome.history] == list(range(20))
+        assert list(outcome.history[0]) == ["epoch", "loss", "seconds"]
+        assert outcome.history[-1]["loss"] < outcome.history[0]["loss"] / 4
+
+    def test_the_seed(self, method):
+        a, b, c = (weights_digest(train(net(), {"epochs": 1}, seed, method).model) for seed in (1, 1, 2))
+        assert a == b != c
+
+    def test_defaults(self, method):
+        assert method().params.model_dump() == {
+            "epochs": 15,
+            "lr": 0.05,
+            "batch_size": 128,
+            "weight_decay": 5e-4,
+            "momentum": 0.9,
+        }
+
+    @pytest.mark.parametrize(
+        "params", [{"epochs": 0}, {"lr": 0}, {"momentum": 1}, {"batch_size": 1}, {"weight_decay": -1}]
+    )
+    def test_out_of_range(self, params, method):
+        (name,) = params
+        with pytest.raises(UnlearnError, match=f"hyperparameter {name} = .* of {method.name} is not usable"):
+            method(params)
 
 
-def test_it_starts_from_the_weights_it_is_given():
+def test_training_starts_from_the_weights_it_is_given():
     small = {"epochs": 1, "lr": 1e-6}
-    assert accuracy(retrain(original(), small).model, splits().retain) == 1
-    assert accuracy(retrain(net(), small).model, splits().retain) < 0.5
+    assert accuracy(train(original(), small).model, splits().retain) == 1
+    assert accuracy(train(net(), small).model, splits().retain) < 0.5
 
 
-def test_the_seed():
-    a, b, c = (weights_digest(retrain(net(), {"epochs": 1}, seed).model) for seed in (1, 1, 2))
-    assert a == b != c
+def test_training_is_no_unlearning_method_and_retraining_is():
+    assert Train.name == "train" not in BUILTIN and BUILTIN["retrain"] is Retrain
 
 
-def test_it_is_no_unlearning_method():
-    assert Retrain.name == "train" not in METHODS
-    assert Retrain().params.model_dump() == {
-        "epochs": 15,
-        "lr": 0.05,
-        "batch_size": 128,
-        "weight_decay": 5e-4,
-        "momentum": 0.9,
-    }
+class TestRetrain:
+    def test_nothing_of_the_original_is_left(self):
+        """Originals with other weights and other statistics end in the same model, bit for bit."""
+        other = original()
+        with torch.no_grad():
+            for value in other.state_dict().values():
+                value.add_(1)
+        a, b = (train(model, {"epochs": 2}, method=Retrain).model for model in (original(), other))
+        assert same(state(a), state(b))
 
+    def test_it_is_training_of_a_fresh_model(self):
+        fresh = train(net(5), {"epochs": 2}).model
+        retrained = train(original(), {"epochs": 2}, method=Retrain, fresh=lambda: net(5)).model
+        assert same(state(fresh), state(retrained))
 
-@pytest.mark.parametrize("params", [{"epochs": 0}, {"lr": 0}, {"momentum": 1}, {"batch_size": 1}, {"weight_decay": -1}])
-def test_out_of_range(params):
-    (name,) = params
-    with pytest.raises(UnlearnError, match=f"hyperparameter {name} = .* of train is not usable"):
-        Retrain(params)
+    def test_what_is_frozen_stays_and_all_else_is_fresh(self):
+        model = original()
+        model[0].requires_grad_(False)
+        after = train(model, {"epochs": 1, "lr": 1e-9}, method=Retrain, fresh=lambda: net(5)).model
+        assert torch.equal(after[0].weight, model[0].weight) and not after[0].weight.requires_grad
+        torch.testing.assert_close(after[6].weight, net(5)[6].weight)

@@ -1,0 +1,234 @@
+"""What `compare` shares between methods and seeds, and how it takes over what finished runs have left."""
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import torch
+from mlflow.entities import Run
+from torch import nn
+
+from mlflow_unlearn import __version__, tracking
+from mlflow_unlearn.data.splits import Splits
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evaluation import Metrics, Readings, compute_metrics, read_splits
+from mlflow_unlearn.job import Job, Recipe
+from mlflow_unlearn.judging import on_validation
+from mlflow_unlearn.methods import get_method
+from mlflow_unlearn.models import weights_digest
+from mlflow_unlearn.progress import note
+from mlflow_unlearn.publishing import log_epoch, log_final
+from mlflow_unlearn.teacher import Teacher
+from mlflow_unlearn.unlearning import Result, unlearn
+
+KEY_TAG = "unlearn.compare.key"
+RESULT, WEIGHTS = "result.json", "weights.pt"
+
+
+@dataclass(frozen=True)
+class Gold:
+    """A model retrained on the retain set: its module, what it says on the four sets, what it cost."""
+
+    module: nn.Module
+    readings: Readings
+    digest: str
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one method with one seed left."""
+
+    method: str
+    params: Mapping[str, Any]
+    seed: int
+    metrics: Metrics
+    judged: Metrics
+    seconds: float
+    digest: str
+    warnings: tuple[str, ...]
+
+
+class Bench:
+    """What all methods and seeds share: the job, the original's outputs, the teacher's logits, finished runs."""
+
+    def __init__(self, job: Job, recipe: Recipe, experiment: str, *, force: bool) -> None:
+        """Read the original's outputs."""
+        self.original = job.read_original(force=force)
+        # From here on the bar is that of the whole comparison.
+        self.job = replace(job, hardware=replace(job.hardware, progress=False))
+        self.recipe, self._experiment = recipe, experiment
+        self._without_chance: dict[str, Result] = {}
+        self.teacher = Teacher(job.module.to(job.hardware.device), self.datasets, job.hardware)
+        self._source = weights_digest(job.module)
+        self._sets = [job.manifest(part).digest for part in (job.forget, job.retain)]
+
+    @property
+    def datasets(self) -> dict[str, Any]:
+        """The four sets by role."""
+        return {role: getattr(self.job.splits, role) for role in ("forget", "retain", "val", "test")}
+
+    def teacher_logits(self) -> None:
+        """Compute them before any method is timed: the first one would pay for all."""
+        start = time.perf_counter()
+        self.teacher.fill(self.datasets, ("forget", "retain"))
+        mlflow.log_metric("teacher_seconds", time.perf_counter() - start)
+
+    def gold(self, seed: int) -> Gold:
+        """Retrain with the version's recipe, or take the weights that a finished run has left."""
+        params = get_method("retrain")(self.recipe.params).params.model_dump(mode="json")
+        key = self._key("retrain", {**params, "augment": self.recipe.augment}, seed, None)
+        found = self._finished(key)
+        if found is not None:
+            folder = Path(mlflow.artifacts.download_artifacts(f"runs:/{found.info.run_id}/{WEIGHTS}"))
+            module = self.recipe.fresh()
+            module.load_state_dict(torch.load(folder, map_location="cpu", weights_only=True))
+            module.eval()
+            seconds = float(found.data.metrics["unlearn_seconds"])
+        else:
+            with self._run("retrain", seed, key, params):
+                splits = self.recipe.splits(self.job.splits)
+                result = self._unlearn("retrain", params, seed, splits)
+                with tempfile.TemporaryDirectory(dir=self.job.folder) as folder_name:
+                    path = Path(folder_name) / WEIGHTS
+                    torch.save(result.model.state_dict(), path)
+                    mlflow.log_artifact(str(path))
+                log_final(result)
+                module, seconds = result.model, result.seconds
+        readings = read_splits(module, self.job.splits, self.job.hardware)
+        return Gold(module, readings, weights_digest(module), seconds)
+
+    def trial(self, method: str, params: Mapping[str, Any], seed: int, gold: Gold) -> Trial | None:
+        """Unlearn and measure, or take over what a finished run has measured; None where the method failed."""
+        key = self._key(method, params, seed, gold)
+        found = self._finished(key)
+        if found is not None:
+            uri = f"runs:/{found.info.run_id}/{RESULT}"
+            return _from_json(method, params, seed, mlflow.artifacts.load_dict(uri))
+        try:
+            with self._run(method, seed, key, params):
+                result = self._result(method, params, seed)
+                readings = read_splits(result.model, self.job.splits, self.job.hardware)
+                metrics = self.measure(readings, gold, seed)
+                judged = on_validation(readings, self.original, gold=gold.readings, seed=seed)
+                digest = weights_digest(result.model)
+                trial = Trial(method, params, seed, metrics, judged, result.seconds, digest, result.warnings)
+                mlflow.log_dict(_to_json(trial), RESULT)
+                mlflow.set_tag("unlearn.weights_sha256", digest)
+                mlflow.log_metrics({**metrics, **judged})
+                log_final(result)
+                return trial
+        except UnlearnError as error:
+            # A setting that diverges is a row's result, not the end of the comparison.
+            note(f"Note: {method} with seed {seed} failed: {error}")
+            return None
+
+    def _result(self, method: str, params: Mapping[str, Any], seed: int) -> Result:
+        """A method without chance runs once for all seeds."""
+        if get_method(method).stochastic:
+            return self._unlearn(method, params, seed, self.job.splits)
+        if method not in self._without_chance:
+            self._without_chance[method] = self._unlearn(method, params, seed, self.job.splits)
+        return self._without_chance[method]
+
+    def measure(self, readings: Readings, gold: Gold, seed: int) -> Metrics:
+        """Every metric of a model, against the original and a gold."""
+        return compute_metrics(readings, original_test=self.original["test"], gold=gold.readings, seed=seed)
+
+    def unlearned(self, trial: Trial) -> Result:
+        """The trial's model, made again: same seed, same machine, same weights.
+
+        Raises:
+            UnlearnError: they come out otherwise.
+        """
+        result = self._unlearn(trial.method, trial.params, trial.seed, self.job.splits)
+        if weights_digest(result.model) != trial.digest:
+            raise UnlearnError(
+                f"{trial.method} with seed {trial.seed} ran elsewhere or with other versions, and its weights do not "
+                "come out the same here: compare again in a new experiment"
+            )
+        return result
+
+    def _unlearn(self, method: str, params: Mapping[str, Any], seed: int, splits: Splits) -> Result:
+        return unlearn(
+            self.job.module,
+            splits,
+            method=method,
+            params=params,
+            seed=seed,
+            device=self.job.hardware.device,
+            precision=self.job.hardware.precision,
+            num_workers=self.job.hardware.num_workers,
+            teacher=self.teacher,
+            fresh=self.recipe.fresh,
+            on_epoch=log_epoch,
+        )
+
+    @contextmanager
+    def _run(self, method: str, seed: int, key: str, params: Mapping[str, Any]) -> Iterator[None]:
+        with tracking.nested_run(f"{method}, seed {seed}"):
+            mlflow.set_tags({"unlearn.method": method, KEY_TAG: key})
+            mlflow.log_params({"unlearn.seed": seed, **{f"unlearn.params.{k}": v for k, v in params.items()}})
+            yield
+
+    def _key(self, method: str, params: Mapping[str, Any], seed: int, gold: Gold | None) -> str:
+        """Digest of all that the weights and metrics of a run depend on."""
+        job = self.job
+        facts = {
+            "package": __version__,
+            "source": self._source,
+            "data": job.view.source.digest,
+            "transform": job.view.transform,
+            "sets": self._sets,
+            "gold": None if gold is None else gold.digest,
+            "method": method,
+            "params": dict(params),
+            "seed": seed,
+            "hardware": [job.hardware.device.type, job.hardware.precision],
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def _finished(self, key: str) -> Run | None:
+        where = f"attributes.status = 'FINISHED' and tags.`{KEY_TAG}` = '{key}'"
+        found = self.job.client.search_runs([self._experiment], where, max_results=1)
+        return found[0] if found else None
+
+
+def _to_json(trial: Trial) -> dict[str, Any]:
+    def told(metrics: Metrics) -> dict[str, Any]:
+        return {"values": dict(metrics), "not_computed": metrics.missing, "counts": metrics.counts}
+
+    return {
+        "metrics": told(trial.metrics),
+        "judged": told(trial.judged),
+        "seconds": trial.seconds,
+        "weights_sha256": trial.digest,
+        "warnings": list(trial.warnings),
+    }
+
+
+def _from_json(method: str, params: Mapping[str, Any], seed: int, stored: Mapping[str, Any]) -> Trial:
+    def read(told: Mapping[str, Any]) -> Metrics:
+        metrics = Metrics()
+        metrics.update(told["values"])
+        metrics.missing.update(told["not_computed"])
+        metrics.counts.update(told["counts"])
+        return metrics
+
+    return Trial(
+        method,
+        params,
+        seed,
+        read(stored["metrics"]),
+        read(stored["judged"]),
+        stored["seconds"],
+        stored["weights_sha256"],
+        tuple(stored["warnings"]),
+    )

@@ -1,0 +1,225 @@
+"""`compare`: methods beside each other, beside the original and beside retraining, over several seeds."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlflow
+from torch import nn
+
+from mlflow_unlearn import config, tracking
+from mlflow_unlearn.bench import Bench, Gold, Trial
+from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
+from mlflow_unlearn.evaluation import Metrics, read_splits
+from mlflow_unlearn.job import open_gold, open_job, parse_params, training_recipe
+from mlflow_unlearn.judging import CONSTRAINTS, constraints, on_validation
+from mlflow_unlearn.locking import alone
+from mlflow_unlearn.methods import all_methods, get_method
+from mlflow_unlearn.models import model_family, weights_digest
+from mlflow_unlearn.progress import track
+from mlflow_unlearn.publishing import publish, target_name
+from mlflow_unlearn.registry import check_name
+from mlflow_unlearn.report import comparison
+from mlflow_unlearn.report.comparison import Row
+
+GOLD_SEED = 1000
+"""Added to the seeds of gold models, so that none shares its initial weights with the original."""
+RULE = "avg_gap_excess_val"
+
+
+def compare(options: config.Compare) -> None:
+    """Run each method with each seed as a nested run, or find the run that did it before; write the table.
+
+    Raises:
+        NothingToUnlearn: the best was to be registered and no method meets the constraints.
+    """
+    progress = sys.stderr.isatty()
+    with tracking.run("compare", options) as run_id, tracking.scratch() as folder, alone("compare", run_id):
+        experiment = mlflow.get_run(run_id).info.experiment_id
+        methods, seeds = chosen_methods(options.methods), parse_seeds(options.seeds)
+        given = params_by_method(options.params, methods)
+        name = check_name(options.register_as) if options.register_as else None
+        job = open_job(tracking.client(), run_id, options, folder, progress=progress)
+        if options.register_ == "best":
+            name = target_name(job, name)
+        given_gold = open_gold(job.client, options.gold_uri, job.view, job.retain, job.splits.test, folder, options)
+        job.log_manifests()
+        bench = Bench(job, training_recipe(job, options), experiment, force=options.force)
+        golds = _golds(bench, given_gold, seeds, progress)
+        bench.teacher_logits()
+
+        family = model_family(job.module)
+        complete = {m: get_method(m)(given.get(m, {}), family=family).params.model_dump(mode="json") for m in methods}
+        tasks = [(method, seed, gold) for method in methods for seed, gold in zip(seeds, golds.of_seeds, strict=True)]
+        trials: dict[str, list[Trial]] = {method: [] for method in methods}
+        for method, seed, gold in track(tasks, "methods × seeds", enabled=progress):
+            trial = bench.trial(method, complete[method], seed, gold)
+            if trial is not None:
+                trials[method].append(trial)
+
+        rows = _rows(bench, trials, golds, seeds)
+        correlation = comparison.correlation(rows, methods)
+        mlflow.log_metrics({"pearson_rf_jsd_jsd": correlation.mean} if correlation is not None else {})
+        comparison.log(rows, correlation)
+        comparison.show(rows, correlation)
+        if options.register_ == "best":
+            _register_best(bench, trials, golds, run_id, str(name), options)
+        else:
+            print(f"Compared {len(methods)} methods over {len(seeds)} seeds (run {run_id}); nothing was registered.")
+
+
+def chosen_methods(text: str) -> list[str]:
+    """The methods of a comma list, or all; retraining is a reference row of its own and always there.
+
+    Raises:
+        UnlearnError: an unknown name, or none.
+    """
+    if text.strip() == "all":
+        return [name for name in all_methods() if name != "retrain"]
+    named = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    chosen = [name for name in named if name not in ("retrain", "original", "floor")]
+    for name in chosen:
+        get_method(name)
+    if not chosen:
+        raise UnlearnError(f"methods = {text!r} names no method to compare: use all, or names such as lotus,scrub")
+    return chosen
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``"3"`` is 0, 1, 2; a list is itself.
+
+    >>> parse_seeds("3"), parse_seeds("0, 5"), parse_seeds("[7]")
+    ([0, 1, 2], [0, 5], [7])
+
+    Raises:
+        UnlearnError: no seed, a seed twice, or something that is no seed.
+    """
+    listed = "," in text or text.strip().startswith("[")
+    try:
+        numbers = [int(part) for part in text.strip().strip("[]").split(",") if part.strip()]
+    except ValueError:
+        numbers = []
+    seeds = numbers if listed else list(range(numbers[0] if numbers else 0))
+    bad = not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 - GOLD_SEED for seed in seeds)
+    if bad or len(seeds) > 1000:
+        raise UnlearnError(
+            f"seeds = {text!r} is not usable: give how many (1 to 1000), or a list of different whole numbers ≥ 0 "
+            "such as 0,5,7"
+        )
+    return seeds
+
+
+def params_by_method(text: str | None, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Hyperparameters by method, each validated.
+
+    Raises:
+        UnlearnError: a method that is not compared, or hyperparameters that it does not take.
+    """
+    given = parse_params(text)
+    for method, params in given.items():
+        if method not in methods:
+            raise UnlearnError(
+                f"params names {method!r}, which is not compared: its keys are methods, here {', '.join(methods)}"
+            )
+        if not isinstance(params, dict):
+            raise UnlearnError(f'params of {method} are {params!r}: give names with values such as {{"lr": 0.001}}')
+        get_method(method)(params)
+    return given
+
+
+@dataclass(frozen=True)
+class _Golds:
+    """The gold model that each seed is compared with, and the pairs (gold, its reference) that make the floor."""
+
+    of_seeds: list[Gold]
+    given: bool
+    floor: list[tuple[Gold, Gold]]
+
+
+def _golds(bench: Bench, given: nn.Module | None, seeds: Sequence[int], progress: bool) -> _Golds:
+    """One gold a seed, each the second gold of another; with a given gold, one retrained model for the floor."""
+    if given is not None:
+        readings = read_splits(given, bench.job.splits, bench.job.hardware, name="gold")
+        gold = Gold(given, readings, weights_digest(given), None)
+        return _Golds([gold] * len(seeds), True, [(bench.gold(seeds[0] + GOLD_SEED), gold)])
+    wanted = [*seeds, *([seeds[0] + 1] if len(seeds) == 1 else [])]
+    golds = [bench.gold(seed + GOLD_SEED) for seed in track(wanted, "retraining", enabled=progress)]
+    pairs = [(golds[(i + 1) % len(golds)], golds[i]) for i in range(len(seeds))]
+    return _Golds(golds[: len(seeds)], False, pairs)
+
+
+def _rows(bench: Bench, trials: Mapping[str, list[Trial]], golds: _Golds, seeds: Sequence[int]) -> list[Row]:
+    """The reference rows and one a method; seconds are relative to the mean of the models retrained here."""
+    retrained = {id(g): g.seconds for pair in golds.floor for g in pair if g.seconds is not None}
+    unit = sum(retrained.values()) / len(retrained)
+    own = golds.of_seeds[:1] if golds.given else golds.of_seeds
+    pairs = list(zip(seeds, own, strict=False))
+    rows = [
+        Row("original", [bench.measure(bench.original, gold, seed) for seed, gold in pairs], []),
+        Row(
+            "retrain",
+            [bench.measure(gold.readings, gold, seed) for seed, gold in pairs],
+            [g.seconds for g in own if g.seconds],
+        ),
+        Row(
+            "floor",
+            [
+                bench.measure(gold.readings, other, seed)
+                for seed, (gold, other) in zip(seeds, golds.floor, strict=False)
+            ],
+            [gold.seconds for gold, _ in golds.floor if gold.seconds is not None],
+        ),
+    ]
+    for method, done in trials.items():
+        warnings = list(dict.fromkeys(sentence for trial in done for sentence in trial.warnings))
+        if len(done) < len(seeds):
+            warnings.append(f"failed with {len(seeds) - len(done)} of {len(seeds)} seeds")
+        rows.append(Row(method, [t.metrics for t in done], [t.seconds for t in done], warnings))
+    return [row.relative_to(unit) for row in rows]
+
+
+def best_method(trials: Mapping[str, Sequence[Trial]], before: Metrics, seeds: int) -> Trial | None:
+    """The stated rule: the lowest mean ``avg_gap_excess_val`` of the methods that meet the constraints with every seed.
+
+    Of that method the seed with the lowest one. Over-forgetting breaks a constraint. The test set takes no part.
+    """
+    eligible = [
+        done
+        for done in trials.values()
+        if len(done) == seeds
+        and all(RULE in trial.judged for trial in done)
+        and all(value <= 0 for trial in done for value in constraints(trial.judged, before).values())
+    ]
+    if not eligible:
+        return None
+    best = min(eligible, key=lambda done: sum(trial.judged[RULE] for trial in done) / len(done))
+    return min(best, key=lambda trial: trial.judged[RULE])
+
+
+def _register_best(
+    bench: Bench,
+    trials: Mapping[str, list[Trial]],
+    golds: _Golds,
+    run_id: str,
+    name: str,
+    options: config.Compare,
+) -> None:
+    before = on_validation(bench.original, bench.original, seed=0)
+    winner = best_method(trials, before, len(golds.of_seeds))
+    if winner is None:
+        raise NothingToUnlearn(
+            f"no method met the constraints with every seed ({CONSTRAINTS}) and had its {RULE} measured: "
+            "nothing was registered"
+        )
+    result = bench.unlearned(winner)
+    gold = golds.of_seeds[next(i for i, trial in enumerate(trials[winner.method]) if trial is winner)]
+    readings = {
+        "original": bench.original,
+        "unlearned": read_splits(result.model, bench.job.splits, bench.job.hardware, name=winner.method),
+        "gold": gold.readings,
+    }
+    job = bench.job.filed(options)
+    print(f"The best is {winner.method} with seed {winner.seed}, by {RULE} under the constraints {CONSTRAINTS}.")
+    recipe = {**result.params, "seed": winner.seed, "chosen_by": f"compare, {RULE}"}
+    publish(job, run_id, name, result, winner.method, recipe, readings, options)

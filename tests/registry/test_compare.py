@@ -1,0 +1,348 @@
+"""`compare`: one nested run a method and seed, the table, and taking over what was finished before."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+from stores import FORGET, call, copied, reset_mlflow, use
+
+from mlflow_unlearn.bench import Trial
+from mlflow_unlearn.compare import best_method, chosen_methods, parse_seeds
+from mlflow_unlearn.evaluation import Metrics
+from mlflow_unlearn.methods import BUILTIN
+from mlflow_unlearn.report.comparison import COLUMNS, Row, correlation
+
+METHODS = ["lotus", "finetune", "neggrad_plus", "ssd"]
+PARAMS = json.dumps({"finetune": {"epochs": 2}, "neggrad_plus": {"epochs": 2}, "ssd": {"alpha": 1.0}})
+COMPARE = (
+    *("compare", "--model-uri", "models:/clf/1", "--methods", ",".join(METHODS), "--seeds", "2"),
+    *("--forget", FORGET, "--params", PARAMS),
+)
+
+
+def nested(store, parent):
+    runs = [run for run in store.runs() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    return sorted(runs, key=lambda run: run.info.start_time)
+
+
+def parents(store):
+    """The newest first."""
+    return [run for run in store.runs() if run.data.tags.get("unlearn.command") == "compare"]
+
+
+def table(run) -> list[dict]:
+    return mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/compare/table.json")
+
+
+def without_times(rows: list[dict]) -> list[dict]:
+    return [
+        {key: value for key, value in row.items() if not key.startswith("seconds_") and key != "seconds"}
+        for row in rows
+    ]
+
+
+@pytest.fixture(scope="module")
+def compared(template, tmp_path_factory):
+    """Four methods, two seeds, once."""
+    with copied(template, tmp_path_factory.mktemp("compare")) as store:
+        done = call(*COMPARE)
+        assert done.code == 0, done.err
+        return store, done
+
+
+@pytest.fixture
+def result(compared, monkeypatch):
+    use(compared[0], monkeypatch)
+    yield compared[0], parents(compared[0])[-1], compared[1]
+    reset_mlflow()
+
+
+def test_one_nested_run_a_method_and_seed(result):
+    store, parent, _ = result
+    runs = nested(store, parent)
+    assert parent.info.status == "FINISHED"
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert sorted(run.info.run_name for run in runs) == sorted(
+        [f"retrain, seed {seed}" for seed in (1000, 1001)] + [f"{m}, seed {s}" for m in METHODS for s in (0, 1)]
+    )
+    assert store.versions() == ["1"]
+    assert not store.requests()
+
+
+def test_the_table(result):
+    """Its figures are those of the nested runs, and the reference rows are there."""
+    store, parent, done = result
+    rows = {row["method"]: row for row in table(parent)}
+    assert list(rows) == ["original", "retrain", "floor", *METHODS]
+    for method in METHODS:
+        values = [
+            run.data.metrics["mia_excess"] for run in nested(store, parent) if run.data.tags["unlearn.method"] == method
+        ]
+        assert rows[method]["mia_excess"] == pytest.approx(sum(values) / 2)
+        assert rows[method]["mia_excess_sd"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+        assert rows[method]["seconds_relative"] == pytest.approx(rows[method]["seconds"] / rows["retrain"]["seconds"])
+    assert rows["retrain"]["avg_gap"] == rows["retrain"]["avg_gap_excess"] == rows["retrain"]["jsd"] == 0
+    assert rows["floor"]["jsd"] > 0 < rows["floor"]["avg_gap_excess"]
+    assert rows["original"]["seconds"] is None
+    text = mlflow.artifacts.load_text(f"runs:/{parent.info.run_id}/compare/table.md")
+    assert text.startswith("| method | avg_gap_excess | avg_gap | acc_forget | acc_retain |")
+    lines = mlflow.artifacts.load_text(f"runs:/{parent.info.run_id}/compare/table.csv").splitlines()
+    assert len(lines) == 1 + len(rows)
+    assert lines[0].split(",")[:4] == ["method", "seeds", "avg_gap_excess", "avg_gap_excess_sd"]
+    names = {file.path for file in store.client.list_artifacts(parent.info.run_id, "compare")}
+    assert names == {f"compare/{name}" for name in ("table.md", "table.csv", "table.json", "figure.png")}
+    for method in METHODS:
+        assert method in done.out
+    assert "nothing was registered" in done.out
+    assert -1 <= parent.data.metrics["pearson_rf_jsd_jsd"] <= 1
+    assert f"{parent.data.metrics['pearson_rf_jsd_jsd']:.4f}" in text
+
+
+def test_deterministic_methods_have_no_spread(result):
+    """SSD knows no chance: two seeds, one set of weights; only the gold it is measured against differs."""
+    store, parent, _ = result
+    digests = {
+        method: {
+            run.data.tags["unlearn.weights_sha256"]
+            for run in nested(store, parent)
+            if run.data.tags["unlearn.method"] == method
+        }
+        for method in ("ssd", "lotus")
+    }
+    assert len(digests["ssd"]) == 1
+    assert len(digests["lotus"]) == 2
+
+
+def test_gold_models_are_no_twins_of_each_other_or_of_the_original(result):
+    store, parent, _ = result
+    rows = {row["method"]: row for row in table(parent)}
+    assert rows["floor"]["jsd"] > 1e-4
+    assert rows["original"]["jsd"] > rows["floor"]["jsd"]
+
+
+def test_done_again_it_runs_nothing(result):
+    store, parent, _ = result
+    done = call(*COMPARE)
+    assert done.code == 0
+    again = parents(store)[0]
+    assert again.info.run_id != parent.info.run_id
+    assert nested(store, again) == []
+    assert table(again) == table(parent)
+
+
+def test_another_setting_runs_again(result):
+    """Only the method whose setting is another one."""
+    store, _, _ = result
+    params = json.loads(PARAMS) | {"finetune": {"epochs": 3}}
+    done = call(*COMPARE[:-1], json.dumps(params))
+    assert done.code == 0, done.err
+    assert {run.data.tags["unlearn.method"] for run in nested(store, parents(store)[0])} == {"finetune"}
+
+
+def test_killed_half_way_and_started_again(compared, template, tmp_path):
+    """SIGKILL: the next one closes what was left RUNNING, runs what is missing, and has the undisturbed table."""
+    undisturbed = table_of_first(compared)
+    with copied(template, tmp_path / "store") as store:
+        process = subprocess.Popen([sys.executable, "-m", "mlflow_unlearn", *COMPARE], stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + 240
+            while time.monotonic() < deadline:
+                found = parents(store)
+                if found and sum(run.info.status == "FINISHED" for run in nested(store, found[0])) >= 4:
+                    break
+                if process.poll() is not None:
+                    pytest.fail("it was over before it could be killed")
+                time.sleep(0.05)
+        finally:
+            process.kill()
+            process.wait()
+        dead = parents(store)[0]
+        finished = {run.info.run_name for run in nested(store, dead) if run.info.status == "FINISHED"}
+        assert dead.info.status == "RUNNING"
+        assert 4 <= len(finished) < 10
+        done = call(*COMPARE)
+        assert done.code == 0, done.err
+        assert f"run {dead.info.run_id} had died and is closed as KILLED" in done.err
+        assert store.client.get_run(dead.info.run_id).info.status == "KILLED"
+        assert {run.info.status for run in nested(store, dead)} <= {"FINISHED", "KILLED"}
+        resumed = parents(store)[0]
+        assert not finished & {run.info.run_name for run in nested(store, resumed)}
+        assert without_times(table(resumed)) == without_times(undisturbed)
+
+
+def table_of_first(compared) -> list[dict]:
+    with pytest.MonkeyPatch.context() as patch:
+        use(compared[0], patch)
+        rows = table(parents(compared[0])[-1])
+    reset_mlflow()
+    return rows
+
+
+def test_two_at_once(store, cli):
+    """The second one is refused while the first one lives, and not after its death."""
+    process = subprocess.Popen([sys.executable, "-m", "mlflow_unlearn", *COMPARE], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not any("unlearn.host" in run.data.tags for run in parents(store)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGSTOP)  # alive, and no faster than we are
+        done = cli(*COMPARE)
+    finally:
+        process.kill()
+        process.wait()
+    assert done.code == 2
+    assert "another compare is running in experiment" in done.err
+    statuses = [run.info.status for run in parents(store)]
+    assert statuses == ["FAILED", "RUNNING"]
+    assert cli("compare", "--model-uri", "models:/clf/1", "--seeds", "0").code == 2
+    assert [run.info.status for run in parents(store)] == ["FAILED", "FAILED", "KILLED"]
+
+
+def test_the_best_is_registered_by_the_stated_rule(store, cli):
+    """Judged on the validation set; the table's figures come from the test set."""
+    done = cli(*COMPARE, "--register", "best")
+    [parent] = parents(store)
+    runs = [run for run in nested(store, parent) if run.data.tags["unlearn.method"] != "retrain"]
+    gaps = {}
+    for run in runs:
+        gaps.setdefault(run.data.tags["unlearn.method"], []).append(run.data.metrics["avg_gap_excess_val"])
+    if done.code == 3:
+        pytest.fail(f"choose params with which a method meets the constraints: {done.err}")
+    tags = store.tags("2")
+    assert f"The best is {tags['unlearn.method']} with seed" in done.out
+    best = min(
+        (run for run in runs if run.data.tags["unlearn.method"] == tags["unlearn.method"]),
+        key=lambda r: r.data.metrics["avg_gap_excess_val"],
+    )
+    assert tags["unlearn.weights_sha256"] == best.data.tags["unlearn.weights_sha256"]
+    assert [state for state, _ in store.requests().values()] == ["done"]
+    assert "gold.acc_test" in parent.data.metrics
+    assert not [key for run in runs for key in run.data.metrics if key.endswith("_val") and "test" in key]
+
+
+def trial(method: str, seed: int = 0, **judged: float) -> Trial:
+    values = Metrics()
+    values.update({"acc_val": 0.9, "acc_retain": 0.99, "mia_auc_val_high": 0.55, "avg_gap_excess_val": 0.1} | judged)
+    return Trial(method, {}, seed, Metrics(), values, 1.0, "", ())
+
+
+def test_the_rule():
+    """Lowest mean gap of the methods that meet every constraint with every seed; then that method's best seed."""
+    before = Metrics()
+    before.update({"acc_val": 0.9, "acc_retain": 0.99})
+    good = [trial("good", 0, avg_gap_excess_val=0.06), trial("good", 1, avg_gap_excess_val=0.04)]
+    others = {
+        "farther": [trial("farther", seed, avg_gap_excess_val=0.07) for seed in (0, 1)],
+        "useless": [
+            trial("useless", 0, avg_gap_excess_val=0.0),
+            trial("useless", 1, acc_val=0.88, avg_gap_excess_val=0),
+        ],
+        "over-forgotten": [trial("over", seed, mia_auc_val_high=0.49, avg_gap_excess_val=0.0) for seed in (0, 1)],
+        "failed once": [trial("failed", 0, avg_gap_excess_val=0.0)],
+    }
+    assert best_method({**others, "good": good}, before, 2) is good[1]
+    assert best_method({"useless": others["useless"]}, before, 2) is None
+
+
+def test_a_given_gold_is_not_retrained(store, cli):
+    assert (
+        cli(
+            *(
+                "train",
+                "--data",
+                "digits,train=15%",
+                "--name",
+                "gold",
+                "--architecture",
+                "toy:trainable",
+                "--seed",
+                "3",
+            ),
+            *("--epochs", "20", "--lr", "0.05", "--batch-size", "32", "--exclude", FORGET),
+        ).code
+        == 0
+    )
+    done = cli(
+        *("compare", "--model-uri", "models:/clf/1", "--methods", "finetune", "--seeds", "1", "--forget", FORGET),
+        *("--gold-uri", "models:/gold/1", "--params", '{"finetune": {"epochs": 1}}'),
+    )
+    assert done.code == 0, done.err
+    [parent] = parents(store)
+    assert [run.info.run_name for run in nested(store, parent)] == ["retrain, seed 1000", "finetune, seed 0"]
+    rows = {row["method"]: row for row in table(parent)}
+    assert rows["retrain"]["jsd"] == 0 < rows["floor"]["jsd"]
+    assert rows["retrain"]["seconds"] is None
+    assert rows["finetune"]["seconds_relative"] > 0
+
+
+def test_a_method_that_fails_is_a_row_and_no_end(store, cli):
+    done = cli(
+        *("compare", "--model-uri", "models:/clf/1", "--methods", "finetune,scrub", "--seeds", "1", "--forget", FORGET),
+        *("--params", '{"finetune": {"lr": 10, "momentum": 0.99, "epochs": 200}, "scrub": {"epochs": 1}}'),
+    )
+    assert done.code == 0, done.err
+    [parent] = parents(store)
+    statuses = {run.data.tags["unlearn.method"]: run.info.status for run in nested(store, parent)}
+    assert statuses == {"retrain": "FINISHED", "finetune": "FAILED", "scrub": "FINISHED"}
+    row = next(row for row in table(parent) if row["method"] == "finetune")
+    assert row["avg_gap"] is None
+    assert row["warnings"] == ["failed with 1 of 1 seeds"]
+    assert "finetune with seed 0 failed: the loss became" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--seeds", "0"), "seeds = '0' is not usable: give how many"),
+        (("--seeds", "1,1"), "seeds = '1,1' is not usable"),
+        (("--seeds", "-1"), "seeds = '-1' is not usable"),
+        (("--seeds", "few"), "seeds = 'few' is not usable"),
+        (("--methods", "lotus,skrub"), "unknown method 'skrub': known methods, nearest first, are scrub"),
+        (("--methods", ""), "names no method to compare"),
+        (("--params", '{"scrub": {"alhpa": 1}}'), "did you mean 'alpha'?"),
+        (("--params", '{"alpha": 1}'), "params names 'alpha', which is not compared: its keys are methods"),
+        (("--params", '{"scrub": 1}'), "params of scrub are 1: give names with values"),
+        (("--params", '{"scrub": '), "line 1 column 11"),
+    ],
+)
+def test_bad_input(arguments, sentence, store, cli):
+    before = store.everything_registered()
+    done = cli("compare", "--model-uri", "models:/clf/1", "--forget", FORGET, *arguments)
+    assert done.code == 2
+    assert sentence in done.err.replace("\n", " ")
+    assert store.everything_registered() == before
+    assert parents(store)[0].info.status == "FAILED"
+
+
+def test_names():
+    assert chosen_methods("all") == [name for name in BUILTIN if name != "retrain"]
+    assert chosen_methods("ssd, lotus,ssd,retrain") == ["ssd", "lotus"]
+    assert parse_seeds("2") == [0, 1]
+    assert parse_seeds("5,") == [5]
+
+
+def test_correlation_by_hand():
+    """Three methods on a line rf_jsd = 2 · jsd: Pearson 1; with one seed there is no spread."""
+
+    def row(method: str, jsd: float) -> Row:
+        metrics = Metrics()
+        metrics.update(jsd=jsd, rf_jsd=2 * jsd)
+        return Row(method, [metrics], [1.0])
+
+    rows = [row(name, jsd) for name, jsd in (("a", 0.1), ("b", 0.2), ("c", 0.4), ("original", 9.0))]
+    found = correlation(rows, ["a", "b", "c"])
+    assert found is not None
+    assert (found.mean, found.sd) == (pytest.approx(1.0), None)
+    assert correlation(rows[:2], ["a", "b"]) is None
+
+
+def test_every_column_is_in_the_docs():
+    text = (Path(__file__).parents[2] / "docs" / "compare.md").read_text()
+    assert all(f"`{column}`" in text for column in COLUMNS)

@@ -1,0 +1,124 @@
+"""Every method through the registry path of the main job: a version registered, tagged and evaluated alike."""
+
+import json
+
+import mlflow
+import pytest
+from stores import FORGET
+
+from mlflow_unlearn.methods import BUILTIN
+from mlflow_unlearn.models import weights_digest
+
+CHEAP = {
+    "lotus": {"epochs": 2},
+    "finetune": {"epochs": 2},
+    "neggrad_plus": {"epochs": 2},
+    "random_labels": {"epochs": 2},
+    "bad_teacher": {"lr": 0.001},
+    "scrub": {"epochs": 3, "alpha": 0.5},
+    "ssd": {"alpha": 1.0},
+    "unsir": {"noise_steps": 2, "copies": 1, "batch_size": 16},
+    "salun": {"epochs": 2, "objective": "lotus"},
+    "retrain": {"epochs": 4},
+}
+
+
+def recorded(version: str) -> dict:
+    return mlflow.models.get_model_info(f"models:/clf/{version}").metadata["mlflow_unlearn"]
+
+
+@pytest.mark.parametrize("method", BUILTIN)
+def test_every_method_registers_a_version(method, store, cli):
+    unlearn = ("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET, "--method", method)
+    done = cli(*unlearn, "--params", json.dumps(CHEAP[method]))
+    assert done.code == 0, done.err
+    tags = store.tags("2")
+    assert tags["unlearn.method"] == method
+    assert tags["unlearn.source_uri"] == "models:/clf/1"
+    assert {"unlearn.metric.acc_forget", "unlearn.metric.mia_excess", "unlearn.metric.rf_jsd"} <= tags.keys()
+    assert weights_digest(mlflow.pytorch.load_model("models:/clf/2")) == tags["unlearn.weights_sha256"]
+    record = recorded("2")
+    assert record["method"] == method
+    assert CHEAP[method].items() <= record["recipe"].items()
+    [run] = [run for run in store.runs() if run.data.tags.get("unlearn.command") == "unlearn"]
+    assert {f"unlearn.params.{name}" for name in BUILTIN[method].Params.model_fields} <= run.data.params.keys()
+    if "epochs" in CHEAP[method]:
+        assert len(store.client.get_metric_history(run.info.run_id, "loss")) >= min(2, CHEAP[method]["epochs"])
+
+
+def test_a_warning_reaches_the_terminal_and_the_version(store, cli):
+    done = cli(
+        *("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET, "--method", "unsir"),
+        *("--params", json.dumps(CHEAP["unsir"])),
+    )
+    assert done.code == 0
+    [line] = [line for line in done.err.splitlines() if line.startswith("Warning: UNSIR forgets whole classes")]
+    assert store.tags("2")["unlearn.warning"] == line.removeprefix("Warning: ")
+
+
+def test_a_method_that_moves_nothing_registers_nothing(store, cli):
+    """SSD's alpha of 10 cannot select a weight where a tenth of the data or more is forgotten."""
+    before = store.everything_registered()
+    done = cli("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:20%", "--method", "ssd")
+    assert done.code == 3
+    assert "nothing was unlearned: ssd left every weight as it was (SSD cannot select a weight" in done.err
+    after = store.everything_registered()
+    assert [version for version, _ in after["clf"]] == [version for version, _ in before["clf"]]
+    assert store.runs()[0].info.status == "FAILED" or store.runs()[1].info.status == "FAILED"
+
+
+def test_retraining_takes_the_recorded_recipe(store, cli):
+    """Also of a version that was unlearned: its own recipe is LoTUS's, its source's is that of the training."""
+    assert cli("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
+    done = cli("unlearn", "--model-uri", "models:/clf/2", "--forget", "random:10", "--method", "retrain")
+    assert done.code == 0, done.err
+    recipe = recorded("3")["recipe"]
+    assert {key: recipe[key] for key in ("epochs", "lr", "batch_size")} == {"epochs": 20, "lr": 0.05, "batch_size": 32}
+    assert recipe["augment"] == "none"
+    assert "takes the defaults" not in done.err
+
+
+def test_retraining_without_a_record_says_so(store, cli, tmp_path):
+    import toy
+
+    with mlflow.start_run():
+        mlflow.pytorch.log_model(
+            toy.original(), name="model", registered_model_name="theirs", serialization_format="pickle"
+        )
+    done = cli(
+        *("unlearn", "--model-uri", "models:/theirs/1", "--data", "digits,train=15%", "--transform", "none"),
+        *("--forget", FORGET, "--method", "retrain", "--params", '{"epochs": 2}', "--force", "true"),
+    )
+    assert done.code == 0, done.err
+    assert "models:/theirs/1 does not record how it was trained; retraining takes the defaults" in done.err
+
+
+def test_methods_are_listed(cli):
+    done = cli("methods")
+    assert done.code == 0
+    for name, method in BUILTIN.items():
+        assert name in done.out
+        assert set(method.Params.model_fields) <= set(done.out.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--method", "skrub"), "unknown method 'skrub': known methods, nearest first, are scrub,"),
+        (
+            ("--method", "scrub", "--params", '{"alhpa": 1}'),
+            "unknown hyperparameter 'alhpa' of scrub: did you mean 'alpha'?",
+        ),
+        (("--method", "scrub", "--params", '{"alhpa": 1}'), "temperature (> 0.0, ≤ 100.0)"),
+        (("--method", "ssd", "--params", '{"alpha": "much"}'), "hyperparameter alpha = 'much' of ssd is not usable"),
+        (("--method", "salun", "--params", '{"objective": "x"}'), "objective (random_labels | lotus)"),
+        (("--params", '{"alpha": }'), "params cannot be parsed: Expecting value: line 1 column 11"),
+    ],
+)
+def test_bad_methods_and_params(arguments, sentence, store, cli):
+    before = store.everything_registered()
+    done = cli("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET, *arguments)
+    assert done.code == 2
+    assert sentence in done.err.replace("\n", " ")
+    assert store.everything_registered() == before
+    assert store.runs()[0].info.status == "FAILED"

@@ -1,0 +1,127 @@
+"""The example plugin in an environment of its own, installed as a third party would; and plugins that are broken."""
+
+import os
+import re
+import shutil
+import site
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlflow_unlearn.methods import BUILTIN
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "plugins" / "example_method"
+
+UNLEARN = """
+import sys
+from mlflow_unlearn import unlearn
+from toy import original, same, splits, state
+
+result = unlearn(original(), splits(), method=sys.argv[1], params={"epochs": 2})
+print(len(result.history), not same(state(original()), state(result.model)))
+"""
+CHECK = """
+from mlflow_unlearn.testing import check_method
+
+for finding in check_method("neggrad_early_stop"):
+    print(finding)
+"""
+
+
+class Environment:
+    """A Python that has the plugin, and everything else from the environment that the tests run in."""
+
+    def __init__(self, folder: Path) -> None:
+        # Without pip of its own, which is found where torch is found.
+        run(sys.executable, "-m", "venv", "--without-pip", folder)
+        self.python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+        [packages] = folder.glob("**/site-packages")
+        # `addsitedir` and not the bare path: an editable installation is itself a .pth file.
+        lines = [f"import site; site.addsitedir({path!r})" for path in site.getsitepackages()]
+        (packages / "borrowed.pth").write_text("\n".join(lines) + "\n")
+
+    def __call__(self, *arguments, path=()) -> subprocess.CompletedProcess[str]:
+        """Run its Python with ``path``, and the tests' folder for `toy`, on PYTHONPATH."""
+        return run(self.python, *arguments, check=False, PYTHONPATH=os.pathsep.join(map(str, [*path, ROOT / "tests"])))
+
+
+def run(*arguments, check=True, **variables):
+    return subprocess.run(
+        [str(argument) for argument in arguments],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=check,
+    )
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plugin")
+    built = Environment(folder / "venv")
+    # A copy, since setuptools builds beside the sources.
+    source = shutil.copytree(EXAMPLE, folder / "source", ignore=shutil.ignore_patterns("__pycache__"))
+    flags = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    installed = built("-m", "pip", "install", *flags, source)
+    assert installed.returncode == 0, installed.stderr
+    return built
+
+
+def distribution(folder: Path, name: str, method: str, code: str) -> Path:
+    """What pip would install for a plugin of one module."""
+    module = name.replace("-", "_")
+    info = folder / f"{module}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[mlflow_unlearn.methods]\n{method} = {module}:Method\n")
+    (folder / f"{module}.py").write_text(code)
+    return folder
+
+
+def listed(out):
+    """All words of a table."""
+    return set(re.findall(r"\w+", out))
+
+
+def test_the_command_lists_it_beside_ours(environment):
+    shown = environment("-m", "mlflow_unlearn", "methods")
+    assert shown.returncode == 0, shown.stderr
+    assert {"neggrad_early_stop", *BUILTIN} <= listed(shown.stdout)
+
+
+def test_it_unlearns(environment):
+    done = environment("-c", UNLEARN, "neggrad_early_stop")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["2", "True"]
+
+
+def test_it_passes_the_conformance_suite(environment):
+    done = environment("-c", CHECK)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+
+
+def test_a_plugin_that_cannot_be_imported_is_named_and_harms_no_other(environment, tmp_path):
+    broken = distribution(tmp_path, "broken-plugin", "half_written", "raise RuntimeError('no such library')\n")
+    shown = environment("-m", "mlflow_unlearn", "methods", path=[broken])
+    assert shown.returncode == 0, shown.stderr
+    assert {"neggrad_early_stop", *BUILTIN} <= listed(shown.stdout)
+    for told in ("half_written", "broken-plugin", "no such library"):
+        assert told in shown.stderr
+    assert "Traceback" not in shown.stderr
+    done = environment("-c", UNLEARN, "lotus", path=[broken])
+    assert done.stdout.split()[1] == "True", done.stderr
+    refused = environment("-c", UNLEARN, "half_written", path=[broken])
+    assert refused.returncode != 0
+    assert "the method 'half_written' cannot be used" in refused.stderr and "no such library" in refused.stderr
+
+
+def test_a_name_that_is_taken_is_refused(environment, tmp_path):
+    second = distribution(tmp_path, "second-scrub", "scrub", "from mlflow_unlearn.methods import Method\n")
+    shown = environment("-m", "mlflow_unlearn", "methods", path=[second])
+    assert shown.returncode == 2
+    assert "'scrub'" in shown.stderr and "second-scrub" in shown.stderr
+    assert "Traceback" not in shown.stderr
