@@ -38,8 +38,8 @@ from mlflow_unlearn.models import build_model
 
 SHARES = (0.01, 0.05, 0.10, 0.25, 0.50)
 RUNS: dict[str, tuple[str, dict]] = {name: (name, {}) for name in BUILTIN if name != "retrain"} | {
-    # Sized for a small training set: with the default, 20 × 256 noise images a class.
-    "unsir": ("unsir", {"batch_size": 32}),
+    # Sized for a small training set: the default is 20 × 256 noise images a class.
+    "unsir": ("unsir", {"batch_size": 16}),
     # At shares of 10 % and more the published alpha of 10 cannot select a weight.
     "ssd": ("ssd", {"alpha": 1.0}),
     "lotus alpha=4": ("lotus", {"alpha": 4.0}),
@@ -87,12 +87,18 @@ def forget_sets(task) -> Iterator[tuple[str, np.ndarray]]:
         yield name, np.flatnonzero(np.isin(labels, classes))
 
 
-def trained(task, dataset, seed: int) -> nn.Module:
+def trained(task, dataset, seed: int, path: Path) -> nn.Module:
+    """A model trained on ``dataset``, or the one whose weights lie at ``path``."""
     with isolated_rng(seed):
         model = task.fresh()
-    return run(
-        model, Train(task.recipe), {"retain": dataset}, seed=seed, hardware=resolve_hardware(model, dataset)
-    ).model
+    if path.exists():
+        model.load_state_dict(torch.load(path))
+        return model.eval()
+    hardware = resolve_hardware(model, dataset)
+    model = run(model, Train(task.recipe), {"retain": dataset}, seed=seed, hardware=hardware).model
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), path)
+    return model
 
 
 class Store:
@@ -103,11 +109,11 @@ class Store:
     def add(self, key: str, row: dict) -> None:
         self.rows[key] = row
         self.path.write_text(json.dumps(self.rows, indent=0, sort_keys=True) + "\n")
+        print(key, f"avg_gap_excess {row.get('avg_gap_excess', float('nan')):.4f}", row.get("failed", ""), flush=True)
 
 
-def measure(name: str, only: list[str]) -> None:
+def measure(name: str, only: list[str], weights: Path) -> None:
     task, store = {"digits": Digits, "fashion": Fashion}[name](), Store(name)
-    originals = {}
     for kind, forget in forget_sets(task):
         retain = np.setdiff1d(np.arange(len(task.train)), forget)
         sets = Splits(Subset(task.train, forget.tolist()), Subset(task.train, retain.tolist()), task.val, task.test)
@@ -116,46 +122,28 @@ def measure(name: str, only: list[str]) -> None:
             missing = [m for m in wanted if f"{kind}/{m}/{seed}" not in store.rows]
             if not missing:
                 continue
-            if seed not in originals:
-                originals[seed] = trained(task, ConcatDataset([task.train]), seed)
-            original = originals[seed]
+            folder = weights / name
+            original = trained(task, ConcatDataset([task.train]), seed, folder / f"original_{seed}.pt")
             start = time.perf_counter()
-            gold = trained(task, sets.retain, seed + 1000)
-            unit = time.perf_counter() - start
-
-            def keep(
-                method: str,
-                model: nn.Module,
-                seconds: float | None,
-                sets=sets,
-                seed=seed,
-                kind=kind,
-                original=original,
-                gold=gold,
-            ) -> None:
+            gold = trained(task, sets.retain, seed + 1000, folder / f"{kind}_{seed + 1000}.pt")
+            models = {"original": (original, None), "retrain": (gold, time.perf_counter() - start)}
+            for method in missing:
+                try:
+                    if method == "floor":
+                        models[method] = (
+                            trained(task, sets.retain, seed + 2000, folder / f"{kind}_{seed + 2000}.pt"),
+                            None,
+                        )
+                    elif method in RUNS:
+                        result = unlearn(original, sets, *RUNS[method], seed)
+                        models[method] = (result.model, result.seconds)
+                except UnlearnError as error:
+                    store.add(f"{kind}/{method}/{seed}", {"failed": str(error)})
+                    continue
+                model, seconds = models.pop(method)
                 found = evaluate(model, sets, original=original, gold=gold, seed=seed)
                 row = {key: found[key] for key in KEPT if key in found} | {"seconds": seconds}
                 store.add(f"{kind}/{method}/{seed}", row)
-                print(
-                    f"{name} {kind} {method} seed {seed}: gap {row.get('avg_gap_excess', float('nan')):.4f}", flush=True
-                )
-
-            for method in missing:
-                if method == "original":
-                    keep(method, original, None)
-                elif method == "retrain":
-                    keep(method, gold, unit)
-                elif method == "floor":
-                    keep(method, trained(task, sets.retain, seed + 2000), None)
-                else:
-                    registered, params = RUNS[method]
-                    try:
-                        result = unlearn(original, sets, registered, params, seed)
-                    except UnlearnError as error:
-                        print(f"{name} {kind} {method} seed {seed} failed: {error}", flush=True)
-                        store.add(f"{kind}/{method}/{seed}", {"failed": str(error)})
-                        continue
-                    keep(method, result.model, result.seconds)
 
 
 def tables() -> None:
@@ -177,13 +165,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["digits", "fashion", "tables"])
     parser.add_argument("--only", default="", help="methods to measure, separated by commas")
+    parser.add_argument("--weights", type=Path, default=Path("forget_sets_weights"), help="folder of trained models")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     if args.what == "tables":
         tables()
         return
     start = time.perf_counter()
-    measure(args.what, [part for part in args.only.split(",") if part])
+    measure(args.what, [part for part in args.only.split(",") if part], args.weights)
     print(f"{(time.perf_counter() - start) / 60:.1f} minutes, {torch.get_num_threads()} threads", file=sys.stderr)
 
 

@@ -16,6 +16,7 @@ from mlflow.entities import Run
 from torch import nn
 
 from mlflow_unlearn import __version__, tracking
+from mlflow_unlearn.compute import isolated_rng
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evaluation import Metrics, Readings, compute_metrics, read_splits
@@ -87,19 +88,21 @@ class Bench:
         key = self._key("retrain", {**params, "augment": self.recipe.augment}, seed, None)
         found = self._finished(key)
         if found is not None:
-            folder = Path(mlflow.artifacts.download_artifacts(f"runs:/{found.info.run_id}/{WEIGHTS}"))
-            module = self.recipe.fresh()
-            module.load_state_dict(torch.load(folder, map_location="cpu", weights_only=True))
-            module.eval()
+            uri = f"runs:/{found.info.run_id}/{WEIGHTS}"
+            with tempfile.TemporaryDirectory(dir=self.job.folder) as folder:
+                path = mlflow.artifacts.download_artifacts(uri, dst_path=folder)
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            with isolated_rng(seed):
+                module = self.recipe.fresh().eval()
+            module.load_state_dict(state)
             seconds = float(found.data.metrics["unlearn_seconds"])
         else:
             with self._run("retrain", seed, key, params):
                 splits = self.recipe.splits(self.job.splits)
                 result = self._unlearn("retrain", params, seed, splits)
-                with tempfile.TemporaryDirectory(dir=self.job.folder) as folder_name:
-                    path = Path(folder_name) / WEIGHTS
-                    torch.save(result.model.state_dict(), path)
-                    mlflow.log_artifact(str(path))
+                with tempfile.TemporaryDirectory(dir=self.job.folder) as folder:
+                    torch.save(result.model.state_dict(), Path(folder) / WEIGHTS)
+                    mlflow.log_artifact(str(Path(folder) / WEIGHTS))
                 log_final(result)
                 module, seconds = result.model, result.seconds
         readings = read_splits(module, self.job.splits, self.job.hardware)
@@ -119,7 +122,9 @@ class Bench:
                 metrics = self.measure(readings, gold, seed)
                 judged = on_validation(readings, self.original, gold=gold.readings, seed=seed)
                 digest = weights_digest(result.model)
-                trial = Trial(method, params, seed, metrics, judged, result.seconds, digest, result.warnings)
+                unmoved = ("left every weight as it was",) if digest == self._source else ()
+                warnings = (*result.warnings, *unmoved)
+                trial = Trial(method, params, seed, metrics, judged, result.seconds, digest, warnings)
                 mlflow.log_dict(_to_json(trial), RESULT)
                 mlflow.set_tag("unlearn.weights_sha256", digest)
                 mlflow.log_metrics({**metrics, **judged})

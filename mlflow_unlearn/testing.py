@@ -69,9 +69,9 @@ a forget set has to be able to be smaller than a batch.
 
 _STEADY = {"weight_decay": 0.0, "momentum": 0.0}
 PROMISES: Mapping[str, Promises] = {
-    "neggrad_plus": {"forget_loss_rises": {"beta": 0.5, "epochs": 3, "lr": 0.03, **_STEADY}},
+    "neggrad_plus": {"forget_loss_rises": {"beta": 0.5, "epochs": 6, "lr": 0.02, **_STEADY}},
     # The loss of the min passes is zero: what moves the weights are the max passes.
-    "scrub": {"forget_loss_rises": {"alpha": 0.0, "gamma": 0.0, "epochs": 2, "msteps": 2, "lr": 0.02, **_STEADY}},
+    "scrub": {"forget_loss_rises": {"alpha": 0.0, "gamma": 0.0, "epochs": 2, "msteps": 2, "lr": 0.015, **_STEADY}},
     "ssd": {"batch_invariant": {}},
     "salun": {"masked": {"share": 0.1}},
 }
@@ -294,7 +294,8 @@ class Bench:
         settings = {**SETTINGS.get(recipe.name, {}), **params}
         used = recipe(settings, family=model_family(self.original)).params.model_dump()
         limits = {"epochs": 2, "batch_size": BATCH_SIZE}
-        return {name: min(used[name], limit) for name, limit in limits.items() if name in used} | settings
+        cut = {name: min(used[name], limit) for name, limit in limits.items() if isinstance(used.get(name), int)}
+        return cut | settings
 
     def promised(self, name: str) -> Mapping[str, Any]:
         """What the method promises by the property ``name``."""
@@ -563,7 +564,8 @@ def _forgetting(bench: Bench, forget: Sequence[int]) -> str | None:
 def forget_loss_rises(bench: Bench) -> str | None:
     """Catches an ascent that does not ascend: a sign flipped to no effect, or twice.
 
-    Dropout and running statistics move the loss a little without any ascent, so it has to double.
+    Steps that are too long, dropout and running statistics make it rise a little as well, and ascent makes it explode:
+    it has to be five times what it was.
     """
     images, labels = _subset(FORGET).tensors
 
@@ -572,7 +574,7 @@ def forget_loss_rises(bench: Bench) -> str | None:
             return nn.functional.cross_entropy(model(images), labels).item()
 
     before, after = loss(bench.original), loss(bench.run_as_promised("forget_loss_rises").returned)
-    return None if after > 2 * before else f"the mean loss on the forget set went from {before:.3g} to {after:.3g}"
+    return None if after > 5 * before else f"the mean loss on the forget set went from {before:.3g} to {after:.3g}"
 
 
 def masked(bench: Bench) -> str | None:

@@ -218,6 +218,13 @@ class TestRandomised:
         assert (norm.weight == 1).all() and (norm.bias == 0).all()
         assert (norm.running_mean == 0).all() and (norm.running_var == 1).all() and norm.num_batches_tracked == 0
 
+    def test_attention_has_its_own_initialisation_under_another_name(self):
+        """Xavier's for the projections, 3 · 8 rows of 8: uniform within √(6 / 32) = 0.43, and a bias of 0."""
+        with isolated_rng(0):
+            twin = randomised(moved(nn.MultiheadAttention(8, 2)))
+        assert 0.4 < twin.in_proj_weight.abs().max() <= (6 / 32) ** 0.5
+        assert (twin.in_proj_bias == 0).all()
+
     def test_parameters_of_no_layer(self):
         """N(0, 0.02²): of 10,000 draws mean and standard deviation are within 4 / √10,000 of it."""
 

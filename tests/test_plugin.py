@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.methods import BUILTIN
 
@@ -96,6 +97,37 @@ def test_it_unlearns(environment):
     done = environment("-c", UNLEARN, "neggrad_early_stop")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["2", "True"]
+
+
+@pytest.mark.slow
+def test_it_is_a_method_of_the_project(environment, tmp_path):
+    """`mlflow run . -e unlearn -P method=…`, with a version registered by it."""
+    variables = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
+        "PATH": os.pathsep.join([str(environment.python.parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(ROOT / "tests"),
+        "OMP_NUM_THREADS": "1",
+    }
+    python = environment.python
+    experiment = ("experiments", "create", "-n", "plugin", "-l", (tmp_path / "artifacts").as_uri())
+    run(python, "-m", "mlflow", *experiment, **variables)
+    variables["MLFLOW_EXPERIMENT_NAME"] = "plugin"
+    train = ("--data", "digits,train=15%", "--name", "clf", "--architecture", "toy:trainable", "--epochs", "5")
+    run(python, "-m", "mlflow_unlearn", "train", *train, **variables)
+    given = {
+        "model_uri": "models:/clf/1",
+        "forget": "random:10%",
+        "method": "neggrad_early_stop",
+        "params": '{"lr": 0.1}',
+    }
+    pairs = [part for key, value in given.items() for part in ("-P", f"{key}={value}")]
+    run(python, "-m", "mlflow", "run", ROOT, "-e", "unlearn", *pairs, "--env-manager", "local", **variables)
+    [second] = [
+        v
+        for v in MlflowClient(variables["MLFLOW_TRACKING_URI"]).search_model_versions("name='clf'")
+        if str(v.version) == "2"
+    ]
+    assert second.tags["unlearn.method"] == "neggrad_early_stop"
 
 
 def test_it_passes_the_conformance_suite(environment):

@@ -16,8 +16,11 @@ from torch import nn
 import mlflow_unlearn.testing
 from mlflow_unlearn.compute import isolated_rng
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.methods import BUILTIN
+from mlflow_unlearn.methods import BUILTIN, changed
 from mlflow_unlearn.methods.finetune import Finetune, FinetuneParams
+from mlflow_unlearn.methods.neggrad_plus import NegGradPlus
+from mlflow_unlearn.methods.retrain import cross_entropy
+from mlflow_unlearn.methods.scrub import Scrub
 from mlflow_unlearn.methods.ssd import Ssd, dampened, squared_gradients
 from mlflow_unlearn.models import weights_digest
 from mlflow_unlearn.testing import MODELS, PROPERTIES, SETTINGS, Finding, cases, check_method, original
@@ -49,7 +52,7 @@ def train(
     **options,
 ):
     """Train ``student`` itself: each step goes up on some forget samples and down on some retain samples."""
-    rule = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=0.03, **options)
+    rule = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=0.02, **options)
     (images, labels), (kept_images, kept_labels) = splits.forget.tensors, splits.retain.tensors
     with isolated_rng(seed):
         for _ in range(6):
@@ -131,6 +134,11 @@ def test_so_do_those_with_a_promise(method, options, model):
 
 
 # ---- Each broken in one way. ----
+
+
+def returns_the_original(model, splits, seed):
+    ascend(model, splits, seed)
+    return model
 
 
 def returns_another_copy(model, splits, seed):
@@ -243,10 +251,11 @@ def divides_by_n_minus_one(model, splits, seed):
     return ascend(model, splits, seed, weights=(-0.5 * n / (n - 1), 0.5))
 
 
+NOTHING = [torch.empty(0, dtype=torch.long)]
+
+
 def leaves_out_a_single_sample(model, splits, seed):
-    return ascend(
-        model, splits, seed, batches=lambda n: torch.randperm(n).split(8) if n > 1 else [torch.tensor([]).long()]
-    )
+    return ascend(model, splits, seed, batches=lambda count: torch.randperm(count).split(8) if count > 1 else NOTHING)
 
 
 def normalises_the_forget_set_alone(model, splits, seed):
@@ -258,12 +267,11 @@ def normalises_the_forget_set_alone(model, splits, seed):
 
 def skips_partial_batches(model, splits, seed):
     """Without one batch of eight it trains on the retain set alone, so that weights do move."""
-    full = lambda n: [part for part in torch.randperm(n).split(8) if len(part) == 8]  # noqa: E731
-    return ascend(model, splits, seed, batches=lambda n: full(n) or [torch.tensor([]).long()])
+    return ascend(model, splits, seed, batches=lambda count: torch.randperm(count).split(8)[: count // 8] or NOTHING)
 
 
 def does_nothing_without_a_full_batch(model, splits, seed):
-    return ascend(model, splits, seed, batches=lambda n: torch.randperm(n).split(8)[: n // 8])
+    return ascend(model, splits, seed, batches=lambda count: torch.randperm(count).split(8)[: count // 8])
 
 
 def weighs_by_class_frequency(model, splits, seed):
@@ -291,6 +299,16 @@ def flips_a_sign_to_no_effect(model, splits, seed):
 
 def flips_a_sign_twice(model, splits, seed):
     return ascend(model, splits, seed, weights=(-0.5, -0.5), before_step=negate_gradients)
+
+
+class Descent(NegGradPlus):
+    def plan(self, workspace):
+        return (yield from changed(super().plan(workspace), loss=cross_entropy))
+
+
+class WithoutMaxPasses(Scrub):
+    def plan(self, workspace):
+        return (yield from Scrub({**self.params.model_dump(), "msteps": 0}).plan(workspace))
 
 
 def masks_gradients_alone(model, splits, seed):
@@ -339,6 +357,7 @@ def numpy_seed(seed):
 
 # (property, method broken for it, model, what else finds it, options)
 BROKEN = [
+    ("moves", returns_the_original, "cnn", {"no_shared_storage", "eval_mode"}, {}),
     ("moves", returns_another_copy, "cnn", set(), {}),
     ("input_untouched", trains_in_place, "cnn", set(), {}),
     ("input_untouched", leaves_eval_mode, "cnn", set(), {}),
@@ -372,6 +391,8 @@ BROKEN = [
     ("whole_class", looks_up_each_class_in_the_retain_set, "cnn", set(), {}),
     ("forget_loss_rises", flips_a_sign_to_no_effect, "cnn", set(), RISES),
     ("forget_loss_rises", flips_a_sign_twice, "cnn", set(), RISES),
+    ("forget_loss_rises", Descent, "cnn", set(), {}),
+    ("forget_loss_rises", WithoutMaxPasses, "cnn", set(), {}),
     ("masked", masks_gradients_alone, "cnn", set(), MASKED),
     ("masked", partial(ascend_masked, training=True), "resnet18", set(), MASKED),
     ("batch_invariant", partial(dampen, importance=squared_mean_gradients), "cnn", set(), INVARIANT),
@@ -379,9 +400,14 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("name", "method", "model", "also", "options"), BROKEN)
+@pytest.mark.parametrize(
+    ("name", "method", "model", "also", "options"),
+    [pytest.param(*case, id=f"{case[0]}-{getattr(case[1], '__name__', 'partial')}") for case in BROKEN],
+)
 def test_a_broken_method_is_caught_by_the_property_meant_for_it(name, method, model, also, options):
-    found = check_method(method, models=[model], **options)
+    # What needs BatchNorm needs the large model: no time to see that nothing else finds it.
+    properties = ["moves", name] if model == "resnet18" else None
+    found = check_method(method, models=[model], properties=properties, **options)
     assert {finding.property for finding in found} == {name} | also, found
     assert all(finding.model == model and finding.sentence for finding in found)
 
@@ -463,10 +489,6 @@ class TestCheckMethod:
         assert check_method(Mine, models=["cnn"], properties=["moves"], params={"epochs": 3, "batch_size": 16}) == []
         assert seen == [FinetuneParams(epochs=2, batch_size=8), FinetuneParams(epochs=3, batch_size=16)]
 
-    def test_frozen_findings(self):
-        with pytest.raises(AttributeError):
-            Finding("moves", "cnn", "").model = "vit"
-
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_originals_have_something_to_forget(model):
@@ -504,7 +526,7 @@ def test_the_example_is_a_test_file(tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cnn", str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert "FAILED test_mine.py::test_my_method_conforms[seeded-cnn]" in done.stdout, done.stdout + done.stderr
-    assert "1 failed, 14 passed, 30 deselected" in done.stdout
+    assert f"1 failed, {len(general()) - 1} passed, {2 * len(general())} deselected" in done.stdout
 
 
 def test_importing_the_suite_loads_neither_pytest_nor_mlflow():

@@ -16,6 +16,7 @@ from mlflow_unlearn.methods._api import (
     Workspace,
     changed,
     everything,
+    repeated,
     sample,
 )
 from mlflow_unlearn.methods.bad_teacher import BadTeacher
@@ -43,6 +44,7 @@ __all__ = [
     "everything",
     "get_method",
     "plugin_failures",
+    "repeated",
     "sample",
 ]
 

@@ -145,6 +145,14 @@ def sample(labels: Tensor, fraction: float, generator: torch.Generator) -> Tenso
     return torch.randperm(len(labels), generator=generator)[: max(1, round(fraction * len(labels)))]
 
 
+def repeated(workspace: Workspace, phase: Phase, epochs: int) -> Plan:
+    """The plan of most methods: one phase, ``epochs`` times, each recorded."""
+    for epoch in range(epochs):
+        stats = yield phase
+        workspace.record(epoch=epoch, loss=stats.loss, seconds=stats.seconds)
+    return {}
+
+
 def changed(plan: Plan, **changes: Any) -> Plan:
     """``plan`` with ``changes`` made to each of its phases: how one method wraps another."""
     try:

@@ -17,6 +17,7 @@ from mlflow_unlearn.methods._api import (
     Plan,
     Workspace,
     everything,
+    repeated,
     sample,
 )
 from mlflow_unlearn.methods._distillation import distillation
@@ -61,7 +62,4 @@ class BadTeacher(Method):
             retain=sample(ws.labels("retain"), p.retain_fraction, ws.generator),
             teacher="random on forget",
         )
-        for epoch in range(p.epochs):
-            stats = yield phase
-            ws.record(epoch=epoch, loss=stats.loss, seconds=stats.seconds)
-        return {}
+        return repeated(ws, phase, p.epochs)

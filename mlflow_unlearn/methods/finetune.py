@@ -5,7 +5,7 @@ Baseline in Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 202
 
 from pydantic import Field
 
-from mlflow_unlearn.methods._api import Method, OptimizerSpec, Params, Phase, Plan, Workspace, everything
+from mlflow_unlearn.methods._api import Method, OptimizerSpec, Params, Phase, Plan, Workspace, everything, repeated
 from mlflow_unlearn.methods.retrain import cross_entropy
 
 
@@ -30,8 +30,5 @@ class Finetune(Method):
         """One pass an epoch over the retain set."""
         p = self.params
         optimizer = OptimizerSpec("sgd", p.lr, p.weight_decay, p.momentum)
-        retain = everything(workspace.labels("retain"))
-        for epoch in range(p.epochs):
-            stats = yield Phase(cross_entropy, optimizer, p.batch_size, retain=retain)
-            workspace.record(epoch=epoch, loss=stats.loss, seconds=stats.seconds)
-        return {}
+        phase = Phase(cross_entropy, optimizer, p.batch_size, retain=everything(workspace.labels("retain")))
+        return repeated(workspace, phase, p.epochs)

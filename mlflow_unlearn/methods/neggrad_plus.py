@@ -9,7 +9,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mlflow_unlearn.methods._api import Batch, Method, OptimizerSpec, Params, Phase, Plan, Workspace, everything
+from mlflow_unlearn.methods._api import (
+    Batch,
+    Method,
+    OptimizerSpec,
+    Params,
+    Phase,
+    Plan,
+    Workspace,
+    everything,
+    repeated,
+)
 
 
 def neggrad_plus_loss(batch: Batch, beta: float) -> Tensor:
@@ -47,7 +57,4 @@ class NegGradPlus(Method):
             retain=everything(ws.labels("retain")),
             paired=True,
         )
-        for epoch in range(p.epochs):
-            stats = yield phase
-            ws.record(epoch=epoch, loss=stats.loss, seconds=stats.seconds)
-        return {}
+        return repeated(ws, phase, p.epochs)

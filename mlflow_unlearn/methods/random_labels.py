@@ -9,7 +9,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mlflow_unlearn.methods._api import Batch, Method, OptimizerSpec, Params, Phase, Plan, Workspace, everything
+from mlflow_unlearn.methods._api import (
+    Batch,
+    Method,
+    OptimizerSpec,
+    Params,
+    Phase,
+    Plan,
+    Workspace,
+    everything,
+    repeated,
+)
 
 
 def wrong_labels(labels: Tensor, num_classes: int, generator: torch.Generator) -> Tensor:
@@ -51,7 +61,4 @@ class RandomLabels(Method):
             forget=everything(ws.labels("forget")),
             retain=everything(ws.labels("retain")),
         )
-        for epoch in range(p.epochs):
-            stats = yield phase
-            ws.record(epoch=epoch, loss=stats.loss, seconds=stats.seconds)
-        return {}
+        return repeated(ws, phase, p.epochs)

@@ -4,7 +4,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mlflow_unlearn.methods._api import Batch, Method, OptimizerSpec, Params, Phase, Plan, Workspace, everything
+from mlflow_unlearn.methods._api import (
+    Batch,
+    Method,
+    OptimizerSpec,
+    Params,
+    Phase,
+    Plan,
+    Workspace,
+    everything,
+    repeated,
+)
 
 
 def cross_entropy(batch: Batch) -> Tensor:
@@ -33,11 +43,8 @@ class Train(Method):
         """One phase an epoch; the schedule, as part of the optimiser, spans them."""
         p = self.params
         optimizer = OptimizerSpec("sgd", p.lr, p.weight_decay, p.momentum, p.momentum > 0, one_cycle_epochs=p.epochs)
-        retain = everything(workspace.labels("retain"))
-        for epoch in range(p.epochs):
-            stats = yield Phase(cross_entropy, optimizer, p.batch_size, retain=retain)
-            workspace.record(epoch=epoch, loss=stats.loss, seconds=stats.seconds)
-        return {}
+        phase = Phase(cross_entropy, optimizer, p.batch_size, retain=everything(workspace.labels("retain")))
+        return repeated(workspace, phase, p.epochs)
 
 
 class Retrain(Train):
@@ -48,4 +55,4 @@ class Retrain(Train):
     def plan(self, workspace: Workspace) -> Plan:
         """Forget everything, then learn the retain set."""
         workspace.reinitialise()
-        return (yield from super().plan(workspace))
+        return super().plan(workspace)

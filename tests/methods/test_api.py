@@ -21,8 +21,10 @@ from mlflow_unlearn.methods import (
     everything,
     get_method,
     plugin_failures,
+    repeated,
     sample,
 )
+from mlflow_unlearn.methods._api import PhaseStats
 from mlflow_unlearn.methods.lotus import Lotus
 from mlflow_unlearn.models import weights_digest
 
@@ -225,6 +227,21 @@ class TestIndices:
         a, b, c = (sample(torch.zeros(100), fraction, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
         assert len(set(a.tolist())) == len(a) == count and set(a.tolist()) <= set(range(100))
         assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_a_repeated_phase_is_recorded_each_time():
+    class Workspace:
+        def record(self, **values):
+            rows.append(values)
+
+    rows, phase = [], Phase(len, OptimizerSpec("sgd", 0.1), 2)
+    running = repeated(Workspace(), phase, 2)
+    assert next(running) is phase and rows == []
+    assert running.send(PhaseStats(loss=0.5, seconds=1.0)) is phase
+    with pytest.raises(StopIteration) as stopped:
+        running.send(PhaseStats(loss=0.25, seconds=2.0))
+    assert stopped.value.value == {}
+    assert rows == [{"epoch": 0, "loss": 0.5, "seconds": 1.0}, {"epoch": 1, "loss": 0.25, "seconds": 2.0}]
 
 
 def test_a_changed_plan_hears_and_returns_what_the_plan_itself_would():

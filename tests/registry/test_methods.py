@@ -109,7 +109,7 @@ def test_methods_are_listed(cli):
             ("--method", "scrub", "--params", '{"alhpa": 1}'),
             "unknown hyperparameter 'alhpa' of scrub: did you mean 'alpha'?",
         ),
-        (("--method", "scrub", "--params", '{"alhpa": 1}'), "temperature (> 0.0, ≤ 100.0)"),
+        (("--method", "scrub", "--params", '{"alhpa": 1}'), "temperature (> 0, ≤ 100)"),
         (("--method", "ssd", "--params", '{"alpha": "much"}'), "hyperparameter alpha = 'much' of ssd is not usable"),
         (("--method", "salun", "--params", '{"objective": "x"}'), "objective (random_labels | lotus)"),
         (("--params", '{"alpha": }'), "params cannot be parsed: Expecting value: line 1 column 11"),
