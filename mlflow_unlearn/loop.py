@@ -70,7 +70,9 @@ def run(
         if teacher is None:
             frozen = copy.deepcopy(model).to(hardware.device)
             teacher = Teacher(frozen, datasets, hardware, cache=cache_teacher)
-        desk = _Desk(student, teacher, datasets, seed, hardware, fresh, on_epoch)
+        if not any(p.requires_grad for p in student.parameters()):
+            raise UnlearnError("all parameters of the model are frozen: set requires_grad on those to be trained")
+        desk = _Desk(student, teacher, datasets, seed, hardware, cache_teacher, fresh, on_epoch)
         plan = method.plan(desk)
         try:
             phase = next(plan)
@@ -110,6 +112,7 @@ class _Desk:
         datasets: Mapping[str, Dataset[Any]],
         seed: int,
         hardware: Hardware,
+        cache_teacher: bool | None,
         fresh: Callable[[], nn.Module] | None,
         on_epoch: Callable[[Epoch], None] | None,
     ) -> None:
@@ -118,7 +121,7 @@ class _Desk:
         self.history: list[Epoch] = []
         self.warnings: list[str] = []
         self._random_teacher: Teacher | None = None
-        self._datasets, self._fresh, self._on_epoch = datasets, fresh, on_epoch
+        self._datasets, self._cache_teacher, self._fresh, self._on_epoch = datasets, cache_teacher, fresh, on_epoch
         self._labels: dict[str, Tensor] = {}
         self._optimizers: dict[OptimizerSpec, tuple[torch.optim.Optimizer, LRScheduler | None]] = {}
 
@@ -155,7 +158,7 @@ class _Desk:
             for _ in range(steps):
                 with autocast(self.hardware.precision, self.hardware.device):
                     output = self.model(learned)
-                (learned.grad,) = torch.autograd.grad(loss(learned, output.float(), labels), learned)
+                (learned.grad,) = torch.autograd.grad(loss(learned, checked_logits(output, labels), labels), learned)
                 rule.step()
         return learned.detach().cpu()
 
@@ -199,7 +202,7 @@ class _Desk:
             )
             # Set in each epoch: a plan may have measured the model in between.
             self.model.train()
-            if phase.frozen_statistics:
+            if phase.frozen_statistics or len(data) == 1:
                 _freeze_statistics(self.model)
             steps = track(loader, f"{name}: epoch {passes}", enabled=self.hardware.progress, total=len(batches))
             for step, samples in enumerate(steps, start=1):
@@ -234,8 +237,9 @@ class _Desk:
     def _teacher_logits(self, phase: Phase, images: Tensor, forget: Tensor, index: Tensor) -> Tensor:
         if phase.teacher == "random on forget" and self._random_teacher is None:
             twin = randomised(self.teacher.model)
-            self._random_teacher = Teacher(twin, self._datasets, self.hardware)
-        teachers = {"forget": self._random_teacher or self.teacher, "retain": self.teacher}
+            self._random_teacher = Teacher(twin, self._datasets, self.hardware, cache=self._cache_teacher)
+        random = self._random_teacher if phase.teacher == "random on forget" else None
+        teachers = {"forget": random or self.teacher, "retain": self.teacher}
         parts = [(mask, role) for mask, role in ((forget, "forget"), (~forget, "retain")) if mask.any()]
         logits = [teachers[role].logits(role, index[mask], images[mask]) for mask, role in parts]
         joined = torch.empty(len(images), logits[0].shape[1], device=logits[0].device)
@@ -245,10 +249,7 @@ class _Desk:
 
     def _optimizer(self, spec: OptimizerSpec, steps_per_epoch: int) -> tuple[torch.optim.Optimizer, LRScheduler | None]:
         if spec not in self._optimizers:
-            trainable = [p for p in self.model.parameters() if p.requires_grad]
-            if not trainable:
-                raise UnlearnError("all parameters of the model are frozen: set requires_grad on those to be trained")
-            optimizer = _build_optimizer(spec, trainable)
+            optimizer = _build_optimizer(spec, [p for p in self.model.parameters() if p.requires_grad])
             scheduler = None
             if spec.one_cycle_epochs:
                 steps = spec.one_cycle_epochs * steps_per_epoch
@@ -268,7 +269,8 @@ def _build_optimizer(spec: OptimizerSpec, parameters: list[Any]) -> torch.optim.
 
 def _freeze_statistics(model: nn.Module) -> None:
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        # Of every kind that keeps them: BatchNorm, and InstanceNorm where it is told to.
+        if getattr(module, "track_running_stats", False):
             module.eval()
 
 

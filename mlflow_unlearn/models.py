@@ -77,13 +77,18 @@ def randomised(model: nn.Module) -> nn.Module:
     from N(0, 0.02²), the usual choice for tokens and embeddings; so is every weight that no module could reset.
     """
     twin = copy.deepcopy(model)
-    for module in twin.modules():
+    # Children first: what a module decides for its children (a bias of zero, say) must last.
+    for module in reversed(list(twin.modules())):
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if callable(reset):
             reset()
         else:
             for parameter in module.parameters(recurse=False):
                 nn.init.normal_(parameter, std=0.02)
+    for parameter, old in zip(twin.parameters(), model.parameters(), strict=True):
+        # Equal constants are how a scale or a bias starts; anything else was out of its module's reach.
+        if torch.equal(parameter, old) and parameter.min() != parameter.max():
+            nn.init.normal_(parameter, std=0.02)
     return twin
 
 

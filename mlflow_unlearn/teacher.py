@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from mlflow_unlearn.compute import autocast, evaluating
-from mlflow_unlearn.forward import BATCH_SIZE, Hardware
+from mlflow_unlearn.forward import BATCH_SIZE, Hardware, checked_logits
 
 
 def is_deterministic(dataset: Dataset[Any]) -> bool:
@@ -86,7 +86,7 @@ class Teacher:
         with evaluating(self.model), autocast(self.hardware.precision, self.hardware.device):
             output: Tensor = self.model(images)
         # A clone made outside inference mode may be saved for backward.
-        return output.float().clone()
+        return checked_logits(output, torch.zeros(len(images), dtype=torch.long)).clone()
 
     def _watch(self, role: str, indices: Tensor, images: Tensor) -> None:
         for index, image in zip(indices.tolist(), images.cpu(), strict=True):

@@ -18,7 +18,18 @@ import mlflow_unlearn.methods
 import mlflow_unlearn.metrics
 from mlflow_unlearn.methods import BUILTIN
 
-MATHS = ["compute", "forward", "teacher", "loop", "unlearning", "evaluation", "models", "progress", "data.splits"]
+MATHS = [
+    "compute",
+    "forward",
+    "teacher",
+    "loop",
+    "unlearning",
+    "evaluation",
+    "models",
+    "progress",
+    "testing",
+    "data.splits",
+]
 MODULES = MATHS + [
     f"{package.__name__.partition('.')[2]}.{module.name}"
     for package in (mlflow_unlearn.methods, mlflow_unlearn.metrics)

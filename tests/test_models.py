@@ -250,10 +250,7 @@ class TestRandomised:
         "wrap",
         [
             nn.utils.parametrizations.weight_norm,
-            pytest.param(
-                nn.utils.weight_norm,
-                marks=pytest.mark.xfail(strict=True, reason="Linear resets `weight`, which is no parameter any more"),
-            ),
+            nn.utils.weight_norm,
         ],
         ids=["parametrised", "by a hook"],
     )

@@ -84,7 +84,7 @@ def _plugins() -> tuple[dict[str, type[Method]], dict[str, str]]:
     loaded: dict[str, type[Method]] = {}
     failures: dict[str, str] = {}
     for entry in entry_points(group=GROUP):
-        if entry.name in BUILTIN or entry.name in loaded:
+        if entry.name in BUILTIN or entry.name in loaded or entry.name in failures:
             raise UnlearnError(
                 f"the method name {entry.name!r} is taken, and {_origin(entry)} registers it again: "
                 "uninstall that distribution, or rename its entry point"

@@ -58,13 +58,14 @@ class Phase:
         batch_size: samples a step; with ``paired``, of each of the two sets.
         forget: indices into the forget set, or None for none of it.
         retain: indices into the retain set, or None for none of it; both are shuffled together.
-        synthetic: images and labels of the method's own making, shuffled in as well.
+        synthetic: images and labels of the method's own making, shuffled in as well; no teacher knows them.
         paired: each step takes a batch of the forget set *and* one of the retain set; the shorter set cycles.
         epochs: passes before the plan resumes.
         teacher: whose outputs the loss reads: those of the original, or of the original on retain samples and of a
             randomly initialised twin on forget samples.
         lr_scale: factor on the optimiser's rate during this phase.
-        frozen_statistics: BatchNorm normalises by its running statistics and leaves them as they are.
+        frozen_statistics: BatchNorm normalises by its running statistics and leaves them as they are. It does so in any
+            case where the phase has a single sample, which has no statistics.
         after_step: called with the student after each step of the optimiser.
     """
 
@@ -80,6 +81,13 @@ class Phase:
     lr_scale: float = 1.0
     frozen_statistics: bool = False
     after_step: Callable[[nn.Module], None] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what the loop would otherwise have to ignore."""
+        if self.synthetic is not None and self.teacher is not None:
+            raise ValueError("a phase with synthetic samples cannot have a teacher: its logits are kept by real sample")
+        if self.optimizer.one_cycle_epochs and self.lr_scale != 1:
+            raise ValueError("lr_scale has no effect beside a one-cycle schedule")
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from mlflow_unlearn.compute import eval_mode
+from mlflow_unlearn.forward import checked_logits
 from mlflow_unlearn.methods._api import Method, Params, Plan, Workspace, changed
 from mlflow_unlearn.methods.lotus import Lotus
 from mlflow_unlearn.methods.random_labels import RandomLabels
@@ -24,7 +25,8 @@ def forget_gradient(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) 
     count = 0
     with eval_mode(model):
         for images, labels in batches:
-            loss = torch.nn.functional.cross_entropy(model(images).float(), labels, reduction="sum")
+            logits = checked_logits(model(images), labels)
+            loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
             gradients = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
             for name, gradient in zip(trainable, gradients, strict=True):
                 if gradient is not None:
@@ -72,18 +74,11 @@ class SalUnParams(Params):
     alpha: float = Field(2.0, gt=0, le=64)
     retain_fraction: float = Field(0.3, gt=0, le=1)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _settings_of_the_objective(cls, values: dict[str, Any]) -> dict[str, Any]:
-        own = _OBJECTIVES[values["objective"]].Params() if values.get("objective") in _OBJECTIVES else None
-        defaults = {} if own is None else own.model_dump(include=set(cls.model_fields))
-        return {**defaults, **values}
-
 
 class SalUn(Method):
     """The inner objective's plan, with every weight outside the mask restored after each step.
 
-    BatchNorm: statistics frozen throughout, since they are not under the mask.
+    Normalisation: running statistics frozen throughout, since they are not under the mask.
     """
 
     name = "salun"
@@ -91,10 +86,15 @@ class SalUn(Method):
     params: SalUnParams
 
     def __init__(self, params: Mapping[str, Any] | None = None, *, family: str = "cnn") -> None:
-        """Take what the inner objective publishes for the family, where nothing else is given."""
-        objective = _OBJECTIVES.get((params or {}).get("objective", "random_labels"))
-        inner = {} if objective is None else objective.by_family.get(family, {})
-        super().__init__({**inner, **(params or {})}, family=family)
+        """Take the settings of the inner objective for the family, where nothing else is given."""
+        given = params or {}
+        objective = _OBJECTIVES.get(str(given.get("objective", "random_labels")))
+        inner = (
+            {}
+            if objective is None
+            else objective(family=family).params.model_dump(include=set(self.Params.model_fields))
+        )
+        super().__init__({**inner, **given}, family=family)
 
     def plan(self, workspace: Workspace) -> Plan:
         """One pass over the forget set for the mask, then the passes of the objective."""

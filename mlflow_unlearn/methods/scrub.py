@@ -53,7 +53,8 @@ class ScrubParams(Params):
 class Scrub(Method):
     """Max and min passes alternate, and the last pass is always a min pass.
 
-    BatchNorm: frozen statistics in the max pass, whose samples are to be forgotten; train mode in the min pass.
+    BatchNorm: train mode in both passes. The first max pass starts where the student is its teacher: only by the
+    statistics of its batches, or by dropout, does it differ there, and without a difference there is nothing to ascend.
     """
 
     name = "scrub"
@@ -76,7 +77,7 @@ class Scrub(Method):
             lr_scale = p.lr_decay ** sum(epoch >= start for start in p.lr_decay_epochs)
             away = None
             if epoch < p.msteps:
-                away = yield phase(ascend, forget=forget, lr_scale=lr_scale, frozen_statistics=True)
+                away = yield phase(ascend, forget=forget, lr_scale=lr_scale)
             stats = yield phase(descend, retain=retain, lr_scale=lr_scale)
             told = {} if away is None else {"loss_max": away.loss}
             seconds = stats.seconds + (away.seconds if away is not None else 0.0)

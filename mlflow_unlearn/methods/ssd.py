@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mlflow_unlearn.compute import eval_mode
+from mlflow_unlearn.forward import checked_logits
 from mlflow_unlearn.methods._api import Method, Params, Plan, Workspace
 
 BLOCK = 64
@@ -33,7 +34,8 @@ def squared_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
     with eval_mode(model):
         for images, labels in batches:
             for image, label in zip(images, labels, strict=True):
-                loss = torch.nn.functional.cross_entropy(model(image[None]).float(), label[None])
+                logits = checked_logits(model(image[None]), label[None])
+                loss = torch.nn.functional.cross_entropy(logits, label[None])
                 gradients = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
                 for name, gradient in zip(trainable, gradients, strict=True):
                     if gradient is not None:
@@ -90,10 +92,10 @@ class Ssd(Method):
             return {}
         forget, n_forget = squared_gradients(ws.model, ws.batches("forget", BLOCK))
         retain, n_retain = squared_gradients(ws.model, ws.batches("retain", BLOCK))
-        state = ws.snapshot()
-        for name, importance in forget.items():
-            everything = (importance + retain[name]) / (n_forget + n_retain)
-            state[name] = dampened(state[name], importance / n_forget, everything, p.alpha, p.lam)
-        ws.restore(state)
+        weights = dict(ws.model.named_parameters())
+        with torch.no_grad():
+            for name, importance in forget.items():
+                everything = (importance + retain[name]) / (n_forget + n_retain)
+                weights[name].copy_(dampened(weights[name], importance / n_forget, everything, p.alpha, p.lam))
         return {}
         yield  # a generator without a phase

@@ -151,19 +151,13 @@ def test_the_history_tells_each_pass_with_its_seconds(name):
     assert {key: result.params[key] for key in cheap(name)} == cheap(name)
 
 
-def but(reason, *names):
-    """Every method, of which ``names`` are known to fail."""
-    mark = pytest.mark.xfail(strict=True, reason=reason)
-    return pytest.mark.parametrize("name", [pytest.param(n, marks=mark if n in names else ()) for n in BUILTIN])
-
-
-@but("a RuntimeError of torch: there is nothing to differentiate by", "ssd", "salun")
+@each
 def test_a_model_of_which_nothing_can_be_trained(name):
     with pytest.raises(UnlearnError, match="all parameters of the model are frozen"):
         forget(name, original().requires_grad_(False))
 
 
-@but("an AttributeError: outputs are not checked on their way", "bad_teacher", "scrub", "ssd", "unsir", "salun")
+@each
 def test_outputs_that_are_no_logits(name):
     class Pair(Net):
         def forward(self, images):
@@ -173,7 +167,7 @@ def test_outputs_that_are_no_logits(name):
         forget(name, Pair())
 
 
-@but("an IndexError or RuntimeError of torch: labels are not checked on their way", "ssd", "unsir", "salun")
+@each
 def test_a_label_without_an_output(name):
     sets = vars(splits())
     unread = {"unsir": {"retain"}, "finetune": {"forget"}, "retrain": {"forget"}}.get(name, set())

@@ -124,14 +124,9 @@ def test_the_teacher_does_not_move_with_the_student(cache_teacher):
     assert not torch.allclose(phases[-1].after["6.weight"], original()[6].weight, atol=1e-2)
 
 
-NO_STEP = pytest.mark.xfail(
-    strict=True,
-    reason="student and teacher agree to the bit, so that the gradient of their KL is 0 and only weight decay moves it",
-)
-
-
-@pytest.mark.parametrize("dropout", [0.2, pytest.param(0.0, marks=NO_STEP)])
+@pytest.mark.parametrize("dropout", [0.2, 0.0])
 def test_each_max_pass_raises_the_divergence_on_the_forget_set(dropout):
+    """The first one too: the statistics of its batches make the student differ from the teacher that it still is."""
     model = original()
     model[5].p = dropout
 
@@ -146,13 +141,11 @@ def test_each_max_pass_raises_the_divergence_on_the_forget_set(dropout):
             assert divergence(phase.after) > divergence(phase.before) + 1e-4
 
 
-def test_statistics_move_in_the_min_pass_alone():
-    """Of the forget set, which is to be forgotten, nothing gets into them."""
+def test_statistics_move_in_both_passes():
     _, phases = watch(Scrub({"epochs": 3, "msteps": 2}))
-    for phase, kind in zip(phases, passes(phases), strict=True):
+    for phase in phases:
         changed = {name for name, value in phase.before.items() if not torch.equal(value, phase.after[name])}
-        assert changed & BUFFERS == (BUFFERS if kind == "min" else set())
-        assert "6.weight" in changed
+        assert changed >= BUFFERS | {"6.weight"}
 
 
 def test_both_passes_share_one_optimizer_and_its_velocity():

@@ -496,7 +496,7 @@ def test_hyperparameters(store, refuse, params, says):
 
 
 def test_unknown_method(refuse):
-    refuse(*UNLEARN, *SOME, "--method", "lotos", says=["unknown method 'lotos'", "did you mean 'lotus'?"])
+    refuse(*UNLEARN, *SOME, "--method", "lotos", says=["unknown method 'lotos'", "nearest first, are lotus"])
 
 
 def test_names_that_the_registry_refuses(refuse):
