@@ -42,17 +42,31 @@ def saliency_mask(gradient: Mapping[str, Tensor], share: float) -> dict[str, Ten
     {'w': tensor([True, True]), 'b': tensor([False, False])}
     """
     sizes = torch.cat([value.detach().abs().flatten() for value in gradient.values()])
-    chosen = torch.zeros(len(sizes), dtype=torch.bool, device=sizes.device)
-    chosen[sizes.topk(max(1, round(share * len(sizes)))).indices] = True
+    count = max(1, round(share * len(sizes)))
+    # Selecting the threshold is several times faster than sorting the top, of which half is asked for.
+    threshold = sizes.kthvalue(len(sizes) - count + 1).values
+    chosen = sizes > threshold
+    ties = (sizes == threshold).nonzero().flatten()
+    chosen[ties[: count - int(chosen.sum())]] = True
     parts = torch.split(chosen, [value.numel() for value in gradient.values()])
     return {name: part.view_as(gradient[name]) for name, part in zip(gradient, parts, strict=True)}
 
 
-def restore_unmasked(model: nn.Module, original: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> None:
-    """Put every coordinate outside ``mask`` back to ``original``, since weight decay and momentum moved them too."""
+def unmasked_weights(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """By parameter the positions outside ``mask``, in the order of the flattened tensor, and what stands there."""
+    kept = {}
     for name, parameter in model.named_parameters():
         if name in mask:
-            parameter.copy_(torch.where(mask[name], parameter, original[name]))
+            index = (~mask[name]).flatten().nonzero().flatten()
+            kept[name] = (index, parameter.detach().flatten()[index])
+    return kept
+
+
+def restore(model: nn.Module, kept: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Put `unmasked_weights` back, bit for bit: weight decay and momentum moved them without a gradient."""
+    for name, parameter in model.named_parameters():
+        if name in kept:
+            parameter.put_(*kept[name])
 
 
 _OBJECTIVES: Mapping[str, type[Method]] = {"random_labels": RandomLabels, "lotus": Lotus}
@@ -102,6 +116,5 @@ class SalUn(Method):
         objective = _OBJECTIVES[p.objective]
         inner = objective(p.model_dump(include=set(objective.Params.model_fields)))
         mask = saliency_mask(forget_gradient(ws.model, ws.batches("forget", p.batch_size)), p.share)
-        original = {name: value.detach().clone() for name, value in ws.model.named_parameters() if name in mask}
-        restore = partial(restore_unmasked, original=original, mask=mask)
-        return (yield from changed(inner.plan(ws), after_step=restore, frozen_statistics=True))
+        put_back = partial(restore, kept=unmasked_weights(ws.model, mask))
+        return changed(inner.plan(ws), after_step=put_back, frozen_statistics=True)

@@ -7,7 +7,7 @@ from mlflow_unlearn import unlearn
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.methods.random_labels import RandomLabels
-from mlflow_unlearn.methods.salun import SalUn, forget_gradient, restore_unmasked, saliency_mask
+from mlflow_unlearn.methods.salun import SalUn, forget_gradient, restore, saliency_mask, unmasked_weights
 from mlflow_unlearn.models import weights_digest
 
 FAST = {"epochs": 3, "batch_size": 32}
@@ -71,10 +71,11 @@ class TestMask:
 @torch.no_grad()
 def test_restoring_is_exact_outside_the_mask():
     model, before = original(), state(original())
+    mask = {"6.bias": torch.arange(10) < 4, "6.weight": torch.zeros(10, 128, dtype=torch.bool)}
+    kept = unmasked_weights(model, mask)
     for parameter in model.parameters():
         parameter.add_(1e-3)
-    mask = {"6.bias": torch.arange(10) < 4, "6.weight": torch.zeros(10, 128, dtype=torch.bool)}
-    restore_unmasked(model, before, mask)
+    restore(model, kept)
     assert torch.equal(model[6].weight, before["6.weight"])
     assert torch.equal(model[6].bias == before["6.bias"], torch.arange(10) >= 4)
     assert torch.equal(model[0].weight, before["0.weight"] + 1e-3), "what has no mask is not its business"
