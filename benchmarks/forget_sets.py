@@ -42,6 +42,7 @@ RUNS: dict[str, tuple[str, dict]] = {name: (name, {}) for name in BUILTIN if nam
     "unsir": ("unsir", {"batch_size": 16}),
     # At shares of 10 % and more the published alpha of 10 cannot select a weight.
     "ssd": ("ssd", {"alpha": 1.0}),
+    "lotus alpha=auto": ("lotus", {"alpha": "auto"}),
     "lotus alpha=4": ("lotus", {"alpha": 4.0}),
     "lotus alpha=8": ("lotus", {"alpha": 8.0}),
     "lotus alpha=16": ("lotus", {"alpha": 16.0}),

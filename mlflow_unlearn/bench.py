@@ -1,5 +1,6 @@
 """What `compare` shares between methods and seeds, and how it takes over what finished runs have left."""
 
+import copy
 import hashlib
 import json
 import tempfile
@@ -16,7 +17,6 @@ from mlflow.entities import Run
 from torch import nn
 
 from mlflow_unlearn import __version__, tracking
-from mlflow_unlearn.compute import isolated_rng
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evaluation import Metrics, Readings, compute_metrics, read_splits
@@ -54,6 +54,7 @@ class Trial:
     judged: Metrics
     seconds: float
     digest: str
+    moved: bool
     warnings: tuple[str, ...]
 
 
@@ -84,26 +85,26 @@ class Bench:
 
     def gold(self, seed: int) -> Gold:
         """Retrain with the version's recipe, or take the weights that a finished run has left."""
-        params = get_method("retrain")(self.recipe.params).params.model_dump(mode="json")
-        key = self._key("retrain", {**params, "augment": self.recipe.augment}, seed, None)
+        recipe = self.recipe
+        params = get_method("retrain")(recipe.params).params.model_dump(mode="json")
+        start = {"augment": recipe.augment, "architecture": recipe.architecture}
+        key = self._key("retrain", {**params, **start}, seed, None)
         found = self._finished(key)
         if found is not None:
             uri = f"runs:/{found.info.run_id}/{WEIGHTS}"
             with tempfile.TemporaryDirectory(dir=self.job.folder) as folder:
                 path = mlflow.artifacts.download_artifacts(uri, dst_path=folder)
                 state = torch.load(path, map_location="cpu", weights_only=True)
-            with isolated_rng(seed):
-                module = self.recipe.fresh().eval()
+            module = copy.deepcopy(self.job.module)
             module.load_state_dict(state)
             seconds = float(found.data.metrics["unlearn_seconds"])
         else:
             with self._run("retrain", seed, key, params):
-                splits = self.recipe.splits(self.job.splits)
-                result = self._unlearn("retrain", params, seed, splits)
+                result = self._unlearn("retrain", params, seed, recipe.splits(self.job.splits))
                 with tempfile.TemporaryDirectory(dir=self.job.folder) as folder:
                     torch.save(result.model.state_dict(), Path(folder) / WEIGHTS)
                     mlflow.log_artifact(str(Path(folder) / WEIGHTS))
-                log_final(result)
+                _log_history(result)
                 module, seconds = result.model, result.seconds
         readings = read_splits(module, self.job.splits, self.job.hardware)
         return Gold(module, readings, weights_digest(module), seconds)
@@ -114,7 +115,7 @@ class Bench:
         found = self._finished(key)
         if found is not None:
             uri = f"runs:/{found.info.run_id}/{RESULT}"
-            return _from_json(method, params, seed, mlflow.artifacts.load_dict(uri))
+            return self._from_json(method, params, seed, mlflow.artifacts.load_dict(uri))
         try:
             with self._run(method, seed, key, params):
                 result = self._result(method, params, seed)
@@ -122,13 +123,13 @@ class Bench:
                 metrics = self.measure(readings, gold, seed)
                 judged = on_validation(readings, self.original, gold=gold.readings, seed=seed)
                 digest = weights_digest(result.model)
-                unmoved = ("left every weight as it was",) if digest == self._source else ()
-                warnings = (*result.warnings, *unmoved)
-                trial = Trial(method, params, seed, metrics, judged, result.seconds, digest, warnings)
+                moved = digest != self._source
+                warnings = result.warnings if moved else (*result.warnings, "left every weight as it was")
+                trial = Trial(method, params, seed, metrics, judged, result.seconds, digest, moved, warnings)
                 mlflow.log_dict(_to_json(trial), RESULT)
                 mlflow.set_tag("unlearn.weights_sha256", digest)
                 mlflow.log_metrics({**metrics, **judged})
-                log_final(result)
+                _log_history(result)
                 return trial
         except UnlearnError as error:
             # A setting that diverges is a row's result, not the end of the comparison.
@@ -173,7 +174,6 @@ class Bench:
             num_workers=self.job.hardware.num_workers,
             teacher=self.teacher,
             fresh=self.recipe.fresh,
-            on_epoch=log_epoch,
         )
 
     @contextmanager
@@ -191,6 +191,7 @@ class Bench:
             "source": self._source,
             "data": job.view.source.digest,
             "transform": job.view.transform,
+            "classes": list(job.view.classes),
             "sets": self._sets,
             "gold": None if gold is None else gold.digest,
             "method": method,
@@ -199,6 +200,19 @@ class Bench:
             "hardware": [job.hardware.device.type, job.hardware.precision],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def _from_json(self, method: str, params: Mapping[str, Any], seed: int, stored: Mapping[str, Any]) -> Trial:
+        return Trial(
+            method,
+            params,
+            seed,
+            _read(stored["metrics"]),
+            _read(stored["judged"]),
+            stored["seconds"],
+            stored["weights_sha256"],
+            stored["weights_sha256"] != self._source,
+            tuple(stored["warnings"]),
+        )
 
     def _finished(self, key: str) -> Run | None:
         where = f"attributes.status = 'FINISHED' and tags.`{KEY_TAG}` = '{key}'"
@@ -219,21 +233,16 @@ def _to_json(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _from_json(method: str, params: Mapping[str, Any], seed: int, stored: Mapping[str, Any]) -> Trial:
-    def read(told: Mapping[str, Any]) -> Metrics:
-        metrics = Metrics()
-        metrics.update(told["values"])
-        metrics.missing.update(told["not_computed"])
-        metrics.counts.update(told["counts"])
-        return metrics
+def _log_history(result: Result) -> None:
+    """After the clock has stopped: a method of many epochs would pay for the tracking server's time."""
+    for epoch in result.history:
+        log_epoch(epoch)
+    log_final(result)
 
-    return Trial(
-        method,
-        params,
-        seed,
-        read(stored["metrics"]),
-        read(stored["judged"]),
-        stored["seconds"],
-        stored["weights_sha256"],
-        tuple(stored["warnings"]),
-    )
+
+def _read(told: Mapping[str, Any]) -> Metrics:
+    metrics = Metrics()
+    metrics.update(told["values"])
+    metrics.missing.update(told["not_computed"])
+    metrics.counts.update(told["counts"])
+    return metrics

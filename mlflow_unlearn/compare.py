@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlflow
@@ -25,6 +25,7 @@ from mlflow_unlearn.report.comparison import Row
 
 GOLD_SEED = 1000
 """Added to the seeds of gold models, so that none shares its initial weights with the original."""
+MOST_SEEDS = 1000
 RULE = "avg_gap_excess_val"
 
 
@@ -45,7 +46,9 @@ def compare(options: config.Compare) -> None:
             name = target_name(job, name)
         given_gold = open_gold(job.client, options.gold_uri, job.view, job.retain, job.splits.test, folder, options)
         job.log_manifests()
-        bench = Bench(job, training_recipe(job, options), experiment, force=options.force)
+        recipe = training_recipe(job, options)
+        recipe = replace(recipe, params={**recipe.params, **given.pop("retrain", {})})
+        bench = Bench(job, recipe, experiment, force=options.force)
         golds = _golds(bench, given_gold, seeds, progress)
         bench.teacher_logits()
 
@@ -100,12 +103,13 @@ def parse_seeds(text: str) -> list[int]:
         numbers = [int(part) for part in text.strip().strip("[]").split(",") if part.strip()]
     except ValueError:
         numbers = []
-    seeds = numbers if listed else list(range(numbers[0] if numbers else 0))
-    bad = not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 - GOLD_SEED for seed in seeds)
-    if bad or len(seeds) > 1000:
+    count = len(numbers) if listed else sum(numbers)
+    seeds = numbers if listed else list(range(min(count, MOST_SEEDS)))
+    usable = all(0 <= seed < 2**32 - 3 * GOLD_SEED for seed in seeds)
+    if not usable or not 1 <= count <= MOST_SEEDS or len(set(seeds)) < len(seeds):
         raise UnlearnError(
-            f"seeds = {text!r} is not usable: give how many (1 to 1000), or a list of different whole numbers ≥ 0 "
-            "such as 0,5,7"
+            f"seeds = {text!r} is not usable: give how many (1 to {MOST_SEEDS}), or a list of different whole numbers "
+            "≥ 0 such as 0,5,7"
         )
     return seeds
 
@@ -118,9 +122,10 @@ def params_by_method(text: str | None, methods: Sequence[str]) -> dict[str, dict
     """
     given = parse_params(text)
     for method, params in given.items():
-        if method not in methods:
+        if method not in (*methods, "retrain"):
             raise UnlearnError(
-                f"params names {method!r}, which is not compared: its keys are methods, here {', '.join(methods)}"
+                f"params names {method!r}, which is not compared: its keys are methods, here {', '.join(methods)} "
+                "and retrain"
             )
         if not isinstance(params, dict):
             raise UnlearnError(f'params of {method} are {params!r}: give names with values such as {{"lr": 0.001}}')
@@ -139,13 +144,17 @@ class _Golds:
 
 def _golds(bench: Bench, given: nn.Module | None, seeds: Sequence[int], progress: bool) -> _Golds:
     """One gold a seed, each the second gold of another; with a given gold, one retrained model for the floor."""
+    # With the seed of its own training a gold model would start from the original's initial weights.
+    taken = bench.recipe.seed in [seed + GOLD_SEED for seed in (*seeds, seeds[0] + 1)]
+    offset = 2 * GOLD_SEED if taken else GOLD_SEED
     if given is not None:
         readings = read_splits(given, bench.job.splits, bench.job.hardware, name="gold")
         gold = Gold(given, readings, weights_digest(given), None)
-        return _Golds([gold] * len(seeds), True, [(bench.gold(seeds[0] + GOLD_SEED), gold)])
+        return _Golds([gold] * len(seeds), True, [(bench.gold(seeds[0] + offset), gold)])
     wanted = [*seeds, *([seeds[0] + 1] if len(seeds) == 1 else [])]
-    golds = [bench.gold(seed + GOLD_SEED) for seed in track(wanted, "retraining", enabled=progress)]
-    pairs = [(golds[(i + 1) % len(golds)], golds[i]) for i in range(len(seeds))]
+    golds = [bench.gold(seed + offset) for seed in track(wanted, "retraining", enabled=progress)]
+    # Two models have but one distance.
+    pairs = [(golds[(i + 1) % len(golds)], golds[i]) for i in range(len(golds) if len(golds) > 2 else 1)]
     return _Golds(golds[: len(seeds)], False, pairs)
 
 
@@ -154,40 +163,40 @@ def _rows(bench: Bench, trials: Mapping[str, list[Trial]], golds: _Golds, seeds:
     retrained = {id(g): g.seconds for pair in golds.floor for g in pair if g.seconds is not None}
     unit = sum(retrained.values()) / len(retrained)
     own = golds.of_seeds[:1] if golds.given else golds.of_seeds
-    pairs = list(zip(seeds, own, strict=False))
+    pairs = dict(zip(seeds, own, strict=False))
+    floor = dict(zip(seeds, golds.floor, strict=False))
     rows = [
-        Row("original", [bench.measure(bench.original, gold, seed) for seed, gold in pairs], []),
+        Row("original", {seed: bench.measure(bench.original, gold, seed) for seed, gold in pairs.items()}, []),
         Row(
             "retrain",
-            [bench.measure(gold.readings, gold, seed) for seed, gold in pairs],
-            [g.seconds for g in own if g.seconds],
+            {seed: bench.measure(gold.readings, gold, seed) for seed, gold in pairs.items()},
+            [gold.seconds for gold in own if gold.seconds is not None],
         ),
         Row(
             "floor",
-            [
-                bench.measure(gold.readings, other, seed)
-                for seed, (gold, other) in zip(seeds, golds.floor, strict=False)
-            ],
-            [gold.seconds for gold, _ in golds.floor if gold.seconds is not None],
+            {seed: bench.measure(one.readings, two, seed) for seed, (one, two) in floor.items()},
+            [one.seconds for one, _ in golds.floor if one.seconds is not None],
         ),
     ]
     for method, done in trials.items():
         warnings = list(dict.fromkeys(sentence for trial in done for sentence in trial.warnings))
         if len(done) < len(seeds):
             warnings.append(f"failed with {len(seeds) - len(done)} of {len(seeds)} seeds")
-        rows.append(Row(method, [t.metrics for t in done], [t.seconds for t in done], warnings))
+        rows.append(Row(method, {t.seed: t.metrics for t in done}, [t.seconds for t in done], warnings))
     return [row.relative_to(unit) for row in rows]
 
 
 def best_method(trials: Mapping[str, Sequence[Trial]], before: Metrics, seeds: int) -> Trial | None:
     """The stated rule: the lowest mean ``avg_gap_excess_val`` of the methods that meet the constraints with every seed.
 
-    Of that method the seed with the lowest one. Over-forgetting breaks a constraint. The test set takes no part.
+    Of that method the seed with the lowest one. Over-forgetting breaks a constraint, and a model whose weights did not
+    move is no candidate. The test set takes no part.
     """
     eligible = [
         done
         for done in trials.values()
         if len(done) == seeds
+        and all(trial.moved for trial in done)
         and all(RULE in trial.judged for trial in done)
         and all(value <= 0 for trial in done for value in constraints(trial.judged, before).values())
     ]
@@ -209,8 +218,8 @@ def _register_best(
     winner = best_method(trials, before, len(golds.of_seeds))
     if winner is None:
         raise NothingToUnlearn(
-            f"no method met the constraints with every seed ({CONSTRAINTS}) and had its {RULE} measured: "
-            "nothing was registered"
+            f"no method moved the weights, met the constraints with every seed ({CONSTRAINTS}) and had its {RULE} "
+            "measured: nothing was registered"
         )
     result = bench.unlearned(winner)
     gold = golds.of_seeds[next(i for i, trial in enumerate(trials[winner.method]) if trial is winner)]

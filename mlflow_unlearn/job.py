@@ -220,11 +220,15 @@ class Recipe:
     Attributes:
         params: hyperparameters of `retrain`; empty where nothing is recorded.
         augment: random augmentation of the training images.
+        seed: of the recorded training.
+        architecture: what ``fresh`` builds, None where it draws each module's weights anew.
         fresh: builds a randomly initialised model of the version's architecture.
     """
 
     params: Mapping[str, Any]
     augment: str
+    seed: int | None
+    architecture: str | None
     fresh: Callable[[], nn.Module]
 
     def splits(self, splits: Splits) -> Splits:
@@ -236,7 +240,12 @@ def training_recipe(job: Job, config: Reads) -> Recipe:
     """The recipe of the version, or of the one that it was unlearned from."""
     version, record = job.version, job.version.record
     while record is not None and record.method not in ("train", "retrain") and record.source_uri is not None:
-        version = open_version(job.client, record.source_uri, job.folder)
+        try:
+            version = open_version(job.client, record.source_uri, job.folder)
+        except UnlearnError as error:
+            # A version that still knows what was forgotten may have been deleted since, as it should.
+            note(f"Note: {record.source_uri}, from which {version.uri} was made, cannot be opened ({error}).")
+            break
         record = version.record
     recorded = record.recipe if record is not None and record.method in ("train", "retrain") else None
     if recorded is None:
@@ -246,16 +255,12 @@ def training_recipe(job: Job, config: Reads) -> Recipe:
     shape = job.view.shape
     if shape is None:
         raise ValueError("open_job sets the shape")
+    architecture = config.architecture or (own.architecture if own is not None else None)
     with isolated_rng(0):
-        fresh = builder_like(
-            job.module,
-            config.architecture or (own.architecture if own is not None else None),
-            len(job.view.classes),
-            (shape[0], shape[1], shape[2]),
-        )
+        fresh = builder_like(job.module, architecture, len(job.view.classes), (shape[0], shape[1], shape[2]))
     recipe = recorded or {}
     params = {key: value for key, value in recipe.items() if key in known}
-    return Recipe(params, recipe.get("augment", "none"), fresh)
+    return Recipe(params, recipe.get("augment", "none"), recipe.get("seed"), architecture, fresh)
 
 
 def open_gold(

@@ -5,7 +5,7 @@ Spartalis et al., "LoTUS: Large-Scale Machine Unlearning with a Taste of Uncerta
 
 import math
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -23,6 +23,8 @@ from mlflow_unlearn.methods._api import (
     everything,
     sample,
 )
+
+MAX_ALPHA = 64.0
 
 
 def gumbel_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -84,6 +86,15 @@ def lotus_loss(batch: Batch, tau: float, generator: torch.Generator, masked: Ten
     return soft_cross_entropy(batch.logits, lotus_targets(teacher_logits, batch.forget, tau, noise))
 
 
+def auto_alpha(delta: float) -> float:
+    """``α = 1 / Δ₀``, so that the first temperature is e whatever the gap is; at most `MAX_ALPHA` (our extension).
+
+    >>> auto_alpha(0.125), auto_alpha(0.0)
+    (8.0, 64.0)
+    """
+    return min(MAX_ALPHA, 1 / delta) if delta > 0 else MAX_ALPHA
+
+
 class LotusParams(Params):
     """Hyperparameters of LoTUS; the defaults are the published ones for a CNN.
 
@@ -91,7 +102,9 @@ class LotusParams(Params):
     ``search`` marks what `tune` varies: between two bounds, or around the published value by a factor.
     """
 
-    alpha: float = Field(2.0, gt=0, le=64, json_schema_extra={"search": {"low": 1.0, "high": 16.0, "log": True}})
+    alpha: Annotated[float, Field(gt=0, le=MAX_ALPHA)] | Literal["auto"] = Field(
+        2.0, json_schema_extra={"search": {"low": 1.0, "high": 16.0, "log": True}}
+    )
     lr: float = Field(1e-4, gt=0, le=1, json_schema_extra={"search": {"factor": 10.0, "log": True}})
     epochs: int = Field(10, ge=1, le=1000, json_schema_extra={"search": {"factor": 2.0}})
     # Two, since a training-mode BatchNorm cannot normalise one sample.
@@ -131,6 +144,7 @@ class Lotus(Method):
         )
         masked = forgotten if p.mask_forgotten_classes and len(forgotten) else None
 
+        alpha = p.alpha
         best: tuple[float, float, dict[str, Tensor]] | None = None
         for epoch in range(p.epochs + 1):
             acc_forget = (ws.predictions("forget") == labels_forget).double().mean().item()
@@ -139,7 +153,9 @@ class Lotus(Method):
                 best = acc_forget, delta, ws.snapshot()
             if epoch == p.epochs or has_forgotten(acc_forget, a_u):
                 break
-            tau = temperature(acc_forget, a_u, p.alpha)
+            if alpha == "auto":
+                alpha = auto_alpha(delta)
+            tau = temperature(acc_forget, a_u, alpha)
             stats = yield phase(loss=partial(lotus_loss, tau=tau, generator=ws.generator, masked=masked))
             ws.record(
                 epoch=epoch,
@@ -153,7 +169,8 @@ class Lotus(Method):
         if best is not None:
             acc_forget, delta, state = best
             ws.restore(state)
-        return {"acc_forget": acc_forget, "acc_val": a_u, "delta": delta}
+        used = {"alpha": alpha} if p.alpha != alpha != "auto" else {}
+        return {"acc_forget": acc_forget, "acc_val": a_u, "delta": delta, **used}
 
 
 def unseen_accuracy(labels_forget: Tensor, labels_val: Tensor, predictions_val: Tensor, forgotten: Tensor) -> float:

@@ -5,7 +5,7 @@ import io
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -59,10 +59,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One row: a method's registry name, ``original``, ``retrain`` or ``floor``, with the metrics of each seed."""
+    """One row: a method's registry name, ``original``, ``retrain`` or ``floor``, with the metrics by seed."""
 
     method: str
-    metrics: list[Metrics]
+    metrics: Mapping[int, Metrics]
     seconds: list[float]
     warnings: list[str] = field(default_factory=list)
     unit: float = 1.0
@@ -77,7 +77,7 @@ class Row:
             return self.seconds
         if column == "seconds_relative":
             return [seconds / self.unit for seconds in self.seconds]
-        return [metrics[column] for metrics in self.metrics if column in metrics]
+        return [metrics[column] for metrics in self.metrics.values() if column in metrics]
 
     def __getitem__(self, column: str) -> Spread | None:
         """The column's mean and spread, or None where it was not computed."""
@@ -87,11 +87,12 @@ class Row:
 
 def correlation(rows: Sequence[Row], methods: Sequence[str]) -> Spread | None:
     """Pearson correlation of RF-JSD with JSD to gold over the methods, within each seed; None below three methods."""
-    own = [row for row in rows if row.method in methods]
-    seeds = min((len(row.metrics) for row in own), default=0)
+    own = [row.metrics for row in rows if row.method in methods]
     found = []
-    for seed in range(seeds):
-        pairs = [(m["rf_jsd"], m["jsd"]) for m in (row.metrics[seed] for row in own) if "rf_jsd" in m and "jsd" in m]
+    # A method that failed with a seed is missing there, and there alone.
+    for seed in sorted({seed for metrics in own for seed in metrics}):
+        measured = [metrics[seed] for metrics in own if seed in metrics]
+        pairs = [(m["rf_jsd"], m["jsd"]) for m in measured if "rf_jsd" in m and "jsd" in m]
         x, y = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         if len(pairs) >= 3 and len(set(x)) > 1 and len(set(y)) > 1:
             found.append(statistics.correlation(x, y))
