@@ -111,7 +111,7 @@ def log_epoch(epoch: Epoch) -> None:
 
 def log_final(result: Result) -> None:
     """What is known of the returned model, one step after the last epoch; seconds of the whole."""
-    values = {key: value for key, value in result.final.items() if key in ("acc_forget", "delta")}
+    values = {key: value for key, value in result.final.items() if key in ("acc_forget", "delta", "alpha")}
     mlflow.log_metrics(values, step=len(result.history))
     mlflow.log_metric("unlearn_seconds", result.seconds)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Any, ClassVar, Literal, Protocol, Self, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, get_args, get_origin
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -196,7 +196,7 @@ class Params(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             raise UnlearnError(
-                f"hyperparameter {'.'.join(map(str, first['loc']))} = {first['input']!r} of {method} is not usable: "
+                f"hyperparameter {first['loc'][0]} = {first['input']!r} of {method} is not usable: "
                 f"{first['msg'][0].lower()}{first['msg'][1:]}; known are {cls.known()}"
             ) from error
 
@@ -208,9 +208,13 @@ class Params(BaseModel):
 
 def _range(field: FieldInfo) -> str:
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
-    bounds = [f"{sign} {getattr(m, key)}" for m in field.metadata for key, sign in signs.items() if hasattr(m, key)]
-    choices = " | ".join(map(str, get_args(field.annotation))) if get_origin(field.annotation) is Literal else ""
-    told = ", ".join(bounds) or choices
+    kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if kind is not None]
+    # Bounds of one kind of several stand in that kind: Annotated[float, Field(gt=0)] | Literal["auto"].
+    inner = [info for kind in kinds if get_origin(kind) is Annotated for info in get_args(kind)[1:]]
+    limits = [*field.metadata, *(limit for info in inner for limit in getattr(info, "metadata", [info]))]
+    bounds = [f"{sign} {getattr(x, key):g}" for x in limits for key, sign in signs.items() if hasattr(x, key)]
+    choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    told = " | ".join([*([", ".join(bounds)] if bounds else []), *choices])
     return f" ({told})" if told else ""
 
 

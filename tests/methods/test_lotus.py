@@ -7,13 +7,15 @@ import torch
 from scipy import stats
 from torch import nn
 from torch.utils.data import TensorDataset
-from toy import Listed, accuracy, class_splits, digits, net, original, splits, take
+from toy import Listed, accuracy, class_splits, digits, net, original, same, splits, state, take
 
 from mlflow_unlearn import Splits, unlearn
+from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import Batch
 from mlflow_unlearn.methods import lotus as lotus_module
 from mlflow_unlearn.methods.lotus import (
     Lotus,
+    auto_alpha,
     gumbel_noise,
     has_forgotten,
     lotus_loss,
@@ -409,3 +411,24 @@ def test_parity_with_the_method_written_out():
         # BatchNorm cancels the bias before it: its gradient is rounding noise, which AdamW makes large.
         if name not in ("0.bias", "1.running_mean"):
             torch.testing.assert_close(ours, reference[name], atol=2e-5, rtol=1e-4)
+
+
+class TestAutoAlpha:
+    def test_it_is_one_over_the_first_gap(self):
+        """The same weights, bit for bit, as with that number given; the first temperature is e."""
+        auto = unlearn(original(), splits(), params={"alpha": "auto", "epochs": 3})
+        gap = auto.history[0]["delta"]
+        given = unlearn(original(), splits(), params={"alpha": 1 / gap, "epochs": 3})
+        assert same(state(auto.model), state(given.model))
+        assert auto.history[0]["temperature"] == pytest.approx(math.e)
+        assert auto.final["alpha"] == pytest.approx(1 / gap) and "alpha" not in given.final
+        assert auto.history[2]["temperature"] == pytest.approx(math.exp(auto.history[2]["delta"] / gap))
+
+    @pytest.mark.parametrize(("gap", "alpha"), [(0.125, 8.0), (1.0, 1.0), (0.001, 64.0), (0.0, 64.0), (-0.005, 64.0)])
+    def test_it_is_bounded(self, gap, alpha):
+        assert auto_alpha(gap) == alpha
+
+    @pytest.mark.parametrize("alpha", ["automatic", 0, 65, -1])
+    def test_nothing_else_is_taken(self, alpha):
+        with pytest.raises(UnlearnError, match=r"hyperparameter alpha = .*alpha \(> 0, ≤ 64 \| auto\)"):
+            Lotus({"alpha": alpha})
