@@ -49,7 +49,7 @@ def test_help_comes_at_once(command):
             break
     assert best < 1
     assert "Example:" in shown.stdout
-    assert f"mlflow-unlearn {command[0] if command else 'unlearn'} " in shown.stdout
+    assert f"mlflow-unlearn {command[0] if command else 'unlearn'}" in shown.stdout
 
 
 def test_help_loads_nothing_heavy():

@@ -173,23 +173,26 @@ def show(rows: Sequence[Row], pearson: Spread | None) -> None:
 
 def figure(rows: Sequence[Row], pearson: Spread | None) -> Figure:
     """Both gaps against cost, and RF-JSD against JSD."""
-    fig = Figure(figsize=(15, 4.8), layout="constrained")
+    fig = Figure(figsize=(15, 5.6), layout="constrained")
     axes = fig.subplots(1, 3)
     for ax, column in zip(axes[:2], ("avg_gap_excess", "avg_gap"), strict=True):
         _scatter(ax, rows, "seconds_relative", column)
         floor = next((row[column] for row in rows if row.method == "floor"), None)
         if floor is not None:
             ax.axhline(floor.mean, linestyle=":", color="grey", label="floor between two golds")
-            ax.legend(fontsize=8)
         ax.set(xlabel="cost (1 = retraining)", ylabel=f"{column} (0 is right)")
     _scatter(axes[2], rows, "jsd", "rf_jsd")
-    told = "" if pearson is None else f"Pearson over methods {pearson}, paper {PAPER}"
-    axes[2].set(xlabel="jsd to gold", ylabel="rf_jsd (needs no gold)", title=told)
+    axes[2].set(xlabel="jsd to gold", ylabel="rf_jsd (needs no gold)")
+    if pearson is not None:
+        axes[2].set_title(f"Pearson over methods {pearson}, paper {PAPER}", fontsize=9)
+    # Beside the points the names would lie on each other: methods that move nothing all stand where the original does.
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=7, fontsize=9)
     return fig
 
 
 def _scatter(ax: Axes, rows: Sequence[Row], x: str, y: str) -> None:
-    for row in rows:
+    for number, row in enumerate(rows):
         across, up = row[x], row[y]
         if up is None or row.method == "floor":
             continue
@@ -197,5 +200,9 @@ def _scatter(ax: Axes, rows: Sequence[Row], x: str, y: str) -> None:
             across = Spread(0.0, None)  # the original costs nothing
         if across is None:
             continue
-        ax.errorbar(across.mean, up.mean, xerr=across.sd, yerr=up.sd, fmt="s" if row.method in REFERENCES else "o")
-        ax.annotate(row.method, (across.mean, up.mean), textcoords="offset points", xytext=(5, 4), fontsize=8)
+        look: dict[str, Any] = {
+            "fmt": "s" if row.method in REFERENCES else "o",
+            "color": f"C{number % 10}",
+            "label": row.method,
+        }
+        ax.errorbar(across.mean, up.mean, xerr=across.sd, yerr=up.sd, mfc="none" if number >= 10 else None, **look)
