@@ -68,19 +68,14 @@ class Bench:
         self.job = replace(job, hardware=replace(job.hardware, progress=False))
         self.recipe, self._experiment = recipe, experiment
         self._without_chance: dict[str, Result] = {}
-        self.teacher = Teacher(job.module.to(job.hardware.device), self.datasets, job.hardware)
+        self.teacher = Teacher(job.module.to(job.hardware.device), vars(job.splits), job.hardware)
         self._source = weights_digest(job.module)
         self._sets = [job.manifest(part).digest for part in (job.forget, job.retain)]
-
-    @property
-    def datasets(self) -> dict[str, Any]:
-        """The four sets by role."""
-        return {role: getattr(self.job.splits, role) for role in ("forget", "retain", "val", "test")}
 
     def teacher_logits(self) -> None:
         """Compute them before any method is timed: the first one would pay for all."""
         start = time.perf_counter()
-        self.teacher.fill(self.datasets, ("forget", "retain"))
+        self.teacher.fill(vars(self.job.splits), ("forget", "retain"))
         mlflow.log_metric("teacher_seconds", time.perf_counter() - start)
 
     def gold(self, seed: int) -> Gold:

@@ -59,7 +59,13 @@ class Teacher:
         for role in roles:
             if self._caching and role not in self._watched:
                 start = 0
-                for images, _ in DataLoader(datasets[role], BATCH_SIZE, num_workers=self.hardware.num_workers):
+                loader = DataLoader(
+                    datasets[role],
+                    BATCH_SIZE,
+                    num_workers=self.hardware.num_workers,
+                    generator=torch.Generator(),  # not the caller's global one
+                )
+                for images, _ in loader:
                     self.logits(role, torch.arange(start, start + len(images)), images)
                     start += len(images)
 

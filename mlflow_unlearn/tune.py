@@ -76,8 +76,7 @@ def tune(options: config.Tune) -> None:
         _check_same_task(study, job, options)
         if not study.trials:
             study.enqueue_trial({key: getattr(published, key) for key in space})
-        datasets = {role: getattr(job.splits, role) for role in ("forget", "retain", "val", "test")}
-        teacher = Teacher(job.module.to(job.hardware.device), datasets, job.hardware)
+        teacher = Teacher(job.module.to(job.hardware.device), vars(job.splits), job.hardware)
         best = _Best()
         for _ in track(range(options.n_trials), "trials", enabled=progress):
             _run_trial(study, space, job, original, before, teacher, options, best)

@@ -90,11 +90,10 @@ def unlearn(
     hardware = resolve_hardware(
         model, splits.retain, device=device, precision=precision, num_workers=num_workers, progress=progress
     )
-    datasets = {"forget": splits.forget, "retain": splits.retain, "val": splits.val, "test": splits.test}
     outcome = run(
         model,
         recipe,
-        datasets,
+        vars(splits),
         seed=checked_seed(seed),
         hardware=hardware,
         teacher=teacher,

@@ -60,6 +60,26 @@ def ask(t, indices, images=DATA.tensors[0], role="forget"):
     return t.logits(role, indices, images[indices])
 
 
+class TestFill:
+    def test_what_is_filled_is_not_computed_again(self):
+        """All samples pass once beforehand; what is served after is the original's, and no global generator moved."""
+        before, sets = global_state(), {"forget": DATA, "retain": digits(20, 50)}
+        t = Teacher(original(), sets, CPU)
+        t.fill(sets, ("forget", "retain"))
+        assert t.passes == 50 and global_state() == before
+        torch.testing.assert_close(ask(t, [3, 0, 19]), logits(original(), DATA)[[3, 0, 19]])
+        torch.testing.assert_close(
+            ask(t, [29], sets["retain"].tensors[0], "retain"), logits(original(), sets["retain"])[[29]]
+        )
+        assert t.passes == 50
+
+    def test_what_has_to_be_watched_or_is_not_cached_is_left_alone(self):
+        watched = {"forget": Listed(DATA)}
+        for t, sets in ((Teacher(original(), watched, CPU), watched), (teacher(DATA, cache=False), {"forget": DATA})):
+            t.fill(sets, ("forget",))
+            assert t.passes == 0
+
+
 class TestCache:
     def test_each_sample_passes_once_and_keeps_its_own_logits(self):
         t = teacher(DATA)

@@ -66,7 +66,7 @@ def dampened(weight: Tensor, forget: Tensor, everything: Tensor, alpha: float, l
 
 
 class SsdParams(Params):
-    """Hyperparameters of SSD; the defaults are the authors' for a ResNet18. Nothing is trained."""
+    """Hyperparameters of SSD; the defaults are the authors'. Nothing is trained."""
 
     alpha: float = Field(10.0, gt=0, le=1e6, json_schema_extra={"search": {"low": 0.5, "high": 100.0, "log": True}})
     lam: float = Field(1.0, gt=0, le=100, json_schema_extra={"search": {"low": 0.1, "high": 5.0, "log": True}})

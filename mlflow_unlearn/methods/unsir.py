@@ -30,7 +30,7 @@ def noise_loss(noise: Tensor, logits: Tensor, labels: Tensor, penalty: float) ->
 
 
 class UnsirParams(Params):
-    """Hyperparameters of UNSIR; the defaults are the authors'.
+    """Hyperparameters of UNSIR.
 
     ``lr`` and ``epochs`` are those of the impair passes. For each forgotten class ``batch_size`` noise images are
     learned in ``noise_steps`` steps and read ``copies`` times a pass.

@@ -119,6 +119,16 @@ def test_deterministic_methods_have_no_spread(result):
     }
     assert len(digests["ssd"]) == 1
     assert len(digests["lotus"]) == 2
+    ssd = [run for run in nested(store, parent) if run.data.tags["unlearn.method"] == "ssd"]
+    assert len({run.data.metrics["unlearn_seconds"] for run in ssd}) == 1, "it ran once for both seeds"
+
+
+def test_the_epochs_are_in_each_nested_run(result):
+    store, parent, _ = result
+    lotus = [run for run in nested(store, parent) if run.data.tags["unlearn.method"] == "lotus"]
+    for run in lotus:
+        steps = [metric.step for metric in store.client.get_metric_history(run.info.run_id, "temperature")]
+        assert steps == list(range(len(steps))) and steps
 
 
 def test_gold_models_are_no_twins_of_each_other_or_of_the_original(result):
