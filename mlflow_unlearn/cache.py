@@ -1,0 +1,112 @@
+"""What can be computed again and is worth keeping: arrays by the digest of what they depend on, checked when read.
+
+One file an entry, below ``$MLFLOW_UNLEARN_CACHE`` or the user's cache folder. An entry that a killed process left half
+written, or that a disk has damaged, does not have its own digest: it is made again. Where the folder is full or cannot
+be written the command goes on without it.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from mlflow_unlearn.progress import note
+
+Arrays = dict[str, NDArray[Any]]
+
+PATIENCE = 600.0
+"""Seconds to wait for another command that is making the same entry, before making it here as well."""
+
+
+def folder() -> Path:
+    """Where entries lie."""
+    return Path(os.environ.get("MLFLOW_UNLEARN_CACHE") or platformdirs.user_cache_path("mlflow-unlearn")).absolute()
+
+
+def arrays(kind: str, facts: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
+    """The arrays that ``make`` gives, from the cache where they have been made before.
+
+    Args:
+        kind: a folder's name, such as ``outputs``.
+        facts: all that the arrays depend on, JSON-able; its digest is the entry's name.
+        make: computes them. Two commands that need the same entry at once compute it once.
+    """
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    path = folder() / kind / f"{key}.safetensors"
+    with _alone(path):
+        found = _read(path)
+        if found is None:
+            found = make()
+            _write(path, found)
+        return found
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        note(f"Note: another process has been making the cache entry {path} for {PATIENCE:.0f} s: it is made here too.")
+    except OSError as error:
+        _cannot(path, error)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _read(path: Path) -> Arrays | None:
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            told = (file.metadata() or {}).get("sha256")
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        if told == _digest(found):
+            return found
+        reason = "its content is not what was written"
+    except (SafetensorError, OSError) as error:
+        reason = str(error)
+    note(f"Note: the cache entry {path} is damaged ({reason}): it is made again.")
+    return None
+
+
+def _write(path: Path, content: Arrays) -> None:
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        os.close(handle)
+        save_file({n: np.ascontiguousarray(a) for n, a in content.items()}, temporary, {"sha256": _digest(content)})
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:  # the latter wraps a full disk
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        _cannot(path, error)
+
+
+def _cannot(path: Path, error: Exception) -> None:
+    note(
+        f"Note: the cache folder {path.parent} cannot be written ({error}): going on without it; "
+        "MLFLOW_UNLEARN_CACHE names another."
+    )
+
+
+def _digest(content: Arrays) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(content.items()):
+        digest.update(f"{name} {array.dtype.str} {list(array.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
