@@ -3,15 +3,17 @@
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from mlflow_unlearn.cache import Arrays
 from mlflow_unlearn.data._common import shortlist
+from mlflow_unlearn.data._index import indexed, pack, unpack
 from mlflow_unlearn.data.parts import Images, Part
 from mlflow_unlearn.errors import UnlearnError
 
@@ -60,9 +62,9 @@ def file_part(
     groups: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Part:
     """A part of image files with paths relative to ``root``, which are their ids unless others are given."""
-    names = tuple(files)
-    images = Images(partial(_open, str(root)), names)
-    return Part(tuple(ids) if ids is not None else names, np.array(list(labels), np.int64), images, groups or {})
+    names = tuple(files)  # one text a sample, which ids and keys share
+    images = Images(partial(_bytes, str(root)), names)
+    return Part(tuple(ids) if ids is not None else names, np.fromiter(labels, np.int64), images, groups or {})
 
 
 def relative(paths: Iterable[str], root: Path) -> list[str]:
@@ -105,10 +107,9 @@ def codes(names: Iterable[str], classes: tuple[str, ...]) -> list[int]:
     return [index[name] for name in names]
 
 
-def _open(root: str, file: str) -> Image.Image:
-    with Image.open(os.path.join(root, file)) as image:
-        image.load()
-        return image
+def _bytes(root: str, file: str) -> bytes:
+    with open(os.path.join(root, file), "rb") as image:
+        return image.read()
 
 
 def _class_folders(folder: Path) -> set[str]:
@@ -117,13 +118,46 @@ def _class_folders(folder: Path) -> set[str]:
 
 def _image_folder(root: Path, folder: str, classes: tuple[str, ...]) -> Part:
     """A folder with one folder a class, as torchvision's ImageFolder reads it."""
-    index = {name: i for i, name in enumerate(classes)}
-    samples = make_dataset(str(root / folder), index, extensions=IMG_EXTENSIONS, allow_empty=True)
-    return file_part(root, relative((path for path, _ in samples), root), (label for _, label in samples))
+    names = _class_folders(root / folder)
+    level = [(label, name) for label, name in enumerate(classes) if name in names]
+    found: dict[tuple[int, str], list[str]] = {}
+    for depth in count():  # a folder changes with its own entries, not with those of the folders in it
+        if not level:
+            break
+        folders = [name for _, name in level]
+        index = indexed(root / folder, f"depth {depth}", folders, partial(_scan, root / folder, folders))
+        files = iter(unpack(index["files"]))
+        found |= {one: list(islice(files, size)) for one, size in zip(level, index["sizes"].tolist(), strict=True)}
+        level = [(level[i][0], name) for i, name in zip(index["above"], unpack(index["below"]), strict=True)]
+    prefix = "" if folder == "." else f"{folder}/"
+    samples = [(f"{prefix}{below}/{file}", label) for label, below in sorted(found) for file in found[label, below]]
+    return file_part(root, [path for path, _ in samples], (label for _, label in samples))
+
+
+def _scan(place: Path, folders: Sequence[str]) -> Arrays:
+    """The images in these folders, and the folders below."""
+    files: list[str] = []
+    below: list[str] = []
+    above, sizes = [], []
+    for number, folder in enumerate(folders):
+        with os.scandir(place / folder) as scanned:
+            entries = sorted((entry.name, entry.is_dir()) for entry in scanned)
+        images = [name for name, is_dir in entries if not is_dir and name.lower().endswith(IMG_EXTENSIONS)]
+        inner = [f"{folder}/{name}" for name, is_dir in entries if is_dir]
+        files += images
+        sizes.append(len(images))
+        below += inner
+        above += [number] * len(inner)
+    return {
+        "files": pack(files),
+        "sizes": np.array(sizes, np.int64),
+        "below": pack(below),
+        "above": np.array(above, np.int64),
+    }
 
 
 def _has_images(root: Path, classes: tuple[str, ...], parts: dict[str, Part]) -> Listing:
-    present = {label for part in parts.values() for label in part.labels.tolist()}
+    present = set(np.concatenate([part.labels for part in parts.values()]).tolist())
     if empty := [name for label, name in enumerate(classes) if label not in present]:
         raise UnlearnError(
             f"no image in the class folders {shortlist(empty)} of {str(root)!r}: "

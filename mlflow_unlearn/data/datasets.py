@@ -1,7 +1,12 @@
 """From a part and a transform to the dataset that methods and metrics read."""
 
-from collections.abc import Callable, Iterable
+import copy
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from mmap import mmap
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -12,9 +17,9 @@ from torch.utils.data import Dataset, TensorDataset
 from torchvision.transforms import v2
 
 from mlflow_unlearn.data._common import known, shortlist
-from mlflow_unlearn.data.parts import Part
+from mlflow_unlearn.data.parts import Images, Part
 from mlflow_unlearn.data.splits import labels_of
-from mlflow_unlearn.data.transforms import Transform
+from mlflow_unlearn.data.transforms import PixelTransform, Transform
 from mlflow_unlearn.errors import UnlearnError
 
 Augment = Callable[[Tensor], Tensor]
@@ -30,7 +35,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             UnlearnError: it can't be read.
         """
         self.part, self.transform, self.labels = part, transform, labels
-        self.first: Tensor = self._read(0)
+        self.deterministic = isinstance(transform, PixelTransform)
+        self.first = self.read(0, check=False)
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -42,22 +48,80 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         Raises:
             UnlearnError: its image can't be decoded, or has another shape than the first.
         """
-        image = self._read(index)
-        if image.shape != self.first.shape:
+        return self.finish(self.read(index)), int(self.labels[index])
+
+    def gather(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Images ``[B, C, H, W]`` and labels ``[B]`` of the samples at ``indices``, in that order.
+
+        Raises:
+            UnlearnError: as for one sample.
+        """
+        index = torch.as_tensor(indices, dtype=torch.long)
+        return self.finish(torch.stack([self.read(i) for i in index.tolist()])), self.labels[index]
+
+    def read(self, index: int, check: bool = True) -> Tensor:
+        """What can be kept of one image: uint8 pixels of our transforms, else what the transform makes."""
+        name = self.part.ids[index]
+        if isinstance(self.transform, PixelTransform) and isinstance(self.part.images, Images):
+            image = self.transform.pixels(self.part.images.pixels(index))
+        else:
+            image = self.transform(self.part.images[index])
+            if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
+                kind = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+                raise UnlearnError(f"the transform made {kind} of {name!r}: return a float tensor [C, H, W]")
+            image = image.as_subclass(Tensor)
+        if check and image.shape != self.first.shape:
             raise UnlearnError(
-                f"{self.part.ids[0]!r} is {_size(self.first)} and {self.part.ids[index]!r} is {_size(image)}: "
+                f"{self.part.ids[0]!r} is {_size(self.first)} and {name!r} is {_size(image)}: "
                 "bring them to one size with transform=imagenet or transform=timm"
             )
-        return image, int(self.labels[index])
+        return image
 
-    def _read(self, index: int) -> Tensor:
-        image = self.transform(self.part.images[index])
-        if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
-            kind = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-            raise UnlearnError(
-                f"the transform made {kind} of {self.part.ids[index]!r}: return a float tensor [C, H, W]"
-            )
-        return image.as_subclass(Tensor)
+    def finish(self, kept: Tensor) -> Tensor:
+        """The floats of what ``read`` gave, for one image or for a batch."""
+        return self.transform.scale(kept) if isinstance(self.transform, PixelTransform) else kept
+
+
+class KeptDataset(Dataset[tuple[Tensor, int]]):
+    """Samples of an `ImageDataset`, each decoded once: what is read is kept in memory that forked workers share."""
+
+    def __init__(self, images: ImageDataset, memory: Tensor) -> None:
+        """Keep in ``memory`` what ``images`` reads, and a flag a sample: `bytes_kept` zeros (uint8)."""
+        self.images, self.labels, self.deterministic = images, images.labels, images.deterministic
+        size = len(images) * images.first.nbytes
+        self._kept = memory[:size].view(images.first.dtype).view(len(images), *images.first.shape)
+        self._known = memory[size:]
+
+    @staticmethod
+    def bytes_kept(images: ImageDataset) -> int:
+        """What the samples take, all of them."""
+        return len(images) * (images.first.nbytes + 1)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all have been read."""
+        return bool(self._known.all())
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """One sample, read at its first use; raises what `ImageDataset` does."""
+        images, labels = self.gather([index])
+        return images[0], int(labels[0])
+
+    def gather(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Images ``[B, C, H, W]`` and labels ``[B]`` of the samples at ``indices``, in that order."""
+        index = torch.as_tensor(indices, dtype=torch.long)
+        for i in index[self._known[index] == 0].tolist():
+            self._kept[i] = self.images.read(i)
+            self._known[i] = 1
+        return self.images.finish(self._kept[index]), self.labels[index]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Shared memory reaches forked processes only: others read the images themselves."""
+        return copy.copy, (self.images,)
 
 
 def as_dataset(
@@ -65,17 +129,24 @@ def as_dataset(
     transform: Transform | None,
     *,
     ready: bool = False,
-    memory_limit: int = 1 << 30,
+    memory_limit: int = 1 << 28,
+    disk_limit: int | None = None,
     progress: Callable[[range], Iterable[int]] | None = None,
     relabel: NDArray[np.int64] | None = None,
 ) -> Dataset[Any]:
-    """The part as a dataset of ``(float tensor [C, H, W], label)``.
+    """The part as a dataset of ``(float tensor [C, H, W], label)``, each image decoded once where there is room.
+
+    Floats that fit into ``memory_limit`` are read at once. Else what is read is kept, as uint8 pixels where the
+    transform is one of ours: in memory up to the same limit, above it in a temporary file without a name. What fits
+    nowhere is read anew each time. The samples are the same, bit by bit.
 
     Args:
         part: the samples.
         transform: from ``build_transform``; unused with ``ready``.
         ready: the part's samples are tensors already and are given as they are.
-        memory_limit: bytes up to which the images are read once and kept in memory.
+        memory_limit: bytes to keep in memory.
+        disk_limit: bytes to keep in the file: by default half of the machine's memory, since reading back what the
+            system could not hold is no faster than decoding; and never more than half of the free disk.
         progress: wraps the sample numbers while they are read, as ``rich.progress.track`` does.
         relabel: ``[classes of the source]``, the model's output index of each class.
 
@@ -92,13 +163,36 @@ def as_dataset(
     if transform is None:
         raise UnlearnError("images need a transform: choose none, imagenet, timm or python:module:function")
     lazy = ImageDataset(part, transform, torch.from_numpy(labels))
-    if lazy.first.nbytes * len(part) > memory_limit:
-        return lazy
-    images = torch.empty((len(part), *lazy.first.shape), dtype=lazy.first.dtype)
+    first = lazy.finish(lazy.first)
+    if first.nbytes * len(part) > memory_limit:
+        memory = _shared(KeptDataset.bytes_kept(lazy), memory_limit, disk_limit)
+        return lazy if memory is None else KeptDataset(lazy, memory)
+    images = torch.empty((len(part), *first.shape), dtype=first.dtype)
     numbers = range(len(part))
     for i in numbers if progress is None else progress(numbers):
         images[i] = lazy[i][0]
     return TensorDataset(images, lazy.labels)
+
+
+def _shared(size: int, memory_limit: int, disk_limit: int | None) -> Tensor | None:
+    """Zeros that forked processes share, in memory or in a file, or None where they don't fit.
+
+    The file has no name: nothing is left of it when the process ends, however it ends. Its blocks are reserved, since
+    a full disk would kill a process that writes to mapped memory.
+    """
+    if size <= memory_limit:
+        return torch.frombuffer(mmap(-1, size), dtype=torch.uint8)
+    folder = os.environ.get("TMPDIR", "/var/tmp")  # /tmp may itself be memory
+    try:
+        if disk_limit is None:
+            disk_limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        if size > min(disk_limit, shutil.disk_usage(folder).free // 2):
+            return None
+        with TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+            return torch.frombuffer(mmap(file.fileno(), size), dtype=torch.uint8)
+    except (OSError, AttributeError):  # the latter where the system can't reserve blocks
+        return None
 
 
 def build_augment(spec: str) -> Augment:

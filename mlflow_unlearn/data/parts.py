@@ -4,30 +4,36 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from mlflow_unlearn.data._common import shortlist
+from mlflow_unlearn.data._decode import decode, decode_pixels
 from mlflow_unlearn.errors import UnlearnError
 
 Indices = NDArray[np.int64]
+_Decoded = TypeVar("_Decoded", Image.Image, Image.Image | Tensor)
 
 
 class Images(Dataset[Image.Image]):
-    """Images read on demand: ``read`` makes one from its key, such as a file's path or a pixel array."""
+    """Images read on demand: ``read`` makes one, or its file's bytes, from a key such as a path or a pixel array."""
 
-    def __init__(self, read: Callable[[Any], Image.Image], keys: Sequence[Any]) -> None:
-        """Keep the keys; nothing is read yet."""
+    def __init__(
+        self, read: Callable[[Any], Image.Image | bytes], keys: Sequence[Any], rows: Indices | None = None
+    ) -> None:
+        """Keep the keys, which subsets share, and which of them are meant; nothing is read yet."""
         self.read, self.keys = read, keys
+        self.rows = np.arange(len(keys)) if rows is None else rows
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self.keys)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> Image.Image:
         """Read one image.
@@ -35,12 +41,31 @@ class Images(Dataset[Image.Image]):
         Raises:
             UnlearnError: it can't be read or decoded; the message names it.
         """
-        key = self.keys[index]
+        return self._read(index, decode)
+
+    def pixels(self, index: int) -> Image.Image | Tensor:
+        """Read one image, as a uint8 tensor ``[C, H, W]`` where that is the faster way.
+
+        Raises:
+            UnlearnError: it can't be read or decoded; the message names it.
+        """
+        return self._read(index, decode_pixels)
+
+    def subset(self, indices: Indices) -> "Images":
+        """The images at these indices, in this order."""
+        return Images(self.read, self.keys, self.rows[indices])
+
+    def _read(self, index: int, decoder: Callable[[bytes], _Decoded]) -> _Decoded | Image.Image:
+        key = self.keys[self.rows[index]]
         try:
-            return self.read(key)
+            read = self.read(key)
+            return decoder(read) if isinstance(read, bytes) else read
+        except UnlearnError:
+            raise
         except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, …
+            reason = str(error).split("\n", 1)[0]
             raise UnlearnError(
-                f"can't decode the image {key!r} ({error}): replace the file or take it out of the source"
+                f"can't decode the image {key!r} ({reason}): replace the file or take it out of the source"
             ) from error
 
 
@@ -72,7 +97,7 @@ class Part:
             self,
             ids=tuple(self.ids[i] for i in rows),
             labels=self.labels[chosen],
-            images=Subset(self.images, rows),
+            images=self.images.subset(chosen) if isinstance(self.images, Images) else Subset(self.images, rows),
             groups={name: tuple(column[i] for i in rows) for name, column in self.groups.items()},
         )
 

@@ -14,9 +14,47 @@ from mlflow_unlearn.data._common import import_function, known
 from mlflow_unlearn.errors import UnlearnError
 
 Transform = Callable[[Image.Image], Tensor]
+Step = Callable[[Any], Any]
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's training images, as torchvision's models use
 _KNOWN = ("none", "imagenet", "timm", "python:module:function")
+
+
+class PixelTransform:
+    """A transform in two steps, ``pixels`` and ``scale``: what lies between is a quarter of the size and can be kept.
+
+    Attributes:
+        channels: as for ``build_transform``.
+        crop: changes the geometry; takes PIL images and tensors.
+        normalise: of float images in [0, 1].
+    """
+
+    def __init__(self, channels: int | None, crop: Step | None = None, normalise: Step | None = None) -> None:
+        """Put the steps together; without any, images are only scaled to [0, 1]."""
+        self.channels, self.crop, self.normalise = channels, crop, normalise
+
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        """Both steps: a float32 tensor ``[C, H, W]``."""
+        return self.scale(self.pixels(image))
+
+    def pixels(self, image: Image.Image | Tensor) -> Tensor:
+        """The pixels ``[C, H, W]`` (uint8) that the model sees, of a PIL image or a decoded ``[1 or 3, H, W]``."""
+        if isinstance(image, Tensor) and image.shape[0] == 1 and self.channels == 3:
+            image = image.expand(3, -1, -1)
+        elif isinstance(image, Tensor) and image.shape[0] == 3 and self.channels == 1:
+            image = v2.functional.to_pil_image(image)
+        if isinstance(image, Image.Image):
+            image = to_channels(image, self.channels)
+        if self.crop is not None:
+            image = self.crop(image)
+        pixels: Tensor = image if isinstance(image, Tensor) else v2.functional.pil_to_tensor(image)
+        # Decoders lay the channels side by side: batches would lie so too, and convolutions round otherwise.
+        return pixels.contiguous()
+
+    def scale(self, pixels: Tensor) -> Tensor:
+        """Floats of pixels ``[…, C, H, W]``, bit by bit the same for one image and for a batch."""
+        scaled: Tensor = v2.functional.to_dtype(pixels, torch.float32, scale=True)
+        return scaled if self.normalise is None else self.normalise(scaled)
 
 
 def build_transform(spec: str, *, channels: int | None, model: nn.Module | None = None) -> Transform:
@@ -35,14 +73,13 @@ def build_transform(spec: str, *, channels: int | None, model: nn.Module | None 
     """
     if channels not in (None, 1, 3):
         raise UnlearnError(f"the model takes {channels} channels: images have 1 or 3")
-    scaled = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
-    steps: list[Any]
     if spec == "none":
-        steps = scaled
-    elif spec == "imagenet":
-        channels = _fixed(spec, 3, channels)
-        steps = [v2.Resize(256), v2.CenterCrop(224), *scaled, v2.Normalize(_MEAN, _STD)]
-    elif spec == "timm":
+        return PixelTransform(channels)
+    if spec == "imagenet":
+        crop = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])
+        return PixelTransform(_fixed(spec, 3, channels), crop, v2.Normalize(_MEAN, _STD))
+    steps: list[Any]
+    if spec == "timm":
         config = _timm_config(model)
         channels = _fixed(spec, config["input_size"][0], channels)
         from timm.data import create_transform  # takes seconds to import

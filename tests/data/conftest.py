@@ -25,6 +25,7 @@ def _working_directory(tmp_path, monkeypatch):
     """Modules of the working directory are imported: each test has its own, and leaves no path behind."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", str(tmp_path / ".cache"))
 
 
 @pytest.fixture

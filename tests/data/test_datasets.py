@@ -1,33 +1,136 @@
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
+import timm
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
-from mlflow_unlearn.data.datasets import Augmented, ImageDataset, as_dataset, build_augment
+from mlflow_unlearn.data import datasets
+from mlflow_unlearn.data._layouts import file_part
+from mlflow_unlearn.data.datasets import Augmented, ImageDataset, KeptDataset, as_dataset, build_augment
 from mlflow_unlearn.data.sources import load_source
 from mlflow_unlearn.data.splits import Splits, labels_of
 from mlflow_unlearn.data.transforms import build_transform
 from mlflow_unlearn.errors import UnlearnError
 
 NONE = build_transform("none", channels=None)
+NOWHERE, IN_FILE, IN_MEMORY = {"memory_limit": 0, "disk_limit": 0}, {"memory_limit": 0}, {}
+PLACES = pytest.mark.parametrize("place", [NOWHERE, IN_FILE, IN_MEMORY], ids=["nowhere", "file", "memory"])
 
 
-def test_memory_and_disk_give_the_same_samples(tree):
+def everything(dataset):
+    return torch.stack([dataset[i][0] for i in range(len(dataset))])
+
+
+def test_each_place_gives_the_same_samples(tree):
     part = load_source(f"folder:{tree('set', train=3, test=2)}").train
-    kept, lazy = as_dataset(part, NONE), as_dataset(part, NONE, memory_limit=100)
+    kept, lazy = as_dataset(part, NONE), as_dataset(part, NONE, **NOWHERE)
     assert isinstance(kept, TensorDataset) and isinstance(lazy, ImageDataset)
-    assert len(kept) == len(lazy) == 6
+    in_file = as_dataset(part, NONE, **IN_FILE)
+    assert len(kept) == len(lazy) == len(in_file) == 6
     for i in range(6):
         expected = torch.from_numpy(np.array(part.images[i])).permute(2, 0, 1) / 255
         assert torch.allclose(kept[i][0], expected) and torch.equal(lazy[i][0], kept[i][0])
-        assert int(kept[i][1]) == lazy[i][1] == part.labels[i]
-    assert type(lazy[0][1]) is int and labels_of(lazy).tolist() == labels_of(kept).tolist() == part.labels.tolist()
+        assert torch.equal(in_file[i][0], kept[i][0])
+        assert int(kept[i][1]) == lazy[i][1] == in_file[i][1] == part.labels[i]
+    assert type(lazy[0][1]) is type(in_file[0][1]) is int
+    assert labels_of(lazy).tolist() == labels_of(in_file).tolist() == labels_of(kept).tolist() == part.labels.tolist()
 
 
-def test_the_limit_counts_the_transformed_bytes(small):
-    need = 12 * 8 * 8 * 4  # images, pixels, bytes of a float32
-    assert isinstance(as_dataset(small.train, NONE, memory_limit=need), TensorDataset)
-    assert isinstance(as_dataset(small.train, NONE, memory_limit=need - 1), ImageDataset)
+def test_the_limits_count_what_is_kept(small):
+    floats, pixels = 12 * 8 * 8 * 4, 12 * (8 * 8 + 1)  # images, bytes of each; a flag beside the pixels
+    assert isinstance(as_dataset(small.train, NONE, memory_limit=floats), TensorDataset)
+    for limit in (floats - 1, pixels):
+        assert isinstance(as_dataset(small.train, NONE, memory_limit=limit, disk_limit=0), KeptDataset)
+    assert isinstance(as_dataset(small.train, NONE, memory_limit=pixels - 1, disk_limit=0), ImageDataset)
+    assert isinstance(as_dataset(small.train, NONE, memory_limit=pixels - 1, disk_limit=pixels), KeptDataset)
+    assert isinstance(as_dataset(small.train, NONE, memory_limit=0, disk_limit=pixels - 1), ImageDataset)
+
+
+def test_a_disk_without_room_or_folder_leaves_reading_as_it_is(small, monkeypatch, tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    assert datasets._shared(2 * free, memory_limit=0, disk_limit=4 * free) is None
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "gone"))
+    assert isinstance(as_dataset(small.train, NONE, memory_limit=0), ImageDataset)
+
+
+def photographs(tmp_path, count):
+    """JPEGs with edges and colours, 300 × 280."""
+    random = np.random.default_rng(0)
+    (tmp_path / "jpeg").mkdir()
+    for n in range(count):
+        coarse = Image.fromarray(random.integers(0, 255, (9, 9, 3), np.uint8)).resize(
+            (300, 280), Image.Resampling.BICUBIC
+        )
+        coarse.save(tmp_path / f"jpeg/{n}.jpg")
+    return file_part(tmp_path, [f"jpeg/{n}.jpg" for n in range(count)], [n % 2 for n in range(count)])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("spec", ["none", "imagenet", "timm"])
+def test_pixels_are_kept_once_and_come_back_bit_by_bit(tmp_path, spec, workers):
+    part = photographs(tmp_path, 6)
+    model = timm.create_model("resnet18", num_classes=2) if spec == "timm" else None
+    transform = build_transform(spec, channels=3, model=model)
+    lazy = as_dataset(part, transform, **NOWHERE)
+    for place in (IN_FILE, {"memory_limit": 6 * (lazy.first.nbytes + 1)}):
+        kept = as_dataset(part, transform, **place)
+        if spec == "timm" and place["memory_limit"]:
+            assert isinstance(kept, TensorDataset)  # floats already, which fit
+            continue
+        assert isinstance(kept, KeptDataset) and not kept.in_memory
+        first = torch.cat([images for images, _ in DataLoader(kept, batch_size=4, num_workers=workers)])
+        assert kept.in_memory  # what workers read is there for all
+        assert torch.equal(first, everything(lazy)) and first.is_contiguous()
+        images, labels = kept.gather([5, 0, 3])
+        assert torch.equal(images, first[[5, 0, 3]]) and labels.tolist() == [1, 0, 1]
+        assert torch.equal(lazy.gather(torch.tensor([5, 0, 3]))[0], images)
+        images.zero_()  # a batch is the caller's own
+        assert torch.equal(kept[5][0], first[5])
+
+
+def test_an_image_is_decoded_once(tmp_path):
+    part = photographs(tmp_path, 3)
+    kept = as_dataset(part, NONE, memory_limit=0)
+    before = everything(kept)
+    for n in range(3):
+        (tmp_path / f"jpeg/{n}.jpg").unlink()
+    assert torch.equal(everything(kept), before)
+    with pytest.raises(UnlearnError, match="can't decode the image 'jpeg/0.jpg' .*No such file"):
+        as_dataset(part, NONE)
+
+
+def test_nothing_of_the_pixels_stays_on_disk(tmp_path):
+    """Not even when the process is killed: the file has no name."""
+    photographs(tmp_path, 2)
+    (tmp_path / "left").mkdir()
+    code = (
+        "import os, signal\nfrom pathlib import Path\n"
+        "from mlflow_unlearn.data._layouts import file_part\nfrom mlflow_unlearn.data.datasets import as_dataset\n"
+        "from mlflow_unlearn.data.transforms import build_transform\n"
+        f"part = file_part(Path({str(tmp_path)!r}), ['jpeg/0.jpg', 'jpeg/1.jpg'], [0, 1])\n"
+        "kept = as_dataset(part, build_transform('none', channels=3), memory_limit=0)\n"
+        "kept[0], kept[1]\nprint(type(kept).__name__, os.listdir(os.environ['TMPDIR']), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    env = os.environ | {"TMPDIR": str(tmp_path / "left"), "PYTHONPATH": str(Path(datasets.__file__).parents[2])}
+    ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (-signal.SIGKILL, "KeptDataset []\n")
+    assert os.listdir(tmp_path / "left") == []
+
+
+def test_a_process_that_is_not_forked_reads_the_images_itself(small):
+    kept = as_dataset(small.train, NONE, memory_limit=0)
+    assert isinstance(pickle.loads(pickle.dumps(kept)), ImageDataset)
+    assert torch.equal(everything(pickle.loads(pickle.dumps(kept))), everything(kept))
 
 
 def test_progress_wraps_the_numbers_that_are_read(small):
@@ -42,37 +145,37 @@ def test_progress_wraps_the_numbers_that_are_read(small):
     assert seen == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("limit", [0, 1 << 30])
-def test_relabel_gives_the_models_output_indices(small, limit):
-    dataset = as_dataset(small.val, NONE, relabel=np.array([7, 3]), memory_limit=limit)
-    assert [int(label) for _, label in dataset] == [7, 3, 7, 3] if limit else [dataset[i][1] for i in range(4)]
+@PLACES
+def test_relabel_gives_the_models_output_indices(small, place):
+    dataset = as_dataset(small.val, NONE, relabel=np.array([7, 3]), **place)
+    assert [int(dataset[i][1]) for i in range(4)] == [7, 3, 7, 3]
     assert labels_of(dataset).tolist() == [7, 3, 7, 3]
     for lost in ([7], [7, -1]):
         with pytest.raises(UnlearnError, match="no output for the source's classes 1"):
-            as_dataset(small.val, NONE, relabel=np.array(lost), memory_limit=limit)
+            as_dataset(small.val, NONE, relabel=np.array(lost), **place)
 
 
-@pytest.mark.parametrize("limit", [0, 1 << 30])
-def test_other_sizes_are_named(tree, scan, limit):
+@PLACES
+def test_other_sizes_are_named(tree, scan, place):
     root = tree("set", train=2, test=2)
     scan(9, 5).resize((20, 10)).convert("RGB").save(root / "train/nine/1.png")
     part = load_source(f"folder:{root}").train
     message = "'train/eight/0.png' is 16 × 16 with 3 channels and 'train/nine/1.png' is 20 × 10.*transform=imagenet or"
     with pytest.raises(UnlearnError, match=message):
-        list(DataLoader(as_dataset(part, NONE, memory_limit=limit), batch_size=2))
+        list(DataLoader(as_dataset(part, NONE, **place), batch_size=2))
     assert as_dataset(part, build_transform("imagenet", channels=3))[3][0].shape == (3, 224, 224)
 
 
-@pytest.mark.parametrize("limit", [0, 1 << 30])
+@PLACES
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_file_is_named(tree, limit, workers):
+def test_a_broken_file_is_named(tree, place, workers):
     root = tree("set", train=2, test=2)
     whole = (root / "train/nine/1.png").read_bytes()
     part = load_source(f"folder:{root}").train
     for broken in (b"no image", whole[: len(whole) // 2], b""):
         (root / "train/nine/1.png").write_bytes(broken)
         with pytest.raises(UnlearnError, match="^can't decode the image 'train/nine/1.png'") as caught:
-            list(DataLoader(as_dataset(part, NONE, memory_limit=limit), num_workers=workers))
+            list(DataLoader(as_dataset(part, NONE, **place), num_workers=workers))
         assert "\n" not in str(caught.value)
 
 
@@ -140,11 +243,11 @@ def test_augmented_changes_images_and_nothing_beneath(small):
         Augmented(dataset, "flip")
 
 
-@pytest.mark.parametrize("limit", [0, 1 << 30])
-def test_splits_are_read_alike_each_time(tree, limit):
+@PLACES
+def test_splits_are_read_alike_each_time(tree, place):
     source = load_source(f"folder:{tree('set', train=4, test=4)}")
     parts = (source.train.subset([0, 5]), source.train.subset([1, 2, 3, 4, 6, 7]), source.val, source.test)
-    splits = Splits(*(as_dataset(part, NONE, memory_limit=limit) for part in parts))
+    splits = Splits(*(as_dataset(part, NONE, **place) for part in parts))
     for dataset in (splits.forget, splits.retain, splits.val, splits.test):
         first, second = (torch.stack([dataset[i][0] for i in range(len(dataset))]) for _ in range(2))
         assert torch.equal(first, second) and first.std() > 0
