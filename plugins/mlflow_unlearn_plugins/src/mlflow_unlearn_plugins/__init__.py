@@ -1,0 +1,1 @@
+"""What MLflow loads by its own entry points: one thin module each."""

@@ -1,0 +1,250 @@
+"""`mlflow run --backend torchrun` with the plugin installed as a user would, on a small project of its own."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.exceptions import ExecutionException
+from stores import free_port
+
+ROOT = Path(__file__).parents[2]
+PLUGINS = ROOT / "plugins" / "mlflow_unlearn_plugins"
+MLPROJECT = """
+name: sums
+entry_points:
+  main:
+    parameters:
+      what: {type: string, default: sum}
+      folder: string
+      processes: {type: string, default: "1"}
+    command: python -m entry {processes} {what} {folder}
+"""
+ENTRY = '''
+"""As mlflow_unlearn does it: the first process starts the ranks, rank 0 alone knows of MLflow."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from mlflow_unlearn.launch import launch, should_launch
+
+processes, what, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+if should_launch(processes):
+    sys.exit(launch(sys.argv[1:], processes, device="cpu", module="entry"))
+
+import mlflow
+import torch
+from torch import distributed
+
+rank = int(os.environ["RANK"])
+distributed.init_process_group("gloo")
+try:
+    total = torch.tensor(float(rank + 1))
+    distributed.all_reduce(total)
+    (folder / f"pid-{rank}").write_text(str(os.getpid()))
+    if what == "wait":
+        time.sleep(100)
+    if what == "kill":
+        time.sleep(100) if rank else os.kill(os.getpid(), signal.SIGKILL)
+    if what == "refuse":
+        print("Error: nothing of the kind", file=sys.stderr)
+        sys.exit(2)
+    if rank == 0:
+        environment = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+        (folder / "environment.json").write_text(json.dumps(environment))
+        with mlflow.start_run():
+            mlflow.log_metric("total", total.item())
+finally:
+    distributed.destroy_process_group()
+'''
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """The folder that pip has put the distribution into."""
+    folder = tmp_path_factory.mktemp("plugins")
+    # A copy, since setuptools builds beside the sources.
+    source = shutil.copytree(
+        PLUGINS, folder / "source", ignore=shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
+    )
+    flags = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    subprocess.run([sys.executable, "-m", "pip", "install", *flags, "--target", folder / "site", source], check=True)
+    return folder / "site"
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "MLproject").write_text(MLPROJECT)
+    (folder / "entry.py").write_text(ENTRY)
+    return folder
+
+
+@pytest.fixture
+def mlflow_run(empty_store, installed, project, tmp_path):
+    """Start `mlflow run` of the project; its working directory is not the project's."""
+    started = []
+    (tmp_path / "out").mkdir()
+
+    def start(what: str, config: object, *more: str, **variables: str) -> subprocess.Popen[str]:
+        path = [str(installed), str(ROOT), os.environ.get("PYTHONPATH", "")]
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "mlflow", "run", str(project), "--backend", "torchrun"),
+                *("--backend-config", json.dumps(config), "-P", f"what={what}", "-P", f"folder={tmp_path / 'out'}"),
+                *more,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ
+            | {
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                "PYTHONPATH": os.pathsep.join(path),
+                "OMP_NUM_THREADS": "1",
+            }
+            | variables,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def ended(process) -> tuple[int, str]:
+    _, err = process.communicate(timeout=150)
+    return process.returncode, err
+
+
+def ranks_alive(folder) -> list[str]:
+    ids = [path.read_text() for path in folder.glob("pid-*")]
+    assert ids
+    return [pid for pid in ids if Path(f"/proc/{pid}").exists()]
+
+
+def test_two_processes_in_one_run(empty_store, mlflow_run, tmp_path):
+    """1 + 2 over two ranks; one run, MLflow's own, which rank 0 has resumed. A relative store is found from there."""
+    relative = "sqlite:///mlflow.db"
+    assert Path.cwd() == empty_store.folder
+    code, err = ended(mlflow_run("sum", {"nproc_per_node": 2}, "--run-name", "mine", MLFLOW_TRACKING_URI=relative))
+    assert code == 0, err
+    [run] = empty_store.runs()
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "mine"
+    assert run.data.metrics == {"total": 3.0}
+    assert run.data.params["what"] == "sum"
+    assert run.data.tags["mlflow.project.backend"] == "torchrun"
+    assert run.data.tags["mlflow.project.entryPoint"] == "main"
+    seen = json.loads((tmp_path / "out" / "environment.json").read_text())
+    assert seen["MLFLOW_RUN_ID"] == run.info.run_id
+    assert seen["MLFLOW_EXPERIMENT_ID"] == run.info.experiment_id
+    assert seen["MLFLOW_TRACKING_URI"] == empty_store.uri
+    assert json.loads(seen["MLFLOW_UNLEARN_NODES"]) == {"nproc_per_node": 2}
+
+
+@pytest.mark.slow
+def test_two_nodes_make_one_run(empty_store, mlflow_run):
+    """The same command twice; node 1 returns node 0's run and changes nothing of it."""
+    shared = {"nnodes": 2, "nproc_per_node": 1, "rdzv_endpoint": f"127.0.0.1:{free_port()}"}
+    second = mlflow_run("sum", shared | {"node_rank": 1}, MLFLOW_RUN_ID="left over")
+    first = mlflow_run("sum", shared | {"node_rank": 0})
+    (code, err), (code_b, err_b) = ended(first), ended(second)
+    assert (code, code_b) == (0, 0), err + err_b
+    [run] = empty_store.runs()
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"total": 3.0})
+
+
+@pytest.mark.slow
+def test_without_a_configuration_the_parameter_counts(empty_store, mlflow_run):
+    code, err = ended(mlflow_run("sum", {}, "-P", "processes=2", "--env-manager", "local"))
+    assert code == 0, err
+    assert empty_store.runs()[0].data.metrics == {"total": 3.0}
+
+
+@pytest.mark.parametrize("what", ["refuse", pytest.param("kill", marks=pytest.mark.slow)])
+def test_a_failure_fails_the_run(empty_store, mlflow_run, tmp_path, what):
+    """Also when rank 0 is killed, and nobody else could end its run."""
+    code, err = ended(mlflow_run(what, {"nproc_per_node": 2}))
+    assert code == 1
+    sentence = {"refuse": "Error: nothing of the kind", "kill": "rank 0 of 2 was killed by SIGKILL"}[what]
+    assert sentence in err
+    [run] = empty_store.runs()
+    assert run.info.status == "FAILED"
+    exit_code = {"refuse": 2, "kill": 1}[what]
+    assert f"run {run.info.run_id} failed: its command ended with exit code {exit_code}" in err
+    assert ranks_alive(tmp_path / "out") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_stopping_it_stops_the_ranks(empty_store, mlflow_run, tmp_path, sent):
+    process = mlflow_run("wait", {"nproc_per_node": 2})
+    deadline = time.monotonic() + 90
+    while len(list((tmp_path / "out").glob("pid-*"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(sent)
+    code, err = ended(process)
+    assert code != 0
+    [run] = empty_store.runs()
+    assert run.info.status == "KILLED"
+    assert ranks_alive(tmp_path / "out") == []
+
+
+@pytest.fixture
+def refused(empty_store, installed, project, tmp_path, monkeypatch):
+    """The sentence with which `mlflow.run` refuses a configuration; no run may be left."""
+    monkeypatch.syspath_prepend(str(installed))
+
+    def sentence(config, **more) -> str:
+        with pytest.raises(ExecutionException) as error:
+            mlflow.run(
+                str(project), backend="torchrun", backend_config=config, parameters={"folder": str(tmp_path)}, **more
+            )
+        assert empty_store.runs() == []
+        return str(error.value)
+
+    return sentence
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"nproc": 2}, "unknown key 'nproc': the keys are nnodes, node_rank, rdzv_endpoint, nproc_per_node"),
+        ({"nproc_per_node": 0}, "nproc_per_node = 0 is not usable: input should be greater than or equal to 1"),
+        ({"nproc_per_node": "all"}, "nproc_per_node = 'all' is not usable: input should be a valid integer"),
+        ({"nnodes": 2}, "nnodes = 2 needs node_rank and rdzv_endpoint too: node_rank is 0 on the first node"),
+        ({"nnodes": 2, "node_rank": 1}, "nnodes = 2 needs rdzv_endpoint too"),
+        ({"nnodes": 2, "node_rank": 0, "rdzv_endpoint": "first"}, "rdzv_endpoint = 'first' is not usable"),
+    ],
+)
+def test_a_configuration_that_makes_no_sense(refused, config, sentence):
+    assert refused(config).startswith(f"--backend-config: {sentence}")
+
+
+def test_it_builds_no_environment(refused, project):
+    assert re.match("--env-manager conda does not go with --backend torchrun", refused({}, env_manager="conda"))
+    with (project / "MLproject").open("a") as file:
+        file.write("docker_env: {image: any}\n")
+    assert refused({}).startswith("--backend torchrun runs no docker_env")
+
+
+def test_importing_it_does_not_wait_for_torch(installed):
+    code = "import sys, mlflow_unlearn_plugins.backend; print('torch' in sys.modules)"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(installed), str(ROOT)])}
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env).stdout == "False\n"
