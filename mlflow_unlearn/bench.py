@@ -26,7 +26,6 @@ from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.models import weights_digest
 from mlflow_unlearn.progress import note
 from mlflow_unlearn.publishing import log_epoch, log_final
-from mlflow_unlearn.teacher import Teacher
 from mlflow_unlearn.unlearning import Result, unlearn
 
 KEY_TAG = "unlearn.compare.key"
@@ -63,19 +62,19 @@ class Bench:
 
     def __init__(self, job: Job, recipe: Recipe, experiment: str, *, force: bool) -> None:
         """Read the original's outputs."""
-        self.original = job.read_original(force=force)
+        self.teacher = job.teacher()
+        self.original = job.read_original(force=force, teacher=self.teacher)
         # From here on the bar is that of the whole comparison.
         self.job = replace(job, hardware=replace(job.hardware, progress=False))
         self.recipe, self._experiment = recipe, experiment
         self._without_chance: dict[str, Result] = {}
-        self.teacher = Teacher(job.module.to(job.hardware.device), vars(job.splits), job.hardware)
         self._source = weights_digest(job.module)
         self._sets = [job.manifest(part).digest for part in (job.forget, job.retain)]
 
     def teacher_logits(self) -> None:
         """Compute them before any method is timed: the first one would pay for all."""
         start = time.perf_counter()
-        self.teacher.fill(vars(self.job.splits), ("forget", "retain"))
+        self.teacher.fill(("forget", "retain", "val"))
         mlflow.log_metric("teacher_seconds", time.perf_counter() - start)
 
     def gold(self, seed: int) -> Gold:
@@ -134,9 +133,9 @@ class Bench:
     def _result(self, method: str, params: Mapping[str, Any], seed: int) -> Result:
         """A method without chance runs once for all seeds."""
         if get_method(method).stochastic:
-            return self._unlearn(method, params, seed, self.job.splits)
+            return self._unlearn(method, params, seed)
         if method not in self._without_chance:
-            self._without_chance[method] = self._unlearn(method, params, seed, self.job.splits)
+            self._without_chance[method] = self._unlearn(method, params, seed)
         return self._without_chance[method]
 
     def measure(self, readings: Readings, gold: Gold, seed: int) -> Metrics:
@@ -149,7 +148,7 @@ class Bench:
         Raises:
             UnlearnError: they come out otherwise.
         """
-        result = self._unlearn(trial.method, trial.params, trial.seed, self.job.splits)
+        result = self._unlearn(trial.method, trial.params, trial.seed)
         if weights_digest(result.model) != trial.digest:
             raise UnlearnError(
                 f"{trial.method} with seed {trial.seed} ran elsewhere or with other versions, and its weights do not "
@@ -157,17 +156,18 @@ class Bench:
             )
         return result
 
-    def _unlearn(self, method: str, params: Mapping[str, Any], seed: int, splits: Splits) -> Result:
+    def _unlearn(self, method: str, params: Mapping[str, Any], seed: int, training: Splits | None = None) -> Result:
+        """Retraining reads its sets as the original was trained on them, and asks no teacher."""
         return unlearn(
             self.job.module,
-            splits,
+            training or self.job.splits,
             method=method,
             params=params,
             seed=seed,
             device=self.job.hardware.device,
             precision=self.job.hardware.precision,
             num_workers=self.job.hardware.num_workers,
-            teacher=self.teacher,
+            teacher=None if training else self.teacher,
             fresh=self.recipe.fresh,
         )
 

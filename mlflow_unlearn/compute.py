@@ -1,20 +1,26 @@
 """Where and how tensors are computed: device, precision, seeds, modes. Everything is put back as it was found."""
 
 import copy
+import hashlib
+import json
 import operator
+import os
+import platform
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Literal
+from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mlflow_unlearn import cache
 from mlflow_unlearn.errors import UnlearnError
 
-Precision = Literal["fp32", "bf16", "auto"]
+Precision = Literal["fp32", "tf32", "bf16", "auto"]
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -35,49 +41,134 @@ def pick_device(device: str | torch.device | None) -> torch.device:
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
-    """bfloat16 autocast for "bf16", nothing for "fp32"."""
+    """bfloat16 autocast for "bf16", nothing for the others."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def pick_precision(precision: Precision, model: nn.Module, images: Tensor, device: torch.device) -> Precision:
-    """Resolve ``auto``: the faster of fp32 and bf16 in a few timed passes forth and back on this very machine.
+def checked_precision(precision: str, device: torch.device) -> None:
+    """Refuse what is unknown, or what the device can only imitate.
 
-    Processor flags do not tell: some processors with bfloat16 instructions are slower with them.
+    Raises:
+        UnlearnError: either.
+    """
+    if precision not in get_args(Precision):
+        raise UnlearnError(f"unknown precision {precision!r}: use {', '.join(get_args(Precision))}")
+    if precision == "bf16" and not _has_bf16(device):
+        raise UnlearnError(f"precision=bf16 is asked of {_processor(device)}, which has no bfloat16: use fp32 or auto")
+    if precision == "tf32" and not (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)):
+        raise UnlearnError(f"precision=tf32 is asked of {_processor(device)}, which has no TF32: use fp32 or auto")
+
+
+def pick_numerics(
+    precision: Precision, model: nn.Module, images: Tensor, device: torch.device
+) -> tuple[Precision, bool]:
+    """Precision, and whether images and convolutions lie channels-last in memory.
+
+    ``fp32`` is the reference: contiguous; the others are channels-last where the model convolves. ``auto`` times all
+    that the device has, a few passes forth and back on this very machine, and keeps the seconds by architecture, shape,
+    processor and threads, in the process and in the cache: processor flags do not tell, since some processors with
+    bfloat16 instructions are slower with them. Plain fp32 stays unless another is faster by more than the noise.
 
     Args:
         precision: as asked for.
-        model: left untouched; a copy is timed.
-        images: one batch ``[B, C, H, W]``.
+        model: left untouched; copies are timed.
+        images: one batch ``[B, C, H, W]``; only ``auto`` reads it.
         device: where to time.
 
     Raises:
-        UnlearnError: the name is unknown.
+        UnlearnError: the precision is unknown, or the device does not have it.
     """
-    if precision not in ("fp32", "bf16", "auto"):
-        raise UnlearnError(f"unknown precision {precision!r}: use fp32, bf16 or auto")
+    checked_precision(precision, device)
+    convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
     if precision != "auto":
-        return precision
+        return precision, convolves and precision != "fp32"
+    layouts = (False, True) if convolves else (False,)
+    names: tuple[Precision, ...] = ("fp32", *(("bf16",) if _has_bf16(device) else ()))
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        names = (*names, "tf32")
+    candidates = [(name, layout) for name in names for layout in layouts]
+    if len(candidates) == 1:
+        return candidates[0]
+    shapes = [f"{name} {list(p.shape)}" for name, p in model.named_parameters()]
+    facts = {
+        "candidates": candidates,
+        "architecture": hashlib.sha256("\n".join([type(model).__name__, *shapes]).encode()).hexdigest(),
+        "images": list(images.shape),
+        "processor": _processor(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    key = json.dumps(facts, sort_keys=True)
+    if key not in _TIMED:
+        timed = cache.arrays(
+            "precision", facts, lambda: {"seconds": np.array(_step_seconds(model, images, device, candidates))}
+        )
+        _TIMED[key] = timed["seconds"].tolist()
+    seconds = _TIMED[key]
+    fastest = min(range(len(candidates)), key=seconds.__getitem__)
+    return candidates[fastest if seconds[fastest] < (1 - NOISE) * seconds[0] else 0]
+
+
+NOISE = 0.03
+"""Share by which another precision must beat plain fp32 in the timed steps."""
+
+_TIMED: dict[str, list[float]] = {}
+
+
+def _step_seconds(
+    model: nn.Module, images: Tensor, device: torch.device, candidates: Sequence[tuple[Precision, bool]]
+) -> list[float]:
+    """Seconds of a pass forth and back by candidate: the shortest of two, interleaved, after one to warm up."""
     trial = copy.deepcopy(model).to(device)
     # Eval mode costs the same, and BatchNorm takes a single image in it.
     for module in trial.modules():
         module.training = False
     images = images.to(device)
 
-    def seconds(candidate: Precision) -> float:
-        timed = []
-        for _ in range(4):
-            start = time.perf_counter()
-            with autocast(candidate, device):
-                output = trial(images)
+    def once(precision: Precision, channels_last: bool) -> float:
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        placed = trial.to(memory_format=layout)  # type: ignore[call-overload]
+        batch = images.to(memory_format=layout)
+        start = time.perf_counter()
+        with full_precision(precision), autocast(precision, device):
+            output = placed(batch)
             # A frozen model is only evaluated; outputs that are no logits are refused where they are used.
             if isinstance(output, Tensor) and output.requires_grad:
                 output.float().logsumexp(dim=-1).mean().backward()  # type: ignore[no-untyped-call]
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            timed.append(time.perf_counter() - start)
-        return min(timed[1:])
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
 
-    return "bf16" if seconds("bf16") < seconds("fp32") else "fp32"
+    rounds = [[once(*candidate) for candidate in candidates] for _ in range(3)]
+    return [min(times) for times in zip(*rounds[1:], strict=True)]
+
+
+@contextmanager
+def full_precision(precision: Precision) -> Iterator[None]:
+    """Let CUDA multiply in TF32 for "tf32" alone; torch would use it for convolutions in any case."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return False
+
+
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()} ({os.cpu_count()} cores)"
 
 
 def checked_seed(seed: int) -> int:

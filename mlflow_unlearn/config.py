@@ -6,7 +6,7 @@ means "not given", since MLproject has no other way to say it.
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 Text = Annotated[str | None, BeforeValidator(lambda value: value or None)]
 """An optional string: the empty one counts as not given."""
@@ -32,10 +32,17 @@ class Hardware(BaseModel):
     """Where and how to compute."""
 
     device: str = Field("auto", description="cpu, cuda, cuda:1, … or auto: CUDA where there is one.")
-    precision: Literal["fp32", "bf16", "auto"] = Field(
-        "fp32", description="fp32, bf16, or auto: the faster one in a few timed steps."
+    precision: Literal["fp32", "tf32", "bf16", "auto"] = Field(
+        "fp32", description="fp32, tf32, bf16, or auto: the fastest in a few timed steps on this machine."
     )
-    num_workers: int = Field(0, ge=0, le=256, description="Data-loading processes.")
+    num_workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
+        None, description="Data-loading processes; default: by data and machine."
+    )
+
+    @field_validator("num_workers", mode="before")
+    @classmethod
+    def _not_given(cls, value: Any) -> Any:
+        return None if value == "" else value
 
 
 class Reads(BaseModel):

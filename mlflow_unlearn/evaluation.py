@@ -1,8 +1,9 @@
 """`evaluate`: one forward pass per model and split, and every metric from what it leaves."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from mlflow_unlearn.metrics.membership import (
     membership_attack,
     two_sided_auc,
 )
+from mlflow_unlearn.teacher import Teacher
 
 KEYS = (
     "acc_forget",
@@ -53,6 +55,9 @@ KEYS = (
 """Every metric, in the order of tables."""
 
 ROLES = ("forget", "retain", "val", "test")
+TAUGHT = ("forget", "retain", "val")
+"""The sets on which methods ask the original."""
+
 UNMATCHED = "no class of the forget set occurs in the test set"
 
 
@@ -99,9 +104,12 @@ def read(
     hardware: Hardware,
     *,
     keep_probabilities: bool = False,
+    keep_logits: Callable[[int, torch.Tensor], None] | None = None,
     description: str = "evaluating",
 ) -> Reading:
     """One pass over ``dataset`` in eval mode; the model is left as it was found.
+
+    ``keep_logits`` is given the logits ``[B, K]`` of each batch and the index of its first sample.
 
     Raises:
         UnlearnError: the model's outputs are not finite logits ``[N, K]``.
@@ -122,6 +130,8 @@ def read(
         entropies.append(-(p * log_p).sum(dim=1).cpu())
         if keep_probabilities:
             kept.append(p.cpu())
+        if keep_logits is not None:
+            keep_logits(sum(map(len, labels[:-1])), logits)
     if sums is None:
         raise UnlearnError("there is no sample to evaluate")
     return Reading(
@@ -134,18 +144,25 @@ def read(
 
 
 def read_splits(
-    model: nn.Module, splits: Splits, hardware: Hardware, *, roles: tuple[str, ...] = ROLES, name: str = "model"
+    model: nn.Module,
+    splits: Splits,
+    hardware: Hardware,
+    *,
+    roles: tuple[str, ...] = ROLES,
+    name: str = "model",
+    teacher: Teacher | None = None,
 ) -> Readings:
-    """`read` each of ``roles``, on a copy where the model has to move to another device."""
+    """`read` each of ``roles``, on a copy where the model has to move; what it says is kept for its ``teacher``."""
     device = next((p.device for p in model.parameters()), hardware.device)
-    if device != hardware.device:
-        model = copy.deepcopy(model).to(hardware.device)
+    if device != hardware.device or hardware.channels_last:
+        model = hardware.place(copy.deepcopy(model))
     return {
         role: read(
             model,
             getattr(splits, role),
             hardware,
             keep_probabilities=role == "forget",
+            keep_logits=partial(teacher.keep, role) if teacher is not None and role in TAUGHT else None,
             description=f"evaluating {name} on {role}",
         )
         for role in roles
@@ -161,7 +178,7 @@ def evaluate(
     *,
     device: str | torch.device | None = None,
     precision: Precision = "fp32",
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     progress: bool = False,
 ) -> Metrics:
     """Every metric of ``model`` that its references allow; see ``docs/metrics.md``.
@@ -173,8 +190,8 @@ def evaluate(
         gold: retrained without the forget set; ``jsd`` and ``avg_gap`` need it.
         seed: of the bootstrap and of the folds of the attack.
         device: "cpu", "cuda", …; None takes CUDA where there is one.
-        precision: "fp32", "bf16" or "auto".
-        num_workers: data-loading processes.
+        precision: "fp32", "tf32", "bf16" or "auto".
+        num_workers: data-loading processes; None: by data and machine.
         progress: bars on standard error, if that is a terminal.
 
     Returns:

@@ -1,14 +1,16 @@
 """Forward passes: read a dataset in order, in eval mode, with large batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset
 
-from mlflow_unlearn.compute import Precision, autocast, evaluating
+from mlflow_unlearn.compute import Precision, autocast, evaluating, full_precision
+from mlflow_unlearn.data.batches import batch_loader, in_order
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.progress import track
 
@@ -17,12 +19,46 @@ BATCH_SIZE = 256
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where and how a command computes, decided once."""
+    """Where and how a command computes, decided once.
+
+    Attributes:
+        device: of all passes.
+        precision: "fp32", "tf32" or "bf16".
+        channels_last: whether images and convolutions lie so in memory.
+        num_workers: data-loading processes; None lets the data and the machine decide.
+        progress: whether bars are shown.
+    """
 
     device: torch.device
     precision: Precision = "fp32"
-    num_workers: int = 0
+    channels_last: bool = False
+    num_workers: int | None = 0
     progress: bool = False
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """``model`` itself, moved to the device and laid out in memory."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        placed: nn.Module = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        return placed
+
+    def images(self, images: Tensor) -> Tensor:
+        """A batch where and as the model reads it."""
+        layout = torch.channels_last if self.channels_last and images.ndim == 4 else torch.contiguous_format
+        return images.to(self.device, memory_format=layout, non_blocking=True)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """bfloat16 where the precision is that."""
+        return autocast(self.precision, self.device)
+
+    def logits(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """``model(images)`` in this precision, as checked float32 logits ``[B, K]``."""
+        with self.autocast():
+            output = model(self.images(images))
+        return checked_logits(output, labels)
+
+    def batches(self, dataset: Dataset[Any], batches: Sequence[Sequence[int]], **options: Any) -> Iterable[Any]:
+        """``gather(dataset, batch)`` of each of ``batches``, read by as many processes as are worth it."""
+        return batch_loader(dataset, batches, self.num_workers, self.device, **options)
 
 
 def forward(
@@ -35,19 +71,13 @@ def forward(
     Raises:
         UnlearnError: the output is not a tensor ``[B, K]``, or a label is not below K.
     """
-    loader = DataLoader(
-        dataset,
-        batch_size=BATCH_SIZE,
-        num_workers=hardware.num_workers,
-        pin_memory=hardware.device.type == "cuda",
-        collate_fn=default_collate,
-        # A loader draws a seed for its workers: not from the global generator, which belongs to the caller.
-        generator=torch.Generator(),
-    )
-    for images, labels in track(loader, description, enabled=hardware.progress):
-        with evaluating(model), autocast(hardware.precision, hardware.device):
-            output = model(images.to(hardware.device, non_blocking=True))
-        yield checked_logits(output, labels), labels.to(hardware.device).long()
+    order = in_order(dataset, BATCH_SIZE)
+    # A loader draws a seed for its workers: not from the global generator, which belongs to the caller.
+    loader = hardware.batches(dataset, order, generator=torch.Generator())
+    for images, labels in track(loader, description, enabled=hardware.progress, total=len(order)):
+        with evaluating(model), full_precision(hardware.precision):
+            logits = hardware.logits(model, images, labels)
+        yield logits, labels.to(hardware.device).long()
 
 
 def checked_logits(output: Any, labels: Tensor) -> Tensor:

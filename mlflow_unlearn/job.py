@@ -33,6 +33,7 @@ from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.models import builder_like
 from mlflow_unlearn.progress import note
 from mlflow_unlearn.registry import Record, Version, example_images, input_example, load_module, open_version
+from mlflow_unlearn.teacher import Teacher
 from mlflow_unlearn.view import View, check_alike, check_outputs, make_splits, open_view, training_mask
 
 
@@ -105,13 +106,17 @@ class Job:
                 return example_images([test[i % len(test)][0] for i in range(2)])
         return None
 
-    def read_original(self, *, force: bool) -> Readings:
-        """One pass of the version over the four sets.
+    def teacher(self, prefix: str | None = None) -> Teacher:
+        """The version as the teacher of methods, its layers before ``prefix`` frozen."""
+        return Teacher(self.hardware.place(self.module), vars(self.splits), self.hardware, prefix=prefix)
+
+    def read_original(self, *, force: bool, teacher: Teacher | None = None) -> Readings:
+        """One pass of the version over the four sets, which serves its ``teacher`` as well.
 
         Raises:
             UnlearnError: it is so bad on its own training data that data and model cannot belong together.
         """
-        readings = read_splits(self.module, self.splits, self.hardware, name="original")
+        readings = read_splits(self.module, self.splits, self.hardware, name="original", teacher=teacher)
         accuracy = float((readings["retain"].predictions == readings["retain"].labels).mean())
         bound = min(2 / len(self.view.classes), 0.6)
         if accuracy < bound and not force:

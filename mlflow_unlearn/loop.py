@@ -9,22 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from mlflow_unlearn.compute import (
     Precision,
-    autocast,
     deterministic_convolutions,
     eval_mode,
+    full_precision,
     isolated_rng,
     pick_device,
-    pick_precision,
+    pick_numerics,
 )
+from mlflow_unlearn.data.batches import gather, in_memory, in_order
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.forward import Hardware, checked_logits, predict
+from mlflow_unlearn.forward import Hardware, predict
 from mlflow_unlearn.methods._api import Batch, Method, OptimizerSpec, Phase, PhaseStats, Role
 from mlflow_unlearn.models import randomised
+from mlflow_unlearn.prefix import Activations, cut
 from mlflow_unlearn.progress import track
 from mlflow_unlearn.teacher import Teacher
 
@@ -51,28 +53,39 @@ def run(
     hardware: Hardware,
     teacher: Teacher | None = None,
     cache_teacher: bool | None = None,
+    prefix: str | None = None,
     fresh: Callable[[], nn.Module] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Outcome:
     """Carry out a method's plan on a copy of ``model``.
 
     The caller's model, the global random states and the grad mode are untouched. Same seed, same machine, same
-    versions: bit-identical weights. ``fresh`` builds a randomly initialised model of the same architecture for a
-    plan that starts anew; without it each module's own ``reset_parameters`` makes one of a copy.
+    versions: bit-identical weights. With ``prefix`` the layers before that module stay frozen: they run once, and the
+    plan sees what lies behind them; a ``teacher`` that is given brings the prefix with it. ``fresh`` builds a randomly
+    initialised model of the same architecture for a plan that starts anew; without it each module's own
+    ``reset_parameters`` makes one of a copy.
 
     Raises:
         UnlearnError: no parameter can be trained, or the loss is not finite.
     """
     start = time.perf_counter()
     home = next(model.parameters()).device
-    with isolated_rng(seed), torch.inference_mode(False), torch.enable_grad(), deterministic_convolutions():
-        student = copy.deepcopy(model).to(hardware.device)
+    with (
+        isolated_rng(seed),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        deterministic_convolutions(),
+        full_precision(hardware.precision),
+    ):
+        student = hardware.place(copy.deepcopy(model))
         if teacher is None:
-            frozen = copy.deepcopy(model).to(hardware.device)
-            teacher = Teacher(frozen, datasets, hardware, cache=cache_teacher)
-        if not any(p.requires_grad for p in student.parameters()):
+            frozen = hardware.place(copy.deepcopy(model))
+            teacher = Teacher(frozen, datasets, hardware, cache=cache_teacher, prefix=prefix)
+        trained = student if teacher.prefix is None else cut(student, teacher.prefix).suffix
+        if not any(p.requires_grad for p in trained.parameters()):
             raise UnlearnError("all parameters of the model are frozen: set requires_grad on those to be trained")
-        desk = _Desk(student, teacher, datasets, seed, hardware, cache_teacher, fresh, on_epoch)
+        seen = datasets if teacher.prefix is None else teacher.datasets
+        desk = _Desk(trained, teacher, seen, seed, hardware, cache_teacher, fresh, on_epoch)
         plan = method.plan(desk)
         try:
             phase = next(plan)
@@ -81,7 +94,8 @@ def run(
         except StopIteration as stop:
             final = stop.value or {}
     student.zero_grad(set_to_none=True)
-    return Outcome(student.to(home).eval(), desk.history, final, tuple(desk.warnings), time.perf_counter() - start)
+    student = student.to(home, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return Outcome(student.eval(), desk.history, final, tuple(desk.warnings), time.perf_counter() - start)
 
 
 def resolve_hardware(
@@ -90,16 +104,17 @@ def resolve_hardware(
     *,
     device: str | torch.device | None = None,
     precision: Precision = "fp32",
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     progress: bool = False,
 ) -> Hardware:
-    """Decide device and precision once; ``auto`` precision is timed on the first samples of ``dataset``."""
+    """Decide device, precision and layout once; ``auto`` precision is timed on the first samples of ``dataset``."""
     picked = pick_device(device)
     images = torch.empty(0)
     with isolated_rng(0), torch.inference_mode(False), torch.enable_grad():
         if precision == "auto":
-            images = torch.stack([dataset[i][0] for i in range(min(64, len(dataset)))])  # type: ignore[arg-type]
-        return Hardware(picked, pick_precision(precision, model, images, picked), num_workers, progress)
+            images, _ = gather(dataset, range(min(32, len(dataset))))  # type: ignore[arg-type]
+        chosen, channels_last = pick_numerics(precision, model, images, picked)
+    return Hardware(picked, chosen, channels_last, num_workers, progress)
 
 
 class _Desk:
@@ -136,12 +151,14 @@ class _Desk:
         return self._labels[role]
 
     def predictions(self, role: Role, *, teacher: bool = False) -> Tensor:
-        model = self.teacher.model if teacher else self.model
-        return predict(model, self._datasets[role], replace(self.hardware, progress=False))
+        if teacher:
+            return self.teacher.predictions(role)
+        return predict(self.model, self._datasets[role], replace(self.hardware, progress=False))
 
     def batches(self, role: Role, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in DataLoader(self._datasets[role], batch_size, num_workers=self.hardware.num_workers):
-            yield images.to(self.hardware.device), labels.to(self.hardware.device).long()
+        dataset = self._datasets[role]
+        for images, labels in self.hardware.batches(dataset, in_order(dataset, batch_size)):
+            yield self.hardware.images(images), labels.to(self.hardware.device).long()
 
     def learn_inputs(
         self,
@@ -156,9 +173,8 @@ class _Desk:
         rule = _build_optimizer(optimizer, [learned])
         with eval_mode(self.model):
             for _ in range(steps):
-                with autocast(self.hardware.precision, self.hardware.device):
-                    output = self.model(learned)
-                (learned.grad,) = torch.autograd.grad(loss(learned, checked_logits(output, labels), labels), learned)
+                logits = self.hardware.logits(self.model, learned, labels)
+                (learned.grad,) = torch.autograd.grad(loss(learned, logits, labels), learned)
                 rule.step()
         return learned.detach().cpu()
 
@@ -184,6 +200,10 @@ class _Desk:
 
     def run_phase(self, phase: Phase, name: str) -> PhaseStats:
         start = time.perf_counter()
+        for role, index in (("forget", phase.forget), ("retain", phase.retain)):
+            dataset = self._datasets.get(role)
+            if index is not None and isinstance(dataset, Activations):
+                dataset.fill(index)
         data = _TaggedSamples(self._datasets, phase)
         steps_per_epoch = len(data.epoch(phase, None))
         optimizer, scheduler = self._optimizer(phase.optimizer, steps_per_epoch)
@@ -194,12 +214,7 @@ class _Desk:
         for epoch in range(phase.epochs):
             passes = len(self.history) + epoch + 1
             batches = data.epoch(phase, self.generator)
-            loader = DataLoader(
-                data,
-                batch_sampler=batches,
-                num_workers=self.hardware.num_workers,
-                pin_memory=self.hardware.device.type == "cuda",
-            )
+            loader = self.hardware.batches(data, batches)
             # Set in each epoch: a plan may have measured the model in between.
             self.model.train()
             if phase.frozen_statistics or len(data) == 1:
@@ -220,11 +235,10 @@ class _Desk:
     def _step(self, phase: Phase, optimizer: torch.optim.Optimizer, samples: list[Tensor]) -> Tensor:
         images, labels, forget, index = samples
         device = self.hardware.device
-        images = images.to(device, non_blocking=True)
+        images = self.hardware.images(images)
         teacher_logits = self._teacher_logits(phase, images, forget, index) if phase.teacher else None
-        with autocast(self.hardware.precision, device):
-            output = self.model(images)
-        batch = Batch(checked_logits(output, labels), labels.to(device), forget.to(device), teacher_logits)
+        logits = self.hardware.logits(self.model, images, labels)
+        batch = Batch(logits, labels.to(device), forget.to(device), teacher_logits)
         loss = phase.loss(batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -236,7 +250,7 @@ class _Desk:
 
     def _teacher_logits(self, phase: Phase, images: Tensor, forget: Tensor, index: Tensor) -> Tensor:
         if phase.teacher == "random on forget" and self._random_teacher is None:
-            twin = randomised(self.teacher.model)
+            twin = randomised(self.teacher.reader)
             self._random_teacher = Teacher(twin, self._datasets, self.hardware, cache=self._cache_teacher)
         random = self._random_teacher if phase.teacher == "random on forget" else None
         teachers = {"forget": random or self.teacher, "retain": self.teacher}
@@ -260,11 +274,15 @@ class _Desk:
 
 
 def _build_optimizer(spec: OptimizerSpec, parameters: list[Any]) -> torch.optim.Optimizer:
+    # One kernel for all tensors, where there is one.
+    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
     if spec.name == "adamw":
-        return torch.optim.AdamW(parameters, spec.lr, weight_decay=spec.weight_decay)
+        return torch.optim.AdamW(parameters, spec.lr, weight_decay=spec.weight_decay, fused=fused)
     if spec.name == "adam":
-        return torch.optim.Adam(parameters, spec.lr, weight_decay=spec.weight_decay)
-    return torch.optim.SGD(parameters, spec.lr, spec.momentum, weight_decay=spec.weight_decay, nesterov=spec.nesterov)
+        return torch.optim.Adam(parameters, spec.lr, weight_decay=spec.weight_decay, fused=fused)
+    return torch.optim.SGD(
+        parameters, spec.lr, spec.momentum, weight_decay=spec.weight_decay, nesterov=spec.nesterov, fused=fused
+    )
 
 
 def _freeze_statistics(model: nn.Module) -> None:
@@ -298,8 +316,8 @@ def paired_batches(
     return [a + [position + counts[0] for position in b] for a, b in zip(first, second, strict=True)]
 
 
-class _TaggedSamples(Dataset[tuple[Tensor, int, bool, int]]):
-    """The samples of a phase as ``(image, label, from the forget set?, index in its set)``."""
+class _TaggedSamples(Dataset[Any]):
+    """The samples of a phase by position: image, label, whether from the forget set, and index in its set."""
 
     def __init__(self, datasets: Mapping[str, Dataset[Any]], phase: Phase) -> None:
         none = torch.empty(0, dtype=torch.long)
@@ -309,16 +327,30 @@ class _TaggedSamples(Dataset[tuple[Tensor, int, bool, int]]):
             (datasets.get("retain"), none if phase.retain is None else phase.retain),
             (synthetic, none if synthetic is None else torch.arange(len(synthetic))),
         ]
+        self._parts = [(data, index) for data, index in parts if len(index)]
         self._counts = [len(index) for _, index in parts]
-        self._samples = [(data, i) for data, index in parts for i in index.tolist()]
+        self._ends = torch.tensor([len(index) for _, index in self._parts]).cumsum(0)
+        self.in_memory = all(in_memory(data) for data, _ in self._parts)
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return sum(self._counts)
 
-    def __getitem__(self, position: int) -> tuple[Tensor, int, bool, int]:
-        data, index = self._samples[position]
-        image, label = data[index]
-        return image, int(label), position < self._counts[0], index
+    def gather(self, positions: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Images ``[B, …]``, labels, from the forget set?, and index, each ``[B]``, in the order of ``positions``."""
+        place = torch.tensor(positions)
+        which = torch.searchsorted(self._ends, place, right=True)
+        index = torch.empty_like(place)
+        read = []
+        for number, (data, chosen) in enumerate(self._parts):
+            mine = (which == number).nonzero().flatten()
+            if len(mine):
+                index[mine] = chosen[place[mine] - (self._ends[number] - len(chosen))]
+                read.append((mine, *gather(data, index[mine].tolist())))
+        images = read[0][1].new_empty(len(place), *read[0][1].shape[1:])
+        labels = torch.empty(len(place), dtype=torch.long)
+        for mine, some, their in read:
+            images[mine], labels[mine] = some, their.long()
+        return images, labels, place < self._counts[0], index
 
     def epoch(self, phase: Phase, generator: torch.Generator | None) -> list[list[int]]:
         """The batches of one pass."""

@@ -50,9 +50,10 @@ def unlearn(options: config.Unlearn) -> None:
         gold_module = open_gold(client, options.gold_uri, job.view, job.retain, job.splits.test, folder, options)
         job.log_manifests()
 
-        original = job.read_original(force=options.force)
-        job = job.filed(options)
         recipe = training_recipe(job, options) if options.method == "retrain" else None
+        teacher = job.teacher() if recipe is None else None
+        original = job.read_original(force=options.force, teacher=teacher)
+        job = job.filed(options)
         result = unlearn_model(
             job.module,
             job.splits if recipe is None else recipe.splits(job.splits),
@@ -63,6 +64,7 @@ def unlearn(options: config.Unlearn) -> None:
             precision=job.hardware.precision,
             num_workers=options.num_workers,
             progress=progress,
+            teacher=teacher,
             fresh=None if recipe is None else recipe.fresh,
             on_epoch=log_epoch,
         )

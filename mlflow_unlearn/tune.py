@@ -60,7 +60,8 @@ def tune(options: config.Tune) -> None:
         if options.register_ == "best":
             name = target_name(job, name)
         job.log_manifests()
-        original = job.read_original(force=options.force)
+        teacher = job.teacher()
+        original = job.read_original(force=options.force, teacher=teacher)
         job = job.filed(options)
         _check_worthwhile(job, original)
         before = on_validation(original, original, seed=options.seed)
@@ -76,7 +77,6 @@ def tune(options: config.Tune) -> None:
         _check_same_task(study, job, options)
         if not study.trials:
             study.enqueue_trial({key: getattr(published, key) for key in space})
-        teacher = Teacher(job.module.to(job.hardware.device), vars(job.splits), job.hardware)
         best = _Best()
         for _ in track(range(options.n_trials), "trials", enabled=progress):
             _run_trial(study, space, job, original, before, teacher, options, best)

@@ -49,10 +49,11 @@ def unlearn(
     *,
     device: str | torch.device | None = None,
     precision: Precision = "fp32",
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     progress: bool = False,
     cache_teacher: bool | None = None,
     teacher: Teacher | None = None,
+    prefix: str = "none",
     fresh: Callable[[], nn.Module] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Result:
@@ -69,11 +70,13 @@ def unlearn(
         params: hyperparameters; what is missing takes the published setting of the model's family (CNN or ViT).
         seed: of everything random, in ``[0, 2⁶⁴)``.
         device: "cpu", "cuda", …; None takes CUDA where there is one.
-        precision: "fp32", "bf16", or "auto" (the faster one in a few timed steps).
-        num_workers: data-loading processes.
+        precision: "fp32", "tf32", "bf16", or "auto" (the fastest in a few timed steps).
+        num_workers: data-loading processes; None: by data and machine.
         progress: bars on standard error, if that is a terminal.
         cache_teacher: whether the teacher's logits are computed once; None decides by watching the inputs.
         teacher: shared by several calls on the same model, splits and seed, so that they compute its logits once.
+        prefix: name of the first module that is trained, such as "layer4": the layers before it stay frozen and run
+            once; "none" trains all. Unused beside a ``teacher``, which brings its own.
         fresh: builds a randomly initialised model of the same architecture, for ``retrain``; without it each module's
             own ``reset_parameters`` makes one of a copy.
         on_epoch: called with each epoch's mapping as it is recorded.
@@ -98,6 +101,7 @@ def unlearn(
         hardware=hardware,
         teacher=teacher,
         cache_teacher=cache_teacher,
+        prefix=None if prefix == "none" else prefix,
         fresh=fresh,
         on_epoch=on_epoch,
     )

@@ -16,7 +16,7 @@ from mlflow_unlearn.compute import (
     evaluating,
     isolated_rng,
     pick_device,
-    pick_precision,
+    pick_numerics,
 )
 from mlflow_unlearn.errors import UnlearnError
 
@@ -45,30 +45,63 @@ def test_autocast(precision, dtype):
         assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
 
 
-class TestPickPrecision:
+class TestPickNumerics:
     def test_unknown(self):
         for name in ("fp16", "BF16", None):
-            with pytest.raises(UnlearnError, match=f"unknown precision {name!r}: use fp32, bf16 or auto"):
-                pick_precision(name, net(), IMAGES, CPU)
+            with pytest.raises(UnlearnError, match=f"unknown precision {name!r}: use fp32, tf32, bf16, auto"):
+                pick_numerics(name, net(), IMAGES, CPU)
 
-    def test_as_asked(self):
-        assert pick_precision("fp32", None, None, None) == "fp32"
-        assert pick_precision("bf16", None, None, None) == "bf16"
+    def test_as_asked(self, monkeypatch):
+        """fp32 is the reference and stays contiguous; bf16 lies channels-last where the model convolves."""
+        monkeypatch.setattr(compute, "_has_bf16", lambda device: True)
+        dense = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+        assert pick_numerics("fp32", net(), IMAGES, CPU) == ("fp32", False)
+        assert pick_numerics("bf16", net(), IMAGES, CPU) == ("bf16", True)
+        assert pick_numerics("bf16", dense, IMAGES, CPU) == ("bf16", False)
 
-    @pytest.mark.parametrize("slow", ["fp32", "bf16"])
-    def test_auto_takes_the_faster(self, slow, monkeypatch):
+    def test_what_the_device_lacks_is_refused(self, monkeypatch):
+        monkeypatch.setattr(compute, "_has_bf16", lambda device: False)
+        with pytest.raises(
+            UnlearnError, match="precision=bf16 is asked of .*, which has no bfloat16: use fp32 or auto"
+        ):
+            pick_numerics("bf16", net(), IMAGES, CPU)
+        with pytest.raises(UnlearnError, match="precision=tf32 is asked of .*, which has no TF32: use fp32 or auto"):
+            pick_numerics("tf32", net(), IMAGES, CPU)
+
+    @pytest.mark.parametrize("fast", ["fp32", "bf16"])
+    def test_auto_takes_the_faster_and_keeps_what_it_timed(self, fast, monkeypatch):
+        timed = []
+
         @contextmanager
         def handicap(precision, device):
-            time.sleep(0.05 if precision == slow else 0)
+            timed.append(precision)
+            time.sleep(0.05 if precision != fast else 0)
             yield
 
+        monkeypatch.setattr(compute, "_has_bf16", lambda device: True)
         monkeypatch.setattr(compute, "autocast", handicap)
-        assert pick_precision("auto", net(), IMAGES, CPU) == ({"fp32", "bf16"} - {slow}).pop()
+        monkeypatch.setattr(compute, "_processor", lambda device: f"a processor that is fast in {fast}")
+        assert pick_numerics("auto", net(), IMAGES, CPU)[0] == fast
+        times = len(timed)
+        assert {"fp32", "bf16"} == set(timed)
+        pick_numerics("auto", net(), IMAGES, CPU)
+        monkeypatch.setattr(compute, "_TIMED", {})  # another process, which finds it in the cache
+        assert pick_numerics("auto", net(), IMAGES, CPU)[0] == fast
+        assert len(timed) == times
+        pick_numerics("auto", net(), IMAGES[:2], CPU)
+        assert len(timed) > times
+
+    def test_no_gain_beyond_the_noise_leaves_plain_fp32(self, monkeypatch):
+        monkeypatch.setattr(compute, "_has_bf16", lambda device: True)
+        monkeypatch.setattr(compute, "_TIMED", {})
+        monkeypatch.setattr(compute, "_processor", lambda device: "an even processor")
+        monkeypatch.setattr(compute, "_step_seconds", lambda *_: [1.0, 0.98, 0.99, 0.975])
+        assert pick_numerics("auto", net(), IMAGES, CPU) == ("fp32", False)
 
     def test_the_model_is_left_as_it_was(self):
         model = net()
         before = state(model)
-        pick_precision("auto", model, IMAGES, CPU)
+        pick_numerics("auto", model, IMAGES, CPU)
         assert same(before, state(model)) and model.training
         assert all(p.grad is None for p in model.parameters())
 
@@ -81,7 +114,7 @@ class TestPickPrecision:
 
         norm = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4))
         for model, images in ((net().requires_grad_(False), IMAGES), (norm, IMAGES[:1]), (Pair(), IMAGES)):
-            assert pick_precision("auto", model, images, CPU) in ("fp32", "bf16")
+            assert pick_numerics("auto", model, images, CPU)[0] in ("fp32", "bf16")
 
 
 class TestIsolatedRng:

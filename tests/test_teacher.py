@@ -65,7 +65,7 @@ class TestFill:
         """All samples pass once beforehand; what is served after is the original's, and no global generator moved."""
         before, sets = global_state(), {"forget": DATA, "retain": digits(20, 50)}
         t = Teacher(original(), sets, CPU)
-        t.fill(sets, ("forget", "retain"))
+        t.fill(("forget", "retain"))
         assert t.passes == 50 and global_state() == before
         torch.testing.assert_close(ask(t, [3, 0, 19]), logits(original(), DATA)[[3, 0, 19]])
         torch.testing.assert_close(
@@ -75,8 +75,8 @@ class TestFill:
 
     def test_what_has_to_be_watched_or_is_not_cached_is_left_alone(self):
         watched = {"forget": Listed(DATA)}
-        for t, sets in ((Teacher(original(), watched, CPU), watched), (teacher(DATA, cache=False), {"forget": DATA})):
-            t.fill(sets, ("forget",))
+        for t in (Teacher(original(), watched, CPU), teacher(DATA, cache=False)):
+            t.fill(("forget",))
             assert t.passes == 0
 
 
@@ -166,12 +166,14 @@ class TestInUnlearning:
     def test_each_sample_passes_once_over_all_epochs(self):
         result, t = self.run(splits())
         assert len(result.history) == 3
-        assert t.passes == 30 + round(0.3 * 170)
+        # The validation set, for A_u, and what the epochs read.
+        assert t.passes == 150 + 30 + round(0.3 * 170)
 
     def test_without_the_cache_in_each_epoch_with_the_same_weights(self):
         cached, _ = self.run(splits())
         plain, t = self.run(splits(), cache=False)
-        assert t.passes == 3 * (30 + round(0.3 * 170))
+        # For A_u and the first accuracy too.
+        assert t.passes == 150 + 30 + 3 * (30 + round(0.3 * 170))
         assert weights_digest(plain.model) == weights_digest(cached.model)
         assert [e["loss"] for e in plain.history] == [e["loss"] for e in cached.history]
 
@@ -184,7 +186,7 @@ class TestInUnlearning:
             digests.add(weights_digest(unlearn(model, splits(), params=FAST, cache_teacher=cache).model))
             passes[cache] = sum(seen)
         assert len(digests) == 1
-        assert passes[None] == passes[True] == passes[False] - 2 * 81
+        assert passes[None] == passes[True] == passes[False] - 3 * 30 - 2 * 51
 
     def unknown(self, read):
         sets = splits()
@@ -196,19 +198,19 @@ class TestInUnlearning:
 
         result, t = self.run(self.unknown(brightened))
         assert len(result.history) == 3
-        assert not t.caching and t.passes == 3 * 81
+        assert not t.caching and t.passes == 150 + 30 + 3 * 81
         bare, _ = self.run(self.unknown(brightened), cache=False)
         assert weights_digest(bare.model) == weights_digest(result.model)
 
     def test_an_unknown_but_fixed_dataset_keeps_it(self):
         result, t = self.run(self.unknown(lambda image: image))
-        assert t.caching and t.passes == 81
+        assert t.caching and t.passes == 150 + 30 + 81
         assert weights_digest(result.model) == weights_digest(self.run(splits())[0].model)
 
     def test_two_calls_share_one_teacher(self):
         first, t = self.run(splits())
         second, _ = self.run(splits(), shared=t, alpha=8)
-        assert t.passes == 81
+        assert t.passes == 150 + 81
         alone, _ = self.run(splits(), alpha=8)
         assert weights_digest(second.model) == weights_digest(alone.model)
         assert weights_digest(second.model) != weights_digest(first.model)

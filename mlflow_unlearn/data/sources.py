@@ -1,4 +1,4 @@
-"""Sources by name: ``digits``, ``torchvision:NAME@ROOT``, ``folder:PATH``, ``csv:PATH``, ``python:module:function``.
+"""Sources by name: ``digits``, ``torchvision:…``, ``folder:…``, ``shards:…``, ``csv:…``, ``python:…``.
 
 A new source is one function that lists its parts, and one line in ``_SCHEMES``.
 """
@@ -18,6 +18,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from mlflow_unlearn.data._common import import_function, known, shortlist
 from mlflow_unlearn.data._layouts import class_order, codes, file_part, list_folder, read_table, relative, require_files
+from mlflow_unlearn.data._shards import list_shards
 from mlflow_unlearn.data.parts import Images, Indices, Part, Source, check_classes, rest, stratified
 from mlflow_unlearn.data.splits import Splits, labels_of
 from mlflow_unlearn.errors import UnlearnError
@@ -42,8 +43,8 @@ def load_source(spec: str) -> Source:
     (or the share) to train on and equal halves of the rest.
 
     Args:
-        spec: ``digits``, ``torchvision:NAME@ROOT``, ``folder:PATH``, ``csv:PATH`` or ``python:module:function``, with
-            options behind commas.
+        spec: ``digits``, ``torchvision:NAME@ROOT``, ``folder:PATH``, ``shards:PATH``, ``csv:PATH`` or
+            ``python:module:function``, with options behind commas.
 
     Raises:
         UnlearnError: unknown scheme or option, missing or inconsistent data.
@@ -74,7 +75,7 @@ def _absolute(body: str) -> str:
     if scheme == "torchvision":
         name, _, folder = rest_of_spec.partition("@")
         return f"{scheme}:{name}@{_resolved(folder)}"
-    return f"{scheme}:{_resolved(rest_of_spec)}" if scheme in ("folder", "csv") else body
+    return f"{scheme}:{_resolved(rest_of_spec)}" if scheme in ("folder", "shards", "csv") else body
 
 
 def _resolved(path: str) -> Path:
@@ -205,6 +206,10 @@ def _folder(body: str) -> _Loaded:
     return _Loaded(*list_folder(_resolved(body)))
 
 
+def _shards(body: str) -> _Loaded:
+    return _Loaded(*list_shards(_resolved(body)))
+
+
 def _csv(body: str) -> _Loaded:
     path = _resolved(body)
     root, table = path.parent, read_table(path, ("path", "label"))
@@ -280,6 +285,7 @@ _SCHEMES: dict[str, Callable[[str], _Loaded]] = {
     "digits": _digits,
     "torchvision": _torchvision,
     "folder": _folder,
+    "shards": _shards,
     "csv": _csv,
     "python": _python,
 }

@@ -147,7 +147,9 @@ class Lotus(Method):
         alpha = p.alpha
         best: tuple[float, float, dict[str, Tensor]] | None = None
         for epoch in range(p.epochs + 1):
-            acc_forget = (ws.predictions("forget") == labels_forget).double().mean().item()
+            # Before the first pass the student is the teacher, whose outputs are known.
+            predicted = ws.predictions("forget", teacher=epoch == 0)
+            acc_forget = (predicted == labels_forget).double().mean().item()
             delta = acc_forget - a_u
             if p.keep == "closest" and epoch > 0 and (best is None or abs(delta) < abs(best[1])):
                 best = acc_forget, delta, ws.snapshot()

@@ -90,7 +90,10 @@ def test_digest_is_over_the_sorted_manifest(tree):
         ("digits,train=half", "train=half"),
         ("digits,train=0", "train=0"),
         ("digits,train=100%", "leaves the validation part without samples"),
-        ("diggits", "unknown data source 'diggits': did you mean 'digits'.*'torchvision', 'folder', 'csv', 'python'"),
+        (
+            "diggits",
+            "unknown data source 'diggits': did you mean 'digits'.*'torchvision', 'folder', 'shards', 'csv', 'python'",
+        ),
         ("digits:x", "write digits"),
         ("folder:nowhere", "no folder .*nowhere"),
         ("csv:nowhere.csv", "can't read the table"),

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,10 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow.exceptions import ExecutionException
+from mlflow.projects.utils import load_project
 from stores import free_port
+
+from mlflow_unlearn.launch import Nodes
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "plugins" / "mlflow_unlearn_plugins"
@@ -248,3 +252,45 @@ def test_importing_it_does_not_wait_for_torch(installed):
     code = "import sys, mlflow_unlearn_plugins.backend; print('torch' in sys.modules)"
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(installed), str(ROOT)])}
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env).stdout == "False\n"
+
+
+# docs/scale.md
+
+SCALE = (ROOT / "docs" / "scale.md").read_text()
+
+
+def block(kind: str, first_line: str) -> str:
+    return re.search(rf"^```{kind}\n({re.escape(first_line)}.*?)^```", SCALE, re.DOTALL | re.MULTILINE)[1]
+
+
+def test_the_configurations_in_the_docs_are_valid():
+    found = re.findall(r"'(\{\"nnodes.*?\})'", SCALE)
+    assert [Nodes.read(text).node_rank for text in found] == [0, 1, 0]
+
+
+def test_the_docs_batch_job_numbers_its_nodes(tmp_path):
+    """Only Slurm is played: two tasks, on hosts `a` and `b`."""
+    (tmp_path / "job").write_text(block("bash", "#!/bin/bash"))
+    programs = {
+        "scontrol": """printf 'a\\nb\\n'""",
+        "srun": 'shift; SLURM_NODEID=0 "$@"; SLURM_NODEID=1 "$@"',
+        "mlflow-unlearn": """printf '%s\\0' "$MLFLOW_UNLEARN_NODES" """,
+    }
+    for name, code in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{code}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "[a-b]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7012345"}
+    env = os.environ | slurm | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "job"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    nodes = [Nodes.read(text) for text in done.stdout.split("\0")[:-1]]
+    assert nodes == [Nodes(nnodes=2, node_rank=rank, rdzv_endpoint="a:22345", nproc_per_node=4) for rank in (0, 1)]
+
+
+def test_the_docs_kubernetes_project_needs_no_quotes(tmp_path):
+    """MLflow would hand them to the container."""
+    (tmp_path / "MLproject").write_text(block("yaml", "name: mlflow-unlearn"))
+    project = load_project(str(tmp_path))
+    command = project.get_entry_point("unlearn").compute_command({"model_uri": "models:/clf@best"}, None)
+    assert command == "python -m mlflow_unlearn unlearn --model-uri models:/clf@best --processes 1"
+    assert [shlex.quote(word) for word in shlex.split(command)] == command.split()
+    assert project.docker_env["image"]

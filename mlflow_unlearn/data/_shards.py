@@ -1,0 +1,228 @@
+"""WebDataset shards: uncompressed tar files, each image read by its place in its shard."""
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, NamedTuple, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlflow_unlearn.cache import Arrays
+from mlflow_unlearn.data._common import known, shortlist
+from mlflow_unlearn.data._index import indexed, pack, unpack
+from mlflow_unlearn.data._layouts import Listing, class_order
+from mlflow_unlearn.data.parts import Images, Part
+from mlflow_unlearn.errors import UnlearnError
+
+_PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_IMAGES = ("jpg", "jpeg", "png")
+_PACKED = r"\.(tar\.\w+|tgz|tbz2?|txz)$"
+_PACKED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
+
+
+def list_shards(root: Path) -> Listing:
+    """List a folder of shards: a sample is ``KEY.jpg``, ``.jpeg`` or ``.png`` with its class in ``KEY.cls``.
+
+    A shard belongs to the part that its folder or a word of its name tells; where none does, nothing is split.
+    The class is a name, or the number of a line of ``classes.txt`` from 0. A sample's id is ``SHARD/KEY``.
+
+    Raises:
+        UnlearnError: there are no shards, one is missing, compressed, truncated or of no part, or a sample is
+            incomplete, occurs twice or has an unknown class.
+    """
+    shards = _shards_by_part(root)
+    found = {part: indexed(root, part, names, partial(_scan, root, names)) for part, names in shards.items()}
+    classes, numbers = _numbered(root, {part: unpack(index["classes"]) for part, index in found.items()})
+    parts = {}
+    for part, index in found.items():
+        paths = [str(root / name) for name in shards[part]]
+        stems = [name.removesuffix(".tar") for name in shards[part]]
+        samples = zip(index["shard"].tolist(), unpack(index["keys"]), strict=True)
+        ids = tuple(f"{stems[shard]}/{key}" for shard, key in samples)
+        places = _Places(ids, index["shard"], index["offset"], index["size"])
+        parts[part] = Part(ids, numbers[part][index["label"]], Images(partial(_bytes, paths), places))
+    return classes, parts
+
+
+class _Place(NamedTuple):
+    """Where the image of a sample lies."""
+
+    id: str
+    shard: int
+    offset: int
+    size: int
+
+    def __repr__(self) -> str:
+        return repr(self.id)
+
+
+class _Places(Sequence[_Place]):
+    """The places of all images, without an object for each."""
+
+    def __init__(
+        self, ids: Sequence[str], shard: NDArray[np.int64], offset: NDArray[np.int64], size: NDArray[np.int64]
+    ) -> None:
+        self.ids, self.shard, self.offset, self.size = ids, shard, offset, size
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, index: int) -> _Place: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[_Place]: ...
+    def __getitem__(self, index: int | slice) -> _Place | Sequence[_Place]:
+        if isinstance(index, slice):
+            return _Places(self.ids[index], self.shard[index], self.offset[index], self.size[index])
+        return _Place(self.ids[index], int(self.shard[index]), int(self.offset[index]), int(self.size[index]))
+
+
+def _bytes(shards: Sequence[str], place: _Place) -> bytes:
+    shard = shards[place.shard]
+    try:
+        with open(shard, "rb", buffering=0) as file:
+            file.seek(place.offset)
+            data = file.read(place.size)
+    except OSError as error:
+        raise UnlearnError(
+            f"can't read {place!r} from the shard {shard!r} ({error.strerror}): put the shard back and start again"
+        ) from error
+    if len(data) < place.size:
+        raise UnlearnError(f"the shard {shard!r} is truncated now, within {place!r}: copy it again")
+    return data
+
+
+def _shards_by_part(root: Path) -> dict[str, list[str]]:
+    """Part → its shards, relative to ``root``."""
+    if not root.is_dir():
+        raise UnlearnError(f"no folder {str(root)!r}: give the path of a folder of tar shards")
+    folders = ["", *(f"{name}/" for name in _PARTS if (root / name).is_dir())]
+    files = [f"{folder}{path.name}" for folder in folders for path in sorted((root / folder).iterdir())]
+    if packed := [name for name in files if re.search(_PACKED, name)]:
+        raise UnlearnError(f"compressed shards below {str(root)!r}: {shortlist(packed)}: unpack them to plain .tar")
+    names = [name for name in files if name.endswith(".tar")]
+    if not names:
+        raise UnlearnError(f"no shard in {str(root)!r}: put train-000000.tar, … and test-000000.tar, … there")
+    _require(root, names)
+    shards: dict[str, list[str]] = {}
+    for name in names:
+        words = re.findall("[a-z]+", name.removesuffix(".tar").lower())
+        shards.setdefault(next((_PARTS[word] for word in words if word in _PARTS), "all"), []).append(name)
+    if "all" in shards and len(shards) > 1:
+        raise UnlearnError(
+            f"the shards {shortlist(shards['all'])} of {str(root)!r} belong to no part, and others do: "
+            "name all of them after train, val or test, or none"
+        )
+    if "all" not in shards and ("train" not in shards or len(shards) == 1):
+        raise UnlearnError(f"{str(root)!r} has shards of {shortlist(shards)} only: train, and test or val are needed")
+    return shards
+
+
+def _require(root: Path, names: Sequence[str]) -> None:
+    """Check that no shard of a numbered sequence, or of a WebDataset index, is missing."""
+    numbered: dict[str, list[tuple[int, int]]] = {}
+    for name in names:
+        if match := re.fullmatch(r"(.*?)(\d+)\.tar", name):
+            numbered.setdefault(match[1], []).append((int(match[2]), len(match[2])))
+    missing = [
+        f"{prefix}{number:0{width}}.tar"
+        for prefix, numbers in numbered.items()
+        for (low, width), (high, _) in pairwise(sorted(numbers))
+        for number in range(low + 1, min(high, low + 12))
+    ]
+    for path in sorted(root.glob("*.json")):
+        try:
+            index = json.loads(path.read_text(encoding="utf-8"))
+            listed = [str(shard["url"]) for shard in index["shardlist"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # some other file
+        missing += [url for url in listed if "://" not in url and not (root / url).is_file()]
+    if missing:
+        raise UnlearnError(
+            f"shards missing below {str(root)!r}: {shortlist(dict.fromkeys(missing))}: "
+            "copy them there, or number the others without a gap"
+        )
+
+
+def _scan(root: Path, shards: Sequence[str]) -> Arrays:
+    """The samples of these shards, in order."""
+    keys: list[str] = []
+    rows: list[tuple[int, int, int, int]] = []
+    classes: dict[str, int] = {}
+    for number, shard in enumerate(shards):
+        for key, image, label in _samples(root, shard):
+            keys.append(key)
+            rows.append((number, image.offset_data, image.size, classes.setdefault(label, len(classes))))
+    columns = np.array(rows, np.int64).reshape(-1, 4).T
+    named = dict(zip(("shard", "offset", "size", "label"), columns, strict=True))
+    return {"keys": pack(keys), "classes": pack(classes), **named}
+
+
+def _samples(root: Path, shard: str) -> Iterator[tuple[str, tarfile.TarInfo, str]]:
+    """Key, image and the text of the class."""
+    path = str(root / shard)
+    with open(path, "rb") as file:
+        if file.read(6).startswith(_PACKED_STARTS):
+            raise UnlearnError(f"the shard {path!r} is compressed: unpack it to a plain .tar")
+        file.seek(0)
+        found = _members(file, path)
+        for key, members in found.items():
+            if missing := [what for what in ("image", "cls") if what not in members]:
+                what = "no image (.jpg, .jpeg or .png)" if missing[0] == "image" else "no class (.cls)"
+                raise UnlearnError(f"the sample {key!r} of the shard {path!r} has {what}: add it or drop the sample")
+            file.seek(members["cls"].offset_data)
+            label = file.read(members["cls"].size).decode("utf-8", "replace").strip()
+            if not label or "\0" in label:
+                raise UnlearnError(f"the class of the sample {key!r} of the shard {path!r} is no text: write one")
+            yield key, members["image"], label
+
+
+def _members(file: IO[bytes], path: str) -> dict[str, dict[str, tarfile.TarInfo]]:
+    """Key → image and class; what else a sample has is left out."""
+    found: dict[str, dict[str, tarfile.TarInfo]] = {}
+    try:
+        # The errors of truncation are tarfile's, but for one that falls between two members: then the end is missing.
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                match = re.fullmatch(r"(?:\./)?((?:.*/)?[^./]+)\.([^/]+)", member.name)
+                kind = match[2].lower() if match else ""
+                kind = "image" if kind in _IMAGES else kind
+                if match is None or kind not in ("image", "cls") or not member.isreg():
+                    continue
+                if kind in found.setdefault(match[1], {}):
+                    raise UnlearnError(f"the shard {path!r} has the sample {match[1]!r} twice: give each a key")
+                found[match[1]][kind] = member
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("it has no end")
+    except tarfile.TarError as error:
+        raise UnlearnError(f"the shard {path!r} is truncated or no tar file ({error}): copy it again") from error
+    return found
+
+
+def _numbered(root: Path, texts: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64]]]:
+    """The classes, and for each part the index of each text that its labels have."""
+    path = root / "classes.txt"
+    if not path.is_file():
+        classes = class_order(text for part in texts.values() for text in part)
+        index = {name: i for i, name in enumerate(classes)}
+    else:
+        try:
+            classes = tuple(filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UnlearnError(f"can't read the classes {str(path)!r} ({error}): save them as UTF-8 text") from error
+        if twice := sorted({name for name in classes if classes.count(name) > 1}):
+            raise UnlearnError(f"{str(path)!r} has the classes {shortlist(twice)} twice: give each a name of its own")
+        # Numbers are lines, also where a class is called by a number.
+        index = {name: i for i, name in enumerate(classes)} | {str(i): i for i in range(len(classes))}
+    for part in texts.values():
+        if unknown := [text for text in part if text not in index]:
+            raise UnlearnError(
+                f"shards have a class {unknown[0]!r} that {str(path)!r} lacks: {known(unknown[0], classes)}"
+            )
+    return classes, {part: np.array([index[text] for text in those], np.int64) for part, those in texts.items()}

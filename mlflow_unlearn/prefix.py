@@ -1,0 +1,195 @@
+"""A frozen prefix: the layers before a cut run once, their outputs are kept, and only the rest is trained.
+
+The model is cut where the graph of its forward pass narrows to one tensor. Only the modules around the cut are traced
+(`torch.fx`); all others stay as they are, so that dropout and BatchNorm of the trained part follow its mode.
+
+A frozen prefix cannot forget what it encodes.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.data import Dataset
+
+from mlflow_unlearn.compute import evaluating
+from mlflow_unlearn.data.batches import gather
+from mlflow_unlearn.data.splits import labels_of
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.forward import BATCH_SIZE, Hardware
+from mlflow_unlearn.memory import rows
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A model in two parts that share its modules: ``model(x) == suffix(prefix(x))``.
+
+    Attributes:
+        prefix: images ``[B, C, H, W]`` → activations ``[B, …]``.
+        suffix: activations → logits ``[B, K]``; training it trains the model.
+    """
+
+    prefix: fx.GraphModule
+    suffix: fx.GraphModule
+
+
+def cut(model: nn.Module, name: str) -> Cut:
+    """Cut ``model`` before its module ``name``, the first one that is to be trained.
+
+    Raises:
+        UnlearnError: there is no such module, or the model cannot be cut there; the reason is told.
+    """
+    modules = dict(model.named_modules())
+    if name not in modules or not name:
+        raise UnlearnError(f"the model has no module {name!r} to cut before: it has {', '.join(_near(modules, name))}")
+    graph = _trace(model, name)
+    nodes = list(graph.nodes)
+    start = next(
+        (i for i, node in enumerate(nodes) if node.op == "call_module" and f"{node.target}.".startswith(f"{name}.")),
+        None,
+    )
+    if start is None:
+        raise UnlearnError(f"the model cannot be cut before {name!r}: its forward pass does not call that module")
+    # A parameter that only the suffix reads may have been fetched before it.
+    before = [node for node in nodes[:start] if node.op != "get_attr" or any(u in nodes[:start] for u in node.users)]
+    after = [node for node in nodes if node not in before]
+    crossing = [node for node in before if node.op != "get_attr" and any(user in after for user in node.users)]
+    if [node.op for node in crossing] == ["placeholder"]:
+        raise UnlearnError(f"nothing lies before {name!r}: give a module further back, or prefix=none")
+    if len(crossing) != 1:
+        raise UnlearnError(
+            f"the model cannot be cut before {name!r}: {len(crossing)} tensors cross there, and it must be one; "
+            "cut between its blocks"
+        )
+    prefix, suffix = _part(model, before, output=crossing[0]), _part(model, after, boundary=crossing[0])
+    shared = {id(p) for p in prefix.parameters()} & {id(p) for p in suffix.parameters()}
+    if shared:
+        raise UnlearnError(f"the model cannot be cut before {name!r}: parameters of both sides are the same tensors")
+    return Cut(prefix, suffix)
+
+
+def cuts(model: nn.Module) -> list[str]:
+    """Where ``model`` can be cut, from front to back: before its children, and before the blocks of its long stacks."""
+    names = []
+    for name, _ in model.named_modules():
+        stack = model.get_submodule(name.rpartition(".")[0]) if name else model
+        # The blocks of a stage of four count as one.
+        if name and (stack is model or (isinstance(stack, nn.Sequential) and len(stack) > STAGE)):
+            names.append(name)
+    possible = []
+    for name in names:
+        try:
+            cut(model, name)
+        except UnlearnError:
+            continue
+        possible.append(name)
+    return possible
+
+
+STAGE = 4
+
+
+class _Tracer(fx.Tracer):
+    """Goes into the modules that contain the cut, and into no other."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not self.name.startswith(f"{module_qualified_name}.")
+
+
+def _trace(model: nn.Module, name: str) -> fx.Graph:
+    options = inspect.signature(model.forward).parameters.values()
+    defaults = {option.name: option.default for option in options if option.default is not option.empty}
+    try:
+        return _Tracer(name).trace(model, concrete_args=defaults)
+    except Exception as error:  # Whatever a forward pass does that cannot be traced.
+        raise UnlearnError(
+            f"the model cannot be cut before {name!r}: its forward pass cannot be traced "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); use prefix=none"
+        ) from error
+
+
+def _part(
+    model: nn.Module, nodes: Sequence[fx.Node], *, boundary: fx.Node | None = None, output: fx.Node | None = None
+) -> fx.GraphModule:
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    if boundary is not None:
+        copied[boundary] = graph.placeholder("activations")
+    for node in nodes:
+        copied[node] = graph.node_copy(node, copied.__getitem__)
+    if output is not None:
+        graph.output(copied[output])
+    return fx.GraphModule(model, graph)
+
+
+def _near(modules: Mapping[str, nn.Module], name: str) -> list[str]:
+    depth = name.count(".")
+    return [known for known in modules if known and known.count(".") <= depth][:12]
+
+
+class Activations(Dataset[tuple[Tensor, int]]):
+    """A set as it leaves the prefix: ``(activations, label)``, computed when first asked for and then kept.
+
+    Where the samples change from reading to reading, or there is no room, they are computed each time.
+    """
+
+    def __init__(self, dataset: Dataset[Any], prefix: nn.Module, hardware: Hardware, *, keep: bool) -> None:
+        """Keep ``prefix`` by reference: nobody trains it."""
+        self.dataset, self.prefix, self.hardware = dataset, prefix, hardware
+        self.labels = labels_of(dataset)
+        self.deterministic = self.in_memory = keep
+        self._keep = keep
+        self._rows: Tensor | None = None
+        self._known = torch.zeros(len(self.labels), dtype=torch.bool)
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """One sample."""
+        activations, labels = self.gather([index])
+        return activations[0], int(labels[0])
+
+    def gather(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Activations ``[B, …]`` and labels ``[B]``."""
+        index = torch.as_tensor(indices, dtype=torch.long)
+        if not self._keep:
+            return self._run(gather(self.dataset, indices)[0]), self.labels[index]
+        missing = torch.tensor(sorted(set(index[~self._known[index]].tolist())), dtype=torch.long)
+        if len(missing):
+            self.fill(missing)
+        if self._rows is None:
+            return self.gather(indices)
+        return self._rows[index], self.labels[index]
+
+    def fill(self, indices: Tensor) -> None:
+        """Run the prefix over the samples at ``indices`` that it has not seen yet, with data-loading processes."""
+        if not self._keep:
+            return
+        missing = indices[~self._known[indices]]
+        batches = [missing[i : i + BATCH_SIZE].tolist() for i in range(0, len(missing), BATCH_SIZE)]
+        loader = self.hardware.batches(self.dataset, batches, generator=torch.Generator())
+        for batch, (images, _) in zip(batches, loader, strict=True):
+            activations = self._run(images)
+            if self._rows is None:
+                self._rows = rows(len(self), tuple(activations.shape[1:]), activations.dtype)
+                if self._rows is None:
+                    self._keep = self.deterministic = self.in_memory = False
+                    return
+            self._rows[batch] = activations
+            self._known[batch] = True
+
+    def _run(self, images: Tensor) -> Tensor:
+        with evaluating(self.prefix), self.hardware.autocast():
+            output = self.prefix(self.hardware.images(images))
+        # A clone made outside inference mode may be saved for backward.
+        kept: Tensor = output.cpu().clone()
+        return kept
