@@ -15,8 +15,16 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from mlflow_unlearn import __version__
-from mlflow_unlearn.config import COMMANDS, Command, options
+from mlflow_unlearn.config import COMMANDS, Command, Hardware, options
 from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
+
+
+class _Ended(Exception):
+    """The ranks have said all there is to say."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
 
 
 class Terminated(BaseException):
@@ -34,6 +42,11 @@ def _stop(signum: int, frame: FrameType | None) -> None:
             signal.setitimer(signal.ITIMER_REAL, 0.02)
             return
         caller = caller.f_back
+    if "RANK" in os.environ:
+        from mlflow_unlearn import ranks
+
+        if ranks.peer_has_ended():
+            raise ranks.RankLost
     raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
 
 
@@ -64,9 +77,20 @@ def _command(name: str, config: type[Command]) -> click.Command:
             option = "--" + str(first["loc"][0]).replace("_", "-")
             raise click.UsageError(f"{option} = {first['input']!r} is not usable: {first['msg'].lower()}") from error
         # Here and not above: --help must not wait for torch and mlflow.
-        from mlflow_unlearn import pipeline
+        from mlflow_unlearn import launch
 
-        pipeline.COMMANDS[name](checked)
+        if isinstance(checked, Hardware) and launch.should_launch(checked.processes):
+            code = launch.launch(click.get_current_context().obj, checked.processes, device=checked.device)
+            if code:
+                raise _Ended(code)
+            return
+        from mlflow_unlearn import pipeline, ranks
+
+        with ranks.joined_up() as leads:
+            if leads:
+                pipeline.COMMANDS[name](checked)
+            else:
+                ranks.follow()
 
     return click.Command(
         name,
@@ -108,7 +132,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else Ctrl-C is ignored, as in background jobs
         signal.signal(signal.SIGINT, _stop)
     try:
-        cli.main(arguments, standalone_mode=False)
+        cli.main(arguments, standalone_mode=False, obj=arguments)
         code = 0
     except click.ClickException as error:
         if _wants_debug(arguments):
@@ -122,6 +146,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         click.echo(f"Error: {error}", err=True)
         _tag_project_run(str(error))  # only if the command has made no run, which takes the variable away
         code = error.exit_code
+    except _Ended as ended:
+        code = ended.code
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted: nothing was registered, requests stay as they were.", err=True)
         code = 130

@@ -30,6 +30,7 @@ from mlflow_unlearn.metrics.membership import (
     membership_attack,
     two_sided_auc,
 )
+from mlflow_unlearn.ranks import together
 from mlflow_unlearn.teacher import Teacher
 
 KEYS = (
@@ -143,6 +144,7 @@ def read(
     )
 
 
+@together
 def read_splits(
     model: nn.Module,
     splits: Splits,

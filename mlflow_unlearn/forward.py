@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from mlflow_unlearn import ranks
 from mlflow_unlearn.compute import Precision, autocast, evaluating, full_precision
 from mlflow_unlearn.data.batches import batch_loader, in_order
 from mlflow_unlearn.errors import UnlearnError
@@ -71,13 +72,14 @@ def forward(
     Raises:
         UnlearnError: the output is not a tensor ``[B, K]``, or a label is not below K.
     """
-    order = in_order(dataset, BATCH_SIZE)
+    order = in_order(dataset, BATCH_SIZE * ranks.size())
     # A loader draws a seed for its workers: not from the global generator, which belongs to the caller.
-    loader = hardware.batches(dataset, order, generator=torch.Generator())
-    for images, labels in track(loader, description, enabled=hardware.progress, total=len(order)):
+    loader = hardware.batches(dataset, [ranks.share(batch) for batch in order], generator=torch.Generator())
+    steps = track(loader, description, enabled=hardware.progress, total=len(order))
+    for batch, (images, labels) in zip(order, steps, strict=True):
         with evaluating(model), full_precision(hardware.precision):
             logits = hardware.logits(model, images, labels)
-        yield logits, labels.to(hardware.device).long()
+        yield ranks.joined(logits, len(batch)), ranks.joined(labels.to(hardware.device).long(), len(batch))
 
 
 def checked_logits(output: Any, labels: Tensor) -> Tensor:

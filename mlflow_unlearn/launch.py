@@ -139,6 +139,7 @@ def launch(
     with (
         tempfile.TemporaryDirectory(prefix="mlflow-unlearn-ranks-") as logs,
         _environment("OMP_NUM_THREADS", threads),
+        _environment("TORCH_CPP_LOG_LEVEL", "ERROR"),
         _signals_lent(),
     ):
         shown = 0 if nodes.node_rank == 0 else None

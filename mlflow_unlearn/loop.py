@@ -1,6 +1,7 @@
 """The one training loop: it owns optimiser, device, precision, clock and progress; methods own the ideas."""
 
 import copy
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -8,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils.data import Dataset
 
+from mlflow_unlearn import ranks
 from mlflow_unlearn.compute import (
     Precision,
     deterministic_convolutions,
@@ -44,6 +47,7 @@ class Outcome:
     seconds: float
 
 
+@ranks.together
 def run(
     model: nn.Module,
     method: Method,
@@ -198,6 +202,13 @@ class _Desk:
     def restore(self, state: dict[str, Tensor]) -> None:
         self.model.load_state_dict(state)
 
+    @functools.cached_property
+    def _parallel(self) -> nn.Module:
+        """The student; with several ranks its gradients are averaged over them."""
+        if ranks.size() == 1:
+            return self.model
+        return DistributedDataParallel(self.model, find_unused_parameters=True)
+
     def run_phase(self, phase: Phase, name: str) -> PhaseStats:
         start = time.perf_counter()
         for role, index in (("forget", phase.forget), ("retain", phase.retain)):
@@ -214,14 +225,14 @@ class _Desk:
         for epoch in range(phase.epochs):
             passes = len(self.history) + epoch + 1
             batches = data.epoch(phase, self.generator)
-            loader = self.hardware.batches(data, batches)
+            loader = self.hardware.batches(data, [ranks.share(batch) for batch in batches])
             # Set in each epoch: a plan may have measured the model in between.
             self.model.train()
             if phase.frozen_statistics or len(data) == 1:
                 _freeze_statistics(self.model)
             steps = track(loader, f"{name}: epoch {passes}", enabled=self.hardware.progress, total=len(batches))
-            for step, samples in enumerate(steps, start=1):
-                loss = self._step(phase, optimizer, samples)
+            for step, (batch, samples) in enumerate(zip(batches, steps, strict=True), start=1):
+                loss = self._step(phase, optimizer, samples, len(batch))
                 if not torch.isfinite(loss):
                     raise UnlearnError(
                         f"the loss became {loss.item()} in epoch {passes}, step {step}, "
@@ -229,19 +240,27 @@ class _Desk:
                     )
                 if scheduler is not None:
                     scheduler.step()
-                total, count = total + loss.item() * len(samples[1]), count + len(samples[1])
+                total, count = total + loss.item() * len(batch), count + len(batch)
+        ranks.synchronise(self.model)
         return PhaseStats(total / count, time.perf_counter() - start)
 
-    def _step(self, phase: Phase, optimizer: torch.optim.Optimizer, samples: list[Tensor]) -> Tensor:
+    def _step(self, phase: Phase, optimizer: torch.optim.Optimizer, samples: list[Tensor], count: int) -> Tensor:
+        """One step on this rank's ``samples`` of a batch of ``count``; the loss is that of the whole batch."""
         images, labels, forget, index = samples
-        device = self.hardware.device
         images = self.hardware.images(images)
         teacher_logits = self._teacher_logits(phase, images, forget, index) if phase.teacher else None
-        logits = self.hardware.logits(self.model, images, labels)
-        batch = Batch(logits, labels.to(device), forget.to(device), teacher_logits)
+        logits = self.hardware.logits(self._parallel, images, labels)
+        tags = ranks.joined(torch.stack([labels, forget], dim=1).to(self.hardware.device), count)
+        batch = Batch(
+            ranks.joined(logits, count),
+            tags[:, 0],
+            tags[:, 1].bool(),
+            None if teacher_logits is None else ranks.joined(teacher_logits, count),
+        )
         loss = phase.loss(batch)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        # The mean over ranks, which DDP takes, of the gradients through each one's own samples is to be their sum.
+        (loss * (ranks.size() if len(images) < count else 1)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if phase.after_step is not None:
             with torch.no_grad():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.data import Dataset
 
+from mlflow_unlearn import ranks
 from mlflow_unlearn.compute import evaluating
 from mlflow_unlearn.data.batches import gather
 from mlflow_unlearn.data.splits import labels_of
@@ -163,29 +164,32 @@ class Activations(Dataset[tuple[Tensor, int]]):
         index = torch.as_tensor(indices, dtype=torch.long)
         if not self._keep:
             return self._run(gather(self.dataset, indices)[0]), self.labels[index]
-        missing = torch.tensor(sorted(set(index[~self._known[index]].tolist())), dtype=torch.long)
-        if len(missing):
-            self.fill(missing)
+        missing = sorted(set(index[~self._known[index]].tolist()))
+        if missing:
+            self._store(missing, self._run(gather(self.dataset, missing)[0]))
         if self._rows is None:
             return self.gather(indices)
         return self._rows[index], self.labels[index]
 
     def fill(self, indices: Tensor) -> None:
-        """Run the prefix over the samples at ``indices`` that it has not seen yet, with data-loading processes."""
-        if not self._keep:
+        """Run the prefix over the samples at ``indices`` that it has not seen yet; all ranks together."""
+        if not ranks.all_agree(self._keep):
             return
-        missing = indices[~self._known[indices]]
-        batches = [missing[i : i + BATCH_SIZE].tolist() for i in range(0, len(missing), BATCH_SIZE)]
-        loader = self.hardware.batches(self.dataset, batches, generator=torch.Generator())
+        missing = indices[~ranks.agreed(self._known[indices])]
+        size = BATCH_SIZE * ranks.size()
+        batches = [missing[i : i + size].tolist() for i in range(0, len(missing), size)]
+        shares = [ranks.share(batch) for batch in batches]
+        loader = self.hardware.batches(self.dataset, shares, generator=torch.Generator())
         for batch, (images, _) in zip(batches, loader, strict=True):
-            activations = self._run(images)
-            if self._rows is None:
-                self._rows = rows(len(self), tuple(activations.shape[1:]), activations.dtype)
-                if self._rows is None:
-                    self._keep = self.deterministic = self.in_memory = False
-                    return
-            self._rows[batch] = activations
-            self._known[batch] = True
+            self._store(batch, ranks.joined(self._run(images), len(batch)))
+
+    def _store(self, indices: list[int], activations: Tensor) -> None:
+        if self._rows is None and self._keep:
+            self._rows = rows(len(self), tuple(activations.shape[1:]), activations.dtype)
+            self._keep = self.deterministic = self.in_memory = self._rows is not None
+        if self._rows is not None:
+            self._rows[indices] = activations
+            self._known[indices] = True
 
     def _run(self, images: Tensor) -> Tensor:
         with evaluating(self.prefix), self.hardware.autocast():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
+from mlflow_unlearn import ranks
 from mlflow_unlearn.compute import evaluating
 from mlflow_unlearn.forward import Hardware, forward
 from mlflow_unlearn.memory import rows
@@ -36,12 +37,15 @@ class Teacher:
     compared in the second; on a mismatch the cache goes off and the teacher runs in the same pass as the student.
 
     Attributes:
+        stays_on_ranks: each rank has its own, and they change alike.
         model: the original.
         reader: what reads the batches of the loop: the model, or its part behind the cut.
         datasets: what the loop iterates: the sets themselves, or as they leave the prefix.
         prefix: name of the first module that is trained; None for all of them.
         passes: samples that went through the model, for reports and tests.
     """
+
+    stays_on_ranks = True
 
     def __init__(
         self,
@@ -82,8 +86,7 @@ class Teacher:
     def fill(self, roles: Iterable[str]) -> None:
         """Compute the logits of whole sets beforehand, where they may be cached without watching."""
         for role in roles:
-            known = self._known.get(role)
-            if self._caching and role not in self._watched and (known is None or not known.all()):
+            if self._caching and role not in self._watched and not self._complete(role):
                 self._read(role)
 
     def keep(self, role: str, start: int, logits: Tensor) -> None:
@@ -102,10 +105,7 @@ class Teacher:
 
     def predictions(self, role: str) -> Tensor:
         """Predicted classes ``[N]`` of a set, on the CPU."""
-        known = self._known.get(role)
-        if self._caching and known is not None and known.all():
-            return self._logits[role].argmax(dim=1)
-        return self._read(role)
+        return self._logits[role].argmax(dim=1) if self._complete(role) else self._read(role)
 
     def logits(self, role: str, indices: Tensor, images: Tensor) -> Tensor:
         """The teacher's logits ``[B, K]`` for samples ``indices [B]`` of a set, whose inputs are ``images``."""
@@ -126,6 +126,10 @@ class Teacher:
             self._logits[role][indices[missing]] = fresh.cpu()
             known[indices[missing]] = True
         return self._logits[role][indices].to(self.hardware.device)
+
+    def _complete(self, role: str) -> bool:
+        known = self._known.get(role)
+        return ranks.all_agree(self._caching and known is not None and bool(known.all()))
 
     def _read(self, role: str) -> Tensor:
         """One pass over a set, whose logits are kept."""

@@ -133,7 +133,10 @@ TRAIN = ("train", "--data", "digits", "--name", "new")
         ((*UNLEARN, *SOME, "--seed", "-1"), ["--seed = -1", "greater than or equal to 0"]),
         ((*UNLEARN, *SOME, "--alhpa", "3"), ["--alhpa"]),
         ((*UNLEARN, *SOME, "--force", "perhaps"), ["--force", "'perhaps' is not a valid boolean"]),
-        ((*UNLEARN, *SOME, "--precision", "fp8"), ["--precision", "'fp8' is not one of 'fp32', 'bf16', 'auto'"]),
+        (
+            (*UNLEARN, *SOME, "--precision", "fp8"),
+            ["--precision", "'fp8' is not one of 'fp32', 'tf32', 'bf16', 'auto'"],
+        ),
         (("tune", "--model-uri", "models:/clf/1", "--n-trials", "0"), ["--n-trials = 0", "greater than or equal to 1"]),
         (("forget",), ["No such command 'forget'"]),
     ],

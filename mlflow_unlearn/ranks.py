@@ -1,0 +1,280 @@
+"""Several ranks as one: rank 0 leads the command, and all ranks carry out together the functions that it calls.
+
+A function that is ``@together`` runs on every rank with the arguments that rank 0 has given it. In there each rank
+takes its `share` of a batch, and `joined` gives all ranks the outputs of all: what is computed from them, a loss or a
+stopping rule, is the same everywhere and the same as in a single process. Outside of such functions, and without
+torchrun, there is one rank. `launch` starts the ranks.
+"""
+
+import functools
+import importlib
+import io
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import cloudpickle
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from mlflow_unlearn.errors import UnlearnError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Item = TypeVar("Item")
+
+PATIENCE = timedelta(days=7)
+"""How long the others wait for rank 0's next call: it may train alone, or wait for a database."""
+
+
+class RankLost(UnlearnError):
+    """Another rank has ended; its own message says why, and `launch` shows it."""
+
+    exit_code = 1
+
+    def __init__(self) -> None:
+        """Say so."""
+        super().__init__("another process of this command has ended, and so does this one; its message follows")
+
+
+class _State:
+    """Of this process."""
+
+    calls: Any = None  # the group over which calls are broadcast
+    peers: Sequence[tuple[str, int]] = ()  # host and pid of each rank
+    active = False  # within a function that all ranks carry out
+    shared: list[Any] = []  # what the others have too, by position
+
+
+def size() -> int:
+    """How many ranks take part in what is being computed."""
+    return dist.get_world_size() if _State.active else 1
+
+
+def rank() -> int:
+    """Which of them this is."""
+    return dist.get_rank() if _State.active else 0
+
+
+def together(function: Callable[P, R]) -> Callable[P, R]:
+    """Have all ranks run ``function`` when rank 0 calls it; its result counts on rank 0.
+
+    Arguments are pickled, but for callbacks ``on_…``, which rank 0 keeps for itself. Datasets, and objects with
+    ``stays_on_ranks = True``, are sent once: each rank has its own, which changes as rank 0's does.
+    """
+
+    @functools.wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        if _State.calls is None or _State.active:
+            return function(*args, **kwargs)
+        sent = {name: None if name.startswith("on_") else value for name, value in kwargs.items()}
+        with _peers_alive():
+            _broadcast(_pickled((sys.path, f"{function.__module__}:{function.__qualname__}", args, sent)))
+            with _active():
+                return function(*args, **kwargs)
+
+    return called
+
+
+@contextmanager
+def joined_up() -> Iterator[bool]:
+    """Connect the ranks that torchrun has started, if it has; yields whether this one leads (True on a single one).
+
+    Raises:
+        RankLost: amid the work, on the others' failure.
+    """
+    if "RANK" not in os.environ:
+        yield True
+        return
+    # Object lists go over Gloo, tensors over what their device has.
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    with _peers_alive():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        _State.calls = dist.new_group(backend="gloo", timeout=PATIENCE)
+        found: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, (os.uname().nodename, os.getpid()), group=_State.calls)
+        _State.peers = found
+    leads = dist.get_rank() == 0
+    if not leads:
+        # Rank 0 decides what a signal means; the others end with it.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+    try:
+        yield leads
+        if leads:
+            with _peers_alive():
+                _broadcast(b"")
+        dist.destroy_process_group()
+    finally:
+        _State.calls = None
+        _State.shared.clear()
+
+
+def follow() -> None:
+    """Carry out what rank 0 calls until it has done."""
+    with _peers_alive():
+        while message := _broadcast(None):
+            path, name, args, kwargs = _Unpickler(io.BytesIO(message)).load()
+            sys.path.extend(entry for entry in path if entry not in sys.path)
+            module, _, qualname = name.partition(":")
+            function = getattr(importlib.import_module(module), qualname)
+            with _active():
+                function(*args, **kwargs)
+
+
+def peer_has_ended() -> bool:
+    """Whether a process of this command on this machine is no more."""
+    here = os.uname().nodename
+    return any(host == here and not _runs(pid) for host, pid in _State.peers)
+
+
+def share(items: Sequence[Item]) -> Sequence[Item]:
+    """This rank's part of a batch, in order; the whole batch where it is too small to be shared.
+
+    Two samples each are the least: BatchNorm cannot normalise one.
+    """
+    start, stop = _bounds(len(items))[rank()]
+    return items[start:stop]
+
+
+def joined(part: Tensor, count: int) -> Tensor:
+    """The rows of all ranks ``[count, …]``, in the order of the batch, from each one's ``part [b, …]`` of it.
+
+    Gradients flow to the rank's own part.
+    """
+    bounds = _bounds(count)
+    if len(part) == count:
+        return part
+    longest = max(stop - start for start, stop in bounds)
+    own = torch.zeros(longest, *part.shape[1:], dtype=part.dtype, device=part.device)
+    own[: len(part)] = part.detach()
+    parts = [torch.empty_like(own) for _ in bounds]
+    dist.all_gather(parts, own)
+    rows = [received[: stop - start] for received, (start, stop) in zip(parts, bounds, strict=True)]
+    rows[rank()] = part
+    return torch.cat(rows)
+
+
+def agreed(yes: Tensor) -> Tensor:
+    """Where every rank says yes: of bool tensors of one shape, on the CPU."""
+    if size() == 1:
+        return yes
+    votes = yes.to(torch.uint8)
+    dist.all_reduce(votes, dist.ReduceOp.MIN, group=_State.calls)
+    return votes.bool()
+
+
+def all_agree(yes: bool) -> bool:
+    """Whether every rank says yes."""
+    return bool(agreed(torch.tensor(yes)))
+
+
+def synchronise(model: nn.Module) -> None:
+    """Give all ranks the weights and running statistics of rank 0."""
+    if size() > 1:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
+def _bounds(count: int) -> list[tuple[int, int]]:
+    ranks = size()
+    if count < 2 * ranks:
+        return [(0, count)] * ranks
+    return [(count * n // ranks, count * (n + 1) // ranks) for n in range(ranks)]
+
+
+@contextmanager
+def _active() -> Iterator[None]:
+    _State.active = True
+    try:
+        yield
+    finally:
+        _State.active = False
+
+
+@contextmanager
+def _peers_alive() -> Iterator[None]:
+    """Turn a connection that broke into a sentence; a bug stays a bug."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "Connection" in str(error):
+            raise RankLost from error
+        raise
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+def _broadcast(message: bytes | None) -> bytes:
+    received = [message]
+    dist.broadcast_object_list(received, 0, group=_State.calls, device=torch.device("cpu"))
+    sent = received[0]
+    return sent if sent is not None else b""
+
+
+def _pickled(content: Any) -> bytes:
+    file = io.BytesIO()
+    try:
+        _Pickler(file).dump(content)
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        raise UnlearnError(
+            f"data or model cannot be sent to the other processes ({error}): use processes=1, or a dataset that can be "
+            "pickled"
+        ) from error
+    return file.getvalue()
+
+
+class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]
+    """Tells of what the others have by its place, and sends tensors of a GPU to each one's own."""
+
+    def __init__(self, file: io.BytesIO, root: Any = None) -> None:
+        super().__init__(file)
+        self._root = root
+
+    def persistent_id(self, obj: Any) -> tuple[int, bytes | None] | None:
+        if isinstance(obj, type) or obj is self._root:
+            return None
+        if not isinstance(obj, Dataset) and getattr(obj, "stays_on_ranks", None) is not True:
+            return None
+        place = next((i for i, known in enumerate(_State.shared) if known is obj), None)
+        if place is not None:
+            return place, None
+        _State.shared.append(obj)
+        place = len(_State.shared) - 1
+        file = io.BytesIO()
+        _Pickler(file, root=obj).dump(obj)
+        return place, file.getvalue()
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, Tensor) and obj.is_cuda and not isinstance(obj, nn.Parameter):
+            return _on_own_gpu, (obj.detach().cpu(),)
+        return super().reducer_override(obj)
+
+
+class _Unpickler(pickle.Unpickler):
+    def persistent_load(self, pid: Any) -> Any:
+        place, content = pid
+        if content is not None:
+            # What it holds itself has places behind it.
+            _State.shared.extend([None] * (place + 1 - len(_State.shared)))
+            _State.shared[place] = _Unpickler(io.BytesIO(content)).load()
+        return _State.shared[place]
+
+
+def _on_own_gpu(tensor: Tensor) -> Tensor:
+    return tensor.cuda()

@@ -1,0 +1,74 @@
+"""What `test_ranks` has computed by several ranks: ``python -m crew FOLDER``, or by this process alone."""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+from toy import CPU, Listed, net, original, splits
+
+from mlflow_unlearn import Splits, ranks, unlearn
+from mlflow_unlearn.evaluation import read_splits
+from mlflow_unlearn.loop import run
+from mlflow_unlearn.methods import BUILTIN
+from mlflow_unlearn.methods._api import Method, OptimizerSpec, Params, Phase
+from mlflow_unlearn.teacher import Teacher
+
+PARAMS = {"unsir": {"copies": 1, "batch_size": 32}, "ssd": {"alpha": 1.0}}
+
+
+def plain() -> nn.Module:
+    """No BatchNorm, whose statistics are each rank's own, and no dropout."""
+    return nn.Sequential(*(module for module in net(norm=False) if not isinstance(module, nn.Dropout)))
+
+
+class OneStep(Method):
+    """A gradient to be looked at: SGD at a rate of 1 takes it off the weights. The loss is no mean over samples."""
+
+    name = "one_step"
+    Params = Params
+
+    def plan(self, workspace):
+        def loss(batch):
+            by_set = [
+                nn.functional.cross_entropy(batch.logits[m], batch.labels[m]) for m in (batch.forget, ~batch.forget)
+            ]
+            distance = (batch.logits.softmax(1).mean(0) - batch.teacher_logits.softmax(1).mean(0)).square().sum()
+            return by_set[1] - by_set[0] / 2 + distance
+
+        spec = OptimizerSpec("sgd", 1.0)
+        yield Phase(loss, spec, 51, torch.arange(20), torch.arange(31), teacher="original")
+        return {}
+
+
+def twisted() -> Splits:
+    """A set that is read sample by sample, and sets too small to be shared."""
+    some = splits()
+    few = TensorDataset(*(part[:3] for part in some.val.tensors))
+    return Splits(Listed(some.forget), some.retain, few, TensorDataset(*(part[:1] for part in some.test.tensors)))
+
+
+def work(folder: Path) -> None:
+    sets = splits()
+    found = {}
+    for name in BUILTIN:
+        found[name] = unlearn(plain(), sets, name, PARAMS.get(name), seed=3, device="cpu").model.state_dict()
+    found["prefix"] = unlearn(plain(), sets, "lotus", seed=3, device="cpu", prefix="5").model.state_dict()
+    found["one step"] = run(plain(), OneStep(), vars(sets), seed=0, hardware=CPU).model.state_dict()
+    found["norm"] = run(original(), BUILTIN["finetune"](), vars(sets), seed=0, hardware=CPU).model.state_dict()
+    for name, data in (("read", sets), ("read twisted", twisted())):
+        teacher = Teacher(original(), vars(data), CPU)
+        read = read_splits(original(), data, CPU, teacher=teacher)
+        found[name] = {role: vars(reading) for role, reading in read.items()}
+        found[f"{name}, taught"] = {role: teacher.predictions(role) for role in ("forget", "retain", "val")}
+        found[f"{name}, passes"] = teacher.passes
+    torch.save(found, folder / "found.pt")
+
+
+if __name__ == "__main__":
+    with ranks.joined_up() as leads:
+        if leads:
+            work(Path(sys.argv[1]))
+        else:
+            ranks.follow()

@@ -1,0 +1,99 @@
+"""One command, several processes: rank 0 alone talks to MLflow, and all end together."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from stores import FORGET, shell
+
+UNLEARN = ("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET, "--processes", "2", "--device", "cpu")
+LONG = (*UNLEARN, "--params", '{"epochs": 1000}')
+
+
+def rank_of(pid: str) -> str | None:
+    try:
+        variables = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+        parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+    except OSError:
+        return None
+    named = dict(variable.partition("=")[::2] for variable in variables)
+    return named.get("RANK") if named.get("RANK") and not rank_of(parent) else None
+
+
+def ranks_below(launcher: subprocess.Popen) -> dict[str, int]:
+    """Rank → process id."""
+    pids = [path.name for path in Path("/proc").iterdir() if path.name.isdecimal()]
+    found = {}
+    for pid in pids:
+        try:
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if parent == launcher.pid and (rank := rank_of(pid)) is not None:
+            found[rank] = int(pid)
+    return found
+
+
+@pytest.fixture
+def training(store):
+    """A command whose two ranks are amid the epochs, and the run that it has made."""
+    known = {run.info.run_id for run in store.runs()}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow_unlearn", *LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while True:
+        new = [run for run in store.runs() if run.info.run_id not in known and run.data.metrics]
+        if new:
+            break
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    yield process, new[0].info.run_id
+    process.kill()
+
+
+def test_rank_0_alone_registers_and_makes_a_run(store):
+    runs = len(store.runs())
+    done = shell(*UNLEARN, "--params", '{"epochs": 2}')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Registered clf version 2 from models:/clf/1.") == 1
+    assert "Warning" not in done.stderr
+    assert store.versions() == ["1", "2"]
+    # Its own, and the one that the forget set is filed with.
+    made = [run for run in store.runs() if run.data.tags.get("mlflow.runName") == "unlearn"]
+    assert len(made) == 1 and made[0].info.status == "FINISHED" and len(store.runs()) - runs <= 2
+    assert made[0].data.params["unlearn.processes"] == "2"
+
+
+def test_a_rank_that_is_killed_ends_the_others_and_fails_the_run(store, training):
+    process, run_id = training
+    before = store.everything_registered()
+    ranks = ranks_below(process)
+    assert ranks.keys() == {"0", "1"}
+    start = time.monotonic()
+    os.kill(ranks["1"], signal.SIGKILL)
+    out, err = process.communicate(timeout=60)
+    assert time.monotonic() - start < 60
+    assert process.returncode == 1, err
+    assert "Error: another process of this command has ended" in err
+    assert "Error: rank 1 of 2 was killed by SIGKILL" in err
+    assert "Traceback" not in err
+    assert store.client.get_run(run_id).info.status == "FAILED"
+    assert store.everything_registered() == before
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "code", "says"), [(signal.SIGTERM, 143, "Terminated"), (signal.SIGINT, 130, "Inter")])
+def test_a_signal_ends_all_and_the_run_is_killed(store, training, sent, code, says):
+    process, run_id = training
+    process.send_signal(sent)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert says in err and "Traceback" not in err
+    assert store.client.get_run(run_id).info.status == "KILLED"

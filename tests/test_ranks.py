@@ -1,0 +1,79 @@
+"""Two or three ranks compute what one process computes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import crew
+import numpy as np
+import pytest
+import torch
+
+from mlflow_unlearn.methods import BUILTIN
+
+HERE = Path(__file__).parent
+LAUNCH = """
+import sys
+from mlflow_unlearn.launch import launch
+
+sys.exit(launch(sys.argv[2:], int(sys.argv[1]), module="crew"))
+"""
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    crew.work(folder)
+    return torch.load(folder / "found.pt", weights_only=False)
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
+def crowd(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("crowd")
+    path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LAUNCH, str(request.param), str(folder)],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return torch.load(folder / "found.pt", weights_only=False)
+
+
+def difference(a, b) -> float:
+    """Largest relative to the largest weight, over tensors."""
+    return max(((a[name] - b[name]).abs().max() / a[name].abs().max()).item() for name in a)
+
+
+def test_the_gradient_is_that_of_the_whole_batch(alone, crowd):
+    """51 samples, for a loss that compares sets and means over the batch."""
+    before = crew.plain().state_dict()
+    gradients = [{name: before[name] - found["one step"][name] for name in before} for found in (alone, crowd)]
+    assert difference(*gradients) < 1e-5
+
+
+@pytest.mark.parametrize("name", [*BUILTIN, "prefix"])
+def test_every_method_ends_at_the_same_weights(name, alone, crowd):
+    assert difference(alone[name], crowd[name]) < 1e-4
+    assert difference(alone[name], crew.plain().state_dict()) > 1e-3 or name == "ssd"
+
+
+@pytest.mark.parametrize("what", ["read", "read twisted"])
+def test_every_sample_is_read_once_and_in_order(what, alone, crowd):
+    for role, reading in alone[what].items():
+        for name, value in reading.items():
+            if value is None:
+                assert crowd[what][role][name] is None
+            else:
+                np.testing.assert_allclose(crowd[what][role][name], value, rtol=1e-4, atol=1e-6)
+    assert crowd[f"{what}, passes"] == alone[f"{what}, passes"]
+    for role, predictions in alone[f"{what}, taught"].items():
+        assert torch.equal(predictions, crowd[f"{what}, taught"][role])
+
+
+def test_statistics_of_batchnorm_are_those_of_a_share(alone, crowd):
+    """Near those of the whole batch, and not the same."""
+    assert 0 < difference(*({"mean": found["norm"]["1.running_mean"]} for found in (alone, crowd))) < 0.2
