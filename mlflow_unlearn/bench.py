@@ -100,7 +100,7 @@ class Bench:
                     mlflow.log_artifact(str(Path(folder) / WEIGHTS))
                 _log_history(result)
                 module, seconds = result.model, result.seconds
-        readings = read_splits(module, self.job.splits, self.job.hardware)
+        readings = read_splits(module, self.job.splits, self.job.hardware, kept=True)
         return Gold(module, readings, weights_digest(module), seconds)
 
     def trial(self, method: str, params: Mapping[str, Any], seed: int, gold: Gold) -> Trial | None:

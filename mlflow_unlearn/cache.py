@@ -1,16 +1,17 @@
 """What can be computed again and is worth keeping: arrays by the digest of what they depend on, checked when read.
 
-One file an entry, below ``$MLFLOW_UNLEARN_CACHE`` or the user's cache folder. An entry that a killed process left half
-written, or that a disk has damaged, does not have its own digest: it is made again. Where the folder is full or cannot
-be written the command goes on without it.
+One file an entry, below ``$MLFLOW_UNLEARN_CACHE`` or the user's cache folder; "off" keeps nothing. An entry that a
+killed process left half written, or that a disk has damaged, does not have its own digest: it is made again. Where the
+folder is full or cannot be written the command goes on without it.
 """
 
 import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from safetensors.numpy import save_file
 from mlflow_unlearn.progress import note
 
 Arrays = dict[str, NDArray[Any]]
+
+DAYS = 30
+"""After which an entry that nobody has read is dropped."""
 
 PATIENCE = 600.0
 """Seconds to wait for another command that is making the same entry, before making it here as well."""
@@ -42,6 +46,8 @@ def arrays(kind: str, facts: Mapping[str, Any], make: Callable[[], Arrays]) -> A
         facts: all that the arrays depend on, JSON-able; its digest is the entry's name.
         make: computes them. Two commands that need the same entry at once compute it once.
     """
+    if os.environ.get("MLFLOW_UNLEARN_CACHE") == "off":
+        return make()
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     path = folder() / kind / f"{key}.safetensors"
     with _alone(path):
@@ -76,6 +82,8 @@ def _read(path: Path) -> Arrays | None:
             told = (file.metadata() or {}).get("sha256")
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         if told == _digest(found):
+            with suppress(OSError):
+                os.utime(path)
             return found
         reason = "its content is not what was written"
     except (SafetensorError, OSError) as error:
@@ -91,10 +99,18 @@ def _write(path: Path, content: Arrays) -> None:
         os.close(handle)
         save_file({n: np.ascontiguousarray(a) for n, a in content.items()}, temporary, {"sha256": _digest(content)})
         os.replace(temporary, path)
+        _drop_unused(path.parent)
     except (OSError, SafetensorError) as error:  # the latter wraps a full disk
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         _cannot(path, error)
+
+
+def _drop_unused(kind: Path) -> None:
+    for file in kind.iterdir():
+        with suppress(OSError):  # another process has dropped it
+            if file.stat().st_mtime < time.time() - 86400 * DAYS:
+                file.unlink()
 
 
 def _cannot(path: Path, error: Exception) -> None:

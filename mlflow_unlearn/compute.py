@@ -54,9 +54,9 @@ def checked_precision(precision: str, device: torch.device) -> None:
     if precision not in get_args(Precision):
         raise UnlearnError(f"unknown precision {precision!r}: use {', '.join(get_args(Precision))}")
     if precision == "bf16" and not _has_bf16(device):
-        raise UnlearnError(f"precision=bf16 is asked of {_processor(device)}, which has no bfloat16: use fp32 or auto")
+        raise UnlearnError(f"precision=bf16 is asked of {processor(device)}, which has no bfloat16: use fp32 or auto")
     if precision == "tf32" and not (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)):
-        raise UnlearnError(f"precision=tf32 is asked of {_processor(device)}, which has no TF32: use fp32 or auto")
+        raise UnlearnError(f"precision=tf32 is asked of {processor(device)}, which has no TF32: use fp32 or auto")
 
 
 def pick_numerics(
@@ -94,7 +94,7 @@ def pick_numerics(
         "candidates": candidates,
         "architecture": hashlib.sha256("\n".join([type(model).__name__, *shapes]).encode()).hexdigest(),
         "images": list(images.shape),
-        "processor": _processor(device),
+        "processor": processor(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
@@ -162,7 +162,8 @@ def _has_bf16(device: torch.device) -> bool:
     return False
 
 
-def _processor(device: torch.device) -> str:
+def processor(device: torch.device) -> str:
+    """Its name, and for a CPU the number of cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     described = Path("/proc/cpuinfo")

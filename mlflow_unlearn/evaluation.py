@@ -30,6 +30,7 @@ from mlflow_unlearn.metrics.membership import (
     membership_attack,
     two_sided_auc,
 )
+from mlflow_unlearn.outputs import kept_forward
 from mlflow_unlearn.ranks import together
 from mlflow_unlearn.teacher import Teacher
 
@@ -106,18 +107,21 @@ def read(
     *,
     keep_probabilities: bool = False,
     keep_logits: Callable[[int, torch.Tensor], None] | None = None,
+    kept: bool = False,
     description: str = "evaluating",
 ) -> Reading:
     """One pass over ``dataset`` in eval mode; the model is left as it was found.
 
-    ``keep_logits`` is given the logits ``[B, K]`` of each batch and the index of its first sample.
+    ``keep_logits`` is given the logits ``[B, K]`` of each batch and the index of its first sample. With ``kept`` the
+    outputs come from the cache, or go there.
 
     Raises:
         UnlearnError: the model's outputs are not finite logits ``[N, K]``.
     """
-    labels, predictions, entropies, kept = [], [], [], []
+    labels, predictions, entropies, probabilities = [], [], [], []
     sums: torch.Tensor | None = None
-    for logits, batch_labels in forward(model, dataset, hardware, description=description):
+    read_outputs = kept_forward if kept else forward
+    for logits, batch_labels in read_outputs(model, dataset, hardware, description=description):
         # float64: the entropies of confident outputs differ far below float32's resolution of a probability near 1.
         log_p = torch.log_softmax(logits.double(), dim=1)
         if not torch.isfinite(log_p).all():
@@ -130,7 +134,7 @@ def read(
         predictions.append(logits.argmax(dim=1).cpu())
         entropies.append(-(p * log_p).sum(dim=1).cpu())
         if keep_probabilities:
-            kept.append(p.cpu())
+            probabilities.append(p.cpu())
         if keep_logits is not None:
             keep_logits(sum(map(len, labels[:-1])), logits)
     if sums is None:
@@ -140,7 +144,7 @@ def read(
         torch.cat(predictions).numpy(),
         torch.cat(entropies).clamp_min(0).numpy(),
         sums.cpu().numpy(),
-        torch.cat(kept).numpy() if kept else None,
+        torch.cat(probabilities).numpy() if probabilities else None,
     )
 
 
@@ -153,8 +157,13 @@ def read_splits(
     roles: tuple[str, ...] = ROLES,
     name: str = "model",
     teacher: Teacher | None = None,
+    kept: bool = False,
 ) -> Readings:
-    """`read` each of ``roles``, on a copy where the model has to move; what it says is kept for its ``teacher``."""
+    """`read` each of ``roles``, on a copy where the model has to move; what it says is kept for its ``teacher``.
+
+    With ``kept`` the outputs are kept for later commands as well, but for those of the forget set, of which no trace is
+    to stay.
+    """
     device = next((p.device for p in model.parameters()), hardware.device)
     if device != hardware.device or hardware.channels_last:
         model = hardware.place(copy.deepcopy(model))
@@ -164,6 +173,7 @@ def read_splits(
             getattr(splits, role),
             hardware,
             keep_probabilities=role == "forget",
+            kept=kept and role != "forget",
             keep_logits=partial(teacher.keep, role) if teacher is not None and role in TAUGHT else None,
             description=f"evaluating {name} on {role}",
         )

@@ -116,7 +116,7 @@ class Job:
         Raises:
             UnlearnError: it is so bad on its own training data that data and model cannot belong together.
         """
-        readings = read_splits(self.module, self.splits, self.hardware, name="original", teacher=teacher)
+        readings = read_splits(self.module, self.splits, self.hardware, name="original", teacher=teacher, kept=True)
         accuracy = float((readings["retain"].predictions == readings["retain"].labels).mean())
         bound = min(2 / len(self.view.classes), 0.6)
         if accuracy < bound and not force:

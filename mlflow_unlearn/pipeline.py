@@ -78,7 +78,7 @@ def unlearn(options: config.Unlearn) -> None:
             "unlearned": read_splits(result.model, job.splits, job.hardware, name="unlearned"),
         }
         if gold_module is not None:
-            readings["gold"] = read_splits(gold_module, job.splits, job.hardware, name="gold")
+            readings["gold"] = read_splits(gold_module, job.splits, job.hardware, name="gold", kept=True)
         used = {**result.params, "seed": options.seed}
         if recipe is not None:
             used["augment"] = recipe.augment
@@ -151,10 +151,13 @@ def evaluate(options: config.Evaluate) -> None:
         readings = {"original": own}
         if original_version is not version:
             original = load_module(original_version, options.architecture, len(view.classes), trainable=False)
-            readings = {"original": read_splits(original, splits, hardware, name="original"), "unlearned": own}
+            readings = {
+                "original": read_splits(original, splits, hardware, name="original", kept=True),
+                "unlearned": own,
+            }
         gold = open_gold(client, options.gold_uri, view, job.retain, splits.test, folder, options)
         if gold is not None:
-            readings["gold"] = read_splits(gold, splits, hardware, name="gold")
+            readings["gold"] = read_splits(gold, splits, hardware, name="gold", kept=True)
         columns = compare(readings, seed=options.seed)
         measured = "original" if original_version is version else "unlearned"
         log_metrics(columns, model_ids={"original": original_version.model_id, measured: version.model_id})

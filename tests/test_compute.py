@@ -80,7 +80,7 @@ class TestPickNumerics:
 
         monkeypatch.setattr(compute, "_has_bf16", lambda device: True)
         monkeypatch.setattr(compute, "autocast", handicap)
-        monkeypatch.setattr(compute, "_processor", lambda device: f"a processor that is fast in {fast}")
+        monkeypatch.setattr(compute, "processor", lambda device: f"a processor that is fast in {fast}")
         assert pick_numerics("auto", net(), IMAGES, CPU)[0] == fast
         times = len(timed)
         assert {"fp32", "bf16"} == set(timed)
@@ -94,7 +94,7 @@ class TestPickNumerics:
     def test_no_gain_beyond_the_noise_leaves_plain_fp32(self, monkeypatch):
         monkeypatch.setattr(compute, "_has_bf16", lambda device: True)
         monkeypatch.setattr(compute, "_TIMED", {})
-        monkeypatch.setattr(compute, "_processor", lambda device: "an even processor")
+        monkeypatch.setattr(compute, "processor", lambda device: "an even processor")
         monkeypatch.setattr(compute, "_step_seconds", lambda *_: [1.0, 0.98, 0.99, 0.975])
         assert pick_numerics("auto", net(), IMAGES, CPU) == ("fp32", False)
 

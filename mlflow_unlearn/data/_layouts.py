@@ -63,7 +63,7 @@ def file_part(
 ) -> Part:
     """A part of image files with paths relative to ``root``, which are their ids unless others are given."""
     names = tuple(files)  # one text a sample, which ids and keys share
-    images = Images(partial(_bytes, str(root)), names)
+    images = Images(partial(_bytes, str(root)), names, file=partial(Path, root))
     return Part(tuple(ids) if ids is not None else names, np.fromiter(labels, np.int64), images, groups or {})
 
 

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,10 +26,17 @@ class Images(Dataset[Image.Image]):
     """Images read on demand: ``read`` makes one, or its file's bytes, from a key such as a path or a pixel array."""
 
     def __init__(
-        self, read: Callable[[Any], Image.Image | bytes], keys: Sequence[Any], rows: Indices | None = None
+        self,
+        read: Callable[[Any], Image.Image | bytes],
+        keys: Sequence[Any],
+        rows: Indices | None = None,
+        file: Callable[[Any], Path] | None = None,
     ) -> None:
-        """Keep the keys, which subsets share, and which of them are meant; nothing is read yet."""
-        self.read, self.keys = read, keys
+        """Keep the keys, which subsets share, and which of them are meant; nothing is read yet.
+
+        ``file`` gives the path of the file that holds the image of a key, where one does.
+        """
+        self.read, self.keys, self.file = read, keys, file
         self.rows = np.arange(len(keys)) if rows is None else rows
 
     def __len__(self) -> int:
@@ -53,7 +61,7 @@ class Images(Dataset[Image.Image]):
 
     def subset(self, indices: Indices) -> "Images":
         """The images at these indices, in this order."""
-        return Images(self.read, self.keys, self.rows[indices])
+        return Images(self.read, self.keys, self.rows[indices], self.file)
 
     def _read(self, index: int, decoder: Callable[[bytes], _Decoded]) -> _Decoded | Image.Image:
         key = self.keys[self.rows[index]]

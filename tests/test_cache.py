@@ -1,0 +1,132 @@
+"""Entries that are made once, checked when read, and made again when they are damaged."""
+
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from mlflow_unlearn import cache
+
+FACTS = {"a": 1, "b": [1, 2]}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+class Made:
+    """Counts how often an entry is made."""
+
+    def __init__(self, value: float = 1.0) -> None:
+        self.times, self.value = 0, value
+
+    def __call__(self) -> cache.Arrays:
+        self.times += 1
+        return {"x": np.full((2, 3), self.value), "n": np.arange(4)}
+
+
+def entries(folder):
+    return sorted(folder.rglob("*.safetensors"))
+
+
+def test_made_once_and_the_same_after(folder):
+    make = Made()
+    first, second = cache.arrays("kind", FACTS, make), cache.arrays("kind", dict(reversed(FACTS.items())), make)
+    assert make.times == 1 and len(entries(folder)) == 1
+    for name, array in first.items():
+        assert np.array_equal(array, second[name]) and array.dtype == second[name].dtype
+
+
+def test_other_facts_and_other_kinds_are_other_entries(folder):
+    make = Made()
+    for kind, facts in (("kind", FACTS), ("kind", {"a": 2}), ("other", FACTS)):
+        cache.arrays(kind, facts, make)
+    assert make.times == 3 and len(entries(folder)) == 3
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: b"",
+        lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+        lambda data: b"\xff" * len(data),
+    ],
+)
+def test_a_damaged_entry_is_named_and_made_again(folder, damage, capfd):
+    make = Made()
+    cache.arrays("kind", FACTS, make)
+    [path] = entries(folder)
+    path.write_bytes(damage(path.read_bytes()))
+    again = cache.arrays("kind", FACTS, make)
+    assert make.times == 2 and again["x"].mean() == 1
+    assert f"the cache entry {path} is damaged" in capfd.readouterr().err
+    cache.arrays("kind", FACTS, make)
+    assert make.times == 2
+
+
+def test_a_folder_that_cannot_be_written_is_named_and_does_not_matter(tmp_path, monkeypatch, capfd):
+    """A file in the place of the folder: root, who runs CI, may write to every real folder."""
+    (tmp_path / "taken").write_text("")
+    monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", str(tmp_path / "taken"))
+    assert cache.arrays("kind", FACTS, Made(7))["x"].mean() == 7
+    assert "cannot be written" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_a_full_disk_leaves_nothing_behind(folder, monkeypatch, capfd):
+    def full(content, path, metadata):
+        with open("/dev/full", "wb", buffering=0) as file:
+            file.write(b"x")
+
+    monkeypatch.setattr(cache, "save_file", full)
+    assert cache.arrays("kind", FACTS, Made(7))["x"].mean() == 7
+    assert "No space left" in capfd.readouterr().err
+    assert [path.suffix for path in folder.rglob("*") if path.is_file()] == [".lock"]
+
+
+def test_off_keeps_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", "off")
+    monkeypatch.chdir(tmp_path)
+    make = Made()
+    cache.arrays("kind", FACTS, make)
+    cache.arrays("kind", FACTS, make)
+    assert make.times == 2 and not list(tmp_path.iterdir())
+
+
+def test_what_nobody_has_read_for_long_is_dropped(folder):
+    make = Made()
+    cache.arrays("kind", {"n": 1}, make)
+    cache.arrays("kind", {"n": 2}, make)
+    old = time.time() - 86400 * (cache.DAYS + 1)
+    for path in entries(folder):
+        os.utime(path, (old, old))
+    cache.arrays("kind", {"n": 1}, make)  # is read, and so stays
+    cache.arrays("kind", {"n": 3}, make)
+    assert len(entries(folder)) == 2
+    cache.arrays("kind", {"n": 1}, make)
+    assert make.times == 3
+
+
+def test_two_processes_that_need_the_same_entry_make_it_once(folder, tmp_path):
+    code = f"""
+import sys, time
+import numpy as np
+from mlflow_unlearn import cache
+
+def make():
+    with open({str(tmp_path / "made")!r}, "a") as file:
+        file.write("made ")
+    time.sleep(2)
+    return {{"x": np.ones(1000)}}
+
+print(cache.arrays("kind", {FACTS!r}, make)["x"].sum())
+"""
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate(timeout=100)[0] for process in both] == ["1000.0\n"] * 2
+    assert (tmp_path / "made").read_text() == "made "

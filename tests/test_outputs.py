@@ -1,0 +1,123 @@
+"""Outputs that later commands take over: the same numbers, and never those of something else."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import Subset, TensorDataset
+from toy import CPU, Listed, digits, original
+
+from mlflow_unlearn import outputs
+from mlflow_unlearn.data.datasets import as_dataset
+from mlflow_unlearn.data.sources import load_source
+from mlflow_unlearn.data.transforms import build_transform
+from mlflow_unlearn.forward import forward
+from mlflow_unlearn.outputs import code_digest, data_digest, kept_forward
+
+DATA = digits(0, 300)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Each real pass, as its number of samples."""
+    seen = []
+
+    def counted(model, dataset, hardware, *, description):
+        seen.append(len(dataset))
+        return forward(model, dataset, hardware, description=description)
+
+    monkeypatch.setattr(outputs, "forward", counted)
+    return seen
+
+
+def read(model, dataset, hardware=CPU):
+    return [torch.cat(parts) for parts in zip(*kept_forward(model, dataset, hardware, description=""), strict=True)]
+
+
+def changed(data: TensorDataset) -> TensorDataset:
+    images = data.tensors[0].clone()
+    images[7, 0, 3, 3] += 1e-3
+    return TensorDataset(images, data.tensors[1])
+
+
+def test_the_second_time_nothing_is_forwarded(passes):
+    expected = [torch.cat(parts) for parts in zip(*forward(original(), DATA, CPU), strict=True)]
+    for _ in range(2):
+        logits, labels = read(original(), DATA)
+        assert torch.equal(logits, expected[0]) and torch.equal(labels, expected[1])
+    assert passes == [300]
+
+
+def test_what_outputs_depend_on_makes_other_outputs(passes):
+    read(original(), DATA)
+    other = original()
+    with torch.no_grad():
+        other[0].bias[0] += 1e-3
+    read(other, DATA)
+    read(original(), changed(DATA))
+    read(original(), TensorDataset(DATA.tensors[0], DATA.tensors[1].flip(0)))
+    read(original(), Subset(DATA, range(299)))
+    read(original(), DATA, replace(CPU, precision="bf16"))
+    slower = nn.Sequential(*original())
+    slower.append(nn.Identity())
+    read(slower, DATA)
+    assert passes == [300, 300, 300, 300, 299, 300, 300]
+
+
+def test_what_cannot_be_told_is_not_kept(passes, monkeypatch):
+    local = type("Local", (nn.Sequential,), {"__module__": "__main__x"})(*original())
+    assert code_digest(local) is None
+    for model, data in ((original(), Listed(DATA)), (local, DATA)):
+        read(model, data)
+        read(model, data)
+    monkeypatch.setattr(outputs, "LARGEST", 4 * 300 * 10 - 1)
+    read(original(), DATA)
+    read(original(), DATA)
+    assert passes == [300] * 6
+
+
+class TestDataDigest:
+    @pytest.fixture
+    def tree(self, tmp_path):
+        for part, count in (("train", 6), ("test", 4)):
+            for index in range(count):
+                path = tmp_path / "tree" / part / "ab"[index % 2] / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.full((8, 8), index, np.uint8)).save(path)
+        return tmp_path / "tree"
+
+    @staticmethod
+    def digest(tree, transform="none", **options):
+        source = load_source(f"folder:{tree}")
+        built = build_transform(transform, channels=None)
+        return data_digest(as_dataset(source.train, built, **options))
+
+    @pytest.mark.parametrize("options", [{}, {"memory_limit": 700}, {"memory_limit": 0, "disk_limit": 0}])
+    def test_a_changed_image_changes_it(self, tree, options):
+        before = self.digest(tree, **options)
+        assert before is not None and self.digest(tree, **options) == before
+        Image.fromarray(np.full((8, 8), 99, np.uint8)).save(tree / "train" / "a" / "0.png")
+        assert self.digest(tree, **options) != before
+
+    def test_so_does_the_transform_of_images_on_disk(self, tree):
+        options = {"memory_limit": 0, "disk_limit": 0}
+        plain, scaled = (self.digest(tree, transform, **options) for transform in ("none", "imagenet"))
+        assert None not in (plain, scaled) and plain != scaled
+
+    def test_and_their_choice(self, tree):
+        lazy = as_dataset(
+            load_source(f"folder:{tree}").train, build_transform("none", channels=None), memory_limit=0, disk_limit=0
+        )
+        assert len({data_digest(lazy), data_digest(Subset(lazy, [0, 1])), data_digest(Subset(lazy, [1, 0]))}) == 3
+
+    def test_a_transform_of_the_users_own_is_not_known(self, tree):
+        transform = "python:torchvision.transforms.functional:to_tensor"
+        assert self.digest(tree, transform, memory_limit=0, disk_limit=0) is None
