@@ -118,6 +118,7 @@ class Unlearn(Hardware, Reads, Command):
     gold_uri: Text = Field(None, description="A model retrained without the forget set, to compare with.")
     register_as: Text = Field(None, description="Name to register under; default: the name of the source.")
     seed: Seed = Field(0, description="Seed of everything random.")
+    plan: bool = Field(False, description="Dry run: print the time, memory and disk that this will take.")
 
 
 class Tune(Hardware, Reads, Command):

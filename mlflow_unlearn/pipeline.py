@@ -2,7 +2,7 @@
 
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlflow
@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from mlflow.tracking import MlflowClient
 
-from mlflow_unlearn import config, forget_requests, tracking
+from mlflow_unlearn import config, forget_requests, plan, tracking
 from mlflow_unlearn.compare import compare as compare_methods
 from mlflow_unlearn.data.forget import resolve_forget, retained
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.sources import load_source
+from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
 from mlflow_unlearn.evaluation import compare, read_splits
 from mlflow_unlearn.job import (
@@ -31,8 +32,10 @@ from mlflow_unlearn.progress import note
 from mlflow_unlearn.publishing import log_epoch, log_final, log_metrics, nothing_to_unlearn, publish, target_name
 from mlflow_unlearn.registry import Version, check_name, load_module, open_version
 from mlflow_unlearn.report import table
+from mlflow_unlearn.teacher import Teacher
 from mlflow_unlearn.training import train
 from mlflow_unlearn.tune import tune
+from mlflow_unlearn.unlearning import Result
 from mlflow_unlearn.unlearning import unlearn as unlearn_model
 from mlflow_unlearn.view import View, check_alike, check_outputs, make_splits, open_view, training_mask
 
@@ -51,23 +54,32 @@ def unlearn(options: config.Unlearn) -> None:
         job.log_manifests()
 
         recipe = training_recipe(job, options) if options.method == "retrain" else None
+        if recipe is not None:
+            params = {**recipe.params, **params}
+
+        def carry_out(splits: Splits, params: Mapping[str, Any], teacher: Teacher | None, **more: Any) -> Result:
+            return unlearn_model(
+                job.module,
+                splits if recipe is None else recipe.splits(splits),
+                method=options.method,
+                params=params,
+                seed=options.seed,
+                device=job.hardware.device,
+                precision=job.hardware.precision,
+                num_workers=options.num_workers,
+                teacher=None if recipe is not None else teacher,
+                fresh=None if recipe is None else recipe.fresh,
+                **more,
+            )
+
+        if options.plan:
+            models = 2 if gold_module is None else 3
+            plan.show(plan.estimate(job, options, carry_out, params, models=models))
+            return
         teacher = job.teacher() if recipe is None else None
         original = job.read_original(force=options.force, teacher=teacher)
         job = job.filed(options)
-        result = unlearn_model(
-            job.module,
-            job.splits if recipe is None else recipe.splits(job.splits),
-            method=options.method,
-            params=params if recipe is None else {**recipe.params, **params},
-            seed=options.seed,
-            device=job.hardware.device,
-            precision=job.hardware.precision,
-            num_workers=options.num_workers,
-            progress=progress,
-            teacher=teacher,
-            fresh=None if recipe is None else recipe.fresh,
-            on_epoch=log_epoch,
-        )
+        result = carry_out(job.splits, params, teacher, progress=progress, on_epoch=log_epoch)
         mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})
         log_final(result)
         if weights_digest(result.model) == weights_digest(job.module):

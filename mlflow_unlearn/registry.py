@@ -321,7 +321,19 @@ def check_name(name: str) -> str:
     return name
 
 
-def log_model(
+def log_model(module: nn.Module, record: Record, training: Manifest, **options: Any) -> ModelInfo:
+    """Log ``module`` in the active run; arguments as of `_saved`."""
+    module = module.cpu().eval()
+    return mlflow.pytorch.log_model(module, name="model", **_saved(module, record, training, **options))
+
+
+def save_model(module: nn.Module, path: Path, record: Record, training: Manifest, **options: Any) -> None:
+    """Write what `log_model` would log to the folder ``path``, which must not exist."""
+    module = module.cpu().eval()
+    mlflow.pytorch.save_model(module, path, **_saved(module, record, training, **options))
+
+
+def _saved(
     module: nn.Module,
     record: Record,
     training: Manifest,
@@ -330,14 +342,14 @@ def log_model(
     example: np.ndarray[Any, Any] | None = None,
     source: Version | None = None,
     serialization: Format = "pt2",
-) -> ModelInfo:
-    """Log ``module`` in the active run.
+) -> dict[str, Any]:
+    """What is logged beside the module.
 
     With a ``source`` its format, signature, input example, code, extra files, environment and other metadata are kept,
     so that whoever used the source can use the new version.
 
     Args:
-        module: in eval mode; moved to the CPU.
+        module: in eval mode, on the CPU.
         record: for the MLmodel's metadata.
         training: effective training manifest of the new version; stored hashed.
         folder: for temporary files.
@@ -345,7 +357,6 @@ def log_model(
         source: the version that the new one replaces.
         serialization: where there is no source.
     """
-    module = module.cpu().eval()
     # Always hashed, each time with a new salt: comparing two versions' manifests must not name what was forgotten.
     training.hashed().to_csv(folder / MANIFEST_FILE)
     weights = {key: value.detach().clone().contiguous() for key, value in module.state_dict().items()}
@@ -377,9 +388,7 @@ def log_model(
             "pip_requirements": _requirements(module, serialization),
             "serialization_format": serialization,
         }
-    return mlflow.pytorch.log_model(
-        module, name="model", extra_files=[str(file) for file in extra], metadata=metadata, **arguments
-    )
+    return {"extra_files": [str(file) for file in extra], "metadata": metadata, **arguments}
 
 
 def register(

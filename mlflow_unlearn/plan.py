@@ -1,0 +1,208 @@
+"""A dry run: what a command will take in time, memory and disk, from a short calibration on this very machine.
+
+The same code runs as in earnest, on a share of the data. The seconds of a method over the share f with E epochs are
+taken for ``a + c f + d f E``: what it does once, once a sample, and in each epoch.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import Subset
+
+from mlflow_unlearn import STARTED
+from mlflow_unlearn.data.splits import Splits
+from mlflow_unlearn.evaluation import Reading, compute_metrics, read
+from mlflow_unlearn.forward import BATCH_SIZE
+from mlflow_unlearn.job import Job, new_record
+from mlflow_unlearn.methods import get_method
+from mlflow_unlearn.models import model_family
+from mlflow_unlearn.registry import save_model
+from mlflow_unlearn.teacher import Teacher
+
+BATCHES = 24
+"""So many batches of the training set make the larger of the two shares."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is to be expected.
+
+    Attributes:
+        seconds: by phase of the command.
+        memory: peak anonymous memory of the process, in bytes; None where the system does not tell.
+        disk: bytes that stay, by what they are.
+    """
+
+    seconds: Mapping[str, float]
+    memory: int | None
+    disk: Mapping[str, int]
+
+
+def estimate(
+    job: Job, options: Any, unlearn: Callable[..., Any], params: Mapping[str, Any], *, models: int
+) -> Estimate:
+    """The cost of unlearning ``job``.
+
+    Args:
+        job: opened as for the work.
+        options: of the command.
+        unlearn: called with splits, hyperparameters and a teacher (or None); as the command will.
+        params: hyperparameters; the rest is the method's.
+        models: how many are measured: original, unlearned and, where there is one, gold.
+    """
+    opened = time.monotonic() - STARTED
+    params = get_method(options.method)(params, family=model_family(job.module)).params.model_dump()
+    sets = vars(job.splits)
+    count = sum(len(data) for data in sets.values())
+    with _peak_memory() as peak:
+        first, again, outputs = _reading_seconds(job)
+        learning = _method_seconds(job, unlearn, params)
+        measuring = _metrics_seconds(job, models)
+        start = time.perf_counter()
+        record = new_record(job, options, options.method, {**params, "seed": options.seed})
+        path = job.folder / "planned"
+        save_model(job.module, path, record, job.manifest(job.retain), folder=job.folder, source=job.version)
+        saving = time.perf_counter() - start
+        highest = peak()
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    kept = 4 * outputs * (count - len(sets["forget"]))
+    teacher = 4 * outputs * sum(len(sets[role]) for role in ("forget", "retain", "val"))
+    return Estimate(
+        {
+            "open version and data": opened,
+            "measure the original": first * count,
+            "unlearn": learning,
+            "measure the result" + (" and gold" if models > 2 else ""): again * count * (models - 1),
+            "metrics": measuring * models,
+            "save the version": saving,
+        },
+        None if highest is None else highest + teacher,
+        {"the new version": size, "outputs kept for later commands": kept},
+    )
+
+
+def show(estimate: Estimate) -> None:
+    """Print it, and log the sums on the run."""
+    total = sum(estimate.seconds.values())
+    table = Table(title="plan", title_justify="left")
+    for column, options in (("what", {}), ("how much", {"justify": "right"})):
+        table.add_column(column, **options)  # type: ignore[arg-type]
+    for phase, seconds in estimate.seconds.items():
+        table.add_row(phase, _duration(seconds))
+    table.add_row("time, in all", _duration(total), style="bold", end_section=True)
+    if estimate.memory is not None:
+        table.add_row("memory, at the peak", _bytes(estimate.memory), style="bold", end_section=True)
+    for what, size in estimate.disk.items():
+        table.add_row(f"disk: {what}", _bytes(size))
+    Console().print(table)
+    print("A method may stop earlier by its own rule. Nothing was unlearned, filed or registered.")
+    mlflow.log_metrics({"plan.seconds": total, "plan.disk_bytes": float(sum(estimate.disk.values()))})
+    if estimate.memory is not None:
+        mlflow.log_metric("plan.memory_bytes", estimate.memory)
+
+
+def _reading_seconds(job: Job) -> tuple[float, float, int]:
+    """Seconds a sample, in the first pass over the data and in later ones, and the number of outputs."""
+    retain = job.splits.retain
+    quiet = replace(job.hardware, progress=False)
+    module = quiet.place(job.module)
+    size: int = min(BATCH_SIZE, len(retain) // 3 or 1)  # type: ignore[arg-type]
+    parts = [Subset(retain, range(start, stop)) for start, stop in ((0, size), (size, 3 * size))]
+    # The first part takes what the first pass of a process takes more.
+    seconds = []
+    for part in (parts[0], parts[1], parts[1]):
+        start = time.perf_counter()
+        reading = read(module, part, quiet)
+        seconds.append((time.perf_counter() - start) / len(part))
+    return seconds[1], seconds[2], len(reading.class_sums)
+
+
+def _method_seconds(job: Job, unlearn: Callable[..., Any], params: Mapping[str, Any]) -> float:
+    batch = int(params.get("batch_size", BATCH_SIZE))
+    count: int = len(job.splits.forget) + len(job.splits.retain)  # type: ignore[arg-type]
+    larger = min(1.0, BATCHES * batch / count)
+    smaller = larger / 3
+
+    def seconds(share: float, epochs: int) -> float:
+        part = Splits(**{role: _share(data, share) for role, data in vars(job.splits).items()})
+        teacher = Teacher(job.module, vars(part), replace(job.hardware, progress=False))
+        teacher.fill(("forget", "retain", "val"))
+        some = {**params, "epochs": epochs} if "epochs" in params else params
+        start = time.perf_counter()
+        unlearn(part, some, teacher)
+        return time.perf_counter() - start
+
+    seconds(smaller, 1)  # what only the first run takes
+    low, high = seconds(smaller, 1), seconds(larger, 1)
+    by_epoch = (seconds(larger, 2) - high) / larger if "epochs" in params else 0.0
+    by_share = (high - low) / (larger - smaller)
+    once = low - by_share * smaller
+    return max(0.0, once + by_share + by_epoch * (int(params.get("epochs", 1)) - 1))
+
+
+def _metrics_seconds(job: Job, models: int) -> float:
+    """Of one model: on readings of the right size, whose values do not matter."""
+    quiet = replace(job.hardware, progress=False)
+    module = quiet.place(job.module)
+    readings = {}
+    for role, data in vars(job.splits).items():
+        size = len(data)
+        few = read(module, _share(data, min(1.0, BATCH_SIZE / size)), quiet, keep_probabilities=role == "forget")
+        readings[role] = Reading(
+            np.resize(few.labels, size),
+            np.resize(few.predictions, size),
+            np.resize(few.entropies, size),
+            few.class_sums,
+            None if few.probabilities is None else np.resize(few.probabilities, (size, few.probabilities.shape[1])),
+        )
+    start = time.perf_counter()
+    compute_metrics(readings, original_test=readings["test"], gold=readings if models > 2 else None)
+    return time.perf_counter() - start
+
+
+def _share(dataset: Any, share: float) -> Subset[Any]:
+    """Evenly spread samples, two at least: every class has its part."""
+    count = len(dataset)
+    chosen = np.linspace(0, count - 1, max(min(2, count), round(share * count))).round().astype(int)
+    return Subset(dataset, chosen.tolist())
+
+
+@contextmanager
+def _peak_memory() -> Iterator[Callable[[], int | None]]:
+    """Sampled ``RssAnon`` of this process: mapped files do not count."""
+    status = Path("/proc/self/status")
+    peak, done = [0], threading.Event()
+
+    def sample() -> None:
+        while not done.wait(0.02):
+            line = next(line for line in status.read_text().splitlines() if line.startswith("RssAnon"))
+            peak[0] = max(peak[0], 1024 * int(line.split()[1]))
+
+    thread = threading.Thread(target=sample, daemon=True)
+    if status.exists():
+        thread.start()
+    try:
+        yield lambda: peak[0] or None
+    finally:
+        done.set()
+        if thread.is_alive():
+            thread.join()
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _bytes(size: float) -> str:
+    return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
