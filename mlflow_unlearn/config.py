@@ -12,8 +12,8 @@ Text = Annotated[str | None, BeforeValidator(lambda value: value or None)]
 """An optional string: the empty one counts as not given."""
 
 _SOURCES = (
-    "Data source: digits, torchvision:NAME@ROOT, folder:PATH, csv:PATH or python:module:function, with ,seed=N or "
-    ",train=20% behind"
+    "Data source: digits, torchvision:NAME@ROOT, folder:PATH, shards:PATH, csv:PATH or python:module:function, with "
+    ",seed=N or ,train=20% behind"
 )
 
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
