@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mlflow_unlearn.compute import Precision, autocast, evaluating, full_precision
-from mlflow_unlearn.data.batches import batch_loader, in_order
+from mlflow_unlearn.data.batches import BatchReader, in_order
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.progress import track
 
@@ -56,9 +56,16 @@ class Hardware:
             output = model(self.images(images))
         return checked_logits(output, labels)
 
-    def batches(self, dataset: Dataset[Any], batches: Sequence[Sequence[int]], **options: Any) -> Iterable[Any]:
-        """``gather(dataset, batch)`` of each of ``batches``, read by as many processes as are worth it."""
-        return batch_loader(dataset, batches, self.num_workers, self.device, **options)
+    def reader(self, dataset: Dataset[Any], generator: torch.Generator) -> BatchReader:
+        """Reads ``dataset`` by the batch, with as many processes as are worth it."""
+        return BatchReader(dataset, self.num_workers, self.device, generator)
+
+    def batches(self, dataset: Dataset[Any], batches: Sequence[Sequence[int]]) -> Iterable[Any]:
+        """``gather(dataset, batch)`` of each of ``batches``, once.
+
+        A loader draws a seed for its workers: not from the global generator, which belongs to the caller.
+        """
+        return self.reader(dataset, torch.Generator()).read(batches)
 
 
 def forward(
@@ -72,8 +79,7 @@ def forward(
         UnlearnError: the output is not a tensor ``[B, K]``, or a label is not below K.
     """
     order = in_order(dataset, BATCH_SIZE)
-    # A loader draws a seed for its workers: not from the global generator, which belongs to the caller.
-    loader = hardware.batches(dataset, order, generator=torch.Generator())
+    loader = hardware.batches(dataset, order)
     for images, labels in track(loader, description, enabled=hardware.progress, total=len(order)):
         with evaluating(model), full_precision(hardware.precision):
             logits = hardware.logits(model, images, labels)

@@ -176,7 +176,7 @@ class Activations(Dataset[tuple[Tensor, int]]):
             return
         missing = indices[~self._known[indices]]
         batches = [missing[i : i + BATCH_SIZE].tolist() for i in range(0, len(missing), BATCH_SIZE)]
-        loader = self.hardware.batches(self.dataset, batches, generator=torch.Generator())
+        loader = self.hardware.batches(self.dataset, batches)
         for batch, (images, _) in zip(batches, loader, strict=True):
             activations = self._run(images)
             if self._rows is None:
