@@ -108,6 +108,17 @@ def test_an_image_is_decoded_once(tmp_path):
         as_dataset(part, NONE)
 
 
+@PLACES
+def test_each_image_is_read_once_in_a_pass(tmp_path, place):
+    """The first one too, whose shape all others must have."""
+    part = photographs(tmp_path, 5)
+    read, names = part.images.read, []
+    part.images.read = lambda name: names.append(name) or read(name)
+    dataset = as_dataset(part, NONE, **place)
+    everything(dataset)
+    assert sorted(names) == list(part.ids)
+
+
 def test_nothing_of_the_pixels_stays_on_disk(tmp_path):
     """Not even when the process is killed: the file has no name."""
     photographs(tmp_path, 2)
