@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from mlflow_unlearn import ranks
 from mlflow_unlearn.compute import Precision, autocast, evaluating, full_precision
-from mlflow_unlearn.data.batches import batch_loader, in_order
+from mlflow_unlearn.data.batches import BatchReader, in_order
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.progress import track
 
@@ -57,9 +57,16 @@ class Hardware:
             output = model(self.images(images))
         return checked_logits(output, labels)
 
-    def batches(self, dataset: Dataset[Any], batches: Sequence[Sequence[int]], **options: Any) -> Iterable[Any]:
-        """``gather(dataset, batch)`` of each of ``batches``, read by as many processes as are worth it."""
-        return batch_loader(dataset, batches, self.num_workers, self.device, **options)
+    def reader(self, dataset: Dataset[Any], generator: torch.Generator) -> BatchReader:
+        """Reads ``dataset`` by the batch, with as many processes as are worth it."""
+        return BatchReader(dataset, self.num_workers, self.device, generator)
+
+    def batches(self, dataset: Dataset[Any], batches: Sequence[Sequence[int]]) -> Iterable[Any]:
+        """``gather(dataset, batch)`` of each of ``batches``, once.
+
+        A loader draws a seed for its workers: not from the global generator, which belongs to the caller.
+        """
+        return self.reader(dataset, torch.Generator()).read(batches)
 
 
 def forward(
@@ -73,8 +80,7 @@ def forward(
         UnlearnError: the output is not a tensor ``[B, K]``, or a label is not below K.
     """
     order = in_order(dataset, BATCH_SIZE * ranks.size())
-    # A loader draws a seed for its workers: not from the global generator, which belongs to the caller.
-    loader = hardware.batches(dataset, [ranks.share(batch) for batch in order], generator=torch.Generator())
+    loader = hardware.batches(dataset, [ranks.share(batch) for batch in order])
     steps = track(loader, description, enabled=hardware.progress, total=len(order))
     for batch, (images, labels) in zip(order, steps, strict=True):
         with evaluating(model), full_precision(hardware.precision):

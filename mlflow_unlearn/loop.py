@@ -23,7 +23,7 @@ from mlflow_unlearn.compute import (
     pick_device,
     pick_numerics,
 )
-from mlflow_unlearn.data.batches import gather, in_memory, in_order
+from mlflow_unlearn.data.batches import BatchReader, gather, in_memory, in_order
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.forward import Hardware, predict
@@ -142,6 +142,8 @@ class _Desk:
         self._random_teacher: Teacher | None = None
         self._datasets, self._cache_teacher, self._fresh, self._on_epoch = datasets, cache_teacher, fresh, on_epoch
         self._labels: dict[str, Tensor] = {}
+        self._reader: BatchReader | None = None
+        self._worker_seeds = torch.Generator().manual_seed(seed)
         self._optimizers: dict[OptimizerSpec, tuple[torch.optim.Optimizer, LRScheduler | None]] = {}
 
     def labels(self, role: Role) -> Tensor:
@@ -225,7 +227,7 @@ class _Desk:
         for epoch in range(phase.epochs):
             passes = len(self.history) + epoch + 1
             batches = data.epoch(phase, self.generator)
-            loader = self.hardware.batches(data, [ranks.share(batch) for batch in batches])
+            loader = self._reader_of(data).read([ranks.share(batch) for batch in batches])
             # Set in each epoch: a plan may have measured the model in between.
             self.model.train()
             if phase.frozen_statistics or len(data) == 1:
@@ -243,6 +245,12 @@ class _Desk:
                 total, count = total + loss.item() * len(batch), count + len(batch)
         ranks.synchronise(self.model)
         return PhaseStats(total / count, time.perf_counter() - start)
+
+    def _reader_of(self, data: "_TaggedSamples") -> BatchReader:
+        """The last phase's, with its processes, where this one reads the same samples."""
+        if self._reader is None or not data.is_like(self._reader.dataset):
+            self._reader = self.hardware.reader(data, self._worker_seeds)
+        return self._reader
 
     def _step(self, phase: Phase, optimizer: torch.optim.Optimizer, samples: list[Tensor], count: int) -> Tensor:
         """One step on this rank's ``samples`` of a batch of ``count``; the loss is that of the whole batch."""
@@ -349,10 +357,26 @@ class _TaggedSamples(Dataset[Any]):
         self._parts = [(data, index) for data, index in parts if len(index)]
         self._counts = [len(index) for _, index in parts]
         self._ends = torch.tensor([len(index) for _, index in self._parts]).cumsum(0)
-        self.in_memory = all(in_memory(data) for data, _ in self._parts)
 
     def __len__(self) -> int:
         return sum(self._counts)
+
+    @property
+    def datasets(self) -> list[Any]:
+        return [data for data, _ in self._parts]
+
+    def holds(self, _: Any) -> bool:
+        return all(in_memory(data, index) for data, index in self._parts)
+
+    def is_like(self, other: Any) -> bool:
+        return (
+            isinstance(other, _TaggedSamples)
+            and self._counts == other._counts
+            and all(
+                mine is theirs and torch.equal(index, their_index)
+                for (mine, index), (theirs, their_index) in zip(self._parts, other._parts, strict=True)
+            )
+        )
 
     def gather(self, positions: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Images ``[B, …]``, labels, from the forget set?, and index, each ``[B]``, in the order of ``positions``."""

@@ -178,8 +178,7 @@ class Activations(Dataset[tuple[Tensor, int]]):
         missing = indices[~ranks.agreed(self._known[indices])]
         size = BATCH_SIZE * ranks.size()
         batches = [missing[i : i + size].tolist() for i in range(0, len(missing), size)]
-        shares = [ranks.share(batch) for batch in batches]
-        loader = self.hardware.batches(self.dataset, shares, generator=torch.Generator())
+        loader = self.hardware.batches(self.dataset, [ranks.share(batch) for batch in batches])
         for batch, (images, _) in zip(batches, loader, strict=True):
             self._store(batch, ranks.joined(self._run(images), len(batch)))
 

@@ -220,7 +220,6 @@ class TestTraining:
         torch.manual_seed(5)
         for _ in range(2):
             order = torch.randperm(170, generator=generator)
-            torch.empty((), dtype=torch.int64).random_()  # The data loader's seed for its workers.
             for batch in order.tensor_split(5):
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()

@@ -124,17 +124,18 @@ def _shards_by_part(root: Path) -> dict[str, list[str]]:
 
 
 def _require(root: Path, names: Sequence[str]) -> None:
-    """Check that no shard of a numbered sequence, or of a WebDataset index, is missing."""
-    numbered: dict[str, list[tuple[int, int]]] = {}
+    """Check that none is missing: a sequence has no gap, ``3-of-8`` has seven others, WebDataset's index lists all."""
+    numbered: dict[tuple[str, str], list[str]] = {}
     for name in names:
-        if match := re.fullmatch(r"(.*?)(\d+)\.tar", name):
-            numbered.setdefault(match[1], []).append((int(match[2]), len(match[2])))
-    missing = [
-        f"{prefix}{number:0{width}}.tar"
-        for prefix, numbers in numbered.items()
-        for (low, width), (high, _) in pairwise(sorted(numbers))
-        for number in range(low + 1, min(high, low + 12))
-    ]
+        if match := re.fullmatch(r"(.*?)(\d+)((?:-of-\d+)?\.tar)", name):
+            numbered.setdefault((match[1], match[3]), []).append(match[2])
+    missing = []
+    for (before, behind), found in numbered.items():
+        numbers = sorted(map(int, found))
+        if total := re.search(r"-of-(\d+)", behind):  # counted from 0 or from 1
+            numbers = [-1, *numbers, int(total[1])] if numbers[-1] < int(total[1]) else [0, *numbers]
+        gaps = [number for low, high in pairwise(numbers) for number in range(low + 1, min(high, low + 12))]
+        missing += [f"{before}{number:0{len(found[0])}}{behind}" for number in gaps]
     for path in sorted(root.glob("*.json")):
         try:
             index = json.loads(path.read_text(encoding="utf-8"))
@@ -220,9 +221,10 @@ def _numbered(root: Path, texts: Mapping[str, Sequence[str]]) -> tuple[tuple[str
             raise UnlearnError(f"{str(path)!r} has the classes {shortlist(twice)} twice: give each a name of its own")
         # Numbers are lines, also where a class is called by a number.
         index = {name: i for i, name in enumerate(classes)} | {str(i): i for i in range(len(classes))}
-    for part in texts.values():
+    for name, part in texts.items():
         if unknown := [text for text in part if text not in index]:
             raise UnlearnError(
-                f"shards have a class {unknown[0]!r} that {str(path)!r} lacks: {known(unknown[0], classes)}"
+                f"the shards of {name!r} have the class {shortlist(unknown)}, no line of {str(path)!r} nor its number: "
+                f"{known(unknown[0], classes)}"
             )
     return classes, {part: np.array([index[text] for text in those], np.int64) for part, those in texts.items()}

@@ -1,6 +1,7 @@
 """Samples by the batch: tensors in memory are indexed at once, not one by one."""
 
 import os
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -49,54 +50,113 @@ def in_order(dataset: Dataset[Any], batch_size: int) -> list[range]:
     return [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
 
 
-def in_memory(dataset: Dataset[Any]) -> bool:
-    """Whether its samples are tensors in memory, as far as that is known."""
+def in_memory(dataset: Dataset[Any], indices: Sequence[int] | Tensor | None = None) -> bool:
+    """Whether the samples at ``indices`` (None: all) are at hand, as far as that is known.
+
+    Such a dataset is a `TensorDataset`, or has ``in_memory``, or ``holds(indices)`` where it fills while it is read.
+    """
     if type(dataset) is TensorDataset:
         return True
     if type(dataset) is Subset:
-        return in_memory(dataset.dataset)
+        own = torch.as_tensor(dataset.indices, dtype=torch.long)
+        return in_memory(dataset.dataset, own if indices is None else own[torch.as_tensor(indices, dtype=torch.long)])
     if type(dataset) is ConcatDataset:
         return all(map(in_memory, dataset.datasets))
+    holds = getattr(dataset, "holds", None)
+    if holds is not None and indices is not None:
+        return bool(holds(indices))
     return getattr(dataset, "in_memory", False) is True
 
 
-def loader_settings(dataset: Dataset[Any], device: torch.device) -> dict[str, Any]:
-    """Workers, prefetching and pinned memory for this machine: none for tensors in memory."""
-    workers = 0 if in_memory(dataset) else max(1, (os.cpu_count() or 1) - 1)
-    return {"num_workers": workers, "pin_memory": device.type == "cuda"}
+PREFETCH = 2
+"""Batches that each worker has ready: one is read while the other waits."""
+
+MOST_WORKERS = 16
+"""More take memory, and one GPU has rarely asked for more."""
 
 
-def batch_loader(
-    dataset: Dataset[Any],
-    batches: Sequence[Sequence[int]],
-    num_workers: int | None,
-    device: torch.device,
-    **options: Any,
-) -> DataLoader[Any]:
-    """What `gather` (or the dataset's own) gives for each of ``batches``, in order.
+def loader_settings(dataset: Dataset[Any], device: torch.device, batches: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Workers, prefetching and pinned memory for one pass over ``batches`` on this machine.
 
-    Args:
-        dataset: map-style.
-        batches: indices of the samples of each batch.
-        num_workers: data-loading processes; None: by `loader_settings`.
-        device: where the batches go.
-        options: of the loader.
+    None for samples that are at hand, or for a single batch. Else one for each core of this process that the model
+    does not need, where the shared memory, through which batches travel, has room for what they prefetch: a container
+    with little of it would end in a bus error.
     """
-    settings: dict[str, Any] = {"num_workers": num_workers, "pin_memory": device.type == "cuda"}
-    if num_workers is None:
-        settings = loader_settings(dataset, device)
-    return DataLoader(_Batches(dataset, batches), batch_size=None, **settings, **options)
+    settings: dict[str, Any] = {"num_workers": 0, "pin_memory": device.type == "cuda"}
+    if len(batches) < 2 or in_memory(dataset, torch.cat([torch.as_tensor(batch) for batch in batches])):
+        return settings
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    workers = min(max(1, cores // ranks - 1), len(batches) - 1, MOST_WORKERS)
+    size, room = _sample_bytes(dataset), _shared_memory()
+    if size is not None and room is not None:
+        workers = min(workers, room // ranks // (PREFETCH * size * max(map(len, batches))))
+    if workers > 0:
+        settings |= {"num_workers": workers, "prefetch_factor": PREFETCH}
+    return settings
 
 
-class _Batches(Dataset[Any]):
-    """Each sample of this dataset is a batch of another one."""
+def _sample_bytes(dataset: Any) -> int | None:
+    """What the largest image tensor takes, where the dataset tells without reading one."""
+    below = [dataset.dataset] if type(dataset) is Subset else getattr(dataset, "datasets", None)
+    if below is None:
+        size: int | None = getattr(dataset, "sample_bytes", None)
+        return size
+    return max((size for one in below if (size := _sample_bytes(one)) is not None), default=None)
 
-    def __init__(self, dataset: Dataset[Any], batches: Sequence[Sequence[int]]) -> None:
-        self.dataset, self.batches = dataset, batches
+
+def _shared_memory() -> int | None:
+    """Half of the free bytes, where the system tells."""
+    return shutil.disk_usage("/dev/shm").free // 2 if os.path.isdir("/dev/shm") else None  # noqa: S108
+
+
+class BatchReader:
+    """Reads one dataset by the batch, pass after pass, by processes that stay from one pass to the next."""
+
+    def __init__(
+        self, dataset: Dataset[Any], num_workers: int | None, device: torch.device, generator: torch.Generator
+    ) -> None:
+        """Start nothing yet.
+
+        Args:
+            dataset: map-style.
+            num_workers: data-loading processes; None: by `loader_settings`.
+            device: where the batches go.
+            generator: of the seeds of the workers; torch would draw them from the global one.
+        """
+        self.dataset, self.num_workers, self.device, self.generator = dataset, num_workers, device, generator
+        self._batches: list[Sequence[int]] = []
+        self._settings: dict[str, Any] = {}
+        self._loader: DataLoader[Any] | None = None
+
+    def read(self, batches: Sequence[Sequence[int]]) -> DataLoader[Any]:
+        """What `gather` (or the dataset's own) gives for each of ``batches``, in order; one pass at a time."""
+        settings: dict[str, Any] = {"num_workers": self.num_workers, "pin_memory": self.device.type == "cuda"}
+        if self.num_workers is None:
+            settings = loader_settings(self.dataset, self.device, batches)
+        self._batches[:] = batches
+        if self._loader is None or settings != self._settings:
+            self._settings = settings
+            self._loader = DataLoader(
+                _Gathered(self.dataset),
+                batch_size=None,
+                sampler=self._batches,
+                generator=self.generator,
+                persistent_workers=bool(settings["num_workers"]),
+                **settings,
+            )
+        return self._loader
+
+
+class _Gathered(Dataset[Any]):
+    """Whose index is a batch of them."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+        self.gather = getattr(dataset, "gather", partial(gather, dataset))
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, number: int) -> Any:
-        own = getattr(self.dataset, "gather", partial(gather, self.dataset))
-        return own(self.batches[number])
+    def __getitem__(self, batch: Sequence[int]) -> Any:
+        return self.gather(batch)

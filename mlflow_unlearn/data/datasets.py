@@ -24,6 +24,9 @@ from mlflow_unlearn.errors import UnlearnError
 
 Augment = Callable[[Tensor], Tensor]
 
+SMALL = 1 << 14
+"""Bytes of pixels up to which a kept image is small: 64 × 64 in colour is."""
+
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
     """Samples read from their images on demand: ``(float tensor [C, H, W], label)``."""
@@ -59,8 +62,15 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         index = torch.as_tensor(indices, dtype=torch.long)
         return self.finish(torch.stack([self.read(i) for i in index.tolist()])), self.labels[index]
 
+    @property
+    def sample_bytes(self) -> int:
+        """What one image takes."""
+        return self.finish(self.first[..., :1, :1]).element_size() * self.first.numel()
+
     def read(self, index: int, check: bool = True) -> Tensor:
         """What can be kept of one image: uint8 pixels of our transforms, else what the transform makes."""
+        if check and index == 0 and isinstance(self.transform, PixelTransform):
+            return self.first
         name = self.part.ids[index]
         if isinstance(self.transform, PixelTransform) and isinstance(self.part.images, Images):
             image = self.transform.pixels(self.part.images.pixels(index))
@@ -91,6 +101,7 @@ class KeptDataset(Dataset[tuple[Tensor, int]]):
         size = len(images) * images.first.nbytes
         self._kept = memory[:size].view(images.first.dtype).view(len(images), *images.first.shape)
         self._known = memory[size:]
+        self._kept[0], self._known[0] = images.first, 1
 
     @staticmethod
     def bytes_kept(images: ImageDataset) -> int:
@@ -98,9 +109,23 @@ class KeptDataset(Dataset[tuple[Tensor, int]]):
         return len(images) * (images.first.nbytes + 1)
 
     @property
-    def in_memory(self) -> bool:
+    def complete(self) -> bool:
         """Whether all have been read."""
         return bool(self._known.all())
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all are at hand, see `holds`."""
+        return self.holds(slice(None))
+
+    @property
+    def sample_bytes(self) -> int:
+        """What one image takes."""
+        return self.images.sample_bytes
+
+    def holds(self, indices: Any) -> bool:
+        """Whether these have been read, and are so small that making floats of them is no work for other processes."""
+        return self.images.first.nbytes <= SMALL and bool(self._known[indices].all())
 
     def __len__(self) -> int:
         """Number of samples."""

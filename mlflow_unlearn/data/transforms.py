@@ -26,7 +26,7 @@ class PixelTransform:
     Attributes:
         channels: as for ``build_transform``.
         crop: changes the geometry; takes PIL images and tensors.
-        normalise: of float images in [0, 1].
+        normalise: of float images in [0, 1]; may change them in place.
     """
 
     def __init__(self, channels: int | None, crop: Step | None = None, normalise: Step | None = None) -> None:
@@ -77,7 +77,7 @@ def build_transform(spec: str, *, channels: int | None, model: nn.Module | None 
         return PixelTransform(channels)
     if spec == "imagenet":
         crop = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])
-        return PixelTransform(_fixed(spec, 3, channels), crop, v2.Normalize(_MEAN, _STD))
+        return PixelTransform(_fixed(spec, 3, channels), crop, v2.Normalize(_MEAN, _STD, inplace=True))
     steps: list[Any]
     if spec == "timm":
         config = _timm_config(model)

@@ -86,9 +86,9 @@ def test_pixels_are_kept_once_and_come_back_bit_by_bit(tmp_path, spec, workers):
         if spec == "timm" and place["memory_limit"]:
             assert isinstance(kept, TensorDataset)  # floats already, which fit
             continue
-        assert isinstance(kept, KeptDataset) and not kept.in_memory
+        assert isinstance(kept, KeptDataset) and not kept.complete
         first = torch.cat([images for images, _ in DataLoader(kept, batch_size=4, num_workers=workers)])
-        assert kept.in_memory  # what workers read is there for all
+        assert kept.complete  # what workers read is there for all
         assert torch.equal(first, everything(lazy)) and first.is_contiguous()
         images, labels = kept.gather([5, 0, 3])
         assert torch.equal(images, first[[5, 0, 3]]) and labels.tolist() == [1, 0, 1]
@@ -106,6 +106,17 @@ def test_an_image_is_decoded_once(tmp_path):
     assert torch.equal(everything(kept), before)
     with pytest.raises(UnlearnError, match="can't decode the image 'jpeg/0.jpg' .*No such file"):
         as_dataset(part, NONE)
+
+
+@PLACES
+def test_each_image_is_read_once_in_a_pass(tmp_path, place):
+    """The first one too, whose shape all others must have."""
+    part = photographs(tmp_path, 5)
+    read, names = part.images.read, []
+    part.images.read = lambda name: names.append(name) or read(name)
+    dataset = as_dataset(part, NONE, **place)
+    everything(dataset)
+    assert sorted(names) == list(part.ids)
 
 
 def test_nothing_of_the_pixels_stays_on_disk(tmp_path):

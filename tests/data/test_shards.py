@@ -141,15 +141,12 @@ def test_numbers_are_lines_of_classes_txt_and_names_are_names(write, samples, tm
     assert source.classes == ("zebra", "ant")
     assert source.train.labels.tolist() == [0, 1, 0, 1] and set(source.val.labels) == {0, 1}
     for text, message in (
-        (
-            "zebra\nbee\n",
-            "have the class 'ant', no line of .*classes.txt' nor its number: did you mean.*'zebra', 'bee'",
-        ),
-        ("zebra\n", "have the class '1', no line of"),
+        ("zebra\nbee\n", "'val' have the class 'ant', no line of '.*classes.txt' nor its number: .*'zebra', 'bee'"),
+        ("zebra\n", "'train' have the class '1', no line of"),
         ("ant\nzebra\nant\n", "has the classes 'ant' twice"),
     ):
         (tmp_path / "shards/classes.txt").write_text(text)
-        with pytest.raises(UnlearnError, match=message.replace("did you mean.*", ".*")):
+        with pytest.raises(UnlearnError, match=message):
             load_source(f"shards:{tmp_path}/shards")
     (tmp_path / "shards/classes.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(UnlearnError, match="can't read the classes"):
@@ -167,6 +164,21 @@ def test_a_missing_shard_is_named(shards, write, samples, known_before):
     (shards / "train-000001.tar").unlink()
     with pytest.raises(UnlearnError, match="shards missing below '.*shards': 'train-000001.tar': copy them there, or"):
         load_source(f"shards:{shards}")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_shard_of_a_counted_set_is_missed_at_either_end(write, samples, tmp_path, first):
+    for number in range(first, first + 3):
+        write(f"train-{number}-of-3.tar", samples(4, 4 * number))
+    write("val-0-of-1.tar", samples(4, 20))
+    assert len(load_source(f"shards:{tmp_path}/shards").train) == 12
+    for number in (first, first + 2):
+        (tmp_path / f"shards/train-{number}-of-3.tar").rename(tmp_path / "away")
+        # Without the last one of 1 to 3, those that are there could as well be two of 0 to 2.
+        lost = f"train-{number}-of-3.tar" if number < 3 else "train-0-of-3.tar"
+        with pytest.raises(UnlearnError, match=f"shards missing below '.*': '{lost}'"):
+            load_source(f"shards:{tmp_path}/shards")
+        (tmp_path / "away").rename(tmp_path / f"shards/train-{number}-of-3.tar")
 
 
 def test_a_shard_that_webdatasets_index_lists_is_missed(shards):
@@ -223,8 +235,8 @@ def test_a_compressed_shard_with_the_wrong_name_is_seen(shards):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("x.jpg", b"1")], "the sample 'x' of the shard '.*train-000001.tar' has no class .cls.: add it or drop"),
-        ([("x.cls", b"8"), ("x.json", b"{}")], "the sample 'x' of the shard '.*' has no image .*jpg, .jpeg or .png"),
+        ([("x.jpg", b"1")], "the sample 'x' of the shard '.*train-000001.tar' has no class ..cls.: add it or drop"),
+        ([("x.cls", b"8"), ("x.json", b"{}")], "the sample 'x' of the shard '.*' has no image ..jpg, .jpeg or .png"),
         ([("x.jpg", b"1"), ("x.cls", b" \n")], "the class of the sample 'x' of the shard '.*' is no text"),
         (
             [("x.jpg", b"1"), ("x.cls", b"8"), ("x.png", b"1")],
@@ -241,7 +253,7 @@ def test_incomplete_and_double_samples_are_named(shards, write, samples, members
 
 def test_a_broken_image_is_named(shards, write, samples, image):
     write("train-000001.tar", [*samples(6, 6), ("x.jpg", image(8, 0)[:200]), ("x.cls", b"8")])
-    with pytest.raises(UnlearnError, match="can't decode the image 'train-000001/x' .*truncated"):
+    with pytest.raises(UnlearnError, match="can't decode the image 'train-000001/x' .*: replace the file"):
         as_dataset(load_source(f"shards:{shards}").train, NONE)
 
 

@@ -32,7 +32,6 @@ def test_parity_with_training_written_out():
     losses = []
     for _ in range(2):
         total, order = 0.0, torch.randperm(170, generator=generator)
-        torch.empty((), dtype=torch.int64).random_()  # The data loader's seed for its workers.
         for batch in order.tensor_split(3):
             loss = torch.nn.functional.cross_entropy(student(images[batch]), labels[batch])
             optimizer.zero_grad()

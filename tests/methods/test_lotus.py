@@ -389,7 +389,6 @@ def test_parity_with_the_method_written_out():
         tau = math.exp(alpha * (accuracy(student, sets.forget) - accuracy(original(), sets.val)))
         student.train()
         order = torch.randperm(81, generator=g)
-        torch.empty((), dtype=torch.int64).random_()  # The data loader's seed for its workers.
         total = 0.0
         for batch in order.tensor_split(3):
             noisy = teacher[batch] - torch.log(-torch.log(torch.rand(len(batch), 10, generator=g)))

@@ -77,7 +77,6 @@ def test_parity_with_the_method_written_out(forget, retain):
         short = 0 if len(sides[0]) < len(sides[1]) else 1
         while len(sides[short]) < len(sides[1 - short]):
             sides[short] += shuffled((forget, retain)[short])
-        torch.empty((), dtype=torch.int64).random_()  # The data loader's seed for its workers.
         for f, r in zip(*sides, strict=False):
             images = torch.cat([sets.forget.tensors[0][f], sets.retain.tensors[0][r]])
             out = student(images)

@@ -78,7 +78,6 @@ def test_parity_with_the_method_written_out():
     torch.manual_seed(6)
     for _ in range(3):
         order = torch.randperm(200, generator=g)
-        torch.empty((), dtype=torch.int64).random_()  # The data loader's seed for its workers.
         for batch in order.tensor_split(4):
             told = labels[batch].clone()
             others = torch.randint(1, 10, told.shape, generator=g)

@@ -1,11 +1,15 @@
 """Training: the first version, and the gold standard that never saw what is to be forgotten."""
 
+import io
+import tarfile
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from sklearn.datasets import load_digits
 from stores import DATA, FORGET
 
 from mlflow_unlearn.data.manifest import Manifest
@@ -151,3 +155,33 @@ def test_requirements_name_releases_and_never_this_package(store, cli):
     lines = (folder_of("1", "clf") / "requirements.txt").read_text().split()
     assert f"torch=={torch.__version__.split('+')[0]}" in lines
     assert all("==" in line and "+" not in line and "unlearn" not in line for line in lines)
+
+
+def test_shards_are_trained_on_and_unlearned_from_the_command_line(empty_store, cli):
+    """The path in the record is absolute: `unlearn` finds the shards without being told."""
+    data = load_digits()
+    Path("tars").mkdir()
+    for name, rows in {"train-0": range(100), "train-1": range(100, 200), "test-0": range(200, 400)}.items():
+        with tarfile.open(f"tars/{name}.tar", "w") as tar:
+            for i in rows:
+                image = io.BytesIO()
+                Image.fromarray((data.images[i] * 15.9).astype(np.uint8)).save(image, "PNG")
+                for kind, content in (("png", image.getvalue()), ("cls", str(data.target[i]).encode())):
+                    member = tarfile.TarInfo(f"{i:04d}.{kind}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    shown = cli("data", "--data", "shards:tars", "--ids", "ids.csv")
+    assert shown.code == 0 and "train-0/0000" in shown.out and "train-1/0150,train" in Path("ids.csv").read_text()
+    trained = cli(
+        *("train", "--data", "shards:tars", "--architecture", "toy:trainable", "--name", "clf"),
+        *("--epochs", "8", "--batch-size", "32"),
+    )
+    assert trained.code == 0, trained.err
+    Path("forget.txt").write_text("train-0/0007\ntrain-1/0150\n")
+    done = cli(
+        "unlearn", "--model-uri", "models:/clf/1", "--forget", "forget.txt", "--force", "--method", "finetune",
+        *("--params", '{"epochs": 1}'),
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    manifest = manifest_of("2", "clf").mask([f"train-{i // 100}/{i:04d}" for i in range(200)])
+    assert np.flatnonzero(~manifest).tolist() == [7, 150]
