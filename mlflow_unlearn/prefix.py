@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.data import Dataset
 
-from mlflow_unlearn.compute import evaluating
+from mlflow_unlearn.compute import evaluating, in_mode
 from mlflow_unlearn.data.batches import gather
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.errors import UnlearnError
@@ -46,6 +46,12 @@ def cut(model: nn.Module, name: str) -> Cut:
     if name not in modules or not name:
         raise UnlearnError(f"the model has no module {name!r} to cut before: it has {', '.join(_near(modules, name))}")
     graph = _trace(model, name)
+    # Both parts keep the modes of their modules, but what the forward pass itself asks of its mode is fixed by tracing.
+    if str(_trace(model, name, training=True)) != str(graph):
+        raise UnlearnError(
+            f"the model cannot be cut before {name!r}: its forward pass does one thing in training and another after, "
+            "outside of its modules; make them modules such as nn.Dropout, or use prefix=none"
+        )
     nodes = list(graph.nodes)
     start = next(
         (i for i, node in enumerate(nodes) if node.op == "call_module" and f"{node.target}.".startswith(f"{name}.")),
@@ -65,9 +71,11 @@ def cut(model: nn.Module, name: str) -> Cut:
             "cut between its blocks"
         )
     prefix, suffix = _part(model, before, output=crossing[0]), _part(model, after, boundary=crossing[0])
-    shared = {id(p) for p in prefix.parameters()} & {id(p) for p in suffix.parameters()}
-    if shared:
-        raise UnlearnError(f"the model cannot be cut before {name!r}: parameters of both sides are the same tensors")
+    if _tensors(prefix) & _tensors(suffix):
+        raise UnlearnError(
+            f"the model cannot be cut before {name!r}: layers before and behind it share parameters or statistics; "
+            "cut elsewhere, or use prefix=none"
+        )
     return Cut(prefix, suffix)
 
 
@@ -103,11 +111,16 @@ class _Tracer(fx.Tracer):
         return not self.name.startswith(f"{module_qualified_name}.")
 
 
-def _trace(model: nn.Module, name: str) -> fx.Graph:
+def _tensors(module: nn.Module) -> set[int]:
+    return {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+
+
+def _trace(model: nn.Module, name: str, *, training: bool = False) -> fx.Graph:
     options = inspect.signature(model.forward).parameters.values()
     defaults = {option.name: option.default for option in options if option.default is not option.empty}
     try:
-        return _Tracer(name).trace(model, concrete_args=defaults)
+        with in_mode(model, training):
+            return _Tracer(name).trace(model, concrete_args=defaults)
     except Exception as error:  # Whatever a forward pass does that cannot be traced.
         raise UnlearnError(
             f"the model cannot be cut before {name!r}: its forward pass cannot be traced "
@@ -138,13 +151,19 @@ class Activations(Dataset[tuple[Tensor, int]]):
     """A set as it leaves the prefix: ``(activations, label)``, computed when first asked for and then kept.
 
     Where the samples change from reading to reading, or there is no room, they are computed each time.
+
+    Attributes:
+        deterministic: whether they are kept.
+        in_memory: always: data-loading processes read the images, but the model that makes activations of them is here.
     """
+
+    in_memory = True
 
     def __init__(self, dataset: Dataset[Any], prefix: nn.Module, hardware: Hardware, *, keep: bool) -> None:
         """Keep ``prefix`` by reference: nobody trains it."""
         self.dataset, self.prefix, self.hardware = dataset, prefix, hardware
         self.labels = labels_of(dataset)
-        self.deterministic = self.in_memory = keep
+        self.deterministic = keep
         self._keep = keep
         self._rows: Tensor | None = None
         self._known = torch.zeros(len(self.labels), dtype=torch.bool)
@@ -182,7 +201,7 @@ class Activations(Dataset[tuple[Tensor, int]]):
             if self._rows is None:
                 self._rows = rows(len(self), tuple(activations.shape[1:]), activations.dtype)
                 if self._rows is None:
-                    self._keep = self.deterministic = self.in_memory = False
+                    self._keep = self.deterministic = False
                     return
             self._rows[batch] = activations
             self._known[batch] = True
