@@ -3,8 +3,8 @@ import copy
 import pytest
 import timm
 import torch
-from toy import CPU, Listed, class_splits, digits, logits, net, original, same, splits, state
 from torch import nn
+from toy import CPU, Listed, class_splits, digits, logits, net, original, same, splits, state
 
 from mlflow_unlearn import Splits, unlearn
 from mlflow_unlearn.compute import isolated_rng
