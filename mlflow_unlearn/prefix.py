@@ -100,6 +100,30 @@ def cuts(model: nn.Module) -> list[str]:
 STAGE = 4
 
 
+def resolve(model: nn.Module, prefix: str) -> str | None:
+    """The module to cut before, from what a user gives: its name, "auto", or "none" for no frozen prefix.
+
+    Raises:
+        UnlearnError: "auto", and ``model`` can be cut nowhere.
+    """
+    if prefix == "none":
+        return None
+    return auto(model) if prefix == "auto" else prefix
+
+
+def auto(model: nn.Module) -> str:
+    """The last place for a cut behind which at least half of the parameters lie.
+
+    Raises:
+        UnlearnError: there is none.
+    """
+    half = sum(p.numel() for p in model.parameters()) / 2
+    for name in reversed(cuts(model)):
+        if sum(p.numel() for p in cut(model, name).suffix.parameters()) >= half:
+            return name
+    raise UnlearnError("prefix=auto finds no place where the model can be cut: name a module, or use prefix=none")
+
+
 class _Tracer(fx.Tracer):
     """Goes into the modules that contain the cut, and into no other."""
 

@@ -250,8 +250,9 @@ class TestActivations:
         monkeypatch.setattr("mlflow_unlearn.memory.IN_MEMORY", 0)
         assert torch.equal(activations(data).gather(range(20))[0], inside)
 
-    def test_they_may_be_learned_from(self):
-        seen, _ = activations(digits(0, 4)).gather(range(4))
+    @pytest.mark.parametrize("keep", [True, False])
+    def test_they_may_be_learned_from(self, keep):
+        seen, _ = activations(digits(0, 4), keep=keep).gather(range(4))
         weight = torch.ones((), requires_grad=True)
         (weight * seen).sum().backward()
         assert weight.grad is not None
