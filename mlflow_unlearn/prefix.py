@@ -87,17 +87,42 @@ def cuts(model: nn.Module) -> list[str]:
         # The blocks of a stage of four count as one.
         if name and (stack is model or (isinstance(stack, nn.Sequential) and len(stack) > STAGE)):
             names.append(name)
-    possible = []
+    possible: list[str] = []
+    behind: set[int] = set()
     for name in names:
         try:
-            cut(model, name)
+            suffix = _tensors(cut(model, name).suffix)
         except UnlearnError:
             continue
-        possible.append(name)
+        # A module and the first one inside it begin at the same place.
+        if not (suffix == behind and name.startswith(f"{possible[-1]}.")):
+            possible.append(name)
+        behind = suffix
     return possible
 
 
 STAGE = 4
+
+
+def depth_behind(model: nn.Module, name: str) -> float:
+    """Share of the weights (tensors of two dimensions or more, one a layer) that lie behind the cut before ``name``."""
+    behind, all_of_them = (sum(p.ndim > 1 for p in module.parameters()) for module in (cut(model, name).suffix, model))
+    return behind / all_of_them
+
+
+def auto(model: nn.Module) -> str:
+    """The last cut behind which at least a quarter of the depth lies, by `depth_behind`; see docs/prefix.md.
+
+    Raises:
+        UnlearnError: ``model`` can be cut nowhere.
+    """
+    for name in reversed(cuts(model)):
+        if depth_behind(model, name) >= DEPTH:
+            return name
+    raise UnlearnError("prefix=auto finds no place where the model can be cut: name a module, or use prefix=none")
+
+
+DEPTH = 0.25
 
 
 def resolve(model: nn.Module, prefix: str) -> str | None:
@@ -109,19 +134,6 @@ def resolve(model: nn.Module, prefix: str) -> str | None:
     if prefix == "none":
         return None
     return auto(model) if prefix == "auto" else prefix
-
-
-def auto(model: nn.Module) -> str:
-    """The last place for a cut behind which at least half of the parameters lie.
-
-    Raises:
-        UnlearnError: there is none.
-    """
-    half = sum(p.numel() for p in model.parameters()) / 2
-    for name in reversed(cuts(model)):
-        if sum(p.numel() for p in cut(model, name).suffix.parameters()) >= half:
-            return name
-    raise UnlearnError("prefix=auto finds no place where the model can be cut: name a module, or use prefix=none")
 
 
 class _Tracer(fx.Tracer):

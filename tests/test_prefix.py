@@ -12,7 +12,7 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.forward import Hardware
 from mlflow_unlearn.methods import BUILTIN
 from mlflow_unlearn.models import build_model, randomised, weights_digest
-from mlflow_unlearn.prefix import Activations, cut, cuts
+from mlflow_unlearn.prefix import Activations, auto, cut, cuts, depth_behind, resolve
 from mlflow_unlearn.teacher import Teacher
 
 CUT = "3"
@@ -193,10 +193,40 @@ def test_where_networks_can_be_cut():
     stages = ["bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool", "fc"]
     assert cuts(resnet()[0]) == stages
     found = cuts(vit()[0])
-    assert [name for name in found if name.startswith("blocks.")] == [f"blocks.{i}" for i in range(6)]
+    # The first block begins where all of them do.
+    assert [name for name in found if "blocks" in name] == ["blocks", *(f"blocks.{i}" for i in range(1, 6))]
     assert found[-1] == "head" and "patch_embed" not in found
     assert cuts(original()) == ["1", "2", "3", "4", "5", "6"]
     assert cuts(Wired(branching, **flat())) == []
+
+
+class TestAuto:
+    def test_the_depth_behind_a_cut(self):
+        """ResNet18: of 21 weights 5 + 1 lie from layer4 on, 10 + 1 from layer3 on. Toy: one of two."""
+        assert depth_behind(resnet()[0], "layer4") == 6 / 21 and depth_behind(resnet()[0], "layer3") == 11 / 21
+        assert depth_behind(original(), "1") == depth_behind(original(), "6") == 1 / 2
+
+    @pytest.mark.parametrize(
+        ("make", "name"),
+        [(resnet, "layer4"), (vit, "blocks.4"), (densenet, "features.denseblock4"), (sequential, "6")],
+    )
+    def test_the_last_cut_with_a_quarter_of_the_depth_behind(self, make, name):
+        model, _ = make()
+        found = cuts(model)
+        assert auto(model) == name and depth_behind(model, name) >= 0.25
+        assert all(depth_behind(model, later) < 0.25 for later in found[found.index(name) + 1 :])
+
+    def test_weights_and_mode_do_not_matter(self):
+        model, _ = resnet()
+        assert auto(randomised(model).eval()) == auto(model.train())
+
+    def test_what_cannot_be_cut_is_refused(self):
+        with pytest.raises(UnlearnError, match="prefix=auto finds no place.*use prefix=none"):
+            auto(Wired(branching, **flat()))
+
+    def test_what_a_user_gives(self):
+        model = original()
+        assert (resolve(model, "none"), resolve(model, "auto"), resolve(model, "3")) == (None, "6", "3")
 
 
 def activations(data, keep=True, hardware=CPU):
@@ -346,6 +376,9 @@ class TestUnlearning:
         model[6].requires_grad_(False)
         with pytest.raises(UnlearnError, match="all parameters of the model are frozen"):
             forget(model=model)
+
+    def test_auto_is_the_cut_that_it_chooses(self):
+        assert weights_digest(forget(prefix="auto").model) == weights_digest(forget(prefix="6").model)
 
     def test_a_bad_cut_is_refused(self):
         with pytest.raises(UnlearnError, match="no module 'layer9'"):
