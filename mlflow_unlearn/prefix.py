@@ -217,13 +217,13 @@ class Activations(Dataset[tuple[Tensor, int]]):
         """Activations ``[B, …]`` and labels ``[B]``."""
         index = torch.as_tensor(indices, dtype=torch.long)
         if not self._keep:
-            return self._run(gather(self.dataset, indices)[0]), self.labels[index]
+            return _single(self._run(gather(self.dataset, indices)[0])), self.labels[index]
         missing = torch.tensor(sorted(set(index[~self._known[index]].tolist())), dtype=torch.long)
         if len(missing):
             self.fill(missing)
         if self._rows is None:
             return self.gather(indices)
-        return self._rows[index], self.labels[index]
+        return _single(self._rows[index]), self.labels[index]
 
     def fill(self, indices: Tensor) -> None:
         """Run the prefix over the samples at ``indices`` that it has not seen yet, with data-loading processes."""
@@ -248,3 +248,8 @@ class Activations(Dataset[tuple[Tensor, int]]):
         # A clone made outside inference mode may be saved for backward.
         kept: Tensor = output.cpu().clone()
         return kept
+
+
+def _single(activations: Tensor) -> Tensor:
+    """Kept as short as they were computed, read in the type of the weights: not every method trains under autocast."""
+    return activations.float() if activations.dtype is torch.bfloat16 else activations

@@ -306,6 +306,14 @@ class TestUnlearning:
         assert same(state(model), before)
 
     @pytest.mark.parametrize("name", [name for name in BUILTIN if name != "retrain"])
+    def test_every_method_in_bfloat16(self, name):
+        """What leaves the prefix is bfloat16; the weights stay float32."""
+        before = state(original())
+        after = state(forget(name, precision="bf16").model)
+        assert {key for key in before if not torch.equal(before[key], after[key])} == BEHIND
+        assert all(after[key].dtype == before[key].dtype for key in before)
+
+    @pytest.mark.parametrize("name", [name for name in BUILTIN if name != "retrain"])
     def test_the_same_seed_gives_the_same_weights(self, name):
         assert weights_digest(forget(name, seed=3).model) == weights_digest(forget(name, seed=3).model)
 
