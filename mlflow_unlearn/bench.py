@@ -60,9 +60,9 @@ class Trial:
 class Bench:
     """What all methods and seeds share: the job, the original's outputs, the teacher's logits, finished runs."""
 
-    def __init__(self, job: Job, recipe: Recipe, experiment: str, *, force: bool) -> None:
+    def __init__(self, job: Job, recipe: Recipe, experiment: str, *, force: bool, prefix: str = "none") -> None:
         """Read the original's outputs."""
-        self.teacher = job.teacher()
+        self.teacher = job.teacher(prefix)
         self.original = job.read_original(force=force, teacher=self.teacher)
         # From here on the bar is that of the whole comparison.
         self.job = replace(job, hardware=replace(job.hardware, progress=False))
@@ -192,6 +192,7 @@ class Bench:
             "method": method,
             "params": dict(params),
             "seed": seed,
+            "prefix": None if method == "retrain" else self.teacher.prefix,
             "hardware": [job.hardware.device.type, job.hardware.precision],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -48,7 +48,7 @@ def compare(options: config.Compare) -> None:
         job.log_manifests()
         recipe = training_recipe(job, options)
         recipe = replace(recipe, params={**recipe.params, **given.pop("retrain", {})})
-        bench = Bench(job, recipe, experiment, force=options.force)
+        bench = Bench(job, recipe, experiment, force=options.force, prefix=options.prefix)
         golds = _golds(bench, given_gold, seeds, progress)
         bench.teacher_logits()
 
@@ -231,4 +231,6 @@ def _register_best(
     job = bench.job.filed(options)
     print(f"The best is {winner.method} with seed {winner.seed}, by {RULE} under the constraints {CONSTRAINTS}.")
     recipe = {**result.params, "seed": winner.seed, "chosen_by": f"compare, {RULE}"}
+    if bench.teacher.prefix is not None:
+        recipe["prefix"] = bench.teacher.prefix
     publish(job, run_id, name, result, winner.method, recipe, readings, options)

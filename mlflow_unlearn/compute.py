@@ -217,19 +217,24 @@ def deterministic_convolutions() -> Iterator[None]:
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every submodule's own mode is put back after.
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Training or eval mode inside; every submodule's own mode is put back after.
 
     An exported program has its mode baked in and refuses ``eval()``; it needs none.
     """
     modes = [(module, module.training) for module in model.modules()]
     for module, _ in modes:
-        module.training = False
+        module.training = training
     try:
         yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def eval_mode(model: nn.Module) -> AbstractContextManager[None]:
+    """Eval mode inside; every submodule's own mode is put back after."""
+    return in_mode(model, False)
 
 
 @contextmanager

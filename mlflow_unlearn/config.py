@@ -16,6 +16,10 @@ _SOURCES = (
     ",seed=N or ,train=20% behind"
 )
 
+_PREFIX = (
+    "Freeze the layers before this module and run them once: a name such as layer4, auto (see docs/prefix.md) or none."
+)
+
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 
@@ -115,6 +119,7 @@ class Unlearn(Hardware, Reads, Command):
     hash_ids: bool = Field(False, description="Store salted SHA-256 of the forgotten ids instead of the ids.")
     method: str = Field("lotus", description="Unlearning method; see `mlflow-unlearn methods`.")
     params: Text = Field(None, description="Hyperparameters: JSON or a YAML file; default: the published settings.")
+    prefix: str = Field("none", description=_PREFIX)
     gold_uri: Text = Field(None, description="A model retrained without the forget set, to compare with.")
     register_as: Text = Field(None, description="Name to register under; default: the name of the source.")
     seed: Seed = Field(0, description="Seed of everything random.")
@@ -132,6 +137,7 @@ class Tune(Hardware, Reads, Command):
     )
     hash_ids: bool = Field(False, description="Store salted SHA-256 of the forgotten ids instead of the ids.")
     n_trials: int = Field(20, ge=1, le=100000, description="Trials; the first one is the published setting.")
+    prefix: str = Field("none", description=_PREFIX)
     storage: str = Field("sqlite:///optuna.db", description="Optuna's database; never MLflow's.")
     study: Text = Field(None, description="Name of the study; an existing one is continued. Default: a new one.")
     register_: Literal["best", "none"] = Field("best", alias="register", description="What to register: best or none.")
@@ -162,6 +168,7 @@ class Compare(Hardware, Reads, Command):
     forget: Text = Field(None, description="Forget spec instead of the pending requests; one set for all seeds.")
     hash_ids: bool = Field(False, description="Store salted SHA-256 of the forgotten ids instead of the ids.")
     params: Text = Field(None, description='Hyperparameters by method, JSON or a YAML file: {"scrub": {"alpha": 0.5}}.')
+    prefix: str = Field("none", description=_PREFIX)
     gold_uri: Text = Field(
         None, description="A model retrained without the forget set; default: retrained here, once a seed."
     )

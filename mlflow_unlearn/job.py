@@ -31,6 +31,7 @@ from mlflow_unlearn.forward import Hardware
 from mlflow_unlearn.loop import resolve_hardware
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.models import builder_like
+from mlflow_unlearn.prefix import resolve
 from mlflow_unlearn.progress import note
 from mlflow_unlearn.registry import Record, Version, example_images, input_example, load_module, open_version
 from mlflow_unlearn.teacher import Teacher
@@ -106,9 +107,14 @@ class Job:
                 return example_images([test[i % len(test)][0] for i in range(2)])
         return None
 
-    def teacher(self, prefix: str | None = None) -> Teacher:
-        """The version as the teacher of methods, its layers before ``prefix`` frozen."""
-        return Teacher(self.hardware.place(self.module), vars(self.splits), self.hardware, prefix=prefix)
+    def teacher(self, prefix: str = "none") -> Teacher:
+        """The version as the teacher of methods, its layers before ``prefix`` frozen, which the active run records."""
+        model = self.hardware.place(self.module)
+        teacher = Teacher(model, vars(self.splits), self.hardware, prefix=resolve(model, prefix))
+        if teacher.prefix is not None:
+            mlflow.set_tag("unlearn.prefix", teacher.prefix)
+            note(f"Note: the layers before {teacher.prefix} stay frozen and cannot forget what they encode.")
+        return teacher
 
     def read_original(self, *, force: bool, teacher: Teacher | None = None) -> Readings:
         """One pass of the version over the four sets, which serves its ``teacher`` as well.

@@ -35,6 +35,8 @@ from mlflow_unlearn.teacher import Teacher
 
 Epoch = dict[str, float]
 
+RETRAIN_ALL = "retraining starts every layer anew, and a frozen prefix would keep what it has learned: use prefix=none"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -89,6 +91,7 @@ def run(
         if not any(p.requires_grad for p in trained.parameters()):
             raise UnlearnError("all parameters of the model are frozen: set requires_grad on those to be trained")
         seen = datasets if teacher.prefix is None else teacher.datasets
+        hardware = hardware if teacher.prefix is None else replace(hardware, num_workers=None)
         desk = _Desk(trained, teacher, seen, seed, hardware, cache_teacher, fresh, on_epoch)
         plan = method.plan(desk)
         try:
@@ -185,6 +188,8 @@ class _Desk:
         return learned.detach().cpu()
 
     def reinitialise(self) -> None:
+        if self.teacher.prefix is not None:
+            raise UnlearnError(RETRAIN_ALL)
         fresh = (randomised(self.model) if self._fresh is None else self._fresh()).state_dict()
         # What is frozen has learned nothing from these data, and nothing would train it again.
         fresh |= {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}

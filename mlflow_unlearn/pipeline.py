@@ -26,6 +26,7 @@ from mlflow_unlearn.job import (
     pick_hardware,
     training_recipe,
 )
+from mlflow_unlearn.loop import RETRAIN_ALL
 from mlflow_unlearn.methods import all_methods, get_method, plugin_failures
 from mlflow_unlearn.models import weights_digest
 from mlflow_unlearn.progress import note
@@ -48,6 +49,8 @@ def unlearn(options: config.Unlearn) -> None:
         name = check_name(options.register_as) if options.register_as else None
         params = parse_params(options.params)
         get_method(options.method)(params)  # a misspelt hyperparameter is told before anything is loaded
+        if options.method == "retrain" and options.prefix != "none":
+            raise UnlearnError(RETRAIN_ALL)
         job = open_job(client, run_id, options, folder, progress=progress)
         name = target_name(job, name)
         gold_module = open_gold(client, options.gold_uri, job.view, job.retain, job.splits.test, folder, options)
@@ -76,7 +79,7 @@ def unlearn(options: config.Unlearn) -> None:
             models = 2 if gold_module is None else 3
             plan.show(plan.estimate(job, options, carry_out, params, models=models))
             return
-        teacher = job.teacher() if recipe is None else None
+        teacher = job.teacher(options.prefix) if recipe is None else None
         original = job.read_original(force=options.force, teacher=teacher)
         job = job.filed(options)
         result = carry_out(job.splits, params, teacher, progress=progress, on_epoch=log_epoch)
@@ -94,6 +97,8 @@ def unlearn(options: config.Unlearn) -> None:
         used = {**result.params, "seed": options.seed}
         if recipe is not None:
             used["augment"] = recipe.augment
+        if teacher is not None and teacher.prefix is not None:
+            used["prefix"] = teacher.prefix
         publish(job, run_id, name, result, options.method, used, readings, options)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils.data import Dataset
 
 from mlflow_unlearn import ranks
-from mlflow_unlearn.compute import evaluating
+from mlflow_unlearn.compute import evaluating, in_mode
 from mlflow_unlearn.data.batches import gather
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.errors import UnlearnError
@@ -47,6 +47,12 @@ def cut(model: nn.Module, name: str) -> Cut:
     if name not in modules or not name:
         raise UnlearnError(f"the model has no module {name!r} to cut before: it has {', '.join(_near(modules, name))}")
     graph = _trace(model, name)
+    # Both parts keep the modes of their modules, but what the forward pass itself asks of its mode is fixed by tracing.
+    if str(_trace(model, name, training=True)) != str(graph):
+        raise UnlearnError(
+            f"the model cannot be cut before {name!r}: its forward pass does one thing in training and another after, "
+            "outside of its modules; make them modules such as nn.Dropout, or use prefix=none"
+        )
     nodes = list(graph.nodes)
     start = next(
         (i for i, node in enumerate(nodes) if node.op == "call_module" and f"{node.target}.".startswith(f"{name}.")),
@@ -66,9 +72,11 @@ def cut(model: nn.Module, name: str) -> Cut:
             "cut between its blocks"
         )
     prefix, suffix = _part(model, before, output=crossing[0]), _part(model, after, boundary=crossing[0])
-    shared = {id(p) for p in prefix.parameters()} & {id(p) for p in suffix.parameters()}
-    if shared:
-        raise UnlearnError(f"the model cannot be cut before {name!r}: parameters of both sides are the same tensors")
+    if _tensors(prefix) & _tensors(suffix):
+        raise UnlearnError(
+            f"the model cannot be cut before {name!r}: layers before and behind it share parameters or statistics; "
+            "cut elsewhere, or use prefix=none"
+        )
     return Cut(prefix, suffix)
 
 
@@ -80,17 +88,53 @@ def cuts(model: nn.Module) -> list[str]:
         # The blocks of a stage of four count as one.
         if name and (stack is model or (isinstance(stack, nn.Sequential) and len(stack) > STAGE)):
             names.append(name)
-    possible = []
+    possible: list[str] = []
+    behind: set[int] = set()
     for name in names:
         try:
-            cut(model, name)
+            suffix = _tensors(cut(model, name).suffix)
         except UnlearnError:
             continue
-        possible.append(name)
+        # A module and the first one inside it begin at the same place.
+        if not (suffix == behind and name.startswith(f"{possible[-1]}.")):
+            possible.append(name)
+        behind = suffix
     return possible
 
 
 STAGE = 4
+
+
+def depth_behind(model: nn.Module, name: str) -> float:
+    """Share of the weights (tensors of two dimensions or more, one a layer) that lie behind the cut before ``name``."""
+    behind, all_of_them = (sum(p.ndim > 1 for p in module.parameters()) for module in (cut(model, name).suffix, model))
+    return behind / all_of_them
+
+
+def auto(model: nn.Module) -> str:
+    """The last cut behind which at least a quarter of the depth lies, by `depth_behind`; see docs/prefix.md.
+
+    Raises:
+        UnlearnError: ``model`` can be cut nowhere.
+    """
+    for name in reversed(cuts(model)):
+        if depth_behind(model, name) >= DEPTH:
+            return name
+    raise UnlearnError("prefix=auto finds no place where the model can be cut: name a module, or use prefix=none")
+
+
+DEPTH = 0.25
+
+
+def resolve(model: nn.Module, prefix: str) -> str | None:
+    """The module to cut before, from what a user gives: its name, "auto", or "none" for no frozen prefix.
+
+    Raises:
+        UnlearnError: "auto", and ``model`` can be cut nowhere.
+    """
+    if prefix == "none":
+        return None
+    return auto(model) if prefix == "auto" else prefix
 
 
 class _Tracer(fx.Tracer):
@@ -104,11 +148,16 @@ class _Tracer(fx.Tracer):
         return not self.name.startswith(f"{module_qualified_name}.")
 
 
-def _trace(model: nn.Module, name: str) -> fx.Graph:
+def _tensors(module: nn.Module) -> set[int]:
+    return {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+
+
+def _trace(model: nn.Module, name: str, *, training: bool = False) -> fx.Graph:
     options = inspect.signature(model.forward).parameters.values()
     defaults = {option.name: option.default for option in options if option.default is not option.empty}
     try:
-        return _Tracer(name).trace(model, concrete_args=defaults)
+        with in_mode(model, training):
+            return _Tracer(name).trace(model, concrete_args=defaults)
     except Exception as error:  # Whatever a forward pass does that cannot be traced.
         raise UnlearnError(
             f"the model cannot be cut before {name!r}: its forward pass cannot be traced "
@@ -139,13 +188,19 @@ class Activations(Dataset[tuple[Tensor, int]]):
     """A set as it leaves the prefix: ``(activations, label)``, computed when first asked for and then kept.
 
     Where the samples change from reading to reading, or there is no room, they are computed each time.
+
+    Attributes:
+        deterministic: whether they are kept.
+        in_memory: always: data-loading processes read the images, but the model that makes activations of them is here.
     """
+
+    in_memory = True
 
     def __init__(self, dataset: Dataset[Any], prefix: nn.Module, hardware: Hardware, *, keep: bool) -> None:
         """Keep ``prefix`` by reference: nobody trains it."""
         self.dataset, self.prefix, self.hardware = dataset, prefix, hardware
         self.labels = labels_of(dataset)
-        self.deterministic = self.in_memory = keep
+        self.deterministic = keep
         self._keep = keep
         self._rows: Tensor | None = None
         self._known = torch.zeros(len(self.labels), dtype=torch.bool)
@@ -163,13 +218,13 @@ class Activations(Dataset[tuple[Tensor, int]]):
         """Activations ``[B, …]`` and labels ``[B]``."""
         index = torch.as_tensor(indices, dtype=torch.long)
         if not self._keep:
-            return self._run(gather(self.dataset, indices)[0]), self.labels[index]
+            return _single(self._run(gather(self.dataset, indices)[0])), self.labels[index]
         missing = sorted(set(index[~self._known[index]].tolist()))
         if missing:
             self._store(missing, self._run(gather(self.dataset, missing)[0]))
         if self._rows is None:
             return self.gather(indices)
-        return self._rows[index], self.labels[index]
+        return _single(self._rows[index]), self.labels[index]
 
     def fill(self, indices: Tensor) -> None:
         """Run the prefix over the samples at ``indices`` that it has not seen yet; all ranks together."""
@@ -185,7 +240,7 @@ class Activations(Dataset[tuple[Tensor, int]]):
     def _store(self, indices: list[int], activations: Tensor) -> None:
         if self._rows is None and self._keep:
             self._rows = rows(len(self), tuple(activations.shape[1:]), activations.dtype)
-            self._keep = self.deterministic = self.in_memory = self._rows is not None
+            self._keep = self.deterministic = self._rows is not None
         if self._rows is not None:
             self._rows[indices] = activations
             self._known[indices] = True
@@ -196,3 +251,8 @@ class Activations(Dataset[tuple[Tensor, int]]):
         # A clone made outside inference mode may be saved for backward.
         kept: Tensor = output.cpu().clone()
         return kept
+
+
+def _single(activations: Tensor) -> Tensor:
+    """Kept as short as they were computed, read in the type of the weights: not every method trains under autocast."""
+    return activations.float() if activations.dtype is torch.bfloat16 else activations

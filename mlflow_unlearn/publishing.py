@@ -55,6 +55,8 @@ def publish(
         "unlearn.run_id": run_id,
         "unlearn.weights_sha256": weights_digest(result.model),
     }
+    if "prefix" in recipe:
+        tags["unlearn.prefix"] = recipe["prefix"]
     if result.warnings:
         tags["unlearn.warning"] = "; ".join(result.warnings)
     residual = residual_accuracy(readings["unlearned"])

@@ -73,6 +73,8 @@ class Teacher:
         if prefix is not None:
             parts = cut(model, prefix)
             self.reader = parts.suffix
+            # What the loop reads is made in this process, and needs no others.
+            self.hardware = replace(hardware, num_workers=None)
             self.datasets = {
                 role: Activations(data, parts.prefix, hardware, keep=self._caching and role not in self._watched)
                 for role, data in datasets.items()

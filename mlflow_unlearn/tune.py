@@ -60,7 +60,7 @@ def tune(options: config.Tune) -> None:
         if options.register_ == "best":
             name = target_name(job, name)
         job.log_manifests()
-        teacher = job.teacher()
+        teacher = job.teacher(options.prefix)
         original = job.read_original(force=options.force, teacher=teacher)
         job = job.filed(options)
         _check_worthwhile(job, original)
@@ -74,7 +74,7 @@ def tune(options: config.Tune) -> None:
         space = search_space(published)
         study = _open_study(options, f"{job.version.name or 'model'}-{job.version.version or ''}-{run_id[:8]}")
         mlflow.set_tags({"unlearn.study": study.study_name, "unlearn.objective": OBJECTIVE})
-        _check_same_task(study, job, options)
+        _check_same_task(study, job, teacher, options)
         if not study.trials:
             study.enqueue_trial({key: getattr(published, key) for key in space})
         best = _Best()
@@ -100,6 +100,8 @@ def tune(options: config.Tune) -> None:
             "unlearned": read_splits(result.model, job.splits, job.hardware, name="winner"),
         }
         recipe = {**result.params, "seed": options.seed, "study": study.study_name, "trial": winner.number}
+        if teacher.prefix is not None:
+            recipe["prefix"] = teacher.prefix
         publish(job, run_id, str(name), result, METHOD, recipe, readings, options)
 
 
@@ -156,8 +158,8 @@ def _open_study(options: config.Tune, default_name: str) -> optuna.Study:
         ) from error
 
 
-def _check_same_task(study: optuna.Study, job: Job, options: config.Tune) -> None:
-    """Trials of one study are compared: they must all be about the same weights, forget set and seed.
+def _check_same_task(study: optuna.Study, job: Job, teacher: Teacher, options: config.Tune) -> None:
+    """Trials of one study are compared: they must all be about the same weights, forget set, prefix and seed.
 
     Raises:
         UnlearnError: the study that is to be continued was about something else.
@@ -166,13 +168,14 @@ def _check_same_task(study: optuna.Study, job: Job, options: config.Tune) -> Non
         "weights_sha256": weights_digest(job.module),
         "forget_sha256": job.manifest(job.forget).hashed(SALT_OF_TASKS).digest,
         "seed": options.seed,
+        "prefix": teacher.prefix,
     }
     known = {key: study.user_attrs[key] for key in task if key in study.user_attrs}
     different = [key for key, value in known.items() if value != task[key]]
     if different:
         raise UnlearnError(
             f"study {study.study_name!r} was started with another {', '.join(different)}: "
-            "continue it with the same model, forget set and seed, or give another study="
+            "continue it with the same model, forget set, prefix and seed, or give another study="
         )
     for key, value in task.items():
         study.set_user_attr(key, value)

@@ -65,6 +65,14 @@ def evidence(
     }
 
 
+def frozen(prefix: str) -> str:
+    """What a reviewer has to know of layers that were not trained."""
+    return (
+        f"**The layers before `{prefix}` were frozen:** what they have learned from the forgotten samples is still in "
+        "them; see docs/prefix.md."
+    )
+
+
 def describe(
     job: Job, method: str, recipe: Mapping[str, Any], columns: Mapping[str, Metrics], *, incomplete: str | None
 ) -> str:
@@ -78,6 +86,7 @@ def describe(
             *([f"**Incomplete: a class is not forgotten** ({incomplete})."] if incomplete else []),
             f"`{job.version.uri}` after unlearning {len(job.forget)} of {len(job.forget) + len(job.retain)} training "
             f"samples (request {requests}) with **{method}** ({settings}).",
+            *([frozen(recipe["prefix"])] if "prefix" in recipe else []),
             f"Membership: {auc_reading(after)}."
             + (f" Test accuracy changed by {cost:+.4f}." if cost is not None else ""),
             LIMITS,
