@@ -25,6 +25,7 @@ from mlflow_unlearn.forward import BATCH_SIZE
 from mlflow_unlearn.job import Job, new_record
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.models import model_family
+from mlflow_unlearn.prefix import resolve
 from mlflow_unlearn.registry import save_model
 from mlflow_unlearn.teacher import Teacher
 
@@ -65,7 +66,7 @@ def estimate(
     count = sum(len(data) for data in sets.values())
     with _peak_memory() as peak:
         first, again, outputs = _reading_seconds(job)
-        learning = _method_seconds(job, unlearn, params)
+        learning = _method_seconds(job, unlearn, params, options.prefix)
         measuring = _metrics_seconds(job, models)
         start = time.perf_counter()
         record = new_record(job, options, options.method, {**params, "seed": options.seed})
@@ -74,7 +75,7 @@ def estimate(
         saving = time.perf_counter() - start
         highest = peak()
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    kept = 4 * outputs * (count - len(sets["forget"]))
+    kept = (4 * outputs + 8) * (count - len(sets["forget"]))  # logits and labels
     teacher = 4 * outputs * sum(len(sets[role]) for role in ("forget", "retain", "val"))
     return Estimate(
         {
@@ -126,7 +127,9 @@ def _reading_seconds(job: Job) -> tuple[float, float, int]:
     return seconds[1], seconds[2], len(reading.class_sums)
 
 
-def _method_seconds(job: Job, unlearn: Callable[..., Any], params: Mapping[str, Any]) -> float:
+def _method_seconds(job: Job, unlearn: Callable[..., Any], params: Mapping[str, Any], prefix: str) -> float:
+    hardware = replace(job.hardware, progress=False)
+    cut = resolve(job.module, prefix)
     batch = int(params.get("batch_size", BATCH_SIZE))
     count: int = len(job.splits.forget) + len(job.splits.retain)  # type: ignore[arg-type]
     larger = min(1.0, BATCHES * batch / count)
@@ -134,7 +137,7 @@ def _method_seconds(job: Job, unlearn: Callable[..., Any], params: Mapping[str, 
 
     def seconds(share: float, epochs: int) -> float:
         part = Splits(**{role: _share(data, share) for role, data in vars(job.splits).items()})
-        teacher = Teacher(job.module, vars(part), replace(job.hardware, progress=False))
+        teacher = Teacher(job.module, vars(part), hardware, prefix=cut)
         teacher.fill(("forget", "retain", "val"))
         some = {**params, "epochs": epochs} if "epochs" in params else params
         start = time.perf_counter()

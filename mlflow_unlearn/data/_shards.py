@@ -45,7 +45,9 @@ def list_shards(root: Path) -> Listing:
         samples = zip(index["shard"].tolist(), unpack(index["keys"]), strict=True)
         ids = tuple(f"{stems[shard]}/{key}" for shard, key in samples)
         places = _Places(ids, index["shard"], index["offset"], index["size"])
-        parts[part] = Part(ids, numbers[part][index["label"]], Images(partial(_bytes, paths), places))
+        parts[part] = Part(
+            ids, numbers[part][index["label"]], Images(partial(_bytes, paths), places, file=partial(_shard, paths))
+        )
     return classes, parts
 
 
@@ -80,6 +82,10 @@ class _Places(Sequence[_Place]):
         if isinstance(index, slice):
             return _Places(self.ids[index], self.shard[index], self.offset[index], self.size[index])
         return _Place(self.ids[index], int(self.shard[index]), int(self.offset[index]), int(self.size[index]))
+
+
+def _shard(shards: Sequence[str], place: _Place) -> Path:
+    return Path(shards[place.shard])
 
 
 def _bytes(shards: Sequence[str], place: _Place) -> bytes:

@@ -1,0 +1,44 @@
+"""A dry run tells what it will take, and does nothing."""
+
+import re
+from pathlib import Path
+
+import mlflow
+import pytest
+from stores import FORGET
+
+UNLEARN = ("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET)
+
+
+def bytes_below(uri: str) -> int:
+    folder = Path(mlflow.artifacts.download_artifacts(uri))
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("more", [(), ("--prefix", "6"), ("--method", "retrain"), ("--method", "ssd")])
+def test_it_predicts_and_changes_nothing(store, cli, more):
+    before = store.everything_registered()
+    done = cli(*UNLEARN, *more, "--plan", "true")
+    assert done.code == 0, done.err
+    assert store.everything_registered() == before
+    for row in ("unlearn", "time, in all", "memory, at the peak", "disk: the new version"):
+        assert re.search(rf"{row} .*[0-9.]+ (s|min|MB)", done.out), row
+    assert "Nothing was unlearned, filed or registered." in done.out
+    [run] = [run for run in store.runs() if run.data.params.get("unlearn.plan") == "True"]
+    assert run.info.status == "FINISHED" and run.data.metrics["plan.seconds"] > 0
+
+
+def test_the_disk_is_what_version_and_cache_take(store, cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", str(tmp_path / "cache"))
+    planned = cli(*UNLEARN, "--plan", "true")
+    assert planned.code == 0, planned.err
+    predicted = store.runs()[0].data.metrics["plan.disk_bytes"]
+    assert cli(*UNLEARN).code == 0
+    kept = sum(path.stat().st_size for path in (tmp_path / "cache" / "outputs").glob("*.safetensors"))
+    assert kept > 0
+    assert predicted == pytest.approx(bytes_below("models:/clf/2") + kept, rel=0.1)
+
+
+def test_bad_input_is_told_before_anything_is_timed(store, cli):
+    done = cli(*UNLEARN, "--plan", "true", "--params", '{"alhpa": 1}')
+    assert done.code == 2 and "unknown hyperparameter 'alhpa'" in done.err
