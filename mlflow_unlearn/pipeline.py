@@ -51,10 +51,11 @@ def unlearn(options: config.Unlearn) -> None:
         get_method(options.method)(params)  # a misspelt hyperparameter is told before anything is loaded
         if options.method == "retrain" and options.prefix != "none":
             raise UnlearnError(RETRAIN_ALL)
-        job = open_job(client, run_id, options, folder, progress=progress)
-        name = target_name(job, name)
-        gold_module = open_gold(client, options.gold_uri, job.view, job.retain, job.splits.test, folder, options)
-        job.log_manifests()
+        with tracking.timed("open"):
+            job = open_job(client, run_id, options, folder, progress=progress)
+            name = target_name(job, name)
+            gold_module = open_gold(client, options.gold_uri, job.view, job.retain, job.splits.test, folder, options)
+            job.log_manifests()
 
         recipe = training_recipe(job, options) if options.method == "retrain" else None
         if recipe is not None:
@@ -80,20 +81,23 @@ def unlearn(options: config.Unlearn) -> None:
             plan.show(plan.estimate(job, options, carry_out, params, models=models))
             return
         teacher = job.teacher(options.prefix) if recipe is None else None
-        original = job.read_original(force=options.force, teacher=teacher)
+        with tracking.timed("original"):
+            original = job.read_original(force=options.force, teacher=teacher)
         job = job.filed(options)
-        result = carry_out(job.splits, params, teacher, progress=progress, on_epoch=log_epoch)
+        with tracking.timed("method"):
+            result = carry_out(job.splits, params, teacher, progress=progress, on_epoch=log_epoch)
         mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})
         log_final(result)
         if weights_digest(result.model) == weights_digest(job.module):
             raise NothingToUnlearn(nothing_to_unlearn(options.method, result))
 
-        readings = {
-            "original": original,
-            "unlearned": read_splits(result.model, job.splits, job.hardware, name="unlearned"),
-        }
-        if gold_module is not None:
-            readings["gold"] = read_splits(gold_module, job.splits, job.hardware, name="gold", kept=True)
+        with tracking.timed("result"):
+            readings = {
+                "original": original,
+                "unlearned": read_splits(result.model, job.splits, job.hardware, name="unlearned"),
+            }
+            if gold_module is not None:
+                readings["gold"] = read_splits(gold_module, job.splits, job.hardware, name="gold", kept=True)
         used = {**result.params, "seed": options.seed}
         if recipe is not None:
             used["augment"] = recipe.augment

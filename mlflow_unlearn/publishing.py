@@ -6,7 +6,7 @@ from typing import Any
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 
-from mlflow_unlearn import config, forget_requests
+from mlflow_unlearn import config, forget_requests, tracking
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evaluation import Metrics, Readings, compare, residual_accuracy
 from mlflow_unlearn.job import Job, new_record
@@ -36,16 +36,18 @@ def publish(
 
     ``readings`` are those of the models ``original``, ``unlearned`` and, where there is one, ``gold``.
     """
-    columns = compare(readings, seed=recipe["seed"])
+    with tracking.timed("metrics"):
+        columns = compare(readings, seed=recipe["seed"])
     record = new_record(job, options, method, recipe)
-    info = log_model(
-        result.model,
-        record,
-        job.manifest(job.retain),
-        folder=job.folder,
-        source=job.version,
-        example=job.example_without_forgotten(),
-    )
+    with tracking.timed("save"):
+        info = log_model(
+            result.model,
+            record,
+            job.manifest(job.retain),
+            folder=job.folder,
+            source=job.version,
+            example=job.example_without_forgotten(),
+        )
     log_metrics(columns, model_ids={"unlearned": info.model_id, "original": job.version.model_id})
     after = columns["unlearned"]
     tags = {

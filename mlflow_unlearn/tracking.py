@@ -6,6 +6,7 @@ import platform
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from mlflow.entities import LoggedModelInput
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from mlflow_unlearn import STARTED
 from mlflow_unlearn.config import Command
 from mlflow_unlearn.errors import UnlearnError
 
@@ -119,6 +121,7 @@ def run(name: str, config: Command) -> Iterator[str]:
             mlflow.log_params({f"unlearn.{key}": value for key, value in values.items()})
             # Also the first write to the artifact store: if it is full or read-only, no training is lost.
             mlflow.log_text(yaml.safe_dump({name: values}, sort_keys=False, allow_unicode=True), "config.yaml")
+            mlflow.log_metric("seconds.start", time.monotonic() - STARTED)
             yield run_id
         except UnlearnError as error:
             # Such a sentence may list sample ids.
@@ -139,6 +142,14 @@ def run(name: str, config: Command) -> Iterator[str]:
             _tag_or_note(run_id, "stopped by a signal", error)
             mlflow.end_run("KILLED")
             raise
+
+
+@contextmanager
+def timed(phase: str) -> Iterator[None]:
+    """Log the wall-clock time of the block as the metric ``seconds.<phase>``."""
+    start = time.perf_counter()
+    yield
+    mlflow.log_metric(f"seconds.{phase}", time.perf_counter() - start)
 
 
 @contextmanager
