@@ -167,6 +167,7 @@ class Bench:
             device=self.job.hardware.device,
             precision=self.job.hardware.precision,
             num_workers=self.job.hardware.num_workers,
+            compile=self.job.hardware.compile,
             teacher=None if training else self.teacher,
             fresh=self.recipe.fresh,
         )
@@ -193,7 +194,7 @@ class Bench:
             "params": dict(params),
             "seed": seed,
             "prefix": None if method == "retrain" else self.teacher.prefix,
-            "hardware": [job.hardware.device.type, job.hardware.precision],
+            "hardware": [job.hardware.device.type, job.hardware.precision, job.hardware.compile],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

@@ -42,6 +42,7 @@ class Hardware(BaseModel):
     num_workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
         None, description="Data-loading processes; default: by data and machine."
     )
+    compile: bool = Field(False, description="Compile the model for training (torch.compile); pays in long runs.")
     processes: int = Field(1, ge=1, le=4096, description="Ranks that share every batch, on this machine.")
 
     @field_validator("num_workers", mode="before")

@@ -27,6 +27,7 @@ class Hardware:
         precision: "fp32", "tf32" or "bf16".
         channels_last: whether images and convolutions lie so in memory.
         num_workers: data-loading processes; None lets the data and the machine decide.
+        compile: whether the student is compiled for its training passes.
         progress: whether bars are shown.
     """
 
@@ -34,6 +35,7 @@ class Hardware:
     precision: Precision = "fp32"
     channels_last: bool = False
     num_workers: int | None = 0
+    compile: bool = False
     progress: bool = False
 
     def place(self, model: nn.Module) -> nn.Module:

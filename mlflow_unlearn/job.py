@@ -314,6 +314,7 @@ def pick_hardware(module: nn.Module, dataset: Dataset[Any], config: HardwareConf
         device=config.device,
         precision=config.precision,
         num_workers=config.num_workers,
+        compile=config.compile,
         progress=progress,
     )
     mlflow.set_tags({"unlearn.system.device": str(hardware.device), "unlearn.system.precision": hardware.precision})

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils.data import Dataset
@@ -100,6 +101,9 @@ def run(
                 phase = plan.send(desk.run_phase(phase, method.name))
         except StopIteration as stop:
             final = stop.value or {}
+        except TorchDynamoException as error:
+            reason = next(line for line in str(error).splitlines() if line.strip())
+            raise UnlearnError(f"the model cannot be compiled here ({reason}): leave compile out") from error
     student.zero_grad(set_to_none=True)
     student = student.to(home, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return Outcome(student.eval(), desk.history, final, tuple(desk.warnings), time.perf_counter() - start)
@@ -112,6 +116,7 @@ def resolve_hardware(
     device: str | torch.device | None = None,
     precision: Precision = "fp32",
     num_workers: int | None = 0,
+    compile: bool = False,
     progress: bool = False,
 ) -> Hardware:
     """Decide device, precision and layout once; ``auto`` precision is timed on the first samples of ``dataset``."""
@@ -121,7 +126,7 @@ def resolve_hardware(
         if precision == "auto":
             images, _ = gather(dataset, range(min(32, len(dataset))))  # type: ignore[arg-type]
         chosen, channels_last = pick_numerics(precision, model, images, picked)
-    return Hardware(picked, chosen, channels_last, num_workers, progress)
+    return Hardware(picked, chosen, channels_last, num_workers, compile, progress)
 
 
 class _Desk:
@@ -211,10 +216,11 @@ class _Desk:
 
     @functools.cached_property
     def _parallel(self) -> nn.Module:
-        """The student; with several ranks its gradients are averaged over them."""
-        if ranks.size() == 1:
-            return self.model
-        return DistributedDataParallel(self.model, find_unused_parameters=True)
+        """The student as it is trained: compiled if so asked; with several ranks gradients are averaged over them."""
+        model = self.model
+        if ranks.size() > 1:
+            model = DistributedDataParallel(model, find_unused_parameters=True)
+        return torch.compile(model) if self.hardware.compile else model  # type: ignore[return-value]
 
     def run_phase(self, phase: Phase, name: str) -> PhaseStats:
         start = time.perf_counter()
@@ -229,6 +235,7 @@ class _Desk:
             for group in optimizer.param_groups:
                 group["lr"] = phase.optimizer.lr * phase.lr_scale
         total, count = 0.0, 0
+        right, forgotten = 0, 0
         for epoch in range(phase.epochs):
             passes = len(self.history) + epoch + 1
             batches = data.epoch(phase, self.generator)
@@ -239,7 +246,7 @@ class _Desk:
                 _freeze_statistics(self.model)
             steps = track(loader, f"{name}: epoch {passes}", enabled=self.hardware.progress, total=len(batches))
             for step, (batch, samples) in enumerate(zip(batches, steps, strict=True), start=1):
-                loss = self._step(phase, optimizer, samples, len(batch))
+                loss, seen = self._step(phase, optimizer, samples, len(batch))
                 if not torch.isfinite(loss):
                     raise UnlearnError(
                         f"the loss became {loss.item()} in epoch {passes}, step {step}, "
@@ -248,8 +255,11 @@ class _Desk:
                 if scheduler is not None:
                     scheduler.step()
                 total, count = total + loss.item() * len(batch), count + len(batch)
+                guessed = seen.logits[seen.forget].argmax(dim=1) == seen.labels[seen.forget]
+                right, forgotten = right + int(guessed.sum()), forgotten + len(guessed)
         ranks.synchronise(self.model)
-        return PhaseStats(total / count, time.perf_counter() - start)
+        acc_forget = right / forgotten if forgotten else None
+        return PhaseStats(total / count, time.perf_counter() - start, acc_forget)
 
     def _reader_of(self, data: "_TaggedSamples") -> BatchReader:
         """The last phase's, with its processes, where this one reads the same samples."""
@@ -257,7 +267,9 @@ class _Desk:
             self._reader = self.hardware.reader(data, self._worker_seeds)
         return self._reader
 
-    def _step(self, phase: Phase, optimizer: torch.optim.Optimizer, samples: list[Tensor], count: int) -> Tensor:
+    def _step(
+        self, phase: Phase, optimizer: torch.optim.Optimizer, samples: list[Tensor], count: int
+    ) -> tuple[Tensor, Batch]:
         """One step on this rank's ``samples`` of a batch of ``count``; the loss is that of the whole batch."""
         images, labels, forget, index = samples
         images = self.hardware.images(images)
@@ -278,7 +290,7 @@ class _Desk:
         if phase.after_step is not None:
             with torch.no_grad():
                 phase.after_step(self.model)
-        return loss.detach()
+        return loss.detach(), batch
 
     def _teacher_logits(self, phase: Phase, images: Tensor, forget: Tensor, index: Tensor) -> Tensor:
         if phase.teacher == "random on forget" and self._random_teacher is None:

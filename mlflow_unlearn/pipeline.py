@@ -71,6 +71,7 @@ def unlearn(options: config.Unlearn) -> None:
                 device=job.hardware.device,
                 precision=job.hardware.precision,
                 num_workers=options.num_workers,
+                compile=options.compile,
                 teacher=None if recipe is not None else teacher,
                 fresh=None if recipe is None else recipe.fresh,
                 **more,

@@ -237,6 +237,7 @@ def _unlearn(
         device=job.hardware.device,
         precision=job.hardware.precision,
         num_workers=job.hardware.num_workers,
+        compile=job.hardware.compile,
         teacher=teacher,
         on_epoch=on_epoch,
     )

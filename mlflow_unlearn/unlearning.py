@@ -51,6 +51,7 @@ def unlearn(
     device: str | torch.device | None = None,
     precision: Precision = "fp32",
     num_workers: int | None = 0,
+    compile: bool = False,
     progress: bool = False,
     cache_teacher: bool | None = None,
     teacher: Teacher | None = None,
@@ -73,6 +74,7 @@ def unlearn(
         device: "cpu", "cuda", …; None takes CUDA where there is one.
         precision: "fp32", "tf32", "bf16", or "auto" (the fastest in a few timed steps).
         num_workers: data-loading processes; None: by data and machine.
+        compile: compile the model for its training passes (`torch.compile`): a minute or so, which pays in long runs.
         progress: bars on standard error, if that is a terminal.
         cache_teacher: whether the teacher's logits are computed once; None decides by watching the inputs.
         teacher: shared by several calls on the same model, splits and seed, so that they compute its logits once.
@@ -93,7 +95,13 @@ def unlearn(
         raise UnlearnError("the model has no parameters: there is nothing to unlearn")
     recipe = get_method(method)(params, family=model_family(model))
     hardware = resolve_hardware(
-        model, splits.retain, device=device, precision=precision, num_workers=num_workers, progress=progress
+        model,
+        splits.retain,
+        device=device,
+        precision=precision,
+        num_workers=num_workers,
+        compile=compile,
+        progress=progress,
     )
     outcome = run(
         model,

@@ -363,6 +363,35 @@ class TestTraining:
         follow(plan)
         assert stats[0].loss == pytest.approx(0.9) and stats[0].seconds > 0
 
+    def test_accuracy_on_forget_samples_as_the_passes_saw_them(self):
+        """Both epochs, forget samples alone, before each step."""
+        told, seen = [], []
+
+        def loss(batch):
+            right = batch.logits.argmax(1) == batch.labels
+            seen.extend(right[batch.forget].tolist())
+            return cross_entropy(batch)
+
+        def plan(workspace):
+            told.append((yield Phase(loss, ADAMW, 32, torch.arange(20), torch.arange(50), epochs=2)).acc_forget)
+            told.append((yield Phase(cross_entropy, ADAMW, 32, retain=torch.arange(50))).acc_forget)
+            return {}
+
+        follow(plan, net())
+        assert len(seen) == 40 and 0 < sum(seen) < 40
+        assert told == [sum(seen) / 40, None]
+
+    @pytest.mark.slow
+    def test_a_compiled_student_learns_the_same(self):
+        model = nn.Sequential(*(module for module in net(norm=False) if not isinstance(module, nn.Dropout)))
+        plain, compiled = (
+            follow(one_phase(), model, hardware=dataclasses.replace(CPU, compile=which)).model
+            for which in (False, True)
+        )
+        assert type(compiled) is nn.Sequential and not same(state(plain), state(model))
+        for name, value in state(plain).items():
+            torch.testing.assert_close(state(compiled)[name], value, atol=1e-4, rtol=1e-3)
+
 
 class TestTeachers:
     """What a loss hears of them; ``forget`` says which samples come from the forget set."""

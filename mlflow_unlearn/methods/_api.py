@@ -92,10 +92,18 @@ class Phase:
 
 @dataclass(frozen=True)
 class PhaseStats:
-    """What the loop tells the plan when a phase is done: mean loss over its samples, wall-clock seconds."""
+    """What the loop tells the plan when a phase is done.
+
+    Attributes:
+        loss: mean over its samples.
+        seconds: wall-clock.
+        acc_forget: accuracy on its forget samples as the passes saw them, in training mode and while the weights moved;
+            None where there were none.
+    """
 
     loss: float
     seconds: float
+    acc_forget: float | None = None
 
 
 class Workspace(Protocol):

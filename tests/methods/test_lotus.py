@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 from torch import nn
 from torch.utils.data import TensorDataset
-from toy import Listed, accuracy, class_splits, digits, net, original, same, splits, state, take
+from toy import Listed, accuracy, class_splits, digits, logits, net, original, same, splits, state, take
 
 from mlflow_unlearn import Splits, unlearn
 from mlflow_unlearn.errors import UnlearnError
@@ -431,3 +431,32 @@ class TestAutoAlpha:
     def test_nothing_else_is_taken(self, alpha):
         with pytest.raises(UnlearnError, match=r"hyperparameter alpha = .*alpha \(> 0, ≤ 64 \| auto\)"):
             Lotus({"alpha": alpha})
+
+
+class TestAccuracyFromTheTrainingPass:
+    def test_it_is_that_of_the_same_model_where_the_weights_hardly_move(self):
+        """No BatchNorm and no dropout: training mode says what eval mode says."""
+        model = nn.Sequential(*(module for module in net(norm=False) if not isinstance(module, nn.Dropout)))
+        sets = splits()
+        known = TensorDataset(sets.forget.tensors[0], logits(model, sets.forget).argmax(1))
+        known.tensors[1][:6] += 1
+        known.tensors[1].remainder_(10)
+        sets = Splits(known, sets.retain, sets.val, sets.test)
+        found = [lotus(sets, model, lr=1e-12, accuracy=which) for which in ("eval", "training")]
+        for result in found:
+            assert [epoch["acc_forget"] for epoch in result.history] == [0.8] * 3
+            assert result.final["acc_forget"] == 0.8
+
+    def test_it_saves_a_pass_over_the_forget_set_an_epoch(self):
+        readings = []
+        for which in ("eval", "training"):
+            sets = splits()
+            listed = Listed(sets.forget)
+            unlearn(
+                original(),
+                Splits(listed, sets.retain, sets.val, sets.test),
+                params={"epochs": 3, "lr": 1e-4, "accuracy": which},
+                cache_teacher=True,
+            )
+            readings.append(listed.readings)
+        assert readings[0] - readings[1] == 3 * 30
