@@ -1,8 +1,8 @@
 """Two ranks beside one process, and beside what two independent processes gain on this machine.
 
-ResNet18 on 28 × 28 images, LoTUS with a batch of 128, one thread a process. Alone, in two independent processes at once,
-and in two ranks that share every batch, in turns. The gain of the two independent ones is the ceiling: memory and cache
-are shared with a neighbour there as well.
+ResNet18 on 28 × 28 images, LoTUS with a batch of 128, one thread a process. Alone, in two independent processes at
+once, and in two ranks that share every batch, in turns. The gain of the two independent ones is the ceiling: memory and
+cache are shared with a neighbour there as well.
 
     python benchmarks/ranks.py [--small-stem] [--repetitions 3]
 """

@@ -1,7 +1,7 @@
 """From the command to the first training step, and what comes after the last one, on scikit-learn's digits.
 
-The commands are typed as a user would, in a folder of their own with a SQLite store; a run of ``unlearn`` tells where its
-time went (metrics ``seconds.*``).
+The commands are typed as a user would, in a folder of their own with a SQLite store; a run of ``unlearn`` tells where
+its time went (metrics ``seconds.*``).
 
     python benchmarks/startup.py [--repetitions 3]
 """
