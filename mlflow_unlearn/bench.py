@@ -26,7 +26,7 @@ from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.models import weights_digest
 from mlflow_unlearn.progress import note
 from mlflow_unlearn.publishing import log_epoch, log_final
-from mlflow_unlearn.unlearning import Result, unlearn
+from mlflow_unlearn.unlearning import Result
 
 KEY_TAG = "unlearn.compare.key"
 RESULT, WEIGHTS = "result.json", "weights.pt"
@@ -158,16 +158,11 @@ class Bench:
 
     def _unlearn(self, method: str, params: Mapping[str, Any], seed: int, training: Splits | None = None) -> Result:
         """Retraining reads its sets as the original was trained on them, and asks no teacher."""
-        return unlearn(
-            self.job.module,
-            training or self.job.splits,
-            method=method,
-            params=params,
-            seed=seed,
-            device=self.job.hardware.device,
-            precision=self.job.hardware.precision,
-            num_workers=self.job.hardware.num_workers,
-            compile=self.job.hardware.compile,
+        return self.job.unlearn(
+            method,
+            params,
+            seed,
+            splits=training,
             teacher=None if training else self.teacher,
             fresh=self.recipe.fresh,
         )

@@ -8,11 +8,11 @@ from typing import Any
 import mlflow
 from torch import nn
 
-from mlflow_unlearn import config, tracking
+from mlflow_unlearn import config, plan, tracking
 from mlflow_unlearn.bench import Bench, Gold, Trial
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
 from mlflow_unlearn.evaluation import Metrics, read_splits
-from mlflow_unlearn.job import open_gold, open_job, parse_params, training_recipe
+from mlflow_unlearn.job import Job, Recipe, new_record, open_gold, open_job, parse_params, training_recipe
 from mlflow_unlearn.judging import CONSTRAINTS, constraints, on_validation
 from mlflow_unlearn.locking import alone
 from mlflow_unlearn.methods import all_methods, get_method
@@ -48,6 +48,9 @@ def compare(options: config.Compare) -> None:
         job.log_manifests()
         recipe = training_recipe(job, options)
         recipe = replace(recipe, params={**recipe.params, **given.pop("retrain", {})})
+        if options.plan:
+            _plan(job, recipe, methods, seeds, given, options)
+            return
         bench = Bench(job, recipe, experiment, force=options.force, prefix=options.prefix)
         golds = _golds(bench, given_gold, seeds, progress)
         bench.teacher_logits()
@@ -70,6 +73,25 @@ def compare(options: config.Compare) -> None:
             _register_best(bench, trials, golds, run_id, str(name), options)
         else:
             print(f"Compared {len(methods)} methods over {len(seeds)} seeds (run {run_id}); nothing was registered.")
+
+
+def _plan(
+    job: Job,
+    recipe: Recipe,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    given: Mapping[str, dict[str, Any]],
+    options: config.Compare,
+) -> None:
+    """As if nothing had been finished before."""
+    golds = 1 if options.gold_uri is not None else max(2, len(seeds))
+    learnings = [plan.Learning("retrain", recipe.params, seeds[0], recipe, times=golds)]
+    for method in methods:
+        times = len(seeds) if get_method(method).stochastic else 1
+        learnings.append(plan.Learning(method, given.get(method, {}), seeds[0], times=times))
+    record = new_record(job, options, methods[0], {"seed": seeds[0]}) if options.register_ == "best" else None
+    models = 1 + golds + len(methods) * len(seeds)
+    plan.show(plan.estimate(job, learnings, prefix=options.prefix, models=models, record=record))
 
 
 def chosen_methods(text: str) -> list[str]:

@@ -66,6 +66,7 @@ class Reads(BaseModel):
         None, description="Class names in the order of the model's outputs, separated by commas, or a file, one a line."
     )
     force: bool = Field(False, description="Go on although the model is too bad on its own training data.")
+    plan: bool = Field(False, description="Dry run: print the time, memory and disk that this will take.")
 
 
 class Train(Hardware, Command):
@@ -124,7 +125,6 @@ class Unlearn(Hardware, Reads, Command):
     gold_uri: Text = Field(None, description="A model retrained without the forget set, to compare with.")
     register_as: Text = Field(None, description="Name to register under; default: the name of the source.")
     seed: Seed = Field(0, description="Seed of everything random.")
-    plan: bool = Field(False, description="Dry run: print the time, memory and disk that this will take.")
 
 
 class Tune(Hardware, Reads, Command):

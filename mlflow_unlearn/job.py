@@ -35,6 +35,7 @@ from mlflow_unlearn.prefix import resolve
 from mlflow_unlearn.progress import note
 from mlflow_unlearn.registry import Record, Version, example_images, input_example, load_module, open_version
 from mlflow_unlearn.teacher import Teacher
+from mlflow_unlearn.unlearning import Result, unlearn_on
 from mlflow_unlearn.view import View, check_alike, check_outputs, make_splits, open_view, training_mask
 
 
@@ -132,6 +133,12 @@ class Job:
                 "give transform= or classes=, or force=true to go on"
             )
         return readings
+
+    def unlearn(
+        self, method: str, params: Mapping[str, Any], seed: int, *, splits: Splits | None = None, **options: Any
+    ) -> Result:
+        """Carry a method out on the version; ``options`` as of `mlflow_unlearn.loop.run`."""
+        return unlearn_on(self.hardware, self.module, splits or self.splits, method, params, seed, **options)
 
     def log_manifests(self) -> None:
         """The sets as dataset inputs of the active run."""

@@ -2,7 +2,7 @@
 
 import secrets
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import mlflow
@@ -15,11 +15,11 @@ from mlflow_unlearn.compare import compare as compare_methods
 from mlflow_unlearn.data.forget import resolve_forget, retained
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.sources import load_source
-from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
 from mlflow_unlearn.evaluation import compare, read_splits
 from mlflow_unlearn.job import (
     Job,
+    new_record,
     open_gold,
     open_job,
     parse_params,
@@ -33,11 +33,8 @@ from mlflow_unlearn.progress import note
 from mlflow_unlearn.publishing import log_epoch, log_final, log_metrics, nothing_to_unlearn, publish, target_name
 from mlflow_unlearn.registry import Version, check_name, load_module, open_version
 from mlflow_unlearn.report import table
-from mlflow_unlearn.teacher import Teacher
 from mlflow_unlearn.training import train
 from mlflow_unlearn.tune import tune
-from mlflow_unlearn.unlearning import Result
-from mlflow_unlearn.unlearning import unlearn as unlearn_model
 from mlflow_unlearn.view import View, check_alike, check_outputs, make_splits, open_view, training_mask
 
 
@@ -60,33 +57,27 @@ def unlearn(options: config.Unlearn) -> None:
         recipe = training_recipe(job, options) if options.method == "retrain" else None
         if recipe is not None:
             params = {**recipe.params, **params}
-
-        def carry_out(splits: Splits, params: Mapping[str, Any], teacher: Teacher | None, **more: Any) -> Result:
-            return unlearn_model(
-                job.module,
-                splits if recipe is None else recipe.splits(splits),
-                method=options.method,
-                params=params,
-                seed=options.seed,
-                device=job.hardware.device,
-                precision=job.hardware.precision,
-                num_workers=options.num_workers,
-                compile=options.compile,
-                teacher=None if recipe is not None else teacher,
-                fresh=None if recipe is None else recipe.fresh,
-                **more,
-            )
-
         if options.plan:
-            models = 2 if gold_module is None else 3
-            plan.show(plan.estimate(job, options, carry_out, params, models=models))
+            learning = plan.Learning(options.method, params, options.seed, recipe)
+            record = new_record(job, options, options.method, {**params, "seed": options.seed})
+            plan.show(
+                plan.estimate(job, [learning], prefix=options.prefix, models=3 if gold_module else 2, record=record)
+            )
             return
         teacher = job.teacher(options.prefix) if recipe is None else None
         with tracking.timed("original"):
             original = job.read_original(force=options.force, teacher=teacher)
         job = job.filed(options)
         with tracking.timed("method"):
-            result = carry_out(job.splits, params, teacher, progress=progress, on_epoch=log_epoch)
+            result = job.unlearn(
+                options.method,
+                params,
+                options.seed,
+                splits=None if recipe is None else recipe.splits(job.splits),
+                teacher=teacher,
+                fresh=None if recipe is None else recipe.fresh,
+                on_epoch=log_epoch,
+            )
         mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})
         log_final(result)
         if weights_digest(result.model) == weights_digest(job.module):
@@ -169,6 +160,10 @@ def evaluate(options: config.Evaluate) -> None:
         hardware = pick_hardware(module, splits.test, options, progress)
         job = Job(client, version, module, view, splits, forget, retain, (), hardware, folder, salt)
         job.log_manifests()
+        if options.plan:
+            models = 1 + (original_version is not version) + (options.gold_uri is not None)
+            plan.show(plan.estimate(job, [], models=models, record=None))
+            return
         own = job.read_original(force=options.force)
         readings = {"original": own}
         if original_version is not version:

@@ -6,7 +6,7 @@ taken for ``a + c f + d f E``: what it does once, once a sample, and in each epo
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,13 +20,13 @@ from torch.utils.data import Subset
 
 from mlflow_unlearn import STARTED
 from mlflow_unlearn.data.splits import Splits
-from mlflow_unlearn.evaluation import Reading, compute_metrics, read
+from mlflow_unlearn.evaluation import Reading, compute_metrics, read, read_splits
 from mlflow_unlearn.forward import BATCH_SIZE
-from mlflow_unlearn.job import Job, new_record
+from mlflow_unlearn.job import Job, Recipe
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.models import model_family
 from mlflow_unlearn.prefix import resolve
-from mlflow_unlearn.registry import save_model
+from mlflow_unlearn.registry import Record, save_model
 from mlflow_unlearn.teacher import Teacher
 
 BATCHES = 24
@@ -48,46 +48,69 @@ class Estimate:
     disk: Mapping[str, int]
 
 
+@dataclass(frozen=True)
+class Learning:
+    """A method to be carried out.
+
+    Attributes:
+        method: registered name.
+        params: hyperparameters; the rest is the method's.
+        seed: of the calibration.
+        recipe: for retraining.
+        times: how often.
+    """
+
+    method: str
+    params: Mapping[str, Any]
+    seed: int
+    recipe: Recipe | None = None
+    times: int = 1
+
+    @property
+    def label(self) -> str:
+        """Its row in the table."""
+        return self.method if self.times == 1 else f"{self.method}, {self.times} times"
+
+
 def estimate(
-    job: Job, options: Any, unlearn: Callable[..., Any], params: Mapping[str, Any], *, models: int
+    job: Job, learnings: Sequence[Learning], *, prefix: str = "none", models: int, record: Record | None
 ) -> Estimate:
-    """The cost of unlearning ``job``.
+    """What a command costs that carries out ``learnings`` on a job.
 
     Args:
         job: opened as for the work.
-        options: of the command.
-        unlearn: called with splits, hyperparameters and a teacher (or None); as the command will.
-        params: hyperparameters; the rest is the method's.
-        models: how many are measured: original, unlearned and, where there is one, gold.
+        learnings: what is carried out.
+        prefix: as the command's option.
+        models: how many are measured: the original, what comes of it, golds.
+        record: of the version that is registered; None where none is.
     """
     opened = time.monotonic() - STARTED
-    params = get_method(options.method)(params, family=model_family(job.module)).params.model_dump()
     sets = vars(job.splits)
     count = sum(len(data) for data in sets.values())
     with _peak_memory() as peak:
         first, again, outputs = _reading_seconds(job)
-        learning = _method_seconds(job, unlearn, params, options.prefix)
-        measuring = _metrics_seconds(job, models)
-        start = time.perf_counter()
-        record = new_record(job, options, options.method, {**params, "seed": options.seed})
-        path = job.folder / "planned"
-        save_model(job.module, path, record, job.manifest(job.retain), folder=job.folder, source=job.version)
-        saving = time.perf_counter() - start
-        highest = peak()
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    kept = (4 * outputs + 8) * (count - len(sets["forget"]))  # logits and labels
-    teacher = 4 * outputs * sum(len(sets[role]) for role in ("forget", "retain", "val"))
-    return Estimate(
-        {
+        seconds = {
             "open version and data": opened,
             "measure the original": first * count,
-            "unlearn": learning,
-            "measure the result" + (" and gold" if models > 2 else ""): again * count * (models - 1),
-            "metrics": measuring * models,
-            "save the version": saving,
-        },
+            **{one.label: _method_seconds(job, one, prefix) * one.times for one in learnings},
+            f"measure {models - 1} more": again * count * (models - 1),
+            "metrics": _metrics_seconds(job, models) * models,
+        }
+        version = 0
+        if record is not None:
+            start = time.perf_counter()
+            path = job.folder / "planned"
+            save_model(job.module, path, record, job.manifest(job.retain), folder=job.folder, source=job.version)
+            seconds["save the version"] = time.perf_counter() - start
+            version = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        highest = peak()
+    kept = (4 * outputs + 8) * (count - len(sets["forget"]))  # logits and labels
+    teacher = 4 * outputs * sum(len(sets[role]) for role in ("forget", "retain", "val"))
+    disk = {"the new version": version} if record is not None else {}
+    return Estimate(
+        {phase: value for phase, value in seconds.items() if value},
         None if highest is None else highest + teacher,
-        {"the new version": size, "outputs kept for later commands": kept},
+        {**disk, "outputs kept for later commands": kept},
     )
 
 
@@ -115,33 +138,38 @@ def _reading_seconds(job: Job) -> tuple[float, float, int]:
     """Seconds a sample, in the first pass over the data and in later ones, and the number of outputs."""
     retain = job.splits.retain
     quiet = replace(job.hardware, progress=False)
-    module = quiet.place(job.module)
     size: int = min(BATCH_SIZE, len(retain) // 3 or 1)  # type: ignore[arg-type]
     parts = [Subset(retain, range(start, stop)) for start, stop in ((0, size), (size, 3 * size))]
     # The first part takes what the first pass of a process takes more.
     seconds = []
     for part in (parts[0], parts[1], parts[1]):
         start = time.perf_counter()
-        reading = read(module, part, quiet)
+        readings = read_splits(job.module, Splits(part, part, part, part), quiet, roles=("retain",))
         seconds.append((time.perf_counter() - start) / len(part))
-    return seconds[1], seconds[2], len(reading.class_sums)
+    return seconds[1], seconds[2], len(readings["retain"].class_sums)
 
 
-def _method_seconds(job: Job, unlearn: Callable[..., Any], params: Mapping[str, Any], prefix: str) -> float:
-    hardware = replace(job.hardware, progress=False)
-    cut = resolve(job.module, prefix)
+def _method_seconds(job: Job, learning: Learning, prefix: str) -> float:
+    recipe, seed = learning.recipe, learning.seed
+    quiet = replace(job, hardware=replace(job.hardware, progress=False))
+    params = get_method(learning.method)(learning.params, family=model_family(job.module)).params.model_dump()
     batch = int(params.get("batch_size", BATCH_SIZE))
     count: int = len(job.splits.forget) + len(job.splits.retain)  # type: ignore[arg-type]
     larger = min(1.0, BATCHES * batch / count)
     smaller = larger / 3
+    cut = None if recipe is not None else resolve(job.module, prefix)
 
     def seconds(share: float, epochs: int) -> float:
-        part = Splits(**{role: _share(data, share) for role, data in vars(job.splits).items()})
-        teacher = Teacher(job.module, vars(part), hardware, prefix=cut)
-        teacher.fill(("forget", "retain", "val"))
+        splits = Splits(**{role: _share(data, share) for role, data in vars(job.splits).items()})
         some = {**params, "epochs": epochs} if "epochs" in params else params
+        if recipe is not None:
+            options: dict[str, Any] = {"splits": recipe.splits(splits), "fresh": recipe.fresh}
+        else:
+            teacher = Teacher(job.module, vars(splits), quiet.hardware, prefix=cut)
+            teacher.fill(("forget", "retain", "val"))
+            options = {"splits": splits, "teacher": teacher}
         start = time.perf_counter()
-        unlearn(part, some, teacher)
+        quiet.unlearn(learning.method, some, seed, **options)
         return time.perf_counter() - start
 
     seconds(smaller, 1)  # what only the first run takes

@@ -2,7 +2,6 @@
 
 import math
 import sys
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,13 +15,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mlflow_unlearn import config, tracking
+from mlflow_unlearn import config, plan, tracking
 from mlflow_unlearn.data.splits import wholly_forgotten
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
 from mlflow_unlearn.evaluation import Metrics, Readings, read_splits
-from mlflow_unlearn.job import Job, open_job
+from mlflow_unlearn.job import Job, new_record, open_job
 from mlflow_unlearn.judging import CONSTRAINTS, JUDGED, constraints, on_validation
-from mlflow_unlearn.loop import Epoch
 from mlflow_unlearn.methods import Params, get_method
 from mlflow_unlearn.methods.lotus import has_forgotten, unseen_accuracy
 from mlflow_unlearn.models import model_family, weights_digest
@@ -30,7 +28,7 @@ from mlflow_unlearn.progress import note, track
 from mlflow_unlearn.publishing import known_no_better, log_epoch, log_final, publish, target_name
 from mlflow_unlearn.registry import check_name
 from mlflow_unlearn.teacher import Teacher
-from mlflow_unlearn.unlearning import Result, unlearn
+from mlflow_unlearn.unlearning import Result
 
 METHOD = "lotus"
 OBJECTIVE = "rf_jsd_val"
@@ -60,9 +58,16 @@ def tune(options: config.Tune) -> None:
         if options.register_ == "best":
             name = target_name(job, name)
         job.log_manifests()
+        if options.plan:
+            learning = plan.Learning(METHOD, {}, options.seed, times=options.n_trials)
+            record = new_record(job, options, METHOD, {"seed": options.seed}) if options.register_ == "best" else None
+            models = options.n_trials + 2
+            plan.show(plan.estimate(job, [learning], prefix=options.prefix, models=models, record=record))
+            return
         teacher = job.teacher(options.prefix)
         original = job.read_original(force=options.force, teacher=teacher)
-        job = job.filed(options)
+        # From here on the bar is that of the whole study.
+        job = replace(job.filed(options), hardware=replace(job.hardware, progress=False))
         _check_worthwhile(job, original)
         before = on_validation(original, original, seed=options.seed)
         if OBJECTIVE in before.missing:
@@ -196,8 +201,8 @@ def _run_trial(
         with tracking.nested_run(f"trial {trial.number}") as nested_id:
             trial.set_user_attr("run_id", nested_id)
             mlflow.log_params({f"unlearn.params.{key}": value for key, value in trial.params.items()})
-            result = _unlearn(trial.params, job, teacher, options, log_epoch)
-            readings = read_splits(result.model, job.splits, replace(job.hardware, progress=False), roles=JUDGED)
+            result = job.unlearn(METHOD, trial.params, options.seed, teacher=teacher, on_epoch=log_epoch)
+            readings = read_splits(result.model, job.splits, job.hardware, roles=JUDGED)
             metrics = on_validation(readings, original, seed=options.seed)
             violations = constraints(metrics, before)
             for name, value in violations.items():
@@ -221,28 +226,6 @@ def _run_trial(
         best.value, best.number, best.result = metrics[OBJECTIVE], trial.number, result
 
 
-def _unlearn(
-    params: Mapping[str, Any],
-    job: Job,
-    teacher: Teacher,
-    options: config.Tune,
-    on_epoch: Callable[[Epoch], None] | None = None,
-) -> Result:
-    return unlearn(
-        job.module,
-        job.splits,
-        method=METHOD,
-        params=params,
-        seed=options.seed,
-        device=job.hardware.device,
-        precision=job.hardware.precision,
-        num_workers=job.hardware.num_workers,
-        compile=job.hardware.compile,
-        teacher=teacher,
-        on_epoch=on_epoch,
-    )
-
-
 def _winner(study: optuna.Study) -> optuna.trial.FrozenTrial:
     try:
         return study.best_trial
@@ -256,7 +239,7 @@ def _winner(study: optuna.Study) -> optuna.trial.FrozenTrial:
 
 def _run_again(winner: optuna.trial.FrozenTrial, job: Job, teacher: Teacher, options: config.Tune) -> Result:
     """The winner of an earlier command's trials, made again: same seed, same machine, same weights."""
-    result = _unlearn(winner.params, job, teacher, options)
+    result = job.unlearn(METHOD, winner.params, options.seed, teacher=teacher)
     if weights_digest(result.model) != winner.user_attrs.get("weights_sha256"):
         raise UnlearnError(
             f"trial {winner.number} ran elsewhere, with another seed or other versions, and its weights do not come "

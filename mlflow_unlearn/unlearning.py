@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from mlflow_unlearn.compute import Precision, checked_seed
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
+from mlflow_unlearn.forward import Hardware
 from mlflow_unlearn.loop import Epoch, resolve_hardware, run
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.models import model_family
@@ -93,7 +94,6 @@ def unlearn(
         raise UnlearnError(f"the model is a {type(model).__name__}, not a torch.nn.Module")
     if next(model.parameters(), None) is None:
         raise UnlearnError("the model has no parameters: there is nothing to unlearn")
-    recipe = get_method(method)(params, family=model_family(model))
     hardware = resolve_hardware(
         model,
         splits.retain,
@@ -103,20 +103,37 @@ def unlearn(
         compile=compile,
         progress=progress,
     )
-    outcome = run(
+    result = unlearn_on(
+        hardware,
         model,
-        recipe,
-        vars(splits),
-        seed=checked_seed(seed),
-        hardware=hardware,
+        splits,
+        method,
+        params,
+        seed,
         teacher=teacher,
         cache_teacher=cache_teacher,
         prefix=resolve(model, prefix),
         fresh=fresh,
         on_epoch=on_epoch,
     )
+    return replace(result, seconds=time.perf_counter() - start)
+
+
+def unlearn_on(
+    hardware: Hardware,
+    model: nn.Module,
+    splits: Splits,
+    method: str,
+    params: Mapping[str, Any] | None,
+    seed: int,
+    **options: Any,
+) -> Result:
+    """`unlearn` where device, precision and layout are decided; ``options`` are those of `mlflow_unlearn.loop.run`."""
+    start = time.perf_counter()
+    recipe = get_method(method)(params, family=model_family(model))
+    outcome = run(model, recipe, vars(splits), seed=checked_seed(seed), hardware=hardware, **options)
     for sentence in outcome.warnings:
-        warnings.warn(sentence, UnlearnWarning, stacklevel=2)
+        warnings.warn(sentence, UnlearnWarning, stacklevel=3)
     seconds = time.perf_counter() - start
     used = recipe.params.model_dump()
     return Result(outcome.model, outcome.history, outcome.final, outcome.warnings, seconds, used)

@@ -15,13 +15,27 @@ def bytes_below(uri: str) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("more", [(), ("--prefix", "6"), ("--method", "retrain"), ("--method", "ssd")])
-def test_it_predicts_and_changes_nothing(store, cli, more):
+VERSION = "disk: the new version"
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "rows"),
+    [
+        ("unlearn", (), ("lotus", "measure 1 more", VERSION)),
+        ("unlearn", ("--prefix", "6"), ("lotus", VERSION)),
+        ("unlearn", ("--method", "retrain"), ("retrain", VERSION)),
+        ("unlearn", ("--method", "ssd"), ("ssd", VERSION)),
+        ("tune", ("--n-trials", "7"), ("lotus, 7 times", "measure 8 more", VERSION)),
+        ("compare", ("--methods", "finetune,ssd"), ("retrain, 3 times", "finetune, 3 times", "ssd", "measure 9 more")),
+        ("evaluate", (), ("measure the original", "metrics")),
+    ],
+)
+def test_it_predicts_and_changes_nothing(store, cli, command, more, rows):
     before = store.everything_registered()
-    done = cli(*UNLEARN, *more, "--plan", "true")
+    done = cli(command, *UNLEARN[1:], *more, "--plan", "true")
     assert done.code == 0, done.err
     assert store.everything_registered() == before
-    for row in ("unlearn", "time, in all", "memory, at the peak", "disk: the new version"):
+    for row in (*rows, "time, in all", "memory, at the peak"):
         assert re.search(rf"{row} .*[0-9.]+ (s|min|MB)", done.out), row
     assert "Nothing was unlearned, filed or registered." in done.out
     [run] = [run for run in store.runs() if run.data.params.get("unlearn.plan") == "True"]
