@@ -93,7 +93,7 @@ def estimate(
             "open version and data": opened,
             "measure the original": first * count,
             **{one.label: _method_seconds(job, one, prefix) * one.times for one in learnings},
-            f"measure {models - 1} more": again * count * (models - 1),
+            **({f"measure {models - 1} more": again * count * (models - 1)} if models > 1 else {}),
             "metrics": _metrics_seconds(job, models) * models,
         }
         version = 0
@@ -108,7 +108,7 @@ def estimate(
     teacher = 4 * outputs * sum(len(sets[role]) for role in ("forget", "retain", "val"))
     disk = {"the new version": version} if record is not None else {}
     return Estimate(
-        {phase: value for phase, value in seconds.items() if value},
+        seconds,
         None if highest is None else highest + teacher,
         {**disk, "outputs kept for later commands": kept},
     )
@@ -176,8 +176,9 @@ def _method_seconds(job: Job, learning: Learning, prefix: str) -> float:
     low, high = seconds(smaller, 1), seconds(larger, 1)
     by_epoch = (seconds(larger, 2) - high) / larger if "epochs" in params else 0.0
     by_share = (high - low) / (larger - smaller)
-    once = low - by_share * smaller
-    return max(0.0, once + by_share + by_epoch * (int(params.get("epochs", 1)) - 1))
+    # Where all takes but milliseconds, noise may turn a slope round.
+    first_epoch = high + max(0.0, by_share) * (1 - larger)
+    return first_epoch + max(0.0, by_epoch) * (int(params.get("epochs", 1)) - 1)
 
 
 def _metrics_seconds(job: Job, models: int) -> float:
