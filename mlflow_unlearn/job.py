@@ -111,10 +111,13 @@ class Job:
     def teacher(self, prefix: str = "none") -> Teacher:
         """The version as the teacher of methods, its layers before ``prefix`` frozen, which the active run records."""
         model = self.hardware.place(self.module)
-        teacher = Teacher(model, vars(self.splits), self.hardware, prefix=resolve(model, prefix))
-        if teacher.prefix is not None:
-            mlflow.set_tag("unlearn.prefix", teacher.prefix)
-            note(f"Note: the layers before {teacher.prefix} stay frozen and cannot forget what they encode.")
+        cut = resolve(model, prefix, vars(self.splits))
+        teacher = Teacher(model, vars(self.splits), self.hardware, prefix=cut)
+        if cut is not None:
+            mlflow.set_tag("unlearn.prefix", cut)
+            note(f"Note: the layers before {cut} stay frozen and cannot forget what they encode.")
+        elif prefix == "auto":
+            note("Note: prefix=auto freezes nothing where a class is forgotten wholly.")
         return teacher
 
     def read_original(self, *, force: bool, teacher: Teacher | None = None) -> Readings:

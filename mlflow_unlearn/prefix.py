@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from mlflow_unlearn import ranks
 from mlflow_unlearn.compute import evaluating, in_mode
 from mlflow_unlearn.data.batches import gather
-from mlflow_unlearn.data.splits import labels_of
+from mlflow_unlearn.data.splits import labels_of, wholly_forgotten
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.forward import BATCH_SIZE, Hardware
 from mlflow_unlearn.memory import rows
@@ -126,15 +126,20 @@ def auto(model: nn.Module) -> str:
 DEPTH = 0.25
 
 
-def resolve(model: nn.Module, prefix: str) -> str | None:
+def resolve(model: nn.Module, prefix: str, datasets: Mapping[str, Dataset[Any]]) -> str | None:
     """The module to cut before, from what a user gives: its name, "auto", or "none" for no frozen prefix.
+
+    "auto" freezes nothing where a class is forgotten wholly: behind a cut that takes longer, as docs/prefix.md shows.
 
     Raises:
         UnlearnError: "auto", and ``model`` can be cut nowhere.
     """
     if prefix == "none":
         return None
-    return auto(model) if prefix == "auto" else prefix
+    if prefix != "auto":
+        return prefix
+    labels = [labels_of(datasets[role]) for role in ("forget", "retain")]
+    return None if len(wholly_forgotten(*labels)) else auto(model)
 
 
 class _Tracer(fx.Tracer):

@@ -80,8 +80,8 @@ def unlearn(
         cache_teacher: whether the teacher's logits are computed once; None decides by watching the inputs.
         teacher: shared by several calls on the same model, splits and seed, so that they compute its logits once.
         prefix: name of the first module that is trained, such as "layer4": the layers before it stay frozen and run
-            once; "auto" chooses it by `mlflow_unlearn.prefix.auto`, "none" trains all. Unused beside a ``teacher``,
-            which brings its own.
+            once; "auto" chooses it, or none, by `mlflow_unlearn.prefix.resolve`, "none" trains all. Unused beside a
+            ``teacher``, which brings its own.
         fresh: builds a randomly initialised model of the same architecture, for ``retrain``; without it each module's
             own ``reset_parameters`` makes one of a copy.
         on_epoch: called with each epoch's mapping as it is recorded.
@@ -112,7 +112,7 @@ def unlearn(
         seed,
         teacher=teacher,
         cache_teacher=cache_teacher,
-        prefix=resolve(model, prefix),
+        prefix=resolve(model, prefix, vars(splits)) if teacher is None else None,
         fresh=fresh,
         on_epoch=on_epoch,
     )

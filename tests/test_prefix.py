@@ -225,8 +225,10 @@ class TestAuto:
             auto(Wired(branching, **flat()))
 
     def test_what_a_user_gives(self):
-        model = original()
-        assert (resolve(model, "none"), resolve(model, "auto"), resolve(model, "3")) == (None, "6", "3")
+        """Where a class is forgotten wholly, auto is none."""
+        given = ("none", "auto", "3")
+        assert [resolve(original(), prefix, vars(splits())) for prefix in given] == [None, "6", "3"]
+        assert [resolve(original(), prefix, vars(class_splits())) for prefix in given] == [None, None, "3"]
 
 
 def activations(data, keep=True, hardware=CPU):
@@ -387,6 +389,8 @@ class TestUnlearning:
 
     def test_auto_is_the_cut_that_it_chooses(self):
         assert weights_digest(forget(prefix="auto").model) == weights_digest(forget(prefix="6").model)
+        whole = [weights_digest(forget(sets=class_splits(), prefix=prefix).model) for prefix in ("auto", "none", "6")]
+        assert whole[0] == whole[1] != whole[2]
 
     def test_a_bad_cut_is_refused(self):
         with pytest.raises(UnlearnError, match="no module 'layer9'"):
