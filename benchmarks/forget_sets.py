@@ -158,7 +158,8 @@ def tables() -> None:
                 for kind in kinds:
                     found = [rows.get(f"{kind}/{method}/{seed}", {}).get(column) for seed in task.seeds]
                     values = [value for value in found if value is not None]
-                    cells.append(f"{statistics.fmean(values):.3f}" if values else "–")
+                    spread = f" ({statistics.stdev(values):.3f})" if len(values) > 1 else ""
+                    cells.append(f"{statistics.fmean(values):.3f}{spread}" if values else "–")
                 print(f"| {method} | {' | '.join(cells)} |")
 
 

@@ -157,7 +157,7 @@ def _method_seconds(job: Job, learning: Learning, prefix: str) -> float:
     count: int = len(job.splits.forget) + len(job.splits.retain)  # type: ignore[arg-type]
     larger = min(1.0, BATCHES * batch / count)
     smaller = larger / 3
-    cut = None if recipe is not None else resolve(job.module, prefix)
+    cut = None if recipe is not None else resolve(job.module, prefix, vars(job.splits))
 
     def seconds(share: float, epochs: int) -> float:
         splits = Splits(**{role: _share(data, share) for role, data in vars(job.splits).items()})
