@@ -362,8 +362,8 @@ def main() -> None:
         ("  of the processor, without workers", f"{warm['first_step_processor']:.1f}", "", True),
         ("  of which imports", f"{warm['imported']:.1f}", "", True),
         ("share of the loop that waits for data", f"{warm['waited_share']:.1%}", "≤ 5 %", warm["waited_share"] <= 0.05),
-        ("  median wait of a step, ms", f"{1000 * warm['waited_median']:.0f}", "", True),
         ("  of which the first batch", f"{warm['waited_first'] / warm['loop_seconds']:.1%}", "", True),
+        ("  median wait of a step, ms", f"{1000 * warm['waited_median']:.0f}", "", True),
         (
             "reads of an image, training and evaluation",
             "{} to {}".format(*warm["reads_of_an_image"]),
