@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
-from toy import Net, accuracy, class_splits, digits, global_state, net, original, same, splits, state
+from toy import CPU, Net, accuracy, class_splits, digits, global_state, net, original, same, splits, state
 
 from mlflow_unlearn import Splits, unlearn
 from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
+from mlflow_unlearn.forward import Hardware
 from mlflow_unlearn.models import weights_digest
+from mlflow_unlearn.unlearning import unlearn_on
 
 FAST = {"epochs": 2, "lr": 1e-3, "batch_size": 32}
 
@@ -193,9 +195,12 @@ class TestOptions:
         assert accuracy(half.model, splits().retain) > 0.9
         assert {p.dtype for p in half.model.parameters()} == {torch.float32}
 
-    def test_auto_is_one_of_the_two(self):
-        digests = {weights_digest(forget(precision=p).model) for p in ("fp32", "bf16")}
-        assert weights_digest(forget(precision="auto").model) in digests
+    def test_auto_is_one_of_what_it_times(self):
+        candidates = [Hardware(CPU.device, p, layout) for p in ("fp32", "bf16") for layout in (False, True)]
+        done = [unlearn_on(hardware, original(), splits(), "lotus", FAST, 0) for hardware in candidates]
+        digests = [weights_digest(result.model) for result in done]
+        assert digests[0] == weights_digest(forget(device="cpu").model)
+        assert weights_digest(forget(device="cpu", precision="auto").model) in digests
 
     def test_unknown_precision_and_device(self):
         with pytest.raises(UnlearnError, match="unknown precision 'fp8'"):
