@@ -16,7 +16,7 @@ import torch
 from mlflow.entities import Run
 from torch import nn
 
-from mlflow_unlearn import __version__, tracking
+from mlflow_unlearn import __version__, ranks, tracking
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evaluation import Metrics, Readings, compute_metrics, read_splits
@@ -189,7 +189,13 @@ class Bench:
             "params": dict(params),
             "seed": seed,
             "prefix": None if method == "retrain" else self.teacher.prefix,
-            "hardware": [job.hardware.device.type, job.hardware.precision, job.hardware.compile],
+            "hardware": [
+                job.hardware.device.type,
+                job.hardware.precision,
+                job.hardware.channels_last,
+                job.hardware.compile,
+                ranks.world(),
+            ],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

@@ -54,6 +54,11 @@ class _State:
     shared: list[Any] = []  # what the others have too, by position
 
 
+def world() -> int:
+    """How many ranks carry out the command together."""
+    return 1 if _State.calls is None else dist.get_world_size()
+
+
 def size() -> int:
     """How many ranks take part in what is being computed."""
     return dist.get_world_size() if _State.active else 1
