@@ -129,7 +129,7 @@ DEPTH = 0.25
 def resolve(model: nn.Module, prefix: str, datasets: Mapping[str, Dataset[Any]]) -> str | None:
     """The module to cut before, from what a user gives: its name, "auto", or "none" for no frozen prefix.
 
-    "auto" freezes nothing where a class is forgotten wholly: behind a cut that takes longer, as docs/prefix.md shows.
+    "auto" freezes nothing where a class is forgotten wholly: a ViT forgets it far less behind a cut (docs/prefix.md).
 
     Raises:
         UnlearnError: "auto", and ``model`` can be cut nowhere.

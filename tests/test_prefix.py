@@ -366,6 +366,16 @@ class TestUnlearning:
         assert sum(seen) == 2 * once
         assert weights_digest(alone.model) == weights_digest(several.model)
 
+    def test_they_read_the_images(self):
+        """Before the first step, all that the phase needs."""
+        sets = splits()
+        listed = Splits(Listed(sets.forget), Listed(sets.retain), sets.val, sets.test)
+        listed.forget.deterministic = listed.retain.deterministic = True
+        assert weights_digest(forget("finetune", sets=listed, num_workers=1).model) == weights_digest(
+            forget("finetune", sets=sets).model
+        )
+        assert listed.retain.readings == 170  # in this process, for the labels
+
     def test_a_teacher_brings_its_prefix(self):
         t = Teacher(original(), vars(splits()), CPU, prefix=CUT)
         shared = forget(teacher=t, prefix="none")

@@ -176,7 +176,9 @@ def test_one_metric_a_step_and_epoch(story):
 
 def test_metrics_have_the_name_of_their_model(story):
     names = {key.partition(".")[0] for key in story.metrics if "." in key}
-    assert names == {"original", "unlearned", "gold", "count"}
+    assert names == {"original", "unlearned", "gold", "count", "seconds"}
+    phases = ("start", "open", "original", "method", "result", "metrics", "save")
+    assert all(story.metrics[f"seconds.{phase}"] > 0 for phase in phases)
     for name in ("original", "unlearned", "gold"):
         assert {f"{name}.acc_{role}" for role in ("forget", "retain", "val", "test")} <= story.metrics.keys()
     assert story.metrics["gold.avg_gap"] == 0
