@@ -218,7 +218,7 @@ class TestOptions:
             (
                 {"alfa": 1},
                 "unknown hyperparameter 'alfa' of lotus: did you mean 'alpha'. known are "
-                r"alpha \(> 0, ≤ 64 \| auto\), batch_size \(≥ 2, ≤ 65536\), .*keep \(last \| closest\), .*weight_decay",
+                r"accuracy \(eval \| training\), alpha \(> 0, ≤ 64 \| auto\), batch_size \(≥ 2, ≤ 65536\), .*keep \(last \| closest\), .*weight_decay",
             ),
             ({"lr": 2}, "hyperparameter lr = 2 of lotus is not usable: input should be less than or equal to 1"),
             ({"lr": float("nan")}, "hyperparameter lr = nan of lotus is not usable"),
@@ -243,6 +243,7 @@ class TestOptions:
         result = forget(params={"alpha": 4}, on_epoch=heard.append, progress=True)
         assert heard == result.history
         assert result.params == {
+            "accuracy": "eval",
             "alpha": 4.0,
             "batch_size": 32,
             "epochs": 2,

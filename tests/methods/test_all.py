@@ -24,7 +24,7 @@ FORGETS_A_CLASS = {
     "scrub": {"epochs": 4, "lr": 5e-3, "msteps": 3, "gamma": 1, "alpha": 0.5, "temperature": 2, "batch_size": 16},
     "ssd": {"alpha": 3.0},
     "unsir": {"batch_size": 16, "copies": 2, "retain_fraction": 1, "epochs": 2, "repair_epochs": 5},
-    "salun": {"epochs": 10, "lr": 0.05, "batch_size": 32},
+    "salun": {"epochs": 10, "lr": 0.03, "batch_size": 32},
     "retrain": {"epochs": 20, "batch_size": 32},
 }
 each = pytest.mark.parametrize("name", BUILTIN)

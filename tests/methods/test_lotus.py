@@ -201,6 +201,7 @@ class TestParameters:
             "retain_fraction": 0.3,
             "alpha": 2,
             "keep": "last",
+            "accuracy": "eval",
             "mask_forgotten_classes": True,
         }
         assert cnn.model_dump() == {"lr": 1e-4, "batch_size": 128, "epochs": 10} | common

@@ -50,6 +50,7 @@ def columns(run) -> dict[str, set[str]]:
         name, _, metric = key.partition(".")
         found.setdefault(name, set()).add(metric)
     found.pop("count")
+    found.pop("seconds")
     return found
 
 

@@ -36,7 +36,7 @@ def test_it_predicts_and_changes_nothing(store, cli, command, more, rows):
     assert done.code == 0, done.err
     assert store.everything_registered() == before
     for row in (*rows, "time, in all", "memory, at the peak"):
-        assert re.search(rf"{row} .*[0-9.]+ (s|min|MB)", done.out), row
+        assert re.search(rf"{row} .*[0-9.]+ (s|min|h|MB|GB)", done.out), row
     assert "Nothing was unlearned, filed or registered." in done.out
     [run] = [run for run in store.runs() if run.data.params.get("unlearn.plan") == "True"]
     assert run.info.status == "FINISHED" and run.data.metrics["plan.seconds"] > 0
