@@ -22,7 +22,7 @@ from sklearn.dummy import DummyClassifier
 from stores import DATA, Store, copied, free_port
 from torch import nn
 
-from mlflow_unlearn import tracking
+from mlflow_unlearn import compute, tracking
 from mlflow_unlearn.cli import Terminated, _stop
 from mlflow_unlearn.data.sources import load_source
 from mlflow_unlearn.errors import UnlearnError
@@ -138,6 +138,8 @@ TRAIN = ("train", "--data", "digits", "--name", "new")
             ["--precision", "'fp8' is not one of 'fp32', 'tf32', 'bf16', 'auto'"],
         ),
         (("tune", "--model-uri", "models:/clf/1", "--n-trials", "0"), ["--n-trials = 0", "greater than or equal to 1"]),
+        ((*UNLEARN, *SOME, "--processes", "0"), ["--processes = 0", "greater than or equal to 1"]),
+        ((*UNLEARN, *SOME, "--num-workers", "many"), ["--num-workers = 'many'", "valid integer"]),
         (("forget",), ["No such command 'forget'"]),
     ],
 )
@@ -383,6 +385,15 @@ def test_an_image_that_cannot_be_decoded(store, refuse):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_tf32_is_asked_of_a_cpu(refuse):
+    refuse(*UNLEARN, *SOME, "--device", "cpu", "--precision", "tf32", says=["which has no TF32: use fp32 or auto"])
+
+
+def test_bf16_is_asked_of_a_device_without_it(refuse, monkeypatch):
+    monkeypatch.setattr(compute, "_has_bf16", lambda device: False)
+    refuse(*UNLEARN, *SOME, "--precision", "bf16", says=["which has no bfloat16: use fp32 or auto"])
+
+
 @pytest.mark.parametrize("device", ["cuda", "gpu"])
 def test_a_device_that_is_not_there(refuse, device):
     refuse(*UNLEARN, *SOME, "--device", device, says=[f"device '{device}' cannot be used here", "use 'auto' or 'cpu'"])
