@@ -185,10 +185,10 @@ def all_agree(yes: bool) -> bool:
 
 
 def synchronise(model: nn.Module) -> None:
-    """Give all ranks the weights and running statistics of rank 0."""
+    """Give all ranks the running statistics of rank 0; the weights are the same by the same gradients."""
     if size() > 1:
-        for tensor in model.state_dict().values():
-            dist.broadcast(tensor, 0)
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def _bounds(count: int) -> list[tuple[int, int]]:
