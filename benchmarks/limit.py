@@ -88,13 +88,15 @@ def main() -> None:
         [run, *_] = client.search_runs(experiments, "tags.`unlearn.command` = 'unlearn'", max_results=1)
         seconds = {name: run.data.metrics[f"seconds.{name}"] for name in NAMES}
     seconds["rest"] = wall - sum(seconds.values())
+    rate = max(rate, matmul_rate(args.precision))
     needed = operations()
     print(f"{processor(torch.device('cpu'))}, {torch.get_num_threads()} threads, {args.precision}")
     print(f"large matrices: {rate / 1e9:.0f} GFLOP/s\n\n| phase | seconds | share | GFLOP | limit, s | × limit |")
     print("|---|---:|---:|---:|---:|---:|")
     for phase, value in seconds.items():
-        told = f"{needed[phase] / 1e9:.0f} | {needed[phase] / rate:.1f} | {value * rate / needed[phase]:.2f}"
-        cells = told if phase in needed else " | | "
+        cells = " | | "
+        if phase in needed:
+            cells = f"{needed[phase] / 1e9:.0f} | {needed[phase] / rate:.1f} | {value * rate / needed[phase]:.2f}"
         print(f"| {NAMES.get(phase, 'log, register, table')} | {value:.1f} | {value / wall:.0%} | {cells} |")
     args.out.write_text(json.dumps({"wall": wall, "seconds": seconds, "rate": rate, "flop": needed}, indent=1) + "\n")
 
