@@ -44,9 +44,10 @@ def saliency_mask(gradient: Mapping[str, Tensor], share: float) -> dict[str, Ten
     """
     sizes = torch.cat([value.detach().abs().flatten() for value in gradient.values()])
     count = max(1, round(share * len(sizes)))
-    # Selecting the threshold is many times faster than sorting, and NumPy's selection twice as fast as kthvalue.
-    place = len(sizes) - count
-    threshold = float(np.partition(sizes.cpu().numpy(), place)[place])
+    # Selecting the threshold is many times faster than sorting, but not among the equal zeros of units that are silent.
+    positive = sizes[sizes > 0].cpu().numpy()
+    place = len(positive) - count
+    threshold = float(np.partition(positive, place)[place]) if place >= 0 else 0.0
     chosen = sizes > threshold
     ties = (sizes == threshold).nonzero().flatten()
     chosen[ties[: count - int(chosen.sum())]] = True
