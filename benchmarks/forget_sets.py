@@ -103,8 +103,10 @@ def trained(task, dataset, seed: int, path: Path) -> nn.Module:
 
 
 class Store:
+    """Rows by key, in a JSON file that is written with each one."""
+
     def __init__(self, name: str) -> None:
-        self.path = Path(__file__).with_name(f"forget_sets_{name}.json")
+        self.path = Path(__file__).with_name(f"{name}.json")
         self.rows = json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def add(self, key: str, row: dict) -> None:
@@ -114,7 +116,7 @@ class Store:
 
 
 def measure(name: str, only: list[str], weights: Path) -> None:
-    task, store = {"digits": Digits, "fashion": Fashion}[name](), Store(name)
+    task, store = {"digits": Digits, "fashion": Fashion}[name](), Store(f"forget_sets_{name}")
     for kind, forget in forget_sets(task):
         retain = np.setdiff1d(np.arange(len(task.train)), forget)
         sets = Splits(Subset(task.train, forget.tolist()), Subset(task.train, retain.tolist()), task.val, task.test)
@@ -149,7 +151,7 @@ def measure(name: str, only: list[str], weights: Path) -> None:
 
 def tables() -> None:
     for name, task in (("digits", Digits), ("fashion", Fashion)):
-        rows = Store(name).rows
+        rows = Store(f"forget_sets_{name}").rows
         kinds = [f"{share:.0%}" for share in SHARES] + list(task.classes)
         for column in ("avg_gap_excess", "avg_gap", "mia_excess", "acc_forget", "acc_test"):
             print(f"\n**{name}, `{column}`**\n\n| method | {' | '.join(kinds)} |\n|---{'|---:' * len(kinds)}|")

@@ -12,7 +12,6 @@ in prefix_digits.json as soon as it is measured; what is there is not measured a
 
 import argparse
 import copy
-import json
 import time
 import warnings
 from collections.abc import Callable
@@ -225,19 +224,8 @@ def cost(task, data: Splits, original: nn.Module) -> dict[str, float]:
     return {name: min(seconds) for name, seconds in found.items()}
 
 
-class Store:
-    def __init__(self, name: str) -> None:
-        self.path = Path(__file__).with_name(f"prefix_{name}.json")
-        self.rows = json.loads(self.path.read_text()) if self.path.exists() else {}
-
-    def add(self, key: str, row: dict) -> None:
-        self.rows[key] = row
-        self.path.write_text(json.dumps(self.rows, indent=0, sort_keys=True) + "\n")
-        print(key, {k: round(v, 4) for k, v in row.items() if isinstance(v, float)}, flush=True)
-
-
 def measure(what: str, weights: Path) -> None:
-    store = Store(what)
+    store = forget_sets.Store(f"prefix_{what}")
     for network, kind_of_task in NETWORKS[what].items():
         task = kind_of_task()
         folder = weights / f"{what}_{network}"
@@ -301,7 +289,7 @@ def frames() -> tuple[pd.DataFrame, pd.DataFrame]:
         for network, kind_of_task in tasks.items():
             model = kind_of_task.fresh(None)
             depths[network] = {name: depth_behind(model, name) for name in kind_of_task.cuts}
-        for key, row in Store(what).rows.items():
+        for key, row in forget_sets.Store(f"prefix_{what}").rows.items():
             network, kind, *more = key.split("/")
             if not more:
                 continue
@@ -389,7 +377,7 @@ def tables() -> None:
         show("by the retrained model", facts_[facts_.relearned.notna()], ["model"], ["relearned"])
         show("what a probe sees", facts_[facts_.probe.notna()], ["cut", "model"], ["probe"])
     for what in NETWORKS:
-        for key, row in Store(what).rows.items():
+        for key, row in forget_sets.Store(f"prefix_{what}").rows.items():
             if key.endswith("/cost"):
                 told = [f"{value:.2f} ({value / row['none']:.2f})" for value in row.values()]
                 lines(f"CPU seconds of the unlearning alone (relative), {what}", [key, *row], [["", *told]])

@@ -33,6 +33,11 @@ PATIENCE = 600.0
 """Seconds to wait for another command that is making the same entry, before making it here as well."""
 
 
+def off() -> bool:
+    """Whether nothing is to be kept."""
+    return os.environ.get("MLFLOW_UNLEARN_CACHE") == "off"
+
+
 def folder() -> Path:
     """Where entries lie."""
     return Path(os.environ.get("MLFLOW_UNLEARN_CACHE") or platformdirs.user_cache_path("mlflow-unlearn")).absolute()
@@ -46,7 +51,7 @@ def arrays(kind: str, facts: Mapping[str, Any], make: Callable[[], Arrays]) -> A
         facts: all that the arrays depend on, JSON-able; its digest is the entry's name.
         make: computes them. Two commands that need the same entry at once compute it once.
     """
-    if os.environ.get("MLFLOW_UNLEARN_CACHE") == "off":
+    if off():
         return make()
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     path = folder() / kind / f"{key}.safetensors"

@@ -170,7 +170,7 @@ def _golds(bench: Bench, given: nn.Module | None, seeds: Sequence[int], progress
     taken = bench.recipe.seed in [seed + GOLD_SEED for seed in (*seeds, seeds[0] + 1)]
     offset = 2 * GOLD_SEED if taken else GOLD_SEED
     if given is not None:
-        readings = read_splits(given, bench.job.splits, bench.job.hardware, name="gold")
+        readings = read_splits(given, bench.job.splits, bench.job.hardware, name="gold", kept=True)
         gold = Gold(given, readings, weights_digest(given), None)
         return _Golds([gold] * len(seeds), True, [(bench.gold(seeds[0] + offset), gold)])
     wanted = [*seeds, *([seeds[0] + 1] if len(seeds) == 1 else [])]

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from mlflow_unlearn.compute import Precision, checked_seed
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.forward import Hardware, forward
+from mlflow_unlearn.forward import Hardware
 from mlflow_unlearn.loop import resolve_hardware
 from mlflow_unlearn.metrics.accuracy import accuracy, avg_gap
 from mlflow_unlearn.metrics.divergence import (
@@ -30,7 +30,7 @@ from mlflow_unlearn.metrics.membership import (
     membership_attack,
     two_sided_auc,
 )
-from mlflow_unlearn.outputs import kept_forward
+from mlflow_unlearn.outputs import Facts, kept_forward, model_facts
 from mlflow_unlearn.ranks import together
 from mlflow_unlearn.teacher import Teacher
 
@@ -107,21 +107,20 @@ def read(
     *,
     keep_probabilities: bool = False,
     keep_logits: Callable[[int, torch.Tensor], None] | None = None,
-    kept: bool = False,
+    facts: Facts | None = None,
     description: str = "evaluating",
 ) -> Reading:
     """One pass over ``dataset`` in eval mode; the model is left as it was found.
 
-    ``keep_logits`` is given the logits ``[B, K]`` of each batch and the index of its first sample. With ``kept`` the
-    outputs come from the cache, or go there.
+    ``keep_logits`` is given the logits ``[B, K]`` of each batch and the index of its first sample. With the ``facts``
+    of the model the outputs come from the cache, or go there.
 
     Raises:
         UnlearnError: the model's outputs are not finite logits ``[N, K]``.
     """
     labels, predictions, entropies, probabilities = [], [], [], []
     sums: torch.Tensor | None = None
-    read_outputs = kept_forward if kept else forward
-    for logits, batch_labels in read_outputs(model, dataset, hardware, description=description):
+    for logits, batch_labels in kept_forward(model, dataset, hardware, facts, description=description):
         # float64: the entropies of confident outputs differ far below float32's resolution of a probability near 1.
         log_p = torch.log_softmax(logits.double(), dim=1)
         if not torch.isfinite(log_p).all():
@@ -167,13 +166,14 @@ def read_splits(
     device = next((p.device for p in model.parameters()), hardware.device)
     if device != hardware.device or hardware.channels_last:
         model = hardware.place(copy.deepcopy(model))
+    facts = model_facts(model, hardware) if kept else None
     return {
         role: read(
             model,
             getattr(splits, role),
             hardware,
             keep_probabilities=role == "forget",
-            kept=kept and role != "forget",
+            facts=facts if role != "forget" else None,
             keep_logits=partial(teacher.keep, role) if teacher is not None and role in TAUGHT else None,
             description=f"evaluating {name} on {role}",
         )

@@ -8,7 +8,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,15 @@ LARGEST = 1 << 28
 _VERSIONED = ("torch", "torchvision", "timm", "mlflow_unlearn")
 
 
+Facts = Mapping[str, Any]
+
+
 def kept_forward(
-    model: nn.Module, dataset: Dataset[Any], hardware: Hardware, *, description: str
+    model: nn.Module, dataset: Dataset[Any], hardware: Hardware, facts: Facts | None, *, description: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`forward`, from the cache where these outputs have been computed before."""
-    facts = None if ranks.size() > 1 else _facts(model, dataset, hardware)
-    if facts is None:
+    """`forward`, from the cache where these outputs have been computed before; ``facts`` are `model_facts`."""
+    data = None if facts is None or _size(model, dataset) > LARGEST else data_digest(dataset)
+    if facts is None or data is None:
         yield from forward(model, dataset, hardware, description=description)
         return
 
@@ -46,21 +49,21 @@ def kept_forward(
         logits, labels = (torch.cat(parts) for parts in zip(*computed, strict=True))
         return {"logits": logits.numpy(), "labels": labels.numpy()}
 
-    kept = cache.arrays("outputs", facts, make)
+    kept = cache.arrays("outputs", {**facts, "data": data}, make)
     logits, labels = torch.from_numpy(kept["logits"]), torch.from_numpy(kept["labels"])
     for batch in in_order(dataset, BATCH_SIZE):
         part = slice(batch.start, batch.stop)
         yield logits[part].to(hardware.device), labels[part].to(hardware.device)
 
 
-def _facts(model: nn.Module, dataset: Dataset[Any], hardware: Hardware) -> dict[str, Any] | None:
-    code, data = code_digest(model), data_digest(dataset)
-    if code is None or data is None or _size(model, dataset) > LARGEST:
+def model_facts(model: nn.Module, hardware: Hardware) -> Facts | None:
+    """What outputs depend on beside the samples; None where nothing is to be kept, or the code cannot be told."""
+    code = None if cache.off() or ranks.size() > 1 else code_digest(model)
+    if code is None:
         return None
     return {
         "weights": weights_digest(model),
         "code": code,
-        "data": data,
         "numerics": [hardware.precision, hardware.channels_last, torch.get_num_threads(), BATCH_SIZE],
         "processor": processor(hardware.device),
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},

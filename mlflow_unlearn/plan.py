@@ -165,7 +165,7 @@ def _method_seconds(job: Job, learning: Learning, prefix: str) -> float:
         if recipe is not None:
             options: dict[str, Any] = {"splits": recipe.splits(splits), "fresh": recipe.fresh}
         else:
-            teacher = Teacher(job.module, vars(splits), quiet.hardware, prefix=cut)
+            teacher = Teacher(quiet.hardware.place(job.module), vars(splits), quiet.hardware, prefix=cut)
             teacher.fill(("forget", "retain", "val"))
             options = {"splits": splits, "teacher": teacher}
         start = time.perf_counter()

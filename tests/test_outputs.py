@@ -15,7 +15,7 @@ from mlflow_unlearn.data.datasets import as_dataset
 from mlflow_unlearn.data.sources import load_source
 from mlflow_unlearn.data.transforms import build_transform
 from mlflow_unlearn.forward import forward
-from mlflow_unlearn.outputs import code_digest, data_digest, kept_forward
+from mlflow_unlearn.outputs import code_digest, data_digest, kept_forward, model_facts
 
 DATA = digits(0, 300)
 
@@ -39,7 +39,9 @@ def passes(monkeypatch):
 
 
 def read(model, dataset, hardware=CPU):
-    return [torch.cat(parts) for parts in zip(*kept_forward(model, dataset, hardware, description=""), strict=True)]
+    facts = model_facts(model, hardware)
+    batches = kept_forward(model, dataset, hardware, facts, description="")
+    return [torch.cat(parts) for parts in zip(*batches, strict=True)]
 
 
 def changed(data: TensorDataset) -> TensorDataset:
@@ -82,6 +84,14 @@ def test_what_cannot_be_told_is_not_kept(passes, monkeypatch):
     read(original(), DATA)
     read(original(), DATA)
     assert passes == [300] * 6
+
+
+def test_where_the_cache_is_off_nothing_is_hashed_or_kept(passes, monkeypatch):
+    monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", "off")
+    assert model_facts(original(), CPU) is None
+    read(original(), DATA)
+    read(original(), DATA)
+    assert passes == [300, 300]
 
 
 class TestDataDigest:

@@ -109,11 +109,6 @@ class KeptDataset(Dataset[tuple[Tensor, int]]):
         return len(images) * (images.first.nbytes + 1)
 
     @property
-    def complete(self) -> bool:
-        """Whether all have been read."""
-        return bool(self._known.all())
-
-    @property
     def in_memory(self) -> bool:
         """Whether all are at hand, see `holds`."""
         return self.holds(slice(None))

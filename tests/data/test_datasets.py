@@ -86,9 +86,9 @@ def test_pixels_are_kept_once_and_come_back_bit_by_bit(tmp_path, spec, workers):
         if spec == "timm" and place["memory_limit"]:
             assert isinstance(kept, TensorDataset)  # floats already, which fit
             continue
-        assert isinstance(kept, KeptDataset) and not kept.complete
+        assert isinstance(kept, KeptDataset) and not kept._known.all()
         first = torch.cat([images for images, _ in DataLoader(kept, batch_size=4, num_workers=workers)])
-        assert kept.complete  # what workers read is there for all
+        assert kept._known.all()  # what workers read is there for all
         assert torch.equal(first, everything(lazy)) and first.is_contiguous()
         images, labels = kept.gather([5, 0, 3])
         assert torch.equal(images, first[[5, 0, 3]]) and labels.tolist() == [1, 0, 1]
