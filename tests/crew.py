@@ -42,6 +42,23 @@ class OneStep(Method):
         return {}
 
 
+class Asked(Method):
+    """What each rank's BatchNorm has after a pass."""
+
+    name = "asked"
+    Params = Params
+
+    def plan(self, workspace):
+        def loss(batch):
+            return nn.functional.cross_entropy(batch.logits, batch.labels)
+
+        yield Phase(loss, OptimizerSpec("sgd", 0.5), 32, retain=torch.arange(170))
+        self.means = [workspace.model[1].running_mean] * ranks.size()
+        if ranks.size() > 1:
+            torch.distributed.all_gather_object(self.means, workspace.model[1].running_mean)
+        return {}
+
+
 def twisted() -> Splits:
     """A set that is read sample by sample, and sets too small to be shared."""
     some = splits()
@@ -57,6 +74,9 @@ def work(folder: Path) -> None:
     found["prefix"] = unlearn(plain(), sets, "lotus", seed=3, device="cpu", prefix="5").model.state_dict()
     found["one step"] = run(plain(), OneStep(), vars(sets), seed=0, hardware=CPU).model.state_dict()
     found["norm"] = run(original(), BUILTIN["finetune"](), vars(sets), seed=0, hardware=CPU).model.state_dict()
+    asked = Asked()
+    run(original(), asked, vars(sets), seed=0, hardware=CPU)
+    found["means"] = asked.means
     for name, data in (("read", sets), ("read twisted", twisted())):
         teacher = Teacher(original(), vars(data), CPU)
         read = read_splits(original(), data, CPU, teacher=teacher)

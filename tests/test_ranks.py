@@ -77,3 +77,9 @@ def test_every_sample_is_read_once_and_in_order(what, alone, crowd):
 def test_statistics_of_batchnorm_are_those_of_a_share(alone, crowd):
     """Near those of the whole batch, and not the same."""
     assert 0 < difference(*({"mean": found["norm"]["1.running_mean"]} for found in (alone, crowd))) < 0.2
+
+
+def test_all_ranks_measure_the_model_that_rank_0_returns(crowd):
+    """Also the last step of a pass, after which nothing else would bring rank 0's running statistics to the others."""
+    first, *others = crowd["means"]
+    assert others and all(torch.equal(first, mean) for mean in others)
