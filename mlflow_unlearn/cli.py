@@ -154,6 +154,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except Terminated:
         click.echo("Terminated: nothing was registered, requests stay as they were.", err=True)
         code = 143
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # amid the interpreter's end it would take the place of our exit code
     sys.exit(code)
 
 

@@ -47,6 +47,8 @@ def main(what: str, folder: Path, more: list[str]) -> None:
         else:
             meet()
     finally:
+        if what != "late":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as the program does: its exit code stands
         # Else Gloo's threads may abort the process at its end, whatever its exit code was to be.
         distributed.destroy_process_group()
 

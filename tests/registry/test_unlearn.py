@@ -5,6 +5,8 @@ import math
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -720,3 +722,20 @@ def test_two_at_once(store, cli):
     [(state, details)] = store.requests().values()
     assert state == "done"
     assert set(details["by"]) <= {"models:/clf/2", "models:/clf/3"}
+
+
+def test_sets_logged_by_many_at_once(store):
+    """MLflow looks for a set's row and then inserts it: with eight runs at that, every insertion but one fails."""
+    together = threading.Barrier(8)
+
+    def log(turn: int) -> set[str]:
+        with mlflow.start_run() as run:
+            together.wait(60)
+            tracking.log_manifests("digits", {"forget": f"a{turn}", "retain": f"b{turn}"}, {"forget": 1, "retain": 2})
+        inputs = mlflow.get_run(run.info.run_id).inputs.dataset_inputs
+        return {f"{i.dataset.name} {i.dataset.digest}" for i in inputs}
+
+    for turn in range(4):
+        with ThreadPoolExecutor(8) as pool:
+            logged = list(pool.map(log, [turn] * 8))
+        assert logged == [{f"forget (1 samples) a{turn}", f"retain (2 samples) b{turn}"}] * 8
