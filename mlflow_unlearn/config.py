@@ -133,17 +133,48 @@ class Tune(Hardware, Reads, Command):
     example = "mlflow-unlearn tune --model-uri models:/clf/1 --n-trials 20"
 
     model_uri: str = Field(description="The version to unlearn: models:/NAME/VERSION, models:/NAME@ALIAS, …")
+    n_trials: int = Field(
+        20, ge=1, le=100000, description="Trials of the study, in all; the first one is the published setting."
+    )
+    timeout: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Seconds after which no trial is started; the best so far is registered."
+    )
+    methods: str = Field("lotus", description="Methods to search over, separated by commas, or all.")
+    mode: Literal["constrained", "pareto"] = Field(
+        "constrained",
+        description="constrained: one objective under constraints; pareto: the front of it and of acc_val.",
+    )
+    objective: Literal["rf_jsd_val", "mia_auc_val", "mia_excess_val", "entropy_ks_val", "avg_gap_excess_val"] = Field(
+        "rf_jsd_val", description="What to minimise, see docs/tune.md; avg_gap_excess_val needs gold_uri."
+    )
+    space: Text = Field(
+        None, description='Search space, JSON or a YAML file: {"alpha": [1, 16]}; default: that of the methods.'
+    )
+    sampler: Literal["tpe", "gp", "nsga2", "qmc", "random", "grid"] = Field("tpe", description="Optuna's sampler.")
+    pruner: Literal["none", "median", "hyperband"] = Field(
+        "none", description="Stop bad trials early, by their values after each epoch; not with mode=pareto."
+    )
+    storage: str = Field(
+        "sqlite:///optuna.db",
+        description="Optuna's database, never MLflow's: sqlite:///, postgresql://, mysql+pymysql://, "
+        "or journal:PATH on a shared file system.",
+    )
+    study: Text = Field(None, description="Name of the study; an existing one is continued. Default: a new one.")
+    workers: int = Field(1, ge=1, le=256, description="Processes on this machine that each carry out trials.")
     forget: Text = Field(
         None, description="Forget spec instead of the pending requests: it is filed as a request of its own."
     )
     hash_ids: bool = Field(False, description="Store salted SHA-256 of the forgotten ids instead of the ids.")
-    n_trials: int = Field(20, ge=1, le=100000, description="Trials; the first one is the published setting.")
-    prefix: str = Field("none", description=_PREFIX)
-    storage: str = Field("sqlite:///optuna.db", description="Optuna's database; never MLflow's.")
-    study: Text = Field(None, description="Name of the study; an existing one is continued. Default: a new one.")
+    prefix: str = Field("search", description="As for unlearn, or search: none and auto are both tried.")
+    gold_uri: Text = Field(None, description="A model retrained without the forget set, to compare with.")
     register_: Literal["best", "none"] = Field("best", alias="register", description="What to register: best or none.")
     register_as: Text = Field(None, description="Name to register under; default: the name of the source.")
     seed: Seed = Field(0, description="Seed of the sampler and of every trial.")
+
+    @field_validator("timeout", mode="before")
+    @classmethod
+    def _no_timeout(cls, value: Any) -> Any:
+        return None if value == "" else value
 
 
 class Evaluate(Hardware, Reads, Command):

@@ -331,28 +331,26 @@ def pick_hardware(module: nn.Module, dataset: Dataset[Any], config: HardwareConf
     return hardware
 
 
-def parse_params(text: str | None) -> dict[str, Any]:
-    """Hyperparameters from JSON or a YAML file.
+def parse_params(text: str | None, where: str = "params") -> dict[str, Any]:
+    """Names and values from JSON or a YAML file, as the option ``where`` has them.
 
     Raises:
         UnlearnError: neither.
     """
     if text is None:
         return {}
-    where = "params"
+    file = not text.lstrip().startswith("{")
+    told = f"{where} file {text!r}" if file else where
     try:
-        if not text.lstrip().startswith("{"):
-            where = f"params file {text!r}"
-            text = Path(text).read_text(encoding="utf-8")
         # YAML reads 1e-4 as a string; pydantic makes a number of it again.
-        values = json.loads(text) if where == "params" else yaml.safe_load(text)
+        values = yaml.safe_load(Path(text).read_text(encoding="utf-8")) if file else json.loads(text)
     except OSError as error:
-        raise UnlearnError(f"params = {text!r} is neither a JSON object nor a YAML file ({error.strerror})") from error
+        raise UnlearnError(f"{where} = {text!r} is neither a JSON object nor a YAML file ({error.strerror})") from error
     except (ValueError, yaml.YAMLError) as error:
-        raise UnlearnError(f"{where} cannot be parsed: {str(error).splitlines()[0]}") from error
+        raise UnlearnError(f"{told} cannot be parsed: {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):
         found = "nothing" if values is None else f"a {type(values).__name__}"
-        raise UnlearnError(f"{where} holds {found}, not names with values such as alpha: 2")
+        raise UnlearnError(f"{told} holds {found}, not names with values such as alpha: 2")
     return values
 
 

@@ -10,6 +10,32 @@ JUDGED = ("forget", "retain", "val")
 """The sets that are read to judge. The test set is read once, for the winner."""
 
 
+CRITERIA = ("rf_jsd_val", "mia_auc_val", "mia_excess_val", "entropy_ks_val", "avg_gap_excess_val")
+"""What `tune` can minimise; the last one needs a gold standard."""
+
+
+def criterion(name: str, metrics: Mapping[str, float]) -> float:
+    """One of `CRITERIA`, 0 at its best: ``mia_auc_val`` counts above 0.5, ``mia_excess_val`` by its size.
+
+    >>> criterion("mia_auc_val", {"mia_auc_val": 0.25}), criterion("mia_excess_val", {"mia_excess_val": -0.5})
+    (0.0, 0.5)
+    """
+    value = metrics[name]
+    if name == "mia_auc_val":
+        return max(0.0, value - 0.5)
+    return abs(value) if name == "mia_excess_val" else value
+
+
+def penalised(value: float, violations: Mapping[str, float]) -> float:
+    """What a pruner compares, since it knows no constraints: every infeasible trial is worse than every feasible one.
+
+    >>> penalised(0.25, {"acc_val": -0.1}), penalised(0.25, {"acc_val": 0.5, "acc_retain": 0.25})
+    (0.25, 1.75)
+    """
+    broken = [violation for violation in violations.values() if violation > 0]
+    return 1 + sum(broken) if broken else value
+
+
 def on_validation(readings: Readings, original: Readings, *, gold: Readings | None = None, seed: int) -> Metrics:
     """The metrics with the validation set in the place of the test set, under names that say so (``rf_jsd_val``, …).
 

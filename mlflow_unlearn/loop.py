@@ -35,6 +35,8 @@ from mlflow_unlearn.progress import track
 from mlflow_unlearn.teacher import Teacher
 
 Epoch = dict[str, float]
+Watch = Callable[[Epoch, nn.Module, Mapping[str, Dataset[Any]]], None]
+"""Called after an epoch with its record, the student (or its part behind a frozen prefix) and what that reads."""
 
 RETRAIN_ALL = "retraining starts every layer anew, and a frozen prefix would keep what it has learned: use prefix=none"
 
@@ -63,6 +65,7 @@ def run(
     prefix: str | None = None,
     fresh: Callable[[], nn.Module] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
+    on_state: Watch | None = None,
 ) -> Outcome:
     """Carry out a method's plan on a copy of ``model``.
 
@@ -70,7 +73,7 @@ def run(
     versions: bit-identical weights. With ``prefix`` the layers before that module stay frozen: they run once, and the
     plan sees what lies behind them; a ``teacher`` that is given brings the prefix with it. ``fresh`` builds a randomly
     initialised model of the same architecture for a plan that starts anew; without it each module's own
-    ``reset_parameters`` makes one of a copy.
+    ``reset_parameters`` makes one of a copy. ``on_state`` may look at the student, and end the plan by an exception.
 
     Raises:
         UnlearnError: no parameter can be trained, or the loss is not finite.
@@ -93,7 +96,7 @@ def run(
             raise UnlearnError("all parameters of the model are frozen: set requires_grad on those to be trained")
         seen = datasets if teacher.prefix is None else teacher.datasets
         hardware = hardware if teacher.prefix is None else replace(hardware, num_workers=None)
-        desk = _Desk(trained, teacher, seen, seed, hardware, cache_teacher, fresh, on_epoch)
+        desk = _Desk(trained, teacher, seen, seed, hardware, cache_teacher, fresh, on_epoch, on_state)
         plan = method.plan(desk)
         try:
             phase = next(plan)
@@ -142,13 +145,15 @@ class _Desk:
         cache_teacher: bool | None,
         fresh: Callable[[], nn.Module] | None,
         on_epoch: Callable[[Epoch], None] | None,
+        on_state: Watch | None,
     ) -> None:
         self.model, self.teacher, self.hardware = model, teacher, hardware
         self.generator = torch.Generator().manual_seed(seed)
         self.history: list[Epoch] = []
         self.warnings: list[str] = []
         self._random_teacher: Teacher | None = None
-        self._datasets, self._cache_teacher, self._fresh, self._on_epoch = datasets, cache_teacher, fresh, on_epoch
+        self._datasets, self._cache_teacher, self._fresh = datasets, cache_teacher, fresh
+        self._on_epoch, self._on_state = on_epoch, on_state
         self._labels: dict[str, Tensor] = {}
         self._reader: BatchReader | None = None
         self._worker_seeds = torch.Generator().manual_seed(seed)
@@ -207,6 +212,9 @@ class _Desk:
         self.history.append(values)
         if self._on_epoch is not None:
             self._on_epoch(values)
+        if self._on_state is not None:
+            with isolated_rng(0):
+                self._on_state(values, self.model, self._datasets)
 
     def snapshot(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.model.state_dict().items()}

@@ -44,7 +44,7 @@ def unlearn(options: config.Unlearn) -> None:
     with tracking.run("unlearn", options) as run_id, tracking.scratch() as folder:
         client = tracking.client()
         name = check_name(options.register_as) if options.register_as else None
-        params = parse_params(options.params)
+        options, params = _with_params(options)
         get_method(options.method)(params)  # a misspelt hyperparameter is told before anything is loaded
         if options.method == "retrain" and options.prefix != "none":
             raise UnlearnError(RETRAIN_ALL)
@@ -96,6 +96,26 @@ def unlearn(options: config.Unlearn) -> None:
         if teacher is not None and teacher.prefix is not None:
             used["prefix"] = teacher.prefix
         publish(job, run_id, name, result, options.method, used, readings, options)
+
+
+def _with_params(options: config.Unlearn) -> tuple[config.Unlearn, dict[str, Any]]:
+    """The hyperparameters; what `tune` found names its method and prefix beside them.
+
+    Raises:
+        UnlearnError: the options name others.
+    """
+    params = parse_params(options.params)
+    defaults = config.Unlearn.model_fields
+    for name in ("method", "prefix"):
+        if name not in params:
+            continue
+        value, given = params.pop(name), getattr(options, name)
+        if given not in (value, defaults[name].default):
+            raise UnlearnError(
+                f"params names {name} = {value!r}, and {name} = {given!r} is given: leave out one of them"
+            )
+        options = options.model_copy(update={name: value})
+    return options, params
 
 
 def request(options: config.Request) -> None:

@@ -31,10 +31,12 @@ def publish(
     recipe: dict[str, Any],
     readings: Mapping[str, Readings],
     options: config.Reads,
+    more_tags: Mapping[str, str] | None = None,
 ) -> ModelVersion:
     """Measure, log, register the new version with its evidence, mark the requests done, and show the table.
 
-    ``readings`` are those of the models ``original``, ``unlearned`` and, where there is one, ``gold``.
+    ``readings`` are those of the models ``original``, ``unlearned`` and, where there is one, ``gold``; ``more_tags`` go
+    to the version beside its own.
     """
     with tracking.timed("metrics"):
         columns = compare(readings, seed=recipe["seed"])
@@ -56,6 +58,7 @@ def publish(
         "unlearn.request_ids": ",".join(request.id for request in job.requests),
         "unlearn.run_id": run_id,
         "unlearn.weights_sha256": weights_digest(result.model),
+        **(more_tags or {}),
     }
     if "prefix" in recipe:
         tags["unlearn.prefix"] = recipe["prefix"]

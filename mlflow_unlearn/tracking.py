@@ -20,6 +20,9 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import LoggedModelInput
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from mlflow_unlearn import STARTED
 from mlflow_unlearn.config import Command
@@ -153,9 +156,18 @@ def timed(phase: str) -> Iterator[None]:
 
 
 @contextmanager
-def nested_run(name: str) -> Iterator[str]:
-    """A run inside the command's run: yields its id; FINISHED, FAILED with the sentence as a tag, or KILLED after."""
-    with mlflow.start_run(run_name=name, nested=True) as nested:
+def nested_run(name: str, parent: str | None = None) -> Iterator[str]:
+    """A run inside the command's run, or another ``parent``: yields its id.
+
+    FINISHED after, FAILED with the sentence as a tag, or KILLED.
+    """
+    active = mlflow.active_run()
+    known: dict[str, str] = {}
+    if parent is not None and active is not None and parent != active.info.run_id:
+        # MLflow's own start_run refuses a parent that is not the active run.
+        tags = {MLFLOW_PARENT_RUN_ID: parent}
+        known["run_id"] = client().create_run(active.info.experiment_id, tags=tags, run_name=name).info.run_id
+    with mlflow.start_run(**known, run_name=name, nested=True) as nested:
         run_id: str = nested.info.run_id
         try:
             yield run_id
@@ -171,7 +183,21 @@ def recorded_options(config: Command, *names: str) -> dict[str, Any]:
     values = config.model_dump(by_alias=True)
     if values.get("hash_ids") and values.get("forget"):
         values["forget"] = hidden_spec(values["forget"])
+    if values.get("storage"):
+        values["storage"] = hidden_password(values["storage"])
     return {name: values[name] for name in names or values}
+
+
+def hidden_password(url: str) -> str:
+    """A database's URL as it may be told.
+
+    >>> hidden_password("postgresql://me:secret@host/db")
+    'postgresql://me:***@host/db'
+    """
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return url
 
 
 def hidden_spec(spec: str) -> str:

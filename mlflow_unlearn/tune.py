@@ -1,133 +1,268 @@
-"""`tune`: an Optuna search over a method's hyperparameters, judged on the validation set alone."""
+"""`tune`: an Optuna study over hyperparameters, judged on the validation set alone, and its winner registered.
 
+Every command on a study carries out trials until none is left. One of them leads: it queues the trials, its run is the
+parent of all, and it registers the winner. Where it dies another leads on (see `mlflow_unlearn.tuning.study`).
+"""
+
+import hashlib
+import json
 import math
+import signal
 import sys
-from dataclasses import dataclass, replace
+import threading
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from types import FrameType
 from typing import Any
 
 import mlflow
 import numpy as np
 import optuna
 import torch
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
-from optuna.trial import TrialState
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from mlflow.exceptions import MlflowException
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from torch import nn
 
 from mlflow_unlearn import config, plan, tracking
+from mlflow_unlearn.compare import chosen_methods
 from mlflow_unlearn.data.splits import wholly_forgotten
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
-from mlflow_unlearn.evaluation import Metrics, Readings, read_splits
-from mlflow_unlearn.job import Job, new_record, open_job
-from mlflow_unlearn.judging import CONSTRAINTS, JUDGED, constraints, on_validation
-from mlflow_unlearn.methods import Params, get_method
+from mlflow_unlearn.evaluation import Readings, read_splits
+from mlflow_unlearn.job import Job, new_record, open_gold, open_job
+from mlflow_unlearn.judging import CONSTRAINTS, JUDGED
 from mlflow_unlearn.methods.lotus import has_forgotten, unseen_accuracy
 from mlflow_unlearn.models import model_family, weights_digest
+from mlflow_unlearn.prefix import resolve
 from mlflow_unlearn.progress import note, track
 from mlflow_unlearn.publishing import known_no_better, log_epoch, log_final, publish, target_name
 from mlflow_unlearn.registry import check_name
-from mlflow_unlearn.teacher import Teacher
-from mlflow_unlearn.unlearning import Result
+from mlflow_unlearn.report import study as report
+from mlflow_unlearn.tuning.space import METHOD, PREFIX, Space, search_space
+from mlflow_unlearn.tuning.study import (
+    GRACE_SECONDS,
+    Leadership,
+    NoneWaiting,
+    count,
+    has_heartbeats,
+    open_storage,
+    queue_trials,
+    refusing,
+    retry,
+)
+from mlflow_unlearn.tuning.trials import COMMAND_RUN, RUN, Aborted, Trials
+from mlflow_unlearn.tuning.winner import choose, rule
+from mlflow_unlearn.tuning.workers import helping
 
-METHOD = "lotus"
-OBJECTIVE = "rf_jsd_val"
 SALT_OF_TASKS = "00"
 """Of the forget set's digest in the study, which only has to be comparable."""
-
-
-@dataclass
-class _Best:
-    """The best feasible trial of this process, kept so that its very weights are registered."""
-
-    value: float = math.inf
-    number: int = -1
-    result: Result | None = None
+TASK, PARENT, SIZE, REGISTERED = "task", "parent_run_id", "n_trials", "registered"
+"""User attributes of a study: what it is about, the leader's run, trials asked for, the trial that was registered."""
+PARENT_TAG = "unlearn.study_run"
+"""On the run of a command that does not lead: the run that does."""
+_POLL_SECONDS = 1.0
 
 
 def tune(options: config.Tune) -> None:
-    """Run the trials as nested runs of this command's run and register the winner.
+    """Carry out the trials of a study as nested runs; register the winner, if this command leads.
 
     Raises:
         NothingToUnlearn: before any trial, or no trial met the constraints.
     """
     progress = sys.stderr.isatty()
-    with tracking.run("tune", options) as run_id, tracking.scratch() as folder:
+    with tracking.run("tune", options) as run_id, tracking.scratch() as folder, refusing(options.storage):
+        _check(options)
+        methods = chosen_methods(options.methods)
         name = check_name(options.register_as) if options.register_as else None
+        storage = open_storage(options.storage, _on_dead(run_id))
         job = open_job(tracking.client(), run_id, options, folder, progress=progress)
         if options.register_ == "best":
             name = target_name(job, name)
+        gold_module = open_gold(job.client, options.gold_uri, job.view, job.retain, job.splits.test, folder, options)
         job.log_manifests()
+        space = search_space(methods, model_family(job.module), _prefixes(job, options), options.space)
         if options.plan:
-            learning = plan.Learning(METHOD, {}, options.seed, times=options.n_trials)
-            record = new_record(job, options, METHOD, {"seed": options.seed}) if options.register_ == "best" else None
-            models = options.n_trials + 2
-            plan.show(plan.estimate(job, [learning], prefix=options.prefix, models=models, record=record))
+            _plan(job, methods, options)
             return
-        teacher = job.teacher(options.prefix)
+        teacher = job.teacher()
         original = job.read_original(force=options.force, teacher=teacher)
         # From here on the bar is that of the whole study.
-        job = replace(job.filed(options), hardware=replace(job.hardware, progress=False))
+        job = replace(job, hardware=replace(job.hardware, progress=False))
         _check_worthwhile(job, original)
-        before = on_validation(original, original, seed=options.seed)
-        if OBJECTIVE in before.missing:
+        gold = None
+        if gold_module is not None:
+            gold = read_splits(gold_module, job.splits, job.hardware, name="gold", kept=True)
+
+        default_name = f"{job.version.name or 'model'}-{job.version.version or ''}"
+        study = _open_study(storage, options, space, default_name, run_id)
+        mlflow.set_tags({"unlearn.study": study.study_name, "unlearn.objective": options.objective})
+        trials = Trials(
+            job, study, space, teacher, original, gold, objective=options.objective, seed=options.seed, run_id=run_id
+        )
+        sweep = _Sweep(
+            study, Leadership(options.storage, study), trials, _task(job, space, gold_module, options), options
+        )
+        try:
+            with helping(options, study.study_name), _first_interrupt_waits(sweep.stop):
+                turns = sweep.work()
+                for _ in track(turns, "trials", enabled=progress, total=options.n_trials):
+                    pass
+            if not sweep.leadership.take():
+                print(f"Study {study.study_name}: its run {trials.parent} goes on and registers the winner.")
+                return
+            if sweep.stop.is_set():
+                report.log(study, None, None, sweep.facts(), options.seed)
+                done = count(study, TrialState.COMPLETE, TrialState.PRUNED)
+                note(
+                    f"Stopped after {done} of {options.n_trials} trials. To go on: the same command with "
+                    f"--study {study.study_name} --storage {tracking.hidden_password(options.storage)}"
+                )
+                raise KeyboardInterrupt
+            _finish(sweep, name, run_id, original, gold)
+        except Aborted as stop:
+            raise (stop.__cause__ or stop) from None
+        finally:
+            sweep.leadership.release()
+
+
+@dataclass
+class _Sweep:
+    """One command's part in a study."""
+
+    study: optuna.Study
+    leadership: Leadership
+    trials: Trials
+    task: dict[str, Any]
+    options: config.Tune
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def work(self) -> Iterator[None]:
+        """Carry out trials until none is left, and lead if nobody does; yields as the study's trials are finished."""
+        deadline = time.monotonic() + (self.options.timeout or math.inf)
+        waiting_since, shown = time.monotonic(), 0
+        while not self.stop.is_set() and time.monotonic() < deadline:
+            if not self.leadership.held and self.leadership.take():
+                self._lead()
+            if not self._may_begin():
+                time.sleep(_POLL_SECONDS)
+                continue
+            try:
+                self.study.optimize(self.trials, n_trials=1, catch=(UnlearnError,))
+                waiting_since = time.monotonic()
+            except NoneWaiting:
+                if not count(self.study, TrialState.RUNNING) or self._given_up(waiting_since):
+                    return
+                time.sleep(_POLL_SECONDS)
+            finished = count(self.study, TrialState.COMPLETE, TrialState.PRUNED)
+            yield from [None] * (finished - shown)
+            shown = finished
+
+    def facts(self) -> dict[str, Any]:
+        """What the study is about, for its record."""
+        return {
+            "storage": tracking.hidden_password(tracking.absolute_uri(self.options.storage)),
+            "parent_run_id": self.trials.parent,
+            "sampler": type(self.study.sampler).__name__,
+            "pruner": type(self.study.pruner).__name__,
+            "rule": rule(self.options.objective, self.options.mode),
+            "constraints": CONSTRAINTS,
+            **self.task,
+            "space": self.trials.space.to_json(),
+        }
+
+    def _lead(self) -> None:
+        """Take over from a leader that died, if one did, and queue what is missing."""
+        self._check_same_task()
+        before = self.study.user_attrs.get(PARENT)
+        if before is not None and _close(before):
+            note(f"Note: run {before}, which led study {self.study.study_name!r}, had died and is closed as KILLED.")
+        # What it begins with is the same for the same seed; a study that goes on does not draw its first trials again.
+        done = sum(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False))
+        self.study.sampler = _sampler(self.options, self.trials.space, self.options.seed + done)
+        self.study.set_user_attr(TASK, self.task)
+        self.study.set_user_attr(PARENT, self.trials.command_run)
+        size = self.options.n_trials
+        if self.options.sampler == "grid":
+            size = min(size, 1 + self.trials.space.combinations())
+        queue_trials(self.study, size, self.trials.space.first())
+        self.study.set_user_attr(SIZE, max(self.options.n_trials, self.study.user_attrs.get(SIZE, 0)))
+        self.trials.parent = self.trials.command_run
+
+    def _may_begin(self) -> bool:
+        """Whether the leader has queued as many trials as this command asks for; looks who leads."""
+        known = self.study.user_attrs
+        if known.get(SIZE, 0) < self.options.n_trials:
+            return False
+        if self.trials.parent != known[PARENT]:
+            self._check_same_task()
+            self.trials.parent = known[PARENT]
+            mlflow.set_tag(PARENT_TAG, known[PARENT])
+        return True
+
+    def _check_same_task(self) -> None:
+        """Trials of one study are compared: they must all be about the same thing.
+
+        Raises:
+            UnlearnError: the study that is to be continued was about something else.
+        """
+        known = self.study.user_attrs.get(TASK, self.task)
+        different = [key for key, value in self.task.items() if known.get(key) != value]
+        if different:
             raise UnlearnError(
-                f"tune judges by {OBJECTIVE}, which is not computed here ({before.missing[OBJECTIVE]}): use unlearn"
+                f"study {self.study.study_name!r} was started with another {', '.join(different)}: "
+                "continue it with the same model, forget set, objective, mode, space and seed, or give another study="
             )
 
-        published = get_method(METHOD)(family=model_family(job.module)).params
-        space = search_space(published)
-        study = _open_study(options, f"{job.version.name or 'model'}-{job.version.version or ''}-{run_id[:8]}")
-        mlflow.set_tags({"unlearn.study": study.study_name, "unlearn.objective": OBJECTIVE})
-        _check_same_task(study, job, teacher, options)
-        if not study.trials:
-            study.enqueue_trial({key: getattr(published, key) for key in space})
-        best = _Best()
-        for _ in track(range(options.n_trials), "trials", enabled=progress):
-            _run_trial(study, space, job, original, before, teacher, options, best)
-
-        winner = _winner(study)
-        _show(study, winner)
-        mlflow.log_text(study.trials_dataframe().to_csv(index=False), "trials.csv")
-        mlflow.log_metric("best_trial", winner.number)
-        if options.register_ == "none":
-            print(f"The best trial is {winner.number} ({winner.params}); nothing was registered, as asked.")
-            return
-        result = best.result if best.result is not None and best.number == winner.number else None
-        if result is None:
-            result = _run_again(winner, job, teacher, options)
-        mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})
-        for epoch in result.history:
-            log_epoch(epoch)
-        log_final(result)
-        readings = {
-            "original": original,
-            "unlearned": read_splits(result.model, job.splits, job.hardware, name="winner"),
-        }
-        recipe = {**result.params, "seed": options.seed, "study": study.study_name, "trial": winner.number}
-        if teacher.prefix is not None:
-            recipe["prefix"] = teacher.prefix
-        publish(job, run_id, str(name), result, METHOD, recipe, readings, options)
+    def _given_up(self, since: float) -> bool:
+        """Without heartbeats nobody can tell whether a running trial's process lives: wait three times the longest."""
+        if has_heartbeats(self.options.storage):
+            return False
+        taken = [
+            trial.duration.total_seconds()
+            for trial in self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+            if trial.duration is not None
+        ]
+        if time.monotonic() - since < max(GRACE_SECONDS, 3 * max(taken, default=0.0)):
+            return False
+        note("Note: trials of other workers do not end; the study goes on without them.")
+        return True
 
 
-def search_space(published: Params) -> dict[str, BaseDistribution]:
-    """The distributions that the ``search`` entries of a method's `Params` declare, around its published setting."""
-    space: dict[str, BaseDistribution] = {}
-    for name, field in type(published).model_fields.items():
-        extra = field.json_schema_extra
-        search = extra.get("search") if isinstance(extra, dict) else None
-        if not isinstance(search, dict):
-            continue
-        value: Any = getattr(published, name)
-        factor: Any = search.get("factor")
-        log = bool(search.get("log", False))
-        bounds: Any = (value / factor, value * factor) if factor else (search["low"], search["high"])
-        low, high = bounds
-        if isinstance(value, int):
-            space[name] = IntDistribution(max(1, int(low)), int(high), log=log)
-        else:
-            space[name] = FloatDistribution(float(low), float(high), log=log)
-    return space
+def _check(options: config.Tune) -> None:
+    """What does not go together, before anything is opened."""
+    if options.mode == "pareto" and options.pruner != "none":
+        raise UnlearnError(
+            f"pruner = {options.pruner!r} compares one value, and mode = 'pareto' has two: use pruner=none, or "
+            "mode=constrained"
+        )
+    if options.mode == "pareto" and options.sampler == "gp":
+        raise UnlearnError(
+            "sampler = 'gp' cannot search for two objectives under constraints: use tpe or nsga2, or mode=constrained"
+        )
+    if options.objective.startswith("avg_gap") and options.gold_uri is None:
+        raise UnlearnError(f"objective = {options.objective!r} needs a gold standard: give gold_uri=")
+    for name in ("pruner", "workers"):
+        if options.processes > 1 and getattr(options, name) not in ("none", 1):
+            raise UnlearnError(
+                f"{name} = {getattr(options, name)} and processes = {options.processes} do not go together: use one"
+            )
+
+
+def _prefixes(job: Job, options: config.Tune) -> list[str]:
+    """What to try for the frozen prefix: with "search" none, and the cut of "auto" where there is one."""
+    sets = vars(job.splits)
+    if options.prefix != "search":
+        return [resolve(job.module, options.prefix, sets) or "none"]
+    try:
+        return list(dict.fromkeys(["none", resolve(job.module, "auto", sets) or "none"]))
+    except UnlearnError as error:
+        note(f"Note: no frozen prefix is tried: {error}")
+        return ["none"]
 
 
 def _check_worthwhile(job: Job, original: Readings) -> None:
@@ -142,121 +277,182 @@ def _check_worthwhile(job: Job, original: Readings) -> None:
         raise NothingToUnlearn(known_no_better({"acc_forget": acc_forget, "acc_val": a_u}))
 
 
-def _open_study(options: config.Tune, default_name: str) -> optuna.Study:
-    storage = tracking.absolute_uri(options.storage)
-    if storage == tracking.absolute_uri(mlflow.get_tracking_uri()):
-        raise UnlearnError(
-            f"storage = {options.storage!r} is MLflow's own database: Optuna needs another one, e.g. sqlite:///optuna.db"
-        )
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        study = optuna.create_study(
-            storage=storage, study_name=options.study or default_name, direction="minimize", load_if_exists=True
-        )
-        # A study that goes on with the seed that it began with would draw its first trials again.
-        study.sampler = optuna.samplers.TPESampler(seed=(options.seed + len(study.trials)) % 2**32)
-        return study
-    except Exception as error:  # SQLAlchemy's and the drivers' own.
-        raise UnlearnError(
-            f"the study cannot be opened in storage {options.storage!r} ({str(error).splitlines()[0]}): "
-            "give a database URL such as sqlite:///optuna.db"
-        ) from error
+def _plan(job: Job, methods: Sequence[str], options: config.Tune) -> None:
+    shares = [len(part) for part in np.array_split(range(options.n_trials), len(methods))]
+    learnings = [plan.Learning(m, {}, options.seed, times=n) for m, n in zip(methods, shares, strict=True) if n]
+    record = new_record(job, options, methods[0], {"seed": options.seed}) if options.register_ == "best" else None
+    prefix = "none" if options.prefix == "search" else options.prefix
+    models = options.n_trials + (3 if options.gold_uri else 2)
+    plan.show(plan.estimate(job, learnings, prefix=prefix, models=models, record=record))
 
 
-def _check_same_task(study: optuna.Study, job: Job, teacher: Teacher, options: config.Tune) -> None:
-    """Trials of one study are compared: they must all be about the same weights, forget set, prefix and seed.
+def _open_study(
+    storage: BaseStorage, options: config.Tune, space: Space, default_name: str, run_id: str
+) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    name = options.study or f"{default_name}-{run_id[:8]}"
+    # Workers that begin at once must not draw the same trials.
+    sampler = _sampler(options, space, options.seed + zlib.crc32(run_id.encode()))
+    directions = [StudyDirection.MINIMIZE, *([StudyDirection.MAXIMIZE] if options.mode == "pareto" else [])]
+    study = optuna.create_study(
+        storage=storage,
+        study_name=name,
+        directions=directions,
+        sampler=sampler,
+        pruner=_pruner(options, space),
+        load_if_exists=True,
+    )
+    if len(study.directions) != len(directions):
+        raise UnlearnError(f"study {name!r} was started with another mode: use that one, or give another study=")
+    return study
 
-    Raises:
-        UnlearnError: the study that is to be continued was about something else.
-    """
-    task = {
+
+def _sampler(options: config.Tune, space: Space, seed: int) -> optuna.samplers.BaseSampler:
+    seed %= 2**32
+    startup = min(10, max(4, options.n_trials // 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        match options.sampler:
+            case "tpe":
+                # What others are just trying counts as bad: workers spread out.
+                return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
+            case "gp":
+                return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup, deterministic_objective=True)
+            case "nsga2":
+                return optuna.samplers.NSGAIISampler(seed=seed, population_size=startup)
+            case "qmc":
+                return optuna.samplers.QMCSampler(seed=seed, scramble=True)
+            case "random":
+                return optuna.samplers.RandomSampler(seed=seed)
+            case "grid":
+                return optuna.samplers.GridSampler(space.grid(), seed=seed)
+
+
+def _pruner(options: config.Tune, space: Space) -> optuna.pruners.BasePruner:
+    match options.pruner:
+        case "none":
+            return optuna.pruners.NopPruner()
+        case "median":
+            return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
+        case "hyperband":
+            return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=space.most_epochs())
+
+
+def _task(job: Job, space: Space, gold: nn.Module | None, options: config.Tune) -> dict[str, Any]:
+    """What the trials of one study have in common."""
+    described = json.dumps(space.to_json(), sort_keys=True)
+    judged_by_gold = gold is not None and options.objective.startswith("avg_gap")
+    return {
         "weights_sha256": weights_digest(job.module),
         "forget_sha256": job.manifest(job.forget).hashed(SALT_OF_TASKS).digest,
         "seed": options.seed,
-        "prefix": teacher.prefix,
+        "objective": options.objective,
+        "mode": options.mode,
+        "space": hashlib.sha256(described.encode()).hexdigest(),
+        "gold_sha256": weights_digest(gold) if gold is not None and judged_by_gold else None,
     }
-    known = {key: study.user_attrs[key] for key in task if key in study.user_attrs}
-    different = [key for key, value in known.items() if value != task[key]]
-    if different:
-        raise UnlearnError(
-            f"study {study.study_name!r} was started with another {', '.join(different)}: "
-            "continue it with the same model, forget set, prefix and seed, or give another study="
-        )
-    for key, value in task.items():
-        study.set_user_attr(key, value)
 
 
-def _run_trial(
-    study: optuna.Study,
-    space: dict[str, BaseDistribution],
-    job: Job,
-    original: Readings,
-    before: Metrics,
-    teacher: Teacher,
-    options: config.Tune,
-    best: _Best,
-) -> None:
-    trial = study.ask(space)
+def _on_dead(run_id: str) -> Callable[[optuna.Study, FrozenTrial], None]:
+    """Close the runs of a trial whose process has died, and queue it again."""
+
+    def closing(study: optuna.Study, trial: FrozenTrial) -> None:
+        for key in (RUN, COMMAND_RUN):
+            dead = trial.user_attrs.get(key)
+            if dead not in (None, run_id):
+                _close(dead)
+        again = "it is tried again" if retry(study, trial) else "it had been tried again before, and is given up"
+        note(f"Note: the process of trial {trial.number} has died; {again}.")
+
+    return closing
+
+
+def _close(run_id: str) -> bool:
+    """End a dead process's run as KILLED; whether it was still running."""
+    client = tracking.client()
     try:
-        with tracking.nested_run(f"trial {trial.number}") as nested_id:
-            trial.set_user_attr("run_id", nested_id)
-            mlflow.log_params({f"unlearn.params.{key}": value for key, value in trial.params.items()})
-            result = job.unlearn(METHOD, trial.params, options.seed, teacher=teacher, on_epoch=log_epoch)
-            readings = read_splits(result.model, job.splits, job.hardware, roles=JUDGED)
-            metrics = on_validation(readings, original, seed=options.seed)
-            violations = constraints(metrics, before)
-            for name, value in violations.items():
-                trial.set_constraint(name, value)
-            digest = weights_digest(result.model)
-            trial.set_user_attr("weights_sha256", digest)
-            feasible = all(value <= 0 for value in violations.values())
-            mlflow.log_metrics({**metrics, "feasible": float(feasible), "unlearn_seconds": result.seconds})
-            mlflow.set_tags({"unlearn.weights_sha256": digest, "unlearn.study": study.study_name})
-            study.tell(trial, metrics[OBJECTIVE])
-    except UnlearnError as error:
-        # A setting that diverges is a result of the search, not its end.
-        study.tell(trial, state=TrialState.FAIL)
-        note(f"Note: trial {trial.number} failed: {error}")
+        running = bool(client.get_run(run_id).info.status == "RUNNING")
+    except MlflowException as error:
+        note(f"Note: run {run_id} of a process that died cannot be closed ({str(error).splitlines()[0]}).")
+        return False
+    if running:
+        tracking.tag_error(run_id, "its process died")
+        client.set_terminated(run_id, "KILLED")
+    return running
+
+
+@contextmanager
+def _first_interrupt_waits(stop: threading.Event) -> Iterator[None]:
+    """Ctrl-C ends the study after the running trial; a second one ends it at once."""
+    previous = signal.getsignal(signal.SIGINT)
+    if not callable(previous) or threading.current_thread() is not threading.main_thread():
+        yield  # ignored, as in background jobs
         return
-    except BaseException:
-        if not study.trials[trial.number].state.is_finished():
-            study.tell(trial, state=TrialState.FAIL)
-        raise
-    if feasible and metrics[OBJECTIVE] < best.value:
-        best.value, best.number, best.result = metrics[OBJECTIVE], trial.number, result
 
+    def asked(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            previous(number, frame)
+            return
+        stop.set()
+        note("Stopping after the running trial; Ctrl-C again stops at once.")
 
-def _winner(study: optuna.Study) -> optuna.trial.FrozenTrial:
+    signal.signal(signal.SIGINT, asked)
     try:
-        return study.best_trial
-    except ValueError as error:
-        finished = sum(trial.state == TrialState.COMPLETE for trial in study.trials)
-        raise NothingToUnlearn(
-            f"none of {len(study.trials)} trials ({finished} finished) met the constraints: {CONSTRAINTS}; "
-            "nothing was registered, give more trials"
-        ) from error
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
-def _run_again(winner: optuna.trial.FrozenTrial, job: Job, teacher: Teacher, options: config.Tune) -> Result:
-    """The winner of an earlier command's trials, made again: same seed, same machine, same weights."""
-    result = job.unlearn(METHOD, winner.params, options.seed, teacher=teacher)
-    if weights_digest(result.model) != winner.user_attrs.get("weights_sha256"):
-        raise UnlearnError(
-            f"trial {winner.number} ran elsewhere, with another seed or other versions, and its weights do not come "
-            "out the same here: continue the study where it ran, or start a new one"
-        )
-    return result
+def _finish(sweep: _Sweep, name: str | None, run_id: str, original: Readings, gold: Readings | None) -> None:
+    """Choose the winner, keep the study as artifacts, measure the winner on the test set and register it."""
+    study, trials, options = sweep.study, sweep.trials, sweep.options
+    try:
+        winner = choose(study)
+    except UnlearnError:
+        report.log(study, None, None, sweep.facts(), options.seed)
+        report.show(study, None, options.objective)
+        raise
+    setting = trials.space.setting(winner.params)
+    report.log(study, winner, setting, sweep.facts(), options.seed)
+    report.show(study, winner, options.objective)
+    mlflow.log_metric("best_trial", winner.number)
+    if options.register_ == "none":
+        print(f"The best trial is {winner.number} ({_told(setting)}); nothing was registered, as asked.")
+        return
+    known = study.user_attrs.get(REGISTERED, {})
+    if known.get("trial") == winner.number and known.get("name") == name and _exists(known["uri"]):
+        print(f"The best trial is still {winner.number}, which is registered as {known['uri']}.")
+        return
+    result = trials.result(winner)
+    mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})
+    for epoch in result.history:
+        log_epoch(epoch)
+    log_final(result)
+    job = trials.job.filed(options)
+    readings = {"original": original, "unlearned": read_splits(result.model, job.splits, job.hardware, name="winner")}
+    if gold is not None:
+        readings["gold"] = gold
+    recipe = {**result.params, "seed": options.seed, "study": study.study_name, "trial": winner.number}
+    if setting[PREFIX] != "none":
+        recipe["prefix"] = setting[PREFIX]
+        mlflow.set_tag("unlearn.prefix", setting[PREFIX])
+        note(f"Note: the layers before {setting[PREFIX]} stayed frozen and cannot forget what they encode.")
+    tags = {
+        "unlearn.study": study.study_name,
+        "unlearn.trial": str(winner.number),
+        "unlearn.selection": rule(options.objective, options.mode),
+        "unlearn.n_trials": str(count(study, TrialState.COMPLETE, TrialState.PRUNED)),
+    }
+    version = publish(job, run_id, str(name), result, setting[METHOD], recipe, readings, options, tags)
+    uri = f"models:/{version.name}/{version.version}"
+    study.set_user_attr(REGISTERED, {"trial": winner.number, "name": name, "uri": uri})
 
 
-def _show(study: optuna.Study, winner: optuna.trial.FrozenTrial) -> None:
-    table = Table(title=escape(f"study {study.study_name}, by {OBJECTIVE}"), title_justify="left")
-    names = list(winner.params)
-    for column in ("trial", *names, OBJECTIVE, "constraints"):
-        table.add_column(column, justify="right")
-    for trial in study.trials:
-        broken = [name for name, value in trial.constraints.items() if value > 0]
-        value = f"{trial.value:.4f}" if trial.value is not None else "–"
-        verdict = trial.state.name.lower() if trial.value is None else ", ".join(broken) or "met"
-        mark = f"{trial.number}{' (best)' if trial.number == winner.number else ''}"
-        table.add_row(mark, *(f"{trial.params.get(name, float('nan')):.4g}" for name in names), value, verdict)
-    Console(width=None if sys.stdout.isatty() else 130).print(table)
+def _exists(uri: str) -> bool:
+    _, name, version = uri.rsplit("/", 2)
+    found = tracking.client().search_model_versions(f"name = '{name}'")
+    return any(str(each.version) == version for each in found)
+
+
+def _told(setting: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in setting.items())

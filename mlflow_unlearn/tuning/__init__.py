@@ -1,0 +1,1 @@
+"""The parts of `mlflow_unlearn.tune`: search space, study, trials, workers."""

@@ -1,0 +1,301 @@
+"""What a study searches: the ranges that the methods' `Params` declare, or those that the user gives instead."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Self
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.job import parse_params
+from mlflow_unlearn.methods import Params, get_method
+
+METHOD, PREFIX = "method", "prefix"
+GRID_POINTS = 4
+"""So many values of a range make part of a grid."""
+
+Setting = dict[str, Any]
+"""What a trial is about: ``method``, ``prefix`` (a module or "none"), and the method's hyperparameters."""
+
+
+class Range(BaseModel):
+    """Numbers between two bounds, both included; ``log`` as the hyperparameter declares it unless said."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    low: float
+    high: float
+    log: bool | None = None
+    step: float | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low = {self.low:g} is above high = {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic range cannot begin at {self.low:g}")
+        if self.log and self.step is not None:
+            raise ValueError("a logarithmic range has no step")
+        return self
+
+
+class Choices(BaseModel):
+    """One of several values."""
+
+    model_config = ConfigDict(extra="forbid")
+    choices: list[bool | int | float | str]
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if not self.choices:
+            raise ValueError("choices is empty")
+        return self
+
+
+@dataclass(frozen=True)
+class Space:
+    """Distributions by method and hyperparameter, ``prefix`` among them; what is not searched is fixed.
+
+    With one method a trial's parameters have the hyperparameters' own names, with several they are ``method`` and
+    ``<method>.<hyperparameter>``.
+    """
+
+    distributions: Mapping[str, Mapping[str, BaseDistribution]]
+    fixed: Mapping[str, Mapping[str, Any]]
+    published: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The first one's published setting is trial 0."""
+        return tuple(self.distributions)
+
+    def suggest(self, trial: optuna.Trial) -> Setting:
+        """A trial's setting, from its sampler."""
+        method = self.methods[0]
+        if len(self.methods) > 1:
+            method = trial.suggest_categorical(METHOD, self.methods)
+        values = {
+            name: _suggest(trial, self._key(method, name), distribution)
+            for name, distribution in self.distributions[method].items()
+        }
+        return {METHOD: method, PREFIX: "none", **self.fixed[method], **values}
+
+    def setting(self, params: Mapping[str, Any]) -> Setting:
+        """The setting that a finished trial's parameters stand for."""
+        method = str(params.get(METHOD, self.methods[0]))
+        values = {name: params[self._key(method, name)] for name in self.distributions[method]}
+        return {METHOD: method, PREFIX: "none", **self.fixed[method], **values}
+
+    def first(self) -> dict[str, Any]:
+        """The published setting of the first method as parameters of a trial, as near as the space has it."""
+        method = self.methods[0]
+        params: dict[str, Any] = {METHOD: method} if len(self.methods) > 1 else {}
+        return params | {self._key(method, name): self.published[method][name] for name in self.distributions[method]}
+
+    def grid(self) -> dict[str, list[Any]]:
+        """Values of each parameter: all of few, `GRID_POINTS` of a range.
+
+        Raises:
+            UnlearnError: with several methods, which have different parameters, there is no grid.
+        """
+        if len(self.methods) > 1:
+            raise UnlearnError(
+                f"sampler = 'grid' needs one method, and methods = {','.join(self.methods)!r} names "
+                f"{len(self.methods)}: use sampler=tpe, or one study a method"
+            )
+        return {name: _points(each) for name, each in self.distributions[self.methods[0]].items()}
+
+    def combinations(self) -> int:
+        """How many settings the `grid` has."""
+        return len(list(product(*self.grid().values())))
+
+    def most_epochs(self) -> int:
+        """The longest training that the space has."""
+        most = 1
+        for method, distributions in self.distributions.items():
+            kind = distributions.get("epochs")
+            longest = kind.high if isinstance(kind, IntDistribution) else 1
+            most = max(most, longest, int({**self.published[method], **self.fixed[method]}.get("epochs", 1)))
+        return most
+
+    def to_json(self) -> dict[str, Any]:
+        """For the record, and to tell whether two spaces are the same."""
+        return {
+            method: {
+                **{name: json.loads(distribution_to_json(each)) for name, each in distributions.items()},
+                **self.fixed[method],
+            }
+            for method, distributions in self.distributions.items()
+        }
+
+    def _key(self, method: str, name: str) -> str:
+        return name if len(self.methods) == 1 else f"{method}.{name}"
+
+
+def search_space(methods: Sequence[str], family: str, prefixes: Sequence[str], given: str | None) -> Space:
+    """The declared space of the methods, changed by what the user gives (JSON, or a YAML file).
+
+    ``{"alpha": [1, 16]}`` is a range, ``{"alpha": {"low": 1, "high": 16, "log": true}}`` the same in full,
+    ``{"keep": {"choices": ["last", "closest"]}}`` a choice and ``{"epochs": 5}`` a fixed value; with several methods
+    each has its own part, ``{"lotus": {"alpha": [1, 16]}}``.
+
+    Args:
+        methods: names.
+        family: of the model, whose published settings count.
+        prefixes: what to try for ``prefix``, unless the user says it.
+        given: the option ``space``.
+
+    Raises:
+        UnlearnError: an unknown key, or a value that the hyperparameter does not take.
+    """
+    parts = _by_method(parse_params(given, where="space"), methods)
+    distributions: dict[str, dict[str, BaseDistribution]] = {}
+    fixed: dict[str, dict[str, Any]] = {}
+    settings = {}
+    for method in methods:
+        published = get_method(method)(family=family).params
+        settings[method] = {**published.model_dump(), PREFIX: prefixes[0]}
+        found: dict[str, Any] = {**_declared(published), PREFIX: Choices(choices=list(prefixes))}
+        found |= {name: _entry(method, published, name, value) for name, value in parts[method].items()}
+        kinds = {name: _distribution(method, published, name, entry) for name, entry in found.items()}
+        distributions[method] = {name: kind for name, kind in kinds.items() if not kind.single()}
+        fixed[method] = {name: _points(kind)[0] for name, kind in kinds.items() if kind.single()}
+        for name, kind in distributions[method].items():
+            if not _holds(kind, settings[method][name]):
+                # The nearest that there is: a study begins with what it has in common with the paper.
+                settings[method][name] = _nearest(kind, settings[method][name])
+    return Space(distributions, fixed, settings)
+
+
+def _suggest(trial: optuna.Trial, name: str, kind: BaseDistribution) -> Any:
+    if isinstance(kind, CategoricalDistribution):
+        return trial.suggest_categorical(name, kind.choices)
+    if isinstance(kind, IntDistribution):
+        return trial.suggest_int(name, kind.low, kind.high, step=kind.step, log=kind.log)
+    if isinstance(kind, FloatDistribution):
+        return trial.suggest_float(name, kind.low, kind.high, step=kind.step, log=kind.log)
+    raise TypeError(kind)
+
+
+def _by_method(values: dict[str, Any], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    nested = [name for name in values if name in methods and isinstance(values[name], dict)]
+    if len(methods) == 1 and methods[0] not in nested:
+        return {methods[0]: values}
+    for name in values:
+        if name not in nested:
+            known = ", ".join(methods)
+            raise UnlearnError(f"space: {name!r} is none of the methods {known}: give each method its own part")
+    return {method: values.get(method, {}) for method in methods}
+
+
+def _declared(published: Params) -> dict[str, Range | Choices]:
+    """The ``search`` entries of the fields, around the published value where they name a factor."""
+    space: dict[str, Range | Choices] = {}
+    for name, field in type(published).model_fields.items():
+        extra = field.json_schema_extra
+        search: Any = extra.get("search") if isinstance(extra, dict) else None
+        if search is None:
+            continue
+        if "choices" in search:
+            space[name] = Choices(**search)
+            continue
+        value = getattr(published, name)
+        factor = search.get("factor")
+        low, high = (value / factor, value * factor) if factor else (search["low"], search["high"])
+        if isinstance(value, int):
+            low, high = max(1, int(low)), int(high)
+        space[name] = Range(low=low, high=high, log=bool(search.get("log")))
+    return space
+
+
+def _entry(method: str, published: Params, name: str, value: Any) -> Range | Choices:
+    known = [*type(published).model_fields, PREFIX]
+    if name not in known:
+        raise UnlearnError(f"space: unknown hyperparameter {name!r} of {method}: known are {', '.join(sorted(known))}")
+    numbers = isinstance(value, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+    try:
+        if isinstance(value, dict) and "choices" not in value:
+            return Range.model_validate(value)
+        if numbers and len(value) == 2 and name != PREFIX:
+            return Range(low=value[0], high=value[1])
+        return Choices.model_validate(value if isinstance(value, dict) else {"choices": _listed(value)})
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = first["msg"].removeprefix("Value error, ")
+        where = ".".join(map(str, first["loc"]))
+        raise UnlearnError(
+            f"space: {name} = {json.dumps(value)} of {method} is not usable ({where + ': ' if where else ''}"
+            f"{reason[0].lower()}{reason[1:]}): give [low, high], "
+            '{"low": …, "high": …, "log": true}, {"choices": […]} or a value'
+        ) from error
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _distribution(method: str, published: Params, name: str, entry: Range | Choices) -> BaseDistribution:
+    """The entry as Optuna's, after the hyperparameter's own check of its ends."""
+    if isinstance(entry, Choices):
+        values: list[Any] = (
+            entry.choices if name == PREFIX else [_legal(method, published, name, v) for v in entry.choices]
+        )
+        return CategoricalDistribution(values)
+    low, high = (_legal(method, published, name, value) for value in (entry.low, entry.high))
+    if isinstance(low, bool | str):
+        raise UnlearnError(f'space: {name} of {method} takes no range: give {{"choices": […]}}')
+    declared = _declared(published).get(name)
+    log = entry.log if entry.log is not None else isinstance(declared, Range) and bool(declared.log)
+    log = log and low > 0 and entry.step is None
+    if isinstance(low, int):
+        return IntDistribution(low, int(high), log=log, step=int(entry.step or 1))
+    return FloatDistribution(float(low), float(high), log=log, step=entry.step)
+
+
+def _legal(method: str, published: Params, name: str, value: Any) -> Any:
+    try:
+        parsed = type(published).parse({**published.model_dump(), name: value}, method=method)
+    except UnlearnError as error:
+        raise UnlearnError(f"space: {error}") from error
+    return getattr(parsed, name)
+
+
+def _holds(distribution: BaseDistribution, value: Any) -> bool:
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    if not isinstance(distribution, IntDistribution | FloatDistribution):
+        raise TypeError(distribution)
+    return isinstance(value, int | float) and distribution.low <= value <= distribution.high
+
+
+def _nearest(distribution: BaseDistribution, value: Any) -> Any:
+    if isinstance(distribution, IntDistribution | FloatDistribution) and isinstance(value, int | float):
+        return min(max(value, distribution.low), distribution.high)
+    return _points(distribution)[0]
+
+
+def _points(distribution: BaseDistribution) -> list[Any]:
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    if not isinstance(distribution, IntDistribution | FloatDistribution):
+        raise TypeError(distribution)
+    low, high = float(distribution.low), float(distribution.high)
+    if low == high:
+        return [distribution.low]
+    shares = [n / (GRID_POINTS - 1) for n in range(GRID_POINTS)]
+    values = [low * (high / low) ** s if distribution.log else low + s * (high - low) for s in shares]
+    if distribution.step is not None:
+        values = [low + round((value - low) / distribution.step) * distribution.step for value in values]
+    if isinstance(distribution, IntDistribution):
+        return sorted({math.floor(value + 0.5) for value in values})
+    return sorted({min(max(value, low), high) for value in values})

@@ -1,0 +1,228 @@
+"""The Optuna study: its storage, who leads it, and its trials as slots that workers take.
+
+Whoever leads a study queues its trials; a worker takes a waiting one and never makes one, so that many workers carry
+out exactly as many as were asked for. The leader holds a lock that ends with its process: when it dies, another worker
+of the study, or a later command, leads on.
+"""
+
+import hashlib
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import optuna
+import sqlalchemy
+from filelock import FileLock, Timeout
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from mlflow_unlearn import tracking
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.progress import note
+
+HEARTBEAT_SECONDS, GRACE_SECONDS = 5, 30
+RETRIES = 1
+_JOURNAL = "journal:"
+_DRIVERS = {"postgresql": 'pip install "mlflow-unlearn[postgres]"', "mysql": "pip install pymysql"}
+COUNTED = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
+"""States of trials that are, or may yet be, one of those asked for."""
+
+
+class NoneWaiting(Exception):
+    """No trial is left in the queue."""
+
+
+class _Queue(BaseStorage):
+    """Of any storage: a trial that nobody has queued is not made."""
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        if template_trial is None:
+            raise NoneWaiting
+        return super().create_new_trial(study_id, template_trial)  # type: ignore[safe-super]
+
+
+class _Journal(_Queue, JournalStorage):
+    pass
+
+
+class _Database(_Queue, RDBStorage):
+    claims: FileLock | None = None
+
+    def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
+        # Optuna's own cache in front of a database comes in here.
+        if template_trial is None:
+            raise NoneWaiting
+        return super()._create_new_trial(study_id, template_trial)
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
+        if self.claims is None or state != TrialState.RUNNING:
+            return super().set_trial_state_values(trial_id, state, values)
+        # SQLite has no row locks: two processes would both read WAITING, and both take the trial.
+        with self.claims:
+            return super().set_trial_state_values(trial_id, state, values)
+
+
+def open_storage(url: str, on_dead: Callable[[optuna.Study, FrozenTrial], None]) -> BaseStorage:
+    """Optuna's storage by its URL; ``on_dead`` gets each trial whose process has died.
+
+    Raises:
+        UnlearnError: it cannot be reached, has no driver here, or is MLflow's own.
+    """
+    told = tracking.hidden_password(url)
+    if tracking.absolute_uri(url) == tracking.absolute_uri(mlflow.get_tracking_uri()):
+        raise UnlearnError(
+            f"storage = {told!r} is MLflow's own database: Optuna needs another one, e.g. sqlite:///optuna.db"
+        )
+    if url.startswith(_JOURNAL):
+        path = Path(url.removeprefix(_JOURNAL))
+        note("Note: a journal file has no heartbeats: the trial of a worker that dies is not retried.")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return _Journal(JournalFileBackend(str(path)))
+        except (OSError, ValueError) as error:
+            raise UnlearnError(f"storage = {url!r} cannot be read or written ({error}): give another path") from error
+    try:
+        dialect = make_url(url).get_backend_name()
+    except ArgumentError as error:
+        raise UnlearnError(
+            f"storage = {told!r} is no database URL: give one such as sqlite:///optuna.db or "
+            "postgresql://user@host/database"
+        ) from error
+    if dialect not in ("sqlite", *_DRIVERS):
+        raise UnlearnError(f"storage = {told!r}: use sqlite, postgresql, mysql, or journal:PATH")
+    # SQLite: wait for others' transactions; the others: for a server that does not answer.
+    patience = {"sqlite": {"timeout": 60}}.get(dialect, {"connect_timeout": 10})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            storage = _Database(
+                url,
+                engine_kwargs={"connect_args": patience, "pool_pre_ping": True},
+                heartbeat_interval=HEARTBEAT_SECONDS,
+                grace_period=GRACE_SECONDS,
+                heartbeat_stale_trial_callback=on_dead,
+            )
+    except ImportError as error:
+        raise UnlearnError(f"storage = {told!r} needs a driver ({error}): {_DRIVERS.get(dialect, '')}") from error
+    except Exception as error:  # SQLAlchemy's, alembic's and the drivers' own.
+        raise UnlearnError(
+            f"storage = {told!r} cannot be opened ({_reason(error)}): is the server running, does the database exist, "
+            "and is it Optuna's alone?"
+        ) from error
+    if dialect == "sqlite":
+        storage.claims = FileLock(_lock_file(url, "claims"))
+    return storage
+
+
+class Leadership:
+    """Who leads a study: a lock of the database's session, or a file's, which ends with its holder's process."""
+
+    def __init__(self, url: str, study: optuna.Study) -> None:
+        """Hold nothing yet."""
+        self.held = False
+        self._engine: sqlalchemy.Engine | None = None
+        self._connection: sqlalchemy.Connection | None = None
+        dialect = "file" if url.startswith(_JOURNAL) else make_url(url).get_backend_name()
+        number = int.from_bytes(hashlib.sha256(f"mlflow-unlearn {study.study_name}".encode()).digest()[:7], "big")
+        if dialect == "postgresql":
+            self._question = f"SELECT pg_try_advisory_lock({number})"
+        elif dialect == "mysql":
+            self._question = f"SELECT GET_LOCK('mlflow-unlearn-{number:x}', 0)"
+        else:
+            self._file = FileLock(_lock_file(url, f"{number:x}"))
+            return
+        self._engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
+
+    def take(self) -> bool:
+        """Whether this process leads, now or already."""
+        if self.held:
+            return True
+        if self._engine is None:
+            try:
+                self._file.acquire(timeout=0)
+            except Timeout:
+                return False
+            self.held = True
+            return True
+        connection = self._engine.connect()
+        self.held = bool(connection.scalar(sqlalchemy.text(self._question)))
+        if self.held:
+            self._connection = connection  # the lock is this session's
+        else:
+            connection.close()
+        return self.held
+
+    def release(self) -> None:
+        """Let another lead."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        elif self.held:
+            self._file.release()
+        self.held = False
+
+
+def _lock_file(url: str, what: str) -> Path:
+    """Beside a journal, which machines share; for a database file of this machine in its temporary folder."""
+    if url.startswith(_JOURNAL):
+        return Path(f"{url.removeprefix(_JOURNAL)}.{what}.lock")
+    path = os.path.realpath(make_url(url).database or "")
+    digest = hashlib.sha256(path.encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()).resolve() / f"mlflow-unlearn-study-{digest}-{what}.lock"
+
+
+def has_heartbeats(url: str) -> bool:
+    """Whether a dead worker's trials are noticed."""
+    return not url.startswith(_JOURNAL)
+
+
+def retry(study: optuna.Study, trial: FrozenTrial) -> bool:
+    """Queue a trial again whose process has died, unless that has happened `RETRIES` times before."""
+    history = [*trial.system_attrs.get("retry_history", []), trial.number]
+    if len(history) > RETRIES:
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, trial)
+    return True
+
+
+def queue_trials(study: optuna.Study, n_trials: int, first: dict[str, Any]) -> None:
+    """Queue what is missing to ``n_trials``; the study's very first one is ``first``."""
+    trials = study.get_trials(deepcopy=False)
+    if not trials:
+        study.enqueue_trial(first)
+    counted = sum(trial.state in COUNTED for trial in study.get_trials(deepcopy=False))
+    for _ in range(n_trials - counted):
+        # Not `enqueue_trial`: a sampler such as grid search takes that for a setting of the user's.
+        study.add_trial(optuna.create_trial(state=TrialState.WAITING))
+
+
+def count(study: optuna.Study, *states: TrialState) -> int:
+    """How many trials are in one of ``states``."""
+    return sum(trial.state in states for trial in study.get_trials(deepcopy=False))
+
+
+@contextmanager
+def refusing(url: str) -> Iterator[None]:
+    """Turn a database's errors amid the work into a sentence."""
+    try:
+        yield
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise UnlearnError(
+            f"storage = {tracking.hidden_password(url)!r} failed ({_reason(error)}); finished trials are kept: "
+            "start the same command again with study="
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__

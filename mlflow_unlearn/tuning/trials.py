@@ -1,0 +1,215 @@
+"""Carrying out trials: what those of one process share, and what becomes of each."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlflow
+import numpy as np
+import optuna
+import torch
+from optuna.trial import TrialState
+from torch import nn
+from torch.utils.data import Dataset, Subset
+
+from mlflow_unlearn import tracking
+from mlflow_unlearn.data.splits import labels_of
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evaluation import Readings, read, read_splits
+from mlflow_unlearn.job import Job
+from mlflow_unlearn.judging import JUDGED, constraints, criterion, on_validation, penalised
+from mlflow_unlearn.loop import Epoch
+from mlflow_unlearn.models import weights_digest
+from mlflow_unlearn.progress import note
+from mlflow_unlearn.publishing import log_epoch
+from mlflow_unlearn.ranks import RankLost
+from mlflow_unlearn.teacher import Teacher
+from mlflow_unlearn.tuning.space import METHOD, PREFIX, Setting, Space
+from mlflow_unlearn.unlearning import Result
+
+RUN, COMMAND_RUN, DIGEST = "run_id", "command_run_id", "weights_sha256"
+"""User attributes of a trial: its run, the run of the command that carried it out, and the digest of its weights."""
+
+
+class Aborted(BaseException):
+    """A signal amid a trial, which is queued again; Optuna lets it through."""
+
+
+@dataclass
+class _Best:
+    """The best feasible trial of this process, kept so that its very weights are registered."""
+
+    value: float = math.inf
+    number: int = -1
+    result: Result | None = None
+
+
+class Trials:
+    """The trials that this process carries out: an objective for Optuna."""
+
+    def __init__(
+        self,
+        job: Job,
+        study: optuna.Study,
+        space: Space,
+        teacher: Teacher,
+        original: Readings,
+        gold: Readings | None,
+        *,
+        objective: str,
+        seed: int,
+        run_id: str,
+    ) -> None:
+        """Judge the original, against which every trial is held.
+
+        Raises:
+            UnlearnError: the objective cannot be computed on these data.
+        """
+        self.job, self.study, self.space, self.command_run, self.parent = job, study, space, run_id, run_id
+        self._original, self._gold, self._objective, self._seed = original, gold, objective, seed
+        self._teachers: dict[str, Teacher] = {"none": teacher}
+        self._best = _Best()
+        self._fronts = len(study.directions) > 1
+        self.before = on_validation(original, original, gold=gold, seed=seed)
+        if objective in self.before.missing:
+            raise UnlearnError(
+                f"tune judges by {objective}, which is not computed here ({self.before.missing[objective]}): "
+                "use another objective, or unlearn"
+            )
+
+    def __call__(self, trial: optuna.Trial) -> float | tuple[float, float]:
+        """Unlearn with the trial's setting, judge the result, log both in a run of its own."""
+        trial.set_user_attr(COMMAND_RUN, self.command_run)
+        pruned: optuna.TrialPruned | None = None
+        values: tuple[float, ...] = ()
+        try:
+            with tracking.nested_run(f"trial {trial.number}", parent=self.parent) as run_id:
+                trial.set_user_attr(RUN, run_id)
+                setting = self.space.suggest(trial)
+                _log_setting(self.study, trial, setting)
+                try:
+                    values = self._carry_out(trial, setting)
+                except optuna.TrialPruned as stop:
+                    pruned = stop
+                    mlflow.set_tag("unlearn.trial_state", "pruned")
+        except RankLost as error:
+            raise self._aborted(trial) from error
+        except UnlearnError as error:
+            # A setting that diverges is a result of the search, not its end.
+            trial.set_user_attr("error", str(error))
+            note(f"Note: trial {trial.number} failed: {error}")
+            raise
+        except Exception:
+            raise
+        except BaseException as stop:
+            raise self._aborted(trial) from stop
+        if pruned is not None:
+            raise pruned
+        return (values[0], values[1]) if self._fronts else values[0]
+
+    def unlearn(self, setting: Setting, **options: Any) -> Result:
+        """Carry out a setting; equal settings give equal weights on one machine."""
+        prefix = setting[PREFIX]
+        if prefix not in self._teachers:
+            job = self.job
+            model = job.hardware.place(job.module)
+            self._teachers[prefix] = Teacher(model, vars(job.splits), job.hardware, prefix=prefix)
+        params = hyperparameters(setting)
+        return self.job.unlearn(setting[METHOD], params, self._seed, teacher=self._teachers[prefix], **options)
+
+    def result(self, winner: optuna.trial.FrozenTrial) -> Result:
+        """The winner's model: as this process made it, or made again.
+
+        Raises:
+            UnlearnError: its weights come out otherwise here.
+        """
+        if self._best.number == winner.number and self._best.result is not None:
+            return self._best.result
+        result = self.unlearn(self.space.setting(winner.params))
+        if weights_digest(result.model) != winner.user_attrs.get(DIGEST):
+            raise UnlearnError(
+                f"trial {winner.number} ran elsewhere, with another seed or other versions, and its weights do not "
+                "come out the same here: continue the study where it ran, or start a new one"
+            )
+        return result
+
+    def _carry_out(self, trial: optuna.Trial, setting: Setting) -> tuple[float, float]:
+        pruning = not isinstance(self.study.pruner, optuna.pruners.NopPruner)
+        watch = _Watch(self, trial) if pruning else None
+        result = self.unlearn(setting, on_epoch=log_epoch, on_state=watch)
+        readings = read_splits(result.model, self.job.splits, self.job.hardware, roles=JUDGED)
+        metrics = on_validation(readings, self._original, gold=self._gold, seed=self._seed)
+        violations = constraints(metrics, self.before)
+        for name, value in violations.items():
+            trial.set_constraint(name, value)
+        digest = weights_digest(result.model)
+        trial.set_user_attr(DIGEST, digest)
+        feasible = all(value <= 0 for value in violations.values())
+        value = criterion(self._objective, metrics)
+        mlflow.log_metrics({**metrics, "feasible": float(feasible), "unlearn_seconds": result.seconds})
+        mlflow.set_tags({"unlearn.weights_sha256": digest, "unlearn.trial_state": "complete"})
+        if feasible and value < self._best.value:
+            self._best = _Best(value, trial.number, result)
+        return value, metrics["acc_val"]
+
+    def judged_amid(self, model: nn.Module, datasets: Mapping[str, Dataset[Any]]) -> float:
+        """The penalised value of a model that is still learning; of the retain set a part is read."""
+        readings = {}
+        for role in JUDGED:
+            data = datasets[role]
+            if role == "retain":
+                data = Subset(data, _part(labels_of(data), len(datasets["val"])))  # type: ignore[arg-type]
+            readings[role] = read(model, data, self.job.hardware, keep_probabilities=role == "forget")
+        metrics = on_validation(readings, self._original, gold=self._gold, seed=self._seed)
+        return penalised(criterion(self._objective, metrics), constraints(metrics, self.before))
+
+    def _aborted(self, trial: optuna.Trial) -> Aborted:
+        """Queue the trial again as it was: whoever goes on with the study carries it out."""
+        left = self.study.get_trials(deepcopy=False)[trial.number]
+        self.study.add_trial(
+            optuna.create_trial(
+                state=TrialState.WAITING,
+                params=left.params,
+                distributions=left.distributions,
+                system_attrs=left.system_attrs,
+            )
+        )
+        self.study.tell(trial.number, state=TrialState.FAIL)
+        return Aborted()
+
+
+class _Watch:
+    """Reports a trial's value after each epoch, and stops it where the pruner says so."""
+
+    def __init__(self, trials: Trials, trial: optuna.Trial) -> None:
+        self._trials, self._trial = trials, trial
+
+    def __call__(self, epoch: Epoch, model: nn.Module, datasets: Mapping[str, Dataset[Any]]) -> None:
+        step = int(epoch["epoch"]) + 1
+        value = self._trials.judged_amid(model, datasets)
+        self._trial.report(value, step)
+        mlflow.log_metric("penalised_value", value, step=step)
+        if self._trial.should_prune():
+            mlflow.log_metric("pruned_after_epochs", step)
+            raise optuna.TrialPruned
+
+
+def hyperparameters(setting: Setting) -> dict[str, Any]:
+    """A setting without method and prefix."""
+    return {name: value for name, value in setting.items() if name not in (METHOD, PREFIX)}
+
+
+def _log_setting(study: optuna.Study, trial: optuna.Trial, setting: Setting) -> None:
+    tags = {"unlearn.study": study.study_name, "unlearn.trial": str(trial.number), "unlearn.method": setting[METHOD]}
+    mlflow.set_tags({**tags, "unlearn.prefix": setting[PREFIX]})
+    mlflow.log_params({f"unlearn.params.{key}": value for key, value in hyperparameters(setting).items()})
+
+
+def _part(labels: torch.Tensor, size: int) -> Sequence[int]:
+    """Evenly spread indices, and the first of each class: none may look wholly forgotten."""
+    every = np.asarray(labels)
+    _, first = np.unique(every, return_index=True)
+    spread = np.linspace(0, len(every) - 1, min(size, len(every))).round().astype(int)
+    chosen: list[int] = np.union1d(spread, first).tolist()
+    return chosen

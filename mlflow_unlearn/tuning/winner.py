@@ -1,0 +1,79 @@
+"""Which trial is registered: a stated, deterministic rule."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
+from mlflow_unlearn.judging import CONSTRAINTS
+
+
+def rule(objective: str, mode: str) -> str:
+    """The rule, for people.
+
+    >>> rule("rf_jsd_val", "constrained")
+    'the smallest rf_jsd_val among the trials that meet the constraints; of equal ones the first'
+    """
+    if mode == "constrained":
+        return f"the smallest {objective} among the trials that meet the constraints; of equal ones the first"
+    return (
+        f"of the front of {objective} and acc_val among the trials that meet the constraints, the one nearest to the "
+        "best of both, each scaled to its range on the front; of equal ones the first"
+    )
+
+
+def broken(trial: FrozenTrial) -> list[str]:
+    """The constraints that a finished trial does not meet."""
+    return [name for name, value in trial.constraints.items() if value > 0]
+
+
+def front(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that no other one is at least as good as in both objectives and better in one.
+
+    Values are (to be minimised, to be maximised).
+    """
+
+    def dominates(a: FrozenTrial, b: FrozenTrial) -> bool:
+        first, second = (np.array([t.values[0], -t.values[1]]) for t in (a, b))
+        return bool((first <= second).all() and (first < second).any())
+
+    return [trial for trial in trials if not any(dominates(other, trial) for other in trials)]
+
+
+def choose(study: optuna.Study) -> FrozenTrial:
+    """The winner by the `rule`.
+
+    Raises:
+        UnlearnError: every trial failed.
+        NothingToUnlearn: none meets the constraints; says which were broken, and which trial came nearest.
+    """
+    trials = study.get_trials(deepcopy=False)
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    feasible = [trial for trial in complete if not broken(trial)]
+    if not complete:
+        failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+        why = next((trial.user_attrs["error"] for trial in failed if "error" in trial.user_attrs), "see their runs")
+        raise UnlearnError(f"none of {len(trials)} trials was completed, {len(failed)} failed; the first one: {why}")
+    if not feasible:
+        counts = Counter(name for trial in complete for name in broken(trial))
+        nearest = min(complete, key=lambda trial: (_violation(trial), trial.number))
+        by_how_much = ", ".join(f"{name} by {nearest.constraints[name]:.4f}" for name in broken(nearest))
+        raise NothingToUnlearn(
+            f"none of {len(complete)} complete trials met the constraints ({CONSTRAINTS}): "
+            f"{', '.join(f'{name} was broken by {n}' for name, n in counts.most_common())}; trial {nearest.number} "
+            f"came nearest ({by_how_much}); nothing was registered, give more trials or another space"
+        )
+    if len(study.directions) == 1:
+        return min(feasible, key=lambda trial: (trial.values[0], trial.number))
+    best = front(feasible)
+    values = np.array([[trial.values[0], -trial.values[1]] for trial in best])
+    spread = np.ptp(values, axis=0)
+    distances = np.linalg.norm((values - values.min(axis=0)) / np.where(spread > 0, spread, 1), axis=1)
+    return best[int(np.argmin(distances.round(12)))]
+
+
+def _violation(trial: FrozenTrial) -> float:
+    return sum(max(0.0, value) for value in trial.constraints.values())

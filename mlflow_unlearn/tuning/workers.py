@@ -1,0 +1,99 @@
+"""Local workers: the same command in further processes of this machine, each with its share of the cores."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+import torch
+
+from mlflow_unlearn import config, tracking
+from mlflow_unlearn.progress import note
+
+_STOP_SECONDS = 30
+
+
+@contextmanager
+def helping(options: config.Tune, study: str) -> Iterator[None]:
+    """``options.workers − 1`` further processes on the study, ended with the block; what stops one early is noted.
+
+    A worker takes over where this process dies: it has the same options.
+    """
+    if options.workers == 1:
+        yield
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // options.workers)
+    before = torch.get_num_threads()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-workers-") as folder:
+        logs = [Path(folder) / f"worker-{number}.log" for number in range(1, options.workers)]
+        processes = [_start(options, study, number, log, str(threads)) for number, log in enumerate(logs, start=1)]
+        try:
+            yield
+            for process in processes:
+                process.wait()
+        except BaseException:
+            for process in processes:
+                process.terminate()
+            raise
+        finally:
+            torch.set_num_threads(before)
+            for number, (process, log) in enumerate(zip(processes, logs, strict=True), start=1):
+                _end(number, process, log)
+
+
+def _start(options: config.Tune, study: str, number: int, log: Path, threads: str) -> "subprocess.Popen[bytes]":
+    active = mlflow.active_run()
+    env = {"OMP_NUM_THREADS": threads, **os.environ, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
+    if active is not None:
+        # Runs of their own, in the experiment of this one.
+        env["MLFLOW_EXPERIMENT_ID"] = active.info.experiment_id
+        env.pop("MLFLOW_EXPERIMENT_NAME", None)
+    env.pop("MLFLOW_RUN_ID", None)
+    if torch.cuda.device_count() > 1 and options.device in ("auto", "cuda"):
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(
+            ","
+        )
+        env["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "mlflow_unlearn", "tune", *_arguments(options, study)],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+        )
+
+
+def _arguments(options: config.Tune, study: str) -> list[str]:
+    """The command's own options for one worker: values that are the default, or not given, are left out."""
+    given = {
+        **options.model_dump(by_alias=True),
+        "study": study,
+        "workers": 1,
+        "storage": tracking.absolute_uri(options.storage),
+    }
+    defaults = {name: field.default for name, field in config.options(config.Tune).items()}
+    return [
+        part
+        for name, value in given.items()
+        if value != defaults[name] and value is not None
+        for part in (f"--{name.replace('_', '-')}", str(value).lower() if isinstance(value, bool) else str(value))
+    ]
+
+
+def _end(number: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    try:
+        code = process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        code = process.wait()
+    if code:
+        said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        note(f"Note: worker {number} ended with exit code {code}: {said[-1] if said else 'it said nothing'}")
