@@ -229,6 +229,8 @@ def system_facts() -> dict[str, str]:
         "unlearn.system.python": platform.python_version(),
         "unlearn.system.platform": platform.platform(),
         "unlearn.system.threads": str(torch.get_num_threads()),
+        "unlearn.system.host": platform.node(),
+        "unlearn.system.pid": str(os.getpid()),
         "unlearn.system.accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
     }
     for package in _PACKAGES:

@@ -8,6 +8,7 @@ of the study, or a later command, leads on.
 import hashlib
 import os
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from mlflow_unlearn.progress import note
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 5, 30
 RETRIES = 1
+_ATTEMPTS = 4
 _JOURNAL = "journal:"
 _DRIVERS = {"postgresql": 'pip install "mlflow-unlearn[postgres]"', "mysql": "pip install pymysql"}
 COUNTED = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
@@ -100,23 +102,28 @@ def open_storage(url: str, on_dead: Callable[[optuna.Study, FrozenTrial], None])
         raise UnlearnError(f"storage = {told!r}: use sqlite, postgresql, mysql, or journal:PATH")
     # SQLite: wait for others' transactions; the others: for a server that does not answer.
     patience = {"sqlite": {"timeout": 60}}.get(dialect, {"connect_timeout": 10})
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            storage = _Database(
-                url,
-                engine_kwargs={"connect_args": patience, "pool_pre_ping": True},
-                heartbeat_interval=HEARTBEAT_SECONDS,
-                grace_period=GRACE_SECONDS,
-                heartbeat_stale_trial_callback=on_dead,
-            )
-    except ImportError as error:
-        raise UnlearnError(f"storage = {told!r} needs a driver ({error}): {_DRIVERS.get(dialect, '')}") from error
-    except Exception as error:  # SQLAlchemy's, alembic's and the drivers' own.
-        raise UnlearnError(
-            f"storage = {told!r} cannot be opened ({_reason(error)}): is the server running, does the database exist, "
-            "and is it Optuna's alone?"
-        ) from error
+    for attempt in range(_ATTEMPTS):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                storage = _Database(
+                    url,
+                    engine_kwargs={"connect_args": patience, "pool_pre_ping": True},
+                    heartbeat_interval=HEARTBEAT_SECONDS,
+                    grace_period=GRACE_SECONDS,
+                    heartbeat_stale_trial_callback=on_dead,
+                )
+            break
+        except ImportError as error:
+            raise UnlearnError(f"storage = {told!r} needs a driver ({error}): {_DRIVERS.get(dialect, '')}") from error
+        except Exception as error:  # SQLAlchemy's, alembic's and the drivers' own.
+            if attempt + 1 < _ATTEMPTS and "exist" in str(error) and "does not" not in str(error):
+                time.sleep(0.5)  # another command makes the tables at this moment
+                continue
+            raise UnlearnError(
+                f"storage = {told!r} cannot be opened ({_reason(error)}): is the server running, does the database "
+                "exist, and is it Optuna's alone?"
+            ) from error
     if dialect == "sqlite":
         storage.claims = FileLock(_lock_file(url, "claims"))
     return storage

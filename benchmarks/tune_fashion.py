@@ -1,0 +1,144 @@
+"""`tune` without a gold standard on Fashion-MNIST, and what its winner and its criteria are worth by one.
+
+The setting of ``fashion_mnist.py``, three originals. For each a study of 20 trials with the command's defaults, which
+knows nothing of the gold standard; then every trial's model beside it, on the test set. Prints the winner beside the
+published setting (trial 0), and the rank correlation (Spearman, over the trials) of each criterion that a user could
+choose by with the distances from gold that no user can compute.
+
+    python benchmarks/tune_fashion.py --models FOLDER --seed 0     # also 1 and 2; side by side, one thread each
+    python benchmarks/tune_fashion.py tables
+
+FOLDER keeps what ``fashion_mnist.py --save FOLDER`` left: ``original_0.pt``, ``gold_0.pt``, …
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import fashion_mnist as fashion
+import mlflow
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from mlflow_unlearn import evaluate
+from mlflow_unlearn.cli import main as command
+from mlflow_unlearn.models import weights_digest
+from mlflow_unlearn.tuning.trials import Trials
+
+OUT = Path(__file__).with_suffix(".json")
+CRITERIA = {
+    "rf_jsd_val": lambda m: m["rf_jsd_val"],
+    "max(0, mia_auc_val − 0.5)": lambda m: max(0.0, m["mia_auc_val"] - 0.5),
+    "abs(mia_excess_val)": lambda m: abs(m["mia_excess_val"]),
+    "entropy_ks_val": lambda m: m["entropy_ks_val"],
+    "rf_jsd_val + abs(mia_excess_val)": lambda m: m["rf_jsd_val"] + abs(m["mia_excess_val"]),
+    "rf_jsd_val + entropy_ks_val": lambda m: m["rf_jsd_val"] + m["entropy_ks_val"],
+    "rf_jsd_val + max(0, mia_auc_val − 0.5)": lambda m: m["rf_jsd_val"] + max(0.0, m["mia_auc_val"] - 0.5),
+    "acc_forget": lambda m: m["acc_forget"],
+}
+DISTANCES = ("avg_gap_excess", "avg_gap", "jsd")
+
+
+def study(seed: int, models: Path, n_trials: int, out: Path, space: str) -> None:
+    nets = {}
+    for name in ("original", "gold"):
+        nets[name] = fashion.fresh_model(0)
+        nets[name].load_state_dict(torch.load(models / f"{name}_{seed}.pt"))
+        nets[name].eval()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        mlflow.pytorch.log_model(
+            nets["original"], name="m", registered_model_name="fashion", serialization_format="pickle",
+            pip_requirements=["torch"],
+        )  # fmt: skip
+        mlflow.end_run()
+        # Trials keep no weights; here every model is wanted afterwards.
+        whole = Trials.unlearn
+
+        def keeping(self, setting, **options):
+            result = whole(self, setting, **options)
+            torch.save(result.model.state_dict(), Path(folder) / f"{weights_digest(result.model)}.pt")
+            return result
+
+        Trials.unlearn = keeping
+        arguments = ("tune", "--model-uri", "models:/fashion/1", "--data", "python:fashion_mnist:debian_splits")
+        arguments += ("--transform", "none", "--forget", "group:split=forget", "--seed", str(seed))
+        arguments += ("--n-trials", str(n_trials), "--study", "benchmark", "--space", space)
+        try:
+            command(list(arguments))
+        except SystemExit as end:
+            if end.code:
+                raise
+        client = mlflow.MlflowClient()
+        [parent] = client.search_runs(["0"], "tags.`unlearn.command` = 'tune'")
+        told = mlflow.artifacts.load_dict(f"runs:/{parent.info.run_id}/tune/study.json")
+        sets, _ = fashion.splits(fashion.DEBIAN)
+        rows = []
+        for trial in told["trials"]:
+            if trial["state"] != "complete":
+                continue
+            model = fashion.fresh_model(0)
+            model.load_state_dict(torch.load(Path(folder) / f"{trial['weights_sha256']}.pt"))
+            by_gold = evaluate(model.eval(), sets, nets["original"], nets["gold"], seed=seed)
+            judged = client.get_run(trial["run_id"]).data.metrics
+            rows.append({**{k: trial[k] for k in ("number", "params", "broken")}, "judged": judged, "gold": by_gold})
+        before = evaluate(nets["original"], sets, nets["original"], nets["gold"], seed=seed)
+        found = json.loads(out.read_text()) if out.exists() else {}
+        found[str(seed)] = {"winner": told["winner"], "trials": rows, "original": before, "space": space}
+        out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def tables(out: Path) -> None:
+    found = {int(seed): one for seed, one in json.loads(out.read_text()).items()}
+    print("| seed | winner | avg_gap_excess, published | … winner | ratio | avg_gap | … winner | acc_test lost |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|")
+    pairs = []
+    for seed, one in sorted(found.items()):
+        trials = {row["number"]: row for row in one["trials"]}
+        published, winner = trials[0]["gold"], trials[one["winner"]]["gold"]
+        pairs.append((published["avg_gap_excess"], winner["avg_gap_excess"]))
+        params = trials[one["winner"]]["params"].items()
+        told = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in params)
+        cells = [f"{value:.4f}" for value in pairs[-1]] + [f"{pairs[-1][1] / pairs[-1][0]:.2f}"]
+        cells += [f"{each['avg_gap']:.4f}" for each in (published, winner)]
+        cells += [f"{one['original']['acc_test'] - winner['acc_test']:.4f}"]
+        print(f"| {seed} | {one['winner']}: {told} | {' | '.join(cells)} |")
+    before, after = np.mean(pairs, axis=0)
+    print(f"| mean | | {before:.4f} | {after:.4f} | {after / before:.2f} | | | |\n")
+    print(f"| criterion | {' | '.join(DISTANCES)} | its winner's avg_gap_excess ÷ published |")
+    print(f"|---|{'---:|' * (len(DISTANCES) + 1)}")
+    for name, criterion in CRITERIA.items():
+        cells, chosen = [], []
+        for distance in DISTANCES:
+            each = []
+            for one in found.values():
+                judged = [criterion(row["judged"]) for row in one["trials"]]
+                each.append(spearmanr(judged, [row["gold"][distance] for row in one["trials"]])[0])
+            cells.append(f"{np.mean(each):.2f} ({', '.join(f'{value:.2f}' for value in each)})")
+        for one in found.values():
+            best = min((row for row in one["trials"] if not row["broken"]), key=lambda row: criterion(row["judged"]))
+            chosen.append(best["gold"]["avg_gap_excess"] / one["trials"][0]["gold"]["avg_gap_excess"])
+        print(f"| {name} | {' | '.join(cells)} | {np.mean(chosen):.2f} ({', '.join(f'{c:.2f}' for c in chosen)}) |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", default="study", choices=["study", "tables"])
+    parser.add_argument("--space", default="", help="as the command's; default: the methods' own")
+    parser.add_argument("--models", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    if args.what == "tables":
+        tables(args.out.resolve())
+    else:
+        study(args.seed, args.models.resolve(), args.trials, args.out.resolve(), args.space)
+
+
+if __name__ == "__main__":
+    main()
