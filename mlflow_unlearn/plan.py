@@ -31,6 +31,8 @@ from mlflow_unlearn.teacher import Teacher
 
 BATCHES = 24
 """So many batches of the training set make the larger of the two shares."""
+_CALLS = 50
+"""Of the store, by a command that registers a version; each method adds ten or so."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ def estimate(
             save_model(job.module, path, record, job.manifest(job.retain), folder=job.folder, source=job.version)
             seconds["save the version"] = time.perf_counter() - start
             version = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        runs = sum(one.times for one in learnings)
+        seconds["log and register"] = _store_seconds() * ((_CALLS if record is not None else _CALLS / 3) + 10 * runs)
         highest = peak()
     kept = (4 * outputs + 8) * (count - len(sets["forget"]))  # logits and labels
     teacher = 4 * outputs * sum(len(sets[role]) for role in ("forget", "retain", "val"))
@@ -199,6 +203,15 @@ def _metrics_seconds(job: Job, models: int) -> float:
     start = time.perf_counter()
     compute_metrics(readings, original_test=readings["test"], gold=readings if models > 2 else None)
     return time.perf_counter() - start
+
+
+def _store_seconds() -> float:
+    """Of one call of the tracking store, a write."""
+    calls = 5
+    start = time.perf_counter()
+    for step in range(calls):
+        mlflow.log_metric("plan.calls", step)
+    return (time.perf_counter() - start) / calls
 
 
 def _share(dataset: Any, share: float) -> Subset[Any]:

@@ -222,11 +222,10 @@ def _entry(method: str, published: Params, name: str, value: Any) -> Range | Cho
     known = [*type(published).model_fields, PREFIX]
     if name not in known:
         raise UnlearnError(f"space: unknown hyperparameter {name!r} of {method}: known are {', '.join(sorted(known))}")
-    numbers = isinstance(value, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
     try:
         if isinstance(value, dict) and "choices" not in value:
             return Range.model_validate(value)
-        if numbers and len(value) == 2 and name != PREFIX:
+        if isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)):
             return Range(low=value[0], high=value[1])
         return Choices.model_validate(value if isinstance(value, dict) else {"choices": _listed(value)})
     except ValidationError as error:
@@ -238,6 +237,17 @@ def _entry(method: str, published: Params, name: str, value: Any) -> Range | Cho
             f"{reason[0].lower()}{reason[1:]}): give [low, high], "
             '{"low": …, "high": …, "log": true}, {"choices": […]} or a value'
         ) from error
+
+
+def _is_number(value: Any) -> bool:
+    """YAML reads 1e-4 as a string."""
+    if isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return False
+        return True
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _listed(value: Any) -> list[Any]:

@@ -23,7 +23,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError
 
 from mlflow_unlearn import tracking
 from mlflow_unlearn.errors import UnlearnError
@@ -117,7 +117,8 @@ def open_storage(url: str, on_dead: Callable[[optuna.Study, FrozenTrial], None])
         except ImportError as error:
             raise UnlearnError(f"storage = {told!r} needs a driver ({error}): {_DRIVERS.get(dialect, '')}") from error
         except Exception as error:  # SQLAlchemy's, alembic's and the drivers' own.
-            if attempt + 1 < _ATTEMPTS and "exist" in str(error) and "does not" not in str(error):
+            raced = isinstance(error, IntegrityError | ProgrammingError) or "already exists" in str(error)
+            if raced and attempt + 1 < _ATTEMPTS:
                 time.sleep(0.5)  # another command makes the tables at this moment
                 continue
             raise UnlearnError(

@@ -8,9 +8,12 @@ import optuna
 import pytest
 import torch
 import toy
-from stores import CLASSES, FORGET, call, copied, digits_folder, reset_mlflow, use
+from stores import CLASSES, DATA, FORGET, call, copied, digits_folder, reset_mlflow, use
 
+from mlflow_unlearn import config
+from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.models import weights_digest
+from mlflow_unlearn.tune import _check
 
 TUNE = ("tune", "--model-uri", "models:/clf/1")
 SEARCHED = {"alpha", "lr", "epochs"}
@@ -126,8 +129,9 @@ def test_the_study_lies_in_a_database_of_its_own(result, searched):
     trials = trials_of(store, parent)
     assert [trial.user_attrs["run_id"] for trial in study.trials] == [run.info.run_id for run in trials]
     assert [trial.value for trial in study.trials] == [run.data.metrics["rf_jsd_val"] for run in trials]
-    table = Path(mlflow.artifacts.download_artifacts(run_id=parent.info.run_id, artifact_path="trials.csv"))
-    assert len(table.read_text().splitlines()) == 7
+    assert len(mlflow.artifacts.load_text(f"runs:/{parent.info.run_id}/tune/trials.csv").splitlines()) == 7
+    assert {trial.user_attrs["command_run_id"] for trial in study.trials} == {parent.info.run_id}
+    assert study.user_attrs["parent_run_id"] == parent.info.run_id
     assert f"study {study.study_name}" in searched[1].out
     assert f"{int(parent.data.metrics['best_trial'])} (best)" in searched[1].out
 
@@ -145,8 +149,42 @@ def test_nothing_is_registered_when_so_asked(store, cli):
     assert "best_trial" in parent.data.metrics
 
 
+def test_the_study_is_kept_as_artifacts(result):
+    store, parent = result
+    kept = {artifact.path for artifact in store.client.list_artifacts(parent.info.run_id, "tune")}
+    plots = ("optimization_history", "param_importances", "slice", "parallel_coordinate")
+    assert {"tune/study.json", "tune/best.yaml", *(f"tune/{plot}.png" for plot in plots)} <= kept
+    told = mlflow.artifacts.load_dict(f"runs:/{parent.info.run_id}/tune/study.json")
+    trials = trials_of(store, parent)
+    assert told["winner"] == parent.data.metrics["best_trial"]
+    assert [trial["run_id"] for trial in told["trials"]] == [run.info.run_id for run in trials]
+    assert [trial["weights_sha256"] for trial in told["trials"]] == [
+        run.data.tags["unlearn.weights_sha256"] for run in trials
+    ]
+    assert told["rule"] == "the smallest rf_jsd_val among the trials that meet the constraints; of equal ones the first"
+    assert store.tags("2")["unlearn.selection"] == told["rule"]
+    assert store.tags("2")["unlearn.study"] == told["study"]
+    assert store.tags("2")["unlearn.trial"] == str(told["winner"])
+    assert store.tags("2")["unlearn.n_trials"] == "6"
+
+
+def test_the_best_setting_makes_the_same_weights(result, searched, tmp_path):
+    """`unlearn` takes the YAML that `tune` leaves, and comes to the registered weights bit by bit."""
+    store, parent = result
+    best = tmp_path / "best.yaml"
+    best.write_text(mlflow.artifacts.load_text(f"runs:/{parent.info.run_id}/tune/best.yaml"))
+    with copied(store, tmp_path / "again") as own:
+        done = call("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET, "--params", best, "--seed", "2")
+        assert done.code == 0, done.err
+        assert own.tags("3")["unlearn.weights_sha256"] == own.tags("2")["unlearn.weights_sha256"]
+        assert own.tags("3")["unlearn.method"] == "lotus"
+        refused = call("unlearn", "--model-uri", "models:/clf/1", "--params", best, "--method", "scrub")
+        assert refused.code == 2
+        assert "params names method = 'lotus', and method = 'scrub' is given: leave out one of them" in refused.err
+
+
 def test_a_study_goes_on(store, cli):
-    """A second command adds its trials; the winner of the first is made again, bit by bit."""
+    """Until there are as many trials as asked for; the winner of the first command is made again, bit by bit."""
     storage = f"sqlite:///{store.folder / 'studies.db'}"
     spec = ("--forget", FORGET, "--study", "ours", "--storage", storage)
     first = cli(*TUNE, *spec, "--n-trials", "4", "--register", "none")
@@ -154,8 +192,8 @@ def test_a_study_goes_on(store, cli):
     study = optuna.load_study(study_name="ours", storage=storage)
     best = study.best_trial
     # The most that can be done: it damages the model and cannot win.
-    study.enqueue_trial({"alpha": 16.0, "lr": 1e-3, "epochs": 20})
-    second = cli(*TUNE, *spec, "--n-trials", "1")
+    study.enqueue_trial({"alpha": 16.0, "lr": 1e-3, "epochs": 20, "prefix": "none"})
+    second = cli(*TUNE, *spec, "--n-trials", "5")
     assert second.code == 0, second.err
     found = optuna.load_study(study_name="ours", storage=storage)
     assert [trial.number for trial in found.trials] == [0, 1, 2, 3, 4]
@@ -166,15 +204,155 @@ def test_a_study_goes_on(store, cli):
     assert older.data.metrics["best_trial"] == newer.data.metrics["best_trial"] == best.number
     assert store.tags("2")["unlearn.weights_sha256"] == best.user_attrs["weights_sha256"]
     assert weights_digest(mlflow.pytorch.load_model("models:/clf/2")) == best.user_attrs["weights_sha256"]
+    third = cli(*TUNE, *spec, "--n-trials", "5")
+    assert third.code == 0, third.err
+    assert f"The best trial is still {best.number}, which is registered as models:/clf/2." in third.out
+    assert store.versions() == ["1", "2"]
 
 
 def test_a_study_that_goes_on_tries_something_new(store, cli):
     """With the same seed, too; and the published setting once."""
-    for _ in range(2):
-        done = cli(*TUNE, "--forget", FORGET, "--study", "ours", "--n-trials", "2", "--register", "none")
+    for trials in (2, 4):
+        done = cli(*TUNE, "--forget", FORGET, "--study", "ours", "--n-trials", trials, "--register", "none")
         assert done.code == 0, done.err
     found = optuna.load_study(study_name="ours", storage=f"sqlite:///{store.folder / 'optuna.db'}")
     assert len({tuple(trial.params.values()) for trial in found.trials}) == 4
+
+
+def test_time_is_up(store, cli):
+    """What was done by then counts."""
+    done = cli(*TUNE, "--forget", FORGET, "--study", "ours", "--n-trials", "500", "--timeout", "3")
+    assert done.code == 0, done.err
+    found = optuna.load_study(study_name="ours", storage=f"sqlite:///{store.folder / 'optuna.db'}")
+    states = [trial.state for trial in found.trials]
+    assert len(states) == 500 and 0 < states.count(optuna.trial.TrialState.COMPLETE) < 500
+    assert store.versions() == ["1", "2"]
+
+
+def test_a_front_of_two_objectives(store, cli):
+    done = cli(*TUNE, "--forget", FORGET, "--n-trials", "6", "--mode", "pareto", "--sampler", "nsga2")
+    assert done.code == 0, done.err
+    parent = command_runs(store)[0]
+    told = mlflow.artifacts.load_dict(f"runs:/{parent.info.run_id}/tune/study.json")
+    runs = trials_of(store, parent)
+    assert [trial["values"] for trial in told["trials"]] == [
+        [run.data.metrics["rf_jsd_val"], run.data.metrics["acc_val"]] for run in runs
+    ]
+    assert "front" in done.out and told["rule"].startswith("of the front of rf_jsd_val and acc_val")
+    kept = {artifact.path for artifact in store.client.list_artifacts(parent.info.run_id, "tune")}
+    assert {"tune/pareto_front.png", "tune/pareto_front.html"} <= kept
+    winner = runs[told["winner"]]
+    assert store.tags("2")["unlearn.weights_sha256"] == winner.data.tags["unlearn.weights_sha256"]
+
+
+def test_several_methods_and_a_pruner(store, cli):
+    """Random order, so that bad trials come after good ones; the median pruner ends some."""
+    space = '{"lotus": {"epochs": 6, "lr": [1e-4, 0.05]}, "scrub": {"epochs": 6, "lr": [1e-4, 0.05]}}'
+    arguments = ("--methods", "lotus,scrub", "--sampler", "random", "--pruner", "median", "--space", space)
+    done = cli(*TUNE, "--forget", FORGET, "--n-trials", "16", "--register", "none", *arguments)
+    assert done.code == 0, done.err
+    parent = command_runs(store)[0]
+    runs = trials_of(store, parent)
+    assert {run.data.tags["unlearn.method"] for run in runs} == {"lotus", "scrub"}
+    assert runs[0].data.tags["unlearn.method"] == "lotus"
+    pruned = [run for run in runs if run.data.tags["unlearn.trial_state"] == "pruned"]
+    assert pruned and len(pruned) < 16
+    for run in pruned:
+        history = store.client.get_metric_history(run.info.run_id, "penalised_value")
+        assert history[-1].step == run.data.metrics["pruned_after_epochs"] <= 6
+        assert run.info.status == "FINISHED" and "rf_jsd_val" not in run.data.metrics
+    told = mlflow.artifacts.load_dict(f"runs:/{parent.info.run_id}/tune/study.json")
+    states = [trial["state"] for trial in told["trials"]]
+    assert states.count("pruned") == len(pruned) and len(states) == 16
+    # Trials that break a constraint never look better to the pruner than those that break none.
+    last = [(t["broken"], list(t["penalised_values"].values())[-1]) for t in told["trials"] if t["state"] == "complete"]
+    assert all((value >= 1) == bool(broken) for broken, value in last)
+
+
+def test_a_pruner_does_not_change_a_trial(store, cli):
+    """Looking at a model that learns leaves it as it is: the same weights as without."""
+    for pruner in ("none", "hyperband"):
+        done = cli(*TUNE, "--forget", FORGET, "--study", pruner, "--n-trials", "1", "--pruner", pruner)
+        assert done.code == 0, done.err
+    assert store.tags("2")["unlearn.weights_sha256"] == store.tags("3")["unlearn.weights_sha256"]
+
+
+def test_a_grid_ends_with_its_points(store, cli):
+    space = '{"alpha": {"choices": [1, 8]}, "lr": {"choices": [1e-4, 1e-3]}, "epochs": 2, "prefix": "none"}'
+    done = cli(
+        *TUNE, "--forget", FORGET, "--n-trials", "40", "--sampler", "grid", "--space", space, "--register", "none"
+    )
+    assert done.code == 0, done.err
+    params = [run.data.params for run in trials_of(store, command_runs(store)[0])]
+    found = [(float(p["unlearn.params.alpha"]), float(p["unlearn.params.lr"])) for p in params]
+    assert sorted(found[1:]) == [(1.0, 1e-4), (1.0, 1e-3), (8.0, 1e-4), (8.0, 1e-3)]
+
+
+def test_by_a_gold_standard(store, cli):
+    """Its distance on the validation set is the objective; on the test set the winner alone is measured by it."""
+    gold = cli(
+        *("train", "--data", DATA, "--name", "gold", "--architecture", "toy:trainable", "--epochs", "20"),
+        *("--lr", "0.05", "--batch-size", "32", "--exclude", FORGET),
+    )
+    assert gold.code == 0, gold.err
+    arguments = ("--gold-uri", "models:/gold/1", "--objective", "avg_gap_excess_val")
+    done = cli(*TUNE, "--forget", FORGET, "--n-trials", "3", *arguments)
+    assert done.code == 0, done.err
+    parent = command_runs(store)[0]
+    runs = trials_of(store, parent)
+    feasible = [run.data.metrics["avg_gap_excess_val"] for run in runs if run.data.metrics["feasible"] == 1]
+    assert runs[int(parent.data.metrics["best_trial"])].data.metrics["avg_gap_excess_val"] == min(feasible)
+    assert not [key for run in runs for key in run.data.metrics if "test" in key]
+    assert {"unlearned.avg_gap_excess", "gold.acc_test"} <= parent.data.metrics.keys()
+
+
+def test_trials_that_diverge(store, cli):
+    """Each is told and kept; where all do, the first reason is the error."""
+    before = store.everything_registered()
+    space = '{"lr": 10, "beta": 0, "epochs": 20, "prefix": "none"}'
+    done = cli(*TUNE, "--forget", FORGET, "--n-trials", "2", "--methods", "neggrad_plus", "--space", space)
+    assert done.code == 2, done.err
+    assert "Note: trial 1 failed: the loss became " in done.err
+    assert "none of 2 trials was completed, 2 failed; the first one: the loss became " in done.err
+    parent = command_runs(store)[0]
+    assert {run.info.status for run in trials_of(store, parent)} == {"FAILED"}
+    told = mlflow.artifacts.load_dict(f"runs:/{parent.info.run_id}/tune/study.json")
+    assert [trial["state"] for trial in told["trials"]] == ["fail", "fail"]
+    assert store.everything_registered() == before
+
+
+def test_ranks_and_workers_do_not_mix():
+    """Nor a pruner, which would look at the model on one rank alone."""
+    for name, value in (("workers", 2), ("pruner", "median")):
+        with pytest.raises(UnlearnError, match=f"{name} = {value} and processes = 2 do not go together: use one"):
+            _check(config.Tune(model_uri="models:/clf/1", processes=2, **{name: value}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--n-trials", "0"), "--n-trials = 0 is not usable"),
+        (("--timeout", "-1"), "--timeout = '-1' is not usable"),
+        (("--mode", "pareto", "--pruner", "median"), "pruner = 'median' compares one value, and mode"),
+        (("--mode", "pareto", "--sampler", "gp"), "sampler = 'gp' cannot search for two objectives under constraints"),
+        (("--objective", "avg_gap_excess_val"), "objective = 'avg_gap_excess_val' needs a gold standard"),
+        (("--methods", "lotos"), "unknown method 'lotos'"),
+        (("--methods", "lotus,scrub", "--sampler", "grid"), "sampler = 'grid' needs one method"),
+        (("--space", '{"alpha": [1, 100]}'), "space: hyperparameter alpha = 100.0 of lotus is not usable"),
+        (("--space", '{"alhpa": 3}'), "space: unknown hyperparameter 'alhpa' of lotus"),
+        (("--storage", "postgresql://me:secret@127.0.0.1:1/x"), "'postgresql://me:***@127.0.0.1:1/x' cannot be"),
+        (("--prefix", "layer9"), "layer9"),
+    ],
+)  # fmt: skip
+def test_bad_input(store, cli, arguments, sentence):
+    assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
+    before, known = store.everything_registered(), len(store.runs())
+    done = cli(*TUNE, *arguments)
+    assert done.code == 2, done.out + done.err
+    assert sentence in done.err
+    assert "Traceback" not in done.err and "secret" not in done.err + str([run.data for run in store.runs()])
+    assert store.everything_registered() == before
+    assert {run.info.status for run in store.runs()[: len(store.runs()) - known]} <= {"FAILED"}
 
 
 def test_a_study_is_about_one_task(store, cli):
@@ -184,6 +362,8 @@ def test_a_study_is_about_one_task(store, cli):
     before = store.everything_registered()
     for options, different in (
         (("--forget", FORGET, "--seed", "1"), "seed"),
+        (("--forget", FORGET, "--objective", "entropy_ks_val"), "objective"),
+        (("--forget", FORGET, "--space", '{"alpha": [1, 8]}'), "space"),
         (("--forget", "random:10%"), "forget_sha256"),
         (("--forget", "random:10%", "--seed", "1"), "forget_sha256, seed"),
     ):
@@ -232,9 +412,10 @@ def test_nothing_is_registered_where_no_trial_meets_the_constraints(empty_store,
     before = empty_store.everything_registered()
     done = cli("tune", *arguments, "--n-trials", "2")
     assert done.code == 3, done.err
-    assert "none of 2 trials (2 finished) met the constraints" in done.err
+    assert "none of 2 complete trials met the constraints" in done.err
+    assert "acc_val was broken by 2" in done.err and "came nearest (" in done.err
     assert empty_store.everything_registered() == before
     parent = command_runs(empty_store)[0]
     assert parent.info.status == "FAILED"
-    assert "none of 2 trials" in parent.data.tags["unlearn.error"]
+    assert "none of 2 complete trials" in parent.data.tags["unlearn.error"]
     assert [run.data.metrics["feasible"] for run in trials_of(empty_store, parent)] == [0.0, 0.0]

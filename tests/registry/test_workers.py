@@ -19,7 +19,11 @@ SPACE = '{"epochs": [3, 6]}'
 LONG = '{"epochs": [60, 80]}'
 """Trials of seconds, so that a second process comes in time for some."""
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
-needs_postgres = pytest.mark.skipif(postgres_programs() is None, reason="needs Debian's postgresql")
+
+
+def needs_postgres(test):
+    skip = pytest.mark.skipif(postgres_programs() is None, reason="needs Debian's package postgresql")
+    return pytest.mark.postgres(skip(test))
 
 
 @pytest.fixture(scope="module")

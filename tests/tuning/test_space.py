@@ -1,0 +1,125 @@
+"""Search spaces: declared by the methods, changed by the user, and always within what a method takes."""
+
+import json
+
+import optuna
+import pytest
+
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.methods import all_methods, get_method
+from mlflow_unlearn.tuning.space import GRID_POINTS, search_space
+
+SEARCHED = [name for name in all_methods() if name != "retrain"]
+
+
+def space(given=None, *, methods=("lotus",), family="cnn", prefixes=("none",)):
+    return search_space(methods, family, list(prefixes), given)
+
+
+def settings(searched, count=40, seed=0):
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    return [searched.suggest(study.ask()) for _ in range(count)]
+
+
+@pytest.mark.parametrize("method", SEARCHED)
+@pytest.mark.parametrize("family", ["cnn", "vit"])
+def test_every_declared_space_is_legal_and_holds_the_published_setting(method, family):
+    searched = space(methods=(method,), family=family)
+    published = get_method(method)(family=family).params.model_dump()
+    assert searched.distributions[method]
+    assert searched.first() == {name: published[name] for name in searched.distributions[method]}
+    for setting in settings(searched, 20):
+        values = {name: value for name, value in setting.items() if name not in ("method", "prefix")}
+        get_method(method)(values, family=family)
+
+
+def test_the_user_changes_a_part():
+    searched = space('{"alpha": [2, 3], "epochs": 4, "keep": ["last", "closest"], "lr": {"low": 0.1, "high": 0.2}}')
+    found = settings(searched)
+    assert {setting["epochs"] for setting in found} == {4}
+    assert {setting["keep"] for setting in found} == {"last", "closest"}
+    assert all(2 <= setting["alpha"] <= 3 and 0.1 <= setting["lr"] <= 0.2 for setting in found)
+    assert searched.distributions["lotus"]["alpha"].log  # as the hyperparameter declares it
+    assert searched.most_epochs() == 4
+    # The published values are beyond: the nearest that there are.
+    assert searched.first() == {"alpha": 2.0, "lr": 0.1, "keep": "last"}
+
+
+def test_ranges_in_full():
+    given = '{"alpha": {"low": 1, "high": 9, "log": false, "step": 4}, "epochs": {"low": 2, "high": 8, "step": 3}}'
+    found = settings(space(given))
+    assert {setting["alpha"] for setting in found} == {1.0, 5.0, 9.0}
+    assert {setting["epochs"] for setting in found} == {2, 5, 8}
+
+
+def test_from_a_yaml_file(tmp_path):
+    file = tmp_path / "space.yaml"
+    file.write_text("lr: [1e-5, 1e-3]\nprefix: [none, layer4]\n")
+    searched = space(str(file))
+    assert isinstance(searched.distributions["lotus"]["lr"], optuna.distributions.FloatDistribution)
+    found = settings(searched)
+    assert {setting["prefix"] for setting in found} == {"none", "layer4"}
+    assert all(1e-5 <= setting["lr"] <= 1e-3 for setting in found)
+
+
+def test_several_methods_have_parts_of_their_own():
+    searched = space('{"scrub": {"alpha": 0.5}}', methods=("lotus", "scrub"), prefixes=("none", "layer4"))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(30):
+        trial = study.ask()
+        setting = searched.suggest(trial)
+        method = trial.params["method"]
+        assert setting["method"] == method
+        assert {name.split(".")[0] for name in trial.params} == {"method", method}
+        assert searched.setting(trial.params) == setting
+        assert setting["alpha"] == 0.5 or method == "lotus"
+    assert searched.first()["method"] == "lotus" and searched.first()["lotus.alpha"] == 2.0
+
+
+def test_a_space_tells_itself_from_another():
+    told = [space(given).to_json() for given in (None, '{"alpha": [1, 16]}', '{"alpha": [1, 8]}', '{"alpha": 2}')]
+    assert told[0] == told[1]
+    assert len({json.dumps(each, sort_keys=True) for each in told}) == 3
+
+
+def test_grid():
+    searched = space('{"alpha": [1, 8], "epochs": [2, 3], "lr": 0.001, "keep": ["last", "closest"]}')
+    assert searched.grid() == {
+        "alpha": pytest.approx([1.0, 2.0, 4.0, 8.0]),
+        "epochs": [2, 3],
+        "keep": ["last", "closest"],
+    }
+    assert searched.combinations() == GRID_POINTS * 2 * 2
+    with pytest.raises(UnlearnError, match="sampler = 'grid' needs one method, and methods = 'lotus,scrub' names 2"):
+        space(methods=("lotus", "scrub")).grid()
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ('{"alhpa": [1, 2]}', "space: unknown hyperparameter 'alhpa' of lotus: known are accuracy, alpha,"),
+        ('{"alpha": [1, 100]}', "space: hyperparameter alpha = 100.0 of lotus is not usable"),
+        ('{"lr": [0, 1]}', "space: hyperparameter lr = 0.0 of lotus is not usable"),
+        ('{"epochs": [1.5, 3]}', "space: hyperparameter epochs = 1.5 of lotus is not usable"),
+        ('{"alpha": [3, 1]}', "space: alpha = [3, 1] of lotus is not usable (low = 3 is above high = 1)"),
+        ('{"alpha": {"low": 1}}', "space: alpha = {\"low\": 1} of lotus is not usable (high: field required)"),
+        ('{"alpha": {"low": 1, "high": 2, "lgo": true}}', "(lgo: extra inputs are not permitted)"),
+        ('{"alpha": {"low": -1, "high": 2, "log": true}}', "a logarithmic range cannot begin at -1"),
+        ('{"keep": []}', "space: keep = [] of lotus is not usable (choices is empty)"),
+        ('{"keep": ["first"]}', "space: hyperparameter keep = 'first' of lotus is not usable"),
+        ('{"keep": {"low": 1, "high": 2}}', "space: hyperparameter keep = 1.0 of lotus is not usable"),
+        ('{"mask_forgotten_classes": {"low": 0, "high": 1}}', "of lotus takes no range"),
+        ('{"alpha"', "space cannot be parsed"),
+        ("nowhere.yaml", "space = 'nowhere.yaml' is neither a JSON object nor a YAML file"),
+        ("[1, 2]", "space = '[1, 2]' is neither a JSON object nor a YAML file"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(given, sentence):
+    with pytest.raises(UnlearnError) as error:
+        space(given)
+    assert sentence in str(error.value)
+
+
+def test_parts_of_unknown_methods_are_refused():
+    with pytest.raises(UnlearnError, match="space: 'alpha' is none of the methods lotus, scrub"):
+        space('{"alpha": [1, 2]}', methods=("lotus", "scrub"))

@@ -1,0 +1,218 @@
+"""Storage, queue and leadership of a study, on real databases."""
+
+import multiprocessing
+import sqlite3
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.tuning.study import (
+    Leadership,
+    NoneWaiting,
+    count,
+    open_storage,
+    queue_trials,
+    refusing,
+    retry,
+)
+
+FIRST = {"x": 2.0}
+
+
+def nobody(study, trial):
+    raise AssertionError(f"trial {trial.number} is not dead")
+
+
+def opened(url, name="ours"):
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna.create_study(storage=open_storage(url, nobody), study_name=name, load_if_exists=True)
+
+
+@pytest.fixture(params=["sqlite:///{}/optuna.db", "journal:{}/optuna.log"])
+def url(request, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    return request.param.format(tmp_path)
+
+
+def x_squared(trial):
+    return trial.suggest_float("x", 0, 10) ** 2
+
+
+def test_a_study_has_the_trials_that_were_queued(url):
+    study = opened(url)
+    queue_trials(study, 4, FIRST)
+    queue_trials(study, 4, FIRST)  # another leader: nothing is missing
+    assert count(study, TrialState.WAITING) == 4
+    for _ in range(4):
+        study.optimize(x_squared, n_trials=1)
+    with pytest.raises(NoneWaiting):
+        study.optimize(x_squared, n_trials=1)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 4
+    assert study.trials[0].params == FIRST
+    assert FIRST not in [trial.params for trial in study.trials[1:]]
+    queue_trials(study, 6, FIRST)
+    assert count(study, TrialState.WAITING) == 2
+
+
+def test_failed_trials_are_made_up_for_by_the_next_leader(url):
+    study = opened(url)
+    queue_trials(study, 2, FIRST)
+
+    def failing(trial):
+        trial.suggest_float("x", 0, 10)
+        raise UnlearnError("diverged")
+
+    study.optimize(failing, n_trials=1, catch=(UnlearnError,))
+    queue_trials(study, 2, FIRST)
+    assert count(study, TrialState.WAITING) == 2
+    assert sum(t.system_attrs.get("fixed_params") == FIRST for t in study.trials) == 1
+
+
+@pytest.mark.parametrize("sampler", ["grid", "qmc", "random", "gp"])
+def test_samplers_sample_for_queued_trials(url, sampler):
+    study = opened(url)
+    study.sampler = {
+        "grid": lambda: optuna.samplers.GridSampler({"x": [1.0, 3.0, 5.0]}, seed=0),
+        "qmc": lambda: optuna.samplers.QMCSampler(seed=0, warn_independent_sampling=False),
+        "random": lambda: optuna.samplers.RandomSampler(seed=0),
+        "gp": lambda: optuna.samplers.GPSampler(seed=0, n_startup_trials=2),
+    }[sampler]()
+    queue_trials(study, 4, FIRST)
+    for _ in range(4):
+        study.optimize(x_squared, n_trials=1)
+    found = [trial.params["x"] for trial in study.trials]
+    assert found[0] == 2.0 and len(set(found)) == 4
+    if sampler == "grid":
+        assert sorted(found[1:]) == [1.0, 3.0, 5.0]
+
+
+def _work(url, barrier):
+    study = opened(url)
+    barrier.wait(60)
+    done = 0
+    while True:
+        try:
+            study.optimize(x_squared, n_trials=1)
+            done += 1
+        except NoneWaiting:
+            return done
+
+
+def _worker(url, barrier, results):
+    results.put(_work(url, barrier))
+
+
+def test_two_processes_never_take_the_same_trial(url):
+    """On plain SQLite storage of Optuna they do."""
+    queue_trials(opened(url), 30, FIRST)
+    spawn = multiprocessing.get_context("spawn")
+    barrier, results = spawn.Barrier(3), spawn.Queue()
+    processes = [spawn.Process(target=_worker, args=(url, barrier, results)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    taken = [results.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join(60)
+    assert sum(taken) == 30
+    study = opened(url)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 30
+    assert max(taken) < 30
+
+
+def test_one_leads(url):
+    study = opened(url)
+    first, second, other = Leadership(url, study), Leadership(url, study), Leadership(url, opened(url, "theirs"))
+    assert first.take() and first.take()
+    assert not second.take()
+    assert other.take()
+    first.release()
+    assert second.take() and not first.take()
+
+
+HOLD = """
+import sys, time, optuna
+from mlflow_unlearn.tuning.study import Leadership, open_storage
+url = sys.argv[1]
+study = optuna.load_study(study_name="ours", storage=open_storage(url, None))
+held = Leadership(url, study)
+print(held.take(), flush=True)
+time.sleep(100)
+"""
+
+
+def test_leadership_ends_with_its_process(url):
+    study = opened(url)
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, url], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "True\n"
+    mine = Leadership(url, study)
+    assert not mine.take()
+    holder.kill()
+    holder.wait()
+    deadline = time.monotonic() + 10
+    while not mine.take():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_dead_trial_is_retried_once(url):
+    study = opened(url)
+    queue_trials(study, 1, FIRST)
+
+    def dying(trial):
+        trial.suggest_float("x", 0, 10)
+        raise UnlearnError("as if killed")
+
+    for again in (True, False):
+        study.optimize(dying, n_trials=1, catch=(UnlearnError,))
+        assert retry(study, study.trials[-1]) is again
+    assert [trial.params for trial in study.trials] == [FIRST, FIRST]
+    assert count(study, TrialState.WAITING) == 0
+
+
+def test_tables_are_made_by_several_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    with ThreadPoolExecutor(4) as pool:
+        names = list(pool.map(lambda _: opened(f"sqlite:///{tmp_path}/new.db").study_name, range(4)))
+    assert names == ["ours"] * 4
+
+
+@pytest.mark.parametrize(
+    ("storage", "sentence"),
+    [
+        ("sqlite:///{}/mlflow.db", "is MLflow's own database"),
+        ("optuna.db", "storage = 'optuna.db' is no database URL: give one such as sqlite:///optuna.db"),
+        ("oracle://me:secret@host/db", "'oracle://me:***@host/db': use sqlite, postgresql, mysql, or journal:PATH"),
+        ("postgresql+psycopg://me:secret@127.0.0.1:1/db", "'postgresql+psycopg://me:***@127.0.0.1:1/db' cannot be"),
+        ("mysql://me@127.0.0.1:1/db", "storage = 'mysql://me@127.0.0.1:1/db' needs a driver"),
+        ("sqlite:////nowhere/at/all.db", "cannot be opened ((sqlite3.OperationalError) unable to open database file)"),
+        ("journal:/proc/nowhere/log", "storage = 'journal:/proc/nowhere/log' cannot be read or written"),
+        ("sqlite:///{}/text.db", "cannot be opened ((sqlite3.DatabaseError) file is not a database)"),
+        ("sqlite:///{}/other.db", "and is it Optuna's alone?"),
+    ],
+)  # fmt: skip
+def test_storages_that_do_not_do(tmp_path, monkeypatch, storage, sentence):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    (tmp_path / "text.db").write_text("this is no database, but a long enough text to be read as one. " * 20)
+    with sqlite3.connect(tmp_path / "other.db") as other:
+        other.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
+        other.execute("INSERT INTO alembic_version VALUES ('of another program')")
+    with pytest.raises(UnlearnError) as error:
+        open_storage(storage.format(tmp_path), nobody)
+    assert sentence in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_a_database_that_fails_amid_the_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    study = opened(url)
+    with sqlite3.connect(tmp_path / "optuna.db") as other:
+        other.execute("DROP TABLE trials")
+    with pytest.raises(UnlearnError, match="failed .*finished trials are kept"), refusing(url):
+        study.get_trials()
