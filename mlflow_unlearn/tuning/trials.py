@@ -1,6 +1,7 @@
 """Carrying out trials: what those of one process share, and what becomes of each."""
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,8 +139,10 @@ class Trials:
         pruning = not isinstance(self.study.pruner, optuna.pruners.NopPruner)
         watch = _Watch(self, trial) if pruning else None
         result = self.unlearn(setting, on_epoch=log_epoch, on_state=watch)
+        start = time.perf_counter()
         readings = read_splits(result.model, self.job.splits, self.job.hardware, roles=JUDGED)
         metrics = on_validation(readings, self._original, gold=self._gold, seed=self._seed)
+        seconds = {"unlearn_seconds": result.seconds, "judge_seconds": time.perf_counter() - start}
         violations = constraints(metrics, self.before)
         for name, value in violations.items():
             trial.set_constraint(name, value)
@@ -147,7 +150,7 @@ class Trials:
         trial.set_user_attr(DIGEST, digest)
         feasible = all(value <= 0 for value in violations.values())
         value = criterion(self._objective, metrics)
-        mlflow.log_metrics({**metrics, "feasible": float(feasible), "unlearn_seconds": result.seconds})
+        mlflow.log_metrics({**metrics, "feasible": float(feasible), **seconds})
         mlflow.set_tags({"unlearn.weights_sha256": digest, "unlearn.trial_state": "complete"})
         if feasible and value < self._best.value:
             self._best = _Best(value, trial.number, result)

@@ -1,0 +1,88 @@
+"""Do trials on a share of the retain set rank as trials on all of it? LoTUS on scikit-learn's digits.
+
+ResNet18, 30 % of the scans trained on, 10 % of them forgotten; random settings from the declared space, each learned
+from all of the retain set and from shares of it, judged as `tune` judges: by rf_jsd on the validation set, and by the
+constraints.
+
+    python benchmarks/fidelity.py [--settings 16] [--seeds 2]
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import optuna
+import torch
+from digits import sets_of, trained
+from scipy.stats import spearmanr
+from torch.utils.data import Subset
+
+from mlflow_unlearn import unlearn
+from mlflow_unlearn.data.datasets import as_dataset
+from mlflow_unlearn.data.parts import stratified
+from mlflow_unlearn.data.sources import load_source
+from mlflow_unlearn.data.transforms import build_transform
+from mlflow_unlearn.evaluation import read_splits
+from mlflow_unlearn.judging import constraints, on_validation
+from mlflow_unlearn.loop import resolve_hardware
+from mlflow_unlearn.tuning.space import search_space
+
+SHARES = (1.0, 0.5, 0.25)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    args = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    source = load_source("digits,train=30%")
+    everything = as_dataset(source.train, build_transform("none", channels=1))
+    space = search_space(("lotus",), "cnn", ["none"], None)
+    rows = []
+    for seed in range(args.seeds):
+        sets = sets_of(source, stratified(source.train.labels, 0.1, seed))
+        original = trained(everything, seed)
+        hardware = resolve_hardware(original, sets.retain, device="cpu")
+        whole = read_splits(original, sets, hardware)
+        before = on_validation(whole, whole, seed=seed)
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+        for number in range(args.settings):
+            setting = space.suggest(study.ask())
+            params = {name: setting[name] for name in ("alpha", "lr", "epochs")}
+            for share in SHARES:
+                order = torch.randperm(len(sets.retain), generator=torch.Generator().manual_seed(seed))
+                some = Subset(sets.retain, order[: round(share * len(order))].sort().values.tolist())
+                start = time.perf_counter()
+                model = unlearn(original, dataclasses.replace(sets, retain=some), params=params, seed=seed).model
+                seconds = time.perf_counter() - start
+                metrics = on_validation(read_splits(model, sets, hardware), whole, seed=seed)
+                feasible = all(value <= 0 for value in constraints(metrics, before).values())
+                rows.append(
+                    {"seed": seed, "number": number, "params": params, "share": share, "seconds": seconds}
+                    | {"rf_jsd_val": metrics["rf_jsd_val"], "feasible": feasible}
+                )
+    args.out.write_text(json.dumps(rows, indent=1) + "\n")
+    columns = f"{'Spearman of rf_jsd_val by seed':>32} {'same verdict':>14} {'its best is in full':>20}"
+    print(f"{'share':>6} {'seconds':>8} {columns}")
+    for share in SHARES:
+        ranks, same, chosen, seconds = [], [], [], []
+        for seed in range(args.seeds):
+            full, part = ([r for r in rows if r["seed"] == seed and r["share"] == s] for s in (1.0, share))
+            ranks.append(spearmanr([r["rf_jsd_val"] for r in full], [r["rf_jsd_val"] for r in part])[0])
+            same += [a["feasible"] == b["feasible"] for a, b in zip(full, part, strict=True)]
+            best = min((r for r in part if r["feasible"]), key=lambda r: r["rf_jsd_val"])
+            again = full[best["number"]]
+            by_value = sorted((r for r in full if r["feasible"]), key=lambda r: r["rf_jsd_val"])
+            chosen.append(f"{by_value.index(again) + 1} of {len(by_value)}" if again["feasible"] else "infeasible")
+            seconds.append(np.mean([r["seconds"] for r in part]) / np.mean([r["seconds"] for r in full]))
+        told = ", ".join(f"{rank:.2f}" for rank in ranks)
+        print(f"{share:6.2f} {np.mean(seconds):8.2f} {told:>32} {np.mean(same):14.2f} {', '.join(chosen):>20}")
+
+
+if __name__ == "__main__":
+    main()
