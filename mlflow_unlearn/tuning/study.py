@@ -10,12 +10,11 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import optuna
 import sqlalchemy
 from filelock import FileLock, Timeout
@@ -78,19 +77,9 @@ def open_storage(url: str, on_dead: Callable[[optuna.Study, FrozenTrial], None])
     Raises:
         UnlearnError: it cannot be reached, has no driver here, or is MLflow's own.
     """
-    told = tracking.hidden_password(url)
-    if tracking.absolute_uri(url) == tracking.absolute_uri(mlflow.get_tracking_uri()):
-        raise UnlearnError(
-            f"storage = {told!r} is MLflow's own database: Optuna needs another one, e.g. sqlite:///optuna.db"
-        )
     if url.startswith(_JOURNAL):
-        path = Path(url.removeprefix(_JOURNAL))
-        note("Note: a journal file has no heartbeats: the trial of a worker that dies is not retried.")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return _Journal(JournalFileBackend(str(path)))
-        except (OSError, ValueError) as error:
-            raise UnlearnError(f"storage = {url!r} cannot be read or written ({error}): give another path") from error
+        return _open_journal(url)
+    told = tracking.hidden_password(url)
     try:
         dialect = make_url(url).get_backend_name()
     except ArgumentError as error:
@@ -104,6 +93,10 @@ def open_storage(url: str, on_dead: Callable[[optuna.Study, FrozenTrial], None])
     patience = {"sqlite": {"timeout": 60}}.get(dialect, {"connect_timeout": 10})
     for attempt in range(_ATTEMPTS):
         try:
+            if _is_mlflows(url, patience):
+                raise UnlearnError(
+                    f"storage = {told!r} is a database of MLflow's: Optuna needs another one, e.g. sqlite:///optuna.db"
+                )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 storage = _Database(
@@ -114,6 +107,8 @@ def open_storage(url: str, on_dead: Callable[[optuna.Study, FrozenTrial], None])
                     heartbeat_stale_trial_callback=on_dead,
                 )
             break
+        except UnlearnError:
+            raise
         except ImportError as error:
             raise UnlearnError(f"storage = {told!r} needs a driver ({error}): {_DRIVERS.get(dialect, '')}") from error
         except Exception as error:  # SQLAlchemy's, alembic's and the drivers' own.
@@ -128,6 +123,25 @@ def open_storage(url: str, on_dead: Callable[[optuna.Study, FrozenTrial], None])
     if dialect == "sqlite":
         storage.claims = FileLock(_lock_file(url, "claims"))
     return storage
+
+
+def _open_journal(url: str) -> BaseStorage:
+    path = Path(url.removeprefix(_JOURNAL))
+    note("Note: a journal file has no heartbeats: the trial of a worker that dies is not retried.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _Journal(JournalFileBackend(str(path)))
+    except (OSError, ValueError) as error:
+        raise UnlearnError(f"storage = {url!r} cannot be read or written ({error}): give another path") from error
+
+
+def _is_mlflows(url: str, patience: Mapping[str, int]) -> bool:
+    """By its tables, whatever it is called: Optuna would add its own, and then find MLflow's ``alembic_version``."""
+    engine = sqlalchemy.create_engine(url, connect_args=dict(patience))
+    try:
+        return sqlalchemy.inspect(engine).has_table("experiments")
+    finally:
+        engine.dispose()
 
 
 class Leadership:

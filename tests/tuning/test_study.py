@@ -185,7 +185,7 @@ def test_tables_are_made_by_several_at_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("storage", "sentence"),
     [
-        ("sqlite:///{}/mlflow.db", "is MLflow's own database"),
+        ("sqlite:///{}/mlflow.db", "is a database of MLflow's: Optuna needs another one"),
         ("optuna.db", "storage = 'optuna.db' is no database URL: give one such as sqlite:///optuna.db"),
         ("oracle://me:secret@host/db", "'oracle://me:***@host/db': use sqlite, postgresql, mysql, or journal:PATH"),
         ("postgresql+psycopg://me:secret@127.0.0.1:1/db", "'postgresql+psycopg://me:***@127.0.0.1:1/db' cannot be"),
@@ -199,6 +199,8 @@ def test_tables_are_made_by_several_at_once(tmp_path, monkeypatch):
 def test_storages_that_do_not_do(tmp_path, monkeypatch, storage, sentence):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     (tmp_path / "text.db").write_text("this is no database, but a long enough text to be read as one. " * 20)
+    with sqlite3.connect(tmp_path / "mlflow.db") as mlflows:
+        mlflows.execute("CREATE TABLE experiments (experiment_id INTEGER)")
     with sqlite3.connect(tmp_path / "other.db") as other:
         other.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
         other.execute("INSERT INTO alembic_version VALUES ('of another program')")
