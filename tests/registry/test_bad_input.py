@@ -523,8 +523,8 @@ def test_names_that_the_registry_refuses(refuse):
 def test_storages_of_studies(store, refuse):
     tune = ("tune", *UNLEARN[1:], *SOME, "--n-trials", "1", "--storage")
     refuse(*tune, "sqlite:///mlflow.db", says=["is a database of MLflow's", "e.g. sqlite:///optuna.db"])
-    refuse(*tune, "sqlite:////nowhere/optuna.db", says=["the study cannot be opened in storage 'sqlite:////nowhere"])
-    refuse(*tune, "optuna.db", says=["the study cannot be opened in storage 'optuna.db'", "give a database URL"])
+    refuse(*tune, "sqlite:////nowhere/optuna.db", says=["storage = 'sqlite:////nowhere", "cannot be opened"])
+    refuse(*tune, "optuna.db", says=["storage = 'optuna.db' is no database URL"])
 
 
 # --- nothing to unlearn --------------------------------------------------------------------------------------------
