@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import mlflow
 import numpy as np
@@ -108,22 +108,16 @@ def tune(options: config.Tune) -> None:
             study, Leadership(options.storage, study), trials, _task(job, space, gold_module, options), options
         )
         try:
-            with helping(options, study.study_name), _first_interrupt_waits(sweep.stop):
+            with _first_interrupt_waits(sweep.stop), helping(options, study.study_name, sweep.stop):
                 turns = sweep.work()
                 for _ in track(turns, "trials", enabled=progress, total=options.n_trials):
                     pass
-            if not sweep.leadership.take():
-                print(f"Study {study.study_name}: its run {trials.parent} goes on and registers the winner.")
-                return
             if sweep.stop.is_set():
-                report.log(study, None, None, sweep.facts(), options.seed)
-                done = count(study, TrialState.COMPLETE, TrialState.PRUNED)
-                note(
-                    f"Stopped after {done} of {options.n_trials} trials. To go on: the same command with "
-                    f"--study {study.study_name} --storage {tracking.hidden_password(options.storage)}"
-                )
-                raise KeyboardInterrupt
-            _finish(sweep, name, run_id, original, gold)
+                _stop(sweep)
+            if sweep.finishes():
+                _finish(sweep, name, run_id, original, gold)
+            else:
+                print(f"Study {study.study_name}: nothing is left to do here; its run is {trials.parent}.")
         except Aborted as stop:
             raise (stop.__cause__ or stop) from None
         finally:
@@ -161,6 +155,15 @@ class _Sweep:
             finished = count(self.study, TrialState.COMPLETE, TrialState.PRUNED)
             yield from [None] * (finished - shown)
             shown = finished
+
+    def finishes(self) -> bool:
+        """Whether this command is the one to choose and register the winner: it leads, or the leader died."""
+        if self.leadership.held:
+            return True
+        if not self.leadership.take() or tracking.client().get_run(self.trials.parent).info.status == "FINISHED":
+            return False
+        self._lead()
+        return True
 
     def facts(self) -> dict[str, Any]:
         """What the study is about, for its record."""
@@ -401,6 +404,19 @@ def _first_interrupt_waits(stop: threading.Event) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def _stop(sweep: _Sweep) -> NoReturn:
+    """Keep what there is and tell how to go on."""
+    study, options = sweep.study, sweep.options
+    if sweep.leadership.held:
+        report.log(study, None, None, sweep.facts(), options.seed)
+    done = count(study, TrialState.COMPLETE, TrialState.PRUNED)
+    note(
+        f"Stopped after {done} of {options.n_trials} trials. To go on: the same command with "
+        f"--study {study.study_name} --storage {tracking.hidden_password(options.storage)}"
+    )
+    raise KeyboardInterrupt
 
 
 def _finish(sweep: _Sweep, name: str | None, run_id: str, original: Readings, gold: Readings | None) -> None:

@@ -1,9 +1,11 @@
 """Local workers: the same command in further processes of this machine, each with its share of the cores."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +20,11 @@ _STOP_SECONDS = 30
 
 
 @contextmanager
-def helping(options: config.Tune, study: str) -> Iterator[None]:
-    """``options.workers − 1`` further processes on the study, ended with the block; what stops one early is noted.
+def helping(options: config.Tune, study: str, stop: threading.Event) -> Iterator[None]:
+    """``options.workers − 1`` further processes on the study, waited for at the block's end; failures are noted.
 
-    A worker takes over where this process dies: it has the same options.
+    With ``stop`` they end after their running trial, with an exception at once. A worker takes over where this process
+    dies: it has the same options.
     """
     if options.workers == 1:
         yield
@@ -36,6 +39,9 @@ def helping(options: config.Tune, study: str) -> Iterator[None]:
         processes = [_start(options, study, number, log, str(threads)) for number, log in enumerate(logs, start=1)]
         try:
             yield
+            for process in processes:
+                if stop.is_set():
+                    process.send_signal(signal.SIGINT)
             for process in processes:
                 process.wait()
         except BaseException:
@@ -68,6 +74,7 @@ def _start(options: config.Tune, study: str, number: int, log: Path, threads: st
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=file,
+            process_group=0,  # Ctrl-C comes from us, once
         )
 
 
@@ -94,6 +101,6 @@ def _end(number: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         code = process.wait()
-    if code:
+    if code not in (0, 130, 143):
         said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         note(f"Note: worker {number} ended with exit code {code}: {said[-1] if said else 'it said nothing'}")

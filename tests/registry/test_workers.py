@@ -181,24 +181,30 @@ def test_two_sweeps_at_once(store, database):
 
 
 @pytest.mark.slow
-def test_ctrl_c_waits_for_the_trial(store, tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_waits_for_the_trial(store, tmp_path, workers):
     """The first one; what is left is carried out by the command that it prints."""
     storage = f"sqlite:///{tmp_path}/trials.db"
-    arguments = ("--n-trials", 5, "--storage", storage, "--study", "ours")
-    process = start(*arguments, space=LONG)
-    wait_for(lambda: any(t.state == TrialState.RUNNING and "run_id" in t.user_attrs for t in trials(storage)))
+    arguments = ("--n-trials", 16, "--storage", storage, "--study", "ours")
+    process = start(*arguments, "--workers", workers, space=LONG)
+
+    def all_work():
+        busy = [t for t in trials(storage) if t.state == TrialState.RUNNING and "run_id" in t.user_attrs]
+        return len(busy) == workers
+
+    wait_for(all_work)
     process.send_signal(signal.SIGINT)
     code, _, err = end(process)
     assert code == 130
-    assert f"of 5 trials. To go on: the same command with --study ours --storage {storage}" in err
+    assert f"of 16 trials. To go on: the same command with --study ours --storage {storage}" in err
     found = trials(storage)
     assert TrialState.RUNNING not in {trial.state for trial in found}
-    assert 1 <= sum(trial.state in DONE for trial in found) < 5
+    assert workers <= sum(trial.state in DONE for trial in found) < 16
     assert store.versions() == ["1"]
-    [parent] = [run for run in store.runs() if run.data.tags.get("unlearn.command") == "tune"]
-    assert parent.info.status == "KILLED"
+    commands = [run for run in store.runs() if run.data.tags.get("unlearn.command") == "tune"]
+    assert [run.info.status for run in commands] == ["KILLED"] * workers
     assert end(start(*arguments, space=LONG))[0] == 0
-    check_study(store, storage, 5, epochs=60)
+    check_study(store, storage, 16, epochs=60)
     assert store.versions() == ["1", "2"]
 
 
