@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 NODES_VARIABLE = "MLFLOW_UNLEARN_NODES"
+RUN_FILE_VARIABLE = "MLFLOW_UNLEARN_RUN_FILE"
+"""Where rank 0 leaves the id of its run, which is ours to close if it is killed."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _LAST_LINES = 30
 _ECHO_SECONDS = 10
@@ -139,6 +141,7 @@ def launch(
     with (
         tempfile.TemporaryDirectory(prefix="mlflow-unlearn-ranks-") as logs,
         _environment("OMP_NUM_THREADS", threads),
+        _environment(RUN_FILE_VARIABLE, str(Path(logs) / "run_id")),
         _environment("TORCH_CPP_LOG_LEVEL", "ERROR"),
         _signals_lent(),
     ):
@@ -162,6 +165,7 @@ def launch(
             for rank, failure in causes:
                 [log] = Path(logs).glob(f"*/attempt_0/{failure.local_rank}")
                 _explain(f"rank {rank} of {nodes.nnodes * local}", failure.exitcode, log / "stderr.log")
+            _fail_run(Path(logs) / "run_id")
             return max(causes[0][1].exitcode, 0) or 1
         except SignalException as error:
             return 128 + error.sigval
@@ -236,6 +240,18 @@ def _explain(rank: str, code: int, log: Path) -> None:
         click.echo("\n".join(said.splitlines()[-_LAST_LINES:]), err=True)
     elif code > 0 and log.exists():
         click.echo(f"Error: {rank} ended with exit code {code} and said nothing", err=True)
+
+
+def _fail_run(file: Path) -> None:
+    """Close the command's run if rank 0 could not do so itself."""
+    if not file.exists():
+        return
+    from mlflow_unlearn import tracking
+
+    run_id, client = file.read_text(), tracking.connect()
+    if client.get_run(run_id).info.status == "RUNNING":
+        tracking.tag_error(run_id, "a process of this command was killed")
+        client.set_terminated(run_id, "FAILED")
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from sqlalchemy.exc import ArgumentError
 from mlflow_unlearn import STARTED
 from mlflow_unlearn.config import Command
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.launch import RUN_FILE_VARIABLE
 
 ERROR_TAG = "unlearn.error"
 _PACKAGES = ("mlflow-unlearn", "mlflow", "torch", "torchvision", "timm", "numpy", "scikit-learn", "optuna")
@@ -117,6 +118,8 @@ def run(name: str, config: Command) -> Iterator[str]:
             )
         raise UnlearnError(f"no run can be started: {_first_line(error)}{hint}") from error
     run_id: str = active.info.run_id
+    if RUN_FILE_VARIABLE in os.environ:
+        Path(os.environ[RUN_FILE_VARIABLE]).write_text(run_id)
     values = recorded_options(config)
     with active:
         try:
