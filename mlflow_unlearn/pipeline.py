@@ -41,10 +41,17 @@ from mlflow_unlearn.view import View, check_alike, check_outputs, make_splits, o
 def unlearn(options: config.Unlearn) -> None:
     """Carry out the pending requests of a version: open, measure, unlearn, measure again, register, mark done."""
     progress = sys.stderr.isatty()
+    failure: UnlearnError | None = None
+    params: dict[str, Any] = {}
+    try:
+        options, params = _with_params(options)  # the run records the method that is carried out
+    except UnlearnError as error:
+        failure = error
     with tracking.run("unlearn", options) as run_id, tracking.scratch() as folder:
+        if failure is not None:
+            raise failure
         client = tracking.client()
         name = check_name(options.register_as) if options.register_as else None
-        options, params = _with_params(options)
         get_method(options.method)(params)  # a misspelt hyperparameter is told before anything is loaded
         if options.method == "retrain" and options.prefix != "none":
             raise UnlearnError(RETRAIN_ALL)

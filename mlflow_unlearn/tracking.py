@@ -197,10 +197,17 @@ def hidden_password(url: str) -> str:
     >>> hidden_password("postgresql://me:secret@host/db")
     'postgresql://me:***@host/db'
     """
+    head, at, tail = url.rpartition("@")
     try:
-        return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
-        return url
+        known = make_url(url)
+        secret = [key for key in known.query if "pass" in key.lower()]
+        if known.password is None and not secret:
+            return url
+        if "@" not in head:
+            return known.update_query_dict(dict.fromkeys(secret, "hidden")).render_as_string(hide_password=True)
+    except (ArgumentError, ValueError):
+        pass  # told as far as it holds no password
+    return f"{head.partition(':')[0]}:***@{tail}" if at else url
 
 
 def hidden_spec(spec: str) -> str:

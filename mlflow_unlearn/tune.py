@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -29,7 +30,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 
-from mlflow_unlearn import config, plan, tracking
+from mlflow_unlearn import config, plan, ranks, tracking
 from mlflow_unlearn.compare import chosen_methods
 from mlflow_unlearn.data.splits import wholly_forgotten
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
@@ -38,7 +39,7 @@ from mlflow_unlearn.job import Job, new_record, open_gold, open_job
 from mlflow_unlearn.judging import CONSTRAINTS, JUDGED
 from mlflow_unlearn.methods.lotus import has_forgotten, unseen_accuracy
 from mlflow_unlearn.models import model_family, weights_digest
-from mlflow_unlearn.prefix import resolve
+from mlflow_unlearn.prefix import cut, resolve
 from mlflow_unlearn.progress import note, track
 from mlflow_unlearn.publishing import known_no_better, log_epoch, log_final, publish, target_name
 from mlflow_unlearn.registry import check_name
@@ -55,17 +56,19 @@ from mlflow_unlearn.tuning.study import (
     refusing,
     retry,
 )
-from mlflow_unlearn.tuning.trials import COMMAND_RUN, RUN, Aborted, Trials
+from mlflow_unlearn.tuning.trials import COMMAND_RUN, DIGEST, RUN, Aborted, Trials
 from mlflow_unlearn.tuning.winner import choose, rule
-from mlflow_unlearn.tuning.workers import helping
+from mlflow_unlearn.tuning.workers import helping, sharing_cores
 
 SALT_OF_TASKS = "00"
 """Of the forget set's digest in the study, which only has to be comparable."""
-TASK, PARENT, SIZE, REGISTERED = "task", "parent_run_id", "n_trials", "registered"
-"""User attributes of a study: what it is about, the leader's run, trials asked for, the trial that was registered."""
+TASK, PARENT, SIZE = "task", "parent_run_id", "n_trials"
+"""User attributes of a study: what it is about, the leader's run, trials asked for."""
 PARENT_TAG = "unlearn.study_run"
 """On the run of a command that does not lead: the run that does."""
 _POLL_SECONDS = 1.0
+_UNKNOWN_SECONDS = 1200.0
+"""What a trial is taken to last while none is complete."""
 
 
 def tune(options: config.Tune) -> None:
@@ -75,7 +78,12 @@ def tune(options: config.Tune) -> None:
         NothingToUnlearn: before any trial, or no trial met the constraints.
     """
     progress = sys.stderr.isatty()
-    with tracking.run("tune", options) as run_id, tracking.scratch() as folder, refusing(options.storage):
+    with (
+        sharing_cores(options.workers),
+        tracking.run("tune", options) as run_id,
+        tracking.scratch() as folder,
+        refusing(options.storage),
+    ):
         _check(options)
         methods = chosen_methods(options.methods)
         name = check_name(options.register_as) if options.register_as else None
@@ -86,6 +94,8 @@ def tune(options: config.Tune) -> None:
         gold_module = open_gold(job.client, options.gold_uri, job.view, job.retain, job.splits.test, folder, options)
         job.log_manifests()
         space = search_space(methods, model_family(job.module), _prefixes(job, options), options.space)
+        for prefix in space.prefixes():
+            cut(job.module, prefix)  # a misspelt module is no setting that diverges
         if options.plan:
             _plan(job, methods, options)
             return
@@ -108,7 +118,7 @@ def tune(options: config.Tune) -> None:
             study, Leadership(options.storage, study), trials, _task(job, space, gold_module, options), options
         )
         try:
-            with _first_interrupt_waits(sweep.stop), helping(options, study.study_name, sweep.stop):
+            with helping(options, study.study_name) as workers, _first_interrupt_waits(sweep.stop, workers):
                 turns = sweep.work()
                 for _ in track(turns, "trials", enabled=progress, total=options.n_trials):
                     pass
@@ -138,20 +148,29 @@ class _Sweep:
     def work(self) -> Iterator[None]:
         """Carry out trials until none is left, and lead if nobody does; yields as the study's trials are finished."""
         deadline = time.monotonic() + (self.options.timeout or math.inf)
-        waiting_since, shown = time.monotonic(), 0
+        waiting_since, shown, idle = time.monotonic(), 0, False
         while not self.stop.is_set() and time.monotonic() < deadline:
-            if not self.leadership.held and self.leadership.take():
-                self._lead()
+            led = self.leadership.held
+            if self.leadership.take() and not led:
+                self._take_over()
+                self._queue()
             if not self._may_begin():
                 time.sleep(_POLL_SECONDS)
                 continue
             try:
                 self.study.optimize(self.trials, n_trials=1, catch=(UnlearnError,))
-                waiting_since = time.monotonic()
+                waiting_since, idle = time.monotonic(), False
             except NoneWaiting:
-                if not count(self.study, TrialState.RUNNING) or self._given_up(waiting_since):
+                none_runs = not count(self.study, TrialState.RUNNING)
+                # Twice, since a dead trial has failed a moment before it is queued again.
+                if (none_runs and idle) or self._given_up(waiting_since):
                     return
+                idle = none_runs
                 time.sleep(_POLL_SECONDS)
+            except ValueError as error:
+                if "Cannot tell" not in str(error):
+                    raise
+                note("Note: this process was away for long, and its trial was given up: its result is dropped.")
             finished = count(self.study, TrialState.COMPLETE, TrialState.PRUNED)
             yield from [None] * (finished - shown)
             shown = finished
@@ -162,7 +181,7 @@ class _Sweep:
             return True
         if not self.leadership.take() or tracking.client().get_run(self.trials.parent).info.status == "FINISHED":
             return False
-        self._lead()
+        self._take_over()
         return True
 
     def facts(self) -> dict[str, Any]:
@@ -178,23 +197,25 @@ class _Sweep:
             "space": self.trials.space.to_json(),
         }
 
-    def _lead(self) -> None:
-        """Take over from a leader that died, if one did, and queue what is missing."""
+    def _take_over(self) -> None:
+        """Lead from now on, in the place of a leader that died, if one did."""
         self._check_same_task()
         before = self.study.user_attrs.get(PARENT)
         if before is not None and _close(before):
             note(f"Note: run {before}, which led study {self.study.study_name!r}, had died and is closed as KILLED.")
-        # What it begins with is the same for the same seed; a study that goes on does not draw its first trials again.
-        done = sum(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False))
-        self.study.sampler = _sampler(self.options, self.trials.space, self.options.seed + done)
         self.study.set_user_attr(TASK, self.task)
         self.study.set_user_attr(PARENT, self.trials.command_run)
-        size = self.options.n_trials
-        if self.options.sampler == "grid":
-            size = min(size, 1 + self.trials.space.combinations())
-        queue_trials(self.study, size, self.trials.space.first())
-        self.study.set_user_attr(SIZE, max(self.options.n_trials, self.study.user_attrs.get(SIZE, 0)))
         self.trials.parent = self.trials.command_run
+
+    def _queue(self) -> None:
+        """Queue the trials that are missing."""
+        options, space = self.options, self.trials.space
+        # What it begins with is the same for the same seed; a study that goes on does not draw its first trials again.
+        done = sum(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False))
+        self.study.sampler = _sampler(options, options.seed + done)
+        grid = space.grid(options.seed) if options.sampler == "grid" else None
+        queue_trials(self.study, options.n_trials, space.first(), grid)
+        self.study.set_user_attr(SIZE, max(options.n_trials, self.study.user_attrs.get(SIZE, 0)))
 
     def _may_begin(self) -> bool:
         """Whether the leader has queued as many trials as this command asks for; looks who leads."""
@@ -218,7 +239,8 @@ class _Sweep:
         if different:
             raise UnlearnError(
                 f"study {self.study.study_name!r} was started with another {', '.join(different)}: "
-                "continue it with the same model, forget set, objective, mode, space and seed, or give another study="
+                "continue it with the same model, data, forget set, objective, mode, space and seed, or give another "
+                "study="
             )
 
     def _given_up(self, since: float) -> bool:
@@ -230,7 +252,7 @@ class _Sweep:
             for trial in self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
             if trial.duration is not None
         ]
-        if time.monotonic() - since < max(GRACE_SECONDS, 3 * max(taken, default=0.0)):
+        if time.monotonic() - since < max(GRACE_SECONDS, 3 * max(taken, default=_UNKNOWN_SECONDS)):
             return False
         note("Note: trials of other workers do not end; the study goes on without them.")
         return True
@@ -250,10 +272,8 @@ def _check(options: config.Tune) -> None:
     if options.objective.startswith("avg_gap") and options.gold_uri is None:
         raise UnlearnError(f"objective = {options.objective!r} needs a gold standard: give gold_uri=")
     for name in ("pruner", "workers"):
-        if options.processes > 1 and getattr(options, name) not in ("none", 1):
-            raise UnlearnError(
-                f"{name} = {getattr(options, name)} and processes = {options.processes} do not go together: use one"
-            )
+        if max(options.processes, ranks.world()) > 1 and getattr(options, name) not in ("none", 1):
+            raise UnlearnError(f"{name} = {getattr(options, name)} and several ranks do not go together: use one")
 
 
 def _prefixes(job: Job, options: config.Tune) -> list[str]:
@@ -295,7 +315,7 @@ def _open_study(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     name = options.study or f"{default_name}-{run_id[:8]}"
     # Workers that begin at once must not draw the same trials.
-    sampler = _sampler(options, space, options.seed + zlib.crc32(run_id.encode()))
+    sampler = _sampler(options, options.seed + zlib.crc32(run_id.encode()))
     directions = [StudyDirection.MINIMIZE, *([StudyDirection.MAXIMIZE] if options.mode == "pareto" else [])]
     study = optuna.create_study(
         storage=storage,
@@ -310,7 +330,7 @@ def _open_study(
     return study
 
 
-def _sampler(options: config.Tune, space: Space, seed: int) -> optuna.samplers.BaseSampler:
+def _sampler(options: config.Tune, seed: int) -> optuna.samplers.BaseSampler:
     seed %= 2**32
     startup = min(10, max(4, options.n_trials // 4))
     with warnings.catch_warnings():
@@ -325,10 +345,8 @@ def _sampler(options: config.Tune, space: Space, seed: int) -> optuna.samplers.B
                 return optuna.samplers.NSGAIISampler(seed=seed, population_size=startup)
             case "qmc":
                 return optuna.samplers.QMCSampler(seed=seed, scramble=True)
-            case "random":
+            case "random" | "grid":  # of a grid each point is queued
                 return optuna.samplers.RandomSampler(seed=seed)
-            case "grid":
-                return optuna.samplers.GridSampler(space.grid(), seed=seed)
 
 
 def _pruner(options: config.Tune, space: Space) -> optuna.pruners.BasePruner:
@@ -344,10 +362,12 @@ def _pruner(options: config.Tune, space: Space) -> optuna.pruners.BasePruner:
 def _task(job: Job, space: Space, gold: nn.Module | None, options: config.Tune) -> dict[str, Any]:
     """What the trials of one study have in common."""
     described = json.dumps(space.to_json(), sort_keys=True)
+    read = [job.view.source.digest, job.view.transform, *job.view.classes]
     judged_by_gold = gold is not None and options.objective.startswith("avg_gap")
     return {
         "weights_sha256": weights_digest(job.module),
         "forget_sha256": job.manifest(job.forget).hashed(SALT_OF_TASKS).digest,
+        "data": hashlib.sha256(json.dumps(read).encode()).hexdigest(),
         "seed": options.seed,
         "objective": options.objective,
         "mode": options.mode,
@@ -360,11 +380,11 @@ def _on_dead(run_id: str) -> Callable[[optuna.Study, FrozenTrial], None]:
     """Close the runs of a trial whose process has died, and queue it again."""
 
     def closing(study: optuna.Study, trial: FrozenTrial) -> None:
+        again = "it is tried again" if retry(study, trial) else "it had been tried again before, and is given up"
         for key in (RUN, COMMAND_RUN):
             dead = trial.user_attrs.get(key)
             if dead not in (None, run_id):
                 _close(dead)
-        again = "it is tried again" if retry(study, trial) else "it had been tried again before, and is given up"
         note(f"Note: the process of trial {trial.number} has died; {again}.")
 
     return closing
@@ -375,18 +395,18 @@ def _close(run_id: str) -> bool:
     client = tracking.client()
     try:
         running = bool(client.get_run(run_id).info.status == "RUNNING")
+        if running:
+            tracking.tag_error(run_id, "its process died")
+            client.set_terminated(run_id, "KILLED")
+        return running
     except MlflowException as error:
         note(f"Note: run {run_id} of a process that died cannot be closed ({str(error).splitlines()[0]}).")
         return False
-    if running:
-        tracking.tag_error(run_id, "its process died")
-        client.set_terminated(run_id, "KILLED")
-    return running
 
 
 @contextmanager
-def _first_interrupt_waits(stop: threading.Event) -> Iterator[None]:
-    """Ctrl-C ends the study after the running trial; a second one ends it at once."""
+def _first_interrupt_waits(stop: threading.Event, workers: "Sequence[subprocess.Popen[bytes]]") -> Iterator[None]:
+    """Ctrl-C ends the study after the running trials, ours and the workers'; a second one ends it at once."""
     previous = signal.getsignal(signal.SIGINT)
     if not callable(previous) or threading.current_thread() is not threading.main_thread():
         yield  # ignored, as in background jobs
@@ -397,6 +417,8 @@ def _first_interrupt_waits(stop: threading.Event) -> Iterator[None]:
             previous(number, frame)
             return
         stop.set()
+        for worker in workers:
+            worker.send_signal(signal.SIGINT)
         note("Stopping after the running trial; Ctrl-C again stops at once.")
 
     signal.signal(signal.SIGINT, asked)
@@ -435,9 +457,9 @@ def _finish(sweep: _Sweep, name: str | None, run_id: str, original: Readings, go
     if options.register_ == "none":
         print(f"The best trial is {winner.number} ({_told(setting)}); nothing was registered, as asked.")
         return
-    known = study.user_attrs.get(REGISTERED, {})
-    if known.get("trial") == winner.number and known.get("name") == name and _exists(known["uri"]):
-        print(f"The best trial is still {winner.number}, which is registered as {known['uri']}.")
+    registered = _registered(str(name), study.study_name, winner)
+    if registered is not None:
+        print(f"The best trial is still {winner.number}, which is registered as {registered}.")
         return
     result = trials.result(winner)
     mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})
@@ -459,15 +481,16 @@ def _finish(sweep: _Sweep, name: str | None, run_id: str, original: Readings, go
         "unlearn.selection": rule(options.objective, options.mode),
         "unlearn.n_trials": str(count(study, TrialState.COMPLETE, TrialState.PRUNED)),
     }
-    version = publish(job, run_id, str(name), result, setting[METHOD], recipe, readings, options, tags)
-    uri = f"models:/{version.name}/{version.version}"
-    study.set_user_attr(REGISTERED, {"trial": winner.number, "name": name, "uri": uri})
+    publish(job, run_id, str(name), result, setting[METHOD], recipe, readings, options, tags)
 
 
-def _exists(uri: str) -> bool:
-    _, name, version = uri.rsplit("/", 2)
-    found = tracking.client().search_model_versions(f"name = '{name}'")
-    return any(str(each.version) == version for each in found)
+def _registered(name: str, study: str, winner: FrozenTrial) -> str | None:
+    """The version that an earlier command on the study has made of the same trial."""
+    sought = {"unlearn.study": study, "unlearn.weights_sha256": winner.user_attrs.get(DIGEST)}
+    for version in tracking.client().search_model_versions(f"name = '{name}'"):
+        if all(version.tags.get(key) == value for key, value in sought.items()):
+            return f"models:/{name}/{version.version}"
+    return None
 
 
 def _told(setting: Mapping[str, Any]) -> str:

@@ -34,7 +34,8 @@ def show(study: optuna.Study, winner: FrozenTrial | None, objective: str) -> Non
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     for column in ("trial", *names, objective, *(["acc_val"] if fronts else []), "constraints"):
         table.add_column(column, justify="right")
-    on_front = {t.number for t in front([t for t in trials if t.state == TrialState.COMPLETE])} if fronts else set()
+    feasible = [trial for trial in trials if trial.state == TrialState.COMPLETE and not broken(trial)]
+    on_front = {trial.number for trial in front(feasible)} if fronts else set()
     for trial in trials:
         marks = ["best"] if winner is not None and trial.number == winner.number else []
         marks += ["front"] if trial.number in on_front else []
@@ -63,7 +64,7 @@ def log(
         mlflow.log_text(study.trials_dataframe().to_csv(index=False), f"{FOLDER}/trials.csv")
     if winner is not None and setting is not None:
         mlflow.log_text(best_yaml(study, winner, setting, seed), f"{FOLDER}/best.yaml")
-    _figures(study)
+    _figures(study, facts["objective"])
 
 
 def best_yaml(study: optuna.Study, winner: FrozenTrial, setting: Setting, seed: int) -> str:
@@ -91,14 +92,14 @@ def _record(trial: FrozenTrial) -> dict[str, Any]:
     }
 
 
-def _figures(study: optuna.Study) -> None:
+def _figures(study: optuna.Study, objective: str) -> None:
     """PNG by matplotlib; interactive pages too where plotly is installed."""
     complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     if len(complete) < 2:
         return  # of one trial there is nothing to see
     fronts = len(study.directions) > 1
     target: Callable[[FrozenTrial], float] | None = (lambda trial: float(trial.values[0])) if fronts else None
-    options: dict[str, Any] = {"target": target, "target_name": "objective"} if fronts else {}
+    options: dict[str, Any] = {"target": target, "target_name": objective}
     varied = len({trial.values[0] for trial in complete}) > 1 and any(
         len({str(trial.params.get(name)) for trial in complete}) > 1 for name in complete[0].params
     )
@@ -107,7 +108,7 @@ def _figures(study: optuna.Study) -> None:
         "slice": options,
         "parallel_coordinate": options,
         **({"param_importances": options} if varied else {}),
-        **({"pareto_front": {"target_names": ["objective", "acc_val"]}} if fronts else {}),
+        **({"pareto_front": {"target_names": [objective, "acc_val"]}} if fronts else {}),
     }
     interactive = importlib.util.find_spec("plotly") is not None
     with _quiet(), pyplot.rc_context():

@@ -2,10 +2,11 @@
 
 import json
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import optuna
 from optuna.distributions import (
@@ -15,7 +16,7 @@ from optuna.distributions import (
     IntDistribution,
     distribution_to_json,
 )
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.job import parse_params
@@ -36,7 +37,7 @@ class Range(BaseModel):
     low: float
     high: float
     log: bool | None = None
-    step: float | None = None
+    step: Annotated[float, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -102,8 +103,8 @@ class Space:
         params: dict[str, Any] = {METHOD: method} if len(self.methods) > 1 else {}
         return params | {self._key(method, name): self.published[method][name] for name in self.distributions[method]}
 
-    def grid(self) -> dict[str, list[Any]]:
-        """Values of each parameter: all of few, `GRID_POINTS` of a range.
+    def grid(self, seed: int) -> list[dict[str, Any]]:
+        """Every combination of all of few values and `GRID_POINTS` of a range, in an order by the seed.
 
         Raises:
             UnlearnError: with several methods, which have different parameters, there is no grid.
@@ -113,11 +114,17 @@ class Space:
                 f"sampler = 'grid' needs one method, and methods = {','.join(self.methods)!r} names "
                 f"{len(self.methods)}: use sampler=tpe, or one study a method"
             )
-        return {name: _points(each) for name, each in self.distributions[self.methods[0]].items()}
+        searched = self.distributions[self.methods[0]]
+        points = [dict(zip(searched, values, strict=True)) for values in product(*map(_points, searched.values()))]
+        random.Random(seed).shuffle(points)
+        return points
 
-    def combinations(self) -> int:
-        """How many settings the `grid` has."""
-        return len(list(product(*self.grid().values())))
+    def prefixes(self) -> set[str]:
+        """Every module that a trial may be cut before."""
+        named = {str(fixed.get(PREFIX, "none")) for fixed in self.fixed.values()}
+        for distributions in self.distributions.values():
+            named |= set(map(str, _points(distributions[PREFIX]))) if PREFIX in distributions else set()
+        return named - {"none"}
 
     def most_epochs(self) -> int:
         """The longest training that the space has."""
@@ -268,6 +275,8 @@ def _distribution(method: str, published: Params, name: str, entry: Range | Choi
     log = entry.log if entry.log is not None else isinstance(declared, Range) and bool(declared.log)
     log = log and low > 0 and entry.step is None
     if isinstance(low, int):
+        if entry.step is not None and entry.step != int(entry.step):
+            raise UnlearnError(f"space: {name} of {method} takes whole numbers, and step = {entry.step:g} is none")
         return IntDistribution(low, int(high), log=log, step=int(entry.step or 1))
     return FloatDistribution(float(low), float(high), log=log, step=entry.step)
 
@@ -285,12 +294,15 @@ def _holds(distribution: BaseDistribution, value: Any) -> bool:
         return value in distribution.choices
     if not isinstance(distribution, IntDistribution | FloatDistribution):
         raise TypeError(distribution)
-    return isinstance(value, int | float) and distribution.low <= value <= distribution.high
+    return bool(_nearest(distribution, value) == value)
 
 
 def _nearest(distribution: BaseDistribution, value: Any) -> Any:
     if isinstance(distribution, IntDistribution | FloatDistribution) and isinstance(value, int | float):
-        return min(max(value, distribution.low), distribution.high)
+        within = min(max(value, distribution.low), distribution.high)
+        if not distribution.step or distribution.log:
+            return within
+        return distribution.low + round((within - distribution.low) / distribution.step) * distribution.step
     return _points(distribution)[0]
 
 

@@ -7,11 +7,10 @@ of the study, or a later command, leads on.
 
 import hashlib
 import os
-import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, ProgrammingError
 
 from mlflow_unlearn import tracking
 from mlflow_unlearn.errors import UnlearnError
@@ -31,6 +30,7 @@ from mlflow_unlearn.progress import note
 HEARTBEAT_SECONDS, GRACE_SECONDS = 5, 30
 RETRIES = 1
 _ATTEMPTS = 4
+_CONNECT_SECONDS = 10
 _JOURNAL = "journal:"
 _DRIVERS = {"postgresql": 'pip install "mlflow-unlearn[postgres]"', "mysql": "pip install pymysql"}
 COUNTED = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
@@ -41,33 +41,32 @@ class NoneWaiting(Exception):
     """No trial is left in the queue."""
 
 
-class _Queue(BaseStorage):
-    """Of any storage: a trial that nobody has queued is not made."""
+class _Journal(JournalStorage):
+    """A trial that nobody has queued is not made."""
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         if template_trial is None:
             raise NoneWaiting
-        return super().create_new_trial(study_id, template_trial)  # type: ignore[safe-super]
+        return super().create_new_trial(study_id, template_trial)
 
 
-class _Journal(_Queue, JournalStorage):
-    pass
+class _Database(RDBStorage):
+    """Likewise; and a trial changes its state once, with a sign of life before it runs."""
 
-
-class _Database(_Queue, RDBStorage):
-    claims: FileLock | None = None
+    changes: AbstractContextManager[Any] = nullcontext()
 
     def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
-        # Optuna's own cache in front of a database comes in here.
+        # Optuna's own cache in front of a database comes in here, and so does `create_new_trial`.
         if template_trial is None:
             raise NoneWaiting
         return super()._create_new_trial(study_id, template_trial)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
-        if self.claims is None or state != TrialState.RUNNING:
-            return super().set_trial_state_values(trial_id, state, values)
-        # SQLite has no row locks: two processes would both read WAITING, and both take the trial.
-        with self.claims:
+        if state == TrialState.RUNNING:
+            # Whoever dies between the claim and the first heartbeat would never be missed.
+            self.record_heartbeat(trial_id)
+        # SQLite has no row locks: two processes would both read the old state, and both change it.
+        with self.changes:
             return super().set_trial_state_values(trial_id, state, values)
 
 
@@ -82,15 +81,17 @@ def open_storage(url: str, on_dead: Callable[[optuna.Study, FrozenTrial], None])
     told = tracking.hidden_password(url)
     try:
         dialect = make_url(url).get_backend_name()
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise UnlearnError(
             f"storage = {told!r} is no database URL: give one such as sqlite:///optuna.db or "
             "postgresql://user@host/database"
         ) from error
+    if dialect == "sqlite" and make_url(url).database in (None, "", ":memory:"):
+        raise UnlearnError(f"storage = {told!r} lives in memory, and ends with this process: give a file")
     if dialect not in ("sqlite", *_DRIVERS):
         raise UnlearnError(f"storage = {told!r}: use sqlite, postgresql, mysql, or journal:PATH")
     # SQLite: wait for others' transactions; the others: for a server that does not answer.
-    patience = {"sqlite": {"timeout": 60}}.get(dialect, {"connect_timeout": 10})
+    patience = {"sqlite": {"timeout": 60}}.get(dialect, {"connect_timeout": _CONNECT_SECONDS})
     for attempt in range(_ATTEMPTS):
         try:
             if _is_mlflows(url, patience):
@@ -121,7 +122,7 @@ def open_storage(url: str, on_dead: Callable[[optuna.Study, FrozenTrial], None])
                 "exist, and is it Optuna's alone?"
             ) from error
     if dialect == "sqlite":
-        storage.claims = FileLock(_lock_file(url, "claims"))
+        storage.changes = FileLock(_lock_file(url, "changes"))
     return storage
 
 
@@ -153,7 +154,9 @@ class Leadership:
         self._engine: sqlalchemy.Engine | None = None
         self._connection: sqlalchemy.Connection | None = None
         dialect = "file" if url.startswith(_JOURNAL) else make_url(url).get_backend_name()
-        number = int.from_bytes(hashlib.sha256(f"mlflow-unlearn {study.study_name}".encode()).digest()[:7], "big")
+        database = "" if dialect == "file" else make_url(url).database
+        told = f"mlflow-unlearn {database} {study.study_name}"
+        number = int.from_bytes(hashlib.sha256(told.encode()).digest()[:7], "big")
         if dialect == "postgresql":
             self._question = f"SELECT pg_try_advisory_lock({number})"
         elif dialect == "mysql":
@@ -161,11 +164,17 @@ class Leadership:
         else:
             self._file = FileLock(_lock_file(url, f"{number:x}"))
             return
-        self._engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
+        self._dialect = dialect
+        self._engine = sqlalchemy.create_engine(
+            url,
+            isolation_level="AUTOCOMMIT",
+            poolclass=sqlalchemy.NullPool,
+            connect_args={"connect_timeout": _CONNECT_SECONDS},
+        )
 
     def take(self) -> bool:
         """Whether this process leads, now or already."""
-        if self.held:
+        if self.held and self._still_connected():
             return True
         if self._engine is None:
             try:
@@ -175,11 +184,26 @@ class Leadership:
             self.held = True
             return True
         connection = self._engine.connect()
+        if self._dialect == "postgresql":
+            # So that the server lets go of the lock within minutes when this machine vanishes.
+            for setting, seconds in (("idle", 60), ("interval", 10), ("count", 3)):
+                connection.execute(sqlalchemy.text(f"SET tcp_keepalives_{setting} = {seconds}"))
         self.held = bool(connection.scalar(sqlalchemy.text(self._question)))
         if self.held:
             self._connection = connection  # the lock is this session's
         else:
             connection.close()
+        return self.held
+
+    def _still_connected(self) -> bool:
+        """Whether the session that holds the lock is alive; a lost one has lost it."""
+        if self._connection is None:
+            return True
+        try:
+            self._connection.execute(sqlalchemy.text("SELECT 1"))
+        except DBAPIError:
+            self._connection.invalidate()
+            self._connection, self.held = None, False
         return self.held
 
     def release(self) -> None:
@@ -193,12 +217,9 @@ class Leadership:
 
 
 def _lock_file(url: str, what: str) -> Path:
-    """Beside a journal, which machines share; for a database file of this machine in its temporary folder."""
-    if url.startswith(_JOURNAL):
-        return Path(f"{url.removeprefix(_JOURNAL)}.{what}.lock")
-    path = os.path.realpath(make_url(url).database or "")
-    digest = hashlib.sha256(path.encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()).resolve() / f"mlflow-unlearn-study-{digest}-{what}.lock"
+    """Beside the journal or the database file: whoever shares the one shares the other."""
+    path = url.removeprefix(_JOURNAL) if url.startswith(_JOURNAL) else make_url(url).database or ""
+    return Path(f"{os.path.realpath(path)}.{what}.lock")
 
 
 def has_heartbeats(url: str) -> bool:
@@ -211,21 +232,42 @@ def retry(study: optuna.Study, trial: FrozenTrial) -> bool:
     history = [*trial.system_attrs.get("retry_history", []), trial.number]
     if len(history) > RETRIES:
         return False
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, trial)
+    # The names are those of Optuna's own callback, which would hand on the dead trial's run as well.
+    queue_again(study, trial, {"failed_trial": history[0], "retry_history": history})
     return True
 
 
-def queue_trials(study: optuna.Study, n_trials: int, first: dict[str, Any]) -> None:
-    """Queue what is missing to ``n_trials``; the study's very first one is ``first``."""
-    trials = study.get_trials(deepcopy=False)
-    if not trials:
+def queue_again(study: optuna.Study, trial: FrozenTrial, more: Mapping[str, Any] | None = None) -> None:
+    """Queue a trial with the setting of one that was not finished."""
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.WAITING,
+            params=trial.params,
+            distributions=trial.distributions,
+            system_attrs={**trial.system_attrs, **(more or {})},
+        )
+    )
+
+
+def queue_trials(
+    study: optuna.Study, n_trials: int, first: dict[str, Any], grid: Sequence[dict[str, Any]] | None = None
+) -> None:
+    """Queue what is missing to ``n_trials``; the study's very first one is ``first``.
+
+    With a ``grid`` its points are queued, each once, and there may be fewer of them.
+    """
+    if not study.get_trials(deepcopy=False):
         study.enqueue_trial(first)
-    counted = sum(trial.state in COUNTED for trial in study.get_trials(deepcopy=False))
-    for _ in range(n_trials - counted):
-        # Not `enqueue_trial`: a sampler such as grid search takes that for a setting of the user's.
-        study.add_trial(optuna.create_trial(state=TrialState.WAITING))
+    missing = n_trials - count(study, *COUNTED)
+    for point in grid or ():
+        known = len(study.get_trials(deepcopy=False))
+        if missing > 0:
+            study.enqueue_trial(point, skip_if_exists=True)
+            missing -= len(study.get_trials(deepcopy=False)) - known
+    if grid is None:
+        for _ in range(missing):
+            # Without fixed parameters, which samplers take for a setting of the user's.
+            study.add_trial(optuna.create_trial(state=TrialState.WAITING))
 
 
 def count(study: optuna.Study, *states: TrialState) -> int:
@@ -246,5 +288,6 @@ def refusing(url: str) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
+    error = error.__cause__ or error  # Optuna's own sentence says the same of everything
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return lines[0][:200] if lines else type(error).__name__

@@ -23,10 +23,11 @@ from mlflow_unlearn.judging import JUDGED, constraints, criterion, on_validation
 from mlflow_unlearn.loop import Epoch
 from mlflow_unlearn.models import weights_digest
 from mlflow_unlearn.progress import note
-from mlflow_unlearn.publishing import log_epoch
+from mlflow_unlearn.publishing import log_epoch, nothing_to_unlearn
 from mlflow_unlearn.ranks import RankLost
 from mlflow_unlearn.teacher import Teacher
 from mlflow_unlearn.tuning.space import METHOD, PREFIX, Setting, Space
+from mlflow_unlearn.tuning.study import queue_again, retry
 from mlflow_unlearn.unlearning import Result
 
 RUN, COMMAND_RUN, DIGEST = "run_id", "command_run_id", "weights_sha256"
@@ -71,6 +72,7 @@ class Trials:
         self._original, self._gold, self._objective, self._seed = original, gold, objective, seed
         self._teachers: dict[str, Teacher] = {"none": teacher}
         self._best = _Best()
+        self._source = weights_digest(job.module)
         self._fronts = len(study.directions) > 1
         self.before = on_validation(original, original, gold=gold, seed=seed)
         if objective in self.before.missing:
@@ -102,6 +104,10 @@ class Trials:
             note(f"Note: trial {trial.number} failed: {error}")
             raise
         except Exception:
+            # The store's or the machine's fault, not the setting's.
+            left = self._left(trial)
+            if not left.state.is_finished():
+                retry(self.study, left)
             raise
         except BaseException as stop:
             raise self._aborted(trial) from stop
@@ -139,6 +145,9 @@ class Trials:
         pruning = not isinstance(self.study.pruner, optuna.pruners.NopPruner)
         watch = _Watch(self, trial) if pruning else None
         result = self.unlearn(setting, on_epoch=log_epoch, on_state=watch)
+        digest = weights_digest(result.model)
+        if digest == self._source:
+            raise UnlearnError(nothing_to_unlearn(setting[METHOD], result))
         start = time.perf_counter()
         readings = read_splits(result.model, self.job.splits, self.job.hardware, roles=JUDGED)
         metrics = on_validation(readings, self._original, gold=self._gold, seed=self._seed)
@@ -146,7 +155,6 @@ class Trials:
         violations = constraints(metrics, self.before)
         for name, value in violations.items():
             trial.set_constraint(name, value)
-        digest = weights_digest(result.model)
         trial.set_user_attr(DIGEST, digest)
         feasible = all(value <= 0 for value in violations.values())
         value = criterion(self._objective, metrics)
@@ -169,17 +177,14 @@ class Trials:
 
     def _aborted(self, trial: optuna.Trial) -> Aborted:
         """Queue the trial again as it was: whoever goes on with the study carries it out."""
-        left = self.study.get_trials(deepcopy=False)[trial.number]
-        self.study.add_trial(
-            optuna.create_trial(
-                state=TrialState.WAITING,
-                params=left.params,
-                distributions=left.distributions,
-                system_attrs=left.system_attrs,
-            )
-        )
-        self.study.tell(trial.number, state=TrialState.FAIL)
+        left = self._left(trial)
+        if not left.state.is_finished():
+            queue_again(self.study, left)
+            self.study.tell(trial.number, state=TrialState.FAIL)
         return Aborted()
+
+    def _left(self, trial: optuna.Trial) -> optuna.trial.FrozenTrial:
+        return self.study.get_trials(deepcopy=False)[trial.number]
 
 
 class _Watch:

@@ -1,11 +1,9 @@
 """Local workers: the same command in further processes of this machine, each with its share of the cores."""
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,28 +18,28 @@ _STOP_SECONDS = 30
 
 
 @contextmanager
-def helping(options: config.Tune, study: str, stop: threading.Event) -> Iterator[None]:
+def sharing_cores(workers: int) -> Iterator[None]:
+    """Leave the workers their share, from the first pass to the winner's last: other threads make other weights."""
+    before = torch.get_num_threads()
+    if workers > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(_threads(workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def helping(options: config.Tune, study: str) -> "Iterator[list[subprocess.Popen[bytes]]]":
     """``options.workers − 1`` further processes on the study, waited for at the block's end; failures are noted.
 
-    With ``stop`` they end after their running trial, with an exception at once. A worker takes over where this process
-    dies: it has the same options.
+    With an exception they end at once. A worker takes over where this process dies: it has the same options.
     """
-    if options.workers == 1:
-        yield
-        return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // options.workers)
-    before = torch.get_num_threads()
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-workers-") as folder:
         logs = [Path(folder) / f"worker-{number}.log" for number in range(1, options.workers)]
-        processes = [_start(options, study, number, log, str(threads)) for number, log in enumerate(logs, start=1)]
+        processes = [_start(options, study, number, log) for number, log in enumerate(logs, start=1)]
         try:
-            yield
-            for process in processes:
-                if stop.is_set():
-                    process.send_signal(signal.SIGINT)
+            yield processes
             for process in processes:
                 process.wait()
         except BaseException:
@@ -49,14 +47,22 @@ def helping(options: config.Tune, study: str, stop: threading.Event) -> Iterator
                 process.terminate()
             raise
         finally:
-            torch.set_num_threads(before)
             for number, (process, log) in enumerate(zip(processes, logs, strict=True), start=1):
                 _end(number, process, log)
 
 
-def _start(options: config.Tune, study: str, number: int, log: Path, threads: str) -> "subprocess.Popen[bytes]":
+def _threads(workers: int) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // workers)
+
+
+def _start(options: config.Tune, study: str, number: int, log: Path) -> "subprocess.Popen[bytes]":
     active = mlflow.active_run()
-    env = {"OMP_NUM_THREADS": threads, **os.environ, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
+    env = {
+        "OMP_NUM_THREADS": str(_threads(options.workers)),
+        **os.environ,
+        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+    }
     if active is not None:
         # Runs of their own, in the experiment of this one.
         env["MLFLOW_EXPERIMENT_ID"] = active.info.experiment_id
@@ -74,7 +80,7 @@ def _start(options: config.Tune, study: str, number: int, log: Path, threads: st
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=file,
-            process_group=0,  # Ctrl-C comes from us, once
+            process_group=0,  # Ctrl-C comes from this process, once
         )
 
 

@@ -178,9 +178,13 @@ def test_the_best_setting_makes_the_same_weights(result, searched, tmp_path):
         assert done.code == 0, done.err
         assert own.tags("3")["unlearn.weights_sha256"] == own.tags("2")["unlearn.weights_sha256"]
         assert own.tags("3")["unlearn.method"] == "lotus"
-        refused = call("unlearn", "--model-uri", "models:/clf/1", "--params", best, "--method", "scrub")
+        # The run's parameters name the method that was carried out, whoever named it.
+        best.write_text("method: scrub\nprefix: none\nepochs: 1\n")
+        assert call("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET, "--params", best).code == 0
+        assert own.client.get_run(own.tags("4")["unlearn.run_id"]).data.params["unlearn.method"] == "scrub"
+        refused = call("unlearn", "--model-uri", "models:/clf/1", "--params", best, "--method", "salun")
         assert refused.code == 2
-        assert "params names method = 'lotus', and method = 'scrub' is given: leave out one of them" in refused.err
+        assert "params names method = 'scrub', and method = 'salun' is given: leave out one of them" in refused.err
 
 
 def test_a_study_goes_on(store, cli):
@@ -285,7 +289,8 @@ def test_a_grid_ends_with_its_points(store, cli):
     assert done.code == 0, done.err
     params = [run.data.params for run in trials_of(store, command_runs(store)[0])]
     found = [(float(p["unlearn.params.alpha"]), float(p["unlearn.params.lr"])) for p in params]
-    assert sorted(found[1:]) == [(1.0, 1e-4), (1.0, 1e-3), (8.0, 1e-4), (8.0, 1e-3)]
+    # The published alpha is none of the choices; what comes first is one of the points.
+    assert sorted(found) == [(1.0, 1e-4), (1.0, 1e-3), (8.0, 1e-4), (8.0, 1e-3)]
 
 
 def test_by_a_gold_standard(store, cli):
@@ -321,10 +326,20 @@ def test_trials_that_diverge(store, cli):
     assert store.everything_registered() == before
 
 
+def test_a_model_that_did_not_move_is_no_winner(store, cli):
+    """SSD selects no weight: what comes out is the original, which breaks no constraint."""
+    before = store.everything_registered()
+    space = '{"alpha": 1e6, "lam": 1.0, "prefix": "none"}'
+    done = cli(*TUNE, "--forget", FORGET, "--n-trials", "1", "--methods", "ssd", "--space", space)
+    assert done.code == 2, done.err
+    assert "the first one: nothing was unlearned: ssd left every weight as it was" in done.err
+    assert store.everything_registered() == before
+
+
 def test_ranks_and_workers_do_not_mix():
     """Nor a pruner, which would look at the model on one rank alone."""
     for name, value in (("workers", 2), ("pruner", "median")):
-        with pytest.raises(UnlearnError, match=f"{name} = {value} and processes = 2 do not go together: use one"):
+        with pytest.raises(UnlearnError, match=f"{name} = {value} and several ranks do not go together: use one"):
             _check(config.Tune(model_uri="models:/clf/1", processes=2, **{name: value}))
 
 
@@ -342,6 +357,9 @@ def test_ranks_and_workers_do_not_mix():
         (("--space", '{"alhpa": 3}'), "space: unknown hyperparameter 'alhpa' of lotus"),
         (("--storage", "postgresql://me:secret@127.0.0.1:1/x"), "'postgresql://me:***@127.0.0.1:1/x' cannot be"),
         (("--prefix", "layer9"), "layer9"),
+        (("--space", '{"prefix": ["none", "layer9"]}'), "layer9"),
+        (("--storage", "sqlite://"), "storage = 'sqlite://' lives in memory"),
+        (("--storage", "postgresql://host:abc/db?user=me&password=secret"), "is no database URL"),
     ],
 )  # fmt: skip
 def test_bad_input(store, cli, arguments, sentence):

@@ -84,14 +84,19 @@ def test_a_space_tells_itself_from_another():
 
 def test_grid():
     searched = space('{"alpha": [1, 8], "epochs": [2, 3], "lr": 0.001, "keep": ["last", "closest"]}')
-    assert searched.grid() == {
-        "alpha": pytest.approx([1.0, 2.0, 4.0, 8.0]),
-        "epochs": [2, 3],
-        "keep": ["last", "closest"],
-    }
-    assert searched.combinations() == GRID_POINTS * 2 * 2
+    points = searched.grid(0)
+    assert len(points) == GRID_POINTS * 2 * 2 == len({tuple(point.values()) for point in points})
+    assert sorted({point["alpha"] for point in points}) == pytest.approx([1.0, 2.0, 4.0, 8.0])
+    assert {point["epochs"] for point in points} == {2, 3}
+    assert points == searched.grid(0) != searched.grid(1)
     with pytest.raises(UnlearnError, match="sampler = 'grid' needs one method, and methods = 'lotus,scrub' names 2"):
-        space(methods=("lotus", "scrub")).grid()
+        space(methods=("lotus", "scrub")).grid(0)
+
+
+def test_the_first_trial_lies_on_the_steps():
+    given = '{"alpha": {"low": 1, "high": 9, "log": false, "step": 4}, "epochs": {"low": 2, "high": 8, "step": 3}}'
+    first = space(given).first()
+    assert (first["alpha"], first["epochs"]) == (1.0, 8)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +110,8 @@ def test_grid():
         ('{"alpha": {"low": 1}}', "space: alpha = {\"low\": 1} of lotus is not usable (high: field required)"),
         ('{"alpha": {"low": 1, "high": 2, "lgo": true}}', "(lgo: extra inputs are not permitted)"),
         ('{"alpha": {"low": -1, "high": 2, "log": true}}', "a logarithmic range cannot begin at -1"),
+        ('{"alpha": {"low": 1, "high": 9, "step": 0}}', "(step: input should be greater than 0)"),
+        ('{"epochs": {"low": 1, "high": 9, "step": 1.5}}', "epochs of lotus takes whole numbers, and step = 1.5"),
         ('{"keep": []}', "space: keep = [] of lotus is not usable (choices is empty)"),
         ('{"keep": ["first"]}', "space: hyperparameter keep = 'first' of lotus is not usable"),
         ('{"keep": {"low": 1, "high": 2}}', "space: hyperparameter keep = 1.0 of lotus is not usable"),
