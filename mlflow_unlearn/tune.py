@@ -381,24 +381,25 @@ def _on_dead(run_id: str) -> Callable[[optuna.Study, FrozenTrial], None]:
 
     def closing(study: optuna.Study, trial: FrozenTrial) -> None:
         again = "it is tried again" if retry(study, trial) else "it had been tried again before, and is given up"
-        for key in (RUN, COMMAND_RUN):
+        # The trial's run may have finished a moment before its result was to be told: there will be another one.
+        for key, alive in ((RUN, ("RUNNING", "FINISHED")), (COMMAND_RUN, ("RUNNING",))):
             dead = trial.user_attrs.get(key)
             if dead not in (None, run_id):
-                _close(dead)
+                _close(dead, alive)
         note(f"Note: the process of trial {trial.number} has died; {again}.")
 
     return closing
 
 
-def _close(run_id: str) -> bool:
-    """End a dead process's run as KILLED; whether it was still running."""
+def _close(run_id: str, alive: Sequence[str] = ("RUNNING",)) -> bool:
+    """End a dead process's run as KILLED; whether it was one of ``alive`` still."""
     client = tracking.client()
     try:
-        running = bool(client.get_run(run_id).info.status == "RUNNING")
-        if running:
-            tracking.tag_error(run_id, "its process died")
-            client.set_terminated(run_id, "KILLED")
-        return running
+        if client.get_run(run_id).info.status not in alive:
+            return False
+        tracking.tag_error(run_id, "its process died")
+        client.set_terminated(run_id, "KILLED")
+        return True
     except MlflowException as error:
         note(f"Note: run {run_id} of a process that died cannot be closed ({str(error).splitlines()[0]}).")
         return False

@@ -74,7 +74,8 @@ def wait_for(condition, seconds=120):
 def trials(storage, study="ours"):
     try:
         return optuna.load_study(study_name=study, storage=storage).get_trials(deepcopy=False)
-    except (KeyError, sqlalchemy.exc.SQLAlchemyError):
+    except (KeyError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError):
+        # The command makes its tables at this moment.
         return []
 
 
@@ -222,3 +223,37 @@ def test_sigterm_queues_the_trial_again(store, tmp_path):
     assert store.client.get_run(running[0].user_attrs["run_id"]).info.status == "KILLED"
     assert end(start(*arguments))[0] == 0
     check_study(store, storage, 3)
+
+
+@pytest.mark.slow
+@needs_postgres
+def test_a_suspended_leader_goes_on(store, database):
+    """As a laptop's lid does: its trial is given up and carried out by another; then it goes on and registers."""
+    arguments = ("--n-trials", 12, "--study", "ours", "--storage", database)
+    first = start(*arguments, space=LONG)
+    wait_for(lambda: any(trial.state in DONE for trial in trials(database)))
+    second = start(*arguments, space=LONG)
+    first_run = optuna.load_study(study_name="ours", storage=database).user_attrs["parent_run_id"]
+
+    def suspended():
+        """The leader, amid a trial, while the other is at work."""
+        busy = [t for t in trials(database) if t.state == TrialState.RUNNING and "command_run_id" in t.user_attrs]
+        mine = [trial for trial in busy if trial.user_attrs["command_run_id"] == first_run]
+        if not mine or len(busy) < 2:
+            return None
+        first.send_signal(signal.SIGSTOP)
+        time.sleep(0.1)
+        if trials(database)[mine[0].number].state == TrialState.RUNNING:
+            return mine[0]
+        first.send_signal(signal.SIGCONT)
+        return None
+
+    trial = wait_for(suspended)
+    wait_for(lambda: trials(database)[trial.number].state == TrialState.FAIL)
+    first.send_signal(signal.SIGCONT)
+    (code, _, err), (other, _, other_err) = end(first), end(second)
+    assert (code, other) == (0, 0), err + other_err
+    assert "its trial was given up: its result is dropped" in err
+    check_study(store, database, 12, epochs=60)
+    assert store.versions() == ["1", "2"]
+    assert store.tags("2")["unlearn.run_id"] == first_run
