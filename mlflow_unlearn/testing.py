@@ -216,7 +216,7 @@ def _resnet18() -> nn.Module:
 
 MODELS: Mapping[str, tuple[Callable[[], nn.Module], int, float]] = {
     "cnn": (_cnn, 25, 5e-3),
-    "vit": (_vit, 80, 5e-3),
+    "vit": (_vit, 120, 5e-3),
     "resnet18": (_resnet18, 20, 3e-4),
 }
 """Name → how it is built, and by how many Adam steps of what rate it learns the training set by heart.
