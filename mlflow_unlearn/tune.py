@@ -239,8 +239,8 @@ class _Sweep:
         if different:
             raise UnlearnError(
                 f"study {self.study.study_name!r} was started with another {', '.join(different)}: "
-                "continue it with the same model, data, forget set, objective, mode, space and seed, or give another "
-                "study="
+                "continue it with the same model, data, forget set, objective, mode, space, prefix and seed, or give "
+                "another study="
             )
 
     def _given_up(self, since: float) -> bool:

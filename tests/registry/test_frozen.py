@@ -107,7 +107,7 @@ def test_tuning_with_one(store, cli):
     assert done.code == 0, done.err
     assert changed(store, "2") == {"6.weight", "6.bias"} and store.tags("2")["unlearn.prefix"] == "3"
     other = cli(*spec, "--prefix", "none")
-    assert other.code == 2 and "was started with another prefix" in other.err
+    assert other.code == 2 and "was started with another space" in other.err
 
 
 def test_comparing_with_one(store, cli):
