@@ -19,7 +19,7 @@ from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evaluation import Readings, read, read_splits
 from mlflow_unlearn.job import Job
-from mlflow_unlearn.judging import JUDGED, constraints, criterion, on_validation, penalised
+from mlflow_unlearn.judging import CRITERIA, JUDGED, constraints, criterion, on_validation, penalised
 from mlflow_unlearn.loop import Epoch
 from mlflow_unlearn.models import weights_digest
 from mlflow_unlearn.progress import note
@@ -75,10 +75,13 @@ class Trials:
         self._source = weights_digest(job.module)
         self._fronts = len(study.directions) > 1
         self.before = on_validation(original, original, gold=gold, seed=seed)
-        if objective in self.before.missing:
+        missing = [name for name in CRITERIA[objective] if name in self.before.missing]
+        if missing:
+            reason = self.before.missing[missing[0]]
+            others = [name for name, parts in CRITERIA.items() if not set(parts) & self.before.missing.keys()]
             raise UnlearnError(
-                f"tune judges by {objective}, which is not computed here ({self.before.missing[objective]}): "
-                "use another objective, or unlearn"
+                f"objective = {objective!r} needs {missing[0]}, which is not computed here ({reason}): "
+                f"{'use ' + ' or '.join(others) if others else 'nothing else is, either: use unlearn'}"
             )
 
     def __call__(self, trial: optuna.Trial) -> float | tuple[float, float]:
@@ -158,7 +161,7 @@ class Trials:
         trial.set_user_attr(DIGEST, digest)
         feasible = all(value <= 0 for value in violations.values())
         value = criterion(self._objective, metrics)
-        mlflow.log_metrics({**metrics, "feasible": float(feasible), **seconds})
+        mlflow.log_metrics({**metrics, "objective": value, "feasible": float(feasible), **seconds})
         mlflow.set_tags({"unlearn.weights_sha256": digest, "unlearn.trial_state": "complete"})
         if feasible and value < self._best.value:
             self._best = _Best(value, trial.number, result)

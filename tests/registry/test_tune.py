@@ -56,7 +56,14 @@ def test_six_nested_finished_runs(result):
     assert not any("unlearn.error" in run.data.tags for run in [parent, *trials])
     for run in trials:
         assert {f"unlearn.params.{name}" for name in SEARCHED} <= run.data.params.keys()
-        assert {"rf_jsd_val", "acc_val", "acc_retain", "feasible", "unlearn_seconds"} <= run.data.metrics.keys()
+        assert {
+            "objective",
+            "rf_jsd_val",
+            "acc_val",
+            "acc_retain",
+            "feasible",
+            "unlearn_seconds",
+        } <= run.data.metrics.keys()
         assert store.client.get_metric_history(run.info.run_id, "loss")
 
 
@@ -85,7 +92,7 @@ def test_the_winner_is_registered_as_it_was(result):
     store, parent = result
     trials = trials_of(store, parent)
     feasible = [run for run in trials if run.data.metrics["feasible"] == 1]
-    best = min(feasible, key=lambda run: run.data.metrics["rf_jsd_val"])
+    best = min(feasible, key=lambda run: run.data.metrics["objective"])
     assert parent.data.metrics["best_trial"] == trials.index(best)
     tags = store.tags("2")
     assert store.versions() == ["1", "2"]
@@ -128,7 +135,10 @@ def test_the_study_lies_in_a_database_of_its_own(result, searched):
     )
     trials = trials_of(store, parent)
     assert [trial.user_attrs["run_id"] for trial in study.trials] == [run.info.run_id for run in trials]
-    assert [trial.value for trial in study.trials] == [run.data.metrics["rf_jsd_val"] for run in trials]
+    assert [trial.value for trial in study.trials] == [run.data.metrics["objective"] for run in trials]
+    for run in trials:
+        parts = run.data.metrics["rf_jsd_val"], abs(run.data.metrics["mia_excess_val"])
+        assert run.data.metrics["objective"] == pytest.approx(sum(parts))
     assert len(mlflow.artifacts.load_text(f"runs:/{parent.info.run_id}/tune/trials.csv").splitlines()) == 7
     assert {trial.user_attrs["command_run_id"] for trial in study.trials} == {parent.info.run_id}
     assert study.user_attrs["parent_run_id"] == parent.info.run_id
@@ -161,7 +171,9 @@ def test_the_study_is_kept_as_artifacts(result):
     assert [trial["weights_sha256"] for trial in told["trials"]] == [
         run.data.tags["unlearn.weights_sha256"] for run in trials
     ]
-    assert told["rule"] == "the smallest rf_jsd_val among the trials that meet the constraints; of equal ones the first"
+    assert told["rule"] == (
+        "the smallest rf_jsd_mia_val among the trials that meet the constraints; of equal ones the first"
+    )
     assert store.tags("2")["unlearn.selection"] == told["rule"]
     assert store.tags("2")["unlearn.study"] == told["study"]
     assert store.tags("2")["unlearn.trial"] == str(told["winner"])
@@ -240,9 +252,9 @@ def test_a_front_of_two_objectives(store, cli):
     told = mlflow.artifacts.load_dict(f"runs:/{parent.info.run_id}/tune/study.json")
     runs = trials_of(store, parent)
     assert [trial["values"] for trial in told["trials"]] == [
-        [run.data.metrics["rf_jsd_val"], run.data.metrics["acc_val"]] for run in runs
+        [run.data.metrics["objective"], run.data.metrics["acc_val"]] for run in runs
     ]
-    assert "front" in done.out and told["rule"].startswith("of the front of rf_jsd_val and acc_val")
+    assert "front" in done.out and told["rule"].startswith("of the front of rf_jsd_mia_val and acc_val")
     kept = {artifact.path for artifact in store.client.list_artifacts(parent.info.run_id, "tune")}
     assert {"tune/pareto_front.png", "tune/pareto_front.html"} <= kept
     winner = runs[told["winner"]]
