@@ -148,7 +148,7 @@ class Tune(Hardware, Reads, Command):
         "rf_jsd_mia_val", "rf_jsd_val", "mia_excess_val", "mia_auc_val", "entropy_ks_val", "avg_gap_excess_val"
     ] = Field(
         "rf_jsd_mia_val",
-        description="What to minimise; rf_jsd_mia_val is rf_jsd_val + |mia_excess_val|, avg_gap_excess_val needs gold_uri.",
+        description="What to minimise; rf_jsd_mia_val = rf_jsd_val + |mia_excess_val|; the last one needs gold_uri.",
     )
     space: Text = Field(
         None, description='Search space, JSON or a YAML file: {"alpha": [1, 16]}; default: that of the methods.'
