@@ -3,7 +3,7 @@
 In turns: some trials of one study, then `unlearn` once for each of their settings, as a user would type both. Prints
 the ratio of the whole, and what a trial takes beyond unlearning and judging.
 
-    python benchmarks/sweep.py [--trials 20] [--turns 4]
+    python benchmarks/sweep.py [--trials 20] [--turns 2]
 """
 
 import argparse
@@ -22,7 +22,7 @@ from mlflow.tracking import MlflowClient
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -7,6 +7,7 @@ choose by with the distances from gold that no user can compute.
 
     python benchmarks/tune_fashion.py --models FOLDER --seed 0     # also 1 and 2; side by side, one thread each
     python benchmarks/tune_fashion.py tables
+    python benchmarks/tune_fashion.py across     # the same criteria over what forget_sets.py has measured
 
 FOLDER keeps what ``fashion_mnist.py --save FOLDER`` left: ``original_0.pt``, ``gold_0.pt``, …
 """
@@ -125,9 +126,33 @@ def tables(out: Path) -> None:
         print(f"| {name} | {' | '.join(cells)} | {np.mean(chosen):.2f} ({', '.join(f'{c:.2f}' for c in chosen)}) |")
 
 
+def across() -> None:
+    """The criteria over what ``forget_sets.py`` left: nine methods, five alphas, shares of 1 to 50 %, test set."""
+    kinds = {
+        "rf_jsd": lambda m: m["rf_jsd"],
+        "abs(mia_excess)": lambda m: abs(m["mia_excess"]),
+        "rf_jsd + abs(mia_excess)": lambda m: m["rf_jsd"] + abs(m["mia_excess"]),
+    }
+    print("| data | criterion | avg_gap_excess | jsd |\n|---|---|---:|---:|")
+    for data in ("digits", "fashion"):
+        groups: dict[str, list[dict[str, float]]] = {}
+        for key, row in json.loads((OUT.parent / f"forget_sets_{data}.json").read_text()).items():
+            share, method, seed = key.split("/")
+            if "%" in share and method not in ("original", "retrain", "floor") and "rf_jsd" in row:
+                groups.setdefault(f"{share}/{seed}", []).append(row)
+        for name, criterion in kinds.items():
+            cells = []
+            for distance in ("avg_gap_excess", "jsd"):
+                pairs = [
+                    [(criterion(row), row[distance]) for row in rows if distance in row] for rows in groups.values()
+                ]
+                cells.append(np.mean([spearmanr(*zip(*each, strict=True))[0] for each in pairs if len(each) > 4]))
+            print(f"| {data} | {name} | {cells[0]:.2f} | {cells[1]:.2f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", default="study", choices=["study", "tables"])
+    parser.add_argument("what", nargs="?", default="study", choices=["study", "tables", "across"])
     parser.add_argument("--space", default="", help="as the command's; default: the methods' own")
     parser.add_argument("--models", type=Path)
     parser.add_argument("--seed", type=int, default=0)
@@ -136,6 +161,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.what == "tables":
         tables(args.out.resolve())
+    elif args.what == "across":
+        across()
     else:
         study(args.seed, args.models.resolve(), args.trials, args.out.resolve(), args.space)
 
