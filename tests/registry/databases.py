@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,17 +17,21 @@ def postgres_programs() -> Path | None:
 
 
 @contextmanager
-def postgres_server(folder: Path) -> Iterator[str]:
+def postgres_server() -> Iterator[str]:
     """URL of an empty server, without a database's name at its end."""
     programs = postgres_programs()
     assert programs is not None
-    # The server refuses to run as root.
+    # The server refuses to run as root, and pytest's folders are the user's alone.
     user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    folder.mkdir(parents=True)
-    if user:
-        shutil.chown(folder, "postgres")
-        for above in folder.parents[:3]:
-            above.chmod(above.stat().st_mode | 0o011)
+    with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-postgres-") as name:
+        if user:
+            shutil.chown(name, "postgres")
+        with _running(programs, user, Path(name)) as url:
+            yield url
+
+
+@contextmanager
+def _running(programs: Path, user: list[str], folder: Path) -> Iterator[str]:
 
     def call(program: str, *arguments: str) -> None:
         command = [*user, str(programs / program), "-D", str(folder / "data"), *arguments]

@@ -27,8 +27,8 @@ def needs_postgres(test):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with postgres_server(tmp_path_factory.mktemp("postgres") / "server") as url:
+def server():
+    with postgres_server() as url:
         yield url
 
 
