@@ -16,7 +16,7 @@ from stores import FORGET
 
 TUNE = ("tune", "--model-uri", "models:/clf/1", "--forget", FORGET)
 SPACE = '{"epochs": [3, 6]}'
-LONG = '{"epochs": [60, 80]}'
+LONG = '{"epochs": [120, 160]}'
 """Trials of seconds, so that a second process comes in time for some."""
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -144,12 +144,13 @@ def test_a_worker_is_killed_amid_a_trial(store, database, victim):
     assert {run.data.tags["unlearn.study_run"] for run in commands if "unlearn.study_run" in run.data.tags} <= leads
 
 
+@pytest.mark.slow
 @needs_postgres
 def test_two_workers_share_the_trials(store, cli, database):
-    done = cli(*TUNE, "--space", LONG, "--n-trials", 10, "--study", "ours", "--storage", database, "--workers", 2)
+    done = cli(*TUNE, "--space", LONG, "--n-trials", 16, "--study", "ours", "--storage", database, "--workers", 2)
     assert done.code == 0, done.err
     assert "ended with exit code" not in done.err
-    found = check_study(store, database, 10, epochs=60)
+    found = check_study(store, database, 16, epochs=120)
     assert len({trial.user_attrs["command_run_id"] for trial in found}) == 2
     assert store.versions() == ["1", "2"]
 
@@ -158,13 +159,13 @@ def test_two_workers_share_the_trials(store, cli, database):
 @pytest.mark.parametrize("where", ["sqlite:///{}/trials.db", "journal:{}/trials.log"])
 def test_two_workers_without_a_server(store, cli, tmp_path, where):
     storage = where.format(tmp_path)
-    done = cli(*TUNE, "--space", LONG, "--n-trials", 10, "--study", "ours", "--storage", storage, "--workers", 2)
+    done = cli(*TUNE, "--space", LONG, "--n-trials", 16, "--study", "ours", "--storage", storage, "--workers", 2)
     assert done.code == 0, done.err
     assert ("a journal file has no heartbeats" in done.err) == where.startswith("journal")
     if where.startswith("journal"):
         path = storage.removeprefix("journal:")
         storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(path))
-    found = check_study(store, storage, 10, epochs=60)
+    found = check_study(store, storage, 16, epochs=120)
     assert len({trial.user_attrs["command_run_id"] for trial in found}) == 2
 
 
@@ -205,7 +206,7 @@ def test_ctrl_c_waits_for_the_trial(store, tmp_path, workers):
     commands = [run for run in store.runs() if run.data.tags.get("unlearn.command") == "tune"]
     assert [run.info.status for run in commands] == ["KILLED"] * workers
     assert end(start(*arguments, space=LONG))[0] == 0
-    check_study(store, storage, 16, epochs=60)
+    check_study(store, storage, 16, epochs=120)
     assert store.versions() == ["1", "2"]
 
 
@@ -254,6 +255,6 @@ def test_a_suspended_leader_goes_on(store, database):
     (code, _, err), (other, _, other_err) = end(first), end(second)
     assert (code, other) == (0, 0), err + other_err
     assert "its trial was given up: its result is dropped" in err
-    check_study(store, database, 12, epochs=60)
+    check_study(store, database, 12, epochs=120)
     assert store.versions() == ["1", "2"]
     assert store.tags("2")["unlearn.run_id"] == first_run
