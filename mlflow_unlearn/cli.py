@@ -1,5 +1,6 @@
 """The shell's side: options from `config`, the flow from `pipeline`, sentences and exit codes here."""
 
+import atexit
 import os
 import signal
 import sys
@@ -154,9 +155,14 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except Terminated:
         click.echo("Terminated: nothing was registered, requests stay as they were.", err=True)
         code = 143
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # amid the interpreter's end it would take the place of our exit code
+    atexit.register(_ignore_signals)
     sys.exit(code)
+
+
+def _ignore_signals() -> None:
+    """Amid the interpreter's end a signal would take the place of our exit code."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 _show_other_warning = warnings.showwarning

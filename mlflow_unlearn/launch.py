@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,8 +30,6 @@ RUN_FILE_VARIABLE = "MLFLOW_UNLEARN_RUN_FILE"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _LAST_LINES = 30
 _ECHO_SECONDS = 10
-_INSIST_SECONDS = 40.0
-"""More than the agent gives its ranks to end."""
 
 
 class Nodes(BaseModel):
@@ -147,7 +144,6 @@ def launch(
         _environment(RUN_FILE_VARIABLE, str(Path(logs) / "run_id")),
         _environment("TORCH_CPP_LOG_LEVEL", "ERROR"),
         _signals_lent(),
-        _insisting(),
     ):
         shown = 0 if nodes.node_rank == 0 else None
         redirects = {rank: Std.NONE if rank == shown else Std.ALL for rank in range(local)}
@@ -269,34 +265,6 @@ def _environment(name: str, value: str) -> Iterator[None]:
         del os.environ[name]
         if before is not None:
             os.environ[name] = before
-
-
-@contextmanager
-def _insisting(seconds: float = _INSIST_SECONDS) -> Iterator[None]:
-    """Send a signal again that has not ended the block in time.
-
-    The agent's handler raises an exception wherever the agent stands, and some of its code swallows exceptions.
-    """
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    done = threading.Event()
-
-    def watch() -> None:
-        while number := os.read(read, 1):
-            if number[0] in _SIGNALS and not done.wait(seconds):
-                os.kill(os.getpid(), number[0])
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    before = signal.set_wakeup_fd(write)  # gets the number of each signal that Python handles
-    watcher.start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
-        done.set()
-        os.close(write)
-        watcher.join()
-        os.close(read)
 
 
 @contextmanager

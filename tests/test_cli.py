@@ -1,6 +1,7 @@
 """The shell's side: help, options, exit codes. Nothing here needs a store."""
 
 import csv
+import signal
 import subprocess
 import sys
 import time
@@ -218,3 +219,11 @@ def test_a_traceback_on_demand_alone(capsys):
         assert code == 2
         assert "Error: unknown data source 'digit'" in err
         assert ("Traceback" in err) == traced
+
+
+def test_a_command_in_this_process_leaves_signals_to_be_heard():
+    """They are ignored at the interpreter's end alone: a child would inherit that."""
+    with pytest.raises(SystemExit):
+        cli.main(["methods"])
+    for number in (signal.SIGTERM, signal.SIGINT):
+        assert signal.getsignal(number) != signal.SIG_IGN

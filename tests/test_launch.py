@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
-from mlflow_unlearn.launch import NODES_VARIABLE, Nodes, _insisting, launch, should_launch
+from mlflow_unlearn.launch import NODES_VARIABLE, Nodes, launch, should_launch
 
 HERE = Path(__file__).parent
 LAUNCH = """
@@ -133,24 +133,6 @@ def test_a_signal_reaches_every_rank(tmp_path, sent, code):
     assert end(launcher)[0] == code
     assert [(tmp_path / f"stopped-{rank}").read_text() for rank in (0, 1)] == [sent.name] * 2
     assert alive(tmp_path) == []
-
-
-def test_a_signal_that_had_no_effect_is_sent_again():
-    """Whoever handles it may stand where exceptions are swallowed."""
-    seen = []
-    before = signal.signal(signal.SIGHUP, lambda number, frame: seen.append(number))
-    try:
-        with _insisting(0.2):
-            os.kill(os.getpid(), signal.SIGHUP)
-            deadline = time.monotonic() + 10
-            while len(seen) < 2 and time.monotonic() < deadline:
-                time.sleep(0.05)
-        count = len(seen)
-        time.sleep(0.5)
-        assert count >= 2 and len(seen) == count
-        assert signal.set_wakeup_fd(-1) == -1
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.slow
