@@ -59,8 +59,18 @@ def arrays(kind: str, facts: Mapping[str, Any], make: Callable[[], Arrays]) -> A
         found = _read(path)
         if found is None:
             found = make()
-            _write(path, found)
+            _write(path, found, facts)
         return found
+
+
+def entries(kind: str) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """The files of a kind, and the facts that each depends on; none for what cannot be read."""
+    for path in sorted((folder() / kind).glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                yield path, json.loads((file.metadata() or {}).get("facts", "{}"))
+        except (SafetensorError, OSError):
+            yield path, {}
 
 
 @contextmanager
@@ -97,12 +107,13 @@ def _read(path: Path) -> Arrays | None:
     return None
 
 
-def _write(path: Path, content: Arrays) -> None:
+def _write(path: Path, content: Arrays, facts: Mapping[str, Any]) -> None:
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
         os.close(handle)
-        save_file({n: np.ascontiguousarray(a) for n, a in content.items()}, temporary, {"sha256": _digest(content)})
+        told = {"sha256": _digest(content), "facts": json.dumps(facts)}
+        save_file({n: np.ascontiguousarray(a) for n, a in content.items()}, temporary, told)
         os.replace(temporary, path)
         _drop_unused(path.parent)
     except (OSError, SafetensorError) as error:  # the latter wraps a full disk

@@ -12,6 +12,7 @@ from mlflow_unlearn import config, plan, tracking
 from mlflow_unlearn.bench import Bench, Gold, Trial
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
 from mlflow_unlearn.evaluation import Metrics, read_splits
+from mlflow_unlearn.governance.signing import check_key
 from mlflow_unlearn.job import Job, Recipe, new_record, open_gold, open_job, parse_params, training_recipe
 from mlflow_unlearn.judging import CONSTRAINTS, constraints, on_validation
 from mlflow_unlearn.locking import alone
@@ -41,6 +42,7 @@ def compare(options: config.Compare) -> None:
         methods, seeds = chosen_methods(options.methods), parse_seeds(options.seeds)
         given = params_by_method(options.params, methods)
         name = check_name(options.register_as) if options.register_as else None
+        check_key(options.sign_key)
         job = open_job(tracking.client(), run_id, options, folder, progress=progress)
         if options.register_ == "best":
             name = target_name(job, name)

@@ -69,6 +69,17 @@ class Reads(BaseModel):
     plan: bool = Field(False, description="Dry run: print the time, memory and disk that this will take.")
 
 
+class Publishes(Reads):
+    """What is told of the version that is registered."""
+
+    show_samples: bool = Field(
+        False, description="Show forgotten images in the report; leave it off for personal data."
+    )
+    sign_key: Text = Field(
+        None, description="Private EC key (PEM file) to sign the evidence with; needs the extra [sign]."
+    )
+
+
 class Train(Hardware, Command):
     """Train a classifier and register it; with --exclude, the gold standard."""
 
@@ -107,7 +118,7 @@ class Request(Command):
     hash_ids: bool = Field(False, description="Store salted SHA-256 of the ids instead of the ids.")
 
 
-class Unlearn(Hardware, Reads, Command):
+class Unlearn(Hardware, Publishes, Command):
     """Unlearn the pending requests of a model version and register the result as a new version."""
 
     example = "mlflow-unlearn unlearn --model-uri models:/clf/1"
@@ -127,7 +138,7 @@ class Unlearn(Hardware, Reads, Command):
     seed: Seed = Field(0, description="Seed of everything random.")
 
 
-class Tune(Hardware, Reads, Command):
+class Tune(Hardware, Publishes, Command):
     """Search hyperparameters with Optuna, judged on the validation set, and register the best."""
 
     example = "mlflow-unlearn tune --model-uri models:/clf/1 --n-trials 20"
@@ -192,7 +203,7 @@ class Evaluate(Hardware, Reads, Command):
     seed: Seed = Field(0, description="Seed of the bootstrap and of the attack's folds.")
 
 
-class Compare(Hardware, Reads, Command):
+class Compare(Hardware, Publishes, Command):
     """Compare unlearning methods with each other and with retraining, over several seeds; resumes where it stopped."""
 
     example = "mlflow-unlearn compare --model-uri models:/clf/1 --methods lotus,scrub,salun --seeds 3"
@@ -209,6 +220,62 @@ class Compare(Hardware, Reads, Command):
     )
     register_: Literal["none", "best"] = Field("none", alias="register", description="What to register: none or best.")
     register_as: Text = Field(None, description="Name to register under; default: the name of the source.")
+
+
+class Review(Command):
+    """Judge a version by its evidence and a policy; the verdict is recorded. Exit code 0: pass, 3: fail."""
+
+    example = "mlflow-unlearn review --model-uri models:/clf/4 --policy policy.yaml"
+
+    model_uri: str = Field(description="The unlearned version to judge: models:/NAME/VERSION.")
+    policy: Text = Field(None, description="Policy, a YAML file; default: the one that docs/governance.md describes.")
+    key: Text = Field(None, description="Public EC key (PEM file) to check the evidence's signature with.")
+
+
+class Promote(Command):
+    """Move an alias to a version that has passed its review. Exit code 3: refused."""
+
+    example = "mlflow-unlearn promote --model-uri models:/clf/4 --alias champion"
+
+    model_uri: str = Field(description="The reviewed version: models:/NAME/VERSION.")
+    alias: str = Field("champion", description="The alias to move.")
+    policy: Text = Field(
+        None, description="The policy that it must have been reviewed by; default: that of its review."
+    )
+    approver: Text = Field(None, description="Who approves; a server with users knows, and takes no other name.")
+    override: Text = Field(None, description="Reason to promote in spite of the verdict; it is recorded.")
+
+
+class Verify(Command):
+    """Check a version against its evidence: files, tags, chain, aliases. Makes no run. Exit code 3: a difference."""
+
+    example = "mlflow-unlearn verify --model-uri models:/clf/4 --key public.pem"
+
+    model_uri: str = Field(description="The version to check: models:/NAME/VERSION.")
+    recompute: bool = Field(False, description="Measure again as well, with the data that the evidence names.")
+    key: Text = Field(None, description="Public EC key (PEM file) to check the evidence's signature with.")
+    data: Text = Field(None, description=f"{_SOURCES}; for recompute; default: the evidence's.")
+
+
+class Exposure(Command):
+    """List where forgotten data still lives: versions, aliases, endpoints, runs, models, caches. Makes no run."""
+
+    example = "mlflow-unlearn exposure --model-uri models:/clf/3"
+
+    model_uri: str = Field(description="A version that holds the data, or one that has forgotten it.")
+
+
+class Retire(Command):
+    """Remove what still holds forgotten data: first a plan, then with --yes for good. Exit code 3: refused."""
+
+    example = "mlflow-unlearn retire --model-uri models:/clf/3 --yes true"
+
+    model_uri: str = Field(description="The version to retire: models:/NAME/VERSION.")
+    aliases: Text = Field(
+        None, description="Aliases of it to remove, separated by commas; one that is not named refuses the retirement."
+    )
+    reason: Text = Field(None, description="Why, for the record.")
+    yes: bool = Field(False, description="Do it; without it only the plan is printed.")
 
 
 class Methods(Command):
@@ -233,6 +300,11 @@ COMMANDS: dict[str, type[Command]] = {
     "tune": Tune,
     "evaluate": Evaluate,
     "compare": Compare,
+    "review": Review,
+    "promote": Promote,
+    "verify": Verify,
+    "exposure": Exposure,
+    "retire": Retire,
     "methods": Methods,
     "data": Data,
 }

@@ -22,5 +22,11 @@ class NothingToUnlearn(UnlearnError):
     exit_code = 3
 
 
+class Refused(UnlearnError):
+    """Judged and refused: a review that is not passed, a difference that `verify` finds, what may not be promoted."""
+
+    exit_code = 3
+
+
 class UnlearnWarning(UserWarning):
     """What does not stop a method and may spoil its result; the commands print its sentence alone."""

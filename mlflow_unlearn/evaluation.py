@@ -1,7 +1,7 @@
 """`evaluate`: one forward pass per model and split, and every metric from what it leaves."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -86,6 +86,7 @@ class Reading:
         labels: ``[N]``.
         predictions: ``[N]``.
         entropies: of the softmax outputs, ``[N]``, nats.
+        confidences: largest softmax output, ``[N]``.
         class_sums: row c is the sum of the softmax outputs of the samples with label c, ``[K, K]``.
         probabilities: the softmax outputs ``[N, K]``, kept for the forget set alone.
     """
@@ -93,11 +94,37 @@ class Reading:
     labels: npt.NDArray[np.int64]
     predictions: npt.NDArray[np.int64]
     entropies: npt.NDArray[np.float64]
+    confidences: npt.NDArray[np.float64]
     class_sums: npt.NDArray[np.float64]
     probabilities: npt.NDArray[np.float64] | None = field(default=None, repr=False)
 
 
 Readings = Mapping[str, Reading]
+
+
+def part_of(reading: Reading, samples: npt.NDArray[Any]) -> Reading:
+    """The reading of some samples, indices or a mask ``[N]``, of one whose probabilities were kept."""
+    return pooled([reading], samples)
+
+
+def pooled(readings: Sequence[Reading], samples: npt.NDArray[Any] | None = None) -> Reading:
+    """One reading of several sets, or of some ``samples`` of them, whose probabilities were kept.
+
+    Raises:
+        ValueError: they were not.
+    """
+    if any(reading.probabilities is None for reading in readings):
+        raise ValueError("a part is read from the probabilities: read the set with keep_probabilities=True")
+    chosen = slice(None) if samples is None else samples
+
+    def joined(name: str) -> npt.NDArray[Any]:
+        whole: npt.NDArray[Any] = np.concatenate([getattr(reading, name) for reading in readings])[chosen]
+        return whole
+
+    labels, probabilities = joined("labels"), joined("probabilities")
+    sums = np.zeros_like(readings[0].class_sums)
+    np.add.at(sums, labels, probabilities)
+    return Reading(labels, joined("predictions"), joined("entropies"), joined("confidences"), sums, probabilities)
 
 
 def read(
@@ -118,7 +145,7 @@ def read(
     Raises:
         UnlearnError: the model's outputs are not finite logits ``[N, K]``.
     """
-    labels, predictions, entropies, probabilities = [], [], [], []
+    labels, predictions, entropies, confidences, probabilities = [], [], [], [], []
     sums: torch.Tensor | None = None
     for logits, batch_labels in kept_forward(model, dataset, hardware, facts, description=description):
         # float64: the entropies of confident outputs differ far below float32's resolution of a probability near 1.
@@ -130,7 +157,9 @@ def read(
             sums = torch.zeros(p.shape[1], p.shape[1], dtype=torch.float64, device=p.device)
         sums.index_add_(0, batch_labels, p)
         labels.append(batch_labels.cpu())
-        predictions.append(logits.argmax(dim=1).cpu())
+        largest, predicted = p.max(dim=1)
+        predictions.append(predicted.cpu())
+        confidences.append(largest.cpu())
         entropies.append(-(p * log_p).sum(dim=1).cpu())
         if keep_probabilities:
             probabilities.append(p.cpu())
@@ -142,6 +171,7 @@ def read(
         torch.cat(labels).numpy(),
         torch.cat(predictions).numpy(),
         torch.cat(entropies).clamp_min(0).numpy(),
+        torch.cat(confidences).numpy(),
         sums.cpu().numpy(),
         torch.cat(probabilities).numpy() if probabilities else None,
     )

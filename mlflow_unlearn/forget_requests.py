@@ -15,6 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.governance.people import whoami
 from mlflow_unlearn.progress import note
 from mlflow_unlearn.registry import Version
 
@@ -131,6 +132,7 @@ def file_request(
         "id": new_id,
         "of": version.uri,
         "filed": datetime.now(UTC).isoformat(timespec="seconds"),
+        "filed_by": whoami().model_dump(),
         "samples": len(manifest.ids),
         "manifest_sha256": stored.digest,
         **details,
@@ -143,11 +145,11 @@ def file_request(
     return request, True
 
 
-def read_manifest(client: MlflowClient, request_id: str) -> Manifest:
-    """The manifest of a request, found by id in any experiment.
+def run_of(client: MlflowClient, request_id: str) -> str:
+    """The run that a request was filed in, in any experiment.
 
     Raises:
-        UnlearnError: there is none, or its files are gone.
+        UnlearnError: there is none.
     """
     if not re.fullmatch(r"[0-9a-f]{12}", request_id):
         raise UnlearnError(f"{request_id!r} is no request id: it has 12 hexadecimal digits, as `request` printed it")
@@ -155,12 +157,42 @@ def read_manifest(client: MlflowClient, request_id: str) -> Manifest:
     runs = client.search_runs(experiments, f"tags.`{RUN_TAG}` = '{request_id}'", max_results=1)
     if not runs:
         raise UnlearnError(f"there is no forget request {request_id!r} on this tracking server: file it with `request`")
-    run_id = runs[0].info.run_id
+    return str(runs[0].info.run_id)
+
+
+def read_manifest(client: MlflowClient, request_id: str) -> Manifest:
+    """The manifest of a request, found by id.
+
+    Raises:
+        UnlearnError: there is none, or its files are gone.
+    """
+    return read_manifest_of(run_of(client, request_id))
+
+
+def read_manifest_of(run_id: str) -> Manifest:
+    """The manifest of the request that was filed in a run.
+
+    Raises:
+        UnlearnError: its files are gone.
+    """
+    return Manifest.from_csv(_stored(run_id, "manifest.csv"))
+
+
+def read_details(run_id: str) -> dict[str, Any]:
+    """What was recorded when a request was filed: id, version, time, person, reason, size and digest.
+
+    Raises:
+        UnlearnError: its files are gone.
+    """
+    found: dict[str, Any] = json.loads(_stored(run_id, "request.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _stored(run_id: str, name: str) -> Path:
     try:
-        path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=f"{FOLDER}/manifest.csv")
+        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=f"{FOLDER}/{name}"))
     except (MlflowException, OSError) as error:
-        raise UnlearnError(f"the manifest of request {request_id!r} (run {run_id}) cannot be read: {error}") from error
-    return Manifest.from_csv(path)
+        raise UnlearnError(f"{name} of the request in run {run_id} cannot be read: {error}") from error
 
 
 def mark_done(client: MlflowClient, requests: Sequence[ForgetRequest], by: str) -> None:

@@ -18,8 +18,8 @@ from torch.utils.data import Dataset
 
 from mlflow_unlearn import forget_requests, tracking
 from mlflow_unlearn.compute import isolated_rng
+from mlflow_unlearn.config import Evaluate, Reads
 from mlflow_unlearn.config import Hardware as HardwareConfig
-from mlflow_unlearn.config import Reads
 from mlflow_unlearn.data.datasets import Augmented
 from mlflow_unlearn.data.forget import resolve_forget, retained
 from mlflow_unlearn.data.manifest import Manifest
@@ -28,6 +28,7 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evaluation import Readings, read_splits
 from mlflow_unlearn.forget_requests import ForgetRequest
 from mlflow_unlearn.forward import Hardware
+from mlflow_unlearn.governance.chain import Earlier, earlier_requests
 from mlflow_unlearn.loop import resolve_hardware
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.models import builder_like
@@ -55,6 +56,7 @@ class Job:
         hardware: decided once.
         folder: for temporary files.
         salt: of the forgotten ids, where they are to be recorded hashed.
+        earlier: what the version was made to forget before, which is neither forgotten now nor retained.
     """
 
     client: MlflowClient
@@ -68,6 +70,7 @@ class Job:
     hardware: Hardware
     folder: Path
     salt: str | None = None
+    earlier: tuple[Earlier, ...] = ()
 
     def manifest(self, indices: npt.NDArray[np.int64]) -> Manifest:
         """The plain ids of training samples."""
@@ -87,6 +90,11 @@ class Job:
             ad_hoc=True,
         )
         return replace(self, requests=(request,))
+
+    def samples_of_requests(self) -> dict[str, npt.NDArray[np.bool_]]:
+        """Which of the forget set each request names: id → mask ``[N]``."""
+        ids = self.manifest(self.forget).ids
+        return {r.id: forget_requests.read_manifest(self.client, r.id).mask(ids) for r in self.requests}
 
     @property
     def forget_manifest(self) -> Manifest:
@@ -165,6 +173,7 @@ def open_job(client: MlflowClient, run_id: str, config: Any, folder: Path, *, pr
     mask = training_mask(version, view.source)
     requests, forget, salt = find_requests(client, version, view, mask, config)
     retain = retained(mask, forget)
+    earlier = earlier_requests(client, version, view.source, mask)
     splits = make_splits(view, module, forget, retain, progress)
     shape = check_outputs(module, splits.retain, view.classes, version.uri)
     if version.input_shape not in (None, shape):
@@ -174,7 +183,54 @@ def open_job(client: MlflowClient, run_id: str, config: Any, folder: Path, *, pr
         )
     hardware = pick_hardware(module, splits.retain, config, progress)
     view = View(view.source, view.transform, view.classes, shape)
-    return Job(client, version, module, view, splits, forget, retain, requests, hardware, folder, salt)
+    return Job(client, version, module, view, splits, forget, retain, requests, hardware, folder, salt, earlier)
+
+
+def open_measured(client: MlflowClient, config: Evaluate, folder: Path, *, progress: bool) -> tuple[Job, Version]:
+    """Open a version to be measured, with the version that it is measured against, which may be the same."""
+    version = open_version(client, config.model_uri, folder)
+    recorded = version.record.source_uri if version.record is not None else None
+    original_uri = config.original_uri or recorded
+    original = version if original_uri is None else open_version(client, original_uri, folder)
+    if original.uri == version.uri:
+        original = version
+    view = open_view(version, config)
+    if original is not version:
+        check_alike(original, view)
+    mask = training_mask(original, view.source)
+    forget, salt = evaluated_forget_set(client, version, view, mask, config)
+    # What the version has not been trained on, or forgot before, is no retain sample, whatever the original knows.
+    retain = retained(mask & training_mask(version, view.source), forget)
+    module = load_module(version, config.architecture, len(view.classes), trainable=False)
+    splits = make_splits(view, module, forget, retain, progress)
+    check_outputs(module, splits.test, view.classes, version.uri)
+    hardware = pick_hardware(module, splits.test, config, progress)
+    return Job(client, version, module, view, splits, forget, retain, (), hardware, folder, salt), original
+
+
+def evaluated_forget_set(
+    client: MlflowClient, version: Version, view: View, mask: npt.NDArray[np.bool_], config: Evaluate
+) -> tuple[npt.NDArray[np.int64], str | None]:
+    """The spec's samples, else those that the version was made to forget, else those of its pending requests.
+
+    The second value is the salt of a hashed request, under which the set's digest is to be recorded.
+    """
+    salts: list[str | None] = [None]
+
+    def read_request(request_id: str) -> Manifest:
+        manifest = forget_requests.read_manifest(client, request_id)
+        salts.append(manifest.salt)
+        return manifest
+
+    ids: tuple[str, ...] = version.record.request_ids if version.record is not None else ()
+    if not ids:
+        own, _ = forget_requests.of_version(version)
+        ids = tuple(filed.id for filed in own if filed.pending)
+    specs = [config.forget] if config.forget is not None else [f"request:{request_id}" for request_id in ids]
+    if not specs:
+        raise UnlearnError(f"{version.uri} carried out no forget request and none is pending: give forget=")
+    forget = np.unique(np.concatenate([resolve_forget(spec, view.source, mask, read_request) for spec in specs]))
+    return forget, salts[-1]
 
 
 def find_requests(
@@ -317,7 +373,7 @@ def open_gold(
 
 
 def pick_hardware(module: nn.Module, dataset: Dataset[Any], config: HardwareConfig, progress: bool) -> Hardware:
-    """The command's device and precision, resolved, and noted on the run."""
+    """The command's device and precision, resolved, and noted on its run, if it makes one."""
     hardware = resolve_hardware(
         module,
         dataset,
@@ -327,7 +383,8 @@ def pick_hardware(module: nn.Module, dataset: Dataset[Any], config: HardwareConf
         compile=config.compile,
         progress=progress,
     )
-    mlflow.set_tags({"unlearn.system.device": str(hardware.device), "unlearn.system.precision": hardware.precision})
+    if mlflow.active_run() is not None:
+        mlflow.set_tags({"unlearn.system.device": str(hardware.device), "unlearn.system.precision": hardware.precision})
     return hardware
 
 

@@ -187,8 +187,13 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], architecture: st
 
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 over names, types, shapes and bytes of the state dict, in order of name."""
+    return state_digest(model.state_dict())
+
+
+def state_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """`weights_digest` of a state dict."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted(state.items()):
         value = value.detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")

@@ -1,4 +1,7 @@
-"""The whole flow, command by command: read this file first (`train`, `tune` and `compare` have files of their own)."""
+"""The whole flow, command by command: read this file first.
+
+`train`, `tune` and `compare` have files of their own, and so have the decisions about a version, in `governance`.
+"""
 
 import secrets
 import sys
@@ -6,24 +9,26 @@ from collections.abc import Callable
 from typing import Any
 
 import mlflow
-import numpy as np
-import numpy.typing as npt
-from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn import config, forget_requests, plan, tracking
 from mlflow_unlearn.compare import compare as compare_methods
-from mlflow_unlearn.data.forget import resolve_forget, retained
+from mlflow_unlearn.data.forget import resolve_forget
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.sources import load_source
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
 from mlflow_unlearn.evaluation import compare, read_splits
+from mlflow_unlearn.governance.exposure import exposure
+from mlflow_unlearn.governance.promote import promote
+from mlflow_unlearn.governance.retire import retire
+from mlflow_unlearn.governance.review import review
+from mlflow_unlearn.governance.signing import check_key
+from mlflow_unlearn.governance.verify import verify
 from mlflow_unlearn.job import (
-    Job,
     new_record,
     open_gold,
     open_job,
+    open_measured,
     parse_params,
-    pick_hardware,
     training_recipe,
 )
 from mlflow_unlearn.loop import RETRAIN_ALL
@@ -31,11 +36,11 @@ from mlflow_unlearn.methods import all_methods, get_method, plugin_failures
 from mlflow_unlearn.models import weights_digest
 from mlflow_unlearn.progress import note
 from mlflow_unlearn.publishing import log_epoch, log_final, log_metrics, nothing_to_unlearn, publish, target_name
-from mlflow_unlearn.registry import Version, check_name, load_module, open_version
+from mlflow_unlearn.registry import check_name, load_module, open_version
 from mlflow_unlearn.report import table
 from mlflow_unlearn.training import train
 from mlflow_unlearn.tune import tune
-from mlflow_unlearn.view import View, check_alike, check_outputs, make_splits, open_view, training_mask
+from mlflow_unlearn.view import training_mask
 
 
 def unlearn(options: config.Unlearn) -> None:
@@ -53,6 +58,7 @@ def unlearn(options: config.Unlearn) -> None:
         client = tracking.client()
         name = check_name(options.register_as) if options.register_as else None
         get_method(options.method)(params)  # a misspelt hyperparameter is told before anything is loaded
+        check_key(options.sign_key)
         if options.method == "retrain" and options.prefix != "none":
             raise UnlearnError(RETRAIN_ALL)
         with tracking.timed("open"):
@@ -167,25 +173,9 @@ def evaluate(options: config.Evaluate) -> None:
     progress = sys.stderr.isatty()
     with tracking.run("evaluate", options) as run_id, tracking.scratch() as folder:
         client = tracking.client()
-        version = open_version(client, options.model_uri, folder)
+        job, original_version = open_measured(client, options, folder, progress=progress)
+        version, splits, hardware = job.version, job.splits, job.hardware
         tracking.log_source_model(client, run_id, version.model_id)
-        recorded = version.record.source_uri if version.record is not None else None
-        original_uri = options.original_uri or recorded
-        original_version = version if original_uri is None else open_version(client, original_uri, folder)
-        if original_version.uri == version.uri:
-            original_version = version
-        view = open_view(version, options)
-        if original_version is not version:
-            check_alike(original_version, view)
-        mask = training_mask(original_version, view.source)
-        forget, salt = evaluated_forget_set(client, version, view, mask, options)
-        # What the version has not been trained on, or forgot before, is no retain sample, whatever the original knows.
-        retain = retained(mask & training_mask(version, view.source), forget)
-        module = load_module(version, options.architecture, len(view.classes), trainable=False)
-        splits = make_splits(view, module, forget, retain, progress)
-        check_outputs(module, splits.test, view.classes, version.uri)
-        hardware = pick_hardware(module, splits.test, options, progress)
-        job = Job(client, version, module, view, splits, forget, retain, (), hardware, folder, salt)
         job.log_manifests()
         if options.plan:
             models = 1 + (original_version is not version) + (options.gold_uri is not None)
@@ -194,12 +184,12 @@ def evaluate(options: config.Evaluate) -> None:
         own = job.read_original(force=options.force)
         readings = {"original": own}
         if original_version is not version:
-            original = load_module(original_version, options.architecture, len(view.classes), trainable=False)
+            original = load_module(original_version, options.architecture, len(job.view.classes), trainable=False)
             readings = {
                 "original": read_splits(original, splits, hardware, name="original", kept=True),
                 "unlearned": own,
             }
-        gold = open_gold(client, options.gold_uri, view, job.retain, splits.test, folder, options)
+        gold = open_gold(client, options.gold_uri, job.view, job.retain, splits.test, folder, options)
         if gold is not None:
             readings["gold"] = read_splits(gold, splits, hardware, name="gold", kept=True)
         columns = compare(readings, seed=options.seed)
@@ -227,31 +217,6 @@ def methods(options: config.Methods) -> None:
         note(f"Warning: the method {name!r} cannot be used: {reason}")
 
 
-def evaluated_forget_set(
-    client: MlflowClient, version: Version, view: View, mask: npt.NDArray[np.bool_], options: config.Evaluate
-) -> tuple[npt.NDArray[np.int64], str | None]:
-    """The spec's samples, else those that the version was made to forget, else those of its pending requests.
-
-    The second value is the salt of a hashed request, under which the set's digest is to be recorded.
-    """
-    salts: list[str | None] = [None]
-
-    def read_request(request_id: str) -> Manifest:
-        manifest = forget_requests.read_manifest(client, request_id)
-        salts.append(manifest.salt)
-        return manifest
-
-    ids: tuple[str, ...] = version.record.request_ids if version.record is not None else ()
-    if not ids:
-        own, _ = forget_requests.of_version(version)
-        ids = tuple(filed.id for filed in own if filed.pending)
-    specs = [options.forget] if options.forget is not None else [f"request:{request_id}" for request_id in ids]
-    if not specs:
-        raise UnlearnError(f"{version.uri} carried out no forget request and none is pending: give forget=")
-    forget = np.unique(np.concatenate([resolve_forget(spec, view.source, mask, read_request) for spec in specs]))
-    return forget, salts[-1]
-
-
 COMMANDS: dict[str, Callable[[Any], None]] = {
     "train": train,
     "request": request,
@@ -259,6 +224,11 @@ COMMANDS: dict[str, Callable[[Any], None]] = {
     "tune": tune,
     "evaluate": evaluate,
     "compare": compare_methods,
+    "review": review,
+    "promote": promote,
+    "verify": verify,
+    "exposure": exposure,
+    "retire": retire,
     "methods": methods,
     "data": data,
 }

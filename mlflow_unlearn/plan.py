@@ -197,6 +197,7 @@ def _metrics_seconds(job: Job, models: int) -> float:
             np.resize(few.labels, size),
             np.resize(few.predictions, size),
             np.resize(few.entropies, size),
+            np.resize(few.confidences, size),
             few.class_sums,
             None if few.probabilities is None else np.resize(few.probabilities, (size, few.probabilities.shape[1])),
         )

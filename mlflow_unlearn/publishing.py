@@ -1,21 +1,28 @@
 """From a measured result to a registered version: metrics, evidence, tags, table."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn import config, forget_requests, tracking
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evaluation import Metrics, Readings, compare, residual_accuracy
+from mlflow_unlearn.governance.building import Outcome, build, numbered
+from mlflow_unlearn.governance.evidence import CARD, DIGEST_TAG, FILE, FOLDER, REPORT, Evidence
+from mlflow_unlearn.governance.files import file_digests
+from mlflow_unlearn.governance.policy import Policy, judge
+from mlflow_unlearn.governance.signing import sign
 from mlflow_unlearn.job import Job, new_record
 from mlflow_unlearn.loop import Epoch
-from mlflow_unlearn.models import weights_digest
 from mlflow_unlearn.progress import note
-from mlflow_unlearn.registry import log_model, register, withdrawn_on_failure
+from mlflow_unlearn.registry import describe_version, log_model, register, withdrawn_on_failure
 from mlflow_unlearn.report import table
-from mlflow_unlearn.report.evidence import describe, evidence
+from mlflow_unlearn.report.card import describe, model_card
+from mlflow_unlearn.report.page import Sample, moved, page
 from mlflow_unlearn.unlearning import Result
 
 INCOMPLETE = 0.05
@@ -30,55 +37,93 @@ def publish(
     method: str,
     recipe: dict[str, Any],
     readings: Mapping[str, Readings],
-    options: config.Reads,
-    more_tags: Mapping[str, str] | None = None,
+    options: config.Publishes,
+    selection: Mapping[str, str] | None = None,
 ) -> ModelVersion:
     """Measure, log, register the new version with its evidence, mark the requests done, and show the table.
 
-    ``readings`` are those of the models ``original``, ``unlearned`` and, where there is one, ``gold``; ``more_tags`` go
-    to the version beside its own.
+    ``readings`` are those of the models ``original``, ``unlearned`` and, where there is one, ``gold``; ``selection``
+    are the tags of the study that chose the setting.
     """
     with tracking.timed("metrics"):
         columns = compare(readings, seed=recipe["seed"])
-    record = new_record(job, options, method, recipe)
     with tracking.timed("save"):
         info = log_model(
             result.model,
-            record,
+            new_record(job, options, method, recipe),
             job.manifest(job.retain),
             folder=job.folder,
             source=job.version,
             example=job.example_without_forgotten(),
         )
     log_metrics(columns, model_ids={"unlearned": info.model_id, "original": job.version.model_id})
-    after = columns["unlearned"]
-    tags = {
-        "unlearn.method": method,
-        "unlearn.source_uri": job.version.uri,
-        "unlearn.request_ids": ",".join(request.id for request in job.requests),
-        "unlearn.run_id": run_id,
-        "unlearn.weights_sha256": weights_digest(result.model),
-        **(more_tags or {}),
-    }
-    if "prefix" in recipe:
-        tags["unlearn.prefix"] = recipe["prefix"]
-    if result.warnings:
-        tags["unlearn.warning"] = "; ".join(result.warnings)
-    residual = residual_accuracy(readings["unlearned"])
-    if residual is not None and residual > INCOMPLETE:
-        tags["unlearn.incomplete"] = f"accuracy {residual:.4f} on the wholly forgotten part of the forget set"
-        note(f"Warning: the class is not forgotten: {tags['unlearn.incomplete']}; see docs/method.md.")
-    description = describe(job, method, recipe, columns, incomplete=tags.get("unlearn.incomplete"))
-    version = register(job.client, info, name, tags=tags, metrics=after, description=description)
-    uri = f"models:/{name}/{version.version}"
+    outcome = Outcome(method, recipe, result, readings, columns, selection, _incomplete(readings["unlearned"]))
+    with tracking.timed("evidence"):
+        stored = Path(mlflow.artifacts.download_artifacts(info.model_uri, dst_path=str(job.folder / "stored")))
+        draft = build(job, run_id, outcome, name=name, model_id=info.model_id, files=file_digests(stored))
+        log_parts(draft)
+    version = register(job.client, info, name, tags=draft.tags())
+    evidence = numbered(draft, str(version.version))
     with withdrawn_on_failure(job.client, version):
-        mlflow.log_dict(evidence(job, run_id, uri, method, recipe, result, columns), "evidence.json")
+        with tracking.timed("evidence.store"):
+            store(job.client, evidence, job.folder / FOLDER, _samples(job, readings, options), options.sign_key)
         table.show(columns)
-        forget_requests.mark_done(job.client, job.requests, uri)
+        forget_requests.mark_done(job.client, job.requests, evidence.result.uri)
     print(f"Registered {name} version {version.version} from {job.version.uri}.")
     if job.version.model_id is None:
         print(f"Note: {job.version.uri} has no LoggedModel: its lineage is in the tags and in evidence.json alone.")
     return version
+
+
+def store(
+    client: MlflowClient, evidence: Evidence, folder: Path, samples: Sequence[Sample], sign_key: str | None
+) -> None:
+    """Write the record and what is made from it beside the run and beside the model; its digest goes to the version.
+
+    Raises:
+        UnlearnError: it is to be signed, and cannot be.
+    """
+    folder.mkdir()
+    (folder / FILE).write_text(evidence.to_json(), encoding="utf-8")
+    if sign_key is not None:
+        sign(folder, sign_key)
+    (folder / CARD).write_text(model_card(evidence), encoding="utf-8")
+    verdict = judge(evidence, Policy(), signed=sign_key is not None)
+    (folder / REPORT).write_text(page(evidence, verdict, samples), encoding="utf-8")
+    mlflow.log_artifacts(str(folder), FOLDER)
+    client.log_model_artifacts(evidence.result.model_id, str(folder), FOLDER)
+    result = evidence.result
+    client.set_model_version_tag(result.name, result.version, DIGEST_TAG, evidence.sha256)
+    describe_version(client, result.name, result.version, describe(evidence))
+
+
+def log_parts(evidence: Evidence) -> None:
+    """Metrics of each request and of their union, where they are told apart."""
+    parts = {f"request.{request.id}": request.metrics for request in evidence.requests} | {"union": evidence.union}
+    mlflow.log_metrics(
+        {
+            f"{model}.{part}.{key}": value
+            for part, models in parts.items()
+            for model, measured in models.items()
+            for key, value in measured.values.items()
+        }
+    )
+
+
+def _incomplete(readings: Readings) -> str | None:
+    residual = residual_accuracy(readings)
+    if residual is None or residual <= INCOMPLETE:
+        return None
+    told = f"accuracy {residual:.4f} on the wholly forgotten part of the forget set"
+    note(f"Warning: the class is not forgotten: {told}; see docs/method.md.")
+    return told
+
+
+def _samples(job: Job, readings: Mapping[str, Readings], options: config.Publishes) -> Sequence[Sample]:
+    if not options.show_samples:
+        return ()
+    names = [job.manifest(job.forget).ids[i] if job.salt is None else "" for i in range(len(job.forget))]
+    return moved(readings, cast(Any, job.splits.forget), names, job.view.classes)
 
 
 def target_name(job: Job, register_as: str | None) -> str:

@@ -160,6 +160,25 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
     return client.get_model_version(name, version)
 
 
+def registered_version(client: MlflowClient, uri: str) -> ModelVersion:
+    """The version behind a URI that has to name a registered one.
+
+    Raises:
+        UnlearnError: it does not, or there is none.
+    """
+    registered = find_version(client, uri)
+    if registered is None:
+        raise UnlearnError(f"{uri} is no registered version: give models:/NAME/VERSION or models:/NAME@ALIAS")
+    return registered
+
+
+def download(uri: str, folder: Path) -> Path:
+    """The files of a model in a folder of their own below ``folder``, nothing of them loaded."""
+    target = folder / re.sub(r"\W+", "-", uri)
+    target.mkdir(exist_ok=True)
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target)))
+
+
 def open_version(client: MlflowClient, uri: str, folder: Path) -> Version:
     """Resolve ``uri`` and download its files into ``folder``.
 
@@ -169,10 +188,8 @@ def open_version(client: MlflowClient, uri: str, folder: Path) -> Version:
     registered = find_version(client, uri)
     if registered is not None:
         uri = f"models:/{registered.name}/{registered.version}"
-    target = folder / re.sub(r"\W+", "-", uri)
-    target.mkdir(exist_ok=True)
     try:
-        path = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target)))
+        path = download(uri, folder)
         model = Model.load(str(path))
     except (MlflowException, OSError) as error:
         raise UnlearnError(
@@ -391,30 +408,19 @@ def _saved(
     return {"extra_files": [str(file) for file in extra], "metadata": metadata, **arguments}
 
 
-def register(
-    client: MlflowClient,
-    info: ModelInfo,
-    name: str,
-    *,
-    tags: Mapping[str, str],
-    metrics: Mapping[str, float],
-    description: str,
-) -> ModelVersion:
-    """Register a logged model; tags are there from the version's first moment.
+def register(client: MlflowClient, info: ModelInfo, name: str, *, tags: Mapping[str, str]) -> ModelVersion:
+    """Register a logged model under ``name``; ``tags`` are there from the version's first moment."""
+    return mlflow.register_model(info.model_uri, name, tags=dict(tags))
 
-    Args:
-        client: of the registry.
-        info: from `log_model`.
-        name: of the registered model, created if need be.
-        tags: of the version.
-        metrics: become tags ``unlearn.metric.<key>``.
-        description: Markdown for the reviewer.
-    """
-    measured = {f"unlearn.metric.{key}": repr(float(value)) for key, value in metrics.items()}
-    version = mlflow.register_model(info.model_uri, name, tags={**tags, **measured})
-    with withdrawn_on_failure(client, version):
-        client.update_model_version(name, version.version, description=description[:_DESCRIPTION_LIMIT])
-    return version
+
+def metric_tags(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Metrics as tags ``unlearn.metric.<key>`` of a version, by which the registry can be searched."""
+    return {f"unlearn.metric.{key}": repr(float(value)) for key, value in metrics.items()}
+
+
+def describe_version(client: MlflowClient, name: str, version: str, description: str) -> None:
+    """Set the version's description, cut to what every database takes."""
+    client.update_model_version(name, version, description=description[:_DESCRIPTION_LIMIT])
 
 
 @contextmanager

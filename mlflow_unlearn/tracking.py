@@ -134,9 +134,7 @@ def run(name: str, config: Command) -> Iterator[str]:
             _tag_or_note(run_id, hidden or str(error), error)
             raise
         except (MlflowException, OSError) as error:
-            sentence = f"{type(error).__name__}: {_first_line(error)}"
-            if isinstance(error, OSError):
-                sentence = f"a file cannot be read or written ({_first_line(error)}): check space and permissions"
+            sentence = _as_sentence(error)
             _tag_or_note(run_id, sentence, error)
             raise UnlearnError(sentence) from error
         except Exception as error:
@@ -147,6 +145,27 @@ def run(name: str, config: Command) -> Iterator[str]:
             _tag_or_note(run_id, "stopped by a signal", error)
             mlflow.end_run("KILLED")
             raise
+
+
+@contextmanager
+def looking() -> Iterator[MlflowClient]:
+    """For commands that make no run: a client, and a sentence in the place of errors of MLflow and the file system."""
+    try:
+        yield connect()
+    except (MlflowException, OSError) as error:
+        raise UnlearnError(_as_sentence(error)) from error
+
+
+def _as_sentence(error: MlflowException | OSError) -> str:
+    if isinstance(error, OSError):
+        return f"a file cannot be read or written ({_first_line(error)}): check space and permissions"
+    if error.error_code == "PERMISSION_DENIED" or "status code 403" in str(error).lower():
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME", "this user")
+        return (
+            f"the tracking server does not permit this to {user} ({_first_line(error)}): ask for the permission on the "
+            "model or the experiment, or name an experiment of your own with MLFLOW_EXPERIMENT_NAME"
+        )
+    return f"{type(error).__name__}: {_first_line(error)}"
 
 
 @contextmanager

@@ -19,7 +19,16 @@ from mlflow_unlearn.methods.retrain import Train
 from mlflow_unlearn.metrics.accuracy import accuracy
 from mlflow_unlearn.models import build_model, weights_digest
 from mlflow_unlearn.publishing import log_epoch
-from mlflow_unlearn.registry import Record, check_name, example_images, log_model, register
+from mlflow_unlearn.registry import (
+    Record,
+    check_name,
+    describe_version,
+    example_images,
+    log_model,
+    metric_tags,
+    register,
+    withdrawn_on_failure,
+)
 from mlflow_unlearn.view import View
 
 
@@ -90,9 +99,12 @@ def train(options: config.Train) -> None:
             "unlearn.method": "train",
             "unlearn.run_id": run_id,
             "unlearn.weights_sha256": weights_digest(outcome.model),
+            **metric_tags(metrics),
         }
         without = f", without `{options.exclude}` (a gold standard)" if options.exclude else ""
         description = f"`{options.architecture}` trained on {len(kept)} samples of `{source.spec}`{without}."
-        version = register(client, info, options.name, tags=tags, metrics=metrics, description=description)
+        version = register(client, info, options.name, tags=tags)
+        with withdrawn_on_failure(client, version):
+            describe_version(client, options.name, version.version, description)
         shown = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items())
         print(f"Registered {options.name} version {version.version}: {len(kept)} training samples, {shown}.")

@@ -35,6 +35,7 @@ from mlflow_unlearn.compare import chosen_methods
 from mlflow_unlearn.data.splits import wholly_forgotten
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
 from mlflow_unlearn.evaluation import Readings, read_splits
+from mlflow_unlearn.governance.signing import check_key
 from mlflow_unlearn.job import Job, new_record, open_gold, open_job
 from mlflow_unlearn.judging import CONSTRAINTS, JUDGED
 from mlflow_unlearn.methods.lotus import has_forgotten, unseen_accuracy
@@ -260,6 +261,7 @@ class _Sweep:
 
 def _check(options: config.Tune) -> None:
     """What does not go together, before anything is opened."""
+    check_key(options.sign_key)
     if options.mode == "pareto" and options.pruner != "none":
         raise UnlearnError(
             f"pruner = {options.pruner!r} compares one value, and mode = 'pareto' has two: use pruner=none, or "

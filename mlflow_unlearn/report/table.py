@@ -1,7 +1,7 @@
 """The before/after table, and the words beside its numbers."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -10,35 +10,10 @@ from rich.table import Table
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.parts import Source
 from mlflow_unlearn.evaluation import KEYS, Metrics
+from mlflow_unlearn.governance.policy import Verdict
 from mlflow_unlearn.methods import Method
 from mlflow_unlearn.metrics.membership import read_auc
-
-MEANING = {
-    "acc_forget": "accuracy on the forget set; gold's value is right",
-    "acc_retain": "accuracy on the retain set; should stay",
-    "acc_val": "accuracy on the validation set; should stay",
-    "acc_test": "accuracy on the test set; should stay",
-    "acc_test_forgotten": "accuracy on wholly forgotten classes; should fall",
-    "mia": "forget samples that the attack calls members; follows confidence",
-    "mia_test": "test samples that the same attack calls members",
-    "mia_excess": "mia − mia_test; near 0 is right, both signs are failures",
-    "mia_auc": "telling forget from test by entropy; 0.5 is right",
-    "mia_auc_low": "… lower end of its 95 % interval",
-    "mia_auc_high": "… upper end of its 95 % interval",
-    "entropy_ks": "distance of the entropy distributions; 0 is right",
-    "rf_jsd": "divergence from the original on unseen data; should fall",
-    "rf_jsd_published": "as the published code computes it (tables show it × 10⁴)",
-    "jsd": "divergence from gold on the forget set; see the floor",
-    "jsd_published": "as the published code computes it (tables show it × 10⁴)",
-    "avg_gap": "mean distance to gold, as published",
-    "avg_gap_excess": "mean distance to gold with mia_excess; this decides",
-}
-_READING = {
-    "residual": "the forget set is still recognised",
-    "over-forgotten": "the forget set stands out the other way, which gives it away as well",
-    "undecided": "the interval is too wide to tell; a larger forget or test set would",
-    "indistinguishable": "forgotten and unseen samples look alike to the attack",
-}
+from mlflow_unlearn.report.words import MEANING, READING
 
 
 def auc_reading(metrics: Metrics) -> str:
@@ -46,7 +21,7 @@ def auc_reading(metrics: Metrics) -> str:
     if "mia_auc" not in metrics:
         return f"not computed: {metrics.missing['mia_auc']}"
     word = read_auc(metrics["mia_auc_low"], metrics["mia_auc_high"])
-    return f"{word}: {_READING[word]}"
+    return f"{word}: {READING[word]}"
 
 
 def comparison(columns: Mapping[str, Metrics]) -> Table:
@@ -79,14 +54,43 @@ def show(columns: Mapping[str, Metrics]) -> None:
         console.print(f"Not computed: {', '.join(keys)} ({reason})", highlight=False, markup=False, style="dim")
 
 
-def markdown(columns: Mapping[str, Metrics]) -> str:
-    """The table for a version's description."""
-    lines = [f"| metric | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for key in KEYS:
-        if any(key in metrics for metrics in columns.values()):
-            cells = [f"{metrics[key]:.4f}" if key in metrics else "not computed" for metrics in columns.values()]
-            lines.append(f"| {key} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def show_verdict(uri: str, verdict: Verdict) -> None:
+    """Print each rule of a policy with value, threshold and outcome."""
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    lines = Table(title=escape(f"{uri} by the policy {verdict.policy!r}: {verdict.word}"), title_justify="left")
+    for column in ("rule", "value", "threshold", "outcome", "note"):
+        lines.add_column(column, overflow="fold")
+    for check in verdict.checks:
+        lines.add_row(*map(escape, (check.rule, check.value, check.threshold, check.outcome, check.note)))
+    console.print(lines)
+
+
+def show_findings(uri: str, findings: Sequence[tuple[str, str, str]]) -> None:
+    """Print what was checked, and what came of it."""
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    lines = Table(title=escape(uri), title_justify="left")
+    for column in ("part", "outcome", "what was checked"):
+        lines.add_column(column, overflow="fold")
+    for finding in findings:
+        lines.add_row(*map(escape, finding))
+    console.print(lines)
+
+
+def show_exposure(
+    requests: Sequence[str], rows: Sequence[tuple[str, ...]], elsewhere: Mapping[str, Sequence[str]]
+) -> None:
+    """Print which versions hold what the requests name, and where else there is something of it."""
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    console.print(f"Forget requests: {', '.join(requests)}", highlight=False, markup=False)
+    lines = Table()
+    for column in ("version", "forgotten samples", "aliases", "endpoints", "how that is known"):
+        lines.add_column(column, overflow="fold")
+    for row in rows:
+        lines.add_row(*map(escape, row))
+    console.print(lines)
+    for what, items in elsewhere.items():
+        told = "\n  ".join(items) if items else "none"
+        console.print(f"{what}: {told}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_methods(methods: Mapping[str, type[Method]]) -> None:

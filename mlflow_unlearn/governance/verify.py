@@ -1,0 +1,355 @@
+"""`verify`: does a version still agree with its evidence? Files are hashed before anything in them is loaded."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import mlflow
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from safetensors import SafetensorError
+
+from mlflow_unlearn import config, forget_requests, tracking
+from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.errors import Refused, UnlearnError
+from mlflow_unlearn.evaluation import compare, read_splits
+from mlflow_unlearn.governance.evidence import DIGEST_TAG, FILE, FOLDER, Evidence, read_evidence, sha256
+from mlflow_unlearn.governance.files import file_digests, stored_weights_digest
+from mlflow_unlearn.governance.signing import broken, is_signed
+from mlflow_unlearn.job import open_measured
+from mlflow_unlearn.registry import MANIFEST_FILE, WEIGHTS_FILE, download, find_version, load_module, registered_version
+from mlflow_unlearn.report import table
+
+RETIRED_TAG = "unlearn.retired"
+PROMOTION_TAG = "unlearn.promotion."
+GUARDED = "champion"
+"""The alias that nobody should move but `promote`; those that it has moved before are guarded as well."""
+TOLERANCE = 1e-3
+"""Between a metric and the same one measured again, on another processor or by other threads."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked.
+
+    Attributes:
+        part: what was looked at.
+        outcome: whether it is as the evidence says.
+        told: in words.
+    """
+
+    part: str
+    outcome: Literal["same", "differs", "not checked"]
+    told: str
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A version as it was found.
+
+    Attributes:
+        registered: as the registry has it.
+        path: its files.
+        evidence: its record.
+        sha256: of the record's file.
+        signed: whether the signature is that of the key; None: there is one and no key was given.
+        findings: everything that was checked.
+    """
+
+    registered: ModelVersion
+    path: Path
+    evidence: Evidence
+    sha256: str
+    signed: bool | None
+    findings: Sequence[Finding]
+
+    @property
+    def uri(self) -> str:
+        """``models:/NAME/VERSION``."""
+        return f"models:/{self.registered.name}/{self.registered.version}"
+
+    @property
+    def differences(self) -> list[Finding]:
+        """What is not as the evidence says."""
+        return [finding for finding in self.findings if finding.outcome == "differs"]
+
+    def refuse_differences(self, what: str) -> None:
+        """Nothing may be decided about a version that is not the one that was measured.
+
+        Raises:
+            Refused: there is a difference.
+        """
+        if self.differences:
+            told = "; ".join(f"{finding.part}: {finding.told}" for finding in self.differences)
+            raise Refused(f"{self.uri} {what}, since it does not agree with its evidence ({told}): see `verify`")
+
+
+def verify(options: config.Verify) -> None:
+    """Check everything, print it, and refuse if anything differs."""
+    with tracking.looking() as client, tracking.scratch() as folder:
+        examined = examine(client, options.model_uri, folder, key=options.key)
+        findings = [*examined.findings, *_aliases(client, examined)]
+        if options.recompute:
+            findings += _recomputed(client, examined, options, folder)
+    table.show_findings(examined.uri, [(f.part, f.outcome, f.told) for f in findings])
+    different = [finding for finding in findings if finding.outcome == "differs"]
+    if different:
+        raise Refused(
+            f"{examined.uri} does not agree with its evidence: {'; '.join(f'{f.part}: {f.told}' for f in different)}"
+        )
+    print(f"{examined.uri} agrees with its evidence ({len(findings)} checks).")
+
+
+def examine(client: MlflowClient, uri: str, folder: Path, *, key: str | None = None) -> Examined:
+    """Every check of a version that needs no model to be run.
+
+    Raises:
+        UnlearnError: there is no such version, or the key is none.
+        Refused: it has no files or no evidence, so that there is nothing to check.
+    """
+    registered = registered_version(client, uri)
+    uri = f"models:/{registered.name}/{registered.version}"
+    if RETIRED_TAG in registered.tags:
+        raise Refused(f"{uri} was retired ({registered.tags[RETIRED_TAG]}): its files are gone")
+    try:
+        path = download(uri, folder)
+    except (MlflowException, OSError) as error:
+        raise Refused(f"the files of {uri} cannot be read ({str(error).splitlines()[0]})") from error
+    try:
+        evidence, digest = read_evidence(path)
+    except FileNotFoundError as error:
+        missing = "its evidence is missing" if DIGEST_TAG in registered.tags else "it has no evidence"
+        raise Refused(f"{uri}: {missing}, so nothing can be decided about it; `unlearn` writes evidence") from error
+    except UnlearnError as error:
+        raise Refused(f"{uri}: {error}") from error
+    signed, signature = _signature(path / FOLDER, key)
+    findings = [
+        _same("evidence", registered.tags.get(DIGEST_TAG), digest, "the version's tag names its digest"),
+        _run_copy(evidence, digest),
+        _bound(registered, evidence),
+        *_files(path, evidence),
+        *_tags(registered, evidence),
+        _config(evidence),
+        *_manifests(path, evidence),
+        *_chain(client, evidence, folder),
+        signature,
+    ]
+    return Examined(registered, path, evidence, digest, signed, findings)
+
+
+def _same(part: str, found: str | None, expected: str, told: str) -> Finding:
+    if found == expected:
+        return Finding(part, "same", told)
+    return Finding(part, "differs", f"{told}: {_short(found)} instead of {_short(expected)}")
+
+
+def _short(value: str | None) -> str:
+    if value is None:
+        return "nothing"
+    return value[:12] + "…" if re.fullmatch(r"[0-9a-f]{64}", value) else repr(value[:80])
+
+
+def _run_copy(evidence: Evidence, digest: str) -> Finding:
+    part = "evidence on the run"
+    try:
+        found = _artifact(evidence.run.id, f"{FOLDER}/{FILE}")
+    except (MlflowException, OSError) as error:
+        return Finding(part, "not checked", f"the run cannot be read ({_line(error)})")
+    return _same(part, sha256(found), digest, "it is the same file as the version's")
+
+
+def _bound(registered: ModelVersion, evidence: Evidence) -> Finding:
+    uri = f"models:/{registered.name}/{registered.version}"
+    if evidence.result.uri == uri:
+        return Finding("version", "same", "the evidence is about this name and version")
+    return Finding("version", "differs", f"the evidence is about {evidence.result.uri}: this is a copy of it")
+
+
+def _files(path: Path, evidence: Evidence) -> Iterator[Finding]:
+    found, expected = file_digests(path), evidence.result.files
+    for name in sorted(found.keys() | expected.keys()):
+        part = {WEIGHTS_FILE: "weights", MANIFEST_FILE: "manifest"}.get(name.rpartition("/")[2], f"file {name}")
+        if name not in found:
+            yield Finding(part, "differs", f"{name} is missing")
+        elif name not in expected:
+            yield Finding(part, "differs", f"{name} was added")
+        elif found[name] != expected[name]:
+            yield Finding(part, "differs", f"{name} was changed")
+    if found == expected:
+        yield Finding("files", "same", f"all {len(found)} files of the model have their digests")
+        # Only now may one be opened.
+        try:
+            weights = stored_weights_digest(path)
+        except (OSError, SafetensorError) as error:
+            yield Finding("weights", "differs", f"{WEIGHTS_FILE} cannot be read ({_line(error)})")
+            return
+        yield _same("weights", weights, evidence.result.weights_sha256, "the digest of the weights")
+
+
+def _tags(registered: ModelVersion, evidence: Evidence) -> Iterator[Finding]:
+    expected = evidence.tags()
+    for name, value in expected.items():
+        if registered.tags.get(name) != value:
+            yield _same(f"tag {name}", registered.tags.get(name), value, "as the evidence has it")
+    if all(registered.tags.get(name) == value for name, value in expected.items()):
+        yield Finding("tags", "same", f"all {len(expected)} tags are as the evidence has them")
+
+
+def _config(evidence: Evidence) -> Finding:
+    try:
+        found = _artifact(evidence.run.id, "config.yaml")
+    except (MlflowException, OSError) as error:
+        return Finding("config", "differs", f"config.yaml of run {evidence.run.id} cannot be read ({_line(error)})")
+    return _same("config", sha256(found), evidence.run.config_sha256, "config.yaml of the run")
+
+
+def _manifests(path: Path, evidence: Evidence) -> Iterator[Finding]:
+    """Each request's own list, and whether what it names counts as trained on."""
+    try:
+        training = Manifest.from_csv(path / "extra_files" / MANIFEST_FILE)
+    except UnlearnError:
+        training = None  # missing or changed, which the files' digests tell
+    for request in evidence.requests:
+        part = f"request {request.id}"
+        try:
+            manifest = forget_requests.read_manifest_of(request.run_id)
+        except UnlearnError as error:
+            yield Finding(part, "differs", f"its manifest is missing: {error}")
+            continue
+        yield _same(part, manifest.digest, request.manifest_sha256, "the list of its samples")
+        if manifest.salt is None and training is not None and (kept := int(training.mask(manifest.ids).sum())):
+            yield Finding(part, "differs", f"{kept} of its samples are in the training manifest")
+
+
+def _chain(client: MlflowClient, evidence: Evidence, folder: Path) -> Iterator[Finding]:
+    """Each earlier step by the digest of its evidence, and the source by that of its weights."""
+    steps = {step.uri: step for step in evidence.lineage}
+    for uri in dict.fromkeys([*steps, evidence.source.uri]):
+        part = f"chain {uri}"
+        weights = steps[uri].weights_sha256 if uri in steps else evidence.source.weights_sha256
+        try:
+            registered = find_version(client, uri)
+            tags = registered.tags if registered is not None else {}
+            if RETIRED_TAG in tags:
+                yield Finding(part, "not checked", f"it was retired ({tags[RETIRED_TAG]})")
+                continue
+            path = download(uri, folder)
+        except (UnlearnError, MlflowException, OSError) as error:
+            yield Finding(part, "not checked", f"it is gone ({_line(error)})")
+            continue
+        if uri in steps:
+            try:
+                _, digest = read_evidence(path)
+            except (FileNotFoundError, UnlearnError) as error:
+                yield Finding(part, "differs", f"its evidence cannot be read ({_line(error)})")
+                continue
+            yield _same(part, digest, steps[uri].evidence_sha256, "its evidence")
+        try:
+            yield _same(part, stored_weights_digest(path), weights, "its weights")
+        except FileNotFoundError:
+            yield Finding(part, "not checked", "it keeps no weights beside the model, which would have to be loaded")
+        except (OSError, SafetensorError) as error:
+            yield Finding(part, "differs", f"its weights cannot be read ({_line(error)})")
+    if evidence.source.evidence_sha256 is not None and not any(
+        step.uri == evidence.source.uri and step.evidence_sha256 == evidence.source.evidence_sha256
+        for step in evidence.lineage
+    ):
+        yield Finding("chain", "differs", f"the evidence of {evidence.source.uri} is not its last step")
+    told = {request_id for step in evidence.lineage for request_id in step.request_ids} | {*evidence.request_ids}
+    if told - {request.id for request in evidence.requests}:
+        yield Finding("chain", "differs", "a request of an earlier step is not among the requests")
+
+
+def _signature(folder: Path, key: str | None) -> tuple[bool | None, Finding]:
+    if not is_signed(folder):
+        told = "the evidence is unsigned: whoever may edit the version may rewrite it with its digest"
+        return False, Finding("signature", "not checked" if key is None else "differs", told)
+    if key is None:
+        return None, Finding(
+            "signature", "not checked", "the evidence is signed; key= names the public key to check it"
+        )
+    reason = broken(folder, key)
+    if reason is not None:
+        return False, Finding("signature", "differs", f"it does not hold: {reason}")
+    return True, Finding("signature", "same", "the evidence was signed by the holder of the key")
+
+
+def _aliases(client: MlflowClient, examined: Examined) -> Iterator[Finding]:
+    """An alias that was moved by hand is not prevented, but seen."""
+    name = examined.registered.name
+    versions = client.search_model_versions(f"name='{name}'")
+    guarded = {key.removeprefix(PROMOTION_TAG) for v in versions for key in v.tags if key.startswith(PROMOTION_TAG)}
+    for alias in examined.registered.aliases:
+        part = f"alias {alias}"
+        told = examined.registered.tags.get(PROMOTION_TAG + alias)
+        if alias not in {*guarded, GUARDED}:
+            yield Finding(part, "not checked", "`promote` has never moved this alias")
+        elif told is None:
+            yield Finding(part, "differs", "it was moved by hand: no promotion of this version is recorded")
+        else:
+            yield _same_promotion(part, told, examined)
+
+
+def _same_promotion(part: str, told: str, examined: Examined) -> Finding:
+    expected = {
+        "uri": examined.uri,
+        "weights_sha256": examined.evidence.result.weights_sha256,
+        "evidence_sha256": examined.sha256,
+    }
+    try:
+        promotion = json.loads(told)
+    except ValueError:
+        return Finding(part, "differs", "the tag of its promotion cannot be read")
+    for name, value in expected.items():
+        if promotion.get(name) != value:
+            return _same(part, promotion.get(name), value, f"the {name} that was promoted")
+    told = f"promoted by {promotion.get('by')} at {promotion.get('at')}"
+    if promotion.get("override"):
+        told += f", in spite of the verdict: {promotion['override']}"
+    return Finding(part, "same", told)
+
+
+def _recomputed(client: MlflowClient, examined: Examined, options: config.Verify, folder: Path) -> Iterator[Finding]:
+    """The metrics once more; files that differ are not loaded."""
+    evidence = examined.evidence
+    if any(f.part == "weights" or f.part.startswith("file") for f in examined.differences):
+        yield Finding("metrics", "not checked", "the files differ, and are not loaded")
+        return
+    reading = config.Evaluate(
+        model_uri=examined.uri,
+        data=options.data or evidence.data.source,
+        device="cpu",
+        seed=evidence.method.hyperparameters.get("seed", 0),
+    )
+    try:
+        job, original_version = open_measured(client, reading, folder, progress=False)
+        original = load_module(original_version, None, len(job.view.classes), trainable=False)
+    except UnlearnError as error:
+        yield Finding("metrics", "not checked", f"they cannot be measured again: {error}")
+        return
+    if job.forget_manifest.digest != evidence.data.forget.sha256:
+        yield Finding("metrics", "differs", "the forget set is another one in these data")
+    readings = {
+        name: read_splits(module, job.splits, job.hardware, name=name)
+        for name, module in (("original", original), ("unlearned", job.module))
+    }
+    for model, metrics in compare(readings, seed=reading.seed).items():
+        expected = evidence.metrics[model].values
+        shared = {key: abs(value - expected[key]) for key, value in metrics.items() if key in expected}
+        worst = max(shared, key=lambda key: shared[key])
+        outcome: Literal["same", "differs"] = "same" if shared[worst] <= TOLERANCE else "differs"
+        told = f"{len(shared)} measured again; the largest difference is {shared[worst]:.2g}, of {worst}"
+        yield Finding(f"metrics of {model}", outcome, told)
+
+
+def _artifact(run_id: str, path: str) -> bytes:
+    return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path)).read_bytes()
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,126 @@
+"""The version's description and `model_card.md`: the evidence record in words."""
+
+from mlflow_unlearn.evaluation import KEYS
+from mlflow_unlearn.governance.evidence import Evidence, Measured, RequestRecord
+from mlflow_unlearn.report.words import MEANING, READING
+
+_CARD_KEYS = ("acc_forget", "acc_test", "mia_auc", "mia_auc_low", "mia_auc_high", "mia_excess")
+
+
+def describe(evidence: Evidence) -> str:
+    """The version's description: what was done, whether it shows, what it cost, and what it does not prove."""
+    return "\n\n".join([*_said(evidence), evidence.limits, metrics_table(evidence)])
+
+
+def model_card(evidence: Evidence) -> str:
+    """A card for whoever is about to use the version."""
+    recipe = evidence.method.hyperparameters
+    sets = {role: getattr(evidence.data, role) for role in ("forget", "retain", "val", "test", "forgotten_before")}
+    parts = [
+        f"# {_text(evidence.result.name)}, version {evidence.result.version}",
+        *_said(evidence),
+        "## What was asked",
+        "\n".join(_request(request) for request in evidence.requests),
+        "## What was measured",
+        metrics_table(evidence),
+        *([_apart(evidence)] if len(evidence.requests) > 1 else []),
+        _attack(evidence),
+        "## How it was made",
+        _table(
+            [("method", evidence.method.name)]
+            + [(key, str(value)) for key, value in recipe.items()]
+            + [("seconds", f"{evidence.method.seconds:.1f}"), ("made by", evidence.made_by.told())]
+            + [("run", evidence.run.id), ("made at", evidence.created)]
+            + [(key.removeprefix("unlearn."), value) for key, value in (evidence.selection or {}).items()]
+            + list(evidence.hardware.items())
+        ),
+        "## Data",
+        f"`{_text(evidence.data.source)}`, transform `{_text(evidence.data.transform)}`",
+        _table([(r.replace("_", " "), f"{s.samples} samples, SHA-256 {s.sha256}") for r, s in sets.items() if s]),
+        "## Limits",
+        evidence.limits,
+        *([_PICKLE] if evidence.source.loading_ran_code else []),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+_PICKLE = "The source version is a pickle: loading it ran the code that it carries."
+
+
+def frozen(prefix: str) -> str:
+    """What a reviewer has to know of layers that were not trained."""
+    return (
+        f"**The layers before `{prefix}` were frozen:** what they have learned from the forgotten samples is still in "
+        "them; see docs/prefix.md."
+    )
+
+
+def reading(measured: Measured) -> str:
+    """The two-sided membership test in a sentence."""
+    word = measured.membership
+    return f"{word}: {READING[word] if word in READING else measured.not_computed.get('mia_auc', 'no reason recorded')}"
+
+
+def metrics_table(evidence: Evidence) -> str:
+    """Every metric of every model, as Markdown."""
+    columns = evidence.metrics
+    lines = [f"| metric | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for key in KEYS:
+        if any(key in measured.values for measured in columns.values()):
+            cells = [f"{m.values[key]:.4f}" if key in m.values else "not computed" for m in columns.values()]
+            lines.append(f"| {key} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _said(evidence: Evidence) -> list[str]:
+    data, recipe = evidence.data, evidence.method.hyperparameters
+    before, after = evidence.metrics["original"].values, evidence.metrics["unlearned"].values
+    requests = ", ".join(f"`{request_id}`" for request_id in evidence.request_ids)
+    settings = ", ".join(f"{key} = {value}" for key, value in recipe.items())
+    cost = after["acc_test"] - before["acc_test"] if "acc_test" in after and "acc_test" in before else None
+    return [
+        *([f"**Incomplete: a class is not forgotten** ({evidence.incomplete})."] if evidence.incomplete else []),
+        f"`{evidence.source.uri}` after unlearning {data.forget.samples} of "
+        f"{data.forget.samples + data.retain.samples} training samples (request {requests}) with **{evidence.method.name}** ({settings}).",
+        *([frozen(str(recipe["prefix"]))] if "prefix" in recipe else []),
+        f"Membership: {reading(evidence.metrics['unlearned'])}."
+        + (f" Test accuracy changed by {cost:+.4f}." if cost is not None else ""),
+    ]
+
+
+def _request(request: RequestRecord) -> str:
+    filed_by = request.filed_by.told() if request.filed_by is not None else "not recorded"
+    return (
+        f"- `{request.id}`: {request.samples} samples of `{request.of}`, filed {request.filed or 'at an unknown time'} "
+        f"by {_text(filed_by)}, requester {_text(request.requester or 'not recorded')}, reason "
+        f"{_text(request.reason or 'not recorded')}; carried out by `{request.carried_out_by}`"
+    )
+
+
+def _apart(evidence: Evidence) -> str:
+    """Each request, and everything forgotten so far, by the unlearned model."""
+    rows = {f"request `{r.id}`": r.metrics["unlearned"] for r in evidence.requests if "unlearned" in r.metrics}
+    if "unlearned" in evidence.union:
+        rows["everything forgotten so far"] = evidence.union["unlearned"]
+    lines = [f"| forget set | membership | {' | '.join(_CARD_KEYS)} |", "|---" * (len(_CARD_KEYS) + 2) + "|"]
+    for name, measured in rows.items():
+        cells = [f"{measured.values[key]:.4f}" if key in measured.values else "–" for key in _CARD_KEYS]
+        lines.append(f"| {name} | {measured.membership} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _attack(evidence: Evidence) -> str:
+    used = [key for key in KEYS if key in evidence.metrics["unlearned"].values]
+    return evidence.attack + "\n\n" + "\n".join(f"- `{key}`: {MEANING[key]}" for key in used)
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {_text(key)} | {_text(value)} |" for key, value in rows)])
+
+
+def _text(value: str) -> str:
+    """What a user typed, as text: no markup of it survives, neither HTML nor Markdown."""
+    shown = " ".join(value.split())
+    for character in "\\`*_{}[]<>()#|!&~":
+        shown = shown.replace(character, f"&#{ord(character)};")
+    return shown

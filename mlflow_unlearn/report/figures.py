@@ -1,0 +1,193 @@
+"""Where the marks of the report's figures lie, in the units of their view boxes; `page.html` draws them."""
+
+import math
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mlflow_unlearn.governance.evidence import ClassRow, Evidence, Histogram, Measured
+
+MODELS = {"original": "before", "unlearned": "after", "gold": "gold"}
+MAX_CLASSES = 40
+MAX_EPOCHS = 200
+MAX_INTERVALS = 12
+MAX_REQUESTS = 5
+_LABELS = {"temperature": "temperature τ", "delta": "accuracy gap Δ"}
+_ENDS = ("_low", "", "_high")
+_LEFT, _TOP, _WIDTH, _HEIGHT = 36.0, 8.0, 216.0, 108.0  # the plot in the view box of a small panel, 260 × 142
+
+
+def number(value: float | None) -> str:
+    """Four decimals, or a power of ten where these would say nothing; a dash for what is no number."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value != 0 and not 5e-4 <= abs(value) < 1e5:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        power = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+        return f"{mantissa} × 10{power}".replace("-", "−")
+    return f"{value:.4f}".replace("-", "−")
+
+
+def fit(text: str, width: int) -> str:
+    """One line of at most ``width`` characters, as a figure has no line breaks; wide characters count twice."""
+    line = " ".join(text.split())
+    used = 0
+    for position, character in enumerate(line):
+        used += 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        if used > width:
+            return line[: max(position - 1, 0)] + "…"
+    return line
+
+
+def intervals(evidence: Evidence, apart: Sequence[tuple[str, Mapping[str, Measured]]]) -> dict[str, Any] | None:
+    """The membership intervals; None where nothing has one."""
+    named = [(MODELS.get(model, model), model, measured) for model, measured in evidence.metrics.items()]
+    named += [(f"after, {name}", "unlearned", m["unlearned"]) for name, m in reversed(apart) if "unlearned" in m]
+    rows = [
+        {"name": name, "model": model, "word": m.membership, "ends": [m.values[f"mia_auc{end}"] for end in _ENDS]}
+        for name, model, m in named
+        if m.membership != "not measured"
+    ][:MAX_INTERVALS]
+    if not rows:
+        return None
+    ticks = _axis([0.4, 0.6, *(value for row in rows for value in row["ends"])])
+    x = _scale(ticks, 8, 364)
+    for row in rows:
+        row["x"] = [x(value) for value in row["ends"]]
+    return {"rows": rows, "ticks": [(x(tick), f"{tick:.2g}") for tick in ticks], "middle": x(0.5)}
+
+
+def _axis(values: Sequence[float]) -> list[float]:
+    """Round ticks, three to six of them, that enclose the values."""
+    low, high = min(values), max(values)
+    if low == high:
+        low, high = (0.0, 1.0) if low == 0 else (min(low, 0.0), max(low, 0.0))
+    rough = (high - low) / 4
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
+
+
+def _scale(ticks: Sequence[float], start: float, length: float) -> Callable[[float], float]:
+    low, span = ticks[0], ticks[-1] - ticks[0]
+    return lambda value: round(start + length * (value - low) / span, 1)
+
+
+def _panel(name: str, xs: Sequence[float], ys: Sequence[float], x_text: str = "{:g}") -> dict[str, Any]:
+    """A small plot without its lines: ticks of both axes and the functions that place a point."""
+    x, y = _scale(xs, _LEFT, _WIDTH), _scale(ys, _TOP + _HEIGHT, -_HEIGHT)
+    anchors = ["start", *["middle"] * (len(xs) - 2), "end"]
+    return {
+        "name": name,
+        "x": x,
+        "y": y,
+        "x_ticks": [(x(tick), x_text.format(tick), anchor) for tick, anchor in zip(xs, anchors, strict=True)],
+        "y_ticks": [(y(tick), f"{tick:.6g}") for tick in ys],
+        "lines": [],
+    }
+
+
+def histogram(histogram: Histogram) -> dict[str, Any]:
+    """One panel a set, all with one scale; and the shares as a table."""
+    edges = histogram.edges
+    models = [model for model in MODELS if any(model in rows for rows in histogram.shares.values())]
+    ys = _axis([0.0, *(100 * share for rows in histogram.shares.values() for row in rows.values() for share in row)])
+    panels = []
+    for role, rows in histogram.shares.items():
+        panel = _panel(f"{role} set", [edges[0], (edges[0] + edges[-1]) / 2, edges[-1]], ys, "{:.3g}")
+        x, y = panel["x"], panel["y"]
+        for model in (model for model in models if model in rows):
+            steps = "".join(f"V{y(100 * s)}H{x(edge)}" for s, edge in zip(rows[model], edges[1:], strict=True))
+            panel["lines"].append({"style": model, "d": f"M{_LEFT},{y(0)}{steps}V{y(0)}"})
+        panels.append(panel)
+    table = [
+        (f"{low:.3f} – {high:.3f}", [f"{100 * rows[m][i]:.2f}" for rows in histogram.shares.values() for m in models])
+        for i, (low, high) in enumerate(zip(edges, edges[1:], strict=False))
+    ]
+    return {"panels": panels, "models": models, "roles": list(histogram.shares), "table": table}
+
+
+def classes(rows: Sequence[ClassRow], field: str) -> dict[str, Any]:
+    """The classes that changed most in ``acc_test`` or ``rf_jsd``, the largest fall first."""
+    found = []
+    for row in rows:
+        values = getattr(row, field)
+        before, after = values.get("original"), values.get("unlearned")
+        if before is not None and after is not None and math.isfinite(after - before):
+            found.append({"row": row, "before": before, "after": after, "gold": values.get("gold")})
+    shown = sorted(found, key=lambda one: -abs(one["after"] - one["before"]))[:MAX_CLASSES]
+    shown.sort(key=lambda one: one["after"] - one["before"])
+    ticks = _axis(
+        [value for one in shown for value in (one["before"], one["after"], one["gold"]) if value is not None] or [0.0]
+    )
+    x = _scale(ticks, 130, 184)
+    for one in shown:
+        one["x"] = {name: x(one[name]) for name in ("before", "after", "gold") if one[name] is not None}
+    return {
+        "rows": shown,
+        "defined": len(found),
+        "total": len(rows),
+        "gold": any(one["gold"] is not None for one in shown),
+        "ticks": [(x(tick), f"{tick:.3g}") for tick in ticks],
+    }
+
+
+def curves(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Accuracies in one panel and every other value in one of its own; and the epochs as a table."""
+    kept = sorted({round(i) for i in np.linspace(0, len(history) - 1, MAX_EPOCHS)}) if history else []
+    epochs = [history[index] for index in kept]
+    keys = [key for key in dict.fromkeys(key for epoch in epochs for key in epoch) if key != "epoch"]
+    drawn = [key for key in keys if key != "seconds"]
+    accuracies = [key for key in drawn if key.startswith("acc_")]
+    groups = [*([("accuracy", accuracies)] if accuracies else [])]
+    groups += [(_LABELS.get(key, key), [key]) for key in drawn if key not in accuracies]
+    xs = [float(epoch.get("epoch", index)) for index, epoch in zip(kept, epochs, strict=True)]
+    panels = []
+    for name, members in groups:
+        values = {key: [(x, e[key]) for x, e in zip(xs, epochs, strict=True) if _finite(e.get(key))] for key in members}
+        if not any(values.values()):
+            continue
+        x_ticks = [min(xs), max(xs)] if max(xs) > min(xs) else [xs[0] - 1, xs[0], xs[0] + 1]
+        panel = _panel(name, x_ticks, _axis([value for points in values.values() for _, value in points]))
+        for style, (key, points) in enumerate(values.items()):
+            placed = [(panel["x"](x), panel["y"](value)) for x, value in points]
+            d = "M" + "L".join(f"{x},{y}" for x, y in placed) if placed else ""
+            marks = placed if len(placed) <= 20 else []
+            panel["lines"].append({"style": f"curve{style % 4}", "key": key, "d": d, "marks": marks})
+        panels.append(panel)
+    table = [(f"{x:g}", [number(epoch.get(key)) for key in keys]) for x, epoch in zip(xs, epochs, strict=True)]
+    return {
+        "panels": panels,
+        "columns": [_LABELS.get(key, key) for key in keys],
+        "table": table,
+        "shown": len(epochs),
+        "total": len(history),
+    }
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def lineage(evidence: Evidence, most: int) -> dict[str, Any]:
+    """From the first source to the result: versions, and between them the method and the requests."""
+    steps = [(step.source_uri, step.method, step.request_ids, step.uri) for step in evidence.lineage]
+    steps.append((evidence.source.uri, evidence.method.name, evidence.request_ids, evidence.result.uri))
+    shown = steps[-most:]
+    samples = {request.id: request.samples for request in evidence.requests}
+    nodes: list[dict[str, Any]] = []
+    for source, method, request_ids, uri in shown:
+        if not nodes or nodes[-1]["text"] != source:
+            nodes.append({"kind": "version", "text": source, "note": "source" if not nodes else "the same weights"})
+        nodes.append({"kind": "method", "text": method, "note": ""})
+        for id in request_ids[:MAX_REQUESTS]:
+            nodes.append({"kind": "request", "text": id, "note": f"{samples[id]:,} samples" if id in samples else ""})
+        if len(request_ids) > MAX_REQUESTS:
+            nodes.append(
+                {"kind": "request", "text": f"and {len(request_ids) - MAX_REQUESTS} more requests", "note": ""}
+            )
+        nodes.append({"kind": "version", "text": uri, "note": "this version" if uri == evidence.result.uri else ""})
+    return {"nodes": nodes, "left_out": len(steps) - len(shown)}

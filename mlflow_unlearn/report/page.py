@@ -1,0 +1,280 @@
+"""`report.html`: the evidence record as one page for a reviewer, without scripts and without requests to any server."""
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mlflow_unlearn.evaluation import KEYS, Readings
+from mlflow_unlearn.governance.evidence import Evidence, Measured, RequestRecord
+from mlflow_unlearn.governance.policy import Verdict
+from mlflow_unlearn.metrics.divergence import js_divergence
+from mlflow_unlearn.report import figures
+from mlflow_unlearn.report.figures import MODELS, fit, number
+from mlflow_unlearn.report.words import MEANING, READING
+
+MAX_BYTES = 2_000_000
+_ROW_KEYS = tuple(key for key in KEYS if key not in ("mia_auc_low", "mia_auc_high"))  # the interval is beside mia_auc
+_APART_KEYS = tuple(k for k in _ROW_KEYS if k not in ("acc_retain", "acc_val", "acc_test") and not k.startswith("avg"))
+
+
+class Limits(NamedTuple):
+    """How many characters of a text, and how many lines of a list, are shown."""
+
+    characters: int
+    lines: int
+
+
+_LIMITS = (Limits(5000, 100), Limits(500, 100), Limits(100, 20))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A forget sample before and after.
+
+    Attributes:
+        name: its id, or "" where ids are hidden.
+        label: its class.
+        before: class that the original predicts, and its probability.
+        after: likewise of the unlearned model.
+        divergence: JSD of the two outputs, nats.
+        png: the picture.
+    """
+
+    name: str
+    label: str
+    before: tuple[str, float]
+    after: tuple[str, float]
+    divergence: float
+    png: bytes
+
+    @property
+    def source(self) -> str:
+        """The picture as a data URL."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+
+
+def moved(
+    readings: Mapping[str, Readings],
+    dataset: Dataset[Any],
+    names: Sequence[str],
+    classes: Sequence[str],
+    count: int = 6,
+) -> Sequence[Sample]:
+    """The ``count`` forget samples whose outputs moved most and as many that moved least, the furthest first.
+
+    Args:
+        readings: of ``original`` and ``unlearned``, with the probabilities of the forget set.
+        dataset: the forget set; an item starts with the image ``[C, H, W]``.
+        names: of the samples; "" hides one.
+        classes: names in the order of the outputs.
+        count: of each kind.
+
+    Raises:
+        ValueError: the probabilities were not kept.
+    """
+    before, after = (readings[model]["forget"] for model in ("original", "unlearned"))
+    if before.probabilities is None or after.probabilities is None:
+        raise ValueError("how far a sample moved needs the probabilities: read the set with keep_probabilities=True")
+    divergences = js_divergence(before.probabilities, after.probabilities)
+    order = np.argsort(-divergences, kind="stable")
+    chosen = order if len(order) <= 2 * count else np.concatenate([order[:count], order[-count:]])
+    return [
+        Sample(
+            name=names[index],
+            label=classes[before.labels[index]],
+            before=(classes[before.predictions[index]], float(before.confidences[index])),
+            after=(classes[after.predictions[index]], float(after.confidences[index])),
+            divergence=float(divergences[index]),
+            png=_png(dataset[index][0]),
+        )
+        for index in map(int, chosen)
+    ]
+
+
+def page(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample] = ()) -> str:
+    """The text of ``report.html``, at most `MAX_BYTES`: where the record is huge, long texts and lists are cut."""
+    template = _environment().get_template("page.html")
+    text = ""
+    for limits in _LIMITS:
+        text = template.render(_context(evidence, verdict, samples, limits))
+        text = text.encode("utf-8", "replace").decode()  # file names may hold what is no Unicode
+        if len(text.encode()) <= MAX_BYTES:
+            break
+    return text
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, fit=fit, change=_change)
+    return environment
+
+
+def _context(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample], limits: Limits) -> dict[str, Any]:
+    own = set(evidence.request_ids)
+    requests = sorted(evidence.requests, key=lambda request: request.id not in own)  # this version's come first
+    checks = verdict.checks
+    if len(checks) > limits.lines:  # what did not pass comes first, lest it is cut off
+        checks = sorted(checks, key=lambda check: check.outcome == "pass")
+    apart = _apart(requests, evidence)
+    return {
+        "e": evidence,
+        "verdict": verdict,
+        "checks": checks,
+        "requests": requests,
+        "samples": samples,
+        "limits": limits,
+        "MODELS": MODELS,
+        "MEANING": MEANING,
+        "READING": READING,
+        "summary": _summary(evidence),
+        "metrics": [_metric_row(key, evidence.metrics) for key in _ROW_KEYS],
+        "apart_keys": [k for k in _APART_KEYS if any(k in m.values for _, columns in apart for m in columns.values())],
+        "apart": apart,
+        "told": _told,
+        "intervals": figures.intervals(evidence, apart),
+        "histograms": [
+            ("entropy", "Entropy of the softmax output", "nats", figures.histogram(evidence.figures.entropy)),
+            (
+                "confidence",
+                "Confidence, the largest probability",
+                "probability",
+                figures.histogram(evidence.figures.confidence),
+            ),
+        ],
+        "accuracy": figures.classes(evidence.figures.classes, "acc_test"),
+        "rf_jsd": figures.classes(evidence.figures.classes, "rf_jsd"),
+        "curves": figures.curves(evidence.method.history),
+        "lineage": figures.lineage(evidence, limits.lines // 5),
+        "made": _made(evidence),
+    }
+
+
+def _change(before: float | None, after: float | None) -> str:
+    """After minus before, with its sign."""
+    if before is None or after is None or not math.isfinite(after - before):
+        return "–"
+    told = number(after - before)
+    return told if told.startswith("−") or after == before else f"+{told}"
+
+
+def _told(key: str, measured: Measured) -> str:
+    """A value, with its interval where it has one."""
+    told = number(measured.values.get(key))
+    low, high = (measured.values.get(f"{key}_{end}") for end in ("low", "high"))
+    return told if low is None or high is None else f"{told} [{number(low)}, {number(high)}]"
+
+
+def _reason(key: str, measured: Measured) -> str:
+    fallback = "not a finite number" if key in measured.values else "no reason recorded"
+    return measured.not_computed.get(key, fallback)
+
+
+def _metric_row(key: str, columns: Mapping[str, Measured]) -> dict[str, Any]:
+    cells = {model: _told(key, measured) for model, measured in columns.items()}
+    reasons: dict[str, list[str]] = {}
+    for model, measured in columns.items():
+        if cells[model] == "–":
+            reasons.setdefault(_reason(key, measured), []).append(MODELS.get(model, model))
+    everywhere = [reason for reason, models in reasons.items() if len(models) == len(columns)]
+    notes = [f"{', '.join(models)} not computed: {reason}" for reason, models in reasons.items()]
+    change = _change(*(columns[m].values.get(key) if m in columns else None for m in ("original", "unlearned")))
+    return {
+        "key": key,
+        "meaning": MEANING[key],
+        "cells": list(cells.values()),
+        "change": change,
+        "notes": [f"not computed: {everywhere[0]}"] if everywhere else notes,
+    }
+
+
+def _summary(evidence: Evidence) -> list[tuple[str, str, str]]:
+    """What decides, as term, value and a remark."""
+    before, after = evidence.metrics["original"], evidence.metrics["unlearned"]
+    told = f"AUC {_told('mia_auc', after)}, before {_told('mia_auc', before)}"
+    missing = after.membership == "not measured"
+    rows = [("Membership after", after.membership, _reason("mia_auc", after) if missing else told)]
+    gold = evidence.metrics.get("gold")
+    for key, name in (("acc_forget", "Forget set"), ("acc_retain", "Retain set"), ("acc_test", "Test set")):
+        values = [measured.values.get(key) for measured in (before, after)]
+        remark = _change(*values) + (f", gold {number(gold.values[key])}" if gold and key in gold.values else "")
+        unknown = next((m for m in (after, before) if _told(key, m) == "–"), None)
+        rows.append((f"{name} accuracy", " → ".join(map(number, values)), _reason(key, unknown) if unknown else remark))
+    return rows
+
+
+def _apart(requests: Iterable[RequestRecord], evidence: Evidence) -> list[tuple[str, Mapping[str, Measured]]]:
+    rows = [(request.id, request.metrics) for request in requests if request.metrics]
+    return [*rows, ("everything forgotten so far", evidence.union)] if evidence.union else rows
+
+
+def _made(evidence: Evidence) -> list[tuple[str, list[tuple[str, str]]]]:
+    """How the version came about, as headed lists of term and value."""
+    method, source, result, data = evidence.method, evidence.source, evidence.result, evidence.data
+    system = {key.removeprefix("unlearn."): value for key, value in evidence.system.items()}
+    commit, dirty = (system.pop(f"git.{name}", "unknown") for name in ("commit", "dirty"))
+    state = {"true": "with uncommitted changes", "false": "no uncommitted changes"}.get(dirty, "state unknown")
+    sets = {role: getattr(data, role) for role in ("forget", "retain", "val", "test", "forgotten_before")}
+    return [
+        (
+            "Method",
+            [("method", method.name)]
+            + [(key, str(value)) for key, value in method.hyperparameters.items()]
+            + [(f"final {key}", number(value)) for key, value in method.final.items()]
+            + [("seconds", f"{method.seconds:.1f}")]
+            + [(key.removeprefix("unlearn."), value) for key, value in (evidence.selection or {}).items()],
+        ),
+        (
+            "Run",
+            [("run", evidence.run.id), ("made by", evidence.made_by.told()), ("made at", evidence.created)]
+            + [("code commit", f"{commit} ({state})")],
+        ),
+        (
+            "Hardware and software",
+            [*evidence.hardware.items(), *((k.removeprefix("system."), v) for k, v in system.items())],
+        ),
+        (
+            "Data",
+            [("source", data.source), ("transform", data.transform), ("classes", f"{len(data.classes):,}")]
+            + [
+                (role.replace("_", " "), f"{part.samples:,} samples") for role, part in sets.items() if part is not None
+            ],
+        ),
+        (
+            "Digests, SHA-256",
+            [("evidence.json", evidence.sha256), ("run configuration", evidence.run.config_sha256)]
+            + [("weights of the source", source.weights_sha256), ("weights of this version", result.weights_sha256)]
+            + [("evidence of the source", source.evidence_sha256 or "– (the source has no evidence)")]
+            + [("data source", data.digest)]
+            + [(f"{role.replace('_', ' ')} set", part.sha256) for role, part in sets.items() if part is not None]
+            + [(f"file {path}", digest) for path, digest in result.files.items()],
+        ),
+    ]
+
+
+def _png(image: Tensor) -> bytes:
+    """``[C, H, W]`` between its least and its largest value, shrunk to 96 pixels."""
+    values = np.nan_to_num(image.detach().cpu().numpy().astype(np.float64))
+    values = values[:3] if len(values) >= 3 else values[:1].repeat(3, axis=0)
+    low, high = values.min(), values.max()
+    scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    picture = Image.fromarray((255 * scaled).round().astype(np.uint8).transpose(1, 2, 0))
+    picture.thumbnail((96, 96))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

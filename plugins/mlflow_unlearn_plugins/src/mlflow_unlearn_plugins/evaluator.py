@@ -1,0 +1,406 @@
+"""The model evaluator ``unlearning``: ``mlflow.models.evaluate(uri, manifest, model_type="unlearning", …)``.
+
+It measures a PyTorch classifier as the command ``evaluate`` does, on the samples that a table names. MLflow loads this
+module for every evaluation of every user: what takes time to import is imported where it is used.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.models.evaluation import EvaluationArtifact, EvaluationResult, ModelEvaluator
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+    from matplotlib.figure import Figure
+    from mlflow.models import EvaluationDataset
+
+    from mlflow_unlearn.config import Evaluate
+    from mlflow_unlearn.data.parts import Source
+    from mlflow_unlearn.evaluation import Metrics, Readings
+    from mlflow_unlearn.registry import Version
+    from mlflow_unlearn.view import View
+
+    Indices = npt.NDArray[np.int64]
+    Mask = npt.NDArray[np.bool_]
+
+MODEL_TYPE = "unlearning"
+OPTIONS = (
+    *("data", "original_uri", "gold_uri", "transform", "classes", "architecture", "model_uri"),
+    *("device", "precision", "num_workers", "seed", "force"),
+)
+"""Keys of ``evaluator_config``: options of the command ``evaluate``."""
+
+_PART_OF = {"forget": "training", "retain": "training", "val": "validation", "test": "test"}
+_LOWEST_DRAWN = 1e-6
+
+
+class UnlearningEvaluator(ModelEvaluator):  # type: ignore[misc]
+    """Metrics and figures of a model that had to forget samples."""
+
+    @classmethod
+    def can_evaluate(cls, *, model_type: str | None, evaluator_config: Any = None, **kwargs: Any) -> bool:
+        """Only what is named ours: MLflow asks every evaluator about every user's evaluation."""
+        return model_type == MODEL_TYPE
+
+    def evaluate(
+        self,
+        *,
+        model_type: str,
+        dataset: "EvaluationDataset",
+        run_id: str,
+        evaluator_config: dict[str, Any] | None,
+        model: Any = None,
+        model_id: str | None = None,
+        extra_metrics: Any = None,
+        custom_artifacts: Any = None,
+        predictions: Any = None,
+        **kwargs: Any,
+    ) -> EvaluationResult:
+        """Measure the model on the samples of the table ``dataset`` and log what comes out to the run.
+
+        Raises:
+            MlflowException: the table, the configuration or the model are not usable.
+        """
+        from mlflow_unlearn import tracking
+        from mlflow_unlearn.errors import UnlearnError
+
+        if extra_metrics or custom_artifacts:
+            raise _refusal(f"model_type={MODEL_TYPE!r} takes no extra_metrics and no custom_artifacts: leave them out")
+        try:
+            with tracking.scratch() as folder:
+                table = read_table(dataset)
+                options = _options(evaluator_config or {}, model, model_id)
+                measured = _measure(table, options, folder)
+                artifacts = _log_artifacts(measured, run_id, folder)
+        except UnlearnError as error:
+            raise _refusal(str(error)) from error
+        metrics = {key: float(value) for key, value in measured.own.items()}
+        # With a model_id MLflow logs them itself; on SQLite it is not told the id of a registered version.
+        if model_id is None:
+            mlflow.log_metrics(metrics, run_id=run_id, model_id=measured.model_id)
+        return EvaluationResult(metrics=metrics, artifacts=artifacts, run_id=run_id)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What was measured of which models, by the names ``original``, ``unlearned`` and ``gold``.
+
+    Attributes:
+        uris: of the models that are there.
+        readings: their outputs.
+        columns: their metrics, each against the others.
+        name: of the evaluated model: ``original`` where it came from no other.
+        model_id: of the evaluated model, where it has one.
+    """
+
+    uris: Mapping[str, str]
+    readings: Mapping[str, "Readings"]
+    columns: Mapping[str, "Metrics"]
+    name: str
+    model_id: str | None
+
+    @property
+    def own(self) -> "Metrics":
+        """Metrics of the evaluated model."""
+        return self.columns[self.name]
+
+
+def _refusal(sentence: str) -> MlflowException:
+    return MlflowException.invalid_parameter_value(sentence)
+
+
+# The table of samples
+
+
+def read_table(dataset: "EvaluationDataset") -> "pd.DataFrame":
+    """The user's table with the columns ``id``, ``split`` and, where there are labels, ``label``.
+
+    Raises:
+        MlflowException: a column is missing, a split is unknown, an id is there twice, or nothing is to be forgotten.
+    """
+    import pandas as pd
+
+    table = dataset.features_data
+    if not isinstance(table, pd.DataFrame):
+        raise _refusal(
+            f"the data of model_type={MODEL_TYPE!r} is a {type(table).__name__}: give a pandas DataFrame with the "
+            "columns id and split"
+        )
+    if dataset.has_targets:
+        table = table.assign(label=dataset.labels_data)
+    for column in ("id", "split"):
+        if column not in table.columns:
+            there = ", ".join(map(repr, table.columns))
+            raise _refusal(f"the data has no column {column!r}: its columns are {there}, and id and split are needed")
+    table = table[[name for name in ("id", "split", "label") if name in table.columns]]
+    table = table.astype({"id": str, "split": str})
+    if unknown := sorted(set(table["split"]) - set(_PART_OF)):
+        raise _refusal(f"the data names the splits {_shortlist(unknown)}: known are {', '.join(_PART_OF)}")
+    if twice := sorted(set(table["id"][table["id"].duplicated()])):
+        raise _refusal(f"the data names ids twice: {_shortlist(twice)}: each sample belongs to one split")
+    if not (table["split"] == "forget").any():
+        raise _refusal("the data has no row of the split 'forget': name the samples that are to be forgotten")
+    return table
+
+
+def _shortlist(items: Any) -> str:
+    from mlflow_unlearn.data._common import shortlist
+
+    return shortlist(items)
+
+
+def find_rows(table: "pd.DataFrame", source: "Source") -> dict[str, "Indices"]:
+    """Split → sorted indices into its part of the source, for the splits that the table names.
+
+    Raises:
+        MlflowException: an id is unknown or lies in another part, or a label is another one.
+    """
+    import numpy as np
+    import pandas as pd
+
+    parts = {"training": source.train, "validation": source.val, "test": source.test}
+    places = pd.concat(
+        pd.DataFrame({"part": name, "row": np.arange(len(part)), "class": part.labels}, index=list(part.ids))
+        for name, part in parts.items()
+    )
+    unknown = table["id"][~table["id"].isin(places.index)]
+    if len(unknown):
+        raise _refusal(f"the data names ids that {source.spec!r} doesn't have: {_shortlist(unknown)}")
+    found = places.loc[table["id"]].reset_index(names="id").assign(split=table["split"].to_numpy())
+    wrong = found[found["part"] != found["split"].map(_PART_OF)]
+    if len(wrong):
+        first = wrong.iloc[0]
+        raise _refusal(
+            f"the data names {first['id']!r} as {first['split']}, and it is in the {first['part']} part of "
+            f"{source.spec!r} ({len(wrong)} such rows): forget and retain are training samples"
+        )
+    if "label" in table.columns:
+        _check_labels(found.assign(label=table["label"].astype(str).to_numpy()), source.classes)
+    return {name: np.sort(rows["row"].to_numpy(np.int64)) for name, rows in found.groupby("split")}
+
+
+def _check_labels(found: "pd.DataFrame", classes: tuple[str, ...]) -> None:
+    """Labels may be names of classes, or else their numbers in the source.
+
+    Raises:
+        MlflowException: one is not the source's.
+    """
+    named = found["label"].isin(classes).all()
+    right = found["class"].map(lambda index: classes[index] if named else str(index))
+    wrong = found.assign(right=right)[found["label"] != right]
+    if len(wrong):
+        first = wrong.iloc[0]
+        raise _refusal(
+            f"the data labels {first['id']!r} as {first['label']!r} and the data source as {first['right']!r} "
+            f"({len(wrong)} such rows): correct the label, or leave the column out"
+        )
+
+
+# The models
+
+
+def _options(config: Mapping[str, Any], model: Any, model_id: str | None) -> "Evaluate":
+    """``evaluator_config`` as the command's options, with the URI of the model that MLflow has loaded.
+
+    Raises:
+        MlflowException: an unknown key, a value that is not usable, or a model without a URI.
+    """
+    from pydantic import ValidationError
+
+    from mlflow_unlearn.config import Evaluate
+    from mlflow_unlearn.data._common import known
+
+    for key in config:
+        if key not in OPTIONS:
+            raise _refusal(f"unknown key {key!r} in evaluator_config: {known(key, OPTIONS)}")
+    try:
+        return Evaluate.model_validate({**config, "model_uri": _uri(model, model_id, config.get("model_uri"))})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _refusal(
+            f"evaluator_config: {first['loc'][0]} = {first['input']!r} is not usable: {first['msg'].lower()}"
+        ) from error
+
+
+def _uri(model: Any, model_id: str | None, given: str | None) -> str:
+    """By the MLmodel: what MLflow passes beside a model without an id may be the id of another one."""
+    metadata = getattr(model, "metadata", None)
+    own = model_id if model is None else getattr(metadata, "model_id", None)
+    uri = None
+    if own is not None:
+        uri = f"models:/{own}"
+    elif getattr(metadata, "run_id", None) is not None:
+        uri = f"runs:/{metadata.run_id}/{metadata.artifact_path}"
+    if uri is not None and given is not None:
+        raise _refusal(f"model_uri = {given!r} in evaluator_config is for a model without an id, and this is {uri}")
+    if uri is None and given is None:
+        raise _refusal(
+            "the evaluated model has neither an id nor a run, so its files are not found: give its URI once more as "
+            "model_uri in evaluator_config"
+        )
+    return str(uri or given)
+
+
+def _measure(table: "pd.DataFrame", options: "Evaluate", folder: Path) -> _Measured:
+    """Open the models and the data, read each model once, and compute every metric."""
+    from mlflow_unlearn import tracking
+    from mlflow_unlearn.evaluation import compare, read_splits
+    from mlflow_unlearn.job import Job, open_gold, pick_hardware
+    from mlflow_unlearn.registry import load_module, open_version
+    from mlflow_unlearn.view import check_alike, check_outputs, make_splits, open_view
+
+    client, progress = tracking.client(), sys.stderr.isatty()
+    version = open_version(client, options.model_uri, folder)
+    recorded = version.record.source_uri if version.record is not None else None
+    original_uri = options.original_uri or recorded
+    original = version if original_uri is None else open_version(client, original_uri, folder)
+    if original.model_id is not None and original.model_id == version.model_id:
+        original = version
+    view = open_view(version, options)
+    if original is not version:
+        check_alike(original, view)
+    view, forget, retain = _chosen(table, view, version, original)
+    module = load_module(version, options.architecture, len(view.classes), trainable=False)
+    splits = make_splits(view, module, forget, retain, progress)
+    check_outputs(module, splits.test, view.classes, version.uri)
+    hardware = pick_hardware(module, splits.test, options, progress)
+    job = Job(client, version, module, view, splits, forget, retain, (), hardware, folder)
+    own = job.read_original(force=options.force)
+    uris, readings = {"original": original.uri}, {"original": own}
+    if original is not version:
+        before = load_module(original, options.architecture, len(view.classes), trainable=False)
+        uris["unlearned"] = version.uri
+        readings = {
+            "original": read_splits(before, splits, hardware, name="original", kept=True),
+            "unlearned": own,
+        }
+    gold = open_gold(client, options.gold_uri, view, retain, splits.test, folder, options)
+    if gold is not None:
+        uris["gold"] = str(options.gold_uri)
+        readings["gold"] = read_splits(gold, splits, hardware, name="gold", kept=True)
+    name = "original" if original is version else "unlearned"
+    return _Measured(uris, readings, compare(readings, seed=options.seed), name, version.model_id)
+
+
+def _chosen(
+    table: "pd.DataFrame", view: "View", version: "Version", original: "Version"
+) -> tuple["View", "Indices", "Indices"]:
+    """The view of the named validation and test samples, and what is forgotten and retained of the training samples.
+
+    A split without a row is the whole of what it can be.
+
+    Raises:
+        MlflowException: a sample was not trained on.
+    """
+    from mlflow_unlearn.data.forget import retained
+    from mlflow_unlearn.view import training_mask
+
+    source = view.source
+    rows = find_rows(table, source)
+    trained = training_mask(original, source)
+    # What the version has not been trained on, or forgot before, is no retain sample, whatever the original knows.
+    kept = trained & training_mask(version, source)
+    retain = rows.get("retain", retained(kept, rows["forget"]))
+    _check_trained(rows["forget"], trained, source, "forget", original.uri)
+    _check_trained(retain, kept, source, "retain", version.uri)
+    held_out = {name: getattr(source, name).subset(rows[name]) for name in ("val", "test") if name in rows}
+    return replace(view, source=replace(source, **held_out)), rows["forget"], retain
+
+
+def _check_trained(rows: "Indices", trained: "Mask", source: "Source", split: str, uri: str) -> None:
+    never = [source.train.ids[row] for row in rows if not trained[row]]
+    if never:
+        raise _refusal(
+            f"the data names samples as {split} that {uri} wasn't trained on, or forgot earlier: {_shortlist(never)}"
+        )
+
+
+# What is left
+
+
+def _log_artifacts(measured: _Measured, run_id: str, folder: Path) -> dict[str, EvaluationArtifact]:
+    """The table before and after, what was not computed and why, and the entropies as a figure."""
+    from mlflow.models.evaluation.artifacts import (
+        CsvEvaluationArtifact,
+        ImageEvaluationArtifact,
+        JsonEvaluationArtifact,
+    )
+    from mlflow.tracking import MlflowClient
+    from mlflow.tracking.artifact_utils import get_artifact_uri
+    from PIL import Image
+
+    out = folder / MODEL_TYPE
+    out.mkdir()
+    table, details = _before_and_after(measured), _details(measured)
+    table.to_csv(out / "before_and_after.csv", index=False)
+    (out / "measured.json").write_text(json.dumps(details, indent=2, ensure_ascii=False), encoding="utf-8")
+    entropy_figure(measured.readings).savefig(out / "entropies.png", dpi=120)
+    with Image.open(out / "entropies.png") as file:
+        image = file.copy()
+    MlflowClient().log_artifacts(run_id, str(out), MODEL_TYPE)
+
+    def uri(name: str) -> str:
+        return str(get_artifact_uri(run_id, f"{MODEL_TYPE}/{name}"))
+
+    return {
+        "before_and_after": CsvEvaluationArtifact(uri("before_and_after.csv"), table),
+        "measured": JsonEvaluationArtifact(uri("measured.json"), details),
+        "entropies": ImageEvaluationArtifact(uri("entropies.png"), image),
+    }
+
+
+def _before_and_after(measured: _Measured) -> "pd.DataFrame":
+    import pandas as pd
+
+    from mlflow_unlearn.evaluation import KEYS
+    from mlflow_unlearn.report.words import MEANING
+
+    columns = measured.columns
+    keys = [key for key in KEYS if any(key in metrics for metrics in columns.values())]
+    models = {name: [metrics.get(key) for key in keys] for name, metrics in columns.items()}
+    return pd.DataFrame({"metric": keys, **models, "meaning": [MEANING[key] for key in keys]})
+
+
+def _details(measured: _Measured) -> dict[str, Any]:
+    from mlflow_unlearn.report.table import auc_reading
+
+    return {
+        "evaluated": measured.name,
+        "models": dict(measured.uris),
+        "counts": measured.own.counts,
+        "metrics": {name: dict(metrics) for name, metrics in measured.columns.items()},
+        "missing": {name: metrics.missing for name, metrics in measured.columns.items()},
+        "reading": {name: auc_reading(metrics) for name, metrics in measured.columns.items()},
+    }
+
+
+def entropy_figure(readings: Mapping[str, "Readings"]) -> "Figure":
+    """How the entropies are distributed, one panel a model: forgotten samples should look like test samples.
+
+    The largest vertical distance of two lines is their Kolmogorov-Smirnov distance.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    # Not by pyplot, whose state and backend are the user's; such a figure is drawn by Agg.
+    figure = Figure(figsize=(4.5 * len(readings), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(readings), squeeze=False, sharex=True, sharey=True)[0]
+    styles = {"forget": ("C3", "-"), "retain": ("C0", "--"), "test": ("C7", ":")}
+    for panel, (name, sets) in zip(panels, readings.items(), strict=True):
+        for split, (colour, line) in styles.items():
+            values = np.sort(np.maximum(sets[split].entropies, _LOWEST_DRAWN))
+            shares = np.arange(1, len(values) + 1) / len(values)
+            label = f"{split} ({len(values)})"
+            panel.step(values, shares, where="post", color=colour, linestyle=line, label=label)
+        panel.set(title=name, xlabel="entropy of the outputs (nats)", xscale="log", ylim=(0, 1))
+    panels[0].set_ylabel("share of samples with at most this entropy")
+    panels[0].legend()
+    return figure

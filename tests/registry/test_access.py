@@ -1,0 +1,157 @@
+"""The whole story against `mlflow server` with users and PostgreSQL, by the command line alone, as three people."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from databases import postgres_programs, postgres_server
+from stores import DATA, free_port, stop
+
+LENIENT = "name: lenient\nrules: [{metric: acc_test, at_least: 0.1}]\nmembership: null\ntwo_person: true\n"
+PASSWORDS = {name: f"{name}-secret-1234" for name in ("admin", "engineer", "reviewer", "reader")}
+
+pytestmark = [
+    pytest.mark.postgres,
+    pytest.mark.slow,
+    pytest.mark.skipif(postgres_programs() is None, reason="needs Debian's package postgresql"),
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """URI of a server that knows users; its runs, models and requests lie in PostgreSQL."""
+    folder = tmp_path_factory.mktemp("access")
+    (folder / "auth.ini").write_text(
+        "[mlflow]\ndefault_permission = READ\n"
+        f"database_uri = sqlite:///{folder / 'users.db'}\n"
+        f"admin_username = admin\nadmin_password = {PASSWORDS['admin']}\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    with postgres_server() as database, open(folder / "log", "w") as log:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", "127.0.0.1"),
+                *("--port", str(port), "--workers", "1", "--backend-store-uri", f"{database}/postgres"),
+                *("--artifacts-destination", str(folder / "kept")),
+            ],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ
+            | {
+                "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
+                "MLFLOW_FLASK_SERVER_SECRET_KEY": "of this test alone",
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            },
+            cwd=folder,
+            start_new_session=True,
+        )
+        try:
+            deadline = time.monotonic() + 180
+            while True:
+                try:
+                    urllib.request.urlopen(f"{uri}/health", timeout=2)
+                    break
+                except OSError:
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        pytest.fail(f"the server did not start: {(folder / 'log').read_text()[-3000:]}")
+                    time.sleep(0.5)
+            yield uri
+        finally:
+            stop(process)
+
+
+def environment(uri: str, user: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    return kept | {
+        "MLFLOW_TRACKING_URI": uri,
+        "MLFLOW_TRACKING_USERNAME": user,
+        "MLFLOW_TRACKING_PASSWORD": PASSWORDS[user],
+        "MLFLOW_EXPERIMENT_NAME": f"experiment of {user}",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def test_the_story_of_three_people(server, tmp_path):
+    def users(code: str) -> None:
+        """What only MLflow's own client of the users can do."""
+        text = f"from mlflow.server import get_app_client\nc = get_app_client('basic-auth', {server!r})\n{code}"
+        subprocess.run([sys.executable, "-c", text], check=True, env=environment(server, "admin"), cwd=tmp_path)
+
+    def as_user(user: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "mlflow_unlearn", *arguments],
+            capture_output=True,
+            text=True,
+            env=environment(server, user),
+            cwd=tmp_path,
+        )
+
+    def done(user: str, *arguments: str) -> str:
+        result = as_user(user, *arguments)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    def refused(user: str, *arguments: str, code: int = 2, sentence: str = "does not permit this to") -> None:
+        result = as_user(user, *arguments)
+        assert result.returncode == code, result.stdout + result.stderr
+        assert sentence in result.stderr
+        assert "Traceback" not in result.stderr
+
+    (tmp_path / "policy.yaml").write_text(LENIENT)
+    users("".join(f"c.create_user({u!r}, {p!r})\n" for u, p in PASSWORDS.items() if u != "admin"))
+    done(
+        *("engineer", "train", "--data", DATA, "--name", "clf", "--architecture", "toy:trainable"),
+        *("--epochs", "10", "--lr", "0.05", "--batch-size", "32"),
+    )
+    users("c.create_registered_model_permission('clf', 'reviewer', 'EDIT')")
+    version_1, version_2 = ("--model-uri", "models:/clf/1"), ("--model-uri", "models:/clf/2")
+
+    # A reader may look, and no more.
+    refused("reader", "request", *version_1, "--forget", "random:20")
+    filed = done("engineer", "request", *version_1, "--forget", "random:20", "--requester", "p-7", "--reason", "asked")
+    assert re.search(r"Filed request [0-9a-f]{12}", filed)
+    assert "Registered clf version 2" in done("engineer", "unlearn", *version_1, "--params", '{"epochs": 2}')
+    assert "agrees with its evidence" in done("reader", "verify", *version_2)
+    assert "holds it" in done("reader", "exposure", *version_2)
+    refused("reader", "review", *version_2, "--policy", "policy.yaml")
+
+    # Two people: the engineer may review, and not promote what the engineer has made.
+    assert "passes the policy 'lenient'" in done("reviewer", "review", *version_2, "--policy", "policy.yaml")
+    refused("engineer", "promote", *version_2, code=3, sentence="'engineer' carried out the unlearning")
+    refused("reviewer", "promote", *version_2, "--approver", "boss", code=3, sentence="knows you as 'reviewer'")
+    refused("reader", "promote", *version_2)
+    assert "clf@champion is version 2 now, approved by reviewer." in done("reviewer", "promote", *version_2)
+    refused("reader", "retire", *version_1, "--yes", "true")
+    refused("engineer", "retire", *version_2, "--yes", "true", code=3, sentence="clf@champion")
+    assert "None of these URIs can be read any more" in done("engineer", "retire", *version_1, "--yes", "true")
+    told = done("reader", "verify", *version_2)
+    assert "promoted by reviewer" in " ".join(told.split())
+    assert "holds it" not in done("reader", "exposure", *version_2)
+
+    # Nobody's password is anywhere in what was stored.
+    log = subprocess.run(
+        [sys.executable, "-c", DUMP], check=True, capture_output=True, text=True, env=environment(server, "admin")
+    ).stdout
+    assert "config.yaml" in log
+    assert not any(password in log for password in PASSWORDS.values())
+
+
+DUMP = """
+import mlflow, pathlib, tempfile
+client = mlflow.MlflowClient()
+for run in client.search_runs([e.experiment_id for e in client.search_experiments()]):
+    print(run.data.params, run.data.tags)
+    folder = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, dst_path=tempfile.mkdtemp())
+    for path in pathlib.Path(folder).rglob("*"):
+        print(path, path.read_bytes() if path.is_file() else "")
+for version in client.search_model_versions():
+    print(version.tags, version.description)
+"""

@@ -1,0 +1,355 @@
+"""`mlflow.models.evaluate(model_type="unlearning")`, with the plugin installed as a user would."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.models import EvaluationResult
+from sklearn.linear_model import LogisticRegression
+from stores import DATA, FORGET, call, copied, reset_mlflow, use
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from mlflow_unlearn import Splits, evaluate
+from mlflow_unlearn.data.forget import resolve_forget
+from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.data.sources import load_source
+from mlflow_unlearn.evaluation import KEYS
+
+ROOT = Path(__file__).parents[2]
+PLUGINS = ROOT / "plugins" / "mlflow_unlearn_plugins"
+TRAIN = ("--data", DATA, "--architecture", "toy:trainable", "--epochs", "10", "--batch-size", "32")
+FILES = {"before_and_after.csv", "measured.json", "entropies.png"}
+
+EVALUATE = """
+import json
+import sys
+
+import mlflow
+import numpy
+import pandas
+
+folder, cases, told = sys.argv[1], json.load(sys.stdin), []
+for number, case in enumerate(cases):
+    samples = case["samples"]
+    data = numpy.array(samples) if isinstance(samples, list) else pandas.DataFrame(samples)
+    with mlflow.start_run() as run:
+        try:
+            result = mlflow.models.evaluate(
+                case["model"],
+                data,
+                model_type="unlearning",
+                evaluators="unlearning",
+                evaluator_config=case["config"],
+                **case["more"],
+            )
+        except mlflow.exceptions.MlflowException as error:
+            told.append({"error": error.message, "code": error.error_code})
+            continue
+        result.save(f"{folder}/{number}")
+        told.append({"run": run.info.run_id, "metrics": result.metrics})
+with open(f"{folder}/told.json", "w") as file:
+    json.dump(told, file)
+"""
+CLASSIFY = """
+import json
+import sys
+
+import mlflow
+from mlflow.models.evaluation.base import resolve_evaluators_and_configs
+
+images = [[i % 7, i % 5, i % 3] for i in range(60)]
+labels = [int(a + b > 5 + c) for a, b, c in images]
+with mlflow.start_run():
+    result = mlflow.models.evaluate(
+        sys.argv[2],
+        images,
+        targets=labels,
+        model_type="classifier",
+        evaluator_config={"log_model_explainability": False},
+    )
+found = {
+    "metrics": result.metrics,
+    "artifacts": sorted(result.artifacts),
+    "asked": [one.name for one in resolve_evaluators_and_configs(None, None, "classifier")],
+    "there": mlflow.models.list_evaluators(),
+    "torch": "torch" in sys.modules,
+}
+with open(f"{sys.argv[1]}/told.json", "w") as file:
+    json.dump(found, file)
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """The folder that pip has put the distribution into."""
+    folder = tmp_path_factory.mktemp("plugins")
+    # A copy, since setuptools builds beside the sources.
+    source = shutil.copytree(
+        PLUGINS, folder / "source", ignore=shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
+    )
+    flags = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    subprocess.run([sys.executable, "-m", "pip", "install", *flags, "--target", folder / "site", source], check=True)
+    return folder / "site"
+
+
+@pytest.fixture(scope="module")
+def shared(template, tmp_path_factory):
+    """clf/2 has forgotten a fifth, gold/1 never saw it."""
+    with copied(template, tmp_path_factory.mktemp("evaluator")) as store:
+        assert call("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
+        [request_id] = store.requests()
+        assert call("train", *TRAIN, "--name", "gold", "--exclude", request_id, "--seed", "1").code == 0
+        assert call("unlearn", "--model-uri", "models:/clf/1", "--params", '{"epochs": 2, "lr": 0.003}').code == 0
+        return store
+
+
+@pytest.fixture
+def used(shared, monkeypatch):
+    use(shared, monkeypatch)
+    yield shared
+    reset_mlflow()
+
+
+@pytest.fixture(scope="module")
+def source():
+    return load_source(DATA)
+
+
+@pytest.fixture(scope="module")
+def samples(source) -> pd.DataFrame:
+    """Every sample of the source, what was forgotten among them."""
+    forget = resolve_forget(FORGET, source, source.train.labels >= 0, lambda _: Manifest(()))
+    table = source.listing().rename(columns={"class": "label"}).replace({"split": {"train": "retain"}})
+    table.loc[table["id"].isin([source.train.ids[row] for row in forget]), "split"] = "forget"
+    return table
+
+
+def start(code: str, folder: Path, *arguments: str, path: list[Path], text: str = ""):
+    """A process that writes `told.json` into ``folder``, which is made; returns what waits for it and reads that."""
+    folder.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # As many threads as here, since the last bits depend on them.
+        env=os.environ
+        | {
+            "PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT, ROOT / "tests"])),
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        },
+    )
+
+    def finish():
+        _, err = process.communicate(text, timeout=150)
+        assert process.returncode == 0, err
+        return json.loads((folder / "told.json").read_text())
+
+    return finish
+
+
+@pytest.fixture
+def measured(installed, tmp_path):
+    """Evaluate the cases in one process; each result lies in a numbered folder of ``tmp_path / "out"``."""
+
+    def run(*cases: dict) -> list[dict]:
+        return start(EVALUATE, tmp_path / "out", path=[installed], text=json.dumps(cases))()
+
+    return run
+
+
+def case(model: str | None, table, config=None, **more) -> dict:
+    told = table if isinstance(table, list) else table.to_dict("list")
+    return {"model": model, "samples": told, "config": config or {}, "more": more}
+
+
+def test_the_figures_are_those_of_the_command(used, measured, samples, tmp_path):
+    """By the whole table in another order of rows, with labels; and by nothing but what was forgotten."""
+    arguments = ("--model-uri", "models:/clf/2", "--gold-uri", "models:/gold/1", "--seed", "3")
+    assert call("evaluate", *arguments).code == 0
+    metrics = used.runs()[0].data.metrics
+    expected = {key.removeprefix("unlearned."): v for key, v in metrics.items() if key.startswith("unlearned.")}
+    config = {"gold_uri": "models:/gold/1", "seed": 3}
+    mixed = samples.sample(frac=1, random_state=0)
+    forgotten = samples[samples["split"] == "forget"][["id", "split"]]
+    whole, short = measured(
+        case("models:/clf/2", mixed, config, targets="label"), case("models:/clf/2", forgotten, config)
+    )
+    assert {"mia_excess", "rf_jsd", "jsd", "avg_gap_excess", "acc_val"} <= expected.keys() <= set(KEYS)
+    for told in (whole, short):
+        assert told["metrics"] == pytest.approx(expected, abs=1e-9, rel=0)
+        run = used.client.get_run(told["run"])
+        assert run.data.metrics == told["metrics"]
+        for key in ("acc_forget", "mia_auc"):
+            assert len(used.client.get_metric_history(told["run"], key)) == 1
+        assert {Path(file.path).name for file in used.client.list_artifacts(told["run"], "unlearning")} == FILES
+    model_id = mlflow.models.get_model_info("models:/clf/2").model_id
+    of_model = {m.run_id for m in used.client.get_logged_model(model_id).metrics}
+    assert {whole["run"], short["run"]} <= of_model
+
+    saved = EvaluationResult.load(tmp_path / "out" / "0")
+    table = saved.artifacts["before_and_after"].content.set_index("metric")
+    assert list(table.columns) == ["original", "unlearned", "gold", "meaning"]
+    assert table["unlearned"].dropna().to_dict() == pytest.approx(expected, abs=1e-9, rel=0)
+    for name in ("original", "gold"):
+        assert table[name]["acc_forget"] == pytest.approx(metrics[f"{name}.acc_forget"])
+    details = saved.artifacts["measured"].content
+    assert (details["evaluated"], details["models"]["original"]) == ("unlearned", "models:/clf/1")
+    assert details["counts"]["n_forget"] == 54
+    drawn = np.asarray(saved.artifacts["entropies"].content.convert("RGB"))
+    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 10
+
+
+def test_a_part_of_the_held_out_samples(used, measured, samples):
+    """The test rows alone are measured, and the original itself has no column beside it."""
+    few = pd.concat([samples[samples["split"] == "forget"], samples[samples["split"] == "test"][:40]])
+    table = few.assign(label=few["label"].astype(int))
+    [told] = measured(case("models:/clf/1", table))
+    details = json.loads(mlflow.artifacts.load_text(f"runs:/{told['run']}/unlearning/measured.json"))
+    assert (details["evaluated"], list(details["models"])) == ("original", ["original"])
+    counts = details["counts"]
+    assert (counts["n_test"], counts["n_retain"]) == (40, 216)
+    assert counts["n_val"] == (samples["split"] == "val").sum()
+    assert details["missing"]["original"]["jsd"] == "no gold model was given"
+    assert "jsd" not in told["metrics"]
+
+
+def tensors(part) -> TensorDataset:
+    images = np.stack([np.asarray(part.images[i], np.float32) / 255 for i in range(len(part))])
+    return TensorDataset(torch.from_numpy(images[:, None]), torch.from_numpy(part.labels))
+
+
+def test_versions_of_somebody_else_s(empty_store, measured, source, samples, tmp_path):
+    """Pickled and exported, registered from a run and from a folder, by URI and by id: as `evaluate()` says."""
+    rows = {name: samples["id"][samples["split"] == name] for name in ("forget", "retain")}
+    train = {name: source.train.subset(np.flatnonzero(np.isin(source.train.ids, ids))) for name, ids in rows.items()}
+    splits = Splits(**{name: tensors(p) for name, p in (train | {"val": source.val, "test": source.test}).items()})
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10))
+    images, labels = tensors(source.train).tensors
+    optimizer = torch.optim.Adam(module.parameters(), 0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(images), labels).backward()
+        optimizer.step()
+    module.eval()
+    common = {"pip_requirements": ["torch"]}
+    with mlflow.start_run():
+        pickled = mlflow.pytorch.log_model(
+            module, name="m", registered_model_name="pickled", serialization_format="pickle", **common
+        )
+        mlflow.pytorch.log_model(
+            module, name="m", registered_model_name="exported", input_example=images[:2].numpy(), **common
+        )
+    mlflow.pytorch.save_model(module, tmp_path / "saved", serialization_format="pickle", **common)
+    mlflow.register_model((tmp_path / "saved").as_uri(), "saved")
+
+    expected = evaluate(module, splits, original=module, seed=0, device="cpu")
+    config = {"data": DATA, "transform": "none", "device": "cpu"}
+    told = measured(
+        case("models:/pickled/1", samples, config | {"classes": ",".join(source.classes)}),
+        case("models:/exported/1", samples, config),
+        case("models:/saved/1", samples, config | {"model_uri": "models:/saved/1"}),
+        case(pickled.model_uri, samples, config),
+        case(None, samples, config, model_id=pickled.model_id),
+        case("models:/saved/1", samples, config),
+        case("models:/pickled/1", samples, config | {"model_uri": "models:/saved/1"}),
+        case("models:/pickled/1", samples, {"data": DATA}),
+        case("models:/pickled/1", samples, {"transform": "none"}),
+    )
+    for one in told[:5]:
+        assert one["metrics"] == pytest.approx(expected, abs=1e-6)
+        for key in ("acc_forget", "mia_auc"):
+            assert len(empty_store.client.get_metric_history(one["run"], key)) == 1
+    sentences = [one["error"] for one in told[5:]]
+    assert "give its URI once more as model_uri in evaluator_config" in sentences[0]
+    assert f"is for a model without an id, and this is models:/{pickled.model_id}" in sentences[1]
+    assert "does not record its input transform" in sentences[2]
+    assert "does not record its data source" in sentences[3]
+
+
+def test_bad_input_ends_in_a_sentence(used, measured, source, samples):
+    one = samples["id"][samples["split"] == "forget"].iloc[0]
+    forget = samples[samples["split"] == "forget"][["id", "split"]]
+
+    def rows(split: str, *ids: str) -> pd.DataFrame:
+        return pd.concat([forget, pd.DataFrame({"id": ids, "split": split})])
+
+    with mlflow.start_run():
+        trees = mlflow.sklearn.log_model(
+            LogisticRegression().fit([[0], [1]], [0, 1]), name="m", pip_requirements=["scikit-learn"]
+        )
+    cases = {
+        "no column 'split': its columns are 'id'": case("models:/clf/2", forget[["id"]]),
+        "no column 'id': its columns are 'name', 'split'": case("models:/clf/2", forget.rename(columns={"id": "name"})),
+        "is a ndarray: give a pandas DataFrame with the columns id and split": case("models:/clf/2", [[0.0], [1.0]]),
+        "the splits 'holdout': known are forget, retain, val, test": case("models:/clf/2", rows("holdout", "digits/1")),
+        "ids that 'digits,train=15%' doesn't have: 'digits/9999'": case("models:/clf/2", rows("test", "digits/9999")),
+        f"ids twice: '{one}'": case("models:/clf/2", rows("retain", one)),
+        "no row of the split 'forget'": case("models:/clf/2", samples[samples["split"] == "test"]),
+        f"names '{source.test.ids[0]}' as forget, and it is in the test part": case(
+            "models:/clf/2", rows("forget", source.test.ids[0])
+        ),
+        f"labels '{one}' as": case("models:/clf/2", forget.assign(label="no such class")),
+        f"as retain that models:/m-.* forgot earlier: '{one}'": case(
+            "models:/clf/2", pd.concat([forget[1:], pd.DataFrame({"id": [one], "split": "retain"})])
+        ),
+        "unknown key 'golduri' in evaluator_config: did you mean 'gold_uri'": case(
+            "models:/clf/2", forget, {"golduri": "models:/gold/1"}
+        ),
+        "evaluator_config: seed = 'x' is not usable": case("models:/clf/2", forget, {"seed": "x"}),
+        "models:/clf/1 was trained on 54 samples that are to be forgotten": case(
+            "models:/clf/2", forget, {"gold_uri": "models:/clf/1"}
+        ),
+        "has no version '7'": case("models:/clf/2", forget, {"original_uri": "models:/clf/7"}),
+        "is no PyTorch model": case(trees.model_uri, forget, {"data": DATA}),
+    }
+    for sentence, told in zip(cases, measured(*cases.values()), strict=True):
+        assert "error" in told, sentence
+        assert re.search(sentence, told["error"]), (sentence, told["error"])
+        assert "\n" not in told["error"]
+        assert told["code"] == "INVALID_PARAMETER_VALUE"
+
+
+def test_other_evaluations_stay_as_they_are(empty_store, installed, tmp_path):
+    """A classifier's metrics are the same with the plugin and without, and the plugin brings no torch."""
+    rows = [[i % 7, i % 5, i % 3] for i in range(40)]
+    with mlflow.start_run():
+        model = LogisticRegression().fit(rows, [int(a + b > 5) for a, b, _ in rows])
+        info = mlflow.sklearn.log_model(model, name="m", pip_requirements=["scikit-learn"])
+    waiting = [
+        start(CLASSIFY, tmp_path / name, info.model_uri, path=path)
+        for name, path in {"with": [installed], "without": []}.items()
+    ]
+    own, plain = (finish() for finish in waiting)
+    assert "unlearning" in own["there"]
+    assert own["asked"] and "unlearning" not in own["asked"]
+    assert not own["torch"]
+    assert own["metrics"].keys() >= {"accuracy_score", "f1_score"}
+    assert own["artifacts"] == plain["artifacts"]
+    assert own["metrics"] == plain["metrics"]
+
+
+def test_only_its_own_model_type(monkeypatch):
+    monkeypatch.syspath_prepend(str(PLUGINS / "src"))
+    from mlflow_unlearn_plugins.evaluator import UnlearningEvaluator
+
+    for model_type in ("classifier", "regressor", "question-answering", "", None):
+        assert not UnlearningEvaluator.can_evaluate(model_type=model_type, evaluator_config={})
+    assert UnlearningEvaluator.can_evaluate(model_type="unlearning", evaluator_config={})
+    with pytest.raises(MlflowException, match="takes no extra_metrics and no custom_artifacts"):
+        UnlearningEvaluator().evaluate(
+            model_type="unlearning", dataset=None, run_id="", evaluator_config={}, extra_metrics=[len]
+        )

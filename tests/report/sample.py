@@ -1,0 +1,264 @@
+"""Evidence records as a real run leaves them, with numbers from nowhere."""
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mlflow_unlearn.evaluation import KEYS
+from mlflow_unlearn.governance.evidence import (
+    ClassRow,
+    Data,
+    Evidence,
+    Figures,
+    Histogram,
+    Measured,
+    Method,
+    Person,
+    RequestRecord,
+    Result,
+    RunRecord,
+    SampleSet,
+    Source,
+    Step,
+)
+from mlflow_unlearn.governance.policy import Policy, Verdict, judge
+from mlflow_unlearn.report.page import Sample
+
+HOSTILE = "<script>alert(1)</script>\n\"quoted\" & 'so' \u202eright\u202c 日本語 é\u0301 " + "x" * 200
+CLASSES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+ANN = Person(name="ann@example.org", authenticated=True)
+
+
+def digest(seed: int) -> str:
+    return np.random.default_rng(seed).bytes(32).hex()
+
+
+def measured(**values: float) -> Measured:
+    base = {
+        "acc_forget": 0.9412,
+        "acc_retain": 0.9961,
+        "acc_val": 0.9533,
+        "acc_test": 0.9511,
+        "mia": 0.6123,
+        "mia_test": 0.6011,
+        "mia_excess": 0.0112,
+        "mia_auc": 0.5072,
+        "mia_auc_low": 0.4713,
+        "mia_auc_high": 0.5441,
+        "entropy_ks": 0.0612,
+        "rf_jsd": 0.00812,
+        "rf_jsd_published": 3.4841e-5,
+    }
+    missing = {
+        "acc_test_forgotten": "no class is wholly forgotten",
+        **dict.fromkeys(("jsd", "jsd_published", "avg_gap", "avg_gap_excess"), "no gold model was given"),
+    }
+    both = base | values
+    return Measured(
+        values=both,
+        not_computed={key: reason for key, reason in missing.items() if key not in both},
+        counts={"n_forget": 420, "n_retain": 2580, "n_val": 300, "n_test": 900, "mia_auc_forget_left_out": 0},
+    )
+
+
+def unmeasured() -> Measured:
+    """Of a forget set of three samples."""
+    few = "3 forgotten samples have a class of the test set, and 10 are needed"
+    left = {key: value for key, value in measured().values.items() if not key.startswith(("mia", "rf_jsd"))}
+    missing = dict.fromkeys((key for key in KEYS if key not in left), "no gold model was given")
+    return Measured(values=left, not_computed=missing | dict.fromkeys(MEMBERSHIP, few), counts={"n_forget": 3})
+
+
+MEMBERSHIP = ("mia", "mia_test", "mia_excess", "mia_auc", "mia_auc_low", "mia_auc_high")
+BEFORE = {"acc_forget": 0.9976, "acc_test": 0.9556, "mia_auc": 0.6524, "mia_auc_low": 0.6192, "mia_auc_high": 0.6857}
+BEFORE |= {"mia": 0.8431, "mia_excess": 0.2311, "entropy_ks": 0.2933, "rf_jsd": 0.0214, "acc_retain": 0.9977}
+GOLD = {"acc_forget": 0.9452, "acc_retain": 0.9973, "mia_auc": 0.4981, "mia_auc_low": 0.4622, "mia_auc_high": 0.5347}
+AGAINST = {"jsd": 0.0181, "jsd_published": 2.151e-5, "avg_gap": 0.0213, "avg_gap_excess": 0.0092}
+
+
+def request(id: str, **changes: Any) -> RequestRecord:
+    values = {
+        "id": id,
+        "of": "models:/digits/3",
+        "run_id": "5f0d6f6c3c1b4a5e9c55",
+        "filed": "2026-11-20T09:14:05+00:00",
+        "filed_by": ANN,
+        "requester": "Data protection officer, on behalf of 14 participants",
+        "reason": "Withdrawal of consent under article 17 GDPR",
+        "samples": 420,
+        "manifest_sha256": digest(1),
+        "carried_out_by": "models:/digits/4",
+        "metrics": {},
+    }
+    return RequestRecord(**values | changes)
+
+
+def histogram(high: float, *, towards: float, models: tuple[str, ...], bins: int = 30) -> Histogram:
+    edges = np.linspace(0, high, bins + 1)
+    middles = (edges[1:] + edges[:-1]) / 2
+    shares: dict[str, dict[str, list[float]]] = {}
+    spread = {"original": {"forget": 0.05, "retain": 0.05, "test": 0.14}}
+    spread |= {model: {"forget": 0.13, "retain": 0.06, "test": 0.15} for model in models if model != "original"}
+    for role in ("forget", "retain", "test"):
+        for model in models:
+            height = np.exp(-np.abs(middles - towards) / (spread[model][role] * high))
+            shares.setdefault(role, {})[model] = (height / height.sum()).round(6).tolist()
+    return Histogram(edges=edges.round(6).tolist(), shares=shares)
+
+
+def class_rows(names: list[str], models: tuple[str, ...]) -> list[ClassRow]:
+    rng = np.random.default_rng(7)
+    rows = []
+    for index, name in enumerate(names):
+        before = float(rng.uniform(0.9, 1))
+        moved = float(rng.normal(-0.012, 0.02))
+        accuracies = {"original": before, "unlearned": min(1.0, before + moved), "gold": min(1.0, before + moved / 2)}
+        rf_jsd = {"original": 0.02 + 0.01 * rng.random(), "unlearned": 0.006 + 0.004 * rng.random(), "gold": 0.005}
+        rows.append(
+            ClassRow(
+                name=name,
+                forget=int(rng.integers(20, 60)) if index % 2 == 0 else 0,
+                test=90,
+                acc_test={model: accuracies[model] for model in models},
+                rf_jsd={model: rf_jsd[model] for model in models} if index % 2 == 0 else {},
+            )
+        )
+    return rows
+
+
+def lotus_history(epochs: int = 10) -> list[dict[str, float]]:
+    rows = []
+    for epoch in range(epochs):
+        forget, val = 0.94 + 0.058 * math.exp(-epoch / 2.5), 0.955 - 0.002 * math.sin(epoch)
+        delta = forget - val
+        known = {"acc_forget": forget, "acc_val": val, "delta": delta, "temperature": math.exp(8 * delta)}
+        rows.append({"epoch": epoch, **known, "loss": 0.9 * math.exp(-epoch / 4) + 0.21, "seconds": 1.31})
+    return rows
+
+
+def evidence(*, gold: bool = True, classes: list[str] = CLASSES, **changes: Any) -> Evidence:
+    """A record of one request by LoTUS; ``changes`` replace whole fields."""
+    models = ("original", "unlearned", "gold") if gold else ("original", "unlearned")
+    columns = {"original": measured(**BEFORE), "unlearned": measured(), "gold": measured(**GOLD)}
+    if gold:
+        columns = {model: Measured(**dict(one) | {"values": one.values | AGAINST}) for model, one in columns.items()}
+    sets = {"forget": 420, "retain": 2580, "val": 300, "test": 900}
+    values: dict[str, Any] = {
+        "created": "2026-11-25T04:12:33+00:00",
+        "made_by": Person(name="ben", authenticated=False),
+        "run": RunRecord(id="9c0f2b7be6f84d2a8d1e", config_sha256=digest(2)),
+        "source": Source(
+            uri="models:/digits/3",
+            model_id="m-11d",
+            weights_sha256=digest(3),
+            evidence_sha256=None,
+            loading_ran_code=False,
+        ),
+        "result": Result(
+            name="digits",
+            version="4",
+            model_id="m-12e",
+            weights_sha256=digest(4),
+            files={"MLmodel": digest(5), "data/weights.safetensors": digest(6)},
+        ),
+        "lineage": [],
+        "request_ids": ["2026-11-20-withdrawal"],
+        "requests": [request("2026-11-20-withdrawal")],
+        "data": Data(
+            source="digits,train=15%",
+            digest=digest(7),
+            transform="tensor",
+            classes=classes,
+            **{role: SampleSet(samples=count, sha256=digest(count)) for role, count in sets.items()},
+            forgotten_before=None,
+        ),
+        "method": Method(
+            name="lotus",
+            hyperparameters={"alpha": 8.0, "lr": 1e-3, "epochs": 10, "batch_size": 128, "seed": 0},
+            history=lotus_history(),
+            final={"acc_forget": 0.9412, "delta": -0.0121},
+            warnings=[],
+            seconds=13.42,
+        ),
+        "selection": None,
+        "metrics": {model: columns[model] for model in models},
+        "union": {},
+        "incomplete": None,
+        "figures": Figures(
+            entropy=histogram(2.302585, towards=0.0, models=models),
+            confidence=histogram(1.0, towards=1.0, models=models),
+            classes=class_rows(classes, models),
+        ),
+        "hardware": {"device": "cuda", "precision": "bf16"},
+        "system": {
+            "unlearn.system.python": "3.11.9",
+            "unlearn.system.torch": "2.8.0",
+            "unlearn.git.commit": "716c7d1c0ffee",
+            "unlearn.git.dirty": "true",
+        },
+    }
+    return Evidence(**values | changes)
+
+
+def sequence() -> Evidence:
+    """Two requests after an earlier one, each measured by itself; incomplete, from a pickle, with frozen layers."""
+    apart = {"original": measured(**BEFORE), "unlearned": measured(mia_auc=0.512, mia_auc_low=0.44, mia_auc_high=0.58)}
+    own = ["2026-11-20-withdrawal", "2026-11-22-mislabelled"]
+    first = request("2026-08-01-licence", of="models:/digits/1", carried_out_by="models:/digits/3", samples=51)
+    plain = evidence()
+    return evidence(
+        source=plain.source.model_copy(update={"loading_ran_code": True, "evidence_sha256": digest(9)}),
+        request_ids=own,
+        requests=[
+            first.model_copy(update={"metrics": apart}),
+            request(own[0], samples=400, metrics={"original": measured(**BEFORE), "unlearned": measured()}),
+            request(own[1], samples=3, reason=None, requester=None, filed_by=None, metrics={"unlearned": unmeasured()}),
+        ],
+        lineage=[
+            Step(
+                uri="models:/digits/3",
+                source_uri="models:/digits/1",
+                method="scrub",
+                weights_sha256=digest(3),
+                evidence_sha256=digest(9),
+                request_ids=["2026-08-01-licence"],
+            )
+        ],
+        union=apart,
+        incomplete="the unlearned model still names class 'seven' for 12 % of its forgotten samples",
+        method=plain.method.model_copy(
+            update={
+                "hyperparameters": plain.method.hyperparameters | {"prefix": "layer3"},
+                "warnings": ["the temperature has reached its bound in epoch 1"],
+            }
+        ),
+        selection={"unlearn.study": "digits-lotus", "unlearn.trial": "17", "unlearn.rule": "least |mia_auc − 0.5|"},
+    )
+
+
+def verdict(record: Evidence) -> Verdict:
+    return judge(record, Policy(), signed=None)
+
+
+def png(seed: int, size: int = 8) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def samples(count: int = 12, named: bool = True) -> list[Sample]:
+    return [
+        Sample(
+            name=f"train/{index:05d}.png" if named else "",
+            label=CLASSES[index % 10],
+            before=(CLASSES[index % 10], 0.99 - index / 200),
+            after=(CLASSES[(index * 3) % 10], 0.4 + index / 30),
+            divergence=0.6 / (index + 1),
+            png=png(index),
+        )
+        for index in range(count)
+    ]

@@ -1,0 +1,225 @@
+"""The report in a real browser: as a file of its own, and in MLflow's artifact view."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import sample
+
+from mlflow_unlearn.report.page import page
+
+sync_api = pytest.importorskip("playwright.sync_api")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")]
+WIDTHS = {"wide": 1280, "narrow": 390}
+SCHEMES = ("light", "dark")
+VIEWS = [(scheme, width) for scheme in SCHEMES for width in WIDTHS]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def shots(tmp_path_factory) -> Path:
+    folder = Path(os.environ.get("MLFLOW_UNLEARN_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory) -> dict[str, Path]:
+    """A plain record, one with everything that can be said, and one full of what breaks layouts."""
+    folder = tmp_path_factory.mktemp("reports")
+    long = "y" * 2000 + sample.HOSTILE * 10
+    bad = [f"{'W' * 60} {sample.HOSTILE} {index}" for index in range(60)]
+    hostile = sample.evidence(
+        classes=bad,
+        request_ids=[long],
+        requests=[sample.request(long, reason=long, requester=long, of=long, carried_out_by=long)],
+        incomplete=long,
+    )
+    hostile = hostile.model_copy(update={"result": hostile.result.model_copy(update={"name": long})})
+    records = {"plain": sample.evidence(), "story": sample.sequence(), "hostile": hostile}
+    paths = {}
+    for name, record in records.items():
+        paths[name] = folder / f"{name}.html"
+        shown = sample.samples(named=name == "plain")
+        paths[name].write_text(page(record, sample.verdict(record), shown), encoding="utf-8")
+    return paths
+
+
+class Opened:
+    """A page in a window of its own, with what it asked for and what it complained about."""
+
+    def __init__(self, browser, scheme: str, width: int) -> None:
+        self.context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
+        self.page = self.context.new_page()
+        self.requests: list[str] = []
+        self.errors: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda told: self.errors.append(told.text) if told.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def __enter__(self) -> "Opened":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+
+
+def serious(found) -> list[str]:
+    return [
+        f"{one['id']}: {[node['html'][:200] for node in one['nodes'][:3]]}"
+        for one in found.response["violations"]
+        if one["impact"] in ("serious", "critical")
+    ]
+
+
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+UNREACHABLE = """[...document.querySelectorAll('*')].filter(one =>
+    one.scrollWidth > one.clientWidth + 1 && getComputedStyle(one).overflowX == 'auto' &&
+    !one.matches('[tabindex="0"][role=region][aria-label]')).length"""
+DRAWINGS = """[...document.querySelectorAll('svg[role=img]')].map(svg => ({
+    title: svg.querySelector('title').textContent, description: svg.querySelector('desc').textContent,
+    table: svg.closest('figure').querySelectorAll('details table td').length,
+    inside: [...svg.querySelectorAll('text')].every(text => {
+        const [box, frame] = [text.getBoundingClientRect(), svg.getBoundingClientRect()];
+        return box.left >= frame.left - 1 && box.right <= frame.right + 1 && box.bottom <= frame.bottom + 1}) }))"""
+
+
+@pytest.mark.parametrize(("scheme", "width"), VIEWS)
+@pytest.mark.parametrize("name", ["plain", "story", "hostile"])
+def test_as_a_file_of_its_own(browser, reports, shots, name, scheme, width):
+    with Opened(browser, scheme, WIDTHS[width]) as window:
+        window.page.goto(reports[name].as_uri())
+        assert window.page.evaluate(OVERFLOW) <= 0
+        window.page.screenshot(path=shots / f"{name}-{scheme}-{width}.png", full_page=True)
+        drawings = window.page.evaluate(DRAWINGS)
+        assert len(drawings) > 7
+        for one in drawings:
+            assert one["title"] and one["description"] and one["table"], one
+            assert one["inside"], one["title"]
+        window.page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+        assert window.page.evaluate(OVERFLOW) <= 0
+        assert serious(axe.Axe().run(window.page)) == []
+        assert window.errors == []
+        assert [url for url in window.requests if not url.startswith("data:")] == [reports[name].as_uri()]
+
+
+def test_the_keyboard_reaches_the_verdict_first_and_every_wide_table(browser, reports):
+    with Opened(browser, "light", 390) as window:
+        window.page.goto(reports["story"].as_uri())
+        window.page.keyboard.press("Tab")
+        focused = "document.activeElement.getBoundingClientRect().left >= 0 && document.activeElement.className"
+        assert window.page.evaluate(focused) == "skip"
+        window.page.keyboard.press("Enter")
+        assert window.page.evaluate("document.activeElement.id") == "main"
+        window.page.keyboard.press("Tab")
+        assert window.page.evaluate("document.activeElement.getAttribute('aria-label')") == "Checks of the policy"
+        assert window.page.evaluate(UNREACHABLE) == 0
+
+
+def test_it_prints_in_light_colours_without_the_tables_behind_figures(browser, reports, shots):
+    with Opened(browser, "dark", 1280) as window:
+        window.page.goto(reports["story"].as_uri())
+        window.page.pdf(path=shots / "story.pdf", format="A4", print_background=True)
+        assert (shots / "story.pdf").read_bytes().startswith(b"%PDF")
+        window.page.emulate_media(media="print", color_scheme="dark")
+        assert window.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert window.page.locator("figure .data").first.is_hidden()
+        assert window.page.locator(".skip").is_hidden()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The URI of an MLflow server."""
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    options += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    options += ["--artifacts-destination", str(folder / "kept")]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *options],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"},
+            start_new_session=True,
+        )
+    try:
+        for _ in range(400):
+            try:
+                urllib.request.urlopen(f"{uri}/health", timeout=2)
+                break
+            except OSError:
+                if process.poll() is not None:
+                    pytest.fail((folder / "log").read_text())
+                time.sleep(0.3)
+        else:
+            pytest.fail(f"the server did not start: {(folder / 'log').read_text()}")
+        yield uri
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen) -> None:
+    """The server and its workers."""
+    import signal
+
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sign)
+            process.wait(timeout=5)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+
+
+@pytest.fixture(scope="module")
+def artifact(server, reports) -> str:
+    """The address of the report in MLflow's UI."""
+    import mlflow
+
+    client = mlflow.MlflowClient(server)
+    experiment = client.create_experiment("reports")
+    run = client.create_run(experiment, run_name="digits").info.run_id
+    client.log_text(run, reports["story"].read_text(encoding="utf-8"), "evidence/report.html")
+    client.set_terminated(run)
+    return f"{server}/#/experiments/{experiment}/runs/{run}/artifacts/evidence/report.html"
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_in_the_artifact_view_of_mlflow(browser, server, artifact, shots, width):
+    with Opened(browser, "light", WIDTHS[width]) as window:
+        window.page.goto(artifact)
+        frame = window.page.frame_locator("iframe.mlflow-html-iframe")
+        frame.locator("h1").wait_for(timeout=60_000)
+        window.page.screenshot(path=shots / f"mlflow-{width}.png")
+        assert frame.locator("h1").inner_text() == "digits, version 4"
+        assert frame.locator(".word").inner_text().strip() == "FAIL"
+        sandbox = window.page.locator("iframe.mlflow-html-iframe").get_attribute("sandbox")
+        assert sandbox is not None and "allow-same-origin" not in sandbox
+        assert frame.locator("svg[role=img]").count() > 7
+        inside = [one for one in window.page.frames if one != window.page.main_frame][0]
+        assert inside.evaluate(OVERFLOW) <= 0
+        inside.evaluate("document.querySelector('.skip').focus()")
+        inside.evaluate("document.querySelector('.skip').click()")
+        assert frame.locator("h1").inner_text() == "digits, version 4"  # the link has not left the page
+        local = (server, "data:", f"blob:{server}")
+        assert [url for url in window.requests if not url.startswith(local)] == []

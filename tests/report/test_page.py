@@ -1,0 +1,460 @@
+"""The report as text: what it says, and that nothing in a record can break it."""
+
+import math
+import re
+import time
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import sample
+import torch
+
+from mlflow_unlearn.evaluation import KEYS, Reading
+from mlflow_unlearn.governance.evidence import Measured
+from mlflow_unlearn.governance.policy import Check, Policy, Verdict, judge
+from mlflow_unlearn.report import figures
+from mlflow_unlearn.report.page import MAX_BYTES, moved, page
+from mlflow_unlearn.report.words import MEANING, READING
+
+VOID = {"meta", "link", "br", "img"}
+SHAPES = {"path", "line", "circle", "rect"}  # closed by "/>"
+
+
+class Parsed(HTMLParser):
+    """Visible text, attributes, and which figures have a drawing and a table."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.tags: list[str] = []
+        self.figures: list[dict[str, list[str]]] = []
+        self.feed(text)
+        self.close()
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag == "figure":
+            self.figures.append({"drawings": [], "titles": [], "tables": []})
+        if "figure" in self.open:
+            if tag == "svg" and ("role", "img") in attrs:
+                self.figures[-1]["drawings"].append(tag)
+            if tag == "table":
+                self.figures[-1]["tables"].append(tag)
+        if tag not in VOID | SHAPES:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID | SHAPES:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+        if "figure" in self.open and self.open[-1] == "title" and data.strip():
+            self.figures[-1]["titles"].append(data)
+
+    def values(self, tag: str, name: str) -> list[str]:
+        return [value for found, attribute, value in self.attributes if (found, attribute) == (tag, name)]
+
+
+def parsed(record, samples=(), **changes) -> Parsed:
+    found = Parsed(page(record.model_copy(update=changes), sample.verdict(record), samples))
+    assert found.open == []
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain() -> Parsed:
+    return parsed(sample.evidence(), sample.samples())
+
+
+@pytest.fixture(scope="module")
+def story() -> Parsed:
+    return parsed(sample.sequence())
+
+
+def test_the_verdict_comes_first_with_every_check():
+    record = sample.evidence()
+    verdict = sample.verdict(record)
+    text = parsed(record).text
+    order = [text.index(word) for word in ("PASS", "What was asked", "Before and after", "How it was made")]
+    assert order == sorted(order)
+    for check in verdict.checks:
+        for told in (check.rule, check.value, check.threshold, check.outcome, check.note):
+            assert told in text
+    assert "All 5 checks of the policy default passed" in text
+    assert "The default policy’s verdict is advisory until mlflow-unlearn review records one" in text
+
+
+def test_what_was_not_measured_has_not_passed(story):
+    assert "FAIL" in story.text
+    assert "what was not measured has not passed" in story.text
+    assert "3 forgotten samples have a class of the test set, and 10 are needed" in story.text
+
+
+def test_a_verdict_without_checks_and_one_of_a_policy_with_a_name():
+    record = sample.evidence()
+    empty = Policy(name="house rules", rules=[], membership=None, minimum={})
+    text = Parsed(page(record, judge(record, empty, signed=None))).text
+    assert "The policy house rules has no checks. This verdict is advisory until" in text
+
+
+def test_every_metric_is_shown_with_its_meaning(plain):
+    record = sample.evidence()
+    for key in KEYS:
+        if key not in ("mia_auc_low", "mia_auc_high"):
+            assert f"{key} {MEANING[key]}" in plain.text
+        for measured in record.metrics.values():
+            if key in measured.values:
+                assert figures.number(measured.values[key]) in plain.text
+    assert "0.5072 [0.4713, 0.5441]" in plain.text
+    assert "3.48 × 10⁻⁵" in plain.text
+    assert "−0.0045" in plain.text  # the change of acc_test
+    assert READING["indistinguishable"].capitalize() in plain.text
+
+
+def test_a_missing_value_is_a_dash_with_its_reason():
+    text = parsed(sample.evidence(gold=False)).text
+    assert (
+        "jsd divergence from gold on the forget set; see the floor – not computed: no gold model was given – –" in text
+    )
+
+
+def test_a_reason_of_one_model_names_it():
+    record = sample.evidence(gold=False)
+    before = record.metrics["original"]
+    values = {key: value for key, value in before.values.items() if key != "rf_jsd"}
+    lacking = Measured(values=values, not_computed={"rf_jsd": "for some reason"}, counts={})
+    assert (
+        "– before not computed: for some reason" in parsed(record, metrics=dict(record.metrics, original=lacking)).text
+    )
+
+
+def test_what_was_asked_and_by_whom(plain, story):
+    for told in (
+        "420 of models:/digits/3",
+        "2026-11-20T09:14:05+00:00",
+        "ann@example.org",
+        "Data protection officer, on behalf of 14 participants",
+        "Withdrawal of consent under article 17 GDPR",
+        "models:/digits/4 (this version)",
+        "ben (not authenticated)",
+    ):
+        assert told in plain.text
+    assert "models:/digits/3 (an earlier version)" in story.text
+    assert "requester – not recorded reason – not recorded" in story.text
+
+
+def test_warnings_stand_before_the_verdict(plain, story):
+    head = story.text[: story.text.index("Verdict")]
+    assert "Incomplete: a class is not forgotten. the unlearned model still names class 'seven'" in head
+    assert "loading it executed code that it carries" in head
+    assert "Frozen layers cannot forget what they encode" in head and "layer3" in head
+    assert "the temperature has reached its bound in epoch 1" in head
+    for word in ("Incomplete", "pickle", "Frozen"):
+        assert word not in plain.text
+
+
+def test_each_request_and_their_union_are_measured_apart(plain, story):
+    assert "Each request by itself" not in plain.text
+    section = story.text[story.text.index("Each request by itself") : story.text.index("What the outputs look like")]
+    for name in (
+        "2026-08-01-licence",
+        "2026-11-20-withdrawal",
+        "2026-11-22-mislabelled",
+        "everything forgotten so far",
+    ):
+        assert name in section
+    assert "0.5120 [0.4400, 0.5800]" in section
+    assert "not measured" in section
+
+
+def test_every_figure_has_titles_a_text_equivalent_and_no_colour_alone(plain, story):
+    for found, least in ((plain, 7), (story, 7)):
+        assert len(found.figures) == least
+        for figure in found.figures:
+            assert figure["drawings"] and figure["tables"]
+            assert len(figure["titles"]) == len(figure["drawings"])
+    ids = [value for _, name, value in plain.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    named = " ".join(plain.values("svg", "aria-labelledby")).split()
+    assert set(named) <= set(ids)
+
+
+def test_the_curves_show_the_temperature_and_the_table_every_epoch(plain):
+    assert "temperature τ by epoch" in plain.text
+    first = sample.lotus_history()[0]
+    assert figures.number(first["temperature"]) in plain.text
+
+
+def test_a_method_without_epochs_says_so():
+    record = sample.evidence()
+    method = record.method.model_copy(update={"name": "ssd", "history": [], "final": {}})
+    assert "ssd records no values by epoch" in parsed(record, method=method).text
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [{"epoch": 0, "loss": 0.0}],
+        [{"loss": math.nan, "other": math.inf}],
+        [{"epoch": 0, "loss": 1e-20}, {"epoch": 1, "loss": 3e12, "max_loss": -4.0}],
+        [{"epoch": i, "loss": 1.0} for i in range(1000)],
+    ],
+    ids=["one", "no numbers", "far apart", "thousand"],
+)
+def test_any_history_can_be_drawn(history):
+    record = sample.evidence()
+    text = parsed(record, method=record.method.model_copy(update={"history": history})).text
+    if len(history) == 1000:
+        assert "200 of 1000 epochs, evenly spread" in text
+
+
+def test_nan_is_never_shown():
+    record = sample.evidence()
+    values = record.metrics["unlearned"].values | {"acc_val": math.nan, "rf_jsd": math.inf}
+    broken = record.metrics["unlearned"].model_copy(update={"values": values})
+    rows = [
+        row.model_copy(update={"acc_test": {"original": math.nan, "unlearned": 0.5}}) for row in record.figures.classes
+    ]
+    method = record.method.model_copy(update={"history": [{"epoch": 0, "loss": math.nan}, {"epoch": 1, "loss": 0.5}]})
+    found = parsed(
+        record,
+        metrics=dict(record.metrics, unlearned=broken),
+        figures=record.figures.model_copy(update={"classes": rows}),
+        method=method,
+    )
+    shown = found.text + " ".join(value for *_, value in found.attributes)
+    assert not re.search(r"\b(nan|inf|None|Undefined)\b", shown)
+    assert "after not computed: not a finite number" in found.text
+
+
+def test_html_in_any_field_is_text():
+    record = sample.evidence(classes=[f"{sample.HOSTILE} {i}" for i in range(10)])
+    hostile = sample.Person(name=sample.HOSTILE, authenticated=True)
+    asked = sample.request(
+        sample.HOSTILE,
+        of=sample.HOSTILE,
+        requester=sample.HOSTILE,
+        reason=sample.HOSTILE * 12,
+        filed=sample.HOSTILE,
+        filed_by=hostile,
+        carried_out_by=sample.HOSTILE,
+        metrics=record.metrics,
+    )
+    hostile_check = Check(
+        rule=sample.HOSTILE, value=sample.HOSTILE, threshold=sample.HOSTILE, outcome="fail", note=sample.HOSTILE
+    )
+    record = record.model_copy(
+        update={
+            "made_by": hostile,
+            "requests": [asked],
+            "request_ids": [sample.HOSTILE],
+            "incomplete": sample.HOSTILE,
+            "source": record.source.model_copy(update={"uri": sample.HOSTILE}),
+            "result": record.result.model_copy(update={"name": sample.HOSTILE, "files": {sample.HOSTILE: "0"}}),
+            "data": record.data.model_copy(update={"source": sample.HOSTILE, "transform": sample.HOSTILE}),
+            "method": record.method.model_copy(
+                update={
+                    "name": sample.HOSTILE,
+                    "hyperparameters": {sample.HOSTILE: sample.HOSTILE, "prefix": sample.HOSTILE},
+                    "warnings": [sample.HOSTILE],
+                    "history": [{sample.HOSTILE: 1.0}, {sample.HOSTILE: 2.0}],
+                }
+            ),
+            "system": {sample.HOSTILE: sample.HOSTILE},
+        }
+    )
+    verdict = Verdict(policy=sample.HOSTILE, policy_sha256="0", checks=[hostile_check])
+    shown = sample.Sample(
+        sample.HOSTILE, sample.HOSTILE, (sample.HOSTILE, 1.0), (sample.HOSTILE, 1.0), 0.1, sample.png(1)
+    )
+    text = page(record, verdict, [shown])
+    found = Parsed(text)
+    assert found.open == []
+    assert "script" not in found.tags
+    assert "<script" not in text
+    assert not [name for _, name, _ in found.attributes if name.startswith("on")]
+    assert "<script>alert(1)</script>" in found.text
+
+
+def test_it_asks_for_nothing_outside_itself(plain):
+    assert "script" not in plain.tags
+    assert all(value.startswith(("data:", "#")) for tag in ("img", "a", "link") for value in source_of(plain, tag))
+    assert "default-src 'none'" in " ".join(plain.values("meta", "content"))
+    assert not re.search(r"url\(|@import|https?://", page(sample.evidence(), sample.verdict(sample.evidence())))
+
+
+def source_of(found: Parsed, tag: str) -> list[str]:
+    return found.values(tag, "src") + found.values(tag, "href")
+
+
+def test_evidence_not_a_certificate(plain, story):
+    for found in (plain, story):
+        assert "Evidence of unlearning" in found.text
+        assert "certificate" not in found.text.lower()
+
+
+def test_how_it_was_made(plain):
+    record = sample.evidence()
+    for told in (
+        record.run.id,
+        record.sha256,
+        record.source.weights_sha256,
+        record.result.weights_sha256,
+        record.result.files["MLmodel"],
+        "716c7d1c0ffee (with uncommitted changes)",
+        "bf16",
+        "alpha 8.0",
+        "13.4",
+    ):
+        assert told in plain.text
+
+
+def test_the_lineage_names_versions_methods_and_requests(story):
+    part = story.text[story.text.index("Where it comes from") : story.text.index("Limits")]
+    names = ["models:/digits/1", "scrub", "2026-08-01-licence", "models:/digits/3", "lotus", "models:/digits/4"]
+    places = [part.index(name) for name in names]
+    assert places == sorted(places)
+    assert "this version" in part
+
+
+def test_a_long_lineage_is_cut_and_says_so():
+    record = sample.sequence()
+    steps = [
+        record.lineage[0].model_copy(update={"source_uri": f"models:/m/{i}", "uri": f"models:/m/{i + 1}"})
+        for i in range(30)
+    ]
+    text = parsed(record, lineage=steps).text
+    assert "11 earlier steps are in evidence.json" in text
+    assert "the same weights" in text  # the source is none of these versions
+
+
+def test_many_classes_show_the_most_changed():
+    names = [f"class {index:04d}" for index in range(1000)]
+    record = sample.evidence(classes=names)
+    started = time.perf_counter()
+    text = page(record, sample.verdict(record))
+    assert time.perf_counter() - started < 5
+    found = Parsed(text)
+    assert len(text.encode()) < MAX_BYTES
+    assert "Test accuracy by class: the 40 most changed of 1000 classes" in found.text
+    assert "RF-JSD by class, nats: the 40 most changed of 500 classes. – for 500 of 1000 classes" in found.text
+    rows = record.figures.classes
+    most = max(rows, key=lambda row: abs(row.acc_test["unlearned"] - row.acc_test["original"]))
+    assert most.name in found.text
+
+
+def test_a_tiny_forget_set_has_reasons_in_the_place_of_figures():
+    record = sample.evidence(gold=False)
+    rows = [row.model_copy(update={"acc_test": {}, "rf_jsd": {}}) for row in record.figures.classes]
+    few = {model: sample.unmeasured() for model in record.metrics}
+    text = parsed(record, metrics=few, figures=record.figures.model_copy(update={"classes": rows})).text
+    assert "Membership was not measured: 3 forgotten samples have a class" in text
+    assert "no class has a test sample" in text
+    assert "RF-JSD by class: – no gold model was given" in text
+
+
+def test_a_huge_record_stays_small_and_says_what_is_left_out():
+    record = sample.evidence()
+    ids = [f"{index} {'日' * 1300}" for index in range(300)]
+    many = [sample.request(id, reason="'\n" * 2000, metrics=record.metrics) for id in ids]
+    record = record.model_copy(update={"requests": many, "request_ids": ids})
+    started = time.perf_counter()
+    text = page(record, sample.verdict(record), sample.samples())
+    assert time.perf_counter() - started < 5
+    assert len(text.encode()) <= MAX_BYTES
+    found = Parsed(text)
+    assert "more are in evidence.json" in found.text
+    assert "more checks are left out here" in found.text
+
+
+def test_samples_are_shown_with_their_names_or_without(plain):
+    assert "train/00003.png" in plain.text
+    assert "Moved most" in plain.text and "Moved least" in plain.text
+    hidden = parsed(sample.evidence(), sample.samples(named=False))
+    assert "train/" not in hidden.text
+    assert len(hidden.values("img", "src")) == 12
+    assert "Forget sample of class three" in hidden.values("img", "alt")
+    assert "Samples" not in re.findall(r"Samples(?!:)", parsed(sample.evidence()).text)
+
+
+def test_a_file_name_that_is_no_unicode_does_not_break_the_page():
+    [shown] = sample.samples(1)
+    text = page(sample.evidence(), sample.verdict(sample.evidence()), [replace(shown, name="bad\udcff.png")])
+    assert "bad?.png" in text
+
+
+def reading(probabilities) -> Reading:
+    p = np.asarray(probabilities, dtype=float)
+    return Reading(np.zeros(len(p), int), p.argmax(1), np.zeros(len(p)), p.max(1), np.zeros((2, 2)), p)
+
+
+def test_moved_takes_the_samples_that_moved_most_and_least():
+    """Sample i moves from (1, 0) to (1 − i/20, i/20): the further the higher its number."""
+    before = reading([[1.0, 0.0]] * 20)
+    after = reading([[1 - i / 20, i / 20] for i in range(20)])
+    readings = {"original": {"forget": before}, "unlearned": {"forget": after}}
+    dataset = [(torch.full((3, 4, 4), float(i)), 0) for i in range(20)]
+    found = moved(readings, dataset, [f"s{i}" for i in range(20)], ["cat", "dog"], count=2)
+    assert [one.name for one in found] == ["s19", "s18", "s1", "s0"]
+    first = found[0]
+    assert (first.label, first.before, first.after) == ("cat", ("cat", 1.0), ("dog", pytest.approx(0.95)))
+    assert found[-1].divergence == 0
+    assert [one.name for one in moved(readings, dataset[:20], [""] * 20, ["cat", "dog"], count=50)] == [""] * 20
+
+
+def test_moved_needs_the_probabilities():
+    bare = Reading(*[np.zeros(1, int)] * 2, *[np.zeros(1)] * 2, np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="keep_probabilities"):
+        moved({"original": {"forget": bare}, "unlearned": {"forget": bare}}, [], [], [])
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 300, 200), (5, 8, 8), (2, 8, 8)])
+def test_pictures_are_scaled_and_small(shape):
+    from io import BytesIO
+
+    from PIL import Image
+
+    image = torch.linspace(-3, 7, math.prod(shape)).reshape(shape)
+    image[0, 0, 0] = math.nan if shape[0] == 5 else image[0, 0, 0]
+    one = reading([[1.0, 0.0]])
+    [found] = moved({"original": {"forget": one}, "unlearned": {"forget": one}}, [(image, 0)], ["a"], ["cat", "dog"])
+    picture = Image.open(BytesIO(found.png))
+    assert picture.mode == "RGB"
+    assert max(picture.size) <= 96
+    low, high = np.asarray(picture).min(), np.asarray(picture).max()
+    assert low <= 5 and high >= 250
+    if shape == (3, 300, 200):
+        assert picture.size == (64, 96)
+
+
+@pytest.mark.parametrize(
+    "values", [[0, 0], [1, 1], [-2, -2], [0.4, 0.6], [1e-20, 3e-20], [-1e12, 1e12], [0.1, 0.1 + 1e-9]]
+)
+def test_an_axis_encloses_its_values_with_few_round_ticks(values):
+    ticks = figures._axis(values)
+    assert ticks[0] <= min(values) + 1e-9 * abs(min(values)) and ticks[-1] >= max(values) * (1 - 1e-9)
+    assert 2 <= len(ticks) <= 7
+    assert ticks == sorted(set(ticks))
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(0, "0.0000"), (0.5, "0.5000"), (-0.25, "−0.2500"), (3.4841e-5, "3.48 × 10⁻⁵"), (2e6, "2.00 × 10⁶")]
+    + [(None, "–"), (math.nan, "–"), (-math.inf, "–"), (-1e-7, "−1.00 × 10⁻⁷")],
+)
+def test_numbers(value, told):
+    assert figures.number(value) == told
+
+
+def test_a_line_of_a_figure_counts_wide_characters_twice():
+    assert figures.fit("a\nb  c", 5) == "a b c"
+    assert figures.fit("abcdef", 4) == "abc…"
+    assert figures.fit("日本語", 4) == "日…"
