@@ -97,6 +97,11 @@ class Job:
         return {r.id: forget_requests.read_manifest(self.client, r.id).mask(ids) for r in self.requests}
 
     @property
+    def forgotten_before(self) -> npt.NDArray[np.int64]:
+        """Indices of all that earlier steps forgot, as far as the data source still has it."""
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *(one.indices for one in self.earlier)]))
+
+    @property
     def forget_manifest(self) -> Manifest:
         """What to forget, hashed if the request is."""
         plain = self.manifest(self.forget)

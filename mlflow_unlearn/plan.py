@@ -33,6 +33,8 @@ BATCHES = 24
 """So many batches of the training set make the larger of the two shares."""
 _CALLS = 50
 """Of the store, by a command that registers a version; each method adds ten or so."""
+_EVIDENCE = 100_000
+"""Bytes of record, report and card, for ten classes; they lie beside the run and beside the model."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def estimate(
         highest = peak()
     kept = (4 * outputs + 8) * (count - len(sets["forget"]))  # logits and labels
     teacher = 4 * outputs * sum(len(sets[role]) for role in ("forget", "retain", "val"))
-    disk = {"the new version": version} if record is not None else {}
+    disk = {"the new version": version, "its evidence, twice": 2 * _EVIDENCE} if record is not None else {}
     return Estimate(
         seconds,
         None if highest is None else highest + teacher,

@@ -120,7 +120,7 @@ def run(name: str, config: Command) -> Iterator[str]:
     if RUN_FILE_VARIABLE in os.environ:
         Path(os.environ[RUN_FILE_VARIABLE]).write_text(run_id)
     values = recorded_options(config)
-    with active:
+    with active, _told_to_plugins(run_id, name):
         try:
             mlflow.set_tags({"unlearn.command": name, **system_facts()})
             mlflow.log_params({f"unlearn.{key}": value for key, value in values.items()})
@@ -145,6 +145,18 @@ def run(name: str, config: Command) -> Iterator[str]:
             _tag_or_note(run_id, "stopped by a signal", error)
             mlflow.end_run("KILLED")
             raise
+
+
+@contextmanager
+def _told_to_plugins(run_id: str, command: str) -> Iterator[None]:
+    """For the run-context provider of plugins/mlflow_unlearn_plugins: runs that start meanwhile are tagged with ours."""
+    told = {"MLFLOW_UNLEARN_RUN_ID": run_id, "MLFLOW_UNLEARN_COMMAND": command}
+    os.environ.update(told)
+    try:
+        yield
+    finally:
+        for name in told:
+            os.environ.pop(name, None)
 
 
 @contextmanager

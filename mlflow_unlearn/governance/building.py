@@ -137,7 +137,7 @@ def _data(job: Job) -> Data:
     def described(manifest: Manifest) -> SampleSet:
         return SampleSet(samples=len(manifest.ids), sha256=manifest.digest)
 
-    earlier = job.manifest(np.unique(np.concatenate([e.indices for e in job.earlier]))) if job.earlier else None
+    earlier = job.manifest(job.forgotten_before) if job.earlier else None
     if earlier is not None and job.salt is not None:
         earlier = earlier.hashed(job.salt)
     return Data(
@@ -171,7 +171,7 @@ def _measured_apart(job: Job, outcome: Outcome) -> tuple[dict[str, dict[str, Mea
     test = outcome.readings["original"]["test"]
     by_request: dict[str, dict[str, Measured]] = {}
     union: dict[str, Measured] = {}
-    before = np.unique(np.concatenate([e.indices for e in job.earlier])) if job.earlier else None
+    before = job.forgotten_before
     for model, module in models.items():
         readings = outcome.readings[model]
 
@@ -179,14 +179,18 @@ def _measured_apart(job: Job, outcome: Outcome) -> tuple[dict[str, dict[str, Mea
             return measured(compute_metrics({**readings, "forget": forget}, original_test=test, seed=seed))
 
         for id, samples in job.samples_of_requests().items():
+            if not samples.any():
+                continue  # they have left the data source
             by_request.setdefault(id, {})[model] = told(part_of(readings["forget"], samples))
-        if before is None:
+        if not len(before):
             continue
         dataset = job.view.dataset(job.view.source.train.subset(before), job.module, "what was forgotten before", False)
         module = job.hardware.place(module)
         earlier = read(module, dataset, job.hardware, keep_probabilities=True, description=f"{model}, earlier requests")
         for request in job.earlier:
             samples = np.isin(before, request.indices)
+            if not samples.any():
+                continue
             by_request.setdefault(request.record.id, {})[model] = told(part_of(earlier, samples))
         only = ~np.isin(before, job.forget)
         union[model] = told(pooled([readings["forget"], part_of(earlier, only)]))

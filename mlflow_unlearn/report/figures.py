@@ -16,7 +16,7 @@ MAX_INTERVALS = 12
 MAX_REQUESTS = 5
 _LABELS = {"temperature": "temperature τ", "delta": "accuracy gap Δ"}
 _ENDS = ("_low", "", "_high")
-_LEFT, _TOP, _WIDTH, _HEIGHT = 36.0, 8.0, 216.0, 108.0  # the plot in the view box of a small panel, 260 × 142
+_LEFT, _TOP, _WIDTH, _HEIGHT = 46.0, 8.0, 206.0, 108.0  # the plot in the view box of a small panel, 260 × 142
 
 
 def number(value: float | None) -> str:
@@ -82,10 +82,11 @@ def _panel(name: str, xs: Sequence[float], ys: Sequence[float], x_text: str = "{
     anchors = ["start", *["middle"] * (len(xs) - 2), "end"]
     return {
         "name": name,
+        "left": _LEFT,
         "x": x,
         "y": y,
         "x_ticks": [(x(tick), x_text.format(tick), anchor) for tick, anchor in zip(xs, anchors, strict=True)],
-        "y_ticks": [(y(tick), f"{tick:.6g}") for tick in ys],
+        "y_ticks": [(y(tick), f"{tick:.4g}".replace("-", "−")) for tick in ys],
         "lines": [],
     }
 
@@ -189,5 +190,11 @@ def lineage(evidence: Evidence, most: int) -> dict[str, Any]:
             nodes.append(
                 {"kind": "request", "text": f"and {len(request_ids) - MAX_REQUESTS} more requests", "note": ""}
             )
-        nodes.append({"kind": "version", "text": uri, "note": "this version" if uri == evidence.result.uri else ""})
+        nodes.append(
+            {
+                "kind": "version",
+                "text": uri,
+                "note": "this version" if uri == evidence.result.uri else "earlier version",
+            }
+        )
     return {"nodes": nodes, "left_out": len(steps) - len(shown)}

@@ -126,12 +126,13 @@ def _environment() -> jinja2.Environment:
 
 
 def _context(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample], limits: Limits) -> dict[str, Any]:
-    own = set(evidence.request_ids)
+    own, drawn = set(evidence.request_ids), evidence.figures
     requests = sorted(evidence.requests, key=lambda request: request.id not in own)  # this version's come first
     checks = verdict.checks
     if len(checks) > limits.lines:  # what did not pass comes first, lest it is cut off
         checks = sorted(checks, key=lambda check: check.outcome == "pass")
     apart = _apart(requests, evidence)
+    apart_keys = [k for k in _APART_KEYS if any(k in m.values for _, columns in apart for m in columns.values())]
     return {
         "e": evidence,
         "verdict": verdict,
@@ -144,21 +145,17 @@ def _context(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample], li
         "READING": READING,
         "summary": _summary(evidence),
         "metrics": [_metric_row(key, evidence.metrics) for key in _ROW_KEYS],
-        "apart_keys": [k for k in _APART_KEYS if any(k in m.values for _, columns in apart for m in columns.values())],
         "apart": apart,
+        "apart_keys": apart_keys,
+        "apart_reasons": _apart_reasons(apart, apart_keys),
         "told": _told,
         "intervals": figures.intervals(evidence, apart),
         "histograms": [
-            ("entropy", "Entropy of the softmax output", "nats", figures.histogram(evidence.figures.entropy)),
-            (
-                "confidence",
-                "Confidence, the largest probability",
-                "probability",
-                figures.histogram(evidence.figures.confidence),
-            ),
+            ("entropy", "Entropy of the softmax output", "nats", figures.histogram(drawn.entropy)),
+            ("confidence", "Confidence, the largest probability", "probability", figures.histogram(drawn.confidence)),
         ],
-        "accuracy": figures.classes(evidence.figures.classes, "acc_test"),
-        "rf_jsd": figures.classes(evidence.figures.classes, "rf_jsd"),
+        "accuracy": figures.classes(drawn.classes, "acc_test"),
+        "rf_jsd": figures.classes(drawn.classes, "rf_jsd"),
         "curves": figures.curves(evidence.method.history),
         "lineage": figures.lineage(evidence, limits.lines // 5),
         "made": _made(evidence),
@@ -206,9 +203,9 @@ def _metric_row(key: str, columns: Mapping[str, Measured]) -> dict[str, Any]:
 def _summary(evidence: Evidence) -> list[tuple[str, str, str]]:
     """What decides, as term, value and a remark."""
     before, after = evidence.metrics["original"], evidence.metrics["unlearned"]
-    told = f"AUC {_told('mia_auc', after)}, before {_told('mia_auc', before)}"
+    told = "; before ".join(_interval(measured) for measured in (after, before))
     missing = after.membership == "not measured"
-    rows = [("Membership after", after.membership, _reason("mia_auc", after) if missing else told)]
+    rows = [("Membership after", after.membership, _reason("mia_auc", after) if missing else f"AUC {told}")]
     gold = evidence.metrics.get("gold")
     for key, name in (("acc_forget", "Forget set"), ("acc_retain", "Retain set"), ("acc_test", "Test set")):
         values = [measured.values.get(key) for measured in (before, after)]
@@ -218,9 +215,28 @@ def _summary(evidence: Evidence) -> list[tuple[str, str, str]]:
     return rows
 
 
+def _interval(measured: Measured) -> str:
+    """The membership AUC, short."""
+    auc, low, high = (measured.values.get(f"mia_auc{end}") for end in ("", "_low", "_high"))
+    return "–" if auc is None or low is None or high is None else f"{auc:.3f} [{low:.3f},\u00a0{high:.3f}]"
+
+
 def _apart(requests: Iterable[RequestRecord], evidence: Evidence) -> list[tuple[str, Mapping[str, Measured]]]:
     rows = [(request.id, request.metrics) for request in requests if request.metrics]
     return [*rows, ("everything forgotten so far", evidence.union)] if evidence.union else rows
+
+
+def _apart_reasons(
+    apart: Iterable[tuple[str, Mapping[str, Measured]]], keys: Iterable[str]
+) -> dict[tuple[str, str], list[str]]:
+    """Forget set and reason → the metrics that are missing for it."""
+    reasons: dict[tuple[str, str], dict[str, None]] = {}
+    for name, columns in apart:
+        for key in keys:
+            for measured in columns.values():
+                if _told(key, measured) == "–":
+                    reasons.setdefault((name, _reason(key, measured)), {})[key] = None
+    return {where: list(missing) for where, missing in reasons.items()}
 
 
 def _made(evidence: Evidence) -> list[tuple[str, list[tuple[str, str]]]]:

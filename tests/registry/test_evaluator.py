@@ -83,10 +83,10 @@ found = {
     "artifacts": sorted(result.artifacts),
     "asked": [one.name for one in resolve_evaluators_and_configs(None, None, "classifier")],
     "there": mlflow.models.list_evaluators(),
-    "torch": "torch" in sys.modules,
+    "modules": sorted({name.partition(".")[0] for name in sys.modules}),
 }
 with open(f"{sys.argv[1]}/told.json", "w") as file:
-    json.dump(found, file)
+    json.dump(found, file, default=float)
 """
 
 
@@ -176,7 +176,10 @@ def case(model: str | None, table, config=None, **more) -> dict:
 
 
 def test_the_figures_are_those_of_the_command(used, measured, samples, tmp_path):
-    """By the whole table in another order of rows, with labels; and by nothing but what was forgotten."""
+    """By the whole table in another order of rows, with labels; and by nothing but what was forgotten.
+
+    A third case is the original itself, on a part of the test samples.
+    """
     arguments = ("--model-uri", "models:/clf/2", "--gold-uri", "models:/gold/1", "--seed", "3")
     assert call("evaluate", *arguments).code == 0
     metrics = used.runs()[0].data.metrics
@@ -184,8 +187,11 @@ def test_the_figures_are_those_of_the_command(used, measured, samples, tmp_path)
     config = {"gold_uri": "models:/gold/1", "seed": 3}
     mixed = samples.sample(frac=1, random_state=0)
     forgotten = samples[samples["split"] == "forget"][["id", "split"]]
-    whole, short = measured(
-        case("models:/clf/2", mixed, config, targets="label"), case("models:/clf/2", forgotten, config)
+    few = pd.concat([samples[samples["split"] == "forget"], samples[samples["split"] == "test"][:40]])
+    whole, short, part = measured(
+        case("models:/clf/2", mixed, config, targets="label"),
+        case("models:/clf/2", forgotten, config),
+        case("models:/clf/1", few.assign(label=few["label"].astype(int))),
     )
     assert {"mia_excess", "rf_jsd", "jsd", "avg_gap_excess", "acc_val"} <= expected.keys() <= set(KEYS)
     for told in (whole, short):
@@ -211,19 +217,14 @@ def test_the_figures_are_those_of_the_command(used, measured, samples, tmp_path)
     drawn = np.asarray(saved.artifacts["entropies"].content.convert("RGB"))
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 10
 
-
-def test_a_part_of_the_held_out_samples(used, measured, samples):
-    """The test rows alone are measured, and the original itself has no column beside it."""
-    few = pd.concat([samples[samples["split"] == "forget"], samples[samples["split"] == "test"][:40]])
-    table = few.assign(label=few["label"].astype(int))
-    [told] = measured(case("models:/clf/1", table))
-    details = json.loads(mlflow.artifacts.load_text(f"runs:/{told['run']}/unlearning/measured.json"))
+    details = EvaluationResult.load(tmp_path / "out" / "2").artifacts["measured"].content
     assert (details["evaluated"], list(details["models"])) == ("original", ["original"])
     counts = details["counts"]
-    assert (counts["n_test"], counts["n_retain"]) == (40, 216)
+    assert (counts["n_forget"], counts["n_retain"], counts["n_test"]) == (54, 216, 40)
     assert counts["n_val"] == (samples["split"] == "val").sum()
     assert details["missing"]["original"]["jsd"] == "no gold model was given"
-    assert "jsd" not in told["metrics"]
+    assert part["metrics"] == details["metrics"]["original"]
+    assert "jsd" not in part["metrics"]
 
 
 def tensors(part) -> TensorDataset:
@@ -270,7 +271,8 @@ def test_versions_of_somebody_else_s(empty_store, measured, source, samples, tmp
         case("models:/pickled/1", samples, {"transform": "none"}),
     )
     for one in told[:5]:
-        assert one["metrics"] == pytest.approx(expected, abs=1e-6)
+        # Pixels that differ in the last bit may change the places of two samples in the bootstrap.
+        assert one["metrics"] == pytest.approx(expected, abs=1e-4)
         for key in ("acc_forget", "mia_auc"):
             assert len(empty_store.client.get_metric_history(one["run"], key)) == 1
     sentences = [one["error"] for one in told[5:]]
@@ -324,7 +326,7 @@ def test_bad_input_ends_in_a_sentence(used, measured, source, samples):
 
 
 def test_other_evaluations_stay_as_they_are(empty_store, installed, tmp_path):
-    """A classifier's metrics are the same with the plugin and without, and the plugin brings no torch."""
+    """A classifier's metrics are the same with the plugin and without, and it loads nothing else."""
     rows = [[i % 7, i % 5, i % 3] for i in range(40)]
     with mlflow.start_run():
         model = LogisticRegression().fit(rows, [int(a + b > 5) for a, b, _ in rows])
@@ -336,7 +338,7 @@ def test_other_evaluations_stay_as_they_are(empty_store, installed, tmp_path):
     own, plain = (finish() for finish in waiting)
     assert "unlearning" in own["there"]
     assert own["asked"] and "unlearning" not in own["asked"]
-    assert not own["torch"]
+    assert set(own["modules"]) - set(plain["modules"]) == {"mlflow_unlearn_plugins"}
     assert own["metrics"].keys() >= {"accuracy_score", "f1_score"}
     assert own["artifacts"] == plain["artifacts"]
     assert own["metrics"] == plain["metrics"]

@@ -1,5 +1,6 @@
 """Forget requests: what is filed, that it is filed once, and how its state moves."""
 
+import getpass
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +41,7 @@ def test_what_is_filed(store, cli):
         "reason": "GDPR article 17",
         "requester": "person-7",
         "hash_ids": False,
+        "filed_by": {"name": getpass.getuser(), "authenticated": False},
     }
     assert store.versions() == ["1"]
 

@@ -17,6 +17,7 @@ from mlflow_unlearn.tune import _check
 
 TUNE = ("tune", "--model-uri", "models:/clf/1")
 SEARCHED = {"alpha", "lr", "epochs"}
+SELECTION = ("unlearn.study", "unlearn.trial", "unlearn.selection", "unlearn.n_trials")
 
 
 def trials_of(store, parent):
@@ -108,10 +109,9 @@ def test_the_winner_is_registered_as_it_was(result):
     record = mlflow.models.get_model_info("models:/clf/2").metadata["mlflow_unlearn"]
     assert record["recipe"]["trial"] == trials.index(best)
     assert record["recipe"]["study"] == parent.data.tags["unlearn.study"]
-    evidence = json.loads(
-        Path(mlflow.artifacts.download_artifacts(run_id=parent.info.run_id, artifact_path="evidence.json")).read_text()
-    )
+    evidence = json.loads(mlflow.artifacts.load_text(f"runs:/{parent.info.run_id}/evidence/evidence.json"))
     assert evidence["method"]["hyperparameters"]["trial"] == trials.index(best)
+    assert evidence["selection"] == {k: tags[k] for k in SELECTION}
 
 
 def test_feasible_is_what_the_constraints_say(result):

@@ -280,20 +280,23 @@ def test_lineage_in_three_places(story):
     assert model_id
     assert [model.model_id for model in story.run.inputs.model_inputs] == [model_id]
     assert story.store.tags("2")["unlearn.source_uri"] == "models:/clf/1"
-    assert json.loads(story.artifact("evidence.json"))["source"] == {
+    assert json.loads(story.artifact("evidence/evidence.json"))["source"] == {
         "uri": "models:/clf/1",
         "model_id": model_id,
         "weights_sha256": story.store.tags("1")["unlearn.weights_sha256"],
+        "evidence_sha256": None,
+        "loading_ran_code": False,
     }
     # And the new one is an output of the run.
     assert mlflow.models.get_model_info("models:/clf/2").run_id == story.run.info.run_id
 
 
 def test_evidence(story):
-    record = json.loads(story.artifact("evidence.json"))
+    record = json.loads(story.artifact("evidence/evidence.json"))
     tags = story.store.tags("2")
-    assert record["run_id"] == story.run.info.run_id
-    assert record["result"] == {"uri": "models:/clf/2", "weights_sha256": tags["unlearn.weights_sha256"]}
+    assert record["run"]["id"] == story.run.info.run_id
+    assert (record["result"]["name"], record["result"]["version"]) == ("clf", "2")
+    assert record["result"]["weights_sha256"] == tags["unlearn.weights_sha256"]
     assert [request["id"] for request in record["requests"]] == [story.request_id]
     assert record["data"]["forget"] == {"samples": len(forgotten()), "sha256": Manifest(tuple(forgotten())).digest}
     assert record["data"]["retain"]["samples"] == len(source().train) - len(forgotten())
@@ -314,7 +317,7 @@ def test_evidence(story):
 def test_no_plain_id_leaves_the_request(story):
     """Evidence, description, tags and the new version's manifest hold digests and hashes alone."""
     version = story.store.client.get_model_version("clf", "2")
-    texts = [story.artifact("evidence.json"), version.description, json.dumps(dict(version.tags))]
+    texts = [story.artifact("evidence/evidence.json"), version.description, json.dumps(dict(version.tags))]
     texts += [path.read_text(errors="replace") for path in folder_of("2").rglob("*") if path.is_file()]
     assert not any(re.search(r"digits/\d", text) for text in texts)
 
@@ -430,7 +433,7 @@ def test_a_version_without_a_logged_model(store, cli, tmp_path):
     run = store.client.get_run(store.runs()[0].info.run_id)
     assert run.inputs.model_inputs == []
     assert store.tags("2", "plain")["unlearn.source_uri"] == "models:/plain/1"
-    evidence = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="evidence.json"))
+    evidence = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="evidence/evidence.json"))
     assert json.loads(evidence.read_text())["source"]["uri"] == "models:/plain/1"
 
 
@@ -653,7 +656,7 @@ def test_hashed_a_sentence_with_ids_is_only_printed(store, cli, tmp_path):
 # What goes wrong late
 
 
-@pytest.mark.parametrize("late", ["mlflow.MlflowClient.update_model_version", "mlflow_unlearn.publishing.evidence"])
+@pytest.mark.parametrize("late", ["mlflow.MlflowClient.update_model_version", "mlflow_unlearn.publishing.store"])
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_a_failure_after_registration_takes_the_version_back(store, cli, monkeypatch, late, error):
     assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0

@@ -101,7 +101,8 @@ def histogram(high: float, *, towards: float, models: tuple[str, ...], bins: int
     middles = (edges[1:] + edges[:-1]) / 2
     shares: dict[str, dict[str, list[float]]] = {}
     spread = {"original": {"forget": 0.05, "retain": 0.05, "test": 0.14}}
-    spread |= {model: {"forget": 0.13, "retain": 0.06, "test": 0.15} for model in models if model != "original"}
+    spread |= {"unlearned": {"forget": 0.13, "retain": 0.06, "test": 0.15}}
+    spread |= {"gold": {"forget": 0.17, "retain": 0.05, "test": 0.16}}
     for role in ("forget", "retain", "test"):
         for model in models:
             height = np.exp(-np.abs(middles - towards) / (spread[model][role] * high))

@@ -100,8 +100,11 @@ DRAWINGS = """[...document.querySelectorAll('svg[role=img]')].map(svg => ({
         return box.left >= frame.left - 1 && box.right <= frame.right + 1 && box.bottom <= frame.bottom + 1}) }))"""
 
 
-@pytest.mark.parametrize(("scheme", "width"), VIEWS)
-@pytest.mark.parametrize("name", ["plain", "story", "hostile"])
+@pytest.mark.parametrize(
+    ("name", "scheme", "width"),
+    [(name, *view) for name in ("plain", "story") for view in VIEWS]
+    + [("hostile", "dark", "narrow"), ("hostile", "light", "wide")],
+)
 def test_as_a_file_of_its_own(browser, reports, shots, name, scheme, width):
     with Opened(browser, scheme, WIDTHS[width]) as window:
         window.page.goto(reports[name].as_uri())
@@ -141,6 +144,8 @@ def test_it_prints_in_light_colours_without_the_tables_behind_figures(browser, r
         assert window.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert window.page.locator("figure .data").first.is_hidden()
         assert window.page.locator(".skip").is_hidden()
+        window.page.set_viewport_size({"width": 673, "height": 1000})  # A4 within its margins
+        assert window.page.evaluate(OVERFLOW) <= 0
 
 
 @pytest.fixture(scope="module")

@@ -237,7 +237,7 @@ def _uri(model: Any, model_id: str | None, given: str | None) -> str:
     uri = None
     if own is not None:
         uri = f"models:/{own}"
-    elif getattr(metadata, "run_id", None) is not None:
+    elif metadata is not None and metadata.run_id is not None:
         uri = f"runs:/{metadata.run_id}/{metadata.artifact_path}"
     if uri is not None and given is not None:
         raise _refusal(f"model_uri = {given!r} in evaluator_config is for a model without an id, and this is {uri}")
@@ -383,10 +383,7 @@ def _details(measured: _Measured) -> dict[str, Any]:
 
 
 def entropy_figure(readings: Mapping[str, "Readings"]) -> "Figure":
-    """How the entropies are distributed, one panel a model: forgotten samples should look like test samples.
-
-    The largest vertical distance of two lines is their Kolmogorov-Smirnov distance.
-    """
+    """How the entropies are distributed, one panel a model: forgotten samples should look like test samples."""
     import numpy as np
     from matplotlib.figure import Figure
 
