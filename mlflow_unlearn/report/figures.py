@@ -45,7 +45,7 @@ def intervals(evidence: Evidence, apart: Sequence[tuple[str, Mapping[str, Measur
     """The membership intervals; None where nothing has one."""
     named = [(MODELS.get(model, model), model, measured) for model, measured in evidence.metrics.items()]
     named += [(f"after, {name}", "unlearned", m["unlearned"]) for name, m in reversed(apart) if "unlearned" in m]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": name, "model": model, "word": m.membership, "ends": [m.values[f"mia_auc{end}"] for end in _ENDS]}
         for name, model, m in named
         if m.membership != "not measured"

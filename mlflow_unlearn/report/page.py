@@ -222,7 +222,7 @@ def _interval(measured: Measured) -> str:
 
 
 def _apart(requests: Iterable[RequestRecord], evidence: Evidence) -> list[tuple[str, Mapping[str, Measured]]]:
-    rows = [(request.id, request.metrics) for request in requests if request.metrics]
+    rows: list[tuple[str, Mapping[str, Measured]]] = [(one.id, one.metrics) for one in requests if one.metrics]
     return [*rows, ("everything forgotten so far", evidence.union)] if evidence.union else rows
 
 

@@ -109,9 +109,9 @@ def test_the_story_of_three_people(server, tmp_path):
     users("".join(f"c.create_user({u!r}, {p!r})\n" for u, p in PASSWORDS.items() if u != "admin"))
     done(
         *("engineer", "train", "--data", DATA, "--name", "clf", "--architecture", "toy:trainable"),
-        *("--epochs", "10", "--lr", "0.05", "--batch-size", "32"),
+        *("--epochs", "20", "--lr", "0.05", "--batch-size", "32"),
     )
-    users("c.create_registered_model_permission('clf', 'reviewer', 'EDIT')")
+    users("c.grant_user_permission('reviewer', 'registered_model', 'clf', 'EDIT')")
     version_1, version_2 = ("--model-uri", "models:/clf/1"), ("--model-uri", "models:/clf/2")
 
     # A reader may look, and no more.
@@ -125,7 +125,7 @@ def test_the_story_of_three_people(server, tmp_path):
 
     # Two people: the engineer may review, and not promote what the engineer has made.
     assert "passes the policy 'lenient'" in done("reviewer", "review", *version_2, "--policy", "policy.yaml")
-    refused("engineer", "promote", *version_2, code=3, sentence="'engineer' carried out the unlearning")
+    refused("engineer", "promote", *version_2, code=3, sentence="'engineer' filed request")
     refused("reviewer", "promote", *version_2, "--approver", "boss", code=3, sentence="knows you as 'reviewer'")
     refused("reader", "promote", *version_2)
     assert "clf@champion is version 2 now, approved by reviewer." in done("reviewer", "promote", *version_2)

@@ -161,8 +161,9 @@ def test_what_was_asked_and_by_whom(plain, story):
     assert "requester – not recorded reason – not recorded" in story.text
 
 
-def test_warnings_stand_before_the_verdict(plain, story):
-    head = story.text[: story.text.index("Verdict")]
+def test_what_qualifies_the_verdict_stands_beside_it(plain, story):
+    assert story.text.index("Incomplete") < story.text.index("FAIL")
+    head = story.text[: story.text.index("outcome check value threshold")]
     assert "Incomplete: a class is not forgotten – the unlearned model still names class 'seven'" in head
     assert "loading it executed code that it carries" in head
     assert "Frozen layers cannot forget what they encode" in head and "layer3" in head
@@ -242,6 +243,7 @@ def test_nan_is_never_shown():
     )
     shown = found.text + " ".join(value for *_, value in found.attributes)
     assert not re.search(r"\b(nan|inf|None|Undefined)\b", shown)
+    assert "+–" not in shown
     assert "after not computed: not a finite number" in found.text
 
 
