@@ -149,7 +149,7 @@ def run(name: str, config: Command) -> Iterator[str]:
 
 @contextmanager
 def _told_to_plugins(run_id: str, command: str) -> Iterator[None]:
-    """For the run-context provider of plugins/mlflow_unlearn_plugins: runs that start meanwhile are tagged with ours."""
+    """For the run-context provider of plugins/mlflow_unlearn_plugins: runs started meanwhile are tagged with ours."""
     told = {"MLFLOW_UNLEARN_RUN_ID": run_id, "MLFLOW_UNLEARN_COMMAND": command}
     os.environ.update(told)
     try:

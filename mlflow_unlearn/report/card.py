@@ -81,7 +81,8 @@ def _said(evidence: Evidence) -> list[str]:
     return [
         *([f"**Incomplete: a class is not forgotten** ({evidence.incomplete})."] if evidence.incomplete else []),
         f"`{evidence.source.uri}` after unlearning {data.forget.samples} of "
-        f"{data.forget.samples + data.retain.samples} training samples (request {requests}) with **{evidence.method.name}** ({settings}).",
+        f"{data.forget.samples + data.retain.samples} training samples (request {requests}) with "
+        f"**{evidence.method.name}** ({settings}).",
         *([frozen(str(recipe["prefix"]))] if "prefix" in recipe else []),
         f"Membership: {reading(evidence.metrics['unlearned'])}."
         + (f" Test accuracy changed by {cost:+.4f}." if cost is not None else ""),

@@ -10,7 +10,6 @@ from mlflow_unlearn.evaluation import KEYS
 from mlflow_unlearn.governance.evidence import Evidence, json_schema
 from mlflow_unlearn.governance.policy import Policy, Rule, judge
 
-
 PROJECT = Path(__file__).parents[2]
 
 

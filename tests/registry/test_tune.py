@@ -1,7 +1,6 @@
 """`tune`: nested runs, judged without the test set, and the very weights of the best one."""
 
 import json
-from pathlib import Path
 
 import mlflow
 import optuna

@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-import sample
+import records
 
 from mlflow_unlearn.report.page import page
 
@@ -43,21 +43,21 @@ def shots(tmp_path_factory) -> Path:
 def reports(tmp_path_factory) -> dict[str, Path]:
     """A plain record, one with everything that can be said, and one full of what breaks layouts."""
     folder = tmp_path_factory.mktemp("reports")
-    long = "y" * 2000 + sample.HOSTILE * 10
-    bad = [f"{'W' * 60} {sample.HOSTILE} {index}" for index in range(60)]
-    hostile = sample.evidence(
+    long = "y" * 2000 + records.HOSTILE * 10
+    bad = [f"{'W' * 60} {records.HOSTILE} {index}" for index in range(60)]
+    hostile = records.evidence(
         classes=bad,
         request_ids=[long],
-        requests=[sample.request(long, reason=long, requester=long, of=long, carried_out_by=long)],
+        requests=[records.request(long, reason=long, requester=long, of=long, carried_out_by=long)],
         incomplete=long,
     )
     hostile = hostile.model_copy(update={"result": hostile.result.model_copy(update={"name": long})})
-    records = {"plain": sample.evidence(), "story": sample.sequence(), "hostile": hostile}
+    pages = {"plain": records.evidence(), "story": records.sequence(), "hostile": hostile}
     paths = {}
-    for name, record in records.items():
+    for name, record in pages.items():
         paths[name] = folder / f"{name}.html"
-        shown = sample.samples(named=name == "plain")
-        paths[name].write_text(page(record, sample.verdict(record), shown), encoding="utf-8")
+        shown = records.samples(named=name == "plain")
+        paths[name].write_text(page(record, records.verdict(record), shown), encoding="utf-8")
     return paths
 
 

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-import sample
+import records
 import torch
 
 from mlflow_unlearn.evaluation import KEYS, Reading
@@ -74,24 +74,24 @@ class Parsed(HTMLParser):
 
 
 def parsed(record, samples=(), **changes) -> Parsed:
-    found = Parsed(page(record.model_copy(update=changes), sample.verdict(record), samples))
+    found = Parsed(page(record.model_copy(update=changes), records.verdict(record), samples))
     assert found.open == []
     return found
 
 
 @pytest.fixture(scope="module")
 def plain() -> Parsed:
-    return parsed(sample.evidence(), sample.samples())
+    return parsed(records.evidence(), records.samples())
 
 
 @pytest.fixture(scope="module")
 def story() -> Parsed:
-    return parsed(sample.sequence())
+    return parsed(records.sequence())
 
 
 def test_the_verdict_comes_first_with_every_check():
-    record = sample.evidence()
-    verdict = sample.verdict(record)
+    record = records.evidence()
+    verdict = records.verdict(record)
     text = parsed(record).text
     order = [text.index(word) for word in ("PASS", "What was asked", "Before and after", "How it was made")]
     assert order == sorted(order)
@@ -109,14 +109,14 @@ def test_what_was_not_measured_has_not_passed(story):
 
 
 def test_a_verdict_without_checks_and_one_of_a_policy_with_a_name():
-    record = sample.evidence()
+    record = records.evidence()
     empty = Policy(name="house rules", rules=[], membership=None, minimum={})
     text = Parsed(page(record, judge(record, empty, signed=None))).text
     assert "The policy house rules has no checks. This verdict is advisory until" in text
 
 
 def test_every_metric_is_shown_with_its_meaning(plain):
-    record = sample.evidence()
+    record = records.evidence()
     for key in KEYS:
         if key not in ("mia_auc_low", "mia_auc_high"):
             assert f"{key} {MEANING[key]}" in plain.text
@@ -130,14 +130,14 @@ def test_every_metric_is_shown_with_its_meaning(plain):
 
 
 def test_a_missing_value_is_a_dash_with_its_reason():
-    text = parsed(sample.evidence(gold=False)).text
+    text = parsed(records.evidence(gold=False)).text
     assert (
         "jsd divergence from gold on the forget set; see the floor – not computed: no gold model was given – –" in text
     )
 
 
 def test_a_reason_of_one_model_names_it():
-    record = sample.evidence(gold=False)
+    record = records.evidence(gold=False)
     before = record.metrics["original"]
     values = {key: value for key, value in before.values.items() if key != "rf_jsd"}
     lacking = Measured(values=values, not_computed={"rf_jsd": "for some reason"}, counts={})
@@ -200,12 +200,12 @@ def test_every_figure_has_titles_a_text_equivalent_and_no_colour_alone(plain, st
 
 def test_the_curves_show_the_temperature_and_the_table_every_epoch(plain):
     assert "temperature τ by epoch" in plain.text
-    first = sample.lotus_history()[0]
+    first = records.lotus_history()[0]
     assert figures.number(first["temperature"]) in plain.text
 
 
 def test_a_method_without_epochs_says_so():
-    record = sample.evidence()
+    record = records.evidence()
     method = record.method.model_copy(update={"name": "ssd", "history": [], "final": {}})
     assert "ssd records no values by epoch" in parsed(record, method=method).text
 
@@ -221,14 +221,14 @@ def test_a_method_without_epochs_says_so():
     ids=["one", "no numbers", "far apart", "thousand"],
 )
 def test_any_history_can_be_drawn(history):
-    record = sample.evidence()
+    record = records.evidence()
     text = parsed(record, method=record.method.model_copy(update={"history": history})).text
     if len(history) == 1000:
         assert "200 of 1000 epochs, evenly spread" in text
 
 
 def test_nan_is_never_shown():
-    record = sample.evidence()
+    record = records.evidence()
     values = record.metrics["unlearned"].values | {"acc_val": math.nan, "rf_jsd": math.inf}
     broken = record.metrics["unlearned"].model_copy(update={"values": values})
     rows = [
@@ -248,44 +248,44 @@ def test_nan_is_never_shown():
 
 
 def test_html_in_any_field_is_text():
-    record = sample.evidence(classes=[f"{sample.HOSTILE} {i}" for i in range(10)])
-    hostile = sample.Person(name=sample.HOSTILE, authenticated=True)
-    asked = sample.request(
-        sample.HOSTILE,
-        of=sample.HOSTILE,
-        requester=sample.HOSTILE,
-        reason=sample.HOSTILE * 12,
-        filed=sample.HOSTILE,
+    record = records.evidence(classes=[f"{records.HOSTILE} {i}" for i in range(10)])
+    hostile = records.Person(name=records.HOSTILE, authenticated=True)
+    asked = records.request(
+        records.HOSTILE,
+        of=records.HOSTILE,
+        requester=records.HOSTILE,
+        reason=records.HOSTILE * 12,
+        filed=records.HOSTILE,
         filed_by=hostile,
-        carried_out_by=sample.HOSTILE,
+        carried_out_by=records.HOSTILE,
         metrics=record.metrics,
     )
     hostile_check = Check(
-        rule=sample.HOSTILE, value=sample.HOSTILE, threshold=sample.HOSTILE, outcome="fail", note=sample.HOSTILE
+        rule=records.HOSTILE, value=records.HOSTILE, threshold=records.HOSTILE, outcome="fail", note=records.HOSTILE
     )
     record = record.model_copy(
         update={
             "made_by": hostile,
             "requests": [asked],
-            "request_ids": [sample.HOSTILE],
-            "incomplete": sample.HOSTILE,
-            "source": record.source.model_copy(update={"uri": sample.HOSTILE}),
-            "result": record.result.model_copy(update={"name": sample.HOSTILE, "files": {sample.HOSTILE: "0"}}),
-            "data": record.data.model_copy(update={"source": sample.HOSTILE, "transform": sample.HOSTILE}),
+            "request_ids": [records.HOSTILE],
+            "incomplete": records.HOSTILE,
+            "source": record.source.model_copy(update={"uri": records.HOSTILE}),
+            "result": record.result.model_copy(update={"name": records.HOSTILE, "files": {records.HOSTILE: "0"}}),
+            "data": record.data.model_copy(update={"source": records.HOSTILE, "transform": records.HOSTILE}),
             "method": record.method.model_copy(
                 update={
-                    "name": sample.HOSTILE,
-                    "hyperparameters": {sample.HOSTILE: sample.HOSTILE, "prefix": sample.HOSTILE},
-                    "warnings": [sample.HOSTILE],
-                    "history": [{sample.HOSTILE: 1.0}, {sample.HOSTILE: 2.0}],
+                    "name": records.HOSTILE,
+                    "hyperparameters": {records.HOSTILE: records.HOSTILE, "prefix": records.HOSTILE},
+                    "warnings": [records.HOSTILE],
+                    "history": [{records.HOSTILE: 1.0}, {records.HOSTILE: 2.0}],
                 }
             ),
-            "system": {sample.HOSTILE: sample.HOSTILE},
+            "system": {records.HOSTILE: records.HOSTILE},
         }
     )
-    verdict = Verdict(policy=sample.HOSTILE, policy_sha256="0", checks=[hostile_check])
-    shown = sample.Sample(
-        sample.HOSTILE, sample.HOSTILE, (sample.HOSTILE, 1.0), (sample.HOSTILE, 1.0), 0.1, sample.png(1)
+    verdict = Verdict(policy=records.HOSTILE, policy_sha256="0", checks=[hostile_check])
+    shown = records.Sample(
+        records.HOSTILE, records.HOSTILE, (records.HOSTILE, 1.0), (records.HOSTILE, 1.0), 0.1, records.png(1)
     )
     text = page(record, verdict, [shown])
     found = Parsed(text)
@@ -300,7 +300,7 @@ def test_it_asks_for_nothing_outside_itself(plain):
     assert "script" not in plain.tags
     assert all(value.startswith(("data:", "#")) for tag in ("img", "a", "link") for value in source_of(plain, tag))
     assert "default-src 'none'" in " ".join(plain.values("meta", "content"))
-    assert not re.search(r"url\(|@import|https?://", page(sample.evidence(), sample.verdict(sample.evidence())))
+    assert not re.search(r"url\(|@import|https?://", page(records.evidence(), records.verdict(records.evidence())))
 
 
 def source_of(found: Parsed, tag: str) -> list[str]:
@@ -314,7 +314,7 @@ def test_evidence_not_a_certificate(plain, story):
 
 
 def test_how_it_was_made(plain):
-    record = sample.evidence()
+    record = records.evidence()
     for told in (
         record.run.id,
         record.sha256,
@@ -338,7 +338,7 @@ def test_the_lineage_names_versions_methods_and_requests(story):
 
 
 def test_a_long_lineage_is_cut_and_says_so():
-    record = sample.sequence()
+    record = records.sequence()
     steps = [
         record.lineage[0].model_copy(update={"source_uri": f"models:/m/{i}", "uri": f"models:/m/{i + 1}"})
         for i in range(30)
@@ -350,9 +350,9 @@ def test_a_long_lineage_is_cut_and_says_so():
 
 def test_many_classes_show_the_most_changed():
     names = [f"class {index:04d}" for index in range(1000)]
-    record = sample.evidence(classes=names)
+    record = records.evidence(classes=names)
     started = time.perf_counter()
-    text = page(record, sample.verdict(record))
+    text = page(record, records.verdict(record))
     assert time.perf_counter() - started < 5
     found = Parsed(text)
     assert len(text.encode()) < MAX_BYTES
@@ -364,9 +364,9 @@ def test_many_classes_show_the_most_changed():
 
 
 def test_a_tiny_forget_set_has_reasons_in_the_place_of_figures():
-    record = sample.evidence(gold=False)
+    record = records.evidence(gold=False)
     rows = [row.model_copy(update={"acc_test": {}, "rf_jsd": {}}) for row in record.figures.classes]
-    few = {model: sample.unmeasured() for model in record.metrics}
+    few = {model: records.unmeasured() for model in record.metrics}
     text = parsed(record, metrics=few, figures=record.figures.model_copy(update={"classes": rows})).text
     assert "Membership was not measured: 3 forgotten samples have a class" in text
     assert "no class has a test sample" in text
@@ -374,12 +374,12 @@ def test_a_tiny_forget_set_has_reasons_in_the_place_of_figures():
 
 
 def test_a_huge_record_stays_small_and_says_what_is_left_out():
-    record = sample.evidence()
+    record = records.evidence()
     ids = [f"{index} {'日' * 1300}" for index in range(300)]
-    many = [sample.request(id, reason="'\n" * 2000, metrics=record.metrics) for id in ids]
+    many = [records.request(id, reason="'\n" * 2000, metrics=record.metrics) for id in ids]
     record = record.model_copy(update={"requests": many, "request_ids": ids})
     started = time.perf_counter()
-    text = page(record, sample.verdict(record), sample.samples())
+    text = page(record, records.verdict(record), records.samples())
     assert time.perf_counter() - started < 5
     assert len(text.encode()) <= MAX_BYTES
     found = Parsed(text)
@@ -390,16 +390,16 @@ def test_a_huge_record_stays_small_and_says_what_is_left_out():
 def test_samples_are_shown_with_their_names_or_without(plain):
     assert "train/00003.png" in plain.text
     assert "Moved most" in plain.text and "Moved least" in plain.text
-    hidden = parsed(sample.evidence(), sample.samples(named=False))
+    hidden = parsed(records.evidence(), records.samples(named=False))
     assert "train/" not in hidden.text
     assert len(hidden.values("img", "src")) == 12
     assert "Forget sample of class three" in hidden.values("img", "alt")
-    assert "Samples" not in re.findall(r"Samples(?!:)", parsed(sample.evidence()).text)
+    assert "Samples" not in re.findall(r"Samples(?!:)", parsed(records.evidence()).text)
 
 
 def test_a_file_name_that_is_no_unicode_does_not_break_the_page():
-    [shown] = sample.samples(1)
-    text = page(sample.evidence(), sample.verdict(sample.evidence()), [replace(shown, name="bad\udcff.png")])
+    [shown] = records.samples(1)
+    text = page(records.evidence(), records.verdict(records.evidence()), [replace(shown, name="bad\udcff.png")])
     assert "bad?.png" in text
 
 
