@@ -8,6 +8,8 @@ import traceback
 import types
 import typing
 import warnings
+from collections.abc import Callable
+from importlib import import_module
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -18,6 +20,20 @@ from pydantic.fields import FieldInfo
 from mlflow_unlearn import __version__
 from mlflow_unlearn.config import COMMANDS, Command, Hardware, options
 from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
+
+_HOME = {
+    "train": "training",
+    "tune": "tune",
+    "compare": "compare",
+    **{name: f"governance.{name}" for name in ("review", "promote", "verify", "exposure", "retire")},
+}
+"""Where a command's flow is, if not in `pipeline`; loaded when it is called, since a decision needs no tuner."""
+
+
+def flow(name: str) -> Callable[[Any], None]:
+    """The function that carries the command ``name`` out."""
+    function: Callable[[Any], None] = getattr(import_module(f"mlflow_unlearn.{_HOME.get(name, 'pipeline')}"), name)
+    return function
 
 
 class _Ended(Exception):
@@ -80,16 +96,19 @@ def _command(name: str, config: type[Command]) -> click.Command:
         # Here and not above: --help must not wait for torch and mlflow.
         from mlflow_unlearn import launch
 
-        if isinstance(checked, Hardware) and launch.should_launch(checked.processes):
+        if not isinstance(checked, Hardware):
+            flow(name)(checked)
+            return
+        if launch.should_launch(checked.processes):
             code = launch.launch(click.get_current_context().obj, checked.processes, device=checked.device)
             if code:
                 raise _Ended(code)
             return
-        from mlflow_unlearn import pipeline, ranks
+        from mlflow_unlearn import ranks
 
         with ranks.joined_up() as leads:
             if leads:
-                pipeline.COMMANDS[name](checked)
+                flow(name)(checked)
             else:
                 ranks.follow()
 
@@ -117,8 +136,8 @@ The same commands are entry points of the MLflow Project: mlflow run . -e unlear
     commands={name: _command(name, config) for name, config in COMMANDS.items()},
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     help=_HELP,
-    epilog="Exit codes: 0 done, 2 bad input, 3 nothing was registered since there is nothing to unlearn or no trial "
-    "met the constraints, 130 interrupted, 143 terminated.",
+    epilog="Exit codes: 0 done or passed, 2 bad input, 3 judged and refused (nothing to unlearn, no trial met the "
+    "constraints, a version that does not pass or differs from its evidence), 130 interrupted, 143 terminated.",
 )
 @click.version_option(__version__, prog_name="mlflow-unlearn")
 def cli() -> None:

@@ -34,28 +34,6 @@ from mlflow_unlearn.outputs import Facts, kept_forward, model_facts
 from mlflow_unlearn.ranks import together
 from mlflow_unlearn.teacher import Teacher
 
-KEYS = (
-    "acc_forget",
-    "acc_retain",
-    "acc_val",
-    "acc_test",
-    "acc_test_forgotten",
-    "mia",
-    "mia_test",
-    "mia_excess",
-    "mia_auc",
-    "mia_auc_low",
-    "mia_auc_high",
-    "entropy_ks",
-    "rf_jsd",
-    "rf_jsd_published",
-    "jsd",
-    "jsd_published",
-    "avg_gap",
-    "avg_gap_excess",
-)
-"""Every metric, in the order of tables."""
-
 ROLES = ("forget", "retain", "val", "test")
 TAUGHT = ("forget", "retain", "val")
 """The sets on which methods ask the original."""

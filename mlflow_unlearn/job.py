@@ -26,6 +26,7 @@ from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evaluation import Readings, read_splits
+from mlflow_unlearn.flavor import example_images, input_example, load_module
 from mlflow_unlearn.forget_requests import ForgetRequest
 from mlflow_unlearn.forward import Hardware
 from mlflow_unlearn.governance.chain import Earlier, earlier_requests
@@ -34,7 +35,7 @@ from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.models import builder_like
 from mlflow_unlearn.prefix import resolve
 from mlflow_unlearn.progress import note
-from mlflow_unlearn.registry import Record, Version, example_images, input_example, load_module, open_version
+from mlflow_unlearn.registry import Record, Version, open_version
 from mlflow_unlearn.teacher import Teacher
 from mlflow_unlearn.unlearning import Result, unlearn_on
 from mlflow_unlearn.view import View, check_alike, check_outputs, make_splits, open_view, training_mask
@@ -191,26 +192,62 @@ def open_job(client: MlflowClient, run_id: str, config: Any, folder: Path, *, pr
     return Job(client, version, module, view, splits, forget, retain, requests, hardware, folder, salt, earlier)
 
 
-def open_measured(client: MlflowClient, config: Evaluate, folder: Path, *, progress: bool) -> tuple[Job, Version]:
-    """Open a version to be measured, with the version that it is measured against, which may be the same."""
+Chosen = tuple[View, npt.NDArray[np.int64], npt.NDArray[np.int64], str | None]
+"""The view of what is measured, the forget and retain sets as indices, and the salt of a hashed request."""
+
+
+def open_measured(
+    client: MlflowClient,
+    config: Evaluate,
+    folder: Path,
+    *,
+    progress: bool,
+    choose: Callable[[Version, Version, View], Chosen] | None = None,
+) -> tuple[Job, Version]:
+    """Open a version to be measured, with the version that it is measured against, which may be the same.
+
+    ``choose`` says which samples, from the version, its original and the version's view; by default those of the
+    option ``forget`` or of the version's requests.
+    """
     version = open_version(client, config.model_uri, folder)
     recorded = version.record.source_uri if version.record is not None else None
     original_uri = config.original_uri or recorded
     original = version if original_uri is None else open_version(client, original_uri, folder)
-    if original.uri == version.uri:
+    if original.uri == version.uri or (original.model_id is not None and original.model_id == version.model_id):
         original = version
     view = open_view(version, config)
     if original is not version:
         check_alike(original, view)
-    mask = training_mask(original, view.source)
-    forget, salt = evaluated_forget_set(client, version, view, mask, config)
-    # What the version has not been trained on, or forgot before, is no retain sample, whatever the original knows.
-    retain = retained(mask & training_mask(version, view.source), forget)
+    if choose is not None:
+        view, forget, retain, salt = choose(version, original, view)
+    else:
+        mask = training_mask(original, view.source)
+        forget, salt = evaluated_forget_set(client, version, view, mask, config)
+        # What the version has not been trained on, or forgot before, is no retain sample, whatever the original knows.
+        retain = retained(mask & training_mask(version, view.source), forget)
     module = load_module(version, config.architecture, len(view.classes), trainable=False)
     splits = make_splits(view, module, forget, retain, progress)
     check_outputs(module, splits.test, view.classes, version.uri)
     hardware = pick_hardware(module, splits.test, config, progress)
     return Job(client, version, module, view, splits, forget, retain, (), hardware, folder, salt), original
+
+
+def read_measured(job: Job, original: Version, config: Evaluate) -> tuple[dict[str, Readings], str]:
+    """One pass of each model over the four sets, and the name under which the job's own version goes.
+
+    A version that came from no other goes as ``original``.
+    """
+    own = job.read_original(force=config.force)
+    name = "original" if original is job.version else "unlearned"
+    readings = {name: own}
+    if original is not job.version:
+        module = load_module(original, config.architecture, len(job.view.classes), trainable=False)
+        before = read_splits(module, job.splits, job.hardware, name="original", kept=True)
+        readings = {"original": before, "unlearned": own}
+    gold = open_gold(job.client, config.gold_uri, job.view, job.retain, job.splits.test, job.folder, config)
+    if gold is not None:
+        readings["gold"] = read_splits(gold, job.splits, job.hardware, name="gold", kept=True)
+    return readings, name
 
 
 def evaluated_forget_set(

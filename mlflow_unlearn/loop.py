@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils.data import Dataset
@@ -104,12 +103,19 @@ def run(
                 phase = plan.send(desk.run_phase(phase, method.name))
         except StopIteration as stop:
             final = stop.value or {}
-        except TorchDynamoException as error:
+        except RuntimeError as error:
+            if not _of_the_compiler(error):
+                raise
             reason = next(line for line in str(error).splitlines() if line.strip())
             raise UnlearnError(f"the model cannot be compiled here ({reason}): leave compile out") from error
     student.zero_grad(set_to_none=True)
     student = student.to(home, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return Outcome(student.eval(), desk.history, final, tuple(desk.warnings), time.perf_counter() - start)
+
+
+def _of_the_compiler(error: RuntimeError) -> bool:
+    """Whether ``torch.compile`` has raised it; its own module takes a second to import."""
+    return any(kind.__name__ == "TorchDynamoException" for kind in type(error).__mro__)
 
 
 def resolve_hardware(

@@ -5,30 +5,24 @@
 
 import secrets
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import mlflow
 
 from mlflow_unlearn import config, forget_requests, plan, tracking
-from mlflow_unlearn.compare import compare as compare_methods
 from mlflow_unlearn.data.forget import resolve_forget
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.sources import load_source
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
 from mlflow_unlearn.evaluation import compare, read_splits
-from mlflow_unlearn.governance.exposure import exposure
-from mlflow_unlearn.governance.promote import promote
-from mlflow_unlearn.governance.retire import retire
-from mlflow_unlearn.governance.review import review
 from mlflow_unlearn.governance.signing import check_key
-from mlflow_unlearn.governance.verify import verify
 from mlflow_unlearn.job import (
     new_record,
     open_gold,
     open_job,
     open_measured,
     parse_params,
+    read_measured,
     training_recipe,
 )
 from mlflow_unlearn.loop import RETRAIN_ALL
@@ -36,10 +30,8 @@ from mlflow_unlearn.methods import all_methods, get_method, plugin_failures
 from mlflow_unlearn.models import weights_digest
 from mlflow_unlearn.progress import note
 from mlflow_unlearn.publishing import log_epoch, log_final, log_metrics, nothing_to_unlearn, publish, target_name
-from mlflow_unlearn.registry import check_name, load_module, open_version
+from mlflow_unlearn.registry import check_name, open_version
 from mlflow_unlearn.report import table
-from mlflow_unlearn.training import train
-from mlflow_unlearn.tune import tune
 from mlflow_unlearn.view import training_mask
 
 
@@ -174,27 +166,16 @@ def evaluate(options: config.Evaluate) -> None:
     with tracking.run("evaluate", options) as run_id, tracking.scratch() as folder:
         client = tracking.client()
         job, original_version = open_measured(client, options, folder, progress=progress)
-        version, splits, hardware = job.version, job.splits, job.hardware
+        version = job.version
         tracking.log_source_model(client, run_id, version.model_id)
         job.log_manifests()
         if options.plan:
             models = 1 + (original_version is not version) + (options.gold_uri is not None)
             plan.show(plan.estimate(job, [], models=models, record=None))
             return
-        own = job.read_original(force=options.force)
-        readings = {"original": own}
-        if original_version is not version:
-            original = load_module(original_version, options.architecture, len(job.view.classes), trainable=False)
-            readings = {
-                "original": read_splits(original, splits, hardware, name="original", kept=True),
-                "unlearned": own,
-            }
-        gold = open_gold(client, options.gold_uri, job.view, job.retain, splits.test, folder, options)
-        if gold is not None:
-            readings["gold"] = read_splits(gold, splits, hardware, name="gold", kept=True)
+        readings, name = read_measured(job, original_version, options)
         columns = compare(readings, seed=options.seed)
-        measured = "original" if original_version is version else "unlearned"
-        log_metrics(columns, model_ids={"original": original_version.model_id, measured: version.model_id})
+        log_metrics(columns, model_ids={"original": original_version.model_id, name: version.model_id})
         table.show(columns)
         print(f"Measured {version.uri} (run {run_id}); nothing was registered.")
 
@@ -215,20 +196,3 @@ def methods(options: config.Methods) -> None:
     table.show_methods(all_methods())
     for name, reason in plugin_failures().items():
         note(f"Warning: the method {name!r} cannot be used: {reason}")
-
-
-COMMANDS: dict[str, Callable[[Any], None]] = {
-    "train": train,
-    "request": request,
-    "unlearn": unlearn,
-    "tune": tune,
-    "evaluate": evaluate,
-    "compare": compare_methods,
-    "review": review,
-    "promote": promote,
-    "verify": verify,
-    "exposure": exposure,
-    "retire": retire,
-    "methods": methods,
-    "data": data,
-}

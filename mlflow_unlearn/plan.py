@@ -21,12 +21,13 @@ from torch.utils.data import Subset
 from mlflow_unlearn import STARTED
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.evaluation import Reading, compute_metrics, read, read_splits
+from mlflow_unlearn.flavor import save_model
 from mlflow_unlearn.forward import BATCH_SIZE
 from mlflow_unlearn.job import Job, Recipe
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.models import model_family
 from mlflow_unlearn.prefix import resolve
-from mlflow_unlearn.registry import Record, save_model
+from mlflow_unlearn.registry import Record
 from mlflow_unlearn.teacher import Teacher
 
 BATCHES = 24

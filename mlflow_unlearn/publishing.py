@@ -11,6 +11,7 @@ from mlflow.tracking import MlflowClient
 from mlflow_unlearn import config, forget_requests, tracking
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evaluation import Metrics, Readings, compare, residual_accuracy
+from mlflow_unlearn.flavor import log_model
 from mlflow_unlearn.governance.building import Outcome, build, numbered
 from mlflow_unlearn.governance.evidence import CARD, DIGEST_TAG, FILE, FOLDER, REPORT, Evidence
 from mlflow_unlearn.governance.files import file_digests
@@ -19,7 +20,7 @@ from mlflow_unlearn.governance.signing import sign
 from mlflow_unlearn.job import Job, new_record
 from mlflow_unlearn.loop import Epoch
 from mlflow_unlearn.progress import note
-from mlflow_unlearn.registry import describe_version, log_model, register, withdrawn_on_failure
+from mlflow_unlearn.registry import describe_version, register, withdrawn_on_failure
 from mlflow_unlearn.report import table
 from mlflow_unlearn.report.card import describe, model_card
 from mlflow_unlearn.report.page import Sample, moved, page

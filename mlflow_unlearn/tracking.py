@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import torch
 import yaml
 from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.meta_dataset import MetaDataset
@@ -260,11 +260,14 @@ def system_facts() -> dict[str, str]:
     facts = {
         "unlearn.system.python": platform.python_version(),
         "unlearn.system.platform": platform.platform(),
-        "unlearn.system.threads": str(torch.get_num_threads()),
         "unlearn.system.host": platform.node(),
         "unlearn.system.pid": str(os.getpid()),
-        "unlearn.system.accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
     }
+    # Who only decides about a version has not loaded it, and has no threads.
+    if (torch := sys.modules.get("torch")) is not None:
+        facts["unlearn.system.threads"] = str(torch.get_num_threads())
+        cuda = torch.cuda.is_available()
+        facts["unlearn.system.accelerator"] = torch.cuda.get_device_name(0) if cuda else "none"
     for package in _PACKAGES:
         try:
             facts[f"unlearn.system.{package}"] = importlib.metadata.version(package)

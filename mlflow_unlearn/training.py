@@ -13,22 +13,14 @@ from mlflow_unlearn.data.forget import resolve_forget, retained
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.sources import load_source
 from mlflow_unlearn.evaluation import read
+from mlflow_unlearn.flavor import example_images, log_model
 from mlflow_unlearn.job import pick_hardware
 from mlflow_unlearn.loop import run
 from mlflow_unlearn.methods.retrain import Train
 from mlflow_unlearn.metrics.accuracy import accuracy
 from mlflow_unlearn.models import build_model, weights_digest
 from mlflow_unlearn.publishing import log_epoch
-from mlflow_unlearn.registry import (
-    Record,
-    check_name,
-    describe_version,
-    example_images,
-    log_model,
-    metric_tags,
-    register,
-    withdrawn_on_failure,
-)
+from mlflow_unlearn.registry import Record, check_name, describe_version, metric_tags, register, withdrawn_on_failure
 from mlflow_unlearn.view import View
 
 

@@ -20,9 +20,10 @@ from mlflow_unlearn.data.sources import load_source
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.data.transforms import build_transform
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.flavor import load_module
 from mlflow_unlearn.forward import checked_logits
 from mlflow_unlearn.progress import note, track
-from mlflow_unlearn.registry import Version, load_module
+from mlflow_unlearn.registry import Version
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mlflow_unlearn.evaluation import KEYS
 from mlflow_unlearn.governance.evidence import (
     ClassRow,
     Data,
@@ -25,6 +24,7 @@ from mlflow_unlearn.governance.evidence import (
     Step,
 )
 from mlflow_unlearn.governance.policy import Policy, Verdict, judge
+from mlflow_unlearn.metrics.words import KEYS
 from mlflow_unlearn.report.page import Sample
 
 HOSTILE = "<script>alert(1)</script>\n\"quoted\" & 'so' \u202eright\u202c 日本語 é\u0301 " + "x" * 200

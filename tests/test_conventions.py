@@ -70,6 +70,12 @@ def test_importing_the_package_does_not_wait_for_torch():
     assert python("import sys, mlflow_unlearn; print('torch' in sys.modules)") == "False"
 
 
+def test_deciding_does_not_wait_for_torch():
+    """Whoever reviews or promotes only reads files."""
+    modules = ", ".join(f"mlflow_unlearn.governance.{name}" for name in ("review", "promote", "verify", "retire"))
+    assert python(f"import sys, {modules}; print({{'torch', 'optuna', 'matplotlib'}} & set(sys.modules))") == "set()"
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_what_is_public_is_documented(name):
     module = importlib.import_module(f"mlflow_unlearn.{name}")

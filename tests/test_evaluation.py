@@ -13,8 +13,9 @@ from toy import CPU, Listed, class_splits, digits, global_state, logits, net, or
 
 from mlflow_unlearn import Splits, evaluate
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.evaluation import KEYS, ROLES, compute_metrics, read, read_splits
+from mlflow_unlearn.evaluation import ROLES, compute_metrics, read, read_splits
 from mlflow_unlearn.metrics.membership import two_sided_auc
+from mlflow_unlearn.metrics.words import KEYS
 
 LN2 = math.log(2)
 

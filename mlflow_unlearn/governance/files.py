@@ -3,14 +3,22 @@
 import hashlib
 from pathlib import Path
 
-from safetensors.torch import load_file
+from safetensors import deserialize
 
 from mlflow_unlearn.governance.evidence import FOLDER
-from mlflow_unlearn.models import state_digest
 from mlflow_unlearn.registry import WEIGHTS_FILE
 
 _LOCAL = "registered_model_meta"
 """MLflow writes it into a downloaded folder."""
+_TORCH_NAMES = {
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+    **{"BF16": "bfloat16", "BOOL": "bool", "C64": "complex64"},
+    **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
+    **{"F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz"},
+}
+"""How torch calls the types of safetensors."""
 
 
 def file_digests(folder: Path) -> dict[str, str]:
@@ -25,10 +33,15 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 
 def stored_weights_digest(folder: Path) -> str:
-    """The digest of the weights beside a downloaded model, which no code of its own has to be run for.
+    """`mlflow_unlearn.models.weights_digest` of the weights beside a downloaded model, read without torch.
 
     Raises:
         OSError: the file is missing.
         SafetensorError: it is no such file any more.
     """
-    return state_digest(load_file(folder / "extra_files" / WEIGHTS_FILE))
+    digest = hashlib.sha256()
+    stored = deserialize((folder / "extra_files" / WEIGHTS_FILE).read_bytes())  # type: ignore[no-untyped-call]
+    for name, tensor in sorted(stored):
+        digest.update(f"{name} torch.{_TORCH_NAMES[tensor['dtype']]} {list(tensor['shape'])}\n".encode())
+        digest.update(tensor["data"])
+    return digest.hexdigest()

@@ -14,9 +14,8 @@ from mlflow.models.evaluation.validation import ModelValidationFailedException
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.evaluation import KEYS
 from mlflow_unlearn.governance.evidence import Evidence, Measured, Part, sha256
-from mlflow_unlearn.report.words import READING
+from mlflow_unlearn.metrics.words import KEYS, READING
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Model = Literal["original", "unlearned", "gold"]

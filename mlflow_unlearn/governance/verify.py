@@ -5,9 +5,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import mlflow
+import numpy as np
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -16,13 +17,15 @@ from safetensors import SafetensorError
 from mlflow_unlearn import config, forget_requests, tracking
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import Refused, UnlearnError
-from mlflow_unlearn.evaluation import compare, read_splits
 from mlflow_unlearn.governance.evidence import DIGEST_TAG, FILE, FOLDER, Evidence, read_evidence, sha256
 from mlflow_unlearn.governance.files import file_digests, stored_weights_digest
 from mlflow_unlearn.governance.signing import broken, is_signed
-from mlflow_unlearn.job import open_measured
-from mlflow_unlearn.registry import MANIFEST_FILE, WEIGHTS_FILE, download, find_version, load_module, registered_version
+from mlflow_unlearn.registry import MANIFEST_FILE, WEIGHTS_FILE, Version, download, find_version, registered_version
 from mlflow_unlearn.report import table
+
+if TYPE_CHECKING:
+    from mlflow_unlearn.job import Chosen, Job
+    from mlflow_unlearn.view import View
 
 RETIRED_TAG = "unlearn.retired"
 PROMOTION_TAG = "unlearn.promotion."
@@ -315,6 +318,12 @@ def _same_promotion(part: str, told: str, examined: Examined) -> Finding:
 
 def _recomputed(client: MlflowClient, examined: Examined, options: config.Verify, folder: Path) -> Iterator[Finding]:
     """The metrics once more; files that differ are not loaded."""
+    # Here and not above: whoever only compares digests must not wait for them.
+    from mlflow_unlearn.evaluation import compare, compute_metrics, read_splits
+    from mlflow_unlearn.flavor import load_module
+    from mlflow_unlearn.job import open_measured
+    from mlflow_unlearn.view import training_mask
+
     evidence = examined.evidence
     if any(f.part == "weights" or f.part.startswith("file") for f in examined.differences):
         yield Finding("metrics", "not checked", "the files differ, and are not loaded")
@@ -325,19 +334,43 @@ def _recomputed(client: MlflowClient, examined: Examined, options: config.Verify
         device="cpu",
         seed=evidence.method.hyperparameters.get("seed", 0),
     )
+
+    def choose(version: Version, _: Version, view: "View") -> "Chosen":
+        """What the requests name and what the version retains: neither asks the source version, which may be gone."""
+        named = [forget_requests.read_manifest(client, request_id) for request_id in evidence.request_ids]
+        ids = view.source.train.ids
+        forget = np.flatnonzero(np.any([manifest.mask(ids) for manifest in named], axis=0))
+        if not len(forget):
+            raise UnlearnError(f"{view.source.spec!r} has none of the forgotten samples any more")
+        salt = next((manifest.salt for manifest in named if manifest.salt is not None), None)
+        return view, forget, np.flatnonzero(training_mask(version, view.source)), salt
+
+    def opened(original_uri: str | None) -> "tuple[Job, Version]":
+        chosen = reading.model_copy(update={"original_uri": original_uri})
+        return open_measured(client, chosen, folder, progress=False, choose=choose)
+
     try:
-        job, original_version = open_measured(client, reading, folder, progress=False)
-        original = load_module(original_version, None, len(job.view.classes), trainable=False)
+        try:
+            job, original = opened(None)
+        except UnlearnError as error:
+            job, original = opened(examined.uri)
+            yield Finding("metrics of original", "not checked", f"they cannot be measured again: {_line(error)}")
+        before = load_module(original, None, len(job.view.classes), trainable=False)
     except UnlearnError as error:
-        yield Finding("metrics", "not checked", f"they cannot be measured again: {error}")
+        yield Finding("metrics", "not checked", f"they cannot be measured again: {_line(error)}")
         return
-    if job.forget_manifest.digest != evidence.data.forget.sha256:
-        yield Finding("metrics", "differs", "the forget set is another one in these data")
-    readings = {
-        name: read_splits(module, job.splits, job.hardware, name=name)
-        for name, module in (("original", original), ("unlearned", job.module))
-    }
-    for model, metrics in compare(readings, seed=reading.seed).items():
+    sets = {"forget": job.forget_manifest, "retain": job.manifest(job.retain)}
+    for role, manifest in sets.items():
+        if manifest.digest != getattr(evidence.data, role).sha256:
+            yield Finding("metrics", "differs", f"the {role} set is another one in these data")
+    # Not from the cache, which is no evidence.
+    own = read_splits(job.module, job.splits, job.hardware, name="unlearned")
+    if original is job.version:  # alone: what is relative to the original is left out
+        columns = {"unlearned": compute_metrics(own, seed=reading.seed)}
+    else:
+        readings = {"original": read_splits(before, job.splits, job.hardware, name="original"), "unlearned": own}
+        columns = compare(readings, seed=reading.seed)
+    for model, metrics in columns.items():
         expected = evidence.metrics[model].values
         shared = {key: abs(value - expected[key]) for key, value in metrics.items() if key in expected}
         worst = max(shared, key=lambda key: shared[key])

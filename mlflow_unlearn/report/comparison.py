@@ -7,15 +7,17 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from mlflow_unlearn.evaluation import Metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 REFERENCES = ("original", "retrain", "floor")
 COLUMNS = (
@@ -171,8 +173,10 @@ def show(rows: Sequence[Row], pearson: Spread | None) -> None:
         console.print(line, highlight=False, markup=False)
 
 
-def figure(rows: Sequence[Row], pearson: Spread | None) -> Figure:
+def figure(rows: Sequence[Row], pearson: Spread | None) -> "Figure":
     """Both gaps against cost, and RF-JSD against JSD."""
+    from matplotlib.figure import Figure  # what no command needs at its start
+
     fig = Figure(figsize=(15, 5.6), layout="constrained")
     axes = fig.subplots(1, 3)
     for ax, column in zip(axes[:2], ("avg_gap_excess", "avg_gap"), strict=True):
@@ -191,7 +195,7 @@ def figure(rows: Sequence[Row], pearson: Spread | None) -> Figure:
     return fig
 
 
-def _scatter(ax: Axes, rows: Sequence[Row], x: str, y: str) -> None:
+def _scatter(ax: "Axes", rows: Sequence[Row], x: str, y: str) -> None:
     for number, row in enumerate(rows):
         across, up = row[x], row[y]
         if up is None or row.method == "floor":

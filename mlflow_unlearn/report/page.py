@@ -6,21 +6,24 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 import numpy as np
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from mlflow_unlearn.evaluation import KEYS, Readings
 from mlflow_unlearn.governance.evidence import Evidence, Measured, RequestRecord
 from mlflow_unlearn.governance.policy import Verdict
 from mlflow_unlearn.metrics.divergence import js_divergence
+from mlflow_unlearn.metrics.words import KEYS, MEANING, READING
 from mlflow_unlearn.report import figures
 from mlflow_unlearn.report.figures import MODELS, fit, number
-from mlflow_unlearn.report.words import MEANING, READING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import Dataset
+
+    from mlflow_unlearn.evaluation import Readings
 
 MAX_BYTES = 2_000_000
 _ROW_KEYS = tuple(key for key in KEYS if key not in ("mia_auc_low", "mia_auc_high"))  # the interval is beside mia_auc
@@ -64,8 +67,8 @@ class Sample:
 
 
 def moved(
-    readings: Mapping[str, Readings],
-    dataset: Dataset[Any],
+    readings: "Mapping[str, Readings]",
+    dataset: "Dataset[Any]",
     names: Sequence[str],
     classes: Sequence[str],
     count: int = 6,
@@ -283,7 +286,7 @@ def _made(evidence: Evidence) -> list[tuple[str, list[tuple[str, str]]]]:
     ]
 
 
-def _png(image: Tensor) -> bytes:
+def _png(image: "Tensor") -> bytes:
     """``[C, H, W]`` between its least and its largest value, shrunk to 96 pixels."""
     values = np.nan_to_num(image.detach().cpu().numpy().astype(np.float64))
     values = values[:3] if len(values) >= 3 else values[:1].repeat(3, axis=0)

@@ -13,7 +13,6 @@ import mlflow
 import optuna
 import torch
 import yaml
-from matplotlib import pyplot
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.markup import escape
@@ -110,6 +109,8 @@ def _figures(study: optuna.Study, objective: str) -> None:
         **({"param_importances": options} if varied else {}),
         **({"pareto_front": {"target_names": [objective, "acc_val"]}} if fronts else {}),
     }
+    from matplotlib import pyplot  # what no command needs at its start
+
     interactive = importlib.util.find_spec("plotly") is not None
     with _quiet(), pyplot.rc_context():
         for name, given in plots.items():

@@ -2,21 +2,24 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.data.parts import Source
-from mlflow_unlearn.evaluation import KEYS, Metrics
 from mlflow_unlearn.governance.policy import Verdict
-from mlflow_unlearn.methods import Method
 from mlflow_unlearn.metrics.membership import read_auc
-from mlflow_unlearn.report.words import MEANING, READING
+from mlflow_unlearn.metrics.words import KEYS, MEANING, READING
+
+if TYPE_CHECKING:
+    from mlflow_unlearn.data.parts import Source
+    from mlflow_unlearn.evaluation import Metrics
+    from mlflow_unlearn.methods import Method
 
 
-def auc_reading(metrics: Metrics) -> str:
+def auc_reading(metrics: "Metrics") -> str:
     """The two-sided membership test in a sentence."""
     if "mia_auc" not in metrics:
         return f"not computed: {metrics.missing['mia_auc']}"
@@ -24,7 +27,7 @@ def auc_reading(metrics: Metrics) -> str:
     return f"{word}: {READING[word]}"
 
 
-def comparison(columns: Mapping[str, Metrics]) -> Table:
+def comparison(columns: "Mapping[str, Metrics]") -> Table:
     """One row per metric, one column per model, and what is good."""
     table = Table(title="before and after" if len(columns) > 1 else None, title_justify="left")
     table.add_column("metric")
@@ -38,7 +41,7 @@ def comparison(columns: Mapping[str, Metrics]) -> Table:
     return table
 
 
-def show(columns: Mapping[str, Metrics]) -> None:
+def show(columns: "Mapping[str, Metrics]") -> None:
     """Print the table, how to read it, and what was not computed, to standard output."""
     # Piped into a file the table keeps its width.
     console = Console(width=None if sys.stdout.isatty() else 130)
@@ -93,7 +96,7 @@ def show_exposure(
         console.print(f"{what}: {told}", highlight=False, markup=False, soft_wrap=True)
 
 
-def show_methods(methods: Mapping[str, type[Method]]) -> None:
+def show_methods(methods: "Mapping[str, type[Method]]") -> None:
     """Print the methods with what each is and its hyperparameters: default and range."""
     console = Console(width=None if sys.stdout.isatty() else 130)
     table = Table()
@@ -109,7 +112,7 @@ def show_methods(methods: Mapping[str, type[Method]]) -> None:
     console.print(table)
 
 
-def show_source(source: Source) -> None:
+def show_source(source: "Source") -> None:
     """Print what a data source holds."""
     console = Console(width=None if sys.stdout.isatty() else 130)
     parts = {"train": source.train, "val": source.val, "test": source.test}

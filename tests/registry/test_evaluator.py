@@ -24,7 +24,7 @@ from mlflow_unlearn import Splits, evaluate
 from mlflow_unlearn.data.forget import resolve_forget
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.sources import load_source
-from mlflow_unlearn.evaluation import KEYS
+from mlflow_unlearn.metrics.words import KEYS
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "plugins" / "mlflow_unlearn_plugins"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import mlflow
@@ -87,6 +88,10 @@ def test_exposure_and_retirement(own):
     mlflow.pyfunc.load_model("models:/clf/2")
     checked = call("verify", "--model-uri", "models:/clf/2")
     assert "it was retired" in checked.out
+    measured = call("verify", "--model-uri", "models:/clf/2", "--recompute", "true")
+    assert "metrics" not in measured.err
+    assert re.search(r"metrics of original.*not checked", measured.out)
+    assert re.search(r"metrics of unlearned.*same", measured.out)
     again = call("retire", "--model-uri", "models:/clf/1", "--yes", "true")
     assert again.code == 2 and "retired already" in again.err
     shown = call("exposure", "--model-uri", "models:/clf/2")

@@ -22,7 +22,7 @@ from mlflow_unlearn import config, tracking
 from mlflow_unlearn.data.forget import resolve_forget
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.sources import load_source
-from mlflow_unlearn.evaluation import KEYS
+from mlflow_unlearn.metrics.words import KEYS
 from mlflow_unlearn.models import weights_digest
 
 QUICK = ("--params", '{"epochs": 1}')

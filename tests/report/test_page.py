@@ -11,12 +11,12 @@ import pytest
 import records
 import torch
 
-from mlflow_unlearn.evaluation import KEYS, Reading
+from mlflow_unlearn.evaluation import Reading
 from mlflow_unlearn.governance.evidence import Measured
 from mlflow_unlearn.governance.policy import Check, Policy, Verdict, judge
+from mlflow_unlearn.metrics.words import KEYS, MEANING, READING
 from mlflow_unlearn.report import figures
 from mlflow_unlearn.report.page import MAX_BYTES, moved, page
-from mlflow_unlearn.report.words import MEANING, READING
 
 VOID = {"meta", "link", "br", "img"}
 SHAPES = {"path", "line", "circle", "rect"}  # closed by "/>"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlflow_unlearn.config import Evaluate
     from mlflow_unlearn.data.parts import Source
     from mlflow_unlearn.evaluation import Metrics, Readings
+    from mlflow_unlearn.job import Chosen
     from mlflow_unlearn.registry import Version
     from mlflow_unlearn.view import View
 
@@ -252,47 +253,21 @@ def _uri(model: Any, model_id: str | None, given: str | None) -> str:
 def _measure(table: "pd.DataFrame", options: "Evaluate", folder: Path) -> _Measured:
     """Open the models and the data, read each model once, and compute every metric."""
     from mlflow_unlearn import tracking
-    from mlflow_unlearn.evaluation import compare, read_splits
-    from mlflow_unlearn.job import Job, open_gold, pick_hardware
-    from mlflow_unlearn.registry import load_module, open_version
-    from mlflow_unlearn.view import check_alike, check_outputs, make_splits, open_view
+    from mlflow_unlearn.evaluation import compare
+    from mlflow_unlearn.job import open_measured, read_measured
+
+    def choose(version: "Version", original: "Version", view: "View") -> "Chosen":
+        return _chosen(table, view, version, original)
 
     client, progress = tracking.client(), sys.stderr.isatty()
-    version = open_version(client, options.model_uri, folder)
-    recorded = version.record.source_uri if version.record is not None else None
-    original_uri = options.original_uri or recorded
-    original = version if original_uri is None else open_version(client, original_uri, folder)
-    if original.model_id is not None and original.model_id == version.model_id:
-        original = version
-    view = open_view(version, options)
-    if original is not version:
-        check_alike(original, view)
-    view, forget, retain = _chosen(table, view, version, original)
-    module = load_module(version, options.architecture, len(view.classes), trainable=False)
-    splits = make_splits(view, module, forget, retain, progress)
-    check_outputs(module, splits.test, view.classes, version.uri)
-    hardware = pick_hardware(module, splits.test, options, progress)
-    job = Job(client, version, module, view, splits, forget, retain, (), hardware, folder)
-    own = job.read_original(force=options.force)
-    uris, readings = {"original": original.uri}, {"original": own}
-    if original is not version:
-        before = load_module(original, options.architecture, len(view.classes), trainable=False)
-        uris["unlearned"] = version.uri
-        readings = {
-            "original": read_splits(before, splits, hardware, name="original", kept=True),
-            "unlearned": own,
-        }
-    gold = open_gold(client, options.gold_uri, view, retain, splits.test, folder, options)
-    if gold is not None:
-        uris["gold"] = str(options.gold_uri)
-        readings["gold"] = read_splits(gold, splits, hardware, name="gold", kept=True)
-    name = "original" if original is version else "unlearned"
-    return _Measured(uris, readings, compare(readings, seed=options.seed), name, version.model_id)
+    job, original = open_measured(client, options, folder, progress=progress, choose=choose)
+    readings, name = read_measured(job, original, options)
+    uris = {"original": original.uri, name: job.version.uri, "gold": str(options.gold_uri)}
+    shown = {model: uris[model] for model in readings}
+    return _Measured(shown, readings, compare(readings, seed=options.seed), name, job.version.model_id)
 
 
-def _chosen(
-    table: "pd.DataFrame", view: "View", version: "Version", original: "Version"
-) -> tuple["View", "Indices", "Indices"]:
+def _chosen(table: "pd.DataFrame", view: "View", version: "Version", original: "Version") -> "Chosen":
     """The view of the named validation and test samples, and what is forgotten and retained of the training samples.
 
     A split without a row is the whole of what it can be.
@@ -312,7 +287,7 @@ def _chosen(
     _check_trained(rows["forget"], trained, source, "forget", original.uri)
     _check_trained(retain, kept, source, "retain", version.uri)
     held_out = {name: getattr(source, name).subset(rows[name]) for name in ("val", "test") if name in rows}
-    return replace(view, source=replace(source, **held_out)), rows["forget"], retain
+    return replace(view, source=replace(source, **held_out)), rows["forget"], retain, None
 
 
 def _check_trained(rows: "Indices", trained: "Mask", source: "Source", split: str, uri: str) -> None:
@@ -360,8 +335,7 @@ def _log_artifacts(measured: _Measured, run_id: str, folder: Path) -> dict[str, 
 def _before_and_after(measured: _Measured) -> "pd.DataFrame":
     import pandas as pd
 
-    from mlflow_unlearn.evaluation import KEYS
-    from mlflow_unlearn.report.words import MEANING
+    from mlflow_unlearn.metrics.words import KEYS, MEANING
 
     columns = measured.columns
     keys = [key for key in KEYS if any(key in metrics for metrics in columns.values())]

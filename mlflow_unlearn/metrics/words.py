@@ -1,4 +1,4 @@
-"""What the metrics mean, in words that every table and report share."""
+"""The metrics by name, and what they mean in words that every table and report share."""
 
 MEANING = {
     "acc_forget": "accuracy on the forget set; gold's value is right",
@@ -20,6 +20,9 @@ MEANING = {
     "avg_gap": "mean distance to gold, as published",
     "avg_gap_excess": "mean distance to gold with mia_excess; this decides",
 }
+KEYS = tuple(MEANING)
+"""Every metric, in the order of tables."""
+
 READING = {
     "residual": "the forget set is still recognised",
     "over-forgotten": "the forget set stands out the other way, which gives it away as well",
