@@ -49,10 +49,11 @@ def train(
     before_backward=lambda student: None,
     before_step=lambda student: None,
     after_step=lambda student: None,
+    lr=0.02,
     **options,
 ):
     """Train ``student`` itself: each step goes up on some forget samples and down on some retain samples."""
-    rule = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=0.02, **options)
+    rule = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=lr, **options)
     (images, labels), (kept_images, kept_labels) = splits.forget.tensors, splits.retain.tensors
     with isolated_rng(seed):
         for _ in range(6):
@@ -124,7 +125,8 @@ INVARIANT = {"promises": {"batch_invariant": {}}, "stochastic": False}
 
 @pytest.mark.parametrize("model", MODELS)
 def test_an_honest_callable_conforms(model):
-    assert check_method(ascend, models=[model], **RISES) == []
+    # Longer steps: the small ViT hardly notices the others on some processors.
+    assert check_method(partial(ascend, lr=0.04), models=[model], **RISES) == []
 
 
 @pytest.mark.parametrize("model", ["cnn", "vit"])
