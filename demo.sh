@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole story on scikit-learn's digits: train, request, unlearn, compare with a gold standard, tune.
+# The whole story on scikit-learn's digits: train, request, unlearn, compare with a gold standard, tune, decide.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -11,6 +11,8 @@ export MLFLOW_EXPERIMENT_NAME=demo
 export MLFLOW_LOGGING_LEVEL=WARNING PYTHONWARNINGS=ignore
 
 step() { printf '\n\033[1m# %s\033[0m\n' "$1"; shift; printf '$ %s\n' "$*"; eval "$*"; }
+# Of a step whose answer may be no: exit code 3.
+ask() { step "$@" || [ $? -eq 3 ]; }
 recipe="--epochs 12 --lr 0.02 --batch-size 16"
 data="digits,train=20%"
 
@@ -34,6 +36,17 @@ step "5. Search better hyperparameters, judged without gold and without the test
   "mlflow-unlearn tune --model-uri models:/clf/1 --forget request:$id --n-trials 6 --storage sqlite:///demo/optuna.db"
 step "6. Measure version 3 as well" \
   "mlflow-unlearn evaluate --model-uri models:/clf/3 --gold-uri models:/clf-gold/1"
+
+ask "7. May version 3 replace version 1? Each rule of the default policy; exit code 3 if not" \
+  "mlflow-unlearn review --model-uri models:/clf/3"
+ask "8. Move the alias champion to it, if it has passed" \
+  "mlflow-unlearn promote --model-uri models:/clf/3"
+step "9. Where does the forgotten data still live?" \
+  "mlflow-unlearn exposure --model-uri models:/clf/3"
+step "10. What would retiring version 1 remove? A dry run without --yes true" \
+  "mlflow-unlearn retire --model-uri models:/clf/1 --reason 'data subject request'"
+step "11. Is version 3 still the one that was measured?" \
+  "mlflow-unlearn verify --model-uri models:/clf/3"
 
 cat <<'END'
 

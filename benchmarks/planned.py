@@ -24,7 +24,7 @@ CASES = {
     "digits, ResNet18": (("--data", "digits", "--epochs", "2"), ("--forget", "random:10%")),
     "digits, ViT": (
         ("--data", "digits", "--architecture", "vit_tiny", "--epochs", "2", "--lr", "0.001"),
-        ("--forget", "random:10%", "--params", '{"epochs": 8}'),
+        ("--forget", "random:10%", "--method", "finetune", "--params", '{"epochs": 4}'),
     ),
     "digits, SCRUB": (("--data", "digits", "--epochs", "2"), ("--forget", "random:10%", "--method", "scrub")),
     "Fashion-MNIST, ResNet18": ((*FASHION, "--epochs", "3"), ("--forget", "group:split=forget")),

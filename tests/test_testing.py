@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
@@ -25,9 +26,13 @@ from mlflow_unlearn.methods.ssd import Ssd, dampened, squared_gradients
 from mlflow_unlearn.models import weights_digest
 from mlflow_unlearn.testing import MODELS, PROPERTIES, SETTINGS, Finding, cases, check_method, original
 
+SLOW = [("ssd", "resnet18"), ("unsir", "resnet18"), ("salun", "resnet18")]
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("method", BUILTIN)
+
+@pytest.mark.parametrize(
+    ("method", "model"),
+    [pytest.param(*case, marks=[pytest.mark.slow] * (case in SLOW)) for case in product(BUILTIN, MODELS)],
+)
 def test_builtin_methods_conform(method, model):
     assert check_method(method, models=[model]) == []
 

@@ -114,7 +114,16 @@ def test_the_story_of_three_people(server, tmp_path):
     users("c.grant_user_permission('reviewer', 'registered_model', 'clf', 'EDIT')")
     version_1, version_2 = ("--model-uri", "models:/clf/1"), ("--model-uri", "models:/clf/2")
 
-    # A reader may look, and no more.
+    # A reader may look, and no more, by these commands or by hand.
+    told = subprocess.run(
+        [sys.executable, "-c", BY_HAND],
+        capture_output=True,
+        text=True,
+        env=environment(server, "reader"),
+        cwd=tmp_path,
+        check=True,
+    ).stdout
+    assert told.splitlines() == ["PERMISSION_DENIED"] * 4, told
     refused("reader", "request", *version_1, "--forget", "random:20")
     filed = done("engineer", "request", *version_1, "--forget", "random:20", "--requester", "p-7", "--reason", "asked")
     assert re.search(r"Filed request [0-9a-f]{12}", filed)
@@ -143,6 +152,22 @@ def test_the_story_of_three_people(server, tmp_path):
     assert "config.yaml" in log
     assert not any(password in log for password in PASSWORDS.values())
 
+
+BY_HAND = """
+import mlflow
+client = mlflow.MlflowClient()
+for attempt in (
+    lambda: client.set_model_version_tag("clf", "1", "unlearn.verdict", "pass"),
+    lambda: client.delete_model_version_tag("clf", "1", "unlearn.data"),
+    lambda: client.set_registered_model_alias("clf", "champion", "1"),
+    lambda: client.delete_model_version("clf", "1"),
+):
+    try:
+        attempt()
+        print("done")
+    except mlflow.MlflowException as error:
+        print(error.error_code)
+"""
 
 DUMP = """
 import mlflow, pathlib, tempfile

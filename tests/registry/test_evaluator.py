@@ -175,6 +175,7 @@ def case(model: str | None, table, config=None, **more) -> dict:
     return {"model": model, "samples": told, "config": config or {}, "more": more}
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_the_command(used, measured, samples, tmp_path):
     """By the whole table in another order of rows, with labels; and by nothing but what was forgotten.
 
@@ -232,6 +233,7 @@ def tensors(part) -> TensorDataset:
     return TensorDataset(torch.from_numpy(images[:, None]), torch.from_numpy(part.labels))
 
 
+@pytest.mark.slow
 def test_versions_of_somebody_else_s(empty_store, measured, source, samples, tmp_path):
     """Pickled and exported, registered from a run and from a folder, by URI and by id: as `evaluate()` says."""
     rows = {name: samples["id"][samples["split"] == name] for name in ("forget", "retain")}
@@ -282,6 +284,7 @@ def test_versions_of_somebody_else_s(empty_store, measured, source, samples, tmp
     assert "does not record its data source" in sentences[3]
 
 
+@pytest.mark.slow
 def test_bad_input_ends_in_a_sentence(used, measured, source, samples):
     one = samples["id"][samples["split"] == "forget"].iloc[0]
     forget = samples[samples["split"] == "forget"][["id", "split"]]
@@ -325,6 +328,7 @@ def test_bad_input_ends_in_a_sentence(used, measured, source, samples):
         assert told["code"] == "INVALID_PARAMETER_VALUE"
 
 
+@pytest.mark.slow
 def test_other_evaluations_stay_as_they_are(empty_store, installed, tmp_path):
     """A classifier's metrics are the same with the plugin and without, and it loads nothing else."""
     rows = [[i % 7, i % 5, i % 3] for i in range(40)]

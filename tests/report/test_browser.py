@@ -209,6 +209,7 @@ def artifact(server, reports) -> str:
     return f"{server}/#/experiments/{experiment}/runs/{run}/artifacts/evidence/report.html"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS)
 def test_in_the_artifact_view_of_mlflow(browser, server, artifact, shots, width):
     with Opened(browser, "light", WIDTHS[width]) as window:
