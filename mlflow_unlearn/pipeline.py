@@ -183,12 +183,12 @@ def evaluate(options: config.Evaluate) -> None:
 def data(options: config.Data) -> None:
     """Print counts by split and class, and digests."""
     source = load_source(options.data)
-    table.show_source(source)
     if options.ids is not None:
         try:
             source.listing().to_csv(options.ids, index=False)
         except OSError as error:
             raise UnlearnError(f"the list of ids cannot be written to {options.ids!r} ({error.strerror})") from error
+    table.show_source(source)
 
 
 def methods(options: config.Methods) -> None:

@@ -123,7 +123,8 @@ def _incomplete(readings: Readings) -> str | None:
 def _samples(job: Job, readings: Mapping[str, Readings], options: config.Publishes) -> Sequence[Sample]:
     if not options.show_samples:
         return ()
-    names = [job.manifest(job.forget).ids[i] if job.salt is None else "" for i in range(len(job.forget))]
+    ids = job.manifest(job.forget).ids
+    names = ids if job.salt is None else [""] * len(ids)
     return moved(readings, cast(Any, job.splits.forget), names, job.view.classes)
 
 

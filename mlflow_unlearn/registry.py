@@ -1,5 +1,6 @@
 """Model versions: resolve a URI, read what lies there, register a new one. Nothing in a version is loaded here."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ Format = Literal["pt2", "pickle"]
 METADATA_KEY = "mlflow_unlearn"
 MANIFEST_FILE = "training_manifest.csv"
 WEIGHTS_FILE = "weights.safetensors"
+RETIRED_TAG = "unlearn.retired"
+"""Of a version that `retire` has removed: when, by whom, why."""
 _DESCRIPTION_LIMIT = 5000
 
 
@@ -163,6 +166,18 @@ def registered_version(client: MlflowClient, uri: str) -> ModelVersion:
     return registered
 
 
+def retired(version: ModelVersion) -> str | None:
+    """How a version was retired; None if it was not."""
+    told = version.tags.get(RETIRED_TAG)
+    if told is None:
+        return None
+    try:
+        mark = json.loads(told)
+        return f"retired by {mark['by']} at {mark['at']}" + (f": {mark['reason']}" if mark["reason"] else "")
+    except (ValueError, TypeError, KeyError):
+        return f"retired ({told})"
+
+
 def download(uri: str, folder: Path) -> Path:
     """The files of a model in a folder of their own below ``folder``, nothing of them loaded."""
     target = folder / re.sub(r"\W+", "-", uri)
@@ -174,11 +189,13 @@ def open_version(client: MlflowClient, uri: str, folder: Path) -> Version:
     """Resolve ``uri`` and download its files into ``folder``.
 
     Raises:
-        UnlearnError: it does not exist, its artifacts are gone, or it is no PyTorch model.
+        UnlearnError: it does not exist, was retired, its artifacts are gone, or it is no PyTorch model.
     """
     registered = find_version(client, uri)
     if registered is not None:
         uri = f"models:/{registered.name}/{registered.version}"
+        if (told := retired(registered)) is not None:
+            raise UnlearnError(f"the files of {uri} are gone, it was {told}; choose another version")
     try:
         path = download(uri, folder)
         model = Model.load(str(path))

@@ -3,13 +3,13 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from servers import free_port
 
 from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
 from mlflow_unlearn.launch import NODES_VARIABLE, Nodes, launch, should_launch
@@ -65,12 +65,6 @@ def alive(folder) -> list[str]:
     ids = [path.read_text() for path in folder.glob("pid-*")]
     assert ids
     return [pid for pid in ids if Path(f"/proc/{pid}").exists()]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 # One machine

@@ -14,8 +14,7 @@ from mlflow.tracking import MlflowClient
 from mlflow_unlearn import cache, config, forget_requests, tracking
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.governance.verify import RETIRED_TAG
-from mlflow_unlearn.registry import MANIFEST_FILE, registered_version
+from mlflow_unlearn.registry import MANIFEST_FILE, RETIRED_TAG, registered_version, retired
 from mlflow_unlearn.report import table
 
 ENDPOINT_TAG = "unlearn.endpoint."
@@ -179,8 +178,8 @@ def _pages(page: Callable[[str | None], Any]) -> Iterator[Any]:
 
 def _place(version: ModelVersion, forgotten: Sequence[Forgotten]) -> Place:
     uri = f"models:/{version.name}/{version.version}"
-    if RETIRED_TAG in version.tags:
-        return Place(version, "retired", version.tags[RETIRED_TAG])
+    if (told := retired(version)) is not None:
+        return Place(version, "retired", told)
     model_id = place_of(version).model_id
     done = set(version.tags.get("unlearn.request_ids", "").split(","))
     about = [request.id for request in forgotten if request.of == uri]

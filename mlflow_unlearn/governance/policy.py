@@ -63,7 +63,7 @@ class Rule(Part):
     def threshold(self) -> str:
         """As it is told."""
         bounds = [("≥", self.at_least), ("≤", self.at_most)]
-        return " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
+        return " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None).replace("-", "−")
 
 
 class Membership(Part):
@@ -189,7 +189,8 @@ def _bound(evidence: Evidence, rule: Rule) -> Check:
     if missing or value is None:
         return Check(rule=rule.name, value="–", threshold=rule.threshold, outcome="not measured", note=missing)
     passed = all(_validated(value, bound, greater) for bound, greater in ((rule.at_least, True), (rule.at_most, False)))
-    return Check(rule=rule.name, value=f"{value:.4f}", threshold=rule.threshold, outcome="pass" if passed else "fail")
+    told = f"{value:.4f}".replace("-", "−")
+    return Check(rule=rule.name, value=told, threshold=rule.threshold, outcome="pass" if passed else "fail")
 
 
 def _validated(value: float, bound: float | None, greater_is_better: bool) -> bool:

@@ -60,7 +60,7 @@ def promote(options: config.Promote) -> None:
             "evidence_sha256": examined.sha256,
             "review": reviewed.n if reviewed is not None else None,
             "by": approver.told(),
-            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "override": options.override if objections else None,
             "objections": objections,
             "before": f"models:/{name}/{before}" if before is not None else None,

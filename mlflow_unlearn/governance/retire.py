@@ -17,8 +17,7 @@ from mlflow_unlearn import config, tracking
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.governance.exposure import Place, cached, place_of, sharing
 from mlflow_unlearn.governance.people import whoami
-from mlflow_unlearn.governance.verify import RETIRED_TAG
-from mlflow_unlearn.registry import registered_version
+from mlflow_unlearn.registry import RETIRED_TAG, registered_version, retired
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,8 @@ def retire(options: config.Retire) -> None:
 def _plan(client: MlflowClient, options: config.Retire) -> Plan:
     version = registered_version(client, options.model_uri)
     uri = f"models:/{version.name}/{version.version}"
-    if RETIRED_TAG in version.tags:
-        raise UnlearnError(f"{uri} is retired already ({version.tags[RETIRED_TAG]})")
+    if (told := retired(version)) is not None:
+        raise UnlearnError(f"{uri} was {told}; there is nothing left to remove")
     target = place_of(version)
     found = sharing(client, target)
     named = [alias.strip() for alias in (options.aliases or "").split(",") if alias.strip()]

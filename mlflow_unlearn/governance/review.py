@@ -68,7 +68,8 @@ def review(options: config.Review) -> None:
             verdict=verdict,
         )
         mlflow.log_text(reviewed.to_json(), reviewed.file)
-        mlflow.log_text(page(examined.evidence, verdict), f"{FOLDER}/{REPORT}")
+        recorded = f"review {reviewed.n} by {reviewed.by.told()}, {reviewed.at[:10]}"
+        mlflow.log_text(page(examined.evidence, verdict, recorded=recorded), f"{FOLDER}/{REPORT}")
         mlflow.set_tags({VERDICT_TAG: verdict.word, "unlearn.model_uri": examined.uri})
         told = {
             "verdict": verdict.word,

@@ -20,14 +20,21 @@ from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.governance.evidence import DIGEST_TAG, FILE, FOLDER, Evidence, read_evidence, sha256
 from mlflow_unlearn.governance.files import file_digests, stored_weights_digest
 from mlflow_unlearn.governance.signing import broken, is_signed
-from mlflow_unlearn.registry import MANIFEST_FILE, WEIGHTS_FILE, Version, download, find_version, registered_version
+from mlflow_unlearn.registry import (
+    MANIFEST_FILE,
+    WEIGHTS_FILE,
+    Version,
+    download,
+    find_version,
+    registered_version,
+    retired,
+)
 from mlflow_unlearn.report import table
 
 if TYPE_CHECKING:
     from mlflow_unlearn.job import Chosen, Job
     from mlflow_unlearn.view import View
 
-RETIRED_TAG = "unlearn.retired"
 PROMOTION_TAG = "unlearn.promotion."
 GUARDED = "champion"
 """The alias that nobody should move but `promote`; those that it has moved before are guarded as well."""
@@ -116,8 +123,8 @@ def examine(client: MlflowClient, uri: str, folder: Path, *, key: str | None = N
     """
     registered = registered_version(client, uri)
     uri = f"models:/{registered.name}/{registered.version}"
-    if RETIRED_TAG in registered.tags:
-        raise Refused(f"{uri} was retired ({registered.tags[RETIRED_TAG]}): its files are gone")
+    if (told := retired(registered)) is not None:
+        raise Refused(f"the files of {uri} are gone, it was {told}")
     try:
         path = download(uri, folder)
     except (MlflowException, OSError) as error:
@@ -236,9 +243,8 @@ def _chain(client: MlflowClient, evidence: Evidence, folder: Path) -> Iterator[F
         weights = steps[uri].weights_sha256 if uri in steps else evidence.source.weights_sha256
         try:
             registered = find_version(client, uri)
-            tags = registered.tags if registered is not None else {}
-            if RETIRED_TAG in tags:
-                yield Finding(part, "not checked", f"it was retired ({tags[RETIRED_TAG]})")
+            if registered is not None and (told := retired(registered)) is not None:
+                yield Finding(part, "not checked", f"it was {told}")
                 continue
             path = download(uri, folder)
         except (UnlearnError, MlflowException, OSError) as error:
@@ -295,6 +301,23 @@ def _aliases(client: MlflowClient, examined: Examined) -> Iterator[Finding]:
             yield Finding(part, "differs", "it was moved by hand: no promotion of this version is recorded")
         else:
             yield _same_promotion(part, told, examined)
+    # An alias that `promote` gave to this version, and that a version without a later promotion has now.
+    tags = {str(version.version): version.tags for version in versions}
+    for alias, number in client.get_registered_model(name).aliases.items():
+        key = PROMOTION_TAG + alias
+        told = examined.registered.tags.get(key)
+        if told is None or alias in examined.registered.aliases:
+            continue
+        if _promoted_at(tags[str(number)].get(key)) <= _promoted_at(told):
+            yield Finding(f"alias {alias}", "differs", f"it was moved by hand from here to version {number}")
+
+
+def _promoted_at(told: str | None) -> str:
+    """ISO time in UTC, as the tag of a promotion has it; empty without one."""
+    try:
+        return str(json.loads(told or "{}").get("at", ""))
+    except (ValueError, AttributeError):
+        return ""
 
 
 def _same_promotion(part: str, told: str, examined: Examined) -> Finding:

@@ -104,12 +104,19 @@ def moved(
     ]
 
 
-def page(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample] = ()) -> str:
-    """The text of ``report.html``, at most `MAX_BYTES`: where the record is huge, long texts and lists are cut."""
+def page(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample] = (), *, recorded: str = "") -> str:
+    """The text of ``report.html``, at most `MAX_BYTES`: where the record is huge, long texts and lists are cut.
+
+    Args:
+        evidence: the record.
+        verdict: a policy's verdict on it.
+        samples: that moved most and least, with their pictures.
+        recorded: which review by whom; empty: nobody has reviewed the version yet.
+    """
     template = _environment().get_template("page.html")
     text = ""
     for limits in _LIMITS:
-        text = template.render(_context(evidence, verdict, samples, limits))
+        text = template.render(_context(evidence, verdict, samples, limits), recorded=recorded)
         text = text.encode("utf-8", "replace").decode()  # file names may hold what is no Unicode
         if len(text.encode()) <= MAX_BYTES:
             break

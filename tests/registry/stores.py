@@ -5,8 +5,6 @@ import io
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -150,18 +148,3 @@ def digits_folder(root: Path, train: int = 200, held_out: int = 200) -> Path:
         pixels = np.rint(data.images[index] * 255 / 16).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{index:04}.png")
     return root
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def stop(process: subprocess.Popen) -> None:
-    """End a process that leads a session of its own, with all of its children."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, sign)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=3)

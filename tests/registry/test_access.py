@@ -4,13 +4,12 @@ import os
 import re
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 from databases import postgres_programs, postgres_server
-from stores import DATA, free_port, stop
+from servers import mlflow_server
+from stores import DATA
 
 LENIENT = "name: lenient\nrules: [{metric: acc_test, at_least: 0.1}]\nmembership: null\ntwo_person: true\n"
 PASSWORDS = {name: f"{name}-secret-1234" for name in ("admin", "engineer", "reviewer", "reader")}
@@ -32,39 +31,17 @@ def server(tmp_path_factory):
         f"admin_username = admin\nadmin_password = {PASSWORDS['admin']}\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )
-    port = free_port()
-    uri = f"http://127.0.0.1:{port}"
-    with postgres_server() as database, open(folder / "log", "w") as log:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", "127.0.0.1"),
-                *("--port", str(port), "--workers", "1", "--backend-store-uri", f"{database}/postgres"),
-                *("--artifacts-destination", str(folder / "kept")),
-            ],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=os.environ
-            | {
-                "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
-                "MLFLOW_FLASK_SERVER_SECRET_KEY": "of this test alone",
-                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            },
-            cwd=folder,
-            start_new_session=True,
-        )
-        try:
-            deadline = time.monotonic() + 180
-            while True:
-                try:
-                    urllib.request.urlopen(f"{uri}/health", timeout=2)
-                    break
-                except OSError:
-                    if process.poll() is not None or time.monotonic() > deadline:
-                        pytest.fail(f"the server did not start: {(folder / 'log').read_text()[-3000:]}")
-                    time.sleep(0.5)
-            yield uri
-        finally:
-            stop(process)
+    with (
+        postgres_server() as database,
+        mlflow_server(
+            folder,
+            f"{database}/postgres",
+            *("--app-name", "basic-auth"),
+            MLFLOW_AUTH_CONFIG_PATH=str(folder / "auth.ini"),
+            MLFLOW_FLASK_SERVER_SECRET_KEY="of this test alone",
+        ) as uri,
+    ):
+        yield uri
 
 
 def environment(uri: str, user: str) -> dict[str, str]:

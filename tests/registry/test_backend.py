@@ -15,7 +15,7 @@ import mlflow
 import pytest
 from mlflow.exceptions import ExecutionException
 from mlflow.projects.utils import load_project
-from stores import free_port
+from servers import free_port
 
 from mlflow_unlearn.launch import Nodes
 

@@ -18,8 +18,9 @@ import torch
 import toy
 from mlflow.models import infer_signature
 from PIL import Image
+from servers import free_port
 from sklearn.dummy import DummyClassifier
-from stores import DATA, Store, copied, free_port
+from stores import DATA, Store, copied
 from torch import nn
 
 from mlflow_unlearn import compute, tracking

@@ -327,7 +327,13 @@ def test_review_and_promote(chain):
     # By hand nobody is kept from it, and it shows.
     chain.client.set_registered_model_alias("clf", "champion", "2")
     seen = call("verify", "--model-uri", "models:/clf/2")
-    assert seen.code == 3 and "alias champion: it was moved by hand" in seen.err
+    assert seen.code == 3 and "alias champion: it was moved by hand: no promotion" in seen.err
+    left = call("verify", "--model-uri", "models:/clf/3")
+    assert left.code == 3 and "alias champion: it was moved by hand from here to version 2" in left.err
+    # A later promotion is no move by hand.
+    assert review("2").code == 0
+    assert call("promote", "--model-uri", "models:/clf/2", "--override", "canary").code == 0
+    assert call("verify", "--model-uri", "models:/clf/3").code == 0
     chain.client.delete_registered_model_alias("clf", "champion")
 
 

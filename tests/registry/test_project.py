@@ -12,7 +12,8 @@ import pytest
 import yaml
 from mlflow.projects import _project_spec
 from packaging.requirements import Requirement
-from stores import FORGET, free_port, stop
+from servers import free_port, stop
+from stores import FORGET
 
 from mlflow_unlearn.config import COMMANDS, options
 

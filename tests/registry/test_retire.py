@@ -87,13 +87,15 @@ def test_exposure_and_retirement(own):
     # What is left still works, and knows what became of its source.
     mlflow.pyfunc.load_model("models:/clf/2")
     checked = call("verify", "--model-uri", "models:/clf/2")
-    assert "it was retired" in checked.out
+    assert re.search(r"it was retired by \S+", " ".join(checked.out.split()))
     measured = call("verify", "--model-uri", "models:/clf/2", "--recompute", "true")
     assert "metrics" not in measured.err
     assert re.search(r"metrics of original.*not checked", measured.out)
     assert re.search(r"metrics of unlearned.*same", measured.out)
+    used = call("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:5")
+    assert used.code == 2 and "the files of models:/clf/1 are gone, it was retired by" in used.err
     again = call("retire", "--model-uri", "models:/clf/1", "--yes", "true")
-    assert again.code == 2 and "retired already" in again.err
+    assert again.code == 2 and "was retired by" in again.err and "replaced; there is nothing left" in again.err
     shown = call("exposure", "--model-uri", "models:/clf/2")
     assert "holds it" not in shown.out and "retired" in shown.out
 

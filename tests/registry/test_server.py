@@ -1,18 +1,13 @@
 """The story through a real tracking server: HTTP for runs and registry, and artifacts that only it can reach."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-import time
-import urllib.request
-from pathlib import Path
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
-from stores import DATA, FORGET, free_port, reset_mlflow, stop
+from servers import mlflow_server
+from stores import DATA, FORGET, reset_mlflow
 
 from mlflow_unlearn.models import weights_digest
 
@@ -21,35 +16,9 @@ from mlflow_unlearn.models import weights_digest
 def server(blank, tmp_path):
     """The URI of a server of this test's own, and the folder where it keeps artifacts."""
     shutil.copy(blank.folder / "mlflow.db", tmp_path / "server.db")
-    port = free_port()
-    uri = f"http://127.0.0.1:{port}"
-    log = open(tmp_path / "server.log", "w")
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-            *("--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}"),
-            *("--artifacts-destination", str(tmp_path / "kept")),
-        ],
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"{uri}/health", timeout=2)
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail(f"the server did not start: {(tmp_path / 'server.log').read_text()}")
-                time.sleep(0.3)
+    with mlflow_server(tmp_path, f"sqlite:///{tmp_path / 'server.db'}") as uri:
         yield uri, tmp_path / "kept"
-    finally:
-        stop(process)
-        log.close()
-        reset_mlflow()
+    reset_mlflow()
 
 
 def test_the_story_over_http(server, cli, tmp_path, monkeypatch):

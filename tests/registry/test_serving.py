@@ -12,7 +12,8 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from stores import FORGET, free_port, stop
+from servers import free_port, stop
+from stores import FORGET
 
 from mlflow_unlearn.data.sources import load_source
 

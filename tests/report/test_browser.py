@@ -2,15 +2,11 @@
 
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 import records
+from servers import mlflow_server
 
 from mlflow_unlearn.report.page import page
 
@@ -152,48 +148,8 @@ def test_it_prints_in_light_colours_without_the_tables_behind_figures(browser, r
 def server(tmp_path_factory):
     """The URI of an MLflow server."""
     folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    options += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    options += ["--artifacts-destination", str(folder / "kept")]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    with open(folder / "log", "w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *options],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"},
-            start_new_session=True,
-        )
-    try:
-        for _ in range(400):
-            try:
-                urllib.request.urlopen(f"{uri}/health", timeout=2)
-                break
-            except OSError:
-                if process.poll() is not None:
-                    pytest.fail((folder / "log").read_text())
-                time.sleep(0.3)
-        else:
-            pytest.fail(f"the server did not start: {(folder / 'log').read_text()}")
+    with mlflow_server(folder, f"sqlite:///{folder / 'mlflow.db'}") as uri:
         yield uri
-    finally:
-        end(process)
-
-
-def end(process: subprocess.Popen) -> None:
-    """The server and its workers."""
-    import signal
-
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, sign)
-            process.wait(timeout=5)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
 
 
 @pytest.fixture(scope="module")

@@ -115,6 +115,13 @@ def test_a_verdict_without_checks_and_one_of_a_policy_with_a_name():
     assert "The policy house rules has no checks. This verdict is advisory until" in text
 
 
+def test_the_report_of_a_review_says_that_it_is_recorded():
+    record = records.evidence()
+    text = Parsed(page(record, records.verdict(record), recorded="review 2 by <ravi>, 2026-11-25")).text
+    assert "Recorded as review 2 by <ravi>, 2026-11-25." in text
+    assert "advisory" not in text
+
+
 def test_every_metric_is_shown_with_its_meaning(plain):
     record = records.evidence()
     for key in KEYS:
