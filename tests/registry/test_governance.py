@@ -4,12 +4,14 @@ import json
 import re
 import subprocess
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 
 import jsonschema
 import mlflow
+import pandas
 import pytest
-from stores import Outcome, call, copied
+from stores import Outcome, call, copied, digits_folder
 
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.governance.evidence import Evidence, read_evidence
@@ -447,3 +449,27 @@ def test_bad_policies(chain, text, sentence):
     refused = call("review", "--model-uri", "models:/clf/2", "--policy", "bad.yaml")
     assert refused.code == 2, refused.err
     assert sentence in refused.err
+
+
+@pytest.mark.slow
+def test_ids_of_every_kind(empty_store, tmp_path):
+    """Unicode, markup, quotes, formulas and 4 KB in ids: from the table of the data to what is verified."""
+    digits_folder(tmp_path)
+    kinds = ("größe/日本\u202e{}", "x" * 4096 + "{}", "<script>alert({})</script>", '"quoted", {}', " {} ", "=1+{}")
+    files = sorted((tmp_path / "train").rglob("*.png")) + sorted((tmp_path / "test").rglob("*.png"))
+    ids = [kind.format(number) for number, kind in zip(range(len(files)), cycle(kinds), strict=False)]
+    splits = ["train" if "train" in path.parts else ("val", "test")[n % 2] for n, path in enumerate(files)]
+    table = {"path": files, "label": [path.parent.name for path in files], "id": ids, "split": splits}
+    pandas.DataFrame(table).to_csv(tmp_path / "table.csv", index=False)
+    pandas.DataFrame({"id": ids[:24]}).to_csv(tmp_path / "ids.csv", index=False)
+    for arguments in (
+        ("train", "--data", f"csv:{tmp_path / 'table.csv'}", "--name", "clf", "--architecture", "toy:trainable"),
+        ("request", "--model-uri", "models:/clf/1", "--forget", tmp_path / "ids.csv"),
+        ("unlearn", "--model-uri", "models:/clf/1", "--params", QUICK, "--show-samples", "true", "--force", "true"),
+        ("verify", "--model-uri", "models:/clf/2", "--recompute", "true"),
+    ):
+        done = call(*arguments)
+        assert done.code == 0, done.err
+    report = (folder_of("2") / "evidence" / "report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in report
+    assert Manifest.from_csv(folder_of("2") / "extra_files" / "training_manifest.csv").salt is not None
