@@ -243,8 +243,8 @@ def _chain(client: MlflowClient, evidence: Evidence, folder: Path) -> Iterator[F
         weights = steps[uri].weights_sha256 if uri in steps else evidence.source.weights_sha256
         try:
             registered = find_version(client, uri)
-            if registered is not None and (told := retired(registered)) is not None:
-                yield Finding(part, "not checked", f"it was {told}")
+            if registered is not None and (end := retired(registered)) is not None:
+                yield Finding(part, "not checked", f"it was {end}")
                 continue
             path = download(uri, folder)
         except (UnlearnError, MlflowException, OSError) as error:
