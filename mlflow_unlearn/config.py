@@ -272,7 +272,9 @@ class Retire(Command):
 
     model_uri: str = Field(description="The version to retire: models:/NAME/VERSION.")
     aliases: Text = Field(
-        None, description="Aliases of it to remove, separated by commas; one that is not named refuses the retirement."
+        None,
+        description="Aliases of it to remove, separated by commas, those of a copy as NAME@ALIAS; one that is not "
+        "named refuses the retirement.",
     )
     reason: Text = Field(None, description="Why, for the record.")
     yes: bool = Field(False, description="Do it; without it only the plan is printed.")

@@ -67,7 +67,7 @@ class ForgetRequest:
             details = json.loads(value.partition(" ")[2])
             by, ad_hoc = tuple(details.get("by", ())), bool(details.get("ad_hoc", False))
             return cls(key.removeprefix(TAG), details["of"], details["run_id"], by, ad_hoc)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UnlearnError(f"the tag {key} = {value!r} is no forget request any more: file it again") from error
 
 
@@ -182,10 +182,15 @@ def read_details(run_id: str) -> dict[str, Any]:
     """What was recorded when a request was filed: id, version, time, person, reason, size and digest.
 
     Raises:
-        UnlearnError: its files are gone.
+        UnlearnError: its files are gone, or were edited.
     """
-    found: dict[str, Any] = json.loads(_stored(run_id, "request.json").read_text(encoding="utf-8"))
-    return found
+    try:
+        found: dict[str, Any] = json.loads(_stored(run_id, "request.json").read_text(encoding="utf-8"))
+        return found | {"of": str(found["of"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnlearnError(
+            f"request.json of the request in run {run_id} was edited: it is no request any more"
+        ) from error
 
 
 def _stored(run_id: str, name: str) -> Path:

@@ -290,12 +290,16 @@ def find_requests(
         note(f"Note: request {request.id} came with a copy of {request.of}, it is not about {version.uri}.")
     pending = [request for request in own if request.pending]
 
-    salts = [secrets.token_hex(16)] if config.hash_ids else []
+    salts: list[str] = []
 
     def read(request_id: str) -> Manifest:
         manifest = forget_requests.read_manifest(client, request_id)
         salts.extend([manifest.salt] if manifest.salt is not None else [])
         return manifest
+
+    def salt() -> str | None:
+        """That of a request, so that its digest is the same everywhere; a new one where its ids are plain."""
+        return next(iter(salts), secrets.token_hex(16) if config.hash_ids else None)
 
     if config.forget is None:
         if not pending:
@@ -318,7 +322,7 @@ def find_requests(
             note(f"Request {request.id}: {len(indices)} samples to forget.")
         if len(together) == mask.sum():
             raise UnlearnError("the requests together name every training sample: keep some of them")
-        return (*pending, *earlier), together, next(iter(salts), None)
+        return (*pending, *earlier), together, salt()
     forget = resolve_forget(config.forget, view.source, mask, read)
     scheme, _, request_id = config.forget.partition(":")
     known = [request for request in own if scheme == "request" and request.id == request_id]
@@ -329,7 +333,7 @@ def find_requests(
         if request not in known:
             state = "stays pending" if request.pending else "is not carried out again"
             note(f"Note: request {request.id} {state}: only the given forget set is carried out.")
-    return tuple(known), forget, next(iter(salts), None)
+    return tuple(known), forget, salt()
 
 
 @dataclass(frozen=True)

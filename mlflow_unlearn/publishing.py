@@ -13,7 +13,7 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evaluation import Metrics, Readings, compare, residual_accuracy
 from mlflow_unlearn.flavor import log_model
 from mlflow_unlearn.governance.building import Outcome, build, numbered
-from mlflow_unlearn.governance.evidence import CARD, DIGEST_TAG, FILE, FOLDER, REPORT, Evidence
+from mlflow_unlearn.governance.evidence import CARD, DIGEST_TAG, FILE, FOLDER, REPORT, REPORT_TAG, Evidence, sha256
 from mlflow_unlearn.governance.files import file_digests
 from mlflow_unlearn.governance.policy import Policy, judge
 from mlflow_unlearn.governance.signing import sign
@@ -90,10 +90,12 @@ def store(
         sign(folder, sign_key)
     (folder / CARD).write_text(model_card(evidence), encoding="utf-8")
     verdict = judge(evidence, Policy(), signed=sign_key is not None)
-    (folder / REPORT).write_text(page(evidence, verdict, samples), encoding="utf-8")
+    report = page(evidence, verdict, samples)
+    (folder / REPORT).write_text(report, encoding="utf-8")
     mlflow.log_artifacts(str(folder), FOLDER)
     client.log_model_artifacts(evidence.result.model_id, str(folder), FOLDER)
     result = evidence.result
+    client.set_model_version_tag(result.name, result.version, REPORT_TAG, sha256(report.encode()))
     client.set_model_version_tag(result.name, result.version, DIGEST_TAG, evidence.sha256)
     describe_version(client, result.name, result.version, describe(evidence))
 

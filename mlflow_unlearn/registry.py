@@ -26,6 +26,7 @@ Format = Literal["pt2", "pickle"]
 METADATA_KEY = "mlflow_unlearn"
 MANIFEST_FILE = "training_manifest.csv"
 WEIGHTS_FILE = "weights.safetensors"
+METRIC_TAG = "unlearn.metric."
 RETIRED_TAG = "unlearn.retired"
 """Of a version that `retire` has removed: when, by whom, why."""
 _DESCRIPTION_LIMIT = 5000
@@ -250,7 +251,7 @@ def register(client: MlflowClient, info: ModelInfo, name: str, *, tags: Mapping[
 
 def metric_tags(metrics: Mapping[str, float]) -> dict[str, str]:
     """Metrics as tags ``unlearn.metric.<key>`` of a version, by which the registry can be searched."""
-    return {f"unlearn.metric.{key}": repr(float(value)) for key, value in metrics.items()}
+    return {METRIC_TAG + key: repr(float(value)) for key, value in metrics.items()}
 
 
 def describe_version(client: MlflowClient, name: str, version: str, description: str) -> None:

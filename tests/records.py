@@ -156,6 +156,7 @@ def evidence(*, gold: bool = True, classes: list[str] = CLASSES, **changes: Any)
             model_id="m-11d",
             weights_sha256=digest(3),
             evidence_sha256=None,
+            files={"MLmodel": digest(8)},
             loading_ran_code=False,
         ),
         "result": Result(
@@ -173,6 +174,7 @@ def evidence(*, gold: bool = True, classes: list[str] = CLASSES, **changes: Any)
             digest=digest(7),
             transform="tensor",
             classes=classes,
+            salt=None,
             **{role: SampleSet(samples=count, sha256=digest(count)) for role, count in sets.items()},
             forgotten_before=None,
         ),

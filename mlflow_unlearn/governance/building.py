@@ -26,6 +26,7 @@ from mlflow_unlearn.governance.evidence import (
     SampleSet,
     Source,
 )
+from mlflow_unlearn.governance.files import file_digests
 from mlflow_unlearn.governance.people import whoami
 from mlflow_unlearn.job import Job
 from mlflow_unlearn.metrics.accuracy import accuracy
@@ -80,6 +81,7 @@ def build(
             model_id=version.model_id,
             weights_sha256=weights_digest(job.module),
             evidence_sha256=before[1] if before is not None else None,
+            files=file_digests(version.path),
             loading_ran_code=version.format == "pickle",
         ),
         result=records.Result(
@@ -145,6 +147,7 @@ def _data(job: Job) -> Data:
         digest=source.digest,
         transform=job.view.transform,
         classes=list(job.view.classes),
+        salt=job.salt,
         forget=described(job.forget_manifest),
         retain=described(job.manifest(job.retain)),
         val=described(Manifest(source.val.ids)),

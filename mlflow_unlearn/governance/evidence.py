@@ -7,9 +7,9 @@ Tags, description, model card and report are made from one `Evidence`, so they c
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.metrics.membership import read_auc
@@ -17,7 +17,7 @@ from mlflow_unlearn.registry import metric_tags
 
 FOLDER = "evidence"
 FILE, REPORT, CARD, SIGNATURE = "evidence.json", "report.html", "model_card.md", "evidence.sig"
-DIGEST_TAG = "unlearn.evidence_sha256"
+DIGEST_TAG, REPORT_TAG = "unlearn.evidence_sha256", "unlearn.report_sha256"
 
 LIMITS = (
     "Unlearning is approximate. These figures are evidence of how far the forgotten samples still show in the model's "
@@ -55,6 +55,7 @@ class Source(Part):
     model_id: str | None
     weights_sha256: str
     evidence_sha256: str | None = Field(description="Of its own evidence.json; None for a version that has none.")
+    files: dict[str, str] = Field(description="SHA-256 of every file of the model, by path, as it was read.")
     loading_ran_code: bool = Field(description="It was a pickle: loading it executed code that it carries.")
 
 
@@ -98,6 +99,7 @@ class Data(Part):
     digest: str
     transform: str
     classes: list[str]
+    salt: str | None = Field(description="Of the ids in the digest of the forget set; None where they are plain.")
     forget: SampleSet
     retain: SampleSet
     val: SampleSet
@@ -108,7 +110,7 @@ class Data(Part):
 class Measured(Part):
     """Metrics of one model: values, why others are missing, and sample sizes."""
 
-    values: dict[str, float]
+    values: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
     not_computed: dict[str, str]
     counts: dict[str, int]
 
@@ -201,6 +203,12 @@ class Evidence(Part):
     figures: Figures
     hardware: dict[str, str]
     system: dict[str, str]
+
+    @model_validator(mode="after")
+    def _measured(self) -> "Evidence":
+        if missing := {"original", "unlearned"} - self.metrics.keys():
+            raise ValueError(f"there are no metrics of {' and '.join(sorted(missing))}")
+        return self
 
     def to_json(self) -> str:
         """What is stored; its SHA-256 is what the version's tag and every review name."""

@@ -14,7 +14,7 @@ from mlflow.tracking import MlflowClient
 from mlflow_unlearn import cache, config, forget_requests, tracking
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.registry import MANIFEST_FILE, RETIRED_TAG, registered_version, retired
+from mlflow_unlearn.registry import MANIFEST_FILE, registered_version, retired
 from mlflow_unlearn.report import table
 
 ENDPOINT_TAG = "unlearn.endpoint."
@@ -131,9 +131,13 @@ def places(client: MlflowClient, forgotten: Sequence[Forgotten]) -> list[Place]:
 
 def sharing(client: MlflowClient, target: Place) -> list[Place]:
     """The version itself and every other that has the same files: whoever deletes these deletes all of them."""
-    files = {mark for mark in (target.model_id, target.registered.source) if mark}
-    others = (place_of(version) for version in _all_versions(client) if RETIRED_TAG not in version.tags)
-    return [other for other in others if other.uri == target.uri or files & {other.model_id, other.registered.source}]
+    location = files_of(client, target.registered)
+    return [place_of(version) for version in _all_versions(client) if files_of(client, version) == location]
+
+
+def files_of(client: MlflowClient, version: ModelVersion) -> str:
+    """URI of the folder with a version's files, which a copy by `copy_model_version` shares."""
+    return str(client.get_model_version_download_uri(version.name, version.version)).rstrip("/")
 
 
 def place_of(version: ModelVersion) -> Place:

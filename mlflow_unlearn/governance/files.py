@@ -36,12 +36,14 @@ def stored_weights_digest(folder: Path) -> str:
     """`mlflow_unlearn.models.weights_digest` of the weights beside a downloaded model, read without torch.
 
     Raises:
-        OSError: the file is missing.
+        OSError: the file is missing, or has values of a type that is none of torch's.
         SafetensorError: it is no such file any more.
     """
     digest = hashlib.sha256()
     stored = deserialize((folder / "extra_files" / WEIGHTS_FILE).read_bytes())  # type: ignore[no-untyped-call]
     for name, tensor in sorted(stored):
+        if tensor["dtype"] not in _TORCH_NAMES:
+            raise OSError(f"{WEIGHTS_FILE} holds values of type {tensor['dtype']}, which torch has not")
         digest.update(f"{name} torch.{_TORCH_NAMES[tensor['dtype']]} {list(tensor['shape'])}\n".encode())
         digest.update(tensor["data"])
     return digest.hexdigest()

@@ -117,8 +117,8 @@ class Verdict(Part):
 
     @property
     def passed(self) -> bool:
-        """Whether every check has."""
-        return all(check.outcome == "pass" for check in self.checks)
+        """Whether there are checks, and every one has."""
+        return bool(self.checks) and all(check.outcome == "pass" for check in self.checks)
 
     @property
     def word(self) -> Literal["pass", "fail"]:

@@ -12,11 +12,11 @@ from pydantic import ValidationError
 
 from mlflow_unlearn import config, forget_requests, tracking
 from mlflow_unlearn.errors import Refused, UnlearnError
-from mlflow_unlearn.governance.evidence import Evidence, Person, sha256
+from mlflow_unlearn.governance.evidence import FOLDER, Evidence, Person, sha256
 from mlflow_unlearn.governance.people import whoami
-from mlflow_unlearn.governance.policy import Policy, read_policy
+from mlflow_unlearn.governance.policy import Policy, Verdict, judge, read_policy
 from mlflow_unlearn.governance.review import TAG, Review, numbers
-from mlflow_unlearn.governance.verify import PROMOTION_TAG, Examined, examine
+from mlflow_unlearn.governance.verify import PROMOTION, PROMOTION_TAG, Examined, examine
 from mlflow_unlearn.progress import note
 from mlflow_unlearn.registry import find_version
 
@@ -38,12 +38,22 @@ def promote(options: config.Promote) -> None:
         reviewed = None
         try:
             reviewed = _last_review(examined)
+            if _judged_again(examined, reviewed) != reviewed.verdict:
+                raise Refused(
+                    f"its review {reviewed.n} says what its policy does not say of this evidence; review it again"
+                )
             if policy is not None and policy.sha256 != reviewed.policy.sha256:
                 objections.append(f"it was reviewed by the policy {reviewed.policy.name!r}, which is another one")
             if not reviewed.verdict.passed:
                 objections.append(f"its review {reviewed.n} says fail")
         except Refused as error:
             objections.append(str(error))
+            reviewed = None
+            if options.override is not None and policy is None:
+                raise Refused(
+                    f"{examined.uri} cannot be promoted: {error}; to override that, give policy=, which says who may "
+                    "approve"
+                ) from error
         objections += _open_requests(client, examined.evidence)
         _check_approver(approver, examined.evidence, policy or (reviewed.policy if reviewed else Policy()))
         if objections and options.override is None:
@@ -66,7 +76,7 @@ def promote(options: config.Promote) -> None:
             "before": f"models:/{name}/{before}" if before is not None else None,
             "run_id": run_id,
         }
-        mlflow.log_dict(record, "evidence/promotion.json")
+        mlflow.log_dict(record, f"{FOLDER}/{PROMOTION}")
         key = PROMOTION_TAG + options.alias
         client.set_model_version_tag(name, version, key, json.dumps(record))
         try:
@@ -148,8 +158,15 @@ def _last_review(examined: Examined) -> Review:
     return reviewed
 
 
+def _judged_again(examined: Examined, reviewed: Review) -> Verdict:
+    """What the review's policy says of the evidence; the signature was checked with the reviewer's key, or was not."""
+    signatures = [check.outcome for check in reviewed.verdict.checks if check.rule == "required: signature"]
+    signed = {"pass": True, "fail": False}.get(signatures[0]) if signatures else None
+    return judge(examined.evidence, reviewed.policy, signed=signed)
+
+
 def _open_requests(client: MlflowClient, evidence: Evidence) -> list[str]:
-    """Requests on the source, or on a version before it, that nobody of this line has carried out."""
+    """Requests on the source, or on a version before it, that this version and those before it did not carry out."""
     carried_out = {request.id for request in evidence.requests}
     open_ones = []
     for uri in dict.fromkeys([*(step.source_uri for step in evidence.lineage), evidence.source.uri]):
@@ -159,8 +176,10 @@ def _open_requests(client: MlflowClient, evidence: Evidence) -> list[str]:
             note(f"Note: {uri} is gone, and with it the requests on it.")
             continue
         for key, value in (registered.tags if registered is not None else {}).items():
-            if key.startswith(forget_requests.TAG) and value.startswith("pending"):
-                request = forget_requests.ForgetRequest.from_tag(key, value)
-                if request.of == uri and request.id not in carried_out:
-                    open_ones.append(f"request {request.id} on {uri} is still open")
+            if not key.startswith(forget_requests.TAG):
+                continue
+            request = forget_requests.ForgetRequest.from_tag(key, value)
+            if request.of == uri and request.id not in carried_out and not request.ad_hoc:
+                state = "is still open" if request.pending else f"was carried out by {', '.join(request.done_by)} alone"
+                open_ones.append(f"request {request.id} on {uri} {state}")
     return open_ones

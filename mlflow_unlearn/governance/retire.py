@@ -15,9 +15,11 @@ from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn import config, tracking
 from mlflow_unlearn.errors import Refused, UnlearnError
-from mlflow_unlearn.governance.exposure import Place, cached, place_of, sharing
+from mlflow_unlearn.governance.exposure import Place, cached, files_of, place_of, sharing
 from mlflow_unlearn.governance.people import whoami
 from mlflow_unlearn.registry import RETIRED_TAG, registered_version, retired
+
+_AGAIN = "look for the files there, and start the same command again"
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,14 @@ class Plan:
 
     Attributes:
         places: the version and its copies, which share its files.
-        aliases: (name, alias), to be removed first.
+        aliases: NAME@ALIAS, to be removed first.
         model_id: the LoggedModel.
         location: where the files lie.
         cached: outputs on this machine.
     """
 
     places: Sequence[Place]
-    aliases: Sequence[tuple[str, str]]
+    aliases: Sequence[str]
     model_id: str | None
     location: str
     cached: Sequence[Path]
@@ -41,7 +43,7 @@ class Plan:
     def steps(self) -> list[str]:
         """In words, in order."""
         return [
-            *(f"remove the alias {name}@{alias}" for name, alias in self.aliases),
+            *(f"remove the alias {alias}" for alias in self.aliases),
             *(f"mark {place.uri} as retired" for place in self.places),
             *([f"delete the LoggedModel {self.model_id}"] if self.model_id is not None else []),
             f"delete all files at {self.location}",
@@ -70,21 +72,18 @@ def retire(options: config.Retire) -> None:
         record: dict[str, Any] = {**mark, "versions": [p.uri for p in plan.places], "steps": plan.steps()}
         # Before the first deletion: if this cannot be written, nothing is lost.
         mlflow.log_dict({**record, "done": False}, "evidence/retirement.json")
-        for name, alias in plan.aliases:
-            client.delete_registered_model_alias(name, alias)
+        for place in plan.places:
+            for alias in place.registered.aliases:
+                _remove_alias(client, place, alias)
         for place in plan.places:
             client.set_model_version_tag(place.registered.name, place.registered.version, RETIRED_TAG, json.dumps(mark))
         if plan.model_id is not None:
-            client.delete_logged_model(plan.model_id)
-        get_artifact_repository(plan.location).delete_artifacts()
+            _delete_logged_model(client, plan.model_id)
+        _delete_files(plan.location)
         for path in plan.cached:
             path.unlink(missing_ok=True)
-        left = [place.uri for place in plan.places if _can_be_read(place.uri)]
-        if left:
-            raise UnlearnError(
-                f"{', '.join(left)} can still be read after the deletion of {plan.location}: look for the files there, "
-                "and start the same command again"
-            )
+        if left := [place.uri for place in plan.places if _can_be_read(place.uri)]:
+            raise UnlearnError(f"{', '.join(left)} can still be read after the deletion of {plan.location}; {_AGAIN}")
         mlflow.log_dict({**record, "done": True}, "evidence/retirement.json")
         for step in plan.steps():
             print(f"done: {step}")
@@ -96,25 +95,58 @@ def retire(options: config.Retire) -> None:
 def _plan(client: MlflowClient, options: config.Retire) -> Plan:
     version = registered_version(client, options.model_uri)
     uri = f"models:/{version.name}/{version.version}"
-    if (told := retired(version)) is not None:
+    # One that was interrupted is done again.
+    if (told := retired(version)) is not None and not _can_be_read(uri):
         raise UnlearnError(f"{uri} was {told}; there is nothing left to remove")
     target = place_of(version)
     found = sharing(client, target)
     named = [alias.strip() for alias in (options.aliases or "").split(",") if alias.strip()]
-    there = [(place.registered.name, alias) for place in found for alias in place.registered.aliases]
-    if unknown := [alias for alias in named if alias not in {alias for _, alias in there}]:
-        raise UnlearnError(f"aliases = {unknown[0]!r}: no such alias points to {uri} or to a copy of it")
-    serving = [f"{name}@{alias}" for name, alias in there if alias not in named]
+    named = [alias if "@" in alias else f"{version.name}@{alias}" for alias in named]
+    there = [f"{place.registered.name}@{alias}" for place in found for alias in place.registered.aliases]
+    if unknown := [alias for alias in named if alias not in there]:
+        raise UnlearnError(f"aliases: {unknown[0]} does not point to {uri} or to a copy of it")
+    serving = [alias for alias in there if alias not in named]
     serving += [f"the endpoint {name} ({url})" for place in found for name, url in place.endpoints.items()]
     if serving:
         raise Refused(
             f"{uri} is still served by {', '.join(serving)}: move the alias with `promote`, or name it in aliases=; "
             "of an endpoint remove the tag once it serves another version"
         )
-    location = version.source
-    if target.model_id is not None:
-        location = client.get_logged_model(target.model_id).artifact_location
-    return Plan(found, there, target.model_id, location, cached(found))
+    return Plan(found, there, target.model_id, files_of(client, version), cached(found))
+
+
+def _remove_alias(client: MlflowClient, place: Place, alias: str) -> None:
+    """Unless somebody has moved it to another version since the plan was made."""
+    registered = place.registered
+    now = client.get_registered_model(registered.name).aliases.get(alias)
+    if now is not None and str(now) != str(registered.version):
+        raise Refused(f"{registered.name}@{alias} was moved to version {now} meanwhile: look at the plan again")
+    client.delete_registered_model_alias(registered.name, alias)
+
+
+def _delete_logged_model(client: MlflowClient, model_id: str) -> None:
+    try:
+        client.delete_logged_model(model_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # else an interrupted command has done it
+            raise
+
+
+def _delete_files(location: str) -> None:
+    """All of them, which the store has to confirm.
+
+    Raises:
+        UnlearnError: it cannot delete them, or lists some still.
+    """
+    repository = get_artifact_repository(location)
+    try:
+        repository.delete_artifacts()
+        left = repository.list_artifacts()
+    except (NotImplementedError, MlflowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UnlearnError(f"the files at {location} cannot be deleted ({reason}); {_AGAIN}") from error
+    if left:
+        raise UnlearnError(f"{len(left)} entries are left at {location}; {_AGAIN}")
 
 
 def _can_be_read(uri: str) -> bool:

@@ -1,6 +1,7 @@
 """`review`: judge a version by a policy; the verdict is a file of its own, bound to what it is about."""
 
 import json
+import re
 from datetime import UTC, datetime
 
 import mlflow
@@ -91,4 +92,5 @@ def review(options: config.Review) -> None:
 
 def numbers(registered: ModelVersion) -> list[int]:
     """Of the reviews that the version's tags name."""
-    return [int(key.removeprefix(TAG)) for key in registered.tags if key.startswith(TAG)]
+    found = [key.removeprefix(TAG) for key in registered.tags if key.startswith(TAG)]
+    return [int(number) for number in found if re.fullmatch("[1-9][0-9]*", number)]

@@ -17,11 +17,23 @@ from safetensors import SafetensorError
 from mlflow_unlearn import config, forget_requests, tracking
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import Refused, UnlearnError
-from mlflow_unlearn.governance.evidence import DIGEST_TAG, FILE, FOLDER, Evidence, read_evidence, sha256
+from mlflow_unlearn.governance.evidence import (
+    CARD,
+    DIGEST_TAG,
+    FILE,
+    FOLDER,
+    REPORT,
+    REPORT_TAG,
+    SIGNATURE,
+    Evidence,
+    read_evidence,
+    sha256,
+)
 from mlflow_unlearn.governance.files import file_digests, stored_weights_digest
 from mlflow_unlearn.governance.signing import broken, is_signed
 from mlflow_unlearn.registry import (
     MANIFEST_FILE,
+    METRIC_TAG,
     WEIGHTS_FILE,
     Version,
     download,
@@ -30,12 +42,13 @@ from mlflow_unlearn.registry import (
     retired,
 )
 from mlflow_unlearn.report import table
+from mlflow_unlearn.report.card import model_card
 
 if TYPE_CHECKING:
     from mlflow_unlearn.job import Chosen, Job
     from mlflow_unlearn.view import View
 
-PROMOTION_TAG = "unlearn.promotion."
+PROMOTION_TAG, PROMOTION = "unlearn.promotion.", "promotion.json"
 GUARDED = "champion"
 """The alias that nobody should move but `promote`; those that it has moved before are guarded as well."""
 TOLERANCE = 1e-3
@@ -142,6 +155,7 @@ def examine(client: MlflowClient, uri: str, folder: Path, *, key: str | None = N
         _run_copy(evidence, digest),
         _bound(registered, evidence),
         *_files(path, evidence),
+        *_made_from_it(registered, path / FOLDER, evidence),
         *_tags(registered, evidence),
         _config(evidence),
         *_manifests(path, evidence),
@@ -151,7 +165,7 @@ def examine(client: MlflowClient, uri: str, folder: Path, *, key: str | None = N
     return Examined(registered, path, evidence, digest, signed, findings)
 
 
-def _same(part: str, found: str | None, expected: str, told: str) -> Finding:
+def _same(part: str, found: str | None, expected: str | None, told: str) -> Finding:
     if found == expected:
         return Finding(part, "same", told)
     return Finding(part, "differs", f"{told}: {_short(found)} instead of {_short(expected)}")
@@ -200,12 +214,25 @@ def _files(path: Path, evidence: Evidence) -> Iterator[Finding]:
         yield _same("weights", weights, evidence.result.weights_sha256, "the digest of the weights")
 
 
+def _made_from_it(registered: ModelVersion, folder: Path, evidence: Evidence) -> Iterator[Finding]:
+    """What people read: the card can be made again, and of the report the version keeps a digest."""
+    found = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    report, card = found.get(REPORT), found.get(CARD)
+    expected = sha256(model_card(evidence).encode())
+    yield _same("model card", None if card is None else sha256(card), expected, "it is what the evidence says")
+    told = "the version's tag names its digest"
+    yield _same("report", None if report is None else sha256(report), registered.tags.get(REPORT_TAG, ""), told)
+    for name in sorted(found.keys() - {FILE, REPORT, CARD, SIGNATURE}):
+        yield Finding(f"file {FOLDER}/{name}", "differs", f"{FOLDER}/{name} was added")
+
+
 def _tags(registered: ModelVersion, evidence: Evidence) -> Iterator[Finding]:
     expected = evidence.tags()
-    for name, value in expected.items():
-        if registered.tags.get(name) != value:
-            yield _same(f"tag {name}", registered.tags.get(name), value, "as the evidence has it")
-    if all(registered.tags.get(name) == value for name, value in expected.items()):
+    names = expected.keys() | {name for name in registered.tags if name.startswith(METRIC_TAG)}
+    different = sorted(name for name in names if registered.tags.get(name) != expected.get(name))
+    for name in different:
+        yield _same(f"tag {name}", registered.tags.get(name), expected.get(name), "as the evidence has it")
+    if not different:
         yield Finding("tags", "same", f"all {len(expected)} tags are as the evidence has them")
 
 
@@ -238,29 +265,39 @@ def _manifests(path: Path, evidence: Evidence) -> Iterator[Finding]:
 def _chain(client: MlflowClient, evidence: Evidence, folder: Path) -> Iterator[Finding]:
     """Each earlier step by the digest of its evidence, and the source by that of its weights."""
     steps = {step.uri: step for step in evidence.lineage}
+    files = {evidence.source.uri: evidence.source.files}
     for uri in dict.fromkeys([*steps, evidence.source.uri]):
         part = f"chain {uri}"
         weights = steps[uri].weights_sha256 if uri in steps else evidence.source.weights_sha256
+        end: str | None = None
         try:
             registered = find_version(client, uri)
-            if registered is not None and (end := retired(registered)) is not None:
-                yield Finding(part, "not checked", f"it was {end}")
-                continue
+            end = retired(registered) if registered is not None else None
             path = download(uri, folder)
+            stored = file_digests(path)
+            if not stored:  # some stores give an empty folder for one that is gone
+                raise FileNotFoundError("it has no files any more")
         except (UnlearnError, MlflowException, OSError) as error:
-            yield Finding(part, "not checked", f"it is gone ({_line(error)})")
+            yield Finding(part, "not checked", f"it was {end}" if end is not None else f"it is gone ({_line(error)})")
             continue
+        if end is not None:
+            yield Finding(part, "differs", f"it was {end}, and can still be read")
         if uri in steps:
             try:
-                _, digest = read_evidence(path)
+                record, digest = read_evidence(path)
             except (FileNotFoundError, UnlearnError) as error:
                 yield Finding(part, "differs", f"its evidence cannot be read ({_line(error)})")
                 continue
             yield _same(part, digest, steps[uri].evidence_sha256, "its evidence")
+            if digest == steps[uri].evidence_sha256:
+                files.setdefault(uri, record.result.files)
+        if uri in files and (changed := _changed(stored, files[uri])):
+            yield Finding(part, "differs", f"{', '.join(changed)}: not as it was read")
+            continue
         try:
             yield _same(part, stored_weights_digest(path), weights, "its weights")
         except FileNotFoundError:
-            yield Finding(part, "not checked", "it keeps no weights beside the model, which would have to be loaded")
+            yield Finding(part, "same", "its files; it keeps no weights beside the model")
         except (OSError, SafetensorError) as error:
             yield Finding(part, "differs", f"its weights cannot be read ({_line(error)})")
     if evidence.source.evidence_sha256 is not None and not any(
@@ -271,6 +308,11 @@ def _chain(client: MlflowClient, evidence: Evidence, folder: Path) -> Iterator[F
     told = {request_id for step in evidence.lineage for request_id in step.request_ids} | {*evidence.request_ids}
     if told - {request.id for request in evidence.requests}:
         yield Finding("chain", "differs", "a request of an earlier step is not among the requests")
+
+
+def _changed(found: dict[str, str], expected: dict[str, str]) -> list[str]:
+    """Names of files that are missing, were added, or have another digest."""
+    return sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
 
 
 def _signature(folder: Path, key: str | None) -> tuple[bool | None, Finding]:
@@ -292,17 +334,21 @@ def _aliases(client: MlflowClient, examined: Examined) -> Iterator[Finding]:
     name = examined.registered.name
     versions = client.search_model_versions(f"name='{name}'")
     guarded = {key.removeprefix(PROMOTION_TAG) for v in versions for key in v.tags if key.startswith(PROMOTION_TAG)}
+    tags = {str(version.version): version.tags for version in versions}
     for alias in examined.registered.aliases:
-        part = f"alias {alias}"
-        told = examined.registered.tags.get(PROMOTION_TAG + alias)
+        part, key = f"alias {alias}", PROMOTION_TAG + alias
+        told = examined.registered.tags.get(key)
+        later = [number for number, theirs in tags.items() if _promoted_at(theirs.get(key)) > _promoted_at(told)]
         if alias not in {*guarded, GUARDED}:
             yield Finding(part, "not checked", "`promote` has never moved this alias")
         elif told is None:
             yield Finding(part, "differs", "it was moved by hand: no promotion of this version is recorded")
+        elif later:
+            told = f"it was moved back by hand: version {', '.join(later)} was promoted later"
+            yield Finding(part, "differs", told)
         else:
             yield _same_promotion(part, told, examined)
     # An alias that `promote` gave to this version, and that a version without a later promotion has now.
-    tags = {str(version.version): version.tags for version in versions}
     for alias, number in client.get_registered_model(name).aliases.items():
         key = PROMOTION_TAG + alias
         told = examined.registered.tags.get(key)
@@ -328,8 +374,11 @@ def _same_promotion(part: str, told: str, examined: Examined) -> Finding:
     }
     try:
         promotion = json.loads(told)
-    except ValueError:
-        return Finding(part, "differs", "the tag of its promotion cannot be read")
+        recorded = json.loads(_artifact(promotion["run_id"], f"{FOLDER}/{PROMOTION}"))
+    except (ValueError, KeyError, TypeError, MlflowException, OSError) as error:
+        return Finding(part, "differs", f"the record of its promotion cannot be read ({_line(error)})")
+    if promotion != recorded:
+        return Finding(part, "differs", "the tag of its promotion is not what the promotion's run recorded")
     for name, value in expected.items():
         if promotion.get(name) != value:
             return _same(part, promotion.get(name), value, f"the {name} that was promoted")
@@ -340,7 +389,7 @@ def _same_promotion(part: str, told: str, examined: Examined) -> Finding:
 
 
 def _recomputed(client: MlflowClient, examined: Examined, options: config.Verify, folder: Path) -> Iterator[Finding]:
-    """The metrics once more; files that differ are not loaded."""
+    """The metrics once more; where anything differs, nothing is loaded."""
     # Here and not above: whoever only compares digests must not wait for them.
     from mlflow_unlearn.evaluation import compare, compute_metrics, read_splits
     from mlflow_unlearn.flavor import load_module
@@ -348,8 +397,8 @@ def _recomputed(client: MlflowClient, examined: Examined, options: config.Verify
     from mlflow_unlearn.view import training_mask
 
     evidence = examined.evidence
-    if any(f.part == "weights" or f.part.startswith("file") for f in examined.differences):
-        yield Finding("metrics", "not checked", "the files differ, and are not loaded")
+    if examined.differences:
+        yield Finding("metrics", "not checked", "what differs from its evidence is not loaded")
         return
     reading = config.Evaluate(
         model_uri=examined.uri,
@@ -365,8 +414,7 @@ def _recomputed(client: MlflowClient, examined: Examined, options: config.Verify
         forget = np.flatnonzero(np.any([manifest.mask(ids) for manifest in named], axis=0))
         if not len(forget):
             raise UnlearnError(f"{view.source.spec!r} has none of the forgotten samples any more")
-        salt = next((manifest.salt for manifest in named if manifest.salt is not None), None)
-        return view, forget, np.flatnonzero(training_mask(version, view.source)), salt
+        return view, forget, np.flatnonzero(training_mask(version, view.source)), evidence.data.salt
 
     def opened(original_uri: str | None) -> "tuple[Job, Version]":
         chosen = reading.model_copy(update={"original_uri": original_uri})
@@ -398,8 +446,11 @@ def _recomputed(client: MlflowClient, examined: Examined, options: config.Verify
         shared = {key: abs(value - expected[key]) for key, value in metrics.items() if key in expected}
         worst = max(shared, key=lambda key: shared[key])
         outcome: Literal["same", "differs"] = "same" if shared[worst] <= TOLERANCE else "differs"
-        told = f"{len(shared)} measured again; the largest difference is {shared[worst]:.2g}, of {worst}"
+        told = f"{len(shared)} of {len(expected)} measured again; largest difference: {shared[worst]:.2g}, of {worst}"
         yield Finding(f"metrics of {model}", outcome, told)
+    apart = [request.id for request in evidence.requests if request.metrics] + ["their union"] * bool(evidence.union)
+    if rest := [*(["gold"] if "gold" in evidence.metrics else []), *apart]:
+        yield Finding("other metrics", "not checked", f"those of {', '.join(rest)} are not measured again")
 
 
 def _artifact(run_id: str, path: str) -> bytes:

@@ -1,5 +1,6 @@
 """Evidence, review, promotion and verification of a chain of three requests on digits."""
 
+import hashlib
 import json
 import re
 import subprocess
@@ -16,6 +17,7 @@ from stores import Outcome, call, copied, digits_folder
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.governance.evidence import Evidence, read_evidence
 from mlflow_unlearn.governance.files import file_digests
+from mlflow_unlearn.report.card import model_card
 
 QUICK = '{"epochs": 3, "lr": 0.003}'
 LENIENT = """
@@ -176,17 +178,112 @@ def test_measured_again(chain):
     done = call("verify", "--model-uri", "models:/clf/2", "--recompute", "true")
     assert done.code == 0, done.err
     assert re.search(r"metrics of unlearned.*same", done.out)
+    # Everything that names the digest is rewritten: only measuring tells.
+    record = evidence_of("2").model_dump()
+    record["metrics"]["unlearned"]["values"]["acc_test"] += 0.01
+    with rewritten(chain, "2", Evidence.model_validate(record)):
+        assert call("verify", "--model-uri", "models:/clf/2").code == 0
+        done = call("verify", "--model-uri", "models:/clf/2", "--recompute", "true")
+    assert done.code == 3
+    assert "metrics of unlearned" in done.err and "of acc_test" in done.err
+
+
+def test_what_differs_is_not_loaded(chain, tmp_path):
+    """A forged record names code as its data: it must not run."""
+    (chain.folder / "forged_data.py").write_text(f"def splits():\n    open({str(tmp_path / 'ran')!r}, 'w')\n")
+    record = evidence_of("2").model_dump()
+    record["data"]["source"] = "python:forged_data:splits"
     path = folder_of("2") / "evidence" / "evidence.json"
     text = path.read_text()
     try:
-        record = json.loads(text)
-        record["metrics"]["unlearned"]["values"]["acc_test"] += 0.01
-        path.write_text(json.dumps(record))
+        path.write_text(Evidence.model_validate(record).to_json())
         done = call("verify", "--model-uri", "models:/clf/2", "--recompute", "true")
     finally:
         path.write_text(text)
-    assert done.code == 3
-    assert "metrics of unlearned" in done.err and "of acc_test" in done.err
+    assert done.code == 3 and "is not loaded" in done.out
+    assert not (tmp_path / "ran").exists()
+
+
+@contextmanager
+def changed(path: Path, content: bytes | None):
+    """A file has another content inside the block, or is gone."""
+    before = path.read_bytes() if path.exists() else None
+    try:
+        path.unlink() if content is None else path.write_bytes(content)
+        yield
+    finally:
+        path.unlink(missing_ok=True) if before is None else path.write_bytes(before)
+
+
+@contextmanager
+def tagged(chain, version: str, **tags: str):
+    """A version has these tags inside the block."""
+    before = chain.tags(version)
+    names = {name.replace("__", "."): value for name, value in tags.items()}
+    try:
+        for name, value in names.items():
+            chain.client.set_model_version_tag("clf", version, name, value)
+        yield
+    finally:
+        for name in names:
+            if name in before:
+                chain.client.set_model_version_tag("clf", version, name, before[name])
+            else:
+                chain.client.delete_model_version_tag("clf", version, name)
+
+
+@contextmanager
+def rewritten(chain, version: str, edited: Evidence):
+    """What somebody with EDIT on a version and its run can do: the record is another one wherever it is named."""
+    folder = folder_of(version) / "evidence"
+    run = chain.client.get_run(edited.run.id)
+    copy = Path(run.info.artifact_uri.removeprefix("file://")) / "evidence" / "evidence.json"
+    content = edited.to_json().encode()
+    tags = {"unlearn__evidence_sha256": edited.sha256}
+    tags |= {name.replace(".", "__"): value for name, value in edited.tags().items()}
+    card = model_card(edited).encode()
+    with changed(folder / "evidence.json", content), changed(copy, content), changed(folder / "model_card.md", card):
+        with tagged(chain, version, **tags):
+            yield
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("evidence/report.html", b"<h1>PASS</h1>", "report: the version's tag names its digest"),
+        ("evidence/report.html", None, "report:"),
+        ("evidence/model_card.md", b"All is well.", "model card: it is what the evidence says"),
+        ("evidence/approval.txt", b"yes", "evidence/approval.txt was added"),
+    ],
+)
+def test_what_people_read_is_checked(chain, name, content, sentence):
+    with changed(folder_of("3") / name, content):
+        done = call("verify", "--model-uri", "models:/clf/3")
+    assert done.code == 3 and sentence in done.err
+
+
+def test_a_metric_that_was_never_measured(chain):
+    with tagged(chain, "3", unlearn__metric__avg_gap="0.0"):
+        done = call("verify", "--model-uri", "models:/clf/3")
+    assert done.code == 3 and "tag unlearn.metric.avg_gap" in done.err
+
+
+def test_a_source_that_was_changed(chain):
+    """The model that is served is another one, and the weights beside it are as they were."""
+    for version, later in (("1", "2"), ("2", "4")):
+        [model] = (folder_of(version) / "data").glob("model.p*")
+        with changed(model, b"another"):
+            done = call("verify", "--model-uri", f"models:/clf/{later}")
+        assert done.code == 3 and f"chain models:/clf/{version}: data/{model.name}" in done.err
+    with changed(folder_of("2") / "extra_files" / "weights.safetensors", None):
+        done = call("verify", "--model-uri", "models:/clf/3")
+    assert done.code == 3 and "chain models:/clf/2: extra_files/weights.safetensors" in done.err
+
+
+def test_a_source_that_only_says_that_it_is_retired(chain):
+    with tagged(chain, "2", unlearn__retired="x"):
+        done = call("verify", "--model-uri", "models:/clf/3")
+    assert done.code == 3 and "chain models:/clf/2: it was retired (x), and can still be read" in done.err
 
 
 @pytest.mark.parametrize("part", ["weights", "manifest", "evidence", "config", "tag"])
@@ -257,22 +354,11 @@ def test_signatures(chain, keys):
     assert "the evidence was signed by" in call("verify", "--model-uri", "models:/clf/4", "--key", ours).out
     other = call("verify", "--model-uri", "models:/clf/4", "--key", theirs)
     assert other.code == 3 and "signature" in other.err
-    path, tag = folder_of("4") / "evidence" / "evidence.json", chain.tags("4")["unlearn.evidence_sha256"]
-    text = path.read_text()
-    run = chain.client.get_run(evidence_of("4").run.id)
-    copy = Path(run.info.artifact_uri.removeprefix("file://")) / "evidence" / "evidence.json"
-    try:
-        # With EDIT on the version and its run everything that names the digest can be rewritten, but not the signature.
-        edited = Evidence.model_validate_json(text.replace("pseudonym-7", "pseudonym-8"))
-        path.write_text(edited.to_json())
-        copy.write_text(edited.to_json())
-        chain.client.set_model_version_tag("clf", "4", "unlearn.evidence_sha256", edited.sha256)
+    # With EDIT on the version and its run everything that names the digest can be rewritten, but not the signature.
+    edited = Evidence.model_validate_json(evidence_of("4").to_json().replace("pseudonym-7", "pseudonym-8"))
+    with rewritten(chain, "4", edited):
         assert call("verify", "--model-uri", "models:/clf/4").code == 0
         done = call("verify", "--model-uri", "models:/clf/4", "--key", ours)
-    finally:
-        path.write_text(text)
-        copy.write_text(text)
-        chain.client.set_model_version_tag("clf", "4", "unlearn.evidence_sha256", tag)
     assert done.code == 3 and "signature" in done.err
 
 
@@ -332,10 +418,23 @@ def test_review_and_promote(chain):
     assert seen.code == 3 and "alias champion: it was moved by hand: no promotion" in seen.err
     left = call("verify", "--model-uri", "models:/clf/3")
     assert left.code == 3 and "alias champion: it was moved by hand from here to version 2" in left.err
-    # A later promotion is no move by hand.
+    # A later promotion is no move by hand, and an earlier one does not cover moving it back.
     assert review("2").code == 0
     assert call("promote", "--model-uri", "models:/clf/2", "--override", "canary").code == 0
     assert call("verify", "--model-uri", "models:/clf/3").code == 0
+    chain.client.set_registered_model_alias("clf", "champion", "3")
+    back = call("verify", "--model-uri", "models:/clf/3")
+    assert back.code == 3 and "it was moved back by hand: version 2 was promoted later" in back.err
+    # Nor does a tag that no promotion has written.
+    forged = {
+        "uri": "models:/clf/3",
+        "at": "2999-01-01",
+        **{k: promotion[k] for k in promotion if k.endswith("sha256")},
+    }
+    for more in ({}, {"run_id": promotion["run_id"]}):
+        with tagged(chain, "3", unlearn__promotion__champion=json.dumps(forged | more)):
+            seen = call("verify", "--model-uri", "models:/clf/3")
+        assert seen.code == 3 and "its promotion" in seen.err
     chain.client.delete_registered_model_alias("clf", "champion")
 
 
@@ -357,6 +456,42 @@ def test_open_requests_and_override(chain):
         assert "in spite of the verdict: outage 12" in re.sub(r"[│\s]+", " ", checked.out)
     finally:
         chain.client.delete_model_version_tag("clf", "3", f"unlearn.request.{request}")
+
+
+def test_a_request_that_only_a_sibling_carried_out(chain):
+    assert review("4").code == 0
+    request = {"of": "models:/clf/3", "run_id": "r", "by": ["models:/clf/9"]}
+    with tagged(chain, "3", unlearn__request__abcdefabcdef=f"done {json.dumps(request)}"):
+        refused = call("promote", "--model-uri", "models:/clf/4")
+    assert refused.code == 3
+    assert "request abcdefabcdef on models:/clf/3 was carried out by models:/clf/9 alone" in refused.err
+
+
+@pytest.mark.parametrize("value", ["pending []", "pending 5", "pending null", "pending {", "done {}"])
+def test_a_request_tag_that_was_edited(chain, value):
+    with tagged(chain, "3", unlearn__request__abcdefabcdef=value):
+        refused = call("promote", "--model-uri", "models:/clf/4")
+    assert refused.code in (2, 3) and "is no forget request any more" in refused.err
+    assert "Traceback" not in refused.err
+
+
+def test_a_review_is_judged_again(chain):
+    """Whoever may write the review's run and the version's tags can forge the file, but not what the evidence says."""
+    assert review("2", "strict.yaml").code == 3
+    n = max(int(k.rpartition(".")[2]) for k in chain.tags("2") if k.startswith("unlearn.review."))
+    told = json.loads(chain.tags("2")[f"unlearn.review.{n}"])
+    run = chain.client.get_run(told["run_id"])
+    path = Path(run.info.artifact_uri.removeprefix("file://")) / "evidence" / f"review-{n}.json"
+    record = json.loads(path.read_text())
+    for checks in ([], [c | {"outcome": "pass"} for c in record["verdict"]["checks"]]):
+        forged = json.dumps(record | {"verdict": record["verdict"] | {"checks": checks}}).encode()
+        tag = json.dumps(told | {"sha256": hashlib.sha256(forged).hexdigest(), "verdict": "pass"})
+        with changed(path, forged), tagged(chain, "2", **{f"unlearn__review__{n}": tag, "unlearn__review__note": "x"}):
+            refused = call("promote", "--model-uri", "models:/clf/2", "--policy", "strict.yaml")
+            lifted = call("promote", "--model-uri", "models:/clf/2", "--override", "now")
+        assert refused.code == 3 and f"review {n} says what its policy does not say" in refused.err
+        assert lifted.code == 3 and "give policy=, which says who may approve" in lifted.err
+    assert "champion" not in chain.client.get_registered_model("clf").aliases
 
 
 def test_a_copy_and_other_weights_are_refused(chain):
@@ -417,7 +552,7 @@ def test_who_may_approve(chain, rules, approver, sentence):
         (("review", "--model-uri", "models:/m-00000000000000000000000000000000"), "no registered version"),
         (("verify", "--model-uri", "models:/clf/4", "--key", "none.pem"), "is no public key"),
         (("unlearn", "--model-uri", "models:/clf/1", "--sign-key", "none.pem"), "cannot sign"),
-        (("retire", "--model-uri", "models:/clf/2", "--aliases", "nope"), "no such alias"),
+        (("retire", "--model-uri", "models:/clf/2", "--aliases", "nope"), "clf@nope does not point to"),
     ],
 )
 def test_bad_input(chain, arguments, sentence):
@@ -473,3 +608,15 @@ def test_ids_of_every_kind(empty_store, tmp_path):
     report = (folder_of("2") / "evidence" / "report.html").read_text(encoding="utf-8")
     assert "<script>alert" not in report
     assert Manifest.from_csv(folder_of("2") / "extra_files" / "training_manifest.csv").salt is not None
+
+
+@pytest.mark.parametrize("stored", [(), ("--hash-ids", "true")])
+def test_hashed_ids_of_a_filed_request_are_measured_again(store, stored):
+    """The digest of the forget set has the salt of the request, or, where that keeps plain ids, one in the record."""
+    assert call("request", "--model-uri", "models:/clf/1", "--forget", "random:20", *stored).code == 0
+    hidden = ("--hash-ids", "true", "--params", QUICK)
+    done = call("unlearn", "--model-uri", "models:/clf/1", *hidden)
+    assert done.code == 0, done.err
+    assert evidence_of("2").data.salt is not None
+    checked = call("verify", "--model-uri", "models:/clf/2", "--recompute", "true")
+    assert checked.code == 0, checked.err

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -59,7 +60,7 @@ def test_exposure_and_retirement(own):
     entries = [path for path, facts in cache.entries("outputs")]
     assert entries and all(str(path) in shown.out.replace("\n", "") for path in entries)
 
-    refused = call("retire", "--model-uri", "models:/clf/1", "--aliases", "old", "--yes", "true")
+    refused = call("retire", "--model-uri", "models:/clf/1", "--aliases", "elsewhere@old", "--yes", "true")
     assert refused.code == 3
     assert "clf@champion" in refused.err and "the endpoint edge" in refused.err
     own.client.set_registered_model_alias("clf", "champion", "2")
@@ -67,12 +68,15 @@ def test_exposure_and_retirement(own):
     assert call("retire", "--model-uri", "models:/clf/1").code == 3  # the copy's alias is not named
 
     before = own.everything_registered()
-    planned = call("retire", "--model-uri", "models:/clf/1", "--aliases", "old")
+    other = call("retire", "--model-uri", "models:/clf/1", "--aliases", "old")
+    assert other.code == 2 and "clf@old does not point to models:/clf/1" in other.err  # the target's own name is meant
+    planned = call("retire", "--model-uri", "models:/clf/1", "--aliases", "elsewhere@old")
     assert planned.code == 0, planned.err
     assert "would remove the alias elsewhere@old" in planned.out and "Nothing was done" in planned.out
     assert own.everything_registered() == before and len(weights_files(own)) >= 1
 
-    done = call("retire", "--model-uri", "models:/clf/1", "--aliases", "old", "--reason", "replaced", "--yes", "true")
+    named = ("--aliases", "elsewhere@old", "--reason", "replaced")
+    done = call("retire", "--model-uri", "models:/clf/1", *named, "--yes", "true")
     assert done.code == 0, done.err
     assert weights_files(own) == []
     assert not any(path.exists() for path in entries)
@@ -106,3 +110,36 @@ def test_nothing_to_be_forgotten(own):
         own.client.delete_model_version_tag("plain", "1", key)
     refused = call("exposure", "--model-uri", "models:/plain/1")
     assert refused.code == 2 and "has no forget request" in refused.err
+
+
+def test_interrupted_and_started_again(own):
+    """Marked and its LoggedModel deleted, but the files are still there: the same command finishes it."""
+    location = Path(own.client.get_model_version_download_uri("clf", "1").removeprefix("file://"))
+    own.client.set_model_version_tag("clf", "1", "unlearn.retired", '{"by": "x", "at": "y", "reason": null}')
+    own.client.delete_logged_model(location.parent.name)
+    assert (location / "MLmodel").exists()
+    again = call("retire", "--model-uri", "models:/clf/1", "--yes", "true")
+    assert again.code == 0, again.err
+    assert not (location / "MLmodel").exists()
+    assert call("retire", "--model-uri", "models:/clf/1", "--yes", "true").code == 2
+
+
+def test_a_copy_of_a_plain_folder_is_served(own, tmp_path):
+    """Registered by its path: no LoggedModel tells that the copy has the same files."""
+    folder = tmp_path / "plain"
+    shutil.copytree(mlflow.artifacts.download_artifacts("models:/clf/1"), folder)
+    text = (folder / "MLmodel").read_text()
+    (folder / "MLmodel").write_text(re.sub(r"^model_id:.*\n", "", text, flags=re.M))
+    own.client.create_registered_model("plain")
+    own.client.create_model_version("plain", str(folder))
+    own.client.copy_model_version("models:/plain/1", "served")
+    own.client.set_registered_model_alias("served", "champion", "1")
+    refused = call("retire", "--model-uri", "models:/plain/1", "--yes", "true")
+    assert refused.code == 3 and "served@champion" in refused.err
+    assert (folder / "MLmodel").exists()
+    own.client.delete_registered_model_alias("served", "champion")
+    # By the copy's own URI, whose source is no folder.
+    done = call("retire", "--model-uri", "models:/served/1", "--yes", "true")
+    assert done.code == 0, done.err
+    assert not (folder / "MLmodel").exists()
+    assert {"unlearn.retired"} <= own.tags("1", "plain").keys() & own.tags("1", "served").keys()
