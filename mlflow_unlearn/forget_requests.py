@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.governance.people import whoami
 from mlflow_unlearn.progress import note
-from mlflow_unlearn.registry import Version
+from mlflow_unlearn.registry import Version, fetched
 
 TAG = "unlearn.request."
 RUN_TAG = "unlearn.request_id"
@@ -175,7 +176,8 @@ def read_manifest_of(run_id: str) -> Manifest:
     Raises:
         UnlearnError: its files are gone.
     """
-    return Manifest.from_csv(_stored(run_id, "manifest.csv"))
+    with _stored(run_id, "manifest.csv") as path:
+        return Manifest.from_csv(path)
 
 
 def read_details(run_id: str) -> dict[str, Any]:
@@ -185,7 +187,8 @@ def read_details(run_id: str) -> dict[str, Any]:
         UnlearnError: its files are gone, or were edited.
     """
     try:
-        found: dict[str, Any] = json.loads(_stored(run_id, "request.json").read_text(encoding="utf-8"))
+        with _stored(run_id, "request.json") as path:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found | {"of": str(found["of"])}
     except (ValueError, KeyError, TypeError) as error:
         raise UnlearnError(
@@ -193,11 +196,14 @@ def read_details(run_id: str) -> dict[str, Any]:
         ) from error
 
 
-def _stored(run_id: str, name: str) -> Path:
-    try:
-        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=f"{FOLDER}/{name}"))
-    except (MlflowException, OSError) as error:
-        raise UnlearnError(f"{name} of the request in run {run_id} cannot be read: {error}") from error
+@contextmanager
+def _stored(run_id: str, name: str) -> Iterator[Path]:
+    with ExitStack() as stack:
+        try:
+            path = stack.enter_context(fetched(f"runs:/{run_id}/{FOLDER}/{name}"))
+        except (MlflowException, OSError) as error:
+            raise UnlearnError(f"{name} of the request in run {run_id} cannot be read: {error}") from error
+        yield path
 
 
 def mark_done(client: MlflowClient, requests: Sequence[ForgetRequest], by: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -184,6 +185,28 @@ def download(uri: str, folder: Path) -> Path:
     target = folder / re.sub(r"\W+", "-", uri)
     target.mkdir(exist_ok=True)
     return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target)))
+
+
+@contextmanager
+def fetched(uri: str) -> Iterator[Path]:
+    """One stored file inside the block; what MLflow downloads by itself stays in the temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-") as folder:
+        yield Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
+
+
+def read_artifact(run_id: str, path: str) -> bytes:
+    """The bytes of one of a run's files."""
+    with fetched(f"runs:/{run_id}/{path}") as file:
+        return file.read_bytes()
+
+
+def can_be_read(uri: str) -> bool:
+    """Whether a model's files are there."""
+    try:
+        with fetched(f"{uri}/MLmodel"):
+            return True
+    except (MlflowException, OSError):
+        return False
 
 
 def open_version(client: MlflowClient, uri: str, folder: Path) -> Version:

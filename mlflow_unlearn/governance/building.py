@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 from torch import nn
 
@@ -32,6 +30,7 @@ from mlflow_unlearn.job import Job
 from mlflow_unlearn.metrics.accuracy import accuracy
 from mlflow_unlearn.metrics.divergence import rf_js_divergence
 from mlflow_unlearn.models import weights_digest
+from mlflow_unlearn.registry import read_artifact
 from mlflow_unlearn.unlearning import Result
 
 BINS = 30
@@ -129,8 +128,7 @@ def measured(metrics: Metrics) -> Measured:
 
 
 def _config_digest(run_id: str) -> str:
-    path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="config.yaml")
-    return records.sha256(Path(path).read_bytes())
+    return records.sha256(read_artifact(run_id, "config.yaml"))
 
 
 def _data(job: Job) -> Data:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
@@ -14,7 +13,7 @@ from mlflow.tracking import MlflowClient
 from mlflow_unlearn import cache, config, forget_requests, tracking
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.registry import MANIFEST_FILE, registered_version, retired
+from mlflow_unlearn.registry import MANIFEST_FILE, can_be_read, fetched, registered_version, retired
 from mlflow_unlearn.report import table
 
 ENDPOINT_TAG = "unlearn.endpoint."
@@ -182,7 +181,7 @@ def _pages(page: Callable[[str | None], Any]) -> Iterator[Any]:
 
 def _place(version: ModelVersion, forgotten: Sequence[Forgotten]) -> Place:
     uri = f"models:/{version.name}/{version.version}"
-    if (told := retired(version)) is not None:
+    if (told := retired(version)) is not None and not can_be_read(uri):
         return Place(version, "retired", told)
     model_id = place_of(version).model_id
     done = set(version.tags.get("unlearn.request_ids", "").split(","))
@@ -209,7 +208,8 @@ def _place(version: ModelVersion, forgotten: Sequence[Forgotten]) -> Place:
 
 def _training_manifest(uri: str) -> Manifest | None:
     try:
-        return Manifest.from_csv(mlflow.artifacts.download_artifacts(f"{uri}/extra_files/{MANIFEST_FILE}"))
+        with fetched(f"{uri}/extra_files/{MANIFEST_FILE}") as path:
+            return Manifest.from_csv(path)
     except (MlflowException, OSError, UnlearnError):
         return None
 

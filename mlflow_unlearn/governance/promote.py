@@ -2,7 +2,6 @@
 
 import json
 from datetime import UTC, datetime
-from pathlib import Path
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -18,7 +17,7 @@ from mlflow_unlearn.governance.policy import Policy, Verdict, judge, read_policy
 from mlflow_unlearn.governance.review import TAG, Review, numbers
 from mlflow_unlearn.governance.verify import PROMOTION, PROMOTION_TAG, Examined, examine
 from mlflow_unlearn.progress import note
-from mlflow_unlearn.registry import find_version
+from mlflow_unlearn.registry import find_version, read_artifact
 
 
 def promote(options: config.Promote) -> None:
@@ -141,8 +140,7 @@ def _last_review(examined: Examined) -> Review:
     tag = examined.registered.tags[f"{TAG}{n}"]
     try:
         told = json.loads(tag)
-        path = mlflow.artifacts.download_artifacts(run_id=told["run_id"], artifact_path=f"evidence/review-{n}.json")
-        content = Path(path).read_bytes()
+        content = read_artifact(told["run_id"], f"{FOLDER}/review-{n}.json")
         reviewed = Review.model_validate_json(content)
         changed = sha256(content) != told["sha256"]
     except (MlflowException, OSError, ValueError, KeyError, TypeError, ValidationError) as error:

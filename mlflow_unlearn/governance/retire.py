@@ -1,7 +1,6 @@
 """`retire`: remove a version's files for good, in an order in which nothing that is served is ever touched."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from mlflow_unlearn import config, tracking
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.governance.exposure import Place, cached, files_of, place_of, sharing
 from mlflow_unlearn.governance.people import whoami
-from mlflow_unlearn.registry import RETIRED_TAG, registered_version, retired
+from mlflow_unlearn.registry import RETIRED_TAG, can_be_read, registered_version, retired
 
 _AGAIN = "look for the files there, and start the same command again"
 
@@ -82,7 +81,7 @@ def retire(options: config.Retire) -> None:
         _delete_files(plan.location)
         for path in plan.cached:
             path.unlink(missing_ok=True)
-        if left := [place.uri for place in plan.places if _can_be_read(place.uri)]:
+        if left := [place.uri for place in plan.places if can_be_read(place.uri)]:
             raise UnlearnError(f"{', '.join(left)} can still be read after the deletion of {plan.location}; {_AGAIN}")
         mlflow.log_dict({**record, "done": True}, "evidence/retirement.json")
         for step in plan.steps():
@@ -96,7 +95,7 @@ def _plan(client: MlflowClient, options: config.Retire) -> Plan:
     version = registered_version(client, options.model_uri)
     uri = f"models:/{version.name}/{version.version}"
     # One that was interrupted is done again.
-    if (told := retired(version)) is not None and not _can_be_read(uri):
+    if (told := retired(version)) is not None and not can_be_read(uri):
         raise UnlearnError(f"{uri} was {told}; there is nothing left to remove")
     target = place_of(version)
     found = sharing(client, target)
@@ -147,12 +146,3 @@ def _delete_files(location: str) -> None:
         raise UnlearnError(f"the files at {location} cannot be deleted ({reason}); {_AGAIN}") from error
     if left:
         raise UnlearnError(f"{len(left)} entries are left at {location}; {_AGAIN}")
-
-
-def _can_be_read(uri: str) -> bool:
-    try:
-        folder = mlflow.artifacts.download_artifacts(f"{uri}/MLmodel")
-    except (MlflowException, OSError):
-        return False
-    shutil.rmtree(folder, ignore_errors=True)
-    return True

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import mlflow
 import numpy as np
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -38,6 +37,7 @@ from mlflow_unlearn.registry import (
     Version,
     download,
     find_version,
+    read_artifact,
     registered_version,
     retired,
 )
@@ -180,7 +180,7 @@ def _short(value: str | None) -> str:
 def _run_copy(evidence: Evidence, digest: str) -> Finding:
     part = "evidence on the run"
     try:
-        found = _artifact(evidence.run.id, f"{FOLDER}/{FILE}")
+        found = read_artifact(evidence.run.id, f"{FOLDER}/{FILE}")
     except (MlflowException, OSError) as error:
         return Finding(part, "not checked", f"the run cannot be read ({_line(error)})")
     return _same(part, sha256(found), digest, "it is the same file as the version's")
@@ -238,7 +238,7 @@ def _tags(registered: ModelVersion, evidence: Evidence) -> Iterator[Finding]:
 
 def _config(evidence: Evidence) -> Finding:
     try:
-        found = _artifact(evidence.run.id, "config.yaml")
+        found = read_artifact(evidence.run.id, "config.yaml")
     except (MlflowException, OSError) as error:
         return Finding("config", "differs", f"config.yaml of run {evidence.run.id} cannot be read ({_line(error)})")
     return _same("config", sha256(found), evidence.run.config_sha256, "config.yaml of the run")
@@ -374,7 +374,7 @@ def _same_promotion(part: str, told: str, examined: Examined) -> Finding:
     }
     try:
         promotion = json.loads(told)
-        recorded = json.loads(_artifact(promotion["run_id"], f"{FOLDER}/{PROMOTION}"))
+        recorded = json.loads(read_artifact(promotion["run_id"], f"{FOLDER}/{PROMOTION}"))
     except (ValueError, KeyError, TypeError, MlflowException, OSError) as error:
         hidden = isinstance(error, MlflowException) and error.error_code == "PERMISSION_DENIED"
         told = f"the record of its promotion cannot be read ({_line(error)})"
@@ -453,10 +453,6 @@ def _recomputed(client: MlflowClient, examined: Examined, options: config.Verify
     apart = [request.id for request in evidence.requests if request.metrics] + ["their union"] * bool(evidence.union)
     if rest := [*(["gold"] if "gold" in evidence.metrics else []), *apart]:
         yield Finding("other metrics", "not checked", f"those of {', '.join(rest)} are not measured again")
-
-
-def _artifact(run_id: str, path: str) -> bytes:
-    return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path)).read_bytes()
 
 
 def _line(error: Exception) -> str:

@@ -118,6 +118,8 @@ def test_interrupted_and_started_again(own):
     own.client.set_model_version_tag("clf", "1", "unlearn.retired", '{"by": "x", "at": "y", "reason": null}')
     own.client.delete_logged_model(location.parent.name)
     assert (location / "MLmodel").exists()
+    shown = call("exposure", "--model-uri", "models:/clf/2")
+    assert re.search(r"models:/clf/1 .*holds it", shown.out)
     again = call("retire", "--model-uri", "models:/clf/1", "--yes", "true")
     assert again.code == 0, again.err
     assert not (location / "MLmodel").exists()
