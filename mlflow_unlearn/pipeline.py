@@ -189,6 +189,8 @@ def data(options: config.Data) -> None:
         except OSError as error:
             raise UnlearnError(f"the list of ids cannot be written to {options.ids!r} ({error.strerror})") from error
     table.show_source(source)
+    if options.ids is not None:
+        print(f"Wrote the ids of all splits to {options.ids}: a forget set takes rows with split train.")
 
 
 def methods(options: config.Methods) -> None:

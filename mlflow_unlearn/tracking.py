@@ -51,7 +51,13 @@ def connect() -> MlflowClient:
     uri = absolute_uri(mlflow.get_tracking_uri())
     os.environ["MLFLOW_TRACKING_URI"] = uri
     mlflow.set_tracking_uri(uri)
-    store = MlflowClient()
+    try:
+        store = MlflowClient()
+    except Exception as error:  # MLflow's, SQLAlchemy's, or a driver's that is not installed
+        raise UnlearnError(
+            f"the tracking store {hidden_password(uri)} cannot be opened ({_first_line(error)}): set "
+            "MLFLOW_TRACKING_URI to a server or a database, such as https://mlflow.example.com or sqlite:////data/mlflow.db"
+        ) from error
     # MLflow's own patience is minutes, for servers and for databases: ask once, briefly, and wait no longer.
     brief = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
     before = {name: os.environ.get(name) for name in brief}
@@ -71,7 +77,7 @@ def connect() -> MlflowClient:
         if asking.is_alive() or failures:
             reason = _first_line(failures[0]) if failures else f"no answer within {_PATIENCE_SECONDS} seconds"
             raise UnlearnError(
-                f"the tracking store {uri} cannot be reached ({reason}): "
+                f"the tracking store {hidden_password(uri)} cannot be reached ({reason}): "
                 "start it, or set MLFLOW_TRACKING_URI to one that runs"
             ) from (failures[0] if failures else None)
     finally:

@@ -139,7 +139,7 @@ def read_policy(path: str | None) -> Policy:
     except OSError as error:
         raise UnlearnError(f"the policy {path!r} cannot be read ({error.strerror}): give a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UnlearnError(f"the policy {path!r} is no YAML: {str(error).splitlines()[0]}") from error
+        raise UnlearnError(f"the policy {path!r} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UnlearnError(f"the policy {path!r} holds no names with values, such as rules: or two_person: true")
     try:
@@ -148,6 +148,9 @@ def read_policy(path: str | None) -> Policy:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         told = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            near = get_close_matches(str(first["loc"][-1]), {*Policy.model_fields, *Rule.model_fields}, n=1, cutoff=0.5)
+            told = "there is no such key" + (f"; did you mean {near[0]!r}?" if near else "")
         given = "" if first["type"] == "value_error" else f" = {first['input']!r}"
         raise UnlearnError(f"the policy {path!r} is not usable: {where}{given}: {told}") from error
 
@@ -214,7 +217,11 @@ def _validated(value: float, bound: float | None, greater_is_better: bool) -> bo
 
 
 def _memberships(evidence: Evidence, rule: Membership) -> Iterator[Check]:
-    yield _membership("membership", evidence.metrics["unlearned"], rule)
+    now, before = (evidence.metrics[model].membership for model in ("unlearned", "original"))
+    check = _membership("membership", evidence.metrics["unlearned"], rule)
+    if now == before == "indistinguishable":
+        check = check.model_copy(update={"note": f"{check.note}; but so they did to the original: this tells nothing"})
+    yield check
     if rule.each_request:
         for request in evidence.requests:
             if "unlearned" in request.metrics:

@@ -42,7 +42,10 @@ def promote(options: config.Promote) -> None:
                     f"its review {reviewed.n} says what its policy does not say of this evidence; review it again"
                 )
             if policy is not None and policy.sha256 != reviewed.policy.sha256:
-                objections.append(f"it was reviewed by the policy {reviewed.policy.name!r}, which is another one")
+                objections.append(
+                    f"it was reviewed by the policy {reviewed.policy.name!r} ({reviewed.policy.sha256[:12]}), and this "
+                    f"one is {policy.name!r} ({policy.sha256[:12]}): review it by this one"
+                )
             if not reviewed.verdict.passed:
                 objections.append(f"its review {reviewed.n} says fail")
         except Refused as error:
@@ -120,10 +123,10 @@ def _check_approver(approver: Person, evidence: Evidence, policy: Policy) -> Non
     involved = {evidence.made_by.name: "carried out the unlearning"}
     involved |= {request.requester: f"asked for request {request.id}" for request in now if request.requester}
     involved |= {request.filed_by.name: f"filed request {request.id}" for request in now if request.filed_by}
-    if approver.name in involved:
+    names = {name.casefold(): what for name, what in involved.items()}
+    if (what := names.get(approver.name.casefold())) is not None:
         raise Refused(
-            f"{approver.name!r} {involved[approver.name]}: by the two-person rule of the policy {policy.name!r} "
-            "another one has to approve"
+            f"{approver.name!r} {what}: by the two-person rule of the policy {policy.name!r} another one has to approve"
         )
 
 

@@ -124,7 +124,9 @@ def verify(options: config.Verify) -> None:
         raise Refused(
             f"{examined.uri} does not agree with its evidence: {'; '.join(f'{f.part}: {f.told}' for f in different)}"
         )
-    print(f"{examined.uri} agrees with its evidence ({len(findings)} checks).")
+    same = sum(finding.outcome == "same" for finding in findings)
+    rest = f", {len(findings) - same} not checked" if same < len(findings) else ""
+    print(f"{examined.uri} agrees with its evidence ({same} checks{rest}).")
 
 
 def examine(client: MlflowClient, uri: str, folder: Path, *, key: str | None = None) -> Examined:
@@ -134,6 +136,8 @@ def examine(client: MlflowClient, uri: str, folder: Path, *, key: str | None = N
         UnlearnError: there is no such version, or the key is none.
         Refused: it has no files or no evidence, so that there is nothing to check.
     """
+    if key is not None and not Path(key).is_file():
+        raise UnlearnError(f"key = {key!r} is no public key: there is no such file")
     registered = registered_version(client, uri)
     uri = f"models:/{registered.name}/{registered.version}"
     if (told := retired(registered)) is not None:

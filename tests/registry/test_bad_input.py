@@ -20,7 +20,7 @@ from mlflow.models import infer_signature
 from PIL import Image
 from servers import free_port
 from sklearn.dummy import DummyClassifier
-from stores import DATA, Store, copied
+from stores import DATA, Store, copied, reset_mlflow
 from torch import nn
 
 from mlflow_unlearn import compute, tracking
@@ -727,3 +727,17 @@ def test_debug_shows_the_traceback(store, cli, arguments):
         assert outcome.code == 2
         assert ("Traceback (most recent call last)" in outcome.err) == shown
         assert "Error: " in outcome.err
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlit:////tmp/x.db", "{}/no-such-folder", "postgresql+nodriver://u:secret@127.0.0.1:1/x"]
+)
+@pytest.mark.parametrize("command", ["unlearn", "verify"])
+def test_a_store_that_cannot_be_opened(cli, monkeypatch, tmp_path, uri, command):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(tmp_path))
+    reset_mlflow()
+    refused = cli(command, "--model-uri", "models:/clf/1")
+    reset_mlflow()
+    assert refused.code == 2
+    assert "cannot be opened" in refused.err or "cannot be reached" in refused.err
+    assert "Traceback" not in refused.err and "secret" not in refused.err
