@@ -22,6 +22,7 @@ from mlflow_unlearn import config, tracking
 from mlflow_unlearn.data.forget import resolve_forget
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.sources import load_source
+from mlflow_unlearn.governance.files import file_digests
 from mlflow_unlearn.metrics.words import KEYS
 from mlflow_unlearn.models import weights_digest
 
@@ -285,6 +286,7 @@ def test_lineage_in_three_places(story):
         "model_id": model_id,
         "weights_sha256": story.store.tags("1")["unlearn.weights_sha256"],
         "evidence_sha256": None,
+        "files": file_digests(Path(mlflow.artifacts.download_artifacts("models:/clf/1"))),
         "loading_ran_code": False,
     }
     # And the new one is an output of the run.
