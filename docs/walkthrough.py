@@ -1,16 +1,13 @@
 """Makes walkthrough.md: types the commands of one request against a server with users, and takes pictures of the UI.
 
-To be run in the environment of the tests, with Debian's package chromium; takes about three minutes.
+To be run in the environment of the tests, with Debian's package chromium; takes about five minutes.
 """
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +15,9 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, sync_playwright
 
 DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS.parent / "tests"))
+from servers import mlflow_server  # noqa: E402
+
 PICTURES = DOCS / "walkthrough"
 PEOPLE = ("admin", "erin", "ravi")
 PASSWORD = "walkthrough-1234"
@@ -41,34 +41,13 @@ def server(folder: Path) -> Iterator[str]:
         f"admin_username = admin\nadmin_password = {PASSWORD}\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    command += ["--artifacts-destination", str(folder / "kept")]
-    environment = os.environ | {
+    options = ("--app-name", "basic-auth")
+    users = {
         "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": "of this walkthrough alone",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "of this page alone",
     }
-    with open(folder / "log", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder, start_new_session=True)
-        try:
-            for _ in range(300):
-                try:
-                    urllib.request.urlopen(f"{uri}/health", timeout=2)
-                    break
-                except OSError:
-                    time.sleep(0.5)
-            else:
-                sys.exit((folder / "log").read_text())
-            yield uri
-        finally:
-            os.killpg(process.pid, 15)
-            process.wait(timeout=30)
+    with mlflow_server(folder, f"sqlite:///{folder / 'mlflow.db'}", *options, **users) as uri:
+        yield uri
 
 
 class Story:

@@ -149,7 +149,8 @@ def read_policy(path: str | None) -> Policy:
         where = ".".join(map(str, first["loc"]))
         told = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            near = get_close_matches(str(first["loc"][-1]), {*Policy.model_fields, *Rule.model_fields}, n=1, cutoff=0.5)
+            keys = [*Policy.model_fields, *Rule.model_fields, *Membership.model_fields]
+            near = get_close_matches(str(first["loc"][-1]), keys, n=1, cutoff=0.5)
             told = "there is no such key" + (f"; did you mean {near[0]!r}?" if near else "")
         given = "" if first["type"] == "value_error" else f" = {first['input']!r}"
         raise UnlearnError(f"the policy {path!r} is not usable: {where}{given}: {told}") from error
