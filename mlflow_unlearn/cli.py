@@ -147,6 +147,9 @@ def cli() -> None:
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: one sentence for bad input, a traceback only for our own bugs or --debug."""
     arguments = sys.argv[1:] if argv is None else argv
+    # Torch's threads, when they have nothing to do, spin for milliseconds on cores that readers of images could use.
+    # Read when torch is loaded, by this process and by those that it starts.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     warnings.showwarning = _show_warning
     signal.signal(signal.SIGTERM, _stop)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else Ctrl-C is ignored, as in background jobs

@@ -1,4 +1,4 @@
-"""Forward passes: read a dataset in order, in eval mode, with large batches."""
+"""Forward passes: read a dataset in order, in eval mode, in batches that suit the device."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -11,11 +11,9 @@ from torch.utils.data import Dataset
 
 from mlflow_unlearn import ranks
 from mlflow_unlearn.compute import Precision, autocast, evaluating, full_precision
-from mlflow_unlearn.data.batches import BatchReader, in_order
+from mlflow_unlearn.data.batches import BatchReader, forward_batch, in_order
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.progress import track
-
-BATCH_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def forward(
     Raises:
         UnlearnError: the output is not a tensor ``[B, K]``, or a label is not below K.
     """
-    order = in_order(dataset, BATCH_SIZE * ranks.size())
+    order = in_order(dataset, forward_batch(dataset, hardware.device) * ranks.size())
     loader = hardware.batches(dataset, [ranks.share(batch) for batch in order])
     steps = track(loader, description, enabled=hardware.progress, total=len(order))
     for batch, (images, labels) in zip(order, steps, strict=True):

@@ -19,11 +19,11 @@ from torch.utils.data import Dataset, Subset
 
 from mlflow_unlearn import cache, ranks
 from mlflow_unlearn.compute import processor
-from mlflow_unlearn.data.batches import gather, in_memory, in_order
+from mlflow_unlearn.data.batches import LARGEST_BATCH, forward_batch, gather, in_memory, in_order
 from mlflow_unlearn.data.datasets import ImageDataset, KeptDataset
 from mlflow_unlearn.data.parts import Images
 from mlflow_unlearn.data.transforms import PixelTransform
-from mlflow_unlearn.forward import BATCH_SIZE, Hardware, forward
+from mlflow_unlearn.forward import Hardware, forward
 from mlflow_unlearn.models import weights_digest
 
 LARGEST = 1 << 28
@@ -49,9 +49,10 @@ def kept_forward(
         logits, labels = (torch.cat(parts) for parts in zip(*computed, strict=True))
         return {"logits": logits.numpy(), "labels": labels.numpy()}
 
-    kept = cache.arrays("outputs", {**facts, "data": data}, make)
+    size = forward_batch(dataset, hardware.device)
+    kept = cache.arrays("outputs", {**facts, "data": data, "batch": size}, make)
     logits, labels = torch.from_numpy(kept["logits"]), torch.from_numpy(kept["labels"])
-    for batch in in_order(dataset, BATCH_SIZE):
+    for batch in in_order(dataset, size):
         part = slice(batch.start, batch.stop)
         yield logits[part].to(hardware.device), labels[part].to(hardware.device)
 
@@ -64,7 +65,7 @@ def model_facts(model: nn.Module, hardware: Hardware) -> Facts | None:
     return {
         "weights": weights_digest(model),
         "code": code,
-        "numerics": [hardware.precision, hardware.channels_last, torch.get_num_threads(), BATCH_SIZE],
+        "numerics": [hardware.precision, hardware.channels_last, torch.get_num_threads()],
         "processor": processor(hardware.device),
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
     }
@@ -104,7 +105,7 @@ def data_digest(dataset: Dataset[Any]) -> str | None:
         return whole and hashlib.sha256(f"{whole} {list(dataset.indices)}".encode()).hexdigest()
     if not in_memory(dataset):
         return None
-    for batch in in_order(dataset, BATCH_SIZE):
+    for batch in in_order(dataset, LARGEST_BATCH):
         images, labels = gather(dataset, batch)
         digest.update(f"{images.dtype} {list(images.shape)} {labels.dtype}".encode())
         digest.update(images.contiguous().view(torch.uint8).numpy().tobytes())

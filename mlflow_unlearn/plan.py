@@ -19,10 +19,10 @@ from rich.table import Table
 from torch.utils.data import Subset
 
 from mlflow_unlearn import STARTED
-from mlflow_unlearn.data.splits import Splits
+from mlflow_unlearn.data.batches import LARGEST_BATCH, forward_batch
+from mlflow_unlearn.data.splits import Splits, labels_of
 from mlflow_unlearn.evaluation import Reading, compute_metrics, read, read_splits
 from mlflow_unlearn.flavor import save_model
-from mlflow_unlearn.forward import BATCH_SIZE
 from mlflow_unlearn.job import Job, Recipe
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.models import model_family
@@ -31,7 +31,9 @@ from mlflow_unlearn.registry import Record
 from mlflow_unlearn.teacher import Teacher
 
 BATCHES = 24
-"""So many batches of the training set make the larger of the two shares."""
+"""So many batches of the training set make the larger of the two shares, where they are quick."""
+SLOW = 4.0
+"""Seconds of a calibrating step: what takes longer is precise enough on less."""
 _CALLS = 50
 """Of the store, by a command that registers a version; each method adds ten or so."""
 _EVIDENCE = 100_000
@@ -144,26 +146,30 @@ def show(estimate: Estimate) -> None:
 def _reading_seconds(job: Job) -> tuple[float, float, int]:
     """Seconds a sample, in the first pass over the data and in later ones, and the number of outputs."""
     retain = job.splits.retain
+    count: int = len(retain)  # type: ignore[arg-type]
     quiet = replace(job.hardware, progress=False)
-    size: int = min(BATCH_SIZE, len(retain) // 3 or 1)  # type: ignore[arg-type]
-    parts = [Subset(retain, range(start, stop)) for start, stop in ((0, size), (size, 3 * size))]
-    # The first part takes what the first pass of a process takes more.
-    seconds = []
-    for part in (parts[0], parts[1], parts[1]):
-        start = time.perf_counter()
+
+    def seconds(start: int, stop: int) -> tuple[float, int]:
+        part = Subset(retain, range(start, stop))
+        began = time.perf_counter()
         readings = read_splits(job.module, Splits(part, part, part, part), quiet, roles=("retain",))
-        seconds.append((time.perf_counter() - start) / len(part))
-    return seconds[1], seconds[2], len(readings["retain"].class_sums)
+        return (time.perf_counter() - began) / len(part), len(readings["retain"].class_sums)
+
+    batch = min(forward_batch(retain, quiet.device), count // 2 or 1)
+    # The first batch takes what the first pass of a process takes more.
+    warm, outputs = seconds(0, batch)
+    start = batch % count
+    stop = min(count, start + max(batch, min(4 * batch, int(SLOW / warm))))
+    return seconds(start, stop)[0], seconds(start, stop)[0], outputs
 
 
 def _method_seconds(job: Job, learning: Learning, prefix: str) -> float:
     recipe, seed = learning.recipe, learning.seed
     quiet = replace(job, hardware=replace(job.hardware, progress=False))
     params = get_method(learning.method)(learning.params, family=model_family(job.module)).params.model_dump()
-    batch = int(params.get("batch_size", BATCH_SIZE))
+    batch, epochs = int(params.get("batch_size", LARGEST_BATCH)), int(params.get("epochs", 1))
     count: int = len(job.splits.forget) + len(job.splits.retain)  # type: ignore[arg-type]
     larger = min(1.0, BATCHES * batch / count)
-    smaller = larger / 3
     cut = None if recipe is not None else resolve(job.module, prefix, vars(job.splits))
 
     def seconds(share: float, epochs: int) -> float:
@@ -179,13 +185,15 @@ def _method_seconds(job: Job, learning: Learning, prefix: str) -> float:
         quiet.unlearn(learning.method, some, seed, **options)
         return time.perf_counter() - start
 
-    seconds(smaller, 1)  # what only the first run takes
+    # The first run takes more than the others, and tells how slow they are.
+    if seconds(larger / 9, 1) > SLOW:
+        larger /= 3
+    smaller = larger / 3
     low, high = seconds(smaller, 1), seconds(larger, 1)
-    by_epoch = (seconds(larger, 2) - high) / larger if "epochs" in params else 0.0
+    by_epoch = (seconds(larger, 2) - high) / larger if epochs > 1 else 0.0
     by_share = (high - low) / (larger - smaller)
     # Where all takes but milliseconds, noise may turn a slope round.
-    first_epoch = high + max(0.0, by_share) * (1 - larger)
-    return first_epoch + max(0.0, by_epoch) * (int(params.get("epochs", 1)) - 1)
+    return high + max(0.0, by_share) * (1 - larger) + max(0.0, by_epoch) * (epochs - 1)
 
 
 def _metrics_seconds(job: Job, models: int) -> float:
@@ -194,14 +202,15 @@ def _metrics_seconds(job: Job, models: int) -> float:
     module = quiet.place(job.module)
     readings = {}
     for role, data in vars(job.splits).items():
-        size = len(data)
-        few = read(module, _share(data, min(1.0, BATCH_SIZE / size)), quiet, keep_probabilities=role == "forget")
+        labels = labels_of(data).numpy()
+        size = len(labels)
+        few = read(module, _share(data, min(1.0, 8 / size)), quiet, keep_probabilities=role == "forget")
         readings[role] = Reading(
-            np.resize(few.labels, size),
+            labels,
             np.resize(few.predictions, size),
             np.resize(few.entropies, size),
             np.resize(few.confidences, size),
-            few.class_sums,
+            few.class_sums + 1,  # no class without a sample
             None if few.probabilities is None else np.resize(few.probabilities, (size, few.probabilities.shape[1])),
         )
     start = time.perf_counter()

@@ -17,10 +17,10 @@ from torch.utils.data import Dataset
 
 from mlflow_unlearn import ranks
 from mlflow_unlearn.compute import evaluating, in_mode
-from mlflow_unlearn.data.batches import gather
+from mlflow_unlearn.data.batches import forward_batch, gather
 from mlflow_unlearn.data.splits import labels_of, wholly_forgotten
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.forward import BATCH_SIZE, Hardware
+from mlflow_unlearn.forward import Hardware
 from mlflow_unlearn.memory import rows
 
 
@@ -236,7 +236,7 @@ class Activations(Dataset[tuple[Tensor, int]]):
         if not ranks.all_agree(self._keep):
             return
         missing = indices[~ranks.agreed(self._known[indices])]
-        size = BATCH_SIZE * ranks.size()
+        size = forward_batch(self.dataset, self.hardware.device) * ranks.size()
         batches = [missing[i : i + size].tolist() for i in range(0, len(missing), size)]
         loader = self.hardware.batches(self.dataset, [ranks.share(batch) for batch in batches])
         for batch, (images, _) in zip(batches, loader, strict=True):

@@ -1,6 +1,7 @@
 """The shell's side: help, options, exit codes. Nothing here needs a store."""
 
 import csv
+import os
 import signal
 import subprocess
 import sys
@@ -168,6 +169,15 @@ def test_wrong_arguments(capsys, arguments, words):
     assert "Traceback" not in err
     for word in words:
         assert word in err
+
+
+def test_idle_threads_leave_the_cores_to_others_before_torch_is_loaded():
+    code = "import os, sys; from mlflow_unlearn import cli\ntry: cli.main(['--version'])\nfinally: "
+    code += "print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)"
+    for given, spins in (({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7")):
+        environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | given
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        assert done.stdout.splitlines()[-1] == f"{spins} False", done.stderr
 
 
 def test_version(capsys):

@@ -2,13 +2,16 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, default_collate
+
+from mlflow_unlearn.compute import isolated_rng
 
 
 def gather(dataset: Dataset[Any], indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
@@ -68,6 +71,21 @@ def in_memory(dataset: Dataset[Any], indices: Sequence[int] | Tensor | None = No
     return getattr(dataset, "in_memory", False) is True
 
 
+LARGEST_BATCH = 256
+"""Samples that a forward pass takes at once, where the device is not a CPU."""
+
+
+def forward_batch(dataset: Dataset[Any], device: torch.device) -> int:
+    """Samples that a forward pass over ``dataset`` takes at once.
+
+    A CPU gains nothing by many, and loses its caches: of 4 MB of images, 32 to 128 samples, docs/performance.md.
+    """
+    if device.type != "cpu":
+        return LARGEST_BATCH
+    size = _sample_bytes(dataset)
+    return min(128, max(32, (1 << 22) // size)) if size else 128
+
+
 PREFETCH = 2
 """Batches that each worker has ready: one is read while the other waits."""
 
@@ -98,6 +116,8 @@ def loader_settings(dataset: Dataset[Any], device: torch.device, batches: Sequen
 
 def _sample_bytes(dataset: Any) -> int | None:
     """What the largest image tensor takes, where the dataset tells without reading one."""
+    if type(dataset) is TensorDataset:
+        return dataset.tensors[0][:1].nbytes
     below = [dataset.dataset] if type(dataset) is Subset else getattr(dataset, "datasets", None)
     if below is None:
         size: int | None = getattr(dataset, "sample_bytes", None)
@@ -125,27 +145,46 @@ class BatchReader:
             generator: of the seeds of the workers; torch would draw them from the global one.
         """
         self.dataset, self.num_workers, self.device, self.generator = dataset, num_workers, device, generator
+        self._gathered = _Gathered(dataset)
         self._batches: list[Sequence[int]] = []
         self._settings: dict[str, Any] = {}
         self._loader: DataLoader[Any] | None = None
 
-    def read(self, batches: Sequence[Sequence[int]]) -> DataLoader[Any]:
-        """What `gather` (or the dataset's own) gives for each of ``batches``, in order; one pass at a time."""
+    def read(self, batches: Sequence[Sequence[int]]) -> Iterator[Any]:
+        """What `gather` (or the dataset's own) gives for each of ``batches``, in order; one pass at a time.
+
+        Nothing has been read ahead when a pass begins, and the model waits for its first batch: workers and this
+        process read a part of it each.
+        """
         settings: dict[str, Any] = {"num_workers": self.num_workers, "pin_memory": self.device.type == "cuda"}
         if self.num_workers is None:
             settings = loader_settings(self.dataset, self.device, batches)
-        self._batches[:] = batches
+        first = _parts(batches[0], settings["num_workers"] + 1) if settings["num_workers"] and batches else []
+        self._batches[:] = [*first[1:], *batches[1:]] if len(first) > 1 else batches
         if self._loader is None or settings != self._settings:
             self._settings = settings
             self._loader = DataLoader(
-                _Gathered(self.dataset),
+                self._gathered,
                 batch_size=None,
                 sampler=self._batches,
                 generator=self.generator,
                 persistent_workers=bool(settings["num_workers"]),
                 **settings,
             )
-        return self._loader
+        return self._joined(iter(self._loader), first) if len(first) > 1 else iter(self._loader)
+
+    def _joined(self, batches: Iterator[Any], first: list[Sequence[int]]) -> Iterator[Any]:
+        seed = int(torch.randint(1 << 62, (), generator=self.generator))
+        with isolated_rng(seed):  # of a random transform: the global generators belong to the caller
+            own = self._gathered[first[0]]
+        yield [torch.cat(columns) for columns in zip(own, *islice(batches, len(first) - 1), strict=True)]
+        yield from batches
+
+
+def _parts(batch: Sequence[int], most: int) -> list[Sequence[int]]:
+    """``batch`` in up to ``most`` parts of about the same size."""
+    size = -(-len(batch) // most)
+    return [batch[start : start + size] for start in range(0, len(batch), size)]
 
 
 class _Gathered(Dataset[Any]):

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from mlflow_unlearn.data import batches
-from mlflow_unlearn.data.batches import BatchReader, gather, in_memory, in_order, loader_settings
+from mlflow_unlearn.data.batches import BatchReader, forward_batch, gather, in_memory, in_order, loader_settings
 from mlflow_unlearn.data.datasets import as_dataset
 from mlflow_unlearn.data.transforms import build_transform
 
@@ -89,6 +89,17 @@ def test_in_order_is_every_position_once():
     assert in_order(tensors(7), 3) == [range(0, 3), range(3, 6), range(6, 7)]
     assert in_order(tensors(6), 3) == [range(0, 3), range(3, 6)]
     assert in_order(tensors(2), 256) == [range(0, 2)] and in_order(tensors(0), 3) == []
+
+
+def test_a_forward_pass_takes_what_suits_the_device():
+    def images(*shape):
+        return TensorDataset(torch.zeros(3, *shape), torch.zeros(3))
+
+    for shape, size in (((1, 28, 28), 128), ((3, 64, 64), 85), ((3, 224, 224), 32)):
+        assert forward_batch(images(*shape), CPU) == forward_batch(Subset(images(*shape), [1]), CPU) == size
+        assert forward_batch(ConcatDataset([images(1, 8, 8), images(*shape)]), CPU) == size
+        assert forward_batch(images(*shape), torch.device("cuda")) == 256
+    assert forward_batch(Plain(images(3, 224, 224)), CPU) == 128  # whose samples' size nobody knows
 
 
 def test_what_is_in_memory():
@@ -180,13 +191,39 @@ def test_a_reader_gives_pass_after_pass_what_is_asked_for(name, workers):
 def test_workers_stay_from_one_pass_to_the_next():
     reader = BatchReader(Tells(tensors(20)), 2, CPU, torch.Generator())
     seen = [{int(p) for _, pids in reader.read(in_order(tensors(20), size)) for p in pids} for size in (5, 4)]
-    assert len(seen[0]) == 2 and seen[0] == seen[1] and os.getpid() not in seen[0]
+    assert len(seen[0]) == 3 and seen[0] == seen[1]
+
+
+def test_all_read_the_first_batch_since_the_model_waits_for_it():
+    reader = BatchReader(Tells(tensors(20)), 2, CPU, torch.Generator())
+    for order in (in_order(tensors(20), 6), [[3, 1], range(5), range(5)]):
+        first, *rest = [pids.tolist() for _, pids in reader.read(order)]
+        assert list(map(len, (first, *rest))) == list(map(len, order))
+        assert len(set(first)) == min(3, len(first)) and os.getpid() in first
+        assert all(len(set(pids)) == 1 and os.getpid() not in pids for pids in rest)
+
+
+class Noisy(Plain):
+    """Draws from the global generator, as random transforms do."""
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image + torch.rand(()), label
+
+
+def test_chance_in_the_first_batch_is_that_of_the_readers_generator():
+    order = [range(6), range(6)]
+    first, again, other = (
+        torch.cat([images for images, _ in BatchReader(Noisy(tensors(20)), 1, CPU, generator).read(order)])
+        for generator in (torch.Generator().manual_seed(seed) for seed in (1, 1, 2))
+    )
+    assert torch.equal(first, again) and not (first == other).any()
 
 
 def test_the_global_generator_is_left_alone():
     state = torch.get_rng_state()
-    for workers in (0, 1):
-        for _ in BatchReader(DATASETS["plain"], workers, CPU, torch.Generator()).read([[0], [1]]):
+    for workers, data in ((0, DATASETS["plain"]), (1, DATASETS["plain"]), (1, Noisy(tensors(20)))):
+        for _ in BatchReader(data, workers, CPU, torch.Generator()).read([[0], [1]]):
             pass
     assert torch.equal(torch.get_rng_state(), state)
 

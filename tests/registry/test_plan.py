@@ -1,11 +1,15 @@
 """A dry run tells what it will take, and does nothing."""
 
+import json
 import re
 from pathlib import Path
 
 import mlflow
 import pytest
 from stores import FORGET
+
+from mlflow_unlearn import plan
+from mlflow_unlearn.job import Job
 
 UNLEARN = ("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET)
 
@@ -57,3 +61,28 @@ def test_the_disk_is_what_version_and_cache_take(store, cli, tmp_path, monkeypat
 def test_bad_input_is_told_before_anything_is_timed(store, cli):
     done = cli(*UNLEARN, "--plan", "true", "--params", '{"alhpa": 1}')
     assert done.code == 2 and "unknown hyperparameter 'alhpa'" in done.err
+
+
+@pytest.mark.parametrize(
+    ("slow", "epochs", "expected"),
+    [
+        # samples and epochs: a first try, the smaller share, the larger one, and again with an epoch more
+        (1e9, 3, [(30, 1), (90, 1), (270, 1), (270, 2)]),
+        (1e9, 1, [(30, 1), (90, 1), (270, 1)]),
+        (0, 3, [(30, 1), (30, 1), (90, 1), (90, 2)]),
+    ],
+)
+def test_what_is_slow_is_timed_on_less(store, cli, monkeypatch, slow, epochs, expected):
+    tried = []
+    unlearn = Job.unlearn
+
+    def watched(job, method, params, seed, **options):
+        tried.append((len(options["splits"].forget) + len(options["splits"].retain), params["epochs"]))
+        return unlearn(job, method, params, seed, **options)
+
+    monkeypatch.setattr(Job, "unlearn", watched)
+    monkeypatch.setattr(plan, "SLOW", slow)
+    params = {"epochs": epochs, "batch_size": 32}
+    done = cli(*UNLEARN, "--plan", "true", "--method", "finetune", "--params", json.dumps(params))
+    assert done.code == 0, done.err
+    assert tried == expected
