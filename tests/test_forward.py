@@ -24,7 +24,7 @@ class Returns(nn.Module):
 def test_logits_and_labels_in_order_in_batches():
     model = original()
     batches = list(forward(model, DATA, CPU))
-    assert [len(labels) for _, labels in batches] == [128, 128, 44]
+    assert [len(labels) for _, labels in batches] == [256, 44]
     torch.testing.assert_close(torch.cat([z for z, _ in batches]), logits(model, DATA))
     assert torch.equal(torch.cat([labels for _, labels in batches]), DATA.tensors[1])
 
@@ -77,9 +77,9 @@ def test_what_a_worker_refuses_comes_without_its_traceback():
     [
         (lambda x: (x, x), "the model returns a tuple, not a tensor of logits"),
         (lambda x: {"logits": x}, "the model returns a dict, not"),
-        (lambda x: x.flatten(2), r"shape \[128, 1, 64\] for 128 images"),
-        (lambda x: x.flatten(), r"shape \[8192\] for 128 images"),
-        (lambda x: x.flatten(1)[:7], r"shape \[7, 64\] for 128 images"),
+        (lambda x: x.flatten(2), r"shape \[256, 1, 64\] for 256 images"),
+        (lambda x: x.flatten(), r"shape \[16384\] for 256 images"),
+        (lambda x: x.flatten(1)[:7], r"shape \[7, 64\] for 256 images"),
         (lambda x: x.flatten(1)[:, :9], r"the data has label 9, and the model has 9 outputs \(0 to K − 1\)"),
     ],
 )

@@ -72,18 +72,21 @@ def in_memory(dataset: Dataset[Any], indices: Sequence[int] | Tensor | None = No
 
 
 LARGEST_BATCH = 256
-"""Samples that a forward pass takes at once, where the device is not a CPU."""
+"""Samples that a forward pass takes at once, on all devices but a CPU."""
 
 
 def forward_batch(dataset: Dataset[Any], device: torch.device) -> int:
     """Samples that a forward pass over ``dataset`` takes at once.
 
-    A CPU gains nothing by many, and loses its caches: of 4 MB of images, 32 to 128 samples, docs/performance.md.
+    A CPU loses its caches by many: it takes half a megabyte of images, 32 to 256 (docs/performance.md).
     """
     if device.type != "cpu":
         return LARGEST_BATCH
     size = _sample_bytes(dataset)
-    return min(128, max(32, (1 << 22) // size)) if size else 128
+    if not size:
+        return LARGEST_BATCH // 2
+    fit = max(1, (1 << 19) // size)
+    return min(LARGEST_BATCH, max(32, 1 << fit.bit_length() - 1))
 
 
 PREFETCH = 2

@@ -95,11 +95,17 @@ def test_a_forward_pass_takes_what_suits_the_device():
     def images(*shape):
         return TensorDataset(torch.zeros(3, *shape), torch.zeros(3))
 
-    for shape, size in (((1, 28, 28), 128), ((3, 64, 64), 85), ((3, 224, 224), 32)):
+    for shape, size in (
+        ((1, 8, 8), 256),
+        ((1, 28, 28), 128),
+        ((1, 32, 32), 128),
+        ((3, 32, 32), 32),
+        ((3, 600, 600), 32),
+    ):
         assert forward_batch(images(*shape), CPU) == forward_batch(Subset(images(*shape), [1]), CPU) == size
         assert forward_batch(ConcatDataset([images(1, 8, 8), images(*shape)]), CPU) == size
         assert forward_batch(images(*shape), torch.device("cuda")) == 256
-    assert forward_batch(Plain(images(3, 224, 224)), CPU) == 128  # whose samples' size nobody knows
+    assert forward_batch(Plain(images(3, 8, 8)), CPU) == 128  # whose samples' size nobody knows
 
 
 def test_what_is_in_memory():
