@@ -187,7 +187,7 @@ def _method_seconds(job: Job, learning: Learning, prefix: str) -> float:
 
     # The first run takes more than the others, and tells how slow they are.
     if seconds(larger / 9, 1) > SLOW:
-        larger /= 3
+        larger = max(larger / 3, min(1.0, batch / count))  # a whole batch: the memory of a step is that of its batch
     smaller = larger / 3
     low, high = seconds(smaller, 1), seconds(larger, 1)
     by_epoch = (seconds(larger, 2) - high) / larger if epochs > 1 else 0.0

@@ -64,15 +64,16 @@ def test_bad_input_is_told_before_anything_is_timed(store, cli):
 
 
 @pytest.mark.parametrize(
-    ("slow", "epochs", "expected"),
+    ("slow", "batch", "epochs", "expected"),
     [
         # samples and epochs: a first try, the smaller share, the larger one, and again with an epoch more
-        (1e9, 3, [(30, 1), (90, 1), (270, 1), (270, 2)]),
-        (1e9, 1, [(30, 1), (90, 1), (270, 1)]),
-        (0, 3, [(30, 1), (30, 1), (90, 1), (90, 2)]),
+        (1e9, 32, 3, [(30, 1), (90, 1), (270, 1), (270, 2)]),
+        (1e9, 32, 1, [(30, 1), (90, 1), (270, 1)]),
+        (0, 32, 3, [(30, 1), (30, 1), (90, 1), (90, 2)]),
+        (0, 180, 1, [(30, 1), (60, 1), (180, 1)]),  # no less than a batch
     ],
 )
-def test_what_is_slow_is_timed_on_less(store, cli, monkeypatch, slow, epochs, expected):
+def test_what_is_slow_is_timed_on_less(store, cli, monkeypatch, slow, batch, epochs, expected):
     tried = []
     unlearn = Job.unlearn
 
@@ -82,7 +83,7 @@ def test_what_is_slow_is_timed_on_less(store, cli, monkeypatch, slow, epochs, ex
 
     monkeypatch.setattr(Job, "unlearn", watched)
     monkeypatch.setattr(plan, "SLOW", slow)
-    params = {"epochs": epochs, "batch_size": 32}
+    params = {"epochs": epochs, "batch_size": batch}
     done = cli(*UNLEARN, "--plan", "true", "--method", "finetune", "--params", json.dumps(params))
     assert done.code == 0, done.err
     assert tried == expected
