@@ -11,8 +11,8 @@ from digits import sets_of, trained
 
 from mlflow_unlearn import evaluate, unlearn
 from mlflow_unlearn.data.datasets import as_dataset
-from mlflow_unlearn.data.parts import stratified
-from mlflow_unlearn.data.sources import load_source
+from mlflow_unlearn.data.loaders import load_source
+from mlflow_unlearn.data.source import stratified
 from mlflow_unlearn.data.transforms import build_transform
 
 SHOWN = ("avg_gap_excess", "avg_gap", "acc_forget", "acc_test", "mia_excess", "mia_auc", "rf_jsd", "jsd")

@@ -19,14 +19,15 @@ import torch
 from torch import nn
 
 from mlflow_unlearn import Splits, evaluate, unlearn
-from mlflow_unlearn.compute import isolated_rng
 from mlflow_unlearn.data.datasets import as_dataset
-from mlflow_unlearn.data.parts import rest, stratified
-from mlflow_unlearn.data.sources import load_source
+from mlflow_unlearn.data.loaders import load_source
+from mlflow_unlearn.data.source import rest, stratified
 from mlflow_unlearn.data.transforms import build_transform
-from mlflow_unlearn.loop import resolve_hardware, run
+from mlflow_unlearn.engine.architectures import build_model
+from mlflow_unlearn.engine.hardware import resolve_hardware
+from mlflow_unlearn.engine.loop import run
 from mlflow_unlearn.methods.retrain import Train
-from mlflow_unlearn.models import build_model
+from mlflow_unlearn.rng import isolated_rng
 
 CLASSES = (3, 8, 5)
 RECIPE = {"epochs": 12, "lr": 0.05, "batch_size": 64}

@@ -32,10 +32,11 @@ from torchvision.datasets import FashionMNIST
 from torchvision.models import resnet18
 
 from mlflow_unlearn import Splits, evaluate, unlearn
-from mlflow_unlearn.compute import isolated_rng
-from mlflow_unlearn.evaluation import Metrics
-from mlflow_unlearn.loop import resolve_hardware, run
+from mlflow_unlearn.engine.hardware import resolve_hardware
+from mlflow_unlearn.engine.loop import run
 from mlflow_unlearn.methods.retrain import Train
+from mlflow_unlearn.metrics.suite import Metrics
+from mlflow_unlearn.rng import isolated_rng
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 COLUMNS = [

@@ -23,12 +23,12 @@ from torch.utils.data import Subset
 
 from mlflow_unlearn import unlearn
 from mlflow_unlearn.data.datasets import as_dataset
-from mlflow_unlearn.data.parts import stratified
-from mlflow_unlearn.data.sources import load_source
+from mlflow_unlearn.data.loaders import load_source
+from mlflow_unlearn.data.source import stratified
 from mlflow_unlearn.data.transforms import build_transform
-from mlflow_unlearn.evaluation import read_splits
-from mlflow_unlearn.judging import constraints, criterion, on_validation
-from mlflow_unlearn.loop import resolve_hardware
+from mlflow_unlearn.engine.hardware import resolve_hardware
+from mlflow_unlearn.engine.predictions import read_splits
+from mlflow_unlearn.tuning.selection import constraints, criterion, on_validation
 from mlflow_unlearn.tuning.space import search_space
 
 SHARES = (1.0, 0.5, 0.25)

@@ -24,17 +24,18 @@ from torch import nn
 from torch.utils.data import ConcatDataset, Subset
 
 from mlflow_unlearn import Splits, evaluate, unlearn
-from mlflow_unlearn.compute import isolated_rng
 from mlflow_unlearn.data.datasets import as_dataset
-from mlflow_unlearn.data.parts import stratified
-from mlflow_unlearn.data.sources import load_source
+from mlflow_unlearn.data.loaders import load_source
+from mlflow_unlearn.data.source import stratified
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.data.transforms import build_transform
+from mlflow_unlearn.engine.architectures import build_model
+from mlflow_unlearn.engine.hardware import resolve_hardware
+from mlflow_unlearn.engine.loop import run
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.loop import resolve_hardware, run
 from mlflow_unlearn.methods import BUILTIN
 from mlflow_unlearn.methods.retrain import Train
-from mlflow_unlearn.models import build_model
+from mlflow_unlearn.rng import isolated_rng
 
 SHARES = (0.01, 0.05, 0.10, 0.25, 0.50)
 RUNS: dict[str, tuple[str, dict]] = {name: (name, {}) for name in BUILTIN if name != "retrain"} | {

@@ -122,7 +122,7 @@ def fitted(dataset, labels, chosen):
     """Random convolutions; the last layer by least squares on the ``chosen`` samples."""
     import torch
 
-    from mlflow_unlearn.data.batches import gather
+    from mlflow_unlearn.data.batching import gather
 
     torch.manual_seed(0)
     model = network()
@@ -152,8 +152,8 @@ def splits_of(spec: str, *, kept: bool = True):
 
     from mlflow_unlearn import Splits
     from mlflow_unlearn.data.datasets import as_dataset
-    from mlflow_unlearn.data.parts import rest
-    from mlflow_unlearn.data.sources import load_source
+    from mlflow_unlearn.data.loaders import load_source
+    from mlflow_unlearn.data.source import rest
     from mlflow_unlearn.data.transforms import build_transform
 
     source = load_source(spec)
@@ -193,8 +193,8 @@ class Waiting:
     """Times each ``next`` of the training loop's loader, the start of its workers included."""
 
     def __init__(self) -> None:
-        from mlflow_unlearn.data.batches import BatchReader
-        from mlflow_unlearn.loop import _TaggedSamples
+        from mlflow_unlearn.data.batching import BatchReader
+        from mlflow_unlearn.engine.loop import _TaggedSamples
 
         self.waited, self.total, self.batches = [], 0.0, 0
         read = BatchReader.read

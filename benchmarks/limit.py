@@ -21,7 +21,7 @@ from fashion_mnist import network
 from mlflow.tracking import MlflowClient
 from torch.utils.flop_counter import FlopCounterMode
 
-from mlflow_unlearn.compute import processor
+from mlflow_unlearn.engine.hardware import processor
 
 HERE = Path(__file__).parent
 FORGET, RETAIN, OTHERS, EPOCHS, SHARE = 1000, 9000, 4000, 10, 0.3

@@ -15,10 +15,10 @@ from digits import sets_of, trained
 
 from mlflow_unlearn import evaluate, unlearn
 from mlflow_unlearn.data.datasets import as_dataset
-from mlflow_unlearn.data.parts import stratified
-from mlflow_unlearn.data.sources import load_source
+from mlflow_unlearn.data.loaders import load_source
+from mlflow_unlearn.data.source import stratified
 from mlflow_unlearn.data.transforms import build_transform
-from mlflow_unlearn.models import weights_digest
+from mlflow_unlearn.engine.architectures import weights_digest
 
 SHOWN = ("avg_gap_excess", "rf_jsd", "acc_test", "mia_excess")
 VARIANTS = {"published": {}, "keep=closest": {"keep": "closest"}, "accuracy=training": {"accuracy": "training"}}

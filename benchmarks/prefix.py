@@ -30,19 +30,20 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from mlflow_unlearn import Splits, evaluate, unlearn
-from mlflow_unlearn.compute import isolated_rng
-from mlflow_unlearn.data.batches import gather
-from mlflow_unlearn.data.parts import stratified
-from mlflow_unlearn.data.sources import load_source
+from mlflow_unlearn.data.batching import gather
+from mlflow_unlearn.data.loaders import load_source
+from mlflow_unlearn.data.source import stratified
 from mlflow_unlearn.data.splits import labels_of
-from mlflow_unlearn.evaluation import read_splits
-from mlflow_unlearn.loop import resolve_hardware, run
+from mlflow_unlearn.engine.architectures import randomised
+from mlflow_unlearn.engine.frozen_prefix import cut, depth_behind
+from mlflow_unlearn.engine.hardware import resolve_hardware
+from mlflow_unlearn.engine.loop import run
+from mlflow_unlearn.engine.method import everything, repeated
+from mlflow_unlearn.engine.predictions import read_splits
+from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.methods import OptimizerSpec, Phase, Plan, Workspace
-from mlflow_unlearn.methods._api import everything, repeated
 from mlflow_unlearn.methods.retrain import Train, cross_entropy
-from mlflow_unlearn.models import randomised
-from mlflow_unlearn.prefix import cut, depth_behind
-from mlflow_unlearn.teacher import Teacher
+from mlflow_unlearn.rng import isolated_rng
 
 ALPHAS = (2.0, 8.0)
 DECIDING = ("avg_gap_excess", "jsd", "acc_test")

@@ -19,7 +19,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 LAUNCH = """
 import sys
-from mlflow_unlearn.launch import launch
+from mlflow_unlearn.distributed.launch import launch
 
 sys.exit(launch(sys.argv[1:], 2, device="cpu", module="ranks"))
 """
@@ -30,9 +30,10 @@ def work(small: bool) -> None:
     import torch
     from speed import make_sets
 
-    from mlflow_unlearn import ranks, unlearn
-    from mlflow_unlearn.compute import isolated_rng
-    from mlflow_unlearn.models import build_model
+    from mlflow_unlearn import unlearn
+    from mlflow_unlearn.distributed import ranks
+    from mlflow_unlearn.engine.architectures import build_model
+    from mlflow_unlearn.rng import isolated_rng
 
     torch.set_num_threads(1)
     with ranks.joined_up() as leads:

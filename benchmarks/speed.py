@@ -25,8 +25,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from mlflow_unlearn import Splits, evaluate, unlearn
-from mlflow_unlearn.compute import autocast, isolated_rng, pick_numerics, processor
-from mlflow_unlearn.models import build_model
+from mlflow_unlearn.engine.architectures import build_model
+from mlflow_unlearn.engine.hardware import autocast, pick_numerics, processor
+from mlflow_unlearn.rng import isolated_rng
 
 CPU = torch.device("cpu")
 EPOCHS, BATCH, SHARE = 10, 128, 0.3  # a batch of 128 is what our forward passes take of such images, too

@@ -27,7 +27,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mlflow_unlearn import Splits, evaluate, unlearn
-from mlflow_unlearn.data.batches import gather
+from mlflow_unlearn.data.batching import gather
 
 BASE, SIZES = 4000, (1, 2, 4, 8)
 STREAMED = 10_000, 100_000

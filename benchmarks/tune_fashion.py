@@ -26,7 +26,7 @@ from scipy.stats import spearmanr
 
 from mlflow_unlearn import evaluate
 from mlflow_unlearn.cli import main as command
-from mlflow_unlearn.models import weights_digest
+from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.tuning.trials import Trials
 
 OUT = Path(__file__).with_suffix(".json")

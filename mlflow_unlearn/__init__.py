@@ -14,9 +14,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlflow_unlearn.api import Result, evaluate, unlearn
     from mlflow_unlearn.data.splits import Splits
-    from mlflow_unlearn.evaluation import Metrics, evaluate
-    from mlflow_unlearn.unlearning import Result, unlearn
+    from mlflow_unlearn.metrics.suite import Metrics
 
 __all__ = ["Metrics", "Result", "Splits", "evaluate", "unlearn"]
 __version__ = "0.1.0"
@@ -26,11 +26,11 @@ STARTED = time.monotonic()
 
 # Loaded on first use: `mlflow-unlearn --help` must not wait for torch.
 _HOME = {
-    "Metrics": "mlflow_unlearn.evaluation",
-    "Result": "mlflow_unlearn.unlearning",
+    "Metrics": "mlflow_unlearn.metrics.suite",
+    "Result": "mlflow_unlearn.api",
     "Splits": "mlflow_unlearn.data.splits",
-    "evaluate": "mlflow_unlearn.evaluation",
-    "unlearn": "mlflow_unlearn.unlearning",
+    "evaluate": "mlflow_unlearn.api",
+    "unlearn": "mlflow_unlearn.api",
 }
 
 

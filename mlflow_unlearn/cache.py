@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mlflow_unlearn.progress import note
+from mlflow_unlearn.console import note
 
 Arrays = dict[str, NDArray[Any]]
 

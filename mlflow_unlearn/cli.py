@@ -21,18 +21,13 @@ from mlflow_unlearn import __version__
 from mlflow_unlearn.config import COMMANDS, Command, Hardware, options
 from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
 
-_HOME = {
-    "train": "training",
-    "tune": "tune",
-    "compare": "compare",
-    **{name: f"governance.{name}" for name in ("review", "promote", "verify", "exposure", "retire")},
-}
-"""Where a command's flow is, if not in `pipeline`; loaded when it is called, since a decision needs no tuner."""
-
 
 def flow(name: str) -> Callable[[Any], None]:
-    """The function that carries the command ``name`` out."""
-    function: Callable[[Any], None] = getattr(import_module(f"mlflow_unlearn.{_HOME.get(name, 'pipeline')}"), name)
+    """What carries the command ``name`` out: the function of that name in the file of that name.
+
+    Loaded when it is called: a decision about a version needs no tuner.
+    """
+    function: Callable[[Any], None] = getattr(import_module(f"mlflow_unlearn.commands.{name}"), name)
     return function
 
 
@@ -60,7 +55,7 @@ def _stop(signum: int, frame: FrameType | None) -> None:
             return
         caller = caller.f_back
     if "RANK" in os.environ:
-        from mlflow_unlearn import ranks
+        from mlflow_unlearn.distributed import ranks
 
         if ranks.peer_has_ended():
             raise ranks.RankLost
@@ -94,17 +89,22 @@ def _command(name: str, config: type[Command]) -> click.Command:
             option = "--" + str(first["loc"][0]).replace("_", "-")
             raise click.UsageError(f"{option} = {first['input']!r} is not usable: {first['msg'].lower()}") from error
         # Here and not above: --help must not wait for torch and mlflow.
-        from mlflow_unlearn import launch
+        from mlflow_unlearn.distributed import launch
 
         if not isinstance(checked, Hardware):
             flow(name)(checked)
             return
         if launch.should_launch(checked.processes):
-            code = launch.launch(click.get_current_context().obj, checked.processes, device=checked.device)
+            code = launch.launch(
+                click.get_current_context().obj,
+                checked.processes,
+                device=checked.device,
+                on_lost_run=_fail_lost_run,
+            )
             if code:
                 raise _Ended(code)
             return
-        from mlflow_unlearn import ranks
+        from mlflow_unlearn.distributed import ranks
 
         with ranks.joined_up() as leads:
             if leads:
@@ -208,10 +208,16 @@ def _wants_debug(arguments: list[str]) -> bool:
     return False
 
 
+def _fail_lost_run(run_id: str) -> None:
+    from mlflow_unlearn.registry import tracking
+
+    tracking.fail_lost_run(run_id)
+
+
 def _tag_project_run(sentence: str) -> None:
     """Under `mlflow run` the run exists before we parse: leave the sentence on it, as on every failed run."""
     if os.environ.get("MLFLOW_RUN_ID"):
-        from mlflow_unlearn import tracking
+        from mlflow_unlearn.registry import tracking
 
         try:
             tracking.connect()

@@ -4,9 +4,18 @@ Each class is one command; its fields are the options (``model_uri`` is ``--mode
 means "not given", since MLproject has no other way to say it.
 """
 
+import json
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from mlflow_unlearn.errors import UnlearnError, first_line
 
 Text = Annotated[str | None, BeforeValidator(lambda value: value or None)]
 """An optional string: the empty one counts as not given."""
@@ -323,3 +332,79 @@ def options(command: type[Command]) -> dict[str, Any]:
         command.model_fields[name].alias or name: command.model_fields[name]
         for name in sorted(command.model_fields, key=rank)
     }
+
+
+GOLD_SEED = 1000
+"""Added to the seeds of gold models, so that none shares its initial weights with the original."""
+MOST_SEEDS = 1000
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``"3"`` is 0, 1, 2; a list is itself.
+
+    >>> parse_seeds("3"), parse_seeds("0, 5"), parse_seeds("[7]")
+    ([0, 1, 2], [0, 5], [7])
+
+    Raises:
+        UnlearnError: no seed, a seed twice, or something that is no seed.
+    """
+    listed = "," in text or text.strip().startswith("[")
+    try:
+        numbers = [int(part) for part in text.strip().strip("[]").split(",") if part.strip()]
+    except ValueError:
+        numbers = []
+    count = len(numbers) if listed else sum(numbers)
+    seeds = numbers if listed else list(range(min(count, MOST_SEEDS)))
+    usable = all(0 <= seed < 2**32 - 3 * GOLD_SEED for seed in seeds)
+    if not usable or not 1 <= count <= MOST_SEEDS or len(set(seeds)) < len(seeds):
+        raise UnlearnError(
+            f"seeds = {text!r} is not usable: give how many (1 to {MOST_SEEDS}), or a list of different whole numbers "
+            "≥ 0 such as 0,5,7"
+        )
+    return seeds
+
+
+def parse_params(text: str | None, where: str = "params") -> dict[str, Any]:
+    """Names and values from JSON or a YAML file, as the option ``where`` has them.
+
+    Raises:
+        UnlearnError: neither.
+    """
+    if text is None:
+        return {}
+    file = not text.lstrip().startswith("{")
+    told = f"{where} file {text!r}" if file else where
+    try:
+        # YAML reads 1e-4 as a string; pydantic makes a number of it again.
+        values = yaml.safe_load(Path(text).read_text(encoding="utf-8")) if file else json.loads(text)
+    except OSError as error:
+        raise UnlearnError(f"{where} = {text!r} is neither a JSON object nor a YAML file ({error.strerror})") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise UnlearnError(f"{told} cannot be parsed: {first_line(error)}") from error
+    if not isinstance(values, dict):
+        found = "nothing" if values is None else f"a {type(values).__name__}"
+        raise UnlearnError(f"{told} holds {found}, not names with values such as alpha: 2")
+    return values
+
+
+def import_function(name: str) -> Callable[..., Any]:
+    """The function behind ``package.module:function``; modules of the working directory are found, as by ``python -m``.
+
+    Raises:
+        UnlearnError: the name has no colon, the module can't be imported, or has no such function.
+    """
+    module, colon, function = name.partition(":")
+    if not (module and colon and function):
+        raise UnlearnError(f"{name!r} names no function: write package.module:function")
+    # For good, not only during the import: functions import their neighbours when called, and workers unpickle them.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(import_module(module), function, None)
+    except Exception as error:  # Importing runs code, which raises anything.
+        raise UnlearnError(
+            f"{name!r}: importing {module!r} failed ({error}): run from its folder or install it"
+        ) from error
+    if not callable(found):
+        raise UnlearnError(f"{name!r}: module {module!r} has no function {function!r}")
+    return found  # type: ignore[no-any-return]

@@ -1,5 +1,8 @@
 """The errors that users meet: one clear sentence and an exit code, no traceback."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class UnlearnError(Exception):
     """Bad input: the message is one sentence that names the bad value and the way out."""
@@ -30,3 +33,37 @@ class Refused(UnlearnError):
 
 class UnlearnWarning(UserWarning):
     """What does not stop a method and may spoil its result; the commands print its sentence alone."""
+
+
+def first_line(error: BaseException) -> str:
+    r"""What an error says, in one line of at most 200 characters; its type where it says nothing.
+
+    >>> first_line(ValueError("no such thing\nTraceback …")), first_line(KeyError())
+    ('no such thing', 'KeyError')
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def shortlist(items: Iterable[object]) -> str:
+    """The first ten of the items and their count, for an error message.
+
+    >>> shortlist(["a", "b"])
+    "'a', 'b'"
+    >>> shortlist(range(12))
+    '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, … (12 in all)'
+    """
+    items = list(items)
+    more = f", … ({len(items)} in all)" if len(items) > 10 else ""
+    return ", ".join(map(repr, items[:10])) + more
+
+
+def known(name: str, names: Iterable[str]) -> str:
+    """What there is instead of an unknown name, the nearest one first.
+
+    >>> known("cta", ["cat", "dog"])
+    "did you mean 'cat'? Known are 'cat', 'dog'"
+    """
+    names = list(names)
+    near = get_close_matches(name, names, 1)
+    return (f"did you mean {near[0]!r}? Known are " if near else "known are ") + shortlist(names)

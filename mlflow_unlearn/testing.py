@@ -31,14 +31,15 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from mlflow_unlearn.compute import evaluating, isolated_rng
 from mlflow_unlearn.data.splits import Splits
+from mlflow_unlearn.engine.architectures import build_model, model_family
+from mlflow_unlearn.engine.hardware import Hardware
+from mlflow_unlearn.engine.loop import run
+from mlflow_unlearn.engine.method import Role
+from mlflow_unlearn.engine.modes import evaluating
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.forward import Hardware
-from mlflow_unlearn.loop import run
 from mlflow_unlearn.methods import Method, Plan, Workspace, get_method
-from mlflow_unlearn.methods._api import Role
-from mlflow_unlearn.models import build_model, model_family
+from mlflow_unlearn.rng import isolated_rng
 
 Unlearner = Callable[[nn.Module, Splits, int], nn.Module]
 """``(model, splits, seed)`` → a new model: anything that unlearns, whether it is written as a `Method` or not."""

@@ -8,12 +8,13 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from toy import CPU, Listed, net, original, splits
 
-from mlflow_unlearn import Splits, ranks, unlearn
-from mlflow_unlearn.evaluation import read_splits
-from mlflow_unlearn.loop import run
+from mlflow_unlearn import Splits, unlearn
+from mlflow_unlearn.distributed import ranks
+from mlflow_unlearn.engine.loop import run
+from mlflow_unlearn.engine.method import Method, OptimizerSpec, Params, Phase
+from mlflow_unlearn.engine.predictions import read_splits
+from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.methods import BUILTIN
-from mlflow_unlearn.methods._api import Method, OptimizerSpec, Params, Phase
-from mlflow_unlearn.teacher import Teacher
 
 PARAMS = {"unsir": {"copies": 1, "batch_size": 32}, "ssd": {"alpha": 1.0}}
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mlflow_unlearn.governance.evidence import (
+from mlflow_unlearn.evidence.policy import Policy, Verdict, judge
+from mlflow_unlearn.evidence.record import (
     ClassRow,
     Data,
     Evidence,
@@ -23,8 +24,7 @@ from mlflow_unlearn.governance.evidence import (
     Source,
     Step,
 )
-from mlflow_unlearn.governance.policy import Policy, Verdict, judge
-from mlflow_unlearn.metrics.words import KEYS
+from mlflow_unlearn.metrics.catalog import KEYS
 from mlflow_unlearn.report.page import Sample
 
 HOSTILE = "<script>alert(1)</script>\n\"quoted\" & 'so' \u202eright\u202c 日本語 é\u0301 " + "x" * 200

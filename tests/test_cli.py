@@ -13,7 +13,7 @@ import pytest
 
 from mlflow_unlearn import __version__, cli
 from mlflow_unlearn.config import COMMANDS, options
-from mlflow_unlearn.data.sources import load_source
+from mlflow_unlearn.data.loaders import load_source
 
 HELPS = [(), *((name,) for name in COMMANDS)]
 RUN = """

@@ -8,17 +8,11 @@ import torch
 from torch import nn
 from toy import global_state, net, same, state
 
-from mlflow_unlearn import compute
-from mlflow_unlearn.compute import (
-    autocast,
-    checked_seed,
-    deterministic_convolutions,
-    evaluating,
-    isolated_rng,
-    pick_device,
-    pick_numerics,
-)
+from mlflow_unlearn.engine import hardware
+from mlflow_unlearn.engine.hardware import autocast, deterministic_convolutions, pick_device, pick_numerics
+from mlflow_unlearn.engine.modes import evaluating
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.rng import checked_seed, isolated_rng
 
 CPU = torch.device("cpu")
 IMAGES = torch.ones(4, 1, 8, 8)
@@ -53,14 +47,14 @@ class TestPickNumerics:
 
     def test_as_asked(self, monkeypatch):
         """fp32 is the reference and stays contiguous; bf16 lies channels-last where the model convolves."""
-        monkeypatch.setattr(compute, "_has_bf16", lambda device: True)
+        monkeypatch.setattr(hardware, "_has_bf16", lambda device: True)
         dense = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
         assert pick_numerics("fp32", net(), IMAGES, CPU) == ("fp32", False)
         assert pick_numerics("bf16", net(), IMAGES, CPU) == ("bf16", True)
         assert pick_numerics("bf16", dense, IMAGES, CPU) == ("bf16", False)
 
     def test_what_the_device_lacks_is_refused(self, monkeypatch):
-        monkeypatch.setattr(compute, "_has_bf16", lambda device: False)
+        monkeypatch.setattr(hardware, "_has_bf16", lambda device: False)
         with pytest.raises(
             UnlearnError, match="precision=bf16 is asked of .*, which has no bfloat16: use fp32 or auto"
         ):
@@ -78,24 +72,24 @@ class TestPickNumerics:
             time.sleep(0.05 if precision != fast else 0)
             yield
 
-        monkeypatch.setattr(compute, "_has_bf16", lambda device: True)
-        monkeypatch.setattr(compute, "autocast", handicap)
-        monkeypatch.setattr(compute, "processor", lambda device: f"a processor that is fast in {fast}")
+        monkeypatch.setattr(hardware, "_has_bf16", lambda device: True)
+        monkeypatch.setattr(hardware, "autocast", handicap)
+        monkeypatch.setattr(hardware, "processor", lambda device: f"a processor that is fast in {fast}")
         assert pick_numerics("auto", net(), IMAGES, CPU)[0] == fast
         times = len(timed)
         assert {"fp32", "bf16"} == set(timed)
         pick_numerics("auto", net(), IMAGES, CPU)
-        monkeypatch.setattr(compute, "_TIMED", {})  # another process, which finds it in the cache
+        monkeypatch.setattr(hardware, "_TIMED", {})  # another process, which finds it in the cache
         assert pick_numerics("auto", net(), IMAGES, CPU)[0] == fast
         assert len(timed) == times
         pick_numerics("auto", net(), IMAGES[:2], CPU)
         assert len(timed) > times
 
     def test_no_gain_beyond_the_noise_leaves_plain_fp32(self, monkeypatch):
-        monkeypatch.setattr(compute, "_has_bf16", lambda device: True)
-        monkeypatch.setattr(compute, "_TIMED", {})
-        monkeypatch.setattr(compute, "processor", lambda device: "an even processor")
-        monkeypatch.setattr(compute, "_step_seconds", lambda *_: [1.0, 0.98, 0.99, 0.975])
+        monkeypatch.setattr(hardware, "_has_bf16", lambda device: True)
+        monkeypatch.setattr(hardware, "_TIMED", {})
+        monkeypatch.setattr(hardware, "processor", lambda device: "an even processor")
+        monkeypatch.setattr(hardware, "_step_seconds", lambda *_: [1.0, 0.98, 0.99, 0.975])
         assert pick_numerics("auto", net(), IMAGES, CPU) == ("fp32", False)
 
     def test_the_model_is_left_as_it_was(self):

@@ -12,10 +12,11 @@ from torch.utils.data import TensorDataset
 from toy import CPU, Listed, class_splits, digits, global_state, logits, net, original, same, splits, state, take
 
 from mlflow_unlearn import Splits, evaluate
+from mlflow_unlearn.engine.predictions import ROLES, read, read_splits
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.evaluation import ROLES, compute_metrics, read, read_splits
+from mlflow_unlearn.metrics.catalog import KEYS
 from mlflow_unlearn.metrics.membership import two_sided_auc
-from mlflow_unlearn.metrics.words import KEYS
+from mlflow_unlearn.metrics.suite import compute_metrics
 
 LN2 = math.log(2)
 

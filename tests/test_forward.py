@@ -6,8 +6,9 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 from toy import CPU, Listed, digits, global_state, logits, net, original, same, state
 
+from mlflow_unlearn.engine.forward import forward, predict
+from mlflow_unlearn.engine.hardware import checked_logits
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.forward import checked_logits, forward, predict
 
 DATA = digits(0, 300)
 

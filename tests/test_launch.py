@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from servers import free_port
 
+from mlflow_unlearn.distributed.launch import NODES_VARIABLE, Nodes, launch, should_launch
 from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
-from mlflow_unlearn.launch import NODES_VARIABLE, Nodes, launch, should_launch
 
 HERE = Path(__file__).parent
 LAUNCH = """
 import sys
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.launch import launch
+from mlflow_unlearn.distributed.launch import launch
 
 processes, patience, *arguments = sys.argv[1:]
 try:
@@ -259,7 +259,7 @@ def test_who_launches(monkeypatch):
 
 
 def test_importing_it_does_not_wait_for_torch():
-    code = "import sys, mlflow_unlearn.launch; print({'torch', 'mlflow'} & set(sys.modules))"
+    code = "import sys, mlflow_unlearn.distributed.launch; print({'torch', 'mlflow'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 

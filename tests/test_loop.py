@@ -9,10 +9,11 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from toy import CPU, Listed, accuracy, digits, global_state, logits, net, original, same, splits, state
 
+from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.engine.hardware import resolve_hardware
+from mlflow_unlearn.engine.loop import paired_batches, run, shuffled_batches
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.loop import paired_batches, resolve_hardware, run, shuffled_batches
 from mlflow_unlearn.methods import Method, OptimizerSpec, Params, Phase
-from mlflow_unlearn.models import weights_digest
 
 ADAMW = OptimizerSpec("adamw", 1e-3, 5e-4)
 SETS = {"forget": digits(0, 30), "retain": digits(30, 200), "val": digits(200, 350), "test": digits(350, 500)}

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlflow_unlearn import memory
-from mlflow_unlearn.memory import rows
+from mlflow_unlearn.data import buffers
+from mlflow_unlearn.data.buffers import rows
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -16,7 +16,7 @@ Usage = namedtuple("Usage", "total used free")
 def temporary(tmp_path, monkeypatch):
     """A temporary folder of one's own, and rows that do not fit into memory."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(memory, "IN_MEMORY", 99)
+    monkeypatch.setattr(buffers, "IN_MEMORY", 99)
     return tmp_path
 
 
@@ -47,14 +47,14 @@ def test_larger_ones_lie_in_a_file_that_nobody_sees_and_that_vanishes(temporary,
 
 def test_what_nobody_writes_takes_no_room(temporary):
     before = rows(1, (1,), torch.uint8)  # warm
-    free = memory.shutil.disk_usage(temporary).free
+    free = buffers.shutil.disk_usage(temporary).free
     made = rows(1 << 28, (1,), torch.uint8)
     assert before is not None and len(made) == 1 << 28
-    assert free - memory.shutil.disk_usage(temporary).free < 1 << 27
+    assert free - buffers.shutil.disk_usage(temporary).free < 1 << 27
 
 
 @pytest.mark.parametrize(("free", "room"), [(799, False), (800, True)])
 def test_no_more_than_half_of_the_free_space_is_taken(temporary, monkeypatch, free, room):
     """100 numbers of 4 bytes."""
-    monkeypatch.setattr(memory.shutil, "disk_usage", lambda folder: Usage(10**9, 0, free))
+    monkeypatch.setattr(buffers.shutil, "disk_usage", lambda folder: Usage(10**9, 0, free))
     assert (rows(100, (), torch.float32) is not None) is room

@@ -7,9 +7,7 @@ import torch
 from torch import nn
 from toy import net, original, same, state
 
-from mlflow_unlearn.compute import isolated_rng
-from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.models import (
+from mlflow_unlearn.engine.architectures import (
     build_model,
     load_weights,
     model_family,
@@ -17,6 +15,8 @@ from mlflow_unlearn.models import (
     randomised,
     weights_digest,
 )
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.rng import isolated_rng
 
 
 def output(model, shape):

@@ -10,12 +10,12 @@ from torch import nn
 from torch.utils.data import Subset, TensorDataset
 from toy import CPU, Listed, digits, original
 
-from mlflow_unlearn import outputs
 from mlflow_unlearn.data.datasets import as_dataset
-from mlflow_unlearn.data.sources import load_source
+from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.transforms import build_transform
-from mlflow_unlearn.forward import forward
-from mlflow_unlearn.outputs import code_digest, data_digest, kept_forward, model_facts
+from mlflow_unlearn.engine import output_cache
+from mlflow_unlearn.engine.forward import forward
+from mlflow_unlearn.engine.output_cache import code_digest, data_digest, kept_forward, model_facts
 
 DATA = digits(0, 300)
 
@@ -34,7 +34,7 @@ def passes(monkeypatch):
         seen.append(len(dataset))
         return forward(model, dataset, hardware, description=description)
 
-    monkeypatch.setattr(outputs, "forward", counted)
+    monkeypatch.setattr(output_cache, "forward", counted)
     return seen
 
 
@@ -80,7 +80,7 @@ def test_what_cannot_be_told_is_not_kept(passes, monkeypatch):
     for model, data in ((original(), Listed(DATA)), (local, DATA)):
         read(model, data)
         read(model, data)
-    monkeypatch.setattr(outputs, "LARGEST", 4 * 300 * 10 - 1)
+    monkeypatch.setattr(output_cache, "LARGEST", 4 * 300 * 10 - 1)
     read(original(), DATA)
     read(original(), DATA)
     assert passes == [300] * 6

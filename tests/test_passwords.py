@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlflow_unlearn.tracking import hidden_password
+from mlflow_unlearn.registry.uris import hidden_password
 
 
 @pytest.mark.parametrize(

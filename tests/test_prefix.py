@@ -7,13 +7,13 @@ from torch import nn
 from toy import CPU, Listed, class_splits, digits, logits, net, original, same, splits, state
 
 from mlflow_unlearn import Splits, unlearn
-from mlflow_unlearn.compute import isolated_rng
+from mlflow_unlearn.engine.architectures import build_model, randomised, weights_digest
+from mlflow_unlearn.engine.frozen_prefix import Activations, auto, cut, cuts, depth_behind, resolve
+from mlflow_unlearn.engine.hardware import Hardware
+from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.forward import Hardware
 from mlflow_unlearn.methods import BUILTIN
-from mlflow_unlearn.models import build_model, randomised, weights_digest
-from mlflow_unlearn.prefix import Activations, auto, cut, cuts, depth_behind, resolve
-from mlflow_unlearn.teacher import Teacher
+from mlflow_unlearn.rng import isolated_rng
 
 CUT = "3"
 """Of the toy network: behind convolution, BatchNorm and ReLU, before pooling, dropout and the linear layer."""
@@ -267,7 +267,7 @@ class TestActivations:
         assert listed.readings == 20 + 2 and not seen.deterministic
 
     def test_without_room_they_are_computed_each_time(self, monkeypatch):
-        monkeypatch.setattr("mlflow_unlearn.prefix.rows", lambda *shape: None)
+        monkeypatch.setattr("mlflow_unlearn.engine.frozen_prefix.rows", lambda *shape: None)
         data = digits(0, 20)
         listed = Listed(data)
         seen = activations(listed)
@@ -279,7 +279,7 @@ class TestActivations:
     def test_in_a_file_they_are_the_same(self, monkeypatch):
         data = digits(0, 20)
         inside, _ = activations(data).gather(range(20))
-        monkeypatch.setattr("mlflow_unlearn.memory.IN_MEMORY", 0)
+        monkeypatch.setattr("mlflow_unlearn.data.buffers.IN_MEMORY", 0)
         assert torch.equal(activations(data).gather(range(20))[0], inside)
 
     @pytest.mark.parametrize("keep", [True, False])

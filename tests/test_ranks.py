@@ -15,7 +15,7 @@ from mlflow_unlearn.methods import BUILTIN
 HERE = Path(__file__).parent
 LAUNCH = """
 import sys
-from mlflow_unlearn.launch import launch
+from mlflow_unlearn.distributed.launch import launch
 
 sys.exit(launch(sys.argv[2:], int(sys.argv[1]), module="crew"))
 """

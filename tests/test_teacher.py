@@ -4,8 +4,8 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 from toy import CPU, Listed, digits, global_state, logits, original, splits
 
 from mlflow_unlearn import unlearn
-from mlflow_unlearn.models import weights_digest
-from mlflow_unlearn.teacher import Teacher, is_deterministic
+from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.engine.teacher import Teacher, is_deterministic
 
 DATA = digits(0, 20)
 FAST = {"epochs": 3, "lr": 1e-3, "batch_size": 32}

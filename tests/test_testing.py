@@ -15,7 +15,7 @@ from pydantic import ConfigDict
 from torch import nn
 
 import mlflow_unlearn.testing
-from mlflow_unlearn.compute import isolated_rng
+from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import BUILTIN, changed
 from mlflow_unlearn.methods.finetune import Finetune, FinetuneParams
@@ -23,7 +23,7 @@ from mlflow_unlearn.methods.neggrad_plus import NegGradPlus
 from mlflow_unlearn.methods.retrain import cross_entropy
 from mlflow_unlearn.methods.scrub import Scrub
 from mlflow_unlearn.methods.ssd import Ssd, dampened, squared_gradients
-from mlflow_unlearn.models import weights_digest
+from mlflow_unlearn.rng import isolated_rng
 from mlflow_unlearn.testing import MODELS, PROPERTIES, SETTINGS, Finding, cases, check_method, original
 
 SLOW = [("ssd", "resnet18"), ("unsir", "resnet18"), ("salun", "resnet18")]

@@ -11,10 +11,10 @@ from torch.utils.data import TensorDataset
 from toy import CPU, Net, accuracy, class_splits, digits, global_state, net, original, same, splits, state
 
 from mlflow_unlearn import Splits, unlearn
+from mlflow_unlearn.api import unlearn_on
+from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.engine.hardware import Hardware
 from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
-from mlflow_unlearn.forward import Hardware
-from mlflow_unlearn.models import weights_digest
-from mlflow_unlearn.unlearning import unlearn_on
 
 FAST = {"epochs": 2, "lr": 1e-3, "batch_size": 32}
 
@@ -87,7 +87,7 @@ class TestSeeds:
         code = (
             "from toy import original, splits\n"
             "from mlflow_unlearn import unlearn\n"
-            "from mlflow_unlearn.models import weights_digest\n"
+            "from mlflow_unlearn.engine.architectures import weights_digest\n"
             f"print(weights_digest(unlearn(original(), splits(), params={FAST!r}, seed=7).model))"
         )
         digests = set()

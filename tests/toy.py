@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from mlflow_unlearn import Splits
-from mlflow_unlearn.compute import isolated_rng
-from mlflow_unlearn.forward import Hardware
+from mlflow_unlearn.engine.hardware import Hardware
+from mlflow_unlearn.rng import isolated_rng
 
 CPU = Hardware(torch.device("cpu"))
 

@@ -12,10 +12,9 @@ import pandas as pd
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from mlflow_unlearn.cache import Arrays
-from mlflow_unlearn.data._common import shortlist
 from mlflow_unlearn.data._index import indexed, pack, unpack
-from mlflow_unlearn.data.parts import Images, Part
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.data.source import Images, Part
+from mlflow_unlearn.errors import UnlearnError, shortlist
 
 Listing = tuple[tuple[str, ...], dict[str, Part]]
 """The classes, and the parts by name: ``train`` with ``val`` and/or ``test``, or ``all`` where nothing is split."""

@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlflow_unlearn.cache import Arrays
-from mlflow_unlearn.data._common import known, shortlist
 from mlflow_unlearn.data._index import indexed, pack, unpack
 from mlflow_unlearn.data._layouts import Listing, class_order
-from mlflow_unlearn.data.parts import Images, Part
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.data.source import Images, Part
+from mlflow_unlearn.errors import UnlearnError, known, shortlist
 
 _PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _IMAGES = ("jpg", "jpeg", "png")

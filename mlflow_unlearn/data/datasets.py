@@ -16,11 +16,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 from torchvision.transforms import v2
 
-from mlflow_unlearn.data._common import known, shortlist
-from mlflow_unlearn.data.parts import Images, Part
+from mlflow_unlearn.data.source import Images, Part
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.data.transforms import PixelTransform, Transform
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import UnlearnError, known, shortlist
 
 Augment = Callable[[Tensor], Tensor]
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mlflow_unlearn.data._common import known, shortlist
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.data.parts import Indices, Source, stratified
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.data.source import Indices, Source, stratified
+from mlflow_unlearn.errors import UnlearnError, known, shortlist
 
 Mask = NDArray[np.bool_]
 ReadRequest = Callable[[str], Manifest]

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from mlflow_unlearn.data._common import import_function, known
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.config import import_function
+from mlflow_unlearn.errors import UnlearnError, known
 
 Transform = Callable[[Image.Image], Tensor]
 Step = Callable[[Any], Any]

@@ -5,8 +5,7 @@ from difflib import SequenceMatcher
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
-from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.methods._api import (
+from mlflow_unlearn.engine.method import (
     Batch,
     Method,
     OptimizerSpec,
@@ -19,6 +18,7 @@ from mlflow_unlearn.methods._api import (
     repeated,
     sample,
 )
+from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods.bad_teacher import BadTeacher
 from mlflow_unlearn.methods.finetune import Finetune
 from mlflow_unlearn.methods.lotus import Lotus
@@ -118,3 +118,20 @@ def get_method(name: str) -> type[Method]:
         raise UnlearnError(f"the method {name!r} cannot be used: {plugin_failures()[name]}")
     near = sorted(methods, key=lambda known: -SequenceMatcher(None, name, known).ratio())
     raise UnlearnError(f"unknown method {name!r}: known methods, nearest first, are {', '.join(near)}")
+
+
+def chosen_methods(text: str) -> list[str]:
+    """The methods of a comma list, or all; retraining is a reference row of its own and always there.
+
+    Raises:
+        UnlearnError: an unknown name, or none.
+    """
+    if text.strip() == "all":
+        return [name for name in all_methods() if name != "retrain"]
+    named = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    chosen = [name for name in named if name not in ("retrain", "original", "floor")]
+    for name in chosen:
+        get_method(name)
+    if not chosen:
+        raise UnlearnError(f"methods = {text!r} names no method to compare: use all, or names such as lotus,scrub")
+    return chosen

@@ -8,7 +8,7 @@ from functools import partial
 from pydantic import Field
 from torch import Tensor
 
-from mlflow_unlearn.methods._api import (
+from mlflow_unlearn.engine.method import (
     Batch,
     Method,
     OptimizerSpec,

@@ -5,7 +5,7 @@ Baseline in Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 202
 
 from pydantic import Field
 
-from mlflow_unlearn.methods._api import Method, OptimizerSpec, Params, Phase, Plan, Workspace, everything, repeated
+from mlflow_unlearn.engine.method import Method, OptimizerSpec, Params, Phase, Plan, Workspace, everything, repeated
 from mlflow_unlearn.methods.retrain import cross_entropy
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mlflow_unlearn.data.splits import wholly_forgotten
-from mlflow_unlearn.methods._api import (
+from mlflow_unlearn.engine.method import (
     Batch,
     Method,
     OptimizerSpec,

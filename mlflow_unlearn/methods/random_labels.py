@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mlflow_unlearn.methods._api import (
+from mlflow_unlearn.engine.method import (
     Batch,
     Method,
     OptimizerSpec,

@@ -12,9 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mlflow_unlearn.compute import eval_mode
-from mlflow_unlearn.forward import checked_logits
-from mlflow_unlearn.methods._api import Method, Params, Plan, Workspace, changed
+from mlflow_unlearn.engine.hardware import checked_logits
+from mlflow_unlearn.engine.method import Method, Params, Plan, Workspace, changed
+from mlflow_unlearn.engine.modes import eval_mode
 from mlflow_unlearn.methods.lotus import Lotus
 from mlflow_unlearn.methods.random_labels import RandomLabels
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
-from mlflow_unlearn.methods._api import Batch, Method, OptimizerSpec, Params, Phase, Plan, Workspace, everything
+from mlflow_unlearn.engine.method import Batch, Method, OptimizerSpec, Params, Phase, Plan, Workspace, everything
 from mlflow_unlearn.methods._distillation import distillation
 
 

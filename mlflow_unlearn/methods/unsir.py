@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, TensorDataset
 
 from mlflow_unlearn.data.splits import wholly_forgotten
-from mlflow_unlearn.methods._api import Method, OptimizerSpec, Params, Phase, Plan, Workspace, sample
+from mlflow_unlearn.engine.method import Method, OptimizerSpec, Params, Phase, Plan, Workspace, sample
 from mlflow_unlearn.methods.retrain import cross_entropy
 
 

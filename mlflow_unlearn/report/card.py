@@ -1,7 +1,7 @@
 """The version's description and `model_card.md`: the evidence record in words."""
 
-from mlflow_unlearn.governance.evidence import Evidence, Measured, RequestRecord
-from mlflow_unlearn.metrics.words import KEYS, MEANING, READING
+from mlflow_unlearn.evidence.record import Evidence, Measured, RequestRecord
+from mlflow_unlearn.metrics.catalog import KEYS, MEANING, READING
 
 _CARD_KEYS = ("acc_forget", "acc_test", "mia_auc", "mia_auc_low", "mia_auc_high", "mia_excess")
 

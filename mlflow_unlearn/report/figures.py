@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_unlearn.governance.evidence import ClassRow, Evidence, Histogram, Measured
+from mlflow_unlearn.evidence.record import ClassRow, Evidence, Histogram, Measured
 
 MODELS = {"original": "before", "unlearned": "after", "gold": "gold"}
 MAX_CLASSES = 40

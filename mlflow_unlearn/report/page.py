@@ -12,10 +12,10 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from mlflow_unlearn.governance.evidence import Evidence, Measured, RequestRecord
-from mlflow_unlearn.governance.policy import Verdict
+from mlflow_unlearn.evidence.policy import Verdict
+from mlflow_unlearn.evidence.record import Evidence, Measured, RequestRecord
+from mlflow_unlearn.metrics.catalog import KEYS, MEANING, READING
 from mlflow_unlearn.metrics.divergence import js_divergence
-from mlflow_unlearn.metrics.words import KEYS, MEANING, READING
 from mlflow_unlearn.report import figures
 from mlflow_unlearn.report.figures import MODELS, fit, number
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.data import Dataset
 
-    from mlflow_unlearn.evaluation import Readings
+    from mlflow_unlearn.metrics.outputs import Readings
 
 MAX_BYTES = 2_000_000
 _ROW_KEYS = tuple(key for key in KEYS if key not in ("mia_auc_low", "mia_auc_high"))  # the interval is beside mia_auc

@@ -9,14 +9,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.governance.policy import Verdict
+from mlflow_unlearn.evidence.policy import Verdict
+from mlflow_unlearn.metrics.catalog import KEYS, MEANING, READING
 from mlflow_unlearn.metrics.membership import read_auc
-from mlflow_unlearn.metrics.words import KEYS, MEANING, READING
 
 if TYPE_CHECKING:
-    from mlflow_unlearn.data.parts import Source
-    from mlflow_unlearn.evaluation import Metrics
+    from mlflow_unlearn.data.source import Source
     from mlflow_unlearn.methods import Method
+    from mlflow_unlearn.metrics.suite import Metrics
 
 
 def auc_reading(metrics: "Metrics") -> str:

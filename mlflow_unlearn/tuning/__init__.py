@@ -1,1 +1,1 @@
-"""The parts of `mlflow_unlearn.tune`: search space, study, trials, workers."""
+"""The parts of `mlflow_unlearn.commands.tune`: search space, study, trials, workers."""

@@ -18,8 +18,8 @@ from optuna.distributions import (
 )
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mlflow_unlearn.config import parse_params
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.job import parse_params
 from mlflow_unlearn.methods import Params, get_method
 
 METHOD, PREFIX = "method", "prefix"

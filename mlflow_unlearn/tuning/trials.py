@@ -14,21 +14,22 @@ from optuna.trial import TrialState
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
-from mlflow_unlearn import tracking
+from mlflow_unlearn.api import Result
+from mlflow_unlearn.console import note
 from mlflow_unlearn.data.splits import labels_of
+from mlflow_unlearn.distributed.ranks import RankLost
+from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.engine.loop import Epoch
+from mlflow_unlearn.engine.predictions import read, read_splits
+from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.evaluation import Readings, read, read_splits
-from mlflow_unlearn.job import Job
-from mlflow_unlearn.judging import CRITERIA, JUDGED, constraints, criterion, on_validation, penalised
-from mlflow_unlearn.loop import Epoch
-from mlflow_unlearn.models import weights_digest
-from mlflow_unlearn.progress import note
-from mlflow_unlearn.publishing import log_epoch, nothing_to_unlearn
-from mlflow_unlearn.ranks import RankLost
-from mlflow_unlearn.teacher import Teacher
+from mlflow_unlearn.governance.publish import log_epoch, nothing_to_unlearn
+from mlflow_unlearn.metrics.outputs import Readings
+from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.session.session import Job
+from mlflow_unlearn.tuning.selection import CRITERIA, JUDGED, constraints, criterion, on_validation, penalised
 from mlflow_unlearn.tuning.space import METHOD, PREFIX, Setting, Space
-from mlflow_unlearn.tuning.study import queue_again, retry
-from mlflow_unlearn.unlearning import Result
+from mlflow_unlearn.tuning.storage import queue_again, retry
 
 RUN, COMMAND_RUN, DIGEST = "run_id", "command_run_id", "weights_sha256"
 """User attributes of a trial: its run, the run of the command that carried it out, and the digest of its weights."""

@@ -8,7 +8,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
-from mlflow_unlearn.judging import CONSTRAINTS
+from mlflow_unlearn.tuning.selection import CONSTRAINTS
 
 
 def rule(objective: str, mode: str) -> str:

@@ -11,8 +11,9 @@ from pathlib import Path
 import mlflow
 import torch
 
-from mlflow_unlearn import config, tracking
-from mlflow_unlearn.progress import note
+from mlflow_unlearn import config
+from mlflow_unlearn.console import note
+from mlflow_unlearn.registry.uris import absolute_uri
 
 _STOP_SECONDS = 30
 
@@ -90,7 +91,7 @@ def _arguments(options: config.Tune, study: str) -> list[str]:
         **options.model_dump(by_alias=True),
         "study": study,
         "workers": 1,
-        "storage": tracking.absolute_uri(options.storage),
+        "storage": absolute_uri(options.storage),
     }
     defaults = {name: field.default for name, field in config.options(config.Tune).items()}
     return [

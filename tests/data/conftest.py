@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from mlflow_unlearn.data.parts import Images, Part, Source
+from mlflow_unlearn.data.source import Images, Part, Source
 
 DIGITS = load_digits()
 FASHION = Path("/usr/share/datasets/fashion-mnist")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from mlflow_unlearn.data import batches
-from mlflow_unlearn.data.batches import BatchReader, forward_batch, gather, in_memory, in_order, loader_settings
+from mlflow_unlearn.data import batching
+from mlflow_unlearn.data.batching import BatchReader, forward_batch, gather, in_memory, in_order, loader_settings
 from mlflow_unlearn.data.datasets import as_dataset
 from mlflow_unlearn.data.transforms import build_transform
 
@@ -136,7 +136,7 @@ def settings(dataset, count=20, size=4, device=CPU):
 def machine(monkeypatch):
     def build(cores, shared=1 << 30, **environment):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-        monkeypatch.setattr(batches, "_shared_memory", lambda: shared)
+        monkeypatch.setattr(batching, "_shared_memory", lambda: shared)
         monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
@@ -149,7 +149,7 @@ def test_one_core_is_the_models_and_the_others_read(machine):
         machine(cores)
         assert settings(Plain(tensors(20))) == {"num_workers": workers, "prefetch_factor": 2, "pin_memory": False}
     machine(64)
-    assert settings(Plain(tensors(20)), count=1000)["num_workers"] == batches.MOST_WORKERS
+    assert settings(Plain(tensors(20)), count=1000)["num_workers"] == batching.MOST_WORKERS
     machine(8, LOCAL_WORLD_SIZE="4")  # two cores a rank
     assert settings(Plain(tensors(20)))["num_workers"] == 1
 
@@ -249,7 +249,7 @@ def test_large_images_keep_their_workers(machine):
     """To make floats of 224 × 224 pixels takes about as long as to decode them."""
     from PIL import Image
 
-    from mlflow_unlearn.data.parts import Images, Part
+    from mlflow_unlearn.data.source import Images, Part
 
     machine(4)
     pixels = np.zeros((6, 80, 80, 3), np.uint8)

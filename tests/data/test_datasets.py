@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from mlflow_unlearn.data import datasets
 from mlflow_unlearn.data._layouts import file_part
 from mlflow_unlearn.data.datasets import Augmented, ImageDataset, KeptDataset, as_dataset, build_augment
-from mlflow_unlearn.data.sources import load_source
+from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.splits import Splits, labels_of
 from mlflow_unlearn.data.transforms import build_transform
 from mlflow_unlearn.errors import UnlearnError

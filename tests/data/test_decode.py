@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from mlflow_unlearn.data._decode import decode, decode_pixels
-from mlflow_unlearn.data.parts import Images
+from mlflow_unlearn.data.source import Images
 from mlflow_unlearn.data.transforms import build_transform
 from mlflow_unlearn.errors import UnlearnError
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mlflow_unlearn.data.forget import resolve_forget, retained
+from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.data.sources import load_source
 from mlflow_unlearn.errors import UnlearnError
 
 ALL = np.ones(12, dtype=bool)

@@ -9,7 +9,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from mlflow_unlearn import cache
 from mlflow_unlearn.data import _index, _layouts
 from mlflow_unlearn.data._index import indexed, pack, unpack
-from mlflow_unlearn.data.sources import load_source
+from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.errors import UnlearnError
 
 

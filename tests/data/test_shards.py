@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from mlflow_unlearn.data import _index, _shards
 from mlflow_unlearn.data.datasets import as_dataset
-from mlflow_unlearn.data.sources import load_source
+from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.data.transforms import build_transform
 from mlflow_unlearn.errors import UnlearnError

@@ -7,7 +7,7 @@ import pytest
 import torchvision
 from sklearn.datasets import load_digits
 
-from mlflow_unlearn.data.sources import load_source, stratified
+from mlflow_unlearn.data.loaders import load_source, stratified
 from mlflow_unlearn.errors import UnlearnError
 
 DIGITS = load_digits()

@@ -5,8 +5,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import _TYPES, save_file
 
-from mlflow_unlearn.governance.files import stored_weights_digest
-from mlflow_unlearn.models import state_digest
+from mlflow_unlearn.engine.architectures import state_digest
+from mlflow_unlearn.registry.digests import stored_weights_digest
 
 
 def test_the_stored_weights_have_the_digest_of_the_module(tmp_path):

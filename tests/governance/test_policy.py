@@ -6,9 +6,9 @@ import pytest
 import yaml
 from records import evidence, measured, request, sequence, unmeasured
 
-from mlflow_unlearn.governance.evidence import Evidence, json_schema
-from mlflow_unlearn.governance.policy import Policy, Rule, judge
-from mlflow_unlearn.metrics.words import KEYS
+from mlflow_unlearn.evidence.policy import Policy, Rule, judge
+from mlflow_unlearn.evidence.record import Evidence, json_schema
+from mlflow_unlearn.metrics.catalog import KEYS
 
 PROJECT = Path(__file__).parents[2]
 

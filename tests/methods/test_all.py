@@ -8,11 +8,11 @@ from torch.utils.data import TensorDataset
 from toy import CPU, Net, accuracy, class_splits, digits, global_state, net, original, same, splits, state, take
 
 from mlflow_unlearn import Splits, unlearn
+from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.engine.loop import run
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.loop import run
 from mlflow_unlearn.methods import BUILTIN
 from mlflow_unlearn.methods.retrain import Train
-from mlflow_unlearn.models import weights_digest
 
 CHEAP = {"epochs": 2, "batch_size": 16, "alpha": 1.0, "noise_steps": 2, "copies": 1}
 FORGETS_A_CLASS = {

@@ -9,6 +9,8 @@ from pydantic import Field, ValidationError
 from toy import original, splits
 
 from mlflow_unlearn import methods, unlearn
+from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.engine.method import PhaseStats
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import (
     BUILTIN,
@@ -24,9 +26,7 @@ from mlflow_unlearn.methods import (
     repeated,
     sample,
 )
-from mlflow_unlearn.methods._api import PhaseStats
 from mlflow_unlearn.methods.lotus import Lotus
-from mlflow_unlearn.models import weights_digest
 
 FIELDS = [(method, name) for method in BUILTIN.values() for name in method.Params.model_fields]
 

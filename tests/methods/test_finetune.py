@@ -1,7 +1,7 @@
 import torch
 from toy import CPU, Listed, original, same, splits, state
 
-from mlflow_unlearn.loop import run
+from mlflow_unlearn.engine.loop import run
 from mlflow_unlearn.methods.finetune import Finetune
 
 

@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset
 from toy import Listed, accuracy, class_splits, digits, logits, net, original, same, splits, state, take
 
 from mlflow_unlearn import Splits, unlearn
+from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import Batch
 from mlflow_unlearn.methods import lotus as lotus_module
@@ -24,7 +25,6 @@ from mlflow_unlearn.methods.lotus import (
     temperature,
     unseen_accuracy,
 )
-from mlflow_unlearn.models import weights_digest
 
 KEYS = ["epoch", "acc_forget", "acc_val", "delta", "temperature", "loss", "seconds"]
 

@@ -6,7 +6,7 @@ from toy import CPU, Listed, digits, logits, original, same, splits, state
 from watching import watch
 
 from mlflow_unlearn import Splits, unlearn
-from mlflow_unlearn.loop import run
+from mlflow_unlearn.engine.loop import run
 from mlflow_unlearn.methods import Batch
 from mlflow_unlearn.methods.neggrad_plus import NegGradPlus, neggrad_plus_loss
 

@@ -7,7 +7,7 @@ from toy import CPU, Listed, original, same, splits, state
 from watching import watch
 
 from mlflow_unlearn import Splits, unlearn
-from mlflow_unlearn.loop import run
+from mlflow_unlearn.engine.loop import run
 from mlflow_unlearn.methods import Batch
 from mlflow_unlearn.methods.random_labels import RandomLabels, random_labels_loss, wrong_labels
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from toy import CPU, Listed, accuracy, net, original, same, splits, state
 
+from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.engine.loop import run
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.loop import run
 from mlflow_unlearn.methods import BUILTIN, Batch
 from mlflow_unlearn.methods.retrain import Retrain, Train, cross_entropy
-from mlflow_unlearn.models import weights_digest
 
 
 def untouchable(image):

@@ -4,11 +4,11 @@ from toy import Net, accuracy, class_splits, original, same, splits, state
 from watching import watch
 
 from mlflow_unlearn import unlearn
+from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.methods.random_labels import RandomLabels
 from mlflow_unlearn.methods.salun import SalUn, forget_gradient, restore, saliency_mask, unmasked_weights
-from mlflow_unlearn.models import weights_digest
 
 FAST = {"epochs": 3, "batch_size": 32}
 FORGET = splits().forget

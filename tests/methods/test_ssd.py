@@ -7,9 +7,9 @@ from torch.utils.data import TensorDataset
 from toy import CPU, accuracy, class_splits, original, same, splits, state
 
 from mlflow_unlearn import Splits, unlearn
-from mlflow_unlearn.loop import run
+from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.engine.loop import run
 from mlflow_unlearn.methods.ssd import Ssd, dampened, squared_gradients
-from mlflow_unlearn.models import weights_digest
 
 IMAGES, LABELS = splits().retain.tensors
 

@@ -6,9 +6,9 @@ from toy import CPU, Listed, class_splits, digits, logits, original, same, split
 from watching import watch
 
 from mlflow_unlearn import Splits
-from mlflow_unlearn.loop import run
+from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.engine.loop import run
 from mlflow_unlearn.methods.unsir import Unsir, noise_loss
-from mlflow_unlearn.models import weights_digest
 
 FAST = {"batch_size": 16, "noise_steps": 10, "copies": 2}
 

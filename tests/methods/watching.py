@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from toy import CPU, original, splits, state
 
-from mlflow_unlearn.loop import Outcome, run
+from mlflow_unlearn.engine.loop import Outcome, run
 from mlflow_unlearn.methods import Batch, Method, Phase
 
 

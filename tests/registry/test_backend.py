@@ -17,7 +17,7 @@ from mlflow.exceptions import ExecutionException
 from mlflow.projects.utils import load_project
 from servers import free_port
 
-from mlflow_unlearn.launch import Nodes
+from mlflow_unlearn.distributed.launch import Nodes
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "plugins" / "mlflow_unlearn_plugins"
@@ -41,7 +41,7 @@ import sys
 import time
 from pathlib import Path
 
-from mlflow_unlearn.launch import launch, should_launch
+from mlflow_unlearn.distributed.launch import launch, should_launch
 
 processes, what, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 if should_launch(processes):

@@ -23,10 +23,11 @@ from sklearn.dummy import DummyClassifier
 from stores import DATA, Store, copied, reset_mlflow
 from torch import nn
 
-from mlflow_unlearn import compute, tracking
 from mlflow_unlearn.cli import Terminated, _stop
-from mlflow_unlearn.data.sources import load_source
+from mlflow_unlearn.data.loaders import load_source
+from mlflow_unlearn.engine import hardware
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.registry import tracking
 
 TESTS = Path(__file__).parents[1]
 UNLEARN = ("unlearn", "--model-uri", "models:/clf/1")
@@ -391,7 +392,7 @@ def test_tf32_is_asked_of_a_cpu(refuse):
 
 
 def test_bf16_is_asked_of_a_device_without_it(refuse, monkeypatch):
-    monkeypatch.setattr(compute, "_has_bf16", lambda device: False)
+    monkeypatch.setattr(hardware, "_has_bf16", lambda device: False)
     refuse(*UNLEARN, *SOME, "--precision", "bf16", says=["which has no bfloat16: use fp32 or auto"])
 
 

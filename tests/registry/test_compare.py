@@ -13,11 +13,12 @@ import pytest
 import toy
 from stores import FORGET, call, copied, reset_mlflow, use
 
-from mlflow_unlearn.bench import Trial
-from mlflow_unlearn.compare import best_method, chosen_methods, parse_seeds
-from mlflow_unlearn.evaluation import Metrics
-from mlflow_unlearn.methods import BUILTIN
-from mlflow_unlearn.report.comparison import COLUMNS, Row, correlation
+from mlflow_unlearn.commands.compare import best_method
+from mlflow_unlearn.comparison.runs import Trial
+from mlflow_unlearn.comparison.table import COLUMNS, Row, correlation
+from mlflow_unlearn.config import parse_seeds
+from mlflow_unlearn.methods import BUILTIN, chosen_methods
+from mlflow_unlearn.metrics.suite import Metrics
 
 METHODS = ["lotus", "finetune", "neggrad_plus", "ssd"]
 PARAMS = json.dumps({"finetune": {"epochs": 2}, "neggrad_plus": {"epochs": 2}, "ssd": {"alpha": 1.0}})

@@ -5,9 +5,9 @@ import pytest
 from stores import DATA, FORGET, call, copied, reset_mlflow, use
 
 from mlflow_unlearn.data.forget import resolve_forget
+from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.data.sources import load_source
-from mlflow_unlearn.metrics.words import KEYS
+from mlflow_unlearn.metrics.catalog import KEYS
 
 TRAIN = ("--data", DATA, "--architecture", "toy:trainable", "--epochs", "10", "--batch-size", "32")
 REQUIRES_GOLD = {"jsd", "jsd_published", "avg_gap", "avg_gap_excess"}

@@ -22,9 +22,9 @@ from torch.utils.data import TensorDataset
 
 from mlflow_unlearn import Splits, evaluate
 from mlflow_unlearn.data.forget import resolve_forget
+from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.data.sources import load_source
-from mlflow_unlearn.metrics.words import KEYS
+from mlflow_unlearn.metrics.catalog import KEYS
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "plugins" / "mlflow_unlearn_plugins"

@@ -15,12 +15,12 @@ from stores import CLASSES, digits_folder
 from torch import nn
 
 from mlflow_unlearn.data.forget import resolve_forget, retained
+from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.data.sources import load_source
+from mlflow_unlearn.engine.architectures import build_model
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.flavor import load_module
-from mlflow_unlearn.models import build_model
-from mlflow_unlearn.registry import open_version
+from mlflow_unlearn.registry.flavor import load_module
+from mlflow_unlearn.registry.versions import open_version
 
 QUICK = ("--params", '{"epochs": 1}')
 

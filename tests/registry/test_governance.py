@@ -15,8 +15,8 @@ import pytest
 from stores import Outcome, call, copied, digits_folder
 
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.governance.evidence import Evidence, read_evidence
-from mlflow_unlearn.governance.files import file_digests
+from mlflow_unlearn.evidence.record import Evidence, read_evidence
+from mlflow_unlearn.registry.digests import file_digests
 from mlflow_unlearn.report.card import model_card
 
 QUICK = '{"epochs": 3, "lr": 0.003}'

@@ -6,8 +6,8 @@ import mlflow
 import pytest
 from stores import FORGET
 
+from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.methods import BUILTIN
-from mlflow_unlearn.models import weights_digest
 
 CHEAP = {
     "lotus": {"epochs": 2},

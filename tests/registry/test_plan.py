@@ -8,8 +8,8 @@ import mlflow
 import pytest
 from stores import FORGET
 
-from mlflow_unlearn import plan
-from mlflow_unlearn.job import Job
+from mlflow_unlearn.session import dry_run
+from mlflow_unlearn.session.session import Job
 
 UNLEARN = ("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET)
 
@@ -82,7 +82,7 @@ def test_what_is_slow_is_timed_on_less(store, cli, monkeypatch, slow, batch, epo
         return unlearn(job, method, params, seed, **options)
 
     monkeypatch.setattr(Job, "unlearn", watched)
-    monkeypatch.setattr(plan, "SLOW", slow)
+    monkeypatch.setattr(dry_run, "SLOW", slow)
     params = {"epochs": epochs, "batch_size": batch}
     done = cli(*UNLEARN, "--plan", "true", "--method", "finetune", "--params", json.dumps(params))
     assert done.code == 0, done.err

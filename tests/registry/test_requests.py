@@ -8,8 +8,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.data.sources import load_source
 
 ASK = ("request", "--model-uri", "models:/clf/1")
 QUICK = ("--params", '{"epochs": 1}')

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from servers import mlflow_server
 from stores import DATA, FORGET, reset_mlflow
 
-from mlflow_unlearn.models import weights_digest
+from mlflow_unlearn.engine.architectures import weights_digest
 
 
 @pytest.fixture

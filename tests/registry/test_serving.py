@@ -15,7 +15,7 @@ import torch
 from servers import free_port, stop
 from stores import FORGET
 
-from mlflow_unlearn.data.sources import load_source
+from mlflow_unlearn.data.loaders import load_source
 
 # Found on PYTHONPATH by every Python that starts below: there is no such package, as on a production machine.
 BLOCK = """

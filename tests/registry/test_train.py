@@ -12,9 +12,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from stores import DATA, FORGET
 
+from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.data.parts import stratified
-from mlflow_unlearn.data.sources import load_source
+from mlflow_unlearn.data.source import stratified
 
 SHORT = ("--data", DATA, "--architecture", "toy:trainable", "--epochs", "1", "--batch-size", "32")
 

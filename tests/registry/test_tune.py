@@ -10,9 +10,9 @@ import toy
 from stores import CLASSES, DATA, FORGET, call, copied, digits_folder, reset_mlflow, use
 
 from mlflow_unlearn import config
+from mlflow_unlearn.commands.tune import _check
+from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.models import weights_digest
-from mlflow_unlearn.tune import _check
 
 TUNE = ("tune", "--model-uri", "models:/clf/1")
 SEARCHED = {"alpha", "lr", "epochs"}

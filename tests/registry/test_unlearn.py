@@ -18,13 +18,16 @@ import yaml
 from safetensors.torch import load_file
 from stores import DATA, FORGET, Outcome, Store, call, copied, digits_folder, reset_mlflow, use
 
-from mlflow_unlearn import config, tracking
+from mlflow_unlearn import config
 from mlflow_unlearn.data.forget import resolve_forget
+from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.data.sources import load_source
-from mlflow_unlearn.governance.files import file_digests
-from mlflow_unlearn.metrics.words import KEYS
-from mlflow_unlearn.models import weights_digest
+from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.metrics.catalog import KEYS
+from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.dataset_inputs import log_manifests
+from mlflow_unlearn.registry.digests import file_digests
+from mlflow_unlearn.registry.system import code_commit, system_facts
 
 QUICK = ("--params", '{"epochs": 1}')
 PARAMS = {"epochs": 3, "lr": 0.003, "batch_size": 32}
@@ -218,7 +221,7 @@ def test_params_hold_the_options_and_the_resolved_setting(story):
 
 def test_system_and_commit(story):
     tags = story.run.data.tags
-    assert (tags["unlearn.git.commit"], tags["unlearn.git.dirty"]) == tracking.code_commit()
+    assert (tags["unlearn.git.commit"], tags["unlearn.git.dirty"]) == code_commit()
     assert tags["unlearn.system.torch"] == torch.__version__
     assert tags["unlearn.system.mlflow"] == mlflow.__version__
     assert tags["unlearn.system.threads"] == str(torch.get_num_threads())
@@ -238,16 +241,16 @@ def test_commit_and_dirty_flag_of_a_checkout(tmp_path, monkeypatch):
             ["git", "-C", str(package), *identity, *arguments], capture_output=True, text=True, check=True
         ).stdout.strip()
 
-    assert tracking.code_commit() == ("unknown", "unknown")
+    assert code_commit() == ("unknown", "unknown")
     git("init", "-q")
-    assert tracking.code_commit() == ("unknown", "unknown")
+    assert code_commit() == ("unknown", "unknown")
     git("add", "-A")
     git("commit", "-qm", "all")
-    assert tracking.code_commit() == (git("rev-parse", "HEAD"), "false")
+    assert code_commit() == (git("rev-parse", "HEAD"), "false")
     (package / "tracking.py").write_text("changed = True\n")
-    assert tracking.code_commit() == (git("rev-parse", "HEAD"), "true")
-    facts = tracking.system_facts()
-    assert (facts["unlearn.git.commit"], facts["unlearn.git.dirty"]) == tracking.code_commit()
+    assert code_commit() == (git("rev-parse", "HEAD"), "true")
+    facts = system_facts()
+    assert (facts["unlearn.git.commit"], facts["unlearn.git.dirty"]) == code_commit()
 
 
 def test_the_configuration_is_an_artifact_and_runs_again(story):
@@ -658,7 +661,9 @@ def test_hashed_a_sentence_with_ids_is_only_printed(store, cli, tmp_path):
 # What goes wrong late
 
 
-@pytest.mark.parametrize("late", ["mlflow.MlflowClient.update_model_version", "mlflow_unlearn.publishing.store"])
+@pytest.mark.parametrize(
+    "late", ["mlflow.MlflowClient.update_model_version", "mlflow_unlearn.governance.publish.store"]
+)
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_a_failure_after_registration_takes_the_version_back(store, cli, monkeypatch, late, error):
     assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
@@ -736,7 +741,7 @@ def test_sets_logged_by_many_at_once(store):
     def log(turn: int) -> set[str]:
         with mlflow.start_run() as run:
             together.wait(60)
-            tracking.log_manifests("digits", {"forget": f"a{turn}", "retain": f"b{turn}"}, {"forget": 1, "retain": 2})
+            log_manifests("digits", {"forget": f"a{turn}", "retain": f"b{turn}"}, {"forget": 1, "retain": 2})
         inputs = mlflow.get_run(run.info.run_id).inputs.dataset_inputs
         return {f"{i.dataset.name} {i.dataset.digest}" for i in inputs}
 

@@ -3,7 +3,7 @@
 import mlflow
 import pytest
 
-from mlflow_unlearn.registry import withdrawn_on_failure
+from mlflow_unlearn.registry.versions import withdrawn_on_failure
 
 
 @pytest.fixture

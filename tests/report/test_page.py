@@ -11,10 +11,10 @@ import pytest
 import records
 import torch
 
-from mlflow_unlearn.evaluation import Reading
-from mlflow_unlearn.governance.evidence import Measured
-from mlflow_unlearn.governance.policy import Check, Policy, Verdict, judge
-from mlflow_unlearn.metrics.words import KEYS, MEANING, READING
+from mlflow_unlearn.evidence.policy import Check, Policy, Verdict, judge
+from mlflow_unlearn.evidence.record import Measured
+from mlflow_unlearn.metrics.catalog import KEYS, MEANING, READING
+from mlflow_unlearn.metrics.outputs import Reading
 from mlflow_unlearn.report import figures
 from mlflow_unlearn.report.page import MAX_BYTES, moved, page
 

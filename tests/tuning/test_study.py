@@ -13,15 +13,7 @@ import pytest
 from optuna.trial import TrialState
 
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.tuning.study import (
-    Leadership,
-    NoneWaiting,
-    count,
-    open_storage,
-    queue_trials,
-    refusing,
-    retry,
-)
+from mlflow_unlearn.tuning.storage import Leadership, NoneWaiting, count, open_storage, queue_trials, refusing, retry
 
 FIRST = {"x": 2.0}
 
@@ -185,7 +177,7 @@ def test_one_leads(url):
 
 HOLD = """
 import sys, time, optuna
-from mlflow_unlearn.tuning.study import Leadership, open_storage
+from mlflow_unlearn.tuning.storage import Leadership, open_storage
 url = sys.argv[1]
 study = optuna.load_study(study_name="ours", storage=open_storage(url, None))
 held = Leadership(url, study)

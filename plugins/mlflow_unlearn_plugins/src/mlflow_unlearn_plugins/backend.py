@@ -33,8 +33,8 @@ from mlflow.projects.utils import (
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PROJECT_BACKEND
 
+from mlflow_unlearn.distributed.launch import NODES_VARIABLE, Nodes
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.launch import NODES_VARIABLE, Nodes
 
 RENDEZVOUS_TAG = "unlearn.rendezvous"
 _MLFLOW_S_OWN = {
@@ -71,7 +71,7 @@ class TorchrunBackend(AbstractBackend):  # type: ignore[misc]
         if project.docker_env:
             raise ExecutionException("--backend torchrun runs no docker_env: start `mlflow run` inside the container")
         [command] = get_entry_point_command(project, entry_point, params, backend_config.get(PROJECT_STORAGE_DIR))
-        from mlflow_unlearn.tracking import absolute_uri  # brings torch
+        from mlflow_unlearn.registry.uris import absolute_uri
 
         # The command runs in another folder.
         environment = os.environ | {

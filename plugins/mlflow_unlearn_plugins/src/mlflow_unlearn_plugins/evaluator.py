@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from mlflow.models import EvaluationDataset
 
     from mlflow_unlearn.config import Evaluate
-    from mlflow_unlearn.data.parts import Source
-    from mlflow_unlearn.evaluation import Metrics, Readings
-    from mlflow_unlearn.job import Chosen
-    from mlflow_unlearn.registry import Version
-    from mlflow_unlearn.view import View
+    from mlflow_unlearn.data.source import Source
+    from mlflow_unlearn.metrics.outputs import Readings
+    from mlflow_unlearn.metrics.suite import Metrics
+    from mlflow_unlearn.registry.versions import Version
+    from mlflow_unlearn.session.session import Chosen
+    from mlflow_unlearn.session.view import View
 
     Indices = npt.NDArray[np.int64]
     Mask = npt.NDArray[np.bool_]
@@ -70,8 +71,8 @@ class UnlearningEvaluator(ModelEvaluator):  # type: ignore[misc]
         Raises:
             MlflowException: the table, the configuration or the model are not usable.
         """
-        from mlflow_unlearn import tracking
         from mlflow_unlearn.errors import UnlearnError
+        from mlflow_unlearn.registry import tracking
 
         if extra_metrics or custom_artifacts:
             raise _refusal(f"model_type={MODEL_TYPE!r} takes no extra_metrics and no custom_artifacts: leave them out")
@@ -153,7 +154,7 @@ def read_table(dataset: "EvaluationDataset") -> "pd.DataFrame":
 
 
 def _shortlist(items: Any) -> str:
-    from mlflow_unlearn.data._common import shortlist
+    from mlflow_unlearn.errors import shortlist
 
     return shortlist(items)
 
@@ -217,7 +218,7 @@ def _options(config: Mapping[str, Any], model: Any, model_id: str | None) -> "Ev
     from pydantic import ValidationError
 
     from mlflow_unlearn.config import Evaluate
-    from mlflow_unlearn.data._common import known
+    from mlflow_unlearn.errors import known
 
     for key in config:
         if key not in OPTIONS:
@@ -252,9 +253,9 @@ def _uri(model: Any, model_id: str | None, given: str | None) -> str:
 
 def _measure(table: "pd.DataFrame", options: "Evaluate", folder: Path) -> _Measured:
     """Open the models and the data, read each model once, and compute every metric."""
-    from mlflow_unlearn import tracking
-    from mlflow_unlearn.evaluation import compare
-    from mlflow_unlearn.job import open_measured, read_measured
+    from mlflow_unlearn.metrics.suite import compare
+    from mlflow_unlearn.registry import tracking
+    from mlflow_unlearn.session.session import open_measured, read_measured
 
     def choose(version: "Version", original: "Version", view: "View") -> "Chosen":
         return _chosen(table, view, version, original)
@@ -276,7 +277,7 @@ def _chosen(table: "pd.DataFrame", view: "View", version: "Version", original: "
         MlflowException: a sample was not trained on.
     """
     from mlflow_unlearn.data.forget import retained
-    from mlflow_unlearn.view import training_mask
+    from mlflow_unlearn.session.view import training_mask
 
     source = view.source
     rows = find_rows(table, source)
@@ -335,7 +336,7 @@ def _log_artifacts(measured: _Measured, run_id: str, folder: Path) -> dict[str, 
 def _before_and_after(measured: _Measured) -> "pd.DataFrame":
     import pandas as pd
 
-    from mlflow_unlearn.metrics.words import KEYS, MEANING
+    from mlflow_unlearn.metrics.catalog import KEYS, MEANING
 
     columns = measured.columns
     keys = [key for key in KEYS if any(key in metrics for metrics in columns.values())]

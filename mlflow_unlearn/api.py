@@ -1,0 +1,187 @@
+"""`unlearn`: the Python entry point."""
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from mlflow_unlearn.data.splits import Splits
+from mlflow_unlearn.engine.architectures import model_family
+from mlflow_unlearn.engine.frozen_prefix import resolve
+from mlflow_unlearn.engine.hardware import Hardware, Precision, resolve_hardware
+from mlflow_unlearn.engine.loop import Epoch, run
+from mlflow_unlearn.engine.predictions import read_splits
+from mlflow_unlearn.engine.teacher import Teacher
+from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
+from mlflow_unlearn.methods import get_method
+from mlflow_unlearn.metrics.suite import Metrics, compute_metrics
+from mlflow_unlearn.rng import checked_seed
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of `unlearn`.
+
+    Attributes:
+        model: a new module in eval mode, on the input's device.
+        history: one mapping per epoch; for LoTUS ``epoch``, ``acc_forget``, ``acc_val`` (the constant ``A_u``),
+            ``delta``, ``temperature`` (all before the epoch's pass), ``loss``, ``seconds``.
+        final: ``acc_forget``, ``acc_val`` and ``delta`` of the returned model.
+        warnings: sentences about what did not stop the method and may spoil its result.
+        seconds: wall-clock time of the whole call.
+        params: the hyperparameters used, defaults included.
+    """
+
+    model: nn.Module
+    history: list[Epoch]
+    final: Mapping[str, float]
+    warnings: tuple[str, ...]
+    seconds: float
+    params: Mapping[str, Any]
+
+
+def unlearn(
+    model: nn.Module,
+    splits: Splits,
+    method: str = "lotus",
+    params: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    *,
+    device: str | torch.device | None = None,
+    precision: Precision = "fp32",
+    num_workers: int | None = 0,
+    compile: bool = False,
+    progress: bool = False,
+    cache_teacher: bool | None = None,
+    teacher: Teacher | None = None,
+    prefix: str = "none",
+    fresh: Callable[[], nn.Module] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+) -> Result:
+    """Make a copy of ``model`` forget ``splits.forget``.
+
+    The input model, its mode and ``requires_grad`` flags, the global random states and the grad mode are untouched.
+    Same seed, same machine, same versions: bit-identical weights. If the method's rule stops before the first pass,
+    the result is an unchanged copy with an empty history.
+
+    Args:
+        model: an image classifier, images ``[N, C, H, W]`` to logits ``[N, K]``.
+        splits: the four sets.
+        method: a registered name.
+        params: hyperparameters; what is missing takes the published setting of the model's family (CNN or ViT).
+        seed: of everything random, in ``[0, 2⁶⁴)``.
+        device: "cpu", "cuda", …; None takes CUDA where there is one.
+        precision: "fp32", "tf32", "bf16", or "auto" (the fastest in a few timed steps).
+        num_workers: data-loading processes; None: by data and machine.
+        compile: compile the model for its training passes (`torch.compile`): a minute or so, which pays in long runs.
+        progress: bars on standard error, if that is a terminal.
+        cache_teacher: whether the teacher's logits are computed once; None decides by watching the inputs.
+        teacher: shared by several calls on the same model, splits and seed, so that they compute its logits once.
+        prefix: name of the first module that is trained, such as "layer4": the layers before it stay frozen and run
+            once; "auto" chooses it, or none, by `mlflow_unlearn.engine.frozen_prefix.resolve`,
+            "none" trains all. Unused beside a ``teacher``, which brings its own.
+        fresh: builds a randomly initialised model of the same architecture, for ``retrain``; without it each module's
+            own ``reset_parameters`` makes one of a copy.
+        on_epoch: called with each epoch's mapping as it is recorded.
+
+    Raises:
+        UnlearnError: bad input, in one sentence.
+    """
+    start = time.perf_counter()
+    if not isinstance(model, nn.Module):
+        raise UnlearnError(f"the model is a {type(model).__name__}, not a torch.nn.Module")
+    if next(model.parameters(), None) is None:
+        raise UnlearnError("the model has no parameters: there is nothing to unlearn")
+    hardware = resolve_hardware(
+        model,
+        splits.retain,
+        device=device,
+        precision=precision,
+        num_workers=num_workers,
+        compile=compile,
+        progress=progress,
+    )
+    result = unlearn_on(
+        hardware,
+        model,
+        splits,
+        method,
+        params,
+        seed,
+        teacher=teacher,
+        cache_teacher=cache_teacher,
+        prefix=resolve(model, prefix, vars(splits)) if teacher is None else None,
+        fresh=fresh,
+        on_epoch=on_epoch,
+    )
+    return replace(result, seconds=time.perf_counter() - start)
+
+
+def unlearn_on(
+    hardware: Hardware,
+    model: nn.Module,
+    splits: Splits,
+    method: str,
+    params: Mapping[str, Any] | None,
+    seed: int,
+    **options: Any,
+) -> Result:
+    """`unlearn` where device, precision and layout are decided; ``options`` are those of `engine.loop.run`."""
+    start = time.perf_counter()
+    recipe = get_method(method)(params, family=model_family(model))
+    outcome = run(model, recipe, vars(splits), seed=checked_seed(seed), hardware=hardware, **options)
+    for sentence in outcome.warnings:
+        warnings.warn(sentence, UnlearnWarning, stacklevel=3)
+    seconds = time.perf_counter() - start
+    used = recipe.params.model_dump()
+    return Result(outcome.model, outcome.history, outcome.final, outcome.warnings, seconds, used)
+
+
+def evaluate(
+    model: nn.Module,
+    splits: Splits,
+    original: nn.Module | None = None,
+    gold: nn.Module | None = None,
+    seed: int = 0,
+    *,
+    device: str | torch.device | None = None,
+    precision: Precision = "fp32",
+    num_workers: int | None = 0,
+    progress: bool = False,
+) -> Metrics:
+    """Every metric of ``model`` that its references allow; see ``docs/metrics.md``.
+
+    Args:
+        model: to be measured; left exactly as it was found, as are the others.
+        splits: the four sets.
+        original: the model before unlearning; ``rf_jsd`` needs it.
+        gold: retrained without the forget set; ``jsd`` and ``avg_gap`` need it.
+        seed: of the bootstrap and of the folds of the attack.
+        device: "cpu", "cuda", …; None takes CUDA where there is one.
+        precision: "fp32", "tf32", "bf16" or "auto".
+        num_workers: data-loading processes; None: by data and machine.
+        progress: bars on standard error, if that is a terminal.
+
+    Returns:
+        A mapping of metric key to float; ``.missing`` has the reason for each key that was not computed.
+
+    Raises:
+        UnlearnError: outputs that are no finite logits ``[N, K]``, or not of one K; labels ≥ K.
+    """
+    checked_seed(seed)
+    hardware = resolve_hardware(
+        model, splits.test, device=device, precision=precision, num_workers=num_workers, progress=progress
+    )
+    readings = read_splits(model, splits, hardware)
+    gold_readings = original_test = None
+    if gold is not None:
+        gold_readings = readings if gold is model else read_splits(gold, splits, hardware, name="gold")
+    if original is model:
+        original_test = readings["test"]
+    elif original is not None:
+        original_test = read_splits(original, splits, hardware, roles=("test",), name="original")["test"]
+    return compute_metrics(readings, original_test=original_test, gold=gold_readings, seed=seed)

@@ -1,0 +1,50 @@
+"""`request`: file a forget request."""
+
+import secrets
+
+from mlflow_unlearn import config
+from mlflow_unlearn.data.forget import resolve_forget
+from mlflow_unlearn.data.loaders import load_source
+from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.registry import forget_requests, tracking
+from mlflow_unlearn.registry.dataset_inputs import log_manifests
+from mlflow_unlearn.registry.versions import open_version
+from mlflow_unlearn.session.view import training_mask
+
+
+def request(options: config.Request) -> None:
+    """File a forget request: its manifest in a run of its own, its state on the version."""
+    with tracking.run("request", options) as run_id, tracking.scratch() as folder:
+        client = tracking.client()
+        version = open_version(client, options.model_uri, folder)
+        if version.name is None:
+            raise UnlearnError(
+                f"{version.uri} is no registered version and cannot carry a request: "
+                "register it, or give forget= to unlearn"
+            )
+        data = options.data or (version.record.data if version.record is not None else None)
+        if data is None:
+            raise UnlearnError(f"{version.uri} does not record its data source: give data=, e.g. folder:PATH")
+        source = load_source(data)
+        forget = resolve_forget(
+            options.forget,
+            source,
+            training_mask(version, source),
+            lambda request_id: forget_requests.read_manifest(client, request_id),
+        )
+        manifest = Manifest(tuple(source.train.ids[i] for i in forget))
+        salt = secrets.token_hex(16) if options.hash_ids else None
+        details = tracking.recorded_options(options, "forget", "reason", "requester", "hash_ids")
+        filed, new = forget_requests.file_request(
+            client, version, manifest, {**details, "data": source.spec}, folder=folder, salt=salt
+        )
+        if new:
+            stored = manifest if salt is None else manifest.hashed(salt)
+            log_manifests(source.spec, {"forget": stored.digest}, {"forget": len(forget)})
+            print(
+                f"Filed request {filed.id}: {len(forget)} samples of {version.uri} are to be forgotten (run {run_id})."
+            )
+        else:
+            state = "is pending" if filed.pending else f"was carried out by {', '.join(filed.done_by)}"
+            print(f"Request {filed.id} was filed before and {state}.")

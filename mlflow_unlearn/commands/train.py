@@ -1,0 +1,105 @@
+"""`train`: an ordinary classifier, the original of a story, or its gold standard."""
+
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+
+from mlflow_unlearn import config
+from mlflow_unlearn.data.datasets import Augmented
+from mlflow_unlearn.data.forget import resolve_forget, retained
+from mlflow_unlearn.data.loaders import load_source
+from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.engine.architectures import build_model, weights_digest
+from mlflow_unlearn.engine.loop import run
+from mlflow_unlearn.engine.predictions import read
+from mlflow_unlearn.evidence.record import metric_tags
+from mlflow_unlearn.governance.publish import log_epoch
+from mlflow_unlearn.methods.retrain import Train
+from mlflow_unlearn.metrics.accuracy import accuracy
+from mlflow_unlearn.registry import forget_requests, tracking
+from mlflow_unlearn.registry.dataset_inputs import log_manifests
+from mlflow_unlearn.registry.flavor import example_images, log_model
+from mlflow_unlearn.registry.versions import Record, check_name, describe_version, register, withdrawn_on_failure
+from mlflow_unlearn.rng import isolated_rng
+from mlflow_unlearn.session.session import pick_hardware
+from mlflow_unlearn.session.view import View
+
+
+def train(options: config.Train) -> None:
+    """Train a classifier on the source's training part, less what is excluded, and register it."""
+    progress = sys.stderr.isatty()
+    with tracking.run("train", options) as run_id, tracking.scratch() as folder:
+        client = tracking.client()
+        check_name(options.name)
+        source = load_source(options.data)
+        kept = np.arange(len(source.train))
+        if options.exclude is not None:
+            spec = options.exclude
+            if len(spec) == 12 and not Path(spec).exists() and ":" not in spec:
+                spec = f"request:{spec}"
+            everything = np.ones(len(source.train), dtype=np.bool_)
+            excluded = resolve_forget(
+                spec, source, everything, lambda request: forget_requests.read_manifest(client, request)
+            )
+            kept = retained(everything, excluded)
+        view = View(source, options.transform, source.classes, None)
+        module_for_transform = None
+        if options.transform == "timm":
+            # The configuration is the architecture's: it does not depend on the images.
+            module_for_transform = build_model(options.architecture, len(source.classes), (3, 224, 224))
+        dataset = view.dataset(source.train.subset(kept), module_for_transform, "the training set", progress)
+        first = dataset[0][0]
+        shape = (int(first.shape[0]), int(first.shape[1]), int(first.shape[2]))
+        view = View(source, options.transform, source.classes, shape)
+        with isolated_rng(options.seed):
+            module = build_model(options.architecture, len(source.classes), shape)
+        unseen = {
+            role: view.dataset(part, module, f"the {role} set", progress)
+            for role, part in (("val", source.val), ("test", source.test))
+        }
+        training = dataset if options.augment == "none" else Augmented(dataset, options.augment)
+        hardware = pick_hardware(module, dataset, options, progress)
+        recipe = {key: getattr(options, key) for key in ("epochs", "lr", "batch_size", "weight_decay")}
+        outcome = run(
+            module, Train(recipe), {"retain": training}, seed=options.seed, hardware=hardware, on_epoch=log_epoch
+        )
+        metrics = {}
+        for role, data in {"retain": dataset, **unseen}.items():
+            reading = read(outcome.model.to(hardware.device), data, hardware, description=f"evaluating {role}")
+            metrics[f"acc_{role}"] = accuracy(reading.predictions, reading.labels)
+        manifest = Manifest(tuple(source.train.ids[i] for i in kept))
+        log_manifests(source.spec, {"retain": manifest.digest}, {"retain": len(manifest.ids)})
+        info = log_model(
+            outcome.model,
+            Record(
+                architecture=options.architecture,
+                num_classes=len(source.classes),
+                image_shape=shape,
+                transform=options.transform,
+                classes=source.classes,
+                data=source.spec,
+                method="train",
+                recipe={**recipe, "augment": options.augment, "seed": options.seed, "exclude": options.exclude},
+            ),
+            manifest,
+            folder=folder,
+            # Never of a training image: the example travels with every later version.
+            example=example_images([unseen["test"][i % len(source.test)][0] for i in range(2)]),
+            serialization=options.serialization,
+        )
+        mlflow.log_metrics(metrics, model_id=info.model_id)
+        tags = {
+            "unlearn.method": "train",
+            "unlearn.run_id": run_id,
+            "unlearn.weights_sha256": weights_digest(outcome.model),
+            **metric_tags(metrics),
+        }
+        without = f", without `{options.exclude}` (a gold standard)" if options.exclude else ""
+        description = f"`{options.architecture}` trained on {len(kept)} samples of `{source.spec}`{without}."
+        version = register(client, info, options.name, tags=tags)
+        with withdrawn_on_failure(client, version):
+            describe_version(client, options.name, version.version, description)
+        shown = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items())
+        print(f"Registered {options.name} version {version.version}: {len(kept)} training samples, {shown}.")

@@ -1,0 +1,1 @@
+"""Methods beside each other: finished runs and the table."""

@@ -1,0 +1,251 @@
+"""What `compare` shares between methods and seeds, and how it takes over what finished runs have left."""
+
+import copy
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import torch
+from mlflow.entities import Run
+from torch import nn
+
+from mlflow_unlearn import __version__
+from mlflow_unlearn.api import Result
+from mlflow_unlearn.console import note
+from mlflow_unlearn.data.splits import Splits
+from mlflow_unlearn.distributed import ranks
+from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.engine.predictions import read_splits
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.governance.publish import log_epoch, log_final
+from mlflow_unlearn.methods import get_method
+from mlflow_unlearn.metrics.outputs import Readings
+from mlflow_unlearn.metrics.suite import Metrics, compute_metrics
+from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.session.recipe import Recipe
+from mlflow_unlearn.session.session import Job
+from mlflow_unlearn.tuning.selection import on_validation
+
+KEY_TAG = "unlearn.compare.key"
+RESULT, WEIGHTS = "result.json", "weights.pt"
+
+
+@dataclass(frozen=True)
+class Gold:
+    """A model retrained on the retain set: its module, what it says on the four sets, what it cost."""
+
+    module: nn.Module
+    readings: Readings
+    digest: str
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one method with one seed left."""
+
+    method: str
+    params: Mapping[str, Any]
+    seed: int
+    metrics: Metrics
+    judged: Metrics
+    seconds: float
+    digest: str
+    moved: bool
+    warnings: tuple[str, ...]
+
+
+class Bench:
+    """What all methods and seeds share: the job, the original's outputs, the teacher's logits, finished runs."""
+
+    def __init__(self, job: Job, recipe: Recipe, experiment: str, *, force: bool, prefix: str = "none") -> None:
+        """Read the original's outputs."""
+        self.teacher = job.teacher(prefix)
+        self.original = job.read_original(force=force, teacher=self.teacher)
+        # From here on the bar is that of the whole comparison.
+        self.job = replace(job, hardware=replace(job.hardware, progress=False))
+        self.recipe, self._experiment = recipe, experiment
+        self._without_chance: dict[str, Result] = {}
+        self._source = weights_digest(job.module)
+        self._sets = [job.manifest(part).digest for part in (job.forget, job.retain)]
+
+    def teacher_logits(self) -> None:
+        """Compute them before any method is timed: the first one would pay for all."""
+        start = time.perf_counter()
+        self.teacher.fill(("forget", "retain", "val"))
+        mlflow.log_metric("teacher_seconds", time.perf_counter() - start)
+
+    def gold(self, seed: int) -> Gold:
+        """Retrain with the version's recipe, or take the weights that a finished run has left."""
+        recipe = self.recipe
+        params = get_method("retrain")(recipe.params).params.model_dump(mode="json")
+        start = {"augment": recipe.augment, "architecture": recipe.architecture}
+        key = self._key("retrain", {**params, **start}, seed, None)
+        found = self._finished(key)
+        if found is not None:
+            uri = f"runs:/{found.info.run_id}/{WEIGHTS}"
+            with tempfile.TemporaryDirectory(dir=self.job.folder) as folder:
+                path = mlflow.artifacts.download_artifacts(uri, dst_path=folder)
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            module = copy.deepcopy(self.job.module)
+            module.load_state_dict(state)
+            seconds = float(found.data.metrics["unlearn_seconds"])
+        else:
+            with self._run("retrain", seed, key, params):
+                result = self._unlearn("retrain", params, seed, recipe.splits(self.job.splits))
+                with tempfile.TemporaryDirectory(dir=self.job.folder) as folder:
+                    torch.save(result.model.state_dict(), Path(folder) / WEIGHTS)
+                    mlflow.log_artifact(str(Path(folder) / WEIGHTS))
+                _log_history(result)
+                module, seconds = result.model, result.seconds
+        readings = read_splits(module, self.job.splits, self.job.hardware, kept=True)
+        return Gold(module, readings, weights_digest(module), seconds)
+
+    def trial(self, method: str, params: Mapping[str, Any], seed: int, gold: Gold) -> Trial | None:
+        """Unlearn and measure, or take over what a finished run has measured; None where the method failed."""
+        key = self._key(method, params, seed, gold)
+        found = self._finished(key)
+        if found is not None:
+            uri = f"runs:/{found.info.run_id}/{RESULT}"
+            return self._from_json(method, params, seed, mlflow.artifacts.load_dict(uri))
+        try:
+            with self._run(method, seed, key, params):
+                result = self._result(method, params, seed)
+                readings = read_splits(result.model, self.job.splits, self.job.hardware)
+                metrics = self.measure(readings, gold, seed)
+                judged = on_validation(readings, self.original, gold=gold.readings, seed=seed)
+                digest = weights_digest(result.model)
+                moved = digest != self._source
+                warnings = result.warnings if moved else (*result.warnings, "left every weight as it was")
+                trial = Trial(method, params, seed, metrics, judged, result.seconds, digest, moved, warnings)
+                mlflow.log_dict(_to_json(trial), RESULT)
+                mlflow.set_tag("unlearn.weights_sha256", digest)
+                mlflow.log_metrics({**metrics, **judged})
+                _log_history(result)
+                return trial
+        except UnlearnError as error:
+            # A setting that diverges is a row's result, not the end of the comparison.
+            note(f"Note: {method} with seed {seed} failed: {error}")
+            return None
+
+    def _result(self, method: str, params: Mapping[str, Any], seed: int) -> Result:
+        """A method without chance runs once for all seeds."""
+        if get_method(method).stochastic:
+            return self._unlearn(method, params, seed)
+        if method not in self._without_chance:
+            self._without_chance[method] = self._unlearn(method, params, seed)
+        return self._without_chance[method]
+
+    def measure(self, readings: Readings, gold: Gold, seed: int) -> Metrics:
+        """Every metric of a model, against the original and a gold."""
+        return compute_metrics(readings, original_test=self.original["test"], gold=gold.readings, seed=seed)
+
+    def unlearned(self, trial: Trial) -> Result:
+        """The trial's model, made again: same seed, same machine, same weights.
+
+        Raises:
+            UnlearnError: they come out otherwise.
+        """
+        result = self._unlearn(trial.method, trial.params, trial.seed)
+        if weights_digest(result.model) != trial.digest:
+            raise UnlearnError(
+                f"{trial.method} with seed {trial.seed} ran elsewhere or with other versions, and its weights do not "
+                "come out the same here: compare again in a new experiment"
+            )
+        return result
+
+    def _unlearn(self, method: str, params: Mapping[str, Any], seed: int, training: Splits | None = None) -> Result:
+        """Retraining reads its sets as the original was trained on them, and asks no teacher."""
+        return self.job.unlearn(
+            method,
+            params,
+            seed,
+            splits=training,
+            teacher=None if training else self.teacher,
+            fresh=self.recipe.fresh,
+        )
+
+    @contextmanager
+    def _run(self, method: str, seed: int, key: str, params: Mapping[str, Any]) -> Iterator[None]:
+        with tracking.nested_run(f"{method}, seed {seed}"):
+            mlflow.set_tags({"unlearn.method": method, KEY_TAG: key})
+            mlflow.log_params({"unlearn.seed": seed, **{f"unlearn.params.{k}": v for k, v in params.items()}})
+            yield
+
+    def _key(self, method: str, params: Mapping[str, Any], seed: int, gold: Gold | None) -> str:
+        """Digest of all that the weights and metrics of a run depend on."""
+        job = self.job
+        facts = {
+            "package": __version__,
+            "source": self._source,
+            "data": job.view.source.digest,
+            "transform": job.view.transform,
+            "classes": list(job.view.classes),
+            "sets": self._sets,
+            "gold": None if gold is None else gold.digest,
+            "method": method,
+            "params": dict(params),
+            "seed": seed,
+            "prefix": None if method == "retrain" else self.teacher.prefix,
+            "hardware": [
+                job.hardware.device.type,
+                job.hardware.precision,
+                job.hardware.channels_last,
+                job.hardware.compile,
+                ranks.world(),
+            ],
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def _from_json(self, method: str, params: Mapping[str, Any], seed: int, stored: Mapping[str, Any]) -> Trial:
+        return Trial(
+            method,
+            params,
+            seed,
+            _read(stored["metrics"]),
+            _read(stored["judged"]),
+            stored["seconds"],
+            stored["weights_sha256"],
+            stored["weights_sha256"] != self._source,
+            tuple(stored["warnings"]),
+        )
+
+    def _finished(self, key: str) -> Run | None:
+        where = f"attributes.status = 'FINISHED' and tags.`{KEY_TAG}` = '{key}'"
+        found = self.job.client.search_runs([self._experiment], where, max_results=1)
+        return found[0] if found else None
+
+
+def _to_json(trial: Trial) -> dict[str, Any]:
+    def told(metrics: Metrics) -> dict[str, Any]:
+        return {"values": dict(metrics), "not_computed": metrics.missing, "counts": metrics.counts}
+
+    return {
+        "metrics": told(trial.metrics),
+        "judged": told(trial.judged),
+        "seconds": trial.seconds,
+        "weights_sha256": trial.digest,
+        "warnings": list(trial.warnings),
+    }
+
+
+def _log_history(result: Result) -> None:
+    """After the clock has stopped: a method of many epochs would pay for the tracking server's time."""
+    for epoch in result.history:
+        log_epoch(epoch)
+    log_final(result)
+
+
+def _read(told: Mapping[str, Any]) -> Metrics:
+    metrics = Metrics()
+    metrics.update(told["values"])
+    metrics.missing.update(told["not_computed"])
+    metrics.counts.update(told["counts"])
+    return metrics

@@ -1,0 +1,212 @@
+"""The table and figures of `compare`."""
+
+import csv
+import io
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+from rich.console import Console
+from rich.table import Table
+
+from mlflow_unlearn.metrics.suite import Metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+REFERENCES = ("original", "retrain", "floor")
+COLUMNS = (
+    "avg_gap_excess",
+    "avg_gap",
+    "acc_forget",
+    "acc_retain",
+    "acc_val",
+    "acc_test",
+    "acc_test_forgotten",
+    "mia",
+    "mia_excess",
+    "mia_auc",
+    "jsd",
+    "rf_jsd",
+    "seconds",
+    "seconds_relative",
+)
+"""Of the table, in this order; the first one decides."""
+_PRINTED = (*COLUMNS[:4], "acc_test", "mia_excess", "mia_auc", "jsd", "rf_jsd")
+PAPER = "0.92 ± 0.04"
+"""Pearson correlation of RF-JSD with JSD over methods, as the LoTUS paper reports it."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation (None for a single value) over seeds."""
+
+    mean: float
+    sd: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Of at least one value."""
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+    def __str__(self) -> str:
+        """``0.1234 ± 0.0056``."""
+        return f"{self.mean:.4f}" + ("" if self.sd is None else f" ± {self.sd:.4f}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: a method's registry name, ``original``, ``retrain`` or ``floor``, with the metrics by seed."""
+
+    method: str
+    metrics: Mapping[int, Metrics]
+    seconds: list[float]
+    warnings: list[str] = field(default_factory=list)
+    unit: float = 1.0
+
+    def relative_to(self, unit: float) -> "Row":
+        """The row with the seconds of retraining, in which cost is counted."""
+        return replace(self, unit=unit)
+
+    def values(self, column: str) -> list[float]:
+        """The column's values, one a seed, where they were computed."""
+        if column == "seconds":
+            return self.seconds
+        if column == "seconds_relative":
+            return [seconds / self.unit for seconds in self.seconds]
+        return [metrics[column] for metrics in self.metrics.values() if column in metrics]
+
+    def __getitem__(self, column: str) -> Spread | None:
+        """The column's mean and spread, or None where it was not computed."""
+        values = self.values(column)
+        return Spread.of(values) if values else None
+
+
+def correlation(rows: Sequence[Row], methods: Sequence[str]) -> Spread | None:
+    """Pearson correlation of RF-JSD with JSD to gold over the methods, within each seed; None below three methods."""
+    own = [row.metrics for row in rows if row.method in methods]
+    found = []
+    # A method that failed with a seed is missing there, and there alone.
+    for seed in sorted({seed for metrics in own for seed in metrics}):
+        measured = [metrics[seed] for metrics in own if seed in metrics]
+        pairs = [(m["rf_jsd"], m["jsd"]) for m in measured if "rf_jsd" in m and "jsd" in m]
+        x, y = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        if len(pairs) >= 3 and len(set(x)) > 1 and len(set(y)) > 1:
+            found.append(statistics.correlation(x, y))
+    return Spread.of(found) if found else None
+
+
+def log(rows: Sequence[Row], pearson: Spread | None) -> None:
+    """The table as Markdown, CSV and JSON and the figure, as artifacts of the active run."""
+    mlflow.log_text(markdown(rows, pearson), "compare/table.md")
+    mlflow.log_text(as_csv(rows), "compare/table.csv")
+    mlflow.log_text(json.dumps(as_json(rows), indent=1), "compare/table.json")
+    mlflow.log_figure(figure(rows, pearson), "compare/figure.png")
+
+
+def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """One object a row: ``method``, ``seeds`` (how many), each column's mean and ``…_sd``, null where not computed."""
+    objects = []
+    for row in rows:
+        cells: dict[str, Any] = {"method": row.method, "seeds": len(row.metrics)}
+        for column in COLUMNS:
+            spread = row[column]
+            cells[column] = None if spread is None else spread.mean
+            cells[f"{column}_sd"] = None if spread is None else spread.sd
+        objects.append({**cells, "warnings": row.warnings})
+    return objects
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """`as_json` as a table."""
+    text = io.StringIO()
+    objects = as_json(rows)
+    writer = csv.DictWriter(text, fieldnames=list(objects[0]))
+    writer.writeheader()
+    writer.writerows({**cells, "warnings": "; ".join(cells["warnings"])} for cells in objects)
+    return text.getvalue()
+
+
+def markdown(rows: Sequence[Row], pearson: Spread | None) -> str:
+    """The table with its notes."""
+    shown = [column for column in COLUMNS if any(row[column] is not None for row in rows)]
+    lines = [f"| method | {' | '.join(shown)} |", "|---" + "|---:" * len(shown) + "|"]
+    for row in rows:
+        cells = [str(row[column]) if row[column] is not None else "–" for column in shown]
+        lines.append(f"| {row.method} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"- {line}" for line in notes(rows, pearson))]) + "\n"
+
+
+def notes(rows: Sequence[Row], pearson: Spread | None) -> list[str]:
+    """What a reader of the table must know."""
+    lines = [
+        "Mean ± standard deviation over seeds. `retrain` is the gold standard of each seed, `floor` a second gold "
+        "measured against it: no method can be expected to come nearer. `avg_gap_excess` decides; the published "
+        "`avg_gap` follows a model's overall confidence.",
+        "`seconds_relative` is the time to unlearn in units of retraining; the original's outputs are computed once "
+        "for all methods and not counted.",
+    ]
+    if pearson is not None:
+        lines.append(f"Pearson correlation of rf_jsd with jsd over the methods: {pearson} (the paper reports {PAPER}).")
+    lines += [f"{row.method}: {sentence}." for row in rows for sentence in row.warnings]
+    return lines
+
+
+def show(rows: Sequence[Row], pearson: Spread | None) -> None:
+    """Print the table to standard output."""
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    table = Table(title="methods against retraining", title_justify="left")
+    table.add_column("method")
+    columns = [c for c in (*_PRINTED, "seconds_relative") if any(row[c] is not None for row in rows)]
+    for column in columns:
+        table.add_column("cost" if column == "seconds_relative" else column, justify="right")
+    for row in rows:
+        cells = (f"{spread.mean:.4f}" if (spread := row[column]) is not None else "–" for column in columns)
+        table.add_row(row.method, *cells, end_section=row.method == "floor")
+    console.print(table)
+    for line in notes(rows, pearson):
+        console.print(line, highlight=False, markup=False)
+
+
+def figure(rows: Sequence[Row], pearson: Spread | None) -> "Figure":
+    """Both gaps against cost, and RF-JSD against JSD."""
+    from matplotlib.figure import Figure  # what no command needs at its start
+
+    fig = Figure(figsize=(15, 5.6), layout="constrained")
+    axes = fig.subplots(1, 3)
+    for ax, column in zip(axes[:2], ("avg_gap_excess", "avg_gap"), strict=True):
+        _scatter(ax, rows, "seconds_relative", column)
+        floor = next((row[column] for row in rows if row.method == "floor"), None)
+        if floor is not None:
+            ax.axhline(floor.mean, linestyle=":", color="grey", label="floor between two golds")
+        ax.set(xlabel="cost (1 = retraining)", ylabel=f"{column} (0 is right)")
+    _scatter(axes[2], rows, "jsd", "rf_jsd")
+    axes[2].set(xlabel="jsd to gold", ylabel="rf_jsd (needs no gold)")
+    if pearson is not None:
+        axes[2].set_title(f"Pearson over methods {pearson}, paper {PAPER}", fontsize=9)
+    # Beside the points the names would lie on each other: methods that move nothing all stand where the original does.
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=7, fontsize=9)
+    return fig
+
+
+def _scatter(ax: "Axes", rows: Sequence[Row], x: str, y: str) -> None:
+    for number, row in enumerate(rows):
+        across, up = row[x], row[y]
+        if up is None or row.method == "floor":
+            continue
+        if across is None and x == "seconds_relative":
+            across = Spread(0.0, None)  # the original costs nothing
+        if across is None:
+            continue
+        look: dict[str, Any] = {
+            "fmt": "s" if row.method in REFERENCES else "o",
+            "color": f"C{number % 10}",
+            "label": row.method,
+        }
+        ax.errorbar(across.mean, up.mean, xerr=across.sd, yerr=up.sd, mfc="none" if number >= 10 else None, **look)

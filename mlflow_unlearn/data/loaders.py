@@ -1,0 +1,291 @@
+"""Sources by name: ``digits``, ``torchvision:…``, ``folder:…``, ``shards:…``, ``csv:…``, ``python:…``.
+
+A new source is one function that lists its parts, and one line in ``_SCHEMES``.
+"""
+
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torchvision
+from PIL import Image
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+
+from mlflow_unlearn.config import import_function
+from mlflow_unlearn.data._layouts import class_order, codes, file_part, list_folder, read_table, relative, require_files
+from mlflow_unlearn.data._shards import list_shards
+from mlflow_unlearn.data.source import Images, Indices, Part, Source, check_classes, rest, stratified
+from mlflow_unlearn.data.splits import Splits, labels_of
+from mlflow_unlearn.errors import UnlearnError, known, shortlist
+
+__all__ = ["Part", "Source", "load_source", "stratified"]
+
+
+class _Loaded(NamedTuple):
+    """What a scheme finds: ``train`` with ``val`` and/or ``test``, or ``all`` where nothing is split."""
+
+    classes: tuple[str, ...]
+    parts: dict[str, Part]
+    deterministic: bool = True
+    ready: bool = False
+
+
+def load_source(spec: str) -> Source:
+    """Load a source by its spec.
+
+    ``,seed=N`` (0) is the seed of every random cut and ``,train=20%`` a stratified share of the training data. A source
+    without a validation part has its *test* part cut in halves, stratified; one without any split is cut into 60 %
+    (or the share) to train on and equal halves of the rest.
+
+    Args:
+        spec: ``digits``, ``torchvision:NAME@ROOT``, ``folder:PATH``, ``shards:PATH``, ``csv:PATH`` or
+            ``python:module:function``, with options behind commas.
+
+    Raises:
+        UnlearnError: unknown scheme or option, missing or inconsistent data.
+    """
+    body, seed, share = _options(spec)
+    scheme, _, rest_of_spec = body.partition(":")
+    if scheme not in _SCHEMES:
+        raise UnlearnError(f"unknown data source {spec!r}: {known(scheme, _SCHEMES)}")
+    loaded = _SCHEMES[scheme](rest_of_spec)
+    if "all" not in loaded.parts and not loaded.ready:  # a caller's own sets may well have no test sample of a class
+        check_classes(loaded.classes, loaded.parts)
+    train, val, test = _cut(loaded.parts, seed, share)
+    for name, part in {"training": train, "validation": val, "test": test}.items():
+        if len(part) == 0:
+            raise UnlearnError(f"{spec!r} leaves the {name} part without samples: add data, or change its train= share")
+    ids = [*train.ids, *val.ids, *test.ids]
+    if len(set(ids)) < len(ids):
+        ids.sort()
+        twice = sorted({one for one, other in zip(ids, ids[1:], strict=False) if one == other})
+        raise UnlearnError(f"{spec!r} has ids that occur twice: {shortlist(twice)}: give each sample an id of its own")
+    recorded = _absolute(body) + spec[len(body) :]
+    return Source(recorded, loaded.classes, train, val, test, loaded.deterministic, loaded.ready)
+
+
+def _absolute(body: str) -> str:
+    """The spec with an absolute path: it is recorded, and read again from another working directory."""
+    scheme, _, rest_of_spec = body.partition(":")
+    if scheme == "torchvision":
+        name, _, folder = rest_of_spec.partition("@")
+        return f"{scheme}:{name}@{_resolved(folder)}"
+    return f"{scheme}:{_resolved(rest_of_spec)}" if scheme in ("folder", "shards", "csv") else body
+
+
+def _resolved(path: str) -> Path:
+    return Path(os.path.abspath(Path(path).expanduser()))
+
+
+def _options(spec: str) -> tuple[str, int, float | None]:
+    """Take ``,key=value`` off the end; a comma before anything else belongs to a path."""
+    options = {"seed": "0", "train": ""}
+    body = spec
+    while match := re.search(r",\s*([A-Za-z_]\w*)=([^,/]*)$", body):
+        key, value = match.groups()
+        if key not in options:
+            raise UnlearnError(f"unknown option {key!r} in {spec!r}: {known(key, options)}")
+        options[key], body = value.strip(), body[: match.start()]
+    if not options["seed"].isdecimal():
+        raise UnlearnError(f"seed={options['seed']} in {spec!r} is no seed: write a whole number from 0")
+    return body, int(options["seed"]), _share(options["train"], spec) if options["train"] else None
+
+
+def _share(text: str, spec: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)(%?)", text)
+    share = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+    if not 0 < share <= 1:
+        raise UnlearnError(f"train={text} in {spec!r} is no share: write one like 20% or 0.2, above 0 and up to 100%")
+    return share
+
+
+def _cut(parts: dict[str, Part], seed: int, share: float | None) -> tuple[Part, Part, Part]:
+    """Training, validation and test part; validation data never come out of what a model was trained on."""
+    if "all" in parts:
+        whole = parts["all"]
+        chosen = stratified(whole.labels, 0.6 if share is None else share, seed)
+        return whole.subset(chosen), *_halves(whole.subset(rest(len(whole), chosen)), seed)
+    train = parts["train"]
+    if share is not None:
+        train = train.subset(stratified(train.labels, share, seed))
+    if "val" in parts and "test" in parts:
+        return train, parts["val"], parts["test"]
+    return train, *_halves(parts["test" if "test" in parts else "val"], seed)
+
+
+def _halves(part: Part, seed: int) -> tuple[Part, Part]:
+    first = stratified(part.labels, len(part) // 2, seed)
+    return part.subset(first), part.subset(rest(len(part), first))
+
+
+def _digits(body: str) -> _Loaded:
+    from sklearn.datasets import load_digits  # takes a second to import
+
+    if body:
+        raise UnlearnError(f"digits:{body} has something behind the colon: write digits")
+    data = load_digits()
+    pixels = np.rint(data.images * 255 / 16).astype(np.uint8)
+    labels = data.target.astype(np.int64)
+    ids = tuple(f"digits/{i}" for i in range(len(labels)))
+    return _Loaded(tuple("0123456789"), {"all": Part(ids, labels, Images(Image.fromarray, pixels))})
+
+
+# What torchvision's own docstrings leave out.
+_TORCHVISION_FILES = {
+    "ImageNet": "train/ and val/ with one folder a WordNet id, and meta.bin or the devkit archive",
+    "SVHN": "train_32x32.mat and test_32x32.mat",
+}
+
+
+def _torchvision(body: str) -> _Loaded:
+    name, _, folder = body.partition("@")
+    kind = getattr(torchvision.datasets, name, None)
+    if not inspect.isclass(kind) or not folder:
+        raise UnlearnError(
+            f"torchvision:{body} is no dataset: write torchvision:NAME@ROOT with one of torchvision's names "
+            f"({known(name, torchvision.datasets.__all__)})"
+        )
+    root = _resolved(folder)
+    arguments = inspect.signature(kind).parameters
+    choices: dict[str, dict[str, Any]] = {}
+    if "train" in arguments:
+        choices = {"train": {"train": True}, "test": {"train": False}}
+    elif "split" in arguments:
+        choices = {split: {"split": split} for split in ("train", "val", "test")}
+    never = {"download": False} if "download" in arguments else {}
+    found = {split: _torchvision_part(kind, root, choice | never) for split, choice in choices.items()}
+    datasets = {split: dataset for split, dataset in found.items() if dataset is not None}
+    if "train" not in datasets or len(datasets) == 1:
+        raise UnlearnError(f"torchvision's {name} has no train and test part: export it as folders and use folder:PATH")
+    labels = {split: _labels(dataset, f"{name} {split}") for split, dataset in datasets.items()}
+    # ImageNet has two classes called "crane": its WordNet ids are unique.
+    names: Any = getattr(datasets["train"], "wnids", None) or getattr(datasets["train"], "classes", ())
+    parts = {}
+    for split, dataset in datasets.items():
+        if hasattr(dataset, "samples"):
+            parts[split] = file_part(root, relative((path for path, _ in dataset.samples), root), labels[split])
+        else:
+            ids = tuple(f"{split}/{i}" for i in range(len(labels[split])))
+            parts[split] = Part(ids, labels[split], Images(partial(_image, dataset), range(len(ids))))
+    return _Loaded(_numbered(labels.values(), names), parts)
+
+
+def _torchvision_part(kind: Any, root: Path, arguments: dict[str, Any]) -> Any:
+    """The dataset, or None where it has no such split."""
+    try:
+        return kind(str(root), **arguments)
+    except Exception as error:  # torchvision raises RuntimeError, FileNotFoundError, NotADirectoryError, …
+        if isinstance(error, ValueError) and "for argument split" in str(error):
+            return None
+        documented = re.search(r"root \(.*?\): (.*?)(?:\n\s+\w+ \(|\n\n|$)", kind.__doc__ or "", re.DOTALL)
+        text = documented[1] if documented else "its files"
+        files = _TORCHVISION_FILES.get(kind.__name__) or " ".join(text.split())
+        raise UnlearnError(
+            f"torchvision can't read {kind.__name__} at {str(root)!r} ({error}): nothing is downloaded, "
+            f"so put there what torchvision expects: {files}"
+        ) from error
+
+
+def _image(dataset: Any, index: int) -> Image.Image:
+    image: Image.Image = dataset[index][0]
+    return image
+
+
+def _numbered(labels: Iterable[Indices], names: Sequence[str] = ()) -> tuple[str, ...]:
+    """Class names, or numbers where the names don't cover the labels."""
+    count = 1 + max(int(part.max(initial=-1)) for part in labels)
+    return tuple(names) if len(names) >= count else tuple(map(str, range(count)))
+
+
+def _folder(body: str) -> _Loaded:
+    return _Loaded(*list_folder(_resolved(body)))
+
+
+def _shards(body: str) -> _Loaded:
+    return _Loaded(*list_shards(_resolved(body)))
+
+
+def _csv(body: str) -> _Loaded:
+    path = _resolved(body)
+    root, table = path.parent, read_table(path, ("path", "label"))
+    if len(table) == 0 or any((table[name] == "").any() for name in table.columns if name in ("path", "label", "id")):
+        raise UnlearnError(f"{str(path)!r} has no rows, or some with an empty path, label or id: fill these in")
+    files = [os.path.relpath(p, root) if os.path.isabs(p) else os.path.normpath(p) for p in table["path"]]
+    files = [Path(file).as_posix() for file in files]
+    require_files(root, files)
+    classes = class_order(table["label"])
+    groups = {name: tuple(table[name]) for name in table.columns if name not in ("path", "label", "id", "split")}
+    whole = file_part(
+        root, files, codes(table["label"], classes), table["id"] if "id" in table.columns else None, groups
+    )
+    if "split" not in table.columns:
+        return _Loaded(classes, {"all": whole})
+    splits = table["split"].to_numpy()
+    if unknown := sorted(set(splits) - {"train", "val", "test"}):
+        raise UnlearnError(f"{str(path)!r} has the splits {shortlist(unknown)}: known are 'train', 'val', 'test'")
+    if missing := sorted({"train", "test"} - set(splits)):
+        raise UnlearnError(f"{str(path)!r} has no row of the split {shortlist(missing)}: add some or drop the column")
+    names = [name for name in ("train", "val", "test") if name in splits]
+    return _Loaded(classes, {name: whole.subset(np.flatnonzero(splits == name)) for name in names})
+
+
+def _python(body: str) -> _Loaded:
+    function = import_function(body)
+    try:
+        splits = function()
+    except UnlearnError:
+        raise
+    except Exception as error:  # The function is the user's.
+        raise UnlearnError(f"python:{body} failed with {type(error).__name__}: {error}") from error
+    if not isinstance(splits, Splits):
+        raise UnlearnError(f"python:{body} returned a {type(splits).__name__}: return mlflow_unlearn.Splits")
+    datasets: dict[str, Dataset[Any]] = {name: getattr(splits, name) for name in ("retain", "forget", "val", "test")}
+    labels = {name: _labels(dataset, f"python:{body} {name}") for name, dataset in datasets.items()}
+    ids = {name: tuple(f"{name}/{i}" for i in range(len(labels[name]))) for name in datasets}
+    train = Part(
+        ids["retain"] + ids["forget"],
+        np.concatenate([labels["retain"], labels["forget"]]),
+        ConcatDataset([splits.retain, splits.forget]),
+        {"split": ("retain",) * len(ids["retain"]) + ("forget",) * len(ids["forget"])},
+    )
+    parts = {"train": train} | {name: Part(ids[name], labels[name], datasets[name]) for name in ("val", "test")}
+    fixed = all(type(leaf) is TensorDataset for dataset in datasets.values() for leaf in _leaves(dataset))
+    return _Loaded(_numbered(labels.values()), parts, deterministic=fixed, ready=True)
+
+
+def _leaves(dataset: Any) -> Iterator[Any]:
+    """The datasets below torch's own Subset and ConcatDataset."""
+    below = [dataset.dataset] if type(dataset) is Subset else getattr(dataset, "datasets", [])
+    if not below:
+        yield dataset
+    for one in below:
+        yield from _leaves(one)
+
+
+def _labels(dataset: Any, name: str) -> Indices:
+    """One integer class from 0 a sample, checked."""
+    try:
+        labels = labels_of(dataset).cpu().numpy()
+    except (TypeError, ValueError, IndexError) as error:
+        raise UnlearnError(f"{name}: can't read the labels ({error}): each sample must be (image, integer)") from error
+    if labels.shape != (len(dataset),) or labels.min(initial=0) < 0:
+        raise UnlearnError(
+            f"{name}: labels of shape {labels.shape}, lowest {labels.min(initial=0)}, for {len(dataset)} samples: "
+            "give one integer class from 0 a sample"
+        )
+    return labels
+
+
+_SCHEMES: dict[str, Callable[[str], _Loaded]] = {
+    "digits": _digits,
+    "torchvision": _torchvision,
+    "folder": _folder,
+    "shards": _shards,
+    "csv": _csv,
+    "python": _python,
+}

@@ -1,0 +1,1 @@
+"""Several processes as one: the ranks, and how they are started."""

@@ -1,0 +1,1 @@
+"""What computes: forward passes, the one training loop, the frozen teacher. No MLflow."""

@@ -1,0 +1,38 @@
+"""Forward passes: read a dataset in order, in eval mode, in batches that suit the device."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from mlflow_unlearn.console import track
+from mlflow_unlearn.data.batching import forward_batch, in_order
+from mlflow_unlearn.distributed import ranks
+from mlflow_unlearn.engine.hardware import Hardware, full_precision
+from mlflow_unlearn.engine.modes import evaluating
+
+
+def forward(
+    model: nn.Module, dataset: Dataset[Any], hardware: Hardware, *, description: str = "evaluating"
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield ``(logits [B, K] float32, labels [B])`` on the model's device, in the dataset's order.
+
+    The model is left as it was found: modes, BatchNorm statistics, gradients.
+
+    Raises:
+        UnlearnError: the output is not a tensor ``[B, K]``, or a label is not below K.
+    """
+    order = in_order(dataset, forward_batch(dataset, hardware.device) * ranks.size())
+    loader = hardware.batches(dataset, [ranks.share(batch) for batch in order])
+    steps = track(loader, description, enabled=hardware.progress, total=len(order))
+    for batch, (images, labels) in zip(order, steps, strict=True):
+        with evaluating(model), full_precision(hardware.precision):
+            logits = hardware.logits(model, images, labels)
+        yield ranks.joined(logits, len(batch)), ranks.joined(labels.to(hardware.device).long(), len(batch))
+
+
+def predict(model: nn.Module, dataset: Dataset[Any], hardware: Hardware) -> Tensor:
+    """Predicted classes ``[N]`` on the CPU."""
+    return torch.cat([logits.argmax(dim=1).cpu() for logits, _ in forward(model, dataset, hardware)])

@@ -1,0 +1,263 @@
+"""A frozen prefix: the layers before a cut run once, their outputs are kept, and only the rest is trained.
+
+The model is cut where the graph of its forward pass narrows to one tensor. Only the modules around the cut are traced
+(`torch.fx`); all others stay as they are, so that dropout and BatchNorm of the trained part follow its mode.
+
+A frozen prefix cannot forget what it encodes.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.data import Dataset
+
+from mlflow_unlearn.data.batching import forward_batch, gather
+from mlflow_unlearn.data.buffers import rows
+from mlflow_unlearn.data.splits import labels_of, wholly_forgotten
+from mlflow_unlearn.distributed import ranks
+from mlflow_unlearn.engine.hardware import Hardware
+from mlflow_unlearn.engine.modes import evaluating, in_mode
+from mlflow_unlearn.errors import UnlearnError, first_line
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A model in two parts that share its modules: ``model(x) == suffix(prefix(x))``.
+
+    Attributes:
+        prefix: images ``[B, C, H, W]`` → activations ``[B, …]``.
+        suffix: activations → logits ``[B, K]``; training it trains the model.
+    """
+
+    prefix: fx.GraphModule
+    suffix: fx.GraphModule
+
+
+def cut(model: nn.Module, name: str) -> Cut:
+    """Cut ``model`` before its module ``name``, the first one that is to be trained.
+
+    Raises:
+        UnlearnError: there is no such module, or the model cannot be cut there; the reason is told.
+    """
+    modules = dict(model.named_modules())
+    if name not in modules or not name:
+        raise UnlearnError(f"the model has no module {name!r} to cut before: it has {', '.join(_near(modules, name))}")
+    graph = _trace(model, name)
+    # Both parts keep the modes of their modules, but what the forward pass itself asks of its mode is fixed by tracing.
+    if str(_trace(model, name, training=True)) != str(graph):
+        raise UnlearnError(
+            f"the model cannot be cut before {name!r}: its forward pass does one thing in training and another after, "
+            "outside of its modules; make them modules such as nn.Dropout, or use prefix=none"
+        )
+    nodes = list(graph.nodes)
+    start = next(
+        (i for i, node in enumerate(nodes) if node.op == "call_module" and f"{node.target}.".startswith(f"{name}.")),
+        None,
+    )
+    if start is None:
+        raise UnlearnError(f"the model cannot be cut before {name!r}: its forward pass does not call that module")
+    # A parameter that only the suffix reads may have been fetched before it.
+    before = [node for node in nodes[:start] if node.op != "get_attr" or any(u in nodes[:start] for u in node.users)]
+    after = [node for node in nodes if node not in before]
+    crossing = [node for node in before if node.op != "get_attr" and any(user in after for user in node.users)]
+    if [node.op for node in crossing] == ["placeholder"]:
+        raise UnlearnError(f"nothing lies before {name!r}: give a module further back, or prefix=none")
+    if len(crossing) != 1:
+        raise UnlearnError(
+            f"the model cannot be cut before {name!r}: {len(crossing)} tensors cross there, and it must be one; "
+            "cut between its blocks"
+        )
+    prefix, suffix = _part(model, before, output=crossing[0]), _part(model, after, boundary=crossing[0])
+    if _tensors(prefix) & _tensors(suffix):
+        raise UnlearnError(
+            f"the model cannot be cut before {name!r}: layers before and behind it share parameters or statistics; "
+            "cut elsewhere, or use prefix=none"
+        )
+    return Cut(prefix, suffix)
+
+
+def cuts(model: nn.Module) -> list[str]:
+    """Where ``model`` can be cut, from front to back: before its children, and before the blocks of its long stacks."""
+    names = []
+    for name, _ in model.named_modules():
+        stack = model.get_submodule(name.rpartition(".")[0]) if name else model
+        # The blocks of a stage of four count as one.
+        if name and (stack is model or (isinstance(stack, nn.Sequential) and len(stack) > STAGE)):
+            names.append(name)
+    possible: list[str] = []
+    behind: set[int] = set()
+    for name in names:
+        try:
+            suffix = _tensors(cut(model, name).suffix)
+        except UnlearnError:
+            continue
+        # A module and the first one inside it begin at the same place.
+        if not (suffix == behind and name.startswith(f"{possible[-1]}.")):
+            possible.append(name)
+        behind = suffix
+    return possible
+
+
+STAGE = 4
+
+
+def depth_behind(model: nn.Module, name: str) -> float:
+    """Share of the weights (tensors of two dimensions or more, one a layer) that lie behind the cut before ``name``."""
+    behind, all_of_them = (sum(p.ndim > 1 for p in module.parameters()) for module in (cut(model, name).suffix, model))
+    return behind / all_of_them
+
+
+def auto(model: nn.Module) -> str:
+    """The last cut behind which at least a quarter of the depth lies, by `depth_behind`; see docs/prefix.md.
+
+    Raises:
+        UnlearnError: ``model`` can be cut nowhere.
+    """
+    for name in reversed(cuts(model)):
+        if depth_behind(model, name) >= DEPTH:
+            return name
+    raise UnlearnError("prefix=auto finds no place where the model can be cut: name a module, or use prefix=none")
+
+
+DEPTH = 0.25
+
+
+def resolve(model: nn.Module, prefix: str, datasets: Mapping[str, Dataset[Any]]) -> str | None:
+    """The module to cut before, from what a user gives: its name, "auto", or "none" for no frozen prefix.
+
+    "auto" freezes nothing where a class is forgotten wholly: a ViT forgets it far less behind a cut (docs/prefix.md).
+
+    Raises:
+        UnlearnError: "auto", and ``model`` can be cut nowhere.
+    """
+    if prefix == "none":
+        return None
+    if prefix != "auto":
+        return prefix
+    labels = [labels_of(datasets[role]) for role in ("forget", "retain")]
+    return None if len(wholly_forgotten(*labels)) else auto(model)
+
+
+class _Tracer(fx.Tracer):
+    """Goes into the modules that contain the cut, and into no other."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not self.name.startswith(f"{module_qualified_name}.")
+
+
+def _tensors(module: nn.Module) -> set[int]:
+    return {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+
+
+def _trace(model: nn.Module, name: str, *, training: bool = False) -> fx.Graph:
+    options = inspect.signature(model.forward).parameters.values()
+    defaults = {option.name: option.default for option in options if option.default is not option.empty}
+    try:
+        with in_mode(model, training):
+            return _Tracer(name).trace(model, concrete_args=defaults)
+    except Exception as error:  # Whatever a forward pass does that cannot be traced.
+        raise UnlearnError(
+            f"the model cannot be cut before {name!r}: its forward pass cannot be traced "
+            f"({type(error).__name__}: {first_line(error)}); use prefix=none"
+        ) from error
+
+
+def _part(
+    model: nn.Module, nodes: Sequence[fx.Node], *, boundary: fx.Node | None = None, output: fx.Node | None = None
+) -> fx.GraphModule:
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    if boundary is not None:
+        copied[boundary] = graph.placeholder("activations")
+    for node in nodes:
+        copied[node] = graph.node_copy(node, copied.__getitem__)
+    if output is not None:
+        graph.output(copied[output])
+    return fx.GraphModule(model, graph)
+
+
+def _near(modules: Mapping[str, nn.Module], name: str) -> list[str]:
+    depth = name.count(".")
+    return [known for known in modules if known and known.count(".") <= depth][:12]
+
+
+class Activations(Dataset[tuple[Tensor, int]]):
+    """A set as it leaves the prefix: ``(activations, label)``, computed when first asked for and then kept.
+
+    Where the samples change from reading to reading, or there is no room, they are computed each time.
+
+    Attributes:
+        deterministic: whether they are kept.
+        in_memory: always: data-loading processes read the images, but the model that makes activations of them is here.
+    """
+
+    in_memory = True
+
+    def __init__(self, dataset: Dataset[Any], prefix: nn.Module, hardware: Hardware, *, keep: bool) -> None:
+        """Keep ``prefix`` by reference: nobody trains it."""
+        self.dataset, self.prefix, self.hardware = dataset, prefix, hardware
+        self.labels = labels_of(dataset)
+        self.deterministic = keep
+        self._keep = keep
+        self._rows: Tensor | None = None
+        self._known = torch.zeros(len(self.labels), dtype=torch.bool)
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """One sample."""
+        activations, labels = self.gather([index])
+        return activations[0], int(labels[0])
+
+    def gather(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Activations ``[B, …]`` and labels ``[B]``."""
+        index = torch.as_tensor(indices, dtype=torch.long)
+        if not self._keep:
+            return _single(self._run(gather(self.dataset, indices)[0])), self.labels[index]
+        missing = sorted(set(index[~self._known[index]].tolist()))
+        if missing:
+            self._store(missing, self._run(gather(self.dataset, missing)[0]))
+        if self._rows is None:
+            return self.gather(indices)
+        return _single(self._rows[index]), self.labels[index]
+
+    def fill(self, indices: Tensor) -> None:
+        """Run the prefix over the samples at ``indices`` that it has not seen yet; all ranks together."""
+        if not ranks.all_agree(self._keep):
+            return
+        missing = indices[~ranks.agreed(self._known[indices])]
+        size = forward_batch(self.dataset, self.hardware.device) * ranks.size()
+        batches = [missing[i : i + size].tolist() for i in range(0, len(missing), size)]
+        loader = self.hardware.batches(self.dataset, [ranks.share(batch) for batch in batches])
+        for batch, (images, _) in zip(batches, loader, strict=True):
+            self._store(batch, ranks.joined(self._run(images), len(batch)))
+
+    def _store(self, indices: list[int], activations: Tensor) -> None:
+        if self._rows is None and self._keep:
+            self._rows = rows(len(self), tuple(activations.shape[1:]), activations.dtype)
+            self._keep = self.deterministic = self._rows is not None
+        if self._rows is not None:
+            self._rows[indices] = activations
+            self._known[indices] = True
+
+    def _run(self, images: Tensor) -> Tensor:
+        with evaluating(self.prefix), self.hardware.autocast():
+            output = self.prefix(self.hardware.images(images))
+        # A clone made outside inference mode may be saved for backward.
+        kept: Tensor = output.cpu().clone()
+        return kept
+
+
+def _single(activations: Tensor) -> Tensor:
+    """Kept as short as they were computed, read in the type of the weights: not every method trains under autocast."""
+    return activations.float() if activations.dtype is torch.bfloat16 else activations

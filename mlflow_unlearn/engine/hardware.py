@@ -1,0 +1,285 @@
+"""Where and how tensors are computed: device, precision, seeds, modes. Everything is put back as it was found."""
+
+import copy
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from mlflow_unlearn import cache
+from mlflow_unlearn.data.batching import BatchReader, gather
+from mlflow_unlearn.errors import UnlearnError, first_line
+from mlflow_unlearn.rng import isolated_rng
+
+Precision = Literal["fp32", "tf32", "bf16", "auto"]
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """``auto`` (or None) is CUDA where there is one, else the CPU.
+
+    Raises:
+        UnlearnError: the device is unknown or not available here.
+    """
+    if device in (None, "auto"):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+        torch.empty(0, device=picked)
+    except (RuntimeError, AssertionError) as error:
+        reason = first_line(error)
+        raise UnlearnError(f"device {str(device)!r} cannot be used here ({reason}): use 'auto' or 'cpu'") from error
+    return picked
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
+    """bfloat16 autocast for "bf16", nothing for the others."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def checked_precision(precision: str, device: torch.device) -> None:
+    """Refuse what is unknown, or what the device can only imitate.
+
+    Raises:
+        UnlearnError: either.
+    """
+    if precision not in get_args(Precision):
+        raise UnlearnError(f"unknown precision {precision!r}: use {', '.join(get_args(Precision))}")
+    if precision == "bf16" and not _has_bf16(device):
+        raise UnlearnError(f"precision=bf16 is asked of {processor(device)}, which has no bfloat16: use fp32 or auto")
+    if precision == "tf32" and not (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)):
+        raise UnlearnError(f"precision=tf32 is asked of {processor(device)}, which has no TF32: use fp32 or auto")
+
+
+def pick_numerics(
+    precision: Precision, model: nn.Module, images: Tensor, device: torch.device
+) -> tuple[Precision, bool]:
+    """Precision, and whether images and convolutions lie channels-last in memory.
+
+    ``fp32`` is the reference: contiguous; the others are channels-last where the model convolves. ``auto`` times all
+    that the device has, a few passes forth and back on this very machine, and keeps the seconds by architecture, shape,
+    processor and threads, in the process and in the cache: processor flags do not tell, since some processors with
+    bfloat16 instructions are slower with them. Plain fp32 stays unless another is faster by more than the noise.
+
+    Args:
+        precision: as asked for.
+        model: left untouched; copies are timed.
+        images: one batch ``[B, C, H, W]``; only ``auto`` reads it.
+        device: where to time.
+
+    Raises:
+        UnlearnError: the precision is unknown, or the device does not have it.
+    """
+    checked_precision(precision, device)
+    convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    if precision != "auto":
+        return precision, convolves and precision != "fp32"
+    layouts = (False, True) if convolves else (False,)
+    names: tuple[Precision, ...] = ("fp32", *(("bf16",) if _has_bf16(device) else ()))
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        names = (*names, "tf32")
+    candidates = [(name, layout) for name in names for layout in layouts]
+    if len(candidates) == 1:
+        return candidates[0]
+    shapes = [f"{name} {list(p.shape)}" for name, p in model.named_parameters()]
+    facts = {
+        "candidates": candidates,
+        "architecture": hashlib.sha256("\n".join([type(model).__name__, *shapes]).encode()).hexdigest(),
+        "images": list(images.shape),
+        "processor": processor(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    key = json.dumps(facts, sort_keys=True)
+    if key not in _TIMED:
+        timed = cache.arrays(
+            "precision", facts, lambda: {"seconds": np.array(_step_seconds(model, images, device, candidates))}
+        )
+        _TIMED[key] = timed["seconds"].tolist()
+    seconds = _TIMED[key]
+    fastest = min(range(len(candidates)), key=seconds.__getitem__)
+    return candidates[fastest if seconds[fastest] < (1 - NOISE) * seconds[0] else 0]
+
+
+NOISE = 0.03
+"""Share by which another precision must beat plain fp32 in the timed steps."""
+
+_TIMED: dict[str, list[float]] = {}
+
+
+def _step_seconds(
+    model: nn.Module, images: Tensor, device: torch.device, candidates: Sequence[tuple[Precision, bool]]
+) -> list[float]:
+    """Seconds of a pass forth and back by candidate: the shortest of two, interleaved, after one to warm up."""
+    trial = copy.deepcopy(model).to(device)
+    # Eval mode costs the same, and BatchNorm takes a single image in it.
+    for module in trial.modules():
+        module.training = False
+    images = images.to(device)
+
+    def once(precision: Precision, channels_last: bool) -> float:
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        placed = trial.to(memory_format=layout)  # type: ignore[call-overload]
+        batch = images.to(memory_format=layout)
+        start = time.perf_counter()
+        with full_precision(precision), autocast(precision, device):
+            output = placed(batch)
+            # A frozen model is only evaluated; outputs that are no logits are refused where they are used.
+            if isinstance(output, Tensor) and output.requires_grad:
+                output.float().logsumexp(dim=-1).mean().backward()  # type: ignore[no-untyped-call]
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    rounds = [[once(*candidate) for candidate in candidates] for _ in range(3)]
+    return [min(times) for times in zip(*rounds[1:], strict=True)]
+
+
+@contextmanager
+def full_precision(precision: Precision) -> Iterator[None]:
+    """Let CUDA multiply in TF32 for "tf32" alone; torch would use it for convolutions in any case."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return False
+
+
+def processor(device: torch.device) -> str:
+    """Its name, and for a CPU the number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()} ({os.cpu_count()} cores)"
+
+
+@contextmanager
+def deterministic_convolutions() -> Iterator[None]:
+    """Keep cuDNN to algorithms that give the same bits every time; nothing on the CPU, where all do."""
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where and how a command computes, decided once.
+
+    Attributes:
+        device: of all passes.
+        precision: "fp32", "tf32" or "bf16".
+        channels_last: whether images and convolutions lie so in memory.
+        num_workers: data-loading processes; None lets the data and the machine decide.
+        compile: whether the student is compiled for its training passes.
+        progress: whether bars are shown.
+    """
+
+    device: torch.device
+    precision: Precision = "fp32"
+    channels_last: bool = False
+    num_workers: int | None = 0
+    compile: bool = False
+    progress: bool = False
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """``model`` itself, moved to the device and laid out in memory."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        placed: nn.Module = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        return placed
+
+    def images(self, images: Tensor) -> Tensor:
+        """A batch where and as the model reads it."""
+        layout = torch.channels_last if self.channels_last and images.ndim == 4 else torch.contiguous_format
+        return images.to(self.device, memory_format=layout, non_blocking=True)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """bfloat16 where the precision is that."""
+        return autocast(self.precision, self.device)
+
+    def logits(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """``model(images)`` in this precision, as checked float32 logits ``[B, K]``."""
+        with self.autocast():
+            output = model(self.images(images))
+        return checked_logits(output, labels)
+
+    def reader(self, dataset: Dataset[Any], generator: torch.Generator) -> BatchReader:
+        """Reads ``dataset`` by the batch, with as many processes as are worth it."""
+        return BatchReader(dataset, self.num_workers, self.device, generator)
+
+    def batches(self, dataset: Dataset[Any], batches: Sequence[Sequence[int]]) -> Iterable[Any]:
+        """``gather(dataset, batch)`` of each of ``batches``, once.
+
+        A loader draws a seed for its workers: not from the global generator, which belongs to the caller.
+        """
+        return self.reader(dataset, torch.Generator()).read(batches)
+
+
+def checked_logits(output: Any, labels: Tensor) -> Tensor:
+    """``output`` as float32 logits ``[B, K]``.
+
+    Raises:
+        UnlearnError: it is something else, or a label is no class in ``[0, K)``.
+    """
+    if labels.ndim != 1:
+        raise UnlearnError(
+            f"the labels of {len(labels)} samples have shape {list(labels.shape)}: give one class a sample"
+        )
+    if not isinstance(output, Tensor):
+        raise UnlearnError(
+            f"the model returns a {type(output).__name__}, not a tensor of logits [N, K]: "
+            "wrap it in a module that returns the logits alone"
+        )
+    if output.ndim != 2 or output.shape[0] != len(labels):
+        raise UnlearnError(
+            f"the model returns a tensor of shape {list(output.shape)} for {len(labels)} images, not logits [N, K]"
+        )
+    bad = labels[(labels >= output.shape[1]) | (labels < 0)]
+    if len(bad):
+        raise UnlearnError(
+            f"the data has label {bad[0].item()}, and the model has {output.shape[1]} outputs (0 to K − 1)"
+        )
+    return output.float()
+
+
+def resolve_hardware(
+    model: nn.Module,
+    dataset: Dataset[Any],
+    *,
+    device: str | torch.device | None = None,
+    precision: Precision = "fp32",
+    num_workers: int | None = 0,
+    compile: bool = False,
+    progress: bool = False,
+) -> Hardware:
+    """Decide device, precision and layout once; ``auto`` precision is timed on the first samples of ``dataset``."""
+    picked = pick_device(device)
+    images = torch.empty(0)
+    with isolated_rng(0), torch.inference_mode(False), torch.enable_grad():
+        if precision == "auto":
+            images, _ = gather(dataset, range(min(32, len(dataset))))  # type: ignore[arg-type]
+        chosen, channels_last = pick_numerics(precision, model, images, picked)
+    return Hardware(picked, chosen, channels_last, num_workers, compile, progress)

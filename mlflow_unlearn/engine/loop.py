@@ -1,0 +1,411 @@
+"""The one training loop: it owns optimiser, device, precision, clock and progress; methods own the ideas."""
+
+import copy
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.utils.data import Dataset
+
+from mlflow_unlearn.console import track
+from mlflow_unlearn.data.batching import BatchReader, gather, in_memory, in_order
+from mlflow_unlearn.data.splits import labels_of
+from mlflow_unlearn.distributed import ranks
+from mlflow_unlearn.engine.architectures import randomised
+from mlflow_unlearn.engine.forward import predict
+from mlflow_unlearn.engine.frozen_prefix import Activations, cut
+from mlflow_unlearn.engine.hardware import (
+    Hardware,
+    deterministic_convolutions,
+    full_precision,
+)
+from mlflow_unlearn.engine.method import Batch, Method, OptimizerSpec, Phase, PhaseStats, Role
+from mlflow_unlearn.engine.modes import eval_mode
+from mlflow_unlearn.engine.teacher import Teacher
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.rng import isolated_rng
+
+Epoch = dict[str, float]
+Watch = Callable[[Epoch, nn.Module, Mapping[str, Dataset[Any]]], None]
+"""Called after an epoch with its record, the student (or its part behind a frozen prefix) and what that reads."""
+
+RETRAIN_ALL = "retraining starts every layer anew, and a frozen prefix would keep what it has learned: use prefix=none"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished plan leaves: the model in eval mode, one mapping per epoch, what is known of the end state."""
+
+    model: nn.Module
+    history: list[Epoch]
+    final: Mapping[str, float]
+    warnings: tuple[str, ...]
+    seconds: float
+
+
+@ranks.together
+def run(
+    model: nn.Module,
+    method: Method,
+    datasets: Mapping[str, Dataset[Any]],
+    *,
+    seed: int,
+    hardware: Hardware,
+    teacher: Teacher | None = None,
+    cache_teacher: bool | None = None,
+    prefix: str | None = None,
+    fresh: Callable[[], nn.Module] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    on_state: Watch | None = None,
+) -> Outcome:
+    """Carry out a method's plan on a copy of ``model``.
+
+    The caller's model, the global random states and the grad mode are untouched. Same seed, same machine, same
+    versions: bit-identical weights. With ``prefix`` the layers before that module stay frozen: they run once, and the
+    plan sees what lies behind them; a ``teacher`` that is given brings the prefix with it. ``fresh`` builds a randomly
+    initialised model of the same architecture for a plan that starts anew; without it each module's own
+    ``reset_parameters`` makes one of a copy. ``on_state`` may look at the student, and end the plan by an exception.
+
+    Raises:
+        UnlearnError: no parameter can be trained, or the loss is not finite.
+    """
+    start = time.perf_counter()
+    home = next(model.parameters()).device
+    with (
+        isolated_rng(seed),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        deterministic_convolutions(),
+        full_precision(hardware.precision),
+    ):
+        student = hardware.place(copy.deepcopy(model))
+        if teacher is None:
+            frozen = hardware.place(copy.deepcopy(model))
+            teacher = Teacher(frozen, datasets, hardware, cache=cache_teacher, prefix=prefix)
+        trained = student if teacher.prefix is None else cut(student, teacher.prefix).suffix
+        if not any(p.requires_grad for p in trained.parameters()):
+            raise UnlearnError("all parameters of the model are frozen: set requires_grad on those to be trained")
+        seen = datasets if teacher.prefix is None else teacher.datasets
+        hardware = hardware if teacher.prefix is None else replace(hardware, num_workers=None)
+        desk = _Desk(trained, teacher, seen, seed, hardware, cache_teacher, fresh, on_epoch, on_state)
+        plan = method.plan(desk)
+        try:
+            phase = next(plan)
+            while True:
+                phase = plan.send(desk.run_phase(phase, method.name))
+        except StopIteration as stop:
+            final = stop.value or {}
+        except RuntimeError as error:
+            if not _of_the_compiler(error):
+                raise
+            reason = next(line for line in str(error).splitlines() if line.strip())
+            raise UnlearnError(f"the model cannot be compiled here ({reason}): leave compile out") from error
+    student.zero_grad(set_to_none=True)
+    student = student.to(home, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return Outcome(student.eval(), desk.history, final, tuple(desk.warnings), time.perf_counter() - start)
+
+
+def _of_the_compiler(error: RuntimeError) -> bool:
+    """Whether ``torch.compile`` has raised it; its own module takes a second to import."""
+    return any(kind.__name__ == "TorchDynamoException" for kind in type(error).__mro__)
+
+
+class _Desk:
+    """The `Workspace` of one plan, and the state of its loop."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: Teacher,
+        datasets: Mapping[str, Dataset[Any]],
+        seed: int,
+        hardware: Hardware,
+        cache_teacher: bool | None,
+        fresh: Callable[[], nn.Module] | None,
+        on_epoch: Callable[[Epoch], None] | None,
+        on_state: Watch | None,
+    ) -> None:
+        self.model, self.teacher, self.hardware = model, teacher, hardware
+        self.generator = torch.Generator().manual_seed(seed)
+        self.history: list[Epoch] = []
+        self.warnings: list[str] = []
+        self._random_teacher: Teacher | None = None
+        self._datasets, self._cache_teacher, self._fresh = datasets, cache_teacher, fresh
+        self._on_epoch, self._on_state = on_epoch, on_state
+        self._labels: dict[str, Tensor] = {}
+        self._reader: BatchReader | None = None
+        self._worker_seeds = torch.Generator().manual_seed(seed)
+        self._optimizers: dict[OptimizerSpec, tuple[torch.optim.Optimizer, LRScheduler | None]] = {}
+
+    def labels(self, role: Role) -> Tensor:
+        if role not in self._labels:
+            labels = labels_of(self._datasets[role])
+            if labels.ndim != 1:
+                raise UnlearnError(
+                    f"the labels of the {role} set have shape {list(labels.shape)}: give one class a sample"
+                )
+            self._labels[role] = labels
+        return self._labels[role]
+
+    def predictions(self, role: Role, *, teacher: bool = False) -> Tensor:
+        if teacher:
+            return self.teacher.predictions(role)
+        return predict(self.model, self._datasets[role], replace(self.hardware, progress=False))
+
+    def batches(self, role: Role, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        dataset = self._datasets[role]
+        for images, labels in self.hardware.batches(dataset, in_order(dataset, batch_size)):
+            yield self.hardware.images(images), labels.to(self.hardware.device).long()
+
+    def learn_inputs(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+        optimizer: OptimizerSpec,
+        steps: int,
+    ) -> Tensor:
+        learned = images.to(self.hardware.device).clone().requires_grad_()
+        labels = labels.to(self.hardware.device)
+        rule = _build_optimizer(optimizer, [learned])
+        with eval_mode(self.model):
+            for _ in range(steps):
+                logits = self.hardware.logits(self.model, learned, labels)
+                (learned.grad,) = torch.autograd.grad(loss(learned, logits, labels), learned)
+                rule.step()
+        return learned.detach().cpu()
+
+    def reinitialise(self) -> None:
+        if self.teacher.prefix is not None:
+            raise UnlearnError(RETRAIN_ALL)
+        fresh = (randomised(self.model) if self._fresh is None else self._fresh()).state_dict()
+        # What is frozen has learned nothing from these data, and nothing would train it again.
+        fresh |= {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
+        self.model.load_state_dict(fresh)
+
+    def warn(self, sentence: str) -> None:
+        self.warnings.append(sentence)
+
+    def record(self, **values: float) -> None:
+        self.history.append(values)
+        if self._on_epoch is not None:
+            self._on_epoch(values)
+        if self._on_state is not None:
+            with isolated_rng(0):
+                self._on_state(values, self.model, self._datasets)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.model.load_state_dict(state)
+
+    @functools.cached_property
+    def _parallel(self) -> nn.Module:
+        """The student as it is trained: compiled if so asked; with several ranks gradients are averaged over them."""
+        model = self.model
+        if ranks.size() > 1:
+            model = DistributedDataParallel(model, find_unused_parameters=True)
+        return torch.compile(model) if self.hardware.compile else model  # type: ignore[return-value]
+
+    def run_phase(self, phase: Phase, name: str) -> PhaseStats:
+        start = time.perf_counter()
+        for role, index in (("forget", phase.forget), ("retain", phase.retain)):
+            dataset = self._datasets.get(role)
+            if index is not None and isinstance(dataset, Activations):
+                dataset.fill(index)
+        data = _TaggedSamples(self._datasets, phase)
+        steps_per_epoch = len(data.epoch(phase, None))
+        optimizer, scheduler = self._optimizer(phase.optimizer, steps_per_epoch)
+        if scheduler is None:
+            for group in optimizer.param_groups:
+                group["lr"] = phase.optimizer.lr * phase.lr_scale
+        total, count = 0.0, 0
+        right, forgotten = 0, 0
+        for epoch in range(phase.epochs):
+            passes = len(self.history) + epoch + 1
+            batches = data.epoch(phase, self.generator)
+            loader = self._reader_of(data).read([ranks.share(batch) for batch in batches])
+            # Set in each epoch: a plan may have measured the model in between.
+            self.model.train()
+            if phase.frozen_statistics or len(data) == 1:
+                _freeze_statistics(self.model)
+            steps = track(loader, f"{name}: epoch {passes}", enabled=self.hardware.progress, total=len(batches))
+            for step, (batch, samples) in enumerate(zip(batches, steps, strict=True), start=1):
+                loss, seen = self._step(phase, optimizer, samples, len(batch))
+                if not torch.isfinite(loss):
+                    raise UnlearnError(
+                        f"the loss became {loss.item()} in epoch {passes}, step {step}, "
+                        f"with lr {phase.optimizer.lr:g}: try a smaller lr, say {phase.optimizer.lr / 10:g}"
+                    )
+                if scheduler is not None:
+                    scheduler.step()
+                total, count = total + loss.item() * len(batch), count + len(batch)
+                guessed = seen.logits[seen.forget].argmax(dim=1) == seen.labels[seen.forget]
+                right, forgotten = right + int(guessed.sum()), forgotten + len(guessed)
+        ranks.synchronise(self.model)
+        acc_forget = right / forgotten if forgotten else None
+        return PhaseStats(total / count, time.perf_counter() - start, acc_forget)
+
+    def _reader_of(self, data: "_TaggedSamples") -> BatchReader:
+        """The last phase's, with its processes, where this one reads the same samples."""
+        if self._reader is None or not data.is_like(self._reader.dataset):
+            self._reader = self.hardware.reader(data, self._worker_seeds)
+        return self._reader
+
+    def _step(
+        self, phase: Phase, optimizer: torch.optim.Optimizer, samples: list[Tensor], count: int
+    ) -> tuple[Tensor, Batch]:
+        """One step on this rank's ``samples`` of a batch of ``count``; the loss is that of the whole batch."""
+        images, labels, forget, index = samples
+        images = self.hardware.images(images)
+        teacher_logits = self._teacher_logits(phase, images, forget, index) if phase.teacher else None
+        logits = self.hardware.logits(self._parallel, images, labels)
+        tags = ranks.joined(torch.stack([labels, forget], dim=1).to(self.hardware.device), count)
+        batch = Batch(
+            ranks.joined(logits, count),
+            tags[:, 0],
+            tags[:, 1].bool(),
+            None if teacher_logits is None else ranks.joined(teacher_logits, count),
+        )
+        loss = phase.loss(batch)
+        optimizer.zero_grad(set_to_none=True)
+        # The mean over ranks, which DDP takes, of the gradients through each one's own samples is to be their sum.
+        (loss * (ranks.size() if len(images) < count else 1)).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if phase.after_step is not None:
+            with torch.no_grad():
+                phase.after_step(self.model)
+        return loss.detach(), batch
+
+    def _teacher_logits(self, phase: Phase, images: Tensor, forget: Tensor, index: Tensor) -> Tensor:
+        if phase.teacher == "random on forget" and self._random_teacher is None:
+            twin = randomised(self.teacher.reader)
+            self._random_teacher = Teacher(twin, self._datasets, self.hardware, cache=self._cache_teacher)
+        random = self._random_teacher if phase.teacher == "random on forget" else None
+        teachers = {"forget": random or self.teacher, "retain": self.teacher}
+        parts = [(mask, role) for mask, role in ((forget, "forget"), (~forget, "retain")) if mask.any()]
+        logits = [teachers[role].logits(role, index[mask], images[mask]) for mask, role in parts]
+        joined = torch.empty(len(images), logits[0].shape[1], device=logits[0].device)
+        for (mask, _), values in zip(parts, logits, strict=True):
+            joined[mask] = values
+        return joined
+
+    def _optimizer(self, spec: OptimizerSpec, steps_per_epoch: int) -> tuple[torch.optim.Optimizer, LRScheduler | None]:
+        if spec not in self._optimizers:
+            optimizer = _build_optimizer(spec, [p for p in self.model.parameters() if p.requires_grad])
+            scheduler = None
+            if spec.one_cycle_epochs:
+                steps = spec.one_cycle_epochs * steps_per_epoch
+                # One step to spare, since it is taken after the optimiser's; momentum stays as the spec says.
+                scheduler = OneCycleLR(optimizer, max_lr=spec.lr, total_steps=steps + 1, cycle_momentum=False)
+            self._optimizers[spec] = (optimizer, scheduler)
+        return self._optimizers[spec]
+
+
+def _build_optimizer(spec: OptimizerSpec, parameters: list[Any]) -> torch.optim.Optimizer:
+    # One kernel for all tensors, where there is one.
+    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+    if spec.name == "adamw":
+        return torch.optim.AdamW(parameters, spec.lr, weight_decay=spec.weight_decay, fused=fused)
+    if spec.name == "adam":
+        return torch.optim.Adam(parameters, spec.lr, weight_decay=spec.weight_decay, fused=fused)
+    return torch.optim.SGD(
+        parameters, spec.lr, spec.momentum, weight_decay=spec.weight_decay, nesterov=spec.nesterov, fused=fused
+    )
+
+
+def _freeze_statistics(model: nn.Module) -> None:
+    for module in model.modules():
+        # Of every kind that keeps them: BatchNorm, and InstanceNorm where it is told to.
+        if getattr(module, "track_running_stats", False):
+            module.eval()
+
+
+def shuffled_batches(count: int, batch_size: int, generator: torch.Generator | None = None) -> list[list[int]]:
+    """Batches of positions, shuffled where a generator is given, as many as ``batch_size`` asks for and of equal size.
+
+    A small batch at the end of each epoch would leave its noise in the running statistics of BatchNorm, which cannot
+    normalise a single sample at all; so the rest is spread (and a batch of two may become one of three).
+    """
+    order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
+    batches = max(1, min(-(-count // batch_size), count // 2))
+    return [part.tolist() for part in order.tensor_split(batches)]
+
+
+def paired_batches(
+    counts: tuple[int, int], batch_size: int, generator: torch.Generator | None = None
+) -> list[list[int]]:
+    """Each step a batch of both sets, positions of the second behind those of the first; the shorter set cycles."""
+    sides = [shuffled_batches(count, batch_size, generator) for count in counts]
+    steps = max(map(len, sides))
+    for side, count in zip(sides, counts, strict=True):
+        while len(side) < steps:
+            side += shuffled_batches(count, batch_size, generator)
+    first, second = (side[:steps] for side in sides)
+    return [a + [position + counts[0] for position in b] for a, b in zip(first, second, strict=True)]
+
+
+class _TaggedSamples(Dataset[Any]):
+    """The samples of a phase by position: image, label, whether from the forget set, and index in its set."""
+
+    def __init__(self, datasets: Mapping[str, Dataset[Any]], phase: Phase) -> None:
+        none = torch.empty(0, dtype=torch.long)
+        synthetic: Any = phase.synthetic
+        parts: list[tuple[Any, Tensor]] = [
+            (datasets.get("forget"), none if phase.forget is None else phase.forget),
+            (datasets.get("retain"), none if phase.retain is None else phase.retain),
+            (synthetic, none if synthetic is None else torch.arange(len(synthetic))),
+        ]
+        self._parts = [(data, index) for data, index in parts if len(index)]
+        self._counts = [len(index) for _, index in parts]
+        self._ends = torch.tensor([len(index) for _, index in self._parts]).cumsum(0)
+
+    def __len__(self) -> int:
+        return sum(self._counts)
+
+    @property
+    def datasets(self) -> list[Any]:
+        return [data for data, _ in self._parts]
+
+    def holds(self, _: Any) -> bool:
+        return all(in_memory(data, index) for data, index in self._parts)
+
+    def is_like(self, other: Any) -> bool:
+        return (
+            isinstance(other, _TaggedSamples)
+            and self._counts == other._counts
+            and all(
+                mine is theirs and torch.equal(index, their_index)
+                for (mine, index), (theirs, their_index) in zip(self._parts, other._parts, strict=True)
+            )
+        )
+
+    def gather(self, positions: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Images ``[B, …]``, labels, from the forget set?, and index, each ``[B]``, in the order of ``positions``."""
+        place = torch.tensor(positions)
+        which = torch.searchsorted(self._ends, place, right=True)
+        index = torch.empty_like(place)
+        read = []
+        for number, (data, chosen) in enumerate(self._parts):
+            mine = (which == number).nonzero().flatten()
+            if len(mine):
+                index[mine] = chosen[place[mine] - (self._ends[number] - len(chosen))]
+                read.append((mine, *gather(data, index[mine].tolist())))
+        images = read[0][1].new_empty(len(place), *read[0][1].shape[1:])
+        labels = torch.empty(len(place), dtype=torch.long)
+        for mine, some, their in read:
+            images[mine], labels[mine] = some, their.long()
+        return images, labels, place < self._counts[0], index
+
+    def epoch(self, phase: Phase, generator: torch.Generator | None) -> list[list[int]]:
+        """The batches of one pass."""
+        if phase.paired:
+            return paired_batches((self._counts[0], self._counts[1]), phase.batch_size, generator)
+        return shuffled_batches(len(self), phase.batch_size, generator)

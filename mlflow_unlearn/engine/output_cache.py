@@ -1,0 +1,140 @@
+"""Outputs of a model over a set, kept between commands: the same weights and the same samples are forwarded once.
+
+The key is over all that the outputs depend on. Where one part cannot be told, nothing is kept: a transform or a dataset
+of the user's own that reads from elsewhere, or a class whose source is not to be found.
+"""
+
+import hashlib
+import importlib.metadata
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.data import Dataset, Subset
+
+from mlflow_unlearn import cache
+from mlflow_unlearn.data.batching import LARGEST_BATCH, forward_batch, gather, in_memory, in_order
+from mlflow_unlearn.data.datasets import ImageDataset, KeptDataset
+from mlflow_unlearn.data.source import Images
+from mlflow_unlearn.data.transforms import PixelTransform
+from mlflow_unlearn.distributed import ranks
+from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.engine.forward import forward
+from mlflow_unlearn.engine.hardware import Hardware, processor
+
+LARGEST = 1 << 28
+"""Bytes of logits of one set that are worth a file."""
+
+_VERSIONED = ("torch", "torchvision", "timm", "mlflow_unlearn")
+
+
+Facts = Mapping[str, Any]
+
+
+def kept_forward(
+    model: nn.Module, dataset: Dataset[Any], hardware: Hardware, facts: Facts | None, *, description: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`forward`, from the cache where these outputs have been computed before; ``facts`` are `model_facts`."""
+    data = None if facts is None or _size(model, dataset) > LARGEST else data_digest(dataset)
+    if facts is None or data is None:
+        yield from forward(model, dataset, hardware, description=description)
+        return
+
+    def make() -> cache.Arrays:
+        computed = [(a.cpu(), b.cpu()) for a, b in forward(model, dataset, hardware, description=description)]
+        logits, labels = (torch.cat(parts) for parts in zip(*computed, strict=True))
+        return {"logits": logits.numpy(), "labels": labels.numpy()}
+
+    size = forward_batch(dataset, hardware.device)
+    kept = cache.arrays("outputs", {**facts, "data": data, "batch": size}, make)
+    logits, labels = torch.from_numpy(kept["logits"]), torch.from_numpy(kept["labels"])
+    for batch in in_order(dataset, size):
+        part = slice(batch.start, batch.stop)
+        yield logits[part].to(hardware.device), labels[part].to(hardware.device)
+
+
+def model_facts(model: nn.Module, hardware: Hardware) -> Facts | None:
+    """What outputs depend on beside the samples; None where nothing is to be kept, or the code cannot be told."""
+    code = None if cache.off() or ranks.size() > 1 else code_digest(model)
+    if code is None:
+        return None
+    return {
+        "weights": weights_digest(model),
+        "code": code,
+        "numerics": [hardware.precision, hardware.channels_last, torch.get_num_threads()],
+        "processor": processor(hardware.device),
+        "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
+    }
+
+
+def code_digest(model: nn.Module) -> str | None:
+    """SHA-256 over the classes of all modules, and over the source of those that no package above brings."""
+    digest = hashlib.sha256()
+    for name, module in model.named_modules():
+        kind = type(module)
+        digest.update(f"{name} {kind.__module__}.{kind.__qualname__} {module.extra_repr()}\n".encode())
+        if isinstance(module, fx.GraphModule):
+            digest.update(module.code.encode())
+        elif kind.__module__.partition(".")[0] not in _VERSIONED:
+            try:
+                digest.update(Path(inspect.getfile(kind)).read_bytes())
+            except (OSError, TypeError):
+                return None
+    return digest.hexdigest()
+
+
+def data_digest(dataset: Dataset[Any]) -> str | None:
+    """SHA-256 over samples in memory, or over the ids, sizes and times of the files that hold them."""
+    digest = hashlib.sha256()
+    if isinstance(dataset, KeptDataset):
+        return data_digest(dataset.images)
+    if isinstance(dataset, ImageDataset):
+        stamped = _stamp(dataset.part.images, digest.update)
+        transform = dataset.transform
+        if not stamped or not isinstance(transform, PixelTransform):
+            return None
+        digest.update(f"{transform.channels} {transform.crop} {transform.normalise}".encode())
+        digest.update(dataset.labels.numpy().tobytes())
+        return digest.hexdigest()
+    if isinstance(dataset, Subset) and not in_memory(dataset):
+        whole = data_digest(dataset.dataset)
+        return whole and hashlib.sha256(f"{whole} {list(dataset.indices)}".encode()).hexdigest()
+    if not in_memory(dataset):
+        return None
+    for batch in in_order(dataset, LARGEST_BATCH):
+        images, labels = gather(dataset, batch)
+        digest.update(f"{images.dtype} {list(images.shape)} {labels.dtype}".encode())
+        digest.update(images.contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(labels.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _stamp(images: Dataset[Any], update: Callable[[bytes], None]) -> bool:
+    """Whether the samples' content could be told."""
+    if not isinstance(images, Images):
+        return False
+    stamps: dict[Path, bytes] = {}
+    for row in images.rows.tolist():
+        key = images.keys[row]
+        if isinstance(key, np.ndarray):
+            update(f"{key.dtype} {key.shape}".encode() + key.tobytes())
+        elif images.file is None:
+            return False
+        else:
+            file = images.file(key)
+            if file not in stamps:
+                found = os.stat(file)
+                stamps[file] = f"{file} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}".encode()
+            update(f"{key} ".encode() + stamps[file])
+    return True
+
+
+def _size(model: nn.Module, dataset: Dataset[Any]) -> int:
+    """Bytes of the logits, by the outputs of the last layer that has any."""
+    widths = [p.shape[0] for p in model.parameters() if p.ndim == 2]
+    return 4 * len(dataset) * (widths[-1] if widths else 1)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""What is recorded of an unlearning and how it is judged: no model, no registry."""

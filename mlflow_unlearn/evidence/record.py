@@ -1,0 +1,276 @@
+"""The evidence record: what `evidence.json` holds, and everything that is derived from it.
+
+Tags, description, model card and report are made from one `Evidence`, so they cannot disagree. Its JSON Schema is
+``docs/evidence.schema.json``.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.metrics.membership import read_auc
+
+FOLDER = "evidence"
+FILE, REPORT, CARD, SIGNATURE = "evidence.json", "report.html", "model_card.md", "evidence.sig"
+DIGEST_TAG, REPORT_TAG = "unlearn.evidence_sha256", "unlearn.report_sha256"
+
+LIMITS = (
+    "Unlearning is approximate. These figures are evidence of how far the forgotten samples still show in the model's "
+    "outputs, as far as the metrics see; they do not prove that the samples are gone. The source version still holds "
+    "them."
+)
+ATTACK = (
+    "Membership, two-sided: the area under the ROC curve of telling forgotten from unseen test samples by the entropy "
+    "of the softmax output, classes matched, with a 95 % bootstrap interval (mia_auc); and as published, a balanced "
+    "logistic regression on that entropy, retain set against test set (mia, mia_excess)."
+)
+
+
+class Part(BaseModel):
+    """Base of all parts of the record: frozen, and closed against what it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Person(Part):
+    """Who did something: the tracking server's user, or, where it does not authenticate, the name on the machine."""
+
+    name: str
+    authenticated: bool
+
+    def told(self) -> str:
+        """The name, with a note where nobody has checked it."""
+        return self.name if self.authenticated else f"{self.name} (not authenticated)"
+
+
+class Source(Part):
+    """The version that was unlearned."""
+
+    uri: str
+    model_id: str | None
+    weights_sha256: str
+    evidence_sha256: str | None = Field(description="Of its own evidence.json; None for a version that has none.")
+    files: dict[str, str] = Field(description="SHA-256 of every file of the model, by path, as it was read.")
+    loading_ran_code: bool = Field(description="It was a pickle: loading it executed code that it carries.")
+
+
+class Result(Part):
+    """The version that was registered."""
+
+    name: str
+    version: str
+    model_id: str | None
+    weights_sha256: str = Field(description="Over names, types, shapes and bytes of the state dict.")
+    files: dict[str, str] = Field(description="SHA-256 of every file of the model, by path, as stored.")
+
+    @property
+    def uri(self) -> str:
+        """``models:/NAME/VERSION``."""
+        return f"models:/{self.name}/{self.version}"
+
+
+class Step(Part):
+    """One earlier unlearning on the way to the source."""
+
+    uri: str
+    source_uri: str
+    method: str
+    weights_sha256: str
+    evidence_sha256: str
+    request_ids: list[str]
+
+
+class SampleSet(Part):
+    """A set of samples by size and digest."""
+
+    samples: int
+    sha256: str = Field(description="Over the sorted ids, hashed ids where the request hides them.")
+
+
+class Data(Part):
+    """What was read."""
+
+    source: str
+    digest: str
+    transform: str
+    classes: list[str]
+    salt: str | None = Field(description="Of the ids in the digest of the forget set; None where they are plain.")
+    forget: SampleSet
+    retain: SampleSet
+    val: SampleSet
+    test: SampleSet
+    forgotten_before: SampleSet | None = Field(description="All that earlier steps forgot and the source still has.")
+
+
+class Measured(Part):
+    """Metrics of one model: values, why others are missing, and sample sizes."""
+
+    values: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
+    not_computed: dict[str, str]
+    counts: dict[str, int]
+
+    @property
+    def membership(self) -> str:
+        """residual, over-forgotten, undecided, indistinguishable, or not measured."""
+        low, high = self.values.get("mia_auc_low"), self.values.get("mia_auc_high")
+        return "not measured" if low is None or high is None else read_auc(low, high)
+
+
+class RequestRecord(Part):
+    """A forget request that this version, or one before it, has carried out."""
+
+    id: str
+    of: str
+    run_id: str
+    filed: str | None
+    filed_by: Person | None
+    requester: str | None
+    reason: str | None
+    samples: int
+    manifest_sha256: str
+    carried_out_by: str
+    metrics: dict[str, Measured] = Field(description="By model, where several requests are told apart.")
+
+
+class Method(Part):
+    """How the weights came about."""
+
+    name: str
+    hyperparameters: dict[str, Any]
+    history: list[dict[str, float]]
+    final: dict[str, float]
+    warnings: list[str]
+    seconds: float
+
+
+class Histogram(Part):
+    """Shares of samples between neighbouring edges, by set and model; each row sums to 1."""
+
+    edges: list[float]
+    shares: dict[str, dict[str, list[float]]]
+
+
+class ClassRow(Part):
+    """One class before and after."""
+
+    name: str
+    forget: int
+    test: int
+    acc_test: dict[str, float] = Field(description="By model; empty where the class has no test sample.")
+    rf_jsd: dict[str, float] = Field(description="By model; empty where RF-JSD is not defined for the class.")
+
+
+class Figures(Part):
+    """What the report draws."""
+
+    entropy: Histogram
+    confidence: Histogram
+    classes: list[ClassRow]
+
+
+class RunRecord(Part):
+    """The run that made the version."""
+
+    id: str
+    config_sha256: str
+
+
+class Evidence(Part):
+    """Evidence of unlearning for one registered version."""
+
+    schema_version: Literal[2] = 2
+    created: str
+    limits: str = LIMITS
+    attack: str = ATTACK
+    made_by: Person
+    run: RunRecord
+    source: Source
+    result: Result
+    lineage: list[Step] = Field(description="Earlier unlearnings on the way to the source, the first one first.")
+    request_ids: list[str] = Field(description="What this version has carried out.")
+    requests: list[RequestRecord] = Field(description="Those, and all that the lineage has carried out.")
+    data: Data
+    method: Method
+    selection: dict[str, str] | None = Field(description="Study, trial and rule, where `tune` chose the setting.")
+    metrics: dict[str, Measured]
+    union: dict[str, Measured] = Field(description="On everything forgotten so far, where that is more than now.")
+    incomplete: str | None
+    figures: Figures
+    hardware: dict[str, str]
+    system: dict[str, str]
+
+    @model_validator(mode="after")
+    def _measured(self) -> "Evidence":
+        if missing := {"original", "unlearned"} - self.metrics.keys():
+            raise ValueError(f"there are no metrics of {' and '.join(sorted(missing))}")
+        return self
+
+    def to_json(self) -> str:
+        """What is stored; its SHA-256 is what the version's tag and every review name."""
+        return self.model_dump_json(indent=1) + "\n"
+
+    @property
+    def sha256(self) -> str:
+        """Of the stored file."""
+        return sha256(self.to_json().encode())
+
+    def tags(self) -> dict[str, str]:
+        """The version's tags: what can be searched for in the registry."""
+        tags = {
+            "unlearn.method": self.method.name,
+            "unlearn.source_uri": self.source.uri,
+            "unlearn.request_ids": ",".join(self.request_ids),
+            "unlearn.run_id": self.run.id,
+            "unlearn.weights_sha256": self.result.weights_sha256,
+            **(self.selection or {}),
+        }
+        if "prefix" in self.method.hyperparameters:
+            tags["unlearn.prefix"] = str(self.method.hyperparameters["prefix"])
+        if self.method.warnings:
+            tags["unlearn.warning"] = "; ".join(self.method.warnings)
+        if self.incomplete is not None:
+            tags["unlearn.incomplete"] = self.incomplete
+        return tags | metric_tags(self.metrics["unlearned"].values)
+
+
+def read_evidence(folder: Path) -> tuple[Evidence, str]:
+    """The record in a downloaded model folder, and the SHA-256 of the file as it lies there.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UnlearnError: it cannot be read.
+    """
+    content = (folder / FOLDER / FILE).read_bytes()
+    try:
+        return Evidence.model_validate_json(content), sha256(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise UnlearnError(
+            f"{FILE} cannot be read ({where}: {first['msg']}): it was edited, or written by another release"
+        ) from error
+
+
+def sha256(content: bytes) -> str:
+    """In hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def json_schema() -> str:
+    """The text of ``docs/evidence.schema.json``."""
+    schema = Evidence.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return json.dumps(schema, indent=1, sort_keys=True) + "\n"
+
+
+METRIC_TAG = "unlearn.metric."
+
+
+def metric_tags(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Metrics as tags ``unlearn.metric.<key>`` of a version, by which the registry can be searched."""
+    return {METRIC_TAG + key: repr(float(value)) for key, value in metrics.items()}

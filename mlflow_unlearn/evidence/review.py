@@ -1,0 +1,41 @@
+"""`review`: judge a version by a policy; the verdict is a file of its own, bound to what it is about."""
+
+import re
+from collections.abc import Iterable
+
+from pydantic import Field
+
+from mlflow_unlearn.evidence.policy import Policy, Verdict
+from mlflow_unlearn.evidence.record import FOLDER, Part, Person
+
+TAG = "unlearn.review."
+VERDICT_TAG = "unlearn.verdict"
+
+
+class Review(Part):
+    """One verdict on one version, by name, number and digests: a copy of the version is another version."""
+
+    n: int = Field(description="Reviews of a version are counted from 1; the last one counts.")
+    at: str
+    by: Person
+    name: str
+    version: str
+    weights_sha256: str
+    evidence_sha256: str
+    policy: Policy
+    verdict: Verdict
+
+    @property
+    def file(self) -> str:
+        """Where it lies in its run."""
+        return f"{FOLDER}/review-{self.n}.json"
+
+    def to_json(self) -> str:
+        """What is stored."""
+        return self.model_dump_json(indent=1) + "\n"
+
+
+def numbers(tags: Iterable[str]) -> list[int]:
+    """Of the reviews that a version's tags name, from the tags' keys."""
+    found = [key.removeprefix(TAG) for key in tags if key.startswith(TAG)]
+    return [int(number) for number in found if re.fullmatch("[1-9][0-9]*", number)]

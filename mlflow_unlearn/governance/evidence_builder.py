@@ -1,0 +1,240 @@
+"""The evidence record of a job that is done: every field from what was read, measured and stored."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from mlflow_unlearn.api import Result
+from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.engine.predictions import read
+from mlflow_unlearn.evidence import record as records
+from mlflow_unlearn.evidence.record import (
+    ClassRow,
+    Data,
+    Evidence,
+    Figures,
+    Histogram,
+    Measured,
+    RequestRecord,
+    SampleSet,
+    Source,
+)
+from mlflow_unlearn.metrics.accuracy import accuracy
+from mlflow_unlearn.metrics.divergence import rf_js_divergence
+from mlflow_unlearn.metrics.outputs import Reading, Readings, part_of, pooled
+from mlflow_unlearn.metrics.suite import Metrics, compute_metrics
+from mlflow_unlearn.registry import forget_requests
+from mlflow_unlearn.registry.digests import file_digests
+from mlflow_unlearn.registry.identity import whoami
+from mlflow_unlearn.registry.system import system_facts
+from mlflow_unlearn.registry.versions import read_artifact
+from mlflow_unlearn.session.lineage import lineage, previous, request_record
+from mlflow_unlearn.session.session import Job
+
+BINS = 30
+_DRAWN = ("forget", "retain", "test")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one command has made and measured, before it is registered.
+
+    Attributes:
+        method: its name.
+        recipe: hyperparameters and seed.
+        result: of the unlearning.
+        readings: of ``original``, ``unlearned`` and, where there is one, ``gold``.
+        columns: their metrics.
+        selection: tags of the study that chose the setting.
+        incomplete: why a wholly forgotten class counts as not forgotten.
+    """
+
+    method: str
+    recipe: Mapping[str, Any]
+    result: Result
+    readings: Mapping[str, Readings]
+    columns: Mapping[str, Metrics]
+    selection: Mapping[str, str] | None = None
+    incomplete: str | None = None
+
+
+def build(
+    job: Job, run_id: str, outcome: Outcome, *, name: str, model_id: str | None, files: dict[str, str]
+) -> Evidence:
+    """The record, but for the number of the version, which the registry has yet to give: see `numbered`."""
+    version, view = job.version, job.view
+    before = previous(version)
+    by_request, union = _measured_apart(job, outcome)
+    requests = [
+        record.model_copy(update={"metrics": by_request.get(record.id, {})})
+        for record in [*(earlier.record for earlier in job.earlier), *map(_details, _filed(job))]
+    ]
+    return Evidence(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        made_by=whoami(),
+        run=records.RunRecord(id=run_id, config_sha256=_config_digest(run_id)),
+        source=Source(
+            uri=version.uri,
+            model_id=version.model_id,
+            weights_sha256=weights_digest(job.module),
+            evidence_sha256=before[1] if before is not None else None,
+            files=file_digests(version.path),
+            loading_ran_code=version.format == "pickle",
+        ),
+        result=records.Result(
+            name=name,
+            version="",
+            model_id=model_id,
+            weights_sha256=weights_digest(outcome.result.model),
+            files=files,
+        ),
+        lineage=lineage(before),
+        request_ids=[request.id for request in job.requests],
+        requests=requests,
+        data=_data(job),
+        method=records.Method(
+            name=outcome.method,
+            hyperparameters=dict(outcome.recipe),
+            history=[dict(epoch) for epoch in outcome.result.history],
+            final=dict(outcome.result.final),
+            warnings=list(outcome.result.warnings),
+            seconds=outcome.result.seconds,
+        ),
+        selection=dict(outcome.selection) if outcome.selection else None,
+        metrics={model: measured(metrics) for model, metrics in outcome.columns.items()},
+        union=union,
+        incomplete=outcome.incomplete,
+        figures=_figures(outcome.readings, view.classes),
+        hardware={"device": str(job.hardware.device), "precision": job.hardware.precision},
+        system=system_facts(),
+    )
+
+
+def numbered(draft: Evidence, version: str) -> Evidence:
+    """The record of the version that the registry has made of it."""
+    result = draft.result.model_copy(update={"version": version})
+    requests = [
+        request.model_copy(update={"carried_out_by": result.uri}) if request.id in draft.request_ids else request
+        for request in draft.requests
+    ]
+    return draft.model_copy(update={"result": result, "requests": requests})
+
+
+def measured(metrics: Metrics) -> Measured:
+    """As it is stored."""
+    return Measured(values=dict(metrics), not_computed=metrics.missing, counts=metrics.counts)
+
+
+def _config_digest(run_id: str) -> str:
+    return records.sha256(read_artifact(run_id, "config.yaml"))
+
+
+def _data(job: Job) -> Data:
+    source = job.view.source
+
+    def described(manifest: Manifest) -> SampleSet:
+        return SampleSet(samples=len(manifest.ids), sha256=manifest.digest)
+
+    earlier = job.manifest(job.forgotten_before) if job.earlier else None
+    if earlier is not None and job.salt is not None:
+        earlier = earlier.hashed(job.salt)
+    return Data(
+        source=source.spec,
+        digest=source.digest,
+        transform=job.view.transform,
+        classes=list(job.view.classes),
+        salt=job.salt,
+        forget=described(job.forget_manifest),
+        retain=described(job.manifest(job.retain)),
+        val=described(Manifest(source.val.ids)),
+        test=described(Manifest(source.test.ids)),
+        forgotten_before=None if earlier is None else described(earlier),
+    )
+
+
+def _filed(job: Job) -> Sequence[forget_requests.ForgetRequest]:
+    known = {earlier.record.id for earlier in job.earlier}
+    return [request for request in job.requests if request.id not in known]
+
+
+def _details(request: forget_requests.ForgetRequest) -> RequestRecord:
+    return request_record(request.id, request.run_id, by="")
+
+
+def _measured_apart(job: Job, outcome: Outcome) -> tuple[dict[str, dict[str, Measured]], dict[str, Measured]]:
+    """Metrics of each request, and of all that was ever forgotten, where these are not the forget set itself."""
+    if len(job.requests) + len(job.earlier) < 2:
+        return {}, {}
+    models: dict[str, nn.Module] = {"original": job.module, "unlearned": outcome.result.model}
+    seed = int(outcome.recipe.get("seed", 0))
+    test = outcome.readings["original"]["test"]
+    by_request: dict[str, dict[str, Measured]] = {}
+    union: dict[str, Measured] = {}
+    before = job.forgotten_before
+    for model, module in models.items():
+        readings = outcome.readings[model]
+
+        def told(forget: Reading, readings: Readings = readings) -> Measured:
+            return measured(compute_metrics({**readings, "forget": forget}, original_test=test, seed=seed))
+
+        for id, samples in job.samples_of_requests().items():
+            if not samples.any():
+                continue  # they have left the data source
+            by_request.setdefault(id, {})[model] = told(part_of(readings["forget"], samples))
+        if not len(before):
+            continue
+        dataset = job.view.dataset(job.view.source.train.subset(before), job.module, "what was forgotten before", False)
+        module = job.hardware.place(module)
+        earlier = read(module, dataset, job.hardware, keep_probabilities=True, description=f"{model}, earlier requests")
+        for request in job.earlier:
+            samples = np.isin(before, request.indices)
+            if not samples.any():
+                continue
+            by_request.setdefault(request.record.id, {})[model] = told(part_of(earlier, samples))
+        only = ~np.isin(before, job.forget)
+        union[model] = told(pooled([readings["forget"], part_of(earlier, only)]))
+    return by_request, union
+
+
+def _figures(readings: Mapping[str, Readings], classes: Sequence[str]) -> Figures:
+    highest = float(np.log(len(classes)))
+    return Figures(
+        entropy=_histogram(readings, "entropies", 0.0, highest),
+        confidence=_histogram(readings, "confidences", 0.0, 1.0),
+        classes=[_class_row(readings, index, name) for index, name in enumerate(classes)],
+    )
+
+
+def _histogram(readings: Mapping[str, Readings], name: str, low: float, high: float) -> Histogram:
+    edges = np.linspace(low, high, BINS + 1)
+    shares: dict[str, dict[str, list[float]]] = {}
+    for model, sets in readings.items():
+        for role in _DRAWN:
+            values = np.clip(getattr(sets[role], name), low, high)
+            counts, _ = np.histogram(values, edges)
+            shares.setdefault(role, {})[model] = (counts / counts.sum()).round(6).tolist()
+    return Histogram(edges=edges.round(6).tolist(), shares=shares)
+
+
+def _class_row(readings: Mapping[str, Readings], index: int, name: str) -> ClassRow:
+    original = readings["original"]
+    forget, test = (original[role].labels == index for role in ("forget", "test"))
+    unseen = forget.any() and test.any() and bool((original["retain"].labels == index).any())
+
+    def of_models(value: Any, defined: bool) -> dict[str, float]:
+        return {model: float(value(sets)) for model, sets in readings.items()} if defined else {}
+
+    return ClassRow(
+        name=name,
+        forget=int(forget.sum()),
+        test=int(test.sum()),
+        acc_test=of_models(lambda s: accuracy(s["test"].predictions, s["test"].labels, test), bool(test.any())),
+        rf_jsd=of_models(
+            lambda s: rf_js_divergence(s["forget"].class_sums, original["test"].class_sums, [index]), unseen
+        ),
+    )

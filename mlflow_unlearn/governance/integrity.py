@@ -1,0 +1,312 @@
+"""`verify`: does a version still agree with its evidence? Files are hashed before anything in them is loaded."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from safetensors import SafetensorError
+
+from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.errors import Refused, UnlearnError, first_line
+from mlflow_unlearn.evidence.record import (
+    CARD,
+    DIGEST_TAG,
+    FILE,
+    FOLDER,
+    METRIC_TAG,
+    REPORT,
+    REPORT_TAG,
+    SIGNATURE,
+    Evidence,
+    read_evidence,
+    sha256,
+)
+from mlflow_unlearn.evidence.signing import broken, is_signed
+from mlflow_unlearn.registry import forget_requests
+from mlflow_unlearn.registry.digests import file_digests, stored_weights_digest
+from mlflow_unlearn.registry.versions import (
+    MANIFEST_FILE,
+    WEIGHTS_FILE,
+    download,
+    find_version,
+    read_artifact,
+    registered_version,
+    retired,
+)
+from mlflow_unlearn.report.card import model_card
+
+if TYPE_CHECKING:
+    pass
+
+
+PROMOTION_TAG, PROMOTION = "unlearn.promotion.", "promotion.json"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked.
+
+    Attributes:
+        part: what was looked at.
+        outcome: whether it is as the evidence says.
+        told: in words.
+    """
+
+    part: str
+    outcome: Literal["same", "differs", "not checked"]
+    told: str
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A version as it was found.
+
+    Attributes:
+        registered: as the registry has it.
+        path: its files.
+        evidence: its record.
+        sha256: of the record's file.
+        signed: whether the signature is that of the key; None: there is one and no key was given.
+        findings: everything that was checked.
+    """
+
+    registered: ModelVersion
+    path: Path
+    evidence: Evidence
+    sha256: str
+    signed: bool | None
+    findings: Sequence[Finding]
+
+    @property
+    def uri(self) -> str:
+        """``models:/NAME/VERSION``."""
+        return f"models:/{self.registered.name}/{self.registered.version}"
+
+    @property
+    def differences(self) -> list[Finding]:
+        """What is not as the evidence says."""
+        return [finding for finding in self.findings if finding.outcome == "differs"]
+
+    def refuse_differences(self, what: str) -> None:
+        """Nothing may be decided about a version that is not the one that was measured.
+
+        Raises:
+            Refused: there is a difference.
+        """
+        if self.differences:
+            told = "; ".join(f"{finding.part}: {finding.told}" for finding in self.differences)
+            raise Refused(f"{self.uri} {what}, since it does not agree with its evidence ({told}): see `verify`")
+
+
+def examine(client: MlflowClient, uri: str, folder: Path, *, key: str | None = None) -> Examined:
+    """Every check of a version that needs no model to be run.
+
+    Raises:
+        UnlearnError: there is no such version, or the key is none.
+        Refused: it has no files or no evidence, so that there is nothing to check.
+    """
+    if key is not None and not Path(key).is_file():
+        raise UnlearnError(f"key = {key!r} is no public key: there is no such file")
+    registered = registered_version(client, uri)
+    uri = f"models:/{registered.name}/{registered.version}"
+    if (told := retired(registered)) is not None:
+        raise Refused(f"the files of {uri} are gone, it was {told}")
+    try:
+        path = download(uri, folder)
+    except (MlflowException, OSError) as error:
+        raise Refused(f"the files of {uri} cannot be read ({first_line(error)})") from error
+    try:
+        evidence, digest = read_evidence(path)
+    except FileNotFoundError as error:
+        missing = "its evidence is missing" if DIGEST_TAG in registered.tags else "it has no evidence"
+        raise Refused(f"{uri}: {missing}, so nothing can be decided about it; `unlearn` writes evidence") from error
+    except UnlearnError as error:
+        raise Refused(f"{uri}: {error}") from error
+    signed, signature = _signature(path / FOLDER, key)
+    findings = [
+        same("evidence", registered.tags.get(DIGEST_TAG), digest, "the version's tag names its digest"),
+        _run_copy(evidence, digest),
+        _bound(registered, evidence),
+        *_files(path, evidence),
+        *_made_from_it(registered, path / FOLDER, evidence),
+        *_tags(registered, evidence),
+        _config(evidence),
+        *_manifests(path, evidence),
+        *_chain(client, evidence, folder),
+        signature,
+    ]
+    return Examined(registered, path, evidence, digest, signed, findings)
+
+
+def same(part: str, found: str | None, expected: str | None, told: str) -> Finding:
+    """What comes of comparing two values, such as digests; ``told`` says what they are."""
+    if found == expected:
+        return Finding(part, "same", told)
+    return Finding(part, "differs", f"{told}: {_short(found)} instead of {_short(expected)}")
+
+
+def _short(value: str | None) -> str:
+    if value is None:
+        return "nothing"
+    return value[:12] + "…" if re.fullmatch(r"[0-9a-f]{64}", value) else repr(value[:80])
+
+
+def _run_copy(evidence: Evidence, digest: str) -> Finding:
+    part = "evidence on the run"
+    try:
+        found = read_artifact(evidence.run.id, f"{FOLDER}/{FILE}")
+    except (MlflowException, OSError) as error:
+        return Finding(part, "not checked", f"the run cannot be read ({first_line(error)})")
+    return same(part, sha256(found), digest, "it is the same file as the version's")
+
+
+def _bound(registered: ModelVersion, evidence: Evidence) -> Finding:
+    uri = f"models:/{registered.name}/{registered.version}"
+    if evidence.result.uri == uri:
+        return Finding("version", "same", "the evidence is about this name and version")
+    return Finding("version", "differs", f"the evidence is about {evidence.result.uri}: this is a copy of it")
+
+
+def _files(path: Path, evidence: Evidence) -> Iterator[Finding]:
+    found, expected = file_digests(path), evidence.result.files
+    for name in sorted(found.keys() | expected.keys()):
+        part = {WEIGHTS_FILE: "weights", MANIFEST_FILE: "manifest"}.get(name.rpartition("/")[2], f"file {name}")
+        if name not in found:
+            yield Finding(part, "differs", f"{name} is missing")
+        elif name not in expected:
+            yield Finding(part, "differs", f"{name} was added")
+        elif found[name] != expected[name]:
+            yield Finding(part, "differs", f"{name} was changed")
+    if found == expected:
+        yield Finding("files", "same", f"all {len(found)} files of the model have their digests")
+        # Only now may one be opened.
+        try:
+            weights = stored_weights_digest(path)
+        except (OSError, SafetensorError) as error:
+            yield Finding("weights", "differs", f"{WEIGHTS_FILE} cannot be read ({first_line(error)})")
+            return
+        yield same("weights", weights, evidence.result.weights_sha256, "the digest of the weights")
+
+
+def _made_from_it(registered: ModelVersion, folder: Path, evidence: Evidence) -> Iterator[Finding]:
+    """What people read: the card can be made again, and of the report the version keeps a digest."""
+    found = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    report, card = found.get(REPORT), found.get(CARD)
+    expected = sha256(model_card(evidence).encode())
+    yield same("model card", None if card is None else sha256(card), expected, "it is what the evidence says")
+    told = "the version's tag names its digest"
+    yield same("report", None if report is None else sha256(report), registered.tags.get(REPORT_TAG, ""), told)
+    for name in sorted(found.keys() - {FILE, REPORT, CARD, SIGNATURE}):
+        yield Finding(f"file {FOLDER}/{name}", "differs", f"{FOLDER}/{name} was added")
+
+
+def _tags(registered: ModelVersion, evidence: Evidence) -> Iterator[Finding]:
+    expected = evidence.tags()
+    names = expected.keys() | {name for name in registered.tags if name.startswith(METRIC_TAG)}
+    different = sorted(name for name in names if registered.tags.get(name) != expected.get(name))
+    for name in different:
+        yield same(f"tag {name}", registered.tags.get(name), expected.get(name), "as the evidence has it")
+    if not different:
+        yield Finding("tags", "same", f"all {len(expected)} tags are as the evidence has them")
+
+
+def _config(evidence: Evidence) -> Finding:
+    try:
+        found = read_artifact(evidence.run.id, "config.yaml")
+    except (MlflowException, OSError) as error:
+        return Finding(
+            "config", "differs", f"config.yaml of run {evidence.run.id} cannot be read ({first_line(error)})"
+        )
+    return same("config", sha256(found), evidence.run.config_sha256, "config.yaml of the run")
+
+
+def _manifests(path: Path, evidence: Evidence) -> Iterator[Finding]:
+    """Each request's own list, and whether what it names counts as trained on."""
+    try:
+        training = Manifest.from_csv(path / "extra_files" / MANIFEST_FILE)
+    except UnlearnError:
+        training = None  # missing or changed, which the files' digests tell
+    for request in evidence.requests:
+        part = f"request {request.id}"
+        try:
+            manifest = forget_requests.read_manifest_of(request.run_id)
+        except UnlearnError as error:
+            yield Finding(part, "differs", f"its manifest is missing: {error}")
+            continue
+        yield same(part, manifest.digest, request.manifest_sha256, "the list of its samples")
+        if manifest.salt is None and training is not None and (kept := int(training.mask(manifest.ids).sum())):
+            yield Finding(part, "differs", f"{kept} of its samples are in the training manifest")
+
+
+def _chain(client: MlflowClient, evidence: Evidence, folder: Path) -> Iterator[Finding]:
+    """Each earlier step by the digest of its evidence, and the source by that of its weights."""
+    steps = {step.uri: step for step in evidence.lineage}
+    files = {evidence.source.uri: evidence.source.files}
+    for uri in dict.fromkeys([*steps, evidence.source.uri]):
+        part = f"chain {uri}"
+        weights = steps[uri].weights_sha256 if uri in steps else evidence.source.weights_sha256
+        end: str | None = None
+        try:
+            registered = find_version(client, uri)
+            end = retired(registered) if registered is not None else None
+            path = download(uri, folder)
+            stored = file_digests(path)
+            if not stored:  # some stores give an empty folder for one that is gone
+                raise FileNotFoundError("it has no files any more")
+        except (UnlearnError, MlflowException, OSError) as error:
+            yield Finding(
+                part, "not checked", f"it was {end}" if end is not None else f"it is gone ({first_line(error)})"
+            )
+            continue
+        if end is not None:
+            yield Finding(part, "differs", f"it was {end}, and can still be read")
+        if uri in steps:
+            try:
+                record, digest = read_evidence(path)
+            except (FileNotFoundError, UnlearnError) as error:
+                yield Finding(part, "differs", f"its evidence cannot be read ({first_line(error)})")
+                continue
+            yield same(part, digest, steps[uri].evidence_sha256, "its evidence")
+            if digest == steps[uri].evidence_sha256:
+                files.setdefault(uri, record.result.files)
+        if uri in files and (changed := _changed(stored, files[uri])):
+            yield Finding(part, "differs", f"{', '.join(changed)}: not as it was read")
+            continue
+        try:
+            yield same(part, stored_weights_digest(path), weights, "its weights")
+        except FileNotFoundError:
+            yield Finding(part, "same", "its files; it keeps no weights beside the model")
+        except (OSError, SafetensorError) as error:
+            yield Finding(part, "differs", f"its weights cannot be read ({first_line(error)})")
+    if evidence.source.evidence_sha256 is not None and not any(
+        step.uri == evidence.source.uri and step.evidence_sha256 == evidence.source.evidence_sha256
+        for step in evidence.lineage
+    ):
+        yield Finding("chain", "differs", f"the evidence of {evidence.source.uri} is not its last step")
+    told = {request_id for step in evidence.lineage for request_id in step.request_ids} | {*evidence.request_ids}
+    if told - {request.id for request in evidence.requests}:
+        yield Finding("chain", "differs", "a request of an earlier step is not among the requests")
+
+
+def _changed(found: dict[str, str], expected: dict[str, str]) -> list[str]:
+    """Names of files that are missing, were added, or have another digest."""
+    return sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+
+
+def _signature(folder: Path, key: str | None) -> tuple[bool | None, Finding]:
+    if not is_signed(folder):
+        told = "the evidence is unsigned: whoever may edit the version may rewrite it with its digest"
+        return False, Finding("signature", "not checked" if key is None else "differs", told)
+    if key is None:
+        return None, Finding(
+            "signature", "not checked", "the evidence is signed; key= names the public key to check it"
+        )
+    reason = broken(folder, key)
+    if reason is not None:
+        return False, Finding("signature", "differs", f"it does not hold: {reason}")
+    return True, Finding("signature", "same", "the evidence was signed by the holder of the key")

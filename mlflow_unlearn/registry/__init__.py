@@ -1,0 +1,1 @@
+"""MLflow: runs, versions, requests and what is stored with them."""

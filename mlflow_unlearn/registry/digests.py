@@ -1,0 +1,49 @@
+"""Digests of stored files: taken before anything in them is loaded."""
+
+import hashlib
+from pathlib import Path
+
+from safetensors import deserialize
+
+from mlflow_unlearn.evidence.record import FOLDER
+from mlflow_unlearn.registry.versions import WEIGHTS_FILE
+
+_LOCAL = "registered_model_meta"
+"""MLflow writes it into a downloaded folder."""
+_TORCH_NAMES = {
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+    **{"BF16": "bfloat16", "BOOL": "bool", "C64": "complex64"},
+    **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
+    **{"F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz"},
+}
+"""How torch calls the types of safetensors."""
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a downloaded model but its evidence, by path in the folder."""
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != _LOCAL and not name.startswith(f"{FOLDER}/"):
+            with open(path, "rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def stored_weights_digest(folder: Path) -> str:
+    """`engine.architectures.weights_digest` of the weights beside a downloaded model, read without torch.
+
+    Raises:
+        OSError: the file is missing, or has values of a type that is none of torch's.
+        SafetensorError: it is no such file any more.
+    """
+    digest = hashlib.sha256()
+    stored = deserialize((folder / "extra_files" / WEIGHTS_FILE).read_bytes())  # type: ignore[no-untyped-call]
+    for name, tensor in sorted(stored):
+        if tensor["dtype"] not in _TORCH_NAMES:
+            raise OSError(f"{WEIGHTS_FILE} holds values of type {tensor['dtype']}, which torch has not")
+        digest.update(f"{name} torch.{_TORCH_NAMES[tensor['dtype']]} {list(tensor['shape'])}\n".encode())
+        digest.update(tensor["data"])
+    return digest.hexdigest()

@@ -1,0 +1,244 @@
+"""The PyTorch flavor: the module behind a version, and a new version that drops in for its source."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import torch
+import yaml
+from mlflow.models import infer_signature
+from mlflow.models.model import ModelInfo
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.engine.architectures import build_model, load_weights, non_finite_tensor
+from mlflow_unlearn.errors import UnlearnError, first_line
+from mlflow_unlearn.registry.versions import MANIFEST_FILE, METADATA_KEY, WEIGHTS_FILE, Format, Record, Version
+
+
+def load_module(version: Version, architecture: str | None, num_classes: int, *, trainable: bool = True) -> nn.Module:
+    """The version's module in eval mode on the CPU, finite weights assured.
+
+    A pt2 program has its modes baked in: to be trained again it is rebuilt from its architecture.
+
+    Args:
+        version: from `open_version`.
+        architecture: overrides the record's.
+        num_classes: K, to rebuild a version without a record.
+        trainable: False takes a pt2 program without an architecture as it is, for evaluation alone.
+
+    Raises:
+        UnlearnError: it cannot be loaded or rebuilt, or holds NaN.
+    """
+    try:
+        module = mlflow.pytorch.load_model(str(version.path), device="cpu")
+    except Exception as error:  # Unpickling runs the team's code.
+        reason = first_line(error)
+        raise UnlearnError(
+            f"{version.uri} cannot be loaded ({type(error).__name__}: {reason}): "
+            "its requirements.txt lists what it needs; a class of your own is found by PYTHONPATH or code_paths"
+        ) from error
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UnlearnError(f"{version.uri} is TorchScript, which is not trained again: log the eager module or pt2")
+    if not isinstance(module, nn.Module):
+        raise UnlearnError(f"{version.uri} holds a {type(module).__name__}, not a torch.nn.Module")
+    if next(module.parameters(), None) is None:
+        raise UnlearnError(f"{version.uri} has no parameters, so it has learned nothing: choose another version")
+    if (bad := non_finite_tensor(module)) is not None:
+        raise UnlearnError(
+            f"the weights of {version.uri} are not finite ({bad} holds NaN or infinity): choose another version"
+        )
+    if version.format == "pickle":
+        return module.eval()
+    record = version.record
+    named = architecture or (record.architecture if record is not None else None)
+    if named is None:
+        if not trainable:
+            return module
+        raise UnlearnError(
+            f"{version.uri} is an exported program (pt2), which cannot be trained again: name its architecture, "
+            "architecture=timm:NAME, torchvision:NAME or package.module:factory"
+        )
+    shape = record.image_shape if record is not None else version.input_shape
+    if shape is None or len(shape) != 3:
+        raise UnlearnError(f"{version.uri} has no signature [N, C, H, W] from which to rebuild {named!r}")
+    return _rebuilt(version, module, named, num_classes, (shape[0], shape[1], shape[2]))
+
+
+def _rebuilt(
+    version: Version, program: nn.Module, architecture: str, num_classes: int, shape: tuple[int, int, int]
+) -> nn.Module:
+    """The architecture with the program's weights, if it computes what the program computes.
+
+    A version of somebody else's may be the ordinary architecture or its variant for small images: both are tried.
+
+    Raises:
+        UnlearnError: the weights do not fit, or the outputs differ.
+    """
+    state = {name: value.detach().clone() for name, value in program.state_dict().items()}
+    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    variants = [None] if version.record is not None else [False, True]
+    mismatch: UnlearnError | None = None
+    for small in variants:
+        try:
+            module = build_model(architecture, num_classes, shape, small=small).eval()
+            load_weights(module, state, architecture)
+        except UnlearnError as error:
+            mismatch = mismatch or error
+            continue
+        expected, found = _output(program, images, version.uri), _output(module, images, architecture)
+        if found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
+            return module
+        mismatch = UnlearnError(
+            f"{architecture!r} takes the weights of {version.uri} and computes something else with them: "
+            "give the very architecture that was exported"
+        )
+    raise mismatch or ValueError("there is always a variant to try")
+
+
+def _output(module: nn.Module, images: Tensor, name: str) -> Tensor:
+    """The module's outputs, one image at a time where it takes no other batch.
+
+    Raises:
+        UnlearnError: it cannot read them, or returns no tensor.
+    """
+    try:
+        with torch.inference_mode():
+            try:
+                output = module(images)
+            except (AssertionError, RuntimeError):
+                # A program that was exported with one image has that batch size for good.
+                output = torch.cat([module(image[None]) for image in images])
+    except Exception as error:  # Whatever a forward pass raises on an input that does not fit.
+        reason = first_line(error)
+        raise UnlearnError(
+            f"{name!r} cannot read images {list(images.shape[1:])} ({type(error).__name__}: {reason})"
+        ) from error
+    if not isinstance(output, Tensor):
+        raise UnlearnError(f"{name!r} returns a {type(output).__name__}, not a tensor of logits [N, K]")
+    return output
+
+
+def log_model(module: nn.Module, record: Record, training: Manifest, **options: Any) -> ModelInfo:
+    """Log ``module`` in the active run; arguments as of `_saved`."""
+    module = module.cpu().eval()
+    return mlflow.pytorch.log_model(module, name="model", **_saved(module, record, training, **options))
+
+
+def save_model(module: nn.Module, path: Path, record: Record, training: Manifest, **options: Any) -> None:
+    """Write what `log_model` would log to the folder ``path``, which must not exist."""
+    module = module.cpu().eval()
+    mlflow.pytorch.save_model(module, path, **_saved(module, record, training, **options))
+
+
+def _saved(
+    module: nn.Module,
+    record: Record,
+    training: Manifest,
+    *,
+    folder: Path,
+    example: np.ndarray[Any, Any] | None = None,
+    source: Version | None = None,
+    serialization: Format = "pt2",
+) -> dict[str, Any]:
+    """What is logged beside the module.
+
+    With a ``source`` its format, signature, input example, code, extra files, environment and other metadata are kept,
+    so that whoever used the source can use the new version.
+
+    Args:
+        module: in eval mode, on the CPU.
+        record: for the MLmodel's metadata.
+        training: effective training manifest of the new version; stored hashed.
+        folder: for temporary files.
+        example: input example ``[N, C, H, W]`` where there is no source, or where the source's must not be kept.
+        source: the version that the new one replaces.
+        serialization: where there is no source.
+    """
+    # Always hashed, each time with a new salt: comparing two versions' manifests must not name what was forgotten.
+    training.hashed().to_csv(folder / MANIFEST_FILE)
+    weights = {key: value.detach().clone().contiguous() for key, value in module.state_dict().items()}
+    try:
+        save_file(weights, folder / WEIGHTS_FILE)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    # MLflow writes the same twice more in the same place, and torch ends the process when the disk is full.
+    if shutil.disk_usage(folder).free < 2 * (folder / WEIGHTS_FILE).stat().st_size:
+        raise OSError(f"No space left for the model in {tempfile.gettempdir()!r}")
+    extra = [folder / MANIFEST_FILE, folder / WEIGHTS_FILE]
+    metadata: dict[str, Any] = {METADATA_KEY: record.model_dump(mode="json")}
+    arguments: dict[str, Any]
+    if source is not None:
+        names = {file.name for file in extra}
+        extra += [file for file in sorted((source.path / "extra_files").glob("*")) if file.name not in names]
+        metadata = {**(source.model.metadata or {}), **metadata}
+        arguments = _like(source)
+        if example is not None:
+            arguments["input_example"] = example
+    else:
+        if example is None:
+            raise ValueError("a version without a source needs an input example")
+        with torch.inference_mode():
+            output = module(torch.from_numpy(example)).numpy()
+        arguments = {
+            "signature": infer_signature(example, output),
+            "input_example": example,
+            "pip_requirements": _requirements(module, serialization),
+            "serialization_format": serialization,
+        }
+    return {"extra_files": [str(file) for file in extra], "metadata": metadata, **arguments}
+
+
+def _like(source: Version) -> dict[str, Any]:
+    """Arguments of ``log_model`` that make the new model what the source is to its users."""
+    code = source.model.flavors["pytorch"].get("code")
+    arguments: dict[str, Any] = {
+        "signature": source.model.signature,
+        "serialization_format": source.format,
+        "code_paths": [str(path) for path in sorted((source.path / code).iterdir())] if code else None,
+    }
+    if source.model.saved_input_example_info is not None:
+        arguments["input_example"] = source.model.load_input_example(str(source.path))
+    elif source.format == "pt2" and source.input_shape is not None:
+        # Tracing needs an example; two samples keep the batch size dynamic.
+        arguments["input_example"] = np.zeros((2, *source.input_shape), dtype=np.float32)
+    environment = source.path / "conda.yaml"
+    if environment.exists():
+        arguments["conda_env"] = yaml.safe_load(environment.read_text())
+    elif (source.path / "requirements.txt").exists():
+        arguments["pip_requirements"] = str(source.path / "requirements.txt")
+    return arguments
+
+
+def _requirements(module: nn.Module, serialization: Format) -> list[str]:
+    """What loading the model needs, as ``package==version``; never this package."""
+    import mlflow as mlflow_package
+    import timm
+    import torchvision
+
+    needed = [("mlflow", mlflow_package.__version__), ("numpy", np.__version__), ("torch", torch.__version__)]
+    if serialization == "pickle":
+        # A pickle refers to its classes by module.
+        roots = {type(part).__module__.split(".")[0] for part in module.modules()}
+        needed += [(p.__name__, p.__version__) for p in (timm, torchvision) if p.__name__ in roots]
+    # A local build label ("+cpu") names no release of the package index.
+    return [f"{package}=={version.split('+')[0]}" for package, version in needed]
+
+
+def input_example(version: Version) -> np.ndarray[Any, Any] | None:
+    """The input example that the version was logged with, where it is an array ``[N, C, H, W]``."""
+    if version.model.saved_input_example_info is None:
+        return None
+    example = version.model.load_input_example(str(version.path))
+    return example if isinstance(example, np.ndarray) and example.ndim == 4 else None
+
+
+def example_images(images: Sequence[Tensor]) -> np.ndarray[Any, Any]:
+    """The first two images as an input example ``[2, C, H, W]``: two, so that export keeps the batch size dynamic."""
+    return torch.stack(list(images[:2])).numpy()

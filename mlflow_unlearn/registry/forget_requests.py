@@ -1,0 +1,229 @@
+"""Forget requests: filed in a run of their own, carried as tags by the model version that they are about."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from mlflow_unlearn.console import note
+from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.registry.identity import whoami
+from mlflow_unlearn.registry.versions import Version, fetched
+
+TAG = "unlearn.request."
+RUN_TAG = "unlearn.request_id"
+FOLDER = "request"
+
+
+@dataclass(frozen=True)
+class ForgetRequest:
+    """One request as its tag tells it: ``pending {…}`` or ``done {…}``.
+
+    Attributes:
+        id: first 12 digits of the SHA-256 of version and sorted plain ids, so that filing again changes nothing.
+        of: URI of the version that it is about; the tag on a copied version still names the first one.
+        run_id: the run that holds the manifest.
+        done_by: URIs of the versions that carried it out.
+        ad_hoc: given with ``forget=`` and not filed with `request`: a trial, that no later command carries out again.
+    """
+
+    id: str
+    of: str
+    run_id: str
+    done_by: tuple[str, ...] = ()
+    ad_hoc: bool = False
+
+    @property
+    def pending(self) -> bool:
+        """Whether no version has carried it out."""
+        return not self.done_by
+
+    def tag(self) -> str:
+        """The tag's value: the state in a word, then the rest as JSON."""
+        details: dict[str, Any] = {"of": self.of, "run_id": self.run_id}
+        if self.done_by:
+            details["by"] = list(self.done_by)
+        if self.ad_hoc:
+            details["ad_hoc"] = True
+        return f"{'pending' if self.pending else 'done'} {json.dumps(details)}"
+
+    @classmethod
+    def from_tag(cls, key: str, value: str) -> "ForgetRequest":
+        """The inverse of `tag`.
+
+        Raises:
+            UnlearnError: somebody edited the tag into something else.
+        """
+        try:
+            details = json.loads(value.partition(" ")[2])
+            by, ad_hoc = tuple(details.get("by", ())), bool(details.get("ad_hoc", False))
+            return cls(key.removeprefix(TAG), details["of"], details["run_id"], by, ad_hoc)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UnlearnError(f"the tag {key} = {value!r} is no forget request any more: file it again") from error
+
+
+def of_version(version: Version) -> tuple[list[ForgetRequest], list[ForgetRequest]]:
+    """The requests about this very version, and those that only came along with a copy of another version's tags."""
+    found = [
+        ForgetRequest.from_tag(key, value)
+        for key, value in sorted(version.tags.items())
+        if key.startswith(TAG) and value.partition(" ")[0] in ("pending", "done")
+    ]
+    own = [request for request in found if request.of == version.uri]
+    return own, [request for request in found if request.of != version.uri]
+
+
+def request_id(version: Version, manifest: Manifest) -> str:
+    """The id of a request to forget these samples (plain ids) of this version."""
+    text = "\n".join([version.uri, *sorted(manifest.ids)])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def file_request(
+    client: MlflowClient,
+    version: Version,
+    manifest: Manifest,
+    details: Mapping[str, Any],
+    *,
+    folder: Path,
+    salt: str | None = None,
+    ad_hoc: bool = False,
+) -> tuple[ForgetRequest, bool]:
+    """File a request in the active run, or find the one that says the same.
+
+    Args:
+        client: of the registry.
+        version: whose training data holds the samples.
+        manifest: plain ids.
+        details: reason, requester, spec, ….
+        folder: for temporary files.
+        salt: to store the ids hashed; None stores them as they are.
+        ad_hoc: given with ``forget=``: only `mark_done` tags the version, so that a command that fails leaves no trace.
+
+    Returns:
+        The request, and whether it is new.
+    """
+    own, _ = of_version(version)
+    new_id = request_id(version, manifest)
+    for request in own:
+        if request.id == new_id:
+            if salt is not None and read_manifest(client, request.id).salt is None:
+                note(f"Note: the ids of request {new_id} were stored unhashed before, in run {request.run_id}.")
+            if request.ad_hoc and not ad_hoc:
+                request = replace(request, ad_hoc=False)
+                client.set_model_version_tag(version.name, version.version, TAG + new_id, request.tag())
+            return request, False
+    active = mlflow.active_run()
+    if active is None:
+        raise ValueError("a request is filed inside a run")
+    stored = manifest if salt is None else manifest.hashed(salt)
+    stored.to_csv(folder / "manifest.csv")
+    mlflow.log_artifact(str(folder / "manifest.csv"), FOLDER)
+    record = {
+        "id": new_id,
+        "of": version.uri,
+        "filed": datetime.now(UTC).isoformat(timespec="seconds"),
+        "filed_by": whoami().model_dump(),
+        "samples": len(manifest.ids),
+        "manifest_sha256": stored.digest,
+        **details,
+    }
+    mlflow.log_dict(record, f"{FOLDER}/request.json")
+    mlflow.set_tag(RUN_TAG, new_id)
+    request = ForgetRequest(new_id, version.uri, active.info.run_id, ad_hoc=ad_hoc)
+    if not ad_hoc and version.name is not None:
+        client.set_model_version_tag(version.name, version.version, TAG + new_id, request.tag())
+    return request, True
+
+
+def run_of(client: MlflowClient, request_id: str) -> str:
+    """The run that a request was filed in, in any experiment.
+
+    Raises:
+        UnlearnError: there is none.
+    """
+    if not re.fullmatch(r"[0-9a-f]{12}", request_id):
+        raise UnlearnError(f"{request_id!r} is no request id: it has 12 hexadecimal digits, as `request` printed it")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, f"tags.`{RUN_TAG}` = '{request_id}'", max_results=1)
+    if not runs:
+        raise UnlearnError(f"there is no forget request {request_id!r} on this tracking server: file it with `request`")
+    return str(runs[0].info.run_id)
+
+
+def read_manifest(client: MlflowClient, request_id: str) -> Manifest:
+    """The manifest of a request, found by id.
+
+    Raises:
+        UnlearnError: there is none, or its files are gone.
+    """
+    return read_manifest_of(run_of(client, request_id))
+
+
+def read_manifest_of(run_id: str) -> Manifest:
+    """The manifest of the request that was filed in a run.
+
+    Raises:
+        UnlearnError: its files are gone.
+    """
+    with _stored(run_id, "manifest.csv") as path:
+        return Manifest.from_csv(path)
+
+
+def read_details(run_id: str) -> dict[str, Any]:
+    """What was recorded when a request was filed: id, version, time, person, reason, size and digest.
+
+    Raises:
+        UnlearnError: its files are gone, or were edited.
+    """
+    try:
+        with _stored(run_id, "request.json") as path:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found | {"of": str(found["of"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnlearnError(
+            f"request.json of the request in run {run_id} was edited: it is no request any more"
+        ) from error
+
+
+@contextmanager
+def _stored(run_id: str, name: str) -> Iterator[Path]:
+    with ExitStack() as stack:
+        try:
+            path = stack.enter_context(fetched(f"runs:/{run_id}/{FOLDER}/{name}"))
+        except (MlflowException, OSError) as error:
+            raise UnlearnError(f"{name} of the request in run {run_id} cannot be read: {error}") from error
+        yield path
+
+
+def mark_done(client: MlflowClient, requests: Sequence[ForgetRequest], by: str) -> None:
+    """Note on the versions that the requests are about which version carried them out: all of them, or none."""
+    before: list[tuple[str, str, str, str | None]] = []
+    try:
+        for request in requests:
+            if not request.of.startswith("models:/") or request.of.count("/") != 2:
+                continue  # filed against a model that is no registered version: there is no tag
+            name, version = request.of.removeprefix("models:/").split("/")
+            key = TAG + request.id
+            # Read again: another command may have carried the same request out in the meantime.
+            found = client.get_model_version(name, version).tags.get(key)
+            now = request if found is None else ForgetRequest.from_tag(key, found)
+            before.append((name, version, key, found))
+            client.set_model_version_tag(name, version, key, replace(now, done_by=(*now.done_by, by)).tag())
+    except BaseException:
+        for name, version, key, found in before:
+            if found is None:
+                client.delete_model_version_tag(name, version, key)
+            else:
+                client.set_model_version_tag(name, version, key, found)
+        raise

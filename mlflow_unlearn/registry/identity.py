@@ -1,0 +1,33 @@
+"""Who is at work: the tracking server's own answer, where it authenticates."""
+
+import getpass
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
+
+from mlflow_unlearn.evidence.record import Person
+
+_CURRENT = "/api/2.0/mlflow/users/current"
+
+
+def whoami() -> Person:
+    """The user as whom the tracking server takes us; the machine's user where it does not authenticate.
+
+    Raises:
+        MlflowException: the server cannot be asked.
+    """
+    uri = mlflow.get_tracking_uri()
+    if uri.startswith(("http://", "https://")):
+        answer = http_request(get_default_host_creds(uri), _CURRENT, "GET", raise_on_status=False)
+        if answer.status_code == 200:
+            return Person(name=str(answer.json()["user"]["username"]), authenticated=True)
+        # A server without users does not know the question.
+        if answer.status_code != 404:
+            raise MlflowException(f"the tracking server does not tell who we are (status {answer.status_code})")
+    try:
+        return Person(name=getpass.getuser(), authenticated=False)
+    except (KeyError, OSError):
+        # A container's user has no name.
+        return Person(name="unknown", authenticated=False)

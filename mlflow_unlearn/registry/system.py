@@ -1,0 +1,48 @@
+"""What a rerun would need to know of this machine and this code."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+_PACKAGES = ("mlflow-unlearn", "mlflow", "torch", "torchvision", "timm", "numpy", "scikit-learn", "optuna")
+
+
+def system_facts() -> dict[str, str]:
+    """What a rerun would need to know: versions, processor, threads, and the commit of this code."""
+    facts = {
+        "unlearn.system.python": platform.python_version(),
+        "unlearn.system.platform": platform.platform(),
+        "unlearn.system.host": platform.node(),
+        "unlearn.system.pid": str(os.getpid()),
+    }
+    # Who only decides about a version has not loaded it, and has no threads.
+    if (torch := sys.modules.get("torch")) is not None:
+        facts["unlearn.system.threads"] = str(torch.get_num_threads())
+        cuda = torch.cuda.is_available()
+        facts["unlearn.system.accelerator"] = torch.cuda.get_device_name(0) if cuda else "none"
+    for package in _PACKAGES:
+        try:
+            facts[f"unlearn.system.{package}"] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            # Under conda the project runs from its folder and is not installed.
+            facts[f"unlearn.system.{package}"] = "not installed"
+    commit, dirty = code_commit()
+    return {**facts, "unlearn.git.commit": commit, "unlearn.git.dirty": dirty}
+
+
+def code_commit() -> tuple[str, str]:
+    """Commit of the checkout that this package runs from and whether it has changes, or "unknown" twice."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("rev-parse", "HEAD").strip(), str(bool(git("status", "--porcelain").strip())).lower()
+    except (OSError, subprocess.CalledProcessError):
+        # No git here, or an installed package, whose version is among the facts.
+        return "unknown", "unknown"

@@ -1,0 +1,38 @@
+"""Tracking and storage URIs, and what may be told of them."""
+
+import re
+from pathlib import Path
+
+
+def absolute_uri(uri: str) -> str:
+    """``sqlite:///relative.db`` made absolute against the working directory; everything else as it is.
+
+    >>> absolute_uri("sqlite:////data/mlflow.db")
+    'sqlite:////data/mlflow.db'
+    """
+    prefix = "sqlite:///"
+    path = uri.removeprefix(prefix)
+    if not uri.startswith(prefix) or path in ("", ":memory:") or Path(path).is_absolute():
+        return uri
+    return prefix + str(Path(path).resolve())
+
+
+def hidden_password(url: str) -> str:
+    """A database's URL as it may be told.
+
+    >>> hidden_password("postgresql://me:secret@host/db")
+    'postgresql://me:***@host/db'
+    """
+    # By its look, since a URL with a slip is told too, in the sentence that refuses it.
+    told = re.sub(r"(pass\w*=)[^&]*", r"\1***", url)
+    return re.sub(r"^(.*?://[^:@/]*|[^:@]*(?=:(?!//))):.*@", r"\1:***@", told)
+
+
+def hidden_spec(spec: str) -> str:
+    """What may be told of a forget spec whose ids are to be hidden.
+
+    >>> hidden_spec("group:patient=17"), hidden_spec("ids.csv")
+    ('group:…', 'file')
+    """
+    scheme, colon, _ = spec.partition(":")
+    return f"{scheme}:…" if colon and scheme in ("random", "request", "class", "group") else "file"

@@ -1,0 +1,289 @@
+"""Model versions: resolve a URI, read what lies there, register a new one. Nothing in a version is loaded here."""
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import mlflow
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.models.model import ModelInfo
+from mlflow.tracking import MlflowClient
+from mlflow.types import TensorSpec
+from mlflow.utils.validation import _validate_model_name
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.errors import UnlearnError, first_line
+
+Format = Literal["pt2", "pickle"]
+METADATA_KEY = "mlflow_unlearn"
+MANIFEST_FILE = "training_manifest.csv"
+WEIGHTS_FILE = "weights.safetensors"
+
+RETIRED_TAG = "unlearn.retired"
+"""Of a version that `retire` has removed: when, by whom, why."""
+_DESCRIPTION_LIMIT = 5000
+
+
+class Record(BaseModel):
+    """What a version that we registered knows of itself; it lies in the MLmodel's metadata.
+
+    Attributes:
+        architecture: rebuilds the module together with ``num_classes`` and ``image_shape``; None for a module of the
+            team's own, which travels as a pickle.
+        num_classes: K.
+        image_shape: ``(C, H, W)`` after the transform.
+        transform: spec of the input transform.
+        classes: names in the order of the outputs.
+        data: spec of the data source.
+        source_uri: the version that was unlearned, or None for a trained one.
+        request_ids: what was carried out.
+        method: how the weights came about.
+        recipe: hyperparameters of the method, and the seed.
+    """
+
+    # Versions written by a later release may know more.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    schema_version: Literal[1] = 1
+    architecture: str | None
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    transform: str
+    classes: tuple[str, ...]
+    data: str
+    source_uri: str | None = None
+    request_ids: tuple[str, ...] = ()
+    method: str
+    recipe: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Version:
+    """A model as the registry knows it, its files on disk.
+
+    Attributes:
+        uri: with the version resolved, never an alias.
+        name: None for ``runs:/`` and ``models:/m-…``.
+        version: likewise.
+        model_id: of the LoggedModel, None where the version came from a plain path.
+        path: the downloaded model folder.
+        model: its MLmodel.
+        record: ours, None for a version that somebody else registered.
+        tags: of the version.
+    """
+
+    uri: str
+    name: str | None
+    version: str | None
+    model_id: str | None
+    path: Path
+    model: Model
+    record: Record | None
+    tags: Mapping[str, str]
+
+    @property
+    def format(self) -> Format:
+        """How the module is serialised."""
+        return "pt2" if self._data("model.pt2").exists() else "pickle"
+
+    @property
+    def training_manifest(self) -> Manifest | None:
+        """What the version was trained on and has not forgotten, None where nobody recorded it."""
+        path = self.path / "extra_files" / MANIFEST_FILE
+        return Manifest.from_csv(path) if path.exists() else None
+
+    @property
+    def input_shape(self) -> tuple[int, ...] | None:
+        """``(C, H, W)`` of the signature, where it is a single tensor ``[N, C, H, W]`` of known size."""
+        inputs = self.model.signature.inputs.inputs if self.model.signature is not None else []
+        if len(inputs) == 1 and isinstance(inputs[0], TensorSpec) and len(inputs[0].shape) == 4:
+            shape = tuple(inputs[0].shape[1:])
+            return shape if all(size > 0 for size in shape) else None
+        return None
+
+    def _data(self, file: str) -> Path:
+        return self.path / str(self.model.flavors["pytorch"]["model_data"]) / file
+
+
+def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
+    """The registered version behind ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``; None for other models.
+
+    Raises:
+        UnlearnError: name, version or alias do not exist; says which there are.
+    """
+    if uri.startswith("runs:/") or re.fullmatch(r"models:/m-[0-9a-f]{32}", uri):
+        return None
+    match = re.fullmatch(r"models:/([^/@:]+)(?:/([^/@]+)|@([^/@]+))?", uri)
+    if match is None:
+        raise UnlearnError(
+            f"{uri!r} is no model URI: write models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-ID or runs:/RUN/NAME"
+        )
+    name, version, alias = match.groups()
+    try:
+        registered = client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        names = [model.name for model in client.search_registered_models(max_results=1000)]
+        near = get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        there = ", ".join(sorted(names)[:10]) or "none"
+        raise UnlearnError(
+            f"there is no registered model {name!r} in {mlflow.get_tracking_uri()}: {hint}registered are: {there}"
+        ) from error
+    if alias is not None:
+        if alias not in registered.aliases:
+            there = ", ".join(f"{a} (version {v})" for a, v in sorted(registered.aliases.items())) or "none"
+            raise UnlearnError(f"model {name!r} has no alias {alias!r}: its aliases are: {there}")
+        # On SQLite it comes as an integer.
+        version = str(registered.aliases[alias])
+    versions = sorted((int(v.version) for v in client.search_model_versions(f"name='{name}'")), reverse=True)
+    if version == "latest" and versions:
+        version = str(versions[0])
+    if version is None or version not in map(str, versions):
+        there = ", ".join(map(str, sorted(versions)[-20:])) or "none"
+        asked = f"has no version {version!r}" if version is not None else "needs a version or an alias"
+        raise UnlearnError(f"model {name!r} {asked}: its versions are: {there}")
+    return client.get_model_version(name, version)
+
+
+def registered_version(client: MlflowClient, uri: str) -> ModelVersion:
+    """The version behind a URI that has to name a registered one.
+
+    Raises:
+        UnlearnError: it does not, or there is none.
+    """
+    registered = find_version(client, uri)
+    if registered is None:
+        raise UnlearnError(f"{uri} is no registered version: give models:/NAME/VERSION or models:/NAME@ALIAS")
+    return registered
+
+
+def retired(version: ModelVersion) -> str | None:
+    """How a version was retired; None if it was not."""
+    told = version.tags.get(RETIRED_TAG)
+    if told is None:
+        return None
+    try:
+        mark = json.loads(told)
+        return f"retired by {mark['by']} at {mark['at']}" + (f": {mark['reason']}" if mark["reason"] else "")
+    except (ValueError, TypeError, KeyError):
+        return f"retired ({told})"
+
+
+def download(uri: str, folder: Path) -> Path:
+    """The files of a model in a folder of their own below ``folder``, nothing of them loaded."""
+    target = folder / re.sub(r"\W+", "-", uri)
+    target.mkdir(exist_ok=True)
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target)))
+
+
+@contextmanager
+def fetched(uri: str) -> Iterator[Path]:
+    """One stored file inside the block; what MLflow downloads by itself stays in the temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-") as folder:
+        yield Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
+
+
+def read_artifact(run_id: str, path: str) -> bytes:
+    """The bytes of one of a run's files."""
+    with fetched(f"runs:/{run_id}/{path}") as file:
+        return file.read_bytes()
+
+
+def can_be_read(uri: str) -> bool:
+    """Whether a model's files are there."""
+    try:
+        with fetched(f"{uri}/MLmodel"):
+            return True
+    except (MlflowException, OSError):
+        return False
+
+
+def open_version(client: MlflowClient, uri: str, folder: Path) -> Version:
+    """Resolve ``uri`` and download its files into ``folder``.
+
+    Raises:
+        UnlearnError: it does not exist, was retired, its artifacts are gone, or it is no PyTorch model.
+    """
+    registered = find_version(client, uri)
+    if registered is not None:
+        uri = f"models:/{registered.name}/{registered.version}"
+        if (told := retired(registered)) is not None:
+            raise UnlearnError(f"the files of {uri} are gone, it was {told}; choose another version")
+    try:
+        path = download(uri, folder)
+        model = Model.load(str(path))
+    except (MlflowException, OSError) as error:
+        raise UnlearnError(
+            f"the files of {uri} cannot be read ({first_line(error)}): "
+            "its artifacts were deleted or moved, or the URI is wrong; restore them or choose another version"
+        ) from error
+    if "pytorch" not in model.flavors:
+        there = ", ".join(sorted(model.flavors))
+        raise UnlearnError(
+            f"{uri} is no PyTorch model (its flavors are: {there}): only the pytorch flavor can be unlearned"
+        )
+    metadata = (model.metadata or {}).get(METADATA_KEY)
+    try:
+        record = Record.model_validate(metadata) if metadata is not None else None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UnlearnError(
+            f"the record of {uri} cannot be read ({'.'.join(map(str, first['loc']))}: {first['msg']}): it was written "
+            "by a newer release or edited; use that release or another version"
+        ) from error
+    return Version(
+        uri=uri,
+        name=registered.name if registered is not None else None,
+        version=str(registered.version) if registered is not None else None,
+        model_id=model.model_id,
+        path=path,
+        model=model,
+        record=record,
+        tags=dict(registered.tags) if registered is not None else {},
+    )
+
+
+def check_name(name: str) -> str:
+    """A name that the registry takes.
+
+    Raises:
+        UnlearnError: it does not.
+    """
+    try:
+        _validate_model_name(name)
+    except MlflowException as error:
+        raise UnlearnError(f"{name!r} is no name for a registered model: {error.message}") from error
+    return name
+
+
+def register(client: MlflowClient, info: ModelInfo, name: str, *, tags: Mapping[str, str]) -> ModelVersion:
+    """Register a logged model under ``name``; ``tags`` are there from the version's first moment."""
+    return mlflow.register_model(info.model_uri, name, tags=dict(tags))
+
+
+def describe_version(client: MlflowClient, name: str, version: str, description: str) -> None:
+    """Set the version's description, cut to what every database takes."""
+    client.update_model_version(name, version, description=description[:_DESCRIPTION_LIMIT])
+
+
+@contextmanager
+def withdrawn_on_failure(client: MlflowClient, version: ModelVersion) -> Iterator[None]:
+    """A failed or stopped run leaves no version behind, nor a name that only this version had."""
+    try:
+        yield
+    except BaseException:
+        client.delete_model_version(version.name, version.version)
+        if not client.search_model_versions(f"name='{version.name}'"):
+            client.delete_registered_model(version.name)
+        raise

@@ -1,0 +1,44 @@
+"""Random states: seeded inside, put back after."""
+
+import operator
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from mlflow_unlearn.errors import UnlearnError
+
+
+def checked_seed(seed: int) -> int:
+    """``seed``, if every generator takes it.
+
+    Raises:
+        UnlearnError: it is not a whole number in ``[0, 2⁶⁴)``.
+    """
+    try:
+        whole = operator.index(seed)  # NumPy's integers too
+    except TypeError:
+        whole = -1
+    if not 0 <= whole < 2**64:
+        raise UnlearnError(f"seed = {seed!r} is not usable: it must be a whole number ≥ 0 (and below 2⁶⁴)")
+    return whole
+
+
+@contextmanager
+def isolated_rng(seed: int) -> Iterator[None]:
+    """Seed Python's, NumPy's and torch's global generators inside, and put their states back after."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    # Asking a GPU that nobody uses for its state would start it.
+    running = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = list(range(torch.cuda.device_count())) if running else []
+    with torch.random.fork_rng(devices):
+        try:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

@@ -1,0 +1,1 @@
+"""A version opened for work."""

@@ -1,0 +1,269 @@
+"""A dry run: what a command will take in time, memory and disk, from a short calibration on this very machine.
+
+The same code runs as in earnest, on a share of the data. The seconds of a method over the share f with E epochs are
+taken for ``a + c f + d f E``: what it does once, once a sample, and in each epoch.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import Subset
+
+from mlflow_unlearn import STARTED
+from mlflow_unlearn.data.batching import LARGEST_BATCH, forward_batch
+from mlflow_unlearn.data.splits import Splits, labels_of
+from mlflow_unlearn.engine.architectures import model_family
+from mlflow_unlearn.engine.frozen_prefix import resolve
+from mlflow_unlearn.engine.predictions import read, read_splits
+from mlflow_unlearn.engine.teacher import Teacher
+from mlflow_unlearn.methods import get_method
+from mlflow_unlearn.metrics.outputs import Reading
+from mlflow_unlearn.metrics.suite import compute_metrics
+from mlflow_unlearn.registry.flavor import save_model
+from mlflow_unlearn.registry.versions import Record
+from mlflow_unlearn.session.recipe import Recipe
+from mlflow_unlearn.session.session import Job
+
+BATCHES = 24
+"""So many batches of the training set make the larger of the two shares, where they are quick."""
+SLOW = 4.0
+"""Seconds of a calibrating step: what takes longer is precise enough on less."""
+_CALLS = 50
+"""Of the store, by a command that registers a version; each method adds ten or so."""
+_EVIDENCE = 100_000
+"""Bytes of record, report and card, for ten classes; they lie beside the run and beside the model."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is to be expected.
+
+    Attributes:
+        seconds: by phase of the command.
+        memory: peak anonymous memory of the process, in bytes; None where the system does not tell.
+        disk: bytes that stay, by what they are.
+    """
+
+    seconds: Mapping[str, float]
+    memory: int | None
+    disk: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Learning:
+    """A method to be carried out.
+
+    Attributes:
+        method: registered name.
+        params: hyperparameters; the rest is the method's.
+        seed: of the calibration.
+        recipe: for retraining.
+        times: how often.
+    """
+
+    method: str
+    params: Mapping[str, Any]
+    seed: int
+    recipe: Recipe | None = None
+    times: int = 1
+
+    @property
+    def label(self) -> str:
+        """Its row in the table."""
+        return self.method if self.times == 1 else f"{self.method}, {self.times} times"
+
+
+def estimate(
+    job: Job, learnings: Sequence[Learning], *, prefix: str = "none", models: int, record: Record | None
+) -> Estimate:
+    """What a command costs that carries out ``learnings`` on a job.
+
+    Args:
+        job: opened as for the work.
+        learnings: what is carried out.
+        prefix: as the command's option.
+        models: how many are measured: the original, what comes of it, golds.
+        record: of the version that is registered; None where none is.
+    """
+    opened = time.monotonic() - STARTED
+    sets = vars(job.splits)
+    count = sum(len(data) for data in sets.values())
+    with _peak_memory() as peak:
+        first, again, outputs = _reading_seconds(job)
+        seconds = {
+            "open version and data": opened,
+            "measure the original": first * count,
+            **{one.label: _method_seconds(job, one, prefix) * one.times for one in learnings},
+            **({f"measure {models - 1} more": again * count * (models - 1)} if models > 1 else {}),
+            "metrics": _metrics_seconds(job, models) * models,
+        }
+        version = 0
+        if record is not None:
+            start = time.perf_counter()
+            path = job.folder / "planned"
+            save_model(job.module, path, record, job.manifest(job.retain), folder=job.folder, source=job.version)
+            seconds["save the version"] = time.perf_counter() - start
+            version = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        runs = sum(one.times for one in learnings)
+        seconds["log and register"] = _store_seconds() * ((_CALLS if record is not None else _CALLS / 3) + 10 * runs)
+        highest = peak()
+    kept = (4 * outputs + 8) * (count - len(sets["forget"]))  # logits and labels
+    teacher = 4 * outputs * sum(len(sets[role]) for role in ("forget", "retain", "val"))
+    disk = {"the new version": version, "its evidence, twice": 2 * _EVIDENCE} if record is not None else {}
+    return Estimate(
+        seconds,
+        None if highest is None else highest + teacher,
+        {**disk, "outputs kept for later commands": kept},
+    )
+
+
+def show(estimate: Estimate) -> None:
+    """Print it, and log the sums on the run."""
+    total = sum(estimate.seconds.values())
+    table = Table(title="plan", title_justify="left")
+    for column, options in (("what", {}), ("how much", {"justify": "right"})):
+        table.add_column(column, **options)  # type: ignore[arg-type]
+    for phase, seconds in estimate.seconds.items():
+        table.add_row(phase, _duration(seconds))
+    table.add_row("time, in all", _duration(total), style="bold", end_section=True)
+    if estimate.memory is not None:
+        table.add_row("memory, at the peak", _bytes(estimate.memory), style="bold", end_section=True)
+    for what, size in estimate.disk.items():
+        table.add_row(f"disk: {what}", _bytes(size))
+    Console().print(table)
+    print("A method may stop earlier by its own rule. Nothing was unlearned, filed or registered.")
+    mlflow.log_metrics({"plan.seconds": total, "plan.disk_bytes": float(sum(estimate.disk.values()))})
+    if estimate.memory is not None:
+        mlflow.log_metric("plan.memory_bytes", estimate.memory)
+
+
+def _reading_seconds(job: Job) -> tuple[float, float, int]:
+    """Seconds a sample, in the first pass over the data and in later ones, and the number of outputs."""
+    retain = job.splits.retain
+    count: int = len(retain)  # type: ignore[arg-type]
+    quiet = replace(job.hardware, progress=False)
+
+    def seconds(start: int, stop: int) -> tuple[float, int]:
+        part = Subset(retain, range(start, stop))
+        began = time.perf_counter()
+        readings = read_splits(job.module, Splits(part, part, part, part), quiet, roles=("retain",))
+        return (time.perf_counter() - began) / len(part), len(readings["retain"].class_sums)
+
+    batch = min(forward_batch(retain, quiet.device), count // 2 or 1)
+    # The first batch takes what the first pass of a process takes more.
+    warm, outputs = seconds(0, batch)
+    start = batch % count
+    stop = min(count, start + max(batch, min(4 * batch, int(SLOW / warm))))
+    return seconds(start, stop)[0], seconds(start, stop)[0], outputs
+
+
+def _method_seconds(job: Job, learning: Learning, prefix: str) -> float:
+    recipe, seed = learning.recipe, learning.seed
+    quiet = replace(job, hardware=replace(job.hardware, progress=False))
+    params = get_method(learning.method)(learning.params, family=model_family(job.module)).params.model_dump()
+    batch, epochs = int(params.get("batch_size", LARGEST_BATCH)), int(params.get("epochs", 1))
+    count: int = len(job.splits.forget) + len(job.splits.retain)  # type: ignore[arg-type]
+    larger = min(1.0, BATCHES * batch / count)
+    cut = None if recipe is not None else resolve(job.module, prefix, vars(job.splits))
+
+    def seconds(share: float, epochs: int) -> float:
+        splits = Splits(**{role: _share(data, share) for role, data in vars(job.splits).items()})
+        some = {**params, "epochs": epochs} if "epochs" in params else params
+        if recipe is not None:
+            options: dict[str, Any] = {"splits": recipe.splits(splits), "fresh": recipe.fresh}
+        else:
+            teacher = Teacher(quiet.hardware.place(job.module), vars(splits), quiet.hardware, prefix=cut)
+            teacher.fill(("forget", "retain", "val"))
+            options = {"splits": splits, "teacher": teacher}
+        start = time.perf_counter()
+        quiet.unlearn(learning.method, some, seed, **options)
+        return time.perf_counter() - start
+
+    # The first run takes more than the others, and tells how slow they are.
+    if seconds(larger / 9, 1) > SLOW:
+        larger = max(larger / 3, min(1.0, batch / count))  # a whole batch: the memory of a step is that of its batch
+    smaller = larger / 3
+    low, high = seconds(smaller, 1), seconds(larger, 1)
+    by_epoch = (seconds(larger, 2) - high) / larger if epochs > 1 else 0.0
+    by_share = (high - low) / (larger - smaller)
+    # Where all takes but milliseconds, noise may turn a slope round.
+    return high + max(0.0, by_share) * (1 - larger) + max(0.0, by_epoch) * (epochs - 1)
+
+
+def _metrics_seconds(job: Job, models: int) -> float:
+    """Of one model: on readings of the right size, whose values do not matter."""
+    quiet = replace(job.hardware, progress=False)
+    module = quiet.place(job.module)
+    readings = {}
+    for role, data in vars(job.splits).items():
+        labels = labels_of(data).numpy()
+        size = len(labels)
+        few = read(module, _share(data, min(1.0, 8 / size)), quiet, keep_probabilities=role == "forget")
+        readings[role] = Reading(
+            labels,
+            np.resize(few.predictions, size),
+            np.resize(few.entropies, size),
+            np.resize(few.confidences, size),
+            few.class_sums + 1,  # no class without a sample
+            None if few.probabilities is None else np.resize(few.probabilities, (size, few.probabilities.shape[1])),
+        )
+    start = time.perf_counter()
+    compute_metrics(readings, original_test=readings["test"], gold=readings if models > 2 else None)
+    return time.perf_counter() - start
+
+
+def _store_seconds() -> float:
+    """Of one call of the tracking store, a write."""
+    calls = 5
+    start = time.perf_counter()
+    for step in range(calls):
+        mlflow.log_metric("plan.calls", step)
+    return (time.perf_counter() - start) / calls
+
+
+def _share(dataset: Any, share: float) -> Subset[Any]:
+    """Evenly spread samples, two at least: every class has its part."""
+    count = len(dataset)
+    chosen = np.linspace(0, count - 1, max(min(2, count), round(share * count))).round().astype(int)
+    return Subset(dataset, chosen.tolist())
+
+
+@contextmanager
+def _peak_memory() -> Iterator[Callable[[], int | None]]:
+    """Sampled ``RssAnon`` of this process: mapped files do not count."""
+    status = Path("/proc/self/status")
+    peak, done = [0], threading.Event()
+
+    def sample() -> None:
+        while not done.wait(0.02):
+            line = next(line for line in status.read_text().splitlines() if line.startswith("RssAnon"))
+            peak[0] = max(peak[0], 1024 * int(line.split()[1]))
+
+    thread = threading.Thread(target=sample, daemon=True)
+    if status.exists():
+        thread.start()
+    try:
+        yield lambda: peak[0] or None
+    finally:
+        done.set()
+        if thread.is_alive():
+            thread.join()
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _bytes(size: float) -> str:
+    return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"

@@ -1,0 +1,109 @@
+"""What was forgotten on the way to a version: its evidence names each earlier step and its requests."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from mlflow.tracking import MlflowClient
+
+from mlflow_unlearn.console import note
+from mlflow_unlearn.data.source import Source
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evidence.record import Evidence, RequestRecord, Step, read_evidence
+from mlflow_unlearn.registry import forget_requests
+from mlflow_unlearn.registry.versions import Version
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A request that an earlier step has carried out.
+
+    Attributes:
+        record: as the evidence tells it.
+        indices: its samples in the training part, as many as the data source still has.
+    """
+
+    record: RequestRecord
+    indices: npt.NDArray[np.int64]
+
+
+def previous(version: Version) -> tuple[Evidence, str] | None:
+    """The evidence that lies with a version, and the SHA-256 of its file; None where there is none."""
+    try:
+        return read_evidence(version.path)
+    except FileNotFoundError:
+        return None
+
+
+def lineage(before: tuple[Evidence, str] | None) -> list[Step]:
+    """The steps that led to the version with this evidence, its own step last."""
+    if before is None:
+        return []
+    evidence, digest = before
+    own = Step(
+        uri=evidence.result.uri,
+        source_uri=evidence.source.uri,
+        method=evidence.method.name,
+        weights_sha256=evidence.result.weights_sha256,
+        evidence_sha256=digest,
+        request_ids=evidence.request_ids,
+    )
+    return [*evidence.lineage, own]
+
+
+def request_record(request_id: str, run_id: str, *, by: str) -> RequestRecord:
+    """A request by what its run has stored."""
+    details = forget_requests.read_details(run_id)
+    return RequestRecord(
+        id=request_id,
+        of=details["of"],
+        run_id=run_id,
+        filed=details.get("filed"),
+        filed_by=details.get("filed_by"),
+        requester=details.get("requester"),
+        reason=details.get("reason"),
+        samples=details["samples"],
+        manifest_sha256=details["manifest_sha256"],
+        carried_out_by=by,
+        metrics={},
+    )
+
+
+def earlier_requests(
+    client: MlflowClient, version: Version, source: Source, retained: npt.NDArray[np.bool_]
+) -> tuple[Earlier, ...]:
+    """What the version, or one that it came from, was made to forget.
+
+    Args:
+        client: of the registry.
+        version: that is to forget more.
+        source: of its data.
+        retained: what of ``source.train`` it counts as trained on ``[N]``.
+
+    Raises:
+        UnlearnError: some of it is to be retained now.
+    """
+    before = previous(version)
+    if before is not None:
+        records = before[0].requests
+    elif version.record is not None:
+        # A version of an earlier release.
+        found = [(request_id, forget_requests.run_of(client, request_id)) for request_id in version.record.request_ids]
+        records = [request_record(request_id, run_id, by=version.uri) for request_id, run_id in found]
+    else:
+        records = []
+    earlier = []
+    for record in records:
+        try:
+            forgotten = forget_requests.read_manifest(client, record.id).mask(source.train.ids)
+        except UnlearnError as error:
+            note(f"Note: what request {record.id} forgot cannot be measured again: {error}")
+            continue
+        if (back := int((forgotten & retained).sum())) > 0:
+            raise UnlearnError(
+                f"{back} samples that request {record.id} had {record.carried_out_by} forget are among those that "
+                f"{version.uri} is to retain: its training manifest was replaced; restore it, or unlearn from "
+                f"{record.of}"
+            )
+        earlier.append(Earlier(record, np.flatnonzero(forgotten)))
+    return tuple(earlier)

@@ -1,0 +1,68 @@
+"""How a version was trained, as far as its record tells."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from mlflow_unlearn.config import Reads
+from mlflow_unlearn.console import note
+from mlflow_unlearn.data.datasets import Augmented
+from mlflow_unlearn.data.splits import Splits
+from mlflow_unlearn.engine.architectures import builder_like
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.methods import get_method
+from mlflow_unlearn.registry.versions import open_version
+from mlflow_unlearn.rng import isolated_rng
+from mlflow_unlearn.session.session import Job
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a version was trained before anything was unlearned, as far as its record tells.
+
+    Attributes:
+        params: hyperparameters of `retrain`; empty where nothing is recorded.
+        augment: random augmentation of the training images.
+        seed: of the recorded training.
+        architecture: what ``fresh`` builds, None where it draws each module's weights anew.
+        fresh: builds a randomly initialised model of the version's architecture.
+    """
+
+    params: Mapping[str, Any]
+    augment: str
+    seed: int | None
+    architecture: str | None
+    fresh: Callable[[], nn.Module]
+
+    def splits(self, splits: Splits) -> Splits:
+        """The splits with the retain set as it was trained on."""
+        return splits if self.augment == "none" else replace(splits, retain=Augmented(splits.retain, self.augment))
+
+
+def training_recipe(job: Job, config: Reads) -> Recipe:
+    """The recipe of the version, or of the one that it was unlearned from."""
+    version, record = job.version, job.version.record
+    while record is not None and record.method not in ("train", "retrain") and record.source_uri is not None:
+        try:
+            version = open_version(job.client, record.source_uri, job.folder)
+        except UnlearnError as error:
+            # A version that still knows what was forgotten may have been deleted since, as it should.
+            note(f"Note: {record.source_uri}, from which {version.uri} was made, cannot be opened ({error}).")
+            break
+        record = version.record
+    recorded = record.recipe if record is not None and record.method in ("train", "retrain") else None
+    if recorded is None:
+        note(f"Note: {version.uri} does not record how it was trained; retraining takes the defaults of `retrain`.")
+    known = get_method("retrain").Params.model_fields
+    own = job.version.record
+    shape = job.view.shape
+    if shape is None:
+        raise ValueError("open_job sets the shape")
+    architecture = config.architecture or (own.architecture if own is not None else None)
+    with isolated_rng(0):
+        fresh = builder_like(job.module, architecture, len(job.view.classes), (shape[0], shape[1], shape[2]))
+    recipe = recorded or {}
+    params = {key: value for key, value in recipe.items() if key in known}
+    return Recipe(params, recipe.get("augment", "none"), recipe.get("seed"), architecture, fresh)

@@ -1,0 +1,217 @@
+"""How a version reads its data: source, input transform and label order, and whether model and data fit each other."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from mlflow_unlearn.config import Reads
+from mlflow_unlearn.console import note, track
+from mlflow_unlearn.data.datasets import as_dataset
+from mlflow_unlearn.data.loaders import load_source
+from mlflow_unlearn.data.source import Part, Source
+from mlflow_unlearn.data.splits import Splits
+from mlflow_unlearn.data.transforms import build_transform
+from mlflow_unlearn.engine.hardware import checked_logits
+from mlflow_unlearn.engine.modes import evaluating
+from mlflow_unlearn.errors import UnlearnError, first_line
+from mlflow_unlearn.registry.flavor import load_module
+from mlflow_unlearn.registry.versions import Version
+
+
+@dataclass(frozen=True)
+class View:
+    """How a version's inputs and outputs are read.
+
+    Attributes:
+        source: the data.
+        transform: spec of the input transform.
+        classes: names in the order of the outputs.
+        shape: ``(C, H, W)`` where the version says so.
+    """
+
+    source: Source
+    transform: str
+    classes: tuple[str, ...]
+    shape: tuple[int, ...] | None
+
+    def dataset(self, part: Part, module: nn.Module | None, description: str, progress: bool) -> Dataset[Any]:
+        """A part as the model reads it."""
+        relabel = np.array([self.classes.index(name) for name in self.source.classes])
+        if self.source.ready:
+            return as_dataset(part, None, ready=True, relabel=relabel)
+        transform = build_transform(self.transform, channels=self.shape[0] if self.shape else None, model=module)
+        dataset = as_dataset(
+            part,
+            transform,
+            relabel=relabel,
+            progress=lambda numbers: track(numbers, f"reading {description}", enabled=progress),
+        )
+        # A transform of the user's own may be random: then the teacher's cache has to watch it.
+        dataset.deterministic = not self.transform.startswith("python:")  # type: ignore[attr-defined]
+        return dataset
+
+
+def open_view(version: Version, config: Reads) -> View:
+    """Data source, transform and label order: from the command, else from the version's record, else from timm.
+
+    Raises:
+        UnlearnError: something is not recorded and not given, or does not fit.
+    """
+    record = version.record
+    data = config.data or (record.data if record is not None else None)
+    if data is None:
+        raise UnlearnError(f"{version.uri} does not record its data source: give data=, e.g. folder:PATH")
+    source = load_source(data)
+    classes = source.classes
+    named = config.classes
+    if named is not None:
+        classes = _class_names(named)
+    elif record is None:
+        note(
+            f"Note: {version.uri} does not record its classes; the source's order is assumed: "
+            f"{', '.join(classes[:10])}."
+        )
+    elif set(record.classes) == set(source.classes):
+        classes = record.classes
+    else:
+        raise UnlearnError(
+            f"{version.uri} was trained on the classes {', '.join(record.classes[:10])} and {data!r} has "
+            f"{', '.join(source.classes[:10])}: give the data that it was trained on, or classes="
+        )
+    if sorted(classes) != sorted(source.classes):
+        lost = sorted(set(source.classes) ^ set(classes), key=lambda name: (name in source.classes, name))
+        lost = lost or [name for name in dict.fromkeys(classes) if classes.count(name) > 1]
+        raise UnlearnError(
+            f"classes= and the data do not name the same {len(source.classes)} classes (differs: "
+            f"{', '.join(lost[:5])}): the data has {', '.join(source.classes[:10])}; "
+            "give these in the order of the outputs, or a file with one a line"
+        )
+    shape = record.image_shape if record is not None else version.input_shape
+    transform = config.transform or (record.transform if record is not None else None)
+    if transform is None:
+        architecture = config.architecture or ""
+        if architecture.startswith("timm:"):
+            transform = "timm"
+        elif not source.ready and version.format == "pickle" and _is_timm(version):
+            transform = "timm"
+    if transform is None and not source.ready:
+        seen = f"its signature takes images {list(shape)}" if shape is not None else "it has no signature"
+        raise UnlearnError(
+            f"{version.uri} does not record its input transform ({seen}): give transform=none, imagenet, timm or "
+            "python:module:function"
+        )
+    return View(source, transform or "none", tuple(classes), shape)
+
+
+def _is_timm(version: Version) -> bool:
+    module = load_module(version, None, 0, trainable=False)
+    return isinstance(getattr(module, "pretrained_cfg", None), dict)
+
+
+def _class_names(text: str) -> tuple[str, ...]:
+    names = text.split(",")
+    # os.path and not pathlib: a thousand names are too long for a path, which pathlib raises.
+    if os.path.isfile(text):
+        try:
+            names = Path(text).read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise UnlearnError(f"the classes file {text!r} cannot be read ({error}): save it as UTF-8 text") from error
+    return tuple(name.strip() for name in names if name.strip())
+
+
+def training_mask(version: Version, source: Source) -> npt.NDArray[np.bool_]:
+    """What of ``source.train`` the version was trained on and has not forgotten: ``[N]``, all of it where unknown.
+
+    Raises:
+        UnlearnError: the recorded manifest and the source have nothing in common.
+    """
+    manifest = version.training_manifest
+    if manifest is None:
+        return np.ones(len(source.train), dtype=np.bool_)
+    mask = manifest.mask(source.train.ids)
+    if not mask.any():
+        raise UnlearnError(
+            f"none of the {len(manifest.ids)} samples that {version.uri} was trained on is in {source.spec!r}: "
+            "give the data that it was trained on"
+        )
+    if (lost := len(manifest.ids) - int(mask.sum())) > 0:
+        note(f"Note: {lost} of {len(manifest.ids)} recorded training samples are not in the source any more.")
+    return mask
+
+
+def make_splits(
+    view: View,
+    module: nn.Module,
+    forget: npt.NDArray[np.int64],
+    retain: npt.NDArray[np.int64],
+    progress: bool,
+) -> Splits:
+    """The four sets as the model reads them."""
+    source = view.source
+    parts = {
+        "forget": source.train.subset(forget),
+        "retain": source.train.subset(retain),
+        "val": source.val,
+        "test": source.test,
+    }
+    return Splits(**{role: view.dataset(part, module, f"the {role} set", progress) for role, part in parts.items()})
+
+
+def check_outputs(module: nn.Module, dataset: Dataset[Any], classes: Sequence[str], uri: str) -> tuple[int, int, int]:
+    """Try the model on a few samples; returns the shape ``(C, H, W)`` of its inputs.
+
+    Raises:
+        UnlearnError: it cannot read them, or its outputs are no logits ``[N, K]`` for these classes.
+    """
+    few = [dataset[i] for i in range(min(8, len(dataset)))]  # type: ignore[arg-type]
+    shapes = {tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__ for image, _ in few}
+    if len(shapes) > 1 or not all(isinstance(shape, tuple) and len(shape) == 3 for shape in shapes):
+        raise UnlearnError(
+            f"the data yields images of {', '.join(map(str, shapes))}: tensors [C, H, W] of one shape are needed"
+        )
+    images, labels = torch.stack([image for image, _ in few]), torch.tensor([int(label) for _, label in few])
+    channels, height, width = images.shape[1:]
+    device = next(module.parameters()).device
+    try:
+        with evaluating(module):
+            output = module(images.to(device))
+    except Exception as error:  # Whatever a forward pass raises on an input that does not fit.
+        raise UnlearnError(
+            f"{uri} cannot read images [{channels}, {height}, {width}] ({type(error).__name__}: "
+            f"{first_line(error)}): give another transform="
+        ) from error
+    if isinstance(output, torch.Tensor) and output.ndim == 2 and output.shape[1] != len(classes):
+        raise UnlearnError(
+            f"{uri} has {output.shape[1]} outputs and the data has {len(classes)} classes: they must be the same"
+        )
+    logits = checked_logits(output, labels)
+    if (logits >= 0).all() and torch.allclose(logits.sum(dim=1), torch.ones(len(logits)), atol=1e-3):
+        raise UnlearnError(
+            f"{uri} returns probabilities (each row sums to 1), not logits: register the model without its softmax"
+        )
+    return channels, height, width
+
+
+def check_alike(version: Version, view: View) -> None:
+    """Two models can be compared only on the same inputs and outputs.
+
+    Raises:
+        UnlearnError: the version's record names another transform or another order of classes.
+    """
+    record = version.record
+    if record is None:
+        return
+    if record.transform != view.transform and not view.source.ready:
+        raise UnlearnError(
+            f"{version.uri} reads with transform {record.transform!r}, the other with {view.transform!r}"
+        )
+    if record.classes != view.classes:
+        raise UnlearnError(f"{version.uri} has its classes in another order than the model that it is compared with")

@@ -1,0 +1,402 @@
+"""`tune`: an Optuna study over hyperparameters, judged on the validation set alone, and its winner registered.
+
+Every command on a study carries out trials until none is left. One of them leads: it queues the trials, its run is the
+parent of all, and it registers the winner. Where it dies another leads on (see `mlflow_unlearn.tuning.storage`).
+"""
+
+import hashlib
+import json
+import math
+import signal
+import subprocess
+import threading
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, NoReturn
+
+import mlflow
+import numpy as np
+import optuna
+import torch
+from mlflow.exceptions import MlflowException
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from torch import nn
+
+from mlflow_unlearn import config
+from mlflow_unlearn.console import note
+from mlflow_unlearn.data.splits import wholly_forgotten
+from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.engine.predictions import read_splits
+from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError, first_line
+from mlflow_unlearn.governance.publish import known_no_better, log_epoch, log_final, publish
+from mlflow_unlearn.methods.lotus import has_forgotten, unseen_accuracy
+from mlflow_unlearn.metrics.outputs import Readings
+from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.uris import absolute_uri, hidden_password
+from mlflow_unlearn.session.session import Job
+from mlflow_unlearn.tuning import study_report as report
+from mlflow_unlearn.tuning.selection import CONSTRAINTS, JUDGED
+from mlflow_unlearn.tuning.space import METHOD, PREFIX, Space
+from mlflow_unlearn.tuning.storage import (
+    GRACE_SECONDS,
+    Leadership,
+    NoneWaiting,
+    count,
+    has_heartbeats,
+    queue_trials,
+    retry,
+)
+from mlflow_unlearn.tuning.trials import COMMAND_RUN, DIGEST, RUN, Trials
+from mlflow_unlearn.tuning.winner import choose, rule
+
+SALT_OF_TASKS = "00"
+"""Of the forget set's digest in the study, which only has to be comparable."""
+TASK, PARENT, SIZE = "task", "parent_run_id", "n_trials"
+"""User attributes of a study: what it is about, the leader's run, trials asked for."""
+PARENT_TAG = "unlearn.study_run"
+"""On the run of a command that does not lead: the run that does."""
+_POLL_SECONDS = 1.0
+_UNKNOWN_SECONDS = 1200.0
+"""What a trial is taken to last while none is complete."""
+
+
+@dataclass
+class StudyRunner:
+    """One command's part in a study."""
+
+    study: optuna.Study
+    leadership: Leadership
+    trials: Trials
+    task: dict[str, Any]
+    options: config.Tune
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def work(self) -> Iterator[None]:
+        """Carry out trials until none is left, and lead if nobody does; yields as the study's trials are finished."""
+        deadline = time.monotonic() + (self.options.timeout or math.inf)
+        waiting_since, shown, idle = time.monotonic(), 0, False
+        while not self.stop.is_set() and time.monotonic() < deadline:
+            led = self.leadership.held
+            if self.leadership.take() and not led:
+                self._take_over()
+                self._queue()
+            if not self._may_begin():
+                time.sleep(_POLL_SECONDS)
+                continue
+            try:
+                self.study.optimize(self.trials, n_trials=1, catch=(UnlearnError,))
+                waiting_since, idle = time.monotonic(), False
+            except NoneWaiting:
+                none_runs = not count(self.study, TrialState.RUNNING)
+                # Twice, since a dead trial has failed a moment before it is queued again.
+                if (none_runs and idle) or self._given_up(waiting_since):
+                    return
+                idle = none_runs
+                time.sleep(_POLL_SECONDS)
+            except ValueError as error:
+                if "Cannot tell" not in str(error):
+                    raise
+                note("Note: this process was away for long, and its trial was given up: its result is dropped.")
+            finished = count(self.study, TrialState.COMPLETE, TrialState.PRUNED)
+            yield from [None] * (finished - shown)
+            shown = finished
+
+    def finishes(self) -> bool:
+        """Whether this command is the one to choose and register the winner: it leads, or the leader died."""
+        if self.leadership.held:
+            return True
+        if not self.leadership.take() or tracking.client().get_run(self.trials.parent).info.status == "FINISHED":
+            return False
+        self._take_over()
+        return True
+
+    def facts(self) -> dict[str, Any]:
+        """What the study is about, for its record."""
+        return {
+            "storage": hidden_password(absolute_uri(self.options.storage)),
+            "parent_run_id": self.trials.parent,
+            "sampler": type(self.study.sampler).__name__,
+            "pruner": type(self.study.pruner).__name__,
+            "rule": rule(self.options.objective, self.options.mode),
+            "constraints": CONSTRAINTS,
+            **self.task,
+            "space": self.trials.space.to_json(),
+        }
+
+    def _take_over(self) -> None:
+        """Lead from now on, in the place of a leader that died, if one did."""
+        self._check_same_task()
+        before = self.study.user_attrs.get(PARENT)
+        if before is not None and _close(before):
+            note(f"Note: run {before}, which led study {self.study.study_name!r}, had died and is closed as KILLED.")
+        self.study.set_user_attr(TASK, self.task)
+        self.study.set_user_attr(PARENT, self.trials.command_run)
+        self.trials.parent = self.trials.command_run
+
+    def _queue(self) -> None:
+        """Queue the trials that are missing."""
+        options, space = self.options, self.trials.space
+        # What it begins with is the same for the same seed; a study that goes on does not draw its first trials again.
+        done = sum(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False))
+        self.study.sampler = _sampler(options, options.seed + done)
+        grid = space.grid(options.seed) if options.sampler == "grid" else None
+        queue_trials(self.study, options.n_trials, space.first(), grid)
+        self.study.set_user_attr(SIZE, max(options.n_trials, self.study.user_attrs.get(SIZE, 0)))
+
+    def _may_begin(self) -> bool:
+        """Whether the leader has queued as many trials as this command asks for; looks who leads."""
+        known = self.study.user_attrs
+        if known.get(SIZE, 0) < self.options.n_trials:
+            return False
+        if self.trials.parent != known[PARENT]:
+            self._check_same_task()
+            self.trials.parent = known[PARENT]
+            mlflow.set_tag(PARENT_TAG, known[PARENT])
+        return True
+
+    def _check_same_task(self) -> None:
+        """Trials of one study are compared: they must all be about the same thing.
+
+        Raises:
+            UnlearnError: the study that is to be continued was about something else.
+        """
+        known = self.study.user_attrs.get(TASK, self.task)
+        different = [key for key, value in self.task.items() if known.get(key) != value]
+        if different:
+            raise UnlearnError(
+                f"study {self.study.study_name!r} was started with another {', '.join(different)}: "
+                "continue it with the same model, data, forget set, objective, mode, space, prefix and seed, or give "
+                "another study="
+            )
+
+    def _given_up(self, since: float) -> bool:
+        """Without heartbeats nobody can tell whether a running trial's process lives: wait three times the longest."""
+        if has_heartbeats(self.options.storage):
+            return False
+        taken = [
+            trial.duration.total_seconds()
+            for trial in self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+            if trial.duration is not None
+        ]
+        if time.monotonic() - since < max(GRACE_SECONDS, 3 * max(taken, default=_UNKNOWN_SECONDS)):
+            return False
+        note("Note: trials of other workers do not end; the study goes on without them.")
+        return True
+
+
+def check_worthwhile(job: Job, original: Readings) -> None:
+    """Refuse a study about samples that the model knows no better than unseen ones.
+
+    Raises:
+        NothingToUnlearn: it does not.
+    """
+    labels, predictions = (
+        {role: torch.from_numpy(np.asarray(getattr(original[role], field))) for role in JUDGED}
+        for field in ("labels", "predictions")
+    )
+    forgotten = wholly_forgotten(labels["forget"], labels["retain"])
+    a_u = unseen_accuracy(labels["forget"], labels["val"], predictions["val"], forgotten)
+    acc_forget = (predictions["forget"] == labels["forget"]).double().mean().item()
+    if has_forgotten(acc_forget, a_u):
+        raise NothingToUnlearn(known_no_better({"acc_forget": acc_forget, "acc_val": a_u}))
+
+
+def open_study(
+    storage: BaseStorage, options: config.Tune, space: Space, default_name: str, run_id: str
+) -> optuna.Study:
+    """Begin a study, or go on with the one of that name.
+
+    Raises:
+        UnlearnError: that one was started with another mode.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    name = options.study or f"{default_name}-{run_id[:8]}"
+    # Workers that begin at once must not draw the same trials.
+    sampler = _sampler(options, options.seed + zlib.crc32(run_id.encode()))
+    directions = [StudyDirection.MINIMIZE, *([StudyDirection.MAXIMIZE] if options.mode == "pareto" else [])]
+    study = optuna.create_study(
+        storage=storage,
+        study_name=name,
+        directions=directions,
+        sampler=sampler,
+        pruner=_pruner(options, space),
+        load_if_exists=True,
+    )
+    if len(study.directions) != len(directions):
+        raise UnlearnError(f"study {name!r} was started with another mode: use that one, or give another study=")
+    return study
+
+
+def _sampler(options: config.Tune, seed: int) -> optuna.samplers.BaseSampler:
+    seed %= 2**32
+    startup = min(10, max(4, options.n_trials // 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        match options.sampler:
+            case "tpe":
+                # What others are just trying counts as bad: workers spread out.
+                return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
+            case "gp":
+                return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup, deterministic_objective=True)
+            case "nsga2":
+                return optuna.samplers.NSGAIISampler(seed=seed, population_size=startup)
+            case "qmc":
+                return optuna.samplers.QMCSampler(seed=seed, scramble=True)
+            case "random" | "grid":  # of a grid each point is queued
+                return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _pruner(options: config.Tune, space: Space) -> optuna.pruners.BasePruner:
+    match options.pruner:
+        case "none":
+            return optuna.pruners.NopPruner()
+        case "median":
+            return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
+        case "hyperband":
+            return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=space.most_epochs())
+
+
+def task_of(job: Job, space: Space, gold: nn.Module | None, options: config.Tune) -> dict[str, Any]:
+    """What the trials of one study have in common."""
+    described = json.dumps(space.to_json(), sort_keys=True)
+    read = [job.view.source.digest, job.view.transform, *job.view.classes]
+    judged_by_gold = gold is not None and options.objective.startswith("avg_gap")
+    return {
+        "weights_sha256": weights_digest(job.module),
+        "forget_sha256": job.manifest(job.forget).hashed(SALT_OF_TASKS).digest,
+        "data": hashlib.sha256(json.dumps(read).encode()).hexdigest(),
+        "seed": options.seed,
+        "objective": options.objective,
+        "mode": options.mode,
+        "space": hashlib.sha256(described.encode()).hexdigest(),
+        "gold_sha256": weights_digest(gold) if gold is not None and judged_by_gold else None,
+    }
+
+
+def close_dead(run_id: str) -> Callable[[optuna.Study, FrozenTrial], None]:
+    """Close the runs of a trial whose process has died, and queue it again."""
+
+    def closing(study: optuna.Study, trial: FrozenTrial) -> None:
+        again = "it is tried again" if retry(study, trial) else "it had been tried again before, and is given up"
+        # The trial's run may have finished a moment before its result was to be told: there will be another one.
+        for key, alive in ((RUN, ("RUNNING", "FINISHED")), (COMMAND_RUN, ("RUNNING",))):
+            dead = trial.user_attrs.get(key)
+            if dead not in (None, run_id):
+                _close(dead, alive)
+        note(f"Note: the process of trial {trial.number} has died; {again}.")
+
+    return closing
+
+
+def _close(run_id: str, alive: Sequence[str] = ("RUNNING",)) -> bool:
+    """End a dead process's run as KILLED; whether it was one of ``alive`` still."""
+    client = tracking.client()
+    try:
+        if client.get_run(run_id).info.status not in alive:
+            return False
+        tracking.tag_error(run_id, "its process died")
+        client.set_terminated(run_id, "KILLED")
+        return True
+    except MlflowException as error:
+        note(f"Note: run {run_id} of a process that died cannot be closed ({first_line(error)}).")
+        return False
+
+
+@contextmanager
+def first_interrupt_waits(stop: threading.Event, workers: "Sequence[subprocess.Popen[bytes]]") -> Iterator[None]:
+    """Ctrl-C ends the study after the running trials, ours and the workers'; a second one ends it at once."""
+    previous = signal.getsignal(signal.SIGINT)
+    if not callable(previous) or threading.current_thread() is not threading.main_thread():
+        yield  # ignored, as in background jobs
+        return
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            previous(number, frame)
+            return
+        stop.set()
+        for worker in workers:
+            worker.send_signal(signal.SIGINT)
+        note("Stopping after the running trial; Ctrl-C again stops at once.")
+
+    signal.signal(signal.SIGINT, asked)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def stop_early(sweep: StudyRunner) -> NoReturn:
+    """Keep what there is and tell how to go on."""
+    study, options = sweep.study, sweep.options
+    if sweep.leadership.held:
+        report.log(study, None, None, sweep.facts(), options.seed)
+    done = count(study, TrialState.COMPLETE, TrialState.PRUNED)
+    note(
+        f"Stopped after {done} of {options.n_trials} trials. To go on: the same command with "
+        f"--study {study.study_name} --storage {hidden_password(options.storage)}"
+    )
+    raise KeyboardInterrupt
+
+
+def finish(sweep: StudyRunner, name: str | None, run_id: str, original: Readings, gold: Readings | None) -> None:
+    """Choose the winner, keep the study as artifacts, measure the winner on the test set and register it."""
+    study, trials, options = sweep.study, sweep.trials, sweep.options
+    try:
+        winner = choose(study)
+    except UnlearnError:
+        report.log(study, None, None, sweep.facts(), options.seed)
+        report.show(study, None, options.objective)
+        raise
+    setting = trials.space.setting(winner.params)
+    report.log(study, winner, setting, sweep.facts(), options.seed)
+    report.show(study, winner, options.objective)
+    mlflow.log_metric("best_trial", winner.number)
+    if options.register_ == "none":
+        print(f"The best trial is {winner.number} ({_told(setting)}); nothing was registered, as asked.")
+        return
+    registered = _registered(str(name), study.study_name, winner)
+    if registered is not None:
+        print(f"The best trial is still {winner.number}, which is registered as {registered}.")
+        return
+    result = trials.result(winner)
+    mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})
+    for epoch in result.history:
+        log_epoch(epoch)
+    log_final(result)
+    job = trials.job.filed(options)
+    readings = {"original": original, "unlearned": read_splits(result.model, job.splits, job.hardware, name="winner")}
+    if gold is not None:
+        readings["gold"] = gold
+    recipe = {**result.params, "seed": options.seed, "study": study.study_name, "trial": winner.number}
+    if setting[PREFIX] != "none":
+        recipe["prefix"] = setting[PREFIX]
+        mlflow.set_tag("unlearn.prefix", setting[PREFIX])
+        note(f"Note: the layers before {setting[PREFIX]} stayed frozen and cannot forget what they encode.")
+    tags = {
+        "unlearn.study": study.study_name,
+        "unlearn.trial": str(winner.number),
+        "unlearn.selection": rule(options.objective, options.mode),
+        "unlearn.n_trials": str(count(study, TrialState.COMPLETE, TrialState.PRUNED)),
+    }
+    publish(job, run_id, str(name), result, setting[METHOD], recipe, readings, options, tags)
+
+
+def _registered(name: str, study: str, winner: FrozenTrial) -> str | None:
+    """The version that an earlier command on the study has made of the same trial."""
+    sought = {"unlearn.study": study, "unlearn.weights_sha256": winner.user_attrs.get(DIGEST)}
+    for version in tracking.client().search_model_versions(f"name = '{name}'"):
+        if all(version.tags.get(key) == value for key, value in sought.items()):
+            return f"models:/{name}/{version.version}"
+    return None
+
+
+def _told(setting: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in setting.items())

@@ -1,0 +1,91 @@
+"""How `tune` and `compare` judge what they made without the test set, which only the final report may read."""
+
+from collections.abc import Mapping
+
+from mlflow_unlearn.metrics.outputs import Readings
+from mlflow_unlearn.metrics.suite import Metrics, compute_metrics
+
+MAX_LOSS_VAL, MAX_LOSS_RETAIN = 0.01, 0.02
+CONSTRAINTS = f"acc_val loss ≤ {MAX_LOSS_VAL}, acc_retain loss ≤ {MAX_LOSS_RETAIN}, mia_auc_val_high ≥ 0.5"
+JUDGED = ("forget", "retain", "val")
+"""The sets that are read to judge. The test set is read once, for the winner."""
+
+
+CRITERIA: Mapping[str, tuple[str, ...]] = {
+    "rf_jsd_mia_val": ("rf_jsd_val", "mia_excess_val"),
+    "rf_jsd_val": ("rf_jsd_val",),
+    "mia_excess_val": ("mia_excess_val",),
+    "mia_auc_val": ("mia_auc_val",),
+    "entropy_ks_val": ("entropy_ks_val",),
+    "avg_gap_excess_val": ("avg_gap_excess_val",),
+}
+"""What `tune` can minimise, and the metrics that it is made of; the last one needs a gold standard."""
+
+
+def criterion(name: str, metrics: Mapping[str, float]) -> float:
+    """One of `CRITERIA`, 0 at its best: ``rf_jsd_mia_val = rf_jsd_val + |mia_excess_val|``.
+
+    Excesses count by their size, since both signs are failures, and an AUC counts above 0.5.
+
+    >>> criterion("mia_auc_val", {"mia_auc_val": 0.25}), criterion("mia_excess_val", {"mia_excess_val": -0.5})
+    (0.0, 0.5)
+    >>> criterion("rf_jsd_mia_val", {"rf_jsd_val": 0.25, "mia_excess_val": -0.5})
+    0.75
+    """
+    if name == "mia_auc_val":
+        return max(0.0, metrics[name] - 0.5)
+    return sum(abs(metrics[part]) for part in CRITERIA[name])
+
+
+def penalised(value: float, violations: Mapping[str, float]) -> float:
+    """What a pruner compares, since it knows no constraints: every infeasible trial is worse than every feasible one.
+
+    >>> penalised(0.25, {"acc_val": -0.1}), penalised(0.25, {"acc_val": 0.5, "acc_retain": 0.25})
+    (0.25, 1.75)
+    """
+    broken = [violation for violation in violations.values() if violation > 0]
+    return 1 + sum(broken) if broken else value
+
+
+def on_validation(readings: Readings, original: Readings, *, gold: Readings | None = None, seed: int) -> Metrics:
+    """The metrics with the validation set in the place of the test set, under names that say so (``rf_jsd_val``, …).
+
+    With ``gold`` also its distances. A little optimistic for a method that calibrates itself on the validation set's
+    accuracy, as LoTUS does.
+    """
+
+    def without_test(of: Readings) -> Readings:
+        return {"forget": of["forget"], "retain": of["retain"], "test": of["val"]}
+
+    measured = compute_metrics(
+        without_test(readings),
+        original_test=original["val"],
+        gold=without_test(gold) if gold is not None else None,
+        seed=seed,
+    )
+    renamed = Metrics()
+    plain = {"acc_forget": "acc_forget", "acc_retain": "acc_retain", "acc_test": "acc_val"}
+    judged = ("mia", "mia_excess", "mia_auc", "mia_auc_low", "mia_auc_high", "entropy_ks", "rf_jsd")
+    names = plain | {key: f"{key}_val" for key in judged}
+    if gold is not None:
+        names |= {key: f"{key}_val" for key in ("avg_gap", "avg_gap_excess")}
+    # mia_auc_val_low reads as the lower end of mia_auc_val.
+    names |= {f"mia_auc_{end}": f"mia_auc_val_{end}" for end in ("low", "high")}
+    for key, new in names.items():
+        if key in measured:
+            renamed[new] = measured[key]
+        else:
+            renamed.missing[new] = measured.missing[key].replace("test set", "validation set")
+    return renamed
+
+
+def constraints(metrics: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
+    """Each is met where it is ≤ 0: little utility lost, and no significant over-forgetting (where it was measured)."""
+    values = {
+        "acc_val": before["acc_val"] - metrics["acc_val"] - MAX_LOSS_VAL,
+        "acc_retain": before["acc_retain"] - metrics["acc_retain"] - MAX_LOSS_RETAIN,
+    }
+    if "mia_auc_val_high" in metrics:  # else too few samples are forgotten to measure it
+        values["over_forgetting"] = 0.5 - metrics["mia_auc_val_high"]
+    # 0.9 − 0.89 is a hair above 0.01 in floating point.
+    return {name: 0.0 if abs(value) < 1e-12 else value for name, value in values.items()}
