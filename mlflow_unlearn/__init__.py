@@ -9,7 +9,6 @@ Example::
     metrics = evaluate(result.model, splits, original=model)
 """
 
-import time
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Metrics", "Result", "Splits", "evaluate", "unlearn"]
 __version__ = "0.1.0"
-
-STARTED = time.monotonic()
-"""When this process began to load the package; nearly all of a command's start-up comes after."""
 
 # Loaded on first use: `mlflow-unlearn --help` must not wait for torch.
 _HOME = {

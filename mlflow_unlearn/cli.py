@@ -1,4 +1,6 @@
-"""The shell's side: options from `config`, the flow from `pipeline`, sentences and exit codes here."""
+"""The shell's side: options from `config`, what carries them out from `commands`, sentences and exit codes here."""
+
+from mlflow_unlearn.console import STARTED  # noqa: F401, I001 (first, since it is the time at which we start)
 
 import atexit
 import os

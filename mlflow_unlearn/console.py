@@ -1,17 +1,24 @@
-"""What is said on standard error: notes, and progress bars, silent where it is no terminal or nobody asked."""
+"""What a command prints beside its result: notes and progress bars, silent where there is no terminal, and tables."""
 
+import sys
+import time
 from collections.abc import Iterable, Sized
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from rich.console import Console
-from rich.progress import track as rich_track
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
+
+STARTED = time.monotonic()
+"""When this process began: the command line loads this module first, and nearly all of its start-up comes after."""
 
 
 def track(iterable: Iterable[T], description: str, *, enabled: bool, total: int | None = None) -> Iterable[T]:
     """Iterate with a bar that vanishes when done."""
-    console = Console(stderr=True)
+    from rich.progress import track as rich_track
+
+    console = _stderr()
     if not (enabled and console.is_terminal):
         return iterable
     if total is None and isinstance(iterable, Sized):
@@ -21,4 +28,18 @@ def track(iterable: Iterable[T], description: str, *, enabled: bool, total: int 
 
 def note(sentence: str) -> None:
     """Tell the user something on standard error."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(sentence, markup=False)
+    _stderr(highlight=False, soft_wrap=True).print(sentence, markup=False)
+
+
+def stdout(width: int | None = None) -> "Console":
+    """Where tables go: as wide as the terminal, and ``width`` characters where they are piped into a file."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else width)
+
+
+def _stderr(*, highlight: bool = True, soft_wrap: bool = False) -> "Console":
+    # Rich takes 50 ms to load, which `--help` need not wait for.
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=highlight, soft_wrap=soft_wrap)

@@ -4,15 +4,14 @@ import csv
 import io
 import json
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import mlflow
-from rich.console import Console
 from rich.table import Table
 
+from mlflow_unlearn.console import stdout
 from mlflow_unlearn.metrics.suite import Metrics
 
 if TYPE_CHECKING:
@@ -159,7 +158,7 @@ def notes(rows: Sequence[Row], pearson: Spread | None) -> list[str]:
 
 def show(rows: Sequence[Row], pearson: Spread | None) -> None:
     """Print the table to standard output."""
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = stdout(160)
     table = Table(title="methods against retraining", title_justify="left")
     table.add_column("method")
     columns = [c for c in (*_PRINTED, "seconds_relative") if any(row[c] is not None for row in rows)]

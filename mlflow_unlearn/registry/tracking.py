@@ -15,8 +15,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from mlflow_unlearn import STARTED
 from mlflow_unlearn.config import Command
+from mlflow_unlearn.console import STARTED
 from mlflow_unlearn.distributed.launch import RUN_FILE_VARIABLE
 from mlflow_unlearn.errors import UnlearnError, first_line
 from mlflow_unlearn.registry.system import system_facts

@@ -4,10 +4,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mlflow_unlearn.console import stdout
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.evidence.policy import Verdict
 from mlflow_unlearn.metrics.catalog import KEYS, MEANING, READING
@@ -44,7 +44,7 @@ def comparison(columns: "Mapping[str, Metrics]") -> Table:
 def show(columns: "Mapping[str, Metrics]") -> None:
     """Print the table, how to read it, and what was not computed, to standard output."""
     # Piped into a file the table keeps its width.
-    console = Console(width=None if sys.stdout.isatty() else 130)
+    console = stdout(130)
     console.print(comparison(columns))
     for name, metrics in columns.items():
         console.print(f"{name}: {auc_reading(metrics)}", highlight=False, markup=False)
@@ -59,7 +59,7 @@ def show(columns: "Mapping[str, Metrics]") -> None:
 
 def show_verdict(uri: str, verdict: Verdict) -> None:
     """Print each rule of a policy with value, threshold and outcome."""
-    console = Console(width=None if sys.stdout.isatty() else 130)
+    console = stdout(130)
     lines = Table(title=escape(f"{uri} by the policy {verdict.policy!r}: {verdict.word}"), title_justify="left")
     for column in ("rule", "value", "threshold", "outcome", "note"):
         lines.add_column(column, overflow="fold")
@@ -70,7 +70,7 @@ def show_verdict(uri: str, verdict: Verdict) -> None:
 
 def show_findings(uri: str, findings: Sequence[tuple[str, str, str]]) -> None:
     """Print what was checked, and what came of it."""
-    console = Console(width=None if sys.stdout.isatty() else 130)
+    console = stdout(130)
     lines = Table(title=escape(uri), title_justify="left")
     for column in ("part", "outcome", "what was checked"):
         lines.add_column(column, overflow="fold")
@@ -83,7 +83,7 @@ def show_exposure(
     requests: Sequence[str], rows: Sequence[tuple[str, ...]], elsewhere: Mapping[str, Sequence[str]]
 ) -> None:
     """Print which versions hold what the requests name, and where else there is something of it."""
-    console = Console(width=None if sys.stdout.isatty() else 130)
+    console = stdout(130)
     console.print(f"Forget requests: {', '.join(requests)}", highlight=False, markup=False)
     lines = Table()
     for column in ("version", "forgotten samples", "aliases", "endpoints", "how that is known"):
@@ -98,7 +98,7 @@ def show_exposure(
 
 def show_methods(methods: "Mapping[str, type[Method]]") -> None:
     """Print the methods with what each is and its hyperparameters: default and range."""
-    console = Console(width=None if sys.stdout.isatty() else 130)
+    console = stdout(130)
     table = Table()
     for column in ("method", "what it does", "hyperparameters (defaults)"):
         table.add_column(column)
@@ -114,7 +114,7 @@ def show_methods(methods: "Mapping[str, type[Method]]") -> None:
 
 def show_source(source: "Source") -> None:
     """Print what a data source holds."""
-    console = Console(width=None if sys.stdout.isatty() else 130)
+    console = stdout(130)
     parts = {"train": source.train, "val": source.val, "test": source.test}
     console.print(source.spec, highlight=False, markup=False, soft_wrap=True)
     table = Table()

@@ -14,11 +14,10 @@ from typing import Any
 
 import mlflow
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from torch.utils.data import Subset
 
-from mlflow_unlearn import STARTED
+from mlflow_unlearn.console import STARTED, stdout
 from mlflow_unlearn.data.batching import LARGEST_BATCH, forward_batch
 from mlflow_unlearn.data.splits import Splits, labels_of
 from mlflow_unlearn.engine.architectures import model_family
@@ -139,7 +138,7 @@ def show(estimate: Estimate) -> None:
         table.add_row("memory, at the peak", _bytes(estimate.memory), style="bold", end_section=True)
     for what, size in estimate.disk.items():
         table.add_row(f"disk: {what}", _bytes(size))
-    Console().print(table)
+    stdout().print(table)
     print("A method may stop earlier by its own rule. Nothing was unlearned, filed or registered.")
     mlflow.log_metrics({"plan.seconds": total, "plan.disk_bytes": float(sum(estimate.disk.values()))})
     if estimate.memory is not None:

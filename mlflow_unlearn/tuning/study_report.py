@@ -1,7 +1,6 @@
 """What a study leaves to look at: the table, `study.json`, `best.yaml` and figures."""
 
 import importlib.util
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -14,10 +13,10 @@ import optuna
 import torch
 import yaml
 from optuna.trial import FrozenTrial, TrialState
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mlflow_unlearn.console import stdout
 from mlflow_unlearn.tuning.space import Setting
 from mlflow_unlearn.tuning.winner import broken, front
 
@@ -43,7 +42,7 @@ def show(study: optuna.Study, winner: FrozenTrial | None, objective: str) -> Non
         verdict = (", ".join(broken(trial)) or "met") if complete else trial.state.name.lower()
         number = f"{trial.number} ({', '.join(marks)})" if marks else str(trial.number)
         table.add_row(number, *(_told(trial.params.get(name, "–")) for name in names), *values, verdict)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    stdout(160).print(table)
 
 
 def log(
