@@ -10,18 +10,18 @@ from PIL import Image
 from mlflow_unlearn.evidence.policy import Policy, Verdict, judge
 from mlflow_unlearn.evidence.record import (
     ClassRow,
-    Data,
+    DataRecord,
     Evidence,
     Figures,
     Histogram,
     Measured,
-    Method,
+    MethodRecord,
     Person,
     RequestRecord,
-    Result,
+    ResultRecord,
     RunRecord,
     SampleSet,
-    Source,
+    SourceRecord,
     Step,
 )
 from mlflow_unlearn.metrics.catalog import KEYS
@@ -151,7 +151,7 @@ def evidence(*, gold: bool = True, classes: list[str] = CLASSES, **changes: Any)
         "created": "2026-11-25T04:12:33+00:00",
         "made_by": Person(name="ben", authenticated=False),
         "run": RunRecord(id="9c0f2b7be6f84d2a8d1e", config_sha256=digest(2)),
-        "source": Source(
+        "source": SourceRecord(
             uri="models:/digits/3",
             model_id="m-11d",
             weights_sha256=digest(3),
@@ -159,7 +159,7 @@ def evidence(*, gold: bool = True, classes: list[str] = CLASSES, **changes: Any)
             files={"MLmodel": digest(8)},
             loading_ran_code=False,
         ),
-        "result": Result(
+        "result": ResultRecord(
             name="digits",
             version="4",
             model_id="m-12e",
@@ -169,7 +169,7 @@ def evidence(*, gold: bool = True, classes: list[str] = CLASSES, **changes: Any)
         "lineage": [],
         "request_ids": ["2026-11-20-withdrawal"],
         "requests": [request("2026-11-20-withdrawal")],
-        "data": Data(
+        "data": DataRecord(
             source="digits,train=15%",
             digest=digest(7),
             transform="tensor",
@@ -178,7 +178,7 @@ def evidence(*, gold: bool = True, classes: list[str] = CLASSES, **changes: Any)
             **{role: SampleSet(samples=count, sha256=digest(count)) for role, count in sets.items()},
             forgotten_before=None,
         ),
-        "method": Method(
+        "method": MethodRecord(
             name="lotus",
             hyperparameters={"alpha": 8.0, "lr": 1e-3, "epochs": 10, "batch_size": 128, "seed": 0},
             history=lotus_history(),
