@@ -1,5 +1,6 @@
 """House rules that a machine can check; see CONTRIBUTING."""
 
+import ast
 import importlib
 import inspect
 import itertools
@@ -16,6 +17,7 @@ import pytest
 import mlflow_unlearn
 from mlflow_unlearn.methods import BUILTIN
 
+ROOT = Path(__file__).parents[1]
 MATHS = ("metrics", "data", "engine", "methods", "evidence", "api", "testing", "console", "rng", "cache", "config")
 """Packages and modules that know no MLflow; import-linter holds them to it as well."""
 MODULES = [
@@ -92,7 +94,79 @@ def test_the_public_api_is_what_it_says():
         mlflow_unlearn.Splitz  # noqa: B018
 
 
-ROOT = Path(__file__).parents[1]
+def used_names(tree):
+    """Dotted names of what a module imports, and of the attributes that it takes of imported things."""
+    bound = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name
+                bound[alias.asname or alias.name.partition(".")[0]] = alias.name if alias.asname else ""
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}"
+                bound[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            parts = ast.unparse(node).split(".")
+            if parts[0] in bound:
+                yield ".".join([bound[parts[0]] or parts[0], *parts[1:]])
+
+
+def foreign_privates(code, module, roots):
+    """What a module uses below ``roots`` that is private elsewhere; a private module is for its own folder.
+
+    Args:
+        code: of the module.
+        module: its dotted name.
+        roots: top packages, or None for all.
+    """
+    package = module.rpartition(".")[0]
+    found = set()
+    for name in used_names(ast.parse(code)):
+        parts = name.split(".")
+        for index, part in enumerate(parts):
+            private = part.startswith("_") and not (part.startswith("__") and part.endswith("__"))
+            if private and (roots is None or parts[0] in roots):
+                path = ROOT.joinpath(*parts[: index + 1]).with_suffix(".py")
+                if not (path.exists() and ".".join(parts[:index]) == package):
+                    found.add(name)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("from mlflow_unlearn.data._index import pack", set()),
+        ("from mlflow_unlearn.data import _index; _index.pack", set()),
+        ("from mlflow_unlearn import __version__; import mlflow._x", set()),
+        ("from mlflow_unlearn.metrics._arrays import Floats", {"mlflow_unlearn.metrics._arrays.Floats"}),
+        ("def f():\n from mlflow_unlearn.data.source import _x", {"mlflow_unlearn.data.source._x"}),
+        ("from mlflow_unlearn.data import _index; _index._x", {"mlflow_unlearn.data._index._x"}),
+        ("import mlflow_unlearn.cli; mlflow_unlearn.cli._x()", {"mlflow_unlearn.cli._x"}),
+        ("import mlflow_unlearn.cli as cli; cli._x.y", {"mlflow_unlearn.cli._x", "mlflow_unlearn.cli._x.y"}),
+    ],
+)
+def test_what_counts_as_private_to_others(code, found):
+    assert foreign_privates(code, "mlflow_unlearn.data.loaders", {"mlflow_unlearn"}) == found
+
+
+def test_modules_import_no_private_name_of_each_other():
+    found = {}
+    for path in (ROOT / "mlflow_unlearn").rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        found[module] = foreign_privates(path.read_text(encoding="utf-8"), module, {"mlflow_unlearn"})
+    assert found and not any(found.values()), {name: names for name, names in found.items() if names}
+
+
+def test_plugins_import_public_names_only():
+    """Nor MLflow's private names, which may change with any release."""
+    paths = list((ROOT / "plugins").glob("*/src/**/*.py"))
+    found = {str(path): foreign_privates(path.read_text(encoding="utf-8"), "", None) for path in paths}
+    assert found and not any(found.values()), found
+
+
 PAGES = ROOT / "docs" / "methods"
 DOCUMENTED = {name: method for name, method in BUILTIN.items() if name != "lotus"}
 

@@ -11,11 +11,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
+from mlflow.entities import Run
 from mlflow.environment_variables import MLFLOW_EXPERIMENT_ID, MLFLOW_RUN_ID, MLFLOW_TRACKING_URI
 from mlflow.exceptions import ExecutionException
-from mlflow.projects import _maybe_set_run_terminated as end_run
 from mlflow.projects.backend.abstract_backend import AbstractBackend
 from mlflow.projects.submitted_run import LocalSubmittedRun
 from mlflow.projects.utils import (
@@ -54,9 +53,9 @@ class TorchrunBackend(AbstractBackend):  # type: ignore[misc]
         self,
         project_uri: str,
         entry_point: str,
-        params: dict[str, Any],
+        params: dict[str, str],
         version: str | None,
-        backend_config: dict[str, Any],
+        backend_config: dict[str, object],
         tracking_uri: str,
         experiment_id: str,
     ) -> LocalSubmittedRun:
@@ -98,16 +97,16 @@ class TorchrunBackend(AbstractBackend):  # type: ignore[misc]
             except BaseException as error:
                 if submitted is not None:
                     submitted.cancel()
-                end_run(run, "FAILED" if isinstance(error, Exception) else "KILLED")
+                _end_run(client, run, "FAILED" if isinstance(error, Exception) else "KILLED")
                 raise
-        end_run(run, "FINISHED" if succeeded else "FAILED")
+        _end_run(client, run, "FINISHED" if succeeded else "FAILED")
         if not succeeded:
             which = f"run {run.info.run_id}" if run else f"node {nodes.node_rank}"
             raise ExecutionException(f"{which} failed: its command ended with exit code {process.returncode}")
         return submitted if run else LocalSubmittedRun(_run_of_node_0(client, nodes, experiment_id), process)
 
 
-def _nodes(backend_config: dict[str, Any]) -> Nodes:
+def _nodes(backend_config: dict[str, object]) -> Nodes:
     """The user's part of the configuration, checked; MLflow adds its own keys to it."""
     manager = backend_config.get(PROJECT_ENV_MANAGER)
     if manager not in (None, "local"):
@@ -120,6 +119,12 @@ def _nodes(backend_config: dict[str, Any]) -> Nodes:
         return Nodes.read(own, where="--backend-config")
     except UnlearnError as error:
         raise ExecutionException(str(error)) from error
+
+
+def _end_run(client: MlflowClient, run: Run | None, status: str) -> None:
+    """Whatever status the command has left; only node 0 has a run."""
+    if run is not None:
+        client.set_terminated(run.info.run_id, status)
 
 
 def _run_of_node_0(client: MlflowClient, nodes: Nodes, experiment_id: str) -> str:

@@ -6,10 +6,10 @@ module for every evaluation of every user: what takes time to import is imported
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
     from mlflow.models import EvaluationDataset
+    from mlflow.models.evaluation import EvaluationMetric
+    from mlflow.pyfunc import PyFuncModel
 
     from mlflow_unlearn.config import Evaluate
     from mlflow_unlearn.data.source import Source
@@ -48,7 +50,9 @@ class UnlearningEvaluator(ModelEvaluator):  # type: ignore[misc]
     """Metrics and figures of a model that had to forget samples."""
 
     @classmethod
-    def can_evaluate(cls, *, model_type: str | None, evaluator_config: Any = None, **kwargs: Any) -> bool:
+    def can_evaluate(
+        cls, *, model_type: str | None, evaluator_config: Mapping[str, object] | None = None, **kwargs: object
+    ) -> bool:
         """Only what is named ours: MLflow asks every evaluator about every user's evaluation."""
         return model_type == MODEL_TYPE
 
@@ -58,13 +62,13 @@ class UnlearningEvaluator(ModelEvaluator):  # type: ignore[misc]
         model_type: str,
         dataset: "EvaluationDataset",
         run_id: str,
-        evaluator_config: dict[str, Any] | None,
-        model: Any = None,
+        evaluator_config: Mapping[str, object] | None,
+        model: "PyFuncModel | None" = None,
         model_id: str | None = None,
-        extra_metrics: Any = None,
-        custom_artifacts: Any = None,
-        predictions: Any = None,
-        **kwargs: Any,
+        extra_metrics: "list[EvaluationMetric] | None" = None,
+        custom_artifacts: list[Callable[..., object]] | None = None,
+        predictions: str | None = None,
+        **kwargs: object,
     ) -> EvaluationResult:
         """Measure the model on the samples of the table ``dataset`` and log what comes out to the run.
 
@@ -153,7 +157,7 @@ def read_table(dataset: "EvaluationDataset") -> "pd.DataFrame":
     return table
 
 
-def _shortlist(items: Any) -> str:
+def _shortlist(items: Iterable[str]) -> str:
     from mlflow_unlearn.errors import shortlist
 
     return shortlist(items)
@@ -209,7 +213,7 @@ def _check_labels(found: "pd.DataFrame", classes: tuple[str, ...]) -> None:
 # The models
 
 
-def _options(config: Mapping[str, Any], model: Any, model_id: str | None) -> "Evaluate":
+def _options(config: Mapping[str, object], model: "PyFuncModel | None", model_id: str | None) -> "Evaluate":
     """``evaluator_config`` as the command's options, with the URI of the model that MLflow has loaded.
 
     Raises:
@@ -232,7 +236,7 @@ def _options(config: Mapping[str, Any], model: Any, model_id: str | None) -> "Ev
         ) from error
 
 
-def _uri(model: Any, model_id: str | None, given: str | None) -> str:
+def _uri(model: "PyFuncModel | None", model_id: str | None, given: object) -> str:
     """By the MLmodel: what MLflow passes beside a model without an id may be the id of another one."""
     metadata = getattr(model, "metadata", None)
     own = model_id if model is None else getattr(metadata, "model_id", None)
@@ -344,7 +348,7 @@ def _before_and_after(measured: _Measured) -> "pd.DataFrame":
     return pd.DataFrame({"metric": keys, **models, "meaning": [MEANING[key] for key in keys]})
 
 
-def _details(measured: _Measured) -> dict[str, Any]:
+def _details(measured: _Measured) -> dict[str, object]:
     from mlflow_unlearn.report.table import auc_reading
 
     return {
