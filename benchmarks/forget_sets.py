@@ -34,7 +34,7 @@ from mlflow_unlearn.engine.hardware import resolve_hardware
 from mlflow_unlearn.engine.loop import run
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import BUILTIN
-from mlflow_unlearn.methods.retrain import Train
+from mlflow_unlearn.methods.retrain import Training
 from mlflow_unlearn.rng import isolated_rng
 
 SHARES = (0.01, 0.05, 0.10, 0.25, 0.50)
@@ -97,7 +97,7 @@ def trained(task, dataset, seed: int, path: Path) -> nn.Module:
         model.load_state_dict(torch.load(path))
         return model.eval()
     hardware = resolve_hardware(model, dataset)
-    model = run(model, Train(task.recipe), {"retain": dataset}, seed=seed, hardware=hardware).model
+    model = run(model, Training(task.recipe), {"retain": dataset}, seed=seed, hardware=hardware).model
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), path)
     return model

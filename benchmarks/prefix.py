@@ -34,15 +34,15 @@ from mlflow_unlearn.data.batching import gather
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.source import stratified
 from mlflow_unlearn.data.splits import labels_of
-from mlflow_unlearn.engine.architectures import randomised
-from mlflow_unlearn.engine.frozen_prefix import cut, depth_behind
+from mlflow_unlearn.engine.architectures import reinitialised_copy
+from mlflow_unlearn.engine.frozen_prefix import depth_behind, split_at
 from mlflow_unlearn.engine.hardware import resolve_hardware
 from mlflow_unlearn.engine.loop import run
 from mlflow_unlearn.engine.method import everything, repeated
 from mlflow_unlearn.engine.predictions import read_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.methods import OptimizerSpec, Phase, Plan, Workspace
-from mlflow_unlearn.methods.retrain import Train, cross_entropy
+from mlflow_unlearn.methods.retrain import Training, cross_entropy
 from mlflow_unlearn.rng import isolated_rng
 
 ALPHAS = (2.0, 8.0)
@@ -53,8 +53,8 @@ KEPT = ("avg_gap_excess", "avg_gap", "jsd", "acc_forget", "acc_retain", "acc_tes
 MOST_STEPS = 100
 
 
-class AdamTrain(Train):
-    """`Train` with AdamW: a ViT does not learn from 359 scans with SGD."""
+class AdamTrain(Training):
+    """`Training` with AdamW: a ViT does not learn from 359 scans with SGD."""
 
     def plan(self, workspace: Workspace) -> Plan:
         p = self.params
@@ -65,7 +65,7 @@ class AdamTrain(Train):
 
 
 class ResNet(forget_sets.Digits):
-    method, cuts, head = Train, ("layer2", "layer3", "layer4"), "fc"
+    method, cuts, head = Training, ("layer2", "layer3", "layer4"), "fc"
     lotus = {"lr": 1e-4, "epochs": 10, "batch_size": 32}
 
     def forget_sets(self) -> dict[str, np.ndarray]:
@@ -80,7 +80,7 @@ class ViT(ResNet):
     cuts, head = ("blocks.2", "blocks.4", "blocks.6"), "head"
 
     def fresh(self) -> nn.Module:
-        model = randomised(
+        model = reinitialised_copy(
             timm.create_model(
                 "vit_tiny_patch16_224",
                 num_classes=10,
@@ -93,7 +93,7 @@ class ViT(ResNet):
 
 
 class Fashion(forget_sets.Fashion):
-    method, cuts, head = Train, ("layer2", "layer3", "layer4"), "fc"
+    method, cuts, head = Training, ("layer2", "layer3", "layer4"), "fc"
     lotus = {"lr": 1e-4, "epochs": 10, "batch_size": 128}
 
     def forget_sets(self) -> dict[str, np.ndarray]:
@@ -144,7 +144,7 @@ def relearned_after(model: nn.Module, images: Tensor, labels: Tensor, target: fl
 @torch.no_grad()
 def features(model: nn.Module, name: str, images: Tensor) -> np.ndarray:
     """What arrives at module ``name``, averaged over places, ``[N, D]``."""
-    seen = cut(model, name).prefix.eval()(images)
+    seen = split_at(model, name).frozen_layers.eval()(images)
     return (seen.flatten(2).mean(2) if seen.ndim == 4 else seen.mean(1) if seen.ndim == 3 else seen).numpy()
 
 
@@ -173,22 +173,22 @@ def gradient_share(model: nn.Module, name: str, images: Tensor, labels: Tensor) 
     student = copy.deepcopy(model).eval()
     loss_of(student, images, labels).backward()
     square = lambda module: sum(p.grad.square().sum().item() for p in module.parameters())  # noqa: E731
-    return square(cut(student, name).suffix) / square(student)
+    return square(split_at(student, name).trainable_head) / square(student)
 
 
 def forward_share(model: nn.Module, name: str, images: Tensor) -> float:
     """Share of the CPU time of a forward pass behind the cut: the least of five."""
-    parts = cut(model, name)
+    parts = split_at(model, name)
     with torch.no_grad():
-        inner = parts.prefix(images)
+        inner = parts.frozen_layers(images)
 
         def seconds(module: nn.Module, x: Tensor) -> float:
             start = time.process_time()
             module(x)
             return time.process_time() - start
 
-        before = min(seconds(parts.prefix, images) for _ in range(5))
-        behind = min(seconds(parts.suffix, inner) for _ in range(5))
+        before = min(seconds(parts.frozen_layers, images) for _ in range(5))
+        behind = min(seconds(parts.trainable_head, inner) for _ in range(5))
     return behind / (before + behind)
 
 
@@ -201,7 +201,9 @@ def facts(task, original: nn.Module, gold: nn.Module, sets: dict, forgotten: int
         for kind, model in (("original", original), ("gold", gold)):
             row["probe"][f"{kind} {name}"] = probe(lambda x, m=model, n=name: features(m, n, x), sets, forgotten)
     total = sum(p.numel() for p in original.parameters())
-    row["parameters"] = {n: sum(p.numel() for p in cut(original, n).suffix.parameters()) / total for n in task.cuts}
+    row["parameters"] = {
+        n: sum(p.numel() for p in split_at(original, n).trainable_head.parameters()) / total for n in task.cuts
+    }
     row["gradient"] = {name: gradient_share(original, name, images, labels) for name in task.cuts}
     row["forward"] = {name: forward_share(original, name, some) for name in task.cuts}
     return row

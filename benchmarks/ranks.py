@@ -38,7 +38,7 @@ def work(small: bool) -> None:
     torch.set_num_threads(1)
     with ranks.joined_up() as leads:
         if not leads:
-            ranks.follow()
+            ranks.worker_loop()
             return
         with isolated_rng(0):
             model = build_model("resnet18", 10, (1, 28, 28), small=small).eval()

@@ -27,7 +27,7 @@ from scipy.stats import spearmanr
 from mlflow_unlearn import evaluate
 from mlflow_unlearn.cli import main as command
 from mlflow_unlearn.engine.architectures import weights_digest
-from mlflow_unlearn.tuning.trials import Trials
+from mlflow_unlearn.tuning.trials import Objective
 
 OUT = Path(__file__).with_suffix(".json")
 CRITERIA = {
@@ -57,15 +57,15 @@ def study(seed: int, models: Path, n_trials: int, out: Path, space: str) -> None
             pip_requirements=["torch"],
         )  # fmt: skip
         mlflow.end_run()
-        # Trials keep no weights; here every model is wanted afterwards.
-        whole = Trials.unlearn
+        # The objective keeps no weights; here every model is wanted afterwards.
+        whole = Objective.unlearn
 
         def keeping(self, setting, **options):
             result = whole(self, setting, **options)
             torch.save(result.model.state_dict(), Path(folder) / f"{weights_digest(result.model)}.pt")
             return result
 
-        Trials.unlearn = keeping
+        Objective.unlearn = keeping
         arguments = ("tune", "--model-uri", "models:/fashion/1", "--data", "python:fashion_mnist:debian_splits")
         arguments += ("--transform", "none", "--forget", "group:split=forget", "--seed", str(seed))
         arguments += ("--n-trials", str(n_trials), "--study", "benchmark", "--space", space)

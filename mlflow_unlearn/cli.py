@@ -112,7 +112,7 @@ def _command(name: str, config: type[Command]) -> click.Command:
             if leads:
                 flow(name)(checked)
             else:
-                ranks.follow()
+                ranks.worker_loop()
 
     return click.Command(
         name,

@@ -92,4 +92,4 @@ if __name__ == "__main__":
         if leads:
             work(Path(sys.argv[1]))
         else:
-            ranks.follow()
+            ranks.worker_loop()

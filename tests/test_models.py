@@ -12,7 +12,7 @@ from mlflow_unlearn.engine.architectures import (
     load_weights,
     model_family,
     non_finite_tensor,
-    randomised,
+    reinitialised_copy,
     weights_digest,
 )
 from mlflow_unlearn.errors import UnlearnError
@@ -197,12 +197,12 @@ class TestRandomised:
         model = moved(build())
         before = weights_digest(model)
         with isolated_rng(0):
-            twin = randomised(model)
+            twin = reinitialised_copy(model)
         assert weights_digest(model) == before
         with isolated_rng(0):
-            assert weights_digest(randomised(moved(model))) == weights_digest(twin)
+            assert weights_digest(reinitialised_copy(moved(model))) == weights_digest(twin)
         with isolated_rng(1):
-            assert weights_digest(randomised(model)) != weights_digest(twin)
+            assert weights_digest(reinitialised_copy(model)) != weights_digest(twin)
         for name, value in twin.state_dict().items():
             assert not (value == state(model)[name]).any(), f"{name} is still that of the model"
         assert output(twin, (3, 32, 32)) == [2, 4]
@@ -210,7 +210,7 @@ class TestRandomised:
     def test_by_each_modules_own_initialisation(self):
         """Convolution and linear layer: uniform within 1 / √(fan in), of 9 and of 128."""
         with isolated_rng(0):
-            twin = randomised(moved(original()))
+            twin = reinitialised_copy(moved(original()))
         for layer, bound in ((twin[0], 1 / 3), (twin[6], 128**-0.5)):
             for parameter in (layer.weight, layer.bias):
                 assert 0.7 * bound < parameter.abs().max() <= bound
@@ -221,7 +221,7 @@ class TestRandomised:
     def test_attention_has_its_own_initialisation_under_another_name(self):
         """Xavier's for the projections, 3 · 8 rows of 8: uniform within √(6 / 32) = 0.43, and a bias of 0."""
         with isolated_rng(0):
-            twin = randomised(moved(nn.MultiheadAttention(8, 2)))
+            twin = reinitialised_copy(moved(nn.MultiheadAttention(8, 2)))
         assert 0.4 < twin.in_proj_weight.abs().max() <= (6 / 32) ** 0.5
         assert (twin.in_proj_bias == 0).all()
 
@@ -234,14 +234,14 @@ class TestRandomised:
                 self.token = nn.Parameter(torch.full((100, 100), 5.0))
 
         with isolated_rng(0):
-            token = randomised(Token()).token
+            token = reinitialised_copy(Token()).token
         assert token.std().item() == pytest.approx(0.02, rel=0.04) and abs(token.mean()) < 0.0008
 
     def test_modes_and_flags_are_kept(self):
         model = original().train()
         model[1].eval()
         model[0].requires_grad_(False)
-        twin = randomised(model)
+        twin = reinitialised_copy(model)
         assert [m.training for m in twin.modules()] == [m.training for m in model.modules()]
         assert [p.requires_grad for p in twin.parameters()] == [p.requires_grad for p in model.parameters()]
         assert not same(state(twin), state(model))
@@ -258,7 +258,7 @@ class TestRandomised:
         layer = wrap(nn.Linear(4, 3))
         with torch.no_grad():
             layer(torch.zeros(1, 4))
-        twin = dict(randomised(layer).named_parameters())
+        twin = dict(reinitialised_copy(layer).named_parameters())
         assert not any(torch.equal(value, twin[name]) for name, value in layer.named_parameters())
 
 

@@ -7,8 +7,8 @@ from torch import nn
 from toy import CPU, Listed, class_splits, digits, logits, net, original, same, splits, state
 
 from mlflow_unlearn import Splits, unlearn
-from mlflow_unlearn.engine.architectures import build_model, randomised, weights_digest
-from mlflow_unlearn.engine.frozen_prefix import Activations, auto, cut, cuts, depth_behind, resolve
+from mlflow_unlearn.engine.architectures import build_model, reinitialised_copy, weights_digest
+from mlflow_unlearn.engine.frozen_prefix import Activations, auto, depth_behind, resolve, split_at, split_points
 from mlflow_unlearn.engine.hardware import Hardware
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError
@@ -31,7 +31,7 @@ def vit():
     with isolated_rng(0):
         shape = {"in_chans": 1, "img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 6, "num_heads": 2}
         # Fresh weights of timm's own are so small that every block is nearly the identity.
-        return randomised(timm.create_model("vit_tiny_patch16_224", num_classes=10, **shape)), (1, 8, 8)
+        return reinitialised_copy(timm.create_model("vit_tiny_patch16_224", num_classes=10, **shape)), (1, 8, 8)
 
 
 def densenet():
@@ -61,9 +61,11 @@ class TestCut:
     def test_both_parts_together_are_the_model_bit_for_bit(self, make, name):
         model, shape = make()
         model.eval()
-        parts, x = cut(model, name), images(shape)
-        assert torch.equal(parts.suffix(parts.prefix(x)), model(x))
-        whole, front, back = ({id(p) for p in m.parameters()} for m in (model, parts.prefix, parts.suffix))
+        parts, x = split_at(model, name), images(shape)
+        assert torch.equal(parts.trainable_head(parts.frozen_layers(x)), model(x))
+        whole, front, back = (
+            {id(p) for p in m.parameters()} for m in (model, parts.frozen_layers, parts.trainable_head)
+        )
         assert front | back == whole and not front & back and front
 
     @pytest.mark.parametrize(("make", "name"), [(resnet, "layer3"), (sequential, CUT)])
@@ -71,21 +73,21 @@ class TestCut:
         """The same step on the whole model, its first layers frozen and in eval mode, gives the same weights."""
         model, shape = make()
         twin = copy.deepcopy(model)
-        parts, x, y = cut(model, name), images(shape), torch.arange(6)
-        before, front = state(model), cut(twin, name).prefix
-        inner = parts.prefix.eval()(x).detach()
+        parts, x, y = split_at(model, name), images(shape), torch.arange(6)
+        before, front = state(model), split_at(twin, name).frozen_layers
+        inner = parts.frozen_layers.eval()(x).detach()
         twin.train()
         front.eval()
         for module, forward, trained in (
-            (parts.suffix.train(), lambda: parts.suffix(inner), parts.suffix),
-            (twin, lambda: twin(x), cut(twin, name).suffix),
+            (parts.trainable_head.train(), lambda: parts.trainable_head(inner), parts.trainable_head),
+            (twin, lambda: twin(x), split_at(twin, name).trainable_head),
         ):
             torch.manual_seed(0)  # of dropout
             nn.functional.cross_entropy(forward(), y).backward()
             torch.optim.SGD(trained.parameters(), 0.1).step()
             assert module.training
         assert same(state(model), state(twin)) and not same(state(model), before)
-        frozen = {f"{n}" for n, _ in parts.prefix.state_dict().items()}
+        frozen = {f"{n}" for n, _ in parts.frozen_layers.state_dict().items()}
         assert frozen and all(torch.equal(model.state_dict()[n], before[n]) for n in frozen)
 
     @pytest.mark.parametrize("mode", [True, False])
@@ -94,15 +96,15 @@ class TestCut:
         model.train(mode)
         model.layer2.train(not mode)
         modes = [module.training for module in model.modules()]
-        cut(model, "layer3")
+        split_at(model, "layer3")
         assert modes == [module.training for module in model.modules()]
 
     def test_dropout_behind_the_cut_follows_the_mode(self):
         model = original()
-        parts = cut(model, CUT)
-        inner = parts.prefix(digits(0, 6).tensors[0])
-        assert not torch.equal(parts.suffix.train()(inner), parts.suffix(inner))
-        assert torch.equal(parts.suffix.eval()(inner), parts.suffix(inner))
+        parts = split_at(model, CUT)
+        inner = parts.frozen_layers(digits(0, 6).tensors[0])
+        assert not torch.equal(parts.trainable_head.train()(inner), parts.trainable_head(inner))
+        assert torch.equal(parts.trainable_head.eval()(inner), parts.trainable_head(inner))
 
 
 class Wired(nn.Module):
@@ -168,13 +170,13 @@ class TestRefused:
     )
     def test_in_one_sentence(self, model, name, says):
         with pytest.raises(UnlearnError) as caught:
-            cut(model, name)
+            split_at(model, name)
         assert says in str(caught.value) and "\n" not in str(caught.value)
 
     def test_a_skip_that_ends_before_the_cut_is_none(self):
         model = Wired(lambda m, x: m.c(m.b(m.a(x)) + x), **flat()).eval()
-        parts, x = cut(model, "c"), torch.randn(2, 4)
-        assert torch.equal(parts.suffix(parts.prefix(x)), model(x))
+        parts, x = split_at(model, "c"), torch.randn(2, 4)
+        assert torch.equal(parts.trainable_head(parts.frozen_layers(x)), model(x))
 
     def test_a_parameter_read_by_the_suffix_alone_goes_with_it(self):
         def forward(m, x):
@@ -183,21 +185,21 @@ class TestRefused:
 
         model = Wired(forward, **flat())
         model.scale = nn.Parameter(torch.tensor(3.0))
-        parts, x = cut(model, "b"), torch.randn(2, 4)
-        assert torch.equal(parts.suffix(parts.prefix(x)), model(x))
-        assert id(model.scale) in {id(p) for p in parts.suffix.parameters()}
+        parts, x = split_at(model, "b"), torch.randn(2, 4)
+        assert torch.equal(parts.trainable_head(parts.frozen_layers(x)), model(x))
+        assert id(model.scale) in {id(p) for p in parts.trainable_head.parameters()}
 
 
 def test_where_networks_can_be_cut():
     """Children and, in stacks of more than four, blocks; from front to back; never where nothing lies before."""
     stages = ["bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool", "fc"]
-    assert cuts(resnet()[0]) == stages
-    found = cuts(vit()[0])
+    assert split_points(resnet()[0]) == stages
+    found = split_points(vit()[0])
     # The first block begins where all of them do.
     assert [name for name in found if "blocks" in name] == ["blocks", *(f"blocks.{i}" for i in range(1, 6))]
     assert found[-1] == "head" and "patch_embed" not in found
-    assert cuts(original()) == ["1", "2", "3", "4", "5", "6"]
-    assert cuts(Wired(branching, **flat())) == []
+    assert split_points(original()) == ["1", "2", "3", "4", "5", "6"]
+    assert split_points(Wired(branching, **flat())) == []
 
 
 class TestAuto:
@@ -212,13 +214,13 @@ class TestAuto:
     )
     def test_the_last_cut_with_a_quarter_of_the_depth_behind(self, make, name):
         model, _ = make()
-        found = cuts(model)
+        found = split_points(model)
         assert auto(model) == name and depth_behind(model, name) >= 0.25
         assert all(depth_behind(model, later) < 0.25 for later in found[found.index(name) + 1 :])
 
     def test_weights_and_mode_do_not_matter(self):
         model, _ = resnet()
-        assert auto(randomised(model).eval()) == auto(model.train())
+        assert auto(reinitialised_copy(model).eval()) == auto(model.train())
 
     def test_what_cannot_be_cut_is_refused(self):
         with pytest.raises(UnlearnError, match="prefix=auto finds no place.*use prefix=none"):
@@ -232,11 +234,11 @@ class TestAuto:
 
 
 def activations(data, keep=True, hardware=CPU):
-    return Activations(data, cut(original(), CUT).prefix, hardware, keep=keep)
+    return Activations(data, split_at(original(), CUT).frozen_layers, hardware, keep=keep)
 
 
 class TestActivations:
-    exact = staticmethod(lambda data: cut(original(), CUT).prefix.eval()(data.tensors[0]).detach())
+    exact = staticmethod(lambda data: split_at(original(), CUT).frozen_layers.eval()(data.tensors[0]).detach())
 
     def test_each_image_is_read_once(self):
         data = digits(0, 20)

@@ -10,7 +10,7 @@ from torch import nn
 
 from mlflow_unlearn import config
 from mlflow_unlearn.comparison import table
-from mlflow_unlearn.comparison.runs import Bench, Gold, Trial
+from mlflow_unlearn.comparison.runs import ComparisonRunner, Gold, Trial
 from mlflow_unlearn.comparison.table import Row
 from mlflow_unlearn.config import GOLD_SEED, parse_params, parse_seeds
 from mlflow_unlearn.console import track
@@ -22,7 +22,7 @@ from mlflow_unlearn.governance.publish import publish, target_name
 from mlflow_unlearn.methods import chosen_methods, get_method
 from mlflow_unlearn.metrics.suite import Metrics
 from mlflow_unlearn.registry import tracking
-from mlflow_unlearn.registry.lock import alone
+from mlflow_unlearn.registry.lock import experiment_lock
 from mlflow_unlearn.registry.versions import check_name
 from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.gold import open_gold
@@ -40,7 +40,7 @@ def compare(options: config.Compare) -> None:
         NothingToUnlearn: the best was to be registered and no method meets the constraints.
     """
     progress = sys.stderr.isatty()
-    with tracking.run("compare", options) as run_id, tracking.scratch() as folder, alone("compare", run_id):
+    with tracking.run("compare", options) as run_id, tracking.scratch() as folder, experiment_lock("compare", run_id):
         experiment = mlflow.get_run(run_id).info.experiment_id
         methods, seeds = chosen_methods(options.methods), parse_seeds(options.seeds)
         given = params_by_method(options.params, methods)
@@ -54,33 +54,33 @@ def compare(options: config.Compare) -> None:
         recipe = training_recipe(job, options)
         recipe = replace(recipe, params={**recipe.params, **given.pop("retrain", {})})
         if options.plan:
-            _plan(job, recipe, methods, seeds, given, options)
+            _dry_run(job, recipe, methods, seeds, given, options)
             return
-        bench = Bench(job, recipe, experiment, force=options.force, prefix=options.prefix)
-        golds = _golds(bench, given_gold, seeds, progress)
-        bench.teacher_logits()
+        runner = ComparisonRunner(job, recipe, experiment, force=options.force, prefix=options.prefix)
+        golds = _golds(runner, given_gold, seeds, progress)
+        runner.teacher_logits()
 
         family = model_family(job.module)
         complete = {m: get_method(m)(given.get(m, {}), family=family).params.model_dump(mode="json") for m in methods}
         tasks = [(method, seed, gold) for method in methods for seed, gold in zip(seeds, golds.of_seeds, strict=True)]
         trials: dict[str, list[Trial]] = {method: [] for method in methods}
         for method, seed, gold in track(tasks, "methods × seeds", enabled=progress):
-            trial = bench.trial(method, complete[method], seed, gold)
+            trial = runner.trial(method, complete[method], seed, gold)
             if trial is not None:
                 trials[method].append(trial)
 
-        rows = _rows(bench, trials, golds, seeds)
+        rows = _rows(runner, trials, golds, seeds)
         correlation = table.correlation(rows, methods)
         mlflow.log_metrics({"pearson_rf_jsd_jsd": correlation.mean} if correlation is not None else {})
         table.log(rows, correlation)
         table.show(rows, correlation)
         if options.register_ == "best":
-            _register_best(bench, trials, golds, run_id, str(name), options)
+            _register_best(runner, trials, golds, run_id, str(name), options)
         else:
             print(f"Compared {len(methods)} methods over {len(seeds)} seeds (run {run_id}); nothing was registered.")
 
 
-def _plan(
+def _dry_run(
     job: Job,
     recipe: Recipe,
     methods: Sequence[str],
@@ -127,23 +127,25 @@ class _Golds:
     floor: list[tuple[Gold, Gold]]
 
 
-def _golds(bench: Bench, given: nn.Module | None, seeds: Sequence[int], progress: bool) -> _Golds:
+def _golds(runner: ComparisonRunner, given: nn.Module | None, seeds: Sequence[int], progress: bool) -> _Golds:
     """One gold a seed, each the second gold of another; with a given gold, one retrained model for the floor."""
     # With the seed of its own training a gold model would start from the original's initial weights.
-    taken = bench.recipe.seed in [seed + GOLD_SEED for seed in (*seeds, seeds[0] + 1)]
+    taken = runner.recipe.seed in [seed + GOLD_SEED for seed in (*seeds, seeds[0] + 1)]
     offset = 2 * GOLD_SEED if taken else GOLD_SEED
     if given is not None:
-        readings = read_splits(given, bench.job.splits, bench.job.hardware, name="gold", kept=True)
+        readings = read_splits(given, runner.job.splits, runner.job.hardware, name="gold", kept=True)
         gold = Gold(given, readings, weights_digest(given), None)
-        return _Golds([gold] * len(seeds), True, [(bench.gold(seeds[0] + offset), gold)])
+        return _Golds([gold] * len(seeds), True, [(runner.gold(seeds[0] + offset), gold)])
     wanted = [*seeds, *([seeds[0] + 1] if len(seeds) == 1 else [])]
-    golds = [bench.gold(seed + offset) for seed in track(wanted, "retraining", enabled=progress)]
+    golds = [runner.gold(seed + offset) for seed in track(wanted, "retraining", enabled=progress)]
     # Two models have but one distance.
     pairs = [(golds[(i + 1) % len(golds)], golds[i]) for i in range(len(golds) if len(golds) > 2 else 1)]
     return _Golds(golds[: len(seeds)], False, pairs)
 
 
-def _rows(bench: Bench, trials: Mapping[str, list[Trial]], golds: _Golds, seeds: Sequence[int]) -> list[Row]:
+def _rows(
+    runner: ComparisonRunner, trials: Mapping[str, list[Trial]], golds: _Golds, seeds: Sequence[int]
+) -> list[Row]:
     """The reference rows and one a method; seconds are relative to the mean of the models retrained here."""
     retrained = {id(g): g.seconds for pair in golds.floor for g in pair if g.seconds is not None}
     unit = sum(retrained.values()) / len(retrained)
@@ -151,15 +153,15 @@ def _rows(bench: Bench, trials: Mapping[str, list[Trial]], golds: _Golds, seeds:
     pairs = dict(zip(seeds, own, strict=False))
     floor = dict(zip(seeds, golds.floor, strict=False))
     rows = [
-        Row("original", {seed: bench.measure(bench.original, gold, seed) for seed, gold in pairs.items()}, []),
+        Row("original", {seed: runner.measure(runner.original, gold, seed) for seed, gold in pairs.items()}, []),
         Row(
             "retrain",
-            {seed: bench.measure(gold.readings, gold, seed) for seed, gold in pairs.items()},
+            {seed: runner.measure(gold.readings, gold, seed) for seed, gold in pairs.items()},
             [gold.seconds for gold in own if gold.seconds is not None],
         ),
         Row(
             "floor",
-            {seed: bench.measure(one.readings, two, seed) for seed, (one, two) in floor.items()},
+            {seed: runner.measure(one.readings, two, seed) for seed, (one, two) in floor.items()},
             [one.seconds for one, _ in golds.floor if one.seconds is not None],
         ),
     ]
@@ -192,30 +194,30 @@ def best_method(trials: Mapping[str, Sequence[Trial]], before: Metrics, seeds: i
 
 
 def _register_best(
-    bench: Bench,
+    runner: ComparisonRunner,
     trials: Mapping[str, list[Trial]],
     golds: _Golds,
     run_id: str,
     name: str,
     options: config.Compare,
 ) -> None:
-    before = on_validation(bench.original, bench.original, seed=0)
+    before = on_validation(runner.original, runner.original, seed=0)
     winner = best_method(trials, before, len(golds.of_seeds))
     if winner is None:
         raise NothingToUnlearn(
             f"no method moved the weights, met the constraints with every seed ({CONSTRAINTS}) and had its {RULE} "
             "measured: nothing was registered"
         )
-    result = bench.unlearned(winner)
+    result = runner.unlearned(winner)
     gold = golds.of_seeds[next(i for i, trial in enumerate(trials[winner.method]) if trial is winner)]
     readings = {
-        "original": bench.original,
-        "unlearned": read_splits(result.model, bench.job.splits, bench.job.hardware, name=winner.method),
+        "original": runner.original,
+        "unlearned": read_splits(result.model, runner.job.splits, runner.job.hardware, name=winner.method),
         "gold": gold.readings,
     }
-    job = bench.job.filed(options)
+    job = runner.job.filed(options)
     print(f"The best is {winner.method} with seed {winner.seed}, by {RULE} under the constraints {CONSTRAINTS}.")
     recipe = {**result.params, "seed": winner.seed, "chosen_by": f"compare, {RULE}"}
-    if bench.teacher.prefix is not None:
-        recipe["prefix"] = bench.teacher.prefix
+    if runner.teacher.prefix is not None:
+        recipe["prefix"] = runner.teacher.prefix
     publish(job, run_id, name, result, winner.method, recipe, readings, options)

@@ -9,7 +9,7 @@ from mlflow_unlearn.report import table
 
 def exposure(options: config.Exposure) -> None:
     """Print every version, LoggedModel, run and cache entry that may hold what the version's requests name."""
-    with tracking.looking() as client:
+    with tracking.read_only_client() as client:
         target = registered_version(client, options.model_uri)
         forgotten = forgotten_by(client, target)
         found = places(client, forgotten)

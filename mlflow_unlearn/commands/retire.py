@@ -58,7 +58,7 @@ def retire(options: config.Retire) -> None:
         Refused: an alias or an endpoint still serves the version, or a copy of it.
     """
     if not options.yes:
-        with tracking.looking() as client:
+        with tracking.read_only_client() as client:
             plan = _plan(client, options)
         print("\n".join(f"would {step}" for step in plan.steps()))
         print("Nothing was done: --yes true does it, for good.")

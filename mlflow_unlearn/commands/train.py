@@ -16,7 +16,7 @@ from mlflow_unlearn.engine.loop import run
 from mlflow_unlearn.engine.predictions import read
 from mlflow_unlearn.evidence.record import metric_tags
 from mlflow_unlearn.governance.publish import log_epoch
-from mlflow_unlearn.methods.retrain import Train
+from mlflow_unlearn.methods.retrain import Training
 from mlflow_unlearn.metrics.accuracy import accuracy
 from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests
@@ -63,7 +63,7 @@ def train(options: config.Train) -> None:
         hardware = pick_hardware(module, dataset, options, progress)
         recipe = {key: getattr(options, key) for key in ("epochs", "lr", "batch_size", "weight_decay")}
         outcome = run(
-            module, Train(recipe), {"retain": training}, seed=options.seed, hardware=hardware, on_epoch=log_epoch
+            module, Training(recipe), {"retain": training}, seed=options.seed, hardware=hardware, on_epoch=log_epoch
         )
         metrics = {}
         for role, data in {"retain": dataset, **unseen}.items():

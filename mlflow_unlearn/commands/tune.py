@@ -11,7 +11,7 @@ from mlflow_unlearn import config
 from mlflow_unlearn.console import note, track
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.architectures import model_family
-from mlflow_unlearn.engine.frozen_prefix import cut, resolve
+from mlflow_unlearn.engine.frozen_prefix import resolve, split_at
 from mlflow_unlearn.engine.predictions import read_splits
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.signing import check_key
@@ -34,12 +34,12 @@ from mlflow_unlearn.tuning.runner import (
 )
 from mlflow_unlearn.tuning.space import search_space
 from mlflow_unlearn.tuning.storage import (
-    Leadership,
+    LeaderLock,
     open_storage,
-    refusing,
+    storage_errors,
 )
-from mlflow_unlearn.tuning.trials import Aborted, Trials
-from mlflow_unlearn.tuning.workers import helping, sharing_cores
+from mlflow_unlearn.tuning.trials import Aborted, Objective
+from mlflow_unlearn.tuning.workers import local_workers, sharing_cores
 
 
 def tune(options: config.Tune) -> None:
@@ -53,7 +53,7 @@ def tune(options: config.Tune) -> None:
         sharing_cores(options.workers),
         tracking.run("tune", options) as run_id,
         tracking.scratch() as folder,
-        refusing(options.storage),
+        storage_errors(options.storage),
     ):
         _check(options)
         methods = chosen_methods(options.methods)
@@ -66,9 +66,9 @@ def tune(options: config.Tune) -> None:
         job.log_manifests()
         space = search_space(methods, model_family(job.module), _prefixes(job, options), options.space)
         for prefix in space.prefixes():
-            cut(job.module, prefix)  # a misspelt module is no setting that diverges
+            split_at(job.module, prefix)  # a misspelt module is no setting that diverges
         if options.plan:
-            _plan(job, methods, options)
+            _dry_run(job, methods, options)
             return
         teacher = job.teacher()
         original = job.read_original(force=options.force, teacher=teacher)
@@ -82,27 +82,27 @@ def tune(options: config.Tune) -> None:
         default_name = f"{job.version.name or 'model'}-{job.version.version or ''}"
         study = open_study(storage, options, space, default_name, run_id)
         mlflow.set_tags({"unlearn.study": study.study_name, "unlearn.objective": options.objective})
-        trials = Trials(
+        objective = Objective(
             job, study, space, teacher, original, gold, objective=options.objective, seed=options.seed, run_id=run_id
         )
-        sweep = StudyRunner(
-            study, Leadership(options.storage, study), trials, task_of(job, space, gold_module, options), options
+        runner = StudyRunner(
+            study, LeaderLock(options.storage, study), objective, task_of(job, space, gold_module, options), options
         )
         try:
-            with helping(options, study.study_name) as workers, first_interrupt_waits(sweep.stop, workers):
-                turns = sweep.work()
+            with local_workers(options, study.study_name) as workers, first_interrupt_waits(runner.stop, workers):
+                turns = runner.work()
                 for _ in track(turns, "trials", enabled=progress, total=options.n_trials):
                     pass
-            if sweep.stop.is_set():
-                stop_early(sweep)
-            if sweep.finishes():
-                finish(sweep, name, run_id, original, gold)
+            if runner.stop.is_set():
+                stop_early(runner)
+            if runner.finishes():
+                finish(runner, name, run_id, original, gold)
             else:
-                print(f"Study {study.study_name}: nothing is left to do here; its run is {trials.parent}.")
+                print(f"Study {study.study_name}: nothing is left to do here; its run is {objective.parent}.")
         except Aborted as stop:
             raise (stop.__cause__ or stop) from None
         finally:
-            sweep.leadership.release()
+            runner.leader_lock.release()
 
 
 def _check(options: config.Tune) -> None:
@@ -136,7 +136,7 @@ def _prefixes(job: Job, options: config.Tune) -> list[str]:
         return ["none"]
 
 
-def _plan(job: Job, methods: Sequence[str], options: config.Tune) -> None:
+def _dry_run(job: Job, methods: Sequence[str], options: config.Tune) -> None:
     shares = [len(part) for part in np.array_split(range(options.n_trials), len(methods))]
     learnings = [dry_run.Learning(m, {}, options.seed, times=n) for m, n in zip(methods, shares, strict=True) if n]
     record = new_record(job, options, methods[0], {"seed": options.seed}) if options.register_ == "best" else None

@@ -18,7 +18,7 @@ from mlflow_unlearn.governance.integrity import (
     PROMOTION,
     PROMOTION_TAG,
     Examined,
-    Finding,
+    IntegrityFinding,
     examine,
     same,
 )
@@ -42,7 +42,7 @@ TOLERANCE = 1e-3
 
 def verify(options: config.Verify) -> None:
     """Check everything, print it, and refuse if anything differs."""
-    with tracking.looking() as client, tracking.scratch() as folder:
+    with tracking.read_only_client() as client, tracking.scratch() as folder:
         examined = examine(client, options.model_uri, folder, key=options.key)
         findings = [*examined.findings, *_aliases(client, examined)]
         if options.recompute:
@@ -58,7 +58,7 @@ def verify(options: config.Verify) -> None:
     print(f"{examined.uri} agrees with its evidence ({same} checks{rest}).")
 
 
-def _aliases(client: MlflowClient, examined: Examined) -> Iterator[Finding]:
+def _aliases(client: MlflowClient, examined: Examined) -> Iterator[IntegrityFinding]:
     """An alias that was moved by hand is not prevented, but seen."""
     name = examined.registered.name
     versions = client.search_model_versions(f"name='{name}'")
@@ -69,12 +69,12 @@ def _aliases(client: MlflowClient, examined: Examined) -> Iterator[Finding]:
         told = examined.registered.tags.get(key)
         later = [number for number, theirs in tags.items() if _promoted_at(theirs.get(key)) > _promoted_at(told)]
         if alias not in {*guarded, GUARDED}:
-            yield Finding(part, "not checked", "`promote` has never moved this alias")
+            yield IntegrityFinding(part, "not checked", "`promote` has never moved this alias")
         elif told is None:
-            yield Finding(part, "differs", "it was moved by hand: no promotion of this version is recorded")
+            yield IntegrityFinding(part, "differs", "it was moved by hand: no promotion of this version is recorded")
         elif later:
             told = f"it was moved back by hand: version {', '.join(later)} was promoted later"
-            yield Finding(part, "differs", told)
+            yield IntegrityFinding(part, "differs", told)
         else:
             yield _same_promotion(part, told, examined)
     # An alias that `promote` gave to this version, and that a version without a later promotion has now.
@@ -84,7 +84,7 @@ def _aliases(client: MlflowClient, examined: Examined) -> Iterator[Finding]:
         if told is None or alias in examined.registered.aliases:
             continue
         if _promoted_at(tags[str(number)].get(key)) <= _promoted_at(told):
-            yield Finding(f"alias {alias}", "differs", f"it was moved by hand from here to version {number}")
+            yield IntegrityFinding(f"alias {alias}", "differs", f"it was moved by hand from here to version {number}")
 
 
 def _promoted_at(told: str | None) -> str:
@@ -95,7 +95,7 @@ def _promoted_at(told: str | None) -> str:
         return ""
 
 
-def _same_promotion(part: str, told: str, examined: Examined) -> Finding:
+def _same_promotion(part: str, told: str, examined: Examined) -> IntegrityFinding:
     expected = {
         "uri": examined.uri,
         "weights_sha256": examined.evidence.result.weights_sha256,
@@ -107,19 +107,21 @@ def _same_promotion(part: str, told: str, examined: Examined) -> Finding:
     except (ValueError, KeyError, TypeError, MlflowException, OSError) as error:
         hidden = isinstance(error, MlflowException) and error.error_code == "PERMISSION_DENIED"
         told = f"the record of its promotion cannot be read ({first_line(error)})"
-        return Finding(part, "not checked" if hidden else "differs", told)
+        return IntegrityFinding(part, "not checked" if hidden else "differs", told)
     if promotion != recorded:
-        return Finding(part, "differs", "the tag of its promotion is not what the promotion's run recorded")
+        return IntegrityFinding(part, "differs", "the tag of its promotion is not what the promotion's run recorded")
     for name, value in expected.items():
         if promotion.get(name) != value:
             return same(part, promotion.get(name), value, f"the {name} that was promoted")
     told = f"promoted by {promotion.get('by')} at {promotion.get('at')}"
     if promotion.get("override"):
         told += f", in spite of the verdict: {promotion['override']}"
-    return Finding(part, "same", told)
+    return IntegrityFinding(part, "same", told)
 
 
-def _recomputed(client: MlflowClient, examined: Examined, options: config.Verify, folder: Path) -> Iterator[Finding]:
+def _recomputed(
+    client: MlflowClient, examined: Examined, options: config.Verify, folder: Path
+) -> Iterator[IntegrityFinding]:
     """The metrics once more; where anything differs, nothing is loaded."""
     # Here and not above: whoever only compares digests must not wait for them.
     from mlflow_unlearn.engine.predictions import read_splits
@@ -130,7 +132,7 @@ def _recomputed(client: MlflowClient, examined: Examined, options: config.Verify
 
     evidence = examined.evidence
     if examined.differences:
-        yield Finding("metrics", "not checked", "what differs from its evidence is not loaded")
+        yield IntegrityFinding("metrics", "not checked", "what differs from its evidence is not loaded")
         return
     reading = config.Evaluate(
         model_uri=examined.uri,
@@ -157,15 +159,17 @@ def _recomputed(client: MlflowClient, examined: Examined, options: config.Verify
             job, original = opened(None)
         except UnlearnError as error:
             job, original = opened(examined.uri)
-            yield Finding("metrics of original", "not checked", f"they cannot be measured again: {first_line(error)}")
+            yield IntegrityFinding(
+                "metrics of original", "not checked", f"they cannot be measured again: {first_line(error)}"
+            )
         before = load_module(original, None, len(job.view.classes), trainable=False)
     except UnlearnError as error:
-        yield Finding("metrics", "not checked", f"they cannot be measured again: {first_line(error)}")
+        yield IntegrityFinding("metrics", "not checked", f"they cannot be measured again: {first_line(error)}")
         return
     sets = {"forget": job.forget_manifest, "retain": job.manifest(job.retain)}
     for role, manifest in sets.items():
         if manifest.digest != getattr(evidence.data, role).sha256:
-            yield Finding("metrics", "differs", f"the {role} set is another one in these data")
+            yield IntegrityFinding("metrics", "differs", f"the {role} set is another one in these data")
     # Not from the cache, which is no evidence.
     own = read_splits(job.module, job.splits, job.hardware, name="unlearned")
     if original is job.version:  # alone: what is relative to the original is left out
@@ -179,7 +183,7 @@ def _recomputed(client: MlflowClient, examined: Examined, options: config.Verify
         worst = max(shared, key=lambda key: shared[key])
         outcome: Literal["same", "differs"] = "same" if shared[worst] <= TOLERANCE else "differs"
         told = f"{len(shared)} of {len(expected)} measured again; largest difference: {shared[worst]:.2g}, of {worst}"
-        yield Finding(f"metrics of {model}", outcome, told)
+        yield IntegrityFinding(f"metrics of {model}", outcome, told)
     apart = [request.id for request in evidence.requests if request.metrics] + ["their union"] * bool(evidence.union)
     if rest := [*(["gold"] if "gold" in evidence.metrics else []), *apart]:
-        yield Finding("other metrics", "not checked", f"those of {', '.join(rest)} are not measured again")
+        yield IntegrityFinding("other metrics", "not checked", f"those of {', '.join(rest)} are not measured again")

@@ -62,7 +62,7 @@ class Trial:
     warnings: tuple[str, ...]
 
 
-class Bench:
+class ComparisonRunner:
     """What all methods and seeds share: the job, the original's outputs, the teacher's logits, finished runs."""
 
     def __init__(self, job: Job, recipe: Recipe, experiment: str, *, force: bool, prefix: str = "none") -> None:

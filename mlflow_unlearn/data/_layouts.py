@@ -1,4 +1,4 @@
-"""Folders as datasets are distributed: each layout has a marker and a function that lists its parts."""
+"""Folders as datasets are distributed: each layout has a marker and a function that lists its splits."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,11 +13,11 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from mlflow_unlearn.cache import Arrays
 from mlflow_unlearn.data._index import indexed, pack, unpack
-from mlflow_unlearn.data.source import Images, Part
+from mlflow_unlearn.data.source import ImageStore, Split
 from mlflow_unlearn.errors import UnlearnError, shortlist
 
-Listing = tuple[tuple[str, ...], dict[str, Part]]
-"""The classes, and the parts by name: ``train`` with ``val`` and/or ``test``, or ``all`` where nothing is split."""
+Listing = tuple[tuple[str, ...], dict[str, Split]]
+"""The classes, and the splits by name: ``train`` with ``val`` and/or ``test``, or ``all`` where nothing is split."""
 
 _VAL_FOLDERS = ("val", "valid", "validation")
 _IMAGENET = "ILSVRC/Data/CLS-LOC"
@@ -53,17 +53,17 @@ def read_table(path: Path, columns: Sequence[str], **options: Any) -> Any:
     return table
 
 
-def file_part(
+def file_split(
     root: Path,
     files: Sequence[str],
     labels: Iterable[int],
     ids: Iterable[str] | None = None,
     groups: Mapping[str, tuple[str, ...]] | None = None,
-) -> Part:
-    """A part of image files with paths relative to ``root``, which are their ids unless others are given."""
+) -> Split:
+    """A split of image files with paths relative to ``root``, which are their ids unless others are given."""
     names = tuple(files)  # one text a sample, which ids and keys share
-    images = Images(partial(_bytes, str(root)), names, file=partial(Path, root))
-    return Part(tuple(ids) if ids is not None else names, np.fromiter(labels, np.int64), images, groups or {})
+    images = ImageStore(partial(_bytes, str(root)), names, file=partial(Path, root))
+    return Split(tuple(ids) if ids is not None else names, np.fromiter(labels, np.int64), images, groups or {})
 
 
 def relative(paths: Iterable[str], root: Path) -> list[str]:
@@ -115,7 +115,7 @@ def _class_folders(folder: Path) -> set[str]:
     return {entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")}
 
 
-def _image_folder(root: Path, folder: str, classes: tuple[str, ...]) -> Part:
+def _image_folder(root: Path, folder: str, classes: tuple[str, ...]) -> Split:
     """A folder with one folder a class, as torchvision's ImageFolder reads it."""
     names = _class_folders(root / folder)
     level = [(label, name) for label, name in enumerate(classes) if name in names]
@@ -130,7 +130,7 @@ def _image_folder(root: Path, folder: str, classes: tuple[str, ...]) -> Part:
         level = [(level[i][0], name) for i, name in zip(index["above"], unpack(index["below"]), strict=True)]
     prefix = "" if folder == "." else f"{folder}/"
     samples = [(f"{prefix}{below}/{file}", label) for label, below in sorted(found) for file in found[label, below]]
-    return file_part(root, [path for path, _ in samples], (label for _, label in samples))
+    return file_split(root, [path for path, _ in samples], (label for _, label in samples))
 
 
 def _scan(place: Path, folders: Sequence[str]) -> Arrays:
@@ -155,21 +155,21 @@ def _scan(place: Path, folders: Sequence[str]) -> Arrays:
     }
 
 
-def _has_images(root: Path, classes: tuple[str, ...], parts: dict[str, Part]) -> Listing:
-    present = set(np.concatenate([part.labels for part in parts.values()]).tolist())
+def _has_images(root: Path, classes: tuple[str, ...], splits: dict[str, Split]) -> Listing:
+    present = set(np.concatenate([split.labels for split in splits.values()]).tolist())
     if empty := [name for label, name in enumerate(classes) if label not in present]:
         raise UnlearnError(
             f"no image in the class folders {shortlist(empty)} of {str(root)!r}: "
             f"fill or remove them (known are {', '.join(IMG_EXTENSIONS)})"
         )
-    return classes, parts
+    return classes, splits
 
 
 def _split_folders(root: Path) -> dict[str, str]:
-    """Part → folder. One without folders in it is a class called "train" (of vehicles), or an unlabelled test set."""
+    """Split → folder. One without folders in it is a class called "train" (of vehicles), or an unlabelled test set."""
     names = {"train": "train", "test": "test"}
     names["val"] = next((name for name in _VAL_FOLDERS if (root / name).is_dir()), "val")
-    return {part: name for part, name in names.items() if (root / name).is_dir() and _class_folders(root / name)}
+    return {split: name for split, name in names.items() if (root / name).is_dir() and _class_folders(root / name)}
 
 
 def _split(root: Path) -> Listing:
@@ -177,7 +177,9 @@ def _split(root: Path) -> Listing:
     if len(folders) == 1:
         raise UnlearnError(f"{str(root)!r} has train/ and no test/ or val/: add one, or give the class folders alone")
     classes = tuple(sorted(set[str]().union(*(_class_folders(root / folder) for folder in folders.values()))))
-    return _has_images(root, classes, {part: _image_folder(root, folder, classes) for part, folder in folders.items()})
+    return _has_images(
+        root, classes, {split: _image_folder(root, folder, classes) for split, folder in folders.items()}
+    )
 
 
 def _plain(root: Path) -> Listing:
@@ -206,7 +208,7 @@ def _imagenet_kaggle(root: Path) -> Listing:
 
 
 def _with_val(root: Path, train: str, files: list[str], wnids: Iterable[str]) -> Listing:
-    """ImageNet's ways: a folder a class to train on, and a flat, listed validation set that serves as the test part."""
+    """ImageNet's ways: a folder a class to train on, and a flat, listed validation set to test on."""
     if not (root / train).is_dir():
         raise UnlearnError(f"no folder {str(root / train)!r}: unpack the training images there")
     classes, names = tuple(sorted(_class_folders(root / train))), list(wnids)
@@ -215,23 +217,23 @@ def _with_val(root: Path, train: str, files: list[str], wnids: Iterable[str]) ->
             f"no training folder for the classes {shortlist(unknown)} of the validation list: unpack all of them"
         )
     require_files(root, files)
-    parts = {"train": _image_folder(root, train, classes), "test": file_part(root, files, codes(names, classes))}
-    return _has_images(root, classes, parts)
+    splits = {"train": _image_folder(root, train, classes), "test": file_split(root, files, codes(names, classes))}
+    return _has_images(root, classes, splits)
 
 
 def _mufac(root: Path) -> Listing:
     columns = ("family_id", "person_id", "age_class", "image_path")
-    tables = {part: read_table(root / f"custom_{part}_dataset.csv", columns) for part in ("train", "val", "test")}
+    tables = {split: read_table(root / f"custom_{split}_dataset.csv", columns) for split in ("train", "val", "test")}
     classes = class_order(name for table in tables.values() for name in table["age_class"])
-    parts = {}
-    for part, table in tables.items():
-        files = [f"{part}_images/{name}" for name in table["image_path"]]
+    splits = {}
+    for split, table in tables.items():
+        files = [f"{split}_images/{name}" for name in table["image_path"]]
         require_files(root, files)
         groups = {name: tuple(table[name]) for name in table.columns if name not in ("age_class", "image_path")}
         # person_id counts from 1 in each family.
         groups["subject"] = tuple(table["family_id"] + "/" + table["person_id"])
-        parts[part] = file_part(root, files, codes(table["age_class"], classes), groups=groups)
-    return classes, parts
+        splits[split] = file_split(root, files, codes(table["age_class"], classes), groups=groups)
+    return classes, splits
 
 
 _LAYOUTS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Listing]], ...] = (

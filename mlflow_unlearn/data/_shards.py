@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from mlflow_unlearn.cache import Arrays
 from mlflow_unlearn.data._index import indexed, pack, unpack
 from mlflow_unlearn.data._layouts import Listing, class_order
-from mlflow_unlearn.data.source import Images, Part
+from mlflow_unlearn.data.source import ImageStore, Split
 from mlflow_unlearn.errors import UnlearnError, known, shortlist
 
-_PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _IMAGES = ("jpg", "jpeg", "png")
 _PACKED = r"\.(tar\.\w+|tgz|tbz2?|txz)$"
 _PACKED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
@@ -27,27 +27,27 @@ _PACKED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip
 def list_shards(root: Path) -> Listing:
     """List a folder of shards: a sample is ``KEY.jpg``, ``.jpeg`` or ``.png`` with its class in ``KEY.cls``.
 
-    A shard belongs to the part that its folder or a word of its name tells; where none does, nothing is split.
+    A shard belongs to the split that its folder or a word of its name tells; where none does, nothing is split.
     The class is a name, or the number of a line of ``classes.txt`` from 0. A sample's id is ``SHARD/KEY``.
 
     Raises:
-        UnlearnError: there are no shards, one is missing, compressed, truncated or of no part, or a sample is
+        UnlearnError: there are no shards, one is missing, compressed, truncated or of no split, or a sample is
             incomplete, occurs twice or has an unknown class.
     """
-    shards = _shards_by_part(root)
-    found = {part: indexed(root, part, names, partial(_scan, root, names)) for part, names in shards.items()}
-    classes, numbers = _numbered(root, {part: unpack(index["classes"]) for part, index in found.items()})
-    parts = {}
-    for part, index in found.items():
-        paths = [str(root / name) for name in shards[part]]
-        stems = [name.removesuffix(".tar") for name in shards[part]]
+    shards = _shards_by_split(root)
+    found = {split: indexed(root, split, names, partial(_scan, root, names)) for split, names in shards.items()}
+    classes, numbers = _numbered(root, {split: unpack(index["classes"]) for split, index in found.items()})
+    splits = {}
+    for split, index in found.items():
+        paths = [str(root / name) for name in shards[split]]
+        stems = [name.removesuffix(".tar") for name in shards[split]]
         samples = zip(index["shard"].tolist(), unpack(index["keys"]), strict=True)
         ids = tuple(f"{stems[shard]}/{key}" for shard, key in samples)
         places = _Places(ids, index["shard"], index["offset"], index["size"])
-        parts[part] = Part(
-            ids, numbers[part][index["label"]], Images(partial(_bytes, paths), places, file=partial(_shard, paths))
+        splits[split] = Split(
+            ids, numbers[split][index["label"]], ImageStore(partial(_bytes, paths), places, file=partial(_shard, paths))
         )
-    return classes, parts
+    return classes, splits
 
 
 class _Place(NamedTuple):
@@ -102,11 +102,11 @@ def _bytes(shards: Sequence[str], place: _Place) -> bytes:
     return data
 
 
-def _shards_by_part(root: Path) -> dict[str, list[str]]:
-    """Part → its shards, relative to ``root``."""
+def _shards_by_split(root: Path) -> dict[str, list[str]]:
+    """Split → its shards, relative to ``root``."""
     if not root.is_dir():
         raise UnlearnError(f"no folder {str(root)!r}: give the path of a folder of tar shards")
-    folders = ["", *(f"{name}/" for name in _PARTS if (root / name).is_dir())]
+    folders = ["", *(f"{name}/" for name in _SPLITS if (root / name).is_dir())]
     files = [f"{folder}{path.name}" for folder in folders for path in sorted((root / folder).iterdir())]
     if packed := [name for name in files if re.search(_PACKED, name)]:
         raise UnlearnError(f"compressed shards below {str(root)!r}: {shortlist(packed)}: unpack them to plain .tar")
@@ -117,7 +117,7 @@ def _shards_by_part(root: Path) -> dict[str, list[str]]:
     shards: dict[str, list[str]] = {}
     for name in names:
         words = re.findall("[a-z]+", name.removesuffix(".tar").lower())
-        shards.setdefault(next((_PARTS[word] for word in words if word in _PARTS), "all"), []).append(name)
+        shards.setdefault(next((_SPLITS[word] for word in words if word in _SPLITS), "all"), []).append(name)
     if "all" in shards and len(shards) > 1:
         raise UnlearnError(
             f"the shards {shortlist(shards['all'])} of {str(root)!r} belong to no part, and others do: "
@@ -212,10 +212,10 @@ def _members(file: IO[bytes], path: str) -> dict[str, dict[str, tarfile.TarInfo]
 
 
 def _numbered(root: Path, texts: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64]]]:
-    """The classes, and for each part the index of each text that its labels have."""
+    """The classes, and for each split the index of each text that its labels have."""
     path = root / "classes.txt"
     if not path.is_file():
-        classes = class_order(text for part in texts.values() for text in part)
+        classes = class_order(text for split in texts.values() for text in split)
         index = {name: i for i, name in enumerate(classes)}
     else:
         try:
@@ -226,10 +226,10 @@ def _numbered(root: Path, texts: Mapping[str, Sequence[str]]) -> tuple[tuple[str
             raise UnlearnError(f"{str(path)!r} has the classes {shortlist(twice)} twice: give each a name of its own")
         # Numbers are lines, also where a class is called by a number.
         index = {name: i for i, name in enumerate(classes)} | {str(i): i for i in range(len(classes))}
-    for name, part in texts.items():
-        if unknown := [text for text in part if text not in index]:
+    for name, split in texts.items():
+        if unknown := [text for text in split if text not in index]:
             raise UnlearnError(
                 f"the shards of {name!r} have the class {shortlist(unknown)}, no line of {str(path)!r} nor its number: "
                 f"{known(unknown[0], classes)}"
             )
-    return classes, {part: np.array([index[text] for text in those], np.int64) for part, those in texts.items()}
+    return classes, {split: np.array([index[text] for text in those], np.int64) for split, those in texts.items()}

@@ -1,4 +1,4 @@
-"""From a part and a transform to the dataset that methods and metrics read."""
+"""From a split and a transform to the dataset that methods and metrics read."""
 
 import copy
 import os
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 from torchvision.transforms import v2
 
-from mlflow_unlearn.data.source import Images, Part
+from mlflow_unlearn.data.source import ImageStore, Split
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.data.transforms import PixelTransform, Transform
 from mlflow_unlearn.errors import UnlearnError, known, shortlist
@@ -30,19 +30,19 @@ SMALL = 1 << 14
 class ImageDataset(Dataset[tuple[Tensor, int]]):
     """Samples read from their images on demand: ``(float tensor [C, H, W], label)``."""
 
-    def __init__(self, part: Part, transform: Transform, labels: Tensor) -> None:
+    def __init__(self, split: Split, transform: Transform, labels: Tensor) -> None:
         """Read the first image: its shape is the one that all must have.
 
         Raises:
             UnlearnError: it can't be read.
         """
-        self.part, self.transform, self.labels = part, transform, labels
+        self.split, self.transform, self.labels = split, transform, labels
         self.deterministic = isinstance(transform, PixelTransform)
         self.first = self.read(0, check=False)
 
     def __len__(self) -> int:
         """Number of samples."""
-        return len(self.part)
+        return len(self.split)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Read one sample.
@@ -70,18 +70,18 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         """What can be kept of one image: uint8 pixels of our transforms, else what the transform makes."""
         if check and index == 0 and isinstance(self.transform, PixelTransform):
             return self.first
-        name = self.part.ids[index]
-        if isinstance(self.transform, PixelTransform) and isinstance(self.part.images, Images):
-            image = self.transform.pixels(self.part.images.pixels(index))
+        name = self.split.ids[index]
+        if isinstance(self.transform, PixelTransform) and isinstance(self.split.images, ImageStore):
+            image = self.transform.pixels(self.split.images.pixels(index))
         else:
-            image = self.transform(self.part.images[index])
+            image = self.transform(self.split.images[index])
             if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
                 kind = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
                 raise UnlearnError(f"the transform made {kind} of {name!r}: return a float tensor [C, H, W]")
             image = image.as_subclass(Tensor)
         if check and image.shape != self.first.shape:
             raise UnlearnError(
-                f"{self.part.ids[0]!r} is {_size(self.first)} and {name!r} is {_size(image)}: "
+                f"{self.split.ids[0]!r} is {_size(self.first)} and {name!r} is {_size(image)}: "
                 "bring them to one size with transform=imagenet or transform=timm"
             )
         return image
@@ -144,7 +144,7 @@ class KeptDataset(Dataset[tuple[Tensor, int]]):
 
 
 def as_dataset(
-    part: Part,
+    split: Split,
     transform: Transform | None,
     *,
     ready: bool = False,
@@ -153,16 +153,16 @@ def as_dataset(
     progress: Callable[[range], Iterable[int]] | None = None,
     relabel: NDArray[np.int64] | None = None,
 ) -> Dataset[Any]:
-    """The part as a dataset of ``(float tensor [C, H, W], label)``, each image decoded once where there is room.
+    """The split as a dataset of ``(float tensor [C, H, W], label)``, each image decoded once where there is room.
 
     Floats that fit into ``memory_limit`` are read at once. Else what is read is kept, as uint8 pixels where the
     transform is one of ours: in memory up to the same limit, above it in a temporary file without a name. What fits
     nowhere is read anew each time. The samples are the same, bit by bit.
 
     Args:
-        part: the samples.
+        split: the samples.
         transform: from ``build_transform``; unused with ``ready``.
-        ready: the part's samples are tensors already and are given as they are.
+        ready: the split's samples are tensors already and are given as they are.
         memory_limit: bytes to keep in memory.
         disk_limit: bytes to keep in the file: by default half of the machine's memory, since reading back what the
             system could not hold is no faster than decoding; and never more than half of the free disk.
@@ -172,22 +172,22 @@ def as_dataset(
     Raises:
         UnlearnError: an image can't be read, sizes differ, or a class has no output index.
     """
-    if len(part) == 0:
+    if len(split) == 0:
         raise UnlearnError("a split without samples can't be read: check the data source and the forget set")
-    labels = _relabelled(part.labels, relabel)
+    labels = _relabelled(split.labels, relabel)
     if ready:
-        if (labels != part.labels).any():
+        if (labels != split.labels).any():
             raise UnlearnError("classes of a python: source can't be renumbered: return the model's output indices")
-        return part.images
+        return split.images
     if transform is None:
         raise UnlearnError("images need a transform: choose none, imagenet, timm or python:module:function")
-    lazy = ImageDataset(part, transform, torch.from_numpy(labels))
+    lazy = ImageDataset(split, transform, torch.from_numpy(labels))
     first = lazy.finish(lazy.first)
-    if first.nbytes * len(part) > memory_limit:
+    if first.nbytes * len(split) > memory_limit:
         memory = _shared(KeptDataset.bytes_kept(lazy), memory_limit, disk_limit)
         return lazy if memory is None else KeptDataset(lazy, memory)
-    images = torch.empty((len(part), *first.shape), dtype=first.dtype)
-    numbers = range(len(part))
+    images = torch.empty((len(split), *first.shape), dtype=first.dtype)
+    numbers = range(len(split))
     for i in numbers if progress is None else progress(numbers):
         images[i] = lazy[i][0]
     return TensorDataset(images, lazy.labels)

@@ -1,6 +1,6 @@
 """Sources by name: ``digits``, ``torchvision:…``, ``folder:…``, ``shards:…``, ``csv:…``, ``python:…``.
 
-A new source is one function that lists its parts, and one line in ``_SCHEMES``.
+A new source is one function that lists its splits, and one line in ``_SCHEMES``.
 """
 
 import inspect
@@ -17,20 +17,28 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from mlflow_unlearn.config import import_function
-from mlflow_unlearn.data._layouts import class_order, codes, file_part, list_folder, read_table, relative, require_files
+from mlflow_unlearn.data._layouts import (
+    class_order,
+    codes,
+    file_split,
+    list_folder,
+    read_table,
+    relative,
+    require_files,
+)
 from mlflow_unlearn.data._shards import list_shards
-from mlflow_unlearn.data.source import Images, Indices, Part, Source, check_classes, rest, stratified
+from mlflow_unlearn.data.source import ImageStore, Indices, Source, Split, check_classes, rest, stratified
 from mlflow_unlearn.data.splits import Splits, labels_of
 from mlflow_unlearn.errors import UnlearnError, known, shortlist
 
-__all__ = ["Part", "Source", "load_source", "stratified"]
+__all__ = ["Split", "Source", "load_source", "stratified"]
 
 
 class _Loaded(NamedTuple):
     """What a scheme finds: ``train`` with ``val`` and/or ``test``, or ``all`` where nothing is split."""
 
     classes: tuple[str, ...]
-    parts: dict[str, Part]
+    splits: dict[str, Split]
     deterministic: bool = True
     ready: bool = False
 
@@ -39,7 +47,7 @@ def load_source(spec: str) -> Source:
     """Load a source by its spec.
 
     ``,seed=N`` (0) is the seed of every random cut and ``,train=20%`` a stratified share of the training data. A source
-    without a validation part has its *test* part cut in halves, stratified; one without any split is cut into 60 %
+    without a validation split has its *test* split cut in halves, stratified; one without any split is cut into 60 %
     (or the share) to train on and equal halves of the rest.
 
     Args:
@@ -54,11 +62,11 @@ def load_source(spec: str) -> Source:
     if scheme not in _SCHEMES:
         raise UnlearnError(f"unknown data source {spec!r}: {known(scheme, _SCHEMES)}")
     loaded = _SCHEMES[scheme](rest_of_spec)
-    if "all" not in loaded.parts and not loaded.ready:  # a caller's own sets may well have no test sample of a class
-        check_classes(loaded.classes, loaded.parts)
-    train, val, test = _cut(loaded.parts, seed, share)
-    for name, part in {"training": train, "validation": val, "test": test}.items():
-        if len(part) == 0:
+    if "all" not in loaded.splits and not loaded.ready:  # a caller's own sets may well have no test sample of a class
+        check_classes(loaded.classes, loaded.splits)
+    train, val, test = _cut(loaded.splits, seed, share)
+    for name, split in {"training": train, "validation": val, "test": test}.items():
+        if len(split) == 0:
             raise UnlearnError(f"{spec!r} leaves the {name} part without samples: add data, or change its train= share")
     ids = [*train.ids, *val.ids, *test.ids]
     if len(set(ids)) < len(ids):
@@ -104,23 +112,23 @@ def _share(text: str, spec: str) -> float:
     return share
 
 
-def _cut(parts: dict[str, Part], seed: int, share: float | None) -> tuple[Part, Part, Part]:
-    """Training, validation and test part; validation data never come out of what a model was trained on."""
-    if "all" in parts:
-        whole = parts["all"]
+def _cut(splits: dict[str, Split], seed: int, share: float | None) -> tuple[Split, Split, Split]:
+    """Training, validation and test split; validation data never come out of what a model was trained on."""
+    if "all" in splits:
+        whole = splits["all"]
         chosen = stratified(whole.labels, 0.6 if share is None else share, seed)
         return whole.subset(chosen), *_halves(whole.subset(rest(len(whole), chosen)), seed)
-    train = parts["train"]
+    train = splits["train"]
     if share is not None:
         train = train.subset(stratified(train.labels, share, seed))
-    if "val" in parts and "test" in parts:
-        return train, parts["val"], parts["test"]
-    return train, *_halves(parts["test" if "test" in parts else "val"], seed)
+    if "val" in splits and "test" in splits:
+        return train, splits["val"], splits["test"]
+    return train, *_halves(splits["test" if "test" in splits else "val"], seed)
 
 
-def _halves(part: Part, seed: int) -> tuple[Part, Part]:
-    first = stratified(part.labels, len(part) // 2, seed)
-    return part.subset(first), part.subset(rest(len(part), first))
+def _halves(split: Split, seed: int) -> tuple[Split, Split]:
+    first = stratified(split.labels, len(split) // 2, seed)
+    return split.subset(first), split.subset(rest(len(split), first))
 
 
 def _digits(body: str) -> _Loaded:
@@ -132,7 +140,7 @@ def _digits(body: str) -> _Loaded:
     pixels = np.rint(data.images * 255 / 16).astype(np.uint8)
     labels = data.target.astype(np.int64)
     ids = tuple(f"digits/{i}" for i in range(len(labels)))
-    return _Loaded(tuple("0123456789"), {"all": Part(ids, labels, Images(Image.fromarray, pixels))})
+    return _Loaded(tuple("0123456789"), {"all": Split(ids, labels, ImageStore(Image.fromarray, pixels))})
 
 
 # What torchvision's own docstrings leave out.
@@ -158,24 +166,24 @@ def _torchvision(body: str) -> _Loaded:
     elif "split" in arguments:
         choices = {split: {"split": split} for split in ("train", "val", "test")}
     never = {"download": False} if "download" in arguments else {}
-    found = {split: _torchvision_part(kind, root, choice | never) for split, choice in choices.items()}
+    found = {split: _torchvision_split(kind, root, choice | never) for split, choice in choices.items()}
     datasets = {split: dataset for split, dataset in found.items() if dataset is not None}
     if "train" not in datasets or len(datasets) == 1:
         raise UnlearnError(f"torchvision's {name} has no train and test part: export it as folders and use folder:PATH")
     labels = {split: _labels(dataset, f"{name} {split}") for split, dataset in datasets.items()}
     # ImageNet has two classes called "crane": its WordNet ids are unique.
     names: Any = getattr(datasets["train"], "wnids", None) or getattr(datasets["train"], "classes", ())
-    parts = {}
+    splits = {}
     for split, dataset in datasets.items():
         if hasattr(dataset, "samples"):
-            parts[split] = file_part(root, relative((path for path, _ in dataset.samples), root), labels[split])
+            splits[split] = file_split(root, relative((path for path, _ in dataset.samples), root), labels[split])
         else:
             ids = tuple(f"{split}/{i}" for i in range(len(labels[split])))
-            parts[split] = Part(ids, labels[split], Images(partial(_image, dataset), range(len(ids))))
-    return _Loaded(_numbered(labels.values(), names), parts)
+            splits[split] = Split(ids, labels[split], ImageStore(partial(_image, dataset), range(len(ids))))
+    return _Loaded(_numbered(labels.values(), names), splits)
 
 
-def _torchvision_part(kind: Any, root: Path, arguments: dict[str, Any]) -> Any:
+def _torchvision_split(kind: Any, root: Path, arguments: dict[str, Any]) -> Any:
     """The dataset, or None where it has no such split."""
     try:
         return kind(str(root), **arguments)
@@ -198,7 +206,7 @@ def _image(dataset: Any, index: int) -> Image.Image:
 
 def _numbered(labels: Iterable[Indices], names: Sequence[str] = ()) -> tuple[str, ...]:
     """Class names, or numbers where the names don't cover the labels."""
-    count = 1 + max(int(part.max(initial=-1)) for part in labels)
+    count = 1 + max(int(split.max(initial=-1)) for split in labels)
     return tuple(names) if len(names) >= count else tuple(map(str, range(count)))
 
 
@@ -220,7 +228,7 @@ def _csv(body: str) -> _Loaded:
     require_files(root, files)
     classes = class_order(table["label"])
     groups = {name: tuple(table[name]) for name in table.columns if name not in ("path", "label", "id", "split")}
-    whole = file_part(
+    whole = file_split(
         root, files, codes(table["label"], classes), table["id"] if "id" in table.columns else None, groups
     )
     if "split" not in table.columns:
@@ -237,25 +245,25 @@ def _csv(body: str) -> _Loaded:
 def _python(body: str) -> _Loaded:
     function = import_function(body)
     try:
-        splits = function()
+        given = function()
     except UnlearnError:
         raise
     except Exception as error:  # The function is the user's.
         raise UnlearnError(f"python:{body} failed with {type(error).__name__}: {error}") from error
-    if not isinstance(splits, Splits):
-        raise UnlearnError(f"python:{body} returned a {type(splits).__name__}: return mlflow_unlearn.Splits")
-    datasets: dict[str, Dataset[Any]] = {name: getattr(splits, name) for name in ("retain", "forget", "val", "test")}
+    if not isinstance(given, Splits):
+        raise UnlearnError(f"python:{body} returned a {type(given).__name__}: return mlflow_unlearn.Splits")
+    datasets: dict[str, Dataset[Any]] = {name: getattr(given, name) for name in ("retain", "forget", "val", "test")}
     labels = {name: _labels(dataset, f"python:{body} {name}") for name, dataset in datasets.items()}
     ids = {name: tuple(f"{name}/{i}" for i in range(len(labels[name]))) for name in datasets}
-    train = Part(
+    train = Split(
         ids["retain"] + ids["forget"],
         np.concatenate([labels["retain"], labels["forget"]]),
-        ConcatDataset([splits.retain, splits.forget]),
+        ConcatDataset([given.retain, given.forget]),
         {"split": ("retain",) * len(ids["retain"]) + ("forget",) * len(ids["forget"])},
     )
-    parts = {"train": train} | {name: Part(ids[name], labels[name], datasets[name]) for name in ("val", "test")}
+    splits = {"train": train} | {name: Split(ids[name], labels[name], datasets[name]) for name in ("val", "test")}
     fixed = all(type(leaf) is TensorDataset for dataset in datasets.values() for leaf in _leaves(dataset))
-    return _Loaded(_numbered(labels.values()), parts, deterministic=fixed, ready=True)
+    return _Loaded(_numbered(labels.values()), splits, deterministic=fixed, ready=True)
 
 
 def _leaves(dataset: Any) -> Iterator[Any]:

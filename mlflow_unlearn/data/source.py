@@ -1,4 +1,4 @@
-"""The parts of a source, and the one way to cut them."""
+"""The splits of a source, and the one way to cut them."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ Indices = NDArray[np.int64]
 _Decoded = TypeVar("_Decoded", Image.Image, Image.Image | Tensor)
 
 
-class Images(Dataset[Image.Image]):
+class ImageStore(Dataset[Image.Image]):
     """Images read on demand: ``read`` makes one, or its file's bytes, from a key such as a path or a pixel array."""
 
     def __init__(
@@ -58,9 +58,9 @@ class Images(Dataset[Image.Image]):
         """
         return self._read(index, decode_pixels)
 
-    def subset(self, indices: Indices) -> "Images":
+    def subset(self, indices: Indices) -> "ImageStore":
         """The images at these indices, in this order."""
-        return Images(self.read, self.keys, self.rows[indices], self.file)
+        return ImageStore(self.read, self.keys, self.rows[indices], self.file)
 
     def _read(self, index: int, decoder: Callable[[bytes], _Decoded]) -> _Decoded | Image.Image:
         key = self.keys[self.rows[index]]
@@ -77,8 +77,8 @@ class Images(Dataset[Image.Image]):
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """The training, validation or test part of a source.
+class Split:
+    """The training, validation or test split of a source.
 
     Attributes:
         ids: stable sample ids, unique over the whole source.
@@ -96,7 +96,7 @@ class Part:
         """Number of samples."""
         return len(self.ids)
 
-    def subset(self, indices: NDArray[Any] | Sequence[int]) -> "Part":
+    def subset(self, indices: NDArray[Any] | Sequence[int]) -> "Split":
         """The samples at these indices, in this order."""
         chosen = np.asarray(indices, dtype=np.int64)
         rows: list[int] = chosen.tolist()
@@ -104,14 +104,14 @@ class Part:
             self,
             ids=tuple(self.ids[i] for i in rows),
             labels=self.labels[chosen],
-            images=self.images.subset(chosen) if isinstance(self.images, Images) else Subset(self.images, rows),
+            images=self.images.subset(chosen) if isinstance(self.images, ImageStore) else Subset(self.images, rows),
             groups={name: tuple(column[i] for i in rows) for name, column in self.groups.items()},
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A dataset with its three parts.
+    """A dataset with its three splits.
 
     Attributes:
         spec: the text that it was loaded from, paths made absolute.
@@ -125,9 +125,9 @@ class Source:
 
     spec: str
     classes: tuple[str, ...]
-    train: Part
-    val: Part
-    test: Part
+    train: Split
+    val: Split
+    test: Split
     deterministic: bool = True
     ready: bool = False
 
@@ -135,20 +135,20 @@ class Source:
         """One row a sample: ``id``, ``split``, ``class``, and the group columns."""
         tables = [
             pd.DataFrame(
-                {"id": part.ids, "split": name, "class": [self.classes[i] for i in part.labels], **part.groups}
+                {"id": split.ids, "split": name, "class": [self.classes[i] for i in split.labels], **split.groups}
             )
-            for name, part in {"train": self.train, "val": self.val, "test": self.test}.items()
+            for name, split in {"train": self.train, "val": self.val, "test": self.test}.items()
         ]
         return pd.concat(tables, ignore_index=True)
 
     @cached_property
     def digest(self) -> str:
         r"""SHA-256 (hex) over the sorted lines ``split\tid\tlabel name``: what lies where, not the pixels."""
-        parts = {"train": self.train, "val": self.val, "test": self.test}
+        splits = {"train": self.train, "val": self.val, "test": self.test}
         lines = sorted(
             f"{name}\t{i}\t{self.classes[label]}"
-            for name, part in parts.items()
-            for i, label in zip(part.ids, part.labels.tolist(), strict=True)
+            for name, split in splits.items()
+            for i, label in zip(split.ids, split.labels.tolist(), strict=True)
         )
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -190,15 +190,15 @@ def rest(total: int, indices: Indices) -> Indices:
     return np.setdiff1d(np.arange(total), indices)
 
 
-def check_classes(classes: tuple[str, ...], parts: Mapping[str, Part]) -> None:
+def check_classes(classes: tuple[str, ...], splits: Mapping[str, Split]) -> None:
     """Refuse a class that is trained on and can't be tested, or tested and never trained on.
 
     Raises:
         UnlearnError: names the classes.
     """
-    trained = set(parts["train"].labels.tolist())
-    # Where there is a test part it is the one that measures; otherwise it will be cut from the validation part.
-    tested = set(parts["test" if "test" in parts else "val"].labels.tolist())
+    trained = set(splits["train"].labels.tolist())
+    # Where there is a test split it is the one that measures; otherwise it will be cut from the validation split.
+    tested = set(splits["test" if "test" in splits else "val"].labels.tolist())
     if untested := trained - tested:
         names = shortlist(classes[label] for label in sorted(untested))
         raise UnlearnError(f"no test sample of the classes {names}: add some, or take them out of training")

@@ -14,7 +14,7 @@ from mlflow_unlearn.config import import_function
 from mlflow_unlearn.errors import UnlearnError, known
 
 Transform = Callable[[Image.Image], Tensor]
-Step = Callable[[Any], Any]
+TransformStep = Callable[[Any], Any]
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's training images, as torchvision's models use
 _KNOWN = ("none", "imagenet", "timm", "python:module:function")
@@ -29,7 +29,9 @@ class PixelTransform:
         normalise: of float images in [0, 1]; may change them in place.
     """
 
-    def __init__(self, channels: int | None, crop: Step | None = None, normalise: Step | None = None) -> None:
+    def __init__(
+        self, channels: int | None, crop: TransformStep | None = None, normalise: TransformStep | None = None
+    ) -> None:
         """Put the steps together; without any, images are only scaled to [0, 1]."""
         self.channels, self.crop, self.normalise = channels, crop, normalise
 

@@ -1,8 +1,8 @@
 """Several ranks as one: rank 0 leads the command, and all ranks carry out together the functions that it calls.
 
-A function that is ``@together`` runs on every rank with the arguments that rank 0 has given it. In there each rank
-takes its `share` of a batch, and `joined` gives all ranks the outputs of all: what is computed from them, a loss or a
-stopping rule, is the same everywhere and the same as in a single process. Outside of such functions, and without
+A function that is ``@on_all_ranks`` runs on every rank with the arguments that rank 0 has given it. In there each rank
+takes its `share` of a batch, and `all_gather` gives all ranks the outputs of all: what is computed from them, a loss or
+a stopping rule, is the same everywhere and the same as in a single process. Outside of such functions, and without
 torchrun, there is one rank. `launch` starts the ranks.
 """
 
@@ -69,7 +69,7 @@ def rank() -> int:
     return dist.get_rank() if _State.active else 0
 
 
-def together(function: Callable[P, R]) -> Callable[P, R]:
+def on_all_ranks(function: Callable[P, R]) -> Callable[P, R]:
     """Have all ranks run ``function`` when rank 0 calls it; its result counts on rank 0.
 
     Arguments are pickled, but for callbacks ``on_…``, which rank 0 keeps for itself. Datasets, and objects with
@@ -125,7 +125,7 @@ def joined_up() -> Iterator[bool]:
         _State.shared.clear()
 
 
-def follow() -> None:
+def worker_loop() -> None:
     """Carry out what rank 0 calls until it has done."""
     with _peers_alive():
         while message := _broadcast(None):
@@ -152,7 +152,7 @@ def share(items: Sequence[Item]) -> Sequence[Item]:
     return items[start:stop]
 
 
-def joined(part: Tensor, count: int) -> Tensor:
+def all_gather(part: Tensor, count: int) -> Tensor:
     """The rows of all ranks ``[count, …]``, in the order of the batch, from each one's ``part [b, …]`` of it.
 
     Gradients flow to the rank's own part.

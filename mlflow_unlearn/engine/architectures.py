@@ -70,39 +70,39 @@ def build_model(
     )
 
 
-def randomised(model: nn.Module) -> nn.Module:
+def reinitialised_copy(model: nn.Module) -> nn.Module:
     """A copy of ``model`` with fresh random weights and statistics, by each module's own initialisation.
 
     Parameters of a module that has none (class tokens, position embeddings, scales of a module of one's own) are drawn
     from N(0, 0.02²), the usual choice for tokens and embeddings; so is every weight that no module could reset.
     """
-    twin = copy.deepcopy(model)
+    reinitialised = copy.deepcopy(model)
     # Children first: what a module decides for its children (a bias of zero, say) must last.
-    for module in reversed(list(twin.modules())):
+    for module in reversed(list(reinitialised.modules())):
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if callable(reset):
             reset()
         else:
             for parameter in module.parameters(recurse=False):
                 nn.init.normal_(parameter, std=0.02)
-    for parameter, old in zip(twin.parameters(), model.parameters(), strict=True):
+    for parameter, old in zip(reinitialised.parameters(), model.parameters(), strict=True):
         # Equal constants are how a scale or a bias starts; anything else was out of its module's reach.
         if torch.equal(parameter, old) and parameter.min() != parameter.max():
             nn.init.normal_(parameter, std=0.02)
-    return twin
+    return reinitialised
 
 
 def builder_like(
     model: nn.Module, architecture: str | None, num_classes: int, image_shape: tuple[int, int, int]
 ) -> Callable[[], nn.Module]:
-    """What makes randomly initialised models like ``model``: its architecture where known, else `randomised`."""
+    """Builds randomly initialised models like ``model``: its architecture where known, else `reinitialised_copy`."""
     if architecture is not None:
         wanted = {name: value.shape for name, value in model.state_dict().items()}
         for small in (None, False, True):
             build = partial(build_model, architecture, num_classes, image_shape, small=small)
             if {name: value.shape for name, value in build().state_dict().items()} == wanted:
                 return build
-    return partial(randomised, model)
+    return partial(reinitialised_copy, model)
 
 
 def _torchvision(name: str, num_classes: int, channels: int, small: bool) -> nn.Module:

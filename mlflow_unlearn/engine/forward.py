@@ -30,7 +30,7 @@ def forward(
     for batch, (images, labels) in zip(order, steps, strict=True):
         with evaluating(model), full_precision(hardware.precision):
             logits = hardware.logits(model, images, labels)
-        yield ranks.joined(logits, len(batch)), ranks.joined(labels.to(hardware.device).long(), len(batch))
+        yield ranks.all_gather(logits, len(batch)), ranks.all_gather(labels.to(hardware.device).long(), len(batch))
 
 
 def predict(model: nn.Module, dataset: Dataset[Any], hardware: Hardware) -> Tensor:

@@ -1,9 +1,9 @@
-"""A frozen prefix: the layers before a cut run once, their outputs are kept, and only the rest is trained.
+"""Frozen layers: those before a split point run once, their outputs are kept, and only the head is trained.
 
-The model is cut where the graph of its forward pass narrows to one tensor. Only the modules around the cut are traced
-(`torch.fx`); all others stay as they are, so that dropout and BatchNorm of the trained part follow its mode.
+The model is split where the graph of its forward pass narrows to one tensor. Only the modules around that point are
+traced (`torch.fx`); all others stay as they are, so that dropout and BatchNorm of the trained part follow its mode.
 
-A frozen prefix cannot forget what it encodes.
+Frozen layers cannot forget what they encode.
 """
 
 import inspect
@@ -25,23 +25,23 @@ from mlflow_unlearn.errors import UnlearnError, first_line
 
 
 @dataclass(frozen=True)
-class Cut:
-    """A model in two parts that share its modules: ``model(x) == suffix(prefix(x))``.
+class SplitModel:
+    """A model in two parts that share its modules: ``model(x) == trainable_head(frozen_layers(x))``.
 
     Attributes:
-        prefix: images ``[B, C, H, W]`` → activations ``[B, …]``.
-        suffix: activations → logits ``[B, K]``; training it trains the model.
+        frozen_layers: images ``[B, C, H, W]`` → activations ``[B, …]``.
+        trainable_head: activations → logits ``[B, K]``; training it trains the model.
     """
 
-    prefix: fx.GraphModule
-    suffix: fx.GraphModule
+    frozen_layers: fx.GraphModule
+    trainable_head: fx.GraphModule
 
 
-def cut(model: nn.Module, name: str) -> Cut:
-    """Cut ``model`` before its module ``name``, the first one that is to be trained.
+def split_at(model: nn.Module, name: str) -> SplitModel:
+    """Split ``model`` before its module ``name``, the first one that is to be trained.
 
     Raises:
-        UnlearnError: there is no such module, or the model cannot be cut there; the reason is told.
+        UnlearnError: there is no such module, or the model cannot be split there; the reason is told.
     """
     modules = dict(model.named_modules())
     if name not in modules or not name:
@@ -60,7 +60,7 @@ def cut(model: nn.Module, name: str) -> Cut:
     )
     if start is None:
         raise UnlearnError(f"the model cannot be cut before {name!r}: its forward pass does not call that module")
-    # A parameter that only the suffix reads may have been fetched before it.
+    # A parameter that only the head reads may have been fetched before it.
     before = [node for node in nodes[:start] if node.op != "get_attr" or any(u in nodes[:start] for u in node.users)]
     after = [node for node in nodes if node not in before]
     crossing = [node for node in before if node.op != "get_attr" and any(user in after for user in node.users)]
@@ -71,17 +71,17 @@ def cut(model: nn.Module, name: str) -> Cut:
             f"the model cannot be cut before {name!r}: {len(crossing)} tensors cross there, and it must be one; "
             "cut between its blocks"
         )
-    prefix, suffix = _part(model, before, output=crossing[0]), _part(model, after, boundary=crossing[0])
-    if _tensors(prefix) & _tensors(suffix):
+    frozen, head = _part(model, before, output=crossing[0]), _part(model, after, boundary=crossing[0])
+    if _tensors(frozen) & _tensors(head):
         raise UnlearnError(
             f"the model cannot be cut before {name!r}: layers before and behind it share parameters or statistics; "
             "cut elsewhere, or use prefix=none"
         )
-    return Cut(prefix, suffix)
+    return SplitModel(frozen, head)
 
 
-def cuts(model: nn.Module) -> list[str]:
-    """Where ``model`` can be cut, from front to back: before its children, and before the blocks of its long stacks."""
+def split_points(model: nn.Module) -> list[str]:
+    """Where ``model`` can be split, from front to back: before its children, and before the blocks of long stacks."""
     names = []
     for name, _ in model.named_modules():
         stack = model.get_submodule(name.rpartition(".")[0]) if name else model
@@ -92,13 +92,13 @@ def cuts(model: nn.Module) -> list[str]:
     behind: set[int] = set()
     for name in names:
         try:
-            suffix = _tensors(cut(model, name).suffix)
+            head = _tensors(split_at(model, name).trainable_head)
         except UnlearnError:
             continue
         # A module and the first one inside it begin at the same place.
-        if not (suffix == behind and name.startswith(f"{possible[-1]}.")):
+        if not (head == behind and name.startswith(f"{possible[-1]}.")):
             possible.append(name)
-        behind = suffix
+        behind = head
     return possible
 
 
@@ -106,18 +106,20 @@ STAGE = 4
 
 
 def depth_behind(model: nn.Module, name: str) -> float:
-    """Share of the weights (tensors of two dimensions or more, one a layer) that lie behind the cut before ``name``."""
-    behind, all_of_them = (sum(p.ndim > 1 for p in module.parameters()) for module in (cut(model, name).suffix, model))
+    """Share of the weights (tensors of two dimensions or more, one a layer) that lie behind the split at ``name``."""
+    behind, all_of_them = (
+        sum(p.ndim > 1 for p in module.parameters()) for module in (split_at(model, name).trainable_head, model)
+    )
     return behind / all_of_them
 
 
 def auto(model: nn.Module) -> str:
-    """The last cut behind which at least a quarter of the depth lies, by `depth_behind`; see docs/prefix.md.
+    """The last split point behind which at least a quarter of the depth lies, by `depth_behind`; see docs/prefix.md.
 
     Raises:
-        UnlearnError: ``model`` can be cut nowhere.
+        UnlearnError: ``model`` can be split nowhere.
     """
-    for name in reversed(cuts(model)):
+    for name in reversed(split_points(model)):
         if depth_behind(model, name) >= DEPTH:
             return name
     raise UnlearnError("prefix=auto finds no place where the model can be cut: name a module, or use prefix=none")
@@ -127,12 +129,13 @@ DEPTH = 0.25
 
 
 def resolve(model: nn.Module, prefix: str, datasets: Mapping[str, Dataset[Any]]) -> str | None:
-    """The module to cut before, from what a user gives: its name, "auto", or "none" for no frozen prefix.
+    """The module to split before, from what a user gives: its name, "auto", or "none" for no frozen prefix.
 
-    "auto" freezes nothing where a class is forgotten wholly: a ViT forgets it far less behind a cut (docs/prefix.md).
+    "auto" freezes nothing where a class is forgotten wholly: a ViT forgets it far less with layers frozen
+    (docs/prefix.md).
 
     Raises:
-        UnlearnError: "auto", and ``model`` can be cut nowhere.
+        UnlearnError: "auto", and ``model`` can be split nowhere.
     """
     if prefix == "none":
         return None
@@ -143,7 +146,7 @@ def resolve(model: nn.Module, prefix: str, datasets: Mapping[str, Dataset[Any]])
 
 
 class _Tracer(fx.Tracer):
-    """Goes into the modules that contain the cut, and into no other."""
+    """Goes into the modules that contain the split point, and into no other."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -190,7 +193,7 @@ def _near(modules: Mapping[str, nn.Module], name: str) -> list[str]:
 
 
 class Activations(Dataset[tuple[Tensor, int]]):
-    """A set as it leaves the prefix: ``(activations, label)``, computed when first asked for and then kept.
+    """A set as it leaves the frozen layers: ``(activations, label)``, computed when first asked for and then kept.
 
     Where the samples change from reading to reading, or there is no room, they are computed each time.
 
@@ -201,9 +204,9 @@ class Activations(Dataset[tuple[Tensor, int]]):
 
     in_memory = True
 
-    def __init__(self, dataset: Dataset[Any], prefix: nn.Module, hardware: Hardware, *, keep: bool) -> None:
-        """Keep ``prefix`` by reference: nobody trains it."""
-        self.dataset, self.prefix, self.hardware = dataset, prefix, hardware
+    def __init__(self, dataset: Dataset[Any], frozen_layers: nn.Module, hardware: Hardware, *, keep: bool) -> None:
+        """Keep ``frozen_layers`` by reference: nobody trains it."""
+        self.dataset, self.frozen_layers, self.hardware = dataset, frozen_layers, hardware
         self.labels = labels_of(dataset)
         self.deterministic = keep
         self._keep = keep
@@ -232,7 +235,7 @@ class Activations(Dataset[tuple[Tensor, int]]):
         return _single(self._rows[index]), self.labels[index]
 
     def fill(self, indices: Tensor) -> None:
-        """Run the prefix over the samples at ``indices`` that it has not seen yet; all ranks together."""
+        """Run the frozen layers over the samples at ``indices`` that they have not seen yet; all ranks together."""
         if not ranks.all_agree(self._keep):
             return
         missing = indices[~ranks.agreed(self._known[indices])]
@@ -240,7 +243,7 @@ class Activations(Dataset[tuple[Tensor, int]]):
         batches = [missing[i : i + size].tolist() for i in range(0, len(missing), size)]
         loader = self.hardware.batches(self.dataset, [ranks.share(batch) for batch in batches])
         for batch, (images, _) in zip(batches, loader, strict=True):
-            self._store(batch, ranks.joined(self._run(images), len(batch)))
+            self._store(batch, ranks.all_gather(self._run(images), len(batch)))
 
     def _store(self, indices: list[int], activations: Tensor) -> None:
         if self._rows is None and self._keep:
@@ -251,8 +254,8 @@ class Activations(Dataset[tuple[Tensor, int]]):
             self._known[indices] = True
 
     def _run(self, images: Tensor) -> Tensor:
-        with evaluating(self.prefix), self.hardware.autocast():
-            output = self.prefix(self.hardware.images(images))
+        with evaluating(self.frozen_layers), self.hardware.autocast():
+            output = self.frozen_layers(self.hardware.images(images))
         # A clone made outside inference mode may be saved for backward.
         kept: Tensor = output.cpu().clone()
         return kept

@@ -17,9 +17,9 @@ from mlflow_unlearn.console import track
 from mlflow_unlearn.data.batching import BatchReader, gather, in_memory, in_order
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.distributed import ranks
-from mlflow_unlearn.engine.architectures import randomised
+from mlflow_unlearn.engine.architectures import reinitialised_copy
 from mlflow_unlearn.engine.forward import predict
-from mlflow_unlearn.engine.frozen_prefix import Activations, cut
+from mlflow_unlearn.engine.frozen_prefix import Activations, split_at
 from mlflow_unlearn.engine.hardware import (
     Hardware,
     deterministic_convolutions,
@@ -49,7 +49,7 @@ class Outcome:
     seconds: float
 
 
-@ranks.together
+@ranks.on_all_ranks
 def run(
     model: nn.Module,
     method: Method,
@@ -88,7 +88,7 @@ def run(
         if teacher is None:
             frozen = hardware.place(copy.deepcopy(model))
             teacher = Teacher(frozen, datasets, hardware, cache=cache_teacher, prefix=prefix)
-        trained = student if teacher.prefix is None else cut(student, teacher.prefix).suffix
+        trained = student if teacher.prefix is None else split_at(student, teacher.prefix).trainable_head
         if not any(p.requires_grad for p in trained.parameters()):
             raise UnlearnError("all parameters of the model are frozen: set requires_grad on those to be trained")
         seen = datasets if teacher.prefix is None else teacher.datasets
@@ -184,7 +184,7 @@ class _Desk:
     def reinitialise(self) -> None:
         if self.teacher.prefix is not None:
             raise UnlearnError(RETRAIN_ALL)
-        fresh = (randomised(self.model) if self._fresh is None else self._fresh()).state_dict()
+        fresh = (reinitialised_copy(self.model) if self._fresh is None else self._fresh()).state_dict()
         # What is frozen has learned nothing from these data, and nothing would train it again.
         fresh |= {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
         self.model.load_state_dict(fresh)
@@ -267,12 +267,12 @@ class _Desk:
         images = self.hardware.images(images)
         teacher_logits = self._teacher_logits(phase, images, forget, index) if phase.teacher else None
         logits = self.hardware.logits(self._parallel, images, labels)
-        tags = ranks.joined(torch.stack([labels, forget], dim=1).to(self.hardware.device), count)
+        tags = ranks.all_gather(torch.stack([labels, forget], dim=1).to(self.hardware.device), count)
         batch = Batch(
-            ranks.joined(logits, count),
+            ranks.all_gather(logits, count),
             tags[:, 0],
             tags[:, 1].bool(),
-            None if teacher_logits is None else ranks.joined(teacher_logits, count),
+            None if teacher_logits is None else ranks.all_gather(teacher_logits, count),
         )
         loss = phase.loss(batch)
         optimizer.zero_grad(set_to_none=True)
@@ -286,8 +286,8 @@ class _Desk:
 
     def _teacher_logits(self, phase: Phase, images: Tensor, forget: Tensor, index: Tensor) -> Tensor:
         if phase.teacher == "random on forget" and self._random_teacher is None:
-            twin = randomised(self.teacher.reader)
-            self._random_teacher = Teacher(twin, self._datasets, self.hardware, cache=self._cache_teacher)
+            reinitialised = reinitialised_copy(self.teacher.reader)
+            self._random_teacher = Teacher(reinitialised, self._datasets, self.hardware, cache=self._cache_teacher)
         random = self._random_teacher if phase.teacher == "random on forget" else None
         teachers = {"forget": random or self.teacher, "retain": self.teacher}
         parts = [(mask, role) for mask, role in ((forget, "forget"), (~forget, "retain")) if mask.any()]

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, Subset
 from mlflow_unlearn import cache
 from mlflow_unlearn.data.batching import LARGEST_BATCH, forward_batch, gather, in_memory, in_order
 from mlflow_unlearn.data.datasets import ImageDataset, KeptDataset
-from mlflow_unlearn.data.source import Images
+from mlflow_unlearn.data.source import ImageStore
 from mlflow_unlearn.data.transforms import PixelTransform
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.architectures import weights_digest
@@ -94,7 +94,7 @@ def data_digest(dataset: Dataset[Any]) -> str | None:
     if isinstance(dataset, KeptDataset):
         return data_digest(dataset.images)
     if isinstance(dataset, ImageDataset):
-        stamped = _stamp(dataset.part.images, digest.update)
+        stamped = _stamp(dataset.split.images, digest.update)
         transform = dataset.transform
         if not stamped or not isinstance(transform, PixelTransform):
             return None
@@ -116,7 +116,7 @@ def data_digest(dataset: Dataset[Any]) -> str | None:
 
 def _stamp(images: Dataset[Any], update: Callable[[bytes], None]) -> bool:
     """Whether the samples' content could be told."""
-    if not isinstance(images, Images):
+    if not isinstance(images, ImageStore):
         return False
     stamps: dict[Path, bytes] = {}
     for row in images.rows.tolist():

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mlflow_unlearn.data.splits import Splits
-from mlflow_unlearn.distributed.ranks import together
+from mlflow_unlearn.distributed.ranks import on_all_ranks
 from mlflow_unlearn.engine.hardware import Hardware
 from mlflow_unlearn.engine.output_cache import Facts, kept_forward, model_facts
 from mlflow_unlearn.engine.teacher import Teacher
@@ -72,7 +72,7 @@ def read(
     )
 
 
-@together
+@on_all_ranks
 def read_splits(
     model: nn.Module,
     splits: Splits,

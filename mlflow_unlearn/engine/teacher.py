@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from mlflow_unlearn.data.buffers import rows
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.forward import forward
-from mlflow_unlearn.engine.frozen_prefix import Activations, cut
+from mlflow_unlearn.engine.frozen_prefix import Activations, split_at
 from mlflow_unlearn.engine.hardware import Hardware
 from mlflow_unlearn.engine.modes import evaluating
 
@@ -32,7 +32,7 @@ def is_deterministic(dataset: Dataset[Any]) -> bool:
 
 
 class Teacher:
-    """The original model in eval mode: its logits by set and sample, and the outputs of its frozen prefix.
+    """The original model in eval mode: its logits by set and sample, and the outputs of its frozen layers.
 
     A dataset not known to be deterministic is watched: the checksum of each input is kept in the first epoch and
     compared in the second; on a mismatch the cache goes off and the teacher runs in the same pass as the student.
@@ -40,8 +40,8 @@ class Teacher:
     Attributes:
         stays_on_ranks: each rank has its own, and they change alike.
         model: the original.
-        reader: what reads the batches of the loop: the model, or its part behind the cut.
-        datasets: what the loop iterates: the sets themselves, or as they leave the prefix.
+        reader: what reads the batches of the loop: the model, or its part behind the split point.
+        datasets: what the loop iterates: the sets themselves, or as they leave the frozen layers.
         prefix: name of the first module that is trained; None for all of them.
         passes: samples that went through the model, for reports and tests.
     """
@@ -60,7 +60,7 @@ class Teacher:
         """Keep ``model`` by reference: nobody trains it. ``cache`` True or False overrides the watching.
 
         Raises:
-            UnlearnError: the model cannot be cut before ``prefix``.
+            UnlearnError: the model cannot be split before ``prefix``.
         """
         self.model, self.hardware, self.prefix = model, hardware, prefix
         self.passes = 0
@@ -72,12 +72,12 @@ class Teacher:
         self._checksums: dict[tuple[str, int], int] = {}
         self.reader, self.datasets = model, dict(datasets)
         if prefix is not None:
-            parts = cut(model, prefix)
-            self.reader = parts.suffix
+            parts = split_at(model, prefix)
+            self.reader = parts.trainable_head
             # What the loop reads is made in this process, and needs no others.
             self.hardware = replace(hardware, num_workers=None)
             self.datasets = {
-                role: Activations(data, parts.prefix, hardware, keep=self._caching and role not in self._watched)
+                role: Activations(data, parts.frozen_layers, hardware, keep=self._caching and role not in self._watched)
                 for role, data in datasets.items()
             }
 

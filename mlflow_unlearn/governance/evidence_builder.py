@@ -44,7 +44,7 @@ _DRAWN = ("forget", "retain", "test")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class VersionCandidate:
     """What one command has made and measured, before it is registered.
 
     Attributes:
@@ -67,12 +67,12 @@ class Outcome:
 
 
 def build(
-    job: Job, run_id: str, outcome: Outcome, *, name: str, model_id: str | None, files: dict[str, str]
+    job: Job, run_id: str, candidate: VersionCandidate, *, name: str, model_id: str | None, files: dict[str, str]
 ) -> Evidence:
     """The record, but for the number of the version, which the registry has yet to give: see `numbered`."""
     version, view = job.version, job.view
     before = previous(version)
-    by_request, union = _measured_apart(job, outcome)
+    by_request, union = _measured_apart(job, candidate)
     requests = [
         record.model_copy(update={"metrics": by_request.get(record.id, {})})
         for record in [*(earlier.record for earlier in job.earlier), *map(_details, _filed(job))]
@@ -93,7 +93,7 @@ def build(
             name=name,
             version="",
             model_id=model_id,
-            weights_sha256=weights_digest(outcome.result.model),
+            weights_sha256=weights_digest(candidate.result.model),
             files=files,
         ),
         lineage=lineage(before),
@@ -101,18 +101,18 @@ def build(
         requests=requests,
         data=_data(job),
         method=MethodRecord(
-            name=outcome.method,
-            hyperparameters=dict(outcome.recipe),
-            history=[dict(epoch) for epoch in outcome.result.history],
-            final=dict(outcome.result.final),
-            warnings=list(outcome.result.warnings),
-            seconds=outcome.result.seconds,
+            name=candidate.method,
+            hyperparameters=dict(candidate.recipe),
+            history=[dict(epoch) for epoch in candidate.result.history],
+            final=dict(candidate.result.final),
+            warnings=list(candidate.result.warnings),
+            seconds=candidate.result.seconds,
         ),
-        selection=dict(outcome.selection) if outcome.selection else None,
-        metrics={model: measured(metrics) for model, metrics in outcome.columns.items()},
+        selection=dict(candidate.selection) if candidate.selection else None,
+        metrics={model: measured(metrics) for model, metrics in candidate.columns.items()},
         union=union,
-        incomplete=outcome.incomplete,
-        figures=_figures(outcome.readings, view.classes),
+        incomplete=candidate.incomplete,
+        figures=_figures(candidate.readings, view.classes),
         hardware={"device": str(job.hardware.device), "precision": job.hardware.precision},
         system=system_facts(),
     )
@@ -169,18 +169,20 @@ def _details(request: forget_requests.ForgetRequest) -> RequestRecord:
     return request_record(request.id, request.run_id, by="")
 
 
-def _measured_apart(job: Job, outcome: Outcome) -> tuple[dict[str, dict[str, Measured]], dict[str, Measured]]:
+def _measured_apart(
+    job: Job, candidate: VersionCandidate
+) -> tuple[dict[str, dict[str, Measured]], dict[str, Measured]]:
     """Metrics of each request, and of all that was ever forgotten, where these are not the forget set itself."""
     if len(job.requests) + len(job.earlier) < 2:
         return {}, {}
-    models: dict[str, nn.Module] = {"original": job.module, "unlearned": outcome.result.model}
-    seed = int(outcome.recipe.get("seed", 0))
-    test = outcome.readings["original"]["test"]
+    models: dict[str, nn.Module] = {"original": job.module, "unlearned": candidate.result.model}
+    seed = int(candidate.recipe.get("seed", 0))
+    test = candidate.readings["original"]["test"]
     by_request: dict[str, dict[str, Measured]] = {}
     union: dict[str, Measured] = {}
     before = job.forgotten_before
     for model, module in models.items():
-        readings = outcome.readings[model]
+        readings = candidate.readings[model]
 
         def told(forget: Reading, readings: Readings = readings) -> Measured:
             return measured(compute_metrics({**readings, "forget": forget}, original_test=test, seed=seed))

@@ -48,7 +48,7 @@ PROMOTION_TAG, PROMOTION = "unlearn.promotion.", "promotion.json"
 
 
 @dataclass(frozen=True)
-class Finding:
+class IntegrityFinding:
     """One thing that was checked.
 
     Attributes:
@@ -80,7 +80,7 @@ class Examined:
     evidence: Evidence
     sha256: str
     signed: bool | None
-    findings: Sequence[Finding]
+    findings: Sequence[IntegrityFinding]
 
     @property
     def uri(self) -> str:
@@ -88,7 +88,7 @@ class Examined:
         return f"models:/{self.registered.name}/{self.registered.version}"
 
     @property
-    def differences(self) -> list[Finding]:
+    def differences(self) -> list[IntegrityFinding]:
         """What is not as the evidence says."""
         return [finding for finding in self.findings if finding.outcome == "differs"]
 
@@ -143,11 +143,11 @@ def examine(client: MlflowClient, uri: str, folder: Path, *, key: str | None = N
     return Examined(registered, path, evidence, digest, signed, findings)
 
 
-def same(part: str, found: str | None, expected: str | None, told: str) -> Finding:
+def same(part: str, found: str | None, expected: str | None, told: str) -> IntegrityFinding:
     """What comes of comparing two values, such as digests; ``told`` says what they are."""
     if found == expected:
-        return Finding(part, "same", told)
-    return Finding(part, "differs", f"{told}: {_short(found)} instead of {_short(expected)}")
+        return IntegrityFinding(part, "same", told)
+    return IntegrityFinding(part, "differs", f"{told}: {_short(found)} instead of {_short(expected)}")
 
 
 def _short(value: str | None) -> str:
@@ -156,44 +156,44 @@ def _short(value: str | None) -> str:
     return value[:12] + "…" if re.fullmatch(r"[0-9a-f]{64}", value) else repr(value[:80])
 
 
-def _run_copy(evidence: Evidence, digest: str) -> Finding:
+def _run_copy(evidence: Evidence, digest: str) -> IntegrityFinding:
     part = "evidence on the run"
     try:
         found = read_artifact(evidence.run.id, f"{FOLDER}/{FILE}")
     except (MlflowException, OSError) as error:
-        return Finding(part, "not checked", f"the run cannot be read ({first_line(error)})")
+        return IntegrityFinding(part, "not checked", f"the run cannot be read ({first_line(error)})")
     return same(part, sha256(found), digest, "it is the same file as the version's")
 
 
-def _bound(registered: ModelVersion, evidence: Evidence) -> Finding:
+def _bound(registered: ModelVersion, evidence: Evidence) -> IntegrityFinding:
     uri = f"models:/{registered.name}/{registered.version}"
     if evidence.result.uri == uri:
-        return Finding("version", "same", "the evidence is about this name and version")
-    return Finding("version", "differs", f"the evidence is about {evidence.result.uri}: this is a copy of it")
+        return IntegrityFinding("version", "same", "the evidence is about this name and version")
+    return IntegrityFinding("version", "differs", f"the evidence is about {evidence.result.uri}: this is a copy of it")
 
 
-def _files(path: Path, evidence: Evidence) -> Iterator[Finding]:
+def _files(path: Path, evidence: Evidence) -> Iterator[IntegrityFinding]:
     found, expected = file_digests(path), evidence.result.files
     for name in sorted(found.keys() | expected.keys()):
         part = {WEIGHTS_FILE: "weights", MANIFEST_FILE: "manifest"}.get(name.rpartition("/")[2], f"file {name}")
         if name not in found:
-            yield Finding(part, "differs", f"{name} is missing")
+            yield IntegrityFinding(part, "differs", f"{name} is missing")
         elif name not in expected:
-            yield Finding(part, "differs", f"{name} was added")
+            yield IntegrityFinding(part, "differs", f"{name} was added")
         elif found[name] != expected[name]:
-            yield Finding(part, "differs", f"{name} was changed")
+            yield IntegrityFinding(part, "differs", f"{name} was changed")
     if found == expected:
-        yield Finding("files", "same", f"all {len(found)} files of the model have their digests")
+        yield IntegrityFinding("files", "same", f"all {len(found)} files of the model have their digests")
         # Only now may one be opened.
         try:
             weights = stored_weights_digest(path)
         except (OSError, SafetensorError) as error:
-            yield Finding("weights", "differs", f"{WEIGHTS_FILE} cannot be read ({first_line(error)})")
+            yield IntegrityFinding("weights", "differs", f"{WEIGHTS_FILE} cannot be read ({first_line(error)})")
             return
         yield same("weights", weights, evidence.result.weights_sha256, "the digest of the weights")
 
 
-def _made_from_it(registered: ModelVersion, folder: Path, evidence: Evidence) -> Iterator[Finding]:
+def _made_from_it(registered: ModelVersion, folder: Path, evidence: Evidence) -> Iterator[IntegrityFinding]:
     """What people read: the card can be made again, and of the report the version keeps a digest."""
     found = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     report, card = found.get(REPORT), found.get(CARD)
@@ -202,30 +202,30 @@ def _made_from_it(registered: ModelVersion, folder: Path, evidence: Evidence) ->
     told = "the version's tag names its digest"
     yield same("report", None if report is None else sha256(report), registered.tags.get(REPORT_TAG, ""), told)
     for name in sorted(found.keys() - {FILE, REPORT, CARD, SIGNATURE}):
-        yield Finding(f"file {FOLDER}/{name}", "differs", f"{FOLDER}/{name} was added")
+        yield IntegrityFinding(f"file {FOLDER}/{name}", "differs", f"{FOLDER}/{name} was added")
 
 
-def _tags(registered: ModelVersion, evidence: Evidence) -> Iterator[Finding]:
+def _tags(registered: ModelVersion, evidence: Evidence) -> Iterator[IntegrityFinding]:
     expected = evidence.tags()
     names = expected.keys() | {name for name in registered.tags if name.startswith(METRIC_TAG)}
     different = sorted(name for name in names if registered.tags.get(name) != expected.get(name))
     for name in different:
         yield same(f"tag {name}", registered.tags.get(name), expected.get(name), "as the evidence has it")
     if not different:
-        yield Finding("tags", "same", f"all {len(expected)} tags are as the evidence has them")
+        yield IntegrityFinding("tags", "same", f"all {len(expected)} tags are as the evidence has them")
 
 
-def _config(evidence: Evidence) -> Finding:
+def _config(evidence: Evidence) -> IntegrityFinding:
     try:
         found = read_artifact(evidence.run.id, "config.yaml")
     except (MlflowException, OSError) as error:
-        return Finding(
+        return IntegrityFinding(
             "config", "differs", f"config.yaml of run {evidence.run.id} cannot be read ({first_line(error)})"
         )
     return same("config", sha256(found), evidence.run.config_sha256, "config.yaml of the run")
 
 
-def _manifests(path: Path, evidence: Evidence) -> Iterator[Finding]:
+def _manifests(path: Path, evidence: Evidence) -> Iterator[IntegrityFinding]:
     """Each request's own list, and whether what it names counts as trained on."""
     try:
         training = Manifest.from_csv(path / "extra_files" / MANIFEST_FILE)
@@ -236,14 +236,14 @@ def _manifests(path: Path, evidence: Evidence) -> Iterator[Finding]:
         try:
             manifest = forget_requests.read_manifest_of(request.run_id)
         except UnlearnError as error:
-            yield Finding(part, "differs", f"its manifest is missing: {error}")
+            yield IntegrityFinding(part, "differs", f"its manifest is missing: {error}")
             continue
         yield same(part, manifest.digest, request.manifest_sha256, "the list of its samples")
         if manifest.salt is None and training is not None and (kept := int(training.mask(manifest.ids).sum())):
-            yield Finding(part, "differs", f"{kept} of its samples are in the training manifest")
+            yield IntegrityFinding(part, "differs", f"{kept} of its samples are in the training manifest")
 
 
-def _chain(client: MlflowClient, evidence: Evidence, folder: Path) -> Iterator[Finding]:
+def _chain(client: MlflowClient, evidence: Evidence, folder: Path) -> Iterator[IntegrityFinding]:
     """Each earlier step by the digest of its evidence, and the source by that of its weights."""
     steps = {step.uri: step for step in evidence.lineage}
     files = {evidence.source.uri: evidence.source.files}
@@ -259,38 +259,38 @@ def _chain(client: MlflowClient, evidence: Evidence, folder: Path) -> Iterator[F
             if not stored:  # some stores give an empty folder for one that is gone
                 raise FileNotFoundError("it has no files any more")
         except (UnlearnError, MlflowException, OSError) as error:
-            yield Finding(
+            yield IntegrityFinding(
                 part, "not checked", f"it was {end}" if end is not None else f"it is gone ({first_line(error)})"
             )
             continue
         if end is not None:
-            yield Finding(part, "differs", f"it was {end}, and can still be read")
+            yield IntegrityFinding(part, "differs", f"it was {end}, and can still be read")
         if uri in steps:
             try:
                 record, digest = read_evidence(path)
             except (FileNotFoundError, UnlearnError) as error:
-                yield Finding(part, "differs", f"its evidence cannot be read ({first_line(error)})")
+                yield IntegrityFinding(part, "differs", f"its evidence cannot be read ({first_line(error)})")
                 continue
             yield same(part, digest, steps[uri].evidence_sha256, "its evidence")
             if digest == steps[uri].evidence_sha256:
                 files.setdefault(uri, record.result.files)
         if uri in files and (changed := _changed(stored, files[uri])):
-            yield Finding(part, "differs", f"{', '.join(changed)}: not as it was read")
+            yield IntegrityFinding(part, "differs", f"{', '.join(changed)}: not as it was read")
             continue
         try:
             yield same(part, stored_weights_digest(path), weights, "its weights")
         except FileNotFoundError:
-            yield Finding(part, "same", "its files; it keeps no weights beside the model")
+            yield IntegrityFinding(part, "same", "its files; it keeps no weights beside the model")
         except (OSError, SafetensorError) as error:
-            yield Finding(part, "differs", f"its weights cannot be read ({first_line(error)})")
+            yield IntegrityFinding(part, "differs", f"its weights cannot be read ({first_line(error)})")
     if evidence.source.evidence_sha256 is not None and not any(
         step.uri == evidence.source.uri and step.evidence_sha256 == evidence.source.evidence_sha256
         for step in evidence.lineage
     ):
-        yield Finding("chain", "differs", f"the evidence of {evidence.source.uri} is not its last step")
+        yield IntegrityFinding("chain", "differs", f"the evidence of {evidence.source.uri} is not its last step")
     told = {request_id for step in evidence.lineage for request_id in step.request_ids} | {*evidence.request_ids}
     if told - {request.id for request in evidence.requests}:
-        yield Finding("chain", "differs", "a request of an earlier step is not among the requests")
+        yield IntegrityFinding("chain", "differs", "a request of an earlier step is not among the requests")
 
 
 def _changed(found: dict[str, str], expected: dict[str, str]) -> list[str]:
@@ -298,15 +298,15 @@ def _changed(found: dict[str, str], expected: dict[str, str]) -> list[str]:
     return sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
 
 
-def _signature(folder: Path, key: str | None) -> tuple[bool | None, Finding]:
+def _signature(folder: Path, key: str | None) -> tuple[bool | None, IntegrityFinding]:
     if not is_signed(folder):
         told = "the evidence is unsigned: whoever may edit the version may rewrite it with its digest"
-        return False, Finding("signature", "not checked" if key is None else "differs", told)
+        return False, IntegrityFinding("signature", "not checked" if key is None else "differs", told)
     if key is None:
-        return None, Finding(
+        return None, IntegrityFinding(
             "signature", "not checked", "the evidence is signed; key= names the public key to check it"
         )
     reason = broken(folder, key)
     if reason is not None:
-        return False, Finding("signature", "differs", f"it does not hold: {reason}")
-    return True, Finding("signature", "same", "the evidence was signed by the holder of the key")
+        return False, IntegrityFinding("signature", "differs", f"it does not hold: {reason}")
+    return True, IntegrityFinding("signature", "same", "the evidence was signed by the holder of the key")

@@ -16,7 +16,7 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.policy import Policy, judge
 from mlflow_unlearn.evidence.record import CARD, DIGEST_TAG, FILE, FOLDER, REPORT, REPORT_TAG, Evidence, sha256
 from mlflow_unlearn.evidence.signing import sign
-from mlflow_unlearn.governance.evidence_builder import Outcome, build, numbered
+from mlflow_unlearn.governance.evidence_builder import VersionCandidate, build, numbered
 from mlflow_unlearn.metrics.outputs import Readings
 from mlflow_unlearn.metrics.suite import Metrics, compare, residual_accuracy
 from mlflow_unlearn.registry import forget_requests, tracking
@@ -60,10 +60,12 @@ def publish(
             example=job.example_without_forgotten(),
         )
     log_metrics(columns, model_ids={"unlearned": info.model_id, "original": job.version.model_id})
-    outcome = Outcome(method, recipe, result, readings, columns, selection, _incomplete(readings["unlearned"]))
+    candidate = VersionCandidate(
+        method, recipe, result, readings, columns, selection, _incomplete(readings["unlearned"])
+    )
     with tracking.timed("evidence"):
         stored = Path(mlflow.artifacts.download_artifacts(info.model_uri, dst_path=str(job.folder / "stored")))
-        draft = build(job, run_id, outcome, name=name, model_id=info.model_id, files=file_digests(stored))
+        draft = build(job, run_id, candidate, name=name, model_id=info.model_id, files=file_digests(stored))
         log_parts(draft)
     version = register(job.client, info, name, tags=draft.tags())
     evidence = numbered(draft, str(version.version))

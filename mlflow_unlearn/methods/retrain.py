@@ -32,7 +32,7 @@ class RetrainParams(Params):
     momentum: float = Field(0.9, ge=0, lt=1)
 
 
-class Train(Method):
+class Training(Method):
     """Cross-entropy on the retain set, from whatever weights the model comes with."""
 
     name = "train"
@@ -47,7 +47,7 @@ class Train(Method):
         return repeated(workspace, phase, p.epochs)
 
 
-class Retrain(Train):
+class Retrain(Training):
     """The gold standard: the same from fresh random weights, so that nothing of the forget set is left."""
 
     name = "retrain"

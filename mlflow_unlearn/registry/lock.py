@@ -21,7 +21,7 @@ LOCK_TAG = "unlearn.lock"
 
 
 @contextmanager
-def alone(command: str, run_id: str) -> Iterator[None]:
+def experiment_lock(command: str, run_id: str) -> Iterator[None]:
     """Hold the experiment's lock, which dies with its process, and close what a dead process has left running.
 
     Raises:

@@ -147,7 +147,7 @@ def _told_to_plugins(run_id: str, command: str) -> Iterator[None]:
 
 
 @contextmanager
-def looking() -> Iterator[MlflowClient]:
+def read_only_client() -> Iterator[MlflowClient]:
     """For commands that make no run: a client, and a sentence in the place of errors of MLflow and the file system."""
     try:
         yield connect()

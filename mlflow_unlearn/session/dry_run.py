@@ -172,7 +172,7 @@ def _method_seconds(job: Job, learning: Learning, prefix: str) -> float:
     batch, epochs = int(params.get("batch_size", LARGEST_BATCH)), int(params.get("epochs", 1))
     count: int = len(job.splits.forget) + len(job.splits.retain)  # type: ignore[arg-type]
     larger = min(1.0, BATCHES * batch / count)
-    cut = None if recipe is not None else resolve(job.module, prefix, vars(job.splits))
+    split_point = None if recipe is not None else resolve(job.module, prefix, vars(job.splits))
 
     def seconds(share: float, epochs: int) -> float:
         splits = Splits(**{role: _share(data, share) for role, data in vars(job.splits).items()})
@@ -180,7 +180,7 @@ def _method_seconds(job: Job, learning: Learning, prefix: str) -> float:
         if recipe is not None:
             options: dict[str, Any] = {"splits": recipe.splits(splits), "fresh": recipe.fresh}
         else:
-            teacher = Teacher(quiet.hardware.place(job.module), vars(splits), quiet.hardware, prefix=cut)
+            teacher = Teacher(quiet.hardware.place(job.module), vars(splits), quiet.hardware, prefix=split_point)
             teacher.fill(("forget", "retain", "val"))
             options = {"splits": splits, "teacher": teacher}
         start = time.perf_counter()

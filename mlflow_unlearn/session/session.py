@@ -121,11 +121,11 @@ class Job:
     def teacher(self, prefix: str = "none") -> Teacher:
         """The version as the teacher of methods, its layers before ``prefix`` frozen, which the active run records."""
         model = self.hardware.place(self.module)
-        cut = resolve(model, prefix, vars(self.splits))
-        teacher = Teacher(model, vars(self.splits), self.hardware, prefix=cut)
-        if cut is not None:
-            mlflow.set_tag("unlearn.prefix", cut)
-            note(f"Note: the layers before {cut} stay frozen and cannot forget what they encode.")
+        split_point = resolve(model, prefix, vars(self.splits))
+        teacher = Teacher(model, vars(self.splits), self.hardware, prefix=split_point)
+        if split_point is not None:
+            mlflow.set_tag("unlearn.prefix", split_point)
+            note(f"Note: the layers before {split_point} stay frozen and cannot forget what they encode.")
         elif prefix == "auto":
             note("Note: prefix=auto freezes nothing where a class is forgotten wholly.")
         return teacher

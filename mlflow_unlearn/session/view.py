@@ -16,7 +16,7 @@ from mlflow_unlearn.config import Reads
 from mlflow_unlearn.console import note, track
 from mlflow_unlearn.data.datasets import as_dataset
 from mlflow_unlearn.data.loaders import load_source
-from mlflow_unlearn.data.source import Part, Source
+from mlflow_unlearn.data.source import Source, Split
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.data.transforms import build_transform
 from mlflow_unlearn.engine.hardware import checked_logits
@@ -42,14 +42,14 @@ class View:
     classes: tuple[str, ...]
     shape: tuple[int, ...] | None
 
-    def dataset(self, part: Part, module: nn.Module | None, description: str, progress: bool) -> Dataset[Any]:
-        """A part as the model reads it."""
+    def dataset(self, split: Split, module: nn.Module | None, description: str, progress: bool) -> Dataset[Any]:
+        """A split as the model reads it."""
         relabel = np.array([self.classes.index(name) for name in self.source.classes])
         if self.source.ready:
-            return as_dataset(part, None, ready=True, relabel=relabel)
+            return as_dataset(split, None, ready=True, relabel=relabel)
         transform = build_transform(self.transform, channels=self.shape[0] if self.shape else None, model=module)
         dataset = as_dataset(
-            part,
+            split,
             transform,
             relabel=relabel,
             progress=lambda numbers: track(numbers, f"reading {description}", enabled=progress),
@@ -162,7 +162,7 @@ def make_splits(
         "val": source.val,
         "test": source.test,
     }
-    return Splits(**{role: view.dataset(part, module, f"the {role} set", progress) for role, part in parts.items()})
+    return Splits(**{role: view.dataset(split, module, f"the {role} set", progress) for role, split in parts.items()})
 
 
 def check_outputs(module: nn.Module, dataset: Dataset[Any], classes: Sequence[str], uri: str) -> tuple[int, int, int]:

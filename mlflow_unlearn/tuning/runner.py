@@ -42,18 +42,18 @@ from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.uris import absolute_uri, hidden_password
 from mlflow_unlearn.session.session import Job
 from mlflow_unlearn.tuning import study_report as report
-from mlflow_unlearn.tuning.selection import CONSTRAINTS, JUDGED
+from mlflow_unlearn.tuning.selection import CONSTRAINTS, SELECTION_SPLITS
 from mlflow_unlearn.tuning.space import METHOD, PREFIX, Space
 from mlflow_unlearn.tuning.storage import (
     GRACE_SECONDS,
-    Leadership,
+    LeaderLock,
     NoneWaiting,
     count,
     has_heartbeats,
     queue_trials,
     retry,
 )
-from mlflow_unlearn.tuning.trials import COMMAND_RUN, DIGEST, RUN, Trials
+from mlflow_unlearn.tuning.trials import COMMAND_RUN, DIGEST, RUN, Objective
 from mlflow_unlearn.tuning.winner import choose, rule
 
 SALT_OF_TASKS = "00"
@@ -72,8 +72,8 @@ class StudyRunner:
     """One command's part in a study."""
 
     study: optuna.Study
-    leadership: Leadership
-    trials: Trials
+    leader_lock: LeaderLock
+    objective: Objective
     task: dict[str, Any]
     options: config.Tune
     stop: threading.Event = field(default_factory=threading.Event)
@@ -83,15 +83,15 @@ class StudyRunner:
         deadline = time.monotonic() + (self.options.timeout or math.inf)
         waiting_since, shown, idle = time.monotonic(), 0, False
         while not self.stop.is_set() and time.monotonic() < deadline:
-            led = self.leadership.held
-            if self.leadership.take() and not led:
+            led = self.leader_lock.held
+            if self.leader_lock.take() and not led:
                 self._take_over()
                 self._queue()
             if not self._may_begin():
                 time.sleep(_POLL_SECONDS)
                 continue
             try:
-                self.study.optimize(self.trials, n_trials=1, catch=(UnlearnError,))
+                self.study.optimize(self.objective, n_trials=1, catch=(UnlearnError,))
                 waiting_since, idle = time.monotonic(), False
             except NoneWaiting:
                 none_runs = not count(self.study, TrialState.RUNNING)
@@ -110,9 +110,9 @@ class StudyRunner:
 
     def finishes(self) -> bool:
         """Whether this command is the one to choose and register the winner: it leads, or the leader died."""
-        if self.leadership.held:
+        if self.leader_lock.held:
             return True
-        if not self.leadership.take() or tracking.client().get_run(self.trials.parent).info.status == "FINISHED":
+        if not self.leader_lock.take() or tracking.client().get_run(self.objective.parent).info.status == "FINISHED":
             return False
         self._take_over()
         return True
@@ -121,13 +121,13 @@ class StudyRunner:
         """What the study is about, for its record."""
         return {
             "storage": hidden_password(absolute_uri(self.options.storage)),
-            "parent_run_id": self.trials.parent,
+            "parent_run_id": self.objective.parent,
             "sampler": type(self.study.sampler).__name__,
             "pruner": type(self.study.pruner).__name__,
             "rule": rule(self.options.objective, self.options.mode),
             "constraints": CONSTRAINTS,
             **self.task,
-            "space": self.trials.space.to_json(),
+            "space": self.objective.space.to_json(),
         }
 
     def _take_over(self) -> None:
@@ -137,12 +137,12 @@ class StudyRunner:
         if before is not None and _close(before):
             note(f"Note: run {before}, which led study {self.study.study_name!r}, had died and is closed as KILLED.")
         self.study.set_user_attr(TASK, self.task)
-        self.study.set_user_attr(PARENT, self.trials.command_run)
-        self.trials.parent = self.trials.command_run
+        self.study.set_user_attr(PARENT, self.objective.command_run)
+        self.objective.parent = self.objective.command_run
 
     def _queue(self) -> None:
         """Queue the trials that are missing."""
-        options, space = self.options, self.trials.space
+        options, space = self.options, self.objective.space
         # What it begins with is the same for the same seed; a study that goes on does not draw its first trials again.
         done = sum(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False))
         self.study.sampler = _sampler(options, options.seed + done)
@@ -155,9 +155,9 @@ class StudyRunner:
         known = self.study.user_attrs
         if known.get(SIZE, 0) < self.options.n_trials:
             return False
-        if self.trials.parent != known[PARENT]:
+        if self.objective.parent != known[PARENT]:
             self._check_same_task()
-            self.trials.parent = known[PARENT]
+            self.objective.parent = known[PARENT]
             mlflow.set_tag(PARENT_TAG, known[PARENT])
         return True
 
@@ -198,7 +198,7 @@ def check_worthwhile(job: Job, original: Readings) -> None:
         NothingToUnlearn: it does not.
     """
     labels, predictions = (
-        {role: torch.from_numpy(np.asarray(getattr(original[role], field))) for role in JUDGED}
+        {role: torch.from_numpy(np.asarray(getattr(original[role], field))) for role in SELECTION_SPLITS}
         for field in ("labels", "predictions")
     )
     forgotten = wholly_forgotten(labels["forget"], labels["retain"])
@@ -333,11 +333,11 @@ def first_interrupt_waits(stop: threading.Event, workers: "Sequence[subprocess.P
         signal.signal(signal.SIGINT, previous)
 
 
-def stop_early(sweep: StudyRunner) -> NoReturn:
+def stop_early(runner: StudyRunner) -> NoReturn:
     """Keep what there is and tell how to go on."""
-    study, options = sweep.study, sweep.options
-    if sweep.leadership.held:
-        report.log(study, None, None, sweep.facts(), options.seed)
+    study, options = runner.study, runner.options
+    if runner.leader_lock.held:
+        report.log(study, None, None, runner.facts(), options.seed)
     done = count(study, TrialState.COMPLETE, TrialState.PRUNED)
     note(
         f"Stopped after {done} of {options.n_trials} trials. To go on: the same command with "
@@ -346,17 +346,17 @@ def stop_early(sweep: StudyRunner) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def finish(sweep: StudyRunner, name: str | None, run_id: str, original: Readings, gold: Readings | None) -> None:
+def finish(runner: StudyRunner, name: str | None, run_id: str, original: Readings, gold: Readings | None) -> None:
     """Choose the winner, keep the study as artifacts, measure the winner on the test set and register it."""
-    study, trials, options = sweep.study, sweep.trials, sweep.options
+    study, objective, options = runner.study, runner.objective, runner.options
     try:
         winner = choose(study)
     except UnlearnError:
-        report.log(study, None, None, sweep.facts(), options.seed)
+        report.log(study, None, None, runner.facts(), options.seed)
         report.show(study, None, options.objective)
         raise
-    setting = trials.space.setting(winner.params)
-    report.log(study, winner, setting, sweep.facts(), options.seed)
+    setting = objective.space.setting(winner.params)
+    report.log(study, winner, setting, runner.facts(), options.seed)
     report.show(study, winner, options.objective)
     mlflow.log_metric("best_trial", winner.number)
     if options.register_ == "none":
@@ -366,12 +366,12 @@ def finish(sweep: StudyRunner, name: str | None, run_id: str, original: Readings
     if registered is not None:
         print(f"The best trial is still {winner.number}, which is registered as {registered}.")
         return
-    result = trials.result(winner)
+    result = objective.result(winner)
     mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})
     for epoch in result.history:
         log_epoch(epoch)
     log_final(result)
-    job = trials.job.filed(options)
+    job = objective.job.filed(options)
     readings = {"original": original, "unlearned": read_splits(result.model, job.splits, job.hardware, name="winner")}
     if gold is not None:
         readings["gold"] = gold

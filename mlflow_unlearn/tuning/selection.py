@@ -7,8 +7,8 @@ from mlflow_unlearn.metrics.suite import Metrics, compute_metrics
 
 MAX_LOSS_VAL, MAX_LOSS_RETAIN = 0.01, 0.02
 CONSTRAINTS = f"acc_val loss ≤ {MAX_LOSS_VAL}, acc_retain loss ≤ {MAX_LOSS_RETAIN}, mia_auc_val_high ≥ 0.5"
-JUDGED = ("forget", "retain", "val")
-"""The sets that are read to judge. The test set is read once, for the winner."""
+SELECTION_SPLITS = ("forget", "retain", "val")
+"""The sets that are read to select by. The test set is read once, for the winner."""
 
 
 CRITERIA: Mapping[str, tuple[str, ...]] = {

@@ -145,8 +145,8 @@ def _is_mlflows(url: str, patience: Mapping[str, int]) -> bool:
         engine.dispose()
 
 
-class Leadership:
-    """Who leads a study: a lock of the database's session, or a file's, which ends with its holder's process."""
+class LeaderLock:
+    """Held by who leads a study: a lock of the database's session, or a file's, which ends with its holder's process."""
 
     def __init__(self, url: str, study: optuna.Study) -> None:
         """Hold nothing yet."""
@@ -276,8 +276,8 @@ def count(study: optuna.Study, *states: TrialState) -> int:
 
 
 @contextmanager
-def refusing(url: str) -> Iterator[None]:
-    """Turn a database's errors amid the work into a sentence."""
+def storage_errors(url: str) -> Iterator[None]:
+    """Turn a database's errors during the work into a sentence."""
     try:
         yield
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:

@@ -27,7 +27,7 @@ from mlflow_unlearn.governance.publish import log_epoch, nothing_to_unlearn
 from mlflow_unlearn.metrics.outputs import Readings
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.session.session import Job
-from mlflow_unlearn.tuning.selection import CRITERIA, JUDGED, constraints, criterion, on_validation, penalised
+from mlflow_unlearn.tuning.selection import CRITERIA, SELECTION_SPLITS, constraints, criterion, on_validation, penalised
 from mlflow_unlearn.tuning.space import METHOD, PREFIX, Setting, Space
 from mlflow_unlearn.tuning.storage import queue_again, retry
 
@@ -48,8 +48,8 @@ class _Best:
     result: Result | None = None
 
 
-class Trials:
-    """The trials that this process carries out: an objective for Optuna."""
+class Objective:
+    """Optuna's objective: unlearns with the setting of a trial, and keeps what the trials of this process share."""
 
     def __init__(
         self,
@@ -147,13 +147,13 @@ class Trials:
 
     def _carry_out(self, trial: optuna.Trial, setting: Setting) -> tuple[float, float]:
         pruning = not isinstance(self.study.pruner, optuna.pruners.NopPruner)
-        watch = _Watch(self, trial) if pruning else None
+        watch = _PruningCallback(self, trial) if pruning else None
         result = self.unlearn(setting, on_epoch=log_epoch, on_state=watch)
         digest = weights_digest(result.model)
         if digest == self._source:
             raise UnlearnError(nothing_to_unlearn(setting[METHOD], result))
         start = time.perf_counter()
-        readings = read_splits(result.model, self.job.splits, self.job.hardware, roles=JUDGED)
+        readings = read_splits(result.model, self.job.splits, self.job.hardware, roles=SELECTION_SPLITS)
         metrics = on_validation(readings, self._original, gold=self._gold, seed=self._seed)
         seconds = {"unlearn_seconds": result.seconds, "judge_seconds": time.perf_counter() - start}
         violations = constraints(metrics, self.before)
@@ -168,10 +168,10 @@ class Trials:
             self._best = _Best(value, trial.number, result)
         return value, metrics["acc_val"]
 
-    def judged_amid(self, model: nn.Module, datasets: Mapping[str, Dataset[Any]]) -> float:
+    def value_during_training(self, model: nn.Module, datasets: Mapping[str, Dataset[Any]]) -> float:
         """The penalised value of a model that is still learning; of the retain set a part is read."""
         readings = {}
-        for role in JUDGED:
+        for role in SELECTION_SPLITS:
             data = datasets[role]
             if role == "retain":
                 data = Subset(data, _part(labels_of(data), len(datasets["val"])))  # type: ignore[arg-type]
@@ -191,15 +191,15 @@ class Trials:
         return self.study.get_trials(deepcopy=False)[trial.number]
 
 
-class _Watch:
+class _PruningCallback:
     """Reports a trial's value after each epoch, and stops it where the pruner says so."""
 
-    def __init__(self, trials: Trials, trial: optuna.Trial) -> None:
-        self._trials, self._trial = trials, trial
+    def __init__(self, objective: Objective, trial: optuna.Trial) -> None:
+        self._objective, self._trial = objective, trial
 
     def __call__(self, epoch: Epoch, model: nn.Module, datasets: Mapping[str, Dataset[Any]]) -> None:
         step = int(epoch["epoch"]) + 1
-        value = self._trials.judged_amid(model, datasets)
+        value = self._objective.value_during_training(model, datasets)
         self._trial.report(value, step)
         mlflow.log_metric("penalised_value", value, step=step)
         if self._trial.should_prune():

@@ -31,7 +31,7 @@ def sharing_cores(workers: int) -> Iterator[None]:
 
 
 @contextmanager
-def helping(options: config.Tune, study: str) -> "Iterator[list[subprocess.Popen[bytes]]]":
+def local_workers(options: config.Tune, study: str) -> "Iterator[list[subprocess.Popen[bytes]]]":
     """``options.workers − 1`` further processes on the study, waited for at the block's end; failures are noted.
 
     With an exception they end at once. A worker takes over where this process dies: it has the same options.

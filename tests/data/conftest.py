@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from mlflow_unlearn.data.source import Images, Part, Source
+from mlflow_unlearn.data.source import ImageStore, Source, Split
 
 DIGITS = load_digits()
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -125,12 +125,12 @@ def cifar(tmp_path, monkeypatch):
 def small() -> Source:
     """Twelve training, four validation and four test samples of two classes, in two groups."""
 
-    def part(name: str, count: int) -> Part:
+    def part(name: str, count: int) -> Split:
         labels = np.arange(count) % 2
         ids = tuple(f"{name}/{i}.png" for i in range(count))
-        return Part(ids, labels, Images(Image.fromarray, DIGITS.images.astype(np.uint8)[:count]))
+        return Split(ids, labels, ImageStore(Image.fromarray, DIGITS.images.astype(np.uint8)[:count]))
 
     train = part("train", 12)
     groups = {"subject": tuple("ann" if i < 3 else "bob" for i in range(12))}
-    train = Part(train.ids, train.labels, train.images, groups)
+    train = Split(train.ids, train.labels, train.images, groups)
     return Source("small", ("cat", "dog"), train, part("val", 4), part("test", 4))

@@ -249,11 +249,11 @@ def test_large_images_keep_their_workers(machine):
     """To make floats of 224 × 224 pixels takes about as long as to decode them."""
     from PIL import Image
 
-    from mlflow_unlearn.data.source import Images, Part
+    from mlflow_unlearn.data.source import ImageStore, Split
 
     machine(4)
     pixels = np.zeros((6, 80, 80, 3), np.uint8)
-    part = Part(tuple("abcdef"), np.zeros(6, np.int64), Images(Image.fromarray, pixels))
+    part = Split(tuple("abcdef"), np.zeros(6, np.int64), ImageStore(Image.fromarray, pixels))
     kept = as_dataset(part, build_transform("none", channels=3), memory_limit=0)
     kept.gather(range(6))
     assert kept._known.all() and loader_settings(kept, CPU, in_order(kept, 2))["num_workers"] == 2

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from mlflow_unlearn.data import datasets
-from mlflow_unlearn.data._layouts import file_part
+from mlflow_unlearn.data._layouts import file_split
 from mlflow_unlearn.data.datasets import Augmented, ImageDataset, KeptDataset, as_dataset, build_augment
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.splits import Splits, labels_of
@@ -71,7 +71,7 @@ def photographs(tmp_path, count):
             (300, 280), Image.Resampling.BICUBIC
         )
         coarse.save(tmp_path / f"jpeg/{n}.jpg")
-    return file_part(tmp_path, [f"jpeg/{n}.jpg" for n in range(count)], [n % 2 for n in range(count)])
+    return file_split(tmp_path, [f"jpeg/{n}.jpg" for n in range(count)], [n % 2 for n in range(count)])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -125,10 +125,10 @@ def test_nothing_of_the_pixels_stays_on_disk(tmp_path):
     (tmp_path / "left").mkdir()
     code = (
         "import os, signal\nfrom pathlib import Path\n"
-        "from mlflow_unlearn.data._layouts import file_part\nfrom mlflow_unlearn.data.datasets import as_dataset\n"
+        "from mlflow_unlearn.data._layouts import file_split\nfrom mlflow_unlearn.data.datasets import as_dataset\n"
         "from mlflow_unlearn.data.transforms import build_transform\n"
-        f"part = file_part(Path({str(tmp_path)!r}), ['jpeg/0.jpg', 'jpeg/1.jpg'], [0, 1])\n"
-        "kept = as_dataset(part, build_transform('none', channels=3), memory_limit=0)\n"
+        f"split = file_split(Path({str(tmp_path)!r}), ['jpeg/0.jpg', 'jpeg/1.jpg'], [0, 1])\n"
+        "kept = as_dataset(split, build_transform('none', channels=3), memory_limit=0)\n"
         "kept[0], kept[1]\nprint(type(kept).__name__, os.listdir(os.environ['TMPDIR']), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )

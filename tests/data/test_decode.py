@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from mlflow_unlearn.data._decode import decode, decode_pixels
-from mlflow_unlearn.data.source import Images
+from mlflow_unlearn.data.source import ImageStore
 from mlflow_unlearn.data.transforms import build_transform
 from mlflow_unlearn.errors import UnlearnError
 
@@ -74,7 +74,7 @@ def test_what_is_truncated_is_refused_as_pillow_refuses_it(name):
     whole = FILES[name]
     refused = 0
     for end in (0, 1, 20, 200, len(whole) // 2, len(whole) - 100, len(whole) - 2, len(whole) - 1):
-        images = Images(lambda _, end=end: whole[:end], ["cut.jpg"])
+        images = ImageStore(lambda _, end=end: whole[:end], ["cut.jpg"])
         try:
             expected = images[0]
         except UnlearnError as error:
@@ -90,4 +90,4 @@ def test_what_is_truncated_is_refused_as_pillow_refuses_it(name):
 def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(UnlearnError, match="bomb.jpg.*exceeds limit of 2000 pixels"):
-        Images(lambda _: FILES["rgb"], ["bomb.jpg"]).pixels(0)
+        ImageStore(lambda _: FILES["rgb"], ["bomb.jpg"]).pixels(0)

@@ -12,7 +12,7 @@ from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.loop import run
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import BUILTIN
-from mlflow_unlearn.methods.retrain import Train
+from mlflow_unlearn.methods.retrain import Training
 
 CHEAP = {"epochs": 2, "batch_size": 16, "alpha": 1.0, "noise_steps": 2, "copies": 1}
 FORGETS_A_CLASS = {
@@ -107,7 +107,7 @@ def test_any_forget_set(name, sets):
 @pytest.fixture(scope="module")
 def plain():
     """A network without BatchNorm that knows its data."""
-    recipe = Train({"epochs": 20, "lr": 0.1, "batch_size": 32})
+    recipe = Training({"epochs": 20, "lr": 0.1, "batch_size": 32})
     return run(net(norm=False), recipe, {"retain": digits(0, 200)}, seed=0, hardware=CPU).model
 
 

@@ -8,14 +8,14 @@ from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.loop import run
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import BUILTIN, Batch
-from mlflow_unlearn.methods.retrain import Retrain, Train, cross_entropy
+from mlflow_unlearn.methods.retrain import Retrain, Training, cross_entropy
 
 
 def untouchable(image):
     raise RuntimeError("the forget set was read")
 
 
-def train(model, params=None, seed=0, method=Train, **options):
+def train(model, params=None, seed=0, method=Training, **options):
     sets = splits()
     datasets = {"forget": Listed(sets.forget, untouchable), "retain": sets.retain}
     return run(model, method(params), datasets, seed=seed, hardware=CPU, **options)
@@ -28,7 +28,7 @@ def test_cross_entropy_by_hand():
     assert cross_entropy(batch).item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 2, rel=1e-6)
 
 
-@pytest.mark.parametrize("method", [Train, Retrain])
+@pytest.mark.parametrize("method", [Training, Retrain])
 class TestBoth:
     def test_they_learn_the_retain_set_and_never_read_the_forget_set(self, method):
         outcome = train(net(), {"epochs": 20, "batch_size": 32}, method=method)
@@ -67,7 +67,7 @@ def test_training_starts_from_the_weights_it_is_given():
 
 
 def test_training_is_no_unlearning_method_and_retraining_is():
-    assert Train.name == "train" not in BUILTIN and BUILTIN["retrain"] is Retrain
+    assert Training.name == "train" not in BUILTIN and BUILTIN["retrain"] is Retrain
 
 
 class TestRetrain:

@@ -13,7 +13,15 @@ import pytest
 from optuna.trial import TrialState
 
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.tuning.storage import Leadership, NoneWaiting, count, open_storage, queue_trials, refusing, retry
+from mlflow_unlearn.tuning.storage import (
+    LeaderLock,
+    NoneWaiting,
+    count,
+    open_storage,
+    queue_trials,
+    retry,
+    storage_errors,
+)
 
 FIRST = {"x": 2.0}
 
@@ -167,7 +175,7 @@ def test_two_processes_never_take_the_same_trial(url):
 
 def test_one_leads(url):
     study = opened(url)
-    first, second, other = Leadership(url, study), Leadership(url, study), Leadership(url, opened(url, "theirs"))
+    first, second, other = LeaderLock(url, study), LeaderLock(url, study), LeaderLock(url, opened(url, "theirs"))
     assert first.take() and first.take()
     assert not second.take()
     assert other.take()
@@ -177,10 +185,10 @@ def test_one_leads(url):
 
 HOLD = """
 import sys, time, optuna
-from mlflow_unlearn.tuning.storage import Leadership, open_storage
+from mlflow_unlearn.tuning.storage import LeaderLock, open_storage
 url = sys.argv[1]
 study = optuna.load_study(study_name="ours", storage=open_storage(url, None))
-held = Leadership(url, study)
+held = LeaderLock(url, study)
 print(held.take(), flush=True)
 time.sleep(100)
 """
@@ -190,7 +198,7 @@ def test_leadership_ends_with_its_process(url):
     study = opened(url)
     holder = subprocess.Popen([sys.executable, "-c", HOLD, url], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "True\n"
-    mine = Leadership(url, study)
+    mine = LeaderLock(url, study)
     assert not mine.take()
     holder.kill()
     holder.wait()
@@ -257,5 +265,5 @@ def test_a_database_that_fails_amid_the_work(tmp_path, monkeypatch):
     study = opened(url)
     with sqlite3.connect(tmp_path / "optuna.db") as other:
         other.execute("DROP TABLE trials")
-    with pytest.raises(UnlearnError, match="failed .*finished trials are kept"), refusing(url):
+    with pytest.raises(UnlearnError, match="failed .*finished trials are kept"), storage_errors(url):
         study.get_trials()
