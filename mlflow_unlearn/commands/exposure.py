@@ -1,10 +1,13 @@
 """`exposure`: where forgotten data still lives, as far as the tracking server and this machine can tell."""
 
 from mlflow_unlearn import config
-from mlflow_unlearn.governance.holders import ENDPOINT_TAG, cached, forgotten_by, places, unregistered
+from mlflow_unlearn.governance.holders import ENDPOINT_TAG, cached, forgotten_by, unregistered, version_exposures
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.versions import registered_version
 from mlflow_unlearn.report import table
+
+_PRINTED = {"contains": "holds it", "unlearned": "forgot it"}
+"""State of a version → what the table says; other states say it themselves."""
 
 
 def exposure(options: config.Exposure) -> None:
@@ -12,20 +15,20 @@ def exposure(options: config.Exposure) -> None:
     with tracking.read_only_client() as client:
         target = registered_version(client, options.model_uri)
         forgotten = forgotten_by(client, target)
-        found = places(client, forgotten)
-        holders = [place for place in found if place.holds == "holds it"]
+        found = version_exposures(client, forgotten)
+        holders = [entry for entry in found if entry.state == "contains"]
         table.show_exposure(
             [f"{request.id} ({request.samples} samples of {request.of})" for request in forgotten],
             [
                 (
-                    place.uri,
-                    place.holds,
-                    ", ".join(place.registered.aliases) or "–",
-                    ", ".join(f"{name} ({url})" for name, url in place.endpoints.items()) or "–",
-                    place.why,
+                    entry.uri,
+                    _PRINTED.get(entry.state, entry.state),
+                    ", ".join(entry.registered.aliases) or "–",
+                    ", ".join(f"{name} ({url})" for name, url in entry.endpoints.items()) or "–",
+                    entry.why,
                 )
-                for place in found
-                if place.holds != "never had it"
+                for entry in found
+                if entry.state != "never contained"
             ],
             {
                 "LoggedModels that were never registered": [f"models:/{m}" for m in unregistered(client, found)],

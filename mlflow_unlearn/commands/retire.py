@@ -14,7 +14,7 @@ from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn import config
 from mlflow_unlearn.errors import Refused, UnlearnError, first_line
-from mlflow_unlearn.governance.holders import Place, cached, files_of, place_of, sharing
+from mlflow_unlearn.governance.holders import VersionExposure, cached, exposure_of, files_of, sharing
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.versions import RETIRED_TAG, can_be_read, registered_version, retired
@@ -23,18 +23,18 @@ _AGAIN = "look for the files there, and start the same command again"
 
 
 @dataclass(frozen=True)
-class Plan:
+class Retirement:
     """What is to be removed.
 
     Attributes:
-        places: the version and its copies, which share its files.
+        entries: the version and its copies, which share its files.
         aliases: NAME@ALIAS, to be removed first.
         model_id: the LoggedModel.
         location: where the files lie.
         cached: outputs on this machine.
     """
 
-    places: Sequence[Place]
+    entries: Sequence[VersionExposure]
     aliases: Sequence[str]
     model_id: str | None
     location: str
@@ -44,7 +44,7 @@ class Plan:
         """In words, in order."""
         return [
             *(f"remove the alias {alias}" for alias in self.aliases),
-            *(f"mark {place.uri} as retired" for place in self.places),
+            *(f"mark {entry.uri} as retired" for entry in self.entries),
             *([f"delete the LoggedModel {self.model_id}"] if self.model_id is not None else []),
             f"delete all files at {self.location}",
             *(f"delete {path} from this machine's cache" for path in self.cached),
@@ -52,72 +52,74 @@ class Plan:
 
 
 def retire(options: config.Retire) -> None:
-    """Print the plan; with ``yes`` carry it out, prove it, and record it.
+    """Print what would be removed; with ``yes`` remove it, prove it, and record it.
 
     Raises:
         Refused: an alias or an endpoint still serves the version, or a copy of it.
     """
     if not options.yes:
         with tracking.read_only_client() as client:
-            plan = _plan(client, options)
-        print("\n".join(f"would {step}" for step in plan.steps()))
+            retirement = _retirement(client, options)
+        print("\n".join(f"would {step}" for step in retirement.steps()))
         print("Nothing was done: --yes true does it, for good.")
         return
     with tracking.run("retire", options) as run_id:
         client = tracking.client()
-        plan = _plan(client, options)
+        retirement = _retirement(client, options)
         person = whoami()
         at = datetime.now(UTC).isoformat(timespec="seconds")
         mark = {"at": at, "by": person.told(), "run_id": run_id, "reason": options.reason}
-        record: dict[str, Any] = {**mark, "versions": [p.uri for p in plan.places], "steps": plan.steps()}
+        record: dict[str, Any] = {**mark, "versions": [p.uri for p in retirement.entries], "steps": retirement.steps()}
         # Before the first deletion: if this cannot be written, nothing is lost.
         mlflow.log_dict({**record, "done": False}, "evidence/retirement.json")
-        for place in plan.places:
-            for alias in place.registered.aliases:
-                _remove_alias(client, place, alias)
-        for place in plan.places:
-            client.set_model_version_tag(place.registered.name, place.registered.version, RETIRED_TAG, json.dumps(mark))
-        if plan.model_id is not None:
-            _delete_logged_model(client, plan.model_id)
-        _delete_files(plan.location)
-        for path in plan.cached:
+        for entry in retirement.entries:
+            for alias in entry.registered.aliases:
+                _remove_alias(client, entry, alias)
+        for entry in retirement.entries:
+            client.set_model_version_tag(entry.registered.name, entry.registered.version, RETIRED_TAG, json.dumps(mark))
+        if retirement.model_id is not None:
+            _delete_logged_model(client, retirement.model_id)
+        _delete_files(retirement.location)
+        for path in retirement.cached:
             path.unlink(missing_ok=True)
-        if left := [place.uri for place in plan.places if can_be_read(place.uri)]:
-            raise UnlearnError(f"{', '.join(left)} can still be read after the deletion of {plan.location}; {_AGAIN}")
+        if left := [entry.uri for entry in retirement.entries if can_be_read(entry.uri)]:
+            raise UnlearnError(
+                f"{', '.join(left)} can still be read after the deletion of {retirement.location}; {_AGAIN}"
+            )
         mlflow.log_dict({**record, "done": True}, "evidence/retirement.json")
-        for step in plan.steps():
+        for step in retirement.steps():
             print(f"done: {step}")
         print("None of these URIs can be read any more.")
-        if plan.model_id is not None:
+        if retirement.model_id is not None:
             print("What remains of the LoggedModel's entry goes with `mlflow gc` on the server.")
 
 
-def _plan(client: MlflowClient, options: config.Retire) -> Plan:
+def _retirement(client: MlflowClient, options: config.Retire) -> Retirement:
     version = registered_version(client, options.model_uri)
     uri = f"models:/{version.name}/{version.version}"
     # One that was interrupted is done again.
     if (told := retired(version)) is not None and not can_be_read(uri):
         raise UnlearnError(f"{uri} was {told}; there is nothing left to remove")
-    target = place_of(version)
+    target = exposure_of(version)
     found = sharing(client, target)
     named = [alias.strip() for alias in (options.aliases or "").split(",") if alias.strip()]
     named = [alias if "@" in alias else f"{version.name}@{alias}" for alias in named]
-    there = [f"{place.registered.name}@{alias}" for place in found for alias in place.registered.aliases]
+    there = [f"{entry.registered.name}@{alias}" for entry in found for alias in entry.registered.aliases]
     if unknown := [alias for alias in named if alias not in there]:
         raise UnlearnError(f"aliases: {unknown[0]} does not point to {uri} or to a copy of it")
     serving = [alias for alias in there if alias not in named]
-    serving += [f"the endpoint {name} ({url})" for place in found for name, url in place.endpoints.items()]
+    serving += [f"the endpoint {name} ({url})" for entry in found for name, url in entry.endpoints.items()]
     if serving:
         raise Refused(
             f"{uri} is still served by {', '.join(serving)}: move the alias with `promote`, or name it in aliases=; "
             "of an endpoint remove the tag once it serves another version"
         )
-    return Plan(found, there, target.model_id, files_of(client, version), cached(found))
+    return Retirement(found, there, target.model_id, files_of(client, version), cached(found))
 
 
-def _remove_alias(client: MlflowClient, place: Place, alias: str) -> None:
-    """Unless somebody has moved it to another version since the plan was made."""
-    registered = place.registered
+def _remove_alias(client: MlflowClient, entry: VersionExposure, alias: str) -> None:
+    """Unless somebody has moved it to another version since these steps were drawn up."""
+    registered = entry.registered
     now = client.get_registered_model(registered.name).aliases.get(alias)
     if now is not None and str(now) != str(registered.version):
         raise Refused(f"{registered.name}@{alias} was moved to version {now} meanwhile: look at the plan again")

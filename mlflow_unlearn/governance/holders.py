@@ -20,22 +20,23 @@ ENDPOINT_TAG = "unlearn.endpoint."
 """A version's tag ``unlearn.endpoint.<name>`` = URL says where it is served: MLflow itself does not know."""
 WEIGHTS_TAG = "unlearn.weights_sha256"
 
-Holds = Literal["holds it", "forgot it", "never had it", "unknown", "retired"]
+State = Literal["contains", "unlearned", "never contained", "unknown", "retired"]
+"""What a version is to samples that were to be forgotten."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """One registered version.
+class VersionExposure:
+    """One registered version, and whether it contains what was to be forgotten.
 
     Attributes:
         registered: as the registry has it.
-        holds: whether it was trained on the samples.
+        state: whether the samples are in what it was trained on.
         why: how that is known.
         model_id: its LoggedModel, None where it came from a plain path or its files are gone.
     """
 
     registered: ModelVersion
-    holds: Holds
+    state: State
     why: str
     model_id: str | None = None
 
@@ -83,23 +84,23 @@ def forgotten_by(client: MlflowClient, target: ModelVersion) -> list[Forgotten]:
     return found
 
 
-def places(client: MlflowClient, forgotten: Sequence[Forgotten]) -> list[Place]:
-    """Every registered version of any name, and whether it holds what was to be forgotten."""
-    found = [_place(version, forgotten) for version in _all_versions(client)]
-    # A copy shares its LoggedModel, its weights or its files with what holds the samples.
-    shared = {mark: place.uri for place in found if place.holds == "holds it" for mark in _marks(place)}
+def version_exposures(client: MlflowClient, forgotten: Sequence[Forgotten]) -> list[VersionExposure]:
+    """Of every registered version of any name."""
+    found = [_exposure(version, forgotten) for version in _all_versions(client)]
+    # A copy shares its LoggedModel, its weights or its files with what contains the samples.
+    shared = {mark: entry.uri for entry in found if entry.state == "contains" for mark in _marks(entry)}
     return [
-        replace(place, holds="holds it", why=f"the same model as {shared[mark]}")
-        if place.holds not in ("holds it", "retired") and (mark := next(iter(_marks(place) & shared.keys()), ""))
-        else place
-        for place in found
+        replace(entry, state="contains", why=f"the same model as {shared[mark]}")
+        if entry.state not in ("contains", "retired") and (mark := next(iter(_marks(entry) & shared.keys()), ""))
+        else entry
+        for entry in found
     ]
 
 
-def sharing(client: MlflowClient, target: Place) -> list[Place]:
+def sharing(client: MlflowClient, target: VersionExposure) -> list[VersionExposure]:
     """The version itself and every other that has the same files: whoever deletes these deletes all of them."""
     location = files_of(client, target.registered)
-    return [place_of(version) for version in _all_versions(client) if files_of(client, version) == location]
+    return [exposure_of(version) for version in _all_versions(client) if files_of(client, version) == location]
 
 
 def files_of(client: MlflowClient, version: ModelVersion) -> str:
@@ -107,27 +108,27 @@ def files_of(client: MlflowClient, version: ModelVersion) -> str:
     return str(client.get_model_version_download_uri(version.name, version.version)).rstrip("/")
 
 
-def place_of(version: ModelVersion) -> Place:
+def exposure_of(version: ModelVersion) -> VersionExposure:
     """A version, its LoggedModel looked up, which MLflow's own entity does not tell on every store."""
     try:
         model_id = Model.load(f"models:/{version.name}/{version.version}").model_id
     except (MlflowException, OSError):
         model_id = None  # its files are gone
-    return Place(version, "unknown", "", model_id)
+    return VersionExposure(version, "unknown", "", model_id)
 
 
-def unregistered(client: MlflowClient, found: Sequence[Place]) -> list[str]:
+def unregistered(client: MlflowClient, found: Sequence[VersionExposure]) -> list[str]:
     """LoggedModels of the runs that logged a holder, which no version names."""
-    registered = {place.model_id for place in found}
-    runs = {place.registered.run_id for place in found if place.holds == "holds it"} - {None, ""}
+    registered = {entry.model_id for entry in found}
+    runs = {entry.registered.run_id for entry in found if entry.state == "contains"} - {None, ""}
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     logged = _pages(lambda token: client.search_logged_models(experiments, page_token=token))
     return [m.model_id for m in logged if m.source_run_id in runs and m.model_id not in registered]
 
 
-def cached(holders: Sequence[Place]) -> list[Path]:
+def cached(holders: Sequence[VersionExposure]) -> list[Path]:
     """Entries of this machine's cache with outputs of these models."""
-    digests = {place.registered.tags.get(WEIGHTS_TAG) for place in holders} - {None}
+    digests = {entry.registered.tags.get(WEIGHTS_TAG) for entry in holders} - {None}
     return [path for path, facts in cache.entries("outputs") if facts.get("weights") in digests]
 
 
@@ -147,31 +148,33 @@ def _pages(page: Callable[[str | None], Any]) -> Iterator[Any]:
             return
 
 
-def _place(version: ModelVersion, forgotten: Sequence[Forgotten]) -> Place:
+def _exposure(version: ModelVersion, forgotten: Sequence[Forgotten]) -> VersionExposure:
     uri = f"models:/{version.name}/{version.version}"
     if (told := retired(version)) is not None and not can_be_read(uri):
-        return Place(version, "retired", told)
-    model_id = place_of(version).model_id
+        return VersionExposure(version, "retired", told)
+    model_id = exposure_of(version).model_id
     done = set(version.tags.get("unlearn.request_ids", "").split(","))
     about = [request.id for request in forgotten if request.of == uri]
     if about:
-        return Place(version, "holds it", f"request {', '.join(about)} is about it", model_id)
+        return VersionExposure(version, "contains", f"request {', '.join(about)} is about it", model_id)
     if WEIGHTS_TAG not in version.tags:
         if version.name in {request.of.split("/")[1] for request in forgotten}:
-            return Place(version, "unknown", "nobody recorded what it was trained on", model_id)
-        return Place(version, "never had it", "another model", model_id)
+            return VersionExposure(version, "unknown", "nobody recorded what it was trained on", model_id)
+        return VersionExposure(version, "never contained", "another model", model_id)
     training = _training_manifest(uri)
     if training is None:
-        return Place(version, "unknown", "its training manifest cannot be read", model_id)
+        return VersionExposure(version, "unknown", "its training manifest cannot be read", model_id)
     kept = {r.id: int(training.mask(r.ids).sum()) for r in forgotten if r.ids is not None}
     if any(kept.values()):
         told = ", ".join(f"{count} samples of request {name}" for name, count in kept.items() if count)
-        return Place(version, "holds it", f"{told} in its training manifest", model_id)
+        return VersionExposure(version, "contains", f"{told} in its training manifest", model_id)
     if done & {request.id for request in forgotten}:
-        return Place(version, "forgot it", f"carried out {', '.join(sorted(done))}", model_id)
+        return VersionExposure(version, "unlearned", f"carried out {', '.join(sorted(done))}", model_id)
     if any(request.ids is None for request in forgotten):
-        return Place(version, "unknown", "the request's ids are hashed, and it did not carry it out", model_id)
-    return Place(version, "never had it", "none of the samples is in its training manifest", model_id)
+        return VersionExposure(
+            version, "unknown", "the request's ids are hashed, and it did not carry it out", model_id
+        )
+    return VersionExposure(version, "never contained", "none of the samples is in its training manifest", model_id)
 
 
 def _training_manifest(uri: str) -> Manifest | None:
@@ -182,6 +185,6 @@ def _training_manifest(uri: str) -> Manifest | None:
         return None
 
 
-def _marks(place: Place) -> set[str]:
+def _marks(entry: VersionExposure) -> set[str]:
     """What two versions have in common when one is a copy of the other."""
-    return {mark for mark in (place.model_id, place.registered.tags.get(WEIGHTS_TAG), place.registered.source) if mark}
+    return {mark for mark in (entry.model_id, entry.registered.tags.get(WEIGHTS_TAG), entry.registered.source) if mark}

@@ -146,7 +146,7 @@ def _is_mlflows(url: str, patience: Mapping[str, int]) -> bool:
 
 
 class LeaderLock:
-    """Held by who leads a study: a lock of the database's session, or a file's, which ends with its holder's process."""
+    """Held by who leads a study: a lock of the database session or of a file, which ends with its holder's process."""
 
     def __init__(self, url: str, study: optuna.Study) -> None:
         """Hold nothing yet."""

@@ -96,7 +96,7 @@ class UnlearningEvaluator(ModelEvaluator):  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
-class _Measured:
+class _Evaluation:
     """What was measured of which models, by the names ``original``, ``unlearned`` and ``gold``.
 
     Attributes:
@@ -255,7 +255,7 @@ def _uri(model: "PyFuncModel | None", model_id: str | None, given: object) -> st
     return str(uri or given)
 
 
-def _measure(table: "pd.DataFrame", options: "Evaluate", folder: Path) -> _Measured:
+def _measure(table: "pd.DataFrame", options: "Evaluate", folder: Path) -> _Evaluation:
     """Open the models and the data, read each model once, and compute every metric."""
     from mlflow_unlearn.metrics.suite import compare
     from mlflow_unlearn.registry import tracking
@@ -269,7 +269,7 @@ def _measure(table: "pd.DataFrame", options: "Evaluate", folder: Path) -> _Measu
     readings, name = read_measured(job, original, options)
     uris = {"original": original.uri, name: job.version.uri, "gold": str(options.gold_uri)}
     shown = {model: uris[model] for model in readings}
-    return _Measured(shown, readings, compare(readings, seed=options.seed), name, job.version.model_id)
+    return _Evaluation(shown, readings, compare(readings, seed=options.seed), name, job.version.model_id)
 
 
 def _chosen(table: "pd.DataFrame", view: "View", version: "Version", original: "Version") -> "Chosen":
@@ -306,7 +306,7 @@ def _check_trained(rows: "Indices", trained: "Mask", source: "Source", split: st
 # What is left
 
 
-def _log_artifacts(measured: _Measured, run_id: str, folder: Path) -> dict[str, EvaluationArtifact]:
+def _log_artifacts(measured: _Evaluation, run_id: str, folder: Path) -> dict[str, EvaluationArtifact]:
     """The table before and after, what was not computed and why, and the entropies as a figure."""
     from mlflow.models.evaluation.artifacts import (
         CsvEvaluationArtifact,
@@ -337,7 +337,7 @@ def _log_artifacts(measured: _Measured, run_id: str, folder: Path) -> dict[str, 
     }
 
 
-def _before_and_after(measured: _Measured) -> "pd.DataFrame":
+def _before_and_after(measured: _Evaluation) -> "pd.DataFrame":
     import pandas as pd
 
     from mlflow_unlearn.metrics.catalog import KEYS, MEANING
@@ -348,7 +348,7 @@ def _before_and_after(measured: _Measured) -> "pd.DataFrame":
     return pd.DataFrame({"metric": keys, **models, "meaning": [MEANING[key] for key in keys]})
 
 
-def _details(measured: _Measured) -> dict[str, object]:
+def _details(measured: _Evaluation) -> dict[str, object]:
     from mlflow_unlearn.report.table import auc_reading
 
     return {
