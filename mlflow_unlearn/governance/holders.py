@@ -20,7 +20,7 @@ ENDPOINT_TAG = "unlearn.endpoint."
 """A version's tag ``unlearn.endpoint.<name>`` = URL says where it is served: MLflow itself does not know."""
 WEIGHTS_TAG = "unlearn.weights_sha256"
 
-State = Literal["contains", "unlearned", "never contained", "unknown", "retired"]
+ExposureState = Literal["contains", "unlearned", "never contained", "unknown", "retired"]
 """What a version is to samples that were to be forgotten."""
 
 
@@ -36,7 +36,7 @@ class VersionExposure:
     """
 
     registered: ModelVersion
-    state: State
+    state: ExposureState
     why: str
     model_id: str | None = None
 
