@@ -17,6 +17,7 @@ from mlflow_unlearn.console import track
 from mlflow_unlearn.engine.architectures import model_family, weights_digest
 from mlflow_unlearn.engine.predictions import read_splits
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
+from mlflow_unlearn.evidence.provenance import Provenance, Selection
 from mlflow_unlearn.evidence.signing import check_key
 from mlflow_unlearn.governance.publish import publish, target_name
 from mlflow_unlearn.methods import chosen_methods, get_method
@@ -94,7 +95,11 @@ def _plan(
     for method in methods:
         times = len(seeds) if get_method(method).stochastic else 1
         learnings.append(dry_run.Learning(method, given.get(method, {}), seeds[0], times=times))
-    record = new_record(job, options, methods[0], {"seed": seeds[0]}) if options.register_ == "best" else None
+    record = (
+        new_record(job, options, Provenance(method=methods[0], params={}, seed=seeds[0]))
+        if options.register_ == "best"
+        else None
+    )
     models = 1 + golds + len(methods) * len(seeds)
     dry_run.show(dry_run.estimate(job, learnings, prefix=options.prefix, models=models, record=record))
 
@@ -215,7 +220,11 @@ def _register_best(
     }
     job = bench.job.filed(options)
     print(f"The best is {winner.method} with seed {winner.seed}, by {RULE} under the constraints {CONSTRAINTS}.")
-    recipe = {**result.params, "seed": winner.seed, "chosen_by": f"compare, {RULE}"}
-    if bench.teacher.prefix is not None:
-        recipe["prefix"] = bench.teacher.prefix
-    publish(job, run_id, name, result, winner.method, recipe, readings, options)
+    provenance = Provenance(
+        method=winner.method,
+        params=dict(result.params),
+        seed=winner.seed,
+        prefix=bench.teacher.prefix,
+        selection=Selection(by="compare", rule=RULE),
+    )
+    publish(job, run_id, name, result, provenance, readings, options)

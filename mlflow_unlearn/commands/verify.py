@@ -136,7 +136,7 @@ def _recomputed(client: MlflowClient, examined: Examined, options: config.Verify
         model_uri=examined.uri,
         data=options.data or evidence.data.source,
         device="cpu",
-        seed=evidence.method.hyperparameters.get("seed", 0),
+        seed=evidence.provenance.seed,
     )
 
     def choose(version: Version, _: Version, view: "View") -> "Chosen":

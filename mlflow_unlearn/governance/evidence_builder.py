@@ -13,6 +13,7 @@ from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.predictions import read
 from mlflow_unlearn.evidence import record as records
+from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.record import (
     ClassRow,
     Data,
@@ -25,6 +26,7 @@ from mlflow_unlearn.evidence.record import (
     Source,
 )
 from mlflow_unlearn.metrics.accuracy import accuracy
+from mlflow_unlearn.metrics.catalog import KEYS
 from mlflow_unlearn.metrics.divergence import rf_js_divergence
 from mlflow_unlearn.metrics.outputs import Reading, Readings, part_of, pooled
 from mlflow_unlearn.metrics.suite import Metrics, compute_metrics
@@ -45,21 +47,17 @@ class Outcome:
     """What one command has made and measured, before it is registered.
 
     Attributes:
-        method: its name.
-        recipe: hyperparameters and seed.
+        provenance: how the weights came about.
         result: of the unlearning.
         readings: of ``original``, ``unlearned`` and, where there is one, ``gold``.
         columns: their metrics.
-        selection: tags of the study that chose the setting.
         incomplete: why a wholly forgotten class counts as not forgotten.
     """
 
-    method: str
-    recipe: Mapping[str, Any]
+    provenance: Provenance
     result: Result
     readings: Mapping[str, Readings]
     columns: Mapping[str, Metrics]
-    selection: Mapping[str, str] | None = None
     incomplete: str | None = None
 
 
@@ -97,18 +95,17 @@ def build(
         request_ids=[request.id for request in job.requests],
         requests=requests,
         data=_data(job),
-        method=records.Method(
-            name=outcome.method,
-            hyperparameters=dict(outcome.recipe),
+        provenance=outcome.provenance,
+        learning=records.Learning(
             history=[dict(epoch) for epoch in outcome.result.history],
             final=dict(outcome.result.final),
             warnings=list(outcome.result.warnings),
             seconds=outcome.result.seconds,
         ),
-        selection=dict(outcome.selection) if outcome.selection else None,
         metrics={model: measured(metrics) for model, metrics in outcome.columns.items()},
         union=union,
         incomplete=outcome.incomplete,
+        definitions=dict.fromkeys(KEYS, 1),
         figures=_figures(outcome.readings, view.classes),
         hardware={"device": str(job.hardware.device), "precision": job.hardware.precision},
         system=system_facts(),
@@ -171,7 +168,7 @@ def _measured_apart(job: Job, outcome: Outcome) -> tuple[dict[str, dict[str, Mea
     if len(job.requests) + len(job.earlier) < 2:
         return {}, {}
     models: dict[str, nn.Module] = {"original": job.module, "unlearned": outcome.result.model}
-    seed = int(outcome.recipe.get("seed", 0))
+    seed = outcome.provenance.seed
     test = outcome.readings["original"]["test"]
     by_request: dict[str, dict[str, Measured]] = {}
     union: dict[str, Measured] = {}
