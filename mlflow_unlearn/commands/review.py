@@ -9,7 +9,7 @@ from mlflow_unlearn import config
 from mlflow_unlearn.errors import Refused
 from mlflow_unlearn.evidence.policy import judge, read_policy
 from mlflow_unlearn.evidence.record import FOLDER, REPORT, sha256
-from mlflow_unlearn.evidence.review import TAG, VERDICT_TAG, Review, numbers
+from mlflow_unlearn.evidence.review import TAG, VERDICT_TAG, ReviewRecord, numbers
 from mlflow_unlearn.governance.integrity import examine
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.identity import whoami
@@ -30,7 +30,7 @@ def review(options: config.Review) -> None:
         examined.refuse_differences("cannot be reviewed")
         verdict = judge(examined.evidence, policy, signed=examined.signed)
         name, version = examined.registered.name, str(examined.registered.version)
-        reviewed = Review(
+        reviewed = ReviewRecord(
             n=max(numbers(examined.registered.tags), default=0) + 1,
             at=datetime.now(UTC).isoformat(timespec="seconds"),
             by=whoami(),

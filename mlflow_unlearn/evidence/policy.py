@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.evidence.record import Evidence, Measured, Part, sha256
+from mlflow_unlearn.evidence.record import Evidence, FrozenRecord, Measured, sha256
 from mlflow_unlearn.metrics.catalog import KEYS, READING
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -24,7 +24,7 @@ SLACK = 1e-9
 """What rounding may take from a bound."""
 
 
-class Rule(Part):
+class Rule(FrozenRecord):
     """A bound on one metric of the unlearned model, or on its difference to another model's.
 
     ``value(metric) − value(metric of relative_to)``, at least ``at_least`` and at most ``at_most``; both inclusive.
@@ -65,7 +65,7 @@ class Rule(Part):
         return " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None).replace("-", "−")
 
 
-class Membership(Part):
+class Membership(FrozenRecord):
     """The two-sided membership test, read by its interval: residual and over-forgotten always fail."""
 
     attack: Literal["mia_auc"] = "mia_auc"
@@ -73,7 +73,7 @@ class Membership(Part):
     each_request: bool = Field(True, description="Each request has to pass by itself, and so has their union.")
 
 
-class Policy(Part):
+class Policy(FrozenRecord):
     """What must hold. Without a file these defaults apply."""
 
     schema_version: Literal[1] = 1
@@ -97,7 +97,7 @@ class Policy(Part):
         return sha256(self.model_dump_json().encode())
 
 
-class Check(Part):
+class Check(FrozenRecord):
     """One line of a verdict."""
 
     rule: str
@@ -107,7 +107,7 @@ class Check(Part):
     note: str = ""
 
 
-class Verdict(Part):
+class Verdict(FrozenRecord):
     """What a policy says of an evidence record; what was not measured has not passed."""
 
     policy: str

@@ -32,13 +32,13 @@ ATTACK = (
 )
 
 
-class Part(BaseModel):
+class FrozenRecord(BaseModel):
     """Base of all parts of the record: frozen, and closed against what it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Person(Part):
+class Person(FrozenRecord):
     """Who did something: the tracking server's user, or, where it does not authenticate, the name on the machine."""
 
     name: str
@@ -49,7 +49,7 @@ class Person(Part):
         return self.name if self.authenticated else f"{self.name} (not authenticated)"
 
 
-class Source(Part):
+class SourceRecord(FrozenRecord):
     """The version that was unlearned."""
 
     uri: str
@@ -60,7 +60,7 @@ class Source(Part):
     loading_ran_code: bool = Field(description="It was a pickle: loading it executed code that it carries.")
 
 
-class Result(Part):
+class ResultRecord(FrozenRecord):
     """The version that was registered."""
 
     name: str
@@ -75,7 +75,7 @@ class Result(Part):
         return f"models:/{self.name}/{self.version}"
 
 
-class Step(Part):
+class Step(FrozenRecord):
     """One earlier unlearning on the way to the source."""
 
     uri: str
@@ -86,14 +86,14 @@ class Step(Part):
     request_ids: list[str]
 
 
-class SampleSet(Part):
+class SampleSet(FrozenRecord):
     """A set of samples by size and digest."""
 
     samples: int
     sha256: str = Field(description="Over the sorted ids, hashed ids where the request hides them.")
 
 
-class Data(Part):
+class DataRecord(FrozenRecord):
     """What was read."""
 
     source: str
@@ -108,7 +108,7 @@ class Data(Part):
     forgotten_before: SampleSet | None = Field(description="All that earlier steps forgot and the source still has.")
 
 
-class Measured(Part):
+class Measured(FrozenRecord):
     """Metrics of one model: values, why others are missing, and sample sizes."""
 
     values: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
@@ -122,7 +122,7 @@ class Measured(Part):
         return "not measured" if low is None or high is None else read_auc(low, high)
 
 
-class RequestRecord(Part):
+class RequestRecord(FrozenRecord):
     """A forget request that this version, or one before it, has carried out."""
 
     id: str
@@ -138,7 +138,7 @@ class RequestRecord(Part):
     metrics: dict[str, Measured] = Field(description="By model, where several requests are told apart.")
 
 
-class Learning(Part):
+class Learning(FrozenRecord):
     """What the method reported while it ran."""
 
     history: list[dict[str, float]]
@@ -147,14 +147,14 @@ class Learning(Part):
     seconds: float
 
 
-class Histogram(Part):
+class Histogram(FrozenRecord):
     """Shares of samples between neighbouring edges, by set and model; each row sums to 1."""
 
     edges: list[float]
     shares: dict[str, dict[str, list[float]]]
 
 
-class ClassRow(Part):
+class ClassRow(FrozenRecord):
     """One class before and after."""
 
     name: str
@@ -164,14 +164,14 @@ class ClassRow(Part):
     rf_jsd: dict[str, float] = Field(description="By model; empty where RF-JSD is not defined for the class.")
 
 
-class Exactness(Part):
+class Exactness(FrozenRecord):
     """Whether the weights are those of a model that never saw the forgotten samples, and as far as that is claimed."""
 
     kind: Literal["approximate", "exact"] = "approximate"
     covers: str | None = Field(None, description="What an exact result is exact about; None where it is approximate.")
 
 
-class Figures(Part):
+class Figures(FrozenRecord):
     """What the report draws."""
 
     entropy: Histogram
@@ -179,14 +179,14 @@ class Figures(Part):
     classes: list[ClassRow]
 
 
-class RunRecord(Part):
+class RunRecord(FrozenRecord):
     """The run that made the version."""
 
     id: str
     config_sha256: str
 
 
-class Evidence(Part):
+class Evidence(FrozenRecord):
     """Evidence of unlearning for one registered version."""
 
     schema_version: Literal[3] = 3
@@ -195,12 +195,12 @@ class Evidence(Part):
     attack: str = ATTACK
     made_by: Person
     run: RunRecord
-    source: Source
-    result: Result
+    source: SourceRecord
+    result: ResultRecord
     lineage: list[Step] = Field(description="Earlier unlearnings on the way to the source, the first one first.")
     request_ids: list[str] = Field(description="What this version has carried out.")
     requests: list[RequestRecord] = Field(description="Those, and all that the lineage has carried out.")
-    data: Data
+    data: DataRecord
     provenance: Provenance
     learning: Learning
     metrics: dict[str, Measured]

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from pydantic import Field
 
 from mlflow_unlearn.evidence.policy import Policy, Verdict
-from mlflow_unlearn.evidence.record import FOLDER, Part, Person
+from mlflow_unlearn.evidence.record import FOLDER, FrozenRecord, Person
 
 TAG = "unlearn.review."
 VERDICT_TAG = "unlearn.verdict"
 
 
-class Review(Part):
+class ReviewRecord(FrozenRecord):
     """One verdict on one version, by name, number and digests: a copy of the version is another version."""
 
     n: int = Field(description="Reviews of a version are counted from 1; the last one counts.")

@@ -12,18 +12,21 @@ from mlflow_unlearn.api import Result
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.predictions import read
-from mlflow_unlearn.evidence import record as records
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.record import (
     ClassRow,
-    Data,
+    DataRecord,
     Evidence,
     Figures,
     Histogram,
+    Learning,
     Measured,
     RequestRecord,
+    ResultRecord,
+    RunRecord,
     SampleSet,
-    Source,
+    SourceRecord,
+    sha256,
 )
 from mlflow_unlearn.metrics.accuracy import accuracy
 from mlflow_unlearn.metrics.catalog import KEYS
@@ -75,8 +78,8 @@ def build(
     return Evidence(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         made_by=whoami(),
-        run=records.RunRecord(id=run_id, config_sha256=_config_digest(run_id)),
-        source=Source(
+        run=RunRecord(id=run_id, config_sha256=_config_digest(run_id)),
+        source=SourceRecord(
             uri=version.uri,
             model_id=version.model_id,
             weights_sha256=weights_digest(job.module),
@@ -84,7 +87,7 @@ def build(
             files=file_digests(version.path),
             loading_ran_code=version.format == "pickle",
         ),
-        result=records.Result(
+        result=ResultRecord(
             name=name,
             version="",
             model_id=model_id,
@@ -96,7 +99,7 @@ def build(
         requests=requests,
         data=_data(job),
         provenance=outcome.provenance,
-        learning=records.Learning(
+        learning=Learning(
             history=[dict(epoch) for epoch in outcome.result.history],
             final=dict(outcome.result.final),
             warnings=list(outcome.result.warnings),
@@ -128,10 +131,10 @@ def measured(metrics: Metrics) -> Measured:
 
 
 def _config_digest(run_id: str) -> str:
-    return records.sha256(read_artifact(run_id, "config.yaml"))
+    return sha256(read_artifact(run_id, "config.yaml"))
 
 
-def _data(job: Job) -> Data:
+def _data(job: Job) -> DataRecord:
     source = job.view.source
 
     def described(manifest: Manifest) -> SampleSet:
@@ -140,7 +143,7 @@ def _data(job: Job) -> Data:
     earlier = job.manifest(job.forgotten_before) if job.earlier else None
     if earlier is not None and job.salt is not None:
         earlier = earlier.hashed(job.salt)
-    return Data(
+    return DataRecord(
         source=source.spec,
         digest=source.digest,
         transform=job.view.transform,
