@@ -311,7 +311,9 @@ def test_evidence(story):
         if key.startswith("unlearn.params.")
     }
     assert (record["provenance"]["method"], record["provenance"]["seed"]) == ("lotus", 3)
-    assert len(record["learning"]["history"]) == len(story.store.client.get_metric_history(story.run.info.run_id, "loss"))
+    assert len(record["learning"]["history"]) == len(
+        story.store.client.get_metric_history(story.run.info.run_id, "loss")
+    )
     for name, metrics in record["metrics"].items():
         for key, value in metrics["values"].items():
             assert story.metrics[f"{name}.{key}"] == value
