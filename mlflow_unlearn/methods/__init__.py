@@ -71,16 +71,17 @@ def all_methods() -> dict[str, type[Method]]:
     Raises:
         UnlearnError: two of them have one name.
     """
-    return {**BUILTIN, **_plugins()[0]}
+    return {**BUILTIN, **loaded_plugins()[0]}
 
 
 def plugin_failures() -> Mapping[str, str]:
     """Name of each plugin that could not be loaded → why."""
-    return _plugins()[1]
+    return loaded_plugins()[1]
 
 
 @cache
-def _plugins() -> tuple[dict[str, type[Method]], dict[str, str]]:
+def loaded_plugins() -> tuple[dict[str, type[Method]], dict[str, str]]:
+    """The methods of plugins, and why others could not be loaded; looked up once a process."""
     loaded: dict[str, type[Method]] = {}
     failures: dict[str, str] = {}
     for entry in entry_points(group=GROUP):
