@@ -1,4 +1,4 @@
-"""A store that earlier code has written, unpacked, and the command line run in this process."""
+"""A store that earlier code has written, unpacked."""
 
 import json
 import re
@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +16,20 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.tracking import fluent
-
-from mlflow_unlearn.cli import main
+from stores import Store, reset_mlflow
 
 ARCHIVE = Path(__file__).with_name("earlier_store.tar.xz")
 PLACEHOLDER = "EARLIER_STORE"
 """What `make_store.py` puts where the databases name the store's folder."""
 
 
-@dataclass
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-@dataclass
-class Earlier:
+class Earlier(Store):
     """The store in a folder of its own."""
 
-    folder: Path
-
-    @property
-    def uri(self) -> str:
-        return f"sqlite:///{self.folder / 'mlflow.db'}"
-
-    @property
-    def client(self) -> MlflowClient:
-        return MlflowClient(self.uri)
-
-    def tags(self, version: str) -> dict[str, str]:
+    def tags_of(self, version: str) -> dict[str, str]:
         """Of NAME/VERSION."""
-        return dict(self.client.get_model_version(*version.split("/")).tags)
+        name, number = version.split("/")
+        return self.tags(number, name)
 
     def aliases(self, name: str = "clf") -> dict[str, str]:
         return {alias: str(number) for alias, number in self.client.get_registered_model(name).aliases.items()}
@@ -87,15 +67,6 @@ def placed(folder: Path) -> None:
                         (PLACEHOLDER, str(folder), PLACEHOLDER),
                     )
         connection.close()
-
-
-def reset_mlflow() -> None:
-    """MLflow keeps its URI, active runs and stores in globals."""
-    while mlflow.active_run() is not None:
-        mlflow.end_run()
-    mlflow.set_tracking_uri(None)
-    mlflow.set_registry_uri(None)
-    fluent._active_experiment_id = None
 
 
 @pytest.fixture(scope="session")
@@ -149,19 +120,3 @@ def loadable(earlier) -> None:
         if numbers(torch.__version__) < numbers(made["torch"]):
             pytest.skip(f"torch {torch.__version__} cannot read what torch {made['torch']} has exported ({error})")
         raise
-
-
-@pytest.fixture
-def cli(capsys):
-    """Run the command line in this process: exit code, standard output, standard error."""
-
-    def run(*arguments: object) -> Outcome:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
-        if mlflow.active_run() is not None:
-            pytest.fail("the command left its run active")
-        captured = capsys.readouterr()
-        return Outcome(int(end.value.code or 0), captured.out, captured.err)
-
-    return run

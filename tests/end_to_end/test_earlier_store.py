@@ -14,7 +14,7 @@ import mlflow
 import optuna
 import pytest
 
-SCHEMA = Path(__file__).parents[2] / "docs" / "evidence.schema.json"
+SCHEMA = Path(__file__).parents[2] / "docs" / "evidence.schema.2.json"
 SIGNED = ("clf/2", "clf/3")
 UNSIGNED = ("tuned/1", "pickled/2")
 LENIENT = ("--policy", "lenient.yaml", "--key", "public.pem")
@@ -39,7 +39,7 @@ def rows(text: str) -> dict[str, str]:
 
 def requests(earlier, version: str) -> dict[str, str]:
     """id → state, of the requests on a version."""
-    tags = {key: value for key, value in earlier.tags(version).items() if key.startswith("unlearn.request.")}
+    tags = {key: value for key, value in earlier.tags_of(version).items() if key.startswith("unlearn.request.")}
     return {key.removeprefix("unlearn.request."): value.partition(" ")[0] for key, value in tags.items()}
 
 
@@ -82,7 +82,7 @@ def test_one_byte_is_noticed(earlier, cli):
 
 
 @pytest.mark.parametrize("version", [*SIGNED, *UNSIGNED])
-def test_the_published_schema_takes_it(earlier, version):
+def test_the_schema_of_then_takes_it(earlier, version):
     jsonschema.validate(earlier.evidence(version), json.loads(SCHEMA.read_text(encoding="utf-8")))
 
 
@@ -111,7 +111,7 @@ def test_reviewed_again(earlier, cli):
     for number, code, arguments in ((1, 3, ()), (2, 0, LENIENT)):
         done = cli("review", "--model-uri", "models:/clf/2", *arguments)
         assert done.code == code, done.err
-        tags = earlier.tags("clf/2")
+        tags = earlier.tags_of("clf/2")
         before, now = (json.loads(tags[f"unlearn.review.{n}"]) for n in (number, number + 2))
         old = earlier.artifact(before["run_id"], f"evidence/review-{number}.json")
         new = earlier.artifact(now["run_id"], f"evidence/review-{number + 2}.json")
@@ -128,7 +128,7 @@ def test_promoted_by_the_review_of_then(earlier, cli):
     done = cli("promote", "--model-uri", "models:/clf/3", "--approver", "carol")
     assert done.code == 0, done.err
     assert "clf@champion is version 3 now (it was version 2), approved by carol" in done.out
-    promotion = json.loads(earlier.tags("clf/3")["unlearn.promotion.champion"])
+    promotion = json.loads(earlier.tags_of("clf/3")["unlearn.promotion.champion"])
     assert (promotion["review"], promotion["before"]) == (1, "models:/clf/2")
     for version in SIGNED:
         assert cli("verify", "--model-uri", f"models:/{version}").code == 0
@@ -212,8 +212,8 @@ def test_a_request_of_then_is_carried_out(earlier, loadable, cli):
     assert [step["uri"] for step in evidence["lineage"]] == ["models:/clf/2", "models:/clf/3"]
     assert [r["carried_out_by"] for r in evidence["requests"]] == [f"models:/clf/{n}" for n in (2, 3, 4)]
     assert evidence["request_ids"] == [request]
-    assert evidence["source"]["evidence_sha256"] == earlier.tags("clf/3")["unlearn.evidence_sha256"]
-    assert evidence["source"]["weights_sha256"] == earlier.tags("clf/3")["unlearn.weights_sha256"]
+    assert evidence["source"]["evidence_sha256"] == earlier.tags_of("clf/3")["unlearn.evidence_sha256"]
+    assert evidence["source"]["weights_sha256"] == earlier.tags_of("clf/3")["unlearn.weights_sha256"]
     assert evidence["union"]["unlearned"]["counts"]["n_forget"] > 30 + 40 - 10, "all three, some in two of them"
     jsonschema.validate(evidence, json.loads(SCHEMA.read_text(encoding="utf-8")))
     for version in ("clf/3", "clf/4"):
@@ -228,7 +228,7 @@ def test_a_new_request_on_an_old_version(earlier, loadable, cli):
     done = cli("unlearn", "--model-uri", "models:/clf/2", "--method", "retrain", "--device", "cpu")
     assert done.code == 0, done.err
     evidence = earlier.evidence("clf/4")
-    assert {key: evidence["method"]["hyperparameters"][key] for key in ("epochs", "lr", "batch_size")} == {
+    assert {key: evidence["provenance"]["params"][key] for key in ("epochs", "lr", "batch_size")} == {
         "epochs": 20,
         "lr": 0.05,
         "batch_size": 32,
