@@ -1,8 +1,13 @@
-"""Puts this folder on the path, so that every test can import `toy`."""
+"""What all tests share: no cache of the user's, real MLflow stores, and the command line run in this process."""
 
 import os
+from collections.abc import Iterator
 
+import mlflow
 import pytest
+from stores import DATA, Outcome, Store, copied, make_store, reset_mlflow
+
+from mlflow_unlearn.cli import main
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -11,6 +16,64 @@ def cache_folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_UNLEARN_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def blank(tmp_path_factory) -> Store:
+    """Nothing in it. Made once, since MLflow takes seconds to create its tables."""
+    store = make_store(tmp_path_factory.mktemp("blank"))
+    reset_mlflow()
+    return store
+
+
+@pytest.fixture(scope="session")
+def template(blank, tmp_path_factory) -> Store:
+    """clf version 1: a small network that has learned 15 % of the digits. Made once, copied by every test."""
+    with copied(blank, tmp_path_factory.mktemp("template")) as store:
+        with pytest.raises(SystemExit) as end:
+            main(
+                [
+                    *("train", "--data", DATA, "--name", "clf", "--architecture", "toy:trainable"),
+                    *("--epochs", "20", "--lr", "0.05", "--batch-size", "32"),
+                ]
+            )
+        if end.value.code:
+            pytest.fail("the template model could not be trained")
+    return store
+
+
+@pytest.fixture
+def empty_store(blank, tmp_path) -> Iterator[Store]:
+    """A store with nothing in it."""
+    with copied(blank, tmp_path / "store") as own:
+        yield own
+
+
+@pytest.fixture
+def store(template, tmp_path) -> Iterator[Store]:
+    """A copy of the template's database; the template's artifacts stay where they are and are only read."""
+    with copied(template, tmp_path / "store") as own:
+        yield own
+
+
+@pytest.fixture
+def cli(capsys):
+    """Run the command line in this process: exit code, standard output, standard error."""
+
+    def run(*arguments: str) -> Outcome:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        reset_active_runs()
+        captured = capsys.readouterr()
+        return Outcome(int(end.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+def reset_active_runs() -> None:
+    if mlflow.active_run() is not None:
+        pytest.fail("the command left its run active")
 
 
 @pytest.hookimpl(trylast=True)

@@ -8,14 +8,15 @@ import numpy as np
 from PIL import Image
 
 from mlflow_unlearn.evidence.policy import Policy, Verdict, judge
+from mlflow_unlearn.evidence.provenance import Provenance, Selection
 from mlflow_unlearn.evidence.record import (
     ClassRow,
     DataRecord,
     Evidence,
     Figures,
     Histogram,
+    Learning,
     Measured,
-    MethodRecord,
     Person,
     RequestRecord,
     ResultRecord,
@@ -178,18 +179,19 @@ def evidence(*, gold: bool = True, classes: list[str] = CLASSES, **changes: Any)
             **{role: SampleSet(samples=count, sha256=digest(count)) for role, count in sets.items()},
             forgotten_before=None,
         ),
-        "method": MethodRecord(
-            name="lotus",
-            hyperparameters={"alpha": 8.0, "lr": 1e-3, "epochs": 10, "batch_size": 128, "seed": 0},
+        "provenance": Provenance(
+            method="lotus", params={"alpha": 8.0, "lr": 1e-3, "epochs": 10, "batch_size": 128}, seed=0
+        ),
+        "learning": Learning(
             history=lotus_history(),
             final={"acc_forget": 0.9412, "delta": -0.0121},
             warnings=[],
             seconds=13.42,
         ),
-        "selection": None,
         "metrics": {model: columns[model] for model in models},
         "union": {},
         "incomplete": None,
+        "definitions": dict.fromkeys(KEYS, 1),
         "figures": Figures(
             entropy=histogram(2.302585, towards=0.0, models=models),
             confidence=histogram(1.0, towards=1.0, models=models),
@@ -232,13 +234,15 @@ def sequence() -> Evidence:
         ],
         union=apart,
         incomplete="the unlearned model still names class 'seven' for 12 % of its forgotten samples",
-        method=plain.method.model_copy(
+        provenance=plain.provenance.model_copy(
             update={
-                "hyperparameters": plain.method.hyperparameters | {"prefix": "layer3"},
-                "warnings": ["the temperature has reached its bound in epoch 1"],
+                "prefix": "layer3",
+                "selection": Selection(
+                    by="tune", rule="least |mia_auc − 0.5|", study="digits-lotus", trial=17, trials=20
+                ),
             }
         ),
-        selection={"unlearn.study": "digits-lotus", "unlearn.trial": "17", "unlearn.rule": "least |mia_auc − 0.5|"},
+        learning=plain.learning.model_copy(update={"warnings": ["the temperature has reached its bound in epoch 1"]}),
     )
 
 

@@ -17,6 +17,7 @@ from mlflow_unlearn.console import track
 from mlflow_unlearn.engine.architectures import model_family, weights_digest
 from mlflow_unlearn.engine.predictions import read_splits
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
+from mlflow_unlearn.evidence.provenance import Provenance, Selection
 from mlflow_unlearn.evidence.signing import check_key
 from mlflow_unlearn.governance.publish import publish, target_name
 from mlflow_unlearn.methods import chosen_methods, get_method
@@ -90,13 +91,17 @@ def _dry_run(
 ) -> None:
     """As if nothing had been finished before."""
     golds = 1 if options.gold_uri is not None else max(2, len(seeds))
-    learnings = [dry_run.Learning("retrain", recipe.params, seeds[0], recipe, times=golds)]
+    workloads = [dry_run.Workload("retrain", recipe.params, seeds[0], recipe, times=golds)]
     for method in methods:
         times = len(seeds) if get_method(method).stochastic else 1
-        learnings.append(dry_run.Learning(method, given.get(method, {}), seeds[0], times=times))
-    record = new_record(job, options, methods[0], {"seed": seeds[0]}) if options.register_ == "best" else None
+        workloads.append(dry_run.Workload(method, given.get(method, {}), seeds[0], times=times))
+    record = (
+        new_record(job, options, Provenance(method=methods[0], params={}, seed=seeds[0]))
+        if options.register_ == "best"
+        else None
+    )
     models = 1 + golds + len(methods) * len(seeds)
-    dry_run.show(dry_run.estimate(job, learnings, prefix=options.prefix, models=models, record=record))
+    dry_run.show(dry_run.estimate(job, workloads, prefix=options.prefix, models=models, record=record))
 
 
 def params_by_method(text: str | None, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -217,7 +222,11 @@ def _register_best(
     }
     job = runner.job.filed(options)
     print(f"The best is {winner.method} with seed {winner.seed}, by {RULE} under the constraints {CONSTRAINTS}.")
-    recipe = {**result.params, "seed": winner.seed, "chosen_by": f"compare, {RULE}"}
-    if runner.teacher.prefix is not None:
-        recipe["prefix"] = runner.teacher.prefix
-    publish(job, run_id, name, result, winner.method, recipe, readings, options)
+    provenance = Provenance(
+        method=winner.method,
+        params=dict(result.params),
+        seed=winner.seed,
+        prefix=runner.teacher.prefix,
+        selection=Selection(by="compare", rule=RULE),
+    )
+    publish(job, run_id, name, result, provenance, readings, options)

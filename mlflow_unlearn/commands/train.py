@@ -14,6 +14,7 @@ from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.engine.architectures import build_model, weights_digest
 from mlflow_unlearn.engine.loop import run
 from mlflow_unlearn.engine.predictions import read
+from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.record import metric_tags
 from mlflow_unlearn.governance.publish import log_epoch
 from mlflow_unlearn.methods.retrain import Training
@@ -80,8 +81,8 @@ def train(options: config.Train) -> None:
                 transform=options.transform,
                 classes=source.classes,
                 data=source.spec,
-                method="train",
-                recipe={**recipe, "augment": options.augment, "seed": options.seed, "exclude": options.exclude},
+                provenance=Provenance(method="train", params=recipe, seed=options.seed, augment=options.augment),
+                exclude=options.exclude,
             ),
             manifest,
             folder=folder,

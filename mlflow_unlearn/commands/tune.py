@@ -14,6 +14,7 @@ from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.engine.frozen_prefix import resolve, split_at
 from mlflow_unlearn.engine.predictions import read_splits
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.signing import check_key
 from mlflow_unlearn.governance.publish import target_name
 from mlflow_unlearn.methods import chosen_methods
@@ -138,8 +139,12 @@ def _prefixes(job: Job, options: config.Tune) -> list[str]:
 
 def _dry_run(job: Job, methods: Sequence[str], options: config.Tune) -> None:
     shares = [len(part) for part in np.array_split(range(options.n_trials), len(methods))]
-    learnings = [dry_run.Learning(m, {}, options.seed, times=n) for m, n in zip(methods, shares, strict=True) if n]
-    record = new_record(job, options, methods[0], {"seed": options.seed}) if options.register_ == "best" else None
+    workloads = [dry_run.Workload(m, {}, options.seed, times=n) for m, n in zip(methods, shares, strict=True) if n]
+    record = (
+        new_record(job, options, Provenance(method=methods[0], params={}, seed=options.seed))
+        if options.register_ == "best"
+        else None
+    )
     prefix = "none" if options.prefix == "search" else options.prefix
     models = options.n_trials + (3 if options.gold_uri else 2)
-    dry_run.show(dry_run.estimate(job, learnings, prefix=prefix, models=models, record=record))
+    dry_run.show(dry_run.estimate(job, workloads, prefix=prefix, models=models, record=record))

@@ -14,6 +14,7 @@ from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.loop import RETRAIN_ALL
 from mlflow_unlearn.engine.predictions import read_splits
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
+from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.signing import check_key
 from mlflow_unlearn.governance.publish import (
     log_epoch,
@@ -59,10 +60,10 @@ def unlearn(options: config.Unlearn) -> None:
         if recipe is not None:
             params = {**recipe.params, **params}
         if options.plan:
-            learning = dry_run.Learning(options.method, params, options.seed, recipe)
-            record = new_record(job, options, options.method, {**params, "seed": options.seed})
+            workload = dry_run.Workload(options.method, params, options.seed, recipe)
+            record = new_record(job, options, Provenance(method=options.method, params=params, seed=options.seed))
             dry_run.show(
-                dry_run.estimate(job, [learning], prefix=options.prefix, models=3 if gold_module else 2, record=record)
+                dry_run.estimate(job, [workload], prefix=options.prefix, models=3 if gold_module else 2, record=record)
             )
             return
         teacher = job.teacher(options.prefix) if recipe is None else None
@@ -91,24 +92,30 @@ def unlearn(options: config.Unlearn) -> None:
             }
             if gold_module is not None:
                 readings["gold"] = read_splits(gold_module, job.splits, job.hardware, name="gold", kept=True)
-        used = {**result.params, "seed": options.seed}
-        if recipe is not None:
-            used["augment"] = recipe.augment
-        if teacher is not None and teacher.prefix is not None:
-            used["prefix"] = teacher.prefix
-        publish(job, run_id, name, result, options.method, used, readings, options)
+        provenance = Provenance(
+            method=options.method,
+            params=dict(result.params),
+            seed=options.seed,
+            prefix=teacher.prefix if teacher is not None else None,
+            augment=recipe.augment if recipe is not None else None,
+        )
+        publish(job, run_id, name, result, provenance, readings, options)
 
 
 def _with_params(options: config.Unlearn) -> tuple[config.Unlearn, dict[str, Any]]:
     """The hyperparameters; what `tune` found names its method and prefix beside them.
+
+    A name that is a hyperparameter of the method is that; `tune` then writes the hyperparameters apart, as ``params``.
 
     Raises:
         UnlearnError: the options name others.
     """
     params = parse_params(options.params)
     defaults = config.Unlearn.model_fields
+    apart = params.pop("params") if isinstance(params.get("params"), dict) else None
     for name in ("method", "prefix"):
-        if name not in params:
+        own = apart is None and name in get_method(options.method).Params.model_fields
+        if name not in params or own:
             continue
         value, given = params.pop(name), getattr(options, name)
         if given not in (value, defaults[name].default):
@@ -116,4 +123,4 @@ def _with_params(options: config.Unlearn) -> tuple[config.Unlearn, dict[str, Any
                 f"params names {name} = {value!r}, and {name} = {given!r} is given: leave out one of them"
             )
         options = options.model_copy(update={name: value})
-    return options, params
+    return options, {**params, **(apart or {})}

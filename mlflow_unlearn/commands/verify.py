@@ -138,7 +138,7 @@ def _recomputed(
         model_uri=examined.uri,
         data=options.data or evidence.data.source,
         device="cpu",
-        seed=evidence.method.hyperparameters.get("seed", 0),
+        seed=evidence.provenance.seed,
     )
 
     def choose(version: Version, _: Version, view: "View") -> "Chosen":

@@ -233,6 +233,8 @@ class Method:
     Params: ClassVar[type[Params]]
     by_family: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Published settings that differ from the defaults of `Params`, by model family ("cnn", "vit")."""
+    position: ClassVar[int] = 50
+    """Of one of ours in tables and in ``methods=all``: the smallest comes first, and retraining last."""
     stochastic: ClassVar[bool] = True
     """Whether another seed gives other weights."""
 

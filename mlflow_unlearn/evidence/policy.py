@@ -241,7 +241,7 @@ def _required(evidence: Evidence, name: Required, signed: bool | None) -> Check:
         "signature": (signed, "the evidence is signed; give key= to check it" if signed is None else "signed"),
         "clean_commit": (evidence.system.get("unlearn.git.dirty") == "false", "made by a committed state of this code"),
         "no_pickle": (not evidence.source.loading_ran_code, "loading the source version ran no code of its own"),
-        "no_frozen_layers": ("prefix" not in evidence.method.hyperparameters, "every layer was trained"),
+        "no_frozen_layers": (evidence.provenance.prefix is None, "every layer was trained"),
     }
     holds, meaning = found[name]
     outcome: Literal["pass", "fail", "not measured"] = "not measured" if holds is None else "pass" if holds else "fail"

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, ValidationError, model_validator
 
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import UnlearnError, first_line
+from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.metrics.membership import read_auc
 
 FOLDER = "evidence"
@@ -137,11 +138,9 @@ class RequestRecord(FrozenRecord):
     metrics: dict[str, Measured] = Field(description="By model, where several requests are told apart.")
 
 
-class MethodRecord(FrozenRecord):
-    """How the weights came about."""
+class Learning(FrozenRecord):
+    """What the method reported while it ran."""
 
-    name: str
-    hyperparameters: dict[str, Any]
     history: list[dict[str, float]]
     final: dict[str, float]
     warnings: list[str]
@@ -165,6 +164,13 @@ class ClassRow(FrozenRecord):
     rf_jsd: dict[str, float] = Field(description="By model; empty where RF-JSD is not defined for the class.")
 
 
+class Exactness(FrozenRecord):
+    """Whether the weights are those of a model that never saw the forgotten samples, and as far as that is claimed."""
+
+    kind: Literal["approximate", "exact"] = "approximate"
+    covers: str | None = Field(None, description="What an exact result is exact about; None where it is approximate.")
+
+
 class Figures(FrozenRecord):
     """What the report draws."""
 
@@ -183,7 +189,7 @@ class RunRecord(FrozenRecord):
 class Evidence(FrozenRecord):
     """Evidence of unlearning for one registered version."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     created: str
     limits: str = LIMITS
     attack: str = ATTACK
@@ -195,14 +201,24 @@ class Evidence(FrozenRecord):
     request_ids: list[str] = Field(description="What this version has carried out.")
     requests: list[RequestRecord] = Field(description="Those, and all that the lineage has carried out.")
     data: DataRecord
-    method: MethodRecord
-    selection: dict[str, str] | None = Field(description="Study, trial and rule, where `tune` chose the setting.")
+    provenance: Provenance
+    learning: Learning
     metrics: dict[str, Measured]
     union: dict[str, Measured] = Field(description="On everything forgotten so far, where that is more than now.")
     incomplete: str | None
+    exactness: Exactness = Exactness()
+    audit: dict[str, JsonValue] | None = Field(None, description="What an audit found; None where there was none.")
+    definitions: dict[str, int] = Field(description="Version of the definition by which each metric was computed.")
     figures: Figures
     hardware: dict[str, str]
     system: dict[str, str]
+
+    _written_as: int = PrivateAttr(3)
+
+    @property
+    def written_as(self) -> int:
+        """The schema of the file that it was read from; what people read beside it was made by that schema's rules."""
+        return self._written_as
 
     @model_validator(mode="after")
     def _measured(self) -> "Evidence":
@@ -222,17 +238,17 @@ class Evidence(FrozenRecord):
     def tags(self) -> dict[str, str]:
         """The version's tags: what can be searched for in the registry."""
         tags = {
-            "unlearn.method": self.method.name,
+            "unlearn.method": self.provenance.method,
             "unlearn.source_uri": self.source.uri,
             "unlearn.request_ids": ",".join(self.request_ids),
             "unlearn.run_id": self.run.id,
             "unlearn.weights_sha256": self.result.weights_sha256,
-            **(self.selection or {}),
+            **(self.provenance.selection.tags() if self.provenance.selection is not None else {}),
         }
-        if "prefix" in self.method.hyperparameters:
-            tags["unlearn.prefix"] = str(self.method.hyperparameters["prefix"])
-        if self.method.warnings:
-            tags["unlearn.warning"] = "; ".join(self.method.warnings)
+        if self.provenance.prefix is not None:
+            tags["unlearn.prefix"] = self.provenance.prefix
+        if self.learning.warnings:
+            tags["unlearn.warning"] = "; ".join(self.learning.warnings)
         if self.incomplete is not None:
             tags["unlearn.incomplete"] = self.incomplete
         return tags | metric_tags(self.metrics["unlearned"].values)
@@ -247,13 +263,34 @@ def read_evidence(folder: Path) -> tuple[Evidence, str]:
     """
     content = (folder / FOLDER / FILE).read_bytes()
     try:
-        return Evidence.model_validate_json(content), sha256(content)
+        stored = json.loads(content)
+        written_as = stored.get("schema_version") if isinstance(stored, dict) else None
+        evidence = Evidence.model_validate_json(json.dumps(_from_schema_2(stored)) if written_as == 2 else content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise UnlearnError(
-            f"{FILE} cannot be read ({where}: {first['msg']}): it was edited, or written by another release"
-        ) from error
+        where, reason = ".".join(map(str, first["loc"])) or "the file", first["msg"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        where, reason = "the file", first_line(error)
+    else:
+        evidence._written_as = 2 if written_as == 2 else 3
+        return evidence, sha256(content)
+    raise UnlearnError(f"{FILE} cannot be read ({where}: {reason}): it was edited, or written by another release")
+
+
+def _from_schema_2(stored: dict[str, Any]) -> dict[str, Any]:
+    """A record of schema 2, where hyperparameters, seed, prefix and study shared one mapping, as one of schema 3."""
+    stored = dict(stored)
+    method = dict(stored.pop("method"))
+    name, recipe = method.pop("name"), method.pop("hyperparameters")
+    provenance = Provenance.from_recipe(name, recipe, stored.pop("selection"))
+    measured = stored["metrics"].values()
+    keys = {key for one in measured for key in (*one["values"], *one["not_computed"])}
+    return stored | {
+        "schema_version": 3,
+        "provenance": provenance.model_dump(mode="json"),
+        "learning": method,
+        "definitions": dict.fromkeys(sorted(keys), 1),
+    }
 
 
 def sha256(content: bytes) -> str:

@@ -12,14 +12,15 @@ from mlflow_unlearn.api import Result
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.predictions import read
+from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.record import (
     ClassRow,
     DataRecord,
     Evidence,
     Figures,
     Histogram,
+    Learning,
     Measured,
-    MethodRecord,
     RequestRecord,
     ResultRecord,
     RunRecord,
@@ -28,6 +29,7 @@ from mlflow_unlearn.evidence.record import (
     sha256,
 )
 from mlflow_unlearn.metrics.accuracy import accuracy
+from mlflow_unlearn.metrics.catalog import KEYS
 from mlflow_unlearn.metrics.divergence import rf_js_divergence
 from mlflow_unlearn.metrics.outputs import Reading, Readings, part_of, pooled
 from mlflow_unlearn.metrics.suite import Metrics, compute_metrics
@@ -48,21 +50,17 @@ class VersionCandidate:
     """What one command has made and measured, before it is registered.
 
     Attributes:
-        method: its name.
-        recipe: hyperparameters and seed.
+        provenance: how the weights came about.
         result: of the unlearning.
         readings: of ``original``, ``unlearned`` and, where there is one, ``gold``.
         columns: their metrics.
-        selection: tags of the study that chose the setting.
         incomplete: why a wholly forgotten class counts as not forgotten.
     """
 
-    method: str
-    recipe: Mapping[str, Any]
+    provenance: Provenance
     result: Result
     readings: Mapping[str, Readings]
     columns: Mapping[str, Metrics]
-    selection: Mapping[str, str] | None = None
     incomplete: str | None = None
 
 
@@ -100,18 +98,17 @@ def build(
         request_ids=[request.id for request in job.requests],
         requests=requests,
         data=_data(job),
-        method=MethodRecord(
-            name=candidate.method,
-            hyperparameters=dict(candidate.recipe),
+        provenance=candidate.provenance,
+        learning=Learning(
             history=[dict(epoch) for epoch in candidate.result.history],
             final=dict(candidate.result.final),
             warnings=list(candidate.result.warnings),
             seconds=candidate.result.seconds,
         ),
-        selection=dict(candidate.selection) if candidate.selection else None,
         metrics={model: measured(metrics) for model, metrics in candidate.columns.items()},
         union=union,
         incomplete=candidate.incomplete,
+        definitions=dict.fromkeys(KEYS, 1),
         figures=_figures(candidate.readings, view.classes),
         hardware={"device": str(job.hardware.device), "precision": job.hardware.precision},
         system=system_facts(),
@@ -176,7 +173,7 @@ def _measured_apart(
     if len(job.requests) + len(job.earlier) < 2:
         return {}, {}
     models: dict[str, nn.Module] = {"original": job.module, "unlearned": candidate.result.model}
-    seed = int(candidate.recipe.get("seed", 0))
+    seed = candidate.provenance.seed
     test = candidate.readings["original"]["test"]
     by_request: dict[str, dict[str, Measured]] = {}
     union: dict[str, Measured] = {}

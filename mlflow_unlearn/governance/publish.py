@@ -14,6 +14,7 @@ from mlflow_unlearn.console import note
 from mlflow_unlearn.engine.loop import Epoch
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.policy import Policy, judge
+from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.record import CARD, DIGEST_TAG, FILE, FOLDER, REPORT, REPORT_TAG, Evidence, sha256
 from mlflow_unlearn.evidence.signing import sign
 from mlflow_unlearn.governance.evidence_builder import VersionCandidate, build, numbered
@@ -37,32 +38,27 @@ def publish(
     run_id: str,
     name: str,
     result: Result,
-    method: str,
-    recipe: dict[str, Any],
+    provenance: Provenance,
     readings: Mapping[str, Readings],
     options: config.Publishes,
-    selection: Mapping[str, str] | None = None,
 ) -> ModelVersion:
     """Measure, log, register the new version with its evidence, mark the requests done, and show the table.
 
-    ``readings`` are those of the models ``original``, ``unlearned`` and, where there is one, ``gold``; ``selection``
-    are the tags of the study that chose the setting.
+    ``readings`` are those of the models ``original``, ``unlearned`` and, where there is one, ``gold``.
     """
     with tracking.timed("metrics"):
-        columns = compare(readings, seed=recipe["seed"])
+        columns = compare(readings, seed=provenance.seed)
     with tracking.timed("save"):
         info = log_model(
             result.model,
-            new_record(job, options, method, recipe),
+            new_record(job, options, provenance),
             job.manifest(job.retain),
             folder=job.folder,
             source=job.version,
             example=job.example_without_forgotten(),
         )
     log_metrics(columns, model_ids={"unlearned": info.model_id, "original": job.version.model_id})
-    candidate = VersionCandidate(
-        method, recipe, result, readings, columns, selection, _incomplete(readings["unlearned"])
-    )
+    candidate = VersionCandidate(provenance, result, readings, columns, _incomplete(readings["unlearned"]))
     with tracking.timed("evidence"):
         stored = Path(mlflow.artifacts.download_artifacts(info.model_uri, dst_path=str(job.folder / "stored")))
         draft = build(job, run_id, candidate, name=name, model_id=info.model_id, files=file_digests(stored))

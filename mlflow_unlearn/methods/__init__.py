@@ -1,8 +1,10 @@
-"""The unlearning methods: one file per paper, one line per method in `BUILTIN`; others come as plugins."""
+"""The unlearning methods: one file per paper, whose name is the method's; others come as plugins."""
 
+import pkgutil
 from collections.abc import Mapping
 from difflib import SequenceMatcher
 from functools import cache
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
 from mlflow_unlearn.engine.method import (
@@ -19,16 +21,6 @@ from mlflow_unlearn.engine.method import (
     sample,
 )
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.methods.bad_teacher import BadTeacher
-from mlflow_unlearn.methods.finetune import Finetune
-from mlflow_unlearn.methods.lotus import Lotus
-from mlflow_unlearn.methods.neggrad_plus import NegGradPlus
-from mlflow_unlearn.methods.random_labels import RandomLabels
-from mlflow_unlearn.methods.retrain import Retrain
-from mlflow_unlearn.methods.salun import SalUn
-from mlflow_unlearn.methods.scrub import Scrub
-from mlflow_unlearn.methods.ssd import Ssd
-from mlflow_unlearn.methods.unsir import Unsir
 
 __all__ = [
     "BUILTIN",
@@ -51,18 +43,19 @@ __all__ = [
 GROUP = "mlflow_unlearn.methods"
 """The entry-point group in which other distributions name their methods."""
 
-BUILTIN: Mapping[str, type[Method]] = {
-    "lotus": Lotus,
-    "finetune": Finetune,
-    "neggrad_plus": NegGradPlus,
-    "random_labels": RandomLabels,
-    "bad_teacher": BadTeacher,
-    "scrub": Scrub,
-    "ssd": Ssd,
-    "unsir": Unsir,
-    "salun": SalUn,
-    "retrain": Retrain,
-}
+
+def _discover() -> dict[str, type[Method]]:
+    """The class called ``name`` in each file ``name.py`` of this folder, in the order of their `Method.position`."""
+    found: list[type[Method]] = []
+    for file in pkgutil.iter_modules(__path__):
+        if not file.name.startswith("_"):
+            defined = vars(import_module(f"{__name__}.{file.name}")).values()
+            found += [kind for kind in defined if isinstance(kind, type) and getattr(kind, "name", "") == file.name]
+    return {method.name: method for method in sorted(found, key=lambda method: method.position)}
+
+
+BUILTIN: Mapping[str, type[Method]] = _discover()
+"""Our own methods by name, in the order of tables."""
 
 
 def all_methods() -> dict[str, type[Method]]:
@@ -71,16 +64,17 @@ def all_methods() -> dict[str, type[Method]]:
     Raises:
         UnlearnError: two of them have one name.
     """
-    return {**BUILTIN, **_plugins()[0]}
+    return {**BUILTIN, **loaded_plugins()[0]}
 
 
 def plugin_failures() -> Mapping[str, str]:
     """Name of each plugin that could not be loaded → why."""
-    return _plugins()[1]
+    return loaded_plugins()[1]
 
 
 @cache
-def _plugins() -> tuple[dict[str, type[Method]], dict[str, str]]:
+def loaded_plugins() -> tuple[dict[str, type[Method]], dict[str, str]]:
+    """The methods of plugins, and why others could not be loaded; looked up once a process."""
     loaded: dict[str, type[Method]] = {}
     failures: dict[str, str] = {}
     for entry in entry_points(group=GROUP):

@@ -48,6 +48,7 @@ class BadTeacher(Method):
     """
 
     name = "bad_teacher"
+    position = 4
     Params = BadTeacherParams
     params: BadTeacherParams
 

@@ -23,6 +23,7 @@ class Finetune(Method):
     """``mean over D_r of −log_softmax(z)[label]``; BatchNorm in train mode."""
 
     name = "finetune"
+    position = 1
     Params = FinetuneParams
     params: FinetuneParams
 

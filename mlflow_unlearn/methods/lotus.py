@@ -127,6 +127,7 @@ class Lotus(Method):
     """
 
     name = "lotus"
+    position = 0
     Params = LotusParams
     by_family = {"vit": {"lr": 1e-6, "batch_size": 32, "epochs": 3}}
     params: LotusParams

@@ -43,6 +43,7 @@ class NegGradPlus(Method):
     """Each step reads a batch of either set in one forward pass; the shorter set cycles; BatchNorm in train mode."""
 
     name = "neggrad_plus"
+    position = 2
     Params = NegGradPlusParams
     params: NegGradPlusParams
 

@@ -48,6 +48,7 @@ class RandomLabels(Method):
     """Forget and retain set shuffled together, nothing held in memory; BatchNorm in train mode."""
 
     name = "random_labels"
+    position = 3
     Params = RandomLabelsParams
     params: RandomLabelsParams
 

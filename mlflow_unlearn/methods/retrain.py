@@ -51,6 +51,7 @@ class Retrain(Training):
     """The gold standard: the same from fresh random weights, so that nothing of the forget set is left."""
 
     name = "retrain"
+    position = 100
 
     def plan(self, workspace: Workspace) -> Plan:
         """Forget everything, then learn the retain set."""

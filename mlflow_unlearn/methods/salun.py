@@ -99,6 +99,7 @@ class SalUn(Method):
     """
 
     name = "salun"
+    position = 8
     Params = SalUnParams
     params: SalUnParams
 

@@ -58,6 +58,7 @@ class Scrub(Method):
     """
 
     name = "scrub"
+    position = 5
     Params = ScrubParams
     params: ScrubParams
 

@@ -76,6 +76,7 @@ class Ssd(Method):
     """Importances at the original's weights in eval mode, applied once; BatchNorm statistics stay as they are."""
 
     name = "ssd"
+    position = 6
     Params = SsdParams
     params: SsdParams
     stochastic = False

@@ -55,6 +55,7 @@ class Unsir(Method):
     """
 
     name = "unsir"
+    position = 7
     Params = UnsirParams
     params: UnsirParams
 

@@ -18,10 +18,11 @@ from mlflow.models.model import ModelInfo
 from mlflow.tracking import MlflowClient
 from mlflow.types import TensorSpec
 from mlflow.utils.validation import _validate_model_name
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, computed_field, model_validator
 
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError, first_line
+from mlflow_unlearn.evidence.provenance import Provenance
 
 Format = Literal["pt2", "pickle"]
 METADATA_KEY = "mlflow_unlearn"
@@ -46,8 +47,8 @@ class Record(BaseModel):
         data: spec of the data source.
         source_uri: the version that was unlearned, or None for a trained one.
         request_ids: what was carried out.
-        method: how the weights came about.
-        recipe: hyperparameters of the method, and the seed.
+        provenance: how the weights came about.
+        exclude: what a training left out: a request id or a forget spec.
     """
 
     # Versions written by a later release may know more.
@@ -62,8 +63,31 @@ class Record(BaseModel):
     data: str
     source_uri: str | None = None
     request_ids: tuple[str, ...] = ()
-    method: str
-    recipe: dict[str, Any]
+    provenance: Provenance
+    exclude: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_releases(cls, values: Any) -> Any:
+        """They wrote one untyped mapping, ``recipe``."""
+        if not isinstance(values, dict) or "provenance" in values or not isinstance(values.get("recipe"), dict):
+            return values
+        recipe = values["recipe"]
+        provenance = Provenance.from_recipe(str(values.get("method")), recipe)
+        return values | {"provenance": provenance, "exclude": recipe.get("exclude")}
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def method(self) -> str:
+        """Of `provenance`; written for earlier releases."""
+        return self.provenance.method
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Of `provenance`; written for earlier releases."""
+        left_out = {"exclude": self.exclude} if self.provenance.method == "train" else {}
+        return self.provenance.recipe() | left_out
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ def describe(evidence: Evidence) -> str:
 
 def model_card(evidence: Evidence) -> str:
     """A card for whoever is about to use the version."""
-    recipe = evidence.method.hyperparameters
+    provenance, selection = evidence.provenance, evidence.provenance.selection
     sets = {role: getattr(evidence.data, role) for role in ("forget", "retain", "val", "test", "forgotten_before")}
     parts = [
         f"# {_text(evidence.result.name)}, version {evidence.result.version}",
@@ -26,11 +26,10 @@ def model_card(evidence: Evidence) -> str:
         _attack(evidence),
         "## How it was made",
         _table(
-            [("method", evidence.method.name)]
-            + [(key, str(value)) for key, value in recipe.items()]
-            + [("seconds", f"{evidence.method.seconds:.1f}"), ("made by", evidence.made_by.told())]
+            [("method", provenance.method), *provenance.rows()]
+            + [("seconds", f"{evidence.learning.seconds:.1f}"), ("made by", evidence.made_by.told())]
             + [("run", evidence.run.id), ("made at", evidence.created)]
-            + [(key.removeprefix("unlearn."), value) for key, value in (evidence.selection or {}).items()]
+            + [*(selection.rows() if selection is not None else ())]
             + list(evidence.hardware.items())
         ),
         "## Data",
@@ -72,17 +71,17 @@ def metrics_table(evidence: Evidence) -> str:
 
 
 def _said(evidence: Evidence) -> list[str]:
-    data, recipe = evidence.data, evidence.method.hyperparameters
+    data, provenance = evidence.data, evidence.provenance
     before, after = evidence.metrics["original"].values, evidence.metrics["unlearned"].values
     requests = ", ".join(f"`{request_id}`" for request_id in evidence.request_ids)
-    settings = ", ".join(f"{key} = {value}" for key, value in recipe.items())
+    settings = ", ".join(f"{key} = {value}" for key, value in provenance.rows())
     cost = after["acc_test"] - before["acc_test"] if "acc_test" in after and "acc_test" in before else None
     return [
         *([f"**Incomplete: a class is not forgotten** ({evidence.incomplete})."] if evidence.incomplete else []),
         f"`{evidence.source.uri}` after unlearning {data.forget.samples} of "
         f"{data.forget.samples + data.retain.samples} training samples (request {requests}) with "
-        f"**{evidence.method.name}** ({settings}).",
-        *([frozen(str(recipe["prefix"]))] if "prefix" in recipe else []),
+        f"**{provenance.method}** ({settings}).",
+        *([frozen(provenance.prefix)] if provenance.prefix is not None else []),
         f"Membership: {reading(evidence.metrics['unlearned'])}."
         + (f" Test accuracy changed by {cost:+.4f}." if cost is not None else ""),
     ]

@@ -176,7 +176,7 @@ def _finite(value: float | None) -> bool:
 def lineage(evidence: Evidence, most: int) -> dict[str, Any]:
     """From the first source to the result: versions, and between them the method and the requests."""
     steps = [(step.source_uri, step.method, step.request_ids, step.uri) for step in evidence.lineage]
-    steps.append((evidence.source.uri, evidence.method.name, evidence.request_ids, evidence.result.uri))
+    steps.append((evidence.source.uri, evidence.provenance.method, evidence.request_ids, evidence.result.uri))
     shown = steps[-most:]
     samples = {request.id: request.samples for request in evidence.requests}
     nodes: list[dict[str, Any]] = []

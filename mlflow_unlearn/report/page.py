@@ -166,7 +166,7 @@ def _context(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample], li
         ],
         "accuracy": figures.classes(drawn.classes, "acc_test"),
         "rf_jsd": figures.classes(drawn.classes, "rf_jsd"),
-        "curves": figures.curves(evidence.method.history),
+        "curves": figures.curves(evidence.learning.history),
         "lineage": figures.lineage(evidence, limits.lines // 5),
         "made": _made(evidence),
     }
@@ -251,7 +251,8 @@ def _apart_reasons(
 
 def _made(evidence: Evidence) -> list[tuple[str, list[tuple[str, str]]]]:
     """How the version came about, as headed lists of term and value."""
-    method, source, result, data = evidence.method, evidence.source, evidence.result, evidence.data
+    learning, source, result, data = evidence.learning, evidence.source, evidence.result, evidence.data
+    selection = evidence.provenance.selection
     system = {key.removeprefix("unlearn."): value for key, value in evidence.system.items()}
     commit, dirty = (system.pop(f"git.{name}", "unknown") for name in ("commit", "dirty"))
     state = {"true": "with uncommitted changes", "false": "no uncommitted changes"}.get(dirty, "state unknown")
@@ -259,11 +260,9 @@ def _made(evidence: Evidence) -> list[tuple[str, list[tuple[str, str]]]]:
     return [
         (
             "Method",
-            [("method", method.name)]
-            + [(key, str(value)) for key, value in method.hyperparameters.items()]
-            + [(f"final {key}", number(value)) for key, value in method.final.items()]
-            + [("seconds", f"{method.seconds:.1f}")]
-            + [(key.removeprefix("unlearn."), value) for key, value in (evidence.selection or {}).items()],
+            [("method", evidence.provenance.method), *evidence.provenance.rows()]
+            + [(f"final {key}", number(value)) for key, value in learning.final.items()]
+            + [("seconds", f"{learning.seconds:.1f}"), *(selection.rows() if selection is not None else ())],
         ),
         (
             "Run",

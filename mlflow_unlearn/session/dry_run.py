@@ -58,7 +58,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Learning:
+class Workload:
     """A method to be carried out.
 
     Attributes:
@@ -82,7 +82,7 @@ class Learning:
 
 
 def estimate(
-    job: Job, learnings: Sequence[Learning], *, prefix: str = "none", models: int, record: Record | None
+    job: Job, workloads: Sequence[Workload], *, prefix: str = "none", models: int, record: Record | None
 ) -> Estimate:
     """What a command costs that carries out ``learnings`` on a job.
 
@@ -101,7 +101,7 @@ def estimate(
         seconds = {
             "open version and data": opened,
             "measure the original": first * count,
-            **{one.label: _method_seconds(job, one, prefix) * one.times for one in learnings},
+            **{one.label: _method_seconds(job, one, prefix) * one.times for one in workloads},
             **({f"measure {models - 1} more": again * count * (models - 1)} if models > 1 else {}),
             "metrics": _metrics_seconds(job, models) * models,
         }
@@ -112,7 +112,7 @@ def estimate(
             save_model(job.module, path, record, job.manifest(job.retain), folder=job.folder, source=job.version)
             seconds["save the version"] = time.perf_counter() - start
             version = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        runs = sum(one.times for one in learnings)
+        runs = sum(one.times for one in workloads)
         seconds["log and register"] = _store_seconds() * ((_CALLS if record is not None else _CALLS / 3) + 10 * runs)
         highest = peak()
     kept = (4 * outputs + 8) * (count - len(sets["forget"]))  # logits and labels
@@ -165,10 +165,10 @@ def _reading_seconds(job: Job) -> tuple[float, float, int]:
     return seconds(start, stop)[0], seconds(start, stop)[0], outputs
 
 
-def _method_seconds(job: Job, learning: Learning, prefix: str) -> float:
-    recipe, seed = learning.recipe, learning.seed
+def _method_seconds(job: Job, workload: Workload, prefix: str) -> float:
+    recipe, seed = workload.recipe, workload.seed
     quiet = replace(job, hardware=replace(job.hardware, progress=False))
-    params = get_method(learning.method)(learning.params, family=model_family(job.module)).params.model_dump()
+    params = get_method(workload.method)(workload.params, family=model_family(job.module)).params.model_dump()
     batch, epochs = int(params.get("batch_size", LARGEST_BATCH)), int(params.get("epochs", 1))
     count: int = len(job.splits.forget) + len(job.splits.retain)  # type: ignore[arg-type]
     larger = min(1.0, BATCHES * batch / count)
@@ -184,7 +184,7 @@ def _method_seconds(job: Job, learning: Learning, prefix: str) -> float:
             teacher.fill(("forget", "retain", "val"))
             options = {"splits": splits, "teacher": teacher}
         start = time.perf_counter()
-        quiet.unlearn(learning.method, some, seed, **options)
+        quiet.unlearn(workload.method, some, seed, **options)
         return time.perf_counter() - start
 
     # The first run takes more than the others, and tells how slow they are.

@@ -43,7 +43,7 @@ def lineage(before: tuple[Evidence, str] | None) -> list[Step]:
     own = Step(
         uri=evidence.result.uri,
         source_uri=evidence.source.uri,
-        method=evidence.method.name,
+        method=evidence.provenance.method,
         weights_sha256=evidence.result.weights_sha256,
         evidence_sha256=digest,
         request_ids=evidence.request_ids,

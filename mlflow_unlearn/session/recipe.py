@@ -44,7 +44,7 @@ class Recipe:
 def training_recipe(job: Job, config: Reads) -> Recipe:
     """The recipe of the version, or of the one that it was unlearned from."""
     version, record = job.version, job.version.record
-    while record is not None and record.method not in ("train", "retrain") and record.source_uri is not None:
+    while record is not None and record.provenance.method not in ("train", "retrain") and record.source_uri is not None:
         try:
             version = open_version(job.client, record.source_uri, job.folder)
         except UnlearnError as error:
@@ -52,7 +52,8 @@ def training_recipe(job: Job, config: Reads) -> Recipe:
             note(f"Note: {record.source_uri}, from which {version.uri} was made, cannot be opened ({error}).")
             break
         record = version.record
-    recorded = record.recipe if record is not None and record.method in ("train", "retrain") else None
+    trained = record is not None and record.provenance.method in ("train", "retrain")
+    recorded = record.provenance if record is not None and trained else None
     if recorded is None:
         note(f"Note: {version.uri} does not record how it was trained; retraining takes the defaults of `retrain`.")
     known = get_method("retrain").Params.model_fields
@@ -63,6 +64,7 @@ def training_recipe(job: Job, config: Reads) -> Recipe:
     architecture = config.architecture or (own.architecture if own is not None else None)
     with isolated_rng(0):
         fresh = builder_like(job.module, architecture, len(job.view.classes), (shape[0], shape[1], shape[2]))
-    recipe = recorded or {}
-    params = {key: value for key, value in recipe.items() if key in known}
-    return Recipe(params, recipe.get("augment", "none"), recipe.get("seed"), architecture, fresh)
+    if recorded is None:
+        return Recipe({}, "none", None, architecture, fresh)
+    params = {key: value for key, value in recorded.params.items() if key in known}
+    return Recipe(params, recorded.augment or "none", recorded.seed, architecture, fresh)

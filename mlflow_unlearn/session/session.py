@@ -25,6 +25,7 @@ from mlflow_unlearn.engine.hardware import Hardware, resolve_hardware
 from mlflow_unlearn.engine.predictions import read_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.metrics.outputs import Readings
 from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests, log_source_model
@@ -262,7 +263,7 @@ def pick_hardware(module: nn.Module, dataset: Dataset[Any], config: HardwareConf
     return hardware
 
 
-def new_record(job: Job, config: Any, method: str, recipe: dict[str, Any]) -> Record:
+def new_record(job: Job, config: Any, provenance: Provenance) -> Record:
     """What the new version records of itself."""
     old = job.version.record
     architecture = None
@@ -282,6 +283,5 @@ def new_record(job: Job, config: Any, method: str, recipe: dict[str, Any]) -> Re
         data=job.view.source.spec,
         source_uri=job.version.uri,
         request_ids=tuple(request.id for request in job.requests),
-        method=method,
-        recipe=recipe,
+        provenance=provenance,
     )

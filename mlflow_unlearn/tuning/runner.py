@@ -35,6 +35,7 @@ from mlflow_unlearn.data.splits import wholly_forgotten
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.predictions import read_splits
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError, first_line
+from mlflow_unlearn.evidence.provenance import Provenance, Selection
 from mlflow_unlearn.governance.publish import known_no_better, log_epoch, log_final, publish
 from mlflow_unlearn.methods.lotus import has_forgotten, unseen_accuracy
 from mlflow_unlearn.metrics.outputs import Readings
@@ -43,7 +44,7 @@ from mlflow_unlearn.registry.uris import absolute_uri, hidden_password
 from mlflow_unlearn.session.session import Job
 from mlflow_unlearn.tuning import study_report as report
 from mlflow_unlearn.tuning.selection import CONSTRAINTS, SELECTION_SPLITS
-from mlflow_unlearn.tuning.space import METHOD, PREFIX, Space
+from mlflow_unlearn.tuning.space import Space
 from mlflow_unlearn.tuning.storage import (
     GRACE_SECONDS,
     LeaderLock,
@@ -360,7 +361,7 @@ def finish(runner: StudyRunner, name: str | None, run_id: str, original: Reading
     report.show(study, winner, options.objective)
     mlflow.log_metric("best_trial", winner.number)
     if options.register_ == "none":
-        print(f"The best trial is {winner.number} ({_told(setting)}); nothing was registered, as asked.")
+        print(f"The best trial is {winner.number} ({_told(setting.to_yaml())}); nothing was registered, as asked.")
         return
     registered = _registered(str(name), study.study_name, winner)
     if registered is not None:
@@ -375,18 +376,21 @@ def finish(runner: StudyRunner, name: str | None, run_id: str, original: Reading
     readings = {"original": original, "unlearned": read_splits(result.model, job.splits, job.hardware, name="winner")}
     if gold is not None:
         readings["gold"] = gold
-    recipe = {**result.params, "seed": options.seed, "study": study.study_name, "trial": winner.number}
-    if setting[PREFIX] != "none":
-        recipe["prefix"] = setting[PREFIX]
-        mlflow.set_tag("unlearn.prefix", setting[PREFIX])
-        note(f"Note: the layers before {setting[PREFIX]} stayed frozen and cannot forget what they encode.")
-    tags = {
-        "unlearn.study": study.study_name,
-        "unlearn.trial": str(winner.number),
-        "unlearn.selection": rule(options.objective, options.mode),
-        "unlearn.n_trials": str(count(study, TrialState.COMPLETE, TrialState.PRUNED)),
-    }
-    publish(job, run_id, str(name), result, setting[METHOD], recipe, readings, options, tags)
+    prefix = None if setting.prefix == "none" else setting.prefix
+    if prefix is not None:
+        mlflow.set_tag("unlearn.prefix", prefix)
+        note(f"Note: the layers before {prefix} stayed frozen and cannot forget what they encode.")
+    selection = Selection(
+        by="tune",
+        rule=rule(options.objective, options.mode),
+        study=study.study_name,
+        trial=winner.number,
+        trials=count(study, TrialState.COMPLETE, TrialState.PRUNED),
+    )
+    provenance = Provenance(
+        method=setting.method, params=dict(result.params), seed=options.seed, prefix=prefix, selection=selection
+    )
+    publish(job, run_id, str(name), result, provenance, readings, options)
 
 
 def _registered(name: str, study: str, winner: FrozenTrial) -> str | None:

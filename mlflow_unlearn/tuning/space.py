@@ -23,11 +23,30 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import Params, get_method
 
 METHOD, PREFIX = "method", "prefix"
+_APART = "params."
+"""Before a hyperparameter whose own name is `PREFIX`."""
 GRID_POINTS = 4
 """So many values of a range make part of a grid."""
 
-Setting = dict[str, Any]
-"""What a trial is about: ``method``, ``prefix`` (a module or "none"), and the method's hyperparameters."""
+
+@dataclass(frozen=True)
+class Setting:
+    """What a trial is about.
+
+    Attributes:
+        method: registered name.
+        prefix: module before which the layers are frozen, or "none".
+        params: hyperparameters of the method.
+    """
+
+    method: str
+    prefix: str
+    params: Mapping[str, Any]
+
+    def to_yaml(self) -> dict[str, Any]:
+        """As ``unlearn --params`` takes it: side by side, but apart where a hyperparameter is called as we are."""
+        ours = {METHOD: self.method, PREFIX: self.prefix}
+        return {**ours, **({"params": dict(self.params)} if ours.keys() & self.params.keys() else self.params)}
 
 
 class Range(BaseModel):
@@ -68,7 +87,7 @@ class Space:
     """Distributions by method and hyperparameter, ``prefix`` among them; what is not searched is fixed.
 
     With one method a trial's parameters have the hyperparameters' own names, with several they are ``method`` and
-    ``<method>.<hyperparameter>``.
+    ``<method>.<hyperparameter>``. A hyperparameter that is itself called ``prefix`` goes as ``params.prefix``.
     """
 
     distributions: Mapping[str, Mapping[str, BaseDistribution]]
@@ -89,13 +108,18 @@ class Space:
             name: _suggest(trial, self._key(method, name), distribution)
             for name, distribution in self.distributions[method].items()
         }
-        return {METHOD: method, PREFIX: "none", **self.fixed[method], **values}
+        return self._setting(method, values)
 
     def setting(self, params: Mapping[str, Any]) -> Setting:
         """The setting that a finished trial's parameters stand for."""
-        method = str(params.get(METHOD, self.methods[0]))
+        method = str(params[METHOD]) if len(self.methods) > 1 else self.methods[0]
         values = {name: params[self._key(method, name)] for name in self.distributions[method]}
-        return {METHOD: method, PREFIX: "none", **self.fixed[method], **values}
+        return self._setting(method, values)
+
+    def _setting(self, method: str, values: Mapping[str, Any]) -> Setting:
+        complete = {PREFIX: "none", **self.fixed[method], **values}
+        prefix = str(complete.pop(PREFIX))
+        return Setting(method, prefix, {name.removeprefix(_APART): value for name, value in complete.items()})
 
     def first(self) -> dict[str, Any]:
         """The published setting of the first method as parameters of a trial, as near as the space has it."""
@@ -171,7 +195,8 @@ def search_space(methods: Sequence[str], family: str, prefixes: Sequence[str], g
     settings = {}
     for method in methods:
         published = get_method(method)(family=family).params
-        settings[method] = {**published.model_dump(), PREFIX: prefixes[0]}
+        own = {_searched(name): value for name, value in published.model_dump().items()}
+        settings[method] = {**own, PREFIX: prefixes[0]}
         found: dict[str, Any] = {**_declared(published), PREFIX: Choices(choices=list(prefixes))}
         found |= {name: _entry(method, published, name, value) for name, value in parts[method].items()}
         kinds = {name: _distribution(method, published, name, entry) for name, entry in found.items()}
@@ -213,10 +238,10 @@ def _declared(published: Params) -> dict[str, Range | Choices]:
         search: Any = extra.get("search") if isinstance(extra, dict) else None
         if search is None:
             continue
+        value, name = getattr(published, name), _searched(name)
         if "choices" in search:
             space[name] = Choices(**search)
             continue
-        value = getattr(published, name)
         factor = search.get("factor")
         low, high = (value / factor, value * factor) if factor else (search["low"], search["high"])
         if isinstance(value, int):
@@ -225,8 +250,13 @@ def _declared(published: Params) -> dict[str, Range | Choices]:
     return space
 
 
+def _searched(name: str) -> str:
+    """Under which a hyperparameter is searched."""
+    return _APART + name if name == PREFIX else name
+
+
 def _entry(method: str, published: Params, name: str, value: Any) -> Range | Choices:
-    known = [*type(published).model_fields, PREFIX]
+    known = [*map(_searched, type(published).model_fields), PREFIX]
     if name not in known:
         raise UnlearnError(f"space: unknown hyperparameter {name!r} of {method}: known are {', '.join(sorted(known))}")
     try:
@@ -282,6 +312,7 @@ def _distribution(method: str, published: Params, name: str, entry: Range | Choi
 
 
 def _legal(method: str, published: Params, name: str, value: Any) -> Any:
+    name = name.removeprefix(_APART)
     try:
         parsed = type(published).parse({**published.model_dump(), name: value}, method=method)
     except UnlearnError as error:

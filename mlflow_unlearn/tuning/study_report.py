@@ -73,7 +73,7 @@ def best_yaml(study: optuna.Study, winner: FrozenTrial, setting: Setting, seed: 
         "# The same weights again, on the same machine with as many threads:\n"
         f"#   OMP_NUM_THREADS={torch.get_num_threads()} {command}\n"
     )
-    return head + yaml.safe_dump(dict(setting), sort_keys=False)
+    return head + yaml.safe_dump(setting.to_yaml(), sort_keys=False)
 
 
 def _record(trial: FrozenTrial) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from mlflow_unlearn.metrics.outputs import Readings
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.session.session import Job
 from mlflow_unlearn.tuning.selection import CRITERIA, SELECTION_SPLITS, constraints, criterion, on_validation, penalised
-from mlflow_unlearn.tuning.space import METHOD, PREFIX, Setting, Space
+from mlflow_unlearn.tuning.space import Setting, Space
 from mlflow_unlearn.tuning.storage import queue_again, retry
 
 RUN, COMMAND_RUN, DIGEST = "run_id", "command_run_id", "weights_sha256"
@@ -121,13 +121,12 @@ class Objective:
 
     def unlearn(self, setting: Setting, **options: Any) -> Result:
         """Carry out a setting; equal settings give equal weights on one machine."""
-        prefix = setting[PREFIX]
+        prefix = setting.prefix
         if prefix not in self._teachers:
             job = self.job
             model = job.hardware.place(job.module)
             self._teachers[prefix] = Teacher(model, vars(job.splits), job.hardware, prefix=prefix)
-        params = hyperparameters(setting)
-        return self.job.unlearn(setting[METHOD], params, self._seed, teacher=self._teachers[prefix], **options)
+        return self.job.unlearn(setting.method, setting.params, self._seed, teacher=self._teachers[prefix], **options)
 
     def result(self, winner: optuna.trial.FrozenTrial) -> Result:
         """The winner's model: as this process made it, or made again.
@@ -151,7 +150,7 @@ class Objective:
         result = self.unlearn(setting, on_epoch=log_epoch, on_state=watch)
         digest = weights_digest(result.model)
         if digest == self._source:
-            raise UnlearnError(nothing_to_unlearn(setting[METHOD], result))
+            raise UnlearnError(nothing_to_unlearn(setting.method, result))
         start = time.perf_counter()
         readings = read_splits(result.model, self.job.splits, self.job.hardware, roles=SELECTION_SPLITS)
         metrics = on_validation(readings, self._original, gold=self._gold, seed=self._seed)
@@ -207,15 +206,10 @@ class _PruningCallback:
             raise optuna.TrialPruned
 
 
-def hyperparameters(setting: Setting) -> dict[str, Any]:
-    """A setting without method and prefix."""
-    return {name: value for name, value in setting.items() if name not in (METHOD, PREFIX)}
-
-
 def _log_setting(study: optuna.Study, trial: optuna.Trial, setting: Setting) -> None:
-    tags = {"unlearn.study": study.study_name, "unlearn.trial": str(trial.number), "unlearn.method": setting[METHOD]}
-    mlflow.set_tags({**tags, "unlearn.prefix": setting[PREFIX]})
-    mlflow.log_params({f"unlearn.params.{key}": value for key, value in hyperparameters(setting).items()})
+    tags = {"unlearn.study": study.study_name, "unlearn.trial": str(trial.number), "unlearn.method": setting.method}
+    mlflow.set_tags({**tags, "unlearn.prefix": setting.prefix})
+    mlflow.log_params({f"unlearn.params.{key}": value for key, value in setting.params.items()})
 
 
 def _part(labels: torch.Tensor, size: int) -> Sequence[int]:

@@ -213,8 +213,9 @@ def test_the_curves_show_the_temperature_and_the_table_every_epoch(plain):
 
 def test_a_method_without_epochs_says_so():
     record = records.evidence()
-    method = record.method.model_copy(update={"name": "ssd", "history": [], "final": {}})
-    assert "ssd records no values by epoch" in parsed(record, method=method).text
+    provenance = record.provenance.model_copy(update={"method": "ssd"})
+    learning = record.learning.model_copy(update={"history": [], "final": {}})
+    assert "ssd records no values by epoch" in parsed(record, provenance=provenance, learning=learning).text
 
 
 @pytest.mark.parametrize(
@@ -229,7 +230,7 @@ def test_a_method_without_epochs_says_so():
 )
 def test_any_history_can_be_drawn(history):
     record = records.evidence()
-    text = parsed(record, method=record.method.model_copy(update={"history": history})).text
+    text = parsed(record, learning=record.learning.model_copy(update={"history": history})).text
     if len(history) == 1000:
         assert "200 of 1000 epochs, evenly spread" in text
 
@@ -241,12 +242,12 @@ def test_nan_is_never_shown():
     rows = [
         row.model_copy(update={"acc_test": {"original": math.nan, "unlearned": 0.5}}) for row in record.figures.classes
     ]
-    method = record.method.model_copy(update={"history": [{"epoch": 0, "loss": math.nan}, {"epoch": 1, "loss": 0.5}]})
+    history = [{"epoch": 0, "loss": math.nan}, {"epoch": 1, "loss": 0.5}]
     found = parsed(
         record,
         metrics=dict(record.metrics, unlearned=broken),
         figures=record.figures.model_copy(update={"classes": rows}),
-        method=method,
+        learning=record.learning.model_copy(update={"history": history}),
     )
     shown = found.text + " ".join(value for *_, value in found.attributes)
     assert not re.search(r"\b(nan|inf|None|Undefined)\b", shown)
@@ -279,10 +280,15 @@ def test_html_in_any_field_is_text():
             "source": record.source.model_copy(update={"uri": records.HOSTILE}),
             "result": record.result.model_copy(update={"name": records.HOSTILE, "files": {records.HOSTILE: "0"}}),
             "data": record.data.model_copy(update={"source": records.HOSTILE, "transform": records.HOSTILE}),
-            "method": record.method.model_copy(
+            "provenance": record.provenance.model_copy(
                 update={
-                    "name": records.HOSTILE,
-                    "hyperparameters": {records.HOSTILE: records.HOSTILE, "prefix": records.HOSTILE},
+                    "method": records.HOSTILE,
+                    "params": {records.HOSTILE: records.HOSTILE},
+                    "prefix": records.HOSTILE,
+                }
+            ),
+            "learning": record.learning.model_copy(
+                update={
                     "warnings": [records.HOSTILE],
                     "history": [{records.HOSTILE: 1.0}, {records.HOSTILE: 2.0}],
                 }

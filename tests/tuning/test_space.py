@@ -29,16 +29,15 @@ def test_every_declared_space_is_legal_and_holds_the_published_setting(method, f
     assert searched.distributions[method]
     assert searched.first() == {name: published[name] for name in searched.distributions[method]}
     for setting in settings(searched, 20):
-        values = {name: value for name, value in setting.items() if name not in ("method", "prefix")}
-        get_method(method)(values, family=family)
+        get_method(method)(setting.params, family=family)
 
 
 def test_the_user_changes_a_part():
     searched = space('{"alpha": [2, 3], "epochs": 4, "keep": ["last", "closest"], "lr": {"low": 0.1, "high": 0.2}}')
     found = settings(searched)
-    assert {setting["epochs"] for setting in found} == {4}
-    assert {setting["keep"] for setting in found} == {"last", "closest"}
-    assert all(2 <= setting["alpha"] <= 3 and 0.1 <= setting["lr"] <= 0.2 for setting in found)
+    assert {setting.params["epochs"] for setting in found} == {4}
+    assert {setting.params["keep"] for setting in found} == {"last", "closest"}
+    assert all(2 <= setting.params["alpha"] <= 3 and 0.1 <= setting.params["lr"] <= 0.2 for setting in found)
     assert searched.distributions["lotus"]["alpha"].log  # as the hyperparameter declares it
     assert searched.most_epochs() == 4
     # The published values are beyond: the nearest that there are.
@@ -48,8 +47,8 @@ def test_the_user_changes_a_part():
 def test_ranges_in_full():
     given = '{"alpha": {"low": 1, "high": 9, "log": false, "step": 4}, "epochs": {"low": 2, "high": 8, "step": 3}}'
     found = settings(space(given))
-    assert {setting["alpha"] for setting in found} == {1.0, 5.0, 9.0}
-    assert {setting["epochs"] for setting in found} == {2, 5, 8}
+    assert {setting.params["alpha"] for setting in found} == {1.0, 5.0, 9.0}
+    assert {setting.params["epochs"] for setting in found} == {2, 5, 8}
 
 
 def test_from_a_yaml_file(tmp_path):
@@ -58,8 +57,8 @@ def test_from_a_yaml_file(tmp_path):
     searched = space(str(file))
     assert isinstance(searched.distributions["lotus"]["lr"], optuna.distributions.FloatDistribution)
     found = settings(searched)
-    assert {setting["prefix"] for setting in found} == {"none", "layer4"}
-    assert all(1e-5 <= setting["lr"] <= 1e-3 for setting in found)
+    assert {setting.prefix for setting in found} == {"none", "layer4"}
+    assert all(1e-5 <= setting.params["lr"] <= 1e-3 for setting in found)
 
 
 def test_several_methods_have_parts_of_their_own():
@@ -69,10 +68,10 @@ def test_several_methods_have_parts_of_their_own():
         trial = study.ask()
         setting = searched.suggest(trial)
         method = trial.params["method"]
-        assert setting["method"] == method
+        assert setting.method == method
         assert {name.split(".")[0] for name in trial.params} == {"method", method}
         assert searched.setting(trial.params) == setting
-        assert setting["alpha"] == 0.5 or method == "lotus"
+        assert setting.params["alpha"] == 0.5 or method == "lotus"
     assert searched.first()["method"] == "lotus" and searched.first()["lotus.alpha"] == 2.0
 
 

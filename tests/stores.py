@@ -100,7 +100,7 @@ def use(store: Store, patch: pytest.MonkeyPatch) -> None:
     patch.setenv("MLFLOW_EXPERIMENT_NAME", "tests")
     patch.delenv("MLFLOW_RUN_ID", raising=False)
     # For `toy`, in processes of their own.
-    patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    patch.setenv("PYTHONPATH", str(Path(__file__).parent))
     patch.chdir(store.folder)
 
 

@@ -14,7 +14,7 @@ from servers import free_port
 from mlflow_unlearn.distributed.launch import NODES_VARIABLE, Nodes, launch, should_launch
 from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 LAUNCH = """
 import sys
 from mlflow_unlearn.errors import UnlearnError

@@ -305,12 +305,15 @@ def test_evidence(story):
     assert [request["id"] for request in record["requests"]] == [story.request_id]
     assert record["data"]["forget"] == {"samples": len(forgotten()), "sha256": Manifest(tuple(forgotten())).digest}
     assert record["data"]["retain"]["samples"] == len(source().train) - len(forgotten())
-    assert record["method"]["hyperparameters"] == {
-        **{key.removeprefix("unlearn.params."): yaml.safe_load(value) for key, value in story.run.data.params.items()
-           if key.startswith("unlearn.params.")},
-        "seed": 3,
-    }  # fmt: skip
-    assert len(record["method"]["history"]) == len(story.store.client.get_metric_history(story.run.info.run_id, "loss"))
+    assert record["provenance"]["params"] == {
+        key.removeprefix("unlearn.params."): yaml.safe_load(value)
+        for key, value in story.run.data.params.items()
+        if key.startswith("unlearn.params.")
+    }
+    assert (record["provenance"]["method"], record["provenance"]["seed"]) == ("lotus", 3)
+    assert len(record["learning"]["history"]) == len(
+        story.store.client.get_metric_history(story.run.info.run_id, "loss")
+    )
     for name, metrics in record["metrics"].items():
         for key, value in metrics["values"].items():
             assert story.metrics[f"{name}.{key}"] == value

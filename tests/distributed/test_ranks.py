@@ -12,7 +12,7 @@ import torch
 
 from mlflow_unlearn.methods import BUILTIN
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 LAUNCH = """
 import sys
 from mlflow_unlearn.distributed.launch import launch

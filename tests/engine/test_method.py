@@ -95,10 +95,10 @@ class TestPlugins:
             tmp_path.joinpath(distribution, f"{distribution}.py").write_text(code)
             monkeypatch.syspath_prepend(tmp_path / distribution)
             modules.append(distribution)
-            methods._plugins.cache_clear()
+            methods.loaded_plugins.cache_clear()
 
         yield install
-        methods._plugins.cache_clear()
+        methods.loaded_plugins.cache_clear()
         for name in modules:
             sys.modules.pop(name, None)
 

@@ -56,7 +56,7 @@ def test_a_reviewer_sees_what_was_frozen(result):
     run = store.client.get_run(version.tags["unlearn.run_id"])
     assert run.data.tags["unlearn.prefix"] == run.data.params["unlearn.prefix"] == "layer4"
     evidence = json.loads(mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/evidence/evidence.json"))
-    assert evidence["method"]["hyperparameters"]["prefix"] == "layer4"
+    assert evidence["provenance"]["prefix"] == "layer4"
     assert mlflow.models.get_model_info("models:/clf/2").metadata["mlflow_unlearn"]["recipe"]["prefix"] == "layer4"
     assert "Note: the layers before layer4 stay frozen and cannot forget what they encode." in done.err
 

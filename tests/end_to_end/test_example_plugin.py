@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.methods import BUILTIN
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "plugins" / "example_method"
 
 UNLEARN = """

@@ -109,8 +109,10 @@ def test_the_winner_is_registered_as_it_was(result):
     assert record["recipe"]["trial"] == trials.index(best)
     assert record["recipe"]["study"] == parent.data.tags["unlearn.study"]
     evidence = json.loads(mlflow.artifacts.load_text(f"runs:/{parent.info.run_id}/evidence/evidence.json"))
-    assert evidence["method"]["hyperparameters"]["trial"] == trials.index(best)
-    assert evidence["selection"] == {k: tags[k] for k in SELECTION}
+    selection = evidence["provenance"]["selection"]
+    assert selection["trial"] == trials.index(best)
+    told = {"study": "study", "trial": "trial", "selection": "rule", "n_trials": "trials"}
+    assert {f"unlearn.{tag}": str(selection[key]) for tag, key in told.items()} == {k: tags[k] for k in SELECTION}
 
 
 def test_feasible_is_what_the_constraints_say(result):

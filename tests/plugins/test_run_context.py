@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "plugins" / "mlflow_unlearn_plugins"
 BAR_MS = 20
 
