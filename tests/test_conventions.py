@@ -9,6 +9,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import get_args
 
@@ -150,6 +151,19 @@ def foreign_privates(code, module, roots):
 )
 def test_what_counts_as_private_to_others(code, found):
     assert foreign_privates(code, "mlflow_unlearn.data.loaders", {"mlflow_unlearn"}) == found
+
+
+def test_no_two_classes_share_a_name():
+    """But for options, which are named after their commands."""
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "mlflow_unlearn").rglob("*.py")}
+    names = Counter(
+        node.name
+        for path, tree in trees.items()
+        if path.name != "config.py"
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+    )
+    assert names and not [name for name, count in names.items() if count > 1]
 
 
 def test_modules_import_no_private_name_of_each_other():

@@ -59,7 +59,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Workload:
-    """A method to be carried out.
+    """A method, and how often it is carried out.
 
     Attributes:
         method: registered name.
@@ -84,11 +84,11 @@ class Workload:
 def estimate(
     job: Job, workloads: Sequence[Workload], *, prefix: str = "none", models: int, record: Record | None
 ) -> Estimate:
-    """What a command costs that carries out ``learnings`` on a job.
+    """What a command costs that carries out ``workloads`` on a job.
 
     Args:
         job: opened as for the work.
-        learnings: what is carried out.
+        workloads: what is carried out.
         prefix: as the command's option.
         models: how many are measured: the original, what comes of it, golds.
         record: of the version that is registered; None where none is.
