@@ -12,7 +12,7 @@ from mlflow_unlearn.data.forget import resolve_forget, retained
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.engine.architectures import build_model, weights_digest
-from mlflow_unlearn.engine.loop import run
+from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.engine.predictions import read
 from mlflow_unlearn.evidence.record import metric_tags
 from mlflow_unlearn.governance.publish import log_epoch
@@ -62,9 +62,8 @@ def train(options: config.Train) -> None:
         training = dataset if options.augment == "none" else Augmented(dataset, options.augment)
         hardware = pick_hardware(module, dataset, options, progress)
         recipe = {key: getattr(options, key) for key in ("epochs", "lr", "batch_size", "weight_decay")}
-        outcome = run(
-            module, Train(recipe), {"retain": training}, seed=options.seed, hardware=hardware, on_epoch=log_epoch
-        )
+        run_options = RunOptions(options.seed, on_epoch=log_epoch)
+        outcome = run(module, Train(recipe), {"retain": training}, hardware, run_options)
         metrics = {}
         for role, data in {"retain": dataset, **unseen}.items():
             reading = read(outcome.model.to(hardware.device), data, hardware, description=f"evaluating {role}")

@@ -11,7 +11,7 @@ import mlflow
 from mlflow_unlearn import config
 from mlflow_unlearn.config import parse_params
 from mlflow_unlearn.engine.architectures import weights_digest
-from mlflow_unlearn.engine.loop import RETRAIN_ALL
+from mlflow_unlearn.engine.loop import RETRAIN_ALL, RunOptions
 from mlflow_unlearn.engine.predictions import read_splits
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
 from mlflow_unlearn.evidence.signing import check_key
@@ -70,15 +70,14 @@ def unlearn(options: config.Unlearn) -> None:
             original = job.read_original(force=options.force, teacher=teacher)
         job = job.filed(options)
         with tracking.timed("method"):
-            result = job.unlearn(
-                options.method,
-                params,
+            run_options = RunOptions(
                 options.seed,
-                splits=None if recipe is None else recipe.splits(job.splits),
                 teacher=teacher,
                 fresh=None if recipe is None else recipe.fresh,
                 on_epoch=log_epoch,
             )
+            splits = None if recipe is None else recipe.splits(job.splits)
+            result = job.unlearn(options.method, params, run_options, splits=splits)
         mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})
         log_final(result)
         if weights_digest(result.model) == weights_digest(job.module):

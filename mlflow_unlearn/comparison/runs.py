@@ -22,6 +22,7 @@ from mlflow_unlearn.console import note
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.engine.loop import RunOptions
 from mlflow_unlearn.engine.predictions import read_splits
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.governance.publish import log_epoch, log_final
@@ -163,14 +164,8 @@ class Bench:
 
     def _unlearn(self, method: str, params: Mapping[str, Any], seed: int, training: Splits | None = None) -> Result:
         """Retraining reads its sets as the original was trained on them, and asks no teacher."""
-        return self.job.unlearn(
-            method,
-            params,
-            seed,
-            splits=training,
-            teacher=None if training else self.teacher,
-            fresh=self.recipe.fresh,
-        )
+        options = RunOptions(seed, teacher=None if training else self.teacher, fresh=self.recipe.fresh)
+        return self.job.unlearn(method, params, options, splits=training)
 
     @contextmanager
     def _run(self, method: str, seed: int, key: str, params: Mapping[str, Any]) -> Iterator[None]:

@@ -40,7 +40,7 @@ def publish(
     method: str,
     recipe: dict[str, Any],
     readings: Mapping[str, Readings],
-    options: config.Publishes,
+    options: config.PublishOptions,
     selection: Mapping[str, str] | None = None,
 ) -> ModelVersion:
     """Measure, log, register the new version with its evidence, mark the requests done, and show the table.
@@ -124,7 +124,7 @@ def _incomplete(readings: Readings) -> str | None:
     return told
 
 
-def _samples(job: Job, readings: Mapping[str, Readings], options: config.Publishes) -> Sequence[Sample]:
+def _samples(job: Job, readings: Mapping[str, Readings], options: config.PublishOptions) -> Sequence[Sample]:
     if not options.show_samples:
         return ()
     ids = job.manifest(job.forget).ids

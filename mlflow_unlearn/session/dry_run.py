@@ -22,6 +22,7 @@ from mlflow_unlearn.data.batching import LARGEST_BATCH, forward_batch
 from mlflow_unlearn.data.splits import Splits, labels_of
 from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.engine.frozen_prefix import resolve
+from mlflow_unlearn.engine.loop import RunOptions
 from mlflow_unlearn.engine.predictions import read, read_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.methods import get_method
@@ -178,13 +179,13 @@ def _method_seconds(job: Job, learning: Learning, prefix: str) -> float:
         splits = Splits(**{role: _share(data, share) for role, data in vars(job.splits).items()})
         some = {**params, "epochs": epochs} if "epochs" in params else params
         if recipe is not None:
-            options: dict[str, Any] = {"splits": recipe.splits(splits), "fresh": recipe.fresh}
+            splits, options = recipe.splits(splits), RunOptions(seed, fresh=recipe.fresh)
         else:
             teacher = Teacher(quiet.hardware.place(job.module), vars(splits), quiet.hardware, prefix=cut)
             teacher.fill(("forget", "retain", "val"))
-            options = {"splits": splits, "teacher": teacher}
+            options = RunOptions(seed, teacher=teacher)
         start = time.perf_counter()
-        quiet.unlearn(learning.method, some, seed, **options)
+        quiet.unlearn(learning.method, some, options, splits=splits)
         return time.perf_counter() - start
 
     # The first run takes more than the others, and tells how slow they are.

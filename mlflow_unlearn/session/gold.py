@@ -9,7 +9,7 @@ from mlflow.tracking import MlflowClient
 from torch import nn
 from torch.utils.data import Dataset
 
-from mlflow_unlearn.config import Reads
+from mlflow_unlearn.config import ReadOptions
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.versions import open_version
@@ -23,7 +23,7 @@ def open_gold(
     retain: npt.NDArray[np.int64],
     dataset: Dataset[Any],
     folder: Path,
-    config: Reads,
+    config: ReadOptions,
 ) -> nn.Module | None:
     """The gold standard's module, if one is named.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from mlflow_unlearn.config import Reads
+from mlflow_unlearn.config import ReadOptions
 from mlflow_unlearn.console import note
 from mlflow_unlearn.data.datasets import Augmented
 from mlflow_unlearn.data.splits import Splits
@@ -41,7 +41,7 @@ class Recipe:
         return splits if self.augment == "none" else replace(splits, retain=Augmented(splits.retain, self.augment))
 
 
-def training_recipe(job: Job, config: Reads) -> Recipe:
+def training_recipe(job: Job, config: ReadOptions) -> Recipe:
     """The recipe of the version, or of the one that it was unlearned from."""
     version, record = job.version, job.version.record
     while record is not None and record.method not in ("train", "retrain") and record.source_uri is not None:

@@ -14,14 +14,14 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mlflow_unlearn.api import Result, unlearn_on
-from mlflow_unlearn.config import Evaluate
-from mlflow_unlearn.config import Hardware as HardwareConfig
+from mlflow_unlearn.config import Evaluate, HardwareOptions
 from mlflow_unlearn.console import note
 from mlflow_unlearn.data.forget import retained
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.engine.frozen_prefix import resolve
 from mlflow_unlearn.engine.hardware import Hardware, resolve_hardware
+from mlflow_unlearn.engine.loop import RunOptions
 from mlflow_unlearn.engine.predictions import read_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError
@@ -148,10 +148,10 @@ class Job:
         return readings
 
     def unlearn(
-        self, method: str, params: Mapping[str, Any], seed: int, *, splits: Splits | None = None, **options: Any
+        self, method: str, params: Mapping[str, Any], options: RunOptions, *, splits: Splits | None = None
     ) -> Result:
-        """Carry a method out on the version; ``options`` as of `mlflow_unlearn.engine.loop.run`."""
-        return unlearn_on(self.hardware, self.module, splits or self.splits, method, params, seed, **options)
+        """Carry a method out on the version, on its own splits if no others are given."""
+        return unlearn_on(self.hardware, self.module, splits or self.splits, method, params, options)
 
     def log_manifests(self) -> None:
         """The sets as dataset inputs of the active run."""
@@ -246,7 +246,7 @@ def read_measured(job: Job, original: Version, config: Evaluate) -> tuple[dict[s
     return readings, name
 
 
-def pick_hardware(module: nn.Module, dataset: Dataset[Any], config: HardwareConfig, progress: bool) -> Hardware:
+def pick_hardware(module: nn.Module, dataset: Dataset[Any], config: HardwareOptions, progress: bool) -> Hardware:
     """The command's device and precision, resolved, and noted on its run, if it makes one."""
     hardware = resolve_hardware(
         module,

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from mlflow_unlearn.config import Reads
+from mlflow_unlearn.config import ReadOptions
 from mlflow_unlearn.console import note, track
 from mlflow_unlearn.data.datasets import as_dataset
 from mlflow_unlearn.data.loaders import load_source
@@ -59,7 +59,7 @@ class View:
         return dataset
 
 
-def open_view(version: Version, config: Reads) -> View:
+def open_view(version: Version, config: ReadOptions) -> View:
     """Data source, transform and label order: from the command, else from the version's record, else from timm.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from mlflow_unlearn.console import note
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.distributed.ranks import RankLost
 from mlflow_unlearn.engine.architectures import weights_digest
-from mlflow_unlearn.engine.loop import Epoch
+from mlflow_unlearn.engine.loop import Epoch, RunOptions, Watch
 from mlflow_unlearn.engine.predictions import read, read_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError
@@ -119,15 +119,21 @@ class Trials:
             raise pruned
         return (values[0], values[1]) if self._fronts else values[0]
 
-    def unlearn(self, setting: Setting, **options: Any) -> Result:
+    def unlearn(
+        self,
+        setting: Setting,
+        *,
+        on_epoch: Callable[[Epoch], None] | None = None,
+        on_state: Watch | None = None,
+    ) -> Result:
         """Carry out a setting; equal settings give equal weights on one machine."""
         prefix = setting[PREFIX]
         if prefix not in self._teachers:
             job = self.job
             model = job.hardware.place(job.module)
             self._teachers[prefix] = Teacher(model, vars(job.splits), job.hardware, prefix=prefix)
-        params = hyperparameters(setting)
-        return self.job.unlearn(setting[METHOD], params, self._seed, teacher=self._teachers[prefix], **options)
+        options = RunOptions(self._seed, teacher=self._teachers[prefix], on_epoch=on_epoch, on_state=on_state)
+        return self.job.unlearn(setting[METHOD], hyperparameters(setting), options)
 
     def result(self, winner: optuna.trial.FrozenTrial) -> Result:
         """The winner's model: as this process made it, or made again.

@@ -77,9 +77,9 @@ def test_what_is_slow_is_timed_on_less(store, cli, monkeypatch, slow, batch, epo
     tried = []
     unlearn = Job.unlearn
 
-    def watched(job, method, params, seed, **options):
-        tried.append((len(options["splits"].forget) + len(options["splits"].retain), params["epochs"]))
-        return unlearn(job, method, params, seed, **options)
+    def watched(job, method, params, options, splits):
+        tried.append((len(splits.forget) + len(splits.retain), params["epochs"]))
+        return unlearn(job, method, params, options, splits=splits)
 
     monkeypatch.setattr(Job, "unlearn", watched)
     monkeypatch.setattr(dry_run, "SLOW", slow)
