@@ -21,7 +21,7 @@ from mlflow_unlearn.metrics.outputs import Readings
 from mlflow_unlearn.metrics.suite import Metrics, compare, residual_accuracy
 from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.digests import file_digests
-from mlflow_unlearn.registry.flavor import log_model
+from mlflow_unlearn.registry.flavor import NewModel, log_model
 from mlflow_unlearn.registry.versions import describe_version, register, withdrawn_on_failure
 from mlflow_unlearn.report import table
 from mlflow_unlearn.report.card import describe, model_card
@@ -51,14 +51,15 @@ def publish(
     with tracking.timed("metrics"):
         columns = compare(readings, seed=recipe["seed"])
     with tracking.timed("save"):
-        info = log_model(
+        new = NewModel(
             result.model,
             new_record(job, options, method, recipe),
             job.manifest(job.retain),
-            folder=job.folder,
-            source=job.version,
+            job.folder,
             example=job.example_without_forgotten(),
+            source=job.version,
         )
+        info = log_model(new)
     log_metrics(columns, model_ids={"unlearned": info.model_id, "original": job.version.model_id})
     outcome = Outcome(method, recipe, result, readings, columns, selection, _incomplete(readings["unlearned"]))
     with tracking.timed("evidence"):

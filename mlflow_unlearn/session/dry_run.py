@@ -28,7 +28,7 @@ from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.outputs import Reading
 from mlflow_unlearn.metrics.suite import compute_metrics
-from mlflow_unlearn.registry.flavor import save_model
+from mlflow_unlearn.registry.flavor import NewModel, save_model
 from mlflow_unlearn.registry.versions import Record
 from mlflow_unlearn.session.recipe import Recipe
 from mlflow_unlearn.session.session import Job
@@ -110,7 +110,7 @@ def estimate(
         if record is not None:
             start = time.perf_counter()
             path = job.folder / "planned"
-            save_model(job.module, path, record, job.manifest(job.retain), folder=job.folder, source=job.version)
+            save_model(NewModel(job.module, record, job.manifest(job.retain), job.folder, source=job.version), path)
             seconds["save the version"] = time.perf_counter() - start
             version = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         runs = sum(one.times for one in learnings)
