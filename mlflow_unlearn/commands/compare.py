@@ -27,7 +27,7 @@ from mlflow_unlearn.registry.versions import check_name
 from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.recipe import Recipe, training_recipe
-from mlflow_unlearn.session.session import Job, new_record, open_job
+from mlflow_unlearn.session.session import Session, new_record, open_session
 from mlflow_unlearn.tuning.selection import CONSTRAINTS, constraints, on_validation
 
 RULE = "avg_gap_excess_val"
@@ -46,21 +46,23 @@ def compare(options: config.Compare) -> None:
         given = params_by_method(options.params, methods)
         name = check_name(options.register_as) if options.register_as else None
         check_key(options.sign_key)
-        job = open_job(tracking.client(), run_id, options, folder, progress=progress)
+        session = open_session(tracking.client(), run_id, options, folder, progress=progress)
         if options.register_ == "best":
-            name = target_name(job, name)
-        given_gold = open_gold(job.client, options.gold_uri, job.view, job.retain, job.splits.test, folder, options)
-        job.log_manifests()
-        recipe = training_recipe(job, options)
+            name = target_name(session, name)
+        given_gold = open_gold(
+            session.client, options.gold_uri, session.view, session.retain, session.splits.test, folder, options
+        )
+        session.log_manifests()
+        recipe = training_recipe(session, options)
         recipe = replace(recipe, params={**recipe.params, **given.pop("retrain", {})})
         if options.plan:
-            _plan(job, recipe, methods, seeds, given, options)
+            _plan(session, recipe, methods, seeds, given, options)
             return
-        bench = Bench(job, recipe, experiment, force=options.force, prefix=options.prefix)
+        bench = Bench(session, recipe, experiment, force=options.force, prefix=options.prefix)
         golds = _golds(bench, given_gold, seeds, progress)
         bench.teacher_logits()
 
-        family = model_family(job.module)
+        family = model_family(session.module)
         complete = {m: get_method(m)(given.get(m, {}), family=family).params.model_dump(mode="json") for m in methods}
         tasks = [(method, seed, gold) for method in methods for seed, gold in zip(seeds, golds.of_seeds, strict=True)]
         trials: dict[str, list[Trial]] = {method: [] for method in methods}
@@ -81,7 +83,7 @@ def compare(options: config.Compare) -> None:
 
 
 def _plan(
-    job: Job,
+    session: Session,
     recipe: Recipe,
     methods: Sequence[str],
     seeds: Sequence[int],
@@ -94,9 +96,9 @@ def _plan(
     for method in methods:
         times = len(seeds) if get_method(method).stochastic else 1
         learnings.append(dry_run.Learning(method, given.get(method, {}), seeds[0], times=times))
-    record = new_record(job, options, methods[0], {"seed": seeds[0]}) if options.register_ == "best" else None
+    record = new_record(session, options, methods[0], {"seed": seeds[0]}) if options.register_ == "best" else None
     models = 1 + golds + len(methods) * len(seeds)
-    dry_run.show(dry_run.estimate(job, learnings, prefix=options.prefix, models=models, record=record))
+    dry_run.show(dry_run.estimate(session, learnings, prefix=options.prefix, models=models, record=record))
 
 
 def params_by_method(text: str | None, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -133,7 +135,7 @@ def _golds(bench: Bench, given: nn.Module | None, seeds: Sequence[int], progress
     taken = bench.recipe.seed in [seed + GOLD_SEED for seed in (*seeds, seeds[0] + 1)]
     offset = 2 * GOLD_SEED if taken else GOLD_SEED
     if given is not None:
-        readings = read_splits(given, bench.job.splits, bench.job.hardware, name="gold", kept=True)
+        readings = read_splits(given, bench.session.splits, bench.session.hardware, name="gold", kept=True)
         gold = Gold(given, readings, weights_digest(given), None)
         return _Golds([gold] * len(seeds), True, [(bench.gold(seeds[0] + offset), gold)])
     wanted = [*seeds, *([seeds[0] + 1] if len(seeds) == 1 else [])]
@@ -210,12 +212,12 @@ def _register_best(
     gold = golds.of_seeds[next(i for i, trial in enumerate(trials[winner.method]) if trial is winner)]
     readings = {
         "original": bench.original,
-        "unlearned": read_splits(result.model, bench.job.splits, bench.job.hardware, name=winner.method),
+        "unlearned": read_splits(result.model, bench.session.splits, bench.session.hardware, name=winner.method),
         "gold": gold.readings,
     }
-    job = bench.job.filed(options)
+    session = bench.session.filed(options)
     print(f"The best is {winner.method} with seed {winner.seed}, by {RULE} under the constraints {CONSTRAINTS}.")
     recipe = {**result.params, "seed": winner.seed, "chosen_by": f"compare, {RULE}"}
     if bench.teacher.prefix is not None:
         recipe["prefix"] = bench.teacher.prefix
-    publish(job, run_id, name, result, winner.method, recipe, readings, options)
+    publish(session, run_id, name, result, winner.method, recipe, readings, options)

@@ -24,7 +24,7 @@ from mlflow_unlearn.registry.flavor import example_images, log_model
 from mlflow_unlearn.registry.versions import Record, check_name, describe_version, register, withdrawn_on_failure
 from mlflow_unlearn.rng import isolated_rng
 from mlflow_unlearn.session.session import pick_hardware
-from mlflow_unlearn.session.view import View
+from mlflow_unlearn.session.view import InputSpec
 
 
 def train(options: config.Train) -> None:
@@ -44,7 +44,7 @@ def train(options: config.Train) -> None:
                 spec, source, everything, lambda request: forget_requests.read_manifest(client, request)
             )
             kept = retained(everything, excluded)
-        view = View(source, options.transform, source.classes, None)
+        view = InputSpec(source, options.transform, source.classes, None)
         module_for_transform = None
         if options.transform == "timm":
             # The configuration is the architecture's: it does not depend on the images.
@@ -52,7 +52,7 @@ def train(options: config.Train) -> None:
         dataset = view.dataset(source.train.subset(kept), module_for_transform, "the training set", progress)
         first = dataset[0][0]
         shape = (int(first.shape[0]), int(first.shape[1]), int(first.shape[2]))
-        view = View(source, options.transform, source.classes, shape)
+        view = InputSpec(source, options.transform, source.classes, shape)
         with isolated_rng(options.seed):
             module = build_model(options.architecture, len(source.classes), shape)
         unseen = {

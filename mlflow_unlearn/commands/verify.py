@@ -30,8 +30,8 @@ from mlflow_unlearn.registry.versions import (
 from mlflow_unlearn.report import table
 
 if TYPE_CHECKING:
-    from mlflow_unlearn.session.session import Chosen, Job
-    from mlflow_unlearn.session.view import View
+    from mlflow_unlearn.session.session import Chosen, Session
+    from mlflow_unlearn.session.view import InputSpec
 
 
 GUARDED = "champion"
@@ -139,7 +139,7 @@ def _recomputed(client: MlflowClient, examined: Examined, options: config.Verify
         seed=evidence.method.hyperparameters.get("seed", 0),
     )
 
-    def choose(version: Version, _: Version, view: "View") -> "Chosen":
+    def choose(version: Version, _: Version, view: "InputSpec") -> "Chosen":
         """What the requests name and what the version retains: neither asks the source version, which may be gone."""
         named = [forget_requests.read_manifest(client, request_id) for request_id in evidence.request_ids]
         ids = view.source.train.ids
@@ -148,30 +148,33 @@ def _recomputed(client: MlflowClient, examined: Examined, options: config.Verify
             raise UnlearnError(f"{view.source.spec!r} has none of the forgotten samples any more")
         return view, forget, np.flatnonzero(training_mask(version, view.source)), evidence.data.salt
 
-    def opened(original_uri: str | None) -> "tuple[Job, Version]":
+    def opened(original_uri: str | None) -> "tuple[Session, Version]":
         chosen = reading.model_copy(update={"original_uri": original_uri})
         return open_measured(client, chosen, folder, progress=False, choose=choose)
 
     try:
         try:
-            job, original = opened(None)
+            session, original = opened(None)
         except UnlearnError as error:
-            job, original = opened(examined.uri)
+            session, original = opened(examined.uri)
             yield Finding("metrics of original", "not checked", f"they cannot be measured again: {first_line(error)}")
-        before = load_module(original, None, len(job.view.classes), trainable=False)
+        before = load_module(original, None, len(session.view.classes), trainable=False)
     except UnlearnError as error:
         yield Finding("metrics", "not checked", f"they cannot be measured again: {first_line(error)}")
         return
-    sets = {"forget": job.forget_manifest, "retain": job.manifest(job.retain)}
+    sets = {"forget": session.forget_manifest, "retain": session.manifest(session.retain)}
     for role, manifest in sets.items():
         if manifest.digest != getattr(evidence.data, role).sha256:
             yield Finding("metrics", "differs", f"the {role} set is another one in these data")
     # Not from the cache, which is no evidence.
-    own = read_splits(job.module, job.splits, job.hardware, name="unlearned")
-    if original is job.version:  # alone: what is relative to the original is left out
+    own = read_splits(session.module, session.splits, session.hardware, name="unlearned")
+    if original is session.version:  # alone: what is relative to the original is left out
         columns = {"unlearned": compute_metrics(own, seed=reading.seed)}
     else:
-        readings = {"original": read_splits(before, job.splits, job.hardware, name="original"), "unlearned": own}
+        readings = {
+            "original": read_splits(before, session.splits, session.hardware, name="original"),
+            "unlearned": own,
+        }
         columns = compare(readings, seed=reading.seed)
     for model, metrics in columns.items():
         expected = evidence.metrics[model].values

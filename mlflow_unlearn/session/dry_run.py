@@ -31,7 +31,7 @@ from mlflow_unlearn.metrics.suite import compute_metrics
 from mlflow_unlearn.registry.flavor import NewModel, save_model
 from mlflow_unlearn.registry.versions import Record
 from mlflow_unlearn.session.recipe import Recipe
-from mlflow_unlearn.session.session import Job
+from mlflow_unlearn.session.session import Session
 
 BATCHES = 24
 """So many batches of the training set make the larger of the two shares, where they are quick."""
@@ -83,34 +83,39 @@ class Learning:
 
 
 def estimate(
-    job: Job, learnings: Sequence[Learning], *, prefix: str = "none", models: int, record: Record | None
+    session: Session, learnings: Sequence[Learning], *, prefix: str = "none", models: int, record: Record | None
 ) -> Estimate:
-    """What a command costs that carries out ``learnings`` on a job.
+    """What a command costs that carries out ``learnings`` on a session.
 
     Args:
-        job: opened as for the work.
+        session: opened as for the work.
         learnings: what is carried out.
         prefix: as the command's option.
         models: how many are measured: the original, what comes of it, golds.
         record: of the version that is registered; None where none is.
     """
     opened = time.monotonic() - STARTED
-    sets = vars(job.splits)
+    sets = vars(session.splits)
     count = sum(len(data) for data in sets.values())
     with _peak_memory() as peak:
-        first, again, outputs = _reading_seconds(job)
+        first, again, outputs = _reading_seconds(session)
         seconds = {
             "open version and data": opened,
             "measure the original": first * count,
-            **{one.label: _method_seconds(job, one, prefix) * one.times for one in learnings},
+            **{one.label: _method_seconds(session, one, prefix) * one.times for one in learnings},
             **({f"measure {models - 1} more": again * count * (models - 1)} if models > 1 else {}),
-            "metrics": _metrics_seconds(job, models) * models,
+            "metrics": _metrics_seconds(session, models) * models,
         }
         version = 0
         if record is not None:
             start = time.perf_counter()
-            path = job.folder / "planned"
-            save_model(NewModel(job.module, record, job.manifest(job.retain), job.folder, source=job.version), path)
+            path = session.folder / "planned"
+            save_model(
+                NewModel(
+                    session.module, record, session.manifest(session.retain), session.folder, source=session.version
+                ),
+                path,
+            )
             seconds["save the version"] = time.perf_counter() - start
             version = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         runs = sum(one.times for one in learnings)
@@ -146,16 +151,16 @@ def show(estimate: Estimate) -> None:
         mlflow.log_metric("plan.memory_bytes", estimate.memory)
 
 
-def _reading_seconds(job: Job) -> tuple[float, float, int]:
+def _reading_seconds(session: Session) -> tuple[float, float, int]:
     """Seconds a sample, in the first pass over the data and in later ones, and the number of outputs."""
-    retain = job.splits.retain
+    retain = session.splits.retain
     count: int = len(retain)  # type: ignore[arg-type]
-    quiet = replace(job.hardware, progress=False)
+    quiet = replace(session.hardware, progress=False)
 
     def seconds(start: int, stop: int) -> tuple[float, int]:
         part = Subset(retain, range(start, stop))
         began = time.perf_counter()
-        readings = read_splits(job.module, Splits(part, part, part, part), quiet, roles=("retain",))
+        readings = read_splits(session.module, Splits(part, part, part, part), quiet, roles=("retain",))
         return (time.perf_counter() - began) / len(part), len(readings["retain"].class_sums)
 
     batch = min(forward_batch(retain, quiet.device), count // 2 or 1)
@@ -166,22 +171,22 @@ def _reading_seconds(job: Job) -> tuple[float, float, int]:
     return seconds(start, stop)[0], seconds(start, stop)[0], outputs
 
 
-def _method_seconds(job: Job, learning: Learning, prefix: str) -> float:
+def _method_seconds(session: Session, learning: Learning, prefix: str) -> float:
     recipe, seed = learning.recipe, learning.seed
-    quiet = replace(job, hardware=replace(job.hardware, progress=False))
-    params = get_method(learning.method)(learning.params, family=model_family(job.module)).params.model_dump()
+    quiet = replace(session, hardware=replace(session.hardware, progress=False))
+    params = get_method(learning.method)(learning.params, family=model_family(session.module)).params.model_dump()
     batch, epochs = int(params.get("batch_size", LARGEST_BATCH)), int(params.get("epochs", 1))
-    count: int = len(job.splits.forget) + len(job.splits.retain)  # type: ignore[arg-type]
+    count: int = len(session.splits.forget) + len(session.splits.retain)  # type: ignore[arg-type]
     larger = min(1.0, BATCHES * batch / count)
-    cut = None if recipe is not None else resolve(job.module, prefix, vars(job.splits))
+    cut = None if recipe is not None else resolve(session.module, prefix, vars(session.splits))
 
     def seconds(share: float, epochs: int) -> float:
-        splits = Splits(**{role: _share(data, share) for role, data in vars(job.splits).items()})
+        splits = Splits(**{role: _share(data, share) for role, data in vars(session.splits).items()})
         some = {**params, "epochs": epochs} if "epochs" in params else params
         if recipe is not None:
             splits, options = recipe.splits(splits), RunOptions(seed, fresh=recipe.fresh)
         else:
-            teacher = Teacher(quiet.hardware.place(job.module), vars(splits), quiet.hardware, prefix=cut)
+            teacher = Teacher(quiet.hardware.place(session.module), vars(splits), quiet.hardware, prefix=cut)
             teacher.fill(("forget", "retain", "val"))
             options = RunOptions(seed, teacher=teacher)
         start = time.perf_counter()
@@ -199,12 +204,12 @@ def _method_seconds(job: Job, learning: Learning, prefix: str) -> float:
     return high + max(0.0, by_share) * (1 - larger) + max(0.0, by_epoch) * (epochs - 1)
 
 
-def _metrics_seconds(job: Job, models: int) -> float:
+def _metrics_seconds(session: Session, models: int) -> float:
     """Of one model: on readings of the right size, whose values do not matter."""
-    quiet = replace(job.hardware, progress=False)
-    module = quiet.place(job.module)
+    quiet = replace(session.hardware, progress=False)
+    module = quiet.place(session.module)
     readings = {}
-    for role, data in vars(job.splits).items():
+    for role, data in vars(session.splits).items():
         labels = labels_of(data).numpy()
         size = len(labels)
         few = read(module, _share(data, min(1.0, 8 / size)), quiet, keep_probabilities=role == "forget")

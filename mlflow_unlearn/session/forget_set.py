@@ -15,11 +15,11 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.forget_requests import ForgetRequest
 from mlflow_unlearn.registry.versions import Version
-from mlflow_unlearn.session.view import View
+from mlflow_unlearn.session.view import InputSpec
 
 
 def evaluated_forget_set(
-    client: MlflowClient, version: Version, view: View, mask: npt.NDArray[np.bool_], config: Evaluate
+    client: MlflowClient, version: Version, view: InputSpec, mask: npt.NDArray[np.bool_], config: Evaluate
 ) -> tuple[npt.NDArray[np.int64], str | None]:
     """The spec's samples, else those that the version was made to forget, else those of its pending requests.
 
@@ -44,7 +44,7 @@ def evaluated_forget_set(
 
 
 def find_requests(
-    client: MlflowClient, version: Version, view: View, mask: npt.NDArray[np.bool_], config: Any
+    client: MlflowClient, version: Version, view: InputSpec, mask: npt.NDArray[np.bool_], config: Any
 ) -> tuple[tuple[ForgetRequest, ...], npt.NDArray[np.int64], str | None]:
     """The requests and what they forget: those of the spec (none where it is new), or all pending ones together.
 

@@ -13,13 +13,13 @@ from mlflow_unlearn.config import ReadOptions
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.versions import open_version
-from mlflow_unlearn.session.view import View, check_alike, check_outputs
+from mlflow_unlearn.session.view import InputSpec, check_alike, check_outputs
 
 
 def open_gold(
     client: MlflowClient,
     uri: str | None,
-    view: View,
+    view: InputSpec,
     retain: npt.NDArray[np.int64],
     dataset: Dataset[Any],
     folder: Path,

@@ -34,11 +34,11 @@ from mlflow_unlearn.registry.versions import Record, Version, open_version
 from mlflow_unlearn.session.forget_set import evaluated_forget_set, find_requests
 from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.lineage import Earlier, earlier_requests
-from mlflow_unlearn.session.view import View, check_alike, check_outputs, make_splits, open_view, training_mask
+from mlflow_unlearn.session.view import InputSpec, check_alike, check_outputs, make_splits, open_view, training_mask
 
 
 @dataclass(frozen=True)
-class Job:
+class Session:
     """A version opened for work.
 
     Attributes:
@@ -59,7 +59,7 @@ class Job:
     client: MlflowClient
     version: Version
     module: nn.Module
-    view: View
+    view: InputSpec
     splits: Splits
     forget: npt.NDArray[np.int64]
     retain: npt.NDArray[np.int64]
@@ -73,8 +73,8 @@ class Job:
         """The plain ids of training samples."""
         return Manifest(tuple(self.view.source.train.ids[i] for i in indices))
 
-    def filed(self, config: Any) -> "Job":
-        """The job with its forget set filed as a request, if it is none yet; the version is tagged when it is done."""
+    def filed(self, config: Any) -> "Session":
+        """The session with its forget set filed as a request, if it is none yet; only `mark_done` tags the version."""
         if self.requests:
             return self
         request, _ = forget_requests.file_request(
@@ -166,7 +166,7 @@ class Job:
         log_manifests(source.spec, {role: manifest.digest for role, manifest in sets.items()}, counts)
 
 
-def open_job(client: MlflowClient, run_id: str, config: Any, folder: Path, *, progress: bool) -> Job:
+def open_session(client: MlflowClient, run_id: str, config: Any, folder: Path, *, progress: bool) -> Session:
     """Open ``config.model_uri`` for unlearning: resolve, load, find the forget set, check that everything fits."""
     version = open_version(client, config.model_uri, folder)
     log_source_model(client, run_id, version.model_id)
@@ -184,11 +184,11 @@ def open_job(client: MlflowClient, run_id: str, config: Any, folder: Path, *, pr
             f"({view.transform}) makes {list(shape)}: give another transform="
         )
     hardware = pick_hardware(module, splits.retain, config, progress)
-    view = View(view.source, view.transform, view.classes, shape)
-    return Job(client, version, module, view, splits, forget, retain, requests, hardware, folder, salt, earlier)
+    view = InputSpec(view.source, view.transform, view.classes, shape)
+    return Session(client, version, module, view, splits, forget, retain, requests, hardware, folder, salt, earlier)
 
 
-Chosen = tuple[View, npt.NDArray[np.int64], npt.NDArray[np.int64], str | None]
+Chosen = tuple[InputSpec, npt.NDArray[np.int64], npt.NDArray[np.int64], str | None]
 """The view of what is measured, the forget and retain sets as indices, and the salt of a hashed request."""
 
 
@@ -198,8 +198,8 @@ def open_measured(
     folder: Path,
     *,
     progress: bool,
-    choose: Callable[[Version, Version, View], Chosen] | None = None,
-) -> tuple[Job, Version]:
+    choose: Callable[[Version, Version, InputSpec], Chosen] | None = None,
+) -> tuple[Session, Version]:
     """Open a version to be measured, with the version that it is measured against, which may be the same.
 
     ``choose`` says which samples, from the version, its original and the version's view; by default those of the
@@ -225,24 +225,26 @@ def open_measured(
     splits = make_splits(view, module, forget, retain, progress)
     check_outputs(module, splits.test, view.classes, version.uri)
     hardware = pick_hardware(module, splits.test, config, progress)
-    return Job(client, version, module, view, splits, forget, retain, (), hardware, folder, salt), original
+    return Session(client, version, module, view, splits, forget, retain, (), hardware, folder, salt), original
 
 
-def read_measured(job: Job, original: Version, config: Evaluate) -> tuple[dict[str, Readings], str]:
-    """One pass of each model over the four sets, and the name under which the job's own version goes.
+def read_measured(session: Session, original: Version, config: Evaluate) -> tuple[dict[str, Readings], str]:
+    """One pass of each model over the four sets, and the name under which the session's own version goes.
 
     A version that came from no other goes as ``original``.
     """
-    own = job.read_original(force=config.force)
-    name = "original" if original is job.version else "unlearned"
+    own = session.read_original(force=config.force)
+    name = "original" if original is session.version else "unlearned"
     readings = {name: own}
-    if original is not job.version:
-        module = load_module(original, config.architecture, len(job.view.classes), trainable=False)
-        before = read_splits(module, job.splits, job.hardware, name="original", kept=True)
+    if original is not session.version:
+        module = load_module(original, config.architecture, len(session.view.classes), trainable=False)
+        before = read_splits(module, session.splits, session.hardware, name="original", kept=True)
         readings = {"original": before, "unlearned": own}
-    gold = open_gold(job.client, config.gold_uri, job.view, job.retain, job.splits.test, job.folder, config)
+    gold = open_gold(
+        session.client, config.gold_uri, session.view, session.retain, session.splits.test, session.folder, config
+    )
     if gold is not None:
-        readings["gold"] = read_splits(gold, job.splits, job.hardware, name="gold", kept=True)
+        readings["gold"] = read_splits(gold, session.splits, session.hardware, name="gold", kept=True)
     return readings, name
 
 
@@ -262,26 +264,26 @@ def pick_hardware(module: nn.Module, dataset: Dataset[Any], config: HardwareOpti
     return hardware
 
 
-def new_record(job: Job, config: Any, method: str, recipe: dict[str, Any]) -> Record:
+def new_record(session: Session, config: Any, method: str, recipe: dict[str, Any]) -> Record:
     """What the new version records of itself."""
-    old = job.version.record
+    old = session.version.record
     architecture = None
-    if job.version.format == "pt2":
+    if session.version.format == "pt2":
         architecture = config.architecture or (old.architecture if old is not None else None)
     elif old is not None:
         architecture = old.architecture
-    shape = job.view.shape
+    shape = session.view.shape
     if shape is None or len(shape) != 3:
-        raise ValueError("open_job sets the shape")
+        raise ValueError("open_session sets the shape")
     return Record(
         architecture=architecture,
-        num_classes=len(job.view.classes),
+        num_classes=len(session.view.classes),
         image_shape=(shape[0], shape[1], shape[2]),
-        transform=job.view.transform,
-        classes=job.view.classes,
-        data=job.view.source.spec,
-        source_uri=job.version.uri,
-        request_ids=tuple(request.id for request in job.requests),
+        transform=session.view.transform,
+        classes=session.view.classes,
+        data=session.view.source.spec,
+        source_uri=session.version.uri,
+        request_ids=tuple(request.id for request in session.requests),
         method=method,
         recipe=recipe,
     )

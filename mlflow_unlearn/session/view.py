@@ -27,7 +27,7 @@ from mlflow_unlearn.registry.versions import Version
 
 
 @dataclass(frozen=True)
-class View:
+class InputSpec:
     """How a version's inputs and outputs are read.
 
     Attributes:
@@ -59,7 +59,7 @@ class View:
         return dataset
 
 
-def open_view(version: Version, config: ReadOptions) -> View:
+def open_view(version: Version, config: ReadOptions) -> InputSpec:
     """Data source, transform and label order: from the command, else from the version's record, else from timm.
 
     Raises:
@@ -108,7 +108,7 @@ def open_view(version: Version, config: ReadOptions) -> View:
             f"{version.uri} does not record its input transform ({seen}): give transform=none, imagenet, timm or "
             "python:module:function"
         )
-    return View(source, transform or "none", tuple(classes), shape)
+    return InputSpec(source, transform or "none", tuple(classes), shape)
 
 
 def _is_timm(version: Version) -> bool:
@@ -148,7 +148,7 @@ def training_mask(version: Version, source: Source) -> npt.NDArray[np.bool_]:
 
 
 def make_splits(
-    view: View,
+    view: InputSpec,
     module: nn.Module,
     forget: npt.NDArray[np.int64],
     retain: npt.NDArray[np.int64],
@@ -200,7 +200,7 @@ def check_outputs(module: nn.Module, dataset: Dataset[Any], classes: Sequence[st
     return channels, height, width
 
 
-def check_alike(version: Version, view: View) -> None:
+def check_alike(version: Version, view: InputSpec) -> None:
     """Two models can be compared only on the same inputs and outputs.
 
     Raises:

@@ -40,7 +40,7 @@ from mlflow_unlearn.methods.lotus import has_forgotten, unseen_accuracy
 from mlflow_unlearn.metrics.outputs import Readings
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.uris import absolute_uri, hidden_password
-from mlflow_unlearn.session.session import Job
+from mlflow_unlearn.session.session import Session
 from mlflow_unlearn.tuning import study_report as report
 from mlflow_unlearn.tuning.selection import CONSTRAINTS, JUDGED
 from mlflow_unlearn.tuning.space import METHOD, PREFIX, Space
@@ -191,7 +191,7 @@ class StudyRunner:
         return True
 
 
-def check_worthwhile(job: Job, original: Readings) -> None:
+def check_worthwhile(session: Session, original: Readings) -> None:
     """Refuse a study about samples that the model knows no better than unseen ones.
 
     Raises:
@@ -263,14 +263,14 @@ def _pruner(options: config.Tune, space: Space) -> optuna.pruners.BasePruner:
             return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=space.most_epochs())
 
 
-def task_of(job: Job, space: Space, gold: nn.Module | None, options: config.Tune) -> dict[str, Any]:
+def task_of(session: Session, space: Space, gold: nn.Module | None, options: config.Tune) -> dict[str, Any]:
     """What the trials of one study have in common."""
     described = json.dumps(space.to_json(), sort_keys=True)
-    read = [job.view.source.digest, job.view.transform, *job.view.classes]
+    read = [session.view.source.digest, session.view.transform, *session.view.classes]
     judged_by_gold = gold is not None and options.objective.startswith("avg_gap")
     return {
-        "weights_sha256": weights_digest(job.module),
-        "forget_sha256": job.manifest(job.forget).hashed(SALT_OF_TASKS).digest,
+        "weights_sha256": weights_digest(session.module),
+        "forget_sha256": session.manifest(session.forget).hashed(SALT_OF_TASKS).digest,
         "data": hashlib.sha256(json.dumps(read).encode()).hexdigest(),
         "seed": options.seed,
         "objective": options.objective,
@@ -371,8 +371,11 @@ def finish(sweep: StudyRunner, name: str | None, run_id: str, original: Readings
     for epoch in result.history:
         log_epoch(epoch)
     log_final(result)
-    job = trials.job.filed(options)
-    readings = {"original": original, "unlearned": read_splits(result.model, job.splits, job.hardware, name="winner")}
+    session = trials.session.filed(options)
+    readings = {
+        "original": original,
+        "unlearned": read_splits(result.model, session.splits, session.hardware, name="winner"),
+    }
     if gold is not None:
         readings["gold"] = gold
     recipe = {**result.params, "seed": options.seed, "study": study.study_name, "trial": winner.number}
@@ -386,7 +389,7 @@ def finish(sweep: StudyRunner, name: str | None, run_id: str, original: Readings
         "unlearn.selection": rule(options.objective, options.mode),
         "unlearn.n_trials": str(count(study, TrialState.COMPLETE, TrialState.PRUNED)),
     }
-    publish(job, run_id, str(name), result, setting[METHOD], recipe, readings, options, tags)
+    publish(session, run_id, str(name), result, setting[METHOD], recipe, readings, options, tags)
 
 
 def _registered(name: str, study: str, winner: FrozenTrial) -> str | None:

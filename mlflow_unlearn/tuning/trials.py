@@ -26,7 +26,7 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.governance.publish import log_epoch, nothing_to_unlearn
 from mlflow_unlearn.metrics.outputs import Readings
 from mlflow_unlearn.registry import tracking
-from mlflow_unlearn.session.session import Job
+from mlflow_unlearn.session.session import Session
 from mlflow_unlearn.tuning.selection import CRITERIA, JUDGED, constraints, criterion, on_validation, penalised
 from mlflow_unlearn.tuning.space import METHOD, PREFIX, Setting, Space
 from mlflow_unlearn.tuning.storage import queue_again, retry
@@ -53,7 +53,7 @@ class Trials:
 
     def __init__(
         self,
-        job: Job,
+        session: Session,
         study: optuna.Study,
         space: Space,
         teacher: Teacher,
@@ -69,11 +69,11 @@ class Trials:
         Raises:
             UnlearnError: the objective cannot be computed on these data.
         """
-        self.job, self.study, self.space, self.command_run, self.parent = job, study, space, run_id, run_id
+        self.session, self.study, self.space, self.command_run, self.parent = session, study, space, run_id, run_id
         self._original, self._gold, self._objective, self._seed = original, gold, objective, seed
         self._teachers: dict[str, Teacher] = {"none": teacher}
         self._best = _Best()
-        self._source = weights_digest(job.module)
+        self._source = weights_digest(session.module)
         self._fronts = len(study.directions) > 1
         self.before = on_validation(original, original, gold=gold, seed=seed)
         missing = [name for name in CRITERIA[objective] if name in self.before.missing]
@@ -129,11 +129,11 @@ class Trials:
         """Carry out a setting; equal settings give equal weights on one machine."""
         prefix = setting[PREFIX]
         if prefix not in self._teachers:
-            job = self.job
-            model = job.hardware.place(job.module)
-            self._teachers[prefix] = Teacher(model, vars(job.splits), job.hardware, prefix=prefix)
+            session = self.session
+            model = session.hardware.place(session.module)
+            self._teachers[prefix] = Teacher(model, vars(session.splits), session.hardware, prefix=prefix)
         options = RunOptions(self._seed, teacher=self._teachers[prefix], on_epoch=on_epoch, on_state=on_state)
-        return self.job.unlearn(setting[METHOD], hyperparameters(setting), options)
+        return self.session.unlearn(setting[METHOD], hyperparameters(setting), options)
 
     def result(self, winner: optuna.trial.FrozenTrial) -> Result:
         """The winner's model: as this process made it, or made again.
@@ -159,7 +159,7 @@ class Trials:
         if digest == self._source:
             raise UnlearnError(nothing_to_unlearn(setting[METHOD], result))
         start = time.perf_counter()
-        readings = read_splits(result.model, self.job.splits, self.job.hardware, roles=JUDGED)
+        readings = read_splits(result.model, self.session.splits, self.session.hardware, roles=JUDGED)
         metrics = on_validation(readings, self._original, gold=self._gold, seed=self._seed)
         seconds = {"unlearn_seconds": result.seconds, "judge_seconds": time.perf_counter() - start}
         violations = constraints(metrics, self.before)
@@ -181,7 +181,7 @@ class Trials:
             data = datasets[role]
             if role == "retain":
                 data = Subset(data, _part(labels_of(data), len(datasets["val"])))  # type: ignore[arg-type]
-            readings[role] = read(model, data, self.job.hardware, keep_probabilities=role == "forget")
+            readings[role] = read(model, data, self.session.hardware, keep_probabilities=role == "forget")
         metrics = on_validation(readings, self._original, gold=self._gold, seed=self._seed)
         return penalised(criterion(self._objective, metrics), constraints(metrics, self.before))
 
