@@ -3,15 +3,13 @@
 import sys
 
 from mlflow_unlearn import config
-from mlflow_unlearn.governance.publish import (
-    log_metrics,
-)
+from mlflow_unlearn.governance.publish import log_metrics
 from mlflow_unlearn.metrics.suite import compare
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.dataset_inputs import log_source_model
 from mlflow_unlearn.report import table
 from mlflow_unlearn.session import dry_run
-from mlflow_unlearn.session.session import open_measured, read_measured
+from mlflow_unlearn.session.measured import open_measured, read_measured
 
 
 def evaluate(options: config.Evaluate) -> None:

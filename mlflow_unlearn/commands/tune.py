@@ -21,7 +21,8 @@ from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.versions import check_name
 from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.gold import open_gold
-from mlflow_unlearn.session.session import Session, new_record, open_session
+from mlflow_unlearn.session.new_version import new_record
+from mlflow_unlearn.session.session import Session, open_session
 from mlflow_unlearn.tuning.runner import (
     StudyRunner,
     check_worthwhile,
@@ -62,9 +63,7 @@ def tune(options: config.Tune) -> None:
         session = open_session(tracking.client(), run_id, options, folder, progress=progress)
         if options.register_ == "best":
             name = target_name(session, name)
-        gold_module = open_gold(
-            session.client, options.gold_uri, session.view, session.retain, session.splits.test, folder, options
-        )
+        gold_module = open_gold(session, options)
         session.log_manifests()
         space = search_space(methods, model_family(session.module), _prefixes(session, options), options.space)
         for prefix in space.prefixes():

@@ -1,7 +1,4 @@
-"""The whole flow, command by command: read this file first.
-
-`train`, `tune` and `compare` have files of their own, and so have the decisions about a version, in `governance`.
-"""
+"""`unlearn`: the whole flow from a registered version to a new one. Read this file first."""
 
 import sys
 from typing import Any
@@ -27,8 +24,9 @@ from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.versions import check_name
 from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.gold import open_gold
+from mlflow_unlearn.session.new_version import new_record
 from mlflow_unlearn.session.recipe import training_recipe
-from mlflow_unlearn.session.session import new_record, open_session
+from mlflow_unlearn.session.session import open_session
 
 
 def unlearn(options: config.Unlearn) -> None:
@@ -52,9 +50,7 @@ def unlearn(options: config.Unlearn) -> None:
         with tracking.timed("open"):
             session = open_session(client, run_id, options, folder, progress=progress)
             name = target_name(session, name)
-            gold_module = open_gold(
-                client, options.gold_uri, session.view, session.retain, session.splits.test, folder, options
-            )
+            gold_module = open_gold(session, options)
             session.log_manifests()
 
         recipe = training_recipe(session, options) if options.method == "retrain" else None
@@ -63,11 +59,8 @@ def unlearn(options: config.Unlearn) -> None:
         if options.plan:
             learning = dry_run.Learning(options.method, params, options.seed, recipe)
             record = new_record(session, options, options.method, {**params, "seed": options.seed})
-            dry_run.show(
-                dry_run.estimate(
-                    session, [learning], prefix=options.prefix, models=3 if gold_module else 2, record=record
-                )
-            )
+            models = 3 if gold_module else 2
+            dry_run.show(dry_run.estimate(session, [learning], prefix=options.prefix, models=models, record=record))
             return
         teacher = session.teacher(options.prefix) if recipe is None else None
         with tracking.timed("original"):

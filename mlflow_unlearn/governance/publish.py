@@ -26,7 +26,8 @@ from mlflow_unlearn.registry.versions import describe_version, register, withdra
 from mlflow_unlearn.report import table
 from mlflow_unlearn.report.card import describe, model_card
 from mlflow_unlearn.report.page import Sample, moved, page
-from mlflow_unlearn.session.session import Session, new_record
+from mlflow_unlearn.session.new_version import example_without_forgotten, new_record
+from mlflow_unlearn.session.session import Session
 
 INCOMPLETE = 0.05
 """Accuracy on wholly forgotten classes above which class unlearning is called incomplete."""
@@ -56,7 +57,7 @@ def publish(
             new_record(session, options, method, recipe),
             session.manifest(session.retain),
             session.folder,
-            example=session.example_without_forgotten(),
+            example=example_without_forgotten(session),
             source=session.version,
         )
         info = log_model(new)

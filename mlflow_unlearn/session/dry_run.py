@@ -135,8 +135,8 @@ def show(estimate: Estimate) -> None:
     """Print it, and log the sums on the run."""
     total = sum(estimate.seconds.values())
     table = Table(title="plan", title_justify="left")
-    for column, options in (("what", {}), ("how much", {"justify": "right"})):
-        table.add_column(column, **options)  # type: ignore[arg-type]
+    table.add_column("what")
+    table.add_column("how much", justify="right")
     for phase, seconds in estimate.seconds.items():
         table.add_row(phase, _duration(seconds))
     table.add_row("time, in all", _duration(total), style="bold", end_section=True)

@@ -41,7 +41,7 @@ class Recipe:
         return splits if self.augment == "none" else replace(splits, retain=Augmented(splits.retain, self.augment))
 
 
-def training_recipe(session: Session, config: ReadOptions) -> Recipe:
+def training_recipe(session: Session, options: ReadOptions) -> Recipe:
     """The recipe of the version, or of the one that it was unlearned from."""
     version, record = session.version, session.version.record
     while record is not None and record.method not in ("train", "retrain") and record.source_uri is not None:
@@ -57,12 +57,9 @@ def training_recipe(session: Session, config: ReadOptions) -> Recipe:
         note(f"Note: {version.uri} does not record how it was trained; retraining takes the defaults of `retrain`.")
     known = get_method("retrain").Params.model_fields
     own = session.version.record
-    shape = session.view.shape
-    if shape is None:
-        raise ValueError("open_session sets the shape")
-    architecture = config.architecture or (own.architecture if own is not None else None)
+    architecture = options.architecture or (own.architecture if own is not None else None)
     with isolated_rng(0):
-        fresh = builder_like(session.module, architecture, len(session.view.classes), (shape[0], shape[1], shape[2]))
+        fresh = builder_like(session.module, architecture, len(session.view.classes), session.image_shape)
     recipe = recorded or {}
     params = {key: value for key, value in recipe.items() if key in known}
     return Recipe(params, recipe.get("augment", "none"), recipe.get("seed"), architecture, fresh)

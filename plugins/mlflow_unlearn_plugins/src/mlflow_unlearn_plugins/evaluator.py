@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mlflow_unlearn.metrics.outputs import Readings
     from mlflow_unlearn.metrics.suite import Metrics
     from mlflow_unlearn.registry.versions import Version
-    from mlflow_unlearn.session.session import Chosen
+    from mlflow_unlearn.session.measured import Chosen
     from mlflow_unlearn.session.view import InputSpec
 
     Indices = npt.NDArray[np.int64]
@@ -255,7 +255,7 @@ def _measure(table: "pd.DataFrame", options: "Evaluate", folder: Path) -> _Measu
     """Open the models and the data, read each model once, and compute every metric."""
     from mlflow_unlearn.metrics.suite import compare
     from mlflow_unlearn.registry import tracking
-    from mlflow_unlearn.session.session import open_measured, read_measured
+    from mlflow_unlearn.session.measured import open_measured, read_measured
 
     def choose(version: "Version", original: "Version", view: "InputSpec") -> "Chosen":
         return _chosen(table, view, version, original)
