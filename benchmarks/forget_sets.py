@@ -31,7 +31,7 @@ from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.data.transforms import build_transform
 from mlflow_unlearn.engine.architectures import build_model
 from mlflow_unlearn.engine.hardware import resolve_hardware
-from mlflow_unlearn.engine.loop import run
+from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import BUILTIN
 from mlflow_unlearn.methods.retrain import Training
@@ -97,7 +97,7 @@ def trained(task, dataset, seed: int, path: Path) -> nn.Module:
         model.load_state_dict(torch.load(path))
         return model.eval()
     hardware = resolve_hardware(model, dataset)
-    model = run(model, Training(task.recipe), {"retain": dataset}, seed=seed, hardware=hardware).model
+    model = run(model, Train(task.recipe), {"retain": dataset}, hardware, RunOptions(seed)).model
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), path)
     return model

@@ -37,7 +37,7 @@ from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.engine.architectures import reinitialised_copy
 from mlflow_unlearn.engine.frozen_prefix import depth_behind, split_at
 from mlflow_unlearn.engine.hardware import resolve_hardware
-from mlflow_unlearn.engine.loop import run
+from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.engine.method import everything, repeated
 from mlflow_unlearn.engine.predictions import read_splits
 from mlflow_unlearn.engine.teacher import Teacher
@@ -112,7 +112,7 @@ def trained(task, dataset: Dataset, seed: int, path: Path) -> nn.Module:
         model.load_state_dict(torch.load(path))
         return model.eval()
     hardware = resolve_hardware(model, dataset)
-    model = run(model, task.method(task.recipe), {"retain": dataset}, seed=seed, hardware=hardware).model
+    model = run(model, task.method(task.recipe), {"retain": dataset}, hardware, RunOptions(seed)).model
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), path)
     return model

@@ -13,7 +13,7 @@ from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.engine.frozen_prefix import resolve
 from mlflow_unlearn.engine.hardware import Hardware, Precision, resolve_hardware
-from mlflow_unlearn.engine.loop import Epoch, run
+from mlflow_unlearn.engine.loop import Epoch, RunOptions, run
 from mlflow_unlearn.engine.predictions import read_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
@@ -105,19 +105,15 @@ def unlearn(
         compile=compile,
         progress=progress,
     )
-    result = unlearn_on(
-        hardware,
-        model,
-        splits,
-        method,
-        params,
-        seed,
+    options = RunOptions(
+        seed=seed,
         teacher=teacher,
         cache_teacher=cache_teacher,
         prefix=resolve(model, prefix, vars(splits)) if teacher is None else None,
         fresh=fresh,
         on_epoch=on_epoch,
     )
+    result = unlearn_on(hardware, model, splits, method, params, options)
     return replace(result, seconds=time.perf_counter() - start)
 
 
@@ -127,13 +123,25 @@ def unlearn_on(
     splits: Splits,
     method: str,
     params: Mapping[str, Any] | None,
-    seed: int,
-    **options: Any,
+    options: RunOptions,
 ) -> Result:
-    """`unlearn` where device, precision and layout are decided; ``options`` are those of `engine.loop.run`."""
+    """`unlearn` where device, precision and layout are decided.
+
+    Args:
+        hardware: the decision.
+        model: an image classifier, images ``[N, C, H, W]`` to logits ``[N, K]``.
+        splits: the four sets.
+        method: a registered name.
+        params: hyperparameters; what is missing takes the published setting of the model's family.
+        options: seed, teacher, callbacks.
+
+    Raises:
+        UnlearnError: bad input, in one sentence.
+    """
     start = time.perf_counter()
     recipe = get_method(method)(params, family=model_family(model))
-    outcome = run(model, recipe, vars(splits), seed=checked_seed(seed), hardware=hardware, **options)
+    options = replace(options, seed=checked_seed(options.seed))
+    outcome = run(model, recipe, vars(splits), hardware, options)
     for sentence in outcome.warnings:
         warnings.warn(sentence, UnlearnWarning, stacklevel=3)
     seconds = time.perf_counter() - start

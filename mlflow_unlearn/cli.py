@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from mlflow_unlearn import __version__
-from mlflow_unlearn.config import COMMANDS, Command, Hardware, options
+from mlflow_unlearn.config import COMMANDS, Command, HardwareOptions, options
 from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
 
 
@@ -93,7 +93,7 @@ def _command(name: str, config: type[Command]) -> click.Command:
         # Here and not above: --help must not wait for torch and mlflow.
         from mlflow_unlearn.distributed import launch
 
-        if not isinstance(checked, Hardware):
+        if not isinstance(checked, HardwareOptions):
             flow(name)(checked)
             return
         if launch.should_launch(checked.processes):

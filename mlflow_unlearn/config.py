@@ -13,23 +13,41 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mlflow_unlearn.errors import UnlearnError, first_line
 
 Text = Annotated[str | None, BeforeValidator(lambda value: value or None)]
 """An optional string: the empty one counts as not given."""
 
+_EMPTY_IS_NONE = BeforeValidator(lambda value: None if value == "" else value)
+"""For an optional number."""
+
 _SOURCES = (
     "Data source: digits, torchvision:NAME@ROOT, folder:PATH, shards:PATH, csv:PATH or python:module:function, with "
     ",seed=N or ,train=20% behind"
 )
 
-_PREFIX = (
-    "Freeze the layers before this module and run them once: a name such as layer4, auto (see docs/prefix.md) or none."
-)
-
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+
+# Options of several commands as types and not as base classes: pydantic puts inherited fields first, and `--help`,
+# MLproject and config.yaml list the options of a command in the order of its own body.
+ForgetSpec = Annotated[
+    Text,
+    Field(description="Forget spec instead of the pending requests: it is filed as a request of its own."),
+]
+HashIds = Annotated[bool, Field(description="Store salted SHA-256 of the forgotten ids instead of the ids.")]
+Prefix = Annotated[
+    str,
+    Field(
+        description="Freeze the layers before this module and run them once: a name such as layer4, auto "
+        "(see docs/prefix.md) or none."
+    ),
+]
+GoldUri = Annotated[Text, Field(description="A model retrained without the forget set, to compare with.")]
+RegisterAs = Annotated[Text, Field(description="Name to register under; default: the name of the source.")]
+PublicKey = Annotated[Text, Field(description="Public EC key (PEM file) to check the evidence's signature with.")]
+Reason = Annotated[Text, Field(description="Why, for the record.")]
 
 
 class Command(BaseModel):
@@ -41,26 +59,21 @@ class Command(BaseModel):
     debug: bool = Field(False, description="Show the traceback of an error.")
 
 
-class Hardware(BaseModel):
+class HardwareOptions(BaseModel):
     """Where and how to compute."""
 
     device: str = Field("auto", description="cpu, cuda, cuda:1, … or auto: CUDA where there is one.")
     precision: Literal["fp32", "tf32", "bf16", "auto"] = Field(
         "fp32", description="fp32, tf32, bf16, or auto: the fastest in a few timed steps on this machine."
     )
-    num_workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
+    num_workers: Annotated[Annotated[int, Field(ge=0, le=256)] | None, _EMPTY_IS_NONE] = Field(
         None, description="Data-loading processes; default: by data and machine."
     )
     compile: bool = Field(False, description="Compile the model for training (torch.compile); pays in long runs.")
     processes: int = Field(1, ge=1, le=4096, description="Ranks that share every batch, on this machine.")
 
-    @field_validator("num_workers", mode="before")
-    @classmethod
-    def _not_given(cls, value: Any) -> Any:
-        return None if value == "" else value
 
-
-class Reads(BaseModel):
+class ReadOptions(BaseModel):
     """How a registered version and its data are read, where the version's own record does not say or is wrong."""
 
     data: Text = Field(
@@ -78,7 +91,7 @@ class Reads(BaseModel):
     plan: bool = Field(False, description="Dry run: print the time, memory and disk that this will take.")
 
 
-class Publishes(Reads):
+class PublishOptions(ReadOptions):
     """What is told of the version that is registered."""
 
     show_samples: bool = Field(
@@ -89,7 +102,7 @@ class Publishes(Reads):
     )
 
 
-class Train(Hardware, Command):
+class Train(HardwareOptions, Command):
     """Train a classifier and register it; with --exclude, the gold standard."""
 
     example = "mlflow-unlearn train --data digits --name clf"
@@ -122,12 +135,12 @@ class Request(Command):
         "group:COLUMN=VALUE, request:ID."
     )
     data: Text = Field(None, description="Data source; default: the version's own record.")
-    reason: Text = Field(None, description="Why, for the record.")
+    reason: Reason = None
     requester: Text = Field(None, description="Pseudonym of who asks, for the record.")
     hash_ids: bool = Field(False, description="Store salted SHA-256 of the ids instead of the ids.")
 
 
-class Unlearn(Hardware, Publishes, Command):
+class Unlearn(HardwareOptions, PublishOptions, Command):
     """Unlearn the pending requests of a model version and register the result as a new version."""
 
     example = "mlflow-unlearn unlearn --model-uri models:/clf/1"
@@ -135,19 +148,17 @@ class Unlearn(Hardware, Publishes, Command):
     model_uri: str = Field(
         description="The version to unlearn: models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-ID, runs:/ID/model."
     )
-    forget: Text = Field(
-        None, description="Forget spec instead of the pending requests: it is filed as a request of its own."
-    )
-    hash_ids: bool = Field(False, description="Store salted SHA-256 of the forgotten ids instead of the ids.")
+    forget: ForgetSpec = None
+    hash_ids: HashIds = False
     method: str = Field("lotus", description="Unlearning method; see `mlflow-unlearn methods`.")
     params: Text = Field(None, description="Hyperparameters: JSON or a YAML file; default: the published settings.")
-    prefix: str = Field("none", description=_PREFIX)
-    gold_uri: Text = Field(None, description="A model retrained without the forget set, to compare with.")
-    register_as: Text = Field(None, description="Name to register under; default: the name of the source.")
+    prefix: Prefix = "none"
+    gold_uri: GoldUri = None
+    register_as: RegisterAs = None
     seed: Seed = Field(0, description="Seed of everything random.")
 
 
-class Tune(Hardware, Publishes, Command):
+class Tune(HardwareOptions, PublishOptions, Command):
     """Search hyperparameters with Optuna, judged on the validation set, and register the best."""
 
     example = "mlflow-unlearn tune --model-uri models:/clf/1 --n-trials 20"
@@ -156,7 +167,7 @@ class Tune(Hardware, Publishes, Command):
     n_trials: int = Field(
         20, ge=1, le=100000, description="Trials of the study, in all; the first one is the published setting."
     )
-    timeout: Annotated[float, Field(gt=0)] | None = Field(
+    timeout: Annotated[Annotated[float, Field(gt=0)] | None, _EMPTY_IS_NONE] = Field(
         None, description="Seconds after which no trial is started; the best so far is registered."
     )
     methods: str = Field("lotus", description="Methods to search over, separated by commas, or all.")
@@ -184,35 +195,28 @@ class Tune(Hardware, Publishes, Command):
     )
     study: Text = Field(None, description="Name of the study; an existing one is continued. Default: a new one.")
     workers: int = Field(1, ge=1, le=256, description="Processes on this machine that each carry out trials.")
-    forget: Text = Field(
-        None, description="Forget spec instead of the pending requests: it is filed as a request of its own."
-    )
-    hash_ids: bool = Field(False, description="Store salted SHA-256 of the forgotten ids instead of the ids.")
+    forget: ForgetSpec = None
+    hash_ids: HashIds = False
     prefix: str = Field("search", description="As for unlearn, or search: none and auto are both tried.")
-    gold_uri: Text = Field(None, description="A model retrained without the forget set, to compare with.")
+    gold_uri: GoldUri = None
     register_: Literal["best", "none"] = Field("best", alias="register", description="What to register: best or none.")
-    register_as: Text = Field(None, description="Name to register under; default: the name of the source.")
+    register_as: RegisterAs = None
     seed: Seed = Field(0, description="Seed of the sampler and of every trial.")
 
-    @field_validator("timeout", mode="before")
-    @classmethod
-    def _no_timeout(cls, value: Any) -> Any:
-        return None if value == "" else value
 
-
-class Evaluate(Hardware, Reads, Command):
+class Evaluate(HardwareOptions, ReadOptions, Command):
     """Measure a model version on forget, retain, validation and test set; registers nothing."""
 
     example = "mlflow-unlearn evaluate --model-uri models:/clf/2 --gold-uri models:/clf-gold/1"
 
     model_uri: str = Field(description="The version to measure.")
     original_uri: Text = Field(None, description="The version before unlearning; default: the recorded source.")
-    gold_uri: Text = Field(None, description="A model retrained without the forget set, to compare with.")
+    gold_uri: GoldUri = None
     forget: Text = Field(None, description="Forget spec; default: the requests that the version carried out.")
     seed: Seed = Field(0, description="Seed of the bootstrap and of the attack's folds.")
 
 
-class Compare(Hardware, Publishes, Command):
+class Compare(HardwareOptions, PublishOptions, Command):
     """Compare unlearning methods with each other and with retraining, over several seeds; resumes where it stopped."""
 
     example = "mlflow-unlearn compare --model-uri models:/clf/1 --methods lotus,scrub,salun --seeds 3"
@@ -221,14 +225,14 @@ class Compare(Hardware, Publishes, Command):
     methods: str = Field("all", description="Methods, separated by commas, or all; see `mlflow-unlearn methods`.")
     seeds: str = Field("3", description="Seeds of the unlearning: how many, or a list such as 0,5,7.")
     forget: Text = Field(None, description="Forget spec instead of the pending requests; one set for all seeds.")
-    hash_ids: bool = Field(False, description="Store salted SHA-256 of the forgotten ids instead of the ids.")
+    hash_ids: HashIds = False
     params: Text = Field(None, description='Hyperparameters by method, JSON or a YAML file: {"scrub": {"alpha": 0.5}}.')
-    prefix: str = Field("none", description=_PREFIX)
+    prefix: Prefix = "none"
     gold_uri: Text = Field(
         None, description="A model retrained without the forget set; default: retrained here, once a seed."
     )
     register_: Literal["none", "best"] = Field("none", alias="register", description="What to register: none or best.")
-    register_as: Text = Field(None, description="Name to register under; default: the name of the source.")
+    register_as: RegisterAs = None
 
 
 class Review(Command):
@@ -238,7 +242,7 @@ class Review(Command):
 
     model_uri: str = Field(description="The unlearned version to judge: models:/NAME/VERSION.")
     policy: Text = Field(None, description="Policy, a YAML file; default: the one that docs/governance.md describes.")
-    key: Text = Field(None, description="Public EC key (PEM file) to check the evidence's signature with.")
+    key: PublicKey = None
 
 
 class Promote(Command):
@@ -262,7 +266,7 @@ class Verify(Command):
 
     model_uri: str = Field(description="The version to check: models:/NAME/VERSION.")
     recompute: bool = Field(False, description="Measure again as well, with the data that the evidence names.")
-    key: Text = Field(None, description="Public EC key (PEM file) to check the evidence's signature with.")
+    key: PublicKey = None
     data: Text = Field(None, description=f"{_SOURCES}; for recompute; default: the evidence's.")
 
 
@@ -285,7 +289,7 @@ class Retire(Command):
         description="Aliases of it to remove, separated by commas, those of a copy as NAME@ALIAS; one that is not "
         "named refuses the retirement.",
     )
-    reason: Text = Field(None, description="Why, for the record.")
+    reason: Reason = None
     yes: bool = Field(False, description="Do it; without it only the plan is printed.")
 
 
@@ -303,6 +307,9 @@ class Data(Command):
     data: str = Field(description=f"{_SOURCES}.")
     ids: Text = Field(None, description="Write id, split and class of every sample to this CSV file.")
 
+
+Unlearning = Unlearn | Tune | Compare
+"""The commands that unlearn what a request or a forget spec names."""
 
 COMMANDS: dict[str, type[Command]] = {
     "train": Train,

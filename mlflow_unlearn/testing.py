@@ -34,7 +34,7 @@ from torch.utils.data import Dataset, TensorDataset
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.engine.architectures import build_model, model_family
 from mlflow_unlearn.engine.hardware import Hardware
-from mlflow_unlearn.engine.loop import run
+from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.engine.method import Role
 from mlflow_unlearn.engine.modes import evaluating
 from mlflow_unlearn.errors import UnlearnError
@@ -352,7 +352,7 @@ class Bench:
         if batches_of is not None:
             method = _InBatches(method, batches_of)
         datasets: Mapping[str, Dataset[Any]] = vars(splits)
-        return run(model, method, datasets, seed=seed, hardware=Hardware(torch.device("cpu"))).model
+        return run(model, method, datasets, Hardware(torch.device("cpu")), RunOptions(seed)).model
 
     @cached_property
     def plain(self) -> Run:

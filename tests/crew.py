@@ -10,7 +10,7 @@ from toy import CPU, Listed, net, original, splits
 
 from mlflow_unlearn import Splits, unlearn
 from mlflow_unlearn.distributed import ranks
-from mlflow_unlearn.engine.loop import run
+from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.engine.method import Method, OptimizerSpec, Params, Phase
 from mlflow_unlearn.engine.predictions import read_splits
 from mlflow_unlearn.engine.teacher import Teacher
@@ -72,11 +72,18 @@ def work(folder: Path) -> None:
     found = {}
     for name in BUILTIN:
         found[name] = unlearn(plain(), sets, name, PARAMS.get(name), seed=3, device="cpu").model.state_dict()
-    found["prefix"] = unlearn(plain(), sets, "lotus", seed=3, device="cpu", prefix="5").model.state_dict()
-    found["one step"] = run(plain(), OneStep(), vars(sets), seed=0, hardware=CPU).model.state_dict()
-    found["norm"] = run(original(), BUILTIN["finetune"](), vars(sets), seed=0, hardware=CPU).model.state_dict()
+    with (folder / "epochs").open("w") as file:  # which cannot be pickled
+
+        def write(epoch: dict[str, float]) -> None:
+            file.write(f"{epoch['epoch']} ")
+
+        taught = unlearn(plain(), sets, "lotus", seed=3, device="cpu", prefix="5", on_epoch=write)
+    found["prefix"] = taught.model.state_dict()
+    found["heard"] = (folder / "epochs").read_text()
+    found["one step"] = run(plain(), OneStep(), vars(sets), CPU, RunOptions(0)).model.state_dict()
+    found["norm"] = run(original(), BUILTIN["finetune"](), vars(sets), CPU, RunOptions(0)).model.state_dict()
     asked = Asked()
-    run(original(), asked, vars(sets), seed=0, hardware=CPU)
+    run(original(), asked, vars(sets), CPU, RunOptions(0))
     found["means"] = asked.means
     for name, data in (("read", sets), ("read twisted", twisted())):
         teacher = Teacher(original(), vars(data), CPU)

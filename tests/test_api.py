@@ -14,6 +14,7 @@ from mlflow_unlearn import Splits, unlearn
 from mlflow_unlearn.api import unlearn_on
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.hardware import Hardware
+from mlflow_unlearn.engine.loop import RunOptions
 from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
 
 FAST = {"epochs": 2, "lr": 1e-3, "batch_size": 32}
@@ -197,7 +198,7 @@ class TestOptions:
 
     def test_auto_is_one_of_what_it_times(self):
         candidates = [Hardware(CPU.device, p, layout) for p in ("fp32", "bf16") for layout in (False, True)]
-        done = [unlearn_on(hardware, original(), splits(), "lotus", FAST, 0) for hardware in candidates]
+        done = [unlearn_on(hardware, original(), splits(), "lotus", FAST, RunOptions(0)) for hardware in candidates]
         digests = [weights_digest(result.model) for result in done]
         assert digests[0] == weights_digest(forget(device="cpu").model)
         assert weights_digest(forget(device="cpu", precision="auto").model) in digests

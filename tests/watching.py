@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from toy import CPU, original, splits, state
 
-from mlflow_unlearn.engine.loop import Outcome, run
+from mlflow_unlearn.engine.loop import Outcome, RunOptions, run
 from mlflow_unlearn.methods import Batch, Method, Phase
 
 
@@ -48,5 +48,5 @@ def watch(method: Method, model=None, sets=None, seed=0, **options) -> tuple[Out
             return stop.value
 
     method.plan = plan
-    outcome = run(model or original(), method, vars(sets or splits()), seed=seed, hardware=CPU, **options)
+    outcome = run(model or original(), method, vars(sets or splits()), CPU, RunOptions(seed, **options))
     return outcome, seen

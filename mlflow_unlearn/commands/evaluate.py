@@ -3,15 +3,13 @@
 import sys
 
 from mlflow_unlearn import config
-from mlflow_unlearn.governance.publish import (
-    log_metrics,
-)
+from mlflow_unlearn.governance.publish import log_metrics
 from mlflow_unlearn.metrics.suite import compare
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.dataset_inputs import log_source_model
 from mlflow_unlearn.report import table
 from mlflow_unlearn.session import dry_run
-from mlflow_unlearn.session.session import open_measured, read_measured
+from mlflow_unlearn.session.measured import open_measured, read_measured
 
 
 def evaluate(options: config.Evaluate) -> None:
@@ -19,15 +17,15 @@ def evaluate(options: config.Evaluate) -> None:
     progress = sys.stderr.isatty()
     with tracking.run("evaluate", options) as run_id, tracking.scratch() as folder:
         client = tracking.client()
-        job, original_version = open_measured(client, options, folder, progress=progress)
-        version = job.version
+        session, original_version = open_measured(client, options, folder, progress=progress)
+        version = session.version
         log_source_model(client, run_id, version.model_id)
-        job.log_manifests()
+        session.log_manifests()
         if options.plan:
             models = 1 + (original_version is not version) + (options.gold_uri is not None)
-            dry_run.show(dry_run.estimate(job, [], models=models, record=None))
+            dry_run.show(dry_run.estimate(session, [], models=models, record=None))
             return
-        readings, name = read_measured(job, original_version, options)
+        readings, name = read_measured(session, original_version, options)
         columns = compare(readings, seed=options.seed)
         log_metrics(columns, model_ids={"original": original_version.model_id, name: version.model_id})
         table.show(columns)

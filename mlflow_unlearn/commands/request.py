@@ -10,7 +10,7 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests
 from mlflow_unlearn.registry.versions import open_version
-from mlflow_unlearn.session.view import training_mask
+from mlflow_unlearn.session.view import data_spec, training_mask
 
 
 def request(options: config.Request) -> None:
@@ -23,10 +23,7 @@ def request(options: config.Request) -> None:
                 f"{version.uri} is no registered version and cannot carry a request: "
                 "register it, or give forget= to unlearn"
             )
-        data = options.data or (version.record.data if version.record is not None else None)
-        if data is None:
-            raise UnlearnError(f"{version.uri} does not record its data source: give data=, e.g. folder:PATH")
-        source = load_source(data)
+        source = load_source(data_spec(version, options.data))
         forget = resolve_forget(
             options.forget,
             source,

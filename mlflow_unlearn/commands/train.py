@@ -1,18 +1,23 @@
 """`train`: an ordinary classifier, the original of a story, or its gold standard."""
 
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import mlflow
 import numpy as np
+import numpy.typing as npt
+from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn import config
 from mlflow_unlearn.data.datasets import Augmented
 from mlflow_unlearn.data.forget import resolve_forget, retained
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.data.source import Source
 from mlflow_unlearn.engine.architectures import build_model, weights_digest
-from mlflow_unlearn.engine.loop import run
+from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.engine.predictions import read
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.record import metric_tags
@@ -21,11 +26,11 @@ from mlflow_unlearn.methods.retrain import Training
 from mlflow_unlearn.metrics.accuracy import accuracy
 from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests
-from mlflow_unlearn.registry.flavor import example_images, log_model
+from mlflow_unlearn.registry.flavor import NewModel, example_images, log_model
 from mlflow_unlearn.registry.versions import Record, check_name, describe_version, register, withdrawn_on_failure
 from mlflow_unlearn.rng import isolated_rng
-from mlflow_unlearn.session.session import pick_hardware
-from mlflow_unlearn.session.view import View
+from mlflow_unlearn.session.hardware import pick_hardware
+from mlflow_unlearn.session.view import InputSpec
 
 
 def train(options: config.Train) -> None:
@@ -35,17 +40,8 @@ def train(options: config.Train) -> None:
         client = tracking.client()
         check_name(options.name)
         source = load_source(options.data)
-        kept = np.arange(len(source.train))
-        if options.exclude is not None:
-            spec = options.exclude
-            if len(spec) == 12 and not Path(spec).exists() and ":" not in spec:
-                spec = f"request:{spec}"
-            everything = np.ones(len(source.train), dtype=np.bool_)
-            excluded = resolve_forget(
-                spec, source, everything, lambda request: forget_requests.read_manifest(client, request)
-            )
-            kept = retained(everything, excluded)
-        view = View(source, options.transform, source.classes, None)
+        kept = _not_excluded(client, source, options.exclude)
+        view = InputSpec(source, options.transform, source.classes, None)
         module_for_transform = None
         if options.transform == "timm":
             # The configuration is the architecture's: it does not depend on the images.
@@ -53,7 +49,7 @@ def train(options: config.Train) -> None:
         dataset = view.dataset(source.train.subset(kept), module_for_transform, "the training set", progress)
         first = dataset[0][0]
         shape = (int(first.shape[0]), int(first.shape[1]), int(first.shape[2]))
-        view = View(source, options.transform, source.classes, shape)
+        view = replace(view, shape=shape)
         with isolated_rng(options.seed):
             module = build_model(options.architecture, len(source.classes), shape)
         unseen = {
@@ -61,35 +57,30 @@ def train(options: config.Train) -> None:
             for role, part in (("val", source.val), ("test", source.test))
         }
         training = dataset if options.augment == "none" else Augmented(dataset, options.augment)
-        hardware = pick_hardware(module, dataset, options, progress)
+        hardware = pick_hardware(module, dataset, options, progress=progress)
         recipe = {key: getattr(options, key) for key in ("epochs", "lr", "batch_size", "weight_decay")}
-        outcome = run(
-            module, Training(recipe), {"retain": training}, seed=options.seed, hardware=hardware, on_epoch=log_epoch
-        )
+        run_options = RunOptions(options.seed, on_epoch=log_epoch)
+        outcome = run(module, Train(recipe), {"retain": training}, hardware, run_options)
         metrics = {}
         for role, data in {"retain": dataset, **unseen}.items():
             reading = read(outcome.model.to(hardware.device), data, hardware, description=f"evaluating {role}")
             metrics[f"acc_{role}"] = accuracy(reading.predictions, reading.labels)
         manifest = Manifest(tuple(source.train.ids[i] for i in kept))
         log_manifests(source.spec, {"retain": manifest.digest}, {"retain": len(manifest.ids)})
-        info = log_model(
-            outcome.model,
-            Record(
-                architecture=options.architecture,
-                num_classes=len(source.classes),
-                image_shape=shape,
-                transform=options.transform,
-                classes=source.classes,
-                data=source.spec,
-                provenance=Provenance(method="train", params=recipe, seed=options.seed, augment=options.augment),
-                exclude=options.exclude,
-            ),
-            manifest,
-            folder=folder,
-            # Never of a training image: the example travels with every later version.
-            example=example_images([unseen["test"][i % len(source.test)][0] for i in range(2)]),
-            serialization=options.serialization,
+        record = Record(
+            architecture=options.architecture,
+            num_classes=len(source.classes),
+            image_shape=shape,
+            transform=options.transform,
+            classes=source.classes,
+            data=source.spec,
+            method="train",
+            recipe={**recipe, "augment": options.augment, "seed": options.seed, "exclude": options.exclude},
         )
+        # Never of a training image: the example travels with every later version.
+        example = example_images([unseen["test"][i % len(source.test)][0] for i in range(2)])
+        new = NewModel(outcome.model, record, manifest, folder, example=example, serialization=options.serialization)
+        info = log_model(new)
         mlflow.log_metrics(metrics, model_id=info.model_id)
         tags = {
             "unlearn.method": "train",
@@ -104,3 +95,14 @@ def train(options: config.Train) -> None:
             describe_version(client, options.name, version.version, description)
         shown = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items())
         print(f"Registered {options.name} version {version.version}: {len(kept)} training samples, {shown}.")
+
+
+def _not_excluded(client: MlflowClient, source: Source, exclude: str | None) -> npt.NDArray[np.int64]:
+    """Indices into ``source.train`` of what is trained on; a bare request id needs no ``request:`` before it."""
+    if exclude is None:
+        return np.arange(len(source.train))
+    if len(exclude) == 12 and not Path(exclude).exists() and ":" not in exclude:
+        exclude = f"request:{exclude}"
+    everything = np.ones(len(source.train), dtype=np.bool_)
+    read = partial(forget_requests.read_manifest, client)
+    return retained(everything, resolve_forget(exclude, source, everything, read))

@@ -22,7 +22,8 @@ from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.versions import check_name
 from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.gold import open_gold
-from mlflow_unlearn.session.session import Job, new_record, open_job
+from mlflow_unlearn.session.new_version import new_record
+from mlflow_unlearn.session.session import Session, open_session
 from mlflow_unlearn.tuning.runner import (
     StudyRunner,
     check_worthwhile,
@@ -60,34 +61,42 @@ def tune(options: config.Tune) -> None:
         methods = chosen_methods(options.methods)
         name = check_name(options.register_as) if options.register_as else None
         storage = open_storage(options.storage, close_dead(run_id))
-        job = open_job(tracking.client(), run_id, options, folder, progress=progress)
+        session = open_session(tracking.client(), run_id, options, folder, progress=progress)
         if options.register_ == "best":
-            name = target_name(job, name)
-        gold_module = open_gold(job.client, options.gold_uri, job.view, job.retain, job.splits.test, folder, options)
-        job.log_manifests()
-        space = search_space(methods, model_family(job.module), _prefixes(job, options), options.space)
+            name = target_name(session, name)
+        gold_module = open_gold(session, options)
+        session.log_manifests()
+        space = search_space(methods, model_family(session.module), _prefixes(session, options), options.space)
         for prefix in space.prefixes():
-            split_at(job.module, prefix)  # a misspelt module is no setting that diverges
+            cut(session.module, prefix)  # a misspelt module is no setting that diverges
         if options.plan:
-            _dry_run(job, methods, options)
+            _plan(session, methods, options)
             return
-        teacher = job.teacher()
-        original = job.read_original(force=options.force, teacher=teacher)
+        teacher = session.teacher()
+        original = session.read_original(force=options.force, teacher=teacher)
         # From here on the bar is that of the whole study.
-        job = replace(job, hardware=replace(job.hardware, progress=False))
-        check_worthwhile(job, original)
+        session = replace(session, hardware=replace(session.hardware, progress=False))
+        check_worthwhile(session, original)
         gold = None
         if gold_module is not None:
-            gold = read_splits(gold_module, job.splits, job.hardware, name="gold", kept=True)
+            gold = read_splits(gold_module, session.splits, session.hardware, name="gold", kept=True)
 
-        default_name = f"{job.version.name or 'model'}-{job.version.version or ''}"
+        default_name = f"{session.version.name or 'model'}-{session.version.version or ''}"
         study = open_study(storage, options, space, default_name, run_id)
         mlflow.set_tags({"unlearn.study": study.study_name, "unlearn.objective": options.objective})
-        objective = Objective(
-            job, study, space, teacher, original, gold, objective=options.objective, seed=options.seed, run_id=run_id
+        trials = Trials(
+            session,
+            study,
+            space,
+            teacher,
+            original,
+            gold,
+            objective=options.objective,
+            seed=options.seed,
+            run_id=run_id,
         )
-        runner = StudyRunner(
-            study, LeaderLock(options.storage, study), objective, task_of(job, space, gold_module, options), options
+        sweep = StudyRunner(
+            study, Leadership(options.storage, study), trials, task_of(session, space, gold_module, options), options
         )
         try:
             with local_workers(options, study.study_name) as workers, first_interrupt_waits(runner.stop, workers):
@@ -125,26 +134,22 @@ def _check(options: config.Tune) -> None:
             raise UnlearnError(f"{name} = {getattr(options, name)} and several ranks do not go together: use one")
 
 
-def _prefixes(job: Job, options: config.Tune) -> list[str]:
+def _prefixes(session: Session, options: config.Tune) -> list[str]:
     """What to try for the frozen prefix: with "search" none, and the cut of "auto" where there is one."""
-    sets = vars(job.splits)
+    sets = vars(session.splits)
     if options.prefix != "search":
-        return [resolve(job.module, options.prefix, sets) or "none"]
+        return [resolve(session.module, options.prefix, sets) or "none"]
     try:
-        return list(dict.fromkeys(["none", resolve(job.module, "auto", sets) or "none"]))
+        return list(dict.fromkeys(["none", resolve(session.module, "auto", sets) or "none"]))
     except UnlearnError as error:
         note(f"Note: no frozen prefix is tried: {error}")
         return ["none"]
 
 
-def _dry_run(job: Job, methods: Sequence[str], options: config.Tune) -> None:
+def _plan(session: Session, methods: Sequence[str], options: config.Tune) -> None:
     shares = [len(part) for part in np.array_split(range(options.n_trials), len(methods))]
-    workloads = [dry_run.Workload(m, {}, options.seed, times=n) for m, n in zip(methods, shares, strict=True) if n]
-    record = (
-        new_record(job, options, Provenance(method=methods[0], params={}, seed=options.seed))
-        if options.register_ == "best"
-        else None
-    )
+    learnings = [dry_run.Learning(m, {}, options.seed, times=n) for m, n in zip(methods, shares, strict=True) if n]
+    record = new_record(session, options, methods[0], {"seed": options.seed}) if options.register_ == "best" else None
     prefix = "none" if options.prefix == "search" else options.prefix
     models = options.n_trials + (3 if options.gold_uri else 2)
-    dry_run.show(dry_run.estimate(job, workloads, prefix=prefix, models=models, record=record))
+    dry_run.show(dry_run.estimate(session, learnings, prefix=prefix, models=models, record=record))

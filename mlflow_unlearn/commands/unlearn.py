@@ -1,7 +1,4 @@
-"""The whole flow, command by command: read this file first.
-
-`train`, `tune` and `compare` have files of their own, and so have the decisions about a version, in `governance`.
-"""
+"""`unlearn`: the whole flow from a registered version to a new one. Read this file first."""
 
 import sys
 from typing import Any
@@ -11,7 +8,7 @@ import mlflow
 from mlflow_unlearn import config
 from mlflow_unlearn.config import parse_params
 from mlflow_unlearn.engine.architectures import weights_digest
-from mlflow_unlearn.engine.loop import RETRAIN_ALL
+from mlflow_unlearn.engine.loop import RETRAIN_ALL, RunOptions
 from mlflow_unlearn.engine.predictions import read_splits
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance
@@ -28,8 +25,9 @@ from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.versions import check_name
 from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.gold import open_gold
+from mlflow_unlearn.session.new_version import new_record
 from mlflow_unlearn.session.recipe import training_recipe
-from mlflow_unlearn.session.session import new_record, open_job
+from mlflow_unlearn.session.session import open_session
 
 
 def unlearn(options: config.Unlearn) -> None:
@@ -51,55 +49,51 @@ def unlearn(options: config.Unlearn) -> None:
         if options.method == "retrain" and options.prefix != "none":
             raise UnlearnError(RETRAIN_ALL)
         with tracking.timed("open"):
-            job = open_job(client, run_id, options, folder, progress=progress)
-            name = target_name(job, name)
-            gold_module = open_gold(client, options.gold_uri, job.view, job.retain, job.splits.test, folder, options)
-            job.log_manifests()
+            session = open_session(client, run_id, options, folder, progress=progress)
+            name = target_name(session, name)
+            gold_module = open_gold(session, options)
+            session.log_manifests()
 
-        recipe = training_recipe(job, options) if options.method == "retrain" else None
+        recipe = training_recipe(session, options) if options.method == "retrain" else None
         if recipe is not None:
             params = {**recipe.params, **params}
         if options.plan:
-            workload = dry_run.Workload(options.method, params, options.seed, recipe)
-            record = new_record(job, options, Provenance(method=options.method, params=params, seed=options.seed))
-            dry_run.show(
-                dry_run.estimate(job, [workload], prefix=options.prefix, models=3 if gold_module else 2, record=record)
-            )
+            learning = dry_run.Learning(options.method, params, options.seed, recipe)
+            record = new_record(session, options, options.method, {**params, "seed": options.seed})
+            models = 3 if gold_module else 2
+            dry_run.show(dry_run.estimate(session, [learning], prefix=options.prefix, models=models, record=record))
             return
-        teacher = job.teacher(options.prefix) if recipe is None else None
+        teacher = session.teacher(options.prefix) if recipe is None else None
         with tracking.timed("original"):
-            original = job.read_original(force=options.force, teacher=teacher)
-        job = job.filed(options)
+            original = session.read_original(force=options.force, teacher=teacher)
+        session = session.filed(options)
         with tracking.timed("method"):
-            result = job.unlearn(
-                options.method,
-                params,
+            run_options = RunOptions(
                 options.seed,
-                splits=None if recipe is None else recipe.splits(job.splits),
                 teacher=teacher,
                 fresh=None if recipe is None else recipe.fresh,
                 on_epoch=log_epoch,
             )
+            splits = None if recipe is None else recipe.splits(session.splits)
+            result = session.unlearn(options.method, params, run_options, splits=splits)
         mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})
         log_final(result)
-        if weights_digest(result.model) == weights_digest(job.module):
+        if weights_digest(result.model) == weights_digest(session.module):
             raise NothingToUnlearn(nothing_to_unlearn(options.method, result))
 
         with tracking.timed("result"):
             readings = {
                 "original": original,
-                "unlearned": read_splits(result.model, job.splits, job.hardware, name="unlearned"),
+                "unlearned": read_splits(result.model, session.splits, session.hardware, name="unlearned"),
             }
             if gold_module is not None:
-                readings["gold"] = read_splits(gold_module, job.splits, job.hardware, name="gold", kept=True)
-        provenance = Provenance(
-            method=options.method,
-            params=dict(result.params),
-            seed=options.seed,
-            prefix=teacher.prefix if teacher is not None else None,
-            augment=recipe.augment if recipe is not None else None,
-        )
-        publish(job, run_id, name, result, provenance, readings, options)
+                readings["gold"] = read_splits(gold_module, session.splits, session.hardware, name="gold", kept=True)
+        used = {**result.params, "seed": options.seed}
+        if recipe is not None:
+            used["augment"] = recipe.augment
+        if teacher is not None and teacher.prefix is not None:
+            used["prefix"] = teacher.prefix
+        publish(session, run_id, name, result, options.method, used, readings, options)
 
 
 def _with_params(options: config.Unlearn) -> tuple[config.Unlearn, dict[str, Any]]:

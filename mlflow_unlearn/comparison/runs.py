@@ -22,6 +22,7 @@ from mlflow_unlearn.console import note
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.engine.loop import RunOptions
 from mlflow_unlearn.engine.predictions import read_splits
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.governance.publish import log_epoch, log_final
@@ -30,7 +31,7 @@ from mlflow_unlearn.metrics.outputs import Readings
 from mlflow_unlearn.metrics.suite import Metrics, compute_metrics
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.session.recipe import Recipe
-from mlflow_unlearn.session.session import Job
+from mlflow_unlearn.session.session import Session
 from mlflow_unlearn.tuning.selection import on_validation
 
 KEY_TAG = "unlearn.compare.key"
@@ -62,19 +63,19 @@ class Trial:
     warnings: tuple[str, ...]
 
 
-class ComparisonRunner:
-    """What all methods and seeds share: the job, the original's outputs, the teacher's logits, finished runs."""
+class Bench:
+    """What all methods and seeds share: the session, the original's outputs, the teacher's logits, finished runs."""
 
-    def __init__(self, job: Job, recipe: Recipe, experiment: str, *, force: bool, prefix: str = "none") -> None:
+    def __init__(self, session: Session, recipe: Recipe, experiment: str, *, force: bool, prefix: str = "none") -> None:
         """Read the original's outputs."""
-        self.teacher = job.teacher(prefix)
-        self.original = job.read_original(force=force, teacher=self.teacher)
+        self.teacher = session.teacher(prefix)
+        self.original = session.read_original(force=force, teacher=self.teacher)
         # From here on the bar is that of the whole comparison.
-        self.job = replace(job, hardware=replace(job.hardware, progress=False))
+        self.session = replace(session, hardware=replace(session.hardware, progress=False))
         self.recipe, self._experiment = recipe, experiment
         self._without_chance: dict[str, Result] = {}
-        self._source = weights_digest(job.module)
-        self._sets = [job.manifest(part).digest for part in (job.forget, job.retain)]
+        self._source = weights_digest(session.module)
+        self._sets = [session.manifest(part).digest for part in (session.forget, session.retain)]
 
     def teacher_logits(self) -> None:
         """Compute them before any method is timed: the first one would pay for all."""
@@ -91,21 +92,21 @@ class ComparisonRunner:
         found = self._finished(key)
         if found is not None:
             uri = f"runs:/{found.info.run_id}/{WEIGHTS}"
-            with tempfile.TemporaryDirectory(dir=self.job.folder) as folder:
+            with tempfile.TemporaryDirectory(dir=self.session.folder) as folder:
                 path = mlflow.artifacts.download_artifacts(uri, dst_path=folder)
                 state = torch.load(path, map_location="cpu", weights_only=True)
-            module = copy.deepcopy(self.job.module)
+            module = copy.deepcopy(self.session.module)
             module.load_state_dict(state)
             seconds = float(found.data.metrics["unlearn_seconds"])
         else:
             with self._run("retrain", seed, key, params):
-                result = self._unlearn("retrain", params, seed, recipe.splits(self.job.splits))
-                with tempfile.TemporaryDirectory(dir=self.job.folder) as folder:
+                result = self._unlearn("retrain", params, seed, recipe.splits(self.session.splits))
+                with tempfile.TemporaryDirectory(dir=self.session.folder) as folder:
                     torch.save(result.model.state_dict(), Path(folder) / WEIGHTS)
                     mlflow.log_artifact(str(Path(folder) / WEIGHTS))
                 _log_history(result)
                 module, seconds = result.model, result.seconds
-        readings = read_splits(module, self.job.splits, self.job.hardware, kept=True)
+        readings = read_splits(module, self.session.splits, self.session.hardware, kept=True)
         return Gold(module, readings, weights_digest(module), seconds)
 
     def trial(self, method: str, params: Mapping[str, Any], seed: int, gold: Gold) -> Trial | None:
@@ -118,7 +119,7 @@ class ComparisonRunner:
         try:
             with self._run(method, seed, key, params):
                 result = self._result(method, params, seed)
-                readings = read_splits(result.model, self.job.splits, self.job.hardware)
+                readings = read_splits(result.model, self.session.splits, self.session.hardware)
                 metrics = self.measure(readings, gold, seed)
                 judged = on_validation(readings, self.original, gold=gold.readings, seed=seed)
                 digest = weights_digest(result.model)
@@ -163,14 +164,8 @@ class ComparisonRunner:
 
     def _unlearn(self, method: str, params: Mapping[str, Any], seed: int, training: Splits | None = None) -> Result:
         """Retraining reads its sets as the original was trained on them, and asks no teacher."""
-        return self.job.unlearn(
-            method,
-            params,
-            seed,
-            splits=training,
-            teacher=None if training else self.teacher,
-            fresh=self.recipe.fresh,
-        )
+        options = RunOptions(seed, teacher=None if training else self.teacher, fresh=self.recipe.fresh)
+        return self.session.unlearn(method, params, options, splits=training)
 
     @contextmanager
     def _run(self, method: str, seed: int, key: str, params: Mapping[str, Any]) -> Iterator[None]:
@@ -181,13 +176,13 @@ class ComparisonRunner:
 
     def _key(self, method: str, params: Mapping[str, Any], seed: int, gold: Gold | None) -> str:
         """Digest of all that the weights and metrics of a run depend on."""
-        job = self.job
+        session = self.session
         facts = {
             "package": __version__,
             "source": self._source,
-            "data": job.view.source.digest,
-            "transform": job.view.transform,
-            "classes": list(job.view.classes),
+            "data": session.view.source.digest,
+            "transform": session.view.transform,
+            "classes": list(session.view.classes),
             "sets": self._sets,
             "gold": None if gold is None else gold.digest,
             "method": method,
@@ -195,10 +190,10 @@ class ComparisonRunner:
             "seed": seed,
             "prefix": None if method == "retrain" else self.teacher.prefix,
             "hardware": [
-                job.hardware.device.type,
-                job.hardware.precision,
-                job.hardware.channels_last,
-                job.hardware.compile,
+                session.hardware.device.type,
+                session.hardware.precision,
+                session.hardware.channels_last,
+                session.hardware.compile,
                 ranks.world(),
             ],
         }
@@ -219,7 +214,7 @@ class ComparisonRunner:
 
     def _finished(self, key: str) -> Run | None:
         where = f"attributes.status = 'FINISHED' and tags.`{KEY_TAG}` = '{key}'"
-        found = self.job.client.search_runs([self._experiment], where, max_results=1)
+        found = self.session.client.search_runs([self._experiment], where, max_results=1)
         return found[0] if found else None
 
 

@@ -34,14 +34,20 @@ def list_folder(root: Path) -> Listing:
     return next(layout for marker, layout in _LAYOUTS if marker(root))(root)
 
 
-def read_table(path: Path, columns: Sequence[str], **options: Any) -> Any:
+def read_table(path: Path, columns: Sequence[str] = (), *, tabs: Sequence[str] | None = None) -> Any:
     """A CSV as a data frame of strings.
+
+    Args:
+        path: of the file.
+        columns: that it must have.
+        tabs: names of the first columns of a file that has tabs between them, and no header.
 
     Raises:
         UnlearnError: the file is missing or unreadable, or lacks one of the columns.
     """
+    form = {"sep": "\t", "header": None, "names": tabs, "usecols": range(len(tabs))} if tabs is not None else {}
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", **options)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", **form)
     except (OSError, ValueError) as error:  # pandas' parser errors and UnicodeDecodeError are ValueErrors
         raise UnlearnError(f"can't read the table {str(path)!r} ({error}): give a CSV file in UTF-8") from error
     if not isinstance(table.index, pd.RangeIndex):
@@ -193,9 +199,7 @@ def _plain(root: Path) -> Listing:
 
 
 def _tiny_imagenet(root: Path) -> Listing:
-    table = read_table(
-        root / "val/val_annotations.txt", (), sep="\t", header=None, names=["file", "wnid"], usecols=[0, 1]
-    )
+    table = read_table(root / "val/val_annotations.txt", tabs=("file", "wnid"))
     return _with_val(root, "train", [f"val/images/{name}" for name in table["file"]], table["wnid"])
 
 

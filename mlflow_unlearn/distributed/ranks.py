@@ -72,17 +72,16 @@ def rank() -> int:
 def on_all_ranks(function: Callable[P, R]) -> Callable[P, R]:
     """Have all ranks run ``function`` when rank 0 calls it; its result counts on rank 0.
 
-    Arguments are pickled, but for callbacks ``on_…``, which rank 0 keeps for itself. Datasets, and objects with
-    ``stays_on_ranks = True``, are sent once: each rank has its own, which changes as rank 0's does.
+    Arguments are pickled. Datasets, and objects with ``stays_on_ranks = True``, are sent once: each rank has its own,
+    which changes as rank 0's does.
     """
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
         if _State.calls is None or _State.active:
             return function(*args, **kwargs)
-        sent = {name: None if name.startswith("on_") else value for name, value in kwargs.items()}
         with _peers_alive():
-            _broadcast(_pickled((sys.path, f"{function.__module__}:{function.__qualname__}", args, sent)))
+            _broadcast(_pickled((sys.path, f"{function.__module__}:{function.__qualname__}", args, kwargs)))
             with _active():
                 return function(*args, **kwargs)
 

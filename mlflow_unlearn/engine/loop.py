@@ -19,12 +19,8 @@ from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.architectures import reinitialised_copy
 from mlflow_unlearn.engine.forward import predict
-from mlflow_unlearn.engine.frozen_prefix import Activations, split_at
-from mlflow_unlearn.engine.hardware import (
-    Hardware,
-    deterministic_convolutions,
-    full_precision,
-)
+from mlflow_unlearn.engine.frozen_prefix import Activations, cut
+from mlflow_unlearn.engine.hardware import Hardware, deterministic_convolutions, full_precision
 from mlflow_unlearn.engine.method import Batch, Method, OptimizerSpec, Phase, PhaseStats, Role
 from mlflow_unlearn.engine.modes import eval_mode
 from mlflow_unlearn.engine.teacher import Teacher
@@ -49,28 +45,50 @@ class Outcome:
     seconds: float
 
 
-@ranks.on_all_ranks
+@dataclass(frozen=True)
+class RunOptions:
+    """How a plan is carried out, apart from model, method, data and hardware.
+
+    Attributes:
+        seed: of everything random.
+        teacher: the original with what it has computed, shared by several runs; None makes one.
+        cache_teacher: whether the logits of a teacher made here are kept; None decides by watching the inputs.
+        prefix: for a teacher made here, the first module that is trained: the layers before it stay frozen and run
+            once, and the plan sees what lies behind them. A ``teacher`` that is given brings its own.
+        fresh: builds a randomly initialised model of the same architecture, for a plan that starts anew; without it
+            each module's own ``reset_parameters`` makes one of a copy.
+        on_epoch: called with each epoch's record.
+        on_state: called after each epoch; it may look at the student, and end the plan by an exception.
+    """
+
+    seed: int
+    teacher: Teacher | None = None
+    cache_teacher: bool | None = None
+    prefix: str | None = None
+    fresh: Callable[[], nn.Module] | None = None
+    on_epoch: Callable[[Epoch], None] | None = None
+    on_state: Watch | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What other ranks are sent: the callbacks are rank 0's own."""
+        return {**vars(self), "on_epoch": None, "on_state": None}
+
+
+@ranks.together
 def run(
-    model: nn.Module,
-    method: Method,
-    datasets: Mapping[str, Dataset[Any]],
-    *,
-    seed: int,
-    hardware: Hardware,
-    teacher: Teacher | None = None,
-    cache_teacher: bool | None = None,
-    prefix: str | None = None,
-    fresh: Callable[[], nn.Module] | None = None,
-    on_epoch: Callable[[Epoch], None] | None = None,
-    on_state: Watch | None = None,
+    model: nn.Module, method: Method, datasets: Mapping[str, Dataset[Any]], hardware: Hardware, options: RunOptions
 ) -> Outcome:
     """Carry out a method's plan on a copy of ``model``.
 
     The caller's model, the global random states and the grad mode are untouched. Same seed, same machine, same
-    versions: bit-identical weights. With ``prefix`` the layers before that module stay frozen: they run once, and the
-    plan sees what lies behind them; a ``teacher`` that is given brings the prefix with it. ``fresh`` builds a randomly
-    initialised model of the same architecture for a plan that starts anew; without it each module's own
-    ``reset_parameters`` makes one of a copy. ``on_state`` may look at the student, and end the plan by an exception.
+    versions: bit-identical weights.
+
+    Args:
+        model: an image classifier, images ``[N, C, H, W]`` to logits ``[N, K]``.
+        method: whose plan.
+        datasets: what the plan may ask for, by split.
+        hardware: where and in which precision.
+        options: the rest.
 
     Raises:
         UnlearnError: no parameter can be trained, or the loss is not finite.
@@ -78,22 +96,23 @@ def run(
     start = time.perf_counter()
     home = next(model.parameters()).device
     with (
-        isolated_rng(seed),
+        isolated_rng(options.seed),
         torch.inference_mode(False),
         torch.enable_grad(),
         deterministic_convolutions(),
         full_precision(hardware.precision),
     ):
         student = hardware.place(copy.deepcopy(model))
+        teacher = options.teacher
         if teacher is None:
             frozen = hardware.place(copy.deepcopy(model))
-            teacher = Teacher(frozen, datasets, hardware, cache=cache_teacher, prefix=prefix)
-        trained = student if teacher.prefix is None else split_at(student, teacher.prefix).trainable_head
+            teacher = Teacher(frozen, datasets, hardware, cache=options.cache_teacher, prefix=options.prefix)
+        trained = student if teacher.prefix is None else cut(student, teacher.prefix).suffix
         if not any(p.requires_grad for p in trained.parameters()):
             raise UnlearnError("all parameters of the model are frozen: set requires_grad on those to be trained")
         seen = datasets if teacher.prefix is None else teacher.datasets
         hardware = hardware if teacher.prefix is None else replace(hardware, num_workers=None)
-        desk = _Desk(trained, teacher, seen, seed, hardware, cache_teacher, fresh, on_epoch, on_state)
+        desk = _Desk(trained, seen, teacher, hardware, options)
         plan = method.plan(desk)
         try:
             phase = next(plan)
@@ -122,25 +141,20 @@ class _Desk:
     def __init__(
         self,
         model: nn.Module,
-        teacher: Teacher,
         datasets: Mapping[str, Dataset[Any]],
-        seed: int,
+        teacher: Teacher,
         hardware: Hardware,
-        cache_teacher: bool | None,
-        fresh: Callable[[], nn.Module] | None,
-        on_epoch: Callable[[Epoch], None] | None,
-        on_state: Watch | None,
+        options: RunOptions,
     ) -> None:
         self.model, self.teacher, self.hardware = model, teacher, hardware
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(options.seed)
         self.history: list[Epoch] = []
         self.warnings: list[str] = []
         self._random_teacher: Teacher | None = None
-        self._datasets, self._cache_teacher, self._fresh = datasets, cache_teacher, fresh
-        self._on_epoch, self._on_state = on_epoch, on_state
+        self._datasets, self._options = datasets, options
         self._labels: dict[str, Tensor] = {}
         self._reader: BatchReader | None = None
-        self._worker_seeds = torch.Generator().manual_seed(seed)
+        self._worker_seeds = torch.Generator().manual_seed(options.seed)
         self._optimizers: dict[OptimizerSpec, tuple[torch.optim.Optimizer, LRScheduler | None]] = {}
 
     def labels(self, role: Role) -> Tensor:
@@ -184,7 +198,8 @@ class _Desk:
     def reinitialise(self) -> None:
         if self.teacher.prefix is not None:
             raise UnlearnError(RETRAIN_ALL)
-        fresh = (reinitialised_copy(self.model) if self._fresh is None else self._fresh()).state_dict()
+        build = self._options.fresh
+        fresh = (randomised(self.model) if build is None else build()).state_dict()
         # What is frozen has learned nothing from these data, and nothing would train it again.
         fresh |= {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
         self.model.load_state_dict(fresh)
@@ -194,11 +209,11 @@ class _Desk:
 
     def record(self, **values: float) -> None:
         self.history.append(values)
-        if self._on_epoch is not None:
-            self._on_epoch(values)
-        if self._on_state is not None:
+        if self._options.on_epoch is not None:
+            self._options.on_epoch(values)
+        if self._options.on_state is not None:
             with isolated_rng(0):
-                self._on_state(values, self.model, self._datasets)
+                self._options.on_state(values, self.model, self._datasets)
 
     def snapshot(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
@@ -286,8 +301,8 @@ class _Desk:
 
     def _teacher_logits(self, phase: Phase, images: Tensor, forget: Tensor, index: Tensor) -> Tensor:
         if phase.teacher == "random on forget" and self._random_teacher is None:
-            reinitialised = reinitialised_copy(self.teacher.reader)
-            self._random_teacher = Teacher(reinitialised, self._datasets, self.hardware, cache=self._cache_teacher)
+            twin = randomised(self.teacher.reader)
+            self._random_teacher = Teacher(twin, self._datasets, self.hardware, cache=self._options.cache_teacher)
         random = self._random_teacher if phase.teacher == "random on forget" else None
         teachers = {"forget": random or self.teacher, "retain": self.teacher}
         parts = [(mask, role) for mask, role in ((forget, "forget"), (~forget, "retain")) if mask.any()]

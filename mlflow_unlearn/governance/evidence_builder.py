@@ -1,4 +1,4 @@
-"""The evidence record of a job that is done: every field from what was read, measured and stored."""
+"""The evidence record of what a command has made: every field from what was read, measured and stored."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.system import system_facts
 from mlflow_unlearn.registry.versions import read_artifact
 from mlflow_unlearn.session.lineage import lineage, previous, request_record
-from mlflow_unlearn.session.session import Job
+from mlflow_unlearn.session.session import Session
 
 BINS = 30
 _DRAWN = ("forget", "retain", "test")
@@ -65,15 +65,15 @@ class VersionCandidate:
 
 
 def build(
-    job: Job, run_id: str, candidate: VersionCandidate, *, name: str, model_id: str | None, files: dict[str, str]
+    session: Session, run_id: str, outcome: Outcome, *, name: str, model_id: str | None, files: dict[str, str]
 ) -> Evidence:
     """The record, but for the number of the version, which the registry has yet to give: see `numbered`."""
-    version, view = job.version, job.view
+    version, view = session.version, session.view
     before = previous(version)
-    by_request, union = _measured_apart(job, candidate)
+    by_request, union = _measured_apart(session, outcome)
     requests = [
         record.model_copy(update={"metrics": by_request.get(record.id, {})})
-        for record in [*(earlier.record for earlier in job.earlier), *map(_details, _filed(job))]
+        for record in [*(earlier.record for earlier in session.earlier), *map(_details, _filed(session))]
     ]
     return Evidence(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -82,7 +82,7 @@ def build(
         source=SourceRecord(
             uri=version.uri,
             model_id=version.model_id,
-            weights_sha256=weights_digest(job.module),
+            weights_sha256=weights_digest(session.module),
             evidence_sha256=before[1] if before is not None else None,
             files=file_digests(version.path),
             loading_ran_code=version.format == "pickle",
@@ -95,22 +95,22 @@ def build(
             files=files,
         ),
         lineage=lineage(before),
-        request_ids=[request.id for request in job.requests],
+        request_ids=[request.id for request in session.requests],
         requests=requests,
-        data=_data(job),
-        provenance=candidate.provenance,
-        learning=Learning(
-            history=[dict(epoch) for epoch in candidate.result.history],
-            final=dict(candidate.result.final),
-            warnings=list(candidate.result.warnings),
-            seconds=candidate.result.seconds,
+        data=_data(session),
+        method=records.Method(
+            name=outcome.method,
+            hyperparameters=dict(outcome.recipe),
+            history=[dict(epoch) for epoch in outcome.result.history],
+            final=dict(outcome.result.final),
+            warnings=list(outcome.result.warnings),
+            seconds=outcome.result.seconds,
         ),
         metrics={model: measured(metrics) for model, metrics in candidate.columns.items()},
         union=union,
-        incomplete=candidate.incomplete,
-        definitions=dict.fromkeys(KEYS, 1),
-        figures=_figures(candidate.readings, view.classes),
-        hardware={"device": str(job.hardware.device), "precision": job.hardware.precision},
+        incomplete=outcome.incomplete,
+        figures=_figures(outcome.readings, view.classes),
+        hardware={"device": str(session.hardware.device), "precision": session.hardware.precision},
         system=system_facts(),
     )
 
@@ -134,71 +134,73 @@ def _config_digest(run_id: str) -> str:
     return sha256(read_artifact(run_id, "config.yaml"))
 
 
-def _data(job: Job) -> DataRecord:
-    source = job.view.source
+def _data(session: Session) -> Data:
+    source = session.view.source
 
     def described(manifest: Manifest) -> SampleSet:
         return SampleSet(samples=len(manifest.ids), sha256=manifest.digest)
 
-    earlier = job.manifest(job.forgotten_before) if job.earlier else None
-    if earlier is not None and job.salt is not None:
-        earlier = earlier.hashed(job.salt)
-    return DataRecord(
+    earlier = session.manifest(session.forgotten_before) if session.earlier else None
+    if earlier is not None and session.salt is not None:
+        earlier = earlier.hashed(session.salt)
+    return Data(
         source=source.spec,
         digest=source.digest,
-        transform=job.view.transform,
-        classes=list(job.view.classes),
-        salt=job.salt,
-        forget=described(job.forget_manifest),
-        retain=described(job.manifest(job.retain)),
+        transform=session.view.transform,
+        classes=list(session.view.classes),
+        salt=session.salt,
+        forget=described(session.forget_manifest),
+        retain=described(session.manifest(session.retain)),
         val=described(Manifest(source.val.ids)),
         test=described(Manifest(source.test.ids)),
         forgotten_before=None if earlier is None else described(earlier),
     )
 
 
-def _filed(job: Job) -> Sequence[forget_requests.ForgetRequest]:
-    known = {earlier.record.id for earlier in job.earlier}
-    return [request for request in job.requests if request.id not in known]
+def _filed(session: Session) -> Sequence[forget_requests.ForgetRequest]:
+    known = {earlier.record.id for earlier in session.earlier}
+    return [request for request in session.requests if request.id not in known]
 
 
 def _details(request: forget_requests.ForgetRequest) -> RequestRecord:
     return request_record(request.id, request.run_id, by="")
 
 
-def _measured_apart(
-    job: Job, candidate: VersionCandidate
-) -> tuple[dict[str, dict[str, Measured]], dict[str, Measured]]:
+def _measured_apart(session: Session, outcome: Outcome) -> tuple[dict[str, dict[str, Measured]], dict[str, Measured]]:
     """Metrics of each request, and of all that was ever forgotten, where these are not the forget set itself."""
-    if len(job.requests) + len(job.earlier) < 2:
+    if len(session.requests) + len(session.earlier) < 2:
         return {}, {}
-    models: dict[str, nn.Module] = {"original": job.module, "unlearned": candidate.result.model}
-    seed = candidate.provenance.seed
-    test = candidate.readings["original"]["test"]
+    models: dict[str, nn.Module] = {"original": session.module, "unlearned": outcome.result.model}
+    seed = int(outcome.recipe.get("seed", 0))
+    test = outcome.readings["original"]["test"]
     by_request: dict[str, dict[str, Measured]] = {}
     union: dict[str, Measured] = {}
-    before = job.forgotten_before
+    before = session.forgotten_before
     for model, module in models.items():
         readings = candidate.readings[model]
 
         def told(forget: Reading, readings: Readings = readings) -> Measured:
             return measured(compute_metrics({**readings, "forget": forget}, original_test=test, seed=seed))
 
-        for id, samples in job.samples_of_requests().items():
+        for id, samples in session.samples_of_requests().items():
             if not samples.any():
                 continue  # they have left the data source
             by_request.setdefault(id, {})[model] = told(part_of(readings["forget"], samples))
         if not len(before):
             continue
-        dataset = job.view.dataset(job.view.source.train.subset(before), job.module, "what was forgotten before", False)
-        module = job.hardware.place(module)
-        earlier = read(module, dataset, job.hardware, keep_probabilities=True, description=f"{model}, earlier requests")
-        for request in job.earlier:
+        dataset = session.view.dataset(
+            session.view.source.train.subset(before), session.module, "what was forgotten before", False
+        )
+        module = session.hardware.place(module)
+        earlier = read(
+            module, dataset, session.hardware, keep_probabilities=True, description=f"{model}, earlier requests"
+        )
+        for request in session.earlier:
             samples = np.isin(before, request.indices)
             if not samples.any():
                 continue
             by_request.setdefault(request.record.id, {})[model] = told(part_of(earlier, samples))
-        only = ~np.isin(before, job.forget)
+        only = ~np.isin(before, session.forget)
         union[model] = told(pooled([readings["forget"], part_of(earlier, only)]))
     return by_request, union
 

@@ -22,25 +22,27 @@ from mlflow_unlearn.metrics.outputs import Readings
 from mlflow_unlearn.metrics.suite import Metrics, compare, residual_accuracy
 from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.digests import file_digests
-from mlflow_unlearn.registry.flavor import log_model
+from mlflow_unlearn.registry.flavor import NewModel, log_model
 from mlflow_unlearn.registry.versions import describe_version, register, withdrawn_on_failure
 from mlflow_unlearn.report import table
 from mlflow_unlearn.report.card import describe, model_card
 from mlflow_unlearn.report.page import Sample, moved, page
-from mlflow_unlearn.session.session import Job, new_record
+from mlflow_unlearn.session.new_version import example_without_forgotten, new_record
+from mlflow_unlearn.session.session import Session
 
 INCOMPLETE = 0.05
 """Accuracy on wholly forgotten classes above which class unlearning is called incomplete."""
 
 
 def publish(
-    job: Job,
+    session: Session,
     run_id: str,
     name: str,
     result: Result,
     provenance: Provenance,
     readings: Mapping[str, Readings],
-    options: config.Publishes,
+    options: config.PublishOptions,
+    selection: Mapping[str, str] | None = None,
 ) -> ModelVersion:
     """Measure, log, register the new version with its evidence, mark the requests done, and show the table.
 
@@ -49,30 +51,37 @@ def publish(
     with tracking.timed("metrics"):
         columns = compare(readings, seed=provenance.seed)
     with tracking.timed("save"):
-        info = log_model(
+        new = NewModel(
             result.model,
-            new_record(job, options, provenance),
-            job.manifest(job.retain),
-            folder=job.folder,
-            source=job.version,
-            example=job.example_without_forgotten(),
+            new_record(session, options, method, recipe),
+            session.manifest(session.retain),
+            session.folder,
+            example=example_without_forgotten(session),
+            source=session.version,
         )
-    log_metrics(columns, model_ids={"unlearned": info.model_id, "original": job.version.model_id})
-    candidate = VersionCandidate(provenance, result, readings, columns, _incomplete(readings["unlearned"]))
+        info = log_model(new)
+    log_metrics(columns, model_ids={"unlearned": info.model_id, "original": session.version.model_id})
+    outcome = Outcome(method, recipe, result, readings, columns, selection, _incomplete(readings["unlearned"]))
     with tracking.timed("evidence"):
-        stored = Path(mlflow.artifacts.download_artifacts(info.model_uri, dst_path=str(job.folder / "stored")))
-        draft = build(job, run_id, candidate, name=name, model_id=info.model_id, files=file_digests(stored))
+        stored = Path(mlflow.artifacts.download_artifacts(info.model_uri, dst_path=str(session.folder / "stored")))
+        draft = build(session, run_id, outcome, name=name, model_id=info.model_id, files=file_digests(stored))
         log_parts(draft)
-    version = register(job.client, info, name, tags=draft.tags())
+    version = register(session.client, info, name, tags=draft.tags())
     evidence = numbered(draft, str(version.version))
-    with withdrawn_on_failure(job.client, version):
+    with withdrawn_on_failure(session.client, version):
         with tracking.timed("evidence.store"):
-            store(job.client, evidence, job.folder / FOLDER, _samples(job, readings, options), options.sign_key)
+            store(
+                session.client,
+                evidence,
+                session.folder / FOLDER,
+                _samples(session, readings, options),
+                options.sign_key,
+            )
         table.show(columns)
-        forget_requests.mark_done(job.client, job.requests, evidence.result.uri)
-    print(f"Registered {name} version {version.version} from {job.version.uri}.")
-    if job.version.model_id is None:
-        print(f"Note: {job.version.uri} has no LoggedModel: its lineage is in the tags and in evidence.json alone.")
+        forget_requests.mark_done(session.client, session.requests, evidence.result.uri)
+    print(f"Registered {name} version {version.version} from {session.version.uri}.")
+    if session.version.model_id is None:
+        print(f"Note: {session.version.uri} has no LoggedModel: its lineage is in the tags and in evidence.json alone.")
     return version
 
 
@@ -122,23 +131,25 @@ def _incomplete(readings: Readings) -> str | None:
     return told
 
 
-def _samples(job: Job, readings: Mapping[str, Readings], options: config.Publishes) -> Sequence[Sample]:
+def _samples(session: Session, readings: Mapping[str, Readings], options: config.PublishOptions) -> Sequence[Sample]:
     if not options.show_samples:
         return ()
-    ids = job.manifest(job.forget).ids
-    names = ids if job.salt is None else [""] * len(ids)
-    return moved(readings, cast(Any, job.splits.forget), names, job.view.classes)
+    ids = session.manifest(session.forget).ids
+    names = ids if session.salt is None else [""] * len(ids)
+    return moved(readings, cast(Any, session.splits.forget), names, session.view.classes)
 
 
-def target_name(job: Job, register_as: str | None) -> str:
+def target_name(session: Session, register_as: str | None) -> str:
     """The name to register under.
 
     Raises:
         UnlearnError: the source is no registered version and no name is given.
     """
-    name = register_as or job.version.name
+    name = register_as or session.version.name
     if name is None:
-        raise UnlearnError(f"{job.version.uri} is no registered version: give register_as=, the name to register under")
+        raise UnlearnError(
+            f"{session.version.uri} is no registered version: give register_as=, the name to register under"
+        )
     return name
 
 

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -125,35 +126,15 @@ def _output(module: nn.Module, images: Tensor, name: str) -> Tensor:
     return output
 
 
-def log_model(module: nn.Module, record: Record, training: Manifest, **options: Any) -> ModelInfo:
-    """Log ``module`` in the active run; arguments as of `_saved`."""
-    module = module.cpu().eval()
-    return mlflow.pytorch.log_model(module, name="model", **_saved(module, record, training, **options))
-
-
-def save_model(module: nn.Module, path: Path, record: Record, training: Manifest, **options: Any) -> None:
-    """Write what `log_model` would log to the folder ``path``, which must not exist."""
-    module = module.cpu().eval()
-    mlflow.pytorch.save_model(module, path, **_saved(module, record, training, **options))
-
-
-def _saved(
-    module: nn.Module,
-    record: Record,
-    training: Manifest,
-    *,
-    folder: Path,
-    example: np.ndarray[Any, Any] | None = None,
-    source: Version | None = None,
-    serialization: Format = "pt2",
-) -> dict[str, Any]:
-    """What is logged beside the module.
+@dataclass(frozen=True)
+class NewModel:
+    """A module that is to be stored, and what is stored beside it.
 
     With a ``source`` its format, signature, input example, code, extra files, environment and other metadata are kept,
-    so that whoever used the source can use the new version.
+    so that users of the source can use the new version.
 
-    Args:
-        module: in eval mode, on the CPU.
+    Attributes:
+        module: moved to the CPU and put in eval mode when it is stored.
         record: for the MLmodel's metadata.
         training: effective training manifest of the new version; stored hashed.
         folder: for temporary files.
@@ -161,8 +142,31 @@ def _saved(
         source: the version that the new one replaces.
         serialization: where there is no source.
     """
+
+    module: nn.Module
+    record: Record
+    training: Manifest
+    folder: Path
+    example: np.ndarray[Any, Any] | None = None
+    source: Version | None = None
+    serialization: Format = "pt2"
+
+
+def log_model(new: NewModel) -> ModelInfo:
+    """Log it in the active run."""
+    return mlflow.pytorch.log_model(new.module.cpu().eval(), name="model", **_stored_beside(new))
+
+
+def save_model(new: NewModel, path: Path) -> None:
+    """Write what `log_model` would log to the folder ``path``, which must not exist."""
+    mlflow.pytorch.save_model(new.module.cpu().eval(), path, **_stored_beside(new))
+
+
+def _stored_beside(new: NewModel) -> dict[str, Any]:
+    """MLflow's arguments for all but the module, which is on the CPU and in eval mode by now."""
+    module, source, folder = new.module, new.source, new.folder
     # Always hashed, each time with a new salt: comparing two versions' manifests must not name what was forgotten.
-    training.hashed().to_csv(folder / MANIFEST_FILE)
+    new.training.hashed().to_csv(folder / MANIFEST_FILE)
     weights = {key: value.detach().clone().contiguous() for key, value in module.state_dict().items()}
     try:
         save_file(weights, folder / WEIGHTS_FILE)
@@ -172,25 +176,25 @@ def _saved(
     if shutil.disk_usage(folder).free < 2 * (folder / WEIGHTS_FILE).stat().st_size:
         raise OSError(f"No space left for the model in {tempfile.gettempdir()!r}")
     extra = [folder / MANIFEST_FILE, folder / WEIGHTS_FILE]
-    metadata: dict[str, Any] = {METADATA_KEY: record.model_dump(mode="json")}
+    metadata: dict[str, Any] = {METADATA_KEY: new.record.model_dump(mode="json")}
     arguments: dict[str, Any]
     if source is not None:
         names = {file.name for file in extra}
         extra += [file for file in sorted((source.path / "extra_files").glob("*")) if file.name not in names]
         metadata = {**(source.model.metadata or {}), **metadata}
         arguments = _like(source)
-        if example is not None:
-            arguments["input_example"] = example
+        if new.example is not None:
+            arguments["input_example"] = new.example
     else:
-        if example is None:
+        if new.example is None:
             raise ValueError("a version without a source needs an input example")
         with torch.inference_mode():
-            output = module(torch.from_numpy(example)).numpy()
+            output = module(torch.from_numpy(new.example)).numpy()
         arguments = {
-            "signature": infer_signature(example, output),
-            "input_example": example,
-            "pip_requirements": _requirements(module, serialization),
-            "serialization_format": serialization,
+            "signature": infer_signature(new.example, output),
+            "input_example": new.example,
+            "pip_requirements": _requirements(module, new.serialization),
+            "serialization_format": new.serialization,
         }
     return {"extra_files": [str(file) for file in extra], "metadata": metadata, **arguments}
 

@@ -22,15 +22,16 @@ from mlflow_unlearn.data.batching import LARGEST_BATCH, forward_batch
 from mlflow_unlearn.data.splits import Splits, labels_of
 from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.engine.frozen_prefix import resolve
+from mlflow_unlearn.engine.loop import RunOptions
 from mlflow_unlearn.engine.predictions import read, read_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.outputs import Reading
 from mlflow_unlearn.metrics.suite import compute_metrics
-from mlflow_unlearn.registry.flavor import save_model
+from mlflow_unlearn.registry.flavor import NewModel, save_model
 from mlflow_unlearn.registry.versions import Record
 from mlflow_unlearn.session.recipe import Recipe
-from mlflow_unlearn.session.session import Job
+from mlflow_unlearn.session.session import Session
 
 BATCHES = 24
 """So many batches of the training set make the larger of the two shares, where they are quick."""
@@ -82,34 +83,39 @@ class Workload:
 
 
 def estimate(
-    job: Job, workloads: Sequence[Workload], *, prefix: str = "none", models: int, record: Record | None
+    session: Session, learnings: Sequence[Learning], *, prefix: str = "none", models: int, record: Record | None
 ) -> Estimate:
-    """What a command costs that carries out ``workloads`` on a job.
+    """What a command costs that carries out ``learnings`` on a session.
 
     Args:
-        job: opened as for the work.
-        workloads: what is carried out.
+        session: opened as for the work.
+        learnings: what is carried out.
         prefix: as the command's option.
         models: how many are measured: the original, what comes of it, golds.
         record: of the version that is registered; None where none is.
     """
     opened = time.monotonic() - STARTED
-    sets = vars(job.splits)
+    sets = vars(session.splits)
     count = sum(len(data) for data in sets.values())
     with _peak_memory() as peak:
-        first, again, outputs = _reading_seconds(job)
+        first, again, outputs = _reading_seconds(session)
         seconds = {
             "open version and data": opened,
             "measure the original": first * count,
-            **{one.label: _method_seconds(job, one, prefix) * one.times for one in workloads},
+            **{one.label: _method_seconds(session, one, prefix) * one.times for one in learnings},
             **({f"measure {models - 1} more": again * count * (models - 1)} if models > 1 else {}),
-            "metrics": _metrics_seconds(job, models) * models,
+            "metrics": _metrics_seconds(session, models) * models,
         }
         version = 0
         if record is not None:
             start = time.perf_counter()
-            path = job.folder / "planned"
-            save_model(job.module, path, record, job.manifest(job.retain), folder=job.folder, source=job.version)
+            path = session.folder / "planned"
+            save_model(
+                NewModel(
+                    session.module, record, session.manifest(session.retain), session.folder, source=session.version
+                ),
+                path,
+            )
             seconds["save the version"] = time.perf_counter() - start
             version = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         runs = sum(one.times for one in workloads)
@@ -129,8 +135,8 @@ def show(estimate: Estimate) -> None:
     """Print it, and log the sums on the run."""
     total = sum(estimate.seconds.values())
     table = Table(title="plan", title_justify="left")
-    for column, options in (("what", {}), ("how much", {"justify": "right"})):
-        table.add_column(column, **options)  # type: ignore[arg-type]
+    table.add_column("what")
+    table.add_column("how much", justify="right")
     for phase, seconds in estimate.seconds.items():
         table.add_row(phase, _duration(seconds))
     table.add_row("time, in all", _duration(total), style="bold", end_section=True)
@@ -145,16 +151,16 @@ def show(estimate: Estimate) -> None:
         mlflow.log_metric("plan.memory_bytes", estimate.memory)
 
 
-def _reading_seconds(job: Job) -> tuple[float, float, int]:
+def _reading_seconds(session: Session) -> tuple[float, float, int]:
     """Seconds a sample, in the first pass over the data and in later ones, and the number of outputs."""
-    retain = job.splits.retain
+    retain = session.splits.retain
     count: int = len(retain)  # type: ignore[arg-type]
-    quiet = replace(job.hardware, progress=False)
+    quiet = replace(session.hardware, progress=False)
 
     def seconds(start: int, stop: int) -> tuple[float, int]:
         part = Subset(retain, range(start, stop))
         began = time.perf_counter()
-        readings = read_splits(job.module, Splits(part, part, part, part), quiet, roles=("retain",))
+        readings = read_splits(session.module, Splits(part, part, part, part), quiet, roles=("retain",))
         return (time.perf_counter() - began) / len(part), len(readings["retain"].class_sums)
 
     batch = min(forward_batch(retain, quiet.device), count // 2 or 1)
@@ -165,26 +171,26 @@ def _reading_seconds(job: Job) -> tuple[float, float, int]:
     return seconds(start, stop)[0], seconds(start, stop)[0], outputs
 
 
-def _method_seconds(job: Job, workload: Workload, prefix: str) -> float:
-    recipe, seed = workload.recipe, workload.seed
-    quiet = replace(job, hardware=replace(job.hardware, progress=False))
-    params = get_method(workload.method)(workload.params, family=model_family(job.module)).params.model_dump()
+def _method_seconds(session: Session, learning: Learning, prefix: str) -> float:
+    recipe, seed = learning.recipe, learning.seed
+    quiet = replace(session, hardware=replace(session.hardware, progress=False))
+    params = get_method(learning.method)(learning.params, family=model_family(session.module)).params.model_dump()
     batch, epochs = int(params.get("batch_size", LARGEST_BATCH)), int(params.get("epochs", 1))
-    count: int = len(job.splits.forget) + len(job.splits.retain)  # type: ignore[arg-type]
+    count: int = len(session.splits.forget) + len(session.splits.retain)  # type: ignore[arg-type]
     larger = min(1.0, BATCHES * batch / count)
-    split_point = None if recipe is not None else resolve(job.module, prefix, vars(job.splits))
+    cut = None if recipe is not None else resolve(session.module, prefix, vars(session.splits))
 
     def seconds(share: float, epochs: int) -> float:
-        splits = Splits(**{role: _share(data, share) for role, data in vars(job.splits).items()})
+        splits = Splits(**{role: _share(data, share) for role, data in vars(session.splits).items()})
         some = {**params, "epochs": epochs} if "epochs" in params else params
         if recipe is not None:
-            options: dict[str, Any] = {"splits": recipe.splits(splits), "fresh": recipe.fresh}
+            splits, options = recipe.splits(splits), RunOptions(seed, fresh=recipe.fresh)
         else:
-            teacher = Teacher(quiet.hardware.place(job.module), vars(splits), quiet.hardware, prefix=split_point)
+            teacher = Teacher(quiet.hardware.place(session.module), vars(splits), quiet.hardware, prefix=cut)
             teacher.fill(("forget", "retain", "val"))
-            options = {"splits": splits, "teacher": teacher}
+            options = RunOptions(seed, teacher=teacher)
         start = time.perf_counter()
-        quiet.unlearn(workload.method, some, seed, **options)
+        quiet.unlearn(learning.method, some, options, splits=splits)
         return time.perf_counter() - start
 
     # The first run takes more than the others, and tells how slow they are.
@@ -198,12 +204,12 @@ def _method_seconds(job: Job, workload: Workload, prefix: str) -> float:
     return high + max(0.0, by_share) * (1 - larger) + max(0.0, by_epoch) * (epochs - 1)
 
 
-def _metrics_seconds(job: Job, models: int) -> float:
+def _metrics_seconds(session: Session, models: int) -> float:
     """Of one model: on readings of the right size, whose values do not matter."""
-    quiet = replace(job.hardware, progress=False)
-    module = quiet.place(job.module)
+    quiet = replace(session.hardware, progress=False)
+    module = quiet.place(session.module)
     readings = {}
-    for role, data in vars(job.splits).items():
+    for role, data in vars(session.splits).items():
         labels = labels_of(data).numpy()
         size = len(labels)
         few = read(module, _share(data, min(1.0, 8 / size)), quiet, keep_probabilities=role == "forget")

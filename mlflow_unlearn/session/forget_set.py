@@ -1,54 +1,89 @@
 """Which samples a command forgets: those of a spec, or of the pending requests."""
 
 import secrets
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from mlflow.tracking import MlflowClient
 
-from mlflow_unlearn.config import Evaluate
+from mlflow_unlearn.config import Evaluate, Unlearning
 from mlflow_unlearn.console import note
 from mlflow_unlearn.data.forget import resolve_forget
 from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.data.source import Source
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.forget_requests import ForgetRequest
 from mlflow_unlearn.registry.versions import Version
-from mlflow_unlearn.session.view import View
+
+
+@dataclass(frozen=True)
+class ForgetSet:
+    """What a command forgets.
+
+    Attributes:
+        indices: into ``source.train``.
+        salt: under which the ids are to be recorded; None where they may be recorded as they are.
+        requests: that name the samples; none yet for a spec that is still to be filed.
+    """
+
+    indices: npt.NDArray[np.int64]
+    salt: str | None
+    requests: tuple[ForgetRequest, ...] = ()
+
+
+class _Manifests:
+    """Reads what requests name, and remembers the salts of those read; None for plain ids."""
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+        self.salts: list[str | None] = []
+
+    def __call__(self, request_id: str) -> Manifest:
+        manifest = forget_requests.read_manifest(self._client, request_id)
+        self.salts.append(manifest.salt)
+        return manifest
 
 
 def evaluated_forget_set(
-    client: MlflowClient, version: Version, view: View, mask: npt.NDArray[np.bool_], config: Evaluate
-) -> tuple[npt.NDArray[np.int64], str | None]:
+    client: MlflowClient, version: Version, source: Source, mask: npt.NDArray[np.bool_], options: Evaluate
+) -> ForgetSet:
     """The spec's samples, else those that the version was made to forget, else those of its pending requests.
 
-    The second value is the salt of a hashed request, under which the set's digest is to be recorded.
+    Args:
+        client: of the registry.
+        version: that is measured.
+        source: of its data.
+        mask: what of ``source.train`` the original was trained on ``[N]``.
+        options: of the command.
+
+    Raises:
+        UnlearnError: there is no request and no spec, or the spec is bad.
     """
-    salts: list[str | None] = [None]
-
-    def read_request(request_id: str) -> Manifest:
-        manifest = forget_requests.read_manifest(client, request_id)
-        salts.append(manifest.salt)
-        return manifest
-
+    read = _Manifests(client)
     ids: tuple[str, ...] = version.record.request_ids if version.record is not None else ()
     if not ids:
         own, _ = forget_requests.of_version(version)
         ids = tuple(filed.id for filed in own if filed.pending)
-    specs = [config.forget] if config.forget is not None else [f"request:{request_id}" for request_id in ids]
+    specs = [options.forget] if options.forget is not None else [f"request:{request_id}" for request_id in ids]
     if not specs:
         raise UnlearnError(f"{version.uri} carried out no forget request and none is pending: give forget=")
-    forget = np.unique(np.concatenate([resolve_forget(spec, view.source, mask, read_request) for spec in specs]))
-    return forget, salts[-1]
+    indices = np.unique(np.concatenate([resolve_forget(spec, source, mask, read) for spec in specs]))
+    return ForgetSet(indices, read.salts[-1] if read.salts else None)
 
 
-def find_requests(
-    client: MlflowClient, version: Version, view: View, mask: npt.NDArray[np.bool_], config: Any
-) -> tuple[tuple[ForgetRequest, ...], npt.NDArray[np.int64], str | None]:
-    """The requests and what they forget: those of the spec (none where it is new), or all pending ones together.
+def requested_forget_set(
+    client: MlflowClient, version: Version, source: Source, mask: npt.NDArray[np.bool_], options: Unlearning
+) -> ForgetSet:
+    """The spec's samples, or those of all pending requests together, and the requests that name them.
 
-    The third value is the salt under which the forgotten ids may be recorded, None where they may be told.
+    Args:
+        client: of the registry.
+        version: that is to forget.
+        source: of its data.
+        mask: what of ``source.train`` the version was trained on ``[N]``.
+        options: of the command.
 
     Raises:
         UnlearnError: no request is pending and no spec is given, or the spec is bad.
@@ -56,49 +91,70 @@ def find_requests(
     own, copied = forget_requests.of_version(version)
     for request in copied:
         note(f"Note: request {request.id} came with a copy of {request.of}, it is not about {version.uri}.")
+    read = _Manifests(client)
+    if options.forget is None:
+        requests, indices = _of_requests(version, own, source, mask, read)
+    else:
+        requests, indices = _of_spec(options.forget, version, own, source, mask, read)
+    # That of a request, so that its digest is the same everywhere; a new one where its ids are plain.
+    salts = [salt for salt in read.salts if salt is not None]
+    new_salt = secrets.token_hex(16) if options.hash_ids else None
+    return ForgetSet(indices, salts[0] if salts else new_salt, requests)
+
+
+_Found = tuple[tuple[ForgetRequest, ...], npt.NDArray[np.int64]]
+
+
+def _of_requests(
+    version: Version,
+    own: list[ForgetRequest],
+    source: Source,
+    mask: npt.NDArray[np.bool_],
+    read: _Manifests,
+) -> _Found:
+    """The pending requests, and those carried out earlier, since this very version still knows their samples."""
     pending = [request for request in own if request.pending]
+    if not pending:
+        raise UnlearnError(
+            f"{version.uri} has no pending forget request: file one with `request`, or give forget="
+            if version.name is not None
+            else f"{version.uri} is no registered version and carries no request: give forget="
+        )
+    earlier = [request for request in own if not request.pending and not request.ad_hoc]
+    for request in earlier:
+        note(
+            f"Note: request {request.id} was carried out by {', '.join(request.done_by)}; it is carried out "
+            "again here, since this version still knows its samples."
+        )
+    found = [resolve_forget(f"request:{request.id}", source, mask, read) for request in pending]
+    # What was carried out before may have left the data source by now.
+    found += [np.flatnonzero(read(request.id).mask(source.train.ids) & mask) for request in earlier]
+    requests = (*pending, *earlier)
+    together = np.unique(np.concatenate(found))
+    for request, indices in zip(requests, found, strict=True):
+        note(f"Request {request.id}: {len(indices)} samples to forget.")
+    if len(together) == mask.sum():
+        raise UnlearnError("the requests together name every training sample: keep some of them")
+    return requests, together
 
-    salts: list[str] = []
 
-    def read(request_id: str) -> Manifest:
-        manifest = forget_requests.read_manifest(client, request_id)
-        salts.extend([manifest.salt] if manifest.salt is not None else [])
-        return manifest
-
-    def salt() -> str | None:
-        """That of a request, so that its digest is the same everywhere; a new one where its ids are plain."""
-        return next(iter(salts), secrets.token_hex(16) if config.hash_ids else None)
-
-    if config.forget is None:
-        if not pending:
-            raise UnlearnError(
-                f"{version.uri} has no pending forget request: file one with `request`, or give forget="
-                if version.name is not None
-                else f"{version.uri} is no registered version and carries no request: give forget="
-            )
-        earlier = [request for request in own if not request.pending and not request.ad_hoc]
-        for request in earlier:
-            note(
-                f"Note: request {request.id} was carried out by {', '.join(request.done_by)}; it is carried out "
-                "again here, since this version still knows its samples."
-            )
-        found = [resolve_forget(f"request:{request.id}", view.source, mask, read) for request in pending]
-        # What was carried out before may have left the data source by now.
-        again = [np.flatnonzero(read(request.id).mask(view.source.train.ids) & mask) for request in earlier]
-        together = np.unique(np.concatenate([*found, *again]))
-        for request, indices in zip([*pending, *earlier], [*found, *again], strict=True):
-            note(f"Request {request.id}: {len(indices)} samples to forget.")
-        if len(together) == mask.sum():
-            raise UnlearnError("the requests together name every training sample: keep some of them")
-        return (*pending, *earlier), together, salt()
-    forget = resolve_forget(config.forget, view.source, mask, read)
-    scheme, _, request_id = config.forget.partition(":")
+def _of_spec(
+    spec: str,
+    version: Version,
+    own: list[ForgetRequest],
+    source: Source,
+    mask: npt.NDArray[np.bool_],
+    read: _Manifests,
+) -> _Found:
+    """The spec's samples, and the request that names the same ones, if there is one."""
+    forget = resolve_forget(spec, source, mask, read)
+    scheme, _, request_id = spec.partition(":")
     known = [request for request in own if scheme == "request" and request.id == request_id]
     if not known:
-        request_id = forget_requests.request_id(version, Manifest(tuple(view.source.train.ids[i] for i in forget)))
+        request_id = forget_requests.request_id(version, Manifest(tuple(source.train.ids[i] for i in forget)))
         known = [request for request in own if request.id == request_id]
     for request in own:
         if request not in known:
             state = "stays pending" if request.pending else "is not carried out again"
             note(f"Note: request {request.id} {state}: only the given forget set is carried out.")
-    return tuple(known), forget, salt()
+    return tuple(known), forget

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from mlflow_unlearn.config import Reads
+from mlflow_unlearn.config import ReadOptions
 from mlflow_unlearn.console import note
 from mlflow_unlearn.data.datasets import Augmented
 from mlflow_unlearn.data.splits import Splits
@@ -15,7 +15,7 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.registry.versions import open_version
 from mlflow_unlearn.rng import isolated_rng
-from mlflow_unlearn.session.session import Job
+from mlflow_unlearn.session.session import Session
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Recipe:
         return splits if self.augment == "none" else replace(splits, retain=Augmented(splits.retain, self.augment))
 
 
-def training_recipe(job: Job, config: Reads) -> Recipe:
+def training_recipe(session: Session, options: ReadOptions) -> Recipe:
     """The recipe of the version, or of the one that it was unlearned from."""
-    version, record = job.version, job.version.record
-    while record is not None and record.provenance.method not in ("train", "retrain") and record.source_uri is not None:
+    version, record = session.version, session.version.record
+    while record is not None and record.method not in ("train", "retrain") and record.source_uri is not None:
         try:
-            version = open_version(job.client, record.source_uri, job.folder)
+            version = open_version(session.client, record.source_uri, session.folder)
         except UnlearnError as error:
             # A version that still knows what was forgotten may have been deleted since, as it should.
             note(f"Note: {record.source_uri}, from which {version.uri} was made, cannot be opened ({error}).")
@@ -57,14 +57,10 @@ def training_recipe(job: Job, config: Reads) -> Recipe:
     if recorded is None:
         note(f"Note: {version.uri} does not record how it was trained; retraining takes the defaults of `retrain`.")
     known = get_method("retrain").Params.model_fields
-    own = job.version.record
-    shape = job.view.shape
-    if shape is None:
-        raise ValueError("open_job sets the shape")
-    architecture = config.architecture or (own.architecture if own is not None else None)
+    own = session.version.record
+    architecture = options.architecture or (own.architecture if own is not None else None)
     with isolated_rng(0):
-        fresh = builder_like(job.module, architecture, len(job.view.classes), (shape[0], shape[1], shape[2]))
-    if recorded is None:
-        return Recipe({}, "none", None, architecture, fresh)
-    params = {key: value for key, value in recorded.params.items() if key in known}
-    return Recipe(params, recorded.augment or "none", recorded.seed, architecture, fresh)
+        fresh = builder_like(session.module, architecture, len(session.view.classes), session.image_shape)
+    recipe = recorded or {}
+    params = {key: value for key, value in recipe.items() if key in known}
+    return Recipe(params, recipe.get("augment", "none"), recipe.get("seed"), architecture, fresh)

@@ -1,27 +1,25 @@
-"""What `unlearn`, `tune` and `evaluate` share: a version opened for work, with its data and its forget set."""
+"""A version opened for work, with its data and its forget set: what the commands that load a model share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import mlflow
 import numpy as np
 import numpy.typing as npt
-import torch
 from mlflow.tracking import MlflowClient
 from torch import nn
-from torch.utils.data import Dataset
 
 from mlflow_unlearn.api import Result, unlearn_on
-from mlflow_unlearn.config import Evaluate
-from mlflow_unlearn.config import Hardware as HardwareConfig
+from mlflow_unlearn.config import Unlearning
 from mlflow_unlearn.console import note
 from mlflow_unlearn.data.forget import retained
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.engine.frozen_prefix import resolve
-from mlflow_unlearn.engine.hardware import Hardware, resolve_hardware
+from mlflow_unlearn.engine.hardware import Hardware
+from mlflow_unlearn.engine.loop import RunOptions
 from mlflow_unlearn.engine.predictions import read_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError
@@ -29,17 +27,18 @@ from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.metrics.outputs import Readings
 from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests, log_source_model
-from mlflow_unlearn.registry.flavor import example_images, input_example, load_module
+from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.forget_requests import ForgetRequest
-from mlflow_unlearn.registry.versions import Record, Version, open_version
-from mlflow_unlearn.session.forget_set import evaluated_forget_set, find_requests
-from mlflow_unlearn.session.gold import open_gold
+from mlflow_unlearn.registry.versions import Version, open_version
+from mlflow_unlearn.session.checks import check_outputs
+from mlflow_unlearn.session.forget_set import requested_forget_set
+from mlflow_unlearn.session.hardware import pick_hardware
 from mlflow_unlearn.session.lineage import Earlier, earlier_requests
-from mlflow_unlearn.session.view import View, check_alike, check_outputs, make_splits, open_view, training_mask
+from mlflow_unlearn.session.view import InputSpec, make_splits, open_view, training_mask
 
 
 @dataclass(frozen=True)
-class Job:
+class Session:
     """A version opened for work.
 
     Attributes:
@@ -60,7 +59,7 @@ class Job:
     client: MlflowClient
     version: Version
     module: nn.Module
-    view: View
+    view: InputSpec
     splits: Splits
     forget: npt.NDArray[np.int64]
     retain: npt.NDArray[np.int64]
@@ -70,34 +69,17 @@ class Job:
     salt: str | None = None
     earlier: tuple[Earlier, ...] = ()
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` of what the module reads."""
+        shape = self.view.shape
+        if shape is None or len(shape) != 3:
+            raise ValueError("open_session sets the shape")
+        return shape[0], shape[1], shape[2]
+
     def manifest(self, indices: npt.NDArray[np.int64]) -> Manifest:
         """The plain ids of training samples."""
         return Manifest(tuple(self.view.source.train.ids[i] for i in indices))
-
-    def filed(self, config: Any) -> "Job":
-        """The job with its forget set filed as a request, if it is none yet; the version is tagged when it is done."""
-        if self.requests:
-            return self
-        request, _ = forget_requests.file_request(
-            self.client,
-            self.version,
-            self.manifest(self.forget),
-            tracking.recorded_options(config, "forget", "hash_ids"),
-            folder=self.folder,
-            salt=self.salt,
-            ad_hoc=True,
-        )
-        return replace(self, requests=(request,))
-
-    def samples_of_requests(self) -> dict[str, npt.NDArray[np.bool_]]:
-        """Which of the forget set each request names: id → mask ``[N]``."""
-        ids = self.manifest(self.forget).ids
-        return {r.id: forget_requests.read_manifest(self.client, r.id).mask(ids) for r in self.requests}
-
-    @property
-    def forgotten_before(self) -> npt.NDArray[np.int64]:
-        """Indices of all that earlier steps forgot, as far as the data source still has it."""
-        return np.unique(np.concatenate([np.zeros(0, np.int64), *(one.indices for one in self.earlier)]))
 
     @property
     def forget_manifest(self) -> Manifest:
@@ -105,19 +87,42 @@ class Job:
         plain = self.manifest(self.forget)
         return plain if self.salt is None else plain.hashed(self.salt)
 
-    def example_without_forgotten(self) -> np.ndarray[Any, Any] | None:
-        """Test images as the new version's input example, if the source's shows a forgotten image; else None."""
-        example = input_example(self.version)
-        if example is None:
-            return None
-        shown = torch.from_numpy(example)
-        for index in range(len(self.forget)):
-            image = cast(Any, self.splits.forget)[index][0]
-            if any(one.shape == image.shape and torch.allclose(one.to(image.dtype), image) for one in shown):
-                note("Note: the source's input example shows a forgotten image; the new version's shows test images.")
-                test = cast(Any, self.splits.test)
-                return example_images([test[i % len(test)][0] for i in range(2)])
-        return None
+    @property
+    def forgotten_before(self) -> npt.NDArray[np.int64]:
+        """Indices of all that earlier steps forgot, as far as the data source still has it."""
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *(one.indices for one in self.earlier)]))
+
+    def samples_of_requests(self) -> dict[str, npt.NDArray[np.bool_]]:
+        """Which of the forget set each request names: id → mask ``[N]``."""
+        ids = self.manifest(self.forget).ids
+        return {r.id: forget_requests.read_manifest(self.client, r.id).mask(ids) for r in self.requests}
+
+    def log_manifests(self) -> None:
+        """The sets as dataset inputs of the active run."""
+        source = self.view.source
+        sets = {
+            "forget": self.forget_manifest,
+            "retain": self.manifest(self.retain),
+            "val": Manifest(source.val.ids),
+            "test": Manifest(source.test.ids),
+        }
+        counts = {role: len(manifest.ids) for role, manifest in sets.items()}
+        log_manifests(source.spec, {role: manifest.digest for role, manifest in sets.items()}, counts)
+
+    def filed(self, options: Unlearning) -> "Session":
+        """The session with its forget set filed as a request, if it is none yet; only `mark_done` tags the version."""
+        if self.requests:
+            return self
+        request, _ = forget_requests.file_request(
+            self.client,
+            self.version,
+            self.manifest(self.forget),
+            tracking.recorded_options(options, "forget", "hash_ids"),
+            folder=self.folder,
+            salt=self.salt,
+            ad_hoc=True,
+        )
+        return replace(self, requests=(request,))
 
     def teacher(self, prefix: str = "none") -> Teacher:
         """The version as the teacher of methods, its layers before ``prefix`` frozen, which the active run records."""
@@ -149,139 +154,61 @@ class Job:
         return readings
 
     def unlearn(
-        self, method: str, params: Mapping[str, Any], seed: int, *, splits: Splits | None = None, **options: Any
+        self, method: str, params: Mapping[str, Any], options: RunOptions, *, splits: Splits | None = None
     ) -> Result:
-        """Carry a method out on the version; ``options`` as of `mlflow_unlearn.engine.loop.run`."""
-        return unlearn_on(self.hardware, self.module, splits or self.splits, method, params, seed, **options)
+        """Carry a method out on the version.
 
-    def log_manifests(self) -> None:
-        """The sets as dataset inputs of the active run."""
-        source = self.view.source
-        sets = {
-            "forget": self.forget_manifest,
-            "retain": self.manifest(self.retain),
-            "val": Manifest(source.val.ids),
-            "test": Manifest(source.test.ids),
-        }
-        counts = {role: len(manifest.ids) for role, manifest in sets.items()}
-        log_manifests(source.spec, {role: manifest.digest for role, manifest in sets.items()}, counts)
+        Args:
+            method: a registered name.
+            params: hyperparameters; what is missing takes the published setting of the model's family.
+            options: seed, teacher, callbacks.
+            splits: where the method is not to read the session's own.
+
+        Raises:
+            UnlearnError: the method does not take these hyperparameters, or fails.
+        """
+        return unlearn_on(self.hardware, self.module, splits or self.splits, method, params, options)
 
 
-def open_job(client: MlflowClient, run_id: str, config: Any, folder: Path, *, progress: bool) -> Job:
-    """Open ``config.model_uri`` for unlearning: resolve, load, find the forget set, check that everything fits."""
-    version = open_version(client, config.model_uri, folder)
+def open_session(client: MlflowClient, run_id: str, options: Unlearning, folder: Path, *, progress: bool) -> Session:
+    """Open ``options.model_uri`` for unlearning: resolve, load, find the forget set, check that everything fits.
+
+    Args:
+        client: of the registry.
+        run_id: of the command, whose input the version becomes.
+        options: of the command.
+        folder: for temporary files.
+        progress: whether bars are shown.
+
+    Raises:
+        UnlearnError: something is missing, or does not fit.
+    """
+    version = open_version(client, options.model_uri, folder)
     log_source_model(client, run_id, version.model_id)
-    view = open_view(version, config)
-    module = load_module(version, config.architecture, len(view.classes))
+    view = open_view(version, options)
+    module = load_module(version, options.architecture, len(view.classes))
     mask = training_mask(version, view.source)
-    requests, forget, salt = find_requests(client, version, view, mask, config)
-    retain = retained(mask, forget)
+    chosen = requested_forget_set(client, version, view.source, mask, options)
+    retain = retained(mask, chosen.indices)
     earlier = earlier_requests(client, version, view.source, mask)
-    splits = make_splits(view, module, forget, retain, progress)
+    splits = make_splits(view, module, chosen.indices, retain, progress)
     shape = check_outputs(module, splits.retain, view.classes, version.uri)
     if version.input_shape not in (None, shape):
         raise UnlearnError(
             f"{version.uri} takes images {list(version.input_shape or ())} by its signature and the transform "
             f"({view.transform}) makes {list(shape)}: give another transform="
         )
-    hardware = pick_hardware(module, splits.retain, config, progress)
-    view = View(view.source, view.transform, view.classes, shape)
-    return Job(client, version, module, view, splits, forget, retain, requests, hardware, folder, salt, earlier)
-
-
-Chosen = tuple[View, npt.NDArray[np.int64], npt.NDArray[np.int64], str | None]
-"""The view of what is measured, the forget and retain sets as indices, and the salt of a hashed request."""
-
-
-def open_measured(
-    client: MlflowClient,
-    config: Evaluate,
-    folder: Path,
-    *,
-    progress: bool,
-    choose: Callable[[Version, Version, View], Chosen] | None = None,
-) -> tuple[Job, Version]:
-    """Open a version to be measured, with the version that it is measured against, which may be the same.
-
-    ``choose`` says which samples, from the version, its original and the version's view; by default those of the
-    option ``forget`` or of the version's requests.
-    """
-    version = open_version(client, config.model_uri, folder)
-    recorded = version.record.source_uri if version.record is not None else None
-    original_uri = config.original_uri or recorded
-    original = version if original_uri is None else open_version(client, original_uri, folder)
-    if original.uri == version.uri or (original.model_id is not None and original.model_id == version.model_id):
-        original = version
-    view = open_view(version, config)
-    if original is not version:
-        check_alike(original, view)
-    if choose is not None:
-        view, forget, retain, salt = choose(version, original, view)
-    else:
-        mask = training_mask(original, view.source)
-        forget, salt = evaluated_forget_set(client, version, view, mask, config)
-        # What the version has not been trained on, or forgot before, is no retain sample, whatever the original knows.
-        retain = retained(mask & training_mask(version, view.source), forget)
-    module = load_module(version, config.architecture, len(view.classes), trainable=False)
-    splits = make_splits(view, module, forget, retain, progress)
-    check_outputs(module, splits.test, view.classes, version.uri)
-    hardware = pick_hardware(module, splits.test, config, progress)
-    return Job(client, version, module, view, splits, forget, retain, (), hardware, folder, salt), original
-
-
-def read_measured(job: Job, original: Version, config: Evaluate) -> tuple[dict[str, Readings], str]:
-    """One pass of each model over the four sets, and the name under which the job's own version goes.
-
-    A version that came from no other goes as ``original``.
-    """
-    own = job.read_original(force=config.force)
-    name = "original" if original is job.version else "unlearned"
-    readings = {name: own}
-    if original is not job.version:
-        module = load_module(original, config.architecture, len(job.view.classes), trainable=False)
-        before = read_splits(module, job.splits, job.hardware, name="original", kept=True)
-        readings = {"original": before, "unlearned": own}
-    gold = open_gold(job.client, config.gold_uri, job.view, job.retain, job.splits.test, job.folder, config)
-    if gold is not None:
-        readings["gold"] = read_splits(gold, job.splits, job.hardware, name="gold", kept=True)
-    return readings, name
-
-
-def pick_hardware(module: nn.Module, dataset: Dataset[Any], config: HardwareConfig, progress: bool) -> Hardware:
-    """The command's device and precision, resolved, and noted on its run, if it makes one."""
-    hardware = resolve_hardware(
+    return Session(
+        client,
+        version,
         module,
-        dataset,
-        device=config.device,
-        precision=config.precision,
-        num_workers=config.num_workers,
-        compile=config.compile,
-        progress=progress,
-    )
-    if mlflow.active_run() is not None:
-        mlflow.set_tags({"unlearn.system.device": str(hardware.device), "unlearn.system.precision": hardware.precision})
-    return hardware
-
-
-def new_record(job: Job, config: Any, provenance: Provenance) -> Record:
-    """What the new version records of itself."""
-    old = job.version.record
-    architecture = None
-    if job.version.format == "pt2":
-        architecture = config.architecture or (old.architecture if old is not None else None)
-    elif old is not None:
-        architecture = old.architecture
-    shape = job.view.shape
-    if shape is None or len(shape) != 3:
-        raise ValueError("open_job sets the shape")
-    return Record(
-        architecture=architecture,
-        num_classes=len(job.view.classes),
-        image_shape=(shape[0], shape[1], shape[2]),
-        transform=job.view.transform,
-        classes=job.view.classes,
-        data=job.view.source.spec,
-        source_uri=job.version.uri,
-        request_ids=tuple(request.id for request in job.requests),
-        provenance=provenance,
+        replace(view, shape=shape),
+        splits,
+        chosen.indices,
+        retain,
+        chosen.requests,
+        pick_hardware(module, splits.retain, options, progress=progress),
+        folder,
+        chosen.salt,
+        earlier,
     )

@@ -1,33 +1,29 @@
-"""How a version reads its data: source, input transform and label order, and whether model and data fit each other."""
+"""How a version reads its data: source, input transform and label order."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from mlflow_unlearn.config import Reads
+from mlflow_unlearn.config import ReadOptions
 from mlflow_unlearn.console import note, track
 from mlflow_unlearn.data.datasets import as_dataset
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.source import Source, Split
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.data.transforms import build_transform
-from mlflow_unlearn.engine.hardware import checked_logits
-from mlflow_unlearn.engine.modes import evaluating
-from mlflow_unlearn.errors import UnlearnError, first_line
+from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.versions import Version
 
 
 @dataclass(frozen=True)
-class View:
+class InputSpec:
     """How a version's inputs and outputs are read.
 
     Attributes:
@@ -42,8 +38,15 @@ class View:
     classes: tuple[str, ...]
     shape: tuple[int, ...] | None
 
-    def dataset(self, split: Split, module: nn.Module | None, description: str, progress: bool) -> Dataset[Any]:
-        """A split as the model reads it."""
+    def dataset(self, part: Part, module: nn.Module | None, description: str, progress: bool) -> Dataset[Any]:
+        """A part as the model reads it.
+
+        Args:
+            part: of the source.
+            module: the model, which a transform may depend on.
+            description: of the bar.
+            progress: whether it is shown.
+        """
         relabel = np.array([self.classes.index(name) for name in self.source.classes])
         if self.source.ready:
             return as_dataset(split, None, ready=True, relabel=relabel)
@@ -59,19 +62,34 @@ class View:
         return dataset
 
 
-def open_view(version: Version, config: Reads) -> View:
+def open_view(version: Version, options: ReadOptions) -> InputSpec:
     """Data source, transform and label order: from the command, else from the version's record, else from timm.
 
     Raises:
         UnlearnError: something is not recorded and not given, or does not fit.
     """
-    record = version.record
-    data = config.data or (record.data if record is not None else None)
+    data = data_spec(version, options.data)
+    source = load_source(data)
+    classes = _classes(version, source, data, options.classes)
+    shape = version.record.image_shape if version.record is not None else version.input_shape
+    return InputSpec(source, _transform(version, source, options), classes, shape)
+
+
+def data_spec(version: Version, given: str | None) -> str:
+    """The spec of the data source: as given, else as the version records it.
+
+    Raises:
+        UnlearnError: neither.
+    """
+    data = given or (version.record.data if version.record is not None else None)
     if data is None:
         raise UnlearnError(f"{version.uri} does not record its data source: give data=, e.g. folder:PATH")
-    source = load_source(data)
-    classes = source.classes
-    named = config.classes
+    return data
+
+
+def _classes(version: Version, source: Source, data: str, named: str | None) -> tuple[str, ...]:
+    """The names of the classes in the order of the version's outputs; ``data`` is the source as it was asked for."""
+    record, classes = version.record, source.classes
     if named is not None:
         classes = _class_names(named)
     elif record is None:
@@ -94,21 +112,26 @@ def open_view(version: Version, config: Reads) -> View:
             f"{', '.join(lost[:5])}): the data has {', '.join(source.classes[:10])}; "
             "give these in the order of the outputs, or a file with one a line"
         )
-    shape = record.image_shape if record is not None else version.input_shape
-    transform = config.transform or (record.transform if record is not None else None)
-    if transform is None:
-        architecture = config.architecture or ""
-        if architecture.startswith("timm:"):
-            transform = "timm"
-        elif not source.ready and version.format == "pickle" and _is_timm(version):
-            transform = "timm"
-    if transform is None and not source.ready:
-        seen = f"its signature takes images {list(shape)}" if shape is not None else "it has no signature"
-        raise UnlearnError(
-            f"{version.uri} does not record its input transform ({seen}): give transform=none, imagenet, timm or "
-            "python:module:function"
-        )
-    return View(source, transform or "none", tuple(classes), shape)
+    return classes
+
+
+def _transform(version: Version, source: Source, options: ReadOptions) -> str:
+    """The spec of the input transform; ``none`` where the source is transformed already and nothing else is said."""
+    transform = options.transform or (version.record.transform if version.record is not None else None)
+    if transform is not None:
+        return transform
+    if (options.architecture or "").startswith("timm:"):
+        return "timm"
+    if source.ready:
+        return "none"
+    if version.format == "pickle" and _is_timm(version):
+        return "timm"
+    shape = version.input_shape
+    seen = f"its signature takes images {list(shape)}" if shape is not None else "it has no signature"
+    raise UnlearnError(
+        f"{version.uri} does not record its input transform ({seen}): give transform=none, imagenet, timm or "
+        "python:module:function"
+    )
 
 
 def _is_timm(version: Version) -> bool:
@@ -148,13 +171,21 @@ def training_mask(version: Version, source: Source) -> npt.NDArray[np.bool_]:
 
 
 def make_splits(
-    view: View,
+    view: InputSpec,
     module: nn.Module,
     forget: npt.NDArray[np.int64],
     retain: npt.NDArray[np.int64],
     progress: bool,
 ) -> Splits:
-    """The four sets as the model reads them."""
+    """The four sets as the model reads them.
+
+    Args:
+        view: how it reads them.
+        module: the model.
+        forget: indices into ``view.source.train`` ``[F]``.
+        retain: likewise ``[R]``.
+        progress: whether bars are shown.
+    """
     source = view.source
     parts = {
         "forget": source.train.subset(forget),
@@ -162,56 +193,4 @@ def make_splits(
         "val": source.val,
         "test": source.test,
     }
-    return Splits(**{role: view.dataset(split, module, f"the {role} set", progress) for role, split in parts.items()})
-
-
-def check_outputs(module: nn.Module, dataset: Dataset[Any], classes: Sequence[str], uri: str) -> tuple[int, int, int]:
-    """Try the model on a few samples; returns the shape ``(C, H, W)`` of its inputs.
-
-    Raises:
-        UnlearnError: it cannot read them, or its outputs are no logits ``[N, K]`` for these classes.
-    """
-    few = [dataset[i] for i in range(min(8, len(dataset)))]  # type: ignore[arg-type]
-    shapes = {tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__ for image, _ in few}
-    if len(shapes) > 1 or not all(isinstance(shape, tuple) and len(shape) == 3 for shape in shapes):
-        raise UnlearnError(
-            f"the data yields images of {', '.join(map(str, shapes))}: tensors [C, H, W] of one shape are needed"
-        )
-    images, labels = torch.stack([image for image, _ in few]), torch.tensor([int(label) for _, label in few])
-    channels, height, width = images.shape[1:]
-    device = next(module.parameters()).device
-    try:
-        with evaluating(module):
-            output = module(images.to(device))
-    except Exception as error:  # Whatever a forward pass raises on an input that does not fit.
-        raise UnlearnError(
-            f"{uri} cannot read images [{channels}, {height}, {width}] ({type(error).__name__}: "
-            f"{first_line(error)}): give another transform="
-        ) from error
-    if isinstance(output, torch.Tensor) and output.ndim == 2 and output.shape[1] != len(classes):
-        raise UnlearnError(
-            f"{uri} has {output.shape[1]} outputs and the data has {len(classes)} classes: they must be the same"
-        )
-    logits = checked_logits(output, labels)
-    if (logits >= 0).all() and torch.allclose(logits.sum(dim=1), torch.ones(len(logits)), atol=1e-3):
-        raise UnlearnError(
-            f"{uri} returns probabilities (each row sums to 1), not logits: register the model without its softmax"
-        )
-    return channels, height, width
-
-
-def check_alike(version: Version, view: View) -> None:
-    """Two models can be compared only on the same inputs and outputs.
-
-    Raises:
-        UnlearnError: the version's record names another transform or another order of classes.
-    """
-    record = version.record
-    if record is None:
-        return
-    if record.transform != view.transform and not view.source.ready:
-        raise UnlearnError(
-            f"{version.uri} reads with transform {record.transform!r}, the other with {view.transform!r}"
-        )
-    if record.classes != view.classes:
-        raise UnlearnError(f"{version.uri} has its classes in another order than the model that it is compared with")
+    return Splits(**{role: view.dataset(part, module, f"the {role} set", progress) for role, part in parts.items()})

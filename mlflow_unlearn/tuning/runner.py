@@ -41,7 +41,7 @@ from mlflow_unlearn.methods.lotus import has_forgotten, unseen_accuracy
 from mlflow_unlearn.metrics.outputs import Readings
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.uris import absolute_uri, hidden_password
-from mlflow_unlearn.session.session import Job
+from mlflow_unlearn.session.session import Session
 from mlflow_unlearn.tuning import study_report as report
 from mlflow_unlearn.tuning.selection import CONSTRAINTS, SELECTION_SPLITS
 from mlflow_unlearn.tuning.space import Space
@@ -192,7 +192,7 @@ class StudyRunner:
         return True
 
 
-def check_worthwhile(job: Job, original: Readings) -> None:
+def check_worthwhile(session: Session, original: Readings) -> None:
     """Refuse a study about samples that the model knows no better than unseen ones.
 
     Raises:
@@ -264,14 +264,14 @@ def _pruner(options: config.Tune, space: Space) -> optuna.pruners.BasePruner:
             return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=space.most_epochs())
 
 
-def task_of(job: Job, space: Space, gold: nn.Module | None, options: config.Tune) -> dict[str, Any]:
+def task_of(session: Session, space: Space, gold: nn.Module | None, options: config.Tune) -> dict[str, Any]:
     """What the trials of one study have in common."""
     described = json.dumps(space.to_json(), sort_keys=True)
-    read = [job.view.source.digest, job.view.transform, *job.view.classes]
+    read = [session.view.source.digest, session.view.transform, *session.view.classes]
     judged_by_gold = gold is not None and options.objective.startswith("avg_gap")
     return {
-        "weights_sha256": weights_digest(job.module),
-        "forget_sha256": job.manifest(job.forget).hashed(SALT_OF_TASKS).digest,
+        "weights_sha256": weights_digest(session.module),
+        "forget_sha256": session.manifest(session.forget).hashed(SALT_OF_TASKS).digest,
         "data": hashlib.sha256(json.dumps(read).encode()).hexdigest(),
         "seed": options.seed,
         "objective": options.objective,
@@ -372,25 +372,25 @@ def finish(runner: StudyRunner, name: str | None, run_id: str, original: Reading
     for epoch in result.history:
         log_epoch(epoch)
     log_final(result)
-    job = objective.job.filed(options)
-    readings = {"original": original, "unlearned": read_splits(result.model, job.splits, job.hardware, name="winner")}
+    session = trials.session.filed(options)
+    readings = {
+        "original": original,
+        "unlearned": read_splits(result.model, session.splits, session.hardware, name="winner"),
+    }
     if gold is not None:
         readings["gold"] = gold
-    prefix = None if setting.prefix == "none" else setting.prefix
-    if prefix is not None:
-        mlflow.set_tag("unlearn.prefix", prefix)
-        note(f"Note: the layers before {prefix} stayed frozen and cannot forget what they encode.")
-    selection = Selection(
-        by="tune",
-        rule=rule(options.objective, options.mode),
-        study=study.study_name,
-        trial=winner.number,
-        trials=count(study, TrialState.COMPLETE, TrialState.PRUNED),
-    )
-    provenance = Provenance(
-        method=setting.method, params=dict(result.params), seed=options.seed, prefix=prefix, selection=selection
-    )
-    publish(job, run_id, str(name), result, provenance, readings, options)
+    recipe = {**result.params, "seed": options.seed, "study": study.study_name, "trial": winner.number}
+    if setting[PREFIX] != "none":
+        recipe["prefix"] = setting[PREFIX]
+        mlflow.set_tag("unlearn.prefix", setting[PREFIX])
+        note(f"Note: the layers before {setting[PREFIX]} stayed frozen and cannot forget what they encode.")
+    tags = {
+        "unlearn.study": study.study_name,
+        "unlearn.trial": str(winner.number),
+        "unlearn.selection": rule(options.objective, options.mode),
+        "unlearn.n_trials": str(count(study, TrialState.COMPLETE, TrialState.PRUNED)),
+    }
+    publish(session, run_id, str(name), result, setting[METHOD], recipe, readings, options, tags)
 
 
 def _registered(name: str, study: str, winner: FrozenTrial) -> str | None:

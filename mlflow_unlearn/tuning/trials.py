@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,16 +19,16 @@ from mlflow_unlearn.console import note
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.distributed.ranks import RankLost
 from mlflow_unlearn.engine.architectures import weights_digest
-from mlflow_unlearn.engine.loop import Epoch
+from mlflow_unlearn.engine.loop import Epoch, RunOptions, Watch
 from mlflow_unlearn.engine.predictions import read, read_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.governance.publish import log_epoch, nothing_to_unlearn
 from mlflow_unlearn.metrics.outputs import Readings
 from mlflow_unlearn.registry import tracking
-from mlflow_unlearn.session.session import Job
-from mlflow_unlearn.tuning.selection import CRITERIA, SELECTION_SPLITS, constraints, criterion, on_validation, penalised
-from mlflow_unlearn.tuning.space import Setting, Space
+from mlflow_unlearn.session.session import Session
+from mlflow_unlearn.tuning.selection import CRITERIA, JUDGED, constraints, criterion, on_validation, penalised
+from mlflow_unlearn.tuning.space import METHOD, PREFIX, Setting, Space
 from mlflow_unlearn.tuning.storage import queue_again, retry
 
 RUN, COMMAND_RUN, DIGEST = "run_id", "command_run_id", "weights_sha256"
@@ -53,7 +53,7 @@ class Objective:
 
     def __init__(
         self,
-        job: Job,
+        session: Session,
         study: optuna.Study,
         space: Space,
         teacher: Teacher,
@@ -69,11 +69,11 @@ class Objective:
         Raises:
             UnlearnError: the objective cannot be computed on these data.
         """
-        self.job, self.study, self.space, self.command_run, self.parent = job, study, space, run_id, run_id
+        self.session, self.study, self.space, self.command_run, self.parent = session, study, space, run_id, run_id
         self._original, self._gold, self._objective, self._seed = original, gold, objective, seed
         self._teachers: dict[str, Teacher] = {"none": teacher}
         self._best = _Best()
-        self._source = weights_digest(job.module)
+        self._source = weights_digest(session.module)
         self._fronts = len(study.directions) > 1
         self.before = on_validation(original, original, gold=gold, seed=seed)
         missing = [name for name in CRITERIA[objective] if name in self.before.missing]
@@ -119,14 +119,21 @@ class Objective:
             raise pruned
         return (values[0], values[1]) if self._fronts else values[0]
 
-    def unlearn(self, setting: Setting, **options: Any) -> Result:
+    def unlearn(
+        self,
+        setting: Setting,
+        *,
+        on_epoch: Callable[[Epoch], None] | None = None,
+        on_state: Watch | None = None,
+    ) -> Result:
         """Carry out a setting; equal settings give equal weights on one machine."""
         prefix = setting.prefix
         if prefix not in self._teachers:
-            job = self.job
-            model = job.hardware.place(job.module)
-            self._teachers[prefix] = Teacher(model, vars(job.splits), job.hardware, prefix=prefix)
-        return self.job.unlearn(setting.method, setting.params, self._seed, teacher=self._teachers[prefix], **options)
+            session = self.session
+            model = session.hardware.place(session.module)
+            self._teachers[prefix] = Teacher(model, vars(session.splits), session.hardware, prefix=prefix)
+        options = RunOptions(self._seed, teacher=self._teachers[prefix], on_epoch=on_epoch, on_state=on_state)
+        return self.session.unlearn(setting[METHOD], hyperparameters(setting), options)
 
     def result(self, winner: optuna.trial.FrozenTrial) -> Result:
         """The winner's model: as this process made it, or made again.
@@ -152,7 +159,7 @@ class Objective:
         if digest == self._source:
             raise UnlearnError(nothing_to_unlearn(setting.method, result))
         start = time.perf_counter()
-        readings = read_splits(result.model, self.job.splits, self.job.hardware, roles=SELECTION_SPLITS)
+        readings = read_splits(result.model, self.session.splits, self.session.hardware, roles=JUDGED)
         metrics = on_validation(readings, self._original, gold=self._gold, seed=self._seed)
         seconds = {"unlearn_seconds": result.seconds, "judge_seconds": time.perf_counter() - start}
         violations = constraints(metrics, self.before)
@@ -174,7 +181,7 @@ class Objective:
             data = datasets[role]
             if role == "retain":
                 data = Subset(data, _part(labels_of(data), len(datasets["val"])))  # type: ignore[arg-type]
-            readings[role] = read(model, data, self.job.hardware, keep_probabilities=role == "forget")
+            readings[role] = read(model, data, self.session.hardware, keep_probabilities=role == "forget")
         metrics = on_validation(readings, self._original, gold=self._gold, seed=self._seed)
         return penalised(criterion(self._objective, metrics), constraints(metrics, self.before))
 

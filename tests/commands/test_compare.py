@@ -13,9 +13,9 @@ import pytest
 import toy
 from stores import FORGET, call, copied, reset_mlflow, use
 
-from mlflow_unlearn.commands.compare import best_method
 from mlflow_unlearn.comparison.runs import Trial
 from mlflow_unlearn.comparison.table import COLUMNS, Row, correlation
+from mlflow_unlearn.comparison.winner import best_method
 from mlflow_unlearn.config import parse_seeds
 from mlflow_unlearn.methods import BUILTIN, chosen_methods
 from mlflow_unlearn.metrics.suite import Metrics

@@ -61,6 +61,11 @@ def test_every_method_ends_at_the_same_weights(name, alone, crowd):
     assert difference(alone[name], crew.plain().state_dict()) > 1e-3 or name == "ssd"
 
 
+def test_callbacks_stay_with_rank_0(alone, crowd):
+    """This one writes to an open file, which no other process could be sent."""
+    assert crowd["heard"] == alone["heard"] != ""
+
+
 @pytest.mark.parametrize("what", ["read", "read twisted"])
 def test_every_sample_is_read_once_and_in_order(what, alone, crowd):
     for role, reading in alone[what].items():

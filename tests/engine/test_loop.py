@@ -11,7 +11,7 @@ from toy import CPU, Listed, accuracy, digits, global_state, logits, net, origin
 
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.hardware import resolve_hardware
-from mlflow_unlearn.engine.loop import paired_batches, run, shuffled_batches
+from mlflow_unlearn.engine.loop import RunOptions, paired_batches, run, shuffled_batches
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import Method, OptimizerSpec, Params, Phase
 
@@ -33,7 +33,7 @@ def follow(plan, model=None, datasets=SETS, *, seed=0, hardware=CPU, **options):
         def plan(self, workspace):
             return (yield from plan(workspace))
 
-    return run(model or original(), Made(), datasets, seed=seed, hardware=hardware, **options)
+    return run(model or original(), Made(), datasets, hardware, RunOptions(seed, **options))
 
 
 def one_phase(loss=cross_entropy, optimizer=ADAMW, batch_size=32, **options):

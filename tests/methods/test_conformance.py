@@ -9,7 +9,7 @@ from toy import CPU, Net, accuracy, class_splits, digits, global_state, net, ori
 
 from mlflow_unlearn import Splits, unlearn
 from mlflow_unlearn.engine.architectures import weights_digest
-from mlflow_unlearn.engine.loop import run
+from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import BUILTIN
 from mlflow_unlearn.methods.retrain import Training
@@ -107,8 +107,8 @@ def test_any_forget_set(name, sets):
 @pytest.fixture(scope="module")
 def plain():
     """A network without BatchNorm that knows its data."""
-    recipe = Training({"epochs": 20, "lr": 0.1, "batch_size": 32})
-    return run(net(norm=False), recipe, {"retain": digits(0, 200)}, seed=0, hardware=CPU).model
+    recipe = Train({"epochs": 20, "lr": 0.1, "batch_size": 32})
+    return run(net(norm=False), recipe, {"retain": digits(0, 200)}, CPU, RunOptions(0)).model
 
 
 @each

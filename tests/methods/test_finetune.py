@@ -1,7 +1,7 @@
 import torch
 from toy import CPU, Listed, original, same, splits, state
 
-from mlflow_unlearn.engine.loop import run
+from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.methods.finetune import Finetune
 
 
@@ -23,7 +23,7 @@ def test_parity_with_training_written_out():
 
     sets = vars(splits()) | {"forget": Listed(splits().forget, untouchable)}
     recipe = Finetune({"epochs": 2, "lr": 0.02, "batch_size": 64, "weight_decay": 0.1})
-    outcome = run(original(), recipe, sets, seed=3, hardware=CPU)
+    outcome = run(original(), recipe, sets, CPU, RunOptions(3))
 
     images, labels = splits().retain.tensors
     student, generator = original().train(), torch.Generator().manual_seed(3)

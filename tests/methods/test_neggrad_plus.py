@@ -6,7 +6,7 @@ from toy import CPU, Listed, digits, logits, original, same, splits, state
 from watching import watch
 
 from mlflow_unlearn import Splits, unlearn
-from mlflow_unlearn.engine.loop import run
+from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.methods import Batch
 from mlflow_unlearn.methods.neggrad_plus import NegGradPlus, neggrad_plus_loss
 
@@ -63,7 +63,7 @@ def test_parity_with_the_method_written_out(forget, retain):
     """Two epochs in plain torch, in which the shorter set starts again, shuffled anew, until the other one ends."""
     sets = splits(forget, retain)
     recipe = NegGradPlus({"beta": 0.75, "epochs": 2, "batch_size": 16, "lr": 0.005})
-    outcome = run(original(), recipe, vars(sets), seed=4, hardware=CPU)
+    outcome = run(original(), recipe, vars(sets), CPU, RunOptions(4))
 
     def shuffled(count):
         return torch.randperm(count, generator=generator).tensor_split(max(1, math.ceil(count / 16)))

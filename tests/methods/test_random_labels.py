@@ -7,7 +7,7 @@ from toy import CPU, Listed, original, same, splits, state
 from watching import watch
 
 from mlflow_unlearn import Splits, unlearn
-from mlflow_unlearn.engine.loop import run
+from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.methods import Batch
 from mlflow_unlearn.methods.random_labels import RandomLabels, random_labels_loss, wrong_labels
 
@@ -71,7 +71,7 @@ def test_parity_with_the_method_written_out():
     """Three epochs in plain torch: labels are drawn for each batch, so in each epoch anew, after its shuffle."""
     sets = splits()
     recipe = RandomLabels({"epochs": 3, "batch_size": 64})
-    outcome = run(original(), recipe, vars(sets), seed=6, hardware=CPU)
+    outcome = run(original(), recipe, vars(sets), CPU, RunOptions(6))
     images, labels = (torch.cat(parts) for parts in zip(sets.forget.tensors, sets.retain.tensors, strict=True))
     student, g = original().train(), generator(6)
     optimizer = torch.optim.SGD(student.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)

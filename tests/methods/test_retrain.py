@@ -5,7 +5,7 @@ import torch
 from toy import CPU, Listed, accuracy, net, original, same, splits, state
 
 from mlflow_unlearn.engine.architectures import weights_digest
-from mlflow_unlearn.engine.loop import run
+from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import BUILTIN, Batch
 from mlflow_unlearn.methods.retrain import Retrain, Training, cross_entropy
@@ -18,7 +18,7 @@ def untouchable(image):
 def train(model, params=None, seed=0, method=Training, **options):
     sets = splits()
     datasets = {"forget": Listed(sets.forget, untouchable), "retain": sets.retain}
-    return run(model, method(params), datasets, seed=seed, hardware=CPU, **options)
+    return run(model, method(params), datasets, CPU, RunOptions(seed, **options))
 
 
 def test_cross_entropy_by_hand():

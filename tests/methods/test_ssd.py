@@ -8,7 +8,7 @@ from toy import CPU, accuracy, class_splits, original, same, splits, state
 
 from mlflow_unlearn import Splits, unlearn
 from mlflow_unlearn.engine.architectures import weights_digest
-from mlflow_unlearn.engine.loop import run
+from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.methods.ssd import Ssd, dampened, squared_gradients
 
 IMAGES, LABELS = splits().retain.tensors
@@ -162,14 +162,14 @@ class TestWhereItCannotFire:
         [(30, 170, 10.0, "6.7"), (30, 170, 7.0, "6.7"), (50, 50, 2.0, "2.0"), (20, 180, 10.0, "10.0")],
     )
     def test_it_warns_and_changes_nothing(self, forget, retain, alpha, bound):
-        outcome = run(original(), Ssd({"alpha": alpha}), vars(splits(forget, retain)), seed=0, hardware=CPU)
+        outcome = run(original(), Ssd({"alpha": alpha}), vars(splits(forget, retain)), CPU, RunOptions(0))
         (sentence,) = outcome.warnings
         assert f"at most {bound} and never above alpha = {alpha:g}; use a smaller alpha" in sentence
         assert same(state(outcome.model), state(original()))
 
     @pytest.mark.parametrize(("forget", "alpha"), [(30, 6.6), (30, 1.0), (2, 10.0)])
     def test_it_does_not_warn_where_it_can(self, forget, alpha):
-        outcome = run(original(), Ssd({"alpha": alpha}), vars(splits(forget, 200 - forget)), seed=0, hardware=CPU)
+        outcome = run(original(), Ssd({"alpha": alpha}), vars(splits(forget, 200 - forget)), CPU, RunOptions(0))
         assert outcome.warnings == ()
 
     def test_nor_does_it_fire_by_rounding(self):
@@ -181,4 +181,4 @@ class TestWhereItCannotFire:
         retain[..., 4:] = 0
         sets = Splits(sets.forget, TensorDataset(retain, sets.retain.tensors[1]), sets.val, sets.test)
         assert math.isclose(10.0 * 20 / 200, 1)
-        assert same(state(run(model, Ssd(), vars(sets), seed=0, hardware=CPU).model), state(model))
+        assert same(state(run(model, Ssd(), vars(sets), CPU, RunOptions(0)).model), state(model))

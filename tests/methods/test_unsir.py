@@ -7,7 +7,7 @@ from watching import watch
 
 from mlflow_unlearn import Splits
 from mlflow_unlearn.engine.architectures import weights_digest
-from mlflow_unlearn.engine.loop import run
+from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.methods.unsir import Unsir, noise_loss
 
 FAST = {"batch_size": 16, "noise_steps": 10, "copies": 2}
@@ -130,7 +130,7 @@ class TestTheForgetSet:
     def test_its_images_are_never_read(self):
         sets = vars(class_splits())
         blind = sets | {"forget": self.unreadable(sets["forget"])}
-        a, b = (run(original(), Unsir(FAST), part, seed=0, hardware=CPU).model for part in (sets, blind))
+        a, b = (run(original(), Unsir(FAST), part, CPU, RunOptions(0)).model for part in (sets, blind))
         assert weights_digest(a) == weights_digest(b) != weights_digest(original())
         assert blind["forget"].readings == 0
 

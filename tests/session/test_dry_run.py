@@ -9,7 +9,7 @@ import pytest
 from stores import FORGET
 
 from mlflow_unlearn.session import dry_run
-from mlflow_unlearn.session.session import Job
+from mlflow_unlearn.session.session import Session
 
 UNLEARN = ("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET)
 
@@ -75,13 +75,13 @@ def test_bad_input_is_told_before_anything_is_timed(store, cli):
 )
 def test_what_is_slow_is_timed_on_less(store, cli, monkeypatch, slow, batch, epochs, expected):
     tried = []
-    unlearn = Job.unlearn
+    unlearn = Session.unlearn
 
-    def watched(job, method, params, seed, **options):
-        tried.append((len(options["splits"].forget) + len(options["splits"].retain), params["epochs"]))
-        return unlearn(job, method, params, seed, **options)
+    def watched(session, method, params, options, splits):
+        tried.append((len(splits.forget) + len(splits.retain), params["epochs"]))
+        return unlearn(session, method, params, options, splits=splits)
 
-    monkeypatch.setattr(Job, "unlearn", watched)
+    monkeypatch.setattr(Session, "unlearn", watched)
     monkeypatch.setattr(dry_run, "SLOW", slow)
     params = {"epochs": epochs, "batch_size": batch}
     done = cli(*UNLEARN, "--plan", "true", "--method", "finetune", "--params", json.dumps(params))

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from mlflow_unlearn.metrics.outputs import Readings
     from mlflow_unlearn.metrics.suite import Metrics
     from mlflow_unlearn.registry.versions import Version
-    from mlflow_unlearn.session.session import Chosen
-    from mlflow_unlearn.session.view import View
+    from mlflow_unlearn.session.measured import Chosen
+    from mlflow_unlearn.session.view import InputSpec
 
     Indices = npt.NDArray[np.int64]
     Mask = npt.NDArray[np.bool_]
@@ -259,20 +259,20 @@ def _measure(table: "pd.DataFrame", options: "Evaluate", folder: Path) -> _Evalu
     """Open the models and the data, read each model once, and compute every metric."""
     from mlflow_unlearn.metrics.suite import compare
     from mlflow_unlearn.registry import tracking
-    from mlflow_unlearn.session.session import open_measured, read_measured
+    from mlflow_unlearn.session.measured import open_measured, read_measured
 
-    def choose(version: "Version", original: "Version", view: "View") -> "Chosen":
+    def choose(version: "Version", original: "Version", view: "InputSpec") -> "Chosen":
         return _chosen(table, view, version, original)
 
     client, progress = tracking.client(), sys.stderr.isatty()
-    job, original = open_measured(client, options, folder, progress=progress, choose=choose)
-    readings, name = read_measured(job, original, options)
-    uris = {"original": original.uri, name: job.version.uri, "gold": str(options.gold_uri)}
+    session, original = open_measured(client, options, folder, progress=progress, choose=choose)
+    readings, name = read_measured(session, original, options)
+    uris = {"original": original.uri, name: session.version.uri, "gold": str(options.gold_uri)}
     shown = {model: uris[model] for model in readings}
-    return _Evaluation(shown, readings, compare(readings, seed=options.seed), name, job.version.model_id)
+    return _Measured(shown, readings, compare(readings, seed=options.seed), name, session.version.model_id)
 
 
-def _chosen(table: "pd.DataFrame", view: "View", version: "Version", original: "Version") -> "Chosen":
+def _chosen(table: "pd.DataFrame", view: "InputSpec", version: "Version", original: "Version") -> "Chosen":
     """The view of the named validation and test samples, and what is forgotten and retained of the training samples.
 
     A split without a row is the whole of what it can be.

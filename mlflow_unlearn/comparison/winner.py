@@ -1,0 +1,29 @@
+"""Which method of a comparison is registered, and with which seed."""
+
+from collections.abc import Mapping, Sequence
+
+from mlflow_unlearn.comparison.runs import Trial
+from mlflow_unlearn.metrics.suite import Metrics
+from mlflow_unlearn.tuning.selection import constraints
+
+RULE = "avg_gap_excess_val"
+
+
+def best_method(trials: Mapping[str, Sequence[Trial]], before: Metrics, seeds: int) -> Trial | None:
+    """The stated rule: the lowest mean ``avg_gap_excess_val`` of the methods that meet the constraints with every seed.
+
+    Of that method the seed with the lowest one. Over-forgetting breaks a constraint, and a model whose weights did not
+    move is no candidate. The test set takes no part.
+    """
+    eligible = [
+        done
+        for done in trials.values()
+        if len(done) == seeds
+        and all(trial.moved for trial in done)
+        and all(RULE in trial.judged for trial in done)
+        and all(value <= 0 for trial in done for value in constraints(trial.judged, before).values())
+    ]
+    if not eligible:
+        return None
+    best = min(eligible, key=lambda done: sum(trial.judged[RULE] for trial in done) / len(done))
+    return min(best, key=lambda trial: trial.judged[RULE])

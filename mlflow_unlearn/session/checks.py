@@ -1,0 +1,72 @@
+"""Whether a model and its data fit each other, and two models the same data."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from mlflow_unlearn.engine.hardware import checked_logits
+from mlflow_unlearn.engine.modes import evaluating
+from mlflow_unlearn.errors import UnlearnError, first_line
+from mlflow_unlearn.registry.versions import Version
+from mlflow_unlearn.session.view import InputSpec
+
+
+def check_outputs(module: nn.Module, dataset: Dataset[Any], classes: Sequence[str], uri: str) -> tuple[int, int, int]:
+    """Try the model on a few samples; returns the shape ``(C, H, W)`` of its inputs.
+
+    Args:
+        module: to be tried.
+        dataset: images ``[C, H, W]`` with labels.
+        classes: K names.
+        uri: of the version, for messages.
+
+    Raises:
+        UnlearnError: it cannot read them, or its outputs are no logits ``[N, K]`` for these classes.
+    """
+    few = [dataset[i] for i in range(min(8, len(dataset)))]  # type: ignore[arg-type]
+    shapes = {tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__ for image, _ in few}
+    if len(shapes) > 1 or not all(isinstance(shape, tuple) and len(shape) == 3 for shape in shapes):
+        raise UnlearnError(
+            f"the data yields images of {', '.join(map(str, shapes))}: tensors [C, H, W] of one shape are needed"
+        )
+    images, labels = torch.stack([image for image, _ in few]), torch.tensor([int(label) for _, label in few])
+    channels, height, width = images.shape[1:]
+    device = next(module.parameters()).device
+    try:
+        with evaluating(module):
+            output = module(images.to(device))
+    except Exception as error:  # Whatever a forward pass raises on an input that does not fit.
+        raise UnlearnError(
+            f"{uri} cannot read images [{channels}, {height}, {width}] ({type(error).__name__}: "
+            f"{first_line(error)}): give another transform="
+        ) from error
+    if isinstance(output, torch.Tensor) and output.ndim == 2 and output.shape[1] != len(classes):
+        raise UnlearnError(
+            f"{uri} has {output.shape[1]} outputs and the data has {len(classes)} classes: they must be the same"
+        )
+    logits = checked_logits(output, labels)
+    if (logits >= 0).all() and torch.allclose(logits.sum(dim=1), torch.ones(len(logits)), atol=1e-3):
+        raise UnlearnError(
+            f"{uri} returns probabilities (each row sums to 1), not logits: register the model without its softmax"
+        )
+    return channels, height, width
+
+
+def check_alike(version: Version, view: InputSpec) -> None:
+    """Two models can be compared only on the same inputs and outputs.
+
+    Raises:
+        UnlearnError: the version's record names another transform or another order of classes.
+    """
+    record = version.record
+    if record is None:
+        return
+    if record.transform != view.transform and not view.source.ready:
+        raise UnlearnError(
+            f"{version.uri} reads with transform {record.transform!r}, the other with {view.transform!r}"
+        )
+    if record.classes != view.classes:
+        raise UnlearnError(f"{version.uri} has its classes in another order than the model that it is compared with")

@@ -1,0 +1,87 @@
+"""A version opened to be measured, with the version that it is measured against."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from mlflow.tracking import MlflowClient
+
+from mlflow_unlearn.config import Evaluate
+from mlflow_unlearn.data.forget import retained
+from mlflow_unlearn.engine.predictions import read_splits
+from mlflow_unlearn.metrics.outputs import Readings
+from mlflow_unlearn.registry.flavor import load_module
+from mlflow_unlearn.registry.versions import Version, open_version
+from mlflow_unlearn.session.checks import check_alike, check_outputs
+from mlflow_unlearn.session.forget_set import evaluated_forget_set
+from mlflow_unlearn.session.gold import open_gold
+from mlflow_unlearn.session.hardware import pick_hardware
+from mlflow_unlearn.session.session import Session
+from mlflow_unlearn.session.view import InputSpec, make_splits, open_view, training_mask
+
+Chosen = tuple[InputSpec, npt.NDArray[np.int64], npt.NDArray[np.int64], str | None]
+"""How what is measured is read, the forget and retain sets as indices, and the salt of a hashed request."""
+
+
+def open_measured(
+    client: MlflowClient,
+    options: Evaluate,
+    folder: Path,
+    *,
+    progress: bool,
+    choose: Callable[[Version, Version, InputSpec], Chosen] | None = None,
+) -> tuple[Session, Version]:
+    """Open a version to be measured, with the version that it is measured against, which may be the same.
+
+    Args:
+        client: of the registry.
+        options: of the command.
+        folder: for temporary files.
+        progress: whether bars are shown.
+        choose: says which samples, from the version, its original and how the version reads its inputs; by default
+            those of the option ``forget`` or of the version's requests.
+
+    Raises:
+        UnlearnError: something is missing, or does not fit.
+    """
+    version = open_version(client, options.model_uri, folder)
+    recorded = version.record.source_uri if version.record is not None else None
+    original_uri = options.original_uri or recorded
+    original = version if original_uri is None else open_version(client, original_uri, folder)
+    if original.uri == version.uri or (original.model_id is not None and original.model_id == version.model_id):
+        original = version
+    view = open_view(version, options)
+    if original is not version:
+        check_alike(original, view)
+    if choose is not None:
+        view, forget, retain, salt = choose(version, original, view)
+    else:
+        mask = training_mask(original, view.source)
+        chosen = evaluated_forget_set(client, version, view.source, mask, options)
+        forget, salt = chosen.indices, chosen.salt
+        # What the version has not been trained on, or forgot before, is no retain sample, whatever the original knows.
+        retain = retained(mask & training_mask(version, view.source), forget)
+    module = load_module(version, options.architecture, len(view.classes), trainable=False)
+    splits = make_splits(view, module, forget, retain, progress)
+    check_outputs(module, splits.test, view.classes, version.uri)
+    hardware = pick_hardware(module, splits.test, options, progress=progress)
+    return Session(client, version, module, view, splits, forget, retain, (), hardware, folder, salt), original
+
+
+def read_measured(session: Session, original: Version, options: Evaluate) -> tuple[dict[str, Readings], str]:
+    """One pass of each model over the four sets, and the name under which the session's own version goes.
+
+    A version that came from no other goes as ``original``.
+    """
+    own = session.read_original(force=options.force)
+    name = "original" if original is session.version else "unlearned"
+    readings = {name: own}
+    if original is not session.version:
+        module = load_module(original, options.architecture, len(session.view.classes), trainable=False)
+        before = read_splits(module, session.splits, session.hardware, name="original", kept=True)
+        readings = {"original": before, "unlearned": own}
+    gold = open_gold(session, options)
+    if gold is not None:
+        readings["gold"] = read_splits(gold, session.splits, session.hardware, name="gold", kept=True)
+    return readings, name

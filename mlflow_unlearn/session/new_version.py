@@ -1,0 +1,47 @@
+"""What a new version is given besides its weights: its record and its input example."""
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from mlflow_unlearn.config import ReadOptions
+from mlflow_unlearn.console import note
+from mlflow_unlearn.registry.flavor import example_images, input_example
+from mlflow_unlearn.registry.versions import Record
+from mlflow_unlearn.session.session import Session
+
+
+def new_record(session: Session, options: ReadOptions, method: str, recipe: dict[str, Any]) -> Record:
+    """What the new version records of itself."""
+    old = session.version.record
+    architecture = old.architecture if old is not None else None
+    if session.version.format == "pt2":
+        architecture = options.architecture or architecture
+    return Record(
+        architecture=architecture,
+        num_classes=len(session.view.classes),
+        image_shape=session.image_shape,
+        transform=session.view.transform,
+        classes=session.view.classes,
+        data=session.view.source.spec,
+        source_uri=session.version.uri,
+        request_ids=tuple(request.id for request in session.requests),
+        method=method,
+        recipe=recipe,
+    )
+
+
+def example_without_forgotten(session: Session) -> np.ndarray[Any, Any] | None:
+    """Test images ``[2, C, H, W]`` as the input example, if the source's shows a forgotten image; else None."""
+    example = input_example(session.version)
+    if example is None:
+        return None
+    shown = torch.from_numpy(example)
+    for index in range(len(session.forget)):
+        image = cast(Any, session.splits.forget)[index][0]
+        if any(one.shape == image.shape and torch.allclose(one.to(image.dtype), image) for one in shown):
+            note("Note: the source's input example shows a forgotten image; the new version's shows test images.")
+            test = cast(Any, session.splits.test)
+            return example_images([test[i % len(test)][0] for i in range(2)])
+    return None
