@@ -26,7 +26,7 @@ from mlflow_unlearn.data.transforms import build_transform
 from mlflow_unlearn.engine.architectures import build_model
 from mlflow_unlearn.engine.hardware import resolve_hardware
 from mlflow_unlearn.engine.loop import RunOptions, run
-from mlflow_unlearn.methods.retrain import Train
+from mlflow_unlearn.methods.retrain import Training
 from mlflow_unlearn.rng import isolated_rng
 
 CLASSES = (3, 8, 5)
@@ -36,7 +36,7 @@ RECIPE = {"epochs": 12, "lr": 0.05, "batch_size": 64}
 def trained(dataset, seed: int) -> nn.Module:
     with isolated_rng(seed):
         model = build_model("resnet18", 10, (1, 8, 8))
-    return run(model, Train(RECIPE), {"retain": dataset}, resolve_hardware(model, dataset), RunOptions(seed)).model
+    return run(model, Training(RECIPE), {"retain": dataset}, resolve_hardware(model, dataset), RunOptions(seed)).model
 
 
 def forget_set(kind: str, source, seed: int) -> np.ndarray:

@@ -34,7 +34,7 @@ from torchvision.models import resnet18
 from mlflow_unlearn import Splits, evaluate, unlearn
 from mlflow_unlearn.engine.hardware import resolve_hardware
 from mlflow_unlearn.engine.loop import RunOptions, run
-from mlflow_unlearn.methods.retrain import Train
+from mlflow_unlearn.methods.retrain import Training
 from mlflow_unlearn.metrics.suite import Metrics
 from mlflow_unlearn.rng import isolated_rng
 
@@ -109,7 +109,7 @@ def fresh_model(seed: int) -> nn.Module:
 
 def trained(dataset: TensorDataset, seed: int) -> nn.Module:
     model = fresh_model(seed)
-    recipe = Train({"epochs": 15, "lr": 0.05, "batch_size": 128, "weight_decay": 5e-4, "momentum": 0.9})
+    recipe = Training({"epochs": 15, "lr": 0.05, "batch_size": 128, "weight_decay": 5e-4, "momentum": 0.9})
     return run(model, recipe, {"retain": dataset}, resolve_hardware(model, dataset), RunOptions(seed)).model
 
 

@@ -97,7 +97,7 @@ def trained(task, dataset, seed: int, path: Path) -> nn.Module:
         model.load_state_dict(torch.load(path))
         return model.eval()
     hardware = resolve_hardware(model, dataset)
-    model = run(model, Train(task.recipe), {"retain": dataset}, hardware, RunOptions(seed)).model
+    model = run(model, Training(task.recipe), {"retain": dataset}, hardware, RunOptions(seed)).model
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), path)
     return model

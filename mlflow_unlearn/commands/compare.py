@@ -11,7 +11,7 @@ from mlflow_unlearn import config
 from mlflow_unlearn.comparison import table
 from mlflow_unlearn.comparison.golds import Golds, golds_for
 from mlflow_unlearn.comparison.rows import measured_rows
-from mlflow_unlearn.comparison.runs import Bench, Trial
+from mlflow_unlearn.comparison.runs import ComparisonRunner, Trial
 from mlflow_unlearn.comparison.winner import RULE, best_method
 from mlflow_unlearn.config import parse_params, parse_seeds
 from mlflow_unlearn.console import track
@@ -54,11 +54,11 @@ def compare(options: config.Compare) -> None:
         recipe = training_recipe(session, options)
         recipe = replace(recipe, params={**recipe.params, **given.pop("retrain", {})})
         if options.plan:
-            _plan(session, recipe, methods, seeds, given, options)
+            _dry_run(session, recipe, methods, seeds, given, options)
             return
-        bench = Bench(session, recipe, experiment, force=options.force, prefix=options.prefix)
-        golds = golds_for(bench, given_gold, seeds, progress)
-        bench.teacher_logits()
+        runner = ComparisonRunner(session, recipe, experiment, force=options.force, prefix=options.prefix)
+        golds = golds_for(runner, given_gold, seeds, progress)
+        runner.teacher_logits()
 
         family = model_family(session.module)
         complete = {m: get_method(m)(given.get(m, {}), family=family).params.model_dump(mode="json") for m in methods}
@@ -69,7 +69,7 @@ def compare(options: config.Compare) -> None:
             if trial is not None:
                 trials[method].append(trial)
 
-        rows = measured_rows(bench, trials, golds, seeds)
+        rows = measured_rows(runner, trials, golds, seeds)
         correlation = table.correlation(rows, methods)
         mlflow.log_metrics({"pearson_rf_jsd_jsd": correlation.mean} if correlation is not None else {})
         table.log(rows, correlation)
@@ -80,7 +80,7 @@ def compare(options: config.Compare) -> None:
             print(f"Compared {len(methods)} methods over {len(seeds)} seeds (run {run_id}); nothing was registered.")
 
 
-def _plan(
+def _dry_run(
     session: Session,
     recipe: Recipe,
     methods: Sequence[str],
@@ -93,10 +93,12 @@ def _plan(
     workloads = [dry_run.Workload("retrain", recipe.params, seeds[0], recipe, times=golds)]
     for method in methods:
         times = len(seeds) if get_method(method).stochastic else 1
-        learnings.append(dry_run.Learning(method, given.get(method, {}), seeds[0], times=times))
-    record = new_record(session, options, methods[0], {"seed": seeds[0]}) if options.register_ == "best" else None
+        workloads.append(dry_run.Workload(method, given.get(method, {}), seeds[0], times=times))
+    record = None
+    if options.register_ == "best":
+        record = new_record(session, options, Provenance(method=methods[0], params={}, seed=seeds[0]))
     models = 1 + golds + len(methods) * len(seeds)
-    dry_run.show(dry_run.estimate(session, learnings, prefix=options.prefix, models=models, record=record))
+    dry_run.show(dry_run.estimate(session, workloads, prefix=options.prefix, models=models, record=record))
 
 
 def params_by_method(text: str | None, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -136,13 +138,17 @@ def _register_best(
     result = runner.unlearned(winner)
     gold = golds.of_seeds[next(i for i, trial in enumerate(trials[winner.method]) if trial is winner)]
     readings = {
-        "original": bench.original,
-        "unlearned": read_splits(result.model, bench.session.splits, bench.session.hardware, name=winner.method),
+        "original": runner.original,
+        "unlearned": read_splits(result.model, runner.session.splits, runner.session.hardware, name=winner.method),
         "gold": gold.readings,
     }
-    session = bench.session.filed(options)
+    session = runner.session.filed(options)
     print(f"The best is {winner.method} with seed {winner.seed}, by {RULE} under the constraints {CONSTRAINTS}.")
-    recipe = {**result.params, "seed": winner.seed, "chosen_by": f"compare, {RULE}"}
-    if bench.teacher.prefix is not None:
-        recipe["prefix"] = bench.teacher.prefix
-    publish(session, run_id, name, result, winner.method, recipe, readings, options)
+    provenance = Provenance(
+        method=winner.method,
+        params=dict(result.params),
+        seed=winner.seed,
+        prefix=runner.teacher.prefix,
+        selection=Selection(by="compare", rule=RULE),
+    )
+    publish(session, run_id, name, result, provenance, readings, options)

@@ -60,7 +60,7 @@ def train(options: config.Train) -> None:
         hardware = pick_hardware(module, dataset, options, progress=progress)
         recipe = {key: getattr(options, key) for key in ("epochs", "lr", "batch_size", "weight_decay")}
         run_options = RunOptions(options.seed, on_epoch=log_epoch)
-        outcome = run(module, Train(recipe), {"retain": training}, hardware, run_options)
+        outcome = run(module, Training(recipe), {"retain": training}, hardware, run_options)
         metrics = {}
         for role, data in {"retain": dataset, **unseen}.items():
             reading = read(outcome.model.to(hardware.device), data, hardware, description=f"evaluating {role}")
@@ -74,8 +74,8 @@ def train(options: config.Train) -> None:
             transform=options.transform,
             classes=source.classes,
             data=source.spec,
-            method="train",
-            recipe={**recipe, "augment": options.augment, "seed": options.seed, "exclude": options.exclude},
+            provenance=Provenance(method="train", params=recipe, seed=options.seed, augment=options.augment),
+            exclude=options.exclude,
         )
         # Never of a training image: the example travels with every later version.
         example = example_images([unseen["test"][i % len(source.test)][0] for i in range(2)])

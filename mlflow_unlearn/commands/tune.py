@@ -68,9 +68,9 @@ def tune(options: config.Tune) -> None:
         session.log_manifests()
         space = search_space(methods, model_family(session.module), _prefixes(session, options), options.space)
         for prefix in space.prefixes():
-            cut(session.module, prefix)  # a misspelt module is no setting that diverges
+            split_at(session.module, prefix)  # a misspelt module is no setting that diverges
         if options.plan:
-            _plan(session, methods, options)
+            _dry_run(session, methods, options)
             return
         teacher = session.teacher()
         original = session.read_original(force=options.force, teacher=teacher)
@@ -84,7 +84,7 @@ def tune(options: config.Tune) -> None:
         default_name = f"{session.version.name or 'model'}-{session.version.version or ''}"
         study = open_study(storage, options, space, default_name, run_id)
         mlflow.set_tags({"unlearn.study": study.study_name, "unlearn.objective": options.objective})
-        trials = Trials(
+        objective = Objective(
             session,
             study,
             space,
@@ -95,8 +95,8 @@ def tune(options: config.Tune) -> None:
             seed=options.seed,
             run_id=run_id,
         )
-        sweep = StudyRunner(
-            study, Leadership(options.storage, study), trials, task_of(session, space, gold_module, options), options
+        runner = StudyRunner(
+            study, LeaderLock(options.storage, study), objective, task_of(session, space, gold_module, options), options
         )
         try:
             with local_workers(options, study.study_name) as workers, first_interrupt_waits(runner.stop, workers):
@@ -146,10 +146,12 @@ def _prefixes(session: Session, options: config.Tune) -> list[str]:
         return ["none"]
 
 
-def _plan(session: Session, methods: Sequence[str], options: config.Tune) -> None:
+def _dry_run(session: Session, methods: Sequence[str], options: config.Tune) -> None:
     shares = [len(part) for part in np.array_split(range(options.n_trials), len(methods))]
-    learnings = [dry_run.Learning(m, {}, options.seed, times=n) for m, n in zip(methods, shares, strict=True) if n]
-    record = new_record(session, options, methods[0], {"seed": options.seed}) if options.register_ == "best" else None
+    workloads = [dry_run.Workload(m, {}, options.seed, times=n) for m, n in zip(methods, shares, strict=True) if n]
+    record = None
+    if options.register_ == "best":
+        record = new_record(session, options, Provenance(method=methods[0], params={}, seed=options.seed))
     prefix = "none" if options.prefix == "search" else options.prefix
     models = options.n_trials + (3 if options.gold_uri else 2)
-    dry_run.show(dry_run.estimate(session, learnings, prefix=prefix, models=models, record=record))
+    dry_run.show(dry_run.estimate(session, workloads, prefix=prefix, models=models, record=record))

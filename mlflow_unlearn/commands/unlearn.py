@@ -58,10 +58,10 @@ def unlearn(options: config.Unlearn) -> None:
         if recipe is not None:
             params = {**recipe.params, **params}
         if options.plan:
-            learning = dry_run.Learning(options.method, params, options.seed, recipe)
-            record = new_record(session, options, options.method, {**params, "seed": options.seed})
+            workload = dry_run.Workload(options.method, params, options.seed, recipe)
+            record = new_record(session, options, Provenance(method=options.method, params=params, seed=options.seed))
             models = 3 if gold_module else 2
-            dry_run.show(dry_run.estimate(session, [learning], prefix=options.prefix, models=models, record=record))
+            dry_run.show(dry_run.estimate(session, [workload], prefix=options.prefix, models=models, record=record))
             return
         teacher = session.teacher(options.prefix) if recipe is None else None
         with tracking.timed("original"):
@@ -88,12 +88,14 @@ def unlearn(options: config.Unlearn) -> None:
             }
             if gold_module is not None:
                 readings["gold"] = read_splits(gold_module, session.splits, session.hardware, name="gold", kept=True)
-        used = {**result.params, "seed": options.seed}
-        if recipe is not None:
-            used["augment"] = recipe.augment
-        if teacher is not None and teacher.prefix is not None:
-            used["prefix"] = teacher.prefix
-        publish(session, run_id, name, result, options.method, used, readings, options)
+        provenance = Provenance(
+            method=options.method,
+            params=dict(result.params),
+            seed=options.seed,
+            prefix=teacher.prefix if teacher is not None else None,
+            augment=recipe.augment if recipe is not None else None,
+        )
+        publish(session, run_id, name, result, provenance, readings, options)
 
 
 def _with_params(options: config.Unlearn) -> tuple[config.Unlearn, dict[str, Any]]:

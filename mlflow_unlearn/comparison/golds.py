@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from mlflow_unlearn.comparison.runs import Bench, Gold
+from mlflow_unlearn.comparison.runs import ComparisonRunner, Gold
 from mlflow_unlearn.config import GOLD_SEED
 from mlflow_unlearn.console import track
 from mlflow_unlearn.engine.architectures import weights_digest
@@ -27,24 +27,24 @@ class Golds:
     floor: list[tuple[Gold, Gold]]
 
 
-def golds_for(bench: Bench, given: nn.Module | None, seeds: Sequence[int], progress: bool) -> Golds:
+def golds_for(runner: ComparisonRunner, given: nn.Module | None, seeds: Sequence[int], progress: bool) -> Golds:
     """One gold a seed, each the second gold of another; with a given gold, one retrained model for the floor.
 
     Args:
-        bench: that retrains.
+        runner: that retrains.
         given: the gold that the command names.
         seeds: of the unlearning.
         progress: whether a bar is shown.
     """
     # With the seed of its own training a gold model would start from the original's initial weights.
-    taken = bench.recipe.seed in [seed + GOLD_SEED for seed in (*seeds, seeds[0] + 1)]
+    taken = runner.recipe.seed in [seed + GOLD_SEED for seed in (*seeds, seeds[0] + 1)]
     offset = 2 * GOLD_SEED if taken else GOLD_SEED
     if given is not None:
-        readings = read_splits(given, bench.session.splits, bench.session.hardware, name="gold", kept=True)
+        readings = read_splits(given, runner.session.splits, runner.session.hardware, name="gold", kept=True)
         gold = Gold(given, readings, weights_digest(given), None)
-        return Golds([gold] * len(seeds), True, [(bench.gold(seeds[0] + offset), gold)])
+        return Golds([gold] * len(seeds), True, [(runner.gold(seeds[0] + offset), gold)])
     wanted = [*seeds, *([seeds[0] + 1] if len(seeds) == 1 else [])]
-    golds = [bench.gold(seed + offset) for seed in track(wanted, "retraining", enabled=progress)]
+    golds = [runner.gold(seed + offset) for seed in track(wanted, "retraining", enabled=progress)]
     # Two models have but one distance.
     pairs = [(golds[(i + 1) % len(golds)], golds[i]) for i in range(len(golds) if len(golds) > 2 else 1)]
     return Golds(golds[: len(seeds)], False, pairs)

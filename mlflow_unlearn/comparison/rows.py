@@ -3,15 +3,17 @@
 from collections.abc import Mapping, Sequence
 
 from mlflow_unlearn.comparison.golds import Golds
-from mlflow_unlearn.comparison.runs import Bench, Trial
+from mlflow_unlearn.comparison.runs import ComparisonRunner, Trial
 from mlflow_unlearn.comparison.table import Row
 
 
-def measured_rows(bench: Bench, trials: Mapping[str, list[Trial]], golds: Golds, seeds: Sequence[int]) -> list[Row]:
+def measured_rows(
+    runner: ComparisonRunner, trials: Mapping[str, list[Trial]], golds: Golds, seeds: Sequence[int]
+) -> list[Row]:
     """The reference rows and one a method; seconds are relative to the mean of the models retrained here.
 
     Args:
-        bench: that measures.
+        runner: that measures.
         trials: of each method, those that did not fail.
         golds: what they are measured against.
         seeds: of the unlearning.
@@ -22,15 +24,15 @@ def measured_rows(bench: Bench, trials: Mapping[str, list[Trial]], golds: Golds,
     pairs = dict(zip(seeds, own, strict=False))
     floor = dict(zip(seeds, golds.floor, strict=False))
     rows = [
-        Row("original", {seed: bench.measure(bench.original, gold, seed) for seed, gold in pairs.items()}, []),
+        Row("original", {seed: runner.measure(runner.original, gold, seed) for seed, gold in pairs.items()}, []),
         Row(
             "retrain",
-            {seed: bench.measure(gold.readings, gold, seed) for seed, gold in pairs.items()},
+            {seed: runner.measure(gold.readings, gold, seed) for seed, gold in pairs.items()},
             [gold.seconds for gold in own if gold.seconds is not None],
         ),
         Row(
             "floor",
-            {seed: bench.measure(one.readings, two, seed) for seed, (one, two) in floor.items()},
+            {seed: runner.measure(one.readings, two, seed) for seed, (one, two) in floor.items()},
             [one.seconds for one, _ in golds.floor if one.seconds is not None],
         ),
     ]

@@ -63,7 +63,7 @@ class Trial:
     warnings: tuple[str, ...]
 
 
-class Bench:
+class ComparisonRunner:
     """What all methods and seeds share: the session, the original's outputs, the teacher's logits, finished runs."""
 
     def __init__(self, session: Session, recipe: Recipe, experiment: str, *, force: bool, prefix: str = "none") -> None:

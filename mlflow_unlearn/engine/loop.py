@@ -19,7 +19,7 @@ from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.architectures import reinitialised_copy
 from mlflow_unlearn.engine.forward import predict
-from mlflow_unlearn.engine.frozen_prefix import Activations, cut
+from mlflow_unlearn.engine.frozen_prefix import Activations, split_at
 from mlflow_unlearn.engine.hardware import Hardware, deterministic_convolutions, full_precision
 from mlflow_unlearn.engine.method import Batch, Method, OptimizerSpec, Phase, PhaseStats, Role
 from mlflow_unlearn.engine.modes import eval_mode
@@ -74,7 +74,7 @@ class RunOptions:
         return {**vars(self), "on_epoch": None, "on_state": None}
 
 
-@ranks.together
+@ranks.on_all_ranks
 def run(
     model: nn.Module, method: Method, datasets: Mapping[str, Dataset[Any]], hardware: Hardware, options: RunOptions
 ) -> Outcome:
@@ -107,7 +107,7 @@ def run(
         if teacher is None:
             frozen = hardware.place(copy.deepcopy(model))
             teacher = Teacher(frozen, datasets, hardware, cache=options.cache_teacher, prefix=options.prefix)
-        trained = student if teacher.prefix is None else cut(student, teacher.prefix).suffix
+        trained = student if teacher.prefix is None else split_at(student, teacher.prefix).trainable_head
         if not any(p.requires_grad for p in trained.parameters()):
             raise UnlearnError("all parameters of the model are frozen: set requires_grad on those to be trained")
         seen = datasets if teacher.prefix is None else teacher.datasets
@@ -199,7 +199,7 @@ class _Desk:
         if self.teacher.prefix is not None:
             raise UnlearnError(RETRAIN_ALL)
         build = self._options.fresh
-        fresh = (randomised(self.model) if build is None else build()).state_dict()
+        fresh = (reinitialised_copy(self.model) if build is None else build()).state_dict()
         # What is frozen has learned nothing from these data, and nothing would train it again.
         fresh |= {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
         self.model.load_state_dict(fresh)
@@ -301,7 +301,7 @@ class _Desk:
 
     def _teacher_logits(self, phase: Phase, images: Tensor, forget: Tensor, index: Tensor) -> Tensor:
         if phase.teacher == "random on forget" and self._random_teacher is None:
-            twin = randomised(self.teacher.reader)
+            twin = reinitialised_copy(self.teacher.reader)
             self._random_teacher = Teacher(twin, self._datasets, self.hardware, cache=self._options.cache_teacher)
         random = self._random_teacher if phase.teacher == "random on forget" else None
         teachers = {"forget": random or self.teacher, "retain": self.teacher}

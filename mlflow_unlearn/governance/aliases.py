@@ -8,14 +8,14 @@ from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.errors import first_line
 from mlflow_unlearn.evidence.record import FOLDER
-from mlflow_unlearn.governance.integrity import PROMOTION, PROMOTION_TAG, Examined, Finding, same
+from mlflow_unlearn.governance.integrity import PROMOTION, PROMOTION_TAG, Examined, IntegrityFinding, same
 from mlflow_unlearn.registry.versions import read_artifact
 
 GUARDED = "champion"
 """The alias that nobody should move but `promote`; those that it has moved before are guarded as well."""
 
 
-def check_aliases(client: MlflowClient, examined: Examined) -> Iterator[Finding]:
+def check_aliases(client: MlflowClient, examined: Examined) -> Iterator[IntegrityFinding]:
     """An alias that was moved by hand is not prevented, but seen."""
     name = examined.registered.name
     versions = client.search_model_versions(f"name='{name}'")
@@ -26,12 +26,12 @@ def check_aliases(client: MlflowClient, examined: Examined) -> Iterator[Finding]
         told = examined.registered.tags.get(key)
         later = [number for number, theirs in tags.items() if _promoted_at(theirs.get(key)) > _promoted_at(told)]
         if alias not in {*guarded, GUARDED}:
-            yield Finding(part, "not checked", "`promote` has never moved this alias")
+            yield IntegrityFinding(part, "not checked", "`promote` has never moved this alias")
         elif told is None:
-            yield Finding(part, "differs", "it was moved by hand: no promotion of this version is recorded")
+            yield IntegrityFinding(part, "differs", "it was moved by hand: no promotion of this version is recorded")
         elif later:
             told = f"it was moved back by hand: version {', '.join(later)} was promoted later"
-            yield Finding(part, "differs", told)
+            yield IntegrityFinding(part, "differs", told)
         else:
             yield _same_promotion(part, told, examined)
     # An alias that `promote` gave to this version, and that a version without a later promotion has now.
@@ -41,7 +41,7 @@ def check_aliases(client: MlflowClient, examined: Examined) -> Iterator[Finding]
         if told is None or alias in examined.registered.aliases:
             continue
         if _promoted_at(tags[str(number)].get(key)) <= _promoted_at(told):
-            yield Finding(f"alias {alias}", "differs", f"it was moved by hand from here to version {number}")
+            yield IntegrityFinding(f"alias {alias}", "differs", f"it was moved by hand from here to version {number}")
 
 
 def _promoted_at(told: str | None) -> str:
@@ -52,7 +52,7 @@ def _promoted_at(told: str | None) -> str:
         return ""
 
 
-def _same_promotion(part: str, told: str, examined: Examined) -> Finding:
+def _same_promotion(part: str, told: str, examined: Examined) -> IntegrityFinding:
     expected = {
         "uri": examined.uri,
         "weights_sha256": examined.evidence.result.weights_sha256,
@@ -64,13 +64,13 @@ def _same_promotion(part: str, told: str, examined: Examined) -> Finding:
     except (ValueError, KeyError, TypeError, MlflowException, OSError) as error:
         hidden = isinstance(error, MlflowException) and error.error_code == "PERMISSION_DENIED"
         told = f"the record of its promotion cannot be read ({first_line(error)})"
-        return Finding(part, "not checked" if hidden else "differs", told)
+        return IntegrityFinding(part, "not checked" if hidden else "differs", told)
     if promotion != recorded:
-        return Finding(part, "differs", "the tag of its promotion is not what the promotion's run recorded")
+        return IntegrityFinding(part, "differs", "the tag of its promotion is not what the promotion's run recorded")
     for name, value in expected.items():
         if promotion.get(name) != value:
             return same(part, promotion.get(name), value, f"the {name} that was promoted")
     told = f"promoted by {promotion.get('by')} at {promotion.get('at')}"
     if promotion.get("override"):
         told += f", in spite of the verdict: {promotion['override']}"
-    return Finding(part, "same", told)
+    return IntegrityFinding(part, "same", told)

@@ -10,14 +10,14 @@ from mlflow_unlearn.console import note
 from mlflow_unlearn.errors import Refused, UnlearnError, first_line
 from mlflow_unlearn.evidence.policy import Policy, Verdict, judge
 from mlflow_unlearn.evidence.record import FOLDER, Evidence, Person, sha256
-from mlflow_unlearn.evidence.review import TAG, Review, numbers
+from mlflow_unlearn.evidence.review import TAG, ReviewRecord, numbers
 from mlflow_unlearn.governance.integrity import Examined
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.versions import find_version, read_artifact
 
 
-def reviewed_by(examined: Examined, policy: Policy | None) -> tuple[Review | None, list[str]]:
+def reviewed_by(examined: Examined, policy: Policy | None) -> tuple[ReviewRecord | None, list[str]]:
     """The review that counts, and the objections that follow from it.
 
     None in its place where there is none that can be relied on; the one objection then says why.
@@ -82,7 +82,7 @@ def check_approver(approver: Person, evidence: Evidence, policy: Policy) -> None
         )
 
 
-def _last_review(examined: Examined) -> Review:
+def _last_review(examined: Examined) -> ReviewRecord:
     """The review that counts.
 
     Raises:
@@ -96,7 +96,7 @@ def _last_review(examined: Examined) -> Review:
     try:
         told = json.loads(tag)
         content = read_artifact(told["run_id"], f"{FOLDER}/review-{n}.json")
-        reviewed = Review.model_validate_json(content)
+        reviewed = ReviewRecord.model_validate_json(content)
         changed = sha256(content) != told["sha256"]
     except (MlflowException, OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         reason = first_line(error)
@@ -111,7 +111,7 @@ def _last_review(examined: Examined) -> Review:
     return reviewed
 
 
-def _judged_again(examined: Examined, reviewed: Review) -> Verdict:
+def _judged_again(examined: Examined, reviewed: ReviewRecord) -> Verdict:
     """What the review's policy says of the evidence; the signature was checked with the reviewer's key, or was not."""
     signatures = [check.outcome for check in reviewed.verdict.checks if check.rule == "required: signature"]
     signed = {"pass": True, "fail": False}.get(signatures[0]) if signatures else None

@@ -65,12 +65,18 @@ class VersionCandidate:
 
 
 def build(
-    session: Session, run_id: str, outcome: Outcome, *, name: str, model_id: str | None, files: dict[str, str]
+    session: Session,
+    run_id: str,
+    candidate: VersionCandidate,
+    *,
+    name: str,
+    model_id: str | None,
+    files: dict[str, str],
 ) -> Evidence:
     """The record, but for the number of the version, which the registry has yet to give: see `numbered`."""
     version, view = session.version, session.view
     before = previous(version)
-    by_request, union = _measured_apart(session, outcome)
+    by_request, union = _measured_apart(session, candidate)
     requests = [
         record.model_copy(update={"metrics": by_request.get(record.id, {})})
         for record in [*(earlier.record for earlier in session.earlier), *map(_details, _filed(session))]
@@ -98,18 +104,18 @@ def build(
         request_ids=[request.id for request in session.requests],
         requests=requests,
         data=_data(session),
-        method=records.Method(
-            name=outcome.method,
-            hyperparameters=dict(outcome.recipe),
-            history=[dict(epoch) for epoch in outcome.result.history],
-            final=dict(outcome.result.final),
-            warnings=list(outcome.result.warnings),
-            seconds=outcome.result.seconds,
+        provenance=candidate.provenance,
+        learning=Learning(
+            history=[dict(epoch) for epoch in candidate.result.history],
+            final=dict(candidate.result.final),
+            warnings=list(candidate.result.warnings),
+            seconds=candidate.result.seconds,
         ),
         metrics={model: measured(metrics) for model, metrics in candidate.columns.items()},
         union=union,
-        incomplete=outcome.incomplete,
-        figures=_figures(outcome.readings, view.classes),
+        incomplete=candidate.incomplete,
+        definitions=dict.fromkeys(KEYS, 1),
+        figures=_figures(candidate.readings, view.classes),
         hardware={"device": str(session.hardware.device), "precision": session.hardware.precision},
         system=system_facts(),
     )
@@ -134,7 +140,7 @@ def _config_digest(run_id: str) -> str:
     return sha256(read_artifact(run_id, "config.yaml"))
 
 
-def _data(session: Session) -> Data:
+def _data(session: Session) -> DataRecord:
     source = session.view.source
 
     def described(manifest: Manifest) -> SampleSet:
@@ -143,7 +149,7 @@ def _data(session: Session) -> Data:
     earlier = session.manifest(session.forgotten_before) if session.earlier else None
     if earlier is not None and session.salt is not None:
         earlier = earlier.hashed(session.salt)
-    return Data(
+    return DataRecord(
         source=source.spec,
         digest=source.digest,
         transform=session.view.transform,
@@ -166,13 +172,15 @@ def _details(request: forget_requests.ForgetRequest) -> RequestRecord:
     return request_record(request.id, request.run_id, by="")
 
 
-def _measured_apart(session: Session, outcome: Outcome) -> tuple[dict[str, dict[str, Measured]], dict[str, Measured]]:
+def _measured_apart(
+    session: Session, candidate: VersionCandidate
+) -> tuple[dict[str, dict[str, Measured]], dict[str, Measured]]:
     """Metrics of each request, and of all that was ever forgotten, where these are not the forget set itself."""
     if len(session.requests) + len(session.earlier) < 2:
         return {}, {}
-    models: dict[str, nn.Module] = {"original": session.module, "unlearned": outcome.result.model}
-    seed = int(outcome.recipe.get("seed", 0))
-    test = outcome.readings["original"]["test"]
+    models: dict[str, nn.Module] = {"original": session.module, "unlearned": candidate.result.model}
+    seed = candidate.provenance.seed
+    test = candidate.readings["original"]["test"]
     by_request: dict[str, dict[str, Measured]] = {}
     union: dict[str, Measured] = {}
     before = session.forgotten_before

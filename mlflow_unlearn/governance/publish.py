@@ -42,7 +42,6 @@ def publish(
     provenance: Provenance,
     readings: Mapping[str, Readings],
     options: config.PublishOptions,
-    selection: Mapping[str, str] | None = None,
 ) -> ModelVersion:
     """Measure, log, register the new version with its evidence, mark the requests done, and show the table.
 
@@ -53,7 +52,7 @@ def publish(
     with tracking.timed("save"):
         new = NewModel(
             result.model,
-            new_record(session, options, method, recipe),
+            new_record(session, options, provenance),
             session.manifest(session.retain),
             session.folder,
             example=example_without_forgotten(session),
@@ -61,10 +60,10 @@ def publish(
         )
         info = log_model(new)
     log_metrics(columns, model_ids={"unlearned": info.model_id, "original": session.version.model_id})
-    outcome = Outcome(method, recipe, result, readings, columns, selection, _incomplete(readings["unlearned"]))
+    candidate = VersionCandidate(provenance, result, readings, columns, _incomplete(readings["unlearned"]))
     with tracking.timed("evidence"):
         stored = Path(mlflow.artifacts.download_artifacts(info.model_uri, dst_path=str(session.folder / "stored")))
-        draft = build(session, run_id, outcome, name=name, model_id=info.model_id, files=file_digests(stored))
+        draft = build(session, run_id, candidate, name=name, model_id=info.model_id, files=file_digests(stored))
         log_parts(draft)
     version = register(session.client, info, name, tags=draft.tags())
     evidence = numbered(draft, str(version.version))

@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 from mlflow_unlearn.config import Evaluate
 from mlflow_unlearn.engine.predictions import read_splits
 from mlflow_unlearn.errors import UnlearnError, first_line
-from mlflow_unlearn.governance.integrity import Examined, Finding
+from mlflow_unlearn.governance.integrity import Examined, IntegrityFinding
 from mlflow_unlearn.metrics.suite import compare, compute_metrics
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.flavor import load_module
@@ -23,7 +23,7 @@ TOLERANCE = 1e-3
 """Between a metric and the same one measured again, on another processor or by other threads."""
 
 
-def recompute(client: MlflowClient, examined: Examined, data: str | None, folder: Path) -> Iterator[Finding]:
+def recompute(client: MlflowClient, examined: Examined, data: str | None, folder: Path) -> Iterator[IntegrityFinding]:
     """Measure again, and compare; where anything differs from the evidence, nothing is loaded.
 
     Args:
@@ -34,13 +34,13 @@ def recompute(client: MlflowClient, examined: Examined, data: str | None, folder
     """
     evidence = examined.evidence
     if examined.differences:
-        yield Finding("metrics", "not checked", "what differs from its evidence is not loaded")
+        yield IntegrityFinding("metrics", "not checked", "what differs from its evidence is not loaded")
         return
     reading = Evaluate(
         model_uri=examined.uri,
         data=data or evidence.data.source,
         device="cpu",
-        seed=evidence.method.hyperparameters.get("seed", 0),
+        seed=evidence.provenance.seed,
     )
 
     def choose(version: Version, _: Version, view: InputSpec) -> Chosen:
@@ -61,15 +61,17 @@ def recompute(client: MlflowClient, examined: Examined, data: str | None, folder
             session, original = opened(None)
         except UnlearnError as error:
             session, original = opened(examined.uri)
-            yield Finding("metrics of original", "not checked", f"they cannot be measured again: {first_line(error)}")
+            yield IntegrityFinding(
+                "metrics of original", "not checked", f"they cannot be measured again: {first_line(error)}"
+            )
         before = load_module(original, None, len(session.view.classes), trainable=False)
     except UnlearnError as error:
-        yield Finding("metrics", "not checked", f"they cannot be measured again: {first_line(error)}")
+        yield IntegrityFinding("metrics", "not checked", f"they cannot be measured again: {first_line(error)}")
         return
     sets = {"forget": session.forget_manifest, "retain": session.manifest(session.retain)}
     for role, manifest in sets.items():
         if manifest.digest != getattr(evidence.data, role).sha256:
-            yield Finding("metrics", "differs", f"the {role} set is another one in these data")
+            yield IntegrityFinding("metrics", "differs", f"the {role} set is another one in these data")
     # Not from the cache, which is no evidence.
     own = read_splits(session.module, session.splits, session.hardware, name="unlearned")
     if original is session.version:  # alone: what is relative to the original is left out
@@ -86,7 +88,7 @@ def recompute(client: MlflowClient, examined: Examined, data: str | None, folder
         worst = max(shared, key=lambda key: shared[key])
         outcome: Literal["same", "differs"] = "same" if shared[worst] <= TOLERANCE else "differs"
         told = f"{len(shared)} of {len(expected)} measured again; largest difference: {shared[worst]:.2g}, of {worst}"
-        yield Finding(f"metrics of {model}", outcome, told)
+        yield IntegrityFinding(f"metrics of {model}", outcome, told)
     apart = [request.id for request in evidence.requests if request.metrics] + ["their union"] * bool(evidence.union)
     if rest := [*(["gold"] if "gold" in evidence.metrics else []), *apart]:
-        yield Finding("other metrics", "not checked", f"those of {', '.join(rest)} are not measured again")
+        yield IntegrityFinding("other metrics", "not checked", f"those of {', '.join(rest)} are not measured again")

@@ -83,13 +83,13 @@ class Workload:
 
 
 def estimate(
-    session: Session, learnings: Sequence[Learning], *, prefix: str = "none", models: int, record: Record | None
+    session: Session, workloads: Sequence[Workload], *, prefix: str = "none", models: int, record: Record | None
 ) -> Estimate:
-    """What a command costs that carries out ``learnings`` on a session.
+    """What a command costs that carries out ``workloads`` on a session.
 
     Args:
         session: opened as for the work.
-        learnings: what is carried out.
+        workloads: what is carried out.
         prefix: as the command's option.
         models: how many are measured: the original, what comes of it, golds.
         record: of the version that is registered; None where none is.
@@ -102,7 +102,7 @@ def estimate(
         seconds = {
             "open version and data": opened,
             "measure the original": first * count,
-            **{one.label: _method_seconds(session, one, prefix) * one.times for one in learnings},
+            **{one.label: _method_seconds(session, one, prefix) * one.times for one in workloads},
             **({f"measure {models - 1} more": again * count * (models - 1)} if models > 1 else {}),
             "metrics": _metrics_seconds(session, models) * models,
         }
@@ -171,10 +171,10 @@ def _reading_seconds(session: Session) -> tuple[float, float, int]:
     return seconds(start, stop)[0], seconds(start, stop)[0], outputs
 
 
-def _method_seconds(session: Session, learning: Learning, prefix: str) -> float:
-    recipe, seed = learning.recipe, learning.seed
+def _method_seconds(session: Session, workload: Workload, prefix: str) -> float:
+    recipe, seed = workload.recipe, workload.seed
     quiet = replace(session, hardware=replace(session.hardware, progress=False))
-    params = get_method(learning.method)(learning.params, family=model_family(session.module)).params.model_dump()
+    params = get_method(workload.method)(workload.params, family=model_family(session.module)).params.model_dump()
     batch, epochs = int(params.get("batch_size", LARGEST_BATCH)), int(params.get("epochs", 1))
     count: int = len(session.splits.forget) + len(session.splits.retain)  # type: ignore[arg-type]
     larger = min(1.0, BATCHES * batch / count)
@@ -190,7 +190,7 @@ def _method_seconds(session: Session, learning: Learning, prefix: str) -> float:
             teacher.fill(("forget", "retain", "val"))
             options = RunOptions(seed, teacher=teacher)
         start = time.perf_counter()
-        quiet.unlearn(learning.method, some, options, splits=splits)
+        quiet.unlearn(workload.method, some, options, splits=splits)
         return time.perf_counter() - start
 
     # The first run takes more than the others, and tells how slow they are.

@@ -7,12 +7,13 @@ import torch
 
 from mlflow_unlearn.config import ReadOptions
 from mlflow_unlearn.console import note
+from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.registry.flavor import example_images, input_example
 from mlflow_unlearn.registry.versions import Record
 from mlflow_unlearn.session.session import Session
 
 
-def new_record(session: Session, options: ReadOptions, method: str, recipe: dict[str, Any]) -> Record:
+def new_record(session: Session, options: ReadOptions, provenance: Provenance) -> Record:
     """What the new version records of itself."""
     old = session.version.record
     architecture = old.architecture if old is not None else None
@@ -27,8 +28,7 @@ def new_record(session: Session, options: ReadOptions, method: str, recipe: dict
         data=session.view.source.spec,
         source_uri=session.version.uri,
         request_ids=tuple(request.id for request in session.requests),
-        method=method,
-        recipe=recipe,
+        provenance=provenance,
     )
 
 

@@ -44,7 +44,7 @@ class Recipe:
 def training_recipe(session: Session, options: ReadOptions) -> Recipe:
     """The recipe of the version, or of the one that it was unlearned from."""
     version, record = session.version, session.version.record
-    while record is not None and record.method not in ("train", "retrain") and record.source_uri is not None:
+    while record is not None and record.provenance.method not in ("train", "retrain") and record.source_uri is not None:
         try:
             version = open_version(session.client, record.source_uri, session.folder)
         except UnlearnError as error:
@@ -61,6 +61,7 @@ def training_recipe(session: Session, options: ReadOptions) -> Recipe:
     architecture = options.architecture or (own.architecture if own is not None else None)
     with isolated_rng(0):
         fresh = builder_like(session.module, architecture, len(session.view.classes), session.image_shape)
-    recipe = recorded or {}
-    params = {key: value for key, value in recipe.items() if key in known}
-    return Recipe(params, recipe.get("augment", "none"), recipe.get("seed"), architecture, fresh)
+    if recorded is None:
+        return Recipe({}, "none", None, architecture, fresh)
+    params = {key: value for key, value in recorded.params.items() if key in known}
+    return Recipe(params, recorded.augment or "none", recorded.seed, architecture, fresh)

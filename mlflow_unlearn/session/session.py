@@ -23,7 +23,6 @@ from mlflow_unlearn.engine.loop import RunOptions
 from mlflow_unlearn.engine.predictions import read_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.metrics.outputs import Readings
 from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests, log_source_model

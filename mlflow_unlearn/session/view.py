@@ -38,11 +38,11 @@ class InputSpec:
     classes: tuple[str, ...]
     shape: tuple[int, ...] | None
 
-    def dataset(self, part: Part, module: nn.Module | None, description: str, progress: bool) -> Dataset[Any]:
-        """A part as the model reads it.
+    def dataset(self, split: Split, module: nn.Module | None, description: str, progress: bool) -> Dataset[Any]:
+        """A split as the model reads it.
 
         Args:
-            part: of the source.
+            split: of the source.
             module: the model, which a transform may depend on.
             description: of the bar.
             progress: whether it is shown.

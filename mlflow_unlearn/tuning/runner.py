@@ -372,25 +372,28 @@ def finish(runner: StudyRunner, name: str | None, run_id: str, original: Reading
     for epoch in result.history:
         log_epoch(epoch)
     log_final(result)
-    session = trials.session.filed(options)
+    session = objective.session.filed(options)
     readings = {
         "original": original,
         "unlearned": read_splits(result.model, session.splits, session.hardware, name="winner"),
     }
     if gold is not None:
         readings["gold"] = gold
-    recipe = {**result.params, "seed": options.seed, "study": study.study_name, "trial": winner.number}
-    if setting[PREFIX] != "none":
-        recipe["prefix"] = setting[PREFIX]
-        mlflow.set_tag("unlearn.prefix", setting[PREFIX])
-        note(f"Note: the layers before {setting[PREFIX]} stayed frozen and cannot forget what they encode.")
-    tags = {
-        "unlearn.study": study.study_name,
-        "unlearn.trial": str(winner.number),
-        "unlearn.selection": rule(options.objective, options.mode),
-        "unlearn.n_trials": str(count(study, TrialState.COMPLETE, TrialState.PRUNED)),
-    }
-    publish(session, run_id, str(name), result, setting[METHOD], recipe, readings, options, tags)
+    prefix = None if setting.prefix == "none" else setting.prefix
+    if prefix is not None:
+        mlflow.set_tag("unlearn.prefix", prefix)
+        note(f"Note: the layers before {prefix} stayed frozen and cannot forget what they encode.")
+    selection = Selection(
+        by="tune",
+        rule=rule(options.objective, options.mode),
+        study=study.study_name,
+        trial=winner.number,
+        trials=count(study, TrialState.COMPLETE, TrialState.PRUNED),
+    )
+    provenance = Provenance(
+        method=setting.method, params=dict(result.params), seed=options.seed, prefix=prefix, selection=selection
+    )
+    publish(session, run_id, str(name), result, provenance, readings, options)
 
 
 def _registered(name: str, study: str, winner: FrozenTrial) -> str | None:

@@ -27,8 +27,15 @@ from mlflow_unlearn.governance.publish import log_epoch, nothing_to_unlearn
 from mlflow_unlearn.metrics.outputs import Readings
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.session.session import Session
-from mlflow_unlearn.tuning.selection import CRITERIA, JUDGED, constraints, criterion, on_validation, penalised
-from mlflow_unlearn.tuning.space import METHOD, PREFIX, Setting, Space
+from mlflow_unlearn.tuning.selection import (
+    CRITERIA,
+    SELECTION_SPLITS,
+    constraints,
+    criterion,
+    on_validation,
+    penalised,
+)
+from mlflow_unlearn.tuning.space import Setting, Space
 from mlflow_unlearn.tuning.storage import queue_again, retry
 
 RUN, COMMAND_RUN, DIGEST = "run_id", "command_run_id", "weights_sha256"
@@ -133,7 +140,7 @@ class Objective:
             model = session.hardware.place(session.module)
             self._teachers[prefix] = Teacher(model, vars(session.splits), session.hardware, prefix=prefix)
         options = RunOptions(self._seed, teacher=self._teachers[prefix], on_epoch=on_epoch, on_state=on_state)
-        return self.session.unlearn(setting[METHOD], hyperparameters(setting), options)
+        return self.session.unlearn(setting.method, setting.params, options)
 
     def result(self, winner: optuna.trial.FrozenTrial) -> Result:
         """The winner's model: as this process made it, or made again.
@@ -159,7 +166,7 @@ class Objective:
         if digest == self._source:
             raise UnlearnError(nothing_to_unlearn(setting.method, result))
         start = time.perf_counter()
-        readings = read_splits(result.model, self.session.splits, self.session.hardware, roles=JUDGED)
+        readings = read_splits(result.model, self.session.splits, self.session.hardware, roles=SELECTION_SPLITS)
         metrics = on_validation(readings, self._original, gold=self._gold, seed=self._seed)
         seconds = {"unlearn_seconds": result.seconds, "judge_seconds": time.perf_counter() - start}
         violations = constraints(metrics, self.before)

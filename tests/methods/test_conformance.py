@@ -107,7 +107,7 @@ def test_any_forget_set(name, sets):
 @pytest.fixture(scope="module")
 def plain():
     """A network without BatchNorm that knows its data."""
-    recipe = Train({"epochs": 20, "lr": 0.1, "batch_size": 32})
+    recipe = Training({"epochs": 20, "lr": 0.1, "batch_size": 32})
     return run(net(norm=False), recipe, {"retain": digits(0, 200)}, CPU, RunOptions(0)).model
 
 

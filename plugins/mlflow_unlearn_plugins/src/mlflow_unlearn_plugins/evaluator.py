@@ -269,7 +269,7 @@ def _measure(table: "pd.DataFrame", options: "Evaluate", folder: Path) -> _Evalu
     readings, name = read_measured(session, original, options)
     uris = {"original": original.uri, name: session.version.uri, "gold": str(options.gold_uri)}
     shown = {model: uris[model] for model in readings}
-    return _Measured(shown, readings, compare(readings, seed=options.seed), name, session.version.model_id)
+    return _Evaluation(shown, readings, compare(readings, seed=options.seed), name, session.version.model_id)
 
 
 def _chosen(table: "pd.DataFrame", view: "InputSpec", version: "Version", original: "Version") -> "Chosen":
