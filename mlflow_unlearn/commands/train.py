@@ -1,6 +1,7 @@
 """`train`: an ordinary classifier, the original of a story, or its gold standard."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -63,7 +64,12 @@ def train(options: config.Train) -> None:
         hardware = pick_hardware(module, dataset, options, progress)
         recipe = {key: getattr(options, key) for key in ("epochs", "lr", "batch_size", "weight_decay")}
         outcome = run(
-            module, Train(recipe), {"retain": training}, seed=options.seed, hardware=hardware, on_epoch=log_epoch
+            module,
+            Train(recipe),
+            {"retain": training},
+            seed=options.seed,
+            hardware=hardware,
+            on_epoch=partial(log_epoch, Train),
         )
         metrics = {}
         for role, data in {"retain": dataset, **unseen}.items():

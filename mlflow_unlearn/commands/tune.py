@@ -74,7 +74,7 @@ def tune(options: config.Tune) -> None:
         original = job.read_original(force=options.force, teacher=teacher)
         # From here on the bar is that of the whole study.
         job = replace(job, hardware=replace(job.hardware, progress=False))
-        check_worthwhile(job, original)
+        check_worthwhile(methods, original)
         gold = None
         if gold_module is not None:
             gold = read_splits(gold_module, job.splits, job.hardware, name="gold", kept=True)

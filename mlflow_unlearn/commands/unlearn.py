@@ -4,6 +4,7 @@
 """
 
 import sys
+from functools import partial
 from typing import Any
 
 import mlflow
@@ -45,7 +46,8 @@ def unlearn(options: config.Unlearn) -> None:
             raise failure
         client = tracking.client()
         name = check_name(options.register_as) if options.register_as else None
-        get_method(options.method)(params)  # a misspelt hyperparameter is told before anything is loaded
+        method = get_method(options.method)
+        method(params)  # a misspelt hyperparameter is told before anything is loaded
         check_key(options.sign_key)
         if options.method == "retrain" and options.prefix != "none":
             raise UnlearnError(RETRAIN_ALL)
@@ -77,12 +79,12 @@ def unlearn(options: config.Unlearn) -> None:
                 splits=None if recipe is None else recipe.splits(job.splits),
                 teacher=teacher,
                 fresh=None if recipe is None else recipe.fresh,
-                on_epoch=log_epoch,
+                on_epoch=partial(log_epoch, method),
             )
         mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})
-        log_final(result)
+        log_final(method, result)
         if weights_digest(result.model) == weights_digest(job.module):
-            raise NothingToUnlearn(nothing_to_unlearn(options.method, result))
+            raise NothingToUnlearn(nothing_to_unlearn(method, result))
 
         with tracking.timed("result"):
             readings = {

@@ -31,12 +31,11 @@ from torch import nn
 
 from mlflow_unlearn import config
 from mlflow_unlearn.console import note
-from mlflow_unlearn.data.splits import wholly_forgotten
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.predictions import read_splits
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError, first_line
-from mlflow_unlearn.governance.publish import known_no_better, log_epoch, log_final, publish
-from mlflow_unlearn.methods.lotus import has_forgotten, unseen_accuracy
+from mlflow_unlearn.governance.publish import log_history, publish
+from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.outputs import Readings
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.uris import absolute_uri, hidden_password
@@ -191,21 +190,20 @@ class StudyRunner:
         return True
 
 
-def check_worthwhile(job: Job, original: Readings) -> None:
-    """Refuse a study about samples that the model knows no better than unseen ones.
+def check_worthwhile(methods: Sequence[str], original: Readings) -> None:
+    """Refuse a study of which one of ``methods`` says beforehand that it would find nothing.
 
     Raises:
-        NothingToUnlearn: it does not.
+        NothingToUnlearn: one says so.
     """
     labels, predictions = (
         {role: torch.from_numpy(np.asarray(getattr(original[role], field))) for role in JUDGED}
         for field in ("labels", "predictions")
     )
-    forgotten = wholly_forgotten(labels["forget"], labels["retain"])
-    a_u = unseen_accuracy(labels["forget"], labels["val"], predictions["val"], forgotten)
-    acc_forget = (predictions["forget"] == labels["forget"]).double().mean().item()
-    if has_forgotten(acc_forget, a_u):
-        raise NothingToUnlearn(known_no_better({"acc_forget": acc_forget, "acc_val": a_u}))
+    for method in methods:
+        reason = get_method(method).not_worthwhile(labels, predictions)
+        if reason is not None:
+            raise NothingToUnlearn(f"nothing to unlearn: {reason}")
 
 
 def open_study(
@@ -368,9 +366,7 @@ def finish(sweep: StudyRunner, name: str | None, run_id: str, original: Readings
         return
     result = trials.result(winner)
     mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})
-    for epoch in result.history:
-        log_epoch(epoch)
-    log_final(result)
+    log_history(get_method(setting[METHOD]), result)
     job = trials.job.filed(options)
     readings = {"original": original, "unlearned": read_splits(result.model, job.splits, job.hardware, name="winner")}
     if gold is not None:
