@@ -59,7 +59,7 @@ def train(options: config.Train) -> None:
         training = dataset if options.augment == "none" else Augmented(dataset, options.augment)
         hardware = pick_hardware(module, dataset, options, progress=progress)
         recipe = {key: getattr(options, key) for key in ("epochs", "lr", "batch_size", "weight_decay")}
-        run_options = RunOptions(options.seed, on_epoch=log_epoch)
+        run_options = RunOptions(options.seed, on_epoch=partial(log_epoch, Training))
         outcome = run(module, Training(recipe), {"retain": training}, hardware, run_options)
         metrics = {}
         for role, data in {"retain": dataset, **unseen}.items():

@@ -76,7 +76,7 @@ def tune(options: config.Tune) -> None:
         original = session.read_original(force=options.force, teacher=teacher)
         # From here on the bar is that of the whole study.
         session = replace(session, hardware=replace(session.hardware, progress=False))
-        check_worthwhile(session, original)
+        check_worthwhile(methods, original)
         gold = None
         if gold_module is not None:
             gold = read_splits(gold_module, session.splits, session.hardware, name="gold", kept=True)

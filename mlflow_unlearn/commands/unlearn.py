@@ -1,6 +1,7 @@
 """`unlearn`: the whole flow from a registered version to a new one. Read this file first."""
 
 import sys
+from functools import partial
 from typing import Any
 
 import mlflow
@@ -44,7 +45,8 @@ def unlearn(options: config.Unlearn) -> None:
             raise failure
         client = tracking.client()
         name = check_name(options.register_as) if options.register_as else None
-        get_method(options.method)(params)  # a misspelt hyperparameter is told before anything is loaded
+        method = get_method(options.method)
+        method(params)  # a misspelt hyperparameter is told before anything is loaded
         check_key(options.sign_key)
         if options.method == "retrain" and options.prefix != "none":
             raise UnlearnError(RETRAIN_ALL)
@@ -72,14 +74,14 @@ def unlearn(options: config.Unlearn) -> None:
                 options.seed,
                 teacher=teacher,
                 fresh=None if recipe is None else recipe.fresh,
-                on_epoch=log_epoch,
+                on_epoch=partial(log_epoch, method),
             )
             splits = None if recipe is None else recipe.splits(session.splits)
             result = session.unlearn(options.method, params, run_options, splits=splits)
         mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})
-        log_final(result)
+        log_final(method, result)
         if weights_digest(result.model) == weights_digest(session.module):
-            raise NothingToUnlearn(nothing_to_unlearn(options.method, result))
+            raise NothingToUnlearn(nothing_to_unlearn(method, result))
 
         with tracking.timed("result"):
             readings = {

@@ -25,7 +25,7 @@ from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.loop import RunOptions
 from mlflow_unlearn.engine.predictions import read_splits
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.governance.publish import log_epoch, log_final
+from mlflow_unlearn.governance.publish import log_history
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.outputs import Readings
 from mlflow_unlearn.metrics.suite import Metrics, compute_metrics
@@ -104,7 +104,7 @@ class ComparisonRunner:
                 with tempfile.TemporaryDirectory(dir=self.session.folder) as folder:
                     torch.save(result.model.state_dict(), Path(folder) / WEIGHTS)
                     mlflow.log_artifact(str(Path(folder) / WEIGHTS))
-                _log_history(result)
+                log_history(get_method("retrain"), result)
                 module, seconds = result.model, result.seconds
         readings = read_splits(module, self.session.splits, self.session.hardware, kept=True)
         return Gold(module, readings, weights_digest(module), seconds)
@@ -129,7 +129,7 @@ class ComparisonRunner:
                 mlflow.log_dict(_to_json(trial), RESULT)
                 mlflow.set_tag("unlearn.weights_sha256", digest)
                 mlflow.log_metrics({**metrics, **judged})
-                _log_history(result)
+                log_history(get_method(method), result)
                 return trial
         except UnlearnError as error:
             # A setting that diverges is a row's result, not the end of the comparison.
@@ -229,13 +229,6 @@ def _to_json(trial: Trial) -> dict[str, Any]:
         "weights_sha256": trial.digest,
         "warnings": list(trial.warnings),
     }
-
-
-def _log_history(result: Result) -> None:
-    """After the clock has stopped: a method of many epochs would pay for the tracking server's time."""
-    for epoch in result.history:
-        log_epoch(epoch)
-    log_final(result)
 
 
 def _read(told: Mapping[str, Any]) -> Metrics:

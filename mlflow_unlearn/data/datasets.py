@@ -1,12 +1,8 @@
 """From a split and a transform to the dataset that methods and metrics read."""
 
 import copy
-import os
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from mmap import mmap
-from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -16,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 from torchvision.transforms import v2
 
+from mlflow_unlearn.data.buffers import RowStore, half_of_memory
 from mlflow_unlearn.data.source import ImageStore, Split
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.data.transforms import PixelTransform, Transform
@@ -92,20 +89,17 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
 
 class KeptDataset(Dataset[tuple[Tensor, int]]):
-    """Samples of an `ImageDataset`, each decoded once: what is read is kept in memory that forked workers share."""
+    """Samples of an `ImageDataset`, each decoded once: what is read is kept in memory that forked workers share.
 
-    def __init__(self, images: ImageDataset, memory: Tensor) -> None:
-        """Keep in ``memory`` what ``images`` reads, and a flag a sample: `bytes_kept` zeros (uint8)."""
+    Attributes:
+        images: what reads them.
+        store: what has been read, by sample.
+    """
+
+    def __init__(self, images: ImageDataset, store: RowStore) -> None:
+        """Keep in ``store``, which has the first image already, what ``images`` reads."""
         self.images, self.labels, self.deterministic = images, images.labels, images.deterministic
-        size = len(images) * images.first.nbytes
-        self._kept = memory[:size].view(images.first.dtype).view(len(images), *images.first.shape)
-        self._known = memory[size:]
-        self._kept[0], self._known[0] = images.first, 1
-
-    @staticmethod
-    def bytes_kept(images: ImageDataset) -> int:
-        """What the samples take, all of them."""
-        return len(images) * (images.first.nbytes + 1)
+        self.store = store
 
     @property
     def in_memory(self) -> bool:
@@ -119,7 +113,7 @@ class KeptDataset(Dataset[tuple[Tensor, int]]):
 
     def holds(self, indices: Any) -> bool:
         """Whether these have been read, and are so small that making floats of them is no work for other processes."""
-        return self.images.first.nbytes <= SMALL and bool(self._known[indices].all())
+        return self.images.first.nbytes <= SMALL and bool(self.store.has(indices).all())
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -133,10 +127,9 @@ class KeptDataset(Dataset[tuple[Tensor, int]]):
     def gather(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Images ``[B, C, H, W]`` and labels ``[B]`` of the samples at ``indices``, in that order."""
         index = torch.as_tensor(indices, dtype=torch.long)
-        for i in index[self._known[index] == 0].tolist():
-            self._kept[i] = self.images.read(i)
-            self._known[i] = 1
-        return self.images.finish(self._kept[index]), self.labels[index]
+        for i in self.store.missing(index).tolist():
+            self.store.put([i], self.images.read(i)[None])
+        return self.images.finish(self.store.get(index)), self.labels[index]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Shared memory reaches forked processes only: others read the images themselves."""
@@ -184,34 +177,14 @@ def as_dataset(
     lazy = ImageDataset(split, transform, torch.from_numpy(labels))
     first = lazy.finish(lazy.first)
     if first.nbytes * len(split) > memory_limit:
-        memory = _shared(KeptDataset.bytes_kept(lazy), memory_limit, disk_limit)
-        return lazy if memory is None else KeptDataset(lazy, memory)
+        disk_limit = half_of_memory() if disk_limit is None else disk_limit
+        store = RowStore(len(split), memory_limit=memory_limit, disk_limit=disk_limit, reserve=True)
+        return KeptDataset(lazy, store) if store.put([0], lazy.first[None]) else lazy
     images = torch.empty((len(split), *first.shape), dtype=first.dtype)
     numbers = range(len(split))
     for i in numbers if progress is None else progress(numbers):
         images[i] = lazy[i][0]
     return TensorDataset(images, lazy.labels)
-
-
-def _shared(size: int, memory_limit: int, disk_limit: int | None) -> Tensor | None:
-    """Zeros that forked processes share, in memory or in a file, or None where they don't fit.
-
-    The file has no name: nothing is left of it when the process ends, however it ends. Its blocks are reserved, since
-    a full disk would kill a process that writes to mapped memory.
-    """
-    if size <= memory_limit:
-        return torch.frombuffer(mmap(-1, size), dtype=torch.uint8)
-    folder = os.environ.get("TMPDIR", "/var/tmp")  # /tmp may itself be memory
-    try:
-        if disk_limit is None:
-            disk_limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-        if size > min(disk_limit, shutil.disk_usage(folder).free // 2):
-            return None
-        with TemporaryFile(dir=folder) as file:
-            os.posix_fallocate(file.fileno(), 0, size)
-            return torch.frombuffer(mmap(file.fileno(), size), dtype=torch.uint8)
-    except (OSError, AttributeError):  # the latter where the system can't reserve blocks
-        return None
 
 
 def build_augment(spec: str) -> Augment:

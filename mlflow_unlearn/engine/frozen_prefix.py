@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils.data import Dataset
 
 from mlflow_unlearn.data.batching import forward_batch, gather
-from mlflow_unlearn.data.buffers import rows
+from mlflow_unlearn.data.buffers import RowStore
 from mlflow_unlearn.data.splits import labels_of, wholly_forgotten
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.hardware import Hardware
@@ -209,9 +209,7 @@ class Activations(Dataset[tuple[Tensor, int]]):
         self.dataset, self.frozen_layers, self.hardware = dataset, frozen_layers, hardware
         self.labels = labels_of(dataset)
         self.deterministic = keep
-        self._keep = keep
-        self._rows: Tensor | None = None
-        self._known = torch.zeros(len(self.labels), dtype=torch.bool)
+        self._store = RowStore(len(self.labels))
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -225,33 +223,25 @@ class Activations(Dataset[tuple[Tensor, int]]):
     def gather(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Activations ``[B, …]`` and labels ``[B]``."""
         index = torch.as_tensor(indices, dtype=torch.long)
-        if not self._keep:
-            return _single(self._run(gather(self.dataset, indices)[0])), self.labels[index]
-        missing = sorted(set(index[~self._known[index]].tolist()))
-        if missing:
-            self._store(missing, self._run(gather(self.dataset, missing)[0]))
-        if self._rows is None:
-            return self.gather(indices)
-        return _single(self._rows[index]), self.labels[index]
+        missing = sorted(set(self._store.missing(index).tolist()))
+        if self.deterministic and missing:
+            self._keep(missing, self._run(gather(self.dataset, missing)[0]))
+        kept = self._store.get(index) if self.deterministic else self._run(gather(self.dataset, indices)[0])
+        return _single(kept), self.labels[index]
 
     def fill(self, indices: Tensor) -> None:
         """Run the frozen layers over the samples at ``indices`` that they have not seen yet; all ranks together."""
-        if not ranks.all_agree(self._keep):
+        if not ranks.all_agree(self.deterministic):
             return
-        missing = indices[~ranks.agreed(self._known[indices])]
+        missing = indices[~ranks.agreed(self._store.has(indices))]
         size = forward_batch(self.dataset, self.hardware.device) * ranks.size()
         batches = [missing[i : i + size].tolist() for i in range(0, len(missing), size)]
         loader = self.hardware.batches(self.dataset, [ranks.share(batch) for batch in batches])
         for batch, (images, _) in zip(batches, loader, strict=True):
-            self._store(batch, ranks.all_gather(self._run(images), len(batch)))
+            self._keep(batch, ranks.all_gather(self._run(images), len(batch)))
 
-    def _store(self, indices: list[int], activations: Tensor) -> None:
-        if self._rows is None and self._keep:
-            self._rows = rows(len(self), tuple(activations.shape[1:]), activations.dtype)
-            self._keep = self.deterministic = self._rows is not None
-        if self._rows is not None:
-            self._rows[indices] = activations
-            self._known[indices] = True
+    def _keep(self, indices: list[int], activations: Tensor) -> None:
+        self.deterministic = self._store.put(indices, activations)
 
     def _run(self, images: Tensor) -> Tensor:
         with evaluating(self.frozen_layers), self.hardware.autocast():

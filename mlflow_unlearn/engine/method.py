@@ -237,6 +237,13 @@ class Method:
     """Of one of ours in tables and in ``methods=all``: the smallest comes first, and retraining last."""
     stochastic: ClassVar[bool] = True
     """Whether another seed gives other weights."""
+    epoch_metrics: ClassVar[Mapping[str, str]] = {"acc_val": "a_u"}
+    """Values of `Workspace.record` that are logged under another name.
+
+    ``acc_val``, the original's accuracy on unseen samples, would run into the measured model's metric of that name.
+    """
+    final_metrics: ClassVar[tuple[str, ...]] = ("acc_forget", "delta")
+    """Which of the values that `plan` returns are logged."""
 
     def __init__(self, params: Mapping[str, Any] | None = None, *, family: str = "cnn") -> None:
         """Complete ``params`` with the published settings of the family and validate them."""
@@ -245,3 +252,25 @@ class Method:
     def plan(self, workspace: Workspace) -> Plan:
         """Yield phases, read their `PhaseStats`, and return what is known of the final state (``acc_forget``, …)."""
         raise NotImplementedError
+
+    @classmethod
+    def nothing_to_unlearn(cls, final: Mapping[str, float]) -> str | None:
+        """Why it was right to leave the weights as they were, by what `plan` returned; None where that does not tell.
+
+        The default speaks for plans that compare ``acc_forget`` with the accuracy on unseen samples, ``acc_val``.
+        """
+        if "acc_val" not in final:
+            return None
+        shown = {"acc_forget": "acc_forget", "acc_val": "A_u"}
+        values = ", ".join(f"{name} {final[key]:.4f}" for key, name in shown.items() if key in final)
+        return f"the model knows these samples no better than unseen ones ({values})"
+
+    @classmethod
+    def not_worthwhile(cls, labels: Mapping[str, Tensor], predictions: Mapping[str, Tensor]) -> str | None:
+        """Why none of the method's hyperparameters would unlearn anything here, before any training; None: some may.
+
+        Args:
+            labels: by set ("forget", "retain", "val"), ``[N]``.
+            predictions: the original's predicted classes on the same sets, ``[N]``.
+        """
+        return None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from mlflow_unlearn.data.buffers import rows
+from mlflow_unlearn.data.buffers import RowStore
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.forward import forward
 from mlflow_unlearn.engine.frozen_prefix import Activations, split_at
@@ -66,9 +66,7 @@ class Teacher:
         self.passes = 0
         self._caching = cache is not False
         self._watched = {role for role, data in datasets.items() if cache is None and not is_deterministic(data)}
-        self._sizes = {role: len(data) for role, data in datasets.items()}  # type: ignore[arg-type]
-        self._logits: dict[str, Tensor] = {}
-        self._known: dict[str, Tensor] = {}
+        self._logits = {role: RowStore(len(data)) for role, data in datasets.items()}  # type: ignore[arg-type]
         self._checksums: dict[tuple[str, int], int] = {}
         self.reader, self.datasets = model, dict(datasets)
         if prefix is not None:
@@ -94,21 +92,12 @@ class Teacher:
 
     def keep(self, role: str, start: int, logits: Tensor) -> None:
         """Take over ``logits [B, K]`` of the samples from ``start`` on, which another pass of the model has given."""
-        if not self._caching or role in self._watched:
-            return
-        if role not in self._logits:
-            kept = rows(self._sizes[role], tuple(logits.shape[1:]), torch.float32)
-            if kept is None:
-                self._caching = False
-                return
-            self._logits[role] = kept
-            self._known[role] = torch.zeros(self._sizes[role], dtype=torch.bool)
-        self._logits[role][start : start + len(logits)] = logits.cpu()
-        self._known[role][start : start + len(logits)] = True
+        if self._caching and role not in self._watched:
+            self._caching = self._logits[role].put(slice(start, start + len(logits)), logits.cpu())
 
     def predictions(self, role: str) -> Tensor:
         """Predicted classes ``[N]`` of a set, on the CPU."""
-        return self._logits[role].argmax(dim=1) if self._complete(role) else self._read(role)
+        return self._logits[role].get(slice(None)).argmax(dim=1) if self._complete(role) else self._read(role)
 
     def logits(self, role: str, indices: Tensor, images: Tensor) -> Tensor:
         """The teacher's logits ``[B, K]`` for samples ``indices [B]`` of a set, whose inputs are ``images``."""
@@ -116,23 +105,15 @@ class Teacher:
             self._watch(role, indices, images)
         if not self._caching:
             return self._forward(images)
-        known = self._known.setdefault(role, torch.zeros(self._sizes[role], dtype=torch.bool))
-        missing = ~known[indices]
+        kept = self._logits[role]
+        missing = ~kept.has(indices)
         if missing.any():
             fresh = self._forward(images[missing.to(images.device)])
-            if role not in self._logits:
-                kept = rows(self._sizes[role], tuple(fresh.shape[1:]), torch.float32)
-                if kept is None:
-                    self._caching = False
-                    return self._forward(images)
-                self._logits[role] = kept
-            self._logits[role][indices[missing]] = fresh.cpu()
-            known[indices[missing]] = True
-        return self._logits[role][indices].to(self.hardware.device)
+            self._caching = kept.put(indices[missing], fresh.cpu())
+        return kept.get(indices).to(self.hardware.device) if self._caching else self._forward(images)
 
     def _complete(self, role: str) -> bool:
-        known = self._known.get(role)
-        return ranks.all_agree(self._caching and known is not None and bool(known.all()))
+        return ranks.all_agree(self._caching and self._logits[role].complete)
 
     def _read(self, role: str) -> Tensor:
         """One pass over a set, whose logits are kept."""

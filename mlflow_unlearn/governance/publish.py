@@ -12,6 +12,7 @@ from mlflow_unlearn import config
 from mlflow_unlearn.api import Result
 from mlflow_unlearn.console import note
 from mlflow_unlearn.engine.loop import Epoch
+from mlflow_unlearn.engine.method import Method
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.policy import Policy, judge
 from mlflow_unlearn.evidence.provenance import Provenance
@@ -152,32 +153,31 @@ def target_name(session: Session, register_as: str | None) -> str:
     return name
 
 
-def nothing_to_unlearn(method: str, result: Result) -> str:
+def nothing_to_unlearn(method: type[Method], result: Result) -> str:
     """Why a run that left the weights as they were is no unlearning."""
-    if "acc_val" not in result.final:
-        why = f" ({'; '.join(result.warnings)})" if result.warnings else ""
-        return f"nothing was unlearned: {method} left every weight as it was{why}"
-    return known_no_better(result.final)
+    reason = method.nothing_to_unlearn(result.final)
+    if reason is not None:
+        return f"nothing to unlearn: {reason}"
+    why = f" ({'; '.join(result.warnings)})" if result.warnings else ""
+    return f"nothing was unlearned: {method.name} left every weight as it was{why}"
 
 
-def known_no_better(final: Mapping[str, float]) -> str:
-    """The sentence of LoTUS's stopping rule before the first pass."""
-    shown = {"acc_forget": "acc_forget", "acc_val": "A_u"}
-    return (
-        "nothing to unlearn: the model knows these samples no better than unseen ones "
-        f"({', '.join(f'{name} {final[key]:.4f}' for key, name in shown.items() if key in final)})"
-    )
-
-
-def log_epoch(epoch: Epoch) -> None:
-    """One epoch's record as metrics with a step; LoTUS's constant acc_val is logged as a_u."""
-    values = {("a_u" if key == "acc_val" else key): value for key, value in epoch.items() if key != "epoch"}
+def log_epoch(method: type[Method], epoch: Epoch) -> None:
+    """One epoch's record as metrics with a step, under the names that the method gives them."""
+    values = {method.epoch_metrics.get(key, key): value for key, value in epoch.items() if key != "epoch"}
     mlflow.log_metrics(values, step=int(epoch["epoch"]))
 
 
-def log_final(result: Result) -> None:
+def log_history(method: type[Method], result: Result) -> None:
+    """All of a finished run, once the method's clock has stopped: many epochs would add the tracking server's time."""
+    for epoch in result.history:
+        log_epoch(method, epoch)
+    log_final(method, result)
+
+
+def log_final(method: type[Method], result: Result) -> None:
     """What is known of the returned model, one step after the last epoch; seconds of the whole."""
-    values = {key: value for key, value in result.final.items() if key in ("acc_forget", "delta", "alpha")}
+    values = {key: value for key, value in result.final.items() if key in method.final_metrics}
     mlflow.log_metrics(values, step=len(result.history))
     mlflow.log_metric("unlearn_seconds", result.seconds)
 

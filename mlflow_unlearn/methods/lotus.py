@@ -4,6 +4,7 @@ Spartalis et al., "LoTUS: Large-Scale Machine Unlearning with a Taste of Uncerta
 """
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Literal
 
@@ -131,6 +132,7 @@ class Lotus(Method):
     Params = LotusParams
     by_family = {"vit": {"lr": 1e-6, "batch_size": 32, "epochs": 3}}
     params: LotusParams
+    final_metrics = ("acc_forget", "delta", "alpha")
 
     def plan(self, workspace: Workspace) -> Plan:
         """One pass an epoch over the forget set and a fixed share of the retain set, until Δ ≤ −0.01."""
@@ -182,6 +184,16 @@ class Lotus(Method):
             ws.restore(state)
         used = {"alpha": alpha} if p.alpha != alpha != "auto" else {}
         return {"acc_forget": acc_forget, "acc_val": a_u, "delta": delta, **used}
+
+    @classmethod
+    def not_worthwhile(cls, labels: Mapping[str, Tensor], predictions: Mapping[str, Tensor]) -> str | None:
+        """The stopping rule before the first pass: whatever the hyperparameters, there would be none."""
+        forgotten = wholly_forgotten(labels["forget"], labels["retain"])
+        a_u = unseen_accuracy(labels["forget"], labels["val"], predictions["val"], forgotten)
+        acc_forget = (predictions["forget"] == labels["forget"]).double().mean().item()
+        if not has_forgotten(acc_forget, a_u):
+            return None
+        return cls.nothing_to_unlearn({"acc_forget": acc_forget, "acc_val": a_u})
 
 
 def unseen_accuracy(labels_forget: Tensor, labels_val: Tensor, predictions_val: Tensor, forgotten: Tensor) -> float:

@@ -31,13 +31,12 @@ from torch import nn
 
 from mlflow_unlearn import config
 from mlflow_unlearn.console import note
-from mlflow_unlearn.data.splits import wholly_forgotten
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.predictions import read_splits
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError, first_line
 from mlflow_unlearn.evidence.provenance import Provenance, Selection
-from mlflow_unlearn.governance.publish import known_no_better, log_epoch, log_final, publish
-from mlflow_unlearn.methods.lotus import has_forgotten, unseen_accuracy
+from mlflow_unlearn.governance.publish import log_history, publish
+from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.outputs import Readings
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.uris import absolute_uri, hidden_password
@@ -192,21 +191,20 @@ class StudyRunner:
         return True
 
 
-def check_worthwhile(session: Session, original: Readings) -> None:
-    """Refuse a study about samples that the model knows no better than unseen ones.
+def check_worthwhile(methods: Sequence[str], original: Readings) -> None:
+    """Refuse a study of which one of ``methods`` says beforehand that it would find nothing.
 
     Raises:
-        NothingToUnlearn: it does not.
+        NothingToUnlearn: one says so.
     """
     labels, predictions = (
         {role: torch.from_numpy(np.asarray(getattr(original[role], field))) for role in SELECTION_SPLITS}
         for field in ("labels", "predictions")
     )
-    forgotten = wholly_forgotten(labels["forget"], labels["retain"])
-    a_u = unseen_accuracy(labels["forget"], labels["val"], predictions["val"], forgotten)
-    acc_forget = (predictions["forget"] == labels["forget"]).double().mean().item()
-    if has_forgotten(acc_forget, a_u):
-        raise NothingToUnlearn(known_no_better({"acc_forget": acc_forget, "acc_val": a_u}))
+    for method in methods:
+        reason = get_method(method).not_worthwhile(labels, predictions)
+        if reason is not None:
+            raise NothingToUnlearn(f"nothing to unlearn: {reason}")
 
 
 def open_study(
@@ -369,9 +367,7 @@ def finish(runner: StudyRunner, name: str | None, run_id: str, original: Reading
         return
     result = objective.result(winner)
     mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})
-    for epoch in result.history:
-        log_epoch(epoch)
-    log_final(result)
+    log_history(get_method(setting.method), result)
     session = objective.session.filed(options)
     readings = {
         "original": original,

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlflow
@@ -24,6 +25,7 @@ from mlflow_unlearn.engine.predictions import read, read_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.governance.publish import log_epoch, nothing_to_unlearn
+from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.outputs import Readings
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.session.session import Session
@@ -161,10 +163,11 @@ class Objective:
     def _carry_out(self, trial: optuna.Trial, setting: Setting) -> tuple[float, float]:
         pruning = not isinstance(self.study.pruner, optuna.pruners.NopPruner)
         watch = _PruningCallback(self, trial) if pruning else None
-        result = self.unlearn(setting, on_epoch=log_epoch, on_state=watch)
+        method = get_method(setting.method)
+        result = self.unlearn(setting, on_epoch=partial(log_epoch, method), on_state=watch)
         digest = weights_digest(result.model)
         if digest == self._source:
-            raise UnlearnError(nothing_to_unlearn(setting.method, result))
+            raise UnlearnError(nothing_to_unlearn(method, result))
         start = time.perf_counter()
         readings = read_splits(result.model, self.session.splits, self.session.hardware, roles=SELECTION_SPLITS)
         metrics = on_validation(readings, self._original, gold=self._gold, seed=self._seed)

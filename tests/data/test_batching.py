@@ -256,4 +256,4 @@ def test_large_images_keep_their_workers(machine):
     part = Split(tuple("abcdef"), np.zeros(6, np.int64), ImageStore(Image.fromarray, pixels))
     kept = as_dataset(part, build_transform("none", channels=3), memory_limit=0)
     kept.gather(range(6))
-    assert kept._known.all() and loader_settings(kept, CPU, in_order(kept, 2))["num_workers"] == 2
+    assert kept.store.complete and loader_settings(kept, CPU, in_order(kept, 2))["num_workers"] == 2

@@ -558,6 +558,18 @@ def test_nothing_to_unlearn(ignorant, store, refuse, cli, command):
     assert store.versions("ignorant") == ["1"]
 
 
+@pytest.mark.parametrize(("methods", "trials"), [("finetune", 1), ("finetune,lotus", 0)])
+def test_a_study_is_refused_by_the_methods_it_is_about(ignorant, store, cli, methods, trials):
+    """Fine-tuning has no rule that stops it before the first pass."""
+    made, wrong = ignorant
+    shutil.copy(made.folder / "mlflow.db", store.folder / "mlflow.db")
+    write(store.folder, {"wrong.txt": wrong})
+    version = ("--model-uri", "models:/ignorant/1", "--data", "digits", "--transform", "none")
+    done = cli("tune", *version, "--forget", "wrong.txt", "--methods", methods, "--n-trials", "1", "--register", "none")
+    begun = [run for run in store.runs() if "unlearn.trial" in run.data.tags]
+    assert ("nothing to unlearn" in done.err, len(begun)) == (not trials, trials)
+
+
 # --- the store -----------------------------------------------------------------------------------------------------
 
 

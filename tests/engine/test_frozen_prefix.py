@@ -268,8 +268,9 @@ class TestActivations:
         seen.gather([1]), seen.gather([1])
         assert listed.readings == 20 + 2 and not seen.deterministic
 
-    def test_without_room_they_are_computed_each_time(self, monkeypatch):
-        monkeypatch.setattr("mlflow_unlearn.engine.frozen_prefix.rows", lambda *shape: None)
+    def test_without_room_they_are_computed_each_time(self, monkeypatch, tmp_path):
+        monkeypatch.setattr("mlflow_unlearn.data.buffers.IN_MEMORY", 0)
+        monkeypatch.setenv("TMPDIR", str(tmp_path / "gone"))
         data = digits(0, 20)
         listed = Listed(data)
         seen = activations(listed)

@@ -101,6 +101,15 @@ class TestCache:
         ask(t, [1]), ask(t, [1])
         assert t.passes == 2
 
+    def test_without_room_it_goes_off(self, monkeypatch, tmp_path):
+        monkeypatch.setattr("mlflow_unlearn.data.buffers.IN_MEMORY", 0)
+        monkeypatch.setenv("TMPDIR", str(tmp_path / "gone"))
+        asked, filled = teacher(DATA), teacher(DATA)
+        filled.fill(("forget",))
+        for t in (asked, filled):
+            torch.testing.assert_close(ask(t, [1, 3]), logits(original(), DATA)[[1, 3]])
+            assert not t.caching
+
     @pytest.mark.parametrize("cache", [True, False, None])
     def test_logits_may_be_part_of_a_loss(self, cache):
         weight = torch.ones((), requires_grad=True)
