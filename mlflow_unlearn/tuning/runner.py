@@ -42,7 +42,7 @@ from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.uris import absolute_uri, hidden_password
 from mlflow_unlearn.session.session import Job
 from mlflow_unlearn.tuning import study_report as report
-from mlflow_unlearn.tuning.selection import CONSTRAINTS, JUDGED
+from mlflow_unlearn.tuning.selection import CONSTRAINTS, JUDGED, needs_gold
 from mlflow_unlearn.tuning.space import METHOD, PREFIX, Space
 from mlflow_unlearn.tuning.storage import (
     GRACE_SECONDS,
@@ -267,7 +267,7 @@ def task_of(job: Job, space: Space, gold: nn.Module | None, options: config.Tune
     """What the trials of one study have in common."""
     described = json.dumps(space.to_json(), sort_keys=True)
     read = [job.view.source.digest, job.view.transform, *job.view.classes]
-    judged_by_gold = gold is not None and options.objective.startswith("avg_gap")
+    judged_by_gold = gold is not None and needs_gold(options.objective)
     return {
         "weights_sha256": weights_digest(job.module),
         "forget_sha256": job.manifest(job.forget).hashed(SALT_OF_TASKS).digest,
