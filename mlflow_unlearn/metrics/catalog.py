@@ -6,7 +6,11 @@ The options of the shell are made from it as well, so it imports no NumPy: a rec
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from importlib import import_module
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from mlflow_unlearn.metrics.outputs import Compute
 
 Need = Literal["forget", "retain", "val", "test", "original", "gold"]
 
@@ -54,6 +58,12 @@ class Metric:
     by_request: bool = True
     interval_end: bool = False
     classes_only: bool = False
+
+    def function(self) -> "Compute":
+        """The function that ``computed_by`` names."""
+        module, name = self.computed_by.split(".")
+        function: Compute = getattr(import_module(f"mlflow_unlearn.metrics.{module}"), name)
+        return function
 
     def distance(self, value: float) -> float:
         """How far a value is from the ideal.

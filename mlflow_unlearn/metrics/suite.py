@@ -1,7 +1,6 @@
 """Every metric of a model from what one forward pass over each split leaves."""
 
 from collections.abc import Mapping
-from importlib import import_module
 
 import numpy as np
 
@@ -9,7 +8,7 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.metrics.accuracy import accuracy
 from mlflow_unlearn.metrics.catalog import METRICS, Metric
 from mlflow_unlearn.metrics.divergence import usable_classes
-from mlflow_unlearn.metrics.outputs import Compute, MetricInputs, Reading, Readings
+from mlflow_unlearn.metrics.outputs import MetricInputs, Reading, Readings
 
 
 class Metrics(dict[str, float]):
@@ -55,7 +54,7 @@ def compute_metrics(
     metrics = Metrics()
     metrics.counts.update(_counts(inputs))
     for key, metric in METRICS.items():
-        value = _absent(metric, inputs) or inputs.once(_function(metric.computed_by))[key]
+        value = _absent(metric, inputs) or inputs.once(metric.function())[key]
         if isinstance(value, str):
             metrics.missing[key] = value
         else:
@@ -99,10 +98,3 @@ def _absent(metric: Metric, inputs: MetricInputs) -> str | None:
         elif need not in inputs.model:
             return f"the {need} set was not read"
     return None
-
-
-def _function(name: str) -> Compute:
-    """The function that a record names; see `Metric.computed_by`."""
-    module, function = name.split(".")
-    compute: Compute = getattr(import_module(f"mlflow_unlearn.metrics.{module}"), function)
-    return compute
