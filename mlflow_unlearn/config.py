@@ -10,12 +10,18 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mlflow_unlearn.errors import UnlearnError, first_line
+from mlflow_unlearn.metrics.catalog import OBJECTIVES
+
+if TYPE_CHECKING:
+    Objective = str
+else:
+    Objective = Literal[tuple(OBJECTIVES)]
 
 Text = Annotated[str | None, BeforeValidator(lambda value: value or None)]
 """An optional string: the empty one counts as not given."""
@@ -175,9 +181,7 @@ class Tune(HardwareOptions, PublishOptions, Command):
         "constrained",
         description="constrained: one objective under constraints; pareto: the front of it and of acc_val.",
     )
-    objective: Literal[
-        "rf_jsd_mia_val", "rf_jsd_val", "mia_excess_val", "mia_auc_val", "entropy_ks_val", "avg_gap_excess_val"
-    ] = Field(
+    objective: Objective = Field(
         "rf_jsd_mia_val",
         description="What to minimise; rf_jsd_mia_val = rf_jsd_val + |mia_excess_val|; the last one needs gold_uri.",
     )

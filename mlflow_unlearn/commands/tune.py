@@ -34,6 +34,7 @@ from mlflow_unlearn.tuning.runner import (
     stop_early,
     task_of,
 )
+from mlflow_unlearn.tuning.selection import needs_gold
 from mlflow_unlearn.tuning.space import search_space
 from mlflow_unlearn.tuning.storage import (
     LeaderLock,
@@ -127,7 +128,7 @@ def _check(options: config.Tune) -> None:
         raise UnlearnError(
             "sampler = 'gp' cannot search for two objectives under constraints: use tpe or nsga2, or mode=constrained"
         )
-    if options.objective.startswith("avg_gap") and options.gold_uri is None:
+    if needs_gold(options.objective) and options.gold_uri is None:
         raise UnlearnError(f"objective = {options.objective!r} needs a gold standard: give gold_uri=")
     for name in ("pruner", "workers"):
         if max(options.processes, ranks.world()) > 1 and getattr(options, name) not in ("none", 1):

@@ -12,6 +12,7 @@ import mlflow
 from rich.table import Table
 
 from mlflow_unlearn.console import stdout
+from mlflow_unlearn.metrics.catalog import ranked
 from mlflow_unlearn.metrics.suite import Metrics
 
 if TYPE_CHECKING:
@@ -19,24 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REFERENCES = ("original", "retrain", "floor")
-COLUMNS = (
-    "avg_gap_excess",
-    "avg_gap",
-    "acc_forget",
-    "acc_retain",
-    "acc_val",
-    "acc_test",
-    "acc_test_forgotten",
-    "mia",
-    "mia_excess",
-    "mia_auc",
-    "jsd",
-    "rf_jsd",
-    "seconds",
-    "seconds_relative",
-)
+COLUMNS = (*(metric.key for metric in ranked("comparison")), "seconds", "seconds_relative")
 """Of the table, in this order; the first one decides."""
-_PRINTED = (*COLUMNS[:4], "acc_test", "mia_excess", "mia_auc", "jsd", "rf_jsd")
+_PRINTED = (*(metric.key for metric in ranked("comparison") if metric.printed), "seconds_relative")
 PAPER = "0.92 ± 0.04"
 """Pearson correlation of RF-JSD with JSD over methods, as the LoTUS paper reports it."""
 
@@ -161,7 +147,7 @@ def show(rows: Sequence[Row], pearson: Spread | None) -> None:
     console = stdout(160)
     table = Table(title="methods against retraining", title_justify="left")
     table.add_column("method")
-    columns = [c for c in (*_PRINTED, "seconds_relative") if any(row[c] is not None for row in rows)]
+    columns = [c for c in _PRINTED if any(row[c] is not None for row in rows)]
     for column in columns:
         table.add_column("cost" if column == "seconds_relative" else column, justify="right")
     for row in rows:

@@ -29,7 +29,7 @@ from mlflow_unlearn.evidence.record import (
     sha256,
 )
 from mlflow_unlearn.metrics.accuracy import accuracy
-from mlflow_unlearn.metrics.catalog import KEYS
+from mlflow_unlearn.metrics.catalog import METRICS
 from mlflow_unlearn.metrics.divergence import rf_js_divergence
 from mlflow_unlearn.metrics.outputs import Reading, Readings, part_of, pooled
 from mlflow_unlearn.metrics.suite import Metrics, compute_metrics
@@ -114,7 +114,7 @@ def build(
         metrics={model: measured(metrics) for model, metrics in candidate.columns.items()},
         union=union,
         incomplete=candidate.incomplete,
-        definitions=dict.fromkeys(KEYS, 1),
+        definitions={key: metric.definition for key, metric in METRICS.items()},
         figures=_figures(candidate.readings, view.classes),
         hardware={"device": str(session.hardware.device), "precision": session.hardware.precision},
         system=system_facts(),

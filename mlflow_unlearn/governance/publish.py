@@ -19,6 +19,7 @@ from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.record import CARD, DIGEST_TAG, FILE, FOLDER, REPORT, REPORT_TAG, Evidence, sha256
 from mlflow_unlearn.evidence.signing import sign
 from mlflow_unlearn.governance.evidence_builder import VersionCandidate, build, numbered
+from mlflow_unlearn.metrics.catalog import METRICS
 from mlflow_unlearn.metrics.outputs import Readings
 from mlflow_unlearn.metrics.suite import Metrics, compare, residual_accuracy
 from mlflow_unlearn.registry import forget_requests, tracking
@@ -190,11 +191,10 @@ def log_metrics(columns: Mapping[str, Metrics], model_ids: Mapping[str, str | No
     for name, metrics in columns.items():
         values = {f"{name}.{key}": value for key, value in metrics.items()}
         mlflow.log_metrics(values, model_id=model_ids.get(name))
-        # Without a wholly forgotten class nobody misses acc_test_forgotten.
         told = {
-            k: v
-            for k, v in metrics.missing.items()
-            if k != "acc_test_forgotten" or metrics.counts["wholly_forgotten_classes"]
+            key: reason
+            for key, reason in metrics.missing.items()
+            if not METRICS[key].classes_only or metrics.counts["wholly_forgotten_classes"]
         }
         mlflow.set_tags({f"unlearn.missing.{name}.{key}": reason for key, reason in told.items()})
     counts = next(iter(columns.values())).counts

@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mlflow_unlearn.metrics import _arrays
+from mlflow_unlearn.metrics.membership import attack_shares
+from mlflow_unlearn.metrics.outputs import Computed, MetricInputs
 
 GAP_ACCURACIES = ("acc_forget", "acc_retain", "acc_test")
 
@@ -84,3 +86,47 @@ def avg_gap(unlearned: Mapping[str, float | None], gold: Mapping[str, float | No
             raise ValueError(f"{key}: missing in the metrics of the {'unlearned' if ours is None else 'gold'} model.")
         gaps.append(abs(ours - theirs))
     return sum(gaps) / len(gaps)
+
+
+def accuracies(inputs: MetricInputs) -> Computed:
+    """``acc_X`` of each split X that was evaluated, and ``acc_test_forgotten``; shares.
+
+    On val and test the wholly forgotten classes are left out: else success would read as lost utility.
+
+    Source: the ACC columns of Spartalis et al., LoTUS, CVPR 2025 (arXiv 2503.18314); leaving classes out is ours.
+    """
+    found: dict[str, float | str] = {}
+    for split, outputs in inputs.model.items():
+        key, predictions, labels = f"acc_{split}", outputs.predictions, outputs.labels
+        if split in ("forget", "retain"):
+            found[key] = accuracy(predictions, labels)
+            continue
+        kept = ~np.isin(labels, inputs.forgotten)
+        reason = f"every class of the {split} set is wholly forgotten"
+        found[key] = accuracy(predictions, labels, kept) if kept.any() else reason
+        if split == "test":
+            if not len(inputs.forgotten):
+                found["acc_test_forgotten"] = "no class is wholly forgotten"
+            elif kept.all():
+                found["acc_test_forgotten"] = "the wholly forgotten classes do not occur in the test set"
+            else:
+                found["acc_test_forgotten"] = accuracy(predictions, labels, ~kept)
+    return found
+
+
+def average_gaps(inputs: MetricInputs) -> Computed:
+    """``avg_gap`` and ``avg_gap_excess``: :func:`avg_gap` to the gold standard, shares.
+
+    One that lacks a term on either side is not computed, for that term's reason.
+
+    Source: as of :func:`avg_gap`.
+    """
+    gold = MetricInputs(inputs.gold, seed=inputs.seed)
+    ours, theirs = ({**side.once(accuracies), **side.once(attack_shares)} for side in (inputs, gold))
+    values = [{key: value for key, value in side.items() if isinstance(value, float)} for side in (ours, theirs)]
+    found: dict[str, float | str] = {}
+    for key, mia_key in (("avg_gap", "mia"), ("avg_gap_excess", "mia_excess")):
+        terms = [side[term] for side in (ours, theirs) for term in (mia_key, *GAP_ACCURACIES)]
+        reason = next((term for term in terms if isinstance(term, str)), None)
+        found[key] = avg_gap(*values, mia_key=mia_key) if reason is None else reason
+    return found

@@ -1,27 +1,306 @@
-"""The metrics by name, and what they mean in words that every table and report share."""
+"""The metrics, one record each: what tables, report, model card, policies, `tune` and ``docs/metrics.md`` know of them.
 
-MEANING = {
-    "acc_forget": "accuracy on the forget set; gold's value is right",
-    "acc_retain": "accuracy on the retain set; should stay",
-    "acc_val": "accuracy on the validation set; should stay",
-    "acc_test": "accuracy on the test set; should stay",
-    "acc_test_forgotten": "accuracy on wholly forgotten classes; should fall",
-    "mia": "forget samples that the attack calls members; follows confidence",
-    "mia_test": "test samples that the same attack calls members",
-    "mia_excess": "mia − mia_test; near 0 is right, both signs are failures",
-    "mia_auc": "telling forget from test by entropy; 0.5 is right",
-    "mia_auc_low": "… lower end of its 95 % interval",
-    "mia_auc_high": "… upper end of its 95 % interval",
-    "entropy_ks": "distance of the entropy distributions; 0 is right",
-    "rf_jsd": "divergence from the original on unseen data; should fall",
-    "rf_jsd_published": "as the published code computes it (tables show it × 10⁴)",
-    "jsd": "divergence from gold on the forget set; see the floor",
-    "jsd_published": "as the published code computes it (tables show it × 10⁴)",
-    "avg_gap": "mean distance to gold, as published",
-    "avg_gap_excess": "mean distance to gold with mia_excess; this decides",
+The options of the shell are made from it as well, so it imports no NumPy: a record names the function that computes it.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from mlflow_unlearn.metrics.outputs import Compute
+
+Need = Literal["forget", "retain", "val", "test", "original", "gold"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric: how it is computed, how it is read, and where it is shown.
+
+    In ``objective``, ``comparison`` and ``card`` the smallest number stands first, equal ones in the order of the
+    catalog; None: it is not there.
+
+    Attributes:
+        key: its name in tags, tables and policies.
+        meaning: the words beside it in tables.
+        computed_by: ``module.function`` of this package, from `MetricInputs` to `Computed`. Metrics that share work
+            share a function.
+        needs: the splits and reference models without which it is not computed.
+        section: the heading of ``docs/metrics.md`` that defines it, as an anchor.
+        definition: counted up when the same data would give another value; the evidence names it.
+        range: the lowest and the highest value that it can have.
+        ideal: the best value, where that is one number.
+        good: what is good in words, beside the number or in its place.
+        val_name: what `tune` calls it with the validation set in the place of the test set; None: `tune` ignores it.
+        objective: its place among the objectives of `tune`, which minimises the distance from ``ideal``.
+        comparison: its place among the columns of `compare`.
+        printed: `compare` also prints its column, not only writes it into files.
+        card: its column in the model card's table of requests.
+        by_request: it depends on what was forgotten, and is shown for each request.
+        interval_end: it is an end of the interval of the metric in whose name it starts, and shown beside that.
+        classes_only: it is defined only where a class is wholly forgotten; elsewhere no one misses it.
+    """
+
+    key: str
+    meaning: str
+    computed_by: str
+    needs: tuple[Need, ...]
+    section: str
+    definition: int = 1
+    range: tuple[float, float] = (0.0, 1.0)
+    ideal: float | None = None
+    good: str = ""
+    val_name: str | None = None
+    objective: int | None = None
+    comparison: int | None = None
+    printed: bool = True
+    card: int | None = None
+    by_request: bool = True
+    interval_end: bool = False
+    classes_only: bool = False
+
+    def function(self) -> "Compute":
+        """The function that ``computed_by`` names."""
+        module, name = self.computed_by.split(".")
+        function: Compute = getattr(import_module(f"mlflow_unlearn.metrics.{module}"), name)
+        return function
+
+    def distance(self, value: float) -> float:
+        """How far a value is from the ideal.
+
+        Raises:
+            ValueError: the ideal is not a number.
+        """
+        if self.ideal is None:
+            raise ValueError(f"{self.key} has no ideal value")
+        return abs(value - self.ideal)
+
+
+_RECORDS = (
+    Metric(
+        "acc_forget",
+        "accuracy on the forget set; gold's value is right",
+        computed_by="accuracy.accuracies",
+        needs=("forget",),
+        section="accuracy",
+        good="gold's value; near 0 if a whole class is forgotten",
+        val_name="acc_forget",
+        comparison=3,
+        card=1,
+    ),
+    Metric(
+        "acc_retain",
+        "accuracy on the retain set; should stay",
+        computed_by="accuracy.accuracies",
+        needs=("retain",),
+        section="accuracy",
+        good="the original's value",
+        val_name="acc_retain",
+        comparison=3,
+        by_request=False,
+    ),
+    Metric(
+        "acc_val",
+        "accuracy on the validation set; should stay",
+        computed_by="accuracy.accuracies",
+        needs=("forget", "retain", "val"),
+        section="accuracy",
+        good="the original's value",
+        comparison=3,
+        printed=False,
+        by_request=False,
+    ),
+    Metric(
+        "acc_test",
+        "accuracy on the test set; should stay",
+        computed_by="accuracy.accuracies",
+        needs=("forget", "retain", "test"),
+        section="accuracy",
+        good="the original's value",
+        val_name="acc_val",
+        comparison=3,
+        card=1,
+        by_request=False,
+    ),
+    Metric(
+        "acc_test_forgotten",
+        "accuracy on wholly forgotten classes; should fall",
+        computed_by="accuracy.accuracies",
+        needs=("forget", "retain", "test"),
+        section="wholly-forgotten-classes",
+        ideal=0.0,
+        comparison=3,
+        printed=False,
+        classes_only=True,
+    ),
+    Metric(
+        "mia",
+        "forget samples that the attack calls members; follows confidence",
+        computed_by="membership.attack_shares",
+        needs=("forget", "retain", "test"),
+        section="the-membership-attack",
+        good="gold's value, not 0",
+        val_name="mia_val",
+        comparison=3,
+        printed=False,
+    ),
+    Metric(
+        "mia_test",
+        "test samples that the same attack calls members",
+        computed_by="membership.attack_shares",
+        needs=("forget", "retain", "test"),
+        section="the-membership-attack",
+        good="none of its own",
+    ),
+    Metric(
+        "mia_excess",
+        "mia − mia_test; near 0 is right, both signs are failures",
+        computed_by="membership.attack_shares",
+        needs=("forget", "retain", "test"),
+        section="the-membership-attack",
+        range=(-1.0, 1.0),
+        ideal=0.0,
+        good="both signs are failures",
+        val_name="mia_excess_val",
+        objective=2,
+        comparison=3,
+        card=2,
+    ),
+    Metric(
+        "mia_auc",
+        "telling forget from test by entropy; 0.5 is right",
+        computed_by="membership.auc_with_interval",
+        needs=("forget", "test"),
+        section="two-sided-auc",
+        ideal=0.5,
+        good="both sides are failures",
+        val_name="mia_auc_val",
+        objective=2,
+        comparison=3,
+        card=1,
+    ),
+    Metric(
+        "mia_auc_low",
+        "… lower end of its 95 % interval",
+        computed_by="membership.auc_with_interval",
+        needs=("forget", "test"),
+        section="two-sided-auc",
+        good="at most 0.5",
+        val_name="mia_auc_val_low",
+        card=1,
+        interval_end=True,
+    ),
+    Metric(
+        "mia_auc_high",
+        "… upper end of its 95 % interval",
+        computed_by="membership.auc_with_interval",
+        needs=("forget", "test"),
+        section="two-sided-auc",
+        good="at least 0.5",
+        val_name="mia_auc_val_high",
+        card=1,
+        interval_end=True,
+    ),
+    Metric(
+        "entropy_ks",
+        "distance of the entropy distributions; 0 is right",
+        computed_by="membership.entropy_distance",
+        needs=("forget", "test"),
+        section="entropy-gap",
+        ideal=0.0,
+        good="compare with gold's",
+        val_name="entropy_ks_val",
+        objective=2,
+    ),
+    Metric(
+        "rf_jsd",
+        "divergence from the original on unseen data; should fall",
+        computed_by="divergence.from_original",
+        needs=("forget", "retain", "test", "original"),
+        section="rf-jsd-divergence-without-gold",
+        range=(0.0, math.log(2.0)),
+        ideal=0.0,
+        good="compare with the original's",
+        val_name="rf_jsd_val",
+        objective=1,
+        comparison=5,
+    ),
+    Metric(
+        "rf_jsd_published",
+        "as the published code computes it (tables show it × 10⁴)",
+        computed_by="divergence.from_original",
+        needs=("forget", "retain", "test", "original"),
+        section="published-variants",
+        range=(0.0, math.inf),
+        ideal=0.0,
+    ),
+    Metric(
+        "jsd",
+        "divergence from gold on the forget set; see the floor",
+        computed_by="divergence.from_gold",
+        needs=("forget", "gold"),
+        section="jsd-divergence-from-gold",
+        range=(0.0, math.log(2.0)),
+        good="the floor between two golds",
+        comparison=4,
+    ),
+    Metric(
+        "jsd_published",
+        "as the published code computes it (tables show it × 10⁴)",
+        computed_by="divergence.from_gold",
+        needs=("forget", "gold"),
+        section="published-variants",
+        range=(0.0, math.inf),
+        good="as `jsd`",
+    ),
+    Metric(
+        "avg_gap",
+        "mean distance to gold, as published",
+        computed_by="accuracy.average_gaps",
+        needs=("forget", "retain", "test", "gold"),
+        section="average-gap",
+        ideal=0.0,
+        good="in practice the floor",
+        val_name="avg_gap_val",
+        comparison=2,
+        by_request=False,
+    ),
+    Metric(
+        "avg_gap_excess",
+        "mean distance to gold with mia_excess; this decides",
+        computed_by="accuracy.average_gaps",
+        needs=("forget", "retain", "test", "gold"),
+        section="average-gap",
+        range=(0.0, 1.25),
+        ideal=0.0,
+        good="in practice the floor",
+        val_name="avg_gap_excess_val",
+        objective=2,
+        comparison=1,
+        by_request=False,
+    ),
+)
+
+METRICS: Mapping[str, Metric] = {metric.key: metric for metric in _RECORDS}
+"""Every metric by its key, in the order of tables."""
+KEYS = tuple(METRICS)
+
+
+def ranked(place: Literal["objective", "comparison", "card"]) -> tuple[Metric, ...]:
+    """The metrics that are shown in a place, in its order."""
+    ranks = [(rank, metric) for metric in _RECORDS if (rank := getattr(metric, place)) is not None]
+    return tuple(metric for _, metric in sorted(ranks, key=lambda ranked: ranked[0]))
+
+
+ON_VALIDATION: Mapping[str, Metric] = {m.val_name: m for m in _RECORDS if m.val_name is not None}
+"""What `tune` judges by, under the names that say so: ``rf_jsd_val``, …"""
+OBJECTIVES: Mapping[str, tuple[str, ...]] = {
+    "rf_jsd_mia_val": ("rf_jsd_val", "mia_excess_val"),
+    **{m.val_name: (m.val_name,) for m in ranked("objective") if m.val_name is not None},
 }
-KEYS = tuple(MEANING)
-"""Every metric, in the order of tables."""
+"""What `tune` can minimise, and the metrics whose distances from their ideals it adds up."""
 
 READING = {
     "residual": "the forget set is still recognised",
@@ -29,3 +308,25 @@ READING = {
     "undecided": "the interval is too wide to tell; a larger forget or test set would",
     "indistinguishable": "forgotten and unseen samples look alike to the attack",
 }
+
+
+def overview() -> str:
+    """The table in ``docs/metrics.md``, Markdown."""
+    lines = ["| key | range | ideal | needs | in `tune` |", "|---|---|---|---|---|"]
+    for metric in _RECORDS:
+        number = "" if metric.ideal is None else f"{metric.ideal:g}"
+        cells = (
+            f"[`{metric.key}`](#{metric.section})",
+            _range(*metric.range),
+            "; ".join(filter(None, (number, metric.good))),
+            ", ".join(metric.needs) + (", a wholly forgotten class" if metric.classes_only else ""),
+            f"`{metric.val_name}`" if metric.val_name else "",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _range(low: float, high: float) -> str:
+    if high == math.inf:
+        return f"≥ {low:g}"
+    return f"{low:g} to {'ln 2' if high == math.log(2.0) else f'{high:g}'}".replace("-", "−")

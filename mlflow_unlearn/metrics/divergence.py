@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mlflow_unlearn.metrics import _arrays
-from mlflow_unlearn.metrics._arrays import Floats
+from mlflow_unlearn.metrics._arrays import Floats, Ints
+from mlflow_unlearn.metrics.outputs import Computed, MetricInputs
 
 LN2 = math.log(2.0)
 PUBLISHED_CLAMP = 1e-8
@@ -240,6 +241,49 @@ def rf_js_divergence(forget_sums: npt.ArrayLike, test_sums: npt.ArrayLike, class
     means_forget = class_means(forget_sums, classes)
     means_test = class_means(test_sums, classes)
     return float(js_divergence(means_forget, means_test).mean())
+
+
+def usable_classes(inputs: MetricInputs) -> Ints:
+    """The classes of the forget set that occur in the test set and in the retain set ``[C]``: those of RF-JSD."""
+    forget, retain, test = (inputs.model[split].labels for split in ("forget", "retain", "test"))
+    return np.intersect1d(np.intersect1d(forget, test), retain)
+
+
+def from_original(inputs: MetricInputs) -> Computed:
+    """``rf_jsd`` and ``rf_jsd_published``, nats: the unlearned model on forgotten data, the original on unseen data.
+
+    Source: as of :func:`rf_js_divergence` and :func:`js_divergence_published`.
+    """
+    forget, retain = inputs.model["forget"], inputs.model["retain"]
+    classes, reason = usable_classes(inputs), None
+    if not np.isin(forget.labels, retain.labels).any():
+        reason = "no unseen reference for a wholly forgotten class"
+    elif not len(classes):
+        reason = "no retained class of the forget set occurs in the test set"
+    if reason is not None:
+        return {"rf_jsd": reason, "rf_jsd_published": reason}
+    ours, theirs = forget.class_sums, inputs.original["test"].class_sums
+    return {
+        "rf_jsd": rf_js_divergence(ours, theirs, classes),
+        "rf_jsd_published": js_divergence_published(class_means(ours, classes), class_means(theirs, classes)),
+    }
+
+
+def from_gold(inputs: MetricInputs) -> Computed:
+    """``jsd`` and ``jsd_published``, nats: the unlearned model and the gold standard on the forget set.
+
+    Raises:
+        ValueError: the probabilities of the forget set were not kept.
+
+    Source: as of :func:`js_divergence` and :func:`js_divergence_published`.
+    """
+    ours, theirs = inputs.model["forget"].probabilities, inputs.gold["forget"].probabilities
+    if ours is None or theirs is None:
+        raise ValueError("jsd needs the probabilities of the forget set: read it with keep_probabilities=True")
+    return {
+        "jsd": float(js_divergence(ours, theirs).mean()),
+        "jsd_published": js_divergence_published(ours, theirs),
+    }
 
 
 def _log_or_zero(values: Floats) -> Floats:

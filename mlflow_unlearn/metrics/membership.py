@@ -11,12 +11,14 @@ import numpy.typing as npt
 
 from mlflow_unlearn.metrics import _arrays
 from mlflow_unlearn.metrics._arrays import Bools, Floats, Ints
+from mlflow_unlearn.metrics.outputs import Computed, MetricInputs
 
 CROSS_FIT_BELOW = 100
 FOLDS = 5
 MIN_FORGET_SAMPLES = 10
 WIDEST_DECIDED_INTERVAL = 0.1
 CHUNK_BYTES = 64_000_000
+UNMATCHED = "no class of the forget set occurs in the test set"
 
 AucReading = Literal["residual", "over-forgotten", "undecided", "indistinguishable"]
 
@@ -295,6 +297,66 @@ def entropy_ks(
     shares_forget = _cumulative_shares(forget, weights_forget, "weights_forget", grid)
     shares_test = _cumulative_shares(test, weights_test, "weights_test", grid)
     return float(np.abs(shares_forget - shares_test).max())
+
+
+def attack_shares(inputs: MetricInputs) -> Computed:
+    """``mia``, ``mia_test`` and ``mia_excess``, shares: :func:`membership_attack` less wholly forgotten classes.
+
+    Source: as of :func:`membership_attack`.
+    """
+    forget, retain, test = (inputs.model[split] for split in ("forget", "retain", "test"))
+    attack = membership_attack(
+        retain.entropies,
+        forget.entropies,
+        test.entropies,
+        labels_forget=forget.labels,
+        labels_test=test.labels,
+        num_classes=len(test.class_sums),
+        nonmembers=~np.isin(test.labels, inputs.forgotten),
+        seed=inputs.seed,
+    )
+    if attack is None:
+        reason = "every test sample belongs to a wholly forgotten class: the attack has no non-member"
+        return dict.fromkeys(("mia", "mia_test", "mia_excess"), reason)
+    if attack.mia_test is not None and attack.mia_excess is not None:
+        return {"mia": attack.mia, "mia_test": attack.mia_test, "mia_excess": attack.mia_excess}
+    shared = np.isin(test.labels, forget.labels).any()
+    reason = "the attack has a single non-member, and at least two are needed" if shared else UNMATCHED
+    return {"mia": attack.mia, "mia_test": reason, "mia_excess": reason}
+
+
+def auc_with_interval(inputs: MetricInputs) -> Computed:
+    """``mia_auc``, ``mia_auc_low`` and ``mia_auc_high``: :func:`two_sided_auc` with 1,000 resamples.
+
+    Source: as of :func:`two_sided_auc`.
+    """
+    forget, test = inputs.model["forget"], inputs.model["test"]
+    interval = two_sided_auc(
+        forget.entropies,
+        test.entropies,
+        forget.labels,
+        test.labels,
+        len(test.class_sums),
+        seed=inputs.seed,
+        resamples=1000,
+    )
+    if interval is None:
+        matched = np.isin(forget.labels, test.labels).sum()
+        reason = f"{matched} forgotten samples have a class of the test set, and {MIN_FORGET_SAMPLES} are needed"
+        return dict.fromkeys(("mia_auc", "mia_auc_low", "mia_auc_high"), reason)
+    return {"mia_auc": interval.auc, "mia_auc_low": interval.low, "mia_auc_high": interval.high}
+
+
+def entropy_distance(inputs: MetricInputs) -> Computed:
+    """``entropy_ks``, in ``[0, 1]``: :func:`entropy_ks` with the weights of :func:`class_matched_weights`.
+
+    Source: as of :func:`entropy_ks`.
+    """
+    forget, test = inputs.model["forget"], inputs.model["test"]
+    weights = class_matched_weights(forget.labels, test.labels, len(test.class_sums))
+    if not weights[0].any():
+        return {"entropy_ks": UNMATCHED}
+    return {"entropy_ks": entropy_ks(forget.entropies, test.entropies, *weights)}
 
 
 def _fit_attack(members: Floats, nonmembers: Floats) -> Any:

@@ -1,7 +1,8 @@
-"""What one forward pass of a model over one split leaves: no more than the metrics need."""
+"""What one forward pass of a model over one split leaves, and what a metric is computed from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,39 @@ class Reading:
 
 
 Readings = Mapping[str, Reading]
+
+Computed = Mapping[str, float | str]
+"""Metric key → value, or the reason why it was not computed."""
+Compute = Callable[["MetricInputs"], Computed]
+
+
+@dataclass(frozen=True, eq=False)
+class MetricInputs:
+    """What the metrics of one model are computed from.
+
+    Attributes:
+        model: outputs of the measured model on forget, retain and test, and on val where that was evaluated.
+        original: of the original on test; empty where there is none.
+        gold: of the gold standard, as ``model``; empty where there is none.
+        seed: of whatever draws at random.
+    """
+
+    model: Readings
+    original: Readings = field(default_factory=dict)
+    gold: Readings = field(default_factory=dict)
+    seed: int = 0
+    _computed: dict[Compute, Computed] = field(default_factory=dict, init=False, repr=False)
+
+    @cached_property
+    def forgotten(self) -> npt.NDArray[np.int64]:
+        """The wholly forgotten classes ``[C]``: those in the forget set and not in the retain set, ascending."""
+        return np.setdiff1d(self.model["forget"].labels, self.model["retain"].labels)
+
+    def once(self, compute: Compute) -> Computed:
+        """What ``compute`` makes of these inputs; it is called the first time only."""
+        if compute not in self._computed:
+            self._computed[compute] = compute(self)
+        return self._computed[compute]
 
 
 def part_of(reading: Reading, samples: npt.NDArray[Any]) -> Reading:

@@ -1,9 +1,9 @@
 """The version's description and `model_card.md`: the evidence record in words."""
 
 from mlflow_unlearn.evidence.record import Evidence, Measured, RequestRecord
-from mlflow_unlearn.metrics.catalog import KEYS, MEANING, READING
+from mlflow_unlearn.metrics.catalog import METRICS, READING, ranked
 
-_CARD_KEYS = ("acc_forget", "acc_test", "mia_auc", "mia_auc_low", "mia_auc_high", "mia_excess")
+_CARD_KEYS = tuple(metric.key for metric in ranked("card"))
 
 
 def describe(evidence: Evidence) -> str:
@@ -63,7 +63,7 @@ def metrics_table(evidence: Evidence) -> str:
     """Every metric of every model, as Markdown."""
     columns = evidence.metrics
     lines = [f"| metric | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for key in KEYS:
+    for key in METRICS:
         if any(key in measured.values for measured in columns.values()):
             cells = [f"{m.values[key]:.4f}" if key in m.values else "not computed" for m in columns.values()]
             lines.append(f"| {key} | {' | '.join(cells)} |")
@@ -109,8 +109,8 @@ def _apart(evidence: Evidence) -> str:
 
 
 def _attack(evidence: Evidence) -> str:
-    used = [key for key in KEYS if key in evidence.metrics["unlearned"].values]
-    return evidence.attack + "\n\n" + "\n".join(f"- `{key}`: {MEANING[key]}" for key in used)
+    used = [metric for key, metric in METRICS.items() if key in evidence.metrics["unlearned"].values]
+    return evidence.attack + "\n\n" + "\n".join(f"- `{metric.key}`: {metric.meaning}" for metric in used)
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

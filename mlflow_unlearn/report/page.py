@@ -14,7 +14,7 @@ from PIL import Image
 
 from mlflow_unlearn.evidence.policy import Verdict
 from mlflow_unlearn.evidence.record import Evidence, Measured, RequestRecord
-from mlflow_unlearn.metrics.catalog import KEYS, MEANING, READING
+from mlflow_unlearn.metrics.catalog import METRICS, READING
 from mlflow_unlearn.metrics.divergence import js_divergence
 from mlflow_unlearn.report import figures
 from mlflow_unlearn.report.figures import MODELS, fit, number
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from mlflow_unlearn.metrics.outputs import Readings
 
 MAX_BYTES = 2_000_000
-_ROW_KEYS = tuple(key for key in KEYS if key not in ("mia_auc_low", "mia_auc_high"))  # the interval is beside mia_auc
-_APART_KEYS = tuple(k for k in _ROW_KEYS if k not in ("acc_retain", "acc_val", "acc_test") and not k.startswith("avg"))
+_ROW_KEYS = tuple(key for key, metric in METRICS.items() if not metric.interval_end)
+_APART_KEYS = tuple(key for key in _ROW_KEYS if METRICS[key].by_request)
 
 
 class Limits(NamedTuple):
@@ -151,7 +151,6 @@ def _context(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample], li
         "samples": samples,
         "limits": limits,
         "MODELS": MODELS,
-        "MEANING": MEANING,
         "READING": READING,
         "summary": _summary(evidence),
         "metrics": [_metric_row(key, evidence.metrics) for key in _ROW_KEYS],
@@ -203,7 +202,7 @@ def _metric_row(key: str, columns: Mapping[str, Measured]) -> dict[str, Any]:
     change = _change(*(columns[m].values.get(key) if m in columns else None for m in ("original", "unlearned")))
     return {
         "key": key,
-        "meaning": MEANING[key],
+        "meaning": METRICS[key].meaning,
         "cells": list(cells.values()),
         "change": change,
         "notes": [f"not computed: {everywhere[0]}"] if everywhere else notes,

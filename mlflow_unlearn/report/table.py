@@ -10,7 +10,7 @@ from rich.table import Table
 from mlflow_unlearn.console import stdout
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.evidence.policy import Verdict
-from mlflow_unlearn.metrics.catalog import KEYS, MEANING, READING
+from mlflow_unlearn.metrics.catalog import METRICS, READING
 from mlflow_unlearn.metrics.membership import read_auc
 
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ def comparison(columns: "Mapping[str, Metrics]") -> Table:
     for name in columns:
         table.add_column(name, justify="right")
     table.add_column("meaning")
-    for key in KEYS:
+    for key, metric in METRICS.items():
         if any(key in metrics for metrics in columns.values()):
             cells = [f"{metrics[key]:.4f}" if key in metrics else "–" for metrics in columns.values()]
-            table.add_row(key, *cells, MEANING[key])
+            table.add_row(key, *cells, metric.meaning)
     return table
 
 
@@ -49,9 +49,9 @@ def show(columns: "Mapping[str, Metrics]") -> None:
     for name, metrics in columns.items():
         console.print(f"{name}: {auc_reading(metrics)}", highlight=False, markup=False)
     reasons: dict[str, list[str]] = {}
-    for key in KEYS:
+    for key, metric in METRICS.items():
         for reason in dict.fromkeys(m.missing[key] for m in columns.values() if key in m.missing):
-            if key != "acc_test_forgotten":
+            if not metric.classes_only:
                 reasons.setdefault(reason, []).append(key)
     for reason, keys in reasons.items():
         console.print(f"Not computed: {', '.join(keys)} ({reason})", highlight=False, markup=False, style="dim")

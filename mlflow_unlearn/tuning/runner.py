@@ -42,7 +42,7 @@ from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.uris import absolute_uri, hidden_password
 from mlflow_unlearn.session.session import Session
 from mlflow_unlearn.tuning import study_report as report
-from mlflow_unlearn.tuning.selection import CONSTRAINTS, SELECTION_SPLITS
+from mlflow_unlearn.tuning.selection import CONSTRAINTS, SELECTION_SPLITS, needs_gold
 from mlflow_unlearn.tuning.space import Space
 from mlflow_unlearn.tuning.storage import (
     GRACE_SECONDS,
@@ -266,7 +266,7 @@ def task_of(session: Session, space: Space, gold: nn.Module | None, options: con
     """What the trials of one study have in common."""
     described = json.dumps(space.to_json(), sort_keys=True)
     read = [session.view.source.digest, session.view.transform, *session.view.classes]
-    judged_by_gold = gold is not None and options.objective.startswith("avg_gap")
+    judged_by_gold = gold is not None and needs_gold(options.objective)
     return {
         "weights_sha256": weights_digest(session.module),
         "forget_sha256": session.manifest(session.forget).hashed(SALT_OF_TASKS).digest,

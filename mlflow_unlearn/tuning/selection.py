@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from mlflow_unlearn.metrics.catalog import OBJECTIVES, ON_VALIDATION
 from mlflow_unlearn.metrics.outputs import Readings
 from mlflow_unlearn.metrics.suite import Metrics, compute_metrics
 
@@ -11,21 +12,15 @@ SELECTION_SPLITS = ("forget", "retain", "val")
 """The sets that are read to select by. The test set is read once, for the winner."""
 
 
-CRITERIA: Mapping[str, tuple[str, ...]] = {
-    "rf_jsd_mia_val": ("rf_jsd_val", "mia_excess_val"),
-    "rf_jsd_val": ("rf_jsd_val",),
-    "mia_excess_val": ("mia_excess_val",),
-    "mia_auc_val": ("mia_auc_val",),
-    "entropy_ks_val": ("entropy_ks_val",),
-    "avg_gap_excess_val": ("avg_gap_excess_val",),
-}
-"""What `tune` can minimise, and the metrics that it is made of; the last one needs a gold standard."""
+def needs_gold(objective: str) -> bool:
+    """Whether one of `OBJECTIVES` cannot be computed without a gold standard."""
+    return any("gold" in ON_VALIDATION[part].needs for part in OBJECTIVES[objective])
 
 
 def criterion(name: str, metrics: Mapping[str, float]) -> float:
-    """One of `CRITERIA`, 0 at its best: ``rf_jsd_mia_val = rf_jsd_val + |mia_excess_val|``.
+    """One of `OBJECTIVES`, 0 at its best: ``rf_jsd_mia_val = rf_jsd_val + |mia_excess_val|``.
 
-    Excesses count by their size, since both signs are failures, and an AUC counts above 0.5.
+    Metrics count by their distance from the ideal on either side, an AUC above it alone: below, a constraint decides.
 
     >>> criterion("mia_auc_val", {"mia_auc_val": 0.25}), criterion("mia_excess_val", {"mia_excess_val": -0.5})
     (0.0, 0.5)
@@ -34,7 +29,7 @@ def criterion(name: str, metrics: Mapping[str, float]) -> float:
     """
     if name == "mia_auc_val":
         return max(0.0, metrics[name] - 0.5)
-    return sum(abs(metrics[part]) for part in CRITERIA[name])
+    return sum(ON_VALIDATION[part].distance(metrics[part]) for part in OBJECTIVES[name])
 
 
 def penalised(value: float, violations: Mapping[str, float]) -> float:
@@ -64,18 +59,11 @@ def on_validation(readings: Readings, original: Readings, *, gold: Readings | No
         seed=seed,
     )
     renamed = Metrics()
-    plain = {"acc_forget": "acc_forget", "acc_retain": "acc_retain", "acc_test": "acc_val"}
-    judged = ("mia", "mia_excess", "mia_auc", "mia_auc_low", "mia_auc_high", "entropy_ks", "rf_jsd")
-    names = plain | {key: f"{key}_val" for key in judged}
-    if gold is not None:
-        names |= {key: f"{key}_val" for key in ("avg_gap", "avg_gap_excess")}
-    # mia_auc_val_low reads as the lower end of mia_auc_val.
-    names |= {f"mia_auc_{end}": f"mia_auc_val_{end}" for end in ("low", "high")}
-    for key, new in names.items():
-        if key in measured:
-            renamed[new] = measured[key]
-        else:
-            renamed.missing[new] = measured.missing[key].replace("test set", "validation set")
+    for name, metric in ON_VALIDATION.items():
+        if metric.key in measured:
+            renamed[name] = measured[metric.key]
+        elif gold is not None or "gold" not in metric.needs:
+            renamed.missing[name] = measured.missing[metric.key].replace("test set", "validation set")
     return renamed
 
 

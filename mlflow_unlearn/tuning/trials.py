@@ -26,11 +26,11 @@ from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.governance.publish import log_epoch, nothing_to_unlearn
 from mlflow_unlearn.methods import get_method
+from mlflow_unlearn.metrics.catalog import OBJECTIVES
 from mlflow_unlearn.metrics.outputs import Readings
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.session.session import Session
 from mlflow_unlearn.tuning.selection import (
-    CRITERIA,
     SELECTION_SPLITS,
     constraints,
     criterion,
@@ -85,10 +85,10 @@ class Objective:
         self._source = weights_digest(session.module)
         self._fronts = len(study.directions) > 1
         self.before = on_validation(original, original, gold=gold, seed=seed)
-        missing = [name for name in CRITERIA[objective] if name in self.before.missing]
+        missing = [name for name in OBJECTIVES[objective] if name in self.before.missing]
         if missing:
             reason = self.before.missing[missing[0]]
-            others = [name for name, parts in CRITERIA.items() if not set(parts) & self.before.missing.keys()]
+            others = [name for name, parts in OBJECTIVES.items() if not set(parts) & self.before.missing.keys()]
             raise UnlearnError(
                 f"objective = {objective!r} needs {missing[0]}, which is not computed here ({reason}): "
                 f"{'use ' + ' or '.join(others) if others else 'nothing else is, either: use unlearn'}"

@@ -13,7 +13,7 @@ import torch
 
 from mlflow_unlearn.evidence.policy import Check, Policy, Verdict, judge
 from mlflow_unlearn.evidence.record import Measured
-from mlflow_unlearn.metrics.catalog import KEYS, MEANING, READING
+from mlflow_unlearn.metrics.catalog import METRICS, READING
 from mlflow_unlearn.metrics.outputs import Reading
 from mlflow_unlearn.report import figures
 from mlflow_unlearn.report.page import MAX_BYTES, moved, page
@@ -124,9 +124,9 @@ def test_the_report_of_a_review_says_that_it_is_recorded():
 
 def test_every_metric_is_shown_with_its_meaning(plain):
     record = records.evidence()
-    for key in KEYS:
+    for key, metric in METRICS.items():
         if key not in ("mia_auc_low", "mia_auc_high"):
-            assert f"{key} {MEANING[key]}" in plain.text
+            assert f"{key} {metric.meaning}" in plain.text
         for measured in record.metrics.values():
             if key in measured.values:
                 assert figures.number(measured.values[key]) in plain.text

@@ -340,12 +340,12 @@ def _log_artifacts(measured: _Evaluation, run_id: str, folder: Path) -> dict[str
 def _before_and_after(measured: _Evaluation) -> "pd.DataFrame":
     import pandas as pd
 
-    from mlflow_unlearn.metrics.catalog import KEYS, MEANING
+    from mlflow_unlearn.metrics.catalog import METRICS
 
     columns = measured.columns
-    keys = [key for key in KEYS if any(key in metrics for metrics in columns.values())]
+    keys = [key for key in METRICS if any(key in metrics for metrics in columns.values())]
     models = {name: [metrics.get(key) for key in keys] for name, metrics in columns.items()}
-    return pd.DataFrame({"metric": keys, **models, "meaning": [MEANING[key] for key in keys]})
+    return pd.DataFrame({"metric": keys, **models, "meaning": [METRICS[key].meaning for key in keys]})
 
 
 def _details(measured: _Evaluation) -> dict[str, object]:

@@ -1,0 +1,55 @@
+"""How trials are judged: the metrics on the validation set, and what of them is minimised."""
+
+import pytest
+from toy import CPU, class_splits, original, splits
+
+from mlflow_unlearn.engine.predictions import read_splits
+from mlflow_unlearn.metrics.catalog import OBJECTIVES, ON_VALIDATION
+from mlflow_unlearn.metrics.suite import compute_metrics
+from mlflow_unlearn.tuning.selection import criterion, needs_gold, on_validation
+
+
+def test_the_validation_set_stands_in_the_place_of_the_test_set():
+    outputs = read_splits(original(), splits(), CPU)
+    swapped = {"forget": outputs["forget"], "retain": outputs["retain"], "test": outputs["val"]}
+    expected = compute_metrics(swapped, original_test=outputs["val"], gold=swapped, seed=2)
+    found = on_validation(outputs, outputs, gold=outputs, seed=2)
+    assert list(found) == [name for name, metric in ON_VALIDATION.items() if metric.key in expected]
+    assert found == {name: expected[metric.key] for name, metric in ON_VALIDATION.items()}
+    assert {"acc_forget", "acc_retain", "acc_val", "mia_auc_val_low"} <= set(found)
+    assert on_validation({**outputs, "test": outputs["forget"]}, outputs, gold=outputs, seed=2) == found
+
+
+def test_without_gold_no_one_misses_the_distance_to_it():
+    outputs = read_splits(original(), class_splits(3), CPU)
+    found = on_validation(outputs, outputs, seed=0)
+    assert set(found) | set(found.missing) == set(ON_VALIDATION) - {"avg_gap_val", "avg_gap_excess_val"}
+    assert set(found.missing) == {"rf_jsd_val"}
+
+
+def test_reasons_name_the_validation_set():
+    outputs = read_splits(original(), splits(), CPU)
+    label = outputs["forget"].labels[0]
+    other = class_splits(int(label))
+    outputs["forget"] = read_splits(original(), other, CPU, roles=("forget",))["forget"]
+    outputs["retain"] = read_splits(original(), other, CPU, roles=("retain",))["retain"]
+    outputs["val"] = outputs["retain"]
+    found = on_validation(outputs, outputs, seed=0)
+    assert found.missing["entropy_ks_val"] == "no class of the forget set occurs in the validation set"
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_is_0_at_the_ideal_and_grows_with_the_distance(name):
+    ideal = {part: ON_VALIDATION[part].ideal for part in ON_VALIDATION}
+    assert criterion(name, ideal) == 0
+    away = {part: value if value is None else value + 0.25 for part, value in ideal.items()}
+    assert criterion(name, away) == 0.25 * len(OBJECTIVES[name])
+
+
+def test_both_signs_of_an_excess_count_and_one_side_of_an_auc():
+    assert criterion("mia_excess_val", {"mia_excess_val": -0.5}) == 0.5
+    assert criterion("mia_auc_val", {"mia_auc_val": 0.25}) == 0
+
+
+def test_which_objective_needs_gold():
+    assert [name for name in OBJECTIVES if needs_gold(name)] == ["avg_gap_excess_val"]
