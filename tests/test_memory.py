@@ -33,7 +33,7 @@ def test_small_rows_lie_in_memory(temporary, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
+@pytest.mark.machine("Linux")
 def test_larger_ones_lie_in_a_file_that_nobody_sees_and_that_vanishes(temporary, dtype):
     made = rows(200, (2, 3), dtype)
     values = torch.arange(1200).reshape(200, 2, 3).to(dtype)
