@@ -190,6 +190,7 @@ class TestData:
 
 
 class TestOptions:
+    @pytest.mark.machine("bfloat16")
     def test_bf16(self):
         half, full = forget(precision="bf16"), forget()
         assert weights_digest(half.model) != weights_digest(full.model)

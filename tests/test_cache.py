@@ -78,7 +78,7 @@ def test_a_folder_that_cannot_be_written_is_named_and_does_not_matter(tmp_path, 
     assert "cannot be written" in capfd.readouterr().err
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.machine("Linux")
 def test_a_full_disk_leaves_nothing_behind(folder, monkeypatch, capfd):
     def full(content, path, metadata):
         with open("/dev/full", "wb", buffering=0) as file:

@@ -55,7 +55,7 @@ def checked_precision(precision: str, device: torch.device) -> None:
     """
     if precision not in get_args(Precision):
         raise UnlearnError(f"unknown precision {precision!r}: use {', '.join(get_args(Precision))}")
-    if precision == "bf16" and not _has_bf16(device):
+    if precision == "bf16" and not has_bfloat16(device):
         raise UnlearnError(f"precision=bf16 is asked of {processor(device)}, which has no bfloat16: use fp32 or auto")
     if precision == "tf32" and not (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)):
         raise UnlearnError(f"precision=tf32 is asked of {processor(device)}, which has no TF32: use fp32 or auto")
@@ -85,7 +85,7 @@ def pick_numerics(
     if precision != "auto":
         return precision, convolves and precision != "fp32"
     layouts = (False, True) if convolves else (False,)
-    names: tuple[Precision, ...] = ("fp32", *(("bf16",) if _has_bf16(device) else ()))
+    names: tuple[Precision, ...] = ("fp32", *(("bf16",) if has_bfloat16(device) else ()))
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
         names = (*names, "tf32")
     candidates = [(name, layout) for name in names for layout in layouts]
@@ -156,7 +156,8 @@ def full_precision(precision: Precision) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def _has_bf16(device: torch.device) -> bool:
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 by itself, not by imitation."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":

@@ -386,17 +386,16 @@ def test_an_image_that_cannot_be_decoded(store, refuse):
     refuse("train", "--data", "folder:cut", "--name", "new", "--architecture", "toy:trainable", says=says)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_tf32_is_asked_of_a_cpu(refuse):
     refuse(*UNLEARN, *SOME, "--device", "cpu", "--precision", "tf32", says=["which has no TF32: use fp32 or auto"])
 
 
 def test_bf16_is_asked_of_a_device_without_it(refuse, monkeypatch):
-    monkeypatch.setattr(hardware, "_has_bf16", lambda device: False)
+    monkeypatch.setattr(hardware, "has_bfloat16", lambda device: False)
     refuse(*UNLEARN, *SOME, "--precision", "bf16", says=["which has no bfloat16: use fp32 or auto"])
 
 
-@pytest.mark.parametrize("device", ["cuda", "gpu"])
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.machine("no CUDA")), "gpu"])
 def test_a_device_that_is_not_there(refuse, device):
     refuse(*UNLEARN, *SOME, "--device", device, says=[f"device '{device}' cannot be used here", "use 'auto' or 'cpu'"])
 

@@ -310,6 +310,7 @@ class TestUnlearning:
         assert changed == BEHIND and after.keys() == before.keys()
         assert same(state(model), before)
 
+    @pytest.mark.machine("bfloat16")
     @pytest.mark.parametrize("name", [name for name in BUILTIN if name != "retrain"])
     def test_every_method_in_bfloat16(self, name):
         """What leaves the prefix is bfloat16; the weights stay float32."""

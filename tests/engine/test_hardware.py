@@ -47,14 +47,14 @@ class TestPickNumerics:
 
     def test_as_asked(self, monkeypatch):
         """fp32 is the reference and stays contiguous; bf16 lies channels-last where the model convolves."""
-        monkeypatch.setattr(hardware, "_has_bf16", lambda device: True)
+        monkeypatch.setattr(hardware, "has_bfloat16", lambda device: True)
         dense = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
         assert pick_numerics("fp32", net(), IMAGES, CPU) == ("fp32", False)
         assert pick_numerics("bf16", net(), IMAGES, CPU) == ("bf16", True)
         assert pick_numerics("bf16", dense, IMAGES, CPU) == ("bf16", False)
 
     def test_what_the_device_lacks_is_refused(self, monkeypatch):
-        monkeypatch.setattr(hardware, "_has_bf16", lambda device: False)
+        monkeypatch.setattr(hardware, "has_bfloat16", lambda device: False)
         with pytest.raises(
             UnlearnError, match="precision=bf16 is asked of .*, which has no bfloat16: use fp32 or auto"
         ):
@@ -72,7 +72,7 @@ class TestPickNumerics:
             time.sleep(0.05 if precision != fast else 0)
             yield
 
-        monkeypatch.setattr(hardware, "_has_bf16", lambda device: True)
+        monkeypatch.setattr(hardware, "has_bfloat16", lambda device: True)
         monkeypatch.setattr(hardware, "autocast", handicap)
         monkeypatch.setattr(hardware, "processor", lambda device: f"a processor that is fast in {fast}")
         assert pick_numerics("auto", net(), IMAGES, CPU)[0] == fast
@@ -86,7 +86,7 @@ class TestPickNumerics:
         assert len(timed) > times
 
     def test_no_gain_beyond_the_noise_leaves_plain_fp32(self, monkeypatch):
-        monkeypatch.setattr(hardware, "_has_bf16", lambda device: True)
+        monkeypatch.setattr(hardware, "has_bfloat16", lambda device: True)
         monkeypatch.setattr(hardware, "_TIMED", {})
         monkeypatch.setattr(hardware, "processor", lambda device: "an even processor")
         monkeypatch.setattr(hardware, "_step_seconds", lambda *_: [1.0, 0.98, 0.99, 0.975])

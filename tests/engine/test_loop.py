@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from toy import CPU, Listed, accuracy, digits, global_state, logits, net, original, same, splits, state
 
+from mlflow_unlearn.engine import hardware
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.hardware import resolve_hardware
 from mlflow_unlearn.engine.loop import RunOptions, paired_batches, run, shuffled_batches
@@ -643,11 +644,12 @@ class TestResolveHardware:
         before = global_state()
         data = Listed(splits().retain, lambda image: image + torch.rand(()))
         with torch.no_grad():
-            hardware = resolve_hardware(original(), data, precision="auto", num_workers=0)
+            hardware = resolve_hardware(original(), data, device="cpu", precision="auto", num_workers=0)
         assert hardware.precision in ("fp32", "bf16") and hardware.num_workers == 0
         assert data.readings == 32 and global_state() == before
 
-    def test_nothing_is_read_where_nothing_is_timed(self):
+    def test_nothing_is_read_where_nothing_is_timed(self, monkeypatch):
+        monkeypatch.setattr(hardware, "has_bfloat16", lambda device: True)
         data = Listed(splits().retain)
         hardware = resolve_hardware(original(), data, device="cpu", precision="bf16", progress=True)
         assert dataclasses.astuple(hardware) == (torch.device("cpu"), "bf16", True, 0, False, True)
