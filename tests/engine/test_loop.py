@@ -651,6 +651,6 @@ class TestResolveHardware:
     def test_nothing_is_read_where_nothing_is_timed(self, monkeypatch):
         monkeypatch.setattr(hardware, "has_bfloat16", lambda device: True)
         data = Listed(splits().retain)
-        hardware = resolve_hardware(original(), data, device="cpu", precision="bf16", progress=True)
-        assert dataclasses.astuple(hardware) == (torch.device("cpu"), "bf16", True, 0, False, True)
+        resolved = resolve_hardware(original(), data, device="cpu", precision="bf16", progress=True)
+        assert dataclasses.astuple(resolved) == (torch.device("cpu"), "bf16", True, 0, False, True)
         assert data.readings == 0
