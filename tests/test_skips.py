@@ -26,8 +26,8 @@ def test_of_a_package():
 
 
 def run(folder, content, *options, no_skips="1"):
-    """A run of pytest over one file, beside our conftest.py, as on a machine without Linux."""
-    ours = (Path(__file__).parent / "conftest.py").read_text()
+    """A run of pytest over one file with our hooks, as on a machine without Linux."""
+    ours = (Path(__file__).parent / "machine.py").read_text()
     (folder / "conftest.py").write_text(f"{ours}\nMACHINE['Linux'] = (lambda: False, MACHINE['Linux'][1])\n")
     (folder / "pytest.ini").write_text("[pytest]\nmarkers = machine\naddopts = --strict-markers -ra\n")
     (folder / "test_it.py").write_text(content)
