@@ -11,7 +11,7 @@ from mlflow_unlearn.data.buffers import RowStore, allocate
 
 Usage = namedtuple("Usage", "total used free")
 TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
-NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
+NEEDS_PROC = pytest.mark.machine("Linux")
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
+import os
 import random
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,13 @@ from torch import nn
 from toy import global_state, net, same, state
 
 from mlflow_unlearn.engine import hardware
-from mlflow_unlearn.engine.hardware import autocast, deterministic_convolutions, pick_device, pick_numerics
+from mlflow_unlearn.engine.hardware import (
+    autocast,
+    deterministic_convolutions,
+    has_bfloat16,
+    pick_device,
+    pick_numerics,
+)
 from mlflow_unlearn.engine.modes import evaluating
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.rng import checked_seed, isolated_rng
@@ -37,6 +45,14 @@ class TestPickDevice:
 def test_autocast(precision, dtype):
     with autocast(precision, CPU):
         assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
+
+
+@pytest.mark.machine("Linux")
+def test_bfloat16_is_seen_where_the_processor_names_it():
+    """Otherwise each test that needs it would be skipped, and nobody would notice."""
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    limited = {"ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"} & os.environ.keys()
+    assert has_bfloat16(CPU) or limited or not {"avx512_bf16", "amx_bf16"} & flags
 
 
 class TestPickNumerics:
