@@ -25,6 +25,7 @@ from mlflow_unlearn.methods.scrub import Scrub
 from mlflow_unlearn.methods.ssd import Ssd, dampened, squared_gradients
 from mlflow_unlearn.rng import isolated_rng
 from mlflow_unlearn.testing import MODELS, PROPERTIES, SETTINGS, Finding, cases, check_method, original
+from mlflow_unlearn.testing.models import digits
 
 SLOW = [("ssd", "resnet18"), ("unsir", "resnet18"), ("salun", "resnet18")]
 
@@ -500,7 +501,7 @@ class TestCheckMethod:
 @pytest.mark.parametrize("model", MODELS)
 def test_the_originals_have_something_to_forget(model):
     """All of the training set is known by heart, and not all that was never seen."""
-    images, labels = mlflow_unlearn.testing._digits()
+    images, labels = digits()
     with torch.no_grad():
         right = original(model)(images).argmax(dim=1) == labels
     assert right[:30].all() and not right[30:].all()
