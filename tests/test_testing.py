@@ -17,7 +17,7 @@ from torch import nn
 import mlflow_unlearn.testing
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.methods import BUILTIN, changed
+from mlflow_unlearn.methods import BUILTIN, override_phases
 from mlflow_unlearn.methods.finetune import Finetune, FinetuneParams
 from mlflow_unlearn.methods.neggrad_plus import NegGradPlus
 from mlflow_unlearn.methods.retrain import cross_entropy
@@ -311,7 +311,7 @@ def flips_a_sign_twice(model, splits, seed):
 
 class Descent(NegGradPlus):
     def plan(self, workspace):
-        return (yield from changed(super().plan(workspace), loss=cross_entropy))
+        return (yield from override_phases(super().plan(workspace), loss=cross_entropy))
 
 
 class WithoutMaxPasses(Scrub):
