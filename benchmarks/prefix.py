@@ -38,7 +38,7 @@ from mlflow_unlearn.engine.architectures import reinitialised_copy
 from mlflow_unlearn.engine.frozen_prefix import depth_behind, split_at
 from mlflow_unlearn.engine.hardware import resolve_hardware
 from mlflow_unlearn.engine.loop import RunOptions, run
-from mlflow_unlearn.engine.method import everything, repeated
+from mlflow_unlearn.engine.method import all_indices, run_epochs
 from mlflow_unlearn.engine.predictions import read_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.methods import OptimizerSpec, Phase, Plan, Workspace
@@ -59,9 +59,8 @@ class AdamTrain(Training):
     def plan(self, workspace: Workspace) -> Plan:
         p = self.params
         rule = OptimizerSpec("adamw", p.lr, p.weight_decay, one_cycle_epochs=p.epochs)
-        return repeated(
-            workspace, Phase(cross_entropy, rule, p.batch_size, retain=everything(workspace.labels("retain"))), p.epochs
-        )
+        phase = Phase(cross_entropy, rule, p.batch_size, retain=all_indices(workspace.labels("retain")))
+        return run_epochs(workspace, phase, p.epochs)
 
 
 class ResNet(forget_sets.Digits):

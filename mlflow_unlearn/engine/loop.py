@@ -177,7 +177,7 @@ class _Desk:
         for images, labels in self.hardware.batches(dataset, in_order(dataset, batch_size)):
             yield self.hardware.images(images), labels.to(self.hardware.device).long()
 
-    def learn_inputs(
+    def optimise_inputs(
         self,
         images: Tensor,
         labels: Tensor,
@@ -194,6 +194,8 @@ class _Desk:
                 (learned.grad,) = torch.autograd.grad(loss(learned, logits, labels), learned)
                 rule.step()
         return learned.detach().cpu()
+
+    learn_inputs = optimise_inputs  # its name in earlier versions, which plugins may call
 
     def reinitialise(self) -> None:
         if self.teacher.prefix is not None:

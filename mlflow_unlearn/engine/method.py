@@ -122,7 +122,7 @@ class Workspace(Protocol):
     def batches(self, role: Role, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images ``[B, C, H, W]`` and labels ``[B]`` of a set, in order, where the student computes."""
 
-    def learn_inputs(
+    def optimise_inputs(
         self,
         images: Tensor,
         labels: Tensor,
@@ -131,6 +131,10 @@ class Workspace(Protocol):
         steps: int,
     ) -> Tensor:
         """Optimise ``images [N, C, H, W]`` by ``loss(images, logits, labels)``; the student, in eval mode, stays."""
+
+    @property
+    def learn_inputs(self) -> Callable[..., Tensor]:
+        """`optimise_inputs`, by its name in earlier versions."""
 
     def reinitialise(self) -> None:
         """Give the student fresh random weights; frozen parameters stay as they are."""
@@ -151,17 +155,17 @@ class Workspace(Protocol):
 Plan = Generator[Phase, PhaseStats, Mapping[str, float]]
 
 
-def everything(labels: Tensor) -> Tensor:
+def all_indices(labels: Tensor) -> Tensor:
     """The indices ``[N]`` of a whole set, from its labels."""
     return torch.arange(len(labels))
 
 
-def sample(labels: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
-    """The indices of a random share of a set, at least one."""
+def random_subset(labels: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+    """The indices ``[M]`` of a random ``fraction`` of a set with ``labels [N]``, at least one."""
     return torch.randperm(len(labels), generator=generator)[: max(1, round(fraction * len(labels)))]
 
 
-def repeated(workspace: Workspace, phase: Phase, epochs: int) -> Plan:
+def run_epochs(workspace: Workspace, phase: Phase, epochs: int) -> Plan:
     """The plan of most methods: one phase, ``epochs`` times, each recorded."""
     for epoch in range(epochs):
         stats = yield phase
@@ -169,7 +173,7 @@ def repeated(workspace: Workspace, phase: Phase, epochs: int) -> Plan:
     return {}
 
 
-def changed(plan: Plan, **changes: Any) -> Plan:
+def override_phases(plan: Plan, **changes: Any) -> Plan:
     """``plan`` with ``changes`` made to each of its phases: how one method wraps another."""
     try:
         phase = next(plan)
@@ -178,6 +182,10 @@ def changed(plan: Plan, **changes: Any) -> Plan:
     except StopIteration as stop:
         final: Mapping[str, float] = stop.value
         return final
+
+
+everything, sample, repeated, changed = all_indices, random_subset, run_epochs, override_phases
+"""The names of these functions in earlier versions, which plugins may import."""
 
 
 class Params(BaseModel):

@@ -15,9 +15,13 @@ from mlflow_unlearn.engine.method import (
     Phase,
     Plan,
     Workspace,
+    all_indices,
     changed,
     everything,
+    override_phases,
+    random_subset,
     repeated,
+    run_epochs,
     sample,
 )
 from mlflow_unlearn.errors import UnlearnError
@@ -31,12 +35,16 @@ __all__ = [
     "Phase",
     "Plan",
     "Workspace",
+    "all_indices",
     "all_methods",
     "changed",
     "everything",
     "get_method",
+    "override_phases",
     "plugin_failures",
+    "random_subset",
     "repeated",
+    "run_epochs",
     "sample",
 ]
 

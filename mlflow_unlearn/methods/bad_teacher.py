@@ -16,9 +16,9 @@ from mlflow_unlearn.engine.method import (
     Phase,
     Plan,
     Workspace,
-    everything,
-    repeated,
-    sample,
+    all_indices,
+    random_subset,
+    run_epochs,
 )
 from mlflow_unlearn.methods._distillation import distillation
 
@@ -59,8 +59,8 @@ class BadTeacher(Method):
             partial(bad_teacher_loss, temperature=p.temperature),
             OptimizerSpec("adam", p.lr, p.weight_decay),
             p.batch_size,
-            forget=everything(ws.labels("forget")),
-            retain=sample(ws.labels("retain"), p.retain_fraction, ws.generator),
+            forget=all_indices(ws.labels("forget")),
+            retain=random_subset(ws.labels("retain"), p.retain_fraction, ws.generator),
             teacher="random on forget",
         )
-        return repeated(ws, phase, p.epochs)
+        return run_epochs(ws, phase, p.epochs)

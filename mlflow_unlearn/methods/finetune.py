@@ -5,7 +5,7 @@ Baseline in Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 202
 
 from pydantic import Field
 
-from mlflow_unlearn.engine.method import Method, OptimizerSpec, Params, Phase, Plan, Workspace, everything, repeated
+from mlflow_unlearn.engine.method import Method, OptimizerSpec, Params, Phase, Plan, Workspace, all_indices, run_epochs
 from mlflow_unlearn.methods.retrain import cross_entropy
 
 
@@ -31,5 +31,5 @@ class Finetune(Method):
         """One pass an epoch over the retain set."""
         p = self.params
         optimizer = OptimizerSpec("sgd", p.lr, p.weight_decay, p.momentum)
-        phase = Phase(cross_entropy, optimizer, p.batch_size, retain=everything(workspace.labels("retain")))
-        return repeated(workspace, phase, p.epochs)
+        phase = Phase(cross_entropy, optimizer, p.batch_size, retain=all_indices(workspace.labels("retain")))
+        return run_epochs(workspace, phase, p.epochs)

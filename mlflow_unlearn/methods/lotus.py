@@ -22,8 +22,8 @@ from mlflow_unlearn.engine.method import (
     PhaseStats,
     Plan,
     Workspace,
-    everything,
-    sample,
+    all_indices,
+    random_subset,
 )
 
 MAX_ALPHA = 64.0
@@ -145,8 +145,8 @@ class Lotus(Method):
             Phase,
             optimizer=OptimizerSpec("adamw", p.lr, p.weight_decay),
             batch_size=p.batch_size,
-            forget=everything(labels_forget),
-            retain=sample(labels_retain, p.retain_fraction, ws.generator),
+            forget=all_indices(labels_forget),
+            retain=random_subset(labels_retain, p.retain_fraction, ws.generator),
             teacher="original",
         )
         masked = forgotten if p.mask_forgotten_classes and len(forgotten) else None

@@ -17,8 +17,8 @@ from mlflow_unlearn.engine.method import (
     Phase,
     Plan,
     Workspace,
-    everything,
-    repeated,
+    all_indices,
+    run_epochs,
 )
 
 
@@ -54,8 +54,8 @@ class NegGradPlus(Method):
             partial(neggrad_plus_loss, beta=p.beta),
             OptimizerSpec("sgd", p.lr, p.weight_decay, p.momentum),
             p.batch_size,
-            forget=everything(ws.labels("forget")),
-            retain=everything(ws.labels("retain")),
+            forget=all_indices(ws.labels("forget")),
+            retain=all_indices(ws.labels("retain")),
             paired=True,
         )
-        return repeated(ws, phase, p.epochs)
+        return run_epochs(ws, phase, p.epochs)

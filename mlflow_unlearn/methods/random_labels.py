@@ -17,8 +17,8 @@ from mlflow_unlearn.engine.method import (
     Phase,
     Plan,
     Workspace,
-    everything,
-    repeated,
+    all_indices,
+    run_epochs,
 )
 
 
@@ -59,7 +59,7 @@ class RandomLabels(Method):
             partial(random_labels_loss, generator=ws.generator),
             OptimizerSpec("sgd", p.lr, p.weight_decay, p.momentum),
             p.batch_size,
-            forget=everything(ws.labels("forget")),
-            retain=everything(ws.labels("retain")),
+            forget=all_indices(ws.labels("forget")),
+            retain=all_indices(ws.labels("retain")),
         )
-        return repeated(ws, phase, p.epochs)
+        return run_epochs(ws, phase, p.epochs)

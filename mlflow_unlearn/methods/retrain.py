@@ -12,8 +12,8 @@ from mlflow_unlearn.engine.method import (
     Phase,
     Plan,
     Workspace,
-    everything,
-    repeated,
+    all_indices,
+    run_epochs,
 )
 
 
@@ -43,8 +43,8 @@ class Training(Method):
         """One phase an epoch; the schedule, as part of the optimiser, spans them."""
         p = self.params
         optimizer = OptimizerSpec("sgd", p.lr, p.weight_decay, p.momentum, p.momentum > 0, one_cycle_epochs=p.epochs)
-        phase = Phase(cross_entropy, optimizer, p.batch_size, retain=everything(workspace.labels("retain")))
-        return repeated(workspace, phase, p.epochs)
+        phase = Phase(cross_entropy, optimizer, p.batch_size, retain=all_indices(workspace.labels("retain")))
+        return run_epochs(workspace, phase, p.epochs)
 
 
 class Retrain(Training):

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mlflow_unlearn.engine.hardware import checked_logits
-from mlflow_unlearn.engine.method import Method, Params, Plan, Workspace, changed
+from mlflow_unlearn.engine.method import Method, Params, Plan, Workspace, override_phases
 from mlflow_unlearn.engine.modes import eval_mode
 from mlflow_unlearn.methods.lotus import Lotus
 from mlflow_unlearn.methods.random_labels import RandomLabels
@@ -121,4 +121,4 @@ class SalUn(Method):
         inner = objective(p.model_dump(include=set(objective.Params.model_fields)))
         mask = saliency_mask(forget_gradient(ws.model, ws.batches("forget", p.batch_size)), p.share)
         put_back = partial(restore, kept=unmasked_weights(ws.model, mask))
-        return changed(inner.plan(ws), after_step=put_back, frozen_statistics=True)
+        return override_phases(inner.plan(ws), after_step=put_back, frozen_statistics=True)

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
-from mlflow_unlearn.engine.method import Batch, Method, OptimizerSpec, Params, Phase, Plan, Workspace, everything
+from mlflow_unlearn.engine.method import Batch, Method, OptimizerSpec, Params, Phase, Plan, Workspace, all_indices
 from mlflow_unlearn.methods._distillation import distillation
 
 
@@ -71,7 +71,7 @@ class Scrub(Method):
             batch_size=p.batch_size,
             teacher="original",
         )
-        forget, retain = everything(ws.labels("forget")), everything(ws.labels("retain"))
+        forget, retain = all_indices(ws.labels("forget")), all_indices(ws.labels("retain"))
         ascend = partial(max_loss, temperature=p.temperature)
         descend = partial(min_loss, alpha=p.alpha, gamma=p.gamma, temperature=p.temperature)
         for epoch in range(p.epochs):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, TensorDataset
 
 from mlflow_unlearn.data.splits import wholly_forgotten
-from mlflow_unlearn.engine.method import Method, OptimizerSpec, Params, Phase, Plan, Workspace, sample
+from mlflow_unlearn.engine.method import Method, OptimizerSpec, Params, Phase, Plan, Workspace, random_subset
 from mlflow_unlearn.methods.retrain import cross_entropy
 
 
@@ -76,10 +76,10 @@ class Unsir(Method):
             start = torch.randn(shape, generator=ws.generator)
             target = torch.full((p.batch_size,), label)
             loss = partial(noise_loss, penalty=p.penalty)
-            noise.append(ws.learn_inputs(start, target, loss, OptimizerSpec("adam", p.noise_lr), p.noise_steps))
+            noise.append(ws.optimise_inputs(start, target, loss, OptimizerSpec("adam", p.noise_lr), p.noise_steps))
             labels.append(target)
         synthetic: Dataset[Any] = ConcatDataset([TensorDataset(torch.cat(noise), torch.cat(labels))] * p.copies)
-        retain = sample(ws.labels("retain"), p.retain_fraction, ws.generator)
+        retain = random_subset(ws.labels("retain"), p.retain_fraction, ws.generator)
         impair = Phase(cross_entropy, OptimizerSpec("adam", p.lr), p.batch_size, retain=retain, synthetic=synthetic)
         repair = Phase(cross_entropy, OptimizerSpec("adam", p.repair_lr), p.batch_size, retain=retain)
         for epoch, phase in enumerate([impair] * p.epochs + [repair] * p.repair_epochs):

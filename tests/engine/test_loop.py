@@ -467,13 +467,15 @@ class TestWorkspace:
 
         assert follow(plan, datasets=SETS | {"retain": data}).final == {"right": True} and data.readings == 170
 
-    def test_inputs_are_learned_by_their_loss(self):
+    @pytest.mark.parametrize("name", ["optimise_inputs", "learn_inputs"])
+    def test_inputs_are_learned_by_their_loss(self, name):
         """d/dx of ½‖x‖² is x, so that SGD at 0.1 leaves 0.9 of it each step: 0.9³ = 0.729 after three."""
 
         def plan(workspace):
             start = torch.ones(2, 1, 8, 8)
             spec = OptimizerSpec("sgd", 0.1)
-            learned = workspace.learn_inputs(start, torch.zeros(2), lambda x, z, y: x.square().sum() / 2, spec, 3)
+            optimise = getattr(workspace, name)
+            learned = optimise(start, torch.zeros(2), lambda x, z, y: x.square().sum() / 2, spec, 3)
             assert (start == 1).all() and not learned.requires_grad
             return {"learned": learned}
             yield
@@ -490,7 +492,7 @@ class TestWorkspace:
 
         def plan(workspace):
             spec, before = OptimizerSpec("adam", 0.1), workspace.snapshot()
-            learned = workspace.learn_inputs(torch.zeros(2, 1, 8, 8), labels, loss, spec, 5)
+            learned = workspace.optimise_inputs(torch.zeros(2, 1, 8, 8), labels, loss, spec, 5)
             assert same(workspace.snapshot(), before) and all(m.training for m in workspace.model.modules())
             assert all(p.grad is None for p in workspace.model.parameters())
             return {"learned": learned}

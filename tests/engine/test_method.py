@@ -18,13 +18,13 @@ from mlflow_unlearn.methods import (
     OptimizerSpec,
     Params,
     Phase,
+    all_indices,
     all_methods,
-    changed,
-    everything,
     get_method,
+    override_phases,
     plugin_failures,
-    repeated,
-    sample,
+    random_subset,
+    run_epochs,
 )
 from mlflow_unlearn.methods.lotus import Lotus
 
@@ -219,14 +219,28 @@ def test_optimizers_are_equal_by_their_settings():
 
 
 class TestIndices:
-    def test_everything(self):
-        assert everything(torch.tensor([7, 7, 9])).tolist() == [0, 1, 2]
+    def test_all_indices(self):
+        assert all_indices(torch.tensor([7, 7, 9])).tolist() == [0, 1, 2]
 
     @pytest.mark.parametrize(("fraction", "count"), [(1.0, 100), (0.3, 30), (0.126, 13), (1e-9, 1)])
-    def test_a_sample_is_a_random_share_and_never_empty(self, fraction, count):
-        a, b, c = (sample(torch.zeros(100), fraction, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    def test_a_subset_is_random_and_never_empty(self, fraction, count):
+        a, b, c = (random_subset(torch.zeros(100), fraction, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
         assert len(set(a.tolist())) == len(a) == count and set(a.tolist()) <= set(range(100))
         assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "name"),
+    [
+        ("everything", "all_indices"),
+        ("sample", "random_subset"),
+        ("repeated", "run_epochs"),
+        ("changed", "override_phases"),
+    ],
+)
+def test_plugins_may_use_the_names_of_earlier_versions(earlier, name):
+    assert getattr(methods, earlier) is getattr(methods, name)
+    assert {earlier, name} <= set(methods.__all__)
 
 
 def test_a_repeated_phase_is_recorded_each_time():
@@ -235,7 +249,7 @@ def test_a_repeated_phase_is_recorded_each_time():
             rows.append(values)
 
     rows, phase = [], Phase(len, OptimizerSpec("sgd", 0.1), 2)
-    running = repeated(Workspace(), phase, 2)
+    running = run_epochs(Workspace(), phase, 2)
     assert next(running) is phase and rows == []
     assert running.send(PhaseStats(loss=0.5, seconds=1.0)) is phase
     with pytest.raises(StopIteration) as stopped:
@@ -253,7 +267,7 @@ def test_a_changed_plan_hears_and_returns_what_the_plan_itself_would():
         return {"delta": 0.5}
 
     def outer():
-        return (yield from changed(plan(), epochs=7, frozen_statistics=True))
+        return (yield from override_phases(plan(), epochs=7, frozen_statistics=True))
 
     running = outer()
     phases = [next(running), running.send("first")]

@@ -17,7 +17,7 @@ from torch import nn
 import mlflow_unlearn.testing
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.methods import BUILTIN, changed
+from mlflow_unlearn.methods import BUILTIN, override_phases
 from mlflow_unlearn.methods.finetune import Finetune, FinetuneParams
 from mlflow_unlearn.methods.neggrad_plus import NegGradPlus
 from mlflow_unlearn.methods.retrain import cross_entropy
@@ -25,6 +25,7 @@ from mlflow_unlearn.methods.scrub import Scrub
 from mlflow_unlearn.methods.ssd import Ssd, dampened, squared_gradients
 from mlflow_unlearn.rng import isolated_rng
 from mlflow_unlearn.testing import MODELS, PROPERTIES, SETTINGS, Finding, cases, check_method, original
+from mlflow_unlearn.testing.models import digits
 
 SLOW = [("ssd", "resnet18"), ("unsir", "resnet18"), ("salun", "resnet18")]
 
@@ -309,7 +310,7 @@ def flips_a_sign_twice(model, splits, seed):
 
 class Descent(NegGradPlus):
     def plan(self, workspace):
-        return (yield from changed(super().plan(workspace), loss=cross_entropy))
+        return (yield from override_phases(super().plan(workspace), loss=cross_entropy))
 
 
 class WithoutMaxPasses(Scrub):
@@ -499,7 +500,7 @@ class TestCheckMethod:
 @pytest.mark.parametrize("model", MODELS)
 def test_the_originals_have_something_to_forget(model):
     """All of the training set is known by heart, and not all that was never seen."""
-    images, labels = mlflow_unlearn.testing._digits()
+    images, labels = digits()
     with torch.no_grad():
         right = original(model)(images).argmax(dim=1) == labels
     assert right[:30].all() and not right[30:].all()

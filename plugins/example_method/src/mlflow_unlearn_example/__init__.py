@@ -4,7 +4,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mlflow_unlearn.methods import Batch, Method, OptimizerSpec, Params, Phase, Plan, Workspace, everything
+from mlflow_unlearn.methods import Batch, Method, OptimizerSpec, Params, Phase, Plan, Workspace, all_indices
 
 
 def ascent_loss(batch: Batch) -> Tensor:
@@ -41,7 +41,7 @@ class NegGradEarlyStop(Method):
             ascent_loss,
             OptimizerSpec("sgd", p.lr),
             p.batch_size,
-            forget=everything(labels_forget),
+            forget=all_indices(labels_forget),
             frozen_statistics=True,
         )
         for epoch in range(p.epochs):
