@@ -184,12 +184,12 @@ def evaluate(
     hardware = resolve_hardware(
         model, splits.test, device=device, precision=precision, num_workers=num_workers, progress=progress
     )
-    readings = read_splits(model, splits, hardware)
-    gold_readings = original_test = None
+    outputs = read_splits(model, splits, hardware)
+    gold_outputs = original_test = None
     if gold is not None:
-        gold_readings = readings if gold is model else read_splits(gold, splits, hardware, name="gold")
+        gold_outputs = outputs if gold is model else read_splits(gold, splits, hardware, name="gold")
     if original is model:
-        original_test = readings["test"]
+        original_test = outputs["test"]
     elif original is not None:
         original_test = read_splits(original, splits, hardware, roles=("test",), name="original")["test"]
-    return compute_metrics(readings, original_test=original_test, gold=gold_readings, seed=seed)
+    return compute_metrics(outputs, original_test=original_test, gold=gold_outputs, seed=seed)

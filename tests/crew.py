@@ -88,7 +88,7 @@ def work(folder: Path) -> None:
     for name, data in (("read", sets), ("read twisted", twisted())):
         teacher = Teacher(original(), vars(data), CPU)
         read = read_splits(original(), data, CPU, teacher=teacher)
-        found[name] = {role: vars(reading) for role, reading in read.items()}
+        found[name] = {role: vars(outputs) for role, outputs in read.items()}
         found[f"{name}, taught"] = {role: teacher.predictions(role) for role in ("forget", "retain", "val")}
         found[f"{name}, passes"] = teacher.passes
     torch.save(found, folder / "found.pt")

@@ -137,10 +137,10 @@ def _register_best(
         )
     result = runner.unlearned(winner)
     gold = golds.of_seeds[next(i for i, trial in enumerate(trials[winner.method]) if trial is winner)]
-    readings = {
+    outputs = {
         "original": runner.original,
         "unlearned": read_splits(result.model, runner.session.splits, runner.session.hardware, name=winner.method),
-        "gold": gold.readings,
+        "gold": gold.outputs,
     }
     session = runner.session.filed(options)
     print(f"The best is {winner.method} with seed {winner.seed}, by {RULE} under the constraints {CONSTRAINTS}.")
@@ -151,4 +151,4 @@ def _register_best(
         prefix=runner.teacher.prefix,
         selection=Selection(by="compare", rule=RULE),
     )
-    publish(session, run_id, name, result, provenance, readings, options)
+    publish(session, run_id, name, result, provenance, outputs, options)

@@ -25,8 +25,8 @@ def evaluate(options: config.Evaluate) -> None:
             models = 1 + (original_version is not version) + (options.gold_uri is not None)
             dry_run.show(dry_run.estimate(session, [], models=models, record=None))
             return
-        readings, name = read_measured(session, original_version, options)
-        columns = compare(readings, seed=options.seed)
+        outputs, name = read_measured(session, original_version, options)
+        columns = compare(outputs, seed=options.seed)
         log_metrics(columns, model_ids={"original": original_version.model_id, name: version.model_id})
         table.show(columns)
         print(f"Measured {version.uri} (run {run_id}); nothing was registered.")

@@ -63,8 +63,8 @@ def train(options: config.Train) -> None:
         outcome = run(module, Training(recipe), {"retain": training}, hardware, run_options)
         metrics = {}
         for role, data in {"retain": dataset, **unseen}.items():
-            reading = read(outcome.model.to(hardware.device), data, hardware, description=f"evaluating {role}")
-            metrics[f"acc_{role}"] = accuracy(reading.predictions, reading.labels)
+            outputs = read(outcome.model.to(hardware.device), data, hardware, description=f"evaluating {role}")
+            metrics[f"acc_{role}"] = accuracy(outputs.predictions, outputs.labels)
         manifest = Manifest(tuple(source.train.ids[i] for i in kept))
         log_manifests(source.spec, {"retain": manifest.digest}, {"retain": len(manifest.ids)})
         record = Record(

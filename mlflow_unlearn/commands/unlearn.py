@@ -84,12 +84,12 @@ def unlearn(options: config.Unlearn) -> None:
             raise NothingToUnlearn(nothing_to_unlearn(method, result))
 
         with tracking.timed("result"):
-            readings = {
+            outputs = {
                 "original": original,
                 "unlearned": read_splits(result.model, session.splits, session.hardware, name="unlearned"),
             }
             if gold_module is not None:
-                readings["gold"] = read_splits(gold_module, session.splits, session.hardware, name="gold", kept=True)
+                outputs["gold"] = read_splits(gold_module, session.splits, session.hardware, name="gold", kept=True)
         provenance = Provenance(
             method=options.method,
             params=dict(result.params),
@@ -97,7 +97,7 @@ def unlearn(options: config.Unlearn) -> None:
             prefix=teacher.prefix if teacher is not None else None,
             augment=recipe.augment if recipe is not None else None,
         )
-        publish(session, run_id, name, result, provenance, readings, options)
+        publish(session, run_id, name, result, provenance, outputs, options)
 
 
 def _with_params(options: config.Unlearn) -> tuple[config.Unlearn, dict[str, Any]]:

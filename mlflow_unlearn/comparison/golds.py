@@ -40,8 +40,8 @@ def golds_for(runner: ComparisonRunner, given: nn.Module | None, seeds: Sequence
     taken = runner.recipe.seed in [seed + GOLD_SEED for seed in (*seeds, seeds[0] + 1)]
     offset = 2 * GOLD_SEED if taken else GOLD_SEED
     if given is not None:
-        readings = read_splits(given, runner.session.splits, runner.session.hardware, name="gold", kept=True)
-        gold = Gold(given, readings, weights_digest(given), None)
+        outputs = read_splits(given, runner.session.splits, runner.session.hardware, name="gold", kept=True)
+        gold = Gold(given, outputs, weights_digest(given), None)
         return Golds([gold] * len(seeds), True, [(runner.gold(seeds[0] + offset), gold)])
     wanted = [*seeds, *([seeds[0] + 1] if len(seeds) == 1 else [])]
     golds = [runner.gold(seed + offset) for seed in track(wanted, "retraining", enabled=progress)]

@@ -27,12 +27,12 @@ def measured_rows(
         Row("original", {seed: runner.measure(runner.original, gold, seed) for seed, gold in pairs.items()}, []),
         Row(
             "retrain",
-            {seed: runner.measure(gold.readings, gold, seed) for seed, gold in pairs.items()},
+            {seed: runner.measure(gold.outputs, gold, seed) for seed, gold in pairs.items()},
             [gold.seconds for gold in own if gold.seconds is not None],
         ),
         Row(
             "floor",
-            {seed: runner.measure(one.readings, two, seed) for seed, (one, two) in floor.items()},
+            {seed: runner.measure(one.outputs, two, seed) for seed, (one, two) in floor.items()},
             [one.seconds for one, _ in golds.floor if one.seconds is not None],
         ),
     ]

@@ -27,7 +27,7 @@ from mlflow_unlearn.engine.predictions import read_splits
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.governance.publish import log_history
 from mlflow_unlearn.methods import get_method
-from mlflow_unlearn.metrics.outputs import Readings
+from mlflow_unlearn.metrics.outputs import Outputs
 from mlflow_unlearn.metrics.suite import Metrics, compute_metrics
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.session.recipe import Recipe
@@ -43,7 +43,7 @@ class Gold:
     """A model retrained on the retain set: its module, what it says on the four sets, what it cost."""
 
     module: nn.Module
-    readings: Readings
+    outputs: Outputs
     digest: str
     seconds: float | None
 
@@ -106,8 +106,8 @@ class ComparisonRunner:
                     mlflow.log_artifact(str(Path(folder) / WEIGHTS))
                 log_history(get_method("retrain"), result)
                 module, seconds = result.model, result.seconds
-        readings = read_splits(module, self.session.splits, self.session.hardware, kept=True)
-        return Gold(module, readings, weights_digest(module), seconds)
+        outputs = read_splits(module, self.session.splits, self.session.hardware, kept=True)
+        return Gold(module, outputs, weights_digest(module), seconds)
 
     def trial(self, method: str, params: Mapping[str, Any], seed: int, gold: Gold) -> Trial | None:
         """Unlearn and measure, or take over what a finished run has measured; None where the method failed."""
@@ -119,9 +119,9 @@ class ComparisonRunner:
         try:
             with self._run(method, seed, key, params):
                 result = self._result(method, params, seed)
-                readings = read_splits(result.model, self.session.splits, self.session.hardware)
-                metrics = self.measure(readings, gold, seed)
-                judged = on_validation(readings, self.original, gold=gold.readings, seed=seed)
+                outputs = read_splits(result.model, self.session.splits, self.session.hardware)
+                metrics = self.measure(outputs, gold, seed)
+                judged = on_validation(outputs, self.original, gold=gold.outputs, seed=seed)
                 digest = weights_digest(result.model)
                 moved = digest != self._source
                 warnings = result.warnings if moved else (*result.warnings, "left every weight as it was")
@@ -144,9 +144,9 @@ class ComparisonRunner:
             self._without_chance[method] = self._unlearn(method, params, seed)
         return self._without_chance[method]
 
-    def measure(self, readings: Readings, gold: Gold, seed: int) -> Metrics:
+    def measure(self, outputs: Outputs, gold: Gold, seed: int) -> Metrics:
         """Every metric of a model, against the original and a gold."""
-        return compute_metrics(readings, original_test=self.original["test"], gold=gold.readings, seed=seed)
+        return compute_metrics(outputs, original_test=self.original["test"], gold=gold.outputs, seed=seed)
 
     def unlearned(self, trial: Trial) -> Result:
         """The trial's model, made again: same seed, same machine, same weights.

@@ -15,7 +15,7 @@ from mlflow_unlearn.engine.hardware import Hardware
 from mlflow_unlearn.engine.output_cache import Facts, kept_forward, model_facts
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.metrics.outputs import Reading, Readings
+from mlflow_unlearn.metrics.outputs import Outputs, SplitOutputs
 
 ROLES = ("forget", "retain", "val", "test")
 TAUGHT = ("forget", "retain", "val")
@@ -31,7 +31,7 @@ def read(
     keep_logits: Callable[[int, torch.Tensor], None] | None = None,
     facts: Facts | None = None,
     description: str = "evaluating",
-) -> Reading:
+) -> SplitOutputs:
     """One pass over ``dataset`` in eval mode; the model is left as it was found.
 
     ``keep_logits`` is given the logits ``[B, K]`` of each batch and the index of its first sample. With the ``facts``
@@ -62,7 +62,7 @@ def read(
             keep_logits(sum(map(len, labels[:-1])), logits)
     if sums is None:
         raise UnlearnError("there is no sample to evaluate")
-    return Reading(
+    return SplitOutputs(
         torch.cat(labels).numpy(),
         torch.cat(predictions).numpy(),
         torch.cat(entropies).clamp_min(0).numpy(),
@@ -82,7 +82,7 @@ def read_splits(
     name: str = "model",
     teacher: Teacher | None = None,
     kept: bool = False,
-) -> Readings:
+) -> Outputs:
     """`read` each of ``roles``, on a copy where the model has to move; what it says is kept for its ``teacher``.
 
     With ``kept`` the outputs are kept for later commands as well, but for those of the forget set, of which no trace is

@@ -31,7 +31,7 @@ from mlflow_unlearn.evidence.record import (
 from mlflow_unlearn.metrics.accuracy import accuracy
 from mlflow_unlearn.metrics.catalog import METRICS
 from mlflow_unlearn.metrics.divergence import rf_js_divergence
-from mlflow_unlearn.metrics.outputs import Reading, Readings, part_of, pooled
+from mlflow_unlearn.metrics.outputs import Outputs, SplitOutputs, concatenate_outputs, select_samples
 from mlflow_unlearn.metrics.suite import Metrics, compute_metrics
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.digests import file_digests
@@ -52,14 +52,14 @@ class VersionCandidate:
     Attributes:
         provenance: how the weights came about.
         result: of the unlearning.
-        readings: of ``original``, ``unlearned`` and, where there is one, ``gold``.
+        outputs: of ``original``, ``unlearned`` and, where there is one, ``gold``.
         columns: their metrics.
         incomplete: why a wholly forgotten class counts as not forgotten.
     """
 
     provenance: Provenance
     result: Result
-    readings: Mapping[str, Readings]
+    outputs: Mapping[str, Outputs]
     columns: Mapping[str, Metrics]
     incomplete: str | None = None
 
@@ -115,7 +115,7 @@ def build(
         union=union,
         incomplete=candidate.incomplete,
         definitions={key: metric.definition for key, metric in METRICS.items()},
-        figures=_figures(candidate.readings, view.classes),
+        figures=_figures(candidate.outputs, view.classes),
         hardware={"device": str(session.hardware.device), "precision": session.hardware.precision},
         system=system_facts(),
     )
@@ -180,20 +180,20 @@ def _measured_apart(
         return {}, {}
     models: dict[str, nn.Module] = {"original": session.module, "unlearned": candidate.result.model}
     seed = candidate.provenance.seed
-    test = candidate.readings["original"]["test"]
+    test = candidate.outputs["original"]["test"]
     by_request: dict[str, dict[str, Measured]] = {}
     union: dict[str, Measured] = {}
     before = session.forgotten_before
     for model, module in models.items():
-        readings = candidate.readings[model]
+        outputs = candidate.outputs[model]
 
-        def told(forget: Reading, readings: Readings = readings) -> Measured:
-            return measured(compute_metrics({**readings, "forget": forget}, original_test=test, seed=seed))
+        def told(forget: SplitOutputs, outputs: Outputs = outputs) -> Measured:
+            return measured(compute_metrics({**outputs, "forget": forget}, original_test=test, seed=seed))
 
         for id, samples in session.samples_of_requests().items():
             if not samples.any():
                 continue  # they have left the data source
-            by_request.setdefault(id, {})[model] = told(part_of(readings["forget"], samples))
+            by_request.setdefault(id, {})[model] = told(select_samples(outputs["forget"], samples))
         if not len(before):
             continue
         dataset = session.view.dataset(
@@ -207,25 +207,25 @@ def _measured_apart(
             samples = np.isin(before, request.indices)
             if not samples.any():
                 continue
-            by_request.setdefault(request.record.id, {})[model] = told(part_of(earlier, samples))
+            by_request.setdefault(request.record.id, {})[model] = told(select_samples(earlier, samples))
         only = ~np.isin(before, session.forget)
-        union[model] = told(pooled([readings["forget"], part_of(earlier, only)]))
+        union[model] = told(concatenate_outputs([outputs["forget"], select_samples(earlier, only)]))
     return by_request, union
 
 
-def _figures(readings: Mapping[str, Readings], classes: Sequence[str]) -> Figures:
+def _figures(outputs: Mapping[str, Outputs], classes: Sequence[str]) -> Figures:
     highest = float(np.log(len(classes)))
     return Figures(
-        entropy=_histogram(readings, "entropies", 0.0, highest),
-        confidence=_histogram(readings, "confidences", 0.0, 1.0),
-        classes=[_class_row(readings, index, name) for index, name in enumerate(classes)],
+        entropy=_histogram(outputs, "entropies", 0.0, highest),
+        confidence=_histogram(outputs, "confidences", 0.0, 1.0),
+        classes=[_class_row(outputs, index, name) for index, name in enumerate(classes)],
     )
 
 
-def _histogram(readings: Mapping[str, Readings], name: str, low: float, high: float) -> Histogram:
+def _histogram(outputs: Mapping[str, Outputs], name: str, low: float, high: float) -> Histogram:
     edges = np.linspace(low, high, BINS + 1)
     shares: dict[str, dict[str, list[float]]] = {}
-    for model, sets in readings.items():
+    for model, sets in outputs.items():
         for role in _DRAWN:
             values = np.clip(getattr(sets[role], name), low, high)
             counts, _ = np.histogram(values, edges)
@@ -233,13 +233,13 @@ def _histogram(readings: Mapping[str, Readings], name: str, low: float, high: fl
     return Histogram(edges=edges.round(6).tolist(), shares=shares)
 
 
-def _class_row(readings: Mapping[str, Readings], index: int, name: str) -> ClassRow:
-    original = readings["original"]
+def _class_row(outputs: Mapping[str, Outputs], index: int, name: str) -> ClassRow:
+    original = outputs["original"]
     forget, test = (original[role].labels == index for role in ("forget", "test"))
     unseen = forget.any() and test.any() and bool((original["retain"].labels == index).any())
 
     def of_models(value: Any, defined: bool) -> dict[str, float]:
-        return {model: float(value(sets)) for model, sets in readings.items()} if defined else {}
+        return {model: float(value(sets)) for model, sets in outputs.items()} if defined else {}
 
     return ClassRow(
         name=name,

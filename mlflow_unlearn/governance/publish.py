@@ -20,7 +20,7 @@ from mlflow_unlearn.evidence.record import CARD, DIGEST_TAG, FILE, FOLDER, REPOR
 from mlflow_unlearn.evidence.signing import sign
 from mlflow_unlearn.governance.evidence_builder import VersionCandidate, build, numbered
 from mlflow_unlearn.metrics.catalog import METRICS
-from mlflow_unlearn.metrics.outputs import Readings
+from mlflow_unlearn.metrics.outputs import Outputs
 from mlflow_unlearn.metrics.suite import Metrics, compare, residual_accuracy
 from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.digests import file_digests
@@ -42,15 +42,15 @@ def publish(
     name: str,
     result: Result,
     provenance: Provenance,
-    readings: Mapping[str, Readings],
+    outputs: Mapping[str, Outputs],
     options: config.PublishOptions,
 ) -> ModelVersion:
     """Measure, log, register the new version with its evidence, mark the requests done, and show the table.
 
-    ``readings`` are those of the models ``original``, ``unlearned`` and, where there is one, ``gold``.
+    ``outputs`` are those of the models ``original``, ``unlearned`` and, where there is one, ``gold``.
     """
     with tracking.timed("metrics"):
-        columns = compare(readings, seed=provenance.seed)
+        columns = compare(outputs, seed=provenance.seed)
     with tracking.timed("save"):
         new = NewModel(
             result.model,
@@ -62,7 +62,7 @@ def publish(
         )
         info = log_model(new)
     log_metrics(columns, model_ids={"unlearned": info.model_id, "original": session.version.model_id})
-    candidate = VersionCandidate(provenance, result, readings, columns, _incomplete(readings["unlearned"]))
+    candidate = VersionCandidate(provenance, result, outputs, columns, _incomplete(outputs["unlearned"]))
     with tracking.timed("evidence"):
         stored = Path(mlflow.artifacts.download_artifacts(info.model_uri, dst_path=str(session.folder / "stored")))
         draft = build(session, run_id, candidate, name=name, model_id=info.model_id, files=file_digests(stored))
@@ -75,7 +75,7 @@ def publish(
                 session.client,
                 evidence,
                 session.folder / FOLDER,
-                _samples(session, readings, options),
+                _samples(session, outputs, options),
                 options.sign_key,
             )
         table.show(columns)
@@ -123,8 +123,8 @@ def log_parts(evidence: Evidence) -> None:
     )
 
 
-def _incomplete(readings: Readings) -> str | None:
-    residual = residual_accuracy(readings)
+def _incomplete(outputs: Outputs) -> str | None:
+    residual = residual_accuracy(outputs)
     if residual is None or residual <= INCOMPLETE:
         return None
     told = f"accuracy {residual:.4f} on the wholly forgotten part of the forget set"
@@ -132,12 +132,12 @@ def _incomplete(readings: Readings) -> str | None:
     return told
 
 
-def _samples(session: Session, readings: Mapping[str, Readings], options: config.PublishOptions) -> Sequence[Sample]:
+def _samples(session: Session, outputs: Mapping[str, Outputs], options: config.PublishOptions) -> Sequence[Sample]:
     if not options.show_samples:
         return ()
     ids = session.manifest(session.forget).ids
     names = ids if session.salt is None else [""] * len(ids)
-    return moved(readings, cast(Any, session.splits.forget), names, session.view.classes)
+    return moved(outputs, cast(Any, session.splits.forget), names, session.view.classes)
 
 
 def target_name(session: Session, register_as: str | None) -> str:

@@ -77,11 +77,11 @@ def recompute(client: MlflowClient, examined: Examined, data: str | None, folder
     if original is session.version:  # alone: what is relative to the original is left out
         columns = {"unlearned": compute_metrics(own, seed=reading.seed)}
     else:
-        readings = {
+        outputs = {
             "original": read_splits(before, session.splits, session.hardware, name="original"),
             "unlearned": own,
         }
-        columns = compare(readings, seed=reading.seed)
+        columns = compare(outputs, seed=reading.seed)
     for model, metrics in columns.items():
         expected = evidence.metrics[model].values
         shared = {key: abs(value - expected[key]) for key, value in metrics.items() if key in expected}

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 
 @dataclass(frozen=True)
-class Reading:
+class SplitOutputs:
     """What one forward pass of a model over one split leaves: no more than the metrics need.
 
     Attributes:
@@ -30,7 +30,7 @@ class Reading:
     probabilities: npt.NDArray[np.float64] | None = field(default=None, repr=False)
 
 
-Readings = Mapping[str, Reading]
+Outputs = Mapping[str, SplitOutputs]
 
 Computed = Mapping[str, float | str]
 """Metric key → value, or the reason why it was not computed."""
@@ -48,9 +48,9 @@ class MetricInputs:
         seed: of whatever draws at random.
     """
 
-    model: Readings
-    original: Readings = field(default_factory=dict)
-    gold: Readings = field(default_factory=dict)
+    model: Outputs
+    original: Outputs = field(default_factory=dict)
+    gold: Outputs = field(default_factory=dict)
     seed: int = 0
     _computed: dict[Compute, Computed] = field(default_factory=dict, init=False, repr=False)
 
@@ -66,26 +66,25 @@ class MetricInputs:
         return self._computed[compute]
 
 
-def part_of(reading: Reading, samples: npt.NDArray[Any]) -> Reading:
-    """The reading of some samples, indices or a mask ``[N]``, of one whose probabilities were kept."""
-    return pooled([reading], samples)
+def select_samples(outputs: SplitOutputs, samples: npt.NDArray[Any]) -> SplitOutputs:
+    """The outputs of some samples, indices or a mask ``[N]``, of a split; raises as `concatenate_outputs`."""
+    return concatenate_outputs([outputs], samples)
 
 
-def pooled(readings: Sequence[Reading], samples: npt.NDArray[Any] | None = None) -> Reading:
-    """One reading of several sets, or of some ``samples`` of them, whose probabilities were kept.
+def concatenate_outputs(parts: Sequence[SplitOutputs], samples: npt.NDArray[Any] | None = None) -> SplitOutputs:
+    """The outputs of several splits as of one, or of some ``samples`` of them, indices or a mask ``[N]``.
 
     Raises:
-        ValueError: they were not.
+        ValueError: the probabilities of one were not kept.
     """
-    if any(reading.probabilities is None for reading in readings):
-        raise ValueError("a part is read from the probabilities: read the set with keep_probabilities=True")
-    chosen = slice(None) if samples is None else samples
+    if any(part.probabilities is None for part in parts):
+        raise ValueError("class sums of a part need the probabilities: evaluate with keep_probabilities=True")
 
     def joined(name: str) -> npt.NDArray[Any]:
-        whole: npt.NDArray[Any] = np.concatenate([getattr(reading, name) for reading in readings])[chosen]
-        return whole
+        whole: npt.NDArray[Any] = np.concatenate([getattr(part, name) for part in parts])
+        return whole if samples is None else whole[samples]
 
     labels, probabilities = joined("labels"), joined("probabilities")
-    sums = np.zeros_like(readings[0].class_sums)
+    sums = np.zeros_like(parts[0].class_sums)
     np.add.at(sums, labels, probabilities)
-    return Reading(labels, joined("predictions"), joined("entropies"), joined("confidences"), sums, probabilities)
+    return SplitOutputs(labels, joined("predictions"), joined("entropies"), joined("confidences"), sums, probabilities)

@@ -8,7 +8,7 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.metrics.accuracy import accuracy
 from mlflow_unlearn.metrics.catalog import METRICS, Metric
 from mlflow_unlearn.metrics.divergence import usable_classes
-from mlflow_unlearn.metrics.outputs import MetricInputs, Reading, Readings
+from mlflow_unlearn.metrics.outputs import MetricInputs, Outputs, SplitOutputs
 
 
 class Metrics(dict[str, float]):
@@ -26,30 +26,30 @@ class Metrics(dict[str, float]):
         self.counts: dict[str, int] = {}
 
 
-def compare(readings: Mapping[str, Readings], *, seed: int) -> dict[str, Metrics]:
+def compare(outputs: Mapping[str, Outputs], *, seed: int) -> dict[str, Metrics]:
     """`compute_metrics` of ``original``, ``unlearned`` and ``gold`` (those that are there), each against the others."""
     return {
-        name: compute_metrics(own, original_test=readings["original"]["test"], gold=readings.get("gold"), seed=seed)
-        for name, own in readings.items()
+        name: compute_metrics(own, original_test=outputs["original"]["test"], gold=outputs.get("gold"), seed=seed)
+        for name, own in outputs.items()
     }
 
 
 def compute_metrics(
-    readings: Readings, *, original_test: Reading | None = None, gold: Readings | None = None, seed: int = 0
+    outputs: Outputs, *, original_test: SplitOutputs | None = None, gold: Outputs | None = None, seed: int = 0
 ) -> Metrics:
-    """All metrics of one model from its readings, in the order of the catalog; no model is run.
+    """All metrics of one model from its outputs, in the order of the catalog; no model is run.
 
     Args:
-        readings: of the model on forget, retain, test, and val if ``acc_val`` is wanted.
+        outputs: of the model on forget, retain, test, and val if ``acc_val`` is wanted.
         original_test: of the original on test.
-        gold: of the gold standard, as ``readings``.
+        gold: of the gold standard, as ``outputs``.
         seed: of the bootstrap and of the folds of the attack.
 
     Raises:
         UnlearnError: the models differ in their number of outputs.
     """
     original = {} if original_test is None else {"test": original_test}
-    inputs = MetricInputs(readings, original, gold or {}, seed)
+    inputs = MetricInputs(outputs, original, gold or {}, seed)
     _check_outputs(inputs)
     metrics = Metrics()
     metrics.counts.update(_counts(inputs))
@@ -62,10 +62,10 @@ def compute_metrics(
     return metrics
 
 
-def residual_accuracy(readings: Readings) -> float | None:
+def residual_accuracy(outputs: Outputs) -> float | None:
     """Accuracy on the wholly forgotten part of the forget set; None where no class is wholly forgotten."""
-    forget = readings["forget"]
-    lost = ~np.isin(forget.labels, readings["retain"].labels)
+    forget = outputs["forget"]
+    lost = ~np.isin(forget.labels, outputs["retain"].labels)
     return accuracy(forget.predictions, forget.labels, lost) if lost.any() else None
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.data import Dataset
 
-    from mlflow_unlearn.metrics.outputs import Readings
+    from mlflow_unlearn.metrics.outputs import Outputs
 
 MAX_BYTES = 2_000_000
 _ROW_KEYS = tuple(key for key, metric in METRICS.items() if not metric.interval_end)
@@ -67,7 +67,7 @@ class Sample:
 
 
 def moved(
-    readings: "Mapping[str, Readings]",
+    outputs: "Mapping[str, Outputs]",
     dataset: "Dataset[Any]",
     names: Sequence[str],
     classes: Sequence[str],
@@ -76,7 +76,7 @@ def moved(
     """The ``count`` forget samples whose outputs moved most and as many that moved least, the furthest first.
 
     Args:
-        readings: of ``original`` and ``unlearned``, with the probabilities of the forget set.
+        outputs: of ``original`` and ``unlearned``, with the probabilities of the forget set.
         dataset: the forget set; an item starts with the image ``[C, H, W]``.
         names: of the samples; "" hides one.
         classes: names in the order of the outputs.
@@ -85,7 +85,7 @@ def moved(
     Raises:
         ValueError: the probabilities were not kept.
     """
-    before, after = (readings[model]["forget"] for model in ("original", "unlearned"))
+    before, after = (outputs[model]["forget"] for model in ("original", "unlearned"))
     if before.probabilities is None or after.probabilities is None:
         raise ValueError("how far a sample moved needs the probabilities: read the set with keep_probabilities=True")
     divergences = js_divergence(before.probabilities, after.probabilities)

@@ -26,7 +26,7 @@ from mlflow_unlearn.engine.loop import RunOptions
 from mlflow_unlearn.engine.predictions import read, read_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.methods import get_method
-from mlflow_unlearn.metrics.outputs import Reading
+from mlflow_unlearn.metrics.outputs import SplitOutputs
 from mlflow_unlearn.metrics.suite import compute_metrics
 from mlflow_unlearn.registry.flavor import NewModel, save_model
 from mlflow_unlearn.registry.versions import Record
@@ -160,8 +160,8 @@ def _reading_seconds(session: Session) -> tuple[float, float, int]:
     def seconds(start: int, stop: int) -> tuple[float, int]:
         part = Subset(retain, range(start, stop))
         began = time.perf_counter()
-        readings = read_splits(session.module, Splits(part, part, part, part), quiet, roles=("retain",))
-        return (time.perf_counter() - began) / len(part), len(readings["retain"].class_sums)
+        evaluated = read_splits(session.module, Splits(part, part, part, part), quiet, roles=("retain",))
+        return (time.perf_counter() - began) / len(part), len(evaluated["retain"].class_sums)
 
     batch = min(forward_batch(retain, quiet.device), count // 2 or 1)
     # The first batch takes what the first pass of a process takes more.
@@ -205,15 +205,15 @@ def _method_seconds(session: Session, workload: Workload, prefix: str) -> float:
 
 
 def _metrics_seconds(session: Session, models: int) -> float:
-    """Of one model: on readings of the right size, whose values do not matter."""
+    """Of one model: on outputs of the right size, whose values do not matter."""
     quiet = replace(session.hardware, progress=False)
     module = quiet.place(session.module)
-    readings = {}
+    outputs = {}
     for role, data in vars(session.splits).items():
         labels = labels_of(data).numpy()
         size = len(labels)
         few = read(module, _share(data, min(1.0, 8 / size)), quiet, keep_probabilities=role == "forget")
-        readings[role] = Reading(
+        outputs[role] = SplitOutputs(
             labels,
             np.resize(few.predictions, size),
             np.resize(few.entropies, size),
@@ -222,7 +222,7 @@ def _metrics_seconds(session: Session, models: int) -> float:
             None if few.probabilities is None else np.resize(few.probabilities, (size, few.probabilities.shape[1])),
         )
     start = time.perf_counter()
-    compute_metrics(readings, original_test=readings["test"], gold=readings if models > 2 else None)
+    compute_metrics(outputs, original_test=outputs["test"], gold=outputs if models > 2 else None)
     return time.perf_counter() - start
 
 

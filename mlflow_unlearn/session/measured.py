@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 from mlflow_unlearn.config import Evaluate
 from mlflow_unlearn.data.forget import retained
 from mlflow_unlearn.engine.predictions import read_splits
-from mlflow_unlearn.metrics.outputs import Readings
+from mlflow_unlearn.metrics.outputs import Outputs
 from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.versions import Version, open_version
 from mlflow_unlearn.session.checks import check_alike, check_outputs
@@ -69,19 +69,19 @@ def open_measured(
     return Session(client, version, module, view, splits, forget, retain, (), hardware, folder, salt), original
 
 
-def read_measured(session: Session, original: Version, options: Evaluate) -> tuple[dict[str, Readings], str]:
+def read_measured(session: Session, original: Version, options: Evaluate) -> tuple[dict[str, Outputs], str]:
     """One pass of each model over the four sets, and the name under which the session's own version goes.
 
     A version that came from no other goes as ``original``.
     """
     own = session.read_original(force=options.force)
     name = "original" if original is session.version else "unlearned"
-    readings = {name: own}
+    outputs = {name: own}
     if original is not session.version:
         module = load_module(original, options.architecture, len(session.view.classes), trainable=False)
         before = read_splits(module, session.splits, session.hardware, name="original", kept=True)
-        readings = {"original": before, "unlearned": own}
+        outputs = {"original": before, "unlearned": own}
     gold = open_gold(session, options)
     if gold is not None:
-        readings["gold"] = read_splits(gold, session.splits, session.hardware, name="gold", kept=True)
-    return readings, name
+        outputs["gold"] = read_splits(gold, session.splits, session.hardware, name="gold", kept=True)
+    return outputs, name

@@ -23,7 +23,7 @@ from mlflow_unlearn.engine.loop import RunOptions
 from mlflow_unlearn.engine.predictions import read_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.metrics.outputs import Readings
+from mlflow_unlearn.metrics.outputs import Outputs
 from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests, log_source_model
 from mlflow_unlearn.registry.flavor import load_module
@@ -135,14 +135,14 @@ class Session:
             note("Note: prefix=auto freezes nothing where a class is forgotten wholly.")
         return teacher
 
-    def read_original(self, *, force: bool, teacher: Teacher | None = None) -> Readings:
+    def read_original(self, *, force: bool, teacher: Teacher | None = None) -> Outputs:
         """One pass of the version over the four sets, which serves its ``teacher`` as well.
 
         Raises:
             UnlearnError: it is so bad on its own training data that data and model cannot belong together.
         """
-        readings = read_splits(self.module, self.splits, self.hardware, name="original", teacher=teacher, kept=True)
-        accuracy = float((readings["retain"].predictions == readings["retain"].labels).mean())
+        outputs = read_splits(self.module, self.splits, self.hardware, name="original", teacher=teacher, kept=True)
+        accuracy = float((outputs["retain"].predictions == outputs["retain"].labels).mean())
         bound = min(2 / len(self.view.classes), 0.6)
         if accuracy < bound and not force:
             raise UnlearnError(
@@ -150,7 +150,7 @@ class Session:
                 f"input transform ({self.view.transform}) or the order of the classes is probably wrong; "
                 "give transform= or classes=, or force=true to go on"
             )
-        return readings
+        return outputs
 
     def unlearn(
         self, method: str, params: Mapping[str, Any], options: RunOptions, *, splits: Splits | None = None

@@ -37,7 +37,7 @@ from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError, first_line
 from mlflow_unlearn.evidence.provenance import Provenance, Selection
 from mlflow_unlearn.governance.publish import log_history, publish
 from mlflow_unlearn.methods import get_method
-from mlflow_unlearn.metrics.outputs import Readings
+from mlflow_unlearn.metrics.outputs import Outputs
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.uris import absolute_uri, hidden_password
 from mlflow_unlearn.session.session import Session
@@ -191,7 +191,7 @@ class StudyRunner:
         return True
 
 
-def check_worthwhile(methods: Sequence[str], original: Readings) -> None:
+def check_worthwhile(methods: Sequence[str], original: Outputs) -> None:
     """Refuse a study of which one of ``methods`` says beforehand that it would find nothing.
 
     Raises:
@@ -345,7 +345,7 @@ def stop_early(runner: StudyRunner) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def finish(runner: StudyRunner, name: str | None, run_id: str, original: Readings, gold: Readings | None) -> None:
+def finish(runner: StudyRunner, name: str | None, run_id: str, original: Outputs, gold: Outputs | None) -> None:
     """Choose the winner, keep the study as artifacts, measure the winner on the test set and register it."""
     study, objective, options = runner.study, runner.objective, runner.options
     try:
@@ -369,12 +369,12 @@ def finish(runner: StudyRunner, name: str | None, run_id: str, original: Reading
     mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})
     log_history(get_method(setting.method), result)
     session = objective.session.filed(options)
-    readings = {
+    outputs = {
         "original": original,
         "unlearned": read_splits(result.model, session.splits, session.hardware, name="winner"),
     }
     if gold is not None:
-        readings["gold"] = gold
+        outputs["gold"] = gold
     prefix = None if setting.prefix == "none" else setting.prefix
     if prefix is not None:
         mlflow.set_tag("unlearn.prefix", prefix)
@@ -389,7 +389,7 @@ def finish(runner: StudyRunner, name: str | None, run_id: str, original: Reading
     provenance = Provenance(
         method=setting.method, params=dict(result.params), seed=options.seed, prefix=prefix, selection=selection
     )
-    publish(session, run_id, str(name), result, provenance, readings, options)
+    publish(session, run_id, str(name), result, provenance, outputs, options)
 
 
 def _registered(name: str, study: str, winner: FrozenTrial) -> str | None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from mlflow_unlearn.metrics.catalog import OBJECTIVES, ON_VALIDATION
-from mlflow_unlearn.metrics.outputs import Readings
+from mlflow_unlearn.metrics.outputs import Outputs
 from mlflow_unlearn.metrics.suite import Metrics, compute_metrics
 
 MAX_LOSS_VAL, MAX_LOSS_RETAIN = 0.01, 0.02
@@ -42,18 +42,18 @@ def penalised(value: float, violations: Mapping[str, float]) -> float:
     return 1 + sum(broken) if broken else value
 
 
-def on_validation(readings: Readings, original: Readings, *, gold: Readings | None = None, seed: int) -> Metrics:
+def on_validation(outputs: Outputs, original: Outputs, *, gold: Outputs | None = None, seed: int) -> Metrics:
     """The metrics with the validation set in the place of the test set, under names that say so (``rf_jsd_val``, …).
 
     With ``gold`` also its distances. A little optimistic for a method that calibrates itself on the validation set's
     accuracy, as LoTUS does.
     """
 
-    def without_test(of: Readings) -> Readings:
+    def without_test(of: Outputs) -> Outputs:
         return {"forget": of["forget"], "retain": of["retain"], "test": of["val"]}
 
     measured = compute_metrics(
-        without_test(readings),
+        without_test(outputs),
         original_test=original["val"],
         gold=without_test(gold) if gold is not None else None,
         seed=seed,

@@ -27,7 +27,7 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.governance.publish import log_epoch, nothing_to_unlearn
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.catalog import OBJECTIVES
-from mlflow_unlearn.metrics.outputs import Readings
+from mlflow_unlearn.metrics.outputs import Outputs
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.session.session import Session
 from mlflow_unlearn.tuning.selection import (
@@ -66,8 +66,8 @@ class Objective:
         study: optuna.Study,
         space: Space,
         teacher: Teacher,
-        original: Readings,
-        gold: Readings | None,
+        original: Outputs,
+        gold: Outputs | None,
         *,
         objective: str,
         seed: int,
@@ -169,8 +169,8 @@ class Objective:
         if digest == self._source:
             raise UnlearnError(nothing_to_unlearn(method, result))
         start = time.perf_counter()
-        readings = read_splits(result.model, self.session.splits, self.session.hardware, roles=SELECTION_SPLITS)
-        metrics = on_validation(readings, self._original, gold=self._gold, seed=self._seed)
+        outputs = read_splits(result.model, self.session.splits, self.session.hardware, roles=SELECTION_SPLITS)
+        metrics = on_validation(outputs, self._original, gold=self._gold, seed=self._seed)
         seconds = {"unlearn_seconds": result.seconds, "judge_seconds": time.perf_counter() - start}
         violations = constraints(metrics, self.before)
         for name, value in violations.items():
@@ -186,13 +186,13 @@ class Objective:
 
     def value_during_training(self, model: nn.Module, datasets: Mapping[str, Dataset[Any]]) -> float:
         """The penalised value of a model that is still learning; of the retain set a part is read."""
-        readings = {}
+        outputs = {}
         for role in SELECTION_SPLITS:
             data = datasets[role]
             if role == "retain":
                 data = Subset(data, _part(labels_of(data), len(datasets["val"])))  # type: ignore[arg-type]
-            readings[role] = read(model, data, self.session.hardware, keep_probabilities=role == "forget")
-        metrics = on_validation(readings, self._original, gold=self._gold, seed=self._seed)
+            outputs[role] = read(model, data, self.session.hardware, keep_probabilities=role == "forget")
+        metrics = on_validation(outputs, self._original, gold=self._gold, seed=self._seed)
         return penalised(criterion(self._objective, metrics), constraints(metrics, self.before))
 
     def _aborted(self, trial: optuna.Trial) -> Aborted:

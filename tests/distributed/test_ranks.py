@@ -68,8 +68,8 @@ def test_callbacks_stay_with_rank_0(alone, crowd):
 
 @pytest.mark.parametrize("what", ["read", "read twisted"])
 def test_every_sample_is_read_once_and_in_order(what, alone, crowd):
-    for role, reading in alone[what].items():
-        for name, value in reading.items():
+    for role, outputs in alone[what].items():
+        for name, value in outputs.items():
             if value is None:
                 assert crowd[what][role][name] is None
             else:

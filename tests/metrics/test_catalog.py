@@ -12,7 +12,7 @@ import pytest
 from mlflow_unlearn.comparison.table import COLUMNS
 from mlflow_unlearn.config import Tune
 from mlflow_unlearn.metrics.catalog import KEYS, METRICS, OBJECTIVES, ON_VALIDATION, Need, overview, ranked
-from mlflow_unlearn.metrics.outputs import MetricInputs, Reading
+from mlflow_unlearn.metrics.outputs import MetricInputs, SplitOutputs
 from mlflow_unlearn.metrics.suite import compute_metrics
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
@@ -29,7 +29,7 @@ def outputs(seed, classes=4):
         scores = rng.normal(size=(size, classes)) + 2 * rng.random((size, 1)) * np.eye(classes)[labels]
         p = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
         sums = np.eye(classes)[labels].T @ p
-        made[split] = Reading(labels, p.argmax(1), -(p * np.log(p)).sum(1), p.max(1), sums, p)
+        made[split] = SplitOutputs(labels, p.argmax(1), -(p * np.log(p)).sum(1), p.max(1), sums, p)
     return made
 
 

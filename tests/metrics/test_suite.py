@@ -283,8 +283,8 @@ class TestMissing:
         assert "entropy_ks" in metrics and "mia_excess" in metrics
 
     def test_a_validation_set_that_was_not_read(self):
-        readings = read_splits(other(), splits(), CPU, roles=("forget", "retain", "test"))
-        metrics = compute_metrics(readings)
+        outputs = read_splits(other(), splits(), CPU, roles=("forget", "retain", "test"))
+        metrics = compute_metrics(outputs)
         assert metrics.missing["acc_val"] == "the val set was not read" and "n_val" not in metrics.counts
 
 
@@ -314,7 +314,7 @@ class TestReferences:
             evaluate(other(), splits(), seed=-1)
 
 
-class TestReading:
+class TestRead:
     def test_very_confident_outputs(self):
         """p = e⁻⁹⁰⁰ and its like: float32 would give entropies of 0 or NaN; −Σ p log p with log p from the logits."""
 
@@ -323,18 +323,18 @@ class TestReading:
                 return torch.stack([images.flatten(), torch.zeros(len(images))], 1)
 
         gaps = torch.tensor([0.0, 10.0, 30.0, 900.0, 1e30])
-        reading = read(Sure(), TensorDataset(gaps.view(5, 1, 1, 1), torch.zeros(5, dtype=torch.long)), CPU)
+        outputs = read(Sure(), TensorDataset(gaps.view(5, 1, 1, 1), torch.zeros(5, dtype=torch.long)), CPU)
         expected = [LN2, *(math.log1p(math.exp(-g)) + g * math.exp(-g) / (1 + math.exp(-g)) for g in (10, 30)), 0, 0]
-        assert reading.entropies == pytest.approx(expected, rel=1e-4, abs=1e-300)
-        assert reading.predictions.tolist() == [0] * 5 and reading.probabilities is None
+        assert outputs.entropies == pytest.approx(expected, rel=1e-4, abs=1e-300)
+        assert outputs.predictions.tolist() == [0] * 5 and outputs.probabilities is None
 
     def test_sums_and_probabilities(self):
         data = splits().test
-        reading = read(other(), data, CPU, keep_probabilities=True)
+        outputs = read(other(), data, CPU, keep_probabilities=True)
         p, y = logits(other(), data).double().softmax(1).numpy(), data.tensors[1].numpy()
-        np.testing.assert_allclose(reading.probabilities, p, rtol=1e-4, atol=1e-12)
-        np.testing.assert_allclose(reading.class_sums, np.eye(10)[y].T @ p, rtol=1e-4, atol=1e-12)
-        assert reading.labels.tolist() == y.tolist() and reading.predictions.tolist() == p.argmax(1).tolist()
+        np.testing.assert_allclose(outputs.probabilities, p, rtol=1e-4, atol=1e-12)
+        np.testing.assert_allclose(outputs.class_sums, np.eye(10)[y].T @ p, rtol=1e-4, atol=1e-12)
+        assert outputs.labels.tolist() == y.tolist() and outputs.predictions.tolist() == p.argmax(1).tolist()
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
     def test_outputs_that_are_not_finite(self, bad):

@@ -14,7 +14,7 @@ import torch
 from mlflow_unlearn.evidence.policy import Check, Policy, Verdict, judge
 from mlflow_unlearn.evidence.record import Measured
 from mlflow_unlearn.metrics.catalog import METRICS, READING
-from mlflow_unlearn.metrics.outputs import Reading
+from mlflow_unlearn.metrics.outputs import SplitOutputs
 from mlflow_unlearn.report import figures
 from mlflow_unlearn.report.page import MAX_BYTES, moved, page
 
@@ -416,27 +416,27 @@ def test_a_file_name_that_is_no_unicode_does_not_break_the_page():
     assert "bad?.png" in text
 
 
-def reading(probabilities) -> Reading:
+def split_outputs(probabilities) -> SplitOutputs:
     p = np.asarray(probabilities, dtype=float)
-    return Reading(np.zeros(len(p), int), p.argmax(1), np.zeros(len(p)), p.max(1), np.zeros((2, 2)), p)
+    return SplitOutputs(np.zeros(len(p), int), p.argmax(1), np.zeros(len(p)), p.max(1), np.zeros((2, 2)), p)
 
 
 def test_moved_takes_the_samples_that_moved_most_and_least():
     """Sample i moves from (1, 0) to (1 − i/20, i/20): the further the higher its number."""
-    before = reading([[1.0, 0.0]] * 20)
-    after = reading([[1 - i / 20, i / 20] for i in range(20)])
-    readings = {"original": {"forget": before}, "unlearned": {"forget": after}}
+    before = split_outputs([[1.0, 0.0]] * 20)
+    after = split_outputs([[1 - i / 20, i / 20] for i in range(20)])
+    outputs = {"original": {"forget": before}, "unlearned": {"forget": after}}
     dataset = [(torch.full((3, 4, 4), float(i)), 0) for i in range(20)]
-    found = moved(readings, dataset, [f"s{i}" for i in range(20)], ["cat", "dog"], count=2)
+    found = moved(outputs, dataset, [f"s{i}" for i in range(20)], ["cat", "dog"], count=2)
     assert [one.name for one in found] == ["s19", "s18", "s1", "s0"]
     first = found[0]
     assert (first.label, first.before, first.after) == ("cat", ("cat", 1.0), ("dog", pytest.approx(0.95)))
     assert found[-1].divergence == 0
-    assert [one.name for one in moved(readings, dataset[:20], [""] * 20, ["cat", "dog"], count=50)] == [""] * 20
+    assert [one.name for one in moved(outputs, dataset[:20], [""] * 20, ["cat", "dog"], count=50)] == [""] * 20
 
 
 def test_moved_needs_the_probabilities():
-    bare = Reading(*[np.zeros(1, int)] * 2, *[np.zeros(1)] * 2, np.zeros((2, 2)))
+    bare = SplitOutputs(*[np.zeros(1, int)] * 2, *[np.zeros(1)] * 2, np.zeros((2, 2)))
     with pytest.raises(ValueError, match="keep_probabilities"):
         moved({"original": {"forget": bare}, "unlearned": {"forget": bare}}, [], [], [])
 
@@ -449,7 +449,7 @@ def test_pictures_are_scaled_and_small(shape):
 
     image = torch.linspace(-3, 7, math.prod(shape)).reshape(shape)
     image[0, 0, 0] = math.nan if shape[0] == 5 else image[0, 0, 0]
-    one = reading([[1.0, 0.0]])
+    one = split_outputs([[1.0, 0.0]])
     [found] = moved({"original": {"forget": one}, "unlearned": {"forget": one}}, [(image, 0)], ["a"], ["cat", "dog"])
     picture = Image.open(BytesIO(found.png))
     assert picture.mode == "RGB"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from mlflow_unlearn.config import Evaluate
     from mlflow_unlearn.data.source import Source
-    from mlflow_unlearn.metrics.outputs import Readings
+    from mlflow_unlearn.metrics.outputs import Outputs
     from mlflow_unlearn.metrics.suite import Metrics
     from mlflow_unlearn.registry.versions import Version
     from mlflow_unlearn.session.measured import Chosen
@@ -101,14 +101,14 @@ class _Evaluation:
 
     Attributes:
         uris: of the models that are there.
-        readings: their outputs.
+        outputs: their outputs.
         columns: their metrics, each against the others.
         name: of the evaluated model: ``original`` where it came from no other.
         model_id: of the evaluated model, where it has one.
     """
 
     uris: Mapping[str, str]
-    readings: Mapping[str, "Readings"]
+    outputs: Mapping[str, "Outputs"]
     columns: Mapping[str, "Metrics"]
     name: str
     model_id: str | None
@@ -266,10 +266,10 @@ def _measure(table: "pd.DataFrame", options: "Evaluate", folder: Path) -> _Evalu
 
     client, progress = tracking.client(), sys.stderr.isatty()
     session, original = open_measured(client, options, folder, progress=progress, choose=choose)
-    readings, name = read_measured(session, original, options)
+    outputs, name = read_measured(session, original, options)
     uris = {"original": original.uri, name: session.version.uri, "gold": str(options.gold_uri)}
-    shown = {model: uris[model] for model in readings}
-    return _Evaluation(shown, readings, compare(readings, seed=options.seed), name, session.version.model_id)
+    shown = {model: uris[model] for model in outputs}
+    return _Evaluation(shown, outputs, compare(outputs, seed=options.seed), name, session.version.model_id)
 
 
 def _chosen(table: "pd.DataFrame", view: "InputSpec", version: "Version", original: "Version") -> "Chosen":
@@ -322,7 +322,7 @@ def _log_artifacts(measured: _Evaluation, run_id: str, folder: Path) -> dict[str
     table, details = _before_and_after(measured), _details(measured)
     table.to_csv(out / "before_and_after.csv", index=False)
     (out / "measured.json").write_text(json.dumps(details, indent=2, ensure_ascii=False), encoding="utf-8")
-    entropy_figure(measured.readings).savefig(out / "entropies.png", dpi=120)
+    entropy_figure(measured.outputs).savefig(out / "entropies.png", dpi=120)
     with Image.open(out / "entropies.png") as file:
         image = file.copy()
     MlflowClient().log_artifacts(run_id, str(out), MODEL_TYPE)
@@ -361,16 +361,16 @@ def _details(measured: _Evaluation) -> dict[str, object]:
     }
 
 
-def entropy_figure(readings: Mapping[str, "Readings"]) -> "Figure":
+def entropy_figure(outputs: Mapping[str, "Outputs"]) -> "Figure":
     """How the entropies are distributed, one panel a model: forgotten samples should look like test samples."""
     import numpy as np
     from matplotlib.figure import Figure
 
     # Not by pyplot, whose state and backend are the user's; such a figure is drawn by Agg.
-    figure = Figure(figsize=(4.5 * len(readings), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(readings), squeeze=False, sharex=True, sharey=True)[0]
+    figure = Figure(figsize=(4.5 * len(outputs), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(outputs), squeeze=False, sharex=True, sharey=True)[0]
     styles = {"forget": ("C3", "-"), "retain": ("C0", "--"), "test": ("C7", ":")}
-    for panel, (name, sets) in zip(panels, readings.items(), strict=True):
+    for panel, (name, sets) in zip(panels, outputs.items(), strict=True):
         for split, (colour, line) in styles.items():
             values = np.sort(np.maximum(sets[split].entropies, _LOWEST_DRAWN))
             shares = np.arange(1, len(values) + 1) / len(values)
