@@ -13,7 +13,7 @@ from mlflow_unlearn import config, forget_requests, tracking
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.governance.evidence import FOLDER, Evidence, Person, sha256
 from mlflow_unlearn.governance.people import whoami
-from mlflow_unlearn.governance.policy import Policy, Verdict, judge, read_policy
+from mlflow_unlearn.governance.policy import Policy, judge, read_policy
 from mlflow_unlearn.governance.review import TAG, Review, numbers
 from mlflow_unlearn.governance.verify import PROMOTION, PROMOTION_TAG, Examined, examine
 from mlflow_unlearn.progress import note
@@ -30,14 +30,21 @@ def promote(options: config.Promote) -> None:
         _check_alias(options.alias)
         policy = read_policy(options.policy) if options.policy is not None else None
         client = tracking.client()
-        examined = examine(client, options.model_uri, folder)
+        examined = examine(client, options.model_uri, folder, key=options.key)
         examined.refuse_differences("cannot be promoted")
         approver = _approver(options.approver)
         objections = []
         reviewed = None
         try:
             reviewed = _last_review(examined)
-            if _judged_again(examined, reviewed) != reviewed.verdict:
+            if examined.signed is None and "signature" in reviewed.policy.required:
+                raise Refused(
+                    f"its policy {reviewed.policy.name!r} requires a signature, which only key= can check: whoever may "
+                    "write the review's file may have written there that it holds; give key=PUBLIC.pem"
+                )
+            # The signature as it is found here, with a key of the approver's.
+            judged = judge(examined.evidence, reviewed.policy, signed=examined.signed)
+            if judged != reviewed.verdict:
                 raise Refused(
                     f"its review {reviewed.n} says what its policy does not say of this evidence; review it again"
                 )
@@ -157,13 +164,6 @@ def _last_review(examined: Examined) -> Review:
     if about != (registered.name, str(registered.version), evidence.result.weights_sha256, examined.sha256):
         raise Refused(f"its review {n} is about models:/{reviewed.name}/{reviewed.version}, or about other weights")
     return reviewed
-
-
-def _judged_again(examined: Examined, reviewed: Review) -> Verdict:
-    """What the review's policy says of the evidence; the signature was checked with the reviewer's key, or was not."""
-    signatures = [check.outcome for check in reviewed.verdict.checks if check.rule == "required: signature"]
-    signed = {"pass": True, "fail": False}.get(signatures[0]) if signatures else None
-    return judge(examined.evidence, reviewed.policy, signed=signed)
 
 
 def _open_requests(client: MlflowClient, evidence: Evidence) -> list[str]:
