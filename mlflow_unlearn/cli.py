@@ -108,7 +108,7 @@ def _command(name: str, config: type[Command]) -> click.Command:
             return
         from mlflow_unlearn.distributed import ranks
 
-        with ranks.all_gather_up() as leads:
+        with ranks.joined_up() as leads:
             if leads:
                 flow(name)(checked)
             else:
