@@ -99,8 +99,9 @@ def use(store: Store, patch: pytest.MonkeyPatch) -> None:
     patch.setenv("MLFLOW_TRACKING_URI", store.uri)
     patch.setenv("MLFLOW_EXPERIMENT_NAME", "tests")
     patch.delenv("MLFLOW_RUN_ID", raising=False)
-    # For `toy`, in processes of their own.
-    patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    # For `toy` and for the code that is being tested, in processes of their own.
+    tests = Path(__file__).parent
+    patch.setenv("PYTHONPATH", os.pathsep.join([str(tests), str(tests.parent)]))
     patch.chdir(store.folder)
 
 

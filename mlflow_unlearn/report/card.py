@@ -117,9 +117,9 @@ def _table(rows: list[tuple[str, str]]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {_text(key)} | {_text(value)} |" for key, value in rows)])
 
 
+_MARKUP = "\\`*_{}[]<>()#|!&~"
+
+
 def _text(value: str) -> str:
     """What a user typed, as text: no markup of it survives, neither HTML nor Markdown."""
-    shown = " ".join(value.split())
-    for character in "\\`*_{}[]<>()#|!&~":
-        shown = shown.replace(character, f"&#{ord(character)};")
-    return shown
+    return "".join(f"&#{ord(c)};" if c in _MARKUP else c for c in " ".join(value.split()))
