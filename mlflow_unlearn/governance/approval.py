@@ -101,10 +101,10 @@ def _last_review(examined: Examined) -> ReviewRecord:
     n = max(found)
     tag = examined.registered.tags[f"{TAG}{n}"]
     try:
-        told = json.loads(tag)
-        content = read_artifact(told["run_id"], f"{FOLDER}/review-{n}.json")
+        recorded = json.loads(tag)
+        content = read_artifact(recorded["run_id"], f"{FOLDER}/review-{n}.json")
         reviewed = ReviewRecord.model_validate_json(content)
-        changed = sha256(content) != told["sha256"]
+        changed = sha256(content) != recorded["sha256"]
     except (MlflowException, OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         reason = first_line(error)
         raise Refused(f"its review {n} cannot be read ({reason}); review it again") from error

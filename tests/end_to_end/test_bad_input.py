@@ -597,7 +597,7 @@ def test_models_that_are_not_registered(store, refuse):
     says = [f"{uri} is no registered version and cannot carry a request", "or give forget= to unlearn"]
     refuse("request", "--model-uri", uri, *SOME, says=says)
     refuse("unlearn", "--model-uri", uri, says=[f"{uri} is no registered version", "give forget="])
-    refuse("unlearn", "--model-uri", uri, *SOME, says=[f"{uri} is no registered version", "give register_as="])
+    refuse("unlearn", "--model-uri", uri, *SOME, says=[f"{uri} is not a registered version", "give register_as="])
 
 
 def test_gold_that_knows_the_forget_set(refuse):
