@@ -67,13 +67,13 @@ def unlearn(options: config.Unlearn) -> None:
             return
         teacher = session.teacher(options.prefix) if recipe is None else None
         with tracking.timed("original"):
-            original = session.read_original(force=options.force, teacher=teacher)
+            original = session.evaluate_original(force=options.force, teacher=teacher)
         session = session.filed(options)
         with tracking.timed("method"):
             run_options = RunOptions(
                 options.seed,
                 teacher=teacher,
-                model_factory=None if recipe is None else recipe.fresh,
+                model_factory=None if recipe is None else recipe.model_factory,
                 on_epoch=partial(log_epoch, method),
             )
             splits = None if recipe is None else recipe.splits(session.splits)

@@ -184,7 +184,7 @@ def _method_seconds(session: Session, workload: Workload, prefix: str) -> float:
         splits = Splits(**{role: _share(data, share) for role, data in vars(session.splits).items()})
         some = {**params, "epochs": epochs} if "epochs" in params else params
         if recipe is not None:
-            splits, options = recipe.splits(splits), RunOptions(seed, model_factory=recipe.fresh)
+            splits, options = recipe.splits(splits), RunOptions(seed, model_factory=recipe.model_factory)
         else:
             teacher = Teacher(quiet.hardware.place(session.module), vars(splits), quiet.hardware, prefix=cut)
             teacher.fill(("forget", "retain", "val"))

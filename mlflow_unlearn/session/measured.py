@@ -18,7 +18,7 @@ from mlflow_unlearn.session.forget_set import evaluated_forget_set
 from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.hardware import pick_hardware
 from mlflow_unlearn.session.session import Session
-from mlflow_unlearn.session.view import InputSpec, make_splits, open_view, training_mask
+from mlflow_unlearn.session.view import InputSpec, make_splits, open_input_spec, training_mask
 
 Chosen = tuple[InputSpec, npt.NDArray[np.int64], npt.NDArray[np.int64], str | None]
 """How what is measured is read, the forget and retain sets as indices, and the salt of a hashed request."""
@@ -51,7 +51,7 @@ def open_measured(
     original = version if original_uri is None else open_version(client, original_uri, folder)
     if original.uri == version.uri or (original.model_id is not None and original.model_id == version.model_id):
         original = version
-    view = open_view(version, options)
+    view = open_input_spec(version, options)
     if original is not version:
         check_alike(original, view)
     if choose is not None:
@@ -69,12 +69,12 @@ def open_measured(
     return Session(client, version, module, view, splits, forget, retain, (), hardware, folder, salt), original
 
 
-def read_measured(session: Session, original: Version, options: Evaluate) -> tuple[dict[str, Outputs], str]:
+def evaluate_measured(session: Session, original: Version, options: Evaluate) -> tuple[dict[str, Outputs], str]:
     """One pass of each model over the four sets, and the name under which the session's own version goes.
 
     A version that came from no other goes as ``original``.
     """
-    own = session.read_original(force=options.force)
+    own = session.evaluate_original(force=options.force)
     name = "original" if original is session.version else "unlearned"
     outputs = {name: own}
     if original is not session.version:

@@ -26,15 +26,15 @@ class Recipe:
         params: hyperparameters of `retrain`; empty where nothing is recorded.
         augment: random augmentation of the training images.
         seed: of the recorded training.
-        architecture: what ``fresh`` builds, None where it draws each module's weights anew.
-        fresh: builds a randomly initialised model of the version's architecture.
+        architecture: what ``model_factory`` builds, None where it draws each module's weights anew.
+        model_factory: builds a randomly initialised model of the version's architecture.
     """
 
     params: Mapping[str, Any]
     augment: str
     seed: int | None
     architecture: str | None
-    fresh: Callable[[], nn.Module]
+    model_factory: Callable[[], nn.Module]
 
     def splits(self, splits: Splits) -> Splits:
         """The splits with the retain set as it was trained on."""
@@ -60,8 +60,8 @@ def training_recipe(session: Session, options: ReadOptions) -> Recipe:
     own = session.version.record
     architecture = options.architecture or (own.architecture if own is not None else None)
     with isolated_rng(0):
-        fresh = builder_like(session.module, architecture, len(session.view.classes), session.image_shape)
+        model_factory = builder_like(session.module, architecture, len(session.view.classes), session.image_shape)
     if recorded is None:
-        return Recipe({}, "none", None, architecture, fresh)
+        return Recipe({}, "none", None, architecture, model_factory)
     params = {key: value for key, value in recorded.params.items() if key in known}
-    return Recipe(params, recorded.augment or "none", recorded.seed, architecture, fresh)
+    return Recipe(params, recorded.augment or "none", recorded.seed, architecture, model_factory)

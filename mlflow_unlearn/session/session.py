@@ -33,7 +33,7 @@ from mlflow_unlearn.session.checks import check_outputs
 from mlflow_unlearn.session.forget_set import requested_forget_set
 from mlflow_unlearn.session.hardware import pick_hardware
 from mlflow_unlearn.session.lineage import Earlier, earlier_requests
-from mlflow_unlearn.session.view import InputSpec, make_splits, open_view, training_mask
+from mlflow_unlearn.session.view import InputSpec, make_splits, open_input_spec, training_mask
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Session:
             note("Note: prefix=auto freezes nothing where a class is forgotten wholly.")
         return teacher
 
-    def read_original(self, *, force: bool, teacher: Teacher | None = None) -> Outputs:
+    def evaluate_original(self, *, force: bool, teacher: Teacher | None = None) -> Outputs:
         """One pass of the version over the four sets, which serves its ``teacher`` as well.
 
         Raises:
@@ -186,7 +186,7 @@ def open_session(client: MlflowClient, run_id: str, options: Unlearning, folder:
     """
     version = open_version(client, options.model_uri, folder)
     log_source_model(client, run_id, version.model_id)
-    view = open_view(version, options)
+    view = open_input_spec(version, options)
     module = load_module(version, options.architecture, len(view.classes))
     mask = training_mask(version, view.source)
     chosen = requested_forget_set(client, version, view.source, mask, options)

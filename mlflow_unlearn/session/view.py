@@ -62,7 +62,7 @@ class InputSpec:
         return dataset
 
 
-def open_view(version: Version, options: ReadOptions) -> InputSpec:
+def open_input_spec(version: Version, options: ReadOptions) -> InputSpec:
     """Data source, transform and label order: from the command, else from the version's record, else from timm.
 
     Raises:
