@@ -9,7 +9,7 @@ from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.dataset_inputs import log_source_model
 from mlflow_unlearn.report import table
 from mlflow_unlearn.session import dry_run
-from mlflow_unlearn.session.measured import open_measured, evaluate_measured
+from mlflow_unlearn.session.measured import evaluate_measured, open_measured
 
 
 def evaluate(options: config.Evaluate) -> None:

@@ -259,7 +259,7 @@ def _measure(table: "pd.DataFrame", options: "Evaluate", folder: Path) -> _Evalu
     """Open the models and the data, read each model once, and compute every metric."""
     from mlflow_unlearn.metrics.suite import compare
     from mlflow_unlearn.registry import tracking
-    from mlflow_unlearn.session.measured import open_measured, evaluate_measured
+    from mlflow_unlearn.session.measured import evaluate_measured, open_measured
 
     def choose(version: "Version", original: "Version", view: "InputSpec") -> "Chosen":
         return _chosen(table, view, version, original)
