@@ -77,7 +77,7 @@ def _rebuilt(
 ) -> nn.Module:
     """The architecture with the program's weights, if it computes what the program computes.
 
-    A version of somebody else's may be the ordinary architecture or its variant for small images: both are tried.
+    A version of another tool's may be the ordinary architecture or its variant for small images: both are tried.
 
     Raises:
         UnlearnError: the weights do not fit, or the outputs differ.
@@ -130,7 +130,7 @@ def _output(module: nn.Module, images: Tensor, name: str) -> Tensor:
 class NewModel:
     """A module that is to be stored, and what is stored beside it.
 
-    With a ``source`` its format, signature, input example, code, extra files, environment and other metadata are kept,
+    With a ``source`` its format, signature, input example, code, extra files, environment and other metadata stay,
     so that users of the source can use the new version.
 
     Attributes:
@@ -138,7 +138,7 @@ class NewModel:
         record: for the MLmodel's metadata.
         training: effective training manifest of the new version; stored hashed.
         folder: for temporary files.
-        example: input example ``[N, C, H, W]`` where there is no source, or where the source's must not be kept.
+        example: input example ``[N, C, H, W]`` where there is no source, or in place of the source's.
         source: the version that the new one replaces.
         serialization: where there is no source.
     """

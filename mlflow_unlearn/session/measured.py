@@ -39,8 +39,8 @@ def open_measured(
         options: of the command.
         folder: for temporary files.
         progress: whether bars are shown.
-        choose: says which samples, from the version, its original and how the version reads its inputs; by default
-            those of the option ``forget`` or of the version's requests.
+        choose: the samples, given the version, its original and how the version reads its inputs; by default those
+            of the option ``forget`` or of the version's requests.
 
     Raises:
         UnlearnError: something is missing, or does not fit.
@@ -60,7 +60,7 @@ def open_measured(
         mask = training_mask(original, view.source)
         chosen = evaluated_forget_set(client, version, view.source, mask, options)
         forget, salt = chosen.indices, chosen.salt
-        # What the version has not been trained on, or forgot before, is no retain sample, whatever the original knows.
+        # Only what both were trained on: what the version forgot before is not a retain sample.
         retain = retained(mask & training_mask(version, view.source), forget)
     module = load_module(version, options.architecture, len(view.classes), trainable=False)
     splits = make_splits(view, module, forget, retain, progress)
@@ -70,9 +70,9 @@ def open_measured(
 
 
 def evaluate_measured(session: Session, original: Version, options: Evaluate) -> tuple[dict[str, Outputs], str]:
-    """One pass of each model over the four sets, and the name under which the session's own version goes.
+    """The outputs of each model on the four sets, and the name of the session's own version among them.
 
-    A version that came from no other goes as ``original``.
+    That is ``original`` where the version came from no other.
     """
     own = session.evaluate_original(force=options.force)
     name = "original" if original is session.version else "unlearned"

@@ -1,4 +1,4 @@
-"""How a version was trained, as far as its record tells."""
+"""How a version was trained, as far as that is recorded."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from mlflow_unlearn.session.session import Session
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a version was trained before anything was unlearned, as far as its record tells.
+    """How a version was trained before anything was unlearned, as far as that is recorded.
 
     Attributes:
         params: hyperparameters of `retrain`; empty where nothing is recorded.
@@ -48,7 +48,7 @@ def training_recipe(session: Session, options: ReadOptions) -> Recipe:
         try:
             version = open_version(session.client, record.source_uri, session.folder)
         except UnlearnError as error:
-            # A version that still knows what was forgotten may have been deleted since, as it should.
+            # A version that still contains forgotten samples may have been deleted since, as it should.
             note(f"Note: {record.source_uri}, from which {version.uri} was made, cannot be opened ({error}).")
             break
         record = version.record
@@ -56,12 +56,12 @@ def training_recipe(session: Session, options: ReadOptions) -> Recipe:
     recorded = record.provenance if record is not None and trained else None
     if recorded is None:
         note(f"Note: {version.uri} does not record how it was trained; retraining takes the defaults of `retrain`.")
-    known = get_method("retrain").Params.model_fields
+    fields = get_method("retrain").Params.model_fields
     own = session.version.record
     architecture = options.architecture or (own.architecture if own is not None else None)
     with isolated_rng(0):
         model_factory = builder_like(session.module, architecture, len(session.view.classes), session.image_shape)
     if recorded is None:
         return Recipe({}, "none", None, architecture, model_factory)
-    params = {key: value for key, value in recorded.params.items() if key in known}
+    params = {key: value for key, value in recorded.params.items() if key in fields}
     return Recipe(params, recorded.augment or "none", recorded.seed, architecture, model_factory)
