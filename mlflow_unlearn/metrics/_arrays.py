@@ -62,20 +62,32 @@ def vector(values: npt.ArrayLike, name: str) -> Floats:
     return array
 
 
-def indices(values: npt.ArrayLike, name: str, size: int, length: int | None = None) -> Ints:
-    """Return ``values`` as int64 ``[N]``, N at least 1 (exactly ``length``, if given), each in ``[0, size)``.
+def integers(values: npt.ArrayLike, name: str) -> Ints:
+    """Return ``values`` as int64 ``[N]``, N at least 1.
 
     Raises:
         ValueError: ``values`` is anything else.
     """
     array = np.asarray(values)
     if array.ndim != 1 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"{name}: expected a non-empty integer array of shape [N], got {array.dtype} {array.shape}.")
+        raise ValueError(
+            f"{name}: expected a non-empty integer array of shape [N], got {array.dtype} {list(array.shape)}."
+        )
+    return array.astype(np.int64)
+
+
+def indices(values: npt.ArrayLike, name: str, size: int, length: int | None = None) -> Ints:
+    """Return ``values`` as int64 ``[N]``, N at least 1 (exactly ``length``, if given), each in ``[0, size)``.
+
+    Raises:
+        ValueError: ``values`` is anything else.
+    """
+    array = integers(values, name)
     if length is not None and array.size != length:
         raise ValueError(f"{name}: expected {length} values, got {array.size}.")
-    if int(array.min()) < 0 or int(array.max()) >= size:
+    if array.min() < 0 or array.max() >= size:
         raise ValueError(f"{name}: values must be in [0, {size}), got {array.min()} to {array.max()}.")
-    return array.astype(np.int64)
+    return array
 
 
 def mask(values: npt.ArrayLike, name: str, length: int) -> Bools:

@@ -35,13 +35,8 @@ def accuracy(predictions: npt.ArrayLike, labels: npt.ArrayLike, mask: npt.ArrayL
         >>> accuracy([0, 1, 2, 2], [0, 1, 1, 2], mask=[False, False, True, True])
         0.5
     """
-    predicted = np.asarray(predictions)
-    actual = np.asarray(labels)
-    for name, array in (("predictions", predicted), ("labels", actual)):
-        if array.ndim != 1 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
-            raise ValueError(
-                f"{name}: expected a non-empty integer array of shape [N], got {array.dtype} {list(array.shape)}."
-            )
+    predicted = _arrays.integers(predictions, "predictions")
+    actual = _arrays.integers(labels, "labels")
     if predicted.shape != actual.shape:
         raise ValueError(f"predictions and labels must have one length, got {predicted.size} and {actual.size}.")
     hits = predicted == actual
