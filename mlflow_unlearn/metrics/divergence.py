@@ -1,4 +1,4 @@
-"""How far two sets of softmax outputs lie apart: entropy, KL and Jensen-Shannon divergence, and RF-JSD.
+"""How far two sets of softmax outputs are apart: entropy, KL and Jensen-Shannon divergence, and RF-JSD.
 
 Natural logarithm throughout (units: nats), ``0 * log 0 = 0``. The functions that work row by row may be called batch
 by batch; RF-JSD needs the running sums of :func:`class_sums` only, never all the probabilities at once.
@@ -60,9 +60,7 @@ def kl_divergence(p: npt.ArrayLike, q: npt.ArrayLike) -> Floats:
         >>> kl_divergence([[0.5, 0.5], [0.5, 0.5]], [[0.25, 0.75], [1.0, 0.0]]).round(4).tolist()
         [0.1438, inf]
     """
-    rows_p = _arrays.distributions(p, "p")
-    rows_q = _arrays.distributions(q, "q")
-    _arrays.same_shape(rows_p, rows_q)
+    rows_p, rows_q = _arrays.two_distributions(p, q)
     terms = rows_p * (_log_or_zero(rows_p) - _log_or_zero(rows_q))
     terms[(rows_q == 0.0) & (rows_p > 0.0)] = np.inf
     bounded: Floats = np.maximum(terms.sum(axis=1), 0.0)
@@ -91,9 +89,7 @@ def js_divergence(p: npt.ArrayLike, q: npt.ArrayLike) -> Floats:
         >>> js_divergence([[1.0, 0.0], [0.3, 0.7]], [[0.0, 1.0], [0.3, 0.7]]).round(4).tolist()
         [0.6931, 0.0]
     """
-    rows_p = _arrays.distributions(p, "p")
-    rows_q = _arrays.distributions(q, "q")
-    _arrays.same_shape(rows_p, rows_q)
+    rows_p, rows_q = _arrays.two_distributions(p, q)
     # p log(p / m) as p log(2 p / (p + q)): m itself would underflow to 0 under the smallest floats.
     total = rows_p + rows_q
     safe = np.where(total > 0.0, total, 1.0)
@@ -137,11 +133,8 @@ def js_divergence_published(p: npt.ArrayLike, q: npt.ArrayLike) -> float:
         >>> round(js_divergence_published([[0.5, 0.5]] * 10, [[0.25, 0.75]] * 10), 7)
         0.0034841
     """
-    rows_p = _arrays.distributions(p, "p")
-    rows_q = _arrays.distributions(q, "q")
-    _arrays.same_shape(rows_p, rows_q)
-    whole_p = _published_matrix(rows_p)
-    whole_q = _published_matrix(rows_q)
+    rows_p, rows_q = _arrays.two_distributions(p, q)
+    whole_p, whole_q = _published_matrix(rows_p), _published_matrix(rows_q)
     middle = (whole_p + whole_q) / 2.0
     terms: Floats = middle * (2.0 * np.log(middle) - np.log(whole_p) - np.log(whole_q))
     return max(float(terms.sum()) / (2.0 * len(rows_p)), 0.0)
@@ -238,9 +231,7 @@ def rf_js_divergence(forget_sums: npt.ArrayLike, test_sums: npt.ArrayLike, class
         >>> round(rf_js_divergence(forget, test, [0, 1]), 6)
         0.004983
     """
-    means_forget = class_means(forget_sums, classes)
-    means_test = class_means(test_sums, classes)
-    return float(js_divergence(means_forget, means_test).mean())
+    return float(js_divergence(class_means(forget_sums, classes), class_means(test_sums, classes)).mean())
 
 
 def usable_classes(inputs: MetricInputs) -> Ints:
@@ -279,11 +270,8 @@ def from_gold(inputs: MetricInputs) -> Computed:
     """
     ours, theirs = inputs.model["forget"].probabilities, inputs.gold["forget"].probabilities
     if ours is None or theirs is None:
-        raise ValueError("jsd needs the probabilities of the forget set: read it with keep_probabilities=True")
-    return {
-        "jsd": float(js_divergence(ours, theirs).mean()),
-        "jsd_published": js_divergence_published(ours, theirs),
-    }
+        raise ValueError("jsd needs the probabilities of the forget set: evaluate it with keep_probabilities=True")
+    return {"jsd": float(js_divergence(ours, theirs).mean()), "jsd_published": js_divergence_published(ours, theirs)}
 
 
 def _log_or_zero(values: Floats) -> Floats:
