@@ -27,7 +27,7 @@ from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.source import stratified
 from mlflow_unlearn.data.transforms import build_transform
 from mlflow_unlearn.engine.hardware import resolve_hardware
-from mlflow_unlearn.engine.predictions import read_splits
+from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.tuning.selection import constraints, criterion, on_validation
 from mlflow_unlearn.tuning.space import search_space
 
@@ -50,7 +50,7 @@ def main() -> None:
         sets = sets_of(source, stratified(source.train.labels, 0.1, seed))
         original = trained(everything, seed)
         hardware = resolve_hardware(original, sets.retain, device="cpu")
-        whole = read_splits(original, sets, hardware)
+        whole = evaluate_splits(original, sets, hardware)
         before = on_validation(whole, whole, seed=seed)
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
         for number in range(args.settings):
@@ -62,7 +62,7 @@ def main() -> None:
                 start = time.perf_counter()
                 model = unlearn(original, dataclasses.replace(sets, retain=some), params=params, seed=seed).model
                 seconds = time.perf_counter() - start
-                metrics = on_validation(read_splits(model, sets, hardware), whole, seed=seed)
+                metrics = on_validation(evaluate_splits(model, sets, hardware), whole, seed=seed)
                 feasible = all(value <= 0 for value in constraints(metrics, before).values())
                 rows.append(
                     {"seed": seed, "number": number, "params": params, "share": share, "seconds": seconds}

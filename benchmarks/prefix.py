@@ -39,7 +39,7 @@ from mlflow_unlearn.engine.frozen_prefix import depth_behind, split_at
 from mlflow_unlearn.engine.hardware import resolve_hardware
 from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.engine.method import all_indices, run_epochs
-from mlflow_unlearn.engine.predictions import read_splits
+from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.methods import OptimizerSpec, Phase, Plan, Workspace
 from mlflow_unlearn.methods.retrain import Training, cross_entropy
@@ -219,7 +219,7 @@ def cost(task, data: Splits, original: nn.Module) -> dict[str, float]:
         for name, seconds in found.items():
             prefix = None if name == "none" else name
             teacher = Teacher(copy.deepcopy(original), vars(data), hardware, prefix=prefix)
-            read_splits(original, data, hardware, teacher=teacher)
+            evaluate_splits(original, data, hardware, teacher=teacher)
             start = time.process_time()
             unlearn(original, data, "lotus", {**task.lotus, "alpha": 8.0}, teacher=teacher)
             seconds.append(time.process_time() - start)

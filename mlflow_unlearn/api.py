@@ -14,7 +14,7 @@ from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.engine.frozen_prefix import resolve
 from mlflow_unlearn.engine.hardware import Hardware, Precision, resolve_hardware
 from mlflow_unlearn.engine.loop import Epoch, RunOptions, run
-from mlflow_unlearn.engine.predictions import read_splits
+from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
 from mlflow_unlearn.methods import get_method
@@ -110,7 +110,7 @@ def unlearn(
         teacher=teacher,
         cache_teacher=cache_teacher,
         prefix=resolve(model, prefix, vars(splits)) if teacher is None else None,
-        fresh=fresh,
+        model_factory=fresh,
         on_epoch=on_epoch,
     )
     result = unlearn_on(hardware, model, splits, method, params, options)
@@ -184,12 +184,12 @@ def evaluate(
     hardware = resolve_hardware(
         model, splits.test, device=device, precision=precision, num_workers=num_workers, progress=progress
     )
-    outputs = read_splits(model, splits, hardware)
+    outputs = evaluate_splits(model, splits, hardware)
     gold_outputs = original_test = None
     if gold is not None:
-        gold_outputs = outputs if gold is model else read_splits(gold, splits, hardware, name="gold")
+        gold_outputs = outputs if gold is model else evaluate_splits(gold, splits, hardware, name="gold")
     if original is model:
         original_test = outputs["test"]
     elif original is not None:
-        original_test = read_splits(original, splits, hardware, roles=("test",), name="original")["test"]
+        original_test = evaluate_splits(original, splits, hardware, only=("test",), name="original")["test"]
     return compute_metrics(outputs, original_test=original_test, gold=gold_outputs, seed=seed)

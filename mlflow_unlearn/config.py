@@ -255,6 +255,9 @@ class Promote(Command):
     policy: Text = Field(
         None, description="The policy that it must have been reviewed by; default: that of its review."
     )
+    key: Text = Field(
+        None, description="Public EC key (PEM file) to check the signature with, where the policy requires one."
+    )
     approver: Text = Field(None, description="Who approves; a server with users knows, and takes no other name.")
     override: Text = Field(None, description="Reason to promote in spite of the verdict; it is recorded.")
 

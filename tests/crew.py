@@ -12,7 +12,7 @@ from mlflow_unlearn import Splits, unlearn
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.engine.method import Method, OptimizerSpec, Params, Phase
-from mlflow_unlearn.engine.predictions import read_splits
+from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.methods import BUILTIN
 
@@ -87,8 +87,8 @@ def work(folder: Path) -> None:
     found["means"] = asked.means
     for name, data in (("read", sets), ("read twisted", twisted())):
         teacher = Teacher(original(), vars(data), CPU)
-        read = read_splits(original(), data, CPU, teacher=teacher)
-        found[name] = {role: vars(outputs) for role, outputs in read.items()}
+        outputs = evaluate_splits(original(), data, CPU, teacher=teacher)
+        found[name] = {split: vars(split_outputs) for split, split_outputs in outputs.items()}
         found[f"{name}, taught"] = {role: teacher.predictions(role) for role in ("forget", "retain", "val")}
         found[f"{name}, passes"] = teacher.passes
     torch.save(found, folder / "found.pt")

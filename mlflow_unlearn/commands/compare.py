@@ -16,7 +16,7 @@ from mlflow_unlearn.comparison.winner import RULE, best_method
 from mlflow_unlearn.config import parse_params, parse_seeds
 from mlflow_unlearn.console import track
 from mlflow_unlearn.engine.architectures import model_family
-from mlflow_unlearn.engine.predictions import read_splits
+from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance, Selection
 from mlflow_unlearn.evidence.signing import check_key
@@ -139,7 +139,7 @@ def _register_best(
     gold = golds.of_seeds[next(i for i, trial in enumerate(trials[winner.method]) if trial is winner)]
     outputs = {
         "original": runner.original,
-        "unlearned": read_splits(result.model, runner.session.splits, runner.session.hardware, name=winner.method),
+        "unlearned": evaluate_splits(result.model, runner.session.splits, runner.session.hardware, name=winner.method),
         "gold": gold.outputs,
     }
     session = runner.session.filed(options)

@@ -27,7 +27,7 @@ def promote(options: config.Promote) -> None:
         _check_alias(options.alias)
         policy = read_policy(options.policy) if options.policy is not None else None
         client = tracking.client()
-        examined = examine(client, options.model_uri, folder)
+        examined = examine(client, options.model_uri, folder, key=options.key)
         examined.refuse_differences("cannot be promoted")
         approver = approver_of(options.approver)
         reviewed, objections = reviewed_by(examined, policy)

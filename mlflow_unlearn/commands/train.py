@@ -18,7 +18,7 @@ from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.source import Source
 from mlflow_unlearn.engine.architectures import build_model, weights_digest
 from mlflow_unlearn.engine.loop import RunOptions, run
-from mlflow_unlearn.engine.predictions import read
+from mlflow_unlearn.engine.predictions import evaluate_split
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.record import metric_tags
 from mlflow_unlearn.governance.publish import log_epoch
@@ -63,7 +63,8 @@ def train(options: config.Train) -> None:
         outcome = run(module, Training(recipe), {"retain": training}, hardware, run_options)
         metrics = {}
         for role, data in {"retain": dataset, **unseen}.items():
-            outputs = read(outcome.model.to(hardware.device), data, hardware, description=f"evaluating {role}")
+            trained = outcome.model.to(hardware.device)
+            outputs = evaluate_split(trained, data, hardware, description=f"evaluating {role}")
             metrics[f"acc_{role}"] = accuracy(outputs.predictions, outputs.labels)
         manifest = Manifest(tuple(source.train.ids[i] for i in kept))
         log_manifests(source.spec, {"retain": manifest.digest}, {"retain": len(manifest.ids)})

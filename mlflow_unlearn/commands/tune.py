@@ -12,7 +12,7 @@ from mlflow_unlearn.console import note, track
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.engine.frozen_prefix import resolve, split_at
-from mlflow_unlearn.engine.predictions import read_splits
+from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.signing import check_key
@@ -80,7 +80,7 @@ def tune(options: config.Tune) -> None:
         check_worthwhile(methods, original)
         gold = None
         if gold_module is not None:
-            gold = read_splits(gold_module, session.splits, session.hardware, name="gold", kept=True)
+            gold = evaluate_splits(gold_module, session.splits, session.hardware, name="gold", cached=True)
 
         default_name = f"{session.version.name or 'model'}-{session.version.version or ''}"
         study = open_study(storage, options, space, default_name, run_id)

@@ -10,7 +10,7 @@ from mlflow_unlearn import config
 from mlflow_unlearn.config import parse_params
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.loop import RETRAIN_ALL, RunOptions
-from mlflow_unlearn.engine.predictions import read_splits
+from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.signing import check_key
@@ -73,7 +73,7 @@ def unlearn(options: config.Unlearn) -> None:
             run_options = RunOptions(
                 options.seed,
                 teacher=teacher,
-                fresh=None if recipe is None else recipe.fresh,
+                model_factory=None if recipe is None else recipe.fresh,
                 on_epoch=partial(log_epoch, method),
             )
             splits = None if recipe is None else recipe.splits(session.splits)
@@ -86,10 +86,12 @@ def unlearn(options: config.Unlearn) -> None:
         with tracking.timed("result"):
             outputs = {
                 "original": original,
-                "unlearned": read_splits(result.model, session.splits, session.hardware, name="unlearned"),
+                "unlearned": evaluate_splits(result.model, session.splits, session.hardware, name="unlearned"),
             }
             if gold_module is not None:
-                outputs["gold"] = read_splits(gold_module, session.splits, session.hardware, name="gold", kept=True)
+                outputs["gold"] = evaluate_splits(
+                    gold_module, session.splits, session.hardware, name="gold", cached=True
+                )
         provenance = Provenance(
             method=options.method,
             params=dict(result.params),

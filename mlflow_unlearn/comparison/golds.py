@@ -9,7 +9,7 @@ from mlflow_unlearn.comparison.runs import ComparisonRunner, Gold
 from mlflow_unlearn.config import GOLD_SEED
 from mlflow_unlearn.console import track
 from mlflow_unlearn.engine.architectures import weights_digest
-from mlflow_unlearn.engine.predictions import read_splits
+from mlflow_unlearn.engine.predictions import evaluate_splits
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def golds_for(runner: ComparisonRunner, given: nn.Module | None, seeds: Sequence
     taken = runner.recipe.seed in [seed + GOLD_SEED for seed in (*seeds, seeds[0] + 1)]
     offset = 2 * GOLD_SEED if taken else GOLD_SEED
     if given is not None:
-        outputs = read_splits(given, runner.session.splits, runner.session.hardware, name="gold", kept=True)
+        outputs = evaluate_splits(given, runner.session.splits, runner.session.hardware, name="gold", cached=True)
         gold = Gold(given, outputs, weights_digest(given), None)
         return Golds([gold] * len(seeds), True, [(runner.gold(seeds[0] + offset), gold)])
     wanted = [*seeds, *([seeds[0] + 1] if len(seeds) == 1 else [])]

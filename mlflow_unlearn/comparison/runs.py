@@ -23,7 +23,7 @@ from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.loop import RunOptions
-from mlflow_unlearn.engine.predictions import read_splits
+from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.governance.publish import log_history
 from mlflow_unlearn.methods import get_method
@@ -106,7 +106,7 @@ class ComparisonRunner:
                     mlflow.log_artifact(str(Path(folder) / WEIGHTS))
                 log_history(get_method("retrain"), result)
                 module, seconds = result.model, result.seconds
-        outputs = read_splits(module, self.session.splits, self.session.hardware, kept=True)
+        outputs = evaluate_splits(module, self.session.splits, self.session.hardware, cached=True)
         return Gold(module, outputs, weights_digest(module), seconds)
 
     def trial(self, method: str, params: Mapping[str, Any], seed: int, gold: Gold) -> Trial | None:
@@ -119,7 +119,7 @@ class ComparisonRunner:
         try:
             with self._run(method, seed, key, params):
                 result = self._result(method, params, seed)
-                outputs = read_splits(result.model, self.session.splits, self.session.hardware)
+                outputs = evaluate_splits(result.model, self.session.splits, self.session.hardware)
                 metrics = self.measure(outputs, gold, seed)
                 judged = on_validation(outputs, self.original, gold=gold.outputs, seed=seed)
                 digest = weights_digest(result.model)
@@ -164,7 +164,7 @@ class ComparisonRunner:
 
     def _unlearn(self, method: str, params: Mapping[str, Any], seed: int, training: Splits | None = None) -> Result:
         """Retraining reads its sets as the original was trained on them, and asks no teacher."""
-        options = RunOptions(seed, teacher=None if training else self.teacher, fresh=self.recipe.fresh)
+        options = RunOptions(seed, teacher=None if training else self.teacher, model_factory=self.recipe.fresh)
         return self.session.unlearn(method, params, options, splits=training)
 
     @contextmanager

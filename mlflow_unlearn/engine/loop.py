@@ -21,7 +21,7 @@ from mlflow_unlearn.engine.architectures import reinitialised_copy
 from mlflow_unlearn.engine.forward import predict
 from mlflow_unlearn.engine.frozen_prefix import Activations, split_at
 from mlflow_unlearn.engine.hardware import Hardware, deterministic_convolutions, full_precision
-from mlflow_unlearn.engine.method import Batch, Method, OptimizerSpec, Phase, PhaseStats, Role
+from mlflow_unlearn.engine.method import Batch, Method, OptimizerSpec, Phase, PhaseStats, SplitName
 from mlflow_unlearn.engine.modes import eval_mode
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError
@@ -55,8 +55,8 @@ class RunOptions:
         cache_teacher: whether the logits of a teacher made here are kept; None decides by watching the inputs.
         prefix: for a teacher made here, the first module that is trained: the layers before it stay frozen and run
             once, and the plan sees what lies behind them. A ``teacher`` that is given brings its own.
-        fresh: builds a randomly initialised model of the same architecture, for a plan that starts anew; without it
-            each module's own ``reset_parameters`` makes one of a copy.
+        model_factory: builds a randomly initialised model of the same architecture, for a plan that starts anew;
+            without it each module's own ``reset_parameters`` makes one of a copy.
         on_epoch: called with each epoch's record.
         on_state: called after each epoch; it may look at the student, and end the plan by an exception.
     """
@@ -65,7 +65,7 @@ class RunOptions:
     teacher: Teacher | None = None
     cache_teacher: bool | None = None
     prefix: str | None = None
-    fresh: Callable[[], nn.Module] | None = None
+    model_factory: Callable[[], nn.Module] | None = None
     on_epoch: Callable[[Epoch], None] | None = None
     on_state: Watch | None = None
 
@@ -112,12 +112,12 @@ def run(
             raise UnlearnError("all parameters of the model are frozen: set requires_grad on those to be trained")
         seen = datasets if teacher.prefix is None else teacher.datasets
         hardware = hardware if teacher.prefix is None else replace(hardware, num_workers=None)
-        desk = _Desk(trained, seen, teacher, hardware, options)
-        plan = method.plan(desk)
+        state = TrainerState(trained, seen, teacher, hardware, options)
+        plan = method.plan(state)
         try:
             phase = next(plan)
             while True:
-                phase = plan.send(desk.run_phase(phase, method.name))
+                phase = plan.send(state.run_phase(phase, method.name))
         except StopIteration as stop:
             final = stop.value or {}
         except RuntimeError as error:
@@ -127,7 +127,7 @@ def run(
             raise UnlearnError(f"the model cannot be compiled here ({reason}): leave compile out") from error
     student.zero_grad(set_to_none=True)
     student = student.to(home, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return Outcome(student.eval(), desk.history, final, tuple(desk.warnings), time.perf_counter() - start)
+    return Outcome(student.eval(), state.history, final, tuple(state.warnings), time.perf_counter() - start)
 
 
 def _of_the_compiler(error: RuntimeError) -> bool:
@@ -135,7 +135,7 @@ def _of_the_compiler(error: RuntimeError) -> bool:
     return any(kind.__name__ == "TorchDynamoException" for kind in type(error).__mro__)
 
 
-class _Desk:
+class TrainerState:
     """The `Workspace` of one plan, and the state of its loop."""
 
     def __init__(
@@ -146,6 +146,7 @@ class _Desk:
         hardware: Hardware,
         options: RunOptions,
     ) -> None:
+        """Nothing is computed yet; the arguments are those of `run`, as the frozen prefix leaves them."""
         self.model, self.teacher, self.hardware = model, teacher, hardware
         self.generator = torch.Generator().manual_seed(options.seed)
         self.history: list[Epoch] = []
@@ -157,7 +158,8 @@ class _Desk:
         self._worker_seeds = torch.Generator().manual_seed(options.seed)
         self._optimizers: dict[OptimizerSpec, tuple[torch.optim.Optimizer, LRScheduler | None]] = {}
 
-    def labels(self, role: Role) -> Tensor:
+    def labels(self, role: SplitName) -> Tensor:
+        """The labels ``[N]`` of a split, read once."""
         if role not in self._labels:
             labels = labels_of(self._datasets[role])
             if labels.ndim != 1:
@@ -167,12 +169,14 @@ class _Desk:
             self._labels[role] = labels
         return self._labels[role]
 
-    def predictions(self, role: Role, *, teacher: bool = False) -> Tensor:
+    def predictions(self, role: SplitName, *, teacher: bool = False) -> Tensor:
+        """Predicted classes ``[N]`` in eval mode, on the CPU."""
         if teacher:
             return self.teacher.predictions(role)
         return predict(self.model, self._datasets[role], replace(self.hardware, progress=False))
 
-    def batches(self, role: Role, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, role: SplitName, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images ``[B, C, H, W]`` and labels ``[B]``, in order, on the device."""
         dataset = self._datasets[role]
         for images, labels in self.hardware.batches(dataset, in_order(dataset, batch_size)):
             yield self.hardware.images(images), labels.to(self.hardware.device).long()
@@ -185,6 +189,7 @@ class _Desk:
         optimizer: OptimizerSpec,
         steps: int,
     ) -> Tensor:
+        """``images [N, C, H, W]`` after ``steps`` of the optimiser, on the CPU; see `Workspace`."""
         learned = images.to(self.hardware.device).clone().requires_grad_()
         labels = labels.to(self.hardware.device)
         rule = _build_optimizer(optimizer, [learned])
@@ -198,18 +203,25 @@ class _Desk:
     learn_inputs = optimise_inputs  # its name in earlier versions, which plugins may call
 
     def reinitialise(self) -> None:
+        """Fresh random weights where they can be trained.
+
+        Raises:
+            UnlearnError: layers are frozen by a prefix.
+        """
         if self.teacher.prefix is not None:
             raise UnlearnError(RETRAIN_ALL)
-        build = self._options.fresh
+        build = self._options.model_factory
         fresh = (reinitialised_copy(self.model) if build is None else build()).state_dict()
         # What is frozen has learned nothing from these data, and nothing would train it again.
         fresh |= {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
         self.model.load_state_dict(fresh)
 
     def warn(self, sentence: str) -> None:
+        """Keep ``sentence`` for the `Outcome`."""
         self.warnings.append(sentence)
 
     def record(self, **values: float) -> None:
+        """Add an epoch to the history and call back."""
         self.history.append(values)
         if self._options.on_epoch is not None:
             self._options.on_epoch(values)
@@ -218,9 +230,11 @@ class _Desk:
                 self._options.on_state(values, self.model, self._datasets)
 
     def snapshot(self) -> dict[str, Tensor]:
+        """A copy of the student's state dict."""
         return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
+        """Load a `snapshot`."""
         self.model.load_state_dict(state)
 
     @functools.cached_property
@@ -232,6 +246,11 @@ class _Desk:
         return torch.compile(model) if self.hardware.compile else model  # type: ignore[return-value]
 
     def run_phase(self, phase: Phase, name: str) -> PhaseStats:
+        """Train for the epochs of ``phase``; ``name`` stands on the progress bar.
+
+        Raises:
+            UnlearnError: the loss is not finite.
+        """
         start = time.perf_counter()
         for role, index in (("forget", phase.forget), ("retain", phase.retain)):
             dataset = self._datasets.get(role)

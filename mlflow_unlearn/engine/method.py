@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from mlflow_unlearn.errors import UnlearnError
 
-Role = Literal["forget", "retain", "val", "test"]
+SplitName = Literal["forget", "retain", "val", "test"]
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,13 @@ class Workspace(Protocol):
     generator: torch.Generator
     """On the CPU, seeded: all randomness of a method comes from here."""
 
-    def labels(self, role: Role) -> Tensor:
+    def labels(self, role: SplitName) -> Tensor:
         """The labels ``[N]`` of a set."""
 
-    def predictions(self, role: Role, *, teacher: bool = False) -> Tensor:
+    def predictions(self, role: SplitName, *, teacher: bool = False) -> Tensor:
         """The student's (or the teacher's) predicted classes ``[N]`` in eval mode."""
 
-    def batches(self, role: Role, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, role: SplitName, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images ``[B, C, H, W]`` and labels ``[B]`` of a set, in order, where the student computes."""
 
     def optimise_inputs(

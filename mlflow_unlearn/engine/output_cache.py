@@ -33,15 +33,15 @@ LARGEST = 1 << 28
 _VERSIONED = ("torch", "torchvision", "timm", "mlflow_unlearn")
 
 
-Facts = Mapping[str, Any]
+CacheKey = Mapping[str, Any]
 
 
-def kept_forward(
-    model: nn.Module, dataset: Dataset[Any], hardware: Hardware, facts: Facts | None, *, description: str
+def cached_forward(
+    model: nn.Module, dataset: Dataset[Any], hardware: Hardware, cache_key: CacheKey | None, *, description: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`forward`, from the cache where these outputs have been computed before; ``facts`` are `model_facts`."""
-    data = None if facts is None or _size(model, dataset) > LARGEST else data_digest(dataset)
-    if facts is None or data is None:
+    """`forward`, from the cache where these outputs have been computed before; ``cache_key`` are `model_cache_key`."""
+    data = None if cache_key is None or _size(model, dataset) > LARGEST else data_digest(dataset)
+    if cache_key is None or data is None:
         yield from forward(model, dataset, hardware, description=description)
         return
 
@@ -51,14 +51,14 @@ def kept_forward(
         return {"logits": logits.numpy(), "labels": labels.numpy()}
 
     size = forward_batch(dataset, hardware.device)
-    kept = cache.arrays("outputs", {**facts, "data": data, "batch": size}, make)
+    kept = cache.arrays("outputs", {**cache_key, "data": data, "batch": size}, make)
     logits, labels = torch.from_numpy(kept["logits"]), torch.from_numpy(kept["labels"])
     for batch in in_order(dataset, size):
         part = slice(batch.start, batch.stop)
         yield logits[part].to(hardware.device), labels[part].to(hardware.device)
 
 
-def model_facts(model: nn.Module, hardware: Hardware) -> Facts | None:
+def model_cache_key(model: nn.Module, hardware: Hardware) -> CacheKey | None:
     """What outputs depend on beside the samples; None where nothing is to be kept, or the code cannot be told."""
     code = None if cache.off() or ranks.size() > 1 else code_digest(model)
     if code is None:

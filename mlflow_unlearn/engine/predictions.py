@@ -12,37 +12,43 @@ from torch.utils.data import Dataset
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.distributed.ranks import on_all_ranks
 from mlflow_unlearn.engine.hardware import Hardware
-from mlflow_unlearn.engine.output_cache import Facts, kept_forward, model_facts
+from mlflow_unlearn.engine.output_cache import CacheKey, cached_forward, model_cache_key
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.metrics.outputs import Outputs, SplitOutputs
 
-ROLES = ("forget", "retain", "val", "test")
-TAUGHT = ("forget", "retain", "val")
-"""The sets on which methods ask the original."""
+SPLIT_NAMES = ("forget", "retain", "val", "test")
+TEACHER_SPLITS = ("forget", "retain", "val")
+"""The splits on which methods ask the original."""
 
 
-def read(
+def evaluate_split(
     model: nn.Module,
     dataset: Dataset[Any],
     hardware: Hardware,
     *,
     keep_probabilities: bool = False,
     keep_logits: Callable[[int, torch.Tensor], None] | None = None,
-    facts: Facts | None = None,
+    cache_key: CacheKey | None = None,
     description: str = "evaluating",
 ) -> SplitOutputs:
     """One pass over ``dataset`` in eval mode; the model is left as it was found.
 
-    ``keep_logits`` is given the logits ``[B, K]`` of each batch and the index of its first sample. With the ``facts``
-    of the model the outputs come from the cache, or go there.
+    Args:
+        model: images ``[N, C, H, W]`` to logits ``[N, K]``.
+        dataset: images and labels, by sample.
+        hardware: where and in which precision.
+        keep_probabilities: whether the outputs include the probabilities ``[N, K]``.
+        keep_logits: called for each batch with the index of its first sample and its logits ``[B, K]``.
+        cache_key: of the model, by `model_cache_key`: the logits come from the cache, or go there.
+        description: on the progress bar.
 
     Raises:
         UnlearnError: the model's outputs are not finite logits ``[N, K]``.
     """
     labels, predictions, entropies, confidences, probabilities = [], [], [], [], []
     sums: torch.Tensor | None = None
-    for logits, batch_labels in kept_forward(model, dataset, hardware, facts, description=description):
+    for logits, batch_labels in cached_forward(model, dataset, hardware, cache_key, description=description):
         # float64: the entropies of confident outputs differ far below float32's resolution of a probability near 1.
         log_p = torch.log_softmax(logits.double(), dim=1)
         if not torch.isfinite(log_p).all():
@@ -73,34 +79,44 @@ def read(
 
 
 @on_all_ranks
-def read_splits(
+def evaluate_splits(
     model: nn.Module,
     splits: Splits,
     hardware: Hardware,
     *,
-    roles: tuple[str, ...] = ROLES,
+    only: tuple[str, ...] = SPLIT_NAMES,
     name: str = "model",
     teacher: Teacher | None = None,
-    kept: bool = False,
+    cached: bool = False,
 ) -> Outputs:
-    """`read` each of ``roles``, on a copy where the model has to move; what it says is kept for its ``teacher``.
+    """`evaluate_split` each of the splits, or ``only`` some, on a copy where the model has to move.
 
-    With ``kept`` the outputs are kept for later commands as well, but for those of the forget set, of which no trace is
-    to stay.
+    Args:
+        model: images ``[N, C, H, W]`` to logits ``[N, K]``; left as it was found.
+        splits: the four sets.
+        hardware: where and in which precision.
+        only: their names.
+        name: of the model, on the progress bars.
+        teacher: of the same model, which takes over the logits.
+        cached: use the outputs that an earlier command left in the cache, and leave them there for later ones; not
+            those of the forget set, of which no trace is to stay.
+
+    Raises:
+        UnlearnError: as `evaluate_split`.
     """
     device = next((p.device for p in model.parameters()), hardware.device)
     if device != hardware.device or hardware.channels_last:
         model = hardware.place(copy.deepcopy(model))
-    facts = model_facts(model, hardware) if kept else None
+    cache_key = model_cache_key(model, hardware) if cached else None
     return {
-        role: read(
+        split: evaluate_split(
             model,
-            getattr(splits, role),
+            getattr(splits, split),
             hardware,
-            keep_probabilities=role == "forget",
-            facts=facts if role != "forget" else None,
-            keep_logits=partial(teacher.keep, role) if teacher is not None and role in TAUGHT else None,
-            description=f"evaluating {name} on {role}",
+            keep_probabilities=split == "forget",
+            cache_key=cache_key if split != "forget" else None,
+            keep_logits=partial(teacher.keep, split) if teacher is not None and split in TEACHER_SPLITS else None,
+            description=f"evaluating {name} on {split}",
         )
-        for role in roles
+        for split in only
     }

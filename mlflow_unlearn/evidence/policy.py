@@ -41,7 +41,7 @@ class Rule(FrozenRecord):
     def _known(cls, value: str) -> str:
         if value not in KEYS:
             near = get_close_matches(value, KEYS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else "."
             raise ValueError(f"there is no metric {value!r}{hint} The metrics are: {', '.join(KEYS)}")
         return value
 
@@ -134,10 +134,10 @@ def read_policy(path: str | None) -> Policy:
     if path is None:
         return Policy()
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.safe_load(Path(path).read_bytes())
     except OSError as error:
         raise UnlearnError(f"the policy {path!r} cannot be read ({error.strerror}): give a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise UnlearnError(f"the policy {path!r} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UnlearnError(f"the policy {path!r} holds no names with values, such as rules: or two_person: true")
@@ -149,7 +149,7 @@ def read_policy(path: str | None) -> Policy:
         told = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             keys = [*Policy.model_fields, *Rule.model_fields, *Membership.model_fields]
-            near = get_close_matches(str(first["loc"][-1]), keys, n=1, cutoff=0.5)
+            near = get_close_matches(str(first["loc"][-1]), keys, cutoff=0.5)
             told = "there is no such key" + (f"; did you mean {near[0]!r}?" if near else "")
         given = "" if first["type"] == "value_error" else f" = {first['input']!r}"
         raise UnlearnError(f"the policy {path!r} is not usable: {where}{given}: {told}") from error
@@ -177,19 +177,11 @@ def _applies(evidence: Evidence, rule: Rule) -> bool:
 
 
 def _bound(evidence: Evidence, rule: Rule) -> Check:
-    value: float | None = None
-    missing = ""
-    for model, factor in (("unlearned", 1), (rule.relative_to, -1)):
-        if model is None:
-            continue
-        measured = evidence.metrics.get(model)
-        if measured is None:
-            missing = f"there is no {model} model"
-        elif rule.metric not in measured.values:
-            missing = missing or measured.not_computed.get(rule.metric, f"not computed for {model}")
-        else:
-            value = (value or 0.0) + factor * measured.values[rule.metric]
-    if missing or value is None:
+    value, missing = _value(evidence, "unlearned", rule.metric)
+    if value is not None and rule.relative_to is not None:
+        other, missing = _value(evidence, rule.relative_to, rule.metric)
+        value = None if other is None else value - other
+    if value is None:
         return Check(rule=rule.name, value="–", threshold=rule.threshold, outcome="not measured", note=missing)
     # A difference such as 0.97 − 0.98 is a little below −0.01.
     passed = (rule.at_least is None or value + SLACK >= rule.at_least) and (
@@ -197,6 +189,14 @@ def _bound(evidence: Evidence, rule: Rule) -> Check:
     )
     told = f"{value:.4f}".replace("-", "−")
     return Check(rule=rule.name, value=told, threshold=rule.threshold, outcome="pass" if passed else "fail")
+
+
+def _value(evidence: Evidence, model: str, metric: str) -> tuple[float | None, str]:
+    """A metric of a model, or None and why."""
+    measured = evidence.metrics.get(model)
+    if measured is None:
+        return None, f"there is no {model} model"
+    return measured.values.get(metric), measured.not_computed.get(metric, f"not computed for {model}")
 
 
 def _memberships(evidence: Evidence, rule: Membership) -> Iterator[Check]:

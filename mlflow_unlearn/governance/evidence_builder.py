@@ -11,7 +11,7 @@ from torch import nn
 from mlflow_unlearn.api import Result
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.engine.architectures import weights_digest
-from mlflow_unlearn.engine.predictions import read
+from mlflow_unlearn.engine.predictions import evaluate_split
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.record import (
     ClassRow,
@@ -200,7 +200,7 @@ def _measured_apart(
             session.view.source.train.subset(before), session.module, "what was forgotten before", False
         )
         module = session.hardware.place(module)
-        earlier = read(
+        earlier = evaluate_split(
             module, dataset, session.hardware, keep_probabilities=True, description=f"{model}, earlier requests"
         )
         for request in session.earlier:

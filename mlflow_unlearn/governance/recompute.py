@@ -8,7 +8,7 @@ import numpy as np
 from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.config import Evaluate
-from mlflow_unlearn.engine.predictions import read_splits
+from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.errors import UnlearnError, first_line
 from mlflow_unlearn.governance.integrity import Examined, IntegrityFinding
 from mlflow_unlearn.metrics.suite import compare, compute_metrics
@@ -73,12 +73,12 @@ def recompute(client: MlflowClient, examined: Examined, data: str | None, folder
         if manifest.digest != getattr(evidence.data, role).sha256:
             yield IntegrityFinding("metrics", "differs", f"the {role} set is another one in these data")
     # Not from the cache, which is no evidence.
-    own = read_splits(session.module, session.splits, session.hardware, name="unlearned")
+    own = evaluate_splits(session.module, session.splits, session.hardware, name="unlearned")
     if original is session.version:  # alone: what is relative to the original is left out
         columns = {"unlearned": compute_metrics(own, seed=reading.seed)}
     else:
         outputs = {
-            "original": read_splits(before, session.splits, session.hardware, name="original"),
+            "original": evaluate_splits(before, session.splits, session.hardware, name="original"),
             "unlearned": own,
         }
         columns = compare(outputs, seed=reading.seed)

@@ -92,7 +92,7 @@ def indices(values: npt.ArrayLike, name: str, size: int, length: int | None = No
     array = integers(values, name)
     if length is not None and array.size != length:
         raise ValueError(f"{name}: expected {length} values, got {array.size}.")
-    if int(array.min()) < 0 or int(array.max()) >= size:
+    if array.min() < 0 or array.max() >= size:
         raise ValueError(f"{name}: values must be in [0, {size}), got {array.min()} to {array.max()}.")
     return array
 

@@ -83,8 +83,8 @@ def class_matched_weights(
     matched = (counts_test > 0)[classes_forget]
     counts_forget = np.bincount(classes_forget, minlength=num_classes)
     scale = classes_test.size / max(int(matched.sum()), 1)
-    per_class = np.divide(counts_forget, counts_test, out=np.zeros(num_classes), where=counts_test > 0) * scale
-    return matched.astype(np.float64), per_class[classes_test]
+    per_class = counts_forget / np.maximum(counts_test, 1) * scale
+    return np.where(matched, 1.0, 0.0), per_class[classes_test]
 
 
 def membership_attack(
@@ -218,7 +218,7 @@ def two_sided_auc(
     auc = float(_auc_of_draws(comparison, np.arange(size_forget)[None], np.arange(size_test)[None])[0])
     # One stream a side, so that the draws do not depend on how many resamples fit into a chunk.
     stream_forget, stream_test = np.random.default_rng(seed).spawn(2)
-    chunk = max(1, CHUNK_BYTES // (64 * (size_forget + size_test + comparison.num_classes)))
+    chunk = max(1, CHUNK_BYTES // (64 * (size_forget + size_test)))
     drawn = []
     for start in range(0, resamples, chunk):
         rows = min(chunk, resamples - start)
@@ -375,11 +375,12 @@ def _called_member(attack: Any, entropies: Floats) -> Bools:
 
 def _cross_fitted(members: Floats, nonmembers: Floats, seed: int) -> Bools:
     """Classify each non-member with an attack that was fitted on the other folds."""
-    called = np.zeros(nonmembers.size, dtype=np.bool_)
     shuffled = np.random.default_rng(seed).permutation(nonmembers.size)
-    for fold in np.array_split(shuffled, min(FOLDS, nonmembers.size)):
-        called[fold] = _called_member(_fit_attack(members, np.delete(nonmembers, fold)), nonmembers[fold])
-    return called
+    called = [
+        _called_member(_fit_attack(members, np.delete(nonmembers, fold)), nonmembers[fold])
+        for fold in np.array_split(shuffled, min(FOLDS, nonmembers.size))
+    ]
+    return np.concatenate(called)[np.argsort(shuffled)]
 
 
 @dataclass(frozen=True)
@@ -409,7 +410,7 @@ class _Comparison:
         return cls(
             classes_forget=numbers[classes_forget[by_score_forget]],
             classes_test=numbers[classes_test[by_score_test]],
-            below=np.searchsorted(sorted_test, sorted_forget, side="left"),
+            below=np.searchsorted(sorted_test, sorted_forget),
             upto=np.searchsorted(sorted_test, sorted_forget, side="right"),
             num_classes=present.size + 1,
         )
@@ -422,17 +423,16 @@ def _auc_of_draws(comparison: _Comparison, draws_forget: Ints, draws_test: Ints)
     counts_test = _tally(draws_test, size_test)
     class_counts_forget = _tally(comparison.classes_forget[draws_forget], comparison.num_classes)
     class_counts_test = _tally(comparison.classes_test[draws_test], comparison.num_classes)
-    present = class_counts_test > 0
-    per_class = np.divide(class_counts_forget, class_counts_test, out=np.zeros(present.shape), where=present)
-    kept = counts_forget * np.take(present, comparison.classes_forget, axis=1)
-    cumulative = np.zeros((draws_test.shape[0], size_test + 1))
+    # Of a class that is not there nothing was drawn, whatever its samples would weigh.
+    per_class = class_counts_forget / np.maximum(class_counts_test, 1)
+    kept = counts_forget * np.take(class_counts_test > 0, comparison.classes_forget, axis=1)
+    cumulative = np.zeros((len(draws_test), size_test + 1))
     np.cumsum(counts_test * np.take(per_class, comparison.classes_test, axis=1), axis=1, out=cumulative[:, 1:])
-    cumulative /= np.where(cumulative[:, -1:] > 0.0, cumulative[:, -1:], 1.0)
-    # Wins less losses, as a fraction: exactly 0 where all scores tie, so that an AUC of 0.5 is not off by rounding.
-    margins = np.take(cumulative, comparison.below, axis=1) + np.take(cumulative, comparison.upto, axis=1) - 1.0
-    total = kept.sum(axis=1)
-    mean = np.divide((kept * margins).sum(axis=1), total, out=np.full(total.shape, np.nan), where=total > 0)
-    aucs: Floats = np.clip(0.5 + mean / 2.0, 0.0, 1.0)
+    with np.errstate(invalid="ignore"):  # 0 / 0 where no class is left
+        cumulative /= cumulative[:, -1:]
+        # Wins less losses, as a fraction: exactly 0 where all scores tie, so that an AUC of 0.5 is free of rounding.
+        margins = np.take(cumulative, comparison.below, axis=1) + np.take(cumulative, comparison.upto, axis=1) - 1.0
+        aucs: Floats = 0.5 + (kept * margins).sum(axis=1) / kept.sum(axis=1) / 2.0
     return aucs
 
 
@@ -448,7 +448,7 @@ def _cumulative(values: Floats, weights: npt.ArrayLike, name: str, grid: Floats)
     checked = _arrays.vector(weights, name)
     if checked.size != values.size or (checked < 0.0).any() or checked.sum() == 0.0:
         raise ValueError(f"{name}: expected {values.size} weights, none negative, not all 0.")
-    order = np.argsort(values, kind="stable")
+    order = np.argsort(values)
     cumulative = np.concatenate([[0.0], np.cumsum(checked[order])])
     fractions: Floats = cumulative[np.searchsorted(values[order], grid, side="right")] / cumulative[-1]
     return fractions

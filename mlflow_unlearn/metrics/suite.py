@@ -47,6 +47,7 @@ def compute_metrics(
 
     Raises:
         UnlearnError: the models differ in their number of outputs.
+        ValueError: a gold standard is given, and the probabilities of a forget set were not kept.
     """
     original = {} if original_test is None else {"test": original_test}
     inputs = MetricInputs(outputs, original, gold or {}, seed)

@@ -1,6 +1,7 @@
 """Model versions: resolve a URI, read what lies there, register a new one. Nothing in a version is loaded here."""
 
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -122,7 +123,7 @@ class Version:
     @property
     def training_manifest(self) -> Manifest | None:
         """What the version was trained on and has not forgotten, None where nobody recorded it."""
-        path = self.path / "extra_files" / MANIFEST_FILE
+        path = below(self.path, f"extra_files/{MANIFEST_FILE}", self.uri)
         return Manifest.from_csv(path) if path.exists() else None
 
     @property
@@ -135,7 +136,7 @@ class Version:
         return None
 
     def _data(self, file: str) -> Path:
-        return self.path / str(self.model.flavors["pytorch"]["model_data"]) / file
+        return below(self.path, f"{self.model.flavors['pytorch']['model_data']}/{file}", self.uri)
 
 
 def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
@@ -204,6 +205,33 @@ def retired(version: ModelVersion) -> str | None:
         return f"retired ({told})"
 
 
+def below(folder: Path, name: object, uri: str) -> Path:
+    """A path in a downloaded model, where a file of the model names it: it must not lead to this machine's own files.
+
+    What such a path names is loaded, or copied into the next version, where everybody may read it.
+
+    Args:
+        folder: the downloaded model.
+        name: relative to it.
+        uri: the model's, for the error.
+
+    Raises:
+        UnlearnError: it leads out of the folder, is the folder itself, or goes through a symbolic link.
+    """
+    root = folder.resolve()
+    path = root / str(name)
+    try:
+        inside = root in path.resolve().parents and path.resolve() == Path(os.path.normpath(path))
+    except (OSError, RuntimeError, ValueError):  # links in a circle; a name that no file can have
+        inside = False
+    if not inside:
+        raise UnlearnError(
+            f"{uri} names the path {str(name)!r}, which leads out of its own folder or through a link: correct its "
+            "MLmodel, or choose another version"
+        )
+    return path
+
+
 def download(uri: str, folder: Path) -> Path:
     """The files of a model in a folder of their own below ``folder``, nothing of them loaded."""
     target = folder / re.sub(r"\W+", "-", uri)
@@ -237,7 +265,8 @@ def open_version(client: MlflowClient, uri: str, folder: Path) -> Version:
     """Resolve ``uri`` and download its files into ``folder``.
 
     Raises:
-        UnlearnError: it does not exist, was retired, its artifacts are gone, or it is no PyTorch model.
+        UnlearnError: it does not exist, was retired, its artifacts are gone, it is no PyTorch model, or it names files
+            that are not its own.
     """
     registered = find_version(client, uri)
     if registered is not None:
@@ -257,6 +286,12 @@ def open_version(client: MlflowClient, uri: str, folder: Path) -> Version:
         raise UnlearnError(
             f"{uri} is no PyTorch model (its flavors are: {there}): only the pytorch flavor can be unlearned"
         )
+    try:
+        named = [*_named_paths(model)]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UnlearnError(f"the MLmodel of {uri} cannot be read ({error!r}): choose another version") from error
+    for name in named:
+        below(path, name, uri)  # before MLflow's own code follows it
     metadata = (model.metadata or {}).get(METADATA_KEY)
     try:
         record = Record.model_validate(metadata) if metadata is not None else None
@@ -276,6 +311,15 @@ def open_version(client: MlflowClient, uri: str, folder: Path) -> Version:
         record=record,
         tags=dict(registered.tags) if registered is not None else {},
     )
+
+
+def _named_paths(model: Model) -> Iterator[object]:
+    """What the MLmodel says of its files, as far as a PyTorch model is loaded and logged by it."""
+    flavor = model.flavors["pytorch"]
+    yield from (flavor[key] for key in ("model_data", "code") if flavor.get(key))
+    yield from (entry["path"] for entry in flavor.get("extra_files") or ())
+    example = model.saved_input_example_info or {}
+    yield from (example[key] for key in ("artifact_path", "serving_input_path") if example.get(key))
 
 
 def check_name(name: str) -> str:

@@ -23,7 +23,7 @@ from mlflow_unlearn.data.splits import Splits, labels_of
 from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.engine.frozen_prefix import resolve
 from mlflow_unlearn.engine.loop import RunOptions
-from mlflow_unlearn.engine.predictions import read, read_splits
+from mlflow_unlearn.engine.predictions import evaluate_split, evaluate_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.outputs import SplitOutputs
@@ -160,7 +160,7 @@ def _reading_seconds(session: Session) -> tuple[float, float, int]:
     def seconds(start: int, stop: int) -> tuple[float, int]:
         part = Subset(retain, range(start, stop))
         began = time.perf_counter()
-        evaluated = read_splits(session.module, Splits(part, part, part, part), quiet, roles=("retain",))
+        evaluated = evaluate_splits(session.module, Splits(part, part, part, part), quiet, only=("retain",))
         return (time.perf_counter() - began) / len(part), len(evaluated["retain"].class_sums)
 
     batch = min(forward_batch(retain, quiet.device), count // 2 or 1)
@@ -184,7 +184,7 @@ def _method_seconds(session: Session, workload: Workload, prefix: str) -> float:
         splits = Splits(**{role: _share(data, share) for role, data in vars(session.splits).items()})
         some = {**params, "epochs": epochs} if "epochs" in params else params
         if recipe is not None:
-            splits, options = recipe.splits(splits), RunOptions(seed, fresh=recipe.fresh)
+            splits, options = recipe.splits(splits), RunOptions(seed, model_factory=recipe.fresh)
         else:
             teacher = Teacher(quiet.hardware.place(session.module), vars(splits), quiet.hardware, prefix=cut)
             teacher.fill(("forget", "retain", "val"))
@@ -212,7 +212,7 @@ def _metrics_seconds(session: Session, models: int) -> float:
     for role, data in vars(session.splits).items():
         labels = labels_of(data).numpy()
         size = len(labels)
-        few = read(module, _share(data, min(1.0, 8 / size)), quiet, keep_probabilities=role == "forget")
+        few = evaluate_split(module, _share(data, min(1.0, 8 / size)), quiet, keep_probabilities=role == "forget")
         outputs[role] = SplitOutputs(
             labels,
             np.resize(few.predictions, size),

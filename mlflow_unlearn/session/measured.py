@@ -9,7 +9,7 @@ from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.config import Evaluate
 from mlflow_unlearn.data.forget import retained
-from mlflow_unlearn.engine.predictions import read_splits
+from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.metrics.outputs import Outputs
 from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.versions import Version, open_version
@@ -79,9 +79,9 @@ def read_measured(session: Session, original: Version, options: Evaluate) -> tup
     outputs = {name: own}
     if original is not session.version:
         module = load_module(original, options.architecture, len(session.view.classes), trainable=False)
-        before = read_splits(module, session.splits, session.hardware, name="original", kept=True)
+        before = evaluate_splits(module, session.splits, session.hardware, name="original", cached=True)
         outputs = {"original": before, "unlearned": own}
     gold = open_gold(session, options)
     if gold is not None:
-        outputs["gold"] = read_splits(gold, session.splits, session.hardware, name="gold", kept=True)
+        outputs["gold"] = evaluate_splits(gold, session.splits, session.hardware, name="gold", cached=True)
     return outputs, name

@@ -20,7 +20,7 @@ from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.engine.frozen_prefix import resolve
 from mlflow_unlearn.engine.hardware import Hardware
 from mlflow_unlearn.engine.loop import RunOptions
-from mlflow_unlearn.engine.predictions import read_splits
+from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.metrics.outputs import Outputs
@@ -141,7 +141,9 @@ class Session:
         Raises:
             UnlearnError: it is so bad on its own training data that data and model cannot belong together.
         """
-        outputs = read_splits(self.module, self.splits, self.hardware, name="original", teacher=teacher, kept=True)
+        outputs = evaluate_splits(
+            self.module, self.splits, self.hardware, name="original", teacher=teacher, cached=True
+        )
         accuracy = float((outputs["retain"].predictions == outputs["retain"].labels).mean())
         bound = min(2 / len(self.view.classes), 0.6)
         if accuracy < bound and not force:

@@ -17,7 +17,7 @@ from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.engine.hardware import Hardware
 from mlflow_unlearn.engine.loop import RunOptions, run
-from mlflow_unlearn.engine.method import Method, Plan, Role, Workspace
+from mlflow_unlearn.engine.method import Method, Plan, SplitName, Workspace
 from mlflow_unlearn.engine.modes import evaluating
 from mlflow_unlearn.rng import isolated_rng
 from mlflow_unlearn.testing.models import FORGET, RETAIN, TEST, VAL, digits, original, subset
@@ -188,7 +188,7 @@ class _Rebatched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._workspace, name)
 
-    def batches(self, role: Role, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, role: SplitName, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         return self._workspace.batches(role, self._size)
 
 

@@ -32,7 +32,7 @@ from torch import nn
 from mlflow_unlearn import config
 from mlflow_unlearn.console import note
 from mlflow_unlearn.engine.architectures import weights_digest
-from mlflow_unlearn.engine.predictions import read_splits
+from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError, first_line
 from mlflow_unlearn.evidence.provenance import Provenance, Selection
 from mlflow_unlearn.governance.publish import log_history, publish
@@ -371,7 +371,7 @@ def finish(runner: StudyRunner, name: str | None, run_id: str, original: Outputs
     session = objective.session.filed(options)
     outputs = {
         "original": original,
-        "unlearned": read_splits(result.model, session.splits, session.hardware, name="winner"),
+        "unlearned": evaluate_splits(result.model, session.splits, session.hardware, name="winner"),
     }
     if gold is not None:
         outputs["gold"] = gold

@@ -21,7 +21,7 @@ from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.distributed.ranks import RankLost
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.loop import Epoch, RunOptions, Watch
-from mlflow_unlearn.engine.predictions import read, read_splits
+from mlflow_unlearn.engine.predictions import evaluate_split, evaluate_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.governance.publish import log_epoch, nothing_to_unlearn
@@ -169,7 +169,7 @@ class Objective:
         if digest == self._source:
             raise UnlearnError(nothing_to_unlearn(method, result))
         start = time.perf_counter()
-        outputs = read_splits(result.model, self.session.splits, self.session.hardware, roles=SELECTION_SPLITS)
+        outputs = evaluate_splits(result.model, self.session.splits, self.session.hardware, only=SELECTION_SPLITS)
         metrics = on_validation(outputs, self._original, gold=self._gold, seed=self._seed)
         seconds = {"unlearn_seconds": result.seconds, "judge_seconds": time.perf_counter() - start}
         violations = constraints(metrics, self.before)
@@ -191,7 +191,7 @@ class Objective:
             data = datasets[role]
             if role == "retain":
                 data = Subset(data, _part(labels_of(data), len(datasets["val"])))  # type: ignore[arg-type]
-            outputs[role] = read(model, data, self.session.hardware, keep_probabilities=role == "forget")
+            outputs[role] = evaluate_split(model, data, self.session.hardware, keep_probabilities=role == "forget")
         metrics = on_validation(outputs, self._original, gold=self._gold, seed=self._seed)
         return penalised(criterion(self._objective, metrics), constraints(metrics, self.before))
 

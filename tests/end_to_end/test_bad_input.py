@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import toy
+import yaml
 from mlflow.models import infer_signature
 from PIL import Image
 from servers import free_port
@@ -28,6 +29,7 @@ from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.engine import hardware
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.versions import below
 
 TESTS = Path(__file__).parents[1]
 UNLEARN = ("unlearn", "--model-uri", "models:/clf/1")
@@ -97,6 +99,18 @@ def add(module: nn.Module, name: str = "foreign", **options) -> str:
     with mlflow.start_run():
         info = mlflow.pytorch.log_model(module, name="model", **options)
     return f"models:/{name}/{mlflow.register_model(info.model_uri, name).version}"
+
+
+def stored(module: nn.Module, folder: Path) -> tuple[str, Path, dict]:
+    """A version of somebody else's whose files lie below ``folder``: URI, its folder, and what its MLmodel says."""
+    experiment = mlflow.MlflowClient().create_experiment("theirs", (folder / "artifacts").as_uri())
+    with mlflow.start_run(experiment_id=experiment):
+        info = mlflow.pytorch.log_model(
+            module, name="model", serialization_format="pickle", pip_requirements=["torch"], code_paths=None
+        )
+    uri = f"models:/foreign/{mlflow.register_model(info.model_uri, 'foreign').version}"
+    path = Path(mlflow.MlflowClient().get_logged_model(info.model_id).artifact_location.removeprefix("file://"))
+    return uri, path, yaml.safe_load((path / "MLmodel").read_text())
 
 
 def write(folder: Path, files: dict[str, str]) -> None:
@@ -223,6 +237,122 @@ def test_a_record_that_we_cannot_read(refuse):
 def test_a_request_tag_that_somebody_edited(store, refuse):
     store.client.set_model_version_tag("clf", "1", "unlearn.request.0123456789ab", "pending soon")
     refuse(*UNLEARN, says=["unlearn.request.0123456789ab = 'pending soon'", "file it again"])
+
+
+# --- what its files name -------------------------------------------------------------------------------------------
+
+
+def named(**flavor: str):
+    """Another path in the MLmodel of the PyTorch flavor."""
+
+    def edit(model: dict, folder: Path) -> None:
+        model["flavors"]["pytorch"] |= flavor
+
+    return edit
+
+
+def extra_file(model: dict, folder: Path) -> None:
+    model["flavors"]["pytorch"]["extra_files"] = [{"path": "extra_files/../../private"}]
+
+
+def example_path(model: dict, folder: Path) -> None:
+    model["saved_input_example_info"] = {"artifact_path": "../../private/key.json", "type": "ndarray"}
+
+
+def example_text(model: dict, folder: Path) -> None:
+    (folder / "input_example.json").write_text(f'"{folder.parents[1]}/private/key.json"')
+    model["saved_input_example_info"] = {"artifact_path": "input_example.json", "type": "ndarray"}
+
+
+def requirement(*lines: str):
+    def edit(model: dict, folder: Path) -> None:
+        (folder / "conda.yaml").unlink()
+        (folder / "requirements.txt").write_text("\n".join(lines).format(private=folder.parents[1] / "private"))
+
+    return edit
+
+
+def environment(text: str):
+    def edit(model: dict, folder: Path) -> None:
+        (folder / "conda.yaml").write_text(text.format(private=folder.parents[1] / "private"))
+
+    return edit
+
+
+def nested(model: dict, folder: Path) -> None:
+    requirement("torch", "-c constraints.txt")(model, folder)
+    (folder / "constraints.txt").write_text(f"-r {folder.parents[1]}/private/key.json\n")
+
+
+def linked(model: dict, folder: Path) -> None:
+    (folder / "extra_files").mkdir()
+    (folder / "extra_files" / "notes.txt").symlink_to(folder.parents[1] / "private" / "key.json")
+
+
+OUT, EXAMPLE, CONDA = "out of its own folder", "the input example of", "is no environment"
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        pytest.param(named(code="../../private"), ["'../../private'", OUT], id="code"),
+        pytest.param(named(code="/etc/ssl"), ["'/etc/ssl'", OUT], id="code, absolute"),
+        pytest.param(named(code="."), ["'.'", OUT], id="code, itself"),
+        pytest.param(named(code="code\0"), ["'code\\x00'", OUT], id="code, no name"),
+        pytest.param(named(model_data="../../private/data"), ["'../../private/data'", OUT], id="model_data"),
+        pytest.param(named(extra_files="notes"), "the MLmodel of", id="extra_files, a text"),
+        pytest.param(extra_file, ["'extra_files/../../private'", OUT], id="extra_files"),
+        pytest.param(example_path, ["'../../private/key.json'", OUT], id="example"),
+        pytest.param(example_text, [EXAMPLE, "private/key.json"], id="example, a text"),
+        pytest.param(requirement("torch", "-r {private}/key.json"), ["private/key.json'", OUT], id="-r"),
+        pytest.param(requirement("-\\", "-constraint {private}/key.json"), ["private/key.json'", OUT], id="continued"),
+        pytest.param(nested, "may not name further files", id="nested"),
+        pytest.param(environment("{private}/key.json"), CONDA, id="conda, a text"),
+        pytest.param(environment("dependencies: [pip: {private}/key.json]"), CONDA, id="pip, a text"),
+        pytest.param(environment("dependencies: ["), CONDA, id="conda, no YAML"),
+        pytest.param(
+            environment('dependencies: [pip: [torch, "-r {private}/key.json"]]'), ["private/key.json'", OUT], id="conda"
+        ),
+        pytest.param(linked, "cannot be read", id="link"),
+    ],
+)
+def test_files_that_are_not_its_own(refuse, known, tmp_path, edit, says):
+    """A version's files name this machine's own, which would go into the next version for everybody to read."""
+    uri, folder, model = stored(toy.original(), tmp_path)
+    (folder.parents[1] / "private" / "data").mkdir(parents=True)
+    (folder.parents[1] / "private" / "key.json").write_text("[[[[0.5]]]]")
+    edit(model, folder)
+    (folder / "MLmodel").write_text(yaml.safe_dump(model))
+    refuse("unlearn", "--model-uri", uri, *FOREIGN[:-1], known, "--params", '{"epochs": 1}', says=says)
+
+
+def test_constraints_of_its_own(store, cli, known, tmp_path):
+    """They lie beside the requirements, and not in the folder where the command is started."""
+    uri, folder, _ = stored(toy.original(), tmp_path)
+    (folder / "conda.yaml").write_text("dependencies: [python=3.11, pip: [torch, numpy, -c constraints.txt]]")
+    (folder / "constraints.txt").write_text("numpy<99  # for ever\n")
+    done = cli("unlearn", "--model-uri", uri, *FOREIGN[:-1], known, "--params", '{"epochs": 1}')
+    assert done.code == 0, done.err
+    new = Path(mlflow.artifacts.download_artifacts("models:/foreign/2"))
+    assert "numpy<99" in (new / "constraints.txt").read_text()
+    assert "-c constraints.txt" in (new / "requirements.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["link", "link/file", "folder/link", "../model/file", ".", "", "circle", "/file"])
+def test_only_what_lies_below_a_folder(tmp_path, name):
+    folder = tmp_path / "model"
+    (folder / "folder").mkdir(parents=True)
+    (folder / "link").symlink_to(folder / "folder")
+    (folder / "folder" / "link").symlink_to(tmp_path)
+    (folder / "circle").symlink_to(folder / "circle")
+    (tmp_path / "seen from here").symlink_to(folder)
+    root = tmp_path / "seen from here"
+    assert below(root, "folder/../file", "models:/clf/1").resolve() == folder / "file"
+    if name == "../model/file":  # leads out and in again
+        assert below(root, name, "models:/clf/1").resolve() == folder / "file"
+        return
+    with pytest.raises(UnlearnError, match="models:/clf/1 names the path"):
+        below(root, name, "models:/clf/1")
 
 
 # --- what the model is ---------------------------------------------------------------------------------------------

@@ -524,7 +524,7 @@ class TestWorkspace:
         assert same(state(a.model), state(b.model)) and not torch.equal(a.model[6].weight, c.model[6].weight)
         assert not any(torch.equal(p, q) for p, q in zip(a.model.parameters(), original().parameters(), strict=True))
         assert torch.equal(a.final["teacher"], logits(original(), SETS["val"]).argmax(1))
-        assert same(state(follow(plan, fresh=lambda: net(7)).model), state(net(7)))
+        assert same(state(follow(plan, model_factory=lambda: net(7)).model), state(net(7)))
 
     def test_reinitialise_leaves_what_is_frozen(self):
         def plan(workspace):
@@ -534,7 +534,7 @@ class TestWorkspace:
 
         model = original()
         model[0].requires_grad_(False)
-        after = follow(plan, model, fresh=lambda: net(7)).model
+        after = follow(plan, model, model_factory=lambda: net(7)).model
         kept = {name for name, value in state(model).items() if torch.equal(value, state(after)[name])}
         assert kept == {"0.weight", "0.bias"} and not after[0].weight.requires_grad and after[6].weight.requires_grad
 

@@ -15,7 +15,7 @@ from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.transforms import build_transform
 from mlflow_unlearn.engine import output_cache
 from mlflow_unlearn.engine.forward import forward
-from mlflow_unlearn.engine.output_cache import code_digest, data_digest, kept_forward, model_facts
+from mlflow_unlearn.engine.output_cache import cached_forward, code_digest, data_digest, model_cache_key
 
 DATA = digits(0, 300)
 
@@ -39,8 +39,8 @@ def passes(monkeypatch):
 
 
 def read(model, dataset, hardware=CPU):
-    facts = model_facts(model, hardware)
-    batches = kept_forward(model, dataset, hardware, facts, description="")
+    cache_key = model_cache_key(model, hardware)
+    batches = cached_forward(model, dataset, hardware, cache_key, description="")
     return [torch.cat(parts) for parts in zip(*batches, strict=True)]
 
 
@@ -88,7 +88,7 @@ def test_what_cannot_be_told_is_not_kept(passes, monkeypatch):
 
 def test_where_the_cache_is_off_nothing_is_hashed_or_kept(passes, monkeypatch):
     monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", "off")
-    assert model_facts(original(), CPU) is None
+    assert model_cache_key(original(), CPU) is None
     read(original(), DATA)
     read(original(), DATA)
     assert passes == [300, 300]

@@ -82,12 +82,12 @@ class TestRetrain:
 
     def test_it_is_training_of_a_fresh_model(self):
         fresh = train(net(5), {"epochs": 2}).model
-        retrained = train(original(), {"epochs": 2}, method=Retrain, fresh=lambda: net(5)).model
+        retrained = train(original(), {"epochs": 2}, method=Retrain, model_factory=lambda: net(5)).model
         assert same(state(fresh), state(retrained))
 
     def test_what_is_frozen_stays_and_all_else_is_fresh(self):
         model = original()
         model[0].requires_grad_(False)
-        after = train(model, {"epochs": 1, "lr": 1e-9}, method=Retrain, fresh=lambda: net(5)).model
+        after = train(model, {"epochs": 1, "lr": 1e-9}, method=Retrain, model_factory=lambda: net(5)).model
         assert torch.equal(after[0].weight, model[0].weight) and not after[0].weight.requires_grad
         torch.testing.assert_close(after[6].weight, net(5)[6].weight)

@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 from toy import CPU, Listed, class_splits, digits, global_state, logits, net, original, same, splits, state, take
 
 from mlflow_unlearn import Splits, evaluate
-from mlflow_unlearn.engine.predictions import ROLES, read, read_splits
+from mlflow_unlearn.engine.predictions import SPLIT_NAMES, evaluate_split, evaluate_splits
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.metrics.catalog import KEYS
 from mlflow_unlearn.metrics.membership import two_sided_auc
@@ -43,8 +43,8 @@ class ByHand:
     """What scikit-learn and SciPy make of a model's probabilities."""
 
     def __init__(self, model, sets):
-        self.p = {role: logits(model, getattr(sets, role)).double().softmax(1).numpy() for role in ROLES}
-        self.y = {role: getattr(sets, role).tensors[1].numpy() for role in ROLES}
+        self.p = {role: logits(model, getattr(sets, role)).double().softmax(1).numpy() for role in SPLIT_NAMES}
+        self.y = {role: getattr(sets, role).tensors[1].numpy() for role in SPLIT_NAMES}
         self.h = {role: -(p * np.log(p)).sum(1) for role, p in self.p.items()}
 
     def acc(self, role, keep=slice(None)):
@@ -94,7 +94,7 @@ def test_parity_with_scikit_learn_and_scipy_for_every_key():
     metrics = evaluate(model, sets, original(), gold, seed=5)
     ours, theirs, before = ByHand(model, sets), ByHand(gold, sets), ByHand(original(), sets)
 
-    expected = {f"acc_{role}": ours.acc(role) for role in ROLES}
+    expected = {f"acc_{role}": ours.acc(role) for role in SPLIT_NAMES}
     mia, mia_test = ours.mia()
     expected |= {"mia": mia, "mia_test": mia_test, "mia_excess": mia - mia_test}
     expected |= {"mia_auc": ours.auc(), "entropy_ks": ours.ks()}
@@ -121,7 +121,7 @@ def test_parity_with_scikit_learn_and_scipy_for_every_key():
     nines = int((ours.y["forget"] == 9).sum())
     assert nines > 0
     assert metrics.counts == {
-        **{f"n_{role}": len(ours.y[role]) for role in ROLES},
+        **{f"n_{role}": len(ours.y[role]) for role in SPLIT_NAMES},
         "wholly_forgotten_classes": 0,
         "mia_auc_forget_left_out": nines,
         "rf_jsd_classes_left_out": 1,
@@ -182,18 +182,18 @@ class TestPasses:
         sets = splits()
         model, before, gold = (self.counted(m) for m in (other(1), original(), other(2)))
         evaluate(model, sets, before, gold)
-        total = sum(len(getattr(sets, role)) for role in ROLES)
+        total = sum(len(getattr(sets, role)) for role in SPLIT_NAMES)
         assert (model.seen, before.seen, gold.seen) == (total, len(sets.test), total)
 
     def test_a_model_that_is_its_own_reference_is_read_once(self):
         sets, model = splits(), self.counted(other())
         evaluate(model, sets, model, model)
-        assert model.seen == sum(len(getattr(sets, role)) for role in ROLES)
+        assert model.seen == sum(len(getattr(sets, role)) for role in SPLIT_NAMES)
 
     def test_each_sample_is_read_once_a_model(self):
         listed = Splits(*(Listed(part) for part in vars(splits()).values()))
         evaluate(other(), listed)
-        assert [getattr(listed, role).readings for role in ROLES] == [len(getattr(listed, role)) for role in ROLES]
+        assert all(part.readings == len(part) for part in vars(listed).values())
 
 
 class TestMissing:
@@ -207,7 +207,7 @@ class TestMissing:
         sets, model = class_splits(3), other()
         metrics = evaluate(model, sets, original(), other(2))
         hand = ByHand(model, sets)
-        three = {role: hand.y[role] == 3 for role in ROLES}
+        three = {role: hand.y[role] == 3 for role in SPLIT_NAMES}
         assert metrics["acc_test"] == pytest.approx(hand.acc("test", ~three["test"]))
         assert metrics["acc_val"] == pytest.approx(hand.acc("val", ~three["val"]))
         assert metrics["acc_test_forgotten"] == pytest.approx(hand.acc("test", three["test"]))
@@ -283,7 +283,7 @@ class TestMissing:
         assert "entropy_ks" in metrics and "mia_excess" in metrics
 
     def test_a_validation_set_that_was_not_read(self):
-        outputs = read_splits(other(), splits(), CPU, roles=("forget", "retain", "test"))
+        outputs = evaluate_splits(other(), splits(), CPU, only=("forget", "retain", "test"))
         metrics = compute_metrics(outputs)
         assert metrics.missing["acc_val"] == "the val set was not read" and "n_val" not in metrics.counts
 
@@ -323,14 +323,14 @@ class TestRead:
                 return torch.stack([images.flatten(), torch.zeros(len(images))], 1)
 
         gaps = torch.tensor([0.0, 10.0, 30.0, 900.0, 1e30])
-        outputs = read(Sure(), TensorDataset(gaps.view(5, 1, 1, 1), torch.zeros(5, dtype=torch.long)), CPU)
+        outputs = evaluate_split(Sure(), TensorDataset(gaps.view(5, 1, 1, 1), torch.zeros(5, dtype=torch.long)), CPU)
         expected = [LN2, *(math.log1p(math.exp(-g)) + g * math.exp(-g) / (1 + math.exp(-g)) for g in (10, 30)), 0, 0]
         assert outputs.entropies == pytest.approx(expected, rel=1e-4, abs=1e-300)
         assert outputs.predictions.tolist() == [0] * 5 and outputs.probabilities is None
 
     def test_sums_and_probabilities(self):
         data = splits().test
-        outputs = read(other(), data, CPU, keep_probabilities=True)
+        outputs = evaluate_split(other(), data, CPU, keep_probabilities=True)
         p, y = logits(other(), data).double().softmax(1).numpy(), data.tensors[1].numpy()
         np.testing.assert_allclose(outputs.probabilities, p, rtol=1e-4, atol=1e-12)
         np.testing.assert_allclose(outputs.class_sums, np.eye(10)[y].T @ p, rtol=1e-4, atol=1e-12)

@@ -3,14 +3,14 @@
 import pytest
 from toy import CPU, class_splits, original, splits
 
-from mlflow_unlearn.engine.predictions import read_splits
+from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.metrics.catalog import OBJECTIVES, ON_VALIDATION
 from mlflow_unlearn.metrics.suite import compute_metrics
 from mlflow_unlearn.tuning.selection import criterion, needs_gold, on_validation
 
 
 def test_the_validation_set_stands_in_the_place_of_the_test_set():
-    outputs = read_splits(original(), splits(), CPU)
+    outputs = evaluate_splits(original(), splits(), CPU)
     swapped = {"forget": outputs["forget"], "retain": outputs["retain"], "test": outputs["val"]}
     expected = compute_metrics(swapped, original_test=outputs["val"], gold=swapped, seed=2)
     found = on_validation(outputs, outputs, gold=outputs, seed=2)
@@ -21,18 +21,18 @@ def test_the_validation_set_stands_in_the_place_of_the_test_set():
 
 
 def test_without_gold_no_one_misses_the_distance_to_it():
-    outputs = read_splits(original(), class_splits(3), CPU)
+    outputs = evaluate_splits(original(), class_splits(3), CPU)
     found = on_validation(outputs, outputs, seed=0)
     assert set(found) | set(found.missing) == set(ON_VALIDATION) - {"avg_gap_val", "avg_gap_excess_val"}
     assert set(found.missing) == {"rf_jsd_val"}
 
 
 def test_reasons_name_the_validation_set():
-    outputs = read_splits(original(), splits(), CPU)
+    outputs = evaluate_splits(original(), splits(), CPU)
     label = outputs["forget"].labels[0]
     other = class_splits(int(label))
-    outputs["forget"] = read_splits(original(), other, CPU, roles=("forget",))["forget"]
-    outputs["retain"] = read_splits(original(), other, CPU, roles=("retain",))["retain"]
+    outputs["forget"] = evaluate_splits(original(), other, CPU, only=("forget",))["forget"]
+    outputs["retain"] = evaluate_splits(original(), other, CPU, only=("retain",))["retain"]
     outputs["val"] = outputs["retain"]
     found = on_validation(outputs, outputs, seed=0)
     assert found.missing["entropy_ks_val"] == "no class of the forget set occurs in the validation set"
