@@ -27,7 +27,7 @@ def track(iterable: Iterable[T], description: str, *, enabled: bool, total: int 
 
 
 def note(sentence: str) -> None:
-    """Tell the user something on standard error."""
+    """Print a sentence for the user on standard error."""
     _stderr(highlight=False, soft_wrap=True).print(sentence, markup=False)
 
 

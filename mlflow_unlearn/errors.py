@@ -20,13 +20,13 @@ class UnlearnError(Exception):
 
 
 class NothingToUnlearn(UnlearnError):
-    """There is nothing to register, by a rule and not by a mistake: the run ends FAILED, the command with code 3."""
+    """By a rule, not by a mistake, there is nothing to register: the run ends FAILED, the command with code 3."""
 
     exit_code = 3
 
 
 class Refused(UnlearnError):
-    """Judged and refused: a review that is not passed, a difference that `verify` finds, what may not be promoted."""
+    """Checked and refused: a review that is not passed, a difference that `verify` finds, what may not be promoted."""
 
     exit_code = 3
 
@@ -36,7 +36,7 @@ class UnlearnWarning(UserWarning):
 
 
 def first_line(error: BaseException) -> str:
-    r"""What an error says, in one line of at most 200 characters; its type where it says nothing.
+    r"""The first line of an error's message, at most 200 characters of it; its type where there is no message.
 
     >>> first_line(ValueError("no such thing\nTraceback …")), first_line(KeyError())
     ('no such thing', 'KeyError')
@@ -58,12 +58,12 @@ def shortlist(items: Iterable[object]) -> str:
     return ", ".join(map(repr, items[:10])) + more
 
 
-def known(name: str, names: Iterable[str]) -> str:
-    """What there is instead of an unknown name, the nearest one first.
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The valid names in the place of an unknown one, the nearest one first.
 
-    >>> known("cta", ["cat", "dog"])
-    "did you mean 'cat'? Known are 'cat', 'dog'"
+    >>> did_you_mean("cta", ["cat", "dog"])
+    "did you mean 'cat'? Valid values: 'cat', 'dog'"
     """
     names = list(names)
     near = get_close_matches(name, names, 1)
-    return (f"did you mean {near[0]!r}? Known are " if near else "known are ") + shortlist(names)
+    return (f"did you mean {near[0]!r}? Valid values: " if near else "valid values: ") + shortlist(names)

@@ -267,7 +267,7 @@ class TrainerState:
         for epoch in range(phase.epochs):
             passes = len(self.history) + epoch + 1
             batches = data.epoch(phase, self.generator)
-            loader = self._reader_of(data).read([ranks.share(batch) for batch in batches])
+            loader = self._reader_of(data).read([ranks.shard(batch) for batch in batches])
             # Set in each epoch: a plan may have measured the model in between.
             self.model.train()
             if phase.frozen_statistics or len(data) == 1:
