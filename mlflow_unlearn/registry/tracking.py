@@ -1,4 +1,4 @@
-"""The MLflow run of a command: connection, parameters, system facts, inputs, and how it ends."""
+"""The MLflow run of a command: connection, options, system, and how it ends."""
 
 import os
 import tempfile
@@ -37,7 +37,7 @@ def connect() -> MlflowClient:
     """A client whose store answers; relative SQLite URIs are made absolute for us and our children.
 
     Raises:
-        UnlearnError: the store cannot be reached; says its URI.
+        UnlearnError: the store cannot be opened or reached; the message has its URI.
     """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # The check would ask the package index; the requirements that we log are explicit.
@@ -52,7 +52,7 @@ def connect() -> MlflowClient:
             f"the tracking store {hidden_password(uri)} cannot be opened ({first_line(error)}): set "
             "MLFLOW_TRACKING_URI to a server or a database, such as https://mlflow.example.com or sqlite:////data/mlflow.db"
         ) from error
-    # MLflow's own patience is minutes, for servers and for databases: ask once, briefly, and wait no longer.
+    # MLflow itself retries for minutes, on servers and on databases: try once, with a short timeout.
     brief = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
     before = {name: os.environ.get(name) for name in brief}
     os.environ.update(brief)
@@ -116,7 +116,7 @@ def run(name: str, config: Command) -> Iterator[str]:
             mlflow.log_metric("seconds.start", time.monotonic() - STARTED)
             yield run_id
         except UnlearnError as error:
-            # Such a sentence may list sample ids.
+            # The message may list sample ids.
             hidden = values.get("hash_ids") and "the sentence was only printed, since hash_ids is set"
             _tag_or_note(run_id, hidden or str(error), error)
             raise
@@ -128,7 +128,7 @@ def run(name: str, config: Command) -> Iterator[str]:
             _tag_or_note(run_id, f"{type(error).__name__}: {first_line(error)}", error)
             raise
         except BaseException as error:
-            # Ctrl-C and SIGTERM: MLflow itself would say FAILED.
+            # Ctrl-C and SIGTERM: MLflow itself would set FAILED.
             _tag_or_note(run_id, "stopped by a signal", error)
             mlflow.end_run("KILLED")
             raise
@@ -199,7 +199,7 @@ def nested_run(name: str, parent: str | None = None) -> Iterator[str]:
 
 
 def recorded_options(config: Command, *names: str) -> dict[str, Any]:
-    """The options (or those named) as they are recorded: with ``hash_ids`` a forget spec is told by its kind alone."""
+    """The options (or those named) as they are recorded: of a forget spec only its kind with ``hash_ids``."""
     values = config.model_dump(by_alias=True)
     if values.get("hash_ids") and values.get("forget"):
         values["forget"] = hidden_spec(values["forget"])

@@ -1,4 +1,4 @@
-"""Tracking and storage URIs, and what may be told of them."""
+"""Tracking and storage URIs, and what of them may be shown."""
 
 import re
 from pathlib import Path
@@ -18,18 +18,18 @@ def absolute_uri(uri: str) -> str:
 
 
 def hidden_password(url: str) -> str:
-    """A database's URL as it may be told.
+    """A database's URL without its password, to be shown and recorded.
 
     >>> hidden_password("postgresql://me:secret@host/db")
     'postgresql://me:***@host/db'
     """
-    # By its look, since a URL with a slip is told too, in the sentence that refuses it.
-    told = re.sub(r"(pass\w*=)[^&]*", r"\1***", url)
-    return re.sub(r"^(.*?://[^:@/]*|[^:@]*(?=:(?!//))):.*@", r"\1:***@", told)
+    # By pattern, since a malformed URL is shown too, in the message that refuses it.
+    shown = re.sub(r"(pass\w*=)[^&]*", r"\1***", url)
+    return re.sub(r"^(.*?://[^:@/]*|[^:@]*(?=:(?!//))):.*@", r"\1:***@", shown)
 
 
 def hidden_spec(spec: str) -> str:
-    """What may be told of a forget spec whose ids are to be hidden.
+    """What may be recorded of a forget spec whose ids are to be hidden.
 
     >>> hidden_spec("group:patient=17"), hidden_spec("ids.csv")
     ('group:…', 'file')
