@@ -1,4 +1,9 @@
-"""The errors that users meet: one clear sentence and an exit code, no traceback."""
+"""The errors that users meet: one clear sentence and an exit code, no traceback and no password."""
+
+import os
+import re
+from collections.abc import Iterator
+from urllib.parse import unquote
 
 
 class UnlearnError(Exception):
@@ -30,3 +35,39 @@ class Refused(UnlearnError):
 
 class UnlearnWarning(UserWarning):
     """What does not stop a method and may spoil its result; the commands print its sentence alone."""
+
+
+def without_passwords(sentence: str) -> str:
+    """A sentence as it may be shown and stored: whoever composed it, no password of a URL or of MLflow's stands in it.
+
+    >>> without_passwords("nothing answers at http://me:secret@host:1, as before")
+    'nothing answers at http://me:***@host:1, as before'
+    """
+    uris = [uri for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI") if (uri := os.environ.get(name))]
+    for uri in uris:
+        sentence = sentence.replace(uri, hidden_password(uri))
+    # Those of MLflow also where they stand alone, as in a driver's error about a URL that it cannot take apart.
+    for secret in sorted({*_secrets(uris)}, key=len, reverse=True):
+        sentence = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", sentence)
+    sentence = re.sub(r"(\w://[^\s:/@]*):[^\s/]*@", r"\1:***@", sentence)
+    return re.sub(r"([?&]pass\w*=)[^&\s'\"]+", r"\1***", sentence)
+
+
+def _secrets(uris: list[str]) -> Iterator[str]:
+    """Of MLflow's own, and whatever may be left of them; short ones would hide half of every sentence."""
+    found = [os.environ.get(name, "") for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")]
+    for uri in uris:
+        if match := re.match(r".*?://[^:@/]*:(.*)@", uri):
+            found += [match[1], *re.split("[/?#@]", match[1])]
+    yield from (secret for each in found for secret in (each, unquote(each)) if len(secret) > 3)
+
+
+def hidden_password(url: str) -> str:
+    """A database's URL as it may be told.
+
+    >>> hidden_password("postgresql://me:secret@host/db")
+    'postgresql://me:***@host/db'
+    """
+    # By its look, since a URL with a slip is told too, in the sentence that refuses it.
+    told = re.sub(r"(pass\w*=)[^&]*", r"\1***", url)
+    return re.sub(r"^(.*?://[^:@/]*|[^:@]*(?=:(?!//))):.*@", r"\1:***@", told)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
+from mlflow_unlearn.errors import UnlearnError, UnlearnWarning, without_passwords
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -227,7 +227,7 @@ def _causes(failures: "Mapping[int, ProcessFailure]") -> "list[tuple[int, Proces
 
 def _explain(rank: str, code: int, log: Path) -> None:
     """Say what the failing rank has said, or could not say; ``log`` is missing where its stderr was seen already."""
-    said = log.read_text(errors="replace").strip() if log.exists() else ""
+    said = without_passwords(log.read_text(errors="replace").strip()) if log.exists() else ""
     if code < 0:
         name = signal.Signals(-code).name
         why = " (out of memory?): use fewer processes, or a machine with more memory" if name == "SIGKILL" else ""

@@ -6,6 +6,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track as rich_track
 
+from mlflow_unlearn.errors import without_passwords
+
 T = TypeVar("T")
 
 
@@ -21,4 +23,4 @@ def track(iterable: Iterable[T], description: str, *, enabled: bool, total: int 
 
 def note(sentence: str) -> None:
     """Tell the user something on standard error."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(sentence, markup=False)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(without_passwords(sentence), markup=False)

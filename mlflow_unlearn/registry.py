@@ -22,7 +22,7 @@ from mlflow.utils.validation import _validate_model_name
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import UnlearnError, hidden_password
 
 Format = Literal["pt2", "pickle"]
 METADATA_KEY = "mlflow_unlearn"
@@ -138,9 +138,8 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
         near = get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         there = ", ".join(sorted(names)[:10]) or "none"
-        raise UnlearnError(
-            f"there is no registered model {name!r} in {mlflow.get_tracking_uri()}: {hint}registered are: {there}"
-        ) from error
+        told = hidden_password(mlflow.get_tracking_uri())
+        raise UnlearnError(f"there is no registered model {name!r} in {told}: {hint}registered are: {there}") from error
     if alias is not None:
         if alias not in registered.aliases:
             there = ", ".join(f"{a} (version {v})" for a, v in sorted(registered.aliases.items())) or "none"

@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from mlflow_unlearn import STARTED
 from mlflow_unlearn.config import Command
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import UnlearnError, without_passwords
+from mlflow_unlearn.errors import hidden_password as hidden_password
 from mlflow_unlearn.launch import RUN_FILE_VARIABLE
 
 ERROR_TAG = "unlearn.error"
@@ -51,6 +51,9 @@ def connect() -> MlflowClient:
     uri = absolute_uri(mlflow.get_tracking_uri())
     os.environ["MLFLOW_TRACKING_URI"] = uri
     mlflow.set_tracking_uri(uri)
+    if hidden_password(uri) != uri:
+        # MLflow's "View run … at" at the end of each run would tell it.
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     try:
         store = MlflowClient()
     except Exception as error:  # MLflow's, SQLAlchemy's, or a driver's that is not installed
@@ -227,17 +230,6 @@ def recorded_options(config: Command, *names: str) -> dict[str, Any]:
     return {name: values[name] for name in names or values}
 
 
-def hidden_password(url: str) -> str:
-    """A database's URL as it may be told.
-
-    >>> hidden_password("postgresql://me:secret@host/db")
-    'postgresql://me:***@host/db'
-    """
-    # By its look, since a URL with a slip is told too, in the sentence that refuses it.
-    told = re.sub(r"(pass\w*=)[^&]*", r"\1***", url)
-    return re.sub(r"^(.*?://[^:@/]*|[^:@]*(?=:(?!//))):.*@", r"\1:***@", told)
-
-
 def hidden_spec(spec: str) -> str:
     """What may be told of a forget spec whose ids are to be hidden.
 
@@ -258,7 +250,7 @@ def _tag_or_note(run_id: str, sentence: str, error: BaseException) -> None:
 
 def tag_error(run_id: str, sentence: str) -> None:
     """Leave the sentence of an error on its run."""
-    MlflowClient().set_tag(run_id, ERROR_TAG, sentence[:_TAG_LIMIT])
+    MlflowClient().set_tag(run_id, ERROR_TAG, without_passwords(sentence)[:_TAG_LIMIT])
 
 
 def system_facts() -> dict[str, str]:
@@ -366,5 +358,5 @@ def scratch() -> Iterator[Path]:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    # The HTTP client's sentences hold its whole stack of objects.
-    return lines[0][:200] if lines else type(error).__name__
+    # The HTTP client's sentences hold its whole stack of objects; half a password would not be known as one.
+    return without_passwords(lines[0])[:200] if lines else type(error).__name__

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from mlflow_unlearn import config, forget_requests, tracking
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.errors import Refused, UnlearnError
+from mlflow_unlearn.errors import Refused, UnlearnError, without_passwords
 from mlflow_unlearn.governance.evidence import (
     CARD,
     DIGEST_TAG,
@@ -461,4 +461,4 @@ def _recomputed(client: MlflowClient, examined: Examined, options: config.Verify
 
 def _line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return without_passwords(lines[0])[:200] if lines else type(error).__name__

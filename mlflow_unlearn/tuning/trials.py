@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Subset
 
 from mlflow_unlearn import tracking
 from mlflow_unlearn.data.splits import labels_of
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import UnlearnError, without_passwords
 from mlflow_unlearn.evaluation import Readings, read, read_splits
 from mlflow_unlearn.job import Job
 from mlflow_unlearn.judging import CRITERIA, JUDGED, constraints, criterion, on_validation, penalised
@@ -103,7 +103,7 @@ class Trials:
             raise self._aborted(trial) from error
         except UnlearnError as error:
             # A setting that diverges is a result of the search, not its end.
-            trial.set_user_attr("error", str(error))
+            trial.set_user_attr("error", without_passwords(str(error)))
             note(f"Note: trial {trial.number} failed: {error}")
             raise
         except Exception:
