@@ -716,6 +716,15 @@ def test_unreachable_server(cli, monkeypatch, store):
     assert "Traceback" not in outcome.err
 
 
+def test_an_unreachable_server_s_password(cli, monkeypatch, store):
+    for user in ("me:secret", "me:se/secret"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{user}@127.0.0.1:{free_port()}")
+        for debug in ((), ("--debug",)):
+            outcome = cli("verify", "--model-uri", "models:/clf/1", *debug)
+            assert outcome.code == 2 and "cannot be reached" in outcome.err
+            assert "http://me:***@127.0.0.1" in outcome.err and "secret" not in outcome.err
+
+
 def test_a_server_that_never_answers(store, monkeypatch):
     """It takes connections and says nothing."""
     monkeypatch.setattr(tracking, "_PATIENCE_SECONDS", 3)
