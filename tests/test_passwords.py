@@ -8,8 +8,7 @@ import pytest
 
 from mlflow_unlearn import cli
 from mlflow_unlearn.console import note
-from mlflow_unlearn.errors import UnlearnWarning, hidden_password, without_passwords
-from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.errors import UnlearnWarning, first_line, hidden_password, without_passwords
 
 
 @pytest.mark.parametrize(
@@ -65,7 +64,7 @@ def test_mlflow_s_own_secrets(monkeypatch):
 
 def test_a_sentence_that_is_cut():
     """Amid a password, which then looks like none."""
-    assert "sec" not in tracking._first_line(OSError("x" * 185 + " http://me:secret@host"))
+    assert "sec" not in first_line(OSError("x" * 185 + " http://me:secret@host"))
 
 
 def test_notes_warnings_and_usage_errors(capsys, monkeypatch):
