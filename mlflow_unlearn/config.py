@@ -370,6 +370,8 @@ def parse_params(text: str | None, where: str = "params") -> dict[str, Any]:
     Raises:
         UnlearnError: neither.
     """
+    import yaml  # not above: `--help` does without
+
     if text is None:
         return {}
     file = not text.lstrip().startswith("{")

@@ -9,7 +9,11 @@ from mlflow_unlearn.report import table
 
 
 def verify(options: config.Verify) -> None:
-    """Check everything, print it, and refuse if anything differs."""
+    """Check everything and print it.
+
+    Raises:
+        Refused: something differs.
+    """
     with tracking.read_only_client() as client, tracking.scratch() as folder:
         examined = examine(client, options.model_uri, folder, key=options.key)
         findings = [*examined.findings, *check_aliases(client, examined)]

@@ -73,7 +73,16 @@ def build(
     model_id: str | None,
     files: dict[str, str],
 ) -> Evidence:
-    """The record, but for the number of the version, which the registry has yet to give: see `numbered`."""
+    """The record, but for the number of the version, which the registry has yet to give: see `numbered`.
+
+    Args:
+        session: the source version, opened.
+        run_id: of the command.
+        candidate: what was made and measured.
+        name: of the registered model.
+        model_id: of the new LoggedModel.
+        files: SHA-256 by path, as stored.
+    """
     version, view = session.version, session.view
     before = previous(version)
     by_request, union = _measured_apart(session, candidate)

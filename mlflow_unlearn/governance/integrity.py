@@ -108,6 +108,12 @@ class Examined:
 def examine(client: MlflowClient, uri: str, folder: Path, *, key: str | None = None) -> Examined:
     """Every check of a version that needs no model to be run.
 
+    Args:
+        client: of the registry.
+        uri: of the version.
+        folder: for temporary files.
+        key: public EC key (PEM file) to check the signature with.
+
     Raises:
         UnlearnError: there is no such version, or the key is not one.
         Refused: it has no files or no evidence, so that there is nothing to check.
@@ -146,7 +152,14 @@ def examine(client: MlflowClient, uri: str, folder: Path, *, key: str | None = N
 
 
 def same(part: str, found: str | None, expected: str | None, message: str) -> IntegrityFinding:
-    """What comes of comparing two values, such as digests; ``message`` states what they are."""
+    """What comes of comparing two values, such as digests.
+
+    Args:
+        part: what is checked.
+        found: as it is stored.
+        expected: as the evidence has it.
+        message: what the values are.
+    """
     if found == expected:
         return IntegrityFinding(part, "same", message)
     return IntegrityFinding(part, "differs", f"{message}: {_short(found)} instead of {_short(expected)}")

@@ -47,7 +47,14 @@ def publish(
 ) -> ModelVersion:
     """Measure, log, register the new version with its evidence, mark the requests done, and show the table.
 
-    ``outputs`` are those of the models ``original``, ``unlearned`` and, where there is one, ``gold``.
+    Args:
+        session: the source version, opened.
+        run_id: of the command.
+        name: of the registered model.
+        result: of the unlearning.
+        provenance: how it came about.
+        outputs: of the models ``original``, ``unlearned`` and, where there is one, ``gold``.
+        options: of the command.
     """
     with tracking.timed("metrics"):
         columns = compare(outputs, seed=provenance.seed)
@@ -90,6 +97,13 @@ def store(
     client: MlflowClient, evidence: Evidence, folder: Path, samples: Sequence[Sample], sign_key: str | None
 ) -> None:
     """Write the record and what is made from it beside the run and beside the model; its digest goes to the version.
+
+    Args:
+        client: of the registry.
+        evidence: complete.
+        folder: to be made, for the files.
+        samples: forgotten images that the report shows.
+        sign_key: private EC key (PEM file), or None.
 
     Raises:
         UnlearnError: it is to be signed, and cannot be.
