@@ -28,19 +28,17 @@ def reviewed_by(examined: Examined, policy: Policy | None) -> tuple[ReviewRecord
     """
     try:
         reviewed = _last_review(examined)
-        if examined.signed is None and "signature" in reviewed.policy.required:
-            raise Refused(
-                f"its policy {reviewed.policy.name!r} requires a signature, which only key= can check: someone who can "
-                "write the review's file may have written there that it holds; give key=PUBLIC.pem"
-            )
-        # The signature as it is found here, with a key of the approver's.
-        judged = judge(examined.evidence, reviewed.policy, signed=examined.signed)
-        if _outcomes(judged) != _outcomes(reviewed.verdict):
-            raise Refused(
-                f"its review {reviewed.n} says what its policy does not say of this evidence; review it again"
-            )
     except Refused as error:
         return None, [str(error)]
+    if examined.signed is None and "signature" in reviewed.policy.required:
+        return None, [
+            f"its policy {reviewed.policy.name!r} requires a signature, which only key= can check: someone who can "
+            "write the review's file may have written there that it holds; give key=PUBLIC.pem"
+        ]
+    # The signature as it is found here, with a key of the approver's.
+    judged = judge(examined.evidence, reviewed.policy, signed=examined.signed)
+    if _outcomes(judged) != _outcomes(reviewed.verdict):
+        return None, [f"its review {reviewed.n} says what its policy does not say of this evidence; review it again"]
     objections = []
     if policy is not None and policy.sha256 != reviewed.policy.sha256:
         objections.append(
