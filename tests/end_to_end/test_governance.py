@@ -612,7 +612,7 @@ def test_who_may_approve(chain, rules, approver, sentence):
         (("promote", "--model-uri", "models:/clf/2", "--alias", "v7"), "reserved"),
         (("promote", "--model-uri", "models:/clf/2", "--alias", "a b!"), "cannot be set"),
         (("review", "--model-uri", "models:/clf/2", "--policy", "none.yaml"), "cannot be read"),
-        (("review", "--model-uri", "models:/m-00000000000000000000000000000000"), "no registered version"),
+        (("review", "--model-uri", "models:/m-00000000000000000000000000000000"), "not a registered version"),
         (("verify", "--model-uri", "models:/clf/4", "--key", "none.pem"), "is not a public key"),
         (("review", "--model-uri", "models:/clf/2", "--key", "none.pem"), "is not a public key"),
         (("unlearn", "--model-uri", "models:/clf/1", "--sign-key", "none.pem"), "cannot sign"),
