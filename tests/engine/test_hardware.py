@@ -1,14 +1,12 @@
 import os
-import random
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
-from toy import global_state, net, same, state
+from toy import net, same, state
 
 from mlflow_unlearn.engine import hardware
 from mlflow_unlearn.engine.hardware import (
@@ -20,7 +18,6 @@ from mlflow_unlearn.engine.hardware import (
 )
 from mlflow_unlearn.engine.modes import evaluating
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.rng import checked_seed, isolated_rng
 
 CPU = torch.device("cpu")
 IMAGES = torch.ones(4, 1, 8, 8)
@@ -125,38 +122,6 @@ class TestPickNumerics:
         norm = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4))
         for model, images in ((net().requires_grad_(False), IMAGES), (norm, IMAGES[:1]), (Pair(), IMAGES)):
             assert pick_numerics("auto", model, images, CPU)[0] in ("fp32", "bf16")
-
-
-class TestIsolatedRng:
-    @staticmethod
-    def draw():
-        return random.random(), np.random.random(), torch.rand(1).item()
-
-    def test_the_seed_sets_all_three_generators(self):
-        drawn = []
-        for seed in (1, 1, 2, 2**64 - 1):
-            with isolated_rng(seed):
-                drawn.append(self.draw())
-        assert drawn[0] == drawn[1]
-        assert all(a != b for a, b in zip(drawn[0], drawn[2], strict=True))
-
-    def test_all_three_go_on_as_if_nothing_had_happened(self):
-        before = global_state()
-        with isolated_rng(0):
-            self.draw()
-        with pytest.raises(KeyError), isolated_rng(0):
-            self.draw()
-            raise KeyError
-        with pytest.raises((RuntimeError, ValueError)), isolated_rng(2**64):
-            pass
-        assert global_state() == before
-
-
-def test_seeds_that_no_generator_takes():
-    assert [checked_seed(seed) for seed in (0, 2**64 - 1)] == [0, 2**64 - 1]
-    for seed in (-1, 2**64, 1.0, "1", None):
-        with pytest.raises(UnlearnError, match="must be a whole number ≥ 0"):
-            checked_seed(seed)
 
 
 def test_deterministic_convolutions():
