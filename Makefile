@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test slow mutants lint clean
 
 .venv/demo.stamp: pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -11,6 +11,10 @@ BIN := .venv/bin
 
 .venv/test.stamp: .venv/demo.stamp
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[test]"
+	touch $@
+
+.venv/mutants.stamp: .venv/test.stamp
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[mutants]"
 	touch $@
 
 demo: .venv/demo.stamp
@@ -23,6 +27,9 @@ test: .venv/test.stamp lint
 slow: .venv/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m slow $(ARGS)
 
+mutants: .venv/mutants.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python .ci/mutants.py $(ARGS)
+
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -30,4 +37,4 @@ lint: .venv/test.stamp
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo mutants

@@ -1,4 +1,4 @@
-"""`data`: what a data source holds."""
+"""`data`: what a data source contains."""
 
 from mlflow_unlearn import config
 from mlflow_unlearn.data.loaders import load_source

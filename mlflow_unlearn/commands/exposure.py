@@ -1,7 +1,14 @@
 """`exposure`: where forgotten data still lives, as far as the tracking server and this machine can tell."""
 
 from mlflow_unlearn import config
-from mlflow_unlearn.governance.holders import ENDPOINT_TAG, cached, forgotten_by, unregistered, version_exposures
+from mlflow_unlearn.governance.holders import (
+    ENDPOINT_TAG,
+    cached,
+    forgotten_by,
+    logged_models,
+    unregistered,
+    version_exposures,
+)
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.versions import registered_version
 from mlflow_unlearn.report import table
@@ -15,7 +22,8 @@ def exposure(options: config.Exposure) -> None:
     with tracking.read_only_client() as client:
         target = registered_version(client, options.model_uri)
         forgotten = forgotten_by(client, target)
-        found = version_exposures(client, forgotten)
+        models = logged_models(client)
+        found = version_exposures(client, forgotten, models)
         holders = [entry for entry in found if entry.state == "contains"]
         table.show_exposure(
             [f"{request.id} ({request.samples} samples of {request.of})" for request in forgotten],
@@ -31,7 +39,7 @@ def exposure(options: config.Exposure) -> None:
                 if entry.state != "never contained"
             ],
             {
-                "LoggedModels that were never registered": [f"models:/{m}" for m in unregistered(client, found)],
+                "LoggedModels that were never registered": [f"models:/{m}" for m in unregistered(models, found)],
                 "runs that logged these models": sorted({p.registered.run_id for p in holders if p.registered.run_id}),
                 "outputs in this machine's cache": [str(path) for path in cached(holders)],
             },

@@ -27,7 +27,7 @@ def promote(options: config.Promote) -> None:
         _check_alias(options.alias)
         policy = read_policy(options.policy) if options.policy is not None else None
         client = tracking.client()
-        examined = examine(client, options.model_uri, folder)
+        examined = examine(client, options.model_uri, folder, key=options.key)
         examined.refuse_differences("cannot be promoted")
         approver = approver_of(options.approver)
         reviewed, objections = reviewed_by(examined, policy)
@@ -51,7 +51,7 @@ def promote(options: config.Promote) -> None:
             "weights_sha256": examined.evidence.result.weights_sha256,
             "evidence_sha256": examined.sha256,
             "review": reviewed.n if reviewed is not None else None,
-            "by": approver.told(),
+            "by": approver.display_name(),
             "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "override": options.override if objections else None,
             "objections": objections,
@@ -67,7 +67,7 @@ def promote(options: config.Promote) -> None:
             client.delete_model_version_tag(name, version, key)
             raise
         moved = f" (it was version {before})" if before not in (None, version) else ""
-        print(f"{name}@{options.alias} is version {version} now{moved}, approved by {approver.told()}.")
+        print(f"{name}@{options.alias} is version {version} now{moved}, approved by {approver.display_name()}.")
 
 
 def _check_alias(alias: str) -> None:

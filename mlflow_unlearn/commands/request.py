@@ -20,7 +20,7 @@ def request(options: config.Request) -> None:
         version = open_version(client, options.model_uri, folder)
         if version.name is None:
             raise UnlearnError(
-                f"{version.uri} is no registered version and cannot carry a request: "
+                f"{version.uri} is not a registered version and cannot carry a request: "
                 "register it, or give forget= to unlearn"
             )
         source = load_source(data_spec(version, options.data))

@@ -1,20 +1,24 @@
 """`retire`: remove a version's files for good, in an order in which nothing that is served is ever touched."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
+from mlflow.utils.file_utils import local_file_uri_to_path
 
 from mlflow_unlearn import config
 from mlflow_unlearn.errors import Refused, UnlearnError, first_line
-from mlflow_unlearn.governance.holders import VersionExposure, cached, exposure_of, files_of, sharing
+from mlflow_unlearn.governance.holders import VersionExposure, cached, exposure_of, logged_models, model_of, sharing
+from mlflow_unlearn.governance.location import FILE
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.versions import RETIRED_TAG, can_be_read, registered_version, retired
@@ -55,7 +59,8 @@ def retire(options: config.Retire) -> None:
     """Print what would be removed; with ``yes`` remove it, prove it, and record it.
 
     Raises:
-        Refused: an alias or an endpoint still serves the version, or a copy of it.
+        Refused: an alias or an endpoint still serves the version, or a copy of it, or it cannot be told apart from
+            what is to stay.
     """
     if not options.yes:
         with tracking.read_only_client() as client:
@@ -68,7 +73,7 @@ def retire(options: config.Retire) -> None:
         retirement = _retirement(client, options)
         person = whoami()
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        mark = {"at": at, "by": person.told(), "run_id": run_id, "reason": options.reason}
+        mark = {"at": at, "by": person.display_name(), "run_id": run_id, "reason": options.reason}
         record: dict[str, Any] = {**mark, "versions": [p.uri for p in retirement.entries], "steps": retirement.steps()}
         # Before the first deletion: if this cannot be written, nothing is lost.
         mlflow.log_dict({**record, "done": False}, "evidence/retirement.json")
@@ -98,10 +103,13 @@ def _retirement(client: MlflowClient, options: config.Retire) -> Retirement:
     version = registered_version(client, options.model_uri)
     uri = f"models:/{version.name}/{version.version}"
     # One that was interrupted is done again.
-    if (told := retired(version)) is not None and not can_be_read(uri):
-        raise UnlearnError(f"{uri} was {told}; there is nothing left to remove")
-    target = exposure_of(version)
-    found = sharing(client, target)
+    if (how := retired(version)) is not None and not can_be_read(uri):
+        raise UnlearnError(f"{uri} was {how}; there is nothing left to remove")
+    models = logged_models(client)
+    target = exposure_of(client, version, models)
+    _check_location(target)
+    found = sharing(client, target, models)
+    model_id = model_of(client, target, models)
     named = [alias.strip() for alias in (options.aliases or "").split(",") if alias.strip()]
     named = [alias if "@" in alias else f"{version.name}@{alias}" for alias in named]
     there = [f"{entry.registered.name}@{alias}" for entry in found for alias in entry.registered.aliases]
@@ -114,7 +122,29 @@ def _retirement(client: MlflowClient, options: config.Retire) -> Retirement:
             f"{uri} is still served by {', '.join(serving)}: move the alias with `promote`, or name it in aliases=; "
             "of an endpoint remove the tag once it serves another version"
         )
-    return Retirement(found, there, target.model_id, files_of(client, version), cached(found))
+    return Retirement(found, there, model_id, target.location.uri, cached(found))
+
+
+def _check_location(target: VersionExposure) -> None:
+    """Only what MLflow itself deletes there and nowhere else is deleted.
+
+    Raises:
+        Refused: it would delete nothing, or another folder.
+    """
+    location, doubt = target.location, target.location.doubt
+    if location.store == FILE:
+        path = local_file_uri_to_path(location.uri)
+        if unquote(path) != path:
+            doubt = f"MLflow reads the % in {path!r} once more when it deletes"
+        elif os.path.islink(path):
+            doubt = f"{path!r} is a symbolic link"
+    elif location.store == "runs://":
+        doubt = f"the run of {location.uri} is gone"
+    if doubt:
+        raise Refused(
+            f"{target.uri} cannot be retired: {doubt}; register its files by another URI, and delete this entry "
+            "(`delete_model_version` leaves the files)"
+        )
 
 
 def _remove_alias(client: MlflowClient, entry: VersionExposure, alias: str) -> None:

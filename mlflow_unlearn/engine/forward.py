@@ -29,7 +29,7 @@ def forward(
         UnlearnError: the output is not a tensor ``[B, K]``, or a label is not below K.
     """
     order = in_order(dataset, forward_batch(dataset, hardware.device) * ranks.size())
-    loader = hardware.batches(dataset, [ranks.share(batch) for batch in order])
+    loader = hardware.batches(dataset, [ranks.shard(batch) for batch in order])
     steps = track(loader, description, enabled=hardware.progress, total=len(order))
     for batch, (images, labels) in zip(order, steps, strict=True):
         with evaluating(model), full_precision(hardware.precision):

@@ -241,7 +241,7 @@ class Activations(Dataset[tuple[Tensor, int]]):
         missing = indices[~ranks.agreed(self._store.has(indices))]
         size = forward_batch(self.dataset, self.hardware.device) * ranks.size()
         batches = [missing[i : i + size].tolist() for i in range(0, len(missing), size)]
-        loader = self.hardware.batches(self.dataset, [ranks.share(batch) for batch in batches])
+        loader = self.hardware.batches(self.dataset, [ranks.shard(batch) for batch in batches])
         for batch, (images, _) in zip(batches, loader, strict=True):
             self._keep(batch, ranks.all_gather(self._run(images), len(batch)))
 

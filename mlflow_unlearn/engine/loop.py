@@ -277,7 +277,7 @@ class TrainerState:
             # The last phase's reader, with its processes, where this one reads the same samples.
             if self._reader is None or not data.is_like(self._reader.dataset):
                 self._reader = self.hardware.reader(data, self._worker_seeds)
-            loader = self._reader.read([ranks.share(batch) for batch in batches])
+            loader = self._reader.read([ranks.shard(batch) for batch in batches])
             # Set in each epoch: a plan may have measured the model in between.
             self.model.train()
             if phase.frozen_statistics or len(data) == 1:

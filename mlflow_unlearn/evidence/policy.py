@@ -41,7 +41,7 @@ class Rule(FrozenRecord):
     def _known(cls, value: str) -> str:
         if value not in KEYS:
             near = get_close_matches(value, KEYS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else "."
             raise ValueError(f"there is no metric {value!r}{hint} The metrics are: {', '.join(KEYS)}")
         return value
 
@@ -55,12 +55,12 @@ class Rule(FrozenRecord):
 
     @property
     def name(self) -> str:
-        """As it is told."""
+        """As people read it."""
         return self.metric if self.relative_to is None else f"{self.metric} − {self.relative_to}'s"
 
     @property
     def threshold(self) -> str:
-        """As it is told."""
+        """As people read it."""
         bounds = [("≥", self.at_least), ("≤", self.at_most)]
         return " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None).replace("-", "−")
 
@@ -134,11 +134,11 @@ def read_policy(path: str | None) -> Policy:
     if path is None:
         return Policy()
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.safe_load(Path(path).read_bytes())
     except OSError as error:
         raise UnlearnError(f"the policy {path!r} cannot be read ({error.strerror}): give a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UnlearnError(f"the policy {path!r} is no YAML: {' '.join(str(error).split())}") from error
+    except yaml.YAMLError as error:
+        raise UnlearnError(f"the policy {path!r} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UnlearnError(f"the policy {path!r} holds no names with values, such as rules: or two_person: true")
     try:
@@ -146,13 +146,13 @@ def read_policy(path: str | None) -> Policy:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        told = first["msg"].removeprefix("Value error, ")
+        reason = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             keys = [*Policy.model_fields, *Rule.model_fields, *Membership.model_fields]
-            near = get_close_matches(str(first["loc"][-1]), keys, n=1, cutoff=0.5)
-            told = "there is no such key" + (f"; did you mean {near[0]!r}?" if near else "")
+            near = get_close_matches(str(first["loc"][-1]), keys, cutoff=0.5)
+            reason = "there is no such key" + (f"; did you mean {near[0]!r}?" if near else "")
         given = "" if first["type"] == "value_error" else f" = {first['input']!r}"
-        raise UnlearnError(f"the policy {path!r} is not usable: {where}{given}: {told}") from error
+        raise UnlearnError(f"the policy {path!r} is not usable: {where}{given}: {reason}") from error
 
 
 def judge(evidence: Evidence, policy: Policy, *, signed: bool | None) -> Verdict:
@@ -177,26 +177,26 @@ def _applies(evidence: Evidence, rule: Rule) -> bool:
 
 
 def _bound(evidence: Evidence, rule: Rule) -> Check:
-    value: float | None = None
-    missing = ""
-    for model, factor in (("unlearned", 1), (rule.relative_to, -1)):
-        if model is None:
-            continue
-        measured = evidence.metrics.get(model)
-        if measured is None:
-            missing = f"there is no {model} model"
-        elif rule.metric not in measured.values:
-            missing = missing or measured.not_computed.get(rule.metric, f"not computed for {model}")
-        else:
-            value = (value or 0.0) + factor * measured.values[rule.metric]
-    if missing or value is None:
+    value, missing = _value(evidence, "unlearned", rule.metric)
+    if value is not None and rule.relative_to is not None:
+        other, missing = _value(evidence, rule.relative_to, rule.metric)
+        value = None if other is None else value - other
+    if value is None:
         return Check(rule=rule.name, value="–", threshold=rule.threshold, outcome="not measured", note=missing)
     # A difference such as 0.97 − 0.98 is a little below −0.01.
     passed = (rule.at_least is None or value + SLACK >= rule.at_least) and (
         rule.at_most is None or value - SLACK <= rule.at_most
     )
-    told = f"{value:.4f}".replace("-", "−")
-    return Check(rule=rule.name, value=told, threshold=rule.threshold, outcome="pass" if passed else "fail")
+    shown = f"{value:.4f}".replace("-", "−")
+    return Check(rule=rule.name, value=shown, threshold=rule.threshold, outcome="pass" if passed else "fail")
+
+
+def _value(evidence: Evidence, model: str, metric: str) -> tuple[float | None, str]:
+    """A metric of a model, or None and why."""
+    measured = evidence.metrics.get(model)
+    if measured is None:
+        return None, f"there is no {model} model"
+    return measured.values.get(metric), measured.not_computed.get(metric, f"not computed for {model}")
 
 
 def _memberships(evidence: Evidence, rule: Membership) -> Iterator[Check]:
@@ -220,9 +220,9 @@ def _membership(name: str, measured: Measured, rule: Membership) -> Check:
         note = measured.not_computed.get(rule.attack, "")
         return Check(rule=name, value="–", threshold=threshold, outcome="not measured", note=note)
     values = measured.values
-    told = f"{word}: {values['mia_auc']:.3f} [{values['mia_auc_low']:.3f}, {values['mia_auc_high']:.3f}]"
+    shown = f"{word}: {values['mia_auc']:.3f} [{values['mia_auc_low']:.3f}, {values['mia_auc_high']:.3f}]"
     outcome: Literal["pass", "fail"] = "pass" if word in rule.accept else "fail"
-    return Check(rule=name, value=told, threshold=threshold, outcome=outcome, note=READING[word])
+    return Check(rule=name, value=shown, threshold=threshold, outcome=outcome, note=READING[word])
 
 
 def _size(evidence: Evidence, role: str, least: int) -> Check:

@@ -1,18 +1,23 @@
 """`exposure`: where forgotten data still lives, as far as the tracking server and this machine can tell."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+from mlflow.entities import ViewType
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn import cache
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import Refused, UnlearnError
+from mlflow_unlearn.governance.location import Location, locate, relation
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.versions import MANIFEST_FILE, can_be_read, fetched, retired
 
@@ -21,23 +26,24 @@ ENDPOINT_TAG = "unlearn.endpoint."
 WEIGHTS_TAG = "unlearn.weights_sha256"
 
 ExposureState = Literal["contains", "unlearned", "never contained", "unknown", "retired"]
-"""What a version is to samples that were to be forgotten."""
 
 
 @dataclass(frozen=True)
 class VersionExposure:
-    """One registered version, and whether it contains what was to be forgotten.
+    """One registered version.
 
     Attributes:
         registered: as the registry has it.
-        state: whether the samples are in what it was trained on.
+        state: whether it was trained on the samples.
         why: how that is known.
-        model_id: its LoggedModel, None where it came from a plain path or its files are gone.
+        location: where its files lie.
+        model_id: the LoggedModel that has these files by the store's word, None where there is none or it is deleted.
     """
 
     registered: ModelVersion
     state: ExposureState
     why: str
+    location: Location
     model_id: str | None = None
 
     @property
@@ -50,6 +56,16 @@ class VersionExposure:
         """Name → URL, by its tags."""
         tags = self.registered.tags.items()
         return {key.removeprefix(ENDPOINT_TAG): value for key, value in tags if key.startswith(ENDPOINT_TAG)}
+
+
+@dataclass(frozen=True)
+class Logged:
+    """One LoggedModel of the store, with its name in the run that logged it."""
+
+    id: str
+    name: str
+    run_id: str | None
+    location: Location
 
 
 @dataclass(frozen=True)
@@ -84,46 +100,88 @@ def forgotten_by(client: MlflowClient, target: ModelVersion) -> list[Forgotten]:
     return found
 
 
-def version_exposures(client: MlflowClient, forgotten: Sequence[Forgotten]) -> list[VersionExposure]:
-    """Of every registered version of any name."""
-    found = [_exposure(version, forgotten) for version in _all_versions(client)]
-    # A copy shares its LoggedModel, its weights or its files with what contains the samples.
-    shared = {mark: entry.uri for entry in found if entry.state == "contains" for mark in _marks(entry)}
-    return [
-        replace(entry, state="contains", why=f"the same model as {shared[mark]}")
-        if entry.state not in ("contains", "retired") and (mark := next(iter(_marks(entry) & shared.keys()), ""))
-        else entry
-        for entry in found
-    ]
+def version_exposures(
+    client: MlflowClient, forgotten: Sequence[Forgotten], models: Sequence[Logged]
+) -> list[VersionExposure]:
+    """Every registered version of any name, and whether it holds what was to be forgotten."""
+    found = [_exposure(client, version, forgotten, models) for version in _all_versions(client)]
+    holders = [entry for entry in found if entry.state == "contains"]
+    return [_compared(entry, holders) for entry in found]
 
 
-def sharing(client: MlflowClient, target: VersionExposure) -> list[VersionExposure]:
-    """The version itself and every other that has the same files: whoever deletes these deletes all of them."""
-    location = files_of(client, target.registered)
-    return [exposure_of(version) for version in _all_versions(client) if files_of(client, version) == location]
+def sharing(client: MlflowClient, target: VersionExposure, models: Sequence[Logged]) -> list[VersionExposure]:
+    """The version itself and every other that has the same files: deleting these deletes all of them.
+
+    Raises:
+        Refused: the files of another version lie inside or around these, or that cannot be decided.
+    """
+    found = []
+    for version in _all_versions(client):
+        entry = exposure_of(client, version, models)
+        how = relation(entry.location, target.location)
+        if how == "same":
+            found.append(entry)
+        elif how != "apart":
+            raise Refused(f"{target.uri} cannot be retired: {_overlap(entry.uri, entry.location, target)}")
+    return found
 
 
-def files_of(client: MlflowClient, version: ModelVersion) -> str:
-    """URI of the folder with a version's files, which a copy by `copy_model_version` shares."""
-    return str(client.get_model_version_download_uri(version.name, version.version)).rstrip("/")
+def exposure_of(client: MlflowClient, version: ModelVersion, models: Sequence[Logged]) -> VersionExposure:
+    """A version with its files, and the LoggedModel that the store knows at the same entry."""
+    location = _location(client, version, models)
+    there = [model.id for model in models if relation(model.location, location) == "same"]
+    return VersionExposure(version, "unknown", "", location, there[0] if there else None)
 
 
-def exposure_of(version: ModelVersion) -> VersionExposure:
-    """A version, its LoggedModel looked up, which MLflow's own entity does not tell on every store."""
-    try:
-        model_id = Model.load(f"models:/{version.name}/{version.version}").model_id
-    except (MlflowException, OSError):
-        model_id = None  # its files are gone
-    return VersionExposure(version, "unknown", "", model_id)
+def model_of(client: MlflowClient, target: VersionExposure, models: Sequence[Logged]) -> str | None:
+    """The LoggedModel that goes with a version's files: the one that has them by the store's word.
+
+    A version's MLmodel is a file, in which anyone who may write the version's files may have named any other.
+
+    Raises:
+        Refused: the MLmodel or the registry names another one, or files of another one lie inside or around these.
+    """
+    for model in models:
+        how = relation(model.location, target.location)
+        if how != "apart" and (how != "same" or model.id != target.model_id):
+            reason = _overlap(f"the LoggedModel {model.id}", model.location, target)
+            raise Refused(f"{target.uri} cannot be retired: {reason}")
+    registered = target.registered
+    named = {
+        "its MLmodel": _named_by_file(target.uri),
+        "its source": str(registered.source or "").removeprefix("models:/"),
+        "the registry": registered.model_id,
+    }
+    for who, model_id in named.items():
+        if model_id == target.model_id or not re.fullmatch("m-[0-9a-f]{32}", model_id or ""):
+            continue
+        try:
+            other = client.get_logged_model(model_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            continue  # deleted, by a command that was interrupted, or another server's
+        raise Refused(
+            f"{target.uri} cannot be retired: {who} names the LoggedModel {model_id}, whose files lie at "
+            f"{other.artifact_location}, and its own files, at {target.location.uri}, belong to "
+            f"{target.model_id or 'none'}; correct the one that is wrong, and start again"
+        )
+    return target.model_id
 
 
-def unregistered(client: MlflowClient, found: Sequence[VersionExposure]) -> list[str]:
+def logged_models(client: MlflowClient) -> list[Logged]:
+    """Every LoggedModel of the store that is not deleted."""
+    experiments = _pages(lambda token: client.search_experiments(view_type=ViewType.ALL, page_token=token))
+    ids = [experiment.experiment_id for experiment in experiments]
+    found = _pages(lambda token: client.search_logged_models(ids, page_token=token))
+    return [Logged(m.model_id, m.name, m.source_run_id, locate(m.artifact_location.rstrip("/"))) for m in found]
+
+
+def unregistered(models: Sequence[Logged], found: Sequence[VersionExposure]) -> list[str]:
     """LoggedModels of the runs that logged a holder, which no version names."""
     registered = {entry.model_id for entry in found}
     runs = {entry.registered.run_id for entry in found if entry.state == "contains"} - {None, ""}
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    logged = _pages(lambda token: client.search_logged_models(experiments, page_token=token))
-    return [m.model_id for m in logged if m.source_run_id in runs and m.model_id not in registered]
+    return [model.id for model in models if model.run_id in runs and model.id not in registered]
 
 
 def cached(holders: Sequence[VersionExposure]) -> list[Path]:
@@ -148,33 +206,95 @@ def _pages(page: Callable[[str | None], Any]) -> Iterator[Any]:
             return
 
 
-def _exposure(version: ModelVersion, forgotten: Sequence[Forgotten]) -> VersionExposure:
-    uri = f"models:/{version.name}/{version.version}"
-    if (told := retired(version)) is not None and not can_be_read(uri):
-        return VersionExposure(version, "retired", told)
-    model_id = exposure_of(version).model_id
+def _exposure(
+    client: MlflowClient, version: ModelVersion, forgotten: Sequence[Forgotten], models: Sequence[Logged]
+) -> VersionExposure:
+    entry = exposure_of(client, version, models)
+    state, why = _state(version, entry.uri, forgotten)
+    return replace(entry, state=state, why=why)
+
+
+def _state(version: ModelVersion, uri: str, forgotten: Sequence[Forgotten]) -> tuple[ExposureState, str]:
+    if (how := retired(version)) is not None and not can_be_read(uri):
+        return "retired", how
     done = set(version.tags.get("unlearn.request_ids", "").split(","))
     about = [request.id for request in forgotten if request.of == uri]
     if about:
-        return VersionExposure(version, "contains", f"request {', '.join(about)} is about it", model_id)
+        return "contains", f"request {', '.join(about)} is about it"
     if WEIGHTS_TAG not in version.tags:
         if version.name in {request.of.split("/")[1] for request in forgotten}:
-            return VersionExposure(version, "unknown", "nobody recorded what it was trained on", model_id)
-        return VersionExposure(version, "never contained", "another model", model_id)
+            return "unknown", "no one recorded what it was trained on"
+        return "never contained", "another model"
     training = _training_manifest(uri)
     if training is None:
-        return VersionExposure(version, "unknown", "its training manifest cannot be read", model_id)
+        return "unknown", "its training manifest cannot be read"
     kept = {r.id: int(training.mask(r.ids).sum()) for r in forgotten if r.ids is not None}
     if any(kept.values()):
-        told = ", ".join(f"{count} samples of request {name}" for name, count in kept.items() if count)
-        return VersionExposure(version, "contains", f"{told} in its training manifest", model_id)
+        samples = ", ".join(f"{count} samples of request {name}" for name, count in kept.items() if count)
+        return "contains", f"{samples} in its training manifest"
     if done & {request.id for request in forgotten}:
-        return VersionExposure(version, "unlearned", f"carried out {', '.join(sorted(done))}", model_id)
+        return "unlearned", f"carried out {', '.join(sorted(done))}"
     if any(request.ids is None for request in forgotten):
-        return VersionExposure(
-            version, "unknown", "the request's ids are hashed, and it did not carry it out", model_id
-        )
-    return VersionExposure(version, "never contained", "none of the samples is in its training manifest", model_id)
+        return "unknown", "the request's ids are hashed, and it did not carry it out"
+    return "never contained", "none of the samples is in its training manifest"
+
+
+def _compared(entry: VersionExposure, holders: Sequence[VersionExposure]) -> VersionExposure:
+    """A copy shares its LoggedModel, its weights or its files with what holds the samples."""
+    if entry.state in ("contains", "retired"):
+        return entry
+    relations = {holder.uri: relation(entry.location, holder.location) for holder in holders}
+    for holder in holders:
+        if relations[holder.uri] == "same" or _marks(entry) & _marks(holder):
+            return replace(entry, state="contains", why=f"the same model as {holder.uri}")
+    for uri, how in relations.items():
+        if how in ("inside", "around"):
+            return replace(entry, state="contains", why=f"its files lie {how} those of {uri}")
+    if entry.state == "never contained" and (unclear := [uri for uri, how in relations.items() if how == "unclear"]):
+        return replace(entry, state="unknown", why=f"whether it has the files of {unclear[0]} cannot be decided")
+    return entry
+
+
+def _overlap(other: str, location: Location, target: VersionExposure) -> str:
+    """Why files may not be deleted, and what helps."""
+    ours, how = target.location, relation(location, target.location)
+    if how == "unclear":
+        why = location.doubt or ours.doubt or f"{location.uri} and {ours.uri} end alike"
+        problem = f"it cannot be decided whether {other} has the same files ({why})"
+    else:
+        lie = "are" if how == "same" else f"lie {how}"
+        problem = f"the files of {other}, at {location.uri}, {lie} its own, at {ours.uri}"
+    return f"{problem}; delete the entry that is wrong (`delete_model_version` leaves the files), and start again"
+
+
+def _location(client: MlflowClient, version: ModelVersion, models: Sequence[Logged]) -> Location:
+    """The folder with a version's files, which a copy by `copy_model_version` shares."""
+    uri = str(client.get_model_version_download_uri(version.name, version.version)).rstrip("/")
+    if not RunsArtifactRepository.is_runs_uri(uri):
+        return locate(uri)
+    # MLflow looks for these in the run, and in the LoggedModel that the run has logged under that name.
+    try:
+        run_id, path = RunsArtifactRepository.parse_runs_uri(uri)
+        name, slash, rest = (path or "").partition("/")
+        found = [f"{m.location.uri}{slash}{rest}" for m in models if (m.run_id, m.name) == (run_id, name)]
+        of_run = RunsArtifactRepository.get_underlying_uri(uri)
+        if not found or get_artifact_repository(of_run).list_artifacts():
+            found.append(of_run)
+    except (MlflowException, OSError) as error:
+        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+            return locate(uri)  # the run is gone for good, and with it the way to any files
+        return Location(uri, doubt=f"{uri} cannot be followed ({error})")
+    return locate(found[0]) if len(found) == 1 else Location(uri, doubt=f"{uri} may mean {' or '.join(found)}")
+
+
+def _named_by_file(uri: str) -> str | None:
+    """The id that stands in a version's MLmodel."""
+    try:
+        with fetched(f"{uri}/MLmodel") as path:
+            content = yaml.safe_load(path.read_bytes())
+    except (MlflowException, OSError, yaml.YAMLError, UnicodeDecodeError):
+        return None  # its files are gone
+    return str(content.get("model_id")) if isinstance(content, dict) else None
 
 
 def _training_manifest(uri: str) -> Manifest | None:
@@ -187,4 +307,4 @@ def _training_manifest(uri: str) -> Manifest | None:
 
 def _marks(entry: VersionExposure) -> set[str]:
     """What two versions have in common when one is a copy of the other."""
-    return {mark for mark in (entry.model_id, entry.registered.tags.get(WEIGHTS_TAG), entry.registered.source) if mark}
+    return {mark for mark in (entry.model_id, entry.registered.tags.get(WEIGHTS_TAG)) if mark}

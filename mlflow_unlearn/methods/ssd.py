@@ -67,7 +67,7 @@ def dampened(weight: Tensor, forget: Tensor, everything: Tensor, alpha: float, l
     tensor([0.2500, 1.0000])
     """
     fires = forget > alpha * everything
-    factor = torch.where(fires, lam * everything / forget, 1.0).clamp(max=1.0)
+    factor = torch.where(fires, (lam * everything / forget).clamp(max=1.0), 1.0)
     return weight * factor.to(weight.dtype)
 
 

@@ -38,14 +38,16 @@ def non_negative(values: npt.ArrayLike, name: str) -> Floats:
     return array
 
 
-def same_shape(p: Floats, q: Floats) -> None:
-    """Check that two arrays have one shape.
+def two_distributions(p: npt.ArrayLike, q: npt.ArrayLike) -> tuple[Floats, Floats]:
+    """Return ``p`` and ``q`` as :func:`distributions` of one shape ``[N, K]``.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: one of them is anything else, or the shapes differ.
     """
-    if p.shape != q.shape:
-        raise ValueError(f"p and q must have the same shape, got {list(p.shape)} and {list(q.shape)}.")
+    rows_p, rows_q = distributions(p, "p"), distributions(q, "q")
+    if rows_p.shape != rows_q.shape:
+        raise ValueError(f"p and q must have the same shape, got {list(rows_p.shape)} and {list(rows_q.shape)}.")
+    return rows_p, rows_q
 
 
 def vector(values: npt.ArrayLike, name: str) -> Floats:
@@ -62,20 +64,37 @@ def vector(values: npt.ArrayLike, name: str) -> Floats:
     return array
 
 
-def indices(values: npt.ArrayLike, name: str, size: int, length: int | None = None) -> Ints:
-    """Return ``values`` as int64 ``[N]``, N at least 1 (exactly ``length``, if given), each in ``[0, size)``.
+def integers(values: npt.ArrayLike, name: str) -> Ints:
+    """Return ``values`` as int64 ``[N]``, N at least 1.
 
     Raises:
         ValueError: ``values`` is anything else.
     """
     array = np.asarray(values)
     if array.ndim != 1 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"{name}: expected a non-empty integer array of shape [N], got {array.dtype} {array.shape}.")
+        found = f"{array.dtype} {list(array.shape)}"
+        raise ValueError(f"{name}: expected a non-empty integer array of shape [N], got {found}.")
+    return array.astype(np.int64)
+
+
+def indices(values: npt.ArrayLike, name: str, size: int, length: int | None = None) -> Ints:
+    """Return ``values`` as int64 ``[N]``, N at least 1, each in ``[0, size)``.
+
+    Args:
+        values: integers ``[N]``.
+        name: of the argument, for the message.
+        size: one more than the largest index.
+        length: N, where it has to be a given one.
+
+    Raises:
+        ValueError: ``values`` is anything else.
+    """
+    array = integers(values, name)
     if length is not None and array.size != length:
         raise ValueError(f"{name}: expected {length} values, got {array.size}.")
-    if int(array.min()) < 0 or int(array.max()) >= size:
+    if array.min() < 0 or array.max() >= size:
         raise ValueError(f"{name}: values must be in [0, {size}), got {array.min()} to {array.max()}.")
-    return array.astype(np.int64)
+    return array
 
 
 def mask(values: npt.ArrayLike, name: str, length: int) -> Bools:

@@ -1,7 +1,7 @@
-"""How far two sets of softmax outputs lie apart: entropy, KL and Jensen-Shannon divergence, and RF-JSD.
+"""How far two sets of softmax outputs are apart: Jensen-Shannon divergence and RF-JSD.
 
-Natural logarithm throughout (units: nats), ``0 * log 0 = 0``. The functions that work row by row may be called batch
-by batch; RF-JSD needs the running sums of :func:`class_sums` only, never all the probabilities at once.
+Natural logarithm throughout (units: nats), ``0 * log 0 = 0``. RF-JSD needs no more than the sum of the outputs of each
+class, which add up batch by batch: row c is ``sum over x with label c of p(x)``.
 """
 
 import math
@@ -14,59 +14,8 @@ from mlflow_unlearn.metrics._arrays import Floats, Ints
 from mlflow_unlearn.metrics.outputs import Computed, MetricInputs
 
 LN2 = math.log(2.0)
+SMALLEST = np.finfo(np.float64).smallest_subnormal
 PUBLISHED_CLAMP = 1e-8
-
-
-def entropy(p: npt.ArrayLike) -> Floats:
-    """Shannon entropy of each row, ``H(p) = -sum_k p_k log p_k``.
-
-    Args:
-        p: Probabilities ``[N, K]``, rows sum to 1.
-
-    Returns:
-        ``[N]``, nats, in ``[0, ln K]``.
-
-    Raises:
-        ValueError: ``p`` is not a non-empty ``[N, K]`` array of distributions.
-
-    Source: the only feature of the membership attack in Spartalis et al., LoTUS, CVPR 2025 (arXiv 2503.18314).
-
-    Example:
-        >>> entropy([[0.5, 0.5], [1.0, 0.0]]).round(4).tolist()
-        [0.6931, 0.0]
-    """
-    rows = _arrays.distributions(p, "p")
-    negative = np.einsum("nk,nk->n", rows, _log_or_zero(rows))
-    bounded: Floats = np.clip(-negative, 0.0, math.log(rows.shape[1])) + 0.0  # + 0.0: no negative zero
-    return bounded
-
-
-def kl_divergence(p: npt.ArrayLike, q: npt.ArrayLike) -> Floats:
-    """Kullback-Leibler divergence of each row, ``KL(p || q) = sum_k p_k log(p_k / q_k)``.
-
-    Args:
-        p: Probabilities ``[N, K]``, rows sum to 1.
-        q: Probabilities ``[N, K]``, rows sum to 1.
-
-    Returns:
-        ``[N]``, nats, in ``[0, inf]``; infinite where some ``q_k = 0 < p_k``.
-
-    Raises:
-        ValueError: ``p`` or ``q`` is not a non-empty ``[N, K]`` array of distributions, or their shapes differ.
-
-    Source: Kullback and Leibler, 1951; the building block of the divergences below.
-
-    Example:
-        >>> kl_divergence([[0.5, 0.5], [0.5, 0.5]], [[0.25, 0.75], [1.0, 0.0]]).round(4).tolist()
-        [0.1438, inf]
-    """
-    rows_p = _arrays.distributions(p, "p")
-    rows_q = _arrays.distributions(q, "q")
-    _arrays.same_shape(rows_p, rows_q)
-    terms = rows_p * (_log_or_zero(rows_p) - _log_or_zero(rows_q))
-    terms[(rows_q == 0.0) & (rows_p > 0.0)] = np.inf
-    bounded: Floats = np.maximum(terms.sum(axis=1), 0.0)
-    return bounded
 
 
 def js_divergence(p: npt.ArrayLike, q: npt.ArrayLike) -> Floats:
@@ -91,14 +40,12 @@ def js_divergence(p: npt.ArrayLike, q: npt.ArrayLike) -> Floats:
         >>> js_divergence([[1.0, 0.0], [0.3, 0.7]], [[0.0, 1.0], [0.3, 0.7]]).round(4).tolist()
         [0.6931, 0.0]
     """
-    rows_p = _arrays.distributions(p, "p")
-    rows_q = _arrays.distributions(q, "q")
-    _arrays.same_shape(rows_p, rows_q)
-    # p log(p / m) as p log(2 p / (p + q)): m itself would underflow to 0 under the smallest floats.
-    total = rows_p + rows_q
-    safe = np.where(total > 0.0, total, 1.0)
-    terms = rows_p * _log_or_zero(2.0 * (rows_p / safe)) + rows_q * _log_or_zero(2.0 * (rows_q / safe))
-    bounded: Floats = np.clip(terms.sum(axis=1) / 2.0, 0.0, LN2) + 0.0
+    rows_p, rows_q = _arrays.two_distributions(p, q)
+    # p log(p / m) as p log(2 p / (p + q)): m itself would underflow to 0 under the smallest floats. In the place of 0
+    # the smallest of them is divided by, and its logarithm taken: either is multiplied by 0.
+    total = np.maximum(rows_p + rows_q, SMALLEST)
+    terms = _times_log_of_ratio(rows_p, total) + _times_log_of_ratio(rows_q, total)
+    bounded: Floats = np.clip(terms.sum(axis=1) / 2.0, 0.0, LN2)
     return bounded
 
 
@@ -137,51 +84,18 @@ def js_divergence_published(p: npt.ArrayLike, q: npt.ArrayLike) -> float:
         >>> round(js_divergence_published([[0.5, 0.5]] * 10, [[0.25, 0.75]] * 10), 7)
         0.0034841
     """
-    rows_p = _arrays.distributions(p, "p")
-    rows_q = _arrays.distributions(q, "q")
-    _arrays.same_shape(rows_p, rows_q)
-    whole_p = _published_matrix(rows_p)
-    whole_q = _published_matrix(rows_q)
+    rows_p, rows_q = _arrays.two_distributions(p, q)
+    whole_p, whole_q = _published_matrix(rows_p), _published_matrix(rows_q)
     middle = (whole_p + whole_q) / 2.0
     terms: Floats = middle * (2.0 * np.log(middle) - np.log(whole_p) - np.log(whole_q))
     return max(float(terms.sum()) / (2.0 * len(rows_p)), 0.0)
-
-
-def class_sums(p: npt.ArrayLike, labels: npt.ArrayLike) -> Floats:
-    """Sum the softmax outputs of the samples of each class: row c is ``sum over x with label c of p(x)``.
-
-    The sums of batches add up to the sums of the split: this is all that RF-JSD has to keep.
-
-    Args:
-        p: Probabilities ``[N, K]``, rows sum to 1.
-        labels: Labels ``[N]``, integers in ``[0, K)``.
-
-    Returns:
-        ``[K, K]``; row c is 0 where no sample has label c.
-
-    Raises:
-        ValueError: ``p`` is not a non-empty array of distributions, or ``labels`` do not fit it.
-
-    Source: the inner sum of RF-JSD, Spartalis et al., LoTUS, CVPR 2025 (arXiv 2503.18314).
-
-    Example:
-        >>> class_sums([[0.5, 0.5], [0.25, 0.75]], [1, 1]).tolist()
-        [[0.0, 0.0], [0.75, 1.25]]
-    """
-    rows = _arrays.distributions(p, "p")
-    classes = _arrays.indices(labels, "labels", rows.shape[1], length=rows.shape[0])
-    order = np.argsort(classes, kind="stable")
-    present, starts = np.unique(classes[order], return_index=True)
-    sums = np.zeros((rows.shape[1], rows.shape[1]))
-    sums[present] = np.add.reduceat(rows[order], starts, axis=0)
-    return sums
 
 
 def class_means(sums: npt.ArrayLike, classes: npt.ArrayLike) -> Floats:
     """Mean softmax output of each given class, from running sums: row c of ``sums``, renormalised to sum 1.
 
     Args:
-        sums: Class sums ``[K, K]`` as from :func:`class_sums`.
+        sums: Class sums ``[K, K]``; row c is 0 where no sample has label c.
         classes: The classes to take ``[C]``, distinct integers in ``[0, K)``.
 
     Returns:
@@ -199,7 +113,7 @@ def class_means(sums: npt.ArrayLike, classes: npt.ArrayLike) -> Floats:
     rows = _arrays.non_negative(sums, "sums")
     if rows.shape[0] != rows.shape[1]:
         raise ValueError(f"sums: expected shape [K, K], got {list(rows.shape)}.")
-    chosen = _arrays.indices(classes, "classes", rows.shape[0])
+    chosen = _arrays.indices(classes, "classes", len(rows))
     if np.unique(chosen).size != chosen.size:
         raise ValueError("classes: each class may occur once.")
     totals = rows[chosen].sum(axis=1, keepdims=True)
@@ -219,8 +133,8 @@ def rf_js_divergence(forget_sums: npt.ArrayLike, test_sums: npt.ArrayLike, class
     it the metric would reward a model that still knows the class.
 
     Args:
-        forget_sums: ``[K, K]``, :func:`class_sums` of the *unlearned* model's outputs on the forget set.
-        test_sums: ``[K, K]``, :func:`class_sums` of the *original* model's outputs on the test set.
+        forget_sums: ``[K, K]``, class sums of the *unlearned* model's outputs on the forget set.
+        test_sums: ``[K, K]``, class sums of the *original* model's outputs on the test set.
         classes: The classes to take ``[C]``, distinct integers in ``[0, K)``, at least one.
 
     Returns:
@@ -233,14 +147,12 @@ def rf_js_divergence(forget_sums: npt.ArrayLike, test_sums: npt.ArrayLike, class
     is ours.
 
     Example:
-        >>> forget = class_sums([[0.9, 0.1], [0.2, 0.8]], [0, 1])
-        >>> test = class_sums([[0.7, 0.3], [0.9, 0.1], [0.2, 0.8]], [0, 0, 1])
+        >>> forget = [[0.9, 0.1], [0.2, 0.8]]
+        >>> test = [[1.6, 0.4], [0.2, 0.8]]  # class 0 has two samples
         >>> round(rf_js_divergence(forget, test, [0, 1]), 6)
         0.004983
     """
-    means_forget = class_means(forget_sums, classes)
-    means_test = class_means(test_sums, classes)
-    return float(js_divergence(means_forget, means_test).mean())
+    return float(js_divergence(class_means(forget_sums, classes), class_means(test_sums, classes)).mean())
 
 
 def usable_classes(inputs: MetricInputs) -> Ints:
@@ -279,17 +191,14 @@ def from_gold(inputs: MetricInputs) -> Computed:
     """
     ours, theirs = inputs.model["forget"].probabilities, inputs.gold["forget"].probabilities
     if ours is None or theirs is None:
-        raise ValueError("jsd needs the probabilities of the forget set: read it with keep_probabilities=True")
-    return {
-        "jsd": float(js_divergence(ours, theirs).mean()),
-        "jsd_published": js_divergence_published(ours, theirs),
-    }
+        raise ValueError("jsd needs the probabilities of the forget set: evaluate it with keep_probabilities=True")
+    return {"jsd": float(js_divergence(ours, theirs).mean()), "jsd_published": js_divergence_published(ours, theirs)}
 
 
-def _log_or_zero(values: Floats) -> Floats:
-    """Natural logarithm, 0 in the place of log 0."""
-    result: Floats = np.log(values, out=np.zeros_like(values), where=values > 0.0)
-    return result
+def _times_log_of_ratio(rows: Floats, total: Floats) -> Floats:
+    """``p log(2 p / total)``."""
+    terms: Floats = rows * np.log(np.maximum(2.0 * (rows / total), SMALLEST))
+    return terms
 
 
 def _published_matrix(rows: Floats) -> Floats:

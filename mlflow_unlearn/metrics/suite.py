@@ -47,6 +47,7 @@ def compute_metrics(
 
     Raises:
         UnlearnError: the models differ in their number of outputs.
+        ValueError: a gold standard is given, and the probabilities of a forget set were not kept.
     """
     original = {} if original_test is None else {"test": original_test}
     inputs = MetricInputs(outputs, original, gold or {}, seed)
@@ -90,7 +91,7 @@ def _counts(inputs: MetricInputs) -> dict[str, int]:
 
 
 def _absent(metric: Metric, inputs: MetricInputs) -> str | None:
-    """Why a metric lacks something that it needs; None where all is there."""
+    """Why a metric lacks something that it needs; None where nothing is missing."""
     for need in metric.needs:
         if need == "original" or need == "gold":
             if not getattr(inputs, need):

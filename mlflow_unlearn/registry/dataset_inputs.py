@@ -49,16 +49,16 @@ class ManifestSource(DatasetSource):  # type: ignore[misc]
 def log_manifests(spec: str, digests: Mapping[str, str], counts: Mapping[str, int]) -> None:
     """The sets of a run as dataset inputs: context ``forget``, ``retain``, … with digest and size, never with names."""
     datasets = [
-        MetaDataset(ManifestSource(spec), name=f"{role} ({counts[role]} samples)", digest=digest[:36])
-        for role, digest in digests.items()
+        MetaDataset(ManifestSource(spec), name=f"{split} ({counts[split]} samples)", digest=digest[:36])
+        for split, digest in digests.items()
     ]
     for last in (False, False, True):
         try:
             mlflow.log_inputs(datasets, contexts=list(digests), tags_list=[None] * len(datasets))
             return
         except MlflowException:
-            # MLflow keeps one row for each set of an experiment, and looks before it inserts: another command that does
-            # so at the same moment makes the insertion fail, and the row is there the next time.
+            # MLflow stores one row for each set of an experiment, and looks before it inserts: where another command
+            # does so at the same moment, the insertion fails, and the row is there the next time.
             if last:
                 raise
 

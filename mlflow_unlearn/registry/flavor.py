@@ -1,5 +1,7 @@
 """The PyTorch flavor: the module behind a version, and a new version that drops in for its source."""
 
+import json
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.engine.architectures import build_model, load_weights, non_finite_tensor
 from mlflow_unlearn.errors import UnlearnError, first_line
-from mlflow_unlearn.registry.versions import MANIFEST_FILE, METADATA_KEY, WEIGHTS_FILE, Format, Record, Version
+from mlflow_unlearn.registry.versions import MANIFEST_FILE, METADATA_KEY, WEIGHTS_FILE, Format, Record, Version, below
 
 
 def load_module(version: Version, architecture: str | None, num_classes: int, *, trainable: bool = True) -> nn.Module:
@@ -77,7 +79,7 @@ def _rebuilt(
 ) -> nn.Module:
     """The architecture with the program's weights, if it computes what the program computes.
 
-    A version of somebody else's may be the ordinary architecture or its variant for small images: both are tried.
+    A version of another tool's may be the ordinary architecture or its variant for small images: both are tried.
 
     Raises:
         UnlearnError: the weights do not fit, or the outputs differ.
@@ -130,7 +132,7 @@ def _output(module: nn.Module, images: Tensor, name: str) -> Tensor:
 class NewModel:
     """A module that is to be stored, and what is stored beside it.
 
-    With a ``source`` its format, signature, input example, code, extra files, environment and other metadata are kept,
+    With a ``source`` its format, signature, input example, code, extra files, environment and other metadata stay,
     so that users of the source can use the new version.
 
     Attributes:
@@ -138,7 +140,7 @@ class NewModel:
         record: for the MLmodel's metadata.
         training: effective training manifest of the new version; stored hashed.
         folder: for temporary files.
-        example: input example ``[N, C, H, W]`` where there is no source, or where the source's must not be kept.
+        example: input example ``[N, C, H, W]`` where there is no source, or in place of the source's.
         source: the version that the new one replaces.
         serialization: where there is no source.
     """
@@ -180,7 +182,8 @@ def _stored_beside(new: NewModel) -> dict[str, Any]:
     arguments: dict[str, Any]
     if source is not None:
         names = {file.name for file in extra}
-        extra += [file for file in sorted((source.path / "extra_files").glob("*")) if file.name not in names]
+        theirs = sorted(path.name for path in (source.path / "extra_files").glob("*"))
+        extra += [below(source.path, f"extra_files/{name}", source.uri) for name in theirs if name not in names]
         metadata = {**(source.model.metadata or {}), **metadata}
         arguments = _like(source)
         if new.example is not None:
@@ -205,19 +208,84 @@ def _like(source: Version) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "signature": source.model.signature,
         "serialization_format": source.format,
-        "code_paths": [str(path) for path in sorted((source.path / code).iterdir())] if code else None,
+        "code_paths": [str(path) for path in sorted(below(source.path, code, source.uri).iterdir())] if code else None,
     }
-    if source.model.saved_input_example_info is not None:
-        arguments["input_example"] = source.model.load_input_example(str(source.path))
+    if (example := _example(source)) is not None:
+        arguments["input_example"] = example
     elif source.format == "pt2" and source.input_shape is not None:
         # Tracing needs an example; two samples keep the batch size dynamic.
         arguments["input_example"] = np.zeros((2, *source.input_shape), dtype=np.float32)
-    environment = source.path / "conda.yaml"
-    if environment.exists():
-        arguments["conda_env"] = yaml.safe_load(environment.read_text())
+    if (source.path / "conda.yaml").exists():
+        arguments["conda_env"] = _environment(source)
     elif (source.path / "requirements.txt").exists():
-        arguments["pip_requirements"] = str(source.path / "requirements.txt")
+        lines = below(source.path, "requirements.txt", source.uri).read_text(errors="replace").splitlines()
+        arguments["pip_requirements"] = _own_requirements(source, lines)
     return arguments
+
+
+def _example(version: Version) -> Any:
+    """The input example of a version; None without one."""
+    info = version.model.saved_input_example_info
+    if info is None:
+        return None
+    try:
+        content = json.loads(below(version.path, info["artifact_path"], version.uri).read_text())
+        data = content["inputs"] if info.get("params") else content
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnlearnError(
+            f"the input example of {version.uri} cannot be read ({error!r}): choose another version"
+        ) from error
+    if isinstance(data, str):  # MLflow would take it for a path, and read that file
+        raise UnlearnError(f"the input example of {version.uri} is the text {data!r}: choose another version")
+    return version.model.load_input_example(str(version.path))
+
+
+def _environment(source: Version) -> dict[str, Any]:
+    """The source's conda environment.
+
+    Raises:
+        UnlearnError: it is not one, or names files that are not the model's own.
+    """
+    try:
+        content = yaml.safe_load(below(source.path, "conda.yaml", source.uri).read_text())
+        # MLflow would take a text in the place of either for a path, and read that file.
+        found: dict[str, Any] = {**content}
+        parts = [part if isinstance(part, str) else {**part} for part in found["dependencies"]]
+        for part in parts:
+            if isinstance(part, dict) and not isinstance(part["pip"], list):
+                raise TypeError("pip is not a list")
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        raise UnlearnError(
+            f"conda.yaml of {source.uri} is not an environment ({reason}): correct it, or choose another version"
+        ) from error
+    for part in parts:
+        if isinstance(part, dict):
+            part["pip"] = _own_requirements(source, part["pip"])
+    return {**found, "dependencies": parts}
+
+
+def _own_requirements(source: Version, lines: Sequence[str]) -> list[str]:
+    """Lines of pip requirements; files that they name are read by MLflow, into the new version.
+
+    Raises:
+        UnlearnError: one of these is not the model's own.
+    """
+    found = []
+    # As MLflow reads them: without comments, and with continued lines in one.
+    plain = [line.strip().partition(" #")[0].rstrip() for text in lines for line in str(text).splitlines()]
+    for line in re.sub(r"\\+\n", "", "\n".join(plain)).splitlines():
+        option, _, name = line.partition(" ")
+        if option in ("-r", "-c", "--requirement", "--constraint"):
+            path = below(source.path, name.strip(), source.uri)
+            if re.search(r"^\s*-|\\", path.read_text(errors="replace"), re.M):
+                raise UnlearnError(
+                    f"{name.strip()} of {source.uri}, which its requirements name, may not name further files: "
+                    "write them in one file"
+                )
+            line = f"{option} {path}"
+        found.append(line)
+    return found
 
 
 def _requirements(module: nn.Module, serialization: Format) -> list[str]:
@@ -237,9 +305,7 @@ def _requirements(module: nn.Module, serialization: Format) -> list[str]:
 
 def input_example(version: Version) -> np.ndarray[Any, Any] | None:
     """The input example that the version was logged with, where it is an array ``[N, C, H, W]``."""
-    if version.model.saved_input_example_info is None:
-        return None
-    example = version.model.load_input_example(str(version.path))
+    example = _example(version)
     return example if isinstance(example, np.ndarray) and example.ndim == 4 else None
 
 

@@ -1,4 +1,4 @@
-"""The MLflow run of a command: connection, parameters, system facts, inputs, and how it ends."""
+"""The MLflow run of a command: connection, options, system, and how it ends."""
 
 import os
 import tempfile
@@ -18,9 +18,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow_unlearn.config import Command
 from mlflow_unlearn.console import STARTED
 from mlflow_unlearn.distributed.launch import RUN_FILE_VARIABLE
-from mlflow_unlearn.errors import UnlearnError, first_line
+from mlflow_unlearn.errors import UnlearnError, first_line, hidden_password, without_passwords
 from mlflow_unlearn.registry.system import system_facts
-from mlflow_unlearn.registry.uris import absolute_uri, hidden_password, hidden_spec
+from mlflow_unlearn.registry.uris import absolute_uri, hidden_spec
 
 ERROR_TAG = "unlearn.error"
 
@@ -37,7 +37,7 @@ def connect() -> MlflowClient:
     """A client whose store answers; relative SQLite URIs are made absolute for us and our children.
 
     Raises:
-        UnlearnError: the store cannot be reached; says its URI.
+        UnlearnError: the store cannot be opened or reached; the message has its URI.
     """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # The check would ask the package index; the requirements that we log are explicit.
@@ -45,6 +45,9 @@ def connect() -> MlflowClient:
     uri = absolute_uri(mlflow.get_tracking_uri())
     os.environ["MLFLOW_TRACKING_URI"] = uri
     mlflow.set_tracking_uri(uri)
+    if hidden_password(uri) != uri:
+        # MLflow's "View run … at" at the end of each run would show it.
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     try:
         store = MlflowClient()
     except Exception as error:  # MLflow's, SQLAlchemy's, or a driver's that is not installed
@@ -52,7 +55,7 @@ def connect() -> MlflowClient:
             f"the tracking store {hidden_password(uri)} cannot be opened ({first_line(error)}): set "
             "MLFLOW_TRACKING_URI to a server or a database, such as https://mlflow.example.com or sqlite:////data/mlflow.db"
         ) from error
-    # MLflow's own patience is minutes, for servers and for databases: ask once, briefly, and wait no longer.
+    # MLflow itself retries for minutes, on servers and on databases: try once, with a short timeout.
     brief = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
     before = {name: os.environ.get(name) for name in brief}
     os.environ.update(brief)
@@ -116,7 +119,7 @@ def run(name: str, config: Command) -> Iterator[str]:
             mlflow.log_metric("seconds.start", time.monotonic() - STARTED)
             yield run_id
         except UnlearnError as error:
-            # Such a sentence may list sample ids.
+            # The message may list sample ids.
             hidden = values.get("hash_ids") and "the sentence was only printed, since hash_ids is set"
             _tag_or_note(run_id, hidden or str(error), error)
             raise
@@ -128,7 +131,7 @@ def run(name: str, config: Command) -> Iterator[str]:
             _tag_or_note(run_id, f"{type(error).__name__}: {first_line(error)}", error)
             raise
         except BaseException as error:
-            # Ctrl-C and SIGTERM: MLflow itself would say FAILED.
+            # Ctrl-C and SIGTERM: MLflow itself would set FAILED.
             _tag_or_note(run_id, "stopped by a signal", error)
             mlflow.end_run("KILLED")
             raise
@@ -199,7 +202,7 @@ def nested_run(name: str, parent: str | None = None) -> Iterator[str]:
 
 
 def recorded_options(config: Command, *names: str) -> dict[str, Any]:
-    """The options (or those named) as they are recorded: with ``hash_ids`` a forget spec is told by its kind alone."""
+    """The options (or those named) as they are recorded: of a forget spec only its kind with ``hash_ids``."""
     values = config.model_dump(by_alias=True)
     if values.get("hash_ids") and values.get("forget"):
         values["forget"] = hidden_spec(values["forget"])
@@ -226,7 +229,7 @@ def fail_lost_run(run_id: str) -> None:
 
 def tag_error(run_id: str, sentence: str) -> None:
     """Leave the sentence of an error on its run."""
-    MlflowClient().set_tag(run_id, ERROR_TAG, sentence[:_TAG_LIMIT])
+    MlflowClient().set_tag(run_id, ERROR_TAG, without_passwords(sentence)[:_TAG_LIMIT])
 
 
 @contextmanager

@@ -1,6 +1,7 @@
-"""Model versions: resolve a URI, read what lies there, register a new one. Nothing in a version is loaded here."""
+"""Model versions: resolve a URI, read what is stored there, register a new one. Nothing in a version is loaded here."""
 
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ from mlflow.utils.validation import _validate_model_name
 from pydantic import BaseModel, ConfigDict, ValidationError, computed_field, model_validator
 
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.errors import UnlearnError, first_line
+from mlflow_unlearn.errors import UnlearnError, first_line, hidden_password
 from mlflow_unlearn.evidence.provenance import Provenance
 
 Format = Literal["pt2", "pickle"]
@@ -30,12 +31,12 @@ MANIFEST_FILE = "training_manifest.csv"
 WEIGHTS_FILE = "weights.safetensors"
 
 RETIRED_TAG = "unlearn.retired"
-"""Of a version that `retire` has removed: when, by whom, why."""
+"""Of a version that `retire` has removed: time, user and reason."""
 _DESCRIPTION_LIMIT = 5000
 
 
 class Record(BaseModel):
-    """What a version that we registered knows of itself; it lies in the MLmodel's metadata.
+    """What a version that we registered records of itself, in the MLmodel's metadata.
 
     Attributes:
         architecture: rebuilds the module together with ``num_classes`` and ``image_shape``; None for a module of the
@@ -46,12 +47,12 @@ class Record(BaseModel):
         classes: names in the order of the outputs.
         data: spec of the data source.
         source_uri: the version that was unlearned, or None for a trained one.
-        request_ids: what was carried out.
+        request_ids: what was fulfilled.
         provenance: how the weights came about.
         exclude: what a training left out: a request id or a forget spec.
     """
 
-    # Versions written by a later release may know more.
+    # Versions written by a later release may record more.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     schema_version: Literal[1] = 1
@@ -92,7 +93,7 @@ class Record(BaseModel):
 
 @dataclass(frozen=True)
 class Version:
-    """A model as the registry knows it, its files on disk.
+    """A model of the registry, its files on disk.
 
     Attributes:
         uri: with the version resolved, never an alias.
@@ -101,7 +102,7 @@ class Version:
         model_id: of the LoggedModel, None where the version came from a plain path.
         path: the downloaded model folder.
         model: its MLmodel.
-        record: ours, None for a version that somebody else registered.
+        record: ours, None for a version that another tool registered.
         tags: of the version.
     """
 
@@ -121,8 +122,8 @@ class Version:
 
     @property
     def training_manifest(self) -> Manifest | None:
-        """What the version was trained on and has not forgotten, None where nobody recorded it."""
-        path = self.path / "extra_files" / MANIFEST_FILE
+        """What the version was trained on and has not forgotten, None where that is not recorded."""
+        path = below(self.path, f"extra_files/{MANIFEST_FILE}", self.uri)
         return Manifest.from_csv(path) if path.exists() else None
 
     @property
@@ -135,21 +136,22 @@ class Version:
         return None
 
     def _data(self, file: str) -> Path:
-        return self.path / str(self.model.flavors["pytorch"]["model_data"]) / file
+        return below(self.path, f"{self.model.flavors['pytorch']['model_data']}/{file}", self.uri)
 
 
 def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
     """The registered version behind ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``; None for other models.
 
     Raises:
-        UnlearnError: name, version or alias do not exist; says which there are.
+        UnlearnError: name, version or alias do not exist; the message lists those that do.
     """
     if uri.startswith("runs:/") or re.fullmatch(r"models:/m-[0-9a-f]{32}", uri):
         return None
     match = re.fullmatch(r"models:/([^/@:]+)(?:/([^/@]+)|@([^/@]+))?", uri)
     if match is None:
         raise UnlearnError(
-            f"{uri!r} is no model URI: write models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-ID or runs:/RUN/NAME"
+            f"{uri!r} is not a model URI: write models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-ID or "
+            "runs:/RUN/NAME"
         )
     name, version, alias = match.groups()
     try:
@@ -161,8 +163,9 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
         near = get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         there = ", ".join(sorted(names)[:10]) or "none"
+        store = hidden_password(mlflow.get_tracking_uri())
         raise UnlearnError(
-            f"there is no registered model {name!r} in {mlflow.get_tracking_uri()}: {hint}registered are: {there}"
+            f"there is no registered model {name!r} in {store}: {hint}registered are: {there}"
         ) from error
     if alias is not None:
         if alias not in registered.aliases:
@@ -188,20 +191,47 @@ def registered_version(client: MlflowClient, uri: str) -> ModelVersion:
     """
     registered = find_version(client, uri)
     if registered is None:
-        raise UnlearnError(f"{uri} is no registered version: give models:/NAME/VERSION or models:/NAME@ALIAS")
+        raise UnlearnError(f"{uri} is not a registered version: give models:/NAME/VERSION or models:/NAME@ALIAS")
     return registered
 
 
 def retired(version: ModelVersion) -> str | None:
     """How a version was retired; None if it was not."""
-    told = version.tags.get(RETIRED_TAG)
-    if told is None:
+    tag = version.tags.get(RETIRED_TAG)
+    if tag is None:
         return None
     try:
-        mark = json.loads(told)
+        mark = json.loads(tag)
         return f"retired by {mark['by']} at {mark['at']}" + (f": {mark['reason']}" if mark["reason"] else "")
     except (ValueError, TypeError, KeyError):
-        return f"retired ({told})"
+        return f"retired ({tag})"
+
+
+def below(folder: Path, name: object, uri: str) -> Path:
+    """A path in a downloaded model, where a file of the model names it: it must not lead to this machine's own files.
+
+    What such a path names is loaded, or copied into the next version, where others may read it.
+
+    Args:
+        folder: the downloaded model.
+        name: relative to it.
+        uri: the model's, for the error.
+
+    Raises:
+        UnlearnError: it leads out of the folder, is the folder itself, or goes through a symbolic link.
+    """
+    root = folder.resolve()
+    path = root / str(name)
+    try:
+        inside = root in path.resolve().parents and path.resolve() == Path(os.path.normpath(path))
+    except (OSError, RuntimeError, ValueError):  # links in a circle; a name that no file can have
+        inside = False
+    if not inside:
+        raise UnlearnError(
+            f"{uri} names the path {str(name)!r}, which leads out of its own folder or through a link: correct its "
+            "MLmodel, or choose another version"
+        )
+    return path
 
 
 def download(uri: str, folder: Path) -> Path:
@@ -237,13 +267,14 @@ def open_version(client: MlflowClient, uri: str, folder: Path) -> Version:
     """Resolve ``uri`` and download its files into ``folder``.
 
     Raises:
-        UnlearnError: it does not exist, was retired, its artifacts are gone, or it is no PyTorch model.
+        UnlearnError: it does not exist, was retired, its artifacts are gone, it is not a PyTorch model, or it names
+            files that are not its own.
     """
     registered = find_version(client, uri)
     if registered is not None:
         uri = f"models:/{registered.name}/{registered.version}"
-        if (told := retired(registered)) is not None:
-            raise UnlearnError(f"the files of {uri} are gone, it was {told}; choose another version")
+        if (retirement := retired(registered)) is not None:
+            raise UnlearnError(f"the files of {uri} are gone, it was {retirement}; choose another version")
     try:
         path = download(uri, folder)
         model = Model.load(str(path))
@@ -255,8 +286,14 @@ def open_version(client: MlflowClient, uri: str, folder: Path) -> Version:
     if "pytorch" not in model.flavors:
         there = ", ".join(sorted(model.flavors))
         raise UnlearnError(
-            f"{uri} is no PyTorch model (its flavors are: {there}): only the pytorch flavor can be unlearned"
+            f"{uri} is not a PyTorch model (its flavors are: {there}): only the pytorch flavor can be unlearned"
         )
+    try:
+        named = [*_named_paths(model)]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UnlearnError(f"the MLmodel of {uri} cannot be read ({error!r}): choose another version") from error
+    for name in named:
+        below(path, name, uri)  # before MLflow's own code follows it
     metadata = (model.metadata or {}).get(METADATA_KEY)
     try:
         record = Record.model_validate(metadata) if metadata is not None else None
@@ -278,6 +315,15 @@ def open_version(client: MlflowClient, uri: str, folder: Path) -> Version:
     )
 
 
+def _named_paths(model: Model) -> Iterator[object]:
+    """The paths in the MLmodel that loading and logging a PyTorch model follows."""
+    flavor = model.flavors["pytorch"]
+    yield from (flavor[key] for key in ("model_data", "code") if flavor.get(key))
+    yield from (entry["path"] for entry in flavor.get("extra_files") or ())
+    example = model.saved_input_example_info or {}
+    yield from (example[key] for key in ("artifact_path", "serving_input_path") if example.get(key))
+
+
 def check_name(name: str) -> str:
     """A name that the registry takes.
 
@@ -287,7 +333,7 @@ def check_name(name: str) -> str:
     try:
         _validate_model_name(name)
     except MlflowException as error:
-        raise UnlearnError(f"{name!r} is no name for a registered model: {error.message}") from error
+        raise UnlearnError(f"{name!r} is not a name for a registered model: {error.message}") from error
     return name
 
 

@@ -16,10 +16,10 @@ from mlflow_unlearn.registry.versions import Version
 
 @dataclass(frozen=True)
 class Earlier:
-    """A request that an earlier step has carried out.
+    """A request that an earlier step has fulfilled.
 
     Attributes:
-        record: as the evidence tells it.
+        record: of the evidence.
         indices: its samples in the training part, as many as the data source still has.
     """
 
@@ -28,7 +28,7 @@ class Earlier:
 
 
 def previous(version: Version) -> tuple[Evidence, str] | None:
-    """The evidence that lies with a version, and the SHA-256 of its file; None where there is none."""
+    """The evidence that is stored with a version, and the SHA-256 of its file; None where there is none."""
     try:
         return read_evidence(version.path)
     except FileNotFoundError:

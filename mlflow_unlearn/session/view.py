@@ -24,13 +24,13 @@ from mlflow_unlearn.registry.versions import Version
 
 @dataclass(frozen=True)
 class InputSpec:
-    """How a version's inputs and outputs are read.
+    """How a version reads samples and orders its outputs.
 
     Attributes:
         source: the data.
         transform: spec of the input transform.
         classes: names in the order of the outputs.
-        shape: ``(C, H, W)`` where the version says so.
+        shape: ``(C, H, W)`` where the version records it.
     """
 
     source: Source
@@ -62,7 +62,7 @@ class InputSpec:
         return dataset
 
 
-def open_view(version: Version, options: ReadOptions) -> InputSpec:
+def open_input_spec(version: Version, options: ReadOptions) -> InputSpec:
     """Data source, transform and label order: from the command, else from the version's record, else from timm.
 
     Raises:
@@ -88,7 +88,7 @@ def data_spec(version: Version, given: str | None) -> str:
 
 
 def _classes(version: Version, source: Source, data: str, named: str | None) -> tuple[str, ...]:
-    """The names of the classes in the order of the version's outputs; ``data`` is the source as it was asked for."""
+    """The names of the classes in the order of the version's outputs; ``data`` is the source's spec."""
     record, classes = version.record, source.classes
     if named is not None:
         classes = _class_names(named)
@@ -116,7 +116,7 @@ def _classes(version: Version, source: Source, data: str, named: str | None) -> 
 
 
 def _transform(version: Version, source: Source, options: ReadOptions) -> str:
-    """The spec of the input transform; ``none`` where the source is transformed already and nothing else is said."""
+    """The spec of the input transform; ``none`` where the source is transformed already and nothing else is given."""
     transform = options.transform or (version.record.transform if version.record is not None else None)
     if transform is not None:
         return transform
@@ -171,11 +171,7 @@ def training_mask(version: Version, source: Source) -> npt.NDArray[np.bool_]:
 
 
 def make_splits(
-    view: InputSpec,
-    module: nn.Module,
-    forget: npt.NDArray[np.int64],
-    retain: npt.NDArray[np.int64],
-    progress: bool,
+    view: InputSpec, module: nn.Module, forget: npt.NDArray[np.int64], retain: npt.NDArray[np.int64], progress: bool
 ) -> Splits:
     """The four sets as the model reads them.
 
@@ -193,4 +189,4 @@ def make_splits(
         "val": source.val,
         "test": source.test,
     }
-    return Splits(**{role: view.dataset(part, module, f"the {role} set", progress) for role, part in parts.items()})
+    return Splits(**{name: view.dataset(split, module, f"the {name} set", progress) for name, split in parts.items()})

@@ -71,7 +71,9 @@ def choose(study: optuna.Study) -> FrozenTrial:
     best = front(feasible)
     values = np.array([[trial.values[0], -trial.values[1]] for trial in best])
     spread = np.ptp(values, axis=0)
-    distances = np.linalg.norm((values - values.min(axis=0)) / np.where(spread > 0, spread, 1), axis=1)
+    if not spread.all():  # Equal in one objective: on the front these are equal in both.
+        return best[0]
+    distances = np.linalg.norm((values - values.min(axis=0)) / spread, axis=1)
     return best[int(np.argmin(distances.round(12)))]
 
 

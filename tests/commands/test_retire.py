@@ -145,3 +145,212 @@ def test_a_copy_of_a_plain_folder_is_served(own, tmp_path):
     assert done.code == 0, done.err
     assert not (folder / "MLmodel").exists()
     assert {"unlearn.retired"} <= own.tags("1", "plain").keys() & own.tags("1", "served").keys()
+
+
+# Two names of one folder. The versions hold an MLmodel alone: nobody loads them.
+
+
+@pytest.fixture
+def folders(empty_store, tmp_path):
+    """A store, and a function that registers a folder below ``tmp_path`` under a name, by whatever URI."""
+    experiment = empty_store.client.create_experiment("own", (tmp_path / "runs").as_uri())
+
+    def add(name: str, folder: Path | None = None, source: object = None, model_id: str | None = None) -> Path:
+        if folder is None:  # a LoggedModel's
+            logged = empty_store.client.create_logged_model(experiment, name="model")
+            folder, source = Path(logged.artifact_location.removeprefix("file://")), f"models:/{logged.model_id}"
+            model_id = logged.model_id if model_id is None else model_id
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "MLmodel").write_text("flavors: {}\n" + (f"model_id: {model_id}\n" if model_id else ""))
+        empty_store.client.create_registered_model(name)
+        empty_store.client.create_model_version(name, str(source or folder))
+        return folder
+
+    return empty_store.client, add
+
+
+def logged_ids(client) -> set[str]:
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return {model.model_id for model in client.search_logged_models(experiments)}
+
+
+def link(tmp_path: Path) -> Path:
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    return tmp_path / "link" / "model one"
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        lambda folder: f"file://{folder}",
+        lambda folder: folder.as_uri(),  # %20
+        lambda folder: f"{folder}/",
+        lambda folder: f"file:{folder}/.",
+        lambda folder: f"{folder.parent}/x/../{folder.name}",
+        lambda folder: f"file://localhost{folder}".replace("here", "h%65re"),
+        lambda folder: link(folder.parents[1]),
+    ],
+    ids=["scheme", "percent", "slash", "dot", "dots", "host", "link"],
+)
+def test_a_copy_by_another_spelling_is_served(folders, tmp_path, spelled):
+    client, add = folders
+    folder = add("plain", tmp_path / "here" / "model one")
+    add("served", folder, spelled(folder))
+    client.set_registered_model_alias("served", "champion", "1")
+    refused = call("retire", "--model-uri", "models:/plain/1", "--yes", "true")
+    assert refused.code == 3 and "served@champion" in refused.err
+    assert (folder / "MLmodel").exists()
+    client.delete_registered_model_alias("served", "champion")
+    done = call("retire", "--model-uri", "models:/plain/1", "--yes", "true")
+    assert done.code == 0, done.err
+    assert "mark models:/served/1 as retired" in done.out
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("aliases", [(), ("--aliases", "champion")])
+def test_a_folder_inside_or_around_another_version_s(folders, tmp_path, aliases):
+    client, add = folders
+    inner = add("inner", tmp_path / "outer" / "part")
+    outer = add("outer", tmp_path / "outer", f"file://{tmp_path}/outer/")
+    for name in ("inner", "outer") if aliases else ():
+        client.set_registered_model_alias(name, "champion", "1")
+    for name, other, how in (("inner", "outer", "around"), ("outer", "inner", "inside")):
+        refused = call("retire", "--model-uri", f"models:/{name}/1", "--yes", "true", *aliases)
+        assert refused.code == 3 and "Traceback" not in refused.err
+        assert f"the files of models:/{other}/1" in refused.err and f"lie {how} its own" in refused.err
+    assert (inner / "MLmodel").exists() and (outer / "MLmodel").exists()
+    assert not client.get_model_version("inner", "1").tags
+    # The way out that the sentence names.
+    client.delete_model_version("outer", "1")
+    done = call("retire", "--model-uri", "models:/inner/1", "--yes", "true", *aliases)
+    assert done.code == 0, done.err
+    assert not inner.exists() and (outer / "MLmodel").exists()
+
+
+def test_a_run_s_name_for_a_logged_model_s_folder(empty_store, tmp_path):
+    """By ``runs:/`` MLflow finds the LoggedModel's folder, which its own version names by the LoggedModel."""
+    client = empty_store.client
+    experiment = client.create_experiment("own", (tmp_path / "runs").as_uri())
+    run = client.create_run(experiment)
+    logged = client.create_logged_model(experiment, name="model", source_run_id=run.info.run_id)
+    folder = Path(logged.artifact_location.removeprefix("file://"))
+    folder.mkdir(parents=True)
+    (folder / "MLmodel").write_text(f"flavors: {{}}\nmodel_id: {logged.model_id}\n")
+    for name, source in (("first", f"models:/{logged.model_id}"), ("second", f"runs:/{run.info.run_id}/model")):
+        client.create_registered_model(name)
+        client.create_model_version(name, source, run.info.run_id)
+    client.set_registered_model_alias("first", "champion", "1")
+    refused = call("retire", "--model-uri", "models:/second/1", "--yes", "true")
+    assert refused.code == 3 and "first@champion" in refused.err
+    assert logged_ids(client) == {logged.model_id} and folder.exists()
+    done = call("retire", "--model-uri", "models:/second/1", "--aliases", "first@champion", "--yes", "true")
+    assert done.code == 0, done.err
+    assert logged_ids(client) == set() and not folder.exists()
+
+
+@pytest.mark.parametrize("target", ["a folder", "a LoggedModel"])
+def test_an_mlmodel_that_names_another_model(folders, tmp_path, target):
+    client, add = folders
+    served = add("served")
+    client.set_registered_model_alias("served", "champion", "1")
+    other = served.parent.name
+    own = add("forged", tmp_path / "plain" if target == "a folder" else None, model_id=other)
+    refused = call("retire", "--model-uri", "models:/forged/1", "--yes", "true")
+    assert refused.code == 3, refused.err
+    assert f"its MLmodel names the LoggedModel {other}" in refused.err
+    assert f"belong to {'none' if target == 'a folder' else own.parent.name}" in refused.err
+    assert other in logged_ids(client) and (own / "MLmodel").exists() and (served / "MLmodel").exists()
+
+
+@pytest.mark.parametrize("written", ["", "m-" + "0" * 32, "../../experiments"])
+def test_the_store_tells_the_logged_model(folders, written):
+    """Also where the MLmodel says nothing, or what is in no store."""
+    client, add = folders
+    folder = add("clf", model_id=written)
+    client.copy_model_version("models:/clf/1", "copy")
+    done = call("retire", "--model-uri", "models:/copy/1", "--yes", "true")
+    assert done.code == 0, done.err
+    assert f"done: delete the LoggedModel {folder.parent.name}" in done.out
+    assert logged_ids(client) == set() and not folder.exists()
+
+
+def test_files_of_a_logged_model_that_nobody_registered(folders, tmp_path):
+    client, add = folders
+    folder = add("registered")
+    client.delete_model_version("registered", "1")
+    add("part", folder / "part")
+    refused = call("retire", "--model-uri", "models:/part/1", "--yes", "true")
+    assert refused.code == 3 and f"the files of the LoggedModel {folder.parent.name}" in refused.err
+    assert "lie around its own" in refused.err
+    client.delete_model_version("part", "1")
+    add("whole", tmp_path / "runs")
+    refused = call("retire", "--model-uri", "models:/whole/1", "--yes", "true")
+    assert refused.code == 3 and f"the files of the LoggedModel {folder.parent.name}" in refused.err
+    assert "lie inside its own" in refused.err
+    assert (folder / "part" / "MLmodel").exists() and logged_ids(client) == {folder.parent.name}
+
+
+@pytest.mark.parametrize(
+    ("source", "doubt"),
+    [
+        (lambda folder: "model", "is relative to"),
+        (lambda folder: f"{folder.parent}/circle", "cannot be followed"),
+        (lambda folder: f"file://{folder}%00", "cannot be followed"),
+        (lambda folder: f"mlflow-artifacts:/{folder.parent.name}/{folder.name}", "end alike"),
+        (lambda folder: f"s3://bucket{folder}/data", "end alike"),
+    ],
+    ids=["relative", "circle", "nul", "proxy", "bucket"],
+)
+def test_what_cannot_be_told_apart(folders, tmp_path, source, doubt):
+    client, add = folders
+    folder = add("plain", tmp_path / "model")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    client.create_registered_model("other")
+    client.create_model_version("other", source(folder))
+    refused = call("retire", "--model-uri", "models:/plain/1", "--yes", "true")
+    assert refused.code == 3, refused.err
+    assert "models:/other/1" in refused.err and doubt in refused.err
+    assert (folder / "MLmodel").exists()
+
+
+def test_what_mlflow_would_delete_elsewhere(folders, tmp_path):
+    """When it deletes, MLflow decodes the path a second time; and it deletes nothing through a link."""
+    client, add = folders
+    victim = add("victim", tmp_path / "a b")
+    folder = add("plain", tmp_path / "a%20b", f"file://{tmp_path}/a%2520b")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    real = add("linked", tmp_path / "real", tmp_path / "link")
+    for name, doubt in (("plain", "reads the %"), ("linked", "is a symbolic link")):
+        refused = call("retire", "--model-uri", f"models:/{name}/1", "--yes", "true")
+        assert refused.code == 3 and doubt in refused.err
+        assert not client.get_model_version(name, "1").tags
+    assert all((path / "MLmodel").exists() for path in (victim, folder, real))
+
+
+def test_exposure_knows_a_copy_by_another_spelling(folders, tmp_path):
+    client, add = folders
+    folder = add("plain", tmp_path / "model")
+    add("spelled", folder, folder.as_uri() + "/")
+    add("inner", folder / "part")
+    add("other", tmp_path / "other")
+    client.create_registered_model("doubtful")
+    client.create_model_version("doubtful", "model")
+    filed = make_request(client, "models:/plain/1")
+    shown = call("exposure", "--model-uri", "models:/plain/1")
+    assert shown.code == 0, shown.err
+    rows = {line.split("│")[1].strip(): line for line in shown.out.splitlines() if line.startswith("│ models:/")}
+    assert f"request {filed} is about it" in " ".join(shown.out.split())
+    assert "holds it" in rows["models:/spelled/1"] and "holds it" in rows["models:/inner/1"]
+    assert "unknown" in rows["models:/doubtful/1"] and "models:/other/1" not in rows
+
+
+def make_request(client, uri: str) -> str:
+    """A request on a version that is no model: filed by hand."""
+    name, version = uri.removeprefix("models:/").split("/")
+    with mlflow.start_run() as run:
+        details = {"of": uri, "run_id": run.info.run_id}
+        mlflow.log_dict(details, "request/request.json")
+        mlflow.log_text("id\na\n", "request/manifest.csv")
+        mlflow.set_tag("unlearn.request_id", "abcdefabcdef")
+    client.set_model_version_tag(name, version, "unlearn.request.abcdefabcdef", f"pending {json.dumps(details)}")
+    return "abcdefabcdef"

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import toy
+import yaml
 from mlflow.models import infer_signature
 from PIL import Image
 from servers import free_port
@@ -28,6 +29,7 @@ from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.engine import hardware
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.versions import below
 
 TESTS = Path(__file__).parents[1]
 UNLEARN = ("unlearn", "--model-uri", "models:/clf/1")
@@ -99,6 +101,18 @@ def add(module: nn.Module, name: str = "foreign", **options) -> str:
     return f"models:/{name}/{mlflow.register_model(info.model_uri, name).version}"
 
 
+def stored(module: nn.Module, folder: Path) -> tuple[str, Path, dict]:
+    """A version of somebody else's whose files lie below ``folder``: URI, its folder, and what its MLmodel says."""
+    experiment = mlflow.MlflowClient().create_experiment("theirs", (folder / "artifacts").as_uri())
+    with mlflow.start_run(experiment_id=experiment):
+        info = mlflow.pytorch.log_model(
+            module, name="model", serialization_format="pickle", pip_requirements=["torch"], code_paths=None
+        )
+    uri = f"models:/foreign/{mlflow.register_model(info.model_uri, 'foreign').version}"
+    path = Path(mlflow.MlflowClient().get_logged_model(info.model_id).artifact_location.removeprefix("file://"))
+    return uri, path, yaml.safe_load((path / "MLmodel").read_text())
+
+
 def write(folder: Path, files: dict[str, str]) -> None:
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -153,7 +167,7 @@ def test_usage(refuse, arguments, says):
     ("spec", "says"),
     [
         ("digit", ["unknown data source 'digit'", "did you mean 'digits'?"]),
-        ("", ["unknown data source ''", "known are 'digits'"]),
+        ("", ["unknown data source ''", "valid values: 'digits'"]),
         ("digits,sede=1", ["unknown option 'sede'", "did you mean 'seed'?"]),
         ("digits,train=200%", ["train=200%", "up to 100%"]),
         ("folder:nowhere", ["nowhere", "give the path of a folder of images"]),
@@ -180,9 +194,9 @@ def test_data_sources(store, refuse, spec, says):
         ("models:/clf/١", ["'clf' has no version '١'", "its versions are: 1"]),
         ("models:/clf", ["'clf' needs a version or an alias", "its versions are: 1"]),
         ("models:/clf@prod", ["'clf' has no alias 'prod'", "its aliases are: good (version 1)"]),
-        ("models/clf/1", ["'models/clf/1' is no model URI", "write models:/NAME/VERSION"]),
-        ("models:/a/b/c", ["'models:/a/b/c' is no model URI", "write models:/NAME/VERSION"]),
-        ("", ["'' is no model URI", "write models:/NAME/VERSION"]),
+        ("models/clf/1", ["'models/clf/1' is not a model URI", "write models:/NAME/VERSION"]),
+        ("models:/a/b/c", ["'models:/a/b/c' is not a model URI", "write models:/NAME/VERSION"]),
+        ("", ["'' is not a model URI", "write models:/NAME/VERSION"]),
         ("models:/Ünïcode 🙂'/1", ['no registered model "Ünïcode 🙂\'"', "registered are: clf"]),
         ("runs:/" + "0" * 32 + "/model", ["runs:/" + "0" * 32 + "/model cannot be read", "or the URI is wrong"]),
         ("models:/m-" + "0" * 32, ["models:/m-" + "0" * 32 + " cannot be read", "or the URI is wrong"]),
@@ -211,7 +225,7 @@ def test_another_flavor(refuse):
         model = DummyClassifier().fit([[0], [1]], [0, 1])
         info = mlflow.sklearn.log_model(model, name="model", pip_requirements=["scikit-learn"])
     mlflow.register_model(info.model_uri, "dummy")
-    says = ["models:/dummy/1 is no PyTorch model", "sklearn", "only the pytorch flavor"]
+    says = ["models:/dummy/1 is not a PyTorch model", "sklearn", "only the pytorch flavor"]
     refuse("unlearn", "--model-uri", "models:/dummy/1", *FOREIGN, says=says)
 
 
@@ -223,6 +237,122 @@ def test_a_record_that_we_cannot_read(refuse):
 def test_a_request_tag_that_somebody_edited(store, refuse):
     store.client.set_model_version_tag("clf", "1", "unlearn.request.0123456789ab", "pending soon")
     refuse(*UNLEARN, says=["unlearn.request.0123456789ab = 'pending soon'", "file it again"])
+
+
+# --- what its files name -------------------------------------------------------------------------------------------
+
+
+def named(**flavor: str):
+    """Another path in the MLmodel of the PyTorch flavor."""
+
+    def edit(model: dict, folder: Path) -> None:
+        model["flavors"]["pytorch"] |= flavor
+
+    return edit
+
+
+def extra_file(model: dict, folder: Path) -> None:
+    model["flavors"]["pytorch"]["extra_files"] = [{"path": "extra_files/../../private"}]
+
+
+def example_path(model: dict, folder: Path) -> None:
+    model["saved_input_example_info"] = {"artifact_path": "../../private/key.json", "type": "ndarray"}
+
+
+def example_text(model: dict, folder: Path) -> None:
+    (folder / "input_example.json").write_text(f'"{folder.parents[1]}/private/key.json"')
+    model["saved_input_example_info"] = {"artifact_path": "input_example.json", "type": "ndarray"}
+
+
+def requirement(*lines: str):
+    def edit(model: dict, folder: Path) -> None:
+        (folder / "conda.yaml").unlink()
+        (folder / "requirements.txt").write_text("\n".join(lines).format(private=folder.parents[1] / "private"))
+
+    return edit
+
+
+def environment(text: str):
+    def edit(model: dict, folder: Path) -> None:
+        (folder / "conda.yaml").write_text(text.format(private=folder.parents[1] / "private"))
+
+    return edit
+
+
+def nested(model: dict, folder: Path) -> None:
+    requirement("torch", "-c constraints.txt")(model, folder)
+    (folder / "constraints.txt").write_text(f"-r {folder.parents[1]}/private/key.json\n")
+
+
+def linked(model: dict, folder: Path) -> None:
+    (folder / "extra_files").mkdir()
+    (folder / "extra_files" / "notes.txt").symlink_to(folder.parents[1] / "private" / "key.json")
+
+
+OUT, EXAMPLE, CONDA = "out of its own folder", "the input example of", "is not an environment"
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        pytest.param(named(code="../../private"), ["'../../private'", OUT], id="code"),
+        pytest.param(named(code="/etc/ssl"), ["'/etc/ssl'", OUT], id="code, absolute"),
+        pytest.param(named(code="."), ["'.'", OUT], id="code, itself"),
+        pytest.param(named(code="code\0"), ["'code\\x00'", OUT], id="code, no name"),
+        pytest.param(named(model_data="../../private/data"), ["'../../private/data'", OUT], id="model_data"),
+        pytest.param(named(extra_files="notes"), "the MLmodel of", id="extra_files, a text"),
+        pytest.param(extra_file, ["'extra_files/../../private'", OUT], id="extra_files"),
+        pytest.param(example_path, ["'../../private/key.json'", OUT], id="example"),
+        pytest.param(example_text, [EXAMPLE, "private/key.json"], id="example, a text"),
+        pytest.param(requirement("torch", "-r {private}/key.json"), ["private/key.json'", OUT], id="-r"),
+        pytest.param(requirement("-\\", "-constraint {private}/key.json"), ["private/key.json'", OUT], id="continued"),
+        pytest.param(nested, "may not name further files", id="nested"),
+        pytest.param(environment("{private}/key.json"), CONDA, id="conda, a text"),
+        pytest.param(environment("dependencies: [pip: {private}/key.json]"), CONDA, id="pip, a text"),
+        pytest.param(environment("dependencies: ["), CONDA, id="conda, no YAML"),
+        pytest.param(
+            environment('dependencies: [pip: [torch, "-r {private}/key.json"]]'), ["private/key.json'", OUT], id="conda"
+        ),
+        pytest.param(linked, "cannot be read", id="link"),
+    ],
+)
+def test_files_that_are_not_its_own(refuse, known, tmp_path, edit, says):
+    """A version's files name this machine's own, which would go into the next version for everybody to read."""
+    uri, folder, model = stored(toy.original(), tmp_path)
+    (folder.parents[1] / "private" / "data").mkdir(parents=True)
+    (folder.parents[1] / "private" / "key.json").write_text("[[[[0.5]]]]")
+    edit(model, folder)
+    (folder / "MLmodel").write_text(yaml.safe_dump(model))
+    refuse("unlearn", "--model-uri", uri, *FOREIGN[:-1], known, "--params", '{"epochs": 1}', says=says)
+
+
+def test_constraints_of_its_own(store, cli, known, tmp_path):
+    """They lie beside the requirements, and not in the folder where the command is started."""
+    uri, folder, _ = stored(toy.original(), tmp_path)
+    (folder / "conda.yaml").write_text("dependencies: [python=3.11, pip: [torch, numpy, -c constraints.txt]]")
+    (folder / "constraints.txt").write_text("numpy<99  # for ever\n")
+    done = cli("unlearn", "--model-uri", uri, *FOREIGN[:-1], known, "--params", '{"epochs": 1}')
+    assert done.code == 0, done.err
+    new = Path(mlflow.artifacts.download_artifacts("models:/foreign/2"))
+    assert "numpy<99" in (new / "constraints.txt").read_text()
+    assert "-c constraints.txt" in (new / "requirements.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["link", "link/file", "folder/link", "../model/file", ".", "", "circle", "/file"])
+def test_only_what_lies_below_a_folder(tmp_path, name):
+    folder = tmp_path / "model"
+    (folder / "folder").mkdir(parents=True)
+    (folder / "link").symlink_to(folder / "folder")
+    (folder / "folder" / "link").symlink_to(tmp_path)
+    (folder / "circle").symlink_to(folder / "circle")
+    (tmp_path / "seen from here").symlink_to(folder)
+    root = tmp_path / "seen from here"
+    assert below(root, "folder/../file", "models:/clf/1").resolve() == folder / "file"
+    if name == "../model/file":  # leads out and in again
+        assert below(root, name, "models:/clf/1").resolve() == folder / "file"
+        return
+    with pytest.raises(UnlearnError, match="models:/clf/1 names the path"):
+        below(root, name, "models:/clf/1")
 
 
 # --- what the model is ---------------------------------------------------------------------------------------------
@@ -432,11 +562,11 @@ def id_files() -> dict[str, str]:
         ("", ["no forget set '.'", "give a file of ids, random:10%"]),
         ("random:200%", ["'random:200%' asks for 540 of 270", "ask for fewer"]),
         ("random:0", ["'random:0' names no sample", "nothing to forget"]),
-        ("random:-5", ["'random:-5' is no random forget set", "write random:10%"]),
-        ("class:unknown", ["unknown class 'unknown'", "known are '0', '1'"]),
+        ("random:-5", ["'random:-5' is not a random forget set", "write random:10%"]),
+        ("class:unknown", ["unknown class 'unknown'", "valid values: '0', '1'"]),
         ("group:family=1", ["unknown group column 'family'", "the source has none"]),
         ("request:0123456789ab", ["no forget request '0123456789ab'", "file it with `request`"]),
-        ("request:five", ["'five' is no request id", "12 hexadecimal digits"]),
+        ("request:five", ["'five' is not a request id", "12 hexadecimal digits"]),
     ],
 )
 def test_forget_sets(store, refuse, id_files, spec, says):
@@ -464,10 +594,10 @@ def test_nothing_is_named(store, refuse):
 
 def test_models_that_are_not_registered(store, refuse):
     uri = f"runs:/{store.client.get_model_version('clf', '1').run_id}/model"
-    says = [f"{uri} is no registered version and cannot carry a request", "or give forget= to unlearn"]
+    says = [f"{uri} is not a registered version and cannot carry a request", "or give forget= to unlearn"]
     refuse("request", "--model-uri", uri, *SOME, says=says)
-    refuse("unlearn", "--model-uri", uri, says=[f"{uri} is no registered version", "give forget="])
-    refuse("unlearn", "--model-uri", uri, *SOME, says=[f"{uri} is no registered version", "give register_as="])
+    refuse("unlearn", "--model-uri", uri, says=[f"{uri} is not a registered version", "give forget="])
+    refuse("unlearn", "--model-uri", uri, *SOME, says=["registered version", "give register_as="])
 
 
 def test_gold_that_knows_the_forget_set(refuse):
@@ -515,10 +645,10 @@ def test_unknown_method(refuse):
 
 
 def test_names_that_the_registry_refuses(refuse):
-    refuse(*UNLEARN, *SOME, "--register-as", "a/b", says=["'a/b' is no name for a registered model", "cannot contain"])
-    refuse("tune", *UNLEARN[1:], *SOME, "--register-as", "a/b", says="'a/b' is no name for a registered model")
-    refuse("train", "--data", "digits", "--name", "a:b", says=["'a:b' is no name for a registered model"])
-    refuse("train", "--data", "digits", "--name", "", says=["'' is no name for a registered model"])
+    refuse(*UNLEARN, *SOME, "--register-as", "a/b", says=["is not a name for a registered model", "cannot contain"])
+    refuse("tune", *UNLEARN[1:], *SOME, "--register-as", "a/b", says="'a/b' is not a name for a registered model")
+    refuse("train", "--data", "digits", "--name", "a:b", says=["'a:b' is not a name for a registered model"])
+    refuse("train", "--data", "digits", "--name", "", says=["'' is not a name for a registered model"])
 
 
 def test_storages_of_studies(store, refuse):
@@ -584,6 +714,15 @@ def test_unreachable_server(cli, monkeypatch, store):
     assert f"the tracking store http://127.0.0.1:{port} cannot be reached" in outcome.err
     assert "set MLFLOW_TRACKING_URI to one that runs" in outcome.err
     assert "Traceback" not in outcome.err
+
+
+def test_an_unreachable_server_s_password(cli, monkeypatch, store):
+    for user in ("me:secret", "me:se/secret"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{user}@127.0.0.1:{free_port()}")
+        for debug in ((), ("--debug",)):
+            outcome = cli("verify", "--model-uri", "models:/clf/1", *debug)
+            assert outcome.code == 2 and "cannot be reached" in outcome.err
+            assert "http://me:***@127.0.0.1" in outcome.err and "secret" not in outcome.err
 
 
 def test_a_server_that_never_answers(store, monkeypatch):

@@ -471,7 +471,7 @@ def test_a_request_that_only_a_sibling_carried_out(chain):
 def test_a_request_tag_that_was_edited(chain, value):
     with tagged(chain, "3", unlearn__request__abcdefabcdef=value):
         refused = call("promote", "--model-uri", "models:/clf/4")
-    assert refused.code in (2, 3) and "is no forget request any more" in refused.err
+    assert refused.code in (2, 3) and "is not a forget request any more" in refused.err
     assert "Traceback" not in refused.err
 
 
@@ -492,6 +492,68 @@ def test_a_review_is_judged_again(chain):
         assert refused.code == 3 and f"review {n} says what its policy does not say" in refused.err
         assert lifted.code == 3 and "give policy=, which says who may approve" in lifted.err
     assert "champion" not in chain.client.get_registered_model("clf").aliases
+
+
+@contextmanager
+def forged_review(chain, version: str):
+    """With EDIT on the version and its last review's run: the review's file says that the signature holds."""
+    n = max(int(k.rpartition(".")[2]) for k in chain.tags(version) if k.startswith("unlearn.review."))
+    told = json.loads(chain.tags(version)[f"unlearn.review.{n}"])
+    run = chain.client.get_run(told["run_id"])
+    path = Path(run.info.artifact_uri.removeprefix("file://")) / "evidence" / f"review-{n}.json"
+    record = json.loads(path.read_text())
+    *checks, last = record["verdict"]["checks"]
+    checks.append(last | {"outcome": "pass", "value": "true", "note": "signed"})
+    forged = json.dumps(record | {"verdict": record["verdict"] | {"checks": checks}}).encode()
+    tag = json.dumps(told | {"sha256": hashlib.sha256(forged).hexdigest(), "verdict": "pass"})
+    with changed(path, forged), tagged(chain, version, **{f"unlearn__review__{n}": tag}):
+        yield
+
+
+def test_a_required_signature_is_checked_again(chain, keys):
+    (chain.folder / "signed.yaml").write_text(LENIENT + "required: [signature]\n")
+    ours, theirs = str(keys / "ours.pub"), str(keys / "theirs.pub")
+
+    def promote(version: str, *more: str) -> Outcome:
+        return call("promote", "--model-uri", f"models:/clf/{version}", *more)
+
+    # Reviewed without a key; and a version that nobody has signed.
+    assert review("4", "signed.yaml").code == review("2", "signed.yaml").code == 3
+    with forged_review(chain, "4"), forged_review(chain, "2"):
+        refused = promote("4")
+        assert refused.code == 3 and "'lenient' requires a signature, which only key= can check" in refused.err
+        refused = promote("4", "--policy", "signed.yaml")
+        assert refused.code == 3 and "give key=" in refused.err
+        refused = promote("4", "--key", theirs)
+        assert refused.code == 3 and "signature: it does not hold" in refused.err
+        refused = promote("2", "--policy", "signed.yaml")
+        assert refused.code == 3 and "says what its policy does not say" in refused.err
+    assert promote("4", "--key", "none.pem").code == 2
+    late = promote("4", "--key", ours)
+    assert late.code == 3 and "review it again" in late.err
+    assert "champion" not in chain.client.get_registered_model("clf").aliases
+    # Only with both keys; and an override has to say so.
+    assert call("review", "--model-uri", "models:/clf/4", "--policy", "signed.yaml", "--key", ours).code == 0
+    assert promote("4").code == 3
+    assert promote("4", "--override", "now").code == 3
+    done = promote("4", "--override", "now", "--policy", "signed.yaml", "--alias", "canary")
+    assert done.code == 0, done.err
+    assert "requires a signature" in json.loads(chain.tags("4")["unlearn.promotion.canary"])["objections"][0]
+    done = promote("4", "--key", ours)
+    assert done.code == 0, done.err
+    assert json.loads(chain.tags("4")["unlearn.promotion.champion"])["objections"] == []
+    for alias in ("champion", "canary"):
+        chain.client.delete_registered_model_alias("clf", alias)
+
+
+def test_a_key_where_no_signature_is_required(chain, keys):
+    assert review("4").code == 0
+    for more in ((), ("--key", str(keys / "ours.pub"))):
+        done = call("promote", "--model-uri", "models:/clf/4", *more)
+        assert done.code == 0, done.err
+    refused = call("promote", "--model-uri", "models:/clf/4", "--key", str(keys / "theirs.pub"))
+    assert refused.code == 3 and "signature: it does not hold" in refused.err
+    chain.client.delete_registered_model_alias("clf", "champion")
 
 
 def test_a_copy_and_other_weights_are_refused(chain):
@@ -550,9 +612,9 @@ def test_who_may_approve(chain, rules, approver, sentence):
         (("promote", "--model-uri", "models:/clf/2", "--alias", "v7"), "reserved"),
         (("promote", "--model-uri", "models:/clf/2", "--alias", "a b!"), "cannot be set"),
         (("review", "--model-uri", "models:/clf/2", "--policy", "none.yaml"), "cannot be read"),
-        (("review", "--model-uri", "models:/m-00000000000000000000000000000000"), "no registered version"),
-        (("verify", "--model-uri", "models:/clf/4", "--key", "none.pem"), "is no public key"),
-        (("review", "--model-uri", "models:/clf/2", "--key", "none.pem"), "is no public key"),
+        (("review", "--model-uri", "models:/m-00000000000000000000000000000000"), "not a registered version"),
+        (("verify", "--model-uri", "models:/clf/4", "--key", "none.pem"), "is not a public key"),
+        (("review", "--model-uri", "models:/clf/2", "--key", "none.pem"), "is not a public key"),
         (("unlearn", "--model-uri", "models:/clf/1", "--sign-key", "none.pem"), "cannot sign"),
         (("retire", "--model-uri", "models:/clf/2", "--aliases", "nope"), "clf@nope does not point to"),
     ],
@@ -569,7 +631,7 @@ def test_bad_input(chain, arguments, sentence):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("rules: [", "is no YAML"),
+        ("rules: [", "is not YAML"),
         ("- a", "holds no names"),
         ("rules: [{metric: acc_tset, at_least: 1}]", "did you mean 'acc_test'"),
         ("rules: [{metric: acc_test}]", "has no bound"),

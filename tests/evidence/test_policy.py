@@ -1,21 +1,32 @@
 """Policies on records: bounds, the two-sided membership test, sizes, and what evidence is required."""
 
+import logging
 from pathlib import Path
 
 import pytest
 import yaml
 from records import evidence, measured, request, sequence, unmeasured
 
-from mlflow_unlearn.evidence.policy import Policy, Rule, judge
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evidence.policy import Check, Policy, Rule, Verdict, judge, read_policy
 from mlflow_unlearn.evidence.record import Evidence
 from mlflow_unlearn.metrics.catalog import KEYS
 
 PROJECT = Path(__file__).parents[2]
 
 
-def outcomes(record: Evidence, **policy) -> dict[str, str]:
+def checks(record: Evidence, signed: bool | None = False, **policy) -> list[Check]:
     chosen = Policy(**{"rules": [], "membership": None, "minimum": {}} | policy)
-    return {check.rule: check.outcome for check in judge(record, chosen, signed=False).checks}
+    return judge(record, chosen, signed=signed).checks
+
+
+def outcomes(record: Evidence, **policy) -> dict[str, str]:
+    return {check.rule: check.outcome for check in checks(record, **policy)}
+
+
+def as_told(record: Evidence, **policy) -> list[tuple[str, ...]]:
+    """Rule, value, threshold, outcome and note of each line, as reports and commands show them."""
+    return [tuple(check.model_dump().values()) for check in checks(record, **policy)]
 
 
 def with_unlearned(**values: float) -> Evidence:
@@ -40,6 +51,67 @@ def with_unlearned(**values: float) -> Evidence:
 def test_bounds(rule, value, outcome):
     found = outcomes(with_unlearned(acc_test=value), rules=[Rule(metric="acc_test", **rule)])
     assert list(found.values()) == [outcome]
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ({"metric": "acc_test", "at_least": 0.95}, ("acc_test", "0.9511", "≥ 0.95", "pass", "")),
+        # 0.9511 − 0.9556 and 0.9511 − 0.9511: with the signs of print, not of programs.
+        (
+            {"metric": "acc_test", "relative_to": "original", "at_least": -0.01, "at_most": 0.01},
+            ("acc_test − original's", "−0.0045", "≥ −0.01 and ≤ 0.01", "pass", ""),
+        ),
+        (
+            {"metric": "acc_test", "relative_to": "gold", "at_least": 0.1},
+            ("acc_test − gold's", "0.0000", "≥ 0.1", "fail", ""),
+        ),
+    ],
+)
+def test_bounds_as_they_are_told(rule, told):
+    assert as_told(evidence(), rules=[rule]) == [told]
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        # The first reason counts: the unlearned model's own, and then that of the other one.
+        ({"metric": "jsd", "at_most": 1}, ("jsd", "–", "≤ 1", "not measured", "no gold model was given")),
+        (
+            {"metric": "acc_test", "relative_to": "gold", "at_least": -1},
+            ("acc_test − gold's", "–", "≥ −1", "not measured", "there is no gold model"),
+        ),
+        (
+            {"metric": "avg_gap", "relative_to": "original", "at_most": 1},
+            ("avg_gap − original's", "–", "≤ 1", "not measured", "not computed for unlearned"),
+        ),
+        (
+            {"metric": "acc_val", "relative_to": "original", "at_most": 1},
+            ("acc_val − original's", "–", "≤ 1", "not measured", "the validation set is gone"),
+        ),
+    ],
+)
+def test_why_a_bound_was_not_measured(rule, told):
+    plain = evidence(gold=False)
+    mine, before = plain.metrics["unlearned"], plain.metrics["original"]
+    known = {key: reason for key, reason in mine.not_computed.items() if key != "avg_gap"}
+    values = {key: value for key, value in before.values.items() if key != "acc_val"}
+    metrics = {
+        "unlearned": mine.model_copy(update={"not_computed": known}),
+        "original": before.model_copy(
+            update={"values": values, "not_computed": {"acc_val": "the validation set is gone", "avg_gap": "no gold"}}
+        ),
+    }
+    assert as_told(plain.model_copy(update={"metrics": metrics}), rules=[rule]) == [told]
+
+
+def test_judging_is_silent_and_leaves_mlflows_logger_as_it_was(caplog):
+    """MLflow's validation tells its progress at INFO; a verdict is told once, by us."""
+    logger = logging.getLogger("mlflow.models.evaluation.validation")
+    with caplog.at_level(logging.DEBUG, logger.name):
+        outcomes(evidence(), rules=[Rule(metric="acc_test", at_least=0.5, at_most=0.6)])
+        assert not caplog.records
+        assert logger.level == logging.DEBUG
 
 
 def test_what_was_not_measured_has_not_passed():
@@ -68,6 +140,66 @@ def test_membership_is_read_by_its_interval(low, high, word, strict, lenient):
     assert outcomes(record, membership=accepting)["membership"] == lenient
 
 
+@pytest.mark.parametrize(
+    ("values", "accept", "told"),
+    [
+        (
+            {"mia_auc": 0.485, "mia_auc_low": 0.45, "mia_auc_high": 0.52},
+            ["indistinguishable"],
+            (
+                "0.485 [0.450, 0.520]",
+                "indistinguishable",
+                "pass",
+                "forgotten and unseen samples look alike to the attack",
+            ),
+        ),
+        (
+            {"mia_auc": 0.5656, "mia_auc_low": 0.5312, "mia_auc_high": 0.6},
+            ["indistinguishable", "undecided"],
+            ("0.566 [0.531, 0.600]", "indistinguishable or undecided", "fail", "the forget set is still recognised"),
+        ),
+    ],
+)
+def test_membership_as_it_is_told(values, accept, told):
+    interval, threshold, outcome, note = told
+    word = "indistinguishable" if outcome == "pass" else "residual"
+    assert as_told(with_unlearned(**values), membership={"accept": accept}) == [
+        ("membership", f"{word}: {interval}", threshold, outcome, note)
+    ]
+
+
+def test_membership_that_was_not_measured_says_why():
+    plain = evidence()
+    for few, note in (
+        (unmeasured(), "3 forgotten samples have a class of the test set, and 10 are needed"),
+        (unmeasured().model_copy(update={"not_computed": {}}), ""),
+    ):
+        record = plain.model_copy(update={"metrics": plain.metrics | {"unlearned": few}})
+        assert as_told(record, membership={}) == [("membership", "–", "indistinguishable", "not measured", note)]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ((0.45, 0.52), (0.46, 0.53), True),
+        ((0.6, 0.7), (0.46, 0.53), False),
+        ((0.45, 0.52), (0.6, 0.7), False),
+        ((0.6, 0.7), (0.6, 0.7), False),
+    ],
+)
+def test_a_model_that_never_knew_the_samples_tells_nothing(before, now, said):
+    """Where the attack could not tell the original's forget set from unseen samples either, a pass is no evidence."""
+    plain = evidence()
+    columns = {
+        name: measured(mia_auc=sum(ends) / 2, mia_auc_low=ends[0], mia_auc_high=ends[1])
+        for name, ends in (("original", before), ("unlearned", now))
+    }
+    [check] = checks(plain.model_copy(update={"metrics": plain.metrics | columns}), membership={})
+    note = "forgotten and unseen samples look alike to the attack; but so they did to the original: this tells nothing"
+    assert (check.note == note) is said
+    assert ("original" in check.note) is said
+
+
 def test_over_forgetting_cannot_be_accepted():
     with pytest.raises(ValueError, match="accept"):
         Policy(membership={"accept": ["over-forgotten"]})
@@ -79,6 +211,17 @@ def test_each_request_has_to_pass():
     assert found["membership, request 2026-11-22-mislabelled"] == "not measured"
     assert found["membership, everything forgotten"] == "pass"
     assert set(outcomes(record, membership={"each_request": False})) == {"membership"}
+
+
+def test_requests_are_judged_by_their_own_figures():
+    """The first one's interval is [0.440, 0.580], the second's [0.471, 0.544], the third has three samples."""
+    assert [(rule, value) for rule, value, *_ in as_told(sequence(), membership={})] == [
+        ("membership", "indistinguishable: 0.507 [0.471, 0.544]"),
+        ("membership, request 2026-08-01-licence", "undecided: 0.512 [0.440, 0.580]"),
+        ("membership, request 2026-11-20-withdrawal", "indistinguishable: 0.507 [0.471, 0.544]"),
+        ("membership, request 2026-11-22-mislabelled", "–"),
+        ("membership, everything forgotten", "undecided: 0.512 [0.440, 0.580]"),
+    ]
 
 
 def test_a_forget_set_of_one_sample():
@@ -103,30 +246,181 @@ def test_sizes():
         "samples, forget set": "pass",
         "samples, test set": "fail",
     }
+    assert as_told(evidence(), minimum={"retain": 2581, "val": 300}) == [
+        ("samples, retain set", "2580", "≥ 2581", "fail", ""),
+        ("samples, val set", "300", "≥ 300", "pass", ""),
+    ]
+
+
+ANOTHER = request("2026-08-01-licence", reason=None, requester=None, run_id=evidence().run.id)
 
 
 @pytest.mark.parametrize(
-    ("name", "good", "bad"),
+    ("name", "note", "good", "bad"),
     [
-        ("gold", evidence(), evidence(gold=False)),
-        ("reason", evidence(), evidence(requests=[request("2026-11-20-withdrawal", reason=None)])),
-        ("requester", evidence(), evidence(requests=[request("2026-11-20-withdrawal", requester=None)])),
-        ("filed_request", evidence(), evidence(requests=[request("2026-11-20-withdrawal", run_id=evidence().run.id)])),
-        ("clean_commit", evidence(system={"unlearn.git.dirty": "false"}), evidence()),
-        ("clean_commit", evidence(system={"unlearn.git.dirty": "false"}), evidence(system={})),
-        ("no_pickle", evidence(), sequence()),
-        ("no_frozen_layers", evidence(), sequence()),
+        ("gold", "measured beside a model retrained without the forget set", evidence(), evidence(gold=False)),
+        (
+            "reason",
+            "every request says why",
+            evidence(),
+            evidence(requests=[request("2026-11-20-withdrawal", reason=None)]),
+        ),
+        (
+            "requester",
+            "every request says who asks",
+            evidence(),
+            evidence(requests=[request("2026-11-20-withdrawal", requester=None)]),
+        ),
+        (
+            "filed_request",
+            "every request was filed with `request`",
+            evidence(),
+            evidence(requests=[request("2026-11-20-withdrawal", run_id=evidence().run.id)]),
+        ),
+        (
+            "clean_commit",
+            "made by a committed state of this code",
+            evidence(system={"unlearn.git.dirty": "false"}),
+            evidence(),
+        ),
+        (
+            "clean_commit",
+            "made by a committed state of this code",
+            evidence(system={"unlearn.git.dirty": "false"}),
+            evidence(system={}),
+        ),
+        ("no_pickle", "loading the source version ran no code of its own", evidence(), sequence()),
+        ("no_frozen_layers", "every layer was trained", evidence(), sequence()),
     ],
 )
-def test_required_evidence(name, good, bad):
-    assert outcomes(good, required=[name]) == {f"required: {name}": "pass"}
-    assert outcomes(bad, required=[name]) == {f"required: {name}": "fail"}
+def test_required_evidence(name, note, good, bad):
+    assert as_told(good, required=[name]) == [(f"required: {name}", "true", "true", "pass", note)]
+    assert as_told(bad, required=[name]) == [(f"required: {name}", "false", "true", "fail", note)]
 
 
-@pytest.mark.parametrize(("signed", "outcome"), [(True, "pass"), (False, "fail"), (None, "not measured")])
-def test_a_signature_counts_once_it_was_checked(signed, outcome):
-    verdict = judge(evidence(), Policy(required=["signature"]), signed=signed)
-    assert {check.rule: check.outcome for check in verdict.checks}["required: signature"] == outcome
+@pytest.mark.parametrize("name", ["reason", "requester", "filed_request"])
+def test_only_the_versions_own_requests_are_asked_for(name):
+    """An earlier version carried out another one, which lacks it all; its own evidence says so."""
+    assert outcomes(evidence(requests=[ANOTHER, *evidence().requests]), required=[name]) == {
+        f"required: {name}": "pass"
+    }
+
+
+@pytest.mark.parametrize(
+    ("signed", "told"),
+    [
+        (True, ("true", "true", "pass", "signed")),
+        (False, ("false", "true", "fail", "signed")),
+        (None, ("–", "true", "not measured", "the evidence is signed; give key= to check it")),
+    ],
+)
+def test_a_signature_counts_once_it_was_checked(signed, told):
+    [check] = checks(evidence(), signed, required=["signature"])
+    assert tuple(check.model_dump().values()) == ("required: signature", *told)
+
+
+def test_a_verdict_names_its_policy():
+    """Rules first, then membership, sizes, and what is required: one check a line."""
+    policy = Policy(name="ours", required=["gold"])
+    verdict = judge(evidence(), policy, signed=None)
+    assert (verdict.policy, verdict.policy_sha256) == ("ours", policy.sha256)
+    assert [check.rule for check in verdict.checks] == [
+        "acc_test − original's",
+        "acc_retain − original's",
+        "membership",
+        "samples, forget set",
+        "samples, test set",
+        "required: gold",
+    ]
+
+
+def test_a_verdict_passes_where_every_check_does_and_there_are_some():
+    good = Check(rule="a", value="1", threshold="≥ 1", outcome="pass")
+    bad, unknown = (good.model_copy(update={"outcome": outcome}) for outcome in ("fail", "not measured"))
+    for found, passed in (([good], True), ([good, bad], False), ([unknown, good], False), ([], False)):
+        verdict = Verdict(policy="default", policy_sha256="", checks=found)
+        assert verdict.passed is passed and verdict.word == ("pass" if passed else "fail")
+
+
+class TestTheFile:
+    @pytest.fixture
+    def policy(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+
+        def write(content):
+            tmp_path.joinpath("policy.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+            return read_policy("policy.yaml")
+
+        return write
+
+    def test_without_one_the_defaults_apply(self):
+        assert read_policy(None) == Policy()
+
+    def test_what_it_leaves_out_is_as_by_default(self, policy):
+        assert policy("name: Prüfung\ntwo_person: true") == Policy(name="Prüfung", two_person=True)
+
+    def test_none_there(self, policy):
+        with pytest.raises(UnlearnError) as error:
+            read_policy("none.yaml")
+        assert str(error.value) == "the policy 'none.yaml' cannot be read (No such file or directory): give a YAML file"
+
+    @pytest.mark.parametrize("content", ["- 1", "", "default"])
+    def test_one_without_names(self, content, policy):
+        with pytest.raises(UnlearnError) as error:
+            policy(content)
+        assert str(error.value) == (
+            "the policy 'policy.yaml' holds no names with values, such as rules: or two_person: true"
+        )
+
+    @pytest.mark.parametrize(
+        ("content", "what"),
+        [
+            ("two_person: perhaps\nname: 1", "name = 1: Input should be a valid string"),
+            ("minimum: {forget: 0}", "minimum.forget = 0: Input should be greater than or equal to 1"),
+            ("two_persons: true", "two_persons = True: there is no such key; did you mean 'two_person'?"),
+            (
+                "rules: [{metric: acc_test, at_mst: 1}]",
+                "rules.0.at_mst = 1: there is no such key; did you mean 'at_most'?",
+            ),
+            ("membership: {each: 1}", "membership.each = 1: there is no such key; did you mean 'each_request'?"),
+            ("must: 1", "must = 1: there is no such key; did you mean 'at_most'?"),
+            ("zzz: 1", "zzz = 1: there is no such key"),
+            (
+                "rules: [{metric: acc_test}]",
+                "rules.0: the rule on acc_test has no bound: give at_least or at_most",
+            ),
+            (
+                "rules: [{metric: acc_test, at_least: 1, at_most: 0}]",
+                "rules.0: the rule on acc_test can never pass: at_least is above at_most",
+            ),
+            (
+                "rules: [{metric: acc_tset, at_most: 1}]",
+                "rules.0.metric: there is no metric 'acc_tset'; did you mean 'acc_test'? The metrics are: "
+                + ", ".join(KEYS),
+            ),
+            (
+                "rules: [{metric: zzz, at_most: 1}]",
+                f"rules.0.metric: there is no metric 'zzz'. The metrics are: {', '.join(KEYS)}",
+            ),
+        ],
+    )
+    def test_one_that_cannot_be_used(self, content, what, policy):
+        with pytest.raises(UnlearnError) as error:
+            policy(content)
+        assert str(error.value) == f"the policy 'policy.yaml' is not usable: {what}"
+
+    @pytest.mark.parametrize("content", ["name: a\n b: [c", b"name: \xff\xfe", "name: \0"])
+    def test_one_that_is_no_yaml(self, content, policy):
+        with pytest.raises(UnlearnError, match="^the policy 'policy.yaml' is not YAML: [a-z]"):
+            policy(content)
+
+    def test_yamls_own_words_stand_on_one_line(self, policy):
+        with pytest.raises(UnlearnError) as error:
+            policy("name: a\n b: [c")
+        assert str(error.value) == (
+            "the policy 'policy.yaml' is not YAML: mapping values are not allowed here in \"<byte string>\", line 2, "
+            "column 3: b: [c ^"
+        )
 
 
 def test_the_same_policy_has_one_digest():

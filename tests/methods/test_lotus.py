@@ -147,8 +147,15 @@ class TestLoss:
 
     def test_needs_the_teacher(self):
         batch = Batch(torch.zeros(1, 2), torch.zeros(1), torch.ones(1, dtype=torch.bool), None)
-        with pytest.raises(ValueError, match="its phase must name the original as teacher"):
+        why = "^LoTUS needs the teacher's logits: its phase must name the original as teacher$"
+        with pytest.raises(ValueError, match=why):
             lotus_loss(batch, 1.0, generator())
+
+    @pytest.mark.parametrize("masked", [None, torch.tensor([1])])
+    def test_noise_and_mask_come_to_where_the_logits_are(self, masked):
+        z = torch.zeros(2, 3, device="meta")
+        batch = Batch(z, z[:, 0].long(), z[:, 0].bool(), z)
+        assert lotus_loss(batch, 1.0, generator(), masked).device == z.device
 
 
 @pytest.mark.parametrize(
@@ -165,6 +172,8 @@ class TestLoss:
         (0.0, 0.0099, True),
         (0.011, 0.01, False),
         (0.0, 0.0100001, True),
+        (0.005, 0.01, False),
+        (0.0, 0.01, True),
     ],
 )
 def test_the_stopping_rule(acc_forget, a_u, stops):

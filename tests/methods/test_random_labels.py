@@ -30,6 +30,17 @@ class TestWrongLabels:
         shifts = (wrong_labels(labels, 10, generator()) - labels) % 10
         assert set(shifts.tolist()) == set(range(1, 10))
 
+    def test_counted_on_from_the_right_label_by_the_draw(self):
+        """And from the last class on to the first: which other class it is has to be the same on every machine."""
+        labels = torch.tensor([0, 5, 9, 9])
+        shift = torch.randint(1, 10, (4,), generator=generator(3))
+        assert wrong_labels(labels, 10, generator(3)).tolist() == [
+            (label + by) % 10 for label, by in zip([0, 5, 9, 9], shift.tolist(), strict=True)
+        ]
+
+    def test_where_the_labels_are(self):
+        assert wrong_labels(torch.zeros(2, dtype=torch.long, device="meta"), 10, generator()).device.type == "meta"
+
     def test_of_two_classes_the_other(self):
         assert wrong_labels(torch.tensor([0, 1, 1]), 2, generator()).tolist() == [1, 0, 0]
 

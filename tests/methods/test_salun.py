@@ -57,6 +57,7 @@ class TestMask:
             (0.2, [[False, True]], [False] * 3),
             (0.4, [[True, True]], [False] * 3),
             (0.6, [[True, True]], [False, False, True]),
+            (0.8, [[True, True]], [False, True, True]),
             (1.0, [[True, True]], [True] * 3),
             (1e-6, [[False, True]], [False] * 3),
         ]:
@@ -66,6 +67,15 @@ class TestMask:
     def test_ties_do_not_exceed_the_share(self):
         mask = saliency_mask({"w": torch.zeros(6, 2), "b": torch.zeros(4)}, 0.25)
         assert sum(part.sum().item() for part in mask.values()) == 4
+
+    def test_ties_fill_up_what_the_larger_ones_leave(self):
+        """Two of four: |3|, and the first of three ones."""
+        assert saliency_mask({"w": torch.tensor([1.0, 3.0, -1.0, 1.0])}, 0.5)["w"].tolist() == [
+            True,
+            True,
+            False,
+            False,
+        ]
 
 
 @torch.no_grad()

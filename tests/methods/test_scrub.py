@@ -40,7 +40,7 @@ class TestLosses:
 
     @pytest.mark.parametrize("loss", [lambda b: max_loss(b, 1.0), lambda b: min_loss(b, 1.0, 1.0, 1.0)])
     def test_need_the_original(self, loss):
-        with pytest.raises(ValueError, match="must name it as teacher"):
+        with pytest.raises(ValueError, match="^SCRUB needs the original's logits: its phases must name it as teacher$"):
             loss(Batch(torch.zeros(1, 2), torch.zeros(1).long(), torch.ones(1).bool(), None))
 
 

@@ -44,6 +44,18 @@ class TestSquaredGradients:
         total, count = squared_gradients(model, [batch])
         assert count == 2 and total["1.weight"].tolist() == [[2.5], [2.5]] and total["1.bias"].tolist() == [0.5, 0.5]
 
+    def test_blocks_of_64_are_added_up_in_float64(self):
+        """Squares of 0, 63 · 1, and, in the next block, 2²⁴: their sum is odd and has 25 bits, one more than float32.
+
+        The model of zeros has the gradient x / 2, so that x is 0, 2 and 2¹³.
+        """
+        model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
+        nn.init.zeros_(model[1].weight), nn.init.zeros_(model[1].bias)
+        images = torch.tensor([0.0, *[2.0] * 63, 2.0**13]).view(65, 1, 1, 1)
+        total, count = squared_gradients(model, [(images, torch.zeros(65, dtype=torch.long))])
+        assert count == 65 and total["1.weight"].tolist() == [[2**24 + 63], [2**24 + 63]]
+        assert total["1.bias"].tolist() == [65 / 4, 65 / 4]
+
     def test_parity_with_a_loop_over_samples(self):
         model = original().train()
         model[0].bias.requires_grad_(False)

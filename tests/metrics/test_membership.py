@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import ks_2samp
+from scipy.stats import entropy, ks_2samp
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from mlflow_unlearn.metrics import membership
-from mlflow_unlearn.metrics.divergence import entropy
 from mlflow_unlearn.metrics.membership import (
     class_matched_weights,
     entropy_ks,
@@ -78,6 +77,14 @@ class TestClassMatchedWeights:
         forget_weights, test_weights = class_matched_weights([0, 0, 2, 0, 1], [3, 1, 1, 0], 4)
         assert forget_weights.tolist() == [1, 1, 0, 1, 1]
         assert test_weights.tolist() == [0, 0.5, 0.5, 3]
+
+    @np.errstate(all="raise")
+    def test_one_sample_and_none_with_a_counterpart(self):
+        """The only one of class 0 has all the weight, D_t likewise; of class 1 alone nothing has any."""
+        forget_weights, test_weights = class_matched_weights([1, 0], [0, 2, 2], 3)
+        assert forget_weights.tolist() == [0, 1] and test_weights.tolist() == [3, 0, 0]
+        forget_weights, test_weights = class_matched_weights([1, 1], [0, 2, 2], 3)
+        assert forget_weights.tolist() == [0, 0] and test_weights.tolist() == [0, 0, 0]
 
     @pytest.mark.parametrize("bad", [[], [0.0], [2], [-1], [[0]]])
     def test_misuse(self, bad):
@@ -250,14 +257,34 @@ class TestTwoSidedAuc:
         assert result.high == 1.0
         assert result.low < 0.4
 
-    def test_misuse(self):
-        zeros = [0] * 12
-        with pytest.raises(ValueError, match="^entropy_forget: values must be finite"):
-            two_sided_auc([np.nan] * 12, [0.0] * 12, zeros, zeros, 1, seed=0)
-        with pytest.raises(ValueError, match="^labels_test: expected 12 values"):
-            two_sided_auc([0.0] * 12, [0.0] * 12, zeros, [0], 1, seed=0)
-        with pytest.raises(ValueError, match="^resamples:"):
-            two_sided_auc([0.0] * 12, [0.0] * 12, zeros, zeros, 1, seed=0, resamples=0)
+    def test_a_thousand_resamples_unless_told_otherwise(self):
+        sides = draw_sides((50, 60, 3, 1))
+        assert two_sided_auc(*sides, seed=1) == two_sided_auc(*sides, seed=1, resamples=1000)
+        assert two_sided_auc(*sides, seed=1) != two_sided_auc(*sides, seed=1, resamples=1001)
+
+    @np.errstate(all="raise")
+    def test_resamples_without_a_class_divide_nothing_by_nothing(self):
+        assert two_sided_auc(np.zeros(20), np.ones(50), [0] * 20, [0] + [1] * 49, 2, seed=0).high == 1.0
+
+    @pytest.mark.parametrize(
+        ("argument", "value", "told"),
+        [
+            ("entropy_forget", [np.nan, *[0.0] * 11], "values must be finite."),
+            ("entropy_test", [[0.0]], "expected a non-empty array of shape [N], got shape [1, 1]."),
+            ("labels_forget", [0] * 11, "expected 12 values, got 11."),
+            ("labels_forget", [1, *[0] * 11], "values must be in [0, 1), got 0 to 1."),
+            ("labels_test", [0] * 13, "expected 12 values, got 13."),
+            ("labels_test", [-1, *[0] * 11], "values must be in [0, 1), got -1 to 0."),
+            ("resamples", 0, "expected at least 1, got 0."),
+        ],
+    )
+    def test_misuse(self, argument, value, told):
+        good = {"entropy_forget": [0.0] * 12, "entropy_test": [0.0] * 12, "labels_forget": [0] * 12}
+        good |= {"labels_test": [0] * 12, "num_classes": 1, "seed": 0, "resamples": 1}
+        assert two_sided_auc(**good) == (0.5, 0.5, 0.5)
+        with pytest.raises(ValueError) as error:
+            two_sided_auc(**good | {argument: value})
+        assert str(error.value) == f"{argument}: {told}"
 
 
 class TestReadAuc:
@@ -274,6 +301,8 @@ class TestReadAuc:
             (0.5, 0.75, "undecided"),
             (0.25, 0.5, "undecided"),
             (0.46, 0.54, "indistinguishable"),
+            (0.5, 0.5, "indistinguishable"),
+            (0.0, 1.0, "undecided"),
         ],
     )
     def test_precedence_and_borders(self, low, high, reading):
@@ -282,8 +311,9 @@ class TestReadAuc:
 
     @pytest.mark.parametrize(("low", "high"), [(0.6, 0.5), (-0.1, 0.5), (0.5, 1.1), (np.nan, 0.6)])
     def test_misuse(self, low, high):
-        with pytest.raises(ValueError, match="low"):
+        with pytest.raises(ValueError) as error:
             read_auc(low, high)
+        assert str(error.value) == f"expected 0 <= low <= high <= 1, got {low} and {high}."
 
 
 class TestEntropyKs:
@@ -319,17 +349,29 @@ class TestEntropyKs:
         zeros = [0] * 40
         assert two_sided_auc([-1, 1] * 20, [-3, 3] * 20, zeros, zeros, 1, seed=0).auc == 0.5
 
-    @pytest.mark.parametrize("weights", [[1.0], [0.0, 0.0], [2.0, -1.0], [np.nan, 1.0], []])
-    def test_misuse(self, weights):
-        with pytest.raises(ValueError, match="^weights_forget:"):
-            entropy_ks([0.1, 0.2], [0.1, 0.2], weights, [1.0, 1.0])
-        with pytest.raises(ValueError, match="^weights_test:"):
-            entropy_ks([0.1, 0.2], [0.1, 0.2], [1.0, 1.0], weights)
+    @pytest.mark.parametrize("side", ["forget", "test"])
+    @pytest.mark.parametrize(
+        ("what", "value", "told"),
+        [
+            ("entropy", [0.1, np.nan], "values must be finite."),
+            ("weights", [np.nan, 1.0], "values must be finite."),
+            ("weights", [1.0], "expected 2 weights, none negative, not all 0."),
+            ("weights", [0.0, 0.0], "expected 2 weights, none negative, not all 0."),
+            ("weights", [2.0, -1.0], "expected 2 weights, none negative, not all 0."),
+            ("weights", [], "expected a non-empty array of shape [N], got shape [0]."),
+        ],
+    )
+    def test_misuse(self, side, what, value, told):
+        good = {f"{name}_{of}": [1.0, 1.0] for name in ("entropy", "weights") for of in ("forget", "test")}
+        assert entropy_ks(**good) == 0.0
+        with pytest.raises(ValueError) as error:
+            entropy_ks(**good | {f"{what}_{side}": value})
+        assert str(error.value) == f"{what}_{side}: {told}"
 
 
 def two_class_entropies(margins, temperature=1.0):
     shares = 1 / (1 + np.exp(-margins / temperature))
-    return entropy(np.stack([shares, 1 - shares], axis=1))
+    return entropy(np.stack([shares, 1 - shares], axis=1), axis=1)
 
 
 class TestMembershipAttack:
@@ -432,6 +474,8 @@ class TestMembershipAttack:
         by_seed = [membership_attack(retain, forget, test, **arguments, seed=seed) for seed in range(5)]
         assert by_seed == [membership_attack(retain, forget, test, **arguments, seed=seed) for seed in range(5)]
         assert len({result.mia_test for result in by_seed}) > 1
+        assert by_seed[0].mia_test != by_seed[1].mia_test
+        assert membership_attack(retain, forget, test, **arguments) == by_seed[0]
         assert len({result.mia for result in by_seed}) == 1
 
     def test_wholly_forgotten_class(self):
@@ -471,13 +515,23 @@ class TestMembershipAttack:
         alone = membership_attack(retain, forget, [0.9], labels_forget=[0] * 20, labels_test=[0], num_classes=1)
         assert (alone.mia, alone.mia_test, alone.mia_excess) == (1.0, None, None)
 
-    def test_misuse(self):
-        good = {"labels_forget": [0], "labels_test": [0, 0], "num_classes": 1}
-        with pytest.raises(ValueError, match="^entropy_retain: values must be finite"):
-            membership_attack([np.inf], [0.1], [0.1, 0.2], **good)
-        with pytest.raises(ValueError, match="^entropy_forget: expected a non-empty"):
-            membership_attack([0.1], [], [0.1, 0.2], **good)
-        with pytest.raises(ValueError, match="^labels_forget: expected 1 values"):
-            membership_attack([0.1], [0.1], [0.1, 0.2], **{**good, "labels_forget": [0, 0]})
-        with pytest.raises(ValueError, match="^nonmembers:"):
-            membership_attack([0.1], [0.1], [0.1, 0.2], **good, nonmembers=[0, 1])
+    @pytest.mark.parametrize(
+        ("argument", "value", "told"),
+        [
+            ("entropy_retain", [np.inf], "values must be finite."),
+            ("entropy_forget", [], "expected a non-empty array of shape [N], got shape [0]."),
+            ("entropy_test", [0.1, np.nan], "values must be finite."),
+            ("labels_forget", [0, 0], "expected 1 values, got 2."),
+            ("labels_forget", [1], "values must be in [0, 1), got 1 to 1."),
+            ("labels_test", [0], "expected 2 values, got 1."),
+            ("labels_test", [0, 1], "values must be in [0, 1), got 0 to 1."),
+            ("nonmembers", [0, 1], "expected a bool array of shape [2], got int64 [2]."),
+        ],
+    )
+    def test_misuse(self, argument, value, told):
+        good = {"entropy_retain": [0.1], "entropy_forget": [0.1], "entropy_test": [0.1, 0.2], "labels_forget": [0]}
+        good |= {"labels_test": [0, 0], "num_classes": 1, "nonmembers": [True, True]}
+        assert membership_attack(**good) is not None
+        with pytest.raises(ValueError) as error:
+            membership_attack(**good | {argument: value})
+        assert str(error.value) == f"{argument}: {told}"

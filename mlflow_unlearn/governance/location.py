@@ -1,0 +1,119 @@
+"""Where files lie: two spellings of one folder must not be taken for two folders."""
+
+import os
+import posixpath
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import unquote, urlsplit
+
+import mlflow
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import get_uri_scheme
+
+FILE = "file"
+"""The store of this machine's own folders."""
+_PROXY = "/mlflow-artifacts/artifacts/"
+"""Behind it, in the path of a tracking server's URL, are artifacts that it hands on."""
+_BUCKETS = ("s3://", "gs://")
+"""Each name is one bucket, and no other store shows what is stored in it under its own name."""
+_TAIL = 3
+"""As many last names tell a model's folder from all others: ``<experiment>/models/<id>/artifacts``."""
+
+Relation = Literal["same", "inside", "around", "apart", "unclear"]
+
+
+@dataclass(frozen=True)
+class Location:
+    """A folder, spelled in one way.
+
+    Attributes:
+        uri: as the store spells it.
+        store: what its path is a path of.
+        parts: the names on the way to it.
+        nodes: of a folder on this machine, itself and then those around it: device and number, which are the same
+            through every mount and in every spelling; None for one that is not there.
+        doubt: why it can be compared with no other; empty if it can.
+    """
+
+    uri: str
+    store: str = ""
+    parts: tuple[str, ...] = ()
+    nodes: tuple[tuple[int, int] | None, ...] = (None,)
+    doubt: str = ""
+
+    def contains(self, other: "Location") -> bool:
+        """Whether the other one of the same store is this one or is inside it."""
+        named = other.parts[: len(self.parts)] == self.parts
+        return named or (self.nodes[0] is not None and self.nodes[0] in other.nodes)
+
+
+def locate(uri: str) -> Location:
+    """The folder behind the URI of an artifact store; one whose URI cannot be read is in doubt."""
+    try:
+        scheme = get_uri_scheme(uri).lower()
+        return _local(uri) if scheme in ("", "file") else _remote(uri, scheme)
+    except (OSError, ValueError) as error:  # no permission to follow it, links in a circle, a port that is not a number
+        return Location(uri, doubt=f"{uri!r} cannot be followed ({error})")
+
+
+def relation(one: Location, other: Location) -> Relation:
+    """Where the first folder is, seen from the second one.
+
+    Two stores may show the same files, such as a bucket and the server that hands on what is in it. Then both paths
+    end alike, so that it cannot be decided.
+    """
+    if one.doubt or other.doubt:
+        return "unclear"
+    if one.store != other.store:
+        if one.store.startswith(_BUCKETS) and other.store.startswith(_BUCKETS):
+            return "apart"
+        alike = _occurs(one.parts[-_TAIL:], other.parts) or _occurs(other.parts[-_TAIL:], one.parts)
+        return "unclear" if alike else "apart"
+    inside, around = other.contains(one), one.contains(other)
+    if inside and around:
+        return "same"
+    return "inside" if inside else "around" if around else "apart"
+
+
+def _local(uri: str) -> Location:
+    path = local_file_uri_to_path(uri)
+    if not os.path.isabs(path):
+        return Location(uri, doubt=f"{uri!r} is relative to wherever a command is started")
+    try:
+        real = os.path.realpath(path, strict=True)
+    except (FileNotFoundError, NotADirectoryError):  # deleted, or another machine's
+        real = os.path.realpath(path)
+    parts = _names(real)
+    around = ["/" + "/".join(parts[:length]) for length in range(len(parts), -1, -1)]
+    return Location(uri, FILE, parts, tuple(_node(folder) for folder in around))
+
+
+def _node(folder: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if found.st_ino else None
+
+
+def _remote(uri: str, scheme: str) -> Location:
+    split = urlsplit(uri)
+    # In Azure's URIs what stands before the @ is the container; elsewhere it is who logs in.
+    host = (split.netloc if scheme.startswith(("wasb", "abfs")) else split.netloc.rpartition("@")[2]).lower()
+    path = split.path
+    if scheme == "mlflow-artifacts":
+        host = host or urlsplit(mlflow.get_tracking_uri()).netloc.rpartition("@")[2].lower()
+    elif scheme in ("http", "https") and _PROXY in path:
+        scheme, path = "mlflow-artifacts", path.partition(_PROXY)[2]
+    while (plain := unquote(path)) != path:
+        path = plain
+    return Location(uri, f"{scheme}://{host}", _names(posixpath.normpath("/" + path)))
+
+
+def _names(path: str) -> tuple[str, ...]:
+    return tuple(name for name in path.split("/") if name)
+
+
+def _occurs(names: tuple[str, ...], path: tuple[str, ...]) -> bool:
+    """Whether the names stand one behind the other in a path."""
+    return any(path[start : start + len(names)] == names for start in range(len(path) - len(names) + 1))

@@ -1,0 +1,71 @@
+"""Whether two URIs name one folder."""
+
+import mlflow
+import pytest
+
+from mlflow_unlearn.governance.location import locate, relation
+
+MODEL = "1/models/m-0123/artifacts"
+
+
+@pytest.fixture(autouse=True)
+def server(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example.com/prefix")
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "how"),
+    [
+        (f"s3://bucket/{MODEL}", f"s3://bucket//{MODEL}/", "same"),
+        (f"s3://bucket/{MODEL}", f"S3://bucket/x/../{MODEL}", "same"),
+        ("s3://bucket/a b", "s3://bucket/a%2520b", "same"),
+        ("s3://bucket/a", "s3://bucket/ab", "apart"),
+        ("s3://bucket/a/b", "s3://bucket/a", "inside"),
+        ("s3://bucket", "s3://bucket/a", "around"),
+        (f"s3://bucket/{MODEL}", f"s3://other/{MODEL}", "apart"),
+        (f"s3://bucket/{MODEL}", f"gs://bucket/{MODEL}", "apart"),
+        ("wasbs://one@x.blob.core.windows.net/a", "wasbs://two@x.blob.core.windows.net/b", "apart"),
+        ("sftp://me:secret@host/a", "sftp://host/a", "same"),
+        (f"mlflow-artifacts:/{MODEL}", f"mlflow-artifacts://mlflow.example.com/{MODEL}", "same"),
+        (
+            f"mlflow-artifacts:/{MODEL}",
+            f"https://MLflow.example.com/prefix/api/2.0/mlflow-artifacts/artifacts/{MODEL}",
+            "same",
+        ),
+        (f"mlflow-artifacts:/{MODEL}", f"mlflow-artifacts://10.0.0.1:5000/{MODEL}", "unclear"),
+        (f"mlflow-artifacts:/{MODEL}", f"s3://bucket/root/{MODEL}", "unclear"),
+        (f"mlflow-artifacts:/{MODEL}", f"s3://bucket/root/{MODEL}/data", "unclear"),
+        (f"mlflow-artifacts:/{MODEL}", f"/srv/root/{MODEL}", "unclear"),
+        (f"mlflow-artifacts:/{MODEL}", "s3://bucket/root/2/models/m-4567/artifacts", "apart"),
+        ("s3://bucket", f"/srv/root/{MODEL}", "unclear"),
+        ("s3://bucket:port", "s3://bucket/a", "apart"),
+        ("http://[::1/a", "s3://bucket/a", "unclear"),
+        ("/srv/a", "file:///srv/a", "same"),
+        ("/", "/srv/a", "around"),
+        ("a", "/srv/a", "unclear"),
+        ("FILE:///srv/a", "/srv/a", "unclear"),
+    ],
+)
+def test_relation(one, other, how):
+    opposite = {"inside": "around", "around": "inside"}
+    assert relation(locate(one), locate(other)) == how
+    assert relation(locate(other), locate(one)) == opposite.get(how, how)
+
+
+def test_links_are_followed(tmp_path):
+    (tmp_path / "real" / "model").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert relation(locate(f"{tmp_path}/link/model"), locate((tmp_path / "real").as_uri())) == "inside"
+    # Of what has been deleted as well.
+    assert relation(locate(f"{tmp_path}/link/gone"), locate(f"{tmp_path}/real/gone/")) == "same"
+    # ``..`` behind a link leads out of the folder that it names.
+    (tmp_path / "deep").symlink_to(tmp_path / "real" / "model")
+    assert relation(locate(f"{tmp_path}/deep/../x"), locate(f"{tmp_path}/real/x")) == "same"
+
+
+def test_what_cannot_be_followed(tmp_path):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for uri in (f"{tmp_path}/circle/model", f"file://{tmp_path}/%00", "", "file:"):
+        found = locate(uri)
+        assert found.doubt and relation(found, found) == "unclear"
