@@ -219,7 +219,7 @@ class TestOptions:
         [
             (
                 {"alfa": 1},
-                "unknown hyperparameter 'alfa' of lotus: did you mean 'alpha'. known are "
+                "unknown hyperparameter 'alfa' of lotus: did you mean 'alpha'. valid values: "
                 r"accuracy \(eval \| training\), alpha \(> 0, ≤ 64 \| auto\), batch_size \(≥ 2, ≤ 65536\), "
                 r".*keep \(last \| closest\), .*weight_decay",
             ),

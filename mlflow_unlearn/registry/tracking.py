@@ -18,9 +18,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow_unlearn.config import Command
 from mlflow_unlearn.console import STARTED
 from mlflow_unlearn.distributed.launch import RUN_FILE_VARIABLE
-from mlflow_unlearn.errors import UnlearnError, first_line
+from mlflow_unlearn.errors import UnlearnError, first_line, hidden_password, without_passwords
 from mlflow_unlearn.registry.system import system_facts
-from mlflow_unlearn.registry.uris import absolute_uri, hidden_password, hidden_spec
+from mlflow_unlearn.registry.uris import absolute_uri, hidden_spec
 
 ERROR_TAG = "unlearn.error"
 
@@ -45,6 +45,9 @@ def connect() -> MlflowClient:
     uri = absolute_uri(mlflow.get_tracking_uri())
     os.environ["MLFLOW_TRACKING_URI"] = uri
     mlflow.set_tracking_uri(uri)
+    if hidden_password(uri) != uri:
+        # MLflow's "View run … at" at the end of each run would show it.
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     try:
         store = MlflowClient()
     except Exception as error:  # MLflow's, SQLAlchemy's, or a driver's that is not installed
@@ -224,7 +227,7 @@ def fail_lost_run(run_id: str) -> None:
 
 def tag_error(run_id: str, sentence: str) -> None:
     """Leave the sentence of an error on its run."""
-    MlflowClient().set_tag(run_id, ERROR_TAG, sentence[:_TAG_LIMIT])
+    MlflowClient().set_tag(run_id, ERROR_TAG, without_passwords(sentence)[:_TAG_LIMIT])
 
 
 @contextmanager

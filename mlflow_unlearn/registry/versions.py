@@ -22,7 +22,7 @@ from mlflow.utils.validation import _validate_model_name
 from pydantic import BaseModel, ConfigDict, ValidationError, computed_field, model_validator
 
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.errors import UnlearnError, first_line
+from mlflow_unlearn.errors import UnlearnError, first_line, hidden_password
 from mlflow_unlearn.evidence.provenance import Provenance
 
 Format = Literal["pt2", "pickle"]
@@ -163,8 +163,9 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
         near = get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         there = ", ".join(sorted(names)[:10]) or "none"
+        store = hidden_password(mlflow.get_tracking_uri())
         raise UnlearnError(
-            f"there is no registered model {name!r} in {mlflow.get_tracking_uri()}: {hint}registered are: {there}"
+            f"there is no registered model {name!r} in {store}: {hint}registered are: {there}"
         ) from error
     if alias is not None:
         if alias not in registered.aliases:

@@ -123,9 +123,9 @@ def test_reviewed_again(earlier, cli):
 def test_promoted_by_the_review_of_then(earlier, cli):
     """The verdict that is stored is what its policy says of the evidence still."""
     for approver, sentence in (("dave", "may not approve"), ("pseudonym-7", "may not approve")):
-        refused = cli("promote", "--model-uri", "models:/clf/3", "--approver", approver)
+        refused = cli("promote", "--model-uri", "models:/clf/3", "--approver", approver, "--key", "public.pem")
         assert refused.code == 3 and sentence in refused.err
-    done = cli("promote", "--model-uri", "models:/clf/3", "--approver", "carol")
+    done = cli("promote", "--model-uri", "models:/clf/3", "--approver", "carol", "--key", "public.pem")
     assert done.code == 0, done.err
     assert "clf@champion is version 3 now (it was version 2), approved by carol" in done.out
     promotion = json.loads(earlier.tags_of("clf/3")["unlearn.promotion.champion"])

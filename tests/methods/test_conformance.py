@@ -135,7 +135,7 @@ def test_an_unknown_hyperparameter_is_told_the_known_ones(name, call):
     params = BUILTIN[name].Params
     with pytest.raises(UnlearnError) as caught:
         call(name, lerning_rate=1)
-    message, _, known = str(caught.value).partition("known are ")
+    message, _, known = str(caught.value).partition("valid values: ")
     assert message.startswith(f"unknown hyperparameter 'lerning_rate' of {name}: ")
     assert known == params.known() and all(key in known for key in params.model_fields)
 

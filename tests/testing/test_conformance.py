@@ -460,12 +460,18 @@ class TestCheckMethod:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"models": ["resnet"]}, "unknown model 'resnet' of the conformance suite: known are cnn, vit, resnet18"),
+            (
+                {"models": ["resnet"]},
+                "unknown model 'resnet' of the conformance suite: valid values: cnn, vit, res",
+            ),
             (
                 {"properties": ["movez"]},
-                "unknown property 'movez' of the conformance suite: known are moves, input_unt",
+                "unknown property 'movez' of the conformance suite: valid values: moves, input_unt",
             ),
-            ({"promises": {"moves": {}}}, "unknown promise 'moves' .*: known are forget_loss_rises, masked, batch_inv"),
+            (
+                {"promises": {"moves": {}}},
+                "unknown promise 'moves' .*: valid values: forget_loss_rises, masked, b",
+            ),
             ({"params": {"learning_rate": 1}}, "unknown hyperparameter 'learning_rate' of finetune"),
         ],
     )
