@@ -241,9 +241,50 @@ def test_contributing_shows_the_example_as_it_is():
         assert f"```toml\n{entry.group()}```\n" in page
 
 
-@pytest.mark.parametrize(
-    "page", [*PAGES.glob("*.md"), ROOT / "CONTRIBUTING.md", ROOT / "plugins/example_method/README.md"]
-)
-def test_links_between_files_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-        assert (page.parent / target).exists(), target
+DOCUMENTS = [
+    path.relative_to(ROOT)
+    for pattern in ("*.md", "docs/**/*.md", "plugins/*/*.md", "benchmarks/*.md")
+    for path in sorted(ROOT.glob(pattern))
+]
+
+
+def without_code(page):
+    """The prose of a page: a fenced block may hold what looks like a link or a heading."""
+    return re.sub(r"^```.*?^```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page):
+    """Of the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", without_code(page), re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=str)
+def test_links_lead_somewhere(page):
+    text = without_code(page)
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", text):
+        file = page.parent / target if target else page
+        assert (ROOT / file).exists(), target
+        assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
+
+
+CODE = [
+    path.relative_to(ROOT).as_posix()
+    for top in ("mlflow_unlearn", "plugins", "benchmarks", "docs", "tests")
+    for path in (ROOT / top).rglob("*.py")
+]
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=str)
+def test_modules_that_documents_name_are_there(page):
+    """By their paths from the root, or the ends of them, such as ``metrics/catalog.py``."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name in re.findall(r"(?<![\w/.>])(?:\w+/)*\w+\.py\b", text):
+        assert any(f"/{path}".endswith(f"/{name}") for path in CODE), name
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=str)
+def test_names_that_documents_import_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for module, name in re.findall(r"from (mlflow_unlearn[\w.]*) import (\w+)", text):
+        assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
