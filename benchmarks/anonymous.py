@@ -15,7 +15,7 @@ def process_bytes(pid: int | str = "self") -> int:
 
 
 def shared_out(pid: int | str) -> int:
-    """Pss_Anon: as RssAnon, but of a page that n processes share the n-th part."""
+    """Pss_Anon: as RssAnon, but a page that n processes share counts as 1/n."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:

@@ -1,7 +1,7 @@
 """Does bfloat16 stay within the spread over seeds? LoTUS in fp32 and in bf16 on scikit-learn's digits.
 
 ResNet18, 30 % of the scans trained on, 10 % of them forgotten, three seeds, originals and gold models in fp32;
-unlearned and measured in either precision.
+unlearned and measured in each precision.
 
     python benchmarks/bf16.py
 """

@@ -1,7 +1,7 @@
-"""What a method costs beside the bare passes that it needs: the same batches and steps, written as plain PyTorch.
+"""What a method costs compared with the bare passes that it needs: the same batches and steps in plain PyTorch.
 
-One thread or more, as torch finds them; each method and its bare passes alternate, and the ratio is that of the medians
-of three. ResNet18 with the ordinary stem on 28 × 28 images of noise: content does not change the time.
+With torch's default number of threads; each method and its bare passes alternate, and the ratio is that of the medians
+of three. ResNet18 with the ordinary stem on 28 × 28 images of noise: the content does not affect the time.
 
     python benchmarks/cost.py [--samples 2000]
 """
@@ -39,7 +39,7 @@ def passes(model, images, labels, count: int, batch: int, rule=torch.optim.SGD, 
 
 
 def paired_passes(model, forget, retain, count: int, batch: int) -> None:
-    """Each step a batch of both sets; the smaller one cycles."""
+    """Each step takes a batch of both sets; the smaller set cycles."""
     model = copy.deepcopy(model).train()
     optimizer = torch.optim.SGD(model.parameters(), 1e-4, 0.9, weight_decay=5e-4)
     for _ in range(count):
@@ -52,7 +52,7 @@ def paired_passes(model, forget, retain, count: int, batch: int) -> None:
             optimizer.step()
 
 
-def reading(model: nn.Module, images: torch.Tensor) -> None:
+def forward_pass(model: nn.Module, images: torch.Tensor) -> None:
     """One forward pass, as for a teacher or an accuracy."""
     model = copy.deepcopy(model).eval()
     with torch.inference_mode():
@@ -102,7 +102,7 @@ def main() -> None:
     some = tuple(t[: round(0.3 * len(t))] for t in r)
     mixed = tuple(torch.cat(pair) for pair in zip(f, some, strict=True))
     model = fresh_model(0).eval()
-    # LoTUS is to find the forget set known and the validation set not, or its rule would stop it before the first pass.
+    # The model must fit the forget set and not the validation set, or LoTUS's rule would stop it before the first pass.
     with torch.inference_mode():
         f[1].copy_(model(f[0]).argmax(dim=1))
         v = sets.val.tensors
@@ -110,15 +110,15 @@ def main() -> None:
     common = {"epochs": EPOCHS, "batch_size": BATCH}
 
     def lotus_bare():
-        reading(model, sets.val.tensors[0])
-        reading(model, mixed[0])
+        forward_pass(model, sets.val.tensors[0])
+        forward_pass(model, mixed[0])
         for _ in range(EPOCHS):
-            reading(model, f[0])
+            forward_pass(model, f[0])
             passes(model, *mixed, 1, BATCH, torch.optim.AdamW)
-        reading(model, f[0])
+        forward_pass(model, f[0])
 
     def scrub_bare():
-        reading(model, both[0])
+        forward_pass(model, both[0])
         passes(model, *f, EPOCHS, BATCH)
         passes(model, *r, EPOCHS, BATCH)
 
@@ -127,7 +127,7 @@ def main() -> None:
         passes(model, *both, EPOCHS, BATCH, train=False)
 
     def bad_teacher_bare():
-        reading(model, mixed[0])
+        forward_pass(model, mixed[0])
         passes(model, *mixed, EPOCHS, BATCH, torch.optim.Adam)
 
     noise_size, steps, copies = 32, 4, 2
@@ -135,7 +135,7 @@ def main() -> None:
     fifth = tuple(t[: round(0.2 * len(t))] for t in r)
 
     def unsir_bare():
-        # Gradients of the images alone.
+        # Gradients with respect to the images only.
         frozen = copy.deepcopy(model).requires_grad_(False)
         for images, labels in zip(noise[0].split(noise_size), noise[1].split(noise_size), strict=True):
             learned = images.clone().requires_grad_()

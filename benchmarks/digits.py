@@ -1,12 +1,12 @@
 """Forgetting classes, groups and random samples of scikit-learn's digits with ResNet18, three seeds each.
 
 1. A whole class (3, 8 and 5): LoTUS with the masked teacher and as published, alpha 2, lr 1e-4, 20 epochs, against gold
-   and the floor between two golds. The masked one must end at acc_forget <= 0.05 with acc_retain within 0.02 of the
-   original's.
-2. The null of the two-sided attack: 0.5 must lie within gold's 95 % interval of mia_auc in at least 8 of 9 cases:
+   and the floor, the distance between two golds. The masked one must end at acc_forget <= 0.05 with acc_retain within
+   0.02 of the original's.
+2. The null of the two-sided attack: 0.5 must be within gold's 95 % interval of mia_auc in at least 8 of 9 cases:
    random, group and class forget sets, three seeds. A group is every tenth row of ten scans, spread over the data as a
-   customer's uploads may be. Beside it, and not counted, a group that is unlike the test set: neighbouring scans,
-   written by few hands. There 0.5 is no null, and only gold's own value is a reference.
+   customer's uploads may be. In addition, and not counted, a group that is unlike the test set: neighbouring scans,
+   written by few hands. There 0.5 is not the null, and only gold's own value is a reference.
 
     python benchmarks/digits.py
 """

@@ -1,8 +1,8 @@
 """LoTUS against retraining on Fashion-MNIST: original, gold, a second gold (the floor) and LoTUS, side by side.
 
-First 1,000 images a class of the training file, of which the first 10 % of each class are forgotten; the first 2,000
-images of the test file are the validation set, the next 2,000 the test set. ResNet18 with one input channel and the
-ordinary stem, SGD (Nesterov momentum 0.9, weight decay 5e-4, one-cycle to 0.05), 15 epochs, batch 128, fp32, no
+The first 1,000 images per class of the training file, of which the first 10 % of each class are forgotten; the first
+2,000 images of the test file are the validation set, the next 2,000 the test set. ResNet18 with one input channel and
+the ordinary stem, SGD (Nesterov momentum 0.9, weight decay 5e-4, one-cycle to 0.05), 15 epochs, batch 128, fp32, no
 augmentation; LoTUS with lr 1e-4, batch 128, 10 epochs.
 
     python benchmarks/fashion_mnist.py                      # Debian: apt-get install dataset-fashion-mnist
@@ -53,7 +53,7 @@ COLUMNS = [
     "avg_gap",
     "avg_gap_excess",
 ]
-# An earlier, independent measurement of the same setting (means over three seeds, another processor).
+# An earlier, independent measurement of the same setting (means over three seeds, on a different processor).
 REFERENCE = {
     "original": [0.998, 0.997, 0.874, 0.888, 0.756, 0.132, 0.556, 0.138, 0.0374, 0.052, 0.0494, 0.0505],
     "gold": [0.904, 1.000, 0.870, 0.793, 0.760, 0.033, 0.515, 0.044, 0.0075, 0, 0, 0],
@@ -171,7 +171,7 @@ REFERENCE_SPREAD = {
 
 
 def report(rows: list[dict[str, Metrics]]) -> bool:
-    """Print the table; whether every figure agrees with the reference within twice the spread over seeds.
+    """Print the table; return whether every figure agrees with the reference within twice the spread over seeds.
 
     The spread is the larger of the two standard deviations, ours and the reference's.
     """
@@ -187,7 +187,7 @@ def report(rows: list[dict[str, Metrics]]) -> bool:
         print(f"{'':<{width}} reference  " + " ".join(f"{r:8.4f}       " for r in reference))
         theirs = np.array([REFERENCE_SPREAD[name].get(column, 0.0) for column in COLUMNS])
         spread = np.maximum(spread[:-1], theirs)
-        # Half a unit of the reference's last printed digit is no disagreement.
+        # Half a unit of the reference's last printed digit does not count as a disagreement.
         off = np.abs(mean[:-1] - reference) > 2 * spread + 0.0005
         for column, m, r, s, bad in zip(COLUMNS, mean[:-1], reference, spread, off, strict=True):
             if bad:

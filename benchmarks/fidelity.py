@@ -1,7 +1,7 @@
-"""Do trials on a share of the retain set rank as trials on all of it? LoTUS on scikit-learn's digits.
+"""Do trials on a fraction of the retain set rank as trials on all of it? LoTUS on scikit-learn's digits.
 
-ResNet18, 30 % of the scans trained on, 10 % of them forgotten; random settings from the declared space, each learned
-from all of the retain set and from shares of it, judged as `tune` judges: by its default objective and by rf_jsd alone,
+ResNet18, 30 % of the scans trained on, 10 % of them forgotten; random settings from the declared space, each run
+on all of the retain set and on fractions of it, evaluated as in `tune`: by its default objective and by rf_jsd alone,
 both on the validation set, and by the constraints.
 
     python benchmarks/fidelity.py [--settings 16] [--seeds 2]
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def show(rows: list[dict[str, Any]], objective: str, seeds: int) -> None:
-    """One table: how a share's values rank beside those of all the retain set."""
+    """Print one table: how the values of a fraction rank compared with those of the whole retain set."""
     columns = f"{'Spearman by seed':>20} {'same verdict':>14} {'its best is in full':>24}"
     print(f"{objective}\n{'share':>6} {'seconds':>8} {columns}")
     for share in SHARES:
@@ -89,8 +89,8 @@ def show(rows: list[dict[str, Any]], objective: str, seeds: int) -> None:
             by_value = sorted((r for r in full if r["feasible"]), key=lambda r: r[objective])
             chosen.append(f"{by_value.index(again) + 1} of {len(by_value)}" if again["feasible"] else "infeasible")
             seconds.append(np.mean([r["seconds"] for r in part]) / np.mean([r["seconds"] for r in full]))
-        told = ", ".join(f"{rank:.2f}" for rank in ranks)
-        print(f"{share:6.2f} {np.mean(seconds):8.2f} {told:>20} {np.mean(same):14.2f} {', '.join(chosen):>24}")
+        shown = ", ".join(f"{rank:.2f}" for rank in ranks)
+        print(f"{share:6.2f} {np.mean(seconds):8.2f} {shown:>20} {np.mean(same):14.2f} {', '.join(chosen):>24}")
 
 
 if __name__ == "__main__":

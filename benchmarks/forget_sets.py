@@ -1,8 +1,8 @@
-"""All methods over forget sets beyond the paper's: shares of 1 to 50 %, and one, three and a group of classes.
+"""All methods over forget sets beyond the paper's: fractions of 1 to 50 %, and one, three and a group of classes.
 
 Digits (20 % of scikit-learn's scans as training set, ResNet18 with the small stem, three seeds) and Fashion-MNIST (200
-images a class, ResNet18 with the ordinary stem, one seed). Every figure lands in a JSON file of the data set as soon as
-it is measured; what is there is not measured again, so the script can be stopped and started.
+images per class, ResNet18 with the ordinary stem, one seed). Every figure is written to the data set's JSON file as
+soon as it is measured; what is there is not measured again, so the script can be interrupted and resumed.
 
     python benchmarks/forget_sets.py digits            # or fashion; --only lotus,scrub measures some methods
     python benchmarks/forget_sets.py tables            # the tables of docs/benchmarks.md from the JSON files
@@ -39,9 +39,9 @@ from mlflow_unlearn.rng import isolated_rng
 
 SHARES = (0.01, 0.05, 0.10, 0.25, 0.50)
 RUNS: dict[str, tuple[str, dict]] = {name: (name, {}) for name in BUILTIN if name != "retrain"} | {
-    # Sized for a small training set: the default is 20 × 256 noise images a class.
+    # Sized for a small training set: the default is 20 × 256 noise images per class.
     "unsir": ("unsir", {"batch_size": 16}),
-    # At shares of 10 % and more the published alpha of 10 cannot select a weight.
+    # At fractions of 10 % and more the published alpha of 10 cannot select a weight.
     "ssd": ("ssd", {"alpha": 1.0}),
     "lotus alpha=auto": ("lotus", {"alpha": "auto"}),
     "lotus alpha=4": ("lotus", {"alpha": 4.0}),
@@ -90,7 +90,7 @@ def forget_sets(task) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def trained(task, dataset, seed: int, path: Path) -> nn.Module:
-    """A model trained on ``dataset``, or the one whose weights lie at ``path``."""
+    """A model trained on ``dataset``, or the one whose weights are stored at ``path``."""
     with isolated_rng(seed):
         model = task.fresh()
     if path.exists():

@@ -1,14 +1,14 @@
 """Files on disk at 224 pixels: 50,000 JPEGs of 1,000 classes, of which 500 are forgotten.
 
-Measures, each in a process of its own:
+Measures, each in a separate process:
 
 - seconds from the start of the process to the first training step, with a cold and with a warm index of the files;
-- the share of the training loop that waits for data;
-- how often each image is read while models are evaluated, once they are kept and where nothing may be kept;
+- the fraction of the training loop spent waiting for data;
+- how often each image is read while models are evaluated, once with caching and once where nothing may be cached;
 - anonymous memory above that of a bare training step of the same model and batch.
 
-The images are coarse colour patterns, one a class, with noise (about 9 kB each). The network has 18 million
-multiplications an image, a hundredth of a ResNet18: it waits for data sooner than what people train. Its convolutions
+The images are coarse colour patterns, one per class, with noise (about 9 kB each). The network has 18 million
+multiplications per image, a hundredth of a ResNet18: it waits for data sooner than common networks. Its convolutions
 are random and its last layer is fitted by least squares, so that LoTUS finds something to forget.
 
     python benchmarks/jpeg.py --data /tmp/jpeg                     # writes the images first, 3 minutes on two cores
@@ -60,7 +60,7 @@ COUNTS = {part: CLASSES * share for part, share in PARTS.items()}
 
 
 def sample(part: str, index: int) -> tuple[int, int]:
-    """Class and number within it, different in each part."""
+    """Class and number within it, different in each split."""
     return index % CLASSES, 1000 * list(PARTS).index(part) + index // CLASSES
 
 
@@ -165,12 +165,12 @@ def splits_of(spec: str, *, kept: bool = True):
         "test": source.test,
     }
     reads = {}
-    for role, part in parts.items():
-        reads[role] = torch.zeros(len(part), dtype=torch.int32).share_memory_()  # workers count too
-        part.images.read = Counted(part.images, reads[role])
+    for split, part in parts.items():
+        reads[split] = torch.zeros(len(part), dtype=torch.int32).share_memory_()  # workers count too
+        part.images.read = Counted(part.images, reads[split])
     where = {} if kept else {"memory_limit": 0, "disk_limit": 0}
     transform = build_transform("imagenet", channels=3)
-    return Splits(**{role: as_dataset(part, transform, **where) for role, part in parts.items()}), reads
+    return Splits(**{split: as_dataset(part, transform, **where) for split, part in parts.items()}), reads
 
 
 class Counted:
@@ -287,7 +287,7 @@ def bare() -> dict:
     import torch
     from anonymous import Sampler
 
-    import mlflow_unlearn  # noqa: F401  what is imported is not the data path's either
+    import mlflow_unlearn  # noqa: F401  imports do not count as the data path's memory
 
     with Sampler() as memory:
         model = network().train()
@@ -351,7 +351,7 @@ def main() -> None:
     cache = args.data / "cache"
     if not (args.data / "original.pt").exists():
         process("original", spec, args, cache)
-    time.sleep(3)  # an index is kept of what has not changed for two seconds
+    time.sleep(3)  # only what has not changed for two seconds is indexed
     shutil.rmtree(cache, ignore_errors=True)
     found = {name: process(name, spec, args, cache) for name in ("cold", "warm", "reads", "bare")}
     cold, warm = found["cold"], found["warm"]
@@ -384,9 +384,9 @@ def main() -> None:
     for name, value, bar, met in rows:
         print(f"{name:<46} {value:>10}   {bar and bar + ('' if met else '  MISSED')}")
     if args.json:
-        facts = {"images": IMAGES, "source": spec.split(":")[0], "method": args.method}
+        setting = {"images": IMAGES, "source": spec.split(":")[0], "method": args.method}
         machine = {"cores": os.cpu_count(), "threads": threads, "load": os.getloadavg()}
-        args.json.write_text(json.dumps(facts | machine | found, indent=1) + "\n")
+        args.json.write_text(json.dumps(setting | machine | found, indent=1) + "\n")
     sys.exit(0 if all(met for *_, met in rows) else 1)
 
 

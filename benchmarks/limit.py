@@ -1,8 +1,8 @@
 """Where the time of a command goes, and how far that is from the hardware's limit.
 
-``unlearn`` on Fashion-MNIST (ResNet18, 1,000 images a class, LoTUS with its defaults) as a user types it; its run tells
-the seconds of each phase. The limit of a phase is the floating-point operations of its passes, counted by PyTorch, over
-the rate at which this machine multiplies large matrices in that precision.
+``unlearn`` on Fashion-MNIST (ResNet18, 1,000 images a class, LoTUS with its defaults) as a user runs it; its run
+records the seconds of each phase. The limit of a phase is the floating-point operations of its passes, counted by
+PyTorch, divided by the speed at which this machine multiplies large matrices in that precision.
 
     python benchmarks/limit.py [--precision bf16]      # Debian: apt-get install dataset-fashion-mnist
 """
@@ -37,7 +37,7 @@ NAMES = {
 
 
 def matmul_rate(precision: str) -> float:
-    """Operations a second: the best of several products of large matrices."""
+    """Operations per second: the best of several products of large matrices."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
     seconds = []
@@ -81,8 +81,8 @@ def main() -> None:
 
         data = ("--data", "python:fashion_mnist:debian_splits", "--architecture", "fashion_mnist:network")
         command("train", *data, "--name", "clf", "--epochs", "4")
-        told = ("--forget", "group:split=forget", "--precision", args.precision)
-        wall = command("unlearn", "--model-uri", "models:/clf/1", *told)
+        options = ("--forget", "group:split=forget", "--precision", args.precision)
+        wall = command("unlearn", "--model-uri", "models:/clf/1", *options)
         client = MlflowClient(env["MLFLOW_TRACKING_URI"])
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         [run, *_] = client.search_runs(experiments, "tags.`unlearn.command` = 'unlearn'", max_results=1)

@@ -1,9 +1,9 @@
-"""LoTUS's choices beside the published ones: which state to return, and where to take the accuracy from.
+"""LoTUS's choices compared with the published ones: which state to return, and where to take the accuracy from.
 
 ``keep=closest`` returns the state with the smallest |delta| instead of the last one; ``accuracy=training`` takes the
-accuracy on the forget set from the training pass instead of a pass of its own. scikit-learn's digits, ResNet18, 10 % of
-the training samples forgotten, three seeds, two alphas, three lrs: distance to gold (avg_gap_excess), rf_jsd, test
-accuracy, mia_excess, and the time relative to the published choice.
+accuracy on the forget set from the training pass instead of a separate pass. scikit-learn's digits, ResNet18, 10 % of
+the training samples forgotten, three seeds, two alphas, three learning rates: distance to gold (avg_gap_excess),
+rf_jsd, test accuracy, mia_excess, and the time relative to the published choice.
 
     python benchmarks/lotus_variants.py
 """

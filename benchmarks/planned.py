@@ -1,7 +1,7 @@
-"""What ``plan=true`` predicts beside what then happens: seconds and peak anonymous memory of ``unlearn``.
+"""The prediction of ``plan=true`` compared with what then happens: seconds and peak anonymous memory of ``unlearn``.
 
-Digits and Fashion-MNIST with ResNet18, and digits with a ViT; every case in a store of its own with an empty cache, so
-that nothing is taken over from the dry run.
+Digits and Fashion-MNIST with ResNet18, and digits with a ViT; every case in its own store with an empty cache, so
+that nothing is reused from the dry run.
 
     python benchmarks/planned.py                    # Debian: apt-get install dataset-fashion-mnist
 """
@@ -76,15 +76,16 @@ def main() -> None:
             client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
             experiments = [experiment.experiment_id for experiment in client.search_experiments()]
             [run, *_] = client.search_runs(experiments, max_results=1)
-            told = run.data.metrics
+            predicted = run.data.metrics
             seconds, memory = command(folder, "real", *whole)
             [run, *_] = client.search_runs(experiments, "tags.`unlearn.command` = 'unlearn'", max_results=1)
             phases = {k: v for k, v in run.data.metrics.items() if k.startswith("seconds.")}
-        ratios = told["plan.seconds"] / seconds, told["plan.memory_bytes"] / memory
-        found[name] = {"dry_run": dry, "predicted": told, "seconds": seconds, "memory": memory, "phases": phases}
+        ratios = predicted["plan.seconds"] / seconds, predicted["plan.memory_bytes"] / memory
+        found[name] = {"dry_run": dry, "predicted": predicted, "seconds": seconds, "memory": memory, "phases": phases}
         print(
-            f"{name:<26} {told['plan.seconds']:7.1f} s of {seconds:7.1f} ({ratios[0]:.2f}), "
-            f"{told['plan.memory_bytes'] / 1e6:6.0f} MB of {memory / 1e6:6.0f} ({ratios[1]:.2f}); dry run {dry:.0f} s",
+            f"{name:<26} {predicted['plan.seconds']:7.1f} s of {seconds:7.1f} ({ratios[0]:.2f}), "
+            f"{predicted['plan.memory_bytes'] / 1e6:6.0f} MB of {memory / 1e6:6.0f} ({ratios[1]:.2f}); "
+            f"dry run {dry:.0f} s",
             flush=True,
         )
         args.out.write_text(json.dumps(found, indent=1) + "\n")

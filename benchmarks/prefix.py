@@ -1,10 +1,10 @@
-"""A frozen prefix against training all layers: LoTUS from several cuts on, over forget sets, networks and seeds.
+"""A frozen prefix against training all layers: LoTUS from several split points, over forget sets, networks and seeds.
 
 Digits (20 % of scikit-learn's scans as training set): ResNet18 with the small stem, and a ViT of eight blocks.
 Forgotten are a random 10 %, one class, and the neighbouring rows 0 to 179, which are mostly scans of one or two hands.
-Beside the metrics: CPU seconds of the unlearning, shares of parameters, gradient and forward time behind each cut, the
-steps in which the forgotten samples are learned again, and what a linear probe reads from the features. Every row lands
-in prefix_digits.json as soon as it is measured; what is there is not measured again.
+Beside the metrics: CPU seconds of the unlearning, fractions of parameters, gradient and forward time behind each split
+point, the steps in which the forgotten samples are relearned, and what a linear probe finds in the features. Every row
+is written to prefix_digits.json as soon as it is measured; what is there is not measured again.
 
     OMP_NUM_THREADS=1 python benchmarks/prefix.py             # or: prefix.py fashion, one seed of Fashion-MNIST
     python benchmarks/prefix.py tables                        # the tables of docs/prefix.md from the JSON files
@@ -104,7 +104,7 @@ NETWORKS = {"digits": {"resnet18": ResNet, "vit": ViT}, "fashion": {"resnet18": 
 
 
 def trained(task, dataset: Dataset, seed: int, path: Path) -> nn.Module:
-    """A model trained on ``dataset``, or the one whose weights lie at ``path``."""
+    """A model trained on ``dataset``, or the one whose weights are stored at ``path``."""
     with isolated_rng(seed):
         model = task.fresh()
     if path.exists():
@@ -127,7 +127,7 @@ def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def relearned_after(model: nn.Module, images: Tensor, labels: Tensor, target: float) -> int:
-    """Steps of Adam (2e-5, all forgotten samples a step) until their loss is ``target`` again; at most 100."""
+    """Steps of Adam (2e-5, all forgotten samples in each step) until their loss is ``target`` again; at most 100."""
     student = copy.deepcopy(model).eval()
     rule = torch.optim.Adam(student.parameters(), 2e-5)
     for step in range(MOST_STEPS):
@@ -142,16 +142,16 @@ def relearned_after(model: nn.Module, images: Tensor, labels: Tensor, target: fl
 
 @torch.no_grad()
 def features(model: nn.Module, name: str, images: Tensor) -> np.ndarray:
-    """What arrives at module ``name``, averaged over places, ``[N, D]``."""
+    """What arrives at module ``name``, averaged over positions, ``[N, D]``."""
     seen = split_at(model, name).frozen_layers.eval()(images)
     return (seen.flatten(2).mean(2) if seen.ndim == 4 else seen.mean(1) if seen.ndim == 3 else seen).numpy()
 
 
 def probe(read: Callable[[Tensor], np.ndarray], sets: dict[str, tuple[Tensor, Tensor]], forgotten: int | None) -> float:
-    """How well a linear probe on features sees what was forgotten.
+    """How well a linear probe on features detects what was forgotten.
 
-    Of single samples: AUC on forgotten against test samples of a probe that has learned retained against validation
-    samples. Of a class: its recall on the test set, of a probe of all classes that has learned the validation set.
+    Of single samples: AUC on forgotten against test samples of a probe trained on retained against validation
+    samples. Of a class: its recall on the test set, of a probe of all classes trained on the validation set.
     """
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced", max_iter=300))
     known = {role: read(sets[role][0]) for role in ("retain", "val", "forget", "test")}
@@ -168,7 +168,7 @@ def _members(ours: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def gradient_share(model: nn.Module, name: str, images: Tensor, labels: Tensor) -> float:
-    """Share of the squared gradient norm of the forget loss behind the cut, at the original's weights."""
+    """Fraction of the squared gradient norm of the forget loss behind the split point, at the original's weights."""
     student = copy.deepcopy(model).eval()
     loss_of(student, images, labels).backward()
     square = lambda module: sum(p.grad.square().sum().item() for p in module.parameters())  # noqa: E731
@@ -176,7 +176,7 @@ def gradient_share(model: nn.Module, name: str, images: Tensor, labels: Tensor) 
 
 
 def forward_share(model: nn.Module, name: str, images: Tensor) -> float:
-    """Share of the CPU time of a forward pass behind the cut: the least of five."""
+    """Fraction of the CPU time of a forward pass behind the split point: the smallest of five."""
     parts = split_at(model, name)
     with torch.no_grad():
         inner = parts.frozen_layers(images)
@@ -191,8 +191,8 @@ def forward_share(model: nn.Module, name: str, images: Tensor) -> float:
     return behind / (before + behind)
 
 
-def facts(task, original: nn.Module, gold: nn.Module, sets: dict, forgotten: int | None, target: float) -> dict:
-    """What is known of the cuts before anything is unlearned, and the two references of probe and relearning."""
+def measurements(task, original: nn.Module, gold: nn.Module, sets: dict, forgotten: int | None, target: float) -> dict:
+    """Measurements of the split points before any unlearning, and the two references of probe and relearning."""
     images, labels = sets["forget"]
     some = sets["test"][0][:64]
     row = {"relearned": {"gold": relearned_after(gold, images, labels, target)}, "probe": {}}
@@ -209,7 +209,7 @@ def facts(task, original: nn.Module, gold: nn.Module, sets: dict, forgotten: int
 
 
 def cost(task, data: Splits, original: nn.Module) -> dict[str, float]:
-    """CPU seconds of the unlearning behind each cut, least of three, interleaved.
+    """CPU seconds of the unlearning behind each split point, minimum of three, interleaved.
 
     As the command measures it: the original has been measured before, and its outputs are known.
     """
@@ -249,7 +249,7 @@ def measure(what: str, weights: Path) -> None:
                     target = loss_of(original, *sets["forget"]).item()
                 forgotten = int(sets["forget"][1][0]) if kind == "class" else None
                 if facts_key not in store.rows:
-                    store.add(facts_key, facts(task, original, gold, sets, forgotten, target))
+                    store.add(facts_key, measurements(task, original, gold, sets, forgotten, target))
                 for (alpha, name), key in keys.items():
                     if key in store.rows:
                         continue
@@ -284,7 +284,7 @@ def main() -> None:
 
 
 def frames() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All unlearnings, their CPU time relative to that with all layers; all facts about cuts and references."""
+    """All unlearnings with their relative CPU time, and what was measured of split points and references."""
     runs, known = [], []
     for what, tasks in NETWORKS.items():
         depths = {}
@@ -346,7 +346,7 @@ def lines(title: str, header: list[str], rows: list[list[object]]) -> None:
 
 
 def rules(runs: pd.DataFrame, known: pd.DataFrame) -> list[list[object]]:
-    """Each rule's choice in each setting, against all layers: mean differences, cost, and how often it is no worse."""
+    """Each rule's choice in each setting, against all layers: mean differences, cost, and how often it is not worse."""
     cuts = known[known.model == "cut"]
     chosen = {f"last with {least:.0%} of the {share}": cuts[cuts[share] >= least] for share, least in CANDIDATES}
     probes = known[(known.model == "original") & known.cut.isin(cuts.cut.unique())]
@@ -362,9 +362,9 @@ def rules(runs: pd.DataFrame, known: pd.DataFrame) -> list[list[object]]:
             mine = mine[mine.cut == wanted.fillna("none")]
             change = pd.DataFrame({key: mine[key] - mine[f"plain {key}"] for key in DECIDING})
             fine = (change.avg_gap_excess <= 0) & (change.jsd <= 0) & (change.acc_test >= 0)
-            told = [f"{change[key].mean():+.4f} ({change[key].std():.4f})" for key in DECIDING]
+            shown = [f"{change[key].mean():+.4f} ({change[key].std():.4f})" for key in DECIDING]
             counts = ", ".join(f"{cut_} {n}" for cut_, n in mine.cut.value_counts().items())
-            rows.append([name, network, counts, *told, f"{mine.cost.mean():.2f}", f"{fine.sum()} of {len(fine)}"])
+            rows.append([name, network, counts, *shown, f"{mine.cost.mean():.2f}", f"{fine.sum()} of {len(fine)}"])
     return rows
 
 
@@ -381,8 +381,8 @@ def tables() -> None:
     for what in NETWORKS:
         for key, row in forget_sets.Store(f"prefix_{what}").rows.items():
             if key.endswith("/cost"):
-                told = [f"{value:.2f} ({value / row['none']:.2f})" for value in row.values()]
-                lines(f"CPU seconds of the unlearning alone (relative), {what}", [key, *row], [["", *told]])
+                shown = [f"{value:.2f} ({value / row['none']:.2f})" for value in row.values()]
+                lines(f"CPU seconds of the unlearning alone (relative), {what}", [key, *row], [["", *shown]])
     header = ["rule", "network", "chosen", *DECIDING, "seconds", "no worse in all three"]
     lines("rules, difference to all layers", header, rules(runs, known))
 

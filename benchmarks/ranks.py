@@ -1,8 +1,8 @@
-"""Two ranks beside one process, and beside what two independent processes gain on this machine.
+"""Two ranks compared with one process, and with what two independent processes gain on this machine.
 
-ResNet18 with the small-image stem on 28 × 28 images, LoTUS with a batch of 128, one thread a process. Alone, in two
-independent processes at once, and in two ranks that share every batch, in turns. The gain of the two independent ones
-is the ceiling: memory and cache are shared with a neighbour there as well.
+ResNet18 with the small-image stem on 28 × 28 images, LoTUS with a batch of 128, one thread per process. Alone, in two
+independent processes at once, and in two ranks that split every batch, in alternation. The gain of the two independent
+ones is the ceiling: they share memory and cache as well.
 
     python benchmarks/ranks.py [--ordinary-stem] [--repetitions 3]
 """
@@ -26,7 +26,7 @@ sys.exit(launch(sys.argv[1:], 2, device="cpu", module="ranks"))
 
 
 def work(small: bool) -> None:
-    """In a process of its own, or in each rank: rank 0 prints the seconds."""
+    """Runs in a separate process, or in each rank: rank 0 prints the seconds."""
     import torch
     from speed import make_sets
 
@@ -53,7 +53,7 @@ def work(small: bool) -> None:
 
 
 def run(*commands: list[str]) -> float:
-    """The commands at once: the mean of what they print."""
+    """Run the commands at the same time: the mean of what they print."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
     running = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for command in commands]
     return statistics.mean(float(process.communicate()[0]) for process in running)

@@ -1,14 +1,14 @@
-"""Unlearning and evaluating beside the plain recipe, and beside the bare passes that are needed, in one process.
+"""Unlearning and evaluating compared with the plain recipe, and with the bare passes that are needed, in one process.
 
 ResNet18 with the small-image stem, 28 × 28 images, LoTUS over 10 epochs with a batch of 128; forget, retain, validation
-and test set of 1,000, 9,000, 2,000 and 2,000 images (times ``--scale``). The images are noise, whose content changes no
-time, and the labels such that LoTUS's rule does not stop it early.
+and test set of 1,000, 9,000, 2,000 and 2,000 images (times ``--scale``). The images are noise, since content does
+not affect the time, and the labels such that LoTUS's rule does not stop it early.
 
 The plain recipe, as published: the teacher runs in every step, all is fp32 and contiguous, and the features of the
 membership attack are read one image at a time, on all four sets (its non-members are validation and test set). Other
-passes take as many images at once as ours do. The bounds follow from what the hardware gives: ``r`` and ``r_f`` are
-the fastest training step (forward, backward, optimiser) and forward pass among precisions and layouts, over the fp32
-contiguous one. A scale of 0.0692 has steps of 128 images, as the whole has; 0.06 would have 111.
+passes take as many images at once as ours do. The bounds follow from the hardware: ``r`` and ``r_f`` are the times of
+the fastest training step (forward, backward, optimiser) and forward pass among precisions and layouts, relative to fp32
+contiguous. A scale of 0.0692 has steps of 128 images, like the full size; 0.06 would have 111.
 
     python benchmarks/speed.py [--scale 0.0692] [--repetitions 3]
 """
@@ -38,8 +38,8 @@ def make_sets(model: nn.Module, scale: float) -> Splits:
     def part(count: int, wrong: bool = False) -> TensorDataset:
         images = torch.randn(round(count * scale), 1, 28, 28)
         with torch.inference_mode():
-            said = torch.cat([model(some).argmax(1) for some in images.split(BATCH)])
-        return TensorDataset(images, ((said + wrong) % 10).clone())
+            predicted = torch.cat([model(some).argmax(1) for some in images.split(BATCH)])
+        return TensorDataset(images, ((predicted + wrong) % 10).clone())
 
     with isolated_rng(0):
         return Splits(part(1000), part(9000), part(2000, wrong=True), part(2000, wrong=True))
@@ -51,7 +51,7 @@ def predictions(model: nn.Module, images: torch.Tensor, size: int = BATCH) -> to
 
 
 def steps(model: nn.Module, images: torch.Tensor, teacher: nn.Module | None = None) -> None:
-    """LoTUS's passes and no more; the loss has its cost and not its meaning."""
+    """LoTUS's passes and nothing else; the loss has its cost, not its meaning."""
     model = copy.deepcopy(model).train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-7, weight_decay=5e-4, fused=teacher is None)
     for _ in range(EPOCHS):
@@ -66,7 +66,7 @@ def steps(model: nn.Module, images: torch.Tensor, teacher: nn.Module | None = No
 
 
 def chosen(sets: Splits) -> torch.Tensor:
-    """Forget set and LoTUS's share of the retain set."""
+    """Forget set and LoTUS's subset of the retain set."""
     retain = sets.retain.tensors[0]
     return torch.cat([sets.forget.tensors[0], retain[: round(SHARE * len(retain))]])
 
@@ -134,7 +134,7 @@ def main() -> None:
     args = parser.parse_args()
     with isolated_rng(0), torch.no_grad():
         model = build_model("resnet18", 10, (1, 28, 28))
-        # Running statistics that training will not turn round, and the predictions with them.
+        # Running statistics that training will not invert, nor the predictions with them.
         for _ in range(30):
             model(torch.randn(64, 1, 28, 28))
         model.eval()
@@ -181,7 +181,7 @@ def main() -> None:
     for name, own, other, bound in rows:
         ratios[name] = {"ratio": seconds[own] / seconds[other], "bound": bound}
         print(f"{name:<28} {ratios[name]['ratio']:.3f} (at most {bound:.3f})")
-    told = {
+    results = {
         "processor": processor(CPU),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -193,7 +193,7 @@ def main() -> None:
         "seconds": measured,
         "ratios": ratios,
     }
-    args.out.write_text(json.dumps(told, indent=1) + "\n")
+    args.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

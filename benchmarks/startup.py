@@ -1,6 +1,6 @@
 """From the command to the first training step, and what comes after the last one, on scikit-learn's digits.
 
-The commands are typed as a user would, in a folder of their own with a SQLite store; a run of ``unlearn`` tells where
+The commands run as a user would run them, in a separate folder with a SQLite store; a run of ``unlearn`` records where
 its time went (metrics ``seconds.*``).
 
     python benchmarks/startup.py [--repetitions 3]
@@ -56,14 +56,14 @@ def main() -> None:
             [run, *_] = client.search_runs(experiments, "tags.`unlearn.command` = 'unlearn'", max_results=1)
             seconds = {k.removeprefix("seconds."): v for k, v in run.data.metrics.items() if k.startswith("seconds.")}
             before = sum(seconds[phase] for phase in ("start", "open", "original"))
-            told = {
+            results = {
                 "imports": float(imports.stdout),
                 "to the first step": before,
                 "saving the model": seconds["save"],
                 "registering and logging": wall - sum(seconds.values()),
                 **{f"seconds.{phase}": value for phase, value in seconds.items()},
             }
-            for name, value in told.items():
+            for name, value in results.items():
                 rows.setdefault(name, []).append(value)
     bounds = {"imports": 8, "to the first step": 15, "registering and logging": 10}
     for name, values in rows.items():

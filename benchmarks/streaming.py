@@ -1,11 +1,12 @@
-"""Sets that are not in memory: time grows with the samples that take part, anonymous memory hardly at all.
+"""Sets that are not in memory: time grows with the number of samples used, anonymous memory hardly at all.
 
-The samples are made when they are read: 32 × 32 colour patterns of ten classes with noise, from their number alone.
+The samples are generated when they are read, from their number:
+32 × 32 colour patterns of ten classes, with noise.
 
 - Time of `unlearn` (LoTUS, one epoch) with 4,000 samples of forget set and retain sample together, |D_f ∪ S_r|, and
-  with twice, four and eight times as many. What each further sample costs, from one size to the next, is to differ by
-  at most 10 % from the mean. By the clock, the shortest of several runs, and by processor time, which other work on
-  the machine disturbs less.
+  with twice, four and eight times as many. The cost of each further sample, from one size to the next, must differ by
+  at most 10 % from the mean. In wall-clock time, the shortest of several runs, and in CPU time, which other work on
+  the machine affects less.
 - Anonymous memory (RssAnon, sampled) of an evaluation of 10,000 and of 100,000 retain samples: at most 50 MB more.
   What is kept of a sample is its label, its prediction and its entropy: 24 bytes.
 
@@ -34,7 +35,7 @@ STREAMED = 10_000, 100_000
 
 
 class Stream(Dataset):
-    """Nothing is held but the number of samples."""
+    """Stores nothing but the number of samples."""
 
     deterministic = True
 
@@ -61,7 +62,7 @@ def network() -> nn.Module:
 
 
 def trained() -> nn.Module:
-    """A few steps, after which it knows all ten classes: LoTUS makes its one pass."""
+    """A few steps, after which it recognises all ten classes, so that LoTUS makes its one pass."""
     model, data = network(), Stream(2000, 4 << 20)
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     for batch in torch.arange(2000).split(50):
@@ -86,7 +87,7 @@ def cost(samples: int) -> dict[str, float]:
     result = unlearn(model, splits, "lotus", params, num_workers=1)
     clock = time.perf_counter() - start
     if len(result.history) != 1:
-        raise RuntimeError("LoTUS made no pass: the model does not know the samples")
+        raise RuntimeError("LoTUS made no pass: the model does not recognise the samples")
     return {"samples": samples, "clock": clock, "processor": processor_seconds() - before}
 
 
@@ -99,7 +100,7 @@ def memory(samples: int) -> dict[str, float]:
 
 
 def process(what: str, amount: int) -> dict[str, float]:
-    """In a process of its own, which knows nothing of the one before."""
+    """In a separate process, independent of the one before."""
     command = [sys.executable, __file__, "--part", what, str(amount)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -142,8 +143,8 @@ def main() -> None:
     )
     print(f"{growth / 1e6:+.1f} MB (bar: 50); with the worker {(large['peak_all'] - small['peak_all']) / 1e6:+.1f} MB")
     if args.json:
-        facts = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "load": os.getloadavg()}
-        found = facts | {"runs": runs, "off": off, "memory": [small, large], "growth": growth}
+        setting = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "load": os.getloadavg()}
+        found = setting | {"runs": runs, "off": off, "memory": [small, large], "growth": growth}
         args.json.write_text(json.dumps(found, indent=1) + "\n")
     sys.exit(0 if min(off.values()) <= 0.1 and growth <= 50e6 else 1)
 

@@ -1,7 +1,7 @@
-"""What a trial of `tune` costs beside `unlearn` with the same setting, on scikit-learn's digits.
+"""What a trial of `tune` costs compared with `unlearn` with the same hyperparameters, on scikit-learn's digits.
 
-In turns: some trials of one study, then `unlearn` once for each of their settings, as a user would type both. Prints
-the ratio of the whole, and what a trial takes beyond unlearning and judging.
+In alternation: some trials of one study, then `unlearn` once for each of their settings, as a user would run both.
+Prints the overall ratio, and what a trial takes beyond unlearning and evaluating.
 
     python benchmarks/sweep.py [--trials 20] [--turns 2]
 """
@@ -53,12 +53,12 @@ def main() -> None:
             tuning += command("tune", *whole, "--study", "s", "--n-trials", str(size), "--register", last)
             experiments = [experiment.experiment_id for experiment in client.search_experiments()]
             [parent, *_] = client.search_runs(experiments, "tags.`unlearn.command` = 'tune'", max_results=1)
-            told = mlflow.artifacts.load_dict(f"runs:/{parent.info.run_id}/tune/study.json")
-            runs = [client.get_run(trial["run_id"]) for trial in told["trials"][done:]]
+            study = mlflow.artifacts.load_dict(f"runs:/{parent.info.run_id}/tune/study.json")
+            runs = [client.get_run(trial["run_id"]) for trial in study["trials"][done:]]
             span = (max(r.info.end_time for r in runs) - min(r.info.start_time for r in runs)) / 1000
             work = sum(r.data.metrics["unlearn_seconds"] + r.data.metrics["judge_seconds"] for r in runs)
             overheads.append((span - work) / work)
-            for trial in told["trials"][done:]:
+            for trial in study["trials"][done:]:
                 params = {"prefix": "none", **trial["params"]}
                 single += command("unlearn", *whole, "--params", json.dumps(params))
             done = size
@@ -66,7 +66,7 @@ def main() -> None:
                 f"{done} trials: {tuning:.0f} s, as single commands {single:.0f} s, ratio {tuning / single:.2f}",
                 flush=True,
             )
-        print(f"a trial takes {100 * sum(overheads) / len(overheads):.1f} % beyond unlearning and judging")
+        print(f"a trial takes {100 * sum(overheads) / len(overheads):.1f} % beyond unlearning and evaluating")
         found = {"trials": done, "tune": tuning, "unlearn": single, "ratio": tuning / single, "overhead": overheads}
         args.out.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -1,15 +1,15 @@
-"""`tune` without a gold standard on Fashion-MNIST, and what its winner and its criteria are worth by one.
+"""`tune` without a gold standard on Fashion-MNIST, and how good its winner and its criteria are by that standard.
 
-The setting of ``fashion_mnist.py``, three originals. For each a study of 20 trials with the command's defaults, which
-knows nothing of the gold standard; then every trial's model beside it, on the test set. Prints the winner beside the
-published setting (trial 0), and the rank correlation (Spearman, over the trials) of each criterion that a user could
-choose by with the distances from gold that no user can compute.
+The setting of ``fashion_mnist.py``, three originals. For each a study of 20 trials with the command's defaults, without
+a gold standard; then every trial's model compared with gold, on the test set. Prints the winner beside the published
+setting (trial 0), and the rank correlation (Spearman, over the trials) of each criterion that a user could select by
+with the distances from gold, which users cannot compute.
 
     python benchmarks/tune_fashion.py --models FOLDER --seed 0     # also 1 and 2; side by side, one thread each
     python benchmarks/tune_fashion.py tables
     python benchmarks/tune_fashion.py across     # the same criteria over what forget_sets.py has measured
 
-FOLDER keeps what ``fashion_mnist.py --save FOLDER`` left: ``original_0.pt``, ``gold_0.pt``, …
+FOLDER contains what ``fashion_mnist.py --save FOLDER`` wrote: ``original_0.pt``, ``gold_0.pt``, …
 """
 
 import argparse
@@ -57,7 +57,7 @@ def study(seed: int, models: Path, n_trials: int, out: Path, space: str) -> None
             pip_requirements=["torch"],
         )  # fmt: skip
         mlflow.end_run()
-        # The objective keeps no weights; here every model is wanted afterwards.
+        # The objective keeps no weights; here every model is needed afterwards.
         whole = Objective.unlearn
 
         def keeping(self, setting, **options):
@@ -76,20 +76,20 @@ def study(seed: int, models: Path, n_trials: int, out: Path, space: str) -> None
                 raise
         client = mlflow.MlflowClient()
         [parent] = client.search_runs(["0"], "tags.`unlearn.command` = 'tune'")
-        told = mlflow.artifacts.load_dict(f"runs:/{parent.info.run_id}/tune/study.json")
+        record = mlflow.artifacts.load_dict(f"runs:/{parent.info.run_id}/tune/study.json")
         sets, _ = fashion.splits(fashion.DEBIAN)
         rows = []
-        for trial in told["trials"]:
+        for trial in record["trials"]:
             if trial["state"] != "complete":
                 continue
             model = fashion.fresh_model(0)
             model.load_state_dict(torch.load(Path(folder) / f"{trial['weights_sha256']}.pt"))
             by_gold = evaluate(model.eval(), sets, nets["original"], nets["gold"], seed=seed)
-            judged = client.get_run(trial["run_id"]).data.metrics
-            rows.append({**{k: trial[k] for k in ("number", "params", "broken")}, "judged": judged, "gold": by_gold})
+            validated = client.get_run(trial["run_id"]).data.metrics
+            rows.append({**{k: trial[k] for k in ("number", "params", "broken")}, "judged": validated, "gold": by_gold})
         before = evaluate(nets["original"], sets, nets["original"], nets["gold"], seed=seed)
         found = json.loads(out.read_text()) if out.exists() else {}
-        found[str(seed)] = {"winner": told["winner"], "trials": rows, "original": before, "space": space}
+        found[str(seed)] = {"winner": record["winner"], "trials": rows, "original": before, "space": space}
         out.write_text(json.dumps(found, indent=1) + "\n")
 
 
@@ -103,11 +103,11 @@ def tables(out: Path) -> None:
         published, winner = trials[0]["gold"], trials[one["winner"]]["gold"]
         pairs.append((published["avg_gap_excess"], winner["avg_gap_excess"]))
         params = trials[one["winner"]]["params"].items()
-        told = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in params)
+        shown = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in params)
         cells = [f"{value:.4f}" for value in pairs[-1]] + [f"{pairs[-1][1] / pairs[-1][0]:.2f}"]
         cells += [f"{each['avg_gap']:.4f}" for each in (published, winner)]
         cells += [f"{one['original']['acc_test'] - winner['acc_test']:.4f}"]
-        print(f"| {seed} | {one['winner']}: {told} | {' | '.join(cells)} |")
+        print(f"| {seed} | {one['winner']}: {shown} | {' | '.join(cells)} |")
     before, after = np.mean(pairs, axis=0)
     print(f"| mean | | {before:.4f} | {after:.4f} | {after / before:.2f} | | | |\n")
     print(f"| criterion | {' | '.join(DISTANCES)} | its winner's avg_gap_excess ÷ published |")
@@ -117,8 +117,8 @@ def tables(out: Path) -> None:
         for distance in DISTANCES:
             each = []
             for one in found.values():
-                judged = [criterion(row["judged"]) for row in one["trials"]]
-                each.append(spearmanr(judged, [row["gold"][distance] for row in one["trials"]])[0])
+                selected_by = [criterion(row["judged"]) for row in one["trials"]]
+                each.append(spearmanr(selected_by, [row["gold"][distance] for row in one["trials"]])[0])
             cells.append(f"{np.mean(each):.2f} ({', '.join(f'{value:.2f}' for value in each)})")
         for one in found.values():
             best = min((row for row in one["trials"] if not row["broken"]), key=lambda row: criterion(row["judged"]))
@@ -127,7 +127,7 @@ def tables(out: Path) -> None:
 
 
 def across() -> None:
-    """The criteria over what ``forget_sets.py`` left: nine methods, five alphas, shares of 1 to 50 %, test set."""
+    """The criteria over the results of ``forget_sets.py``: nine methods, five alphas, 1 to 50 % forgotten, test set."""
     kinds = {
         "rf_jsd": lambda m: m["rf_jsd"],
         "abs(mia_excess)": lambda m: abs(m["mia_excess"]),
