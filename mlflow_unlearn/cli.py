@@ -3,6 +3,7 @@
 from mlflow_unlearn.console import STARTED  # noqa: F401, I001 (first, since it is the time at which we start)
 
 import atexit
+import io
 import os
 import signal
 import sys
@@ -21,7 +22,7 @@ from pydantic.fields import FieldInfo
 
 from mlflow_unlearn import __version__
 from mlflow_unlearn.config import COMMANDS, Command, HardwareOptions, options
-from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
+from mlflow_unlearn.errors import UnlearnError, UnlearnWarning, without_passwords
 
 
 def flow(name: str) -> Callable[[Any], None]:
@@ -153,6 +154,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     # Read when torch is loaded, by this process and by those that it starts.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     warnings.showwarning = _show_warning
+    sys.excepthook = _show_crash
     signal.signal(signal.SIGTERM, _stop)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else Ctrl-C is ignored, as in background jobs
         signal.signal(signal.SIGINT, _stop)
@@ -161,14 +163,16 @@ def main(argv: list[str] | None = None) -> NoReturn:
         code = 0
     except click.ClickException as error:
         if _wants_debug(arguments):
-            traceback.print_exc()
-        error.show()
+            _say(traceback.format_exc())
+        shown = io.StringIO()
+        error.show(shown)
+        _say(shown.getvalue())
         _tag_project_run(error.format_message())
         code = error.exit_code
     except UnlearnError as error:
         if _wants_debug(arguments):
-            traceback.print_exc()
-        click.echo(f"Error: {error}", err=True)
+            _say(traceback.format_exc())
+        _say(f"Error: {error}")
         _tag_project_run(str(error))  # only if the command has made no run, which takes the variable away
         code = error.exit_code
     except _Ended as ended:
@@ -189,15 +193,25 @@ def _ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def _say(text: str) -> None:
+    """On standard error, as everything that may name an error."""
+    click.echo(without_passwords(text.rstrip("\n")), err=True)
+
+
+def _show_crash(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
+    """A bug of ours, or of what we call: Python would print it as it is."""
+    _say("".join(traceback.format_exception(kind, error, trace)))
+
+
 _show_other_warning = warnings.showwarning
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
     """Our own warnings are a sentence; where in the code it was said is no use to its reader."""
     if issubclass(category, UnlearnWarning):
-        click.echo(f"Warning: {message}", err=True)
+        _say(f"Warning: {message}")
     else:
-        _show_other_warning(message, category, *where, **more)
+        _show_other_warning(without_passwords(str(message)), category, *where, **more)
 
 
 def _wants_debug(arguments: list[str]) -> bool:
@@ -225,4 +239,4 @@ def _tag_project_run(sentence: str) -> None:
             tracking.connect()
             tracking.tag_error(os.environ["MLFLOW_RUN_ID"], sentence)
         except Exception as error:  # Whatever a store raises that is not there, or has no such run.
-            click.echo(f"Note: the run {os.environ['MLFLOW_RUN_ID']} could not be tagged: {error}", err=True)
+            _say(f"Note: the run {os.environ['MLFLOW_RUN_ID']} could not be tagged: {error}")

@@ -12,7 +12,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mlflow_unlearn.errors import UnlearnError, first_line
@@ -364,6 +363,8 @@ def parse_params(text: str | None, where: str = "params") -> dict[str, Any]:
     Raises:
         UnlearnError: neither.
     """
+    import yaml  # not above: `--help` does without
+
     if text is None:
         return {}
     file = not text.lstrip().startswith("{")

@@ -9,7 +9,7 @@ from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.dataset_inputs import log_source_model
 from mlflow_unlearn.report import table
 from mlflow_unlearn.session import dry_run
-from mlflow_unlearn.session.measured import open_measured, read_measured
+from mlflow_unlearn.session.measured import evaluate_measured, open_measured
 
 
 def evaluate(options: config.Evaluate) -> None:
@@ -25,7 +25,7 @@ def evaluate(options: config.Evaluate) -> None:
             models = 1 + (original_version is not version) + (options.gold_uri is not None)
             dry_run.show(dry_run.estimate(session, [], models=models, record=None))
             return
-        outputs, name = read_measured(session, original_version, options)
+        outputs, name = evaluate_measured(session, original_version, options)
         columns = compare(outputs, seed=options.seed)
         log_metrics(columns, model_ids={"original": original_version.model_id, name: version.model_id})
         table.show(columns)

@@ -74,7 +74,7 @@ def tune(options: config.Tune) -> None:
             _dry_run(session, methods, options)
             return
         teacher = session.teacher()
-        original = session.read_original(force=options.force, teacher=teacher)
+        original = session.evaluate_original(force=options.force, teacher=teacher)
         # From here on the bar is that of the whole study.
         session = replace(session, hardware=replace(session.hardware, progress=False))
         check_worthwhile(methods, original)

@@ -14,13 +14,7 @@ from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.signing import check_key
-from mlflow_unlearn.governance.publish import (
-    log_epoch,
-    log_final,
-    nothing_to_unlearn,
-    publish,
-    target_name,
-)
+from mlflow_unlearn.governance.publish import log_epoch, log_final, nothing_to_unlearn, publish, target_name
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.versions import check_name
@@ -32,12 +26,16 @@ from mlflow_unlearn.session.session import open_session
 
 
 def unlearn(options: config.Unlearn) -> None:
-    """Carry out the pending requests of a version: open, measure, unlearn, measure again, register, mark done."""
+    """Fulfil the pending requests of a version: open, measure, unlearn, measure again, register, mark done.
+
+    Raises:
+        UnlearnError: bad input; NothingToUnlearn where the weights would stay as they are.
+    """
     progress = sys.stderr.isatty()
     failure: UnlearnError | None = None
     params: dict[str, Any] = {}
     try:
-        options, params = _with_params(options)  # the run records the method that is carried out
+        options, params = _with_params(options)  # the run records the method that runs
     except UnlearnError as error:
         failure = error
     with tracking.run("unlearn", options) as run_id, tracking.scratch() as folder:
@@ -46,7 +44,7 @@ def unlearn(options: config.Unlearn) -> None:
         client = tracking.client()
         name = check_name(options.register_as) if options.register_as else None
         method = get_method(options.method)
-        method(params)  # a misspelt hyperparameter is told before anything is loaded
+        method(params)  # a misspelt hyperparameter is refused before anything is loaded
         check_key(options.sign_key)
         if options.method == "retrain" and options.prefix != "none":
             raise UnlearnError(RETRAIN_ALL)
@@ -67,13 +65,13 @@ def unlearn(options: config.Unlearn) -> None:
             return
         teacher = session.teacher(options.prefix) if recipe is None else None
         with tracking.timed("original"):
-            original = session.read_original(force=options.force, teacher=teacher)
+            original = session.evaluate_original(force=options.force, teacher=teacher)
         session = session.filed(options)
         with tracking.timed("method"):
             run_options = RunOptions(
                 options.seed,
                 teacher=teacher,
-                model_factory=None if recipe is None else recipe.fresh,
+                model_factory=None if recipe is None else recipe.model_factory,
                 on_epoch=partial(log_epoch, method),
             )
             splits = None if recipe is None else recipe.splits(session.splits)
@@ -108,7 +106,7 @@ def _with_params(options: config.Unlearn) -> tuple[config.Unlearn, dict[str, Any
     A name that is a hyperparameter of the method is that; `tune` then writes the hyperparameters apart, as ``params``.
 
     Raises:
-        UnlearnError: the options name others.
+        UnlearnError: the options contradict them.
     """
     params = parse_params(options.params)
     defaults = config.Unlearn.model_fields

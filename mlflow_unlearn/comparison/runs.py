@@ -69,7 +69,7 @@ class ComparisonRunner:
     def __init__(self, session: Session, recipe: Recipe, experiment: str, *, force: bool, prefix: str = "none") -> None:
         """Read the original's outputs."""
         self.teacher = session.teacher(prefix)
-        self.original = session.read_original(force=force, teacher=self.teacher)
+        self.original = session.evaluate_original(force=force, teacher=self.teacher)
         # From here on the bar is that of the whole comparison.
         self.session = replace(session, hardware=replace(session.hardware, progress=False))
         self.recipe, self._experiment = recipe, experiment
@@ -164,7 +164,7 @@ class ComparisonRunner:
 
     def _unlearn(self, method: str, params: Mapping[str, Any], seed: int, training: Splits | None = None) -> Result:
         """Retraining reads its sets as the original was trained on them, and asks no teacher."""
-        options = RunOptions(seed, teacher=None if training else self.teacher, model_factory=self.recipe.fresh)
+        options = RunOptions(seed, teacher=None if training else self.teacher, model_factory=self.recipe.model_factory)
         return self.session.unlearn(method, params, options, splits=training)
 
     @contextmanager

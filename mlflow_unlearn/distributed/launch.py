@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mlflow_unlearn.errors import UnlearnError, UnlearnWarning, first_line
+from mlflow_unlearn.errors import UnlearnError, UnlearnWarning, first_line, without_passwords
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -230,7 +230,7 @@ def _causes(failures: "Mapping[int, ProcessFailure]") -> "list[tuple[int, Proces
 
 def _explain(rank: str, code: int, log: Path) -> None:
     """Print what the failing rank has printed, or why it could not; without a ``log`` its stderr was seen already."""
-    printed = log.read_text(errors="replace").strip() if log.exists() else ""
+    printed = without_passwords(log.read_text(errors="replace").strip()) if log.exists() else ""
     if code < 0:
         name = signal.Signals(-code).name
         why = " (out of memory?): use fewer processes, or a machine with more memory" if name == "SIGKILL" else ""

@@ -19,7 +19,11 @@ def forward(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield ``(logits [B, K] float32, labels [B])`` on the model's device, in the dataset's order.
 
-    The model is left as it was found: modes, BatchNorm statistics, gradients.
+    Args:
+        model: left as it was found: modes, BatchNorm statistics, gradients.
+        dataset: images and labels, by sample.
+        hardware: where and in which precision.
+        description: on the progress bar.
 
     Raises:
         UnlearnError: the output is not a tensor ``[B, K]``, or a label is not below K.

@@ -18,7 +18,7 @@ _TORCH_NAMES = {
     **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
     **{"F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz"},
 }
-"""How torch calls the types of safetensors."""
+"""The names of the types of safetensors in torch."""
 
 
 def file_digests(folder: Path) -> dict[str, str]:
@@ -36,8 +36,8 @@ def stored_weights_digest(folder: Path) -> str:
     """`engine.architectures.weights_digest` of the weights beside a downloaded model, read without torch.
 
     Raises:
-        OSError: the file is missing, or has values of a type that is none of torch's.
-        SafetensorError: it is no such file any more.
+        OSError: the file is missing, or has values of a type that torch does not have.
+        SafetensorError: it is not such a file any more.
     """
     digest = hashlib.sha256()
     stored = deserialize((folder / "extra_files" / WEIGHTS_FILE).read_bytes())  # type: ignore[no-untyped-call]

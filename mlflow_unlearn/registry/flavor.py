@@ -69,9 +69,9 @@ def load_module(version: Version, architecture: str | None, num_classes: int, *,
             "architecture=timm:NAME, torchvision:NAME or package.module:factory"
         )
     shape = record.image_shape if record is not None else version.input_shape
-    if shape is None or len(shape) != 3:
+    if shape is None:
         raise UnlearnError(f"{version.uri} has no signature [N, C, H, W] from which to rebuild {named!r}")
-    return _rebuilt(version, module, named, num_classes, (shape[0], shape[1], shape[2]))
+    return _rebuilt(version, module, named, num_classes, shape)
 
 
 def _rebuilt(
@@ -79,7 +79,14 @@ def _rebuilt(
 ) -> nn.Module:
     """The architecture with the program's weights, if it computes what the program computes.
 
-    A version of somebody else's may be the ordinary architecture or its variant for small images: both are tried.
+    A version of another tool's may be the ordinary architecture or its variant for small images: both are tried.
+
+    Args:
+        version: whose program it is.
+        program: gives the weights and the expected outputs.
+        architecture: to build.
+        num_classes: K.
+        shape: ``(C, H, W)`` of an image.
 
     Raises:
         UnlearnError: the weights do not fit, or the outputs differ.
@@ -132,7 +139,7 @@ def _output(module: nn.Module, images: Tensor, name: str) -> Tensor:
 class NewModel:
     """A module that is to be stored, and what is stored beside it.
 
-    With a ``source`` its format, signature, input example, code, extra files, environment and other metadata are kept,
+    With a ``source`` its format, signature, input example, code, extra files, environment and other metadata stay,
     so that users of the source can use the new version.
 
     Attributes:
@@ -140,7 +147,7 @@ class NewModel:
         record: for the MLmodel's metadata.
         training: effective training manifest of the new version; stored hashed.
         folder: for temporary files.
-        example: input example ``[N, C, H, W]`` where there is no source, or where the source's must not be kept.
+        example: input example ``[N, C, H, W]`` where there is no source, or in place of the source's.
         source: the version that the new one replaces.
         serialization: where there is no source.
     """
@@ -165,7 +172,11 @@ def save_model(new: NewModel, path: Path) -> None:
 
 
 def _stored_beside(new: NewModel) -> dict[str, Any]:
-    """MLflow's arguments for all but the module, which is on the CPU and in eval mode by now."""
+    """MLflow's arguments for all but the module, which is on the CPU and in eval mode by now.
+
+    Raises:
+        OSError: the disk is full, or the weights cannot be written.
+    """
     module, source, folder = new.module, new.source, new.folder
     # Always hashed, each time with a new salt: comparing two versions' manifests must not name what was forgotten.
     new.training.hashed().to_csv(folder / MANIFEST_FILE)
@@ -224,7 +235,11 @@ def _like(source: Version) -> dict[str, Any]:
 
 
 def _example(version: Version) -> Any:
-    """The input example of a version; None without one."""
+    """The input example of a version; None without one.
+
+    Raises:
+        UnlearnError: it cannot be read, or names a file.
+    """
     info = version.model.saved_input_example_info
     if info is None:
         return None
@@ -235,7 +250,7 @@ def _example(version: Version) -> Any:
         raise UnlearnError(
             f"the input example of {version.uri} cannot be read ({error!r}): choose another version"
         ) from error
-    if isinstance(data, str):  # MLflow would take it for a path, and read whatever lies there
+    if isinstance(data, str):  # MLflow would take it for a path, and read that file
         raise UnlearnError(f"the input example of {version.uri} is the text {data!r}: choose another version")
     return version.model.load_input_example(str(version.path))
 
@@ -244,20 +259,20 @@ def _environment(source: Version) -> dict[str, Any]:
     """The source's conda environment.
 
     Raises:
-        UnlearnError: it is none, or names files that are not the model's own.
+        UnlearnError: it is not one, or names files that are not the model's own.
     """
     try:
         content = yaml.safe_load(below(source.path, "conda.yaml", source.uri).read_text())
-        # MLflow would take a text in the place of either for a path, and read whatever lies there.
+        # MLflow would take a text in the place of either for a path, and read that file.
         found: dict[str, Any] = {**content}
         parts = [part if isinstance(part, str) else {**part} for part in found["dependencies"]]
         for part in parts:
             if isinstance(part, dict) and not isinstance(part["pip"], list):
-                raise TypeError("pip is no list")
+                raise TypeError("pip is not a list")
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         raise UnlearnError(
-            f"conda.yaml of {source.uri} is no environment ({reason}): correct it, or choose another version"
+            f"conda.yaml of {source.uri} is not an environment ({reason}): correct it, or choose another version"
         ) from error
     for part in parts:
         if isinstance(part, dict):

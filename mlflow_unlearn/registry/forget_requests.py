@@ -1,4 +1,4 @@
-"""Forget requests: filed in a run of their own, carried as tags by the model version that they are about."""
+"""Forget requests: filed in a run of their own, tagged on the model version that they are about."""
 
 import hashlib
 import json
@@ -27,14 +27,14 @@ FOLDER = "request"
 
 @dataclass(frozen=True)
 class ForgetRequest:
-    """One request as its tag tells it: ``pending {…}`` or ``done {…}``.
+    """One request as its tag states it: ``pending {…}`` or ``done {…}``.
 
     Attributes:
         id: first 12 digits of the SHA-256 of version and sorted plain ids, so that filing again changes nothing.
         of: URI of the version that it is about; the tag on a copied version still names the first one.
         run_id: the run that holds the manifest.
-        done_by: URIs of the versions that carried it out.
-        ad_hoc: given with ``forget=`` and not filed with `request`: a trial, that no later command carries out again.
+        done_by: URIs of the versions that fulfilled it.
+        ad_hoc: given with ``forget=`` and not filed with `request`: a trial, that no later command fulfils again.
     """
 
     id: str
@@ -45,7 +45,7 @@ class ForgetRequest:
 
     @property
     def pending(self) -> bool:
-        """Whether no version has carried it out."""
+        """Whether no version has fulfilled it."""
         return not self.done_by
 
     def tag(self) -> str:
@@ -62,18 +62,18 @@ class ForgetRequest:
         """The inverse of `tag`.
 
         Raises:
-            UnlearnError: somebody edited the tag into something else.
+            UnlearnError: the tag was edited and cannot be parsed.
         """
         try:
             details = json.loads(value.partition(" ")[2])
             by, ad_hoc = tuple(details.get("by", ())), bool(details.get("ad_hoc", False))
             return cls(key.removeprefix(TAG), details["of"], details["run_id"], by, ad_hoc)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UnlearnError(f"the tag {key} = {value!r} is no forget request any more: file it again") from error
+            raise UnlearnError(f"the tag {key} = {value!r} is not a forget request any more: file it again") from error
 
 
 def of_version(version: Version) -> tuple[list[ForgetRequest], list[ForgetRequest]]:
-    """The requests about this very version, and those that only came along with a copy of another version's tags."""
+    """The requests about this very version, and those that came with a copy of another version's tags."""
     found = [
         ForgetRequest.from_tag(key, value)
         for key, value in sorted(version.tags.items())
@@ -99,7 +99,7 @@ def file_request(
     salt: str | None = None,
     ad_hoc: bool = False,
 ) -> tuple[ForgetRequest, bool]:
-    """File a request in the active run, or find the one that says the same.
+    """File a request in the active run, or find the one for the same samples.
 
     Args:
         client: of the registry.
@@ -112,6 +112,9 @@ def file_request(
 
     Returns:
         The request, and whether it is new.
+
+    Raises:
+        ValueError: no run is active.
     """
     own, _ = of_version(version)
     new_id = request_id(version, manifest)
@@ -153,7 +156,7 @@ def run_of(client: MlflowClient, request_id: str) -> str:
         UnlearnError: there is none.
     """
     if not re.fullmatch(r"[0-9a-f]{12}", request_id):
-        raise UnlearnError(f"{request_id!r} is no request id: it has 12 hexadecimal digits, as `request` printed it")
+        raise UnlearnError(f"{request_id!r} is not a request id: it has 12 hexadecimal digits, as `request` printed it")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     runs = client.search_runs(experiments, f"tags.`{RUN_TAG}` = '{request_id}'", max_results=1)
     if not runs:
@@ -181,7 +184,7 @@ def read_manifest_of(run_id: str) -> Manifest:
 
 
 def read_details(run_id: str) -> dict[str, Any]:
-    """What was recorded when a request was filed: id, version, time, person, reason, size and digest.
+    """What was recorded when a request was filed: id, version, time, user, reason, size and digest.
 
     Raises:
         UnlearnError: its files are gone, or were edited.
@@ -192,12 +195,17 @@ def read_details(run_id: str) -> dict[str, Any]:
         return found | {"of": str(found["of"])}
     except (ValueError, KeyError, TypeError) as error:
         raise UnlearnError(
-            f"request.json of the request in run {run_id} was edited: it is no request any more"
+            f"request.json of the request in run {run_id} was edited: it is not a request any more"
         ) from error
 
 
 @contextmanager
 def _stored(run_id: str, name: str) -> Iterator[Path]:
+    """One file of a request inside the block.
+
+    Raises:
+        UnlearnError: it cannot be fetched.
+    """
     with ExitStack() as stack:
         try:
             path = stack.enter_context(fetched(f"runs:/{run_id}/{FOLDER}/{name}"))
@@ -207,15 +215,15 @@ def _stored(run_id: str, name: str) -> Iterator[Path]:
 
 
 def mark_done(client: MlflowClient, requests: Sequence[ForgetRequest], by: str) -> None:
-    """Note on the versions that the requests are about which version carried them out: all of them, or none."""
+    """Note on the versions that the requests are about which version fulfilled them: all of them, or none."""
     before: list[tuple[str, str, str, str | None]] = []
     try:
         for request in requests:
             if not request.of.startswith("models:/") or request.of.count("/") != 2:
-                continue  # filed against a model that is no registered version: there is no tag
+                continue  # filed against a model that is not registered: there is no tag
             name, version = request.of.removeprefix("models:/").split("/")
             key = TAG + request.id
-            # Read again: another command may have carried the same request out in the meantime.
+            # Read again: another command may have fulfilled the same request in the meantime.
             found = client.get_model_version(name, version).tags.get(key)
             now = request if found is None else ForgetRequest.from_tag(key, found)
             before.append((name, version, key, found))

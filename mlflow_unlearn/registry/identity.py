@@ -1,4 +1,4 @@
-"""Who is at work: the tracking server's own answer, where it authenticates."""
+"""The user who runs the command: the tracking server's own answer, where it authenticates."""
 
 import getpass
 
@@ -13,7 +13,7 @@ _CURRENT = "/api/2.0/mlflow/users/current"
 
 
 def whoami() -> Person:
-    """The user as whom the tracking server takes us; the machine's user where it does not authenticate.
+    """Our user on the tracking server; the machine's user where it does not authenticate.
 
     Raises:
         MlflowException: the server cannot be asked.
@@ -23,9 +23,9 @@ def whoami() -> Person:
         answer = http_request(get_default_host_creds(uri), _CURRENT, "GET", raise_on_status=False)
         if answer.status_code == 200:
             return Person(name=str(answer.json()["user"]["username"]), authenticated=True)
-        # A server without users does not know the question.
+        # A server without users does not have this endpoint.
         if answer.status_code != 404:
-            raise MlflowException(f"the tracking server does not tell who we are (status {answer.status_code})")
+            raise MlflowException(f"the tracking server does not report the current user (status {answer.status_code})")
     try:
         return Person(name=getpass.getuser(), authenticated=False)
     except (KeyError, OSError):

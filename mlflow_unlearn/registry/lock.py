@@ -17,7 +17,7 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry import tracking
 
 LOCK_TAG = "unlearn.lock"
-"""Host and lock of a command: whoever waits for another lock says nothing about it."""
+"""Host and lock of a command: a run with another lock is none of its business."""
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def experiment_lock(command: str, run_id: str) -> Iterator[None]:
 
 
 def _close_dead(holder: str, experiment: str, run_id: str) -> None:
-    """With the lock in our hands, whoever held it before and still says RUNNING is dead, as are its children."""
+    """While we hold the lock, a run that held it before and is still RUNNING is dead, as are its children."""
     client = tracking.client()
 
     def running(condition: str) -> list[Run]:

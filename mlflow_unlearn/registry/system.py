@@ -18,7 +18,7 @@ def system_facts() -> dict[str, str]:
         "unlearn.system.host": platform.node(),
         "unlearn.system.pid": str(os.getpid()),
     }
-    # Who only decides about a version has not loaded it, and has no threads.
+    # Commands that only decide about a version have not loaded it, and have no threads.
     if (torch := sys.modules.get("torch")) is not None:
         facts["unlearn.system.threads"] = str(torch.get_num_threads())
         cuda = torch.cuda.is_available()

@@ -1,6 +1,5 @@
-"""Tracking and storage URIs, and what may be told of them."""
+"""Tracking and storage URIs, and what of them may be shown."""
 
-import re
 from pathlib import Path
 
 
@@ -17,19 +16,8 @@ def absolute_uri(uri: str) -> str:
     return prefix + str(Path(path).resolve())
 
 
-def hidden_password(url: str) -> str:
-    """A database's URL as it may be told.
-
-    >>> hidden_password("postgresql://me:secret@host/db")
-    'postgresql://me:***@host/db'
-    """
-    # By its look, since a URL with a slip is told too, in the sentence that refuses it.
-    told = re.sub(r"(pass\w*=)[^&]*", r"\1***", url)
-    return re.sub(r"^(.*?://[^:@/]*|[^:@]*(?=:(?!//))):.*@", r"\1:***@", told)
-
-
 def hidden_spec(spec: str) -> str:
-    """What may be told of a forget spec whose ids are to be hidden.
+    """What may be recorded of a forget spec whose ids are to be hidden.
 
     >>> hidden_spec("group:patient=17"), hidden_spec("ids.csv")
     ('group:…', 'file')

@@ -1,4 +1,4 @@
-"""Model versions: resolve a URI, read what lies there, register a new one. Nothing in a version is loaded here."""
+"""Model versions: resolve a URI, read what is stored there, register a new one. Nothing in a version is loaded here."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from mlflow.utils.validation import _validate_model_name
 from pydantic import BaseModel, ConfigDict, ValidationError, computed_field, model_validator
 
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.errors import UnlearnError, first_line
+from mlflow_unlearn.errors import UnlearnError, first_line, hidden_password
 from mlflow_unlearn.evidence.provenance import Provenance
 
 Format = Literal["pt2", "pickle"]
@@ -31,12 +31,12 @@ MANIFEST_FILE = "training_manifest.csv"
 WEIGHTS_FILE = "weights.safetensors"
 
 RETIRED_TAG = "unlearn.retired"
-"""Of a version that `retire` has removed: when, by whom, why."""
+"""Of a version that `retire` has removed: time, user and reason."""
 _DESCRIPTION_LIMIT = 5000
 
 
 class Record(BaseModel):
-    """What a version that we registered knows of itself; it lies in the MLmodel's metadata.
+    """What a version that we registered records of itself, in the MLmodel's metadata.
 
     Attributes:
         architecture: rebuilds the module together with ``num_classes`` and ``image_shape``; None for a module of the
@@ -47,12 +47,12 @@ class Record(BaseModel):
         classes: names in the order of the outputs.
         data: spec of the data source.
         source_uri: the version that was unlearned, or None for a trained one.
-        request_ids: what was carried out.
+        request_ids: what was fulfilled.
         provenance: how the weights came about.
         exclude: what a training left out: a request id or a forget spec.
     """
 
-    # Versions written by a later release may know more.
+    # Versions written by a later release may record more.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     schema_version: Literal[1] = 1
@@ -93,7 +93,7 @@ class Record(BaseModel):
 
 @dataclass(frozen=True)
 class Version:
-    """A model as the registry knows it, its files on disk.
+    """A model of the registry, its files on disk.
 
     Attributes:
         uri: with the version resolved, never an alias.
@@ -102,7 +102,7 @@ class Version:
         model_id: of the LoggedModel, None where the version came from a plain path.
         path: the downloaded model folder.
         model: its MLmodel.
-        record: ours, None for a version that somebody else registered.
+        record: ours, None for a version that another tool registered.
         tags: of the version.
     """
 
@@ -122,17 +122,17 @@ class Version:
 
     @property
     def training_manifest(self) -> Manifest | None:
-        """What the version was trained on and has not forgotten, None where nobody recorded it."""
+        """What the version was trained on and has not forgotten, None where that is not recorded."""
         path = below(self.path, f"extra_files/{MANIFEST_FILE}", self.uri)
         return Manifest.from_csv(path) if path.exists() else None
 
     @property
-    def input_shape(self) -> tuple[int, ...] | None:
+    def input_shape(self) -> tuple[int, int, int] | None:
         """``(C, H, W)`` of the signature, where it is a single tensor ``[N, C, H, W]`` of known size."""
         inputs = self.model.signature.inputs.inputs if self.model.signature is not None else []
         if len(inputs) == 1 and isinstance(inputs[0], TensorSpec) and len(inputs[0].shape) == 4:
-            shape = tuple(inputs[0].shape[1:])
-            return shape if all(size > 0 for size in shape) else None
+            _, channels, height, width = inputs[0].shape
+            return (channels, height, width) if min(channels, height, width) > 0 else None
         return None
 
     def _data(self, file: str) -> Path:
@@ -143,14 +143,15 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
     """The registered version behind ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``; None for other models.
 
     Raises:
-        UnlearnError: name, version or alias do not exist; says which there are.
+        UnlearnError: name, version or alias do not exist; the message lists those that do.
     """
     if uri.startswith("runs:/") or re.fullmatch(r"models:/m-[0-9a-f]{32}", uri):
         return None
     match = re.fullmatch(r"models:/([^/@:]+)(?:/([^/@]+)|@([^/@]+))?", uri)
     if match is None:
         raise UnlearnError(
-            f"{uri!r} is no model URI: write models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-ID or runs:/RUN/NAME"
+            f"{uri!r} is not a model URI: write models:/NAME/VERSION, models:/NAME@ALIAS, models:/m-ID or "
+            "runs:/RUN/NAME"
         )
     name, version, alias = match.groups()
     try:
@@ -162,8 +163,9 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
         near = get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         there = ", ".join(sorted(names)[:10]) or "none"
+        store = hidden_password(mlflow.get_tracking_uri())
         raise UnlearnError(
-            f"there is no registered model {name!r} in {mlflow.get_tracking_uri()}: {hint}registered are: {there}"
+            f"there is no registered model {name!r} in {store}: {hint}registered are: {there}"
         ) from error
     if alias is not None:
         if alias not in registered.aliases:
@@ -189,26 +191,26 @@ def registered_version(client: MlflowClient, uri: str) -> ModelVersion:
     """
     registered = find_version(client, uri)
     if registered is None:
-        raise UnlearnError(f"{uri} is no registered version: give models:/NAME/VERSION or models:/NAME@ALIAS")
+        raise UnlearnError(f"{uri} is not a registered version: give models:/NAME/VERSION or models:/NAME@ALIAS")
     return registered
 
 
 def retired(version: ModelVersion) -> str | None:
     """How a version was retired; None if it was not."""
-    told = version.tags.get(RETIRED_TAG)
-    if told is None:
+    tag = version.tags.get(RETIRED_TAG)
+    if tag is None:
         return None
     try:
-        mark = json.loads(told)
+        mark = json.loads(tag)
         return f"retired by {mark['by']} at {mark['at']}" + (f": {mark['reason']}" if mark["reason"] else "")
     except (ValueError, TypeError, KeyError):
-        return f"retired ({told})"
+        return f"retired ({tag})"
 
 
 def below(folder: Path, name: object, uri: str) -> Path:
     """A path in a downloaded model, where a file of the model names it: it must not lead to this machine's own files.
 
-    What such a path names is loaded, or copied into the next version, where everybody may read it.
+    What such a path names is loaded, or copied into the next version, where others may read it.
 
     Args:
         folder: the downloaded model.
@@ -265,14 +267,14 @@ def open_version(client: MlflowClient, uri: str, folder: Path) -> Version:
     """Resolve ``uri`` and download its files into ``folder``.
 
     Raises:
-        UnlearnError: it does not exist, was retired, its artifacts are gone, it is no PyTorch model, or it names files
-            that are not its own.
+        UnlearnError: it does not exist, was retired, its artifacts are gone, it is not a PyTorch model, or it names
+            files that are not its own.
     """
     registered = find_version(client, uri)
     if registered is not None:
         uri = f"models:/{registered.name}/{registered.version}"
-        if (told := retired(registered)) is not None:
-            raise UnlearnError(f"the files of {uri} are gone, it was {told}; choose another version")
+        if (retirement := retired(registered)) is not None:
+            raise UnlearnError(f"the files of {uri} are gone, it was {retirement}; choose another version")
     try:
         path = download(uri, folder)
         model = Model.load(str(path))
@@ -284,7 +286,7 @@ def open_version(client: MlflowClient, uri: str, folder: Path) -> Version:
     if "pytorch" not in model.flavors:
         there = ", ".join(sorted(model.flavors))
         raise UnlearnError(
-            f"{uri} is no PyTorch model (its flavors are: {there}): only the pytorch flavor can be unlearned"
+            f"{uri} is not a PyTorch model (its flavors are: {there}): only the pytorch flavor can be unlearned"
         )
     try:
         named = [*_named_paths(model)]
@@ -301,20 +303,15 @@ def open_version(client: MlflowClient, uri: str, folder: Path) -> Version:
             f"the record of {uri} cannot be read ({'.'.join(map(str, first['loc']))}: {first['msg']}): it was written "
             "by a newer release or edited; use that release or another version"
         ) from error
+    if registered is None:
+        return Version(uri, None, None, model.model_id, path, model, record, {})
     return Version(
-        uri=uri,
-        name=registered.name if registered is not None else None,
-        version=str(registered.version) if registered is not None else None,
-        model_id=model.model_id,
-        path=path,
-        model=model,
-        record=record,
-        tags=dict(registered.tags) if registered is not None else {},
+        uri, registered.name, str(registered.version), model.model_id, path, model, record, dict(registered.tags)
     )
 
 
 def _named_paths(model: Model) -> Iterator[object]:
-    """What the MLmodel says of its files, as far as a PyTorch model is loaded and logged by it."""
+    """The paths in the MLmodel that loading and logging a PyTorch model follows."""
     flavor = model.flavors["pytorch"]
     yield from (flavor[key] for key in ("model_data", "code") if flavor.get(key))
     yield from (entry["path"] for entry in flavor.get("extra_files") or ())
@@ -331,17 +328,24 @@ def check_name(name: str) -> str:
     try:
         _validate_model_name(name)
     except MlflowException as error:
-        raise UnlearnError(f"{name!r} is no name for a registered model: {error.message}") from error
+        raise UnlearnError(f"{name!r} is not a name for a registered model: {error.message}") from error
     return name
 
 
-def register(client: MlflowClient, info: ModelInfo, name: str, *, tags: Mapping[str, str]) -> ModelVersion:
+def register(info: ModelInfo, name: str, *, tags: Mapping[str, str]) -> ModelVersion:
     """Register a logged model under ``name``; ``tags`` are there from the version's first moment."""
     return mlflow.register_model(info.model_uri, name, tags=dict(tags))
 
 
 def describe_version(client: MlflowClient, name: str, version: str, description: str) -> None:
-    """Set the version's description, cut to what every database takes."""
+    """Set the version's description, cut to what every database takes.
+
+    Args:
+        client: of the registry.
+        name: of the registered model.
+        version: its number.
+        description: Markdown.
+    """
     client.update_model_version(name, version, description=description[:_DESCRIPTION_LIMIT])
 
 

@@ -24,7 +24,7 @@ def check_outputs(module: nn.Module, dataset: Dataset[Any], classes: Sequence[st
         uri: of the version, for messages.
 
     Raises:
-        UnlearnError: it cannot read them, or its outputs are no logits ``[N, K]`` for these classes.
+        UnlearnError: it cannot read them, or its outputs are not logits ``[N, K]`` for these classes.
     """
     few = [dataset[i] for i in range(min(8, len(dataset)))]  # type: ignore[arg-type]
     shapes = {tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__ for image, _ in few}

@@ -1,7 +1,7 @@
 """A dry run: what a command will take in time, memory and disk, from a short calibration on this very machine.
 
-The same code runs as in earnest, on a share of the data. The seconds of a method over the share f with E epochs are
-taken for ``a + c f + d f E``: what it does once, once a sample, and in each epoch.
+The command's own code runs on a fraction of the data. The seconds of a method over the fraction f with E epochs are
+modelled as ``a + c f + d f E``: what it does once, once a sample, and in each epoch.
 """
 
 import threading
@@ -34,13 +34,13 @@ from mlflow_unlearn.session.recipe import Recipe
 from mlflow_unlearn.session.session import Session
 
 BATCHES = 24
-"""So many batches of the training set make the larger of the two shares, where they are quick."""
+"""The larger of the two fractions of the training set has so many batches, where they are quick."""
 SLOW = 4.0
-"""Seconds of a calibrating step: what takes longer is precise enough on less."""
+"""Seconds of a calibrating step: what takes longer is precise enough on less data."""
 _CALLS = 50
 """Of the store, by a command that registers a version; each method adds ten or so."""
 _EVIDENCE = 100_000
-"""Bytes of record, report and card, for ten classes; they lie beside the run and beside the model."""
+"""Bytes of record, report and card, for ten classes; they are stored with the run and with the model."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Estimate:
 
     Attributes:
         seconds: by phase of the command.
-        memory: peak anonymous memory of the process, in bytes; None where the system does not tell.
+        memory: peak anonymous memory of the process, in bytes; None where the system does not report it.
         disk: bytes that stay, by what they are.
     """
 
@@ -60,7 +60,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Workload:
-    """A method, and how often it is carried out.
+    """A method, and how often it runs.
 
     Attributes:
         method: registered name.
@@ -85,20 +85,21 @@ class Workload:
 def estimate(
     session: Session, workloads: Sequence[Workload], *, prefix: str = "none", models: int, record: Record | None
 ) -> Estimate:
-    """What a command costs that carries out ``workloads`` on a session.
+    """What a command costs that runs ``workloads`` on a session.
 
     Args:
         session: opened as for the work.
-        workloads: what is carried out.
+        workloads: what runs.
         prefix: as the command's option.
         models: how many are measured: the original, what comes of it, golds.
         record: of the version that is registered; None where none is.
     """
     opened = time.monotonic() - STARTED
+    session = replace(session, hardware=replace(session.hardware, progress=False))
     sets = vars(session.splits)
     count = sum(len(data) for data in sets.values())
     with _peak_memory() as peak:
-        first, again, outputs = _reading_seconds(session)
+        first, again, outputs = _evaluation_seconds(session)
         seconds = {
             "open version and data": opened,
             "measure the original": first * count,
@@ -110,24 +111,18 @@ def estimate(
         if record is not None:
             start = time.perf_counter()
             path = session.folder / "planned"
-            save_model(
-                NewModel(
-                    session.module, record, session.manifest(session.retain), session.folder, source=session.version
-                ),
-                path,
-            )
+            trained_on = session.manifest(session.retain)
+            save_model(NewModel(session.module, record, trained_on, session.folder, source=session.version), path)
             seconds["save the version"] = time.perf_counter() - start
             version = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         runs = sum(one.times for one in workloads)
         seconds["log and register"] = _store_seconds() * ((_CALLS if record is not None else _CALLS / 3) + 10 * runs)
         highest = peak()
-    kept = (4 * outputs + 8) * (count - len(sets["forget"]))  # logits and labels
-    teacher = 4 * outputs * sum(len(sets[role]) for role in ("forget", "retain", "val"))
+    cached = (4 * outputs + 8) * (count - len(sets["forget"]))  # logits and labels
+    teacher = 4 * outputs * sum(len(sets[split]) for split in ("forget", "retain", "val"))
     disk = {"the new version": version, "its evidence, twice": 2 * _EVIDENCE} if record is not None else {}
     return Estimate(
-        seconds,
-        None if highest is None else highest + teacher,
-        {**disk, "outputs kept for later commands": kept},
+        seconds, None if highest is None else highest + teacher, {**disk, "outputs kept for later commands": cached}
     )
 
 
@@ -151,19 +146,18 @@ def show(estimate: Estimate) -> None:
         mlflow.log_metric("plan.memory_bytes", estimate.memory)
 
 
-def _reading_seconds(session: Session) -> tuple[float, float, int]:
+def _evaluation_seconds(session: Session) -> tuple[float, float, int]:
     """Seconds a sample, in the first pass over the data and in later ones, and the number of outputs."""
     retain = session.splits.retain
     count: int = len(retain)  # type: ignore[arg-type]
-    quiet = replace(session.hardware, progress=False)
 
     def seconds(start: int, stop: int) -> tuple[float, int]:
         part = Subset(retain, range(start, stop))
         began = time.perf_counter()
-        evaluated = evaluate_splits(session.module, Splits(part, part, part, part), quiet, only=("retain",))
+        evaluated = evaluate_splits(session.module, Splits(part, part, part, part), session.hardware, only=("retain",))
         return (time.perf_counter() - began) / len(part), len(evaluated["retain"].class_sums)
 
-    batch = min(forward_batch(retain, quiet.device), count // 2 or 1)
+    batch = min(forward_batch(retain, session.hardware.device), count // 2 or 1)
     # The first batch takes what the first pass of a process takes more.
     warm, outputs = seconds(0, batch)
     start = batch % count
@@ -173,47 +167,47 @@ def _reading_seconds(session: Session) -> tuple[float, float, int]:
 
 def _method_seconds(session: Session, workload: Workload, prefix: str) -> float:
     recipe, seed = workload.recipe, workload.seed
-    quiet = replace(session, hardware=replace(session.hardware, progress=False))
     params = get_method(workload.method)(workload.params, family=model_family(session.module)).params.model_dump()
     batch, epochs = int(params.get("batch_size", LARGEST_BATCH)), int(params.get("epochs", 1))
     count: int = len(session.splits.forget) + len(session.splits.retain)  # type: ignore[arg-type]
     larger = min(1.0, BATCHES * batch / count)
-    cut = None if recipe is not None else resolve(session.module, prefix, vars(session.splits))
+    split_point = None if recipe is not None else resolve(session.module, prefix, vars(session.splits))
 
-    def seconds(share: float, epochs: int) -> float:
-        splits = Splits(**{role: _share(data, share) for role, data in vars(session.splits).items()})
+    def seconds(fraction: float, epochs: int) -> float:
+        splits = Splits(**{split: _subset(data, fraction) for split, data in vars(session.splits).items()})
         some = {**params, "epochs": epochs} if "epochs" in params else params
         if recipe is not None:
-            splits, options = recipe.splits(splits), RunOptions(seed, model_factory=recipe.fresh)
+            splits, options = recipe.splits(splits), RunOptions(seed, model_factory=recipe.model_factory)
         else:
-            teacher = Teacher(quiet.hardware.place(session.module), vars(splits), quiet.hardware, prefix=cut)
+            module = session.hardware.place(session.module)
+            teacher = Teacher(module, vars(splits), session.hardware, prefix=split_point)
             teacher.fill(("forget", "retain", "val"))
             options = RunOptions(seed, teacher=teacher)
         start = time.perf_counter()
-        quiet.unlearn(workload.method, some, options, splits=splits)
+        session.unlearn(workload.method, some, options, splits=splits)
         return time.perf_counter() - start
 
-    # The first run takes more than the others, and tells how slow they are.
+    # The first run takes longer than the others, and shows how slow they are.
     if seconds(larger / 9, 1) > SLOW:
         larger = max(larger / 3, min(1.0, batch / count))  # a whole batch: the memory of a step is that of its batch
     smaller = larger / 3
     low, high = seconds(smaller, 1), seconds(larger, 1)
     by_epoch = (seconds(larger, 2) - high) / larger if epochs > 1 else 0.0
-    by_share = (high - low) / (larger - smaller)
-    # Where all takes but milliseconds, noise may turn a slope round.
-    return high + max(0.0, by_share) * (1 - larger) + max(0.0, by_epoch) * (epochs - 1)
+    by_fraction = (high - low) / (larger - smaller)
+    # Where everything takes milliseconds, noise may make a slope negative.
+    return high + max(0.0, by_fraction) * (1 - larger) + max(0.0, by_epoch) * (epochs - 1)
 
 
 def _metrics_seconds(session: Session, models: int) -> float:
     """Of one model: on outputs of the right size, whose values do not matter."""
-    quiet = replace(session.hardware, progress=False)
-    module = quiet.place(session.module)
+    hardware = session.hardware
+    module = hardware.place(session.module)
     outputs = {}
-    for role, data in vars(session.splits).items():
+    for split, data in vars(session.splits).items():
         labels = labels_of(data).numpy()
         size = len(labels)
-        few = evaluate_split(module, _share(data, min(1.0, 8 / size)), quiet, keep_probabilities=role == "forget")
-        outputs[role] = SplitOutputs(
+        few = evaluate_split(module, _subset(data, min(1.0, 8 / size)), hardware, keep_probabilities=split == "forget")
+        outputs[split] = SplitOutputs(
             labels,
             np.resize(few.predictions, size),
             np.resize(few.entropies, size),
@@ -235,10 +229,10 @@ def _store_seconds() -> float:
     return (time.perf_counter() - start) / calls
 
 
-def _share(dataset: Any, share: float) -> Subset[Any]:
-    """Evenly spread samples, two at least: every class has its part."""
+def _subset(dataset: Any, fraction: float) -> Subset[Any]:
+    """Evenly spread samples, two at least."""
     count = len(dataset)
-    chosen = np.linspace(0, count - 1, max(min(2, count), round(share * count))).round().astype(int)
+    chosen = np.linspace(0, count - 1, max(min(2, count), round(fraction * count))).round().astype(int)
     return Subset(dataset, chosen.tolist())
 
 

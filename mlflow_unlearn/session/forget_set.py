@@ -34,7 +34,7 @@ class ForgetSet:
 
 
 class _Manifests:
-    """Reads what requests name, and remembers the salts of those read; None for plain ids."""
+    """Reads the manifests of requests, and collects their salts; None for plain ids."""
 
     def __init__(self, client: MlflowClient) -> None:
         self._client = client
@@ -49,7 +49,7 @@ class _Manifests:
 def evaluated_forget_set(
     client: MlflowClient, version: Version, source: Source, mask: npt.NDArray[np.bool_], options: Evaluate
 ) -> ForgetSet:
-    """The spec's samples, else those that the version was made to forget, else those of its pending requests.
+    """The spec's samples, else those that the version has forgotten, else those of its pending requests.
 
     Args:
         client: of the registry.
@@ -106,19 +106,26 @@ _Found = tuple[tuple[ForgetRequest, ...], npt.NDArray[np.int64]]
 
 
 def _of_requests(
-    version: Version,
-    own: list[ForgetRequest],
-    source: Source,
-    mask: npt.NDArray[np.bool_],
-    read: _Manifests,
+    version: Version, own: list[ForgetRequest], source: Source, mask: npt.NDArray[np.bool_], read: _Manifests
 ) -> _Found:
-    """The pending requests, and those carried out earlier, since this very version still knows their samples."""
+    """The pending requests, and those fulfilled by other versions, since this one still contains their samples.
+
+    Args:
+        version: that is to forget.
+        own: its requests.
+        source: of its data.
+        mask: what of ``source.train`` it was trained on ``[N]``.
+        read: gives the manifest of a request.
+
+    Raises:
+        UnlearnError: no request is pending, or all samples are requested.
+    """
     pending = [request for request in own if request.pending]
     if not pending:
         raise UnlearnError(
             f"{version.uri} has no pending forget request: file one with `request`, or give forget="
             if version.name is not None
-            else f"{version.uri} is no registered version and carries no request: give forget="
+            else f"{version.uri} is not a registered version and carries no request: give forget="
         )
     earlier = [request for request in own if not request.pending and not request.ad_hoc]
     for request in earlier:
@@ -127,7 +134,7 @@ def _of_requests(
             "again here, since this version still knows its samples."
         )
     found = [resolve_forget(f"request:{request.id}", source, mask, read) for request in pending]
-    # What was carried out before may have left the data source by now.
+    # The samples of fulfilled requests may have left the data source by now.
     found += [np.flatnonzero(read(request.id).mask(source.train.ids) & mask) for request in earlier]
     requests = (*pending, *earlier)
     together = np.unique(np.concatenate(found))
@@ -139,22 +146,24 @@ def _of_requests(
 
 
 def _of_spec(
-    spec: str,
-    version: Version,
-    own: list[ForgetRequest],
-    source: Source,
-    mask: npt.NDArray[np.bool_],
-    read: _Manifests,
+    spec: str, version: Version, own: list[ForgetRequest], source: Source, mask: npt.NDArray[np.bool_], read: _Manifests
 ) -> _Found:
-    """The spec's samples, and the request that names the same ones, if there is one."""
+    """The spec's samples, and the request that names the same ones, if there is one.
+
+    Args:
+        spec: of the forget set.
+        version: that is to forget.
+        own: its requests.
+        source: of its data.
+        mask: what of ``source.train`` it was trained on ``[N]``.
+        read: gives the manifest of a request.
+    """
     forget = resolve_forget(spec, source, mask, read)
-    scheme, _, request_id = spec.partition(":")
-    known = [request for request in own if scheme == "request" and request.id == request_id]
-    if not known:
-        request_id = forget_requests.request_id(version, Manifest(tuple(source.train.ids[i] for i in forget)))
-        known = [request for request in own if request.id == request_id]
+    same_samples = forget_requests.request_id(version, Manifest(tuple(source.train.ids[i] for i in forget)))
+    named = [request for request in own if spec == f"request:{request.id}"]
+    named = named or [request for request in own if request.id == same_samples]
     for request in own:
-        if request not in known:
+        if request not in named:
             state = "stays pending" if request.pending else "is not carried out again"
             note(f"Note: request {request.id} {state}: only the given forget set is carried out.")
-    return tuple(known), forget
+    return tuple(named), forget

@@ -14,7 +14,7 @@ def open_gold(session: Session, options: Unlearning | Evaluate) -> nn.Module | N
     """The gold standard's module, if one is named.
 
     Raises:
-        UnlearnError: it reads its inputs otherwise, or was trained on samples that are forgotten, now or earlier.
+        UnlearnError: its inputs or outputs differ, or it was trained on samples that are forgotten, now or earlier.
     """
     if options.gold_uri is None:
         return None
@@ -27,7 +27,7 @@ def open_gold(session: Session, options: Unlearning | Evaluate) -> nn.Module | N
         if seen.any():
             raise UnlearnError(
                 f"{version.uri} was trained on {seen.sum()} samples that are to be forgotten or were forgotten before: "
-                "it is no gold standard; train one with exclude="
+                "it is not a gold standard; train one with exclude="
             )
     module = load_module(version, options.architecture, len(view.classes), trainable=False)
     check_outputs(module, session.splits.test, view.classes, version.uri)

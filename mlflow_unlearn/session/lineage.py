@@ -16,10 +16,10 @@ from mlflow_unlearn.registry.versions import Version
 
 @dataclass(frozen=True)
 class Earlier:
-    """A request that an earlier step has carried out.
+    """A request that an earlier step has fulfilled.
 
     Attributes:
-        record: as the evidence tells it.
+        record: of the evidence.
         indices: its samples in the training part, as many as the data source still has.
     """
 
@@ -28,7 +28,7 @@ class Earlier:
 
 
 def previous(version: Version) -> tuple[Evidence, str] | None:
-    """The evidence that lies with a version, and the SHA-256 of its file; None where there is none."""
+    """The evidence that is stored with a version, and the SHA-256 of its file; None where there is none."""
     try:
         return read_evidence(version.path)
     except FileNotFoundError:
@@ -54,19 +54,9 @@ def lineage(before: tuple[Evidence, str] | None) -> list[Step]:
 def request_record(request_id: str, run_id: str, *, by: str) -> RequestRecord:
     """A request by what its run has stored."""
     details = forget_requests.read_details(run_id)
-    return RequestRecord(
-        id=request_id,
-        of=details["of"],
-        run_id=run_id,
-        filed=details.get("filed"),
-        filed_by=details.get("filed_by"),
-        requester=details.get("requester"),
-        reason=details.get("reason"),
-        samples=details["samples"],
-        manifest_sha256=details["manifest_sha256"],
-        carried_out_by=by,
-        metrics={},
-    )
+    always = {name: details[name] for name in ("of", "samples", "manifest_sha256")}
+    optional = {name: details.get(name) for name in ("filed", "filed_by", "requester", "reason")}
+    return RequestRecord(id=request_id, run_id=run_id, carried_out_by=by, metrics={}, **always, **optional)
 
 
 def earlier_requests(

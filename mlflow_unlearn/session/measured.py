@@ -18,7 +18,7 @@ from mlflow_unlearn.session.forget_set import evaluated_forget_set
 from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.hardware import pick_hardware
 from mlflow_unlearn.session.session import Session
-from mlflow_unlearn.session.view import InputSpec, make_splits, open_view, training_mask
+from mlflow_unlearn.session.view import InputSpec, make_splits, open_input_spec, training_mask
 
 Chosen = tuple[InputSpec, npt.NDArray[np.int64], npt.NDArray[np.int64], str | None]
 """How what is measured is read, the forget and retain sets as indices, and the salt of a hashed request."""
@@ -39,8 +39,8 @@ def open_measured(
         options: of the command.
         folder: for temporary files.
         progress: whether bars are shown.
-        choose: says which samples, from the version, its original and how the version reads its inputs; by default
-            those of the option ``forget`` or of the version's requests.
+        choose: the samples, given the version, its original and how the version reads its inputs; by default those
+            of the option ``forget`` or of the version's requests.
 
     Raises:
         UnlearnError: something is missing, or does not fit.
@@ -51,7 +51,7 @@ def open_measured(
     original = version if original_uri is None else open_version(client, original_uri, folder)
     if original.uri == version.uri or (original.model_id is not None and original.model_id == version.model_id):
         original = version
-    view = open_view(version, options)
+    view = open_input_spec(version, options)
     if original is not version:
         check_alike(original, view)
     if choose is not None:
@@ -60,7 +60,7 @@ def open_measured(
         mask = training_mask(original, view.source)
         chosen = evaluated_forget_set(client, version, view.source, mask, options)
         forget, salt = chosen.indices, chosen.salt
-        # What the version has not been trained on, or forgot before, is no retain sample, whatever the original knows.
+        # Only what both were trained on: what the version forgot before is not a retain sample.
         retain = retained(mask & training_mask(version, view.source), forget)
     module = load_module(version, options.architecture, len(view.classes), trainable=False)
     splits = make_splits(view, module, forget, retain, progress)
@@ -69,12 +69,12 @@ def open_measured(
     return Session(client, version, module, view, splits, forget, retain, (), hardware, folder, salt), original
 
 
-def read_measured(session: Session, original: Version, options: Evaluate) -> tuple[dict[str, Outputs], str]:
-    """One pass of each model over the four sets, and the name under which the session's own version goes.
+def evaluate_measured(session: Session, original: Version, options: Evaluate) -> tuple[dict[str, Outputs], str]:
+    """The outputs of each model on the four sets, and the name of the session's own version among them.
 
-    A version that came from no other goes as ``original``.
+    That is ``original`` where the version came from no other.
     """
-    own = session.read_original(force=options.force)
+    own = session.evaluate_original(force=options.force)
     name = "original" if original is session.version else "unlearned"
     outputs = {name: own}
     if original is not session.version:

@@ -1,4 +1,4 @@
-"""How a version was trained, as far as its record tells."""
+"""How a version was trained, as far as that is recorded."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,21 +20,21 @@ from mlflow_unlearn.session.session import Session
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a version was trained before anything was unlearned, as far as its record tells.
+    """How a version was trained before anything was unlearned, as far as that is recorded.
 
     Attributes:
         params: hyperparameters of `retrain`; empty where nothing is recorded.
         augment: random augmentation of the training images.
         seed: of the recorded training.
-        architecture: what ``fresh`` builds, None where it draws each module's weights anew.
-        fresh: builds a randomly initialised model of the version's architecture.
+        architecture: what ``model_factory`` builds, None where it draws each module's weights anew.
+        model_factory: builds a randomly initialised model of the version's architecture.
     """
 
     params: Mapping[str, Any]
     augment: str
     seed: int | None
     architecture: str | None
-    fresh: Callable[[], nn.Module]
+    model_factory: Callable[[], nn.Module]
 
     def splits(self, splits: Splits) -> Splits:
         """The splits with the retain set as it was trained on."""
@@ -48,20 +48,17 @@ def training_recipe(session: Session, options: ReadOptions) -> Recipe:
         try:
             version = open_version(session.client, record.source_uri, session.folder)
         except UnlearnError as error:
-            # A version that still knows what was forgotten may have been deleted since, as it should.
+            # A version that still contains forgotten samples may have been deleted since, as it should.
             note(f"Note: {record.source_uri}, from which {version.uri} was made, cannot be opened ({error}).")
             break
         record = version.record
-    trained = record is not None and record.provenance.method in ("train", "retrain")
-    recorded = record.provenance if record is not None and trained else None
-    if recorded is None:
-        note(f"Note: {version.uri} does not record how it was trained; retraining takes the defaults of `retrain`.")
-    known = get_method("retrain").Params.model_fields
     own = session.version.record
     architecture = options.architecture or (own.architecture if own is not None else None)
     with isolated_rng(0):
-        fresh = builder_like(session.module, architecture, len(session.view.classes), session.image_shape)
-    if recorded is None:
-        return Recipe({}, "none", None, architecture, fresh)
-    params = {key: value for key, value in recorded.params.items() if key in known}
-    return Recipe(params, recorded.augment or "none", recorded.seed, architecture, fresh)
+        model_factory = builder_like(session.module, architecture, len(session.view.classes), session.image_shape)
+    if record is None or record.provenance.method not in ("train", "retrain"):
+        note(f"Note: {version.uri} does not record how it was trained; retraining takes the defaults of `retrain`.")
+        return Recipe({}, "none", None, architecture, model_factory)
+    recorded, fields = record.provenance, get_method("retrain").Params.model_fields
+    params = {key: value for key, value in recorded.params.items() if key in fields}
+    return Recipe(params, recorded.augment or "none", recorded.seed, architecture, model_factory)

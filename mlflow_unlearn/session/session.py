@@ -33,7 +33,7 @@ from mlflow_unlearn.session.checks import check_outputs
 from mlflow_unlearn.session.forget_set import requested_forget_set
 from mlflow_unlearn.session.hardware import pick_hardware
 from mlflow_unlearn.session.lineage import Earlier, earlier_requests
-from mlflow_unlearn.session.view import InputSpec, make_splits, open_view, training_mask
+from mlflow_unlearn.session.view import InputSpec, make_splits, open_input_spec, training_mask
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Session:
         splits: the four sets.
         forget: indices into ``view.source.train``.
         retain: likewise: trained on and not to be forgotten.
-        requests: what is carried out; none yet for a spec that is still to be filed, see `filed`.
+        requests: what is fulfilled; none yet for a spec that is still to be filed, see `filed`.
         hardware: decided once.
         folder: for temporary files.
         salt: of the forgotten ids, where they are to be recorded hashed.
-        earlier: what the version was made to forget before, which is neither forgotten now nor retained.
+        earlier: what the version has forgotten before, which is neither forgotten now nor retained.
     """
 
     client: MlflowClient
@@ -70,11 +70,14 @@ class Session:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """``(C, H, W)`` of what the module reads."""
-        shape = self.view.shape
-        if shape is None or len(shape) != 3:
+        """``(C, H, W)`` of the module's inputs.
+
+        Raises:
+            ValueError: the session was opened to measure, which does not need the shape.
+        """
+        if self.view.shape is None:
             raise ValueError("open_session sets the shape")
-        return shape[0], shape[1], shape[2]
+        return self.view.shape
 
     def manifest(self, indices: npt.NDArray[np.int64]) -> Manifest:
         """The plain ids of training samples."""
@@ -99,17 +102,12 @@ class Session:
     def log_manifests(self) -> None:
         """The sets as dataset inputs of the active run."""
         source = self.view.source
-        sets = {
-            "forget": self.forget_manifest,
-            "retain": self.manifest(self.retain),
-            "val": Manifest(source.val.ids),
-            "test": Manifest(source.test.ids),
-        }
-        counts = {role: len(manifest.ids) for role, manifest in sets.items()}
-        log_manifests(source.spec, {role: manifest.digest for role, manifest in sets.items()}, counts)
+        held_out = {"val": Manifest(source.val.ids), "test": Manifest(source.test.ids)}
+        trained_on = {"forget": self.forget_manifest, "retain": self.manifest(self.retain)}
+        log_manifests(source.spec, trained_on | held_out)
 
     def filed(self, options: Unlearning) -> "Session":
-        """The session with its forget set filed as a request, if it is none yet; only `mark_done` tags the version."""
+        """The session with its forget set filed as a request, if need be; only `mark_done` tags the version."""
         if self.requests:
             return self
         request, _ = forget_requests.file_request(
@@ -135,11 +133,11 @@ class Session:
             note("Note: prefix=auto freezes nothing where a class is forgotten wholly.")
         return teacher
 
-    def read_original(self, *, force: bool, teacher: Teacher | None = None) -> Outputs:
-        """One pass of the version over the four sets, which serves its ``teacher`` as well.
+    def evaluate_original(self, *, force: bool, teacher: Teacher | None = None) -> Outputs:
+        """The outputs of the version on the four sets; the same pass fills its ``teacher``.
 
         Raises:
-            UnlearnError: it is so bad on its own training data that data and model cannot belong together.
+            UnlearnError: its accuracy on its own training data is so low that data and model cannot belong together.
         """
         outputs = evaluate_splits(
             self.module, self.splits, self.hardware, name="original", teacher=teacher, cached=True
@@ -157,13 +155,13 @@ class Session:
     def unlearn(
         self, method: str, params: Mapping[str, Any], options: RunOptions, *, splits: Splits | None = None
     ) -> Result:
-        """Carry a method out on the version.
+        """Run a method on the version.
 
         Args:
             method: a registered name.
             params: hyperparameters; what is missing takes the published setting of the model's family.
             options: seed, teacher, callbacks.
-            splits: where the method is not to read the session's own.
+            splits: in place of the session's own.
 
         Raises:
             UnlearnError: the method does not take these hyperparameters, or fails.
@@ -186,12 +184,13 @@ def open_session(client: MlflowClient, run_id: str, options: Unlearning, folder:
     """
     version = open_version(client, options.model_uri, folder)
     log_source_model(client, run_id, version.model_id)
-    view = open_view(version, options)
+    view = open_input_spec(version, options)
+    source = view.source
     module = load_module(version, options.architecture, len(view.classes))
-    mask = training_mask(version, view.source)
-    chosen = requested_forget_set(client, version, view.source, mask, options)
+    mask = training_mask(version, source)
+    chosen = requested_forget_set(client, version, source, mask, options)
     retain = retained(mask, chosen.indices)
-    earlier = earlier_requests(client, version, view.source, mask)
+    earlier = earlier_requests(client, version, source, mask)
     splits = make_splits(view, module, chosen.indices, retain, progress)
     shape = check_outputs(module, splits.retain, view.classes, version.uri)
     if version.input_shape not in (None, shape):

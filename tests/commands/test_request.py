@@ -130,7 +130,7 @@ def test_a_request_of_a_failed_unlearn_stays_pending(store, cli):
     assert cli(*ASK, "--forget", "random:20%").code == 0
     failed = cli("unlearn", "--model-uri", "models:/clf/1", "--gold-uri", "models:/clf/1")
     assert failed.code == 2
-    assert "is no gold standard" in failed.err
+    assert "is not a gold standard" in failed.err
     assert [state for state, _ in store.requests().values()] == ["pending"]
     assert store.versions() == ["1"]
     assert cli("unlearn", "--model-uri", "models:/clf/1", *QUICK).code == 0

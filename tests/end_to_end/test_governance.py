@@ -471,7 +471,7 @@ def test_a_request_that_only_a_sibling_carried_out(chain):
 def test_a_request_tag_that_was_edited(chain, value):
     with tagged(chain, "3", unlearn__request__abcdefabcdef=value):
         refused = call("promote", "--model-uri", "models:/clf/4")
-    assert refused.code in (2, 3) and "is no forget request any more" in refused.err
+    assert refused.code in (2, 3) and "is not a forget request any more" in refused.err
     assert "Traceback" not in refused.err
 
 
@@ -612,9 +612,9 @@ def test_who_may_approve(chain, rules, approver, sentence):
         (("promote", "--model-uri", "models:/clf/2", "--alias", "v7"), "reserved"),
         (("promote", "--model-uri", "models:/clf/2", "--alias", "a b!"), "cannot be set"),
         (("review", "--model-uri", "models:/clf/2", "--policy", "none.yaml"), "cannot be read"),
-        (("review", "--model-uri", "models:/m-00000000000000000000000000000000"), "no registered version"),
-        (("verify", "--model-uri", "models:/clf/4", "--key", "none.pem"), "is no public key"),
-        (("review", "--model-uri", "models:/clf/2", "--key", "none.pem"), "is no public key"),
+        (("review", "--model-uri", "models:/m-00000000000000000000000000000000"), "not a registered version"),
+        (("verify", "--model-uri", "models:/clf/4", "--key", "none.pem"), "is not a public key"),
+        (("review", "--model-uri", "models:/clf/2", "--key", "none.pem"), "is not a public key"),
         (("unlearn", "--model-uri", "models:/clf/1", "--sign-key", "none.pem"), "cannot sign"),
         (("retire", "--model-uri", "models:/clf/2", "--aliases", "nope"), "clf@nope does not point to"),
     ],
@@ -631,7 +631,7 @@ def test_bad_input(chain, arguments, sentence):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("rules: [", "is no YAML"),
+        ("rules: [", "is not YAML"),
         ("- a", "holds no names"),
         ("rules: [{metric: acc_tset, at_least: 1}]", "did you mean 'acc_test'"),
         ("rules: [{metric: acc_test}]", "has no bound"),

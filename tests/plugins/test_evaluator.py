@@ -319,7 +319,7 @@ def test_bad_input_ends_in_a_sentence(used, measured, source, samples):
             "models:/clf/2", forget, {"gold_uri": "models:/clf/1"}
         ),
         "has no version '7'": case("models:/clf/2", forget, {"original_uri": "models:/clf/7"}),
-        "is no PyTorch model": case(trees.model_uri, forget, {"data": DATA}),
+        "is not a PyTorch model": case(trees.model_uri, forget, {"data": DATA}),
     }
     for sentence, told in zip(cases, measured(*cases.values()), strict=True):
         assert "error" in told, sentence

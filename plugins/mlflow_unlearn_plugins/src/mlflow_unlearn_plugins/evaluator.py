@@ -259,14 +259,14 @@ def _measure(table: "pd.DataFrame", options: "Evaluate", folder: Path) -> _Evalu
     """Open the models and the data, read each model once, and compute every metric."""
     from mlflow_unlearn.metrics.suite import compare
     from mlflow_unlearn.registry import tracking
-    from mlflow_unlearn.session.measured import open_measured, read_measured
+    from mlflow_unlearn.session.measured import evaluate_measured, open_measured
 
     def choose(version: "Version", original: "Version", view: "InputSpec") -> "Chosen":
         return _chosen(table, view, version, original)
 
     client, progress = tracking.client(), sys.stderr.isatty()
     session, original = open_measured(client, options, folder, progress=progress, choose=choose)
-    outputs, name = read_measured(session, original, options)
+    outputs, name = evaluate_measured(session, original, options)
     uris = {"original": original.uri, name: session.version.uri, "gold": str(options.gold_uri)}
     shown = {model: uris[model] for model in outputs}
     return _Evaluation(shown, outputs, compare(outputs, seed=options.seed), name, session.version.model_id)
