@@ -150,7 +150,7 @@ class TestTwoSidedAuc:
         [
             pytest.param(1000, 0.011, 200, (0.90, 0.99), marks=pytest.mark.slow),
             pytest.param(50, 0.041, 400, (0.92, 0.98), marks=pytest.mark.slow),
-            (10, 0.089, 400, (0.87, 0.96)),
+            (10, 0.089, 200, (0.86, 0.97)),
         ],
     )
     def test_null(self, n_forget, expected, runs, coverage):
