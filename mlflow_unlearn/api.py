@@ -1,4 +1,4 @@
-"""`unlearn`: the Python entry point."""
+"""`unlearn` and `evaluate`: the Python entry points."""
 
 import time
 import warnings
@@ -128,7 +128,7 @@ def unlearn_on(
     """`unlearn` where device, precision and layout are decided.
 
     Args:
-        hardware: the decision.
+        hardware: device, precision and layout.
         model: an image classifier, images ``[N, C, H, W]`` to logits ``[N, K]``.
         splits: the four sets.
         method: a registered name.
@@ -178,7 +178,7 @@ def evaluate(
         A mapping of metric key to float; ``.missing`` has the reason for each key that was not computed.
 
     Raises:
-        UnlearnError: outputs that are no finite logits ``[N, K]``, or not of one K; labels ≥ K.
+        UnlearnError: outputs that are not finite logits ``[N, K]``, or not of one K; labels ≥ K.
     """
     checked_seed(seed)
     hardware = resolve_hardware(

@@ -1,4 +1,4 @@
-"""What can be computed again and is worth keeping: arrays by the digest of what they depend on, checked when read.
+"""Arrays that can be computed again, stored by the digest of what they depend on and checked when they are read.
 
 One file an entry, below ``$MLFLOW_UNLEARN_CACHE`` or the user's cache folder; "off" keeps nothing. An entry that a
 killed process left half written, or that a disk has damaged, does not have its own digest: it is made again. Where the
@@ -27,44 +27,44 @@ from mlflow_unlearn.console import note
 Arrays = dict[str, NDArray[Any]]
 
 DAYS = 30
-"""After which an entry that nobody has read is dropped."""
+"""After which an entry that has not been read is dropped."""
 
 PATIENCE = 600.0
 """Seconds to wait for another command that is making the same entry, before making it here as well."""
 
 
 def off() -> bool:
-    """Whether nothing is to be kept."""
+    """Whether the user has switched the cache off."""
     return os.environ.get("MLFLOW_UNLEARN_CACHE") == "off"
 
 
 def folder() -> Path:
-    """Where entries lie."""
+    """Where entries are stored."""
     return Path(os.environ.get("MLFLOW_UNLEARN_CACHE") or platformdirs.user_cache_path("mlflow-unlearn")).absolute()
 
 
-def arrays(kind: str, facts: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
+def arrays(kind: str, cache_key: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
     """The arrays that ``make`` gives, from the cache where they have been made before.
 
     Args:
         kind: a folder's name, such as ``outputs``.
-        facts: all that the arrays depend on, JSON-able; its digest is the entry's name.
+        cache_key: all that the arrays depend on, as JSON; its digest is the entry's name.
         make: computes them. Two commands that need the same entry at once compute it once.
     """
     if off():
         return make()
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    path = folder() / kind / f"{key}.safetensors"
-    with _alone(path):
+    name = hashlib.sha256(json.dumps(cache_key, sort_keys=True).encode()).hexdigest()
+    path = folder() / kind / f"{name}.safetensors"
+    with _locked(path):
         found = _read(path)
         if found is None:
             found = make()
-            _write(path, found, facts)
+            _write(path, found, cache_key)
         return found
 
 
 def entries(kind: str) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """The files of a kind, and the facts that each depends on; none for what cannot be read."""
+    """The files of a kind, each with its cache key; that of a file that cannot be read is empty."""
     for path in sorted((folder() / kind).glob("*.safetensors")):
         try:
             with safe_open(path, framework="numpy") as file:
@@ -74,7 +74,7 @@ def entries(kind: str) -> Iterator[tuple[Path, Mapping[str, Any]]]:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[None]:
     lock = FileLock(path.with_suffix(".lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,9 +94,9 @@ def _read(path: Path) -> Arrays | None:
         return None
     try:
         with safe_open(path, framework="numpy") as file:
-            told = (file.metadata() or {}).get("sha256")
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        if told == _digest(found):
+            expected = (file.metadata() or {}).get("sha256")
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        if expected == _digest(found):
             with suppress(OSError):
                 os.utime(path)
             return found
@@ -107,13 +107,13 @@ def _read(path: Path) -> Arrays | None:
     return None
 
 
-def _write(path: Path, content: Arrays, facts: Mapping[str, Any]) -> None:
+def _write(path: Path, content: Arrays, cache_key: Mapping[str, Any]) -> None:
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
         os.close(handle)
-        told = {"sha256": _digest(content), "facts": json.dumps(facts)}
-        save_file({n: np.ascontiguousarray(a) for n, a in content.items()}, temporary, told)
+        metadata = {"sha256": _digest(content), "facts": json.dumps(cache_key)}
+        save_file({n: np.ascontiguousarray(a) for n, a in content.items()}, temporary, metadata)
         os.replace(temporary, path)
         _drop_unused(path.parent)
     except (OSError, SafetensorError) as error:  # the latter wraps a full disk

@@ -3,6 +3,7 @@
 from mlflow_unlearn.console import STARTED  # noqa: F401, I001 (first, since it is the time at which we start)
 
 import atexit
+import io
 import os
 import signal
 import sys
@@ -21,7 +22,7 @@ from pydantic.fields import FieldInfo
 
 from mlflow_unlearn import __version__
 from mlflow_unlearn.config import COMMANDS, Command, HardwareOptions, options
-from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
+from mlflow_unlearn.errors import UnlearnError, UnlearnWarning, without_passwords
 
 
 def command_function(name: str) -> Callable[[Any], None]:
@@ -149,6 +150,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     # Read when torch is loaded, by this process and by those that it starts.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     warnings.showwarning = _show_warning
+    sys.excepthook = _show_crash
     signal.signal(signal.SIGTERM, _stop)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else Ctrl-C is ignored, as in background jobs
         signal.signal(signal.SIGINT, _stop)
@@ -157,13 +159,14 @@ def main(argv: list[str] | None = None) -> NoReturn:
         code = 0
     except (click.ClickException, UnlearnError) as error:
         if _wants_debug(arguments):
-            traceback.print_exc()
+            _print_error(traceback.format_exc())
         if isinstance(error, click.ClickException):
-            sentence = error.format_message()
-            error.show()
+            sentence, shown = error.format_message(), io.StringIO()
+            error.show(shown)
+            _print_error(shown.getvalue())
         else:
             sentence = str(error)
-            click.echo(f"Error: {sentence}", err=True)
+            _print_error(f"Error: {sentence}")
         _tag_project_run(sentence)  # only if the command has made no run, which takes the variable away
         code = error.exit_code
     except _Ended as ended:
@@ -184,15 +187,25 @@ def _ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def _print_error(text: str) -> None:
+    """Print to standard error, without passwords."""
+    click.echo(without_passwords(text.rstrip("\n")), err=True)
+
+
+def _show_crash(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
+    """In the place of Python's own traceback, which would show passwords."""
+    _print_error("".join(traceback.format_exception(kind, error, trace)))
+
+
 _show_other_warning = warnings.showwarning
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
     """Our own warnings are a sentence, without the line of code that its reader has no use for."""
     if issubclass(category, UnlearnWarning):
-        click.echo(f"Warning: {message}", err=True)
+        _print_error(f"Warning: {message}")
     else:
-        _show_other_warning(message, category, *where, **more)
+        _show_other_warning(without_passwords(str(message)), category, *where, **more)
 
 
 def _wants_debug(arguments: list[str]) -> bool:
@@ -220,4 +233,4 @@ def _tag_project_run(sentence: str) -> None:
             tracking.connect()
             tracking.tag_error(os.environ["MLFLOW_RUN_ID"], sentence)
         except Exception as error:  # Any error of a store that is not there, or has no such run.
-            click.echo(f"Note: the run {os.environ['MLFLOW_RUN_ID']} could not be tagged: {error}", err=True)
+            _print_error(f"Note: the run {os.environ['MLFLOW_RUN_ID']} could not be tagged: {error}")

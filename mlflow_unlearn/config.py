@@ -12,7 +12,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mlflow_unlearn.errors import UnlearnError, first_line
@@ -39,8 +38,7 @@ Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 # Options of several commands as types and not as base classes: pydantic puts inherited fields first, and `--help`,
 # MLproject and config.yaml list the options of a command in the order of its own body.
 ForgetSpec = Annotated[
-    Text,
-    Field(description="Forget spec instead of the pending requests: it is filed as a request of its own."),
+    Text, Field(description="Forget spec instead of the pending requests: it is filed as a request of its own.")
 ]
 HashIds = Annotated[bool, Field(description="Store salted SHA-256 of the forgotten ids instead of the ids.")]
 Prefix = Annotated[
@@ -80,12 +78,9 @@ class HardwareOptions(BaseModel):
 
 
 class ReadOptions(BaseModel):
-    """How a registered version and its data are read, where the version's own record does not say or is wrong."""
+    """How a registered version and its data are read, where the version's own record is missing or wrong."""
 
-    data: Text = Field(
-        None,
-        description=f"{_SOURCES}; default: the version's own record.",
-    )
+    data: Text = Field(None, description=f"{_SOURCES}; default: the version's own record.")
     architecture: Text = Field(
         None, description="timm:NAME, torchvision:NAME or module:factory, to rebuild a version in pt2 format."
     )
@@ -98,7 +93,7 @@ class ReadOptions(BaseModel):
 
 
 class PublishOptions(ReadOptions):
-    """What is told of the version that is registered."""
+    """What is published with the version that is registered."""
 
     show_samples: bool = Field(
         False, description="Show forgotten images in the report; leave it off for personal data."
@@ -319,19 +314,9 @@ Unlearning = Unlearn | Tune | Compare
 """The commands that unlearn what a request or a forget spec names."""
 
 COMMANDS: dict[str, type[Command]] = {
-    "train": Train,
-    "request": Request,
-    "unlearn": Unlearn,
-    "tune": Tune,
-    "evaluate": Evaluate,
-    "compare": Compare,
-    "review": Review,
-    "promote": Promote,
-    "verify": Verify,
-    "exposure": Exposure,
-    "retire": Retire,
-    "methods": Methods,
-    "data": Data,
+    command.__name__.lower(): command
+    for command in (Train, Request, Unlearn, Tune, Evaluate, Compare, Review)
+    + (Promote, Verify, Exposure, Retire, Methods, Data)
 }
 
 
@@ -360,7 +345,7 @@ def parse_seeds(text: str) -> list[int]:
     ([0, 1, 2], [0, 5], [7])
 
     Raises:
-        UnlearnError: no seed, a seed twice, or something that is no seed.
+        UnlearnError: no seed, a seed twice, or something that is not a seed.
     """
     listed = "," in text or text.strip().startswith("[")
     try:
@@ -384,20 +369,22 @@ def parse_params(text: str | None, where: str = "params") -> dict[str, Any]:
     Raises:
         UnlearnError: neither.
     """
+    import yaml  # not above: `--help` does without
+
     if text is None:
         return {}
     file = not text.lstrip().startswith("{")
-    told = f"{where} file {text!r}" if file else where
+    source = f"{where} file {text!r}" if file else where
     try:
         # YAML reads 1e-4 as a string; pydantic makes a number of it again.
         values = yaml.safe_load(Path(text).read_text(encoding="utf-8")) if file else json.loads(text)
     except OSError as error:
         raise UnlearnError(f"{where} = {text!r} is neither a JSON object nor a YAML file ({error.strerror})") from error
     except (ValueError, yaml.YAMLError) as error:
-        raise UnlearnError(f"{told} cannot be parsed: {first_line(error)}") from error
+        raise UnlearnError(f"{source} cannot be parsed: {first_line(error)}") from error
     if not isinstance(values, dict):
         found = "nothing" if values is None else f"a {type(values).__name__}"
-        raise UnlearnError(f"{told} holds {found}, not names with values such as alpha: 2")
+        raise UnlearnError(f"{source} holds {found}, not names with values such as alpha: 2")
     return values
 
 

@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterable, Sized
 from typing import TYPE_CHECKING, TypeVar
 
+from mlflow_unlearn.errors import without_passwords
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -27,8 +29,8 @@ def track(iterable: Iterable[T], description: str, *, enabled: bool, total: int 
 
 
 def note(sentence: str) -> None:
-    """Tell the user something on standard error."""
-    _stderr(highlight=False, soft_wrap=True).print(sentence, markup=False)
+    """Print a sentence for the user on standard error."""
+    _stderr(highlight=False, soft_wrap=True).print(without_passwords(sentence), markup=False)
 
 
 def stdout(width: int | None = None) -> "Console":

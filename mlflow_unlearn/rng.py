@@ -1,4 +1,4 @@
-"""Random states: seeded inside, put back after."""
+"""Seeds, and global random states that are put back."""
 
 import operator
 import random
@@ -12,7 +12,7 @@ from mlflow_unlearn.errors import UnlearnError
 
 
 def checked_seed(seed: int) -> int:
-    """``seed``, if every generator takes it.
+    """``seed`` as an ``int`` that every generator takes.
 
     Raises:
         UnlearnError: it is not a whole number in ``[0, 2⁶⁴)``.
@@ -30,7 +30,7 @@ def checked_seed(seed: int) -> int:
 def isolated_rng(seed: int) -> Iterator[None]:
     """Seed Python's, NumPy's and torch's global generators inside, and put their states back after."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    # Asking a GPU that nobody uses for its state would start it.
+    # To ask an unused GPU for its state would start it.
     running = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = list(range(torch.cuda.device_count())) if running else []
     with torch.random.fork_rng(devices):

@@ -51,7 +51,7 @@ def promote(options: config.Promote) -> None:
             "weights_sha256": examined.evidence.result.weights_sha256,
             "evidence_sha256": examined.sha256,
             "review": reviewed.n if reviewed is not None else None,
-            "by": approver.told(),
+            "by": approver.display_name(),
             "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "override": options.override if objections else None,
             "objections": objections,
@@ -67,7 +67,7 @@ def promote(options: config.Promote) -> None:
             client.delete_model_version_tag(name, version, key)
             raise
         moved = f" (it was version {before})" if before not in (None, version) else ""
-        print(f"{name}@{options.alias} is version {version} now{moved}, approved by {approver.told()}.")
+        print(f"{name}@{options.alias} is version {version} now{moved}, approved by {approver.display_name()}.")
 
 
 def _check_alias(alias: str) -> None:

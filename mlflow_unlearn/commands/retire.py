@@ -73,7 +73,7 @@ def retire(options: config.Retire) -> None:
         retirement = _retirement(client, options)
         person = whoami()
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        mark = {"at": at, "by": person.told(), "run_id": run_id, "reason": options.reason}
+        mark = {"at": at, "by": person.display_name(), "run_id": run_id, "reason": options.reason}
         record: dict[str, Any] = {**mark, "versions": [p.uri for p in retirement.entries], "steps": retirement.steps()}
         # Before the first deletion: if this cannot be written, nothing is lost.
         mlflow.log_dict({**record, "done": False}, "evidence/retirement.json")
@@ -103,8 +103,8 @@ def _retirement(client: MlflowClient, options: config.Retire) -> Retirement:
     version = registered_version(client, options.model_uri)
     uri = f"models:/{version.name}/{version.version}"
     # One that was interrupted is done again.
-    if (told := retired(version)) is not None and not can_be_read(uri):
-        raise UnlearnError(f"{uri} was {told}; there is nothing left to remove")
+    if (how := retired(version)) is not None and not can_be_read(uri):
+        raise UnlearnError(f"{uri} was {how}; there is nothing left to remove")
     models = logged_models(client)
     target = exposure_of(client, version, models)
     _check_location(target)

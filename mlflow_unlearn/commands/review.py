@@ -42,22 +42,22 @@ def review(options: config.Review) -> None:
             verdict=verdict,
         )
         mlflow.log_text(reviewed.to_json(), reviewed.file)
-        recorded = f"review {reviewed.n} by {reviewed.by.told()}, {reviewed.at[:10]}"
+        recorded = f"review {reviewed.n} by {reviewed.by.display_name()}, {reviewed.at[:10]}"
         mlflow.log_text(page(examined.evidence, verdict, recorded=recorded), f"{FOLDER}/{REPORT}")
         mlflow.set_tags({VERDICT_TAG: verdict.word, "unlearn.model_uri": examined.uri})
-        told = {
+        recorded_as = {
             "verdict": verdict.word,
             "policy": policy.name,
-            "by": reviewed.by.told(),
+            "by": reviewed.by.display_name(),
             "at": reviewed.at,
             "run_id": run_id,
             "sha256": sha256(reviewed.to_json().encode()),
         }
-        client.set_model_version_tag(name, version, f"{TAG}{reviewed.n}", json.dumps(told))
+        client.set_model_version_tag(name, version, f"{TAG}{reviewed.n}", json.dumps(recorded_as))
         client.set_model_version_tag(name, version, VERDICT_TAG, verdict.word)
     table.show_verdict(examined.uri, verdict)
     failed = [check for check in verdict.checks if check.outcome != "pass"]
     if failed:
-        told_checks = "; ".join(f"{c.rule} is {c.value}, needs {c.threshold} ({c.outcome})" for c in failed)
-        raise Refused(f"{examined.uri} does not pass the policy {policy.name!r}: {told_checks}")
+        failures = "; ".join(f"{c.rule} is {c.value}, needs {c.threshold} ({c.outcome})" for c in failed)
+        raise Refused(f"{examined.uri} does not pass the policy {policy.name!r}: {failures}")
     print(f"{examined.uri} passes the policy {policy.name!r} (review {reviewed.n}, run {run_id}).")

@@ -9,20 +9,24 @@ from mlflow_unlearn.report import table
 
 
 def verify(options: config.Verify) -> None:
-    """Check everything, print it, and refuse if anything differs."""
+    """Check everything and print it.
+
+    Raises:
+        Refused: something differs.
+    """
     with tracking.read_only_client() as client, tracking.scratch() as folder:
         examined = examine(client, options.model_uri, folder, key=options.key)
         findings = [*examined.findings, *check_aliases(client, examined)]
         if options.recompute:
-            # Here and not above: whoever only compares digests must not wait for torch.
+            # Here and not above: comparing digests must not wait for torch.
             from mlflow_unlearn.governance.recompute import recompute
 
             findings += recompute(client, examined, options.data, folder)
-    table.show_findings(examined.uri, [(f.part, f.outcome, f.told) for f in findings])
+    table.show_findings(examined.uri, [(f.part, f.outcome, f.message) for f in findings])
     different = [finding for finding in findings if finding.outcome == "differs"]
     if different:
         raise Refused(
-            f"{examined.uri} does not agree with its evidence: {'; '.join(f'{f.part}: {f.told}' for f in different)}"
+            f"{examined.uri} does not agree with its evidence: {'; '.join(f'{f.part}: {f.message}' for f in different)}"
         )
     same = sum(finding.outcome == "same" for finding in findings)
     rest = f", {len(findings) - same} not checked" if same < len(findings) else ""

@@ -20,7 +20,7 @@ def decode_pixels(data: bytes) -> Image.Image | Tensor:
     """The pixels ``[C, H, W]`` (uint8) of a grey or RGB JPEG, decoded by torchvision; all else is left to Pillow.
 
     Both use libjpeg-turbo and gave the same pixels wherever we looked, but resizing a tensor takes half the time.
-    Pillow reads the header: it knows what is no plain JPEG, and refuses decompression bombs.
+    Pillow reads the header: it recognises what is not a plain JPEG, and refuses decompression bombs.
     """
     with _opened(data) as image:
         if image.format == "JPEG" and image.mode in ("L", "RGB"):
@@ -35,4 +35,4 @@ def _opened(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data))
     except UnidentifiedImageError as error:  # whose text names the buffer
-        raise ValueError("no image format that Pillow knows" if data else "the file is empty") from error
+        raise ValueError("not an image format that Pillow knows" if data else "the file is empty") from error

@@ -1,4 +1,4 @@
-"""What lies in folders and shards, kept between commands: a scan takes minutes, asking what changed does not."""
+"""Listings of folders and shards, cached between commands: a scan takes minutes, asking what changed does not."""
 
 import hashlib
 import os
@@ -31,24 +31,30 @@ def unpack(packed: NDArray[np.uint8]) -> list[str]:
     return packed.tobytes().decode("utf-8", "surrogateescape").split("\0")[:-1]
 
 
-def indexed(place: Path, what: str, names: Sequence[str], scan: Callable[[], cache.Arrays]) -> cache.Arrays:
-    """What ``scan`` finds in the folders or files ``names`` of ``place``, from the cache while none of them changed.
+def indexed(folder: Path, what: str, names: Sequence[str], scan: Callable[[], cache.Arrays]) -> cache.Arrays:
+    """What ``scan`` finds in the folders or files ``names`` of ``folder``, from the cache while none of them changed.
 
     A folder changes when entries come or go. The change time counts too: unlike the modification time it cannot be set.
-    Of each place, and ``what`` of it, one state is kept: names of files that are gone go with the next.
+    Of each ``what`` of a folder one state is cached: the names of deleted files are dropped with the next.
+
+    Args:
+        folder: where they are.
+        what: the name of this listing among those of the folder.
+        names: relative to ``folder``.
+        scan: lists them.
 
     Raises:
         UnlearnError: one of them can't be read.
     """
     try:
-        stats = [os.stat(place / name) for name in names]
-        facts = [
+        stats = [os.stat(folder / name) for name in names]
+        states = [
             [name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
             for name, stat in zip(names, stats, strict=True)
         ]
         if any(time.time_ns() - stat.st_ctime_ns < SETTLED * 1e9 for stat in stats):
             return scan()
-        kind = f"listings/{hashlib.sha256(os.fsencode(place / what)).hexdigest()[:16]}"
+        kind = f"listings/{hashlib.sha256(os.fsencode(folder / what)).hexdigest()[:16]}"
 
         def fresh() -> cache.Arrays:
             with suppress(OSError):
@@ -56,6 +62,6 @@ def indexed(place: Path, what: str, names: Sequence[str], scan: Callable[[], cac
                     old.unlink(missing_ok=True)
             return scan()
 
-        return cache.arrays(kind, {"place": str(place), "entries": facts}, fresh)
+        return cache.arrays(kind, {"place": str(folder), "entries": states}, fresh)
     except OSError as error:
         raise UnlearnError(f"can't list {error.filename!r} ({error.strerror}): make it readable") from error

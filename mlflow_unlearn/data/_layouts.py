@@ -24,10 +24,10 @@ _IMAGENET = "ILSVRC/Data/CLS-LOC"
 
 
 def list_folder(root: Path) -> Listing:
-    """List a folder by the layout that its marker tells.
+    """List a folder by the layout that its marker belongs to.
 
     Raises:
-        UnlearnError: there is no such folder, it has no layout that we know, or files that its tables name are missing.
+        UnlearnError: there is no such folder, its layout is unknown, or files that its tables name are missing.
     """
     if not root.is_dir():
         raise UnlearnError(f"no folder {str(root)!r}: give the path of a folder of images")
@@ -166,7 +166,7 @@ def _has_images(root: Path, classes: tuple[str, ...], splits: dict[str, Split]) 
     if empty := [name for label, name in enumerate(classes) if label not in present]:
         raise UnlearnError(
             f"no image in the class folders {shortlist(empty)} of {str(root)!r}: "
-            f"fill or remove them (known are {', '.join(IMG_EXTENSIONS)})"
+            f"fill or remove them (valid endings: {', '.join(IMG_EXTENSIONS)})"
         )
     return classes, splits
 

@@ -1,13 +1,14 @@
-"""WebDataset shards: uncompressed tar files, each image read by its place in its shard."""
+"""WebDataset shards: uncompressed tar files, each image read by its offset in its shard."""
 
 import json
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, NamedTuple, overload
+from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from mlflow_unlearn.cache import Arrays
 from mlflow_unlearn.data._index import indexed, pack, unpack
 from mlflow_unlearn.data._layouts import Listing, class_order
 from mlflow_unlearn.data.source import ImageStore, Split
-from mlflow_unlearn.errors import UnlearnError, known, shortlist
+from mlflow_unlearn.errors import UnlearnError, did_you_mean, shortlist
 
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _IMAGES = ("jpg", "jpeg", "png")
@@ -27,7 +28,7 @@ _PACKED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip
 def list_shards(root: Path) -> Listing:
     """List a folder of shards: a sample is ``KEY.jpg``, ``.jpeg`` or ``.png`` with its class in ``KEY.cls``.
 
-    A shard belongs to the split that its folder or a word of its name tells; where none does, nothing is split.
+    A shard belongs to the split that its folder or a word of its name states; where none does, nothing is split.
     The class is a name, or the number of a line of ``classes.txt`` from 0. A sample's id is ``SHARD/KEY``.
 
     Raises:
@@ -43,63 +44,56 @@ def list_shards(root: Path) -> Listing:
         stems = [name.removesuffix(".tar") for name in shards[split]]
         samples = zip(index["shard"].tolist(), unpack(index["keys"]), strict=True)
         ids = tuple(f"{stems[shard]}/{key}" for shard, key in samples)
-        places = _Places(ids, index["shard"], index["offset"], index["size"])
-        splits[split] = Split(
-            ids, numbers[split][index["label"]], ImageStore(partial(_bytes, paths), places, file=partial(_shard, paths))
-        )
+        members = _Members(paths, ids, index["shard"], index["offset"], index["size"])
+        images = ImageStore(_Member.read, members, file=_Member.file)
+        splits[split] = Split(ids, numbers[split][index["label"]], images)
     return classes, splits
 
 
-class _Place(NamedTuple):
-    """Where the image of a sample lies."""
+class _Member(NamedTuple):
+    """The image of one sample in its shard."""
 
     id: str
-    shard: int
+    shard: str
     offset: int
     size: int
 
     def __repr__(self) -> str:
         return repr(self.id)
 
+    def file(self) -> Path:
+        return Path(self.shard)
 
-class _Places(Sequence[_Place]):
-    """The places of all images, without an object for each."""
+    def read(self) -> bytes:
+        try:
+            with open(self.shard, "rb", buffering=0) as file:
+                file.seek(self.offset)
+                data = file.read(self.size)
+        except OSError as error:
+            raise UnlearnError(
+                f"can't read {self!r} from the shard {self.shard!r} ({error.strerror}): put it back and start again"
+            ) from error
+        if len(data) < self.size:
+            raise UnlearnError(f"the shard {self.shard!r} is truncated now, within {self!r}: copy it again")
+        return data
 
-    def __init__(
-        self, ids: Sequence[str], shard: NDArray[np.int64], offset: NDArray[np.int64], size: NDArray[np.int64]
-    ) -> None:
-        self.ids, self.shard, self.offset, self.size = ids, shard, offset, size
+
+@dataclass(frozen=True)
+class _Members:
+    """The images of all samples of a split, without an object for each."""
+
+    shards: Sequence[str]
+    ids: Sequence[str]
+    shard: NDArray[np.int64]
+    offset: NDArray[np.int64]
+    size: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    @overload
-    def __getitem__(self, index: int) -> _Place: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[_Place]: ...
-    def __getitem__(self, index: int | slice) -> _Place | Sequence[_Place]:
-        if isinstance(index, slice):
-            return _Places(self.ids[index], self.shard[index], self.offset[index], self.size[index])
-        return _Place(self.ids[index], int(self.shard[index]), int(self.offset[index]), int(self.size[index]))
-
-
-def _shard(shards: Sequence[str], place: _Place) -> Path:
-    return Path(shards[place.shard])
-
-
-def _bytes(shards: Sequence[str], place: _Place) -> bytes:
-    shard = shards[place.shard]
-    try:
-        with open(shard, "rb", buffering=0) as file:
-            file.seek(place.offset)
-            data = file.read(place.size)
-    except OSError as error:
-        raise UnlearnError(
-            f"can't read {place!r} from the shard {shard!r} ({error.strerror}): put the shard back and start again"
-        ) from error
-    if len(data) < place.size:
-        raise UnlearnError(f"the shard {shard!r} is truncated now, within {place!r}: copy it again")
-    return data
+    def __getitem__(self, index: int) -> _Member:
+        shard = self.shards[self.shard[index]]
+        return _Member(self.ids[index], shard, int(self.offset[index]), int(self.size[index]))
 
 
 def _shards_by_split(root: Path) -> dict[str, list[str]]:
@@ -120,7 +114,7 @@ def _shards_by_split(root: Path) -> dict[str, list[str]]:
         shards.setdefault(next((_SPLITS[word] for word in words if word in _SPLITS), "all"), []).append(name)
     if "all" in shards and len(shards) > 1:
         raise UnlearnError(
-            f"the shards {shortlist(shards['all'])} of {str(root)!r} belong to no part, and others do: "
+            f"the shards {shortlist(shards['all'])} of {str(root)!r} belong to no split, and others do: "
             "name all of them after train, val or test, or none"
         )
     if "all" not in shards and ("train" not in shards or len(shards) == 1):
@@ -176,7 +170,7 @@ def _samples(root: Path, shard: str) -> Iterator[tuple[str, tarfile.TarInfo, str
         if file.read(6).startswith(_PACKED_STARTS):
             raise UnlearnError(f"the shard {path!r} is compressed: unpack it to a plain .tar")
         file.seek(0)
-        found = _members(file, path)
+        found = _by_key(file, path)
         for key, members in found.items():
             if missing := [what for what in ("image", "cls") if what not in members]:
                 what = "no image (.jpg, .jpeg or .png)" if missing[0] == "image" else "no class (.cls)"
@@ -184,11 +178,11 @@ def _samples(root: Path, shard: str) -> Iterator[tuple[str, tarfile.TarInfo, str
             file.seek(members["cls"].offset_data)
             label = file.read(members["cls"].size).decode("utf-8", "replace").strip()
             if not label or "\0" in label:
-                raise UnlearnError(f"the class of the sample {key!r} of the shard {path!r} is no text: write one")
+                raise UnlearnError(f"the class of the sample {key!r} of the shard {path!r} is not a text: write one")
             yield key, members["image"], label
 
 
-def _members(file: IO[bytes], path: str) -> dict[str, dict[str, tarfile.TarInfo]]:
+def _by_key(file: IO[bytes], path: str) -> dict[str, dict[str, tarfile.TarInfo]]:
     """Key → image and class; what else a sample has is left out."""
     found: dict[str, dict[str, tarfile.TarInfo]] = {}
     try:
@@ -207,7 +201,7 @@ def _members(file: IO[bytes], path: str) -> dict[str, dict[str, tarfile.TarInfo]
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("it has no end")
     except tarfile.TarError as error:
-        raise UnlearnError(f"the shard {path!r} is truncated or no tar file ({error}): copy it again") from error
+        raise UnlearnError(f"the shard {path!r} is truncated or not a tar file ({error}): copy it again") from error
     return found
 
 
@@ -229,7 +223,7 @@ def _numbered(root: Path, texts: Mapping[str, Sequence[str]]) -> tuple[tuple[str
     for name, split in texts.items():
         if unknown := [text for text in split if text not in index]:
             raise UnlearnError(
-                f"the shards of {name!r} have the class {shortlist(unknown)}, no line of {str(path)!r} nor its number: "
-                f"{known(unknown[0], classes)}"
+                f"the shards of {name!r} have the class {shortlist(unknown)}, neither a line of {str(path)!r} nor the "
+                f"number of one: {did_you_mean(unknown[0], classes)}"
             )
     return classes, {split: np.array([index[text] for text in those], np.int64) for split, those in texts.items()}

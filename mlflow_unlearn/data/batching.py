@@ -18,7 +18,7 @@ def gather(dataset: Dataset[Any], indices: Sequence[int] | Tensor) -> tuple[Tens
     """Images ``[B, C, H, W]`` and labels ``[B]`` of the samples at ``indices``, in that order.
 
     A dataset that can read a batch faster than sample by sample offers ``gather`` of its own. Exact types of torch's:
-    a subclass may well read otherwise.
+    a subclass may read in another way.
     """
     own = getattr(dataset, "gather", None)
     if own is not None:
@@ -54,7 +54,7 @@ def in_order(dataset: Dataset[Any], batch_size: int) -> list[range]:
 
 
 def in_memory(dataset: Dataset[Any], indices: Sequence[int] | Tensor | None = None) -> bool:
-    """Whether the samples at ``indices`` (None: all) are at hand, as far as that is known.
+    """Whether the samples at ``indices`` (None: all) are certain to be in memory.
 
     Such a dataset is a `TensorDataset`, or has ``in_memory``, or ``holds(indices)`` where it fills while it is read.
     """
@@ -78,7 +78,7 @@ LARGEST_BATCH = 256
 def forward_batch(dataset: Dataset[Any], device: torch.device) -> int:
     """Samples that a forward pass over ``dataset`` takes at once.
 
-    A CPU loses its caches by many: it takes half a megabyte of images, 32 to 256 (docs/performance.md).
+    Many at once overflow a CPU's caches: it takes half a megabyte of images, 32 to 256 (docs/performance.md).
     """
     if device.type != "cpu":
         return LARGEST_BATCH
@@ -93,13 +93,13 @@ PREFETCH = 2
 """Batches that each worker has ready: one is read while the other waits."""
 
 MOST_WORKERS = 16
-"""More take memory, and one GPU has rarely asked for more."""
+"""More take memory, and one GPU has rarely needed more."""
 
 
 def loader_settings(dataset: Dataset[Any], device: torch.device, batches: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Workers, prefetching and pinned memory for one pass over ``batches`` on this machine.
 
-    None for samples that are at hand, or for a single batch. Else one for each core of this process that the model
+    None for samples in memory, or for a single batch. Else one for each core of this process that the model
     does not need, where the shared memory, through which batches travel, has room for what they prefetch: a container
     with little of it would end in a bus error.
     """
@@ -118,7 +118,7 @@ def loader_settings(dataset: Dataset[Any], device: torch.device, batches: Sequen
 
 
 def _sample_bytes(dataset: Any) -> int | None:
-    """What the largest image tensor takes, where the dataset tells without reading one."""
+    """Bytes of the largest image tensor, where the dataset states it without reading one."""
     if type(dataset) is TensorDataset:
         return dataset.tensors[0][:1].nbytes
     below = [dataset.dataset] if type(dataset) is Subset else getattr(dataset, "datasets", None)
@@ -129,7 +129,7 @@ def _sample_bytes(dataset: Any) -> int | None:
 
 
 def _shared_memory() -> int | None:
-    """Half of the free bytes, where the system tells."""
+    """Half of the free bytes of shared memory; None where the system does not report them."""
     return shutil.disk_usage("/dev/shm").free // 2 if os.path.isdir("/dev/shm") else None  # noqa: S108
 
 
@@ -191,7 +191,7 @@ def _parts(batch: Sequence[int], most: int) -> list[Sequence[int]]:
 
 
 class _Gathered(Dataset[Any]):
-    """Whose index is a batch of them."""
+    """A dataset whose index is a whole batch of indices."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset

@@ -23,14 +23,9 @@ class RowStore:
     """
 
     def __init__(
-        self,
-        count: int,
-        *,
-        memory_limit: int | None = None,
-        disk_limit: int | None = None,
-        reserve: bool = False,
+        self, count: int, *, memory_limit: int | None = None, disk_limit: int | None = None, reserve: bool = False
     ) -> None:
-        """Allocate nothing yet: the first rows tell shape and dtype.
+        """Allocate nothing yet: the first rows have the shape and the dtype.
 
         Args:
             count: samples.
@@ -118,7 +113,7 @@ def allocate(
 
 
 def half_of_memory() -> int:
-    """Half of the machine's memory in bytes; 0 where the system does not tell."""
+    """Half of the machine's memory in bytes; 0 where the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     except (OSError, ValueError, AttributeError):

@@ -16,7 +16,7 @@ from mlflow_unlearn.data.buffers import RowStore, half_of_memory
 from mlflow_unlearn.data.source import ImageStore, Split
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.data.transforms import PixelTransform, Transform
-from mlflow_unlearn.errors import UnlearnError, known, shortlist
+from mlflow_unlearn.errors import UnlearnError, did_you_mean, shortlist
 
 Augment = Callable[[Tensor], Tensor]
 
@@ -64,7 +64,11 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return self.finish(self.first[..., :1, :1]).element_size() * self.first.numel()
 
     def read(self, index: int, check: bool = True) -> Tensor:
-        """What can be kept of one image: uint8 pixels of our transforms, else what the transform makes."""
+        """What can be kept of one image ``[C, H, W]``: uint8 pixels of our transforms, else what the transform makes.
+
+        Raises:
+            UnlearnError: it can't be decoded or transformed, or has another shape than the first.
+        """
         if check and index == 0 and isinstance(self.transform, PixelTransform):
             return self.first
         name = self.split.ids[index]
@@ -84,7 +88,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return image
 
     def finish(self, kept: Tensor) -> Tensor:
-        """The floats of what ``read`` gave, for one image or for a batch."""
+        """The floats ``[…, C, H, W]`` of what ``read`` gave, for one image or for a batch."""
         return self.transform.scale(kept) if isinstance(self.transform, PixelTransform) else kept
 
 
@@ -103,7 +107,7 @@ class KeptDataset(Dataset[tuple[Tensor, int]]):
 
     @property
     def in_memory(self) -> bool:
-        """Whether all are at hand, see `holds`."""
+        """Whether all are in memory, see `holds`."""
         return self.holds(slice(None))
 
     @property
@@ -112,7 +116,7 @@ class KeptDataset(Dataset[tuple[Tensor, int]]):
         return self.images.sample_bytes
 
     def holds(self, indices: Any) -> bool:
-        """Whether these have been read, and are so small that making floats of them is no work for other processes."""
+        """Whether these have been read, and are so small that converting them needs no other processes."""
         return self.images.first.nbytes <= SMALL and bool(self.store.has(indices).all())
 
     def __len__(self) -> int:
@@ -194,7 +198,7 @@ def build_augment(spec: str) -> Augment:
         UnlearnError: unknown spec.
     """
     if spec not in _AUGMENTS:
-        raise UnlearnError(f"unknown augmentation {spec!r}: {known(spec, _AUGMENTS)}")
+        raise UnlearnError(f"unknown augmentation {spec!r}: {did_you_mean(spec, _AUGMENTS)}")
     return _AUGMENTS[spec]
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.source import Indices, Source, stratified
-from mlflow_unlearn.errors import UnlearnError, known, shortlist
+from mlflow_unlearn.errors import UnlearnError, did_you_mean, shortlist
 
 Mask = NDArray[np.bool_]
 ReadRequest = Callable[[str], Manifest]
@@ -37,9 +37,9 @@ def resolve_forget(spec: str, source: Source, training: Mask, read_request: Read
     elif colon and scheme == "request":
         chosen = _listed(read_request(value), source, training, spec)
     elif colon and scheme == "class":
-        chosen = _still_trained(source.train.labels == _class_index(value, source), training)
+        chosen = np.flatnonzero((source.train.labels == _class_index(value, source)) & training)
     elif colon and scheme == "group":
-        chosen = _still_trained(_group(value, source), training)
+        chosen = np.flatnonzero(_group(value, source) & training)
     else:
         chosen = _listed(_read_ids(Path(spec).expanduser()), source, training, spec)
     if len(chosen) == 0:
@@ -59,7 +59,7 @@ def retained(training: Mask, forget: Indices) -> Indices:
 def _random(spec: str, source: Source, training: Mask) -> Indices:
     match = re.fullmatch(r"random:(\d+(?:\.\d+)?%|\d+)((?:,seed=\d+|,plain)*)", spec)
     if not match:
-        raise UnlearnError(f"{spec!r} is no random forget set: write random:10% or random:500, with ,seed=N or ,plain")
+        raise UnlearnError(f"{spec!r} is not a random forget set: write random:10% or random:500 (,seed=N ,plain)")
     seed = int((re.findall(r"seed=(\d+)", match[2]) or ["0"])[-1])
     candidates = np.flatnonzero(training)
     n = round(float(match[1][:-1]) / 100 * len(candidates)) if match[1].endswith("%") else int(match[1])
@@ -75,7 +75,7 @@ def _class_index(name: str, source: Source) -> int:
         return source.classes.index(name)
     if name.isdecimal() and int(name) < len(source.classes):
         return int(name)
-    raise UnlearnError(f"unknown class {name!r}: {known(name, source.classes)}")
+    raise UnlearnError(f"unknown class {name!r}: {did_you_mean(name, source.classes)}")
 
 
 def _group(text: str, source: Source) -> Mask:
@@ -84,15 +84,13 @@ def _group(text: str, source: Source) -> Mask:
     if not equals:
         raise UnlearnError(f"group:{text} names no value: write group:COLUMN=VALUE")
     if column not in groups:
-        what = known(column, groups) if groups else "the source has none"
+        what = did_you_mean(column, groups) if groups else "the source has none"
         raise UnlearnError(f"unknown group column {column!r}: {what}")
-    if value not in set(groups[column]):
-        raise UnlearnError(f"no training sample with {column}={value!r}: {known(value, sorted(set(groups[column])))}")
-    return np.fromiter((v == value for v in groups[column]), np.bool_, len(groups[column]))
-
-
-def _still_trained(mask: NDArray[np.bool_], training: Mask) -> Indices:
-    return np.flatnonzero(mask & training)
+    found = np.array([v == value for v in groups[column]], np.bool_)
+    if not found.any():
+        values = sorted(set(groups[column]))
+        raise UnlearnError(f"no training sample with {column}={value!r}: {did_you_mean(value, values)}")
+    return found
 
 
 def _read_ids(path: Path) -> Manifest:

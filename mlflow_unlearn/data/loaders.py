@@ -29,7 +29,7 @@ from mlflow_unlearn.data._layouts import (
 from mlflow_unlearn.data._shards import list_shards
 from mlflow_unlearn.data.source import ImageStore, Indices, Source, Split, check_classes, rest, stratified
 from mlflow_unlearn.data.splits import Splits, labels_of
-from mlflow_unlearn.errors import UnlearnError, known, shortlist
+from mlflow_unlearn.errors import UnlearnError, did_you_mean, shortlist
 
 __all__ = ["Split", "Source", "load_source", "stratified"]
 
@@ -46,9 +46,9 @@ class _Loaded(NamedTuple):
 def load_source(spec: str) -> Source:
     """Load a source by its spec.
 
-    ``,seed=N`` (0) is the seed of every random cut and ``,train=20%`` a stratified share of the training data. A source
-    without a validation split has its *test* split cut in halves, stratified; one without any split is cut into 60 %
-    (or the share) to train on and equal halves of the rest.
+    ``,seed=N`` (0) is the seed of every random split and ``,train=20%`` a stratified fraction of the training data. A
+    source without a validation split has its *test* split halved, stratified; one without any split is split into 60 %
+    (or that fraction) to train on and equal halves of the rest.
 
     Args:
         spec: ``digits``, ``torchvision:NAME@ROOT``, ``folder:PATH``, ``shards:PATH``, ``csv:PATH`` or
@@ -57,17 +57,17 @@ def load_source(spec: str) -> Source:
     Raises:
         UnlearnError: unknown scheme or option, missing or inconsistent data.
     """
-    body, seed, share = _options(spec)
+    body, seed, fraction = _options(spec)
     scheme, _, rest_of_spec = body.partition(":")
     if scheme not in _SCHEMES:
-        raise UnlearnError(f"unknown data source {spec!r}: {known(scheme, _SCHEMES)}")
+        raise UnlearnError(f"unknown data source {spec!r}: {did_you_mean(scheme, _SCHEMES)}")
     loaded = _SCHEMES[scheme](rest_of_spec)
     if "all" not in loaded.splits and not loaded.ready:  # a caller's own sets may well have no test sample of a class
         check_classes(loaded.classes, loaded.splits)
-    train, val, test = _cut(loaded.splits, seed, share)
+    train, val, test = _three_splits(loaded.splits, seed, fraction)
     for name, split in {"training": train, "validation": val, "test": test}.items():
         if len(split) == 0:
-            raise UnlearnError(f"{spec!r} leaves the {name} part without samples: add data, or change its train= share")
+            raise UnlearnError(f"{spec!r} leaves the {name} set without samples: add data, or change its train=")
     ids = [*train.ids, *val.ids, *test.ids]
     if len(set(ids)) < len(ids):
         ids.sort()
@@ -97,30 +97,32 @@ def _options(spec: str) -> tuple[str, int, float | None]:
     while match := re.search(r",\s*([A-Za-z_]\w*)=([^,/]*)$", body):
         key, value = match.groups()
         if key not in options:
-            raise UnlearnError(f"unknown option {key!r} in {spec!r}: {known(key, options)}")
+            raise UnlearnError(f"unknown option {key!r} in {spec!r}: {did_you_mean(key, options)}")
         options[key], body = value.strip(), body[: match.start()]
     if not options["seed"].isdecimal():
-        raise UnlearnError(f"seed={options['seed']} in {spec!r} is no seed: write a whole number from 0")
-    return body, int(options["seed"]), _share(options["train"], spec) if options["train"] else None
+        raise UnlearnError(f"seed={options['seed']} in {spec!r} is not a seed: write a whole number from 0")
+    return body, int(options["seed"]), _fraction(options["train"], spec) if options["train"] else None
 
 
-def _share(text: str, spec: str) -> float:
+def _fraction(text: str, spec: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)(%?)", text)
-    share = float(match[1]) / (100 if match[2] else 1) if match else 0.0
-    if not 0 < share <= 1:
-        raise UnlearnError(f"train={text} in {spec!r} is no share: write one like 20% or 0.2, above 0 and up to 100%")
-    return share
+    fraction = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+    if not 0 < fraction <= 1:
+        raise UnlearnError(
+            f"train={text} in {spec!r} is not a fraction: write one like 20% or 0.2, above 0 and up to 100%"
+        )
+    return fraction
 
 
-def _cut(splits: dict[str, Split], seed: int, share: float | None) -> tuple[Split, Split, Split]:
+def _three_splits(splits: dict[str, Split], seed: int, fraction: float | None) -> tuple[Split, Split, Split]:
     """Training, validation and test split; validation data never come out of what a model was trained on."""
     if "all" in splits:
         whole = splits["all"]
-        chosen = stratified(whole.labels, 0.6 if share is None else share, seed)
+        chosen = stratified(whole.labels, 0.6 if fraction is None else fraction, seed)
         return whole.subset(chosen), *_halves(whole.subset(rest(len(whole), chosen)), seed)
     train = splits["train"]
-    if share is not None:
-        train = train.subset(stratified(train.labels, share, seed))
+    if fraction is not None:
+        train = train.subset(stratified(train.labels, fraction, seed))
     if "val" in splits and "test" in splits:
         return train, splits["val"], splits["test"]
     return train, *_halves(splits["test" if "test" in splits else "val"], seed)
@@ -155,8 +157,8 @@ def _torchvision(body: str) -> _Loaded:
     kind = getattr(torchvision.datasets, name, None)
     if not inspect.isclass(kind) or not folder:
         raise UnlearnError(
-            f"torchvision:{body} is no dataset: write torchvision:NAME@ROOT with one of torchvision's names "
-            f"({known(name, torchvision.datasets.__all__)})"
+            f"torchvision:{body} is not a dataset: write torchvision:NAME@ROOT with one of torchvision's names "
+            f"({did_you_mean(name, torchvision.datasets.__all__)})"
         )
     root = _resolved(folder)
     arguments = inspect.signature(kind).parameters
@@ -169,7 +171,7 @@ def _torchvision(body: str) -> _Loaded:
     found = {split: _torchvision_split(kind, root, choice | never) for split, choice in choices.items()}
     datasets = {split: dataset for split, dataset in found.items() if dataset is not None}
     if "train" not in datasets or len(datasets) == 1:
-        raise UnlearnError(f"torchvision's {name} has no train and test part: export it as folders and use folder:PATH")
+        raise UnlearnError(f"torchvision's {name} has no train and test split: export it as folders, use folder:PATH")
     labels = {split: _labels(dataset, f"{name} {split}") for split, dataset in datasets.items()}
     # ImageNet has two classes called "crane": its WordNet ids are unique.
     names: Any = getattr(datasets["train"], "wnids", None) or getattr(datasets["train"], "classes", ())
@@ -210,14 +212,6 @@ def _numbered(labels: Iterable[Indices], names: Sequence[str] = ()) -> tuple[str
     return tuple(names) if len(names) >= count else tuple(map(str, range(count)))
 
 
-def _folder(body: str) -> _Loaded:
-    return _Loaded(*list_folder(_resolved(body)))
-
-
-def _shards(body: str) -> _Loaded:
-    return _Loaded(*list_shards(_resolved(body)))
-
-
 def _csv(body: str) -> _Loaded:
     path = _resolved(body)
     root, table = path.parent, read_table(path, ("path", "label"))
@@ -235,7 +229,7 @@ def _csv(body: str) -> _Loaded:
         return _Loaded(classes, {"all": whole})
     splits = table["split"].to_numpy()
     if unknown := sorted(set(splits) - {"train", "val", "test"}):
-        raise UnlearnError(f"{str(path)!r} has the splits {shortlist(unknown)}: known are 'train', 'val', 'test'")
+        raise UnlearnError(f"{str(path)!r} has the splits {shortlist(unknown)}: valid values: 'train', 'val', 'test'")
     if missing := sorted({"train", "test"} - set(splits)):
         raise UnlearnError(f"{str(path)!r} has no row of the split {shortlist(missing)}: add some or drop the column")
     names = [name for name in ("train", "val", "test") if name in splits]
@@ -292,8 +286,8 @@ def _labels(dataset: Any, name: str) -> Indices:
 _SCHEMES: dict[str, Callable[[str], _Loaded]] = {
     "digits": _digits,
     "torchvision": _torchvision,
-    "folder": _folder,
-    "shards": _shards,
+    "folder": lambda body: _Loaded(*list_folder(_resolved(body))),
+    "shards": lambda body: _Loaded(*list_shards(_resolved(body))),
     "csv": _csv,
     "python": _python,
 }

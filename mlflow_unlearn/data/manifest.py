@@ -44,8 +44,8 @@ class Manifest:
     def hashed(self, salt: str | None = None) -> "Manifest":
         r"""The same list with each id as hex SHA-256 of ``salt + "\n" + id``.
 
-        This hides the names from a reader. It does not resist guessing: the salt lies beside the hashes, so whoever has
-        a list of candidates finds out which of them are in it.
+        This hides the names from a reader. It does not resist guessing: the salt is stored beside the hashes, so a
+        reader with a list of candidates finds out which of them are in it.
 
         Args:
             salt: hexadecimal; 16 random bytes by default.
@@ -75,7 +75,7 @@ class Manifest:
         """Read a CSV with a column ``id``, as ``to_csv`` writes it or with more columns.
 
         Raises:
-            UnlearnError: the file is missing or no such table.
+            UnlearnError: the file is missing or is not such a table.
         """
         try:
             with open(path, newline="", encoding="utf-8-sig") as file:

@@ -1,11 +1,11 @@
-"""The splits of a source, and the one way to cut them."""
+"""The splits of a source, and the one way to draw them."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -21,17 +21,27 @@ Indices = NDArray[np.int64]
 _Decoded = TypeVar("_Decoded", Image.Image, Image.Image | Tensor)
 
 
+class Keys(Protocol):
+    """One key an image: a sequence, or what makes a key when it is asked for."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def __getitem__(self, index: int, /) -> Any:
+        """The key of one image."""
+
+
 class ImageStore(Dataset[Image.Image]):
     """Images read on demand: ``read`` makes one, or its file's bytes, from a key such as a path or a pixel array."""
 
     def __init__(
         self,
         read: Callable[[Any], Image.Image | bytes],
-        keys: Sequence[Any],
+        keys: "Keys",
         rows: Indices | None = None,
         file: Callable[[Any], Path] | None = None,
     ) -> None:
-        """Keep the keys, which subsets share, and which of them are meant; nothing is read yet.
+        """Keep the keys, which subsets share, and the rows that are in this one; nothing is read yet.
 
         ``file`` gives the path of the file that holds the image of a key, where one does.
         """
@@ -143,7 +153,7 @@ class Source:
 
     @cached_property
     def digest(self) -> str:
-        r"""SHA-256 (hex) over the sorted lines ``split\tid\tlabel name``: what lies where, not the pixels."""
+        r"""SHA-256 (hex) over the sorted lines ``split\tid\tlabel name``: the samples of each split, not the pixels."""
         splits = {"train": self.train, "val": self.val, "test": self.test}
         lines = sorted(
             f"{name}\t{i}\t{self.classes[label]}"
@@ -154,14 +164,14 @@ class Source:
 
 
 def stratified(labels: NDArray[Any], amount: int | float, seed: int) -> Indices:
-    r"""Draw a random sample in which each class has its share, and return its sorted indices.
+    r"""Draw a random sample in which each class keeps its fraction, and return its sorted indices.
 
     Of ``n`` samples in all, class ``c`` gives ``n · N_c / N``, rounded by the largest remainder so that the sizes sum
     to ``n`` exactly. A class may give none when it is small.
 
     Args:
         labels: ``[N]`` class of each sample.
-        amount: an ``int`` is a number of samples, a ``float`` a share in ``[0, 1]`` (rounded to whole samples).
+        amount: an ``int`` is a number of samples, a ``float`` a fraction in ``[0, 1]`` (rounded to whole samples).
         seed: of the permutation within each class.
 
     Raises:
@@ -197,11 +207,11 @@ def check_classes(classes: tuple[str, ...], splits: Mapping[str, Split]) -> None
         UnlearnError: names the classes.
     """
     trained = set(splits["train"].labels.tolist())
-    # Where there is a test split it is the one that measures; otherwise it will be cut from the validation split.
+    # Where there is a test split it is the one that measures; otherwise it will be drawn from the validation split.
     tested = set(splits["test" if "test" in splits else "val"].labels.tolist())
     if untested := trained - tested:
         names = shortlist(classes[label] for label in sorted(untested))
         raise UnlearnError(f"no test sample of the classes {names}: add some, or take them out of training")
     if untrained := tested - trained:
         names = shortlist(classes[label] for label in sorted(untrained))
-        raise UnlearnError(f"no training sample of the classes {names}: take them out of the test part, or rename them")
+        raise UnlearnError(f"no training sample of the classes {names}: take them out of the test set, or rename them")

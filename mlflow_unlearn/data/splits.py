@@ -17,7 +17,7 @@ class Splits:
 
     Each is a map-style dataset that yields ``(image, label)``: a float tensor ``[C, H, W]``, already transformed, and
     an integer class in ``[0, K)``. ``forget`` and ``retain`` are disjoint and together the training set; ``val`` and
-    ``test`` were never trained on. Random augmentation does not belong here: members and non-members are read alike.
+    ``test`` were never trained on. Random augmentation does not belong here: members and others get the same transform.
 
     Raises:
         UnlearnError: a set is empty or is not a map-style dataset.
@@ -59,8 +59,8 @@ def _kept_labels(dataset: Dataset[Any]) -> Tensor | None:
         return None if whole is None else whole[torch.as_tensor(dataset.indices, dtype=torch.long)]
     if isinstance(dataset, ConcatDataset):
         parts = [_kept_labels(part) for part in dataset.datasets]
-        known = [part for part in parts if part is not None]
-        return torch.cat(known) if len(known) == len(parts) else None
+        kept = [part for part in parts if part is not None]
+        return torch.cat(kept) if len(kept) == len(parts) else None
     if getattr(dataset, "target_transform", None) is None:
         for name in ("targets", "labels"):
             values = np.asarray(getattr(dataset, name, None))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from mlflow_unlearn.config import import_function
-from mlflow_unlearn.errors import UnlearnError, known
+from mlflow_unlearn.errors import UnlearnError, did_you_mean
 
 Transform = Callable[[Image.Image], Tensor]
 TransformStep = Callable[[Any], Any]
@@ -21,7 +21,7 @@ _KNOWN = ("none", "imagenet", "timm", "python:module:function")
 
 
 class PixelTransform:
-    """A transform in two steps, ``pixels`` and ``scale``: what lies between is a quarter of the size and can be kept.
+    """A transform in two steps, ``pixels`` and ``scale``: what is between them is a quarter of the size and is kept.
 
     Attributes:
         channels: as for ``build_transform``.
@@ -50,7 +50,7 @@ class PixelTransform:
         if self.crop is not None:
             image = self.crop(image)
         pixels: Tensor = image if isinstance(image, Tensor) else v2.functional.pil_to_tensor(image)
-        # Decoders lay the channels side by side: batches would lie so too, and convolutions round otherwise.
+        # Decoders interleave the channels: so would batches, and convolutions would round differently.
         return pixels.contiguous()
 
     def scale(self, pixels: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def build_transform(spec: str, *, channels: int | None, model: nn.Module | None 
 
     Args:
         spec: ``none`` (float32 in [0, 1], nothing else), ``imagenet`` (resize 256, crop 224, ImageNet's mean and
-            deviation), ``timm`` (what the timm model's configuration says) or ``python:module:function`` (the function
+            deviation), ``timm`` (the timm model's own configuration) or ``python:module:function`` (the function
             takes the PIL image and returns ``[C, H, W]``).
         channels: 1 or 3: images are turned into grey or RGB first; None keeps 8-bit grey as one channel and turns all
             else into RGB.
@@ -90,7 +90,7 @@ def build_transform(spec: str, *, channels: int | None, model: nn.Module | None 
     elif spec.startswith("python:"):
         steps = [import_function(spec.removeprefix("python:"))]
     else:
-        raise UnlearnError(f"unknown transform {spec!r}: {known(spec, _KNOWN)}")
+        raise UnlearnError(f"unknown transform {spec!r}: {did_you_mean(spec, _KNOWN)}")
     transform: Transform = v2.Compose([partial(to_channels, channels=channels), *steps])
     return transform
 

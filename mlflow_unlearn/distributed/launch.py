@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mlflow_unlearn.errors import UnlearnError, UnlearnWarning, first_line
+from mlflow_unlearn.errors import UnlearnError, UnlearnWarning, first_line, without_passwords
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -93,7 +93,7 @@ class Nodes(BaseModel):
 
 
 def should_launch(processes: int) -> bool:
-    """Whether this process has to start ranks: it is none itself, and several processes or nodes are asked for."""
+    """Whether this process has to start ranks: it is not a rank, and several processes or nodes are asked for."""
     return "RANK" not in os.environ and (processes > 1 or NODES_VARIABLE in os.environ)
 
 
@@ -114,7 +114,7 @@ def launch(
 
     Args:
         arguments: of the command, without the program's name.
-        processes: ranks on this machine; MLFLOW_UNLEARN_NODES may say it too, and tells of other machines.
+        processes: ranks on this machine; MLFLOW_UNLEARN_NODES may state it too, and names the other machines.
         device: as given to the command; with CUDA each rank needs a device of its own.
         module: what each rank runs.
         patience: seconds to wait for the other machines.
@@ -145,7 +145,7 @@ def launch(
         _environment("OMP_NUM_THREADS", threads),
         _environment(RUN_FILE_VARIABLE, str(Path(logs) / "run_id")),
         _environment("TORCH_CPP_LOG_LEVEL", "ERROR"),
-        _signals_lent(),
+        _signals_restored(),
     ):
         shown = 0 if nodes.node_rank == 0 else None
         redirects = {rank: Std.NONE if rank == shown else Std.ALL for rank in range(local)}
@@ -214,7 +214,7 @@ def _threads(local: int, device: str) -> str:
 
 
 def _causes(failures: "Mapping[int, ProcessFailure]") -> "list[tuple[int, ProcessFailure]]":
-    """Rank and failure that brought the others down; several, if they cannot be told apart.
+    """Rank and failure that brought the others down; several, if it cannot be decided which.
 
     A rank's peers fail moments later, in the next all-reduce or by the agent's SIGTERM, and it may well be a peer that
     has ended first. Such an echo ends with 1, 143 or an abort of C++; bad input and a kill do not.
@@ -229,18 +229,18 @@ def _causes(failures: "Mapping[int, ProcessFailure]") -> "list[tuple[int, Proces
 
 
 def _explain(rank: str, code: int, log: Path) -> None:
-    """Say what the failing rank has said, or could not say; ``log`` is missing where its stderr was seen already."""
-    said = log.read_text(errors="replace").strip() if log.exists() else ""
+    """Print what the failing rank has printed, or why it could not; without a ``log`` its stderr was seen already."""
+    printed = without_passwords(log.read_text(errors="replace").strip()) if log.exists() else ""
     if code < 0:
         name = signal.Signals(-code).name
         why = " (out of memory?): use fewer processes, or a machine with more memory" if name == "SIGKILL" else ""
         click.echo(f"Error: {rank} was killed by {name}{why}", err=True)
-    start = ("\n" + said).rfind("\nError: ")
-    if said and start >= 0:
-        click.echo(said[start:], err=True)
-    elif said and code > 0:
+    start = ("\n" + printed).rfind("\nError: ")
+    if printed and start >= 0:
+        click.echo(printed[start:], err=True)
+    elif printed and code > 0:
         click.echo(f"Error: {rank} ended with exit code {code}; it said:", err=True)
-        click.echo("\n".join(said.splitlines()[-_LAST_LINES:]), err=True)
+        click.echo("\n".join(printed.splitlines()[-_LAST_LINES:]), err=True)
     elif code > 0 and log.exists():
         click.echo(f"Error: {rank} ended with exit code {code} and said nothing", err=True)
 
@@ -259,7 +259,7 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 
 @contextmanager
-def _signals_lent() -> Iterator[None]:
+def _signals_restored() -> Iterator[None]:
     """The agent sets handlers when it starts the ranks; put the caller's back after."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     # It would set them for ignored signals too, and end a job under nohup with its terminal.

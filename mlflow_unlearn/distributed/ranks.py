@@ -1,7 +1,7 @@
-"""Several ranks as one: rank 0 leads the command, and all ranks carry out together the functions that it calls.
+"""Several ranks as one: rank 0 leads the command, and all ranks run the distributed functions that it calls.
 
 A function that is ``@on_all_ranks`` runs on every rank with the arguments that rank 0 has given it. In there each rank
-takes its `share` of a batch, and `all_gather` gives all ranks the outputs of all: what is computed from them, a loss or
+takes its `shard` of a batch, and `all_gather` gives all ranks the outputs of all: what is computed from them, a loss or
 a stopping rule, is the same everywhere and the same as in a single process. Outside of such functions, and without
 torchrun, there is one rank. `launch` starts the ranks.
 """
@@ -41,7 +41,7 @@ class RankLost(UnlearnError):
     exit_code = 1
 
     def __init__(self) -> None:
-        """Say so."""
+        """Refer the user to the other process's message."""
         super().__init__("another process of this command has ended, and so does this one; its message follows")
 
 
@@ -50,12 +50,12 @@ class _State:
 
     calls: Any = None  # the group over which calls are broadcast
     peers: Sequence[tuple[str, int]] = ()  # host and pid of each rank
-    active = False  # within a function that all ranks carry out
+    active = False  # within a function that all ranks run
     shared: list[Any] = []  # what the others have too, by position
 
 
 def world() -> int:
-    """How many ranks carry out the command together."""
+    """How many ranks the command has."""
     return 1 if _State.calls is None else dist.get_world_size()
 
 
@@ -93,7 +93,7 @@ def joined_up() -> Iterator[bool]:
     """Connect the ranks that torchrun has started, if it has; yields whether this one leads (True on a single one).
 
     Raises:
-        RankLost: amid the work, on the others' failure.
+        RankLost: another rank failed during the work.
     """
     if "RANK" not in os.environ:
         yield True
@@ -125,7 +125,7 @@ def joined_up() -> Iterator[bool]:
 
 
 def worker_loop() -> None:
-    """Carry out what rank 0 calls until it has done."""
+    """Run what rank 0 calls, until it has finished."""
     with _peers_alive():
         while message := _broadcast(None):
             path, name, args, kwargs = _Unpickler(io.BytesIO(message)).load()
@@ -137,13 +137,13 @@ def worker_loop() -> None:
 
 
 def peer_has_ended() -> bool:
-    """Whether a process of this command on this machine is no more."""
+    """Whether a process of this command on this machine has ended."""
     here = os.uname().nodename
     return any(host == here and not _runs(pid) for host, pid in _State.peers)
 
 
-def share(items: Sequence[Item]) -> Sequence[Item]:
-    """This rank's part of a batch, in order; the whole batch where it is too small to be shared.
+def shard(items: Sequence[Item]) -> Sequence[Item]:
+    """This rank's shard of a batch, in order; the whole batch where it is too small to be shared.
 
     Two samples each are the least: BatchNorm cannot normalise one.
     """
@@ -169,18 +169,18 @@ def all_gather(part: Tensor, count: int) -> Tensor:
     return torch.cat(rows)
 
 
-def agreed(yes: Tensor) -> Tensor:
-    """Where every rank says yes: of bool tensors of one shape, on the CPU."""
+def agreed(votes: Tensor) -> Tensor:
+    """Where all ranks have True: bool ``[…]`` on the CPU, of bool tensors of one shape."""
     if size() == 1:
-        return yes
-    votes = yes.to(torch.uint8)
-    dist.all_reduce(votes, dist.ReduceOp.MIN, group=_State.calls)
-    return votes.bool()
+        return votes
+    lowest = votes.to(torch.uint8)
+    dist.all_reduce(lowest, dist.ReduceOp.MIN, group=_State.calls)
+    return lowest.bool()
 
 
-def all_agree(yes: bool) -> bool:
-    """Whether every rank says yes."""
-    return bool(agreed(torch.tensor(yes)))
+def all_agree(vote: bool) -> bool:
+    """Whether all ranks vote True."""
+    return bool(agreed(torch.tensor(vote)))
 
 
 def synchronise(model: nn.Module) -> None:
@@ -244,7 +244,7 @@ def _pickled(content: Any) -> bytes:
 
 
 class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]
-    """Tells of what the others have by its place, and sends tensors of a GPU to each one's own."""
+    """Names what the other ranks have by its position, and sends tensors of a GPU to each one's own."""
 
     def __init__(self, file: io.BytesIO, root: Any = None) -> None:
         super().__init__(file)
@@ -255,14 +255,14 @@ class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]
             return None
         if not isinstance(obj, Dataset) and getattr(obj, "stays_on_ranks", None) is not True:
             return None
-        place = next((i for i, known in enumerate(_State.shared) if known is obj), None)
-        if place is not None:
-            return place, None
+        position = next((i for i, other in enumerate(_State.shared) if other is obj), None)
+        if position is not None:
+            return position, None
+        position = len(_State.shared)
         _State.shared.append(obj)
-        place = len(_State.shared) - 1
         file = io.BytesIO()
         _Pickler(file, root=obj).dump(obj)
-        return place, file.getvalue()
+        return position, file.getvalue()
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, Tensor) and obj.is_cuda and not isinstance(obj, nn.Parameter):
@@ -272,12 +272,12 @@ class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]
 
 class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Any:
-        place, content = pid
+        position, content = pid
         if content is not None:
-            # What it holds itself has places behind it.
-            _State.shared.extend([None] * (place + 1 - len(_State.shared)))
-            _State.shared[place] = _Unpickler(io.BytesIO(content)).load()
-        return _State.shared[place]
+            # What it contains itself has positions behind it.
+            _State.shared.extend([None] * (position + 1 - len(_State.shared)))
+            _State.shared[position] = _Unpickler(io.BytesIO(content)).load()
+        return _State.shared[position]
 
 
 def _on_own_gpu(tensor: Tensor) -> Tensor:

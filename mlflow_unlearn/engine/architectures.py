@@ -1,4 +1,4 @@
-"""Architectures by name, and what a module tells about itself."""
+"""Architectures by name, and what is known of a module: its family, its digest, whether it is finite."""
 
 import copy
 import hashlib
@@ -44,17 +44,16 @@ def build_model(
             16, 8, 4, 2, 1 that divides the side and leaves at least 7 a side; None: for images of up to 64 pixels.
 
     Raises:
-        UnlearnError: the architecture cannot be built; the reason is told.
+        UnlearnError: the architecture cannot be built, and why.
     """
     kind, _, name = SHORT_NAMES.get(architecture, architecture).partition(":")
-    channels, height, width = image_shape
     if small is None:
-        small = max(height, width) <= SMALL_IMAGE
+        small = max(image_shape[1:]) <= SMALL_IMAGE
     try:
         if kind == "torchvision":
-            return _torchvision(name, num_classes, channels, small)
+            return _torchvision(name, num_classes, image_shape[0], small)
         if kind == "timm":
-            return _timm(name, num_classes, channels, height, width, small)
+            return _timm(name, num_classes, image_shape, small)
         if name:
             return _factory(kind, name, num_classes)
     except UnlearnError:
@@ -77,7 +76,7 @@ def reinitialised_copy(model: nn.Module) -> nn.Module:
     from N(0, 0.02²), the usual choice for tokens and embeddings; so is every weight that no module could reset.
     """
     reinitialised = copy.deepcopy(model)
-    # Children first: what a module decides for its children (a bias of zero, say) must last.
+    # Children first: what a module sets in its children (such as a bias of zero) must last.
     for module in reversed(list(reinitialised.modules())):
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if callable(reset):
@@ -95,7 +94,14 @@ def reinitialised_copy(model: nn.Module) -> nn.Module:
 def builder_like(
     model: nn.Module, architecture: str | None, num_classes: int, image_shape: tuple[int, int, int]
 ) -> Callable[[], nn.Module]:
-    """Builds randomly initialised models like ``model``: its architecture where known, else `reinitialised_copy`."""
+    """A function that builds randomly initialised models like ``model``.
+
+    Args:
+        model: the pattern.
+        architecture: as `build_model` takes it; None, or one that builds other shapes, leaves `reinitialised_copy`.
+        num_classes: K.
+        image_shape: ``(C, H, W)``.
+    """
     if architecture is not None:
         wanted = {name: value.shape for name, value in model.state_dict().items()}
         for small in (None, False, True):
@@ -125,9 +131,10 @@ def _torchvision(name: str, num_classes: int, channels: int, small: bool) -> nn.
     return model
 
 
-def _timm(name: str, num_classes: int, channels: int, height: int, width: int, small: bool) -> nn.Module:
+def _timm(name: str, num_classes: int, image_shape: tuple[int, int, int], small: bool) -> nn.Module:
     import timm
 
+    channels, height, width = image_shape
     if not timm.is_model(name):
         raise UnlearnError(f"timm has no model {name!r}: {_nearest(name, timm.list_models())}see timm.list_models()")
     extra: dict[str, Any] = {}
@@ -163,10 +170,10 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], architecture: str) -> None:
-    """Load ``state`` into ``model``.
+    """Load a state dict into ``model``, whose tensors must have the same names and shapes.
 
     Raises:
-        UnlearnError: names or shapes do not fit; the first few mismatches are told.
+        UnlearnError: they do not; the message names the first four mismatches.
     """
     own = model.state_dict()
     problems = [f"{name} is missing" for name in own if name not in state]
@@ -190,8 +197,8 @@ def weights_digest(model: nn.Module) -> str:
     return state_digest(model.state_dict())
 
 
-def state_digest(state: Mapping[str, torch.Tensor]) -> str:
-    """`weights_digest` of a state dict."""
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """`weights_digest` of a state dict with tensors of any shape."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         value = value.detach().cpu().contiguous()

@@ -19,13 +19,17 @@ def forward(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield ``(logits [B, K] float32, labels [B])`` on the model's device, in the dataset's order.
 
-    The model is left as it was found: modes, BatchNorm statistics, gradients.
+    Args:
+        model: left as it was found: modes, BatchNorm statistics, gradients.
+        dataset: images and labels, by sample.
+        hardware: where and in which precision.
+        description: on the progress bar.
 
     Raises:
         UnlearnError: the output is not a tensor ``[B, K]``, or a label is not below K.
     """
     order = in_order(dataset, forward_batch(dataset, hardware.device) * ranks.size())
-    loader = hardware.batches(dataset, [ranks.share(batch) for batch in order])
+    loader = hardware.batches(dataset, [ranks.shard(batch) for batch in order])
     steps = track(loader, description, enabled=hardware.progress, total=len(order))
     for batch, (images, labels) in zip(order, steps, strict=True):
         with evaluating(model), full_precision(hardware.precision):

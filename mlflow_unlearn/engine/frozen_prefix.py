@@ -1,4 +1,4 @@
-"""Frozen layers: those before a split point run once, their outputs are kept, and only the head is trained.
+"""Frozen layers: those before a split point run once, their outputs are stored, and only the head is trained.
 
 The model is split where the graph of its forward pass narrows to one tensor. Only the modules around that point are
 traced (`torch.fx`); all others stay as they are, so that dropout and BatchNorm of the trained part follow its mode.
@@ -20,6 +20,7 @@ from mlflow_unlearn.data.buffers import RowStore
 from mlflow_unlearn.data.splits import labels_of, wholly_forgotten
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.hardware import Hardware
+from mlflow_unlearn.engine.method import Datasets
 from mlflow_unlearn.engine.modes import evaluating, in_mode
 from mlflow_unlearn.errors import UnlearnError, first_line
 
@@ -41,13 +42,13 @@ def split_at(model: nn.Module, name: str) -> SplitModel:
     """Split ``model`` before its module ``name``, the first one that is to be trained.
 
     Raises:
-        UnlearnError: there is no such module, or the model cannot be split there; the reason is told.
+        UnlearnError: there is no such module, or the model cannot be split there, and why.
     """
     modules = dict(model.named_modules())
     if name not in modules or not name:
         raise UnlearnError(f"the model has no module {name!r} to cut before: it has {', '.join(_near(modules, name))}")
     graph = _trace(model, name)
-    # Both parts keep the modes of their modules, but what the forward pass itself asks of its mode is fixed by tracing.
+    # Both parts keep the modes of their modules, but a mode that the forward pass itself reads is fixed by tracing.
     if str(_trace(model, name, training=True)) != str(graph):
         raise UnlearnError(
             f"the model cannot be cut before {name!r}: its forward pass does one thing in training and another after, "
@@ -106,15 +107,13 @@ STAGE = 4
 
 
 def depth_behind(model: nn.Module, name: str) -> float:
-    """Share of the weights (tensors of two dimensions or more, one a layer) that lie behind the split at ``name``."""
-    behind, all_of_them = (
-        sum(p.ndim > 1 for p in module.parameters()) for module in (split_at(model, name).trainable_head, model)
-    )
-    return behind / all_of_them
+    """Fraction of the weights (tensors of two dimensions or more, one a layer) behind the split at ``name``."""
+    head = split_at(model, name).trainable_head
+    return sum(p.ndim > 1 for p in head.parameters()) / sum(p.ndim > 1 for p in model.parameters())
 
 
 def auto(model: nn.Module) -> str:
-    """The last split point behind which at least a quarter of the depth lies, by `depth_behind`; see docs/prefix.md.
+    """The last split point with at least a quarter of the depth behind it, by `depth_behind`; see docs/prefix.md.
 
     Raises:
         UnlearnError: ``model`` can be split nowhere.
@@ -128,25 +127,23 @@ def auto(model: nn.Module) -> str:
 DEPTH = 0.25
 
 
-def resolve(model: nn.Module, prefix: str, datasets: Mapping[str, Dataset[Any]]) -> str | None:
-    """The module to split before, from what a user gives: its name, "auto", or "none" for no frozen prefix.
+def resolve(model: nn.Module, prefix: str, datasets: Datasets) -> str | None:
+    """The module to split before, by the user's option: its name, "auto", or "none" for no frozen prefix.
 
-    "auto" freezes nothing where a class is forgotten wholly: a ViT forgets it far less with layers frozen
+    "auto" freezes nothing where a class is forgotten wholly: a ViT with frozen layers forgets it far less
     (docs/prefix.md).
 
     Raises:
         UnlearnError: "auto", and ``model`` can be split nowhere.
     """
-    if prefix == "none":
-        return None
     if prefix != "auto":
-        return prefix
-    labels = [labels_of(datasets[role]) for role in ("forget", "retain")]
-    return None if len(wholly_forgotten(*labels)) else auto(model)
+        return None if prefix == "none" else prefix
+    forgotten = wholly_forgotten(labels_of(datasets["forget"]), labels_of(datasets["retain"]))
+    return None if len(forgotten) else auto(model)
 
 
 class _Tracer(fx.Tracer):
-    """Goes into the modules that contain the split point, and into no other."""
+    """Traces into the modules that contain the split point, and into no others."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -166,7 +163,7 @@ def _trace(model: nn.Module, name: str, *, training: bool = False) -> fx.Graph:
     try:
         with in_mode(model, training):
             return _Tracer(name).trace(model, concrete_args=defaults)
-    except Exception as error:  # Whatever a forward pass does that cannot be traced.
+    except Exception as error:  # A forward pass may do anything that cannot be traced.
         raise UnlearnError(
             f"the model cannot be cut before {name!r}: its forward pass cannot be traced "
             f"({type(error).__name__}: {first_line(error)}); use prefix=none"
@@ -189,23 +186,30 @@ def _part(
 
 def _near(modules: Mapping[str, nn.Module], name: str) -> list[str]:
     depth = name.count(".")
-    return [known for known in modules if known and known.count(".") <= depth][:12]
+    return [other for other in modules if other and other.count(".") <= depth][:12]
 
 
 class Activations(Dataset[tuple[Tensor, int]]):
-    """A set as it leaves the frozen layers: ``(activations, label)``, computed when first asked for and then kept.
+    """A split as it leaves the frozen layers: ``(activations, label)``, computed at first use and then stored.
 
-    Where the samples change from reading to reading, or there is no room, they are computed each time.
+    Where the samples change each time they are read, or there is no room, they are computed each time.
 
     Attributes:
-        deterministic: whether they are kept.
-        in_memory: always: data-loading processes read the images, but the model that makes activations of them is here.
+        deterministic: whether they are stored.
+        in_memory: always: data-loading processes read the images, but the frozen layers run in this process.
     """
 
     in_memory = True
 
     def __init__(self, dataset: Dataset[Any], frozen_layers: nn.Module, hardware: Hardware, *, keep: bool) -> None:
-        """Keep ``frozen_layers`` by reference: nobody trains it."""
+        """Keep ``frozen_layers`` by reference: they are never trained.
+
+        Args:
+            dataset: images and labels, by sample.
+            frozen_layers: images ``[B, C, H, W]`` to activations ``[B, …]``.
+            hardware: where and in which precision.
+            keep: whether activations are stored.
+        """
         self.dataset, self.frozen_layers, self.hardware = dataset, frozen_layers, hardware
         self.labels = labels_of(dataset)
         self.deterministic = keep
@@ -226,17 +230,18 @@ class Activations(Dataset[tuple[Tensor, int]]):
         missing = sorted(set(self._store.missing(index).tolist()))
         if self.deterministic and missing:
             self._keep(missing, self._run(gather(self.dataset, missing)[0]))
-        kept = self._store.get(index) if self.deterministic else self._run(gather(self.dataset, indices)[0])
-        return _single(kept), self.labels[index]
+        found = self._store.get(index) if self.deterministic else self._run(gather(self.dataset, indices)[0])
+        # Stored as short as they were computed, read in the type of the weights: not all methods train under autocast.
+        return (found.float() if found.dtype is torch.bfloat16 else found), self.labels[index]
 
     def fill(self, indices: Tensor) -> None:
-        """Run the frozen layers over the samples at ``indices`` that they have not seen yet; all ranks together."""
+        """Run the frozen layers over the samples at ``indices [M]`` that they have not seen yet, on all ranks."""
         if not ranks.all_agree(self.deterministic):
             return
         missing = indices[~ranks.agreed(self._store.has(indices))]
         size = forward_batch(self.dataset, self.hardware.device) * ranks.size()
         batches = [missing[i : i + size].tolist() for i in range(0, len(missing), size)]
-        loader = self.hardware.batches(self.dataset, [ranks.share(batch) for batch in batches])
+        loader = self.hardware.batches(self.dataset, [ranks.shard(batch) for batch in batches])
         for batch, (images, _) in zip(batches, loader, strict=True):
             self._keep(batch, ranks.all_gather(self._run(images), len(batch)))
 
@@ -245,12 +250,6 @@ class Activations(Dataset[tuple[Tensor, int]]):
 
     def _run(self, images: Tensor) -> Tensor:
         with evaluating(self.frozen_layers), self.hardware.autocast():
-            output = self.frozen_layers(self.hardware.images(images))
+            output: Tensor = self.frozen_layers(self.hardware.images(images))
         # A clone made outside inference mode may be saved for backward.
-        kept: Tensor = output.cpu().clone()
-        return kept
-
-
-def _single(activations: Tensor) -> Tensor:
-    """Kept as short as they were computed, read in the type of the weights: not every method trains under autocast."""
-    return activations.float() if activations.dtype is torch.bfloat16 else activations
+        return output.cpu().clone()

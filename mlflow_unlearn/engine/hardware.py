@@ -48,7 +48,7 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
 
 def checked_precision(precision: str, device: torch.device) -> None:
-    """Refuse what is unknown, or what the device can only imitate.
+    """Refuse an unknown precision, or one that the device can only emulate.
 
     Raises:
         UnlearnError: either.
@@ -64,11 +64,11 @@ def checked_precision(precision: str, device: torch.device) -> None:
 def pick_numerics(
     precision: Precision, model: nn.Module, images: Tensor, device: torch.device
 ) -> tuple[Precision, bool]:
-    """Precision, and whether images and convolutions lie channels-last in memory.
+    """Precision, and whether images and convolutions are channels-last in memory.
 
     ``fp32`` is the reference: contiguous; the others are channels-last where the model convolves. ``auto`` times all
-    that the device has, a few passes forth and back on this very machine, and keeps the seconds by architecture, shape,
-    processor and threads, in the process and in the cache: processor flags do not tell, since some processors with
+    that the device has, a few forward and backward passes on this machine, and caches the seconds by architecture,
+    shape, processor and threads, in the process and on disk: processor flags are not enough, since some processors with
     bfloat16 instructions are slower with them. Plain fp32 stays unless another is faster by more than the noise.
 
     Args:
@@ -92,7 +92,7 @@ def pick_numerics(
     if len(candidates) == 1:
         return candidates[0]
     shapes = [f"{name} {list(p.shape)}" for name, p in model.named_parameters()]
-    facts = {
+    cache_key = {
         "candidates": candidates,
         "architecture": hashlib.sha256("\n".join([type(model).__name__, *shapes]).encode()).hexdigest(),
         "images": list(images.shape),
@@ -100,19 +100,28 @@ def pick_numerics(
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    key = json.dumps(facts, sort_keys=True)
+    key = json.dumps(cache_key, sort_keys=True)
     if key not in _TIMED:
-        timed = cache.arrays(
-            "precision", facts, lambda: {"seconds": np.array(_step_seconds(model, images, device, candidates))}
-        )
-        _TIMED[key] = timed["seconds"].tolist()
-    seconds = _TIMED[key]
-    fastest = min(range(len(candidates)), key=seconds.__getitem__)
-    return candidates[fastest if seconds[fastest] < (1 - NOISE) * seconds[0] else 0]
+
+        def measure() -> cache.Arrays:
+            return {"seconds": np.array(_step_seconds(model, images, device, candidates))}
+
+        _TIMED[key] = cache.arrays("precision", cache_key, measure)["seconds"].tolist()
+    return candidates[fastest(_TIMED[key])]
+
+
+def fastest(seconds: Sequence[float]) -> int:
+    """The index of the smallest of ``seconds``, or 0 where that gains no more than the noise.
+
+    >>> fastest([1.0, 0.98]), fastest([1.0, 0.96])
+    (0, 1)
+    """
+    best = min(range(len(seconds)), key=seconds.__getitem__)
+    return best if seconds[best] < (1 - NOISE) * seconds[0] else 0
 
 
 NOISE = 0.03
-"""Share by which another precision must beat plain fp32 in the timed steps."""
+"""Fraction by which another precision must beat plain fp32 in the timed steps."""
 
 _TIMED: dict[str, list[float]] = {}
 
@@ -120,7 +129,7 @@ _TIMED: dict[str, list[float]] = {}
 def _step_seconds(
     model: nn.Module, images: Tensor, device: torch.device, candidates: Sequence[tuple[Precision, bool]]
 ) -> list[float]:
-    """Seconds of a pass forth and back by candidate: the shortest of two, interleaved, after one to warm up."""
+    """Seconds of a forward and backward pass by candidate: the shorter of two, interleaved, after one to warm up."""
     trial = copy.deepcopy(model).to(device)
     # Eval mode costs the same, and BatchNorm takes a single image in it.
     for module in trial.modules():
@@ -134,7 +143,7 @@ def _step_seconds(
         start = time.perf_counter()
         with full_precision(precision), autocast(precision, device):
             output = placed(batch)
-            # A frozen model is only evaluated; outputs that are no logits are refused where they are used.
+            # A frozen model is only evaluated; outputs that are not logits are refused where they are used.
             if isinstance(output, Tensor) and output.requires_grad:
                 output.float().logsumexp(dim=-1).mean().backward()  # type: ignore[no-untyped-call]
         if device.type == "cuda":
@@ -157,7 +166,7 @@ def full_precision(precision: Precision) -> Iterator[None]:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 by itself, not by imitation."""
+    """Whether the device computes in bfloat16 itself, not by emulation."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
@@ -177,7 +186,7 @@ def processor(device: torch.device) -> str:
 
 @contextmanager
 def deterministic_convolutions() -> Iterator[None]:
-    """Keep cuDNN to algorithms that give the same bits every time; nothing on the CPU, where all do."""
+    """Restrict cuDNN to algorithms that give the same bits every time; no effect on the CPU, where all do."""
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     try:
@@ -193,7 +202,7 @@ class Hardware:
     Attributes:
         device: of all passes.
         precision: "fp32", "tf32" or "bf16".
-        channels_last: whether images and convolutions lie so in memory.
+        channels_last: memory format of images and convolutions.
         num_workers: data-loading processes; None lets the data and the machine decide.
         compile: whether the student is compiled for its training passes.
         progress: whether bars are shown.
@@ -213,12 +222,12 @@ class Hardware:
         return placed
 
     def images(self, images: Tensor) -> Tensor:
-        """A batch where and as the model reads it."""
+        """A batch ``[B, …]`` on the device, in the memory format of the model."""
         layout = torch.channels_last if self.channels_last and images.ndim == 4 else torch.contiguous_format
         return images.to(self.device, memory_format=layout, non_blocking=True)
 
     def autocast(self) -> AbstractContextManager[None]:
-        """bfloat16 where the precision is that."""
+        """bfloat16 where that is the precision."""
         return autocast(self.precision, self.device)
 
     def logits(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -228,13 +237,13 @@ class Hardware:
         return checked_logits(output, labels)
 
     def reader(self, dataset: Dataset[Any], generator: torch.Generator) -> BatchReader:
-        """Reads ``dataset`` by the batch, with as many processes as are worth it."""
+        """A reader of batches of ``dataset``, with as many processes as are worth it."""
         return BatchReader(dataset, self.num_workers, self.device, generator)
 
     def batches(self, dataset: Dataset[Any], batches: Sequence[Sequence[int]]) -> Iterable[Any]:
         """``gather(dataset, batch)`` of each of ``batches``, once.
 
-        A loader draws a seed for its workers: not from the global generator, which belongs to the caller.
+        The loader's workers are not seeded from the global generator, which belongs to the caller.
         """
         return self.reader(dataset, torch.Generator()).read(batches)
 
@@ -243,7 +252,7 @@ def checked_logits(output: Any, labels: Tensor) -> Tensor:
     """``output`` as float32 logits ``[B, K]``.
 
     Raises:
-        UnlearnError: it is something else, or a label is no class in ``[0, K)``.
+        UnlearnError: it is something else, or a label is not a class in ``[0, K)``.
     """
     if labels.ndim != 1:
         raise UnlearnError(
@@ -276,7 +285,20 @@ def resolve_hardware(
     compile: bool = False,
     progress: bool = False,
 ) -> Hardware:
-    """Decide device, precision and layout once; ``auto`` precision is timed on the first samples of ``dataset``."""
+    """Decide device, precision and layout once.
+
+    Args:
+        model: left untouched.
+        dataset: whose first samples are read where ``auto`` precision is timed.
+        device: "cpu", "cuda", …; None or "auto" takes CUDA where there is one.
+        precision: "fp32", "tf32", "bf16" or "auto".
+        num_workers: data-loading processes; None lets the data and the machine decide.
+        compile: whether the student is compiled for its training passes.
+        progress: whether bars are shown.
+
+    Raises:
+        UnlearnError: device or precision is unknown, or not available here.
+    """
     picked = pick_device(device)
     images = torch.empty(0)
     with isolated_rng(0), torch.inference_mode(False), torch.enable_grad():

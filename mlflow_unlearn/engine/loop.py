@@ -1,10 +1,10 @@
 """The one training loop: it owns optimiser, device, precision, clock and progress; methods own the ideas."""
 
 import copy
-import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -21,22 +21,22 @@ from mlflow_unlearn.engine.architectures import reinitialised_copy
 from mlflow_unlearn.engine.forward import predict
 from mlflow_unlearn.engine.frozen_prefix import Activations, split_at
 from mlflow_unlearn.engine.hardware import Hardware, deterministic_convolutions, full_precision
-from mlflow_unlearn.engine.method import Batch, Method, OptimizerSpec, Phase, PhaseStats, SplitName
+from mlflow_unlearn.engine.method import Batch, Datasets, Method, OptimizerSpec, Phase, PhaseStats, SplitName
 from mlflow_unlearn.engine.modes import eval_mode
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.rng import isolated_rng
 
 Epoch = dict[str, float]
-Watch = Callable[[Epoch, nn.Module, Mapping[str, Dataset[Any]]], None]
-"""Called after an epoch with its record, the student (or its part behind a frozen prefix) and what that reads."""
+Watch = Callable[[Epoch, nn.Module, Datasets], None]
+"""Called after an epoch with its record, the student (or its trainable head) and the datasets that it reads."""
 
 RETRAIN_ALL = "retraining starts every layer anew, and a frozen prefix would keep what it has learned: use prefix=none"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished plan leaves: the model in eval mode, one mapping per epoch, what is known of the end state."""
+    """The result of a finished plan: the model in eval mode, one mapping per epoch, what is known of the end state."""
 
     model: nn.Module
     history: list[Epoch]
@@ -47,14 +47,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a plan is carried out, apart from model, method, data and hardware.
+    """How a plan is run, apart from model, method, data and hardware.
 
     Attributes:
         seed: of everything random.
         teacher: the original with what it has computed, shared by several runs; None makes one.
-        cache_teacher: whether the logits of a teacher made here are kept; None decides by watching the inputs.
+        cache_teacher: whether the logits of a teacher made here are cached; None decides by watching the inputs.
         prefix: for a teacher made here, the first module that is trained: the layers before it stay frozen and run
-            once, and the plan sees what lies behind them. A ``teacher`` that is given brings its own.
+            once, and the plan sees the layers behind them. A given ``teacher`` has its own.
         model_factory: builds a randomly initialised model of the same architecture, for a plan that starts anew;
             without it each module's own ``reset_parameters`` makes one of a copy.
         on_epoch: called with each epoch's record.
@@ -75,10 +75,8 @@ class RunOptions:
 
 
 @ranks.on_all_ranks
-def run(
-    model: nn.Module, method: Method, datasets: Mapping[str, Dataset[Any]], hardware: Hardware, options: RunOptions
-) -> Outcome:
-    """Carry out a method's plan on a copy of ``model``.
+def run(model: nn.Module, method: Method, datasets: Datasets, hardware: Hardware, options: RunOptions) -> Outcome:
+    """Run a method's plan on a copy of ``model``.
 
     The caller's model, the global random states and the grad mode are untouched. Same seed, same machine, same
     versions: bit-identical weights.
@@ -105,14 +103,15 @@ def run(
         student = hardware.place(copy.deepcopy(model))
         teacher = options.teacher
         if teacher is None:
-            frozen = hardware.place(copy.deepcopy(model))
-            teacher = Teacher(frozen, datasets, hardware, cache=options.cache_teacher, prefix=options.prefix)
-        trained = student if teacher.prefix is None else split_at(student, teacher.prefix).trainable_head
+            original = hardware.place(copy.deepcopy(model))
+            teacher = Teacher(original, datasets, hardware, cache=options.cache_teacher, prefix=options.prefix)
+        trained = student
+        if teacher.prefix is not None:
+            trained = split_at(student, teacher.prefix).trainable_head
+            datasets, hardware = teacher.datasets, replace(hardware, num_workers=None)
         if not any(p.requires_grad for p in trained.parameters()):
             raise UnlearnError("all parameters of the model are frozen: set requires_grad on those to be trained")
-        seen = datasets if teacher.prefix is None else teacher.datasets
-        hardware = hardware if teacher.prefix is None else replace(hardware, num_workers=None)
-        state = TrainerState(trained, seen, teacher, hardware, options)
+        state = TrainerState(trained, datasets, teacher, hardware, options)
         plan = method.plan(state)
         try:
             phase = next(plan)
@@ -121,7 +120,8 @@ def run(
         except StopIteration as stop:
             final = stop.value or {}
         except RuntimeError as error:
-            if not _of_the_compiler(error):
+            # By name: to import the class takes a second.
+            if not any(kind.__name__ == "TorchDynamoException" for kind in type(error).__mro__):
                 raise
             reason = next(line for line in str(error).splitlines() if line.strip())
             raise UnlearnError(f"the model cannot be compiled here ({reason}): leave compile out") from error
@@ -130,28 +130,25 @@ def run(
     return Outcome(student.eval(), state.history, final, tuple(state.warnings), time.perf_counter() - start)
 
 
-def _of_the_compiler(error: RuntimeError) -> bool:
-    """Whether ``torch.compile`` has raised it; its own module takes a second to import."""
-    return any(kind.__name__ == "TorchDynamoException" for kind in type(error).__mro__)
-
-
 class TrainerState:
     """The `Workspace` of one plan, and the state of its loop."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        datasets: Mapping[str, Dataset[Any]],
-        teacher: Teacher,
-        hardware: Hardware,
-        options: RunOptions,
+        self, model: nn.Module, datasets: Datasets, teacher: Teacher, hardware: Hardware, options: RunOptions
     ) -> None:
-        """Nothing is computed yet; the arguments are those of `run`, as the frozen prefix leaves them."""
+        """Compute nothing yet.
+
+        Args:
+            model: the student, or its trainable head.
+            datasets: what ``model`` reads, by split.
+            teacher: the original.
+            hardware: where and in which precision.
+            options: those of `run`.
+        """
         self.model, self.teacher, self.hardware = model, teacher, hardware
         self.generator = torch.Generator().manual_seed(options.seed)
         self.history: list[Epoch] = []
         self.warnings: list[str] = []
-        self._random_teacher: Teacher | None = None
         self._datasets, self._options = datasets, options
         self._labels: dict[str, Tensor] = {}
         self._reader: BatchReader | None = None
@@ -159,7 +156,11 @@ class TrainerState:
         self._optimizers: dict[OptimizerSpec, tuple[torch.optim.Optimizer, LRScheduler | None]] = {}
 
     def labels(self, role: SplitName) -> Tensor:
-        """The labels ``[N]`` of a split, read once."""
+        """The labels ``[N]`` of a split, read once.
+
+        Raises:
+            UnlearnError: they are of another shape.
+        """
         if role not in self._labels:
             labels = labels_of(self._datasets[role])
             if labels.ndim != 1:
@@ -189,16 +190,24 @@ class TrainerState:
         optimizer: OptimizerSpec,
         steps: int,
     ) -> Tensor:
-        """``images [N, C, H, W]`` after ``steps`` of the optimiser, on the CPU; see `Workspace`."""
-        learned = images.to(self.hardware.device).clone().requires_grad_()
+        """As `Workspace` describes it; the images come back on the CPU.
+
+        Args:
+            images: where to start, ``[N, C, H, W]``.
+            labels: ``[N]``.
+            loss: ``(images, logits [N, K], labels)`` to a scalar.
+            optimizer: of the images.
+            steps: how many.
+        """
+        optimised = images.to(self.hardware.device).clone().requires_grad_()
         labels = labels.to(self.hardware.device)
-        rule = _build_optimizer(optimizer, [learned])
+        rule = _build_optimizer(optimizer, [optimised])
         with eval_mode(self.model):
             for _ in range(steps):
-                logits = self.hardware.logits(self.model, learned, labels)
-                (learned.grad,) = torch.autograd.grad(loss(learned, logits, labels), learned)
+                logits = self.hardware.logits(self.model, optimised, labels)
+                (optimised.grad,) = torch.autograd.grad(loss(optimised, logits, labels), optimised)
                 rule.step()
-        return learned.detach().cpu()
+        return optimised.detach().cpu()
 
     learn_inputs = optimise_inputs  # its name in earlier versions, which plugins may call
 
@@ -210,11 +219,10 @@ class TrainerState:
         """
         if self.teacher.prefix is not None:
             raise UnlearnError(RETRAIN_ALL)
-        build = self._options.model_factory
-        fresh = (reinitialised_copy(self.model) if build is None else build()).state_dict()
-        # What is frozen has learned nothing from these data, and nothing would train it again.
-        fresh |= {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
-        self.model.load_state_dict(fresh)
+        build = self._options.model_factory or partial(reinitialised_copy, self.model)
+        # Frozen parameters have learned nothing from these data, and nothing would train them again.
+        frozen = {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
+        self.model.load_state_dict(build().state_dict() | frozen)
 
     def warn(self, sentence: str) -> None:
         """Keep ``sentence`` for the `Outcome`."""
@@ -237,9 +245,9 @@ class TrainerState:
         """Load a `snapshot`."""
         self.model.load_state_dict(state)
 
-    @functools.cached_property
+    @cached_property
     def _parallel(self) -> nn.Module:
-        """The student as it is trained: compiled if so asked; with several ranks gradients are averaged over them."""
+        """The student in training: compiled where the hardware says so, its gradients averaged over the ranks."""
         model = self.model
         if ranks.size() > 1:
             model = DistributedDataParallel(model, find_unused_parameters=True)
@@ -252,8 +260,8 @@ class TrainerState:
             UnlearnError: the loss is not finite.
         """
         start = time.perf_counter()
-        for role, index in (("forget", phase.forget), ("retain", phase.retain)):
-            dataset = self._datasets.get(role)
+        for split, index in (("forget", phase.forget), ("retain", phase.retain)):
+            dataset = self._datasets.get(split)
             if index is not None and isinstance(dataset, Activations):
                 dataset.fill(index)
         data = _TaggedSamples(self._datasets, phase)
@@ -262,16 +270,21 @@ class TrainerState:
         if scheduler is None:
             for group in optimizer.param_groups:
                 group["lr"] = phase.optimizer.lr * phase.lr_scale
-        total, count = 0.0, 0
-        right, forgotten = 0, 0
+        total, count, correct, forgotten = 0.0, 0, 0, 0
         for epoch in range(phase.epochs):
             passes = len(self.history) + epoch + 1
             batches = data.epoch(phase, self.generator)
-            loader = self._reader_of(data).read([ranks.share(batch) for batch in batches])
+            # The last phase's reader, with its processes, where this one reads the same samples.
+            if self._reader is None or not data.is_like(self._reader.dataset):
+                self._reader = self.hardware.reader(data, self._worker_seeds)
+            loader = self._reader.read([ranks.shard(batch) for batch in batches])
             # Set in each epoch: a plan may have measured the model in between.
             self.model.train()
             if phase.frozen_statistics or len(data) == 1:
-                _freeze_statistics(self.model)
+                # Of every layer that keeps them: BatchNorm, and InstanceNorm where it is so configured.
+                for module in self.model.modules():
+                    if getattr(module, "track_running_stats", False):
+                        module.eval()
             steps = track(loader, f"{name}: epoch {passes}", enabled=self.hardware.progress, total=len(batches))
             for step, (batch, samples) in enumerate(zip(batches, steps, strict=True), start=1):
                 loss, seen = self._step(phase, optimizer, samples, len(batch))
@@ -283,17 +296,11 @@ class TrainerState:
                 if scheduler is not None:
                     scheduler.step()
                 total, count = total + loss.item() * len(batch), count + len(batch)
-                guessed = seen.logits[seen.forget].argmax(dim=1) == seen.labels[seen.forget]
-                right, forgotten = right + int(guessed.sum()), forgotten + len(guessed)
+                hits = seen.logits[seen.forget].argmax(dim=1) == seen.labels[seen.forget]
+                correct, forgotten = correct + int(hits.sum()), forgotten + len(hits)
         ranks.synchronise(self.model)
-        acc_forget = right / forgotten if forgotten else None
+        acc_forget = correct / forgotten if forgotten else None
         return PhaseStats(total / count, time.perf_counter() - start, acc_forget)
-
-    def _reader_of(self, data: "_TaggedSamples") -> BatchReader:
-        """The last phase's, with its processes, where this one reads the same samples."""
-        if self._reader is None or not data.is_like(self._reader.dataset):
-            self._reader = self.hardware.reader(data, self._worker_seeds)
-        return self._reader
 
     def _step(
         self, phase: Phase, optimizer: torch.optim.Optimizer, samples: list[Tensor], count: int
@@ -321,26 +328,28 @@ class TrainerState:
         return loss.detach(), batch
 
     def _teacher_logits(self, phase: Phase, images: Tensor, forget: Tensor, index: Tensor) -> Tensor:
-        if phase.teacher == "random on forget" and self._random_teacher is None:
-            twin = reinitialised_copy(self.teacher.reader)
-            self._random_teacher = Teacher(twin, self._datasets, self.hardware, cache=self._options.cache_teacher)
-        random = self._random_teacher if phase.teacher == "random on forget" else None
-        teachers = {"forget": random or self.teacher, "retain": self.teacher}
-        parts = [(mask, role) for mask, role in ((forget, "forget"), (~forget, "retain")) if mask.any()]
-        logits = [teachers[role].logits(role, index[mask], images[mask]) for mask, role in parts]
-        joined = torch.empty(len(images), logits[0].shape[1], device=logits[0].device)
-        for (mask, _), values in zip(parts, logits, strict=True):
-            joined[mask] = values
-        return joined
+        on_forget = self._random_teacher if phase.teacher == "random on forget" else self.teacher
+        parts = []
+        for teacher, split, mask in ((on_forget, "forget", forget), (self.teacher, "retain", ~forget)):
+            if mask.any():
+                parts.append((mask, teacher.logits(split, index[mask], images[mask])))
+        logits = torch.empty(len(images), parts[0][1].shape[1], device=parts[0][1].device)
+        for mask, values in parts:
+            logits[mask] = values
+        return logits
+
+    @cached_property
+    def _random_teacher(self) -> Teacher:
+        model = reinitialised_copy(self.teacher.reader)
+        return Teacher(model, self._datasets, self.hardware, cache=self._options.cache_teacher)
 
     def _optimizer(self, spec: OptimizerSpec, steps_per_epoch: int) -> tuple[torch.optim.Optimizer, LRScheduler | None]:
         if spec not in self._optimizers:
-            optimizer = _build_optimizer(spec, [p for p in self.model.parameters() if p.requires_grad])
-            scheduler = None
+            optimizer, scheduler = _build_optimizer(spec, [p for p in self.model.parameters() if p.requires_grad]), None
             if spec.one_cycle_epochs:
-                steps = spec.one_cycle_epochs * steps_per_epoch
-                # One step to spare, since it is taken after the optimiser's; momentum stays as the spec says.
-                scheduler = OneCycleLR(optimizer, max_lr=spec.lr, total_steps=steps + 1, cycle_momentum=False)
+                # One step to spare, since it is taken after the optimiser's; momentum is constant.
+                steps = spec.one_cycle_epochs * steps_per_epoch + 1
+                scheduler = OneCycleLR(optimizer, max_lr=spec.lr, total_steps=steps, cycle_momentum=False)
             self._optimizers[spec] = (optimizer, scheduler)
         return self._optimizers[spec]
 
@@ -348,20 +357,13 @@ class TrainerState:
 def _build_optimizer(spec: OptimizerSpec, parameters: list[Any]) -> torch.optim.Optimizer:
     # One kernel for all tensors, where there is one.
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
-    if spec.name == "adamw":
-        return torch.optim.AdamW(parameters, spec.lr, weight_decay=spec.weight_decay, fused=fused)
-    if spec.name == "adam":
-        return torch.optim.Adam(parameters, spec.lr, weight_decay=spec.weight_decay, fused=fused)
-    return torch.optim.SGD(
-        parameters, spec.lr, spec.momentum, weight_decay=spec.weight_decay, nesterov=spec.nesterov, fused=fused
-    )
-
-
-def _freeze_statistics(model: nn.Module) -> None:
-    for module in model.modules():
-        # Of every kind that keeps them: BatchNorm, and InstanceNorm where it is told to.
-        if getattr(module, "track_running_stats", False):
-            module.eval()
+    kinds: dict[str, Any] = {
+        "adamw": torch.optim.AdamW,
+        "adam": torch.optim.Adam,
+        "sgd": partial(torch.optim.SGD, momentum=spec.momentum, nesterov=spec.nesterov),
+    }
+    built: torch.optim.Optimizer = kinds[spec.name](parameters, spec.lr, weight_decay=spec.weight_decay, fused=fused)
+    return built
 
 
 def shuffled_batches(count: int, batch_size: int, generator: torch.Generator | None = None) -> list[list[int]]:
@@ -391,7 +393,7 @@ def paired_batches(
 class _TaggedSamples(Dataset[Any]):
     """The samples of a phase by position: image, label, whether from the forget set, and index in its set."""
 
-    def __init__(self, datasets: Mapping[str, Dataset[Any]], phase: Phase) -> None:
+    def __init__(self, datasets: Datasets, phase: Phase) -> None:
         none = torch.empty(0, dtype=torch.long)
         synthetic: Any = phase.synthetic
         parts: list[tuple[Any, Tensor]] = [
@@ -425,20 +427,18 @@ class _TaggedSamples(Dataset[Any]):
 
     def gather(self, positions: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Images ``[B, …]``, labels, from the forget set?, and index, each ``[B]``, in the order of ``positions``."""
-        place = torch.tensor(positions)
-        which = torch.searchsorted(self._ends, place, right=True)
-        index = torch.empty_like(place)
-        read = []
+        position = torch.tensor(positions)
+        part_of = torch.searchsorted(self._ends, position, right=True)
+        index, labels = torch.empty_like(position), torch.empty_like(position)
+        images: Any = None
         for number, (data, chosen) in enumerate(self._parts):
-            mine = (which == number).nonzero().flatten()
-            if len(mine):
-                index[mine] = chosen[place[mine] - (self._ends[number] - len(chosen))]
-                read.append((mine, *gather(data, index[mine].tolist())))
-        images = read[0][1].new_empty(len(place), *read[0][1].shape[1:])
-        labels = torch.empty(len(place), dtype=torch.long)
-        for mine, some, their in read:
-            images[mine], labels[mine] = some, their.long()
-        return images, labels, place < self._counts[0], index
+            rows = (part_of == number).nonzero().flatten()
+            if len(rows):
+                index[rows] = chosen[position[rows] - (self._ends[number] - len(chosen))]
+                some, labels[rows] = gather(data, index[rows].tolist())
+                images = some.new_empty(len(position), *some.shape[1:]) if images is None else images
+                images[rows] = some
+        return images, labels, position < self._counts[0], index
 
     def epoch(self, phase: Phase, generator: torch.Generator | None) -> list[list[int]]:
         """The batches of one pass."""

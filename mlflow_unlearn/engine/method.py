@@ -14,13 +14,15 @@ from torch.utils.data import Dataset
 from mlflow_unlearn.errors import UnlearnError
 
 SplitName = Literal["forget", "retain", "val", "test"]
+Datasets = Mapping[str, Dataset[Any]]
+"""Images and labels by sample, by the name of their split."""
 
 
 @dataclass(frozen=True)
 class OptimizerSpec:
     """An optimiser by its settings; phases with equal settings share its state and its schedule.
 
-    ``one_cycle_epochs`` > 0 is a one-cycle schedule up to ``lr`` over so many epochs; 0 is a constant rate.
+    ``one_cycle_epochs`` > 0 is a one-cycle schedule up to ``lr`` over so many epochs; 0 is a constant learning rate.
     """
 
     name: Literal["adam", "adamw", "sgd"]
@@ -62,8 +64,8 @@ class Phase:
         paired: each step takes a batch of the forget set *and* one of the retain set; the shorter set cycles.
         epochs: passes before the plan resumes.
         teacher: whose outputs the loss reads: those of the original, or of the original on retain samples and of a
-            randomly initialised twin on forget samples.
-        lr_scale: factor on the optimiser's rate during this phase.
+            reinitialised copy on forget samples.
+        lr_scale: factor on the optimiser's learning rate during this phase.
         frozen_statistics: BatchNorm normalises by its running statistics and leaves them as they are. It does so in any
             case where the phase has a single sample, which has no statistics.
         after_step: called with the student after each step of the optimiser.
@@ -92,7 +94,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class PhaseStats:
-    """What the loop tells the plan when a phase is done.
+    """What the loop reports to the plan when a phase is done.
 
     Attributes:
         loss: mean over its samples.
@@ -130,7 +132,18 @@ class Workspace(Protocol):
         optimizer: OptimizerSpec,
         steps: int,
     ) -> Tensor:
-        """Optimise ``images [N, C, H, W]`` by ``loss(images, logits, labels)``; the student, in eval mode, stays."""
+        """Images that minimise a loss of the student, which is in eval mode and stays as it is.
+
+        Args:
+            images: where to start, ``[N, C, H, W]``.
+            labels: ``[N]``.
+            loss: ``(images, logits [N, K], labels)`` to a scalar.
+            optimizer: of the images.
+            steps: how many.
+
+        Returns:
+            ``[N, C, H, W]``.
+        """
 
     @property
     def learn_inputs(self) -> Callable[..., Tensor]:
@@ -140,7 +153,7 @@ class Workspace(Protocol):
         """Give the student fresh random weights; frozen parameters stay as they are."""
 
     def warn(self, sentence: str) -> None:
-        """Tell the user something that does not stop the method."""
+        """Warn the user of what does not stop the method."""
 
     def record(self, **values: float) -> None:
         """Add one epoch to the history."""
@@ -205,7 +218,7 @@ class Params(BaseModel):
                 near = get_close_matches(str(name), cls.model_fields, n=1)
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise UnlearnError(
-                    f"unknown hyperparameter {name!r} of {method}: {hint}known are {cls.known() or 'none'}"
+                    f"unknown hyperparameter {name!r} of {method}: {hint}valid values: {cls.known() or 'none'}"
                 )
         try:
             return cls(**values)
@@ -213,12 +226,12 @@ class Params(BaseModel):
             first = error.errors()[0]
             raise UnlearnError(
                 f"hyperparameter {first['loc'][0]} = {first['input']!r} of {method} is not usable: "
-                f"{first['msg'][0].lower()}{first['msg'][1:]}; known are {cls.known()}"
+                f"{first['msg'][0].lower()}{first['msg'][1:]}; valid values: {cls.known()}"
             ) from error
 
     @classmethod
     def known(cls) -> str:
-        """The names of all hyperparameters with their ranges, for people."""
+        """The names of all hyperparameters with their ranges, for messages."""
         return ", ".join(f"{name}{_range(field)}" for name, field in sorted(cls.model_fields.items()))
 
 
@@ -230,8 +243,8 @@ def _range(field: FieldInfo) -> str:
     limits = [*field.metadata, *(limit for info in inner for limit in getattr(info, "metadata", [info]))]
     bounds = [f"{sign} {getattr(x, key):g}" for x in limits for key, sign in signs.items() if hasattr(x, key)]
     choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
-    told = " | ".join([*([", ".join(bounds)] if bounds else []), *choices])
-    return f" ({told})" if told else ""
+    allowed = " | ".join([*filter(None, [", ".join(bounds)]), *choices])
+    return f" ({allowed})" if allowed else ""
 
 
 class Method:
@@ -258,12 +271,12 @@ class Method:
         self.params = self.Params.parse({**self.by_family.get(family, {}), **(params or {})}, method=self.name)
 
     def plan(self, workspace: Workspace) -> Plan:
-        """Yield phases, read their `PhaseStats`, and return what is known of the final state (``acc_forget``, …)."""
+        """Yield phases, receive their `PhaseStats`, and return what is known of the end state (``acc_forget``, …)."""
         raise NotImplementedError
 
     @classmethod
     def nothing_to_unlearn(cls, final: Mapping[str, float]) -> str | None:
-        """Why it was right to leave the weights as they were, by what `plan` returned; None where that does not tell.
+        """Why it was right to leave the weights as they were, by what `plan` returned; None where that is unknown.
 
         The default speaks for plans that compare ``acc_forget`` with the accuracy on unseen samples, ``acc_val``.
         """
@@ -275,7 +288,7 @@ class Method:
 
     @classmethod
     def not_worthwhile(cls, labels: Mapping[str, Tensor], predictions: Mapping[str, Tensor]) -> str | None:
-        """Why none of the method's hyperparameters would unlearn anything here, before any training; None: some may.
+        """Why no hyperparameters would unlearn anything here, before any training; None where some may.
 
         Args:
             labels: by set ("forget", "retain", "val"), ``[N]``.

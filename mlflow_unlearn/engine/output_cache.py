@@ -1,7 +1,7 @@
-"""Outputs of a model over a set, kept between commands: the same weights and the same samples are forwarded once.
+"""Outputs of a model over a split, cached between commands: the same weights see the same samples once.
 
-The key is over all that the outputs depend on. Where one part cannot be told, nothing is kept: a transform or a dataset
-of the user's own that reads from elsewhere, or a class whose source is not to be found.
+The cache key covers all that the outputs depend on. Where one part is unknown, nothing is cached: a transform or a
+dataset of the user's own that reads from elsewhere, or a class whose source is not to be found.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ LARGEST = 1 << 28
 """Bytes of logits of one set that are worth a file."""
 
 _VERSIONED = ("torch", "torchvision", "timm", "mlflow_unlearn")
-
+"""Packages whose version stands for their code."""
 
 CacheKey = Mapping[str, Any]
 
@@ -39,7 +39,18 @@ CacheKey = Mapping[str, Any]
 def cached_forward(
     model: nn.Module, dataset: Dataset[Any], hardware: Hardware, cache_key: CacheKey | None, *, description: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`forward`, from the cache where these outputs have been computed before; ``cache_key`` are `model_cache_key`."""
+    """`forward`, from the cache where these outputs have been computed before.
+
+    Args:
+        model: images ``[N, C, H, W]`` to logits ``[N, K]``.
+        dataset: images and labels, by sample.
+        hardware: where and in which precision.
+        cache_key: by `model_cache_key`; None: no cache.
+        description: on the progress bar.
+
+    Returns:
+        Logits ``[B, K]`` and labels ``[B]`` of each batch, in order.
+    """
     data = None if cache_key is None or _size(model, dataset) > LARGEST else data_digest(dataset)
     if cache_key is None or data is None:
         yield from forward(model, dataset, hardware, description=description)
@@ -51,15 +62,15 @@ def cached_forward(
         return {"logits": logits.numpy(), "labels": labels.numpy()}
 
     size = forward_batch(dataset, hardware.device)
-    kept = cache.arrays("outputs", {**cache_key, "data": data, "batch": size}, make)
-    logits, labels = torch.from_numpy(kept["logits"]), torch.from_numpy(kept["labels"])
+    cached = cache.arrays("outputs", {**cache_key, "data": data, "batch": size}, make)
+    logits, labels = torch.from_numpy(cached["logits"]), torch.from_numpy(cached["labels"])
     for batch in in_order(dataset, size):
         part = slice(batch.start, batch.stop)
         yield logits[part].to(hardware.device), labels[part].to(hardware.device)
 
 
 def model_cache_key(model: nn.Module, hardware: Hardware) -> CacheKey | None:
-    """What outputs depend on beside the samples; None where nothing is to be kept, or the code cannot be told."""
+    """What outputs depend on beside the samples; None where nothing is cached, or the model's code is unknown."""
     code = None if cache.off() or ranks.size() > 1 else code_digest(model)
     if code is None:
         return None
@@ -73,7 +84,7 @@ def model_cache_key(model: nn.Module, hardware: Hardware) -> CacheKey | None:
 
 
 def code_digest(model: nn.Module) -> str | None:
-    """SHA-256 over the classes of all modules, and over the source of those that no package above brings."""
+    """SHA-256 over the modules' classes, and the source of those that no versioned package brings; None: no source."""
     digest = hashlib.sha256()
     for name, module in model.named_modules():
         kind = type(module)
@@ -89,7 +100,7 @@ def code_digest(model: nn.Module) -> str | None:
 
 
 def data_digest(dataset: Dataset[Any]) -> str | None:
-    """SHA-256 over samples in memory, or over the ids, sizes and times of the files that hold them."""
+    """SHA-256 over samples in memory, or over the ids, sizes and times of their files; None where unknown."""
     digest = hashlib.sha256()
     if isinstance(dataset, KeptDataset):
         return data_digest(dataset.images)
@@ -115,7 +126,7 @@ def data_digest(dataset: Dataset[Any]) -> str | None:
 
 
 def _stamp(images: Dataset[Any], update: Callable[[bytes], None]) -> bool:
-    """Whether the samples' content could be told."""
+    """Pass ``update`` what the samples' content depends on; False where that is unknown."""
     if not isinstance(images, ImageStore):
         return False
     stamps: dict[Path, bytes] = {}

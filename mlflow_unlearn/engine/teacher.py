@@ -1,7 +1,7 @@
 """The frozen teacher: deterministic, so its logits are computed once where its inputs do not change."""
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +14,12 @@ from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.forward import forward
 from mlflow_unlearn.engine.frozen_prefix import Activations, split_at
 from mlflow_unlearn.engine.hardware import Hardware
+from mlflow_unlearn.engine.method import Datasets
 from mlflow_unlearn.engine.modes import evaluating
 
 
 def is_deterministic(dataset: Dataset[Any]) -> bool:
-    """Whether a sample is known to be the same at every reading: tensors in memory, and what says so of itself.
+    """Whether a sample is known to be the same each time: tensors in memory, and datasets that declare it.
 
     Exact types: subclasses are often there to add a random transform.
     """
@@ -34,14 +35,14 @@ def is_deterministic(dataset: Dataset[Any]) -> bool:
 class Teacher:
     """The original model in eval mode: its logits by set and sample, and the outputs of its frozen layers.
 
-    A dataset not known to be deterministic is watched: the checksum of each input is kept in the first epoch and
+    A dataset not known to be deterministic is watched: the checksum of each input is stored in the first epoch and
     compared in the second; on a mismatch the cache goes off and the teacher runs in the same pass as the student.
 
     Attributes:
         stays_on_ranks: each rank has its own, and they change alike.
         model: the original.
-        reader: what reads the batches of the loop: the model, or its part behind the split point.
-        datasets: what the loop iterates: the sets themselves, or as they leave the frozen layers.
+        reader: the model, or its trainable head where layers are frozen; it reads the batches of the loop.
+        datasets: the splits, or their activations where layers are frozen; the loop iterates them.
         prefix: name of the first module that is trained; None for all of them.
         passes: samples that went through the model, for reports and tests.
     """
@@ -51,13 +52,20 @@ class Teacher:
     def __init__(
         self,
         model: nn.Module,
-        datasets: Mapping[str, Dataset[Any]],
+        datasets: Datasets,
         hardware: Hardware,
         *,
         cache: bool | None = None,
         prefix: str | None = None,
     ) -> None:
-        """Keep ``model`` by reference: nobody trains it. ``cache`` True or False overrides the watching.
+        """Keep ``model`` by reference: it is never trained.
+
+        Args:
+            model: the original, images ``[N, C, H, W]`` to logits ``[N, K]``.
+            datasets: by split.
+            hardware: where and in which precision.
+            cache: whether logits are cached; None decides by watching the inputs.
+            prefix: the first module that is trained.
 
         Raises:
             UnlearnError: the model cannot be split before ``prefix``.
@@ -65,18 +73,18 @@ class Teacher:
         self.model, self.hardware, self.prefix = model, hardware, prefix
         self.passes = 0
         self._caching = cache is not False
-        self._watched = {role for role, data in datasets.items() if cache is None and not is_deterministic(data)}
-        self._logits = {role: RowStore(len(data)) for role, data in datasets.items()}  # type: ignore[arg-type]
+        self._watched = {split for split, data in datasets.items() if cache is None and not is_deterministic(data)}
+        self._logits = {split: RowStore(len(data)) for split, data in datasets.items()}  # type: ignore[arg-type]
         self._checksums: dict[tuple[str, int], int] = {}
         self.reader, self.datasets = model, dict(datasets)
         if prefix is not None:
             parts = split_at(model, prefix)
             self.reader = parts.trainable_head
-            # What the loop reads is made in this process, and needs no others.
+            # Activations are computed in this process, and need no data-loading ones.
             self.hardware = replace(hardware, num_workers=None)
             self.datasets = {
-                role: Activations(data, parts.frozen_layers, hardware, keep=self._caching and role not in self._watched)
-                for role, data in datasets.items()
+                split: Activations(data, parts.frozen_layers, hardware, keep=self._cached_unwatched(split))
+                for split, data in datasets.items()
             }
 
     @property
@@ -84,43 +92,46 @@ class Teacher:
         """Whether logits are (still) served from the cache."""
         return self._caching
 
-    def fill(self, roles: Iterable[str]) -> None:
-        """Compute the logits of whole sets beforehand, where they may be cached without watching."""
-        for role in roles:
-            if self._caching and role not in self._watched and not self._complete(role):
-                self._read(role)
+    def fill(self, splits: Iterable[str]) -> None:
+        """Compute the logits of whole splits beforehand, where they may be cached without watching."""
+        for split in splits:
+            if self._cached_unwatched(split) and not self._complete(split):
+                self._evaluate(split)
 
-    def keep(self, role: str, start: int, logits: Tensor) -> None:
-        """Take over ``logits [B, K]`` of the samples from ``start`` on, which another pass of the model has given."""
-        if self._caching and role not in self._watched:
-            self._caching = self._logits[role].put(slice(start, start + len(logits)), logits.cpu())
+    def keep(self, split: str, start: int, logits: Tensor) -> None:
+        """Take over ``logits [B, K]`` of the samples from ``start`` on, computed by another pass of the model."""
+        if self._cached_unwatched(split):
+            self._caching = self._logits[split].put(slice(start, start + len(logits)), logits.cpu())
 
-    def predictions(self, role: str) -> Tensor:
-        """Predicted classes ``[N]`` of a set, on the CPU."""
-        return self._logits[role].get(slice(None)).argmax(dim=1) if self._complete(role) else self._read(role)
+    def predictions(self, split: str) -> Tensor:
+        """Predicted classes ``[N]`` of a split, on the CPU."""
+        return self._logits[split].get(slice(None)).argmax(dim=1) if self._complete(split) else self._evaluate(split)
 
-    def logits(self, role: str, indices: Tensor, images: Tensor) -> Tensor:
-        """The teacher's logits ``[B, K]`` for samples ``indices [B]`` of a set, whose inputs are ``images``."""
-        if self._caching and role in self._watched:
-            self._watch(role, indices, images)
+    def logits(self, split: str, indices: Tensor, images: Tensor) -> Tensor:
+        """The teacher's logits ``[B, K]`` for samples ``indices [B]`` of a split, whose inputs are ``images``."""
+        if self._caching and split in self._watched:
+            self._watch(split, indices, images)
         if not self._caching:
             return self._forward(images)
-        kept = self._logits[role]
-        missing = ~kept.has(indices)
+        cached = self._logits[split]
+        missing = ~cached.has(indices)
         if missing.any():
-            fresh = self._forward(images[missing.to(images.device)])
-            self._caching = kept.put(indices[missing], fresh.cpu())
-        return kept.get(indices).to(self.hardware.device) if self._caching else self._forward(images)
+            computed = self._forward(images[missing.to(images.device)])
+            self._caching = cached.put(indices[missing], computed.cpu())
+        return cached.get(indices).to(self.hardware.device) if self._caching else self._forward(images)
 
-    def _complete(self, role: str) -> bool:
-        return ranks.all_agree(self._caching and self._logits[role].complete)
+    def _cached_unwatched(self, split: str) -> bool:
+        return self._caching and split not in self._watched
 
-    def _read(self, role: str) -> Tensor:
-        """One pass over a set, whose logits are kept."""
+    def _complete(self, split: str) -> bool:
+        return ranks.all_agree(self._caching and self._logits[split].complete)
+
+    def _evaluate(self, split: str) -> Tensor:
+        """Predicted classes ``[N]`` by one pass over a split, whose logits are cached."""
         start, predicted = 0, []
-        for logits, _ in forward(self.reader, self.datasets[role], replace(self.hardware, progress=False)):
+        for logits, _ in forward(self.reader, self.datasets[split], replace(self.hardware, progress=False)):
             self.passes += len(logits)
-            self.keep(role, start, logits)
+            self.keep(split, start, logits)
             predicted.append(logits.argmax(dim=1).cpu())
             start += len(logits)
         return torch.cat(predicted)
@@ -132,9 +143,9 @@ class Teacher:
         # A clone made outside inference mode may be saved for backward.
         return logits.clone()
 
-    def _watch(self, role: str, indices: Tensor, images: Tensor) -> None:
+    def _watch(self, split: str, indices: Tensor, images: Tensor) -> None:
         for index, image in zip(indices.tolist(), images.cpu(), strict=True):
             checksum = zlib.crc32(image.contiguous().view(torch.uint8).numpy())
-            if self._checksums.setdefault((role, index), checksum) != checksum:
+            if self._checksums.setdefault((split, index), checksum) != checksum:
                 self._caching = False
                 return

@@ -55,12 +55,12 @@ class Rule(FrozenRecord):
 
     @property
     def name(self) -> str:
-        """As it is told."""
+        """As people read it."""
         return self.metric if self.relative_to is None else f"{self.metric} − {self.relative_to}'s"
 
     @property
     def threshold(self) -> str:
-        """As it is told."""
+        """As people read it."""
         bounds = [("≥", self.at_least), ("≤", self.at_most)]
         return " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None).replace("-", "−")
 
@@ -138,7 +138,7 @@ def read_policy(path: str | None) -> Policy:
     except OSError as error:
         raise UnlearnError(f"the policy {path!r} cannot be read ({error.strerror}): give a YAML file") from error
     except yaml.YAMLError as error:
-        raise UnlearnError(f"the policy {path!r} is no YAML: {' '.join(str(error).split())}") from error
+        raise UnlearnError(f"the policy {path!r} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UnlearnError(f"the policy {path!r} holds no names with values, such as rules: or two_person: true")
     try:
@@ -146,13 +146,13 @@ def read_policy(path: str | None) -> Policy:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        told = first["msg"].removeprefix("Value error, ")
+        reason = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             keys = [*Policy.model_fields, *Rule.model_fields, *Membership.model_fields]
             near = get_close_matches(str(first["loc"][-1]), keys, cutoff=0.5)
-            told = "there is no such key" + (f"; did you mean {near[0]!r}?" if near else "")
+            reason = "there is no such key" + (f"; did you mean {near[0]!r}?" if near else "")
         given = "" if first["type"] == "value_error" else f" = {first['input']!r}"
-        raise UnlearnError(f"the policy {path!r} is not usable: {where}{given}: {told}") from error
+        raise UnlearnError(f"the policy {path!r} is not usable: {where}{given}: {reason}") from error
 
 
 def judge(evidence: Evidence, policy: Policy, *, signed: bool | None) -> Verdict:
@@ -187,8 +187,8 @@ def _bound(evidence: Evidence, rule: Rule) -> Check:
     passed = (rule.at_least is None or value + SLACK >= rule.at_least) and (
         rule.at_most is None or value - SLACK <= rule.at_most
     )
-    told = f"{value:.4f}".replace("-", "−")
-    return Check(rule=rule.name, value=told, threshold=rule.threshold, outcome="pass" if passed else "fail")
+    shown = f"{value:.4f}".replace("-", "−")
+    return Check(rule=rule.name, value=shown, threshold=rule.threshold, outcome="pass" if passed else "fail")
 
 
 def _value(evidence: Evidence, model: str, metric: str) -> tuple[float | None, str]:
@@ -220,9 +220,9 @@ def _membership(name: str, measured: Measured, rule: Membership) -> Check:
         note = measured.not_computed.get(rule.attack, "")
         return Check(rule=name, value="–", threshold=threshold, outcome="not measured", note=note)
     values = measured.values
-    told = f"{word}: {values['mia_auc']:.3f} [{values['mia_auc_low']:.3f}, {values['mia_auc_high']:.3f}]"
+    shown = f"{word}: {values['mia_auc']:.3f} [{values['mia_auc_low']:.3f}, {values['mia_auc_high']:.3f}]"
     outcome: Literal["pass", "fail"] = "pass" if word in rule.accept else "fail"
-    return Check(rule=name, value=told, threshold=threshold, outcome=outcome, note=READING[word])
+    return Check(rule=name, value=shown, threshold=threshold, outcome=outcome, note=READING[word])
 
 
 def _size(evidence: Evidence, role: str, least: int) -> Check:

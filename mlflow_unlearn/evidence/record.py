@@ -44,8 +44,8 @@ class Person(FrozenRecord):
     name: str
     authenticated: bool
 
-    def told(self) -> str:
-        """The name, with a note where nobody has checked it."""
+    def display_name(self) -> str:
+        """The name, with a note where no server has checked it."""
         return self.name if self.authenticated else f"{self.name} (not authenticated)"
 
 
@@ -255,7 +255,7 @@ class Evidence(FrozenRecord):
 
 
 def read_evidence(folder: Path) -> tuple[Evidence, str]:
-    """The record in a downloaded model folder, and the SHA-256 of the file as it lies there.
+    """The record in a downloaded model folder, and the SHA-256 of the file as it is stored.
 
     Raises:
         FileNotFoundError: there is none.

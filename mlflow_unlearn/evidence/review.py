@@ -27,7 +27,7 @@ class ReviewRecord(FrozenRecord):
 
     @property
     def file(self) -> str:
-        """Where it lies in its run."""
+        """Its path in its run."""
         return f"{FOLDER}/review-{self.n}.json"
 
     def to_json(self) -> str:

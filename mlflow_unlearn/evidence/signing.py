@@ -12,7 +12,7 @@ _INSTALL = 'pip install "mlflow-unlearn[sign]"'
 
 
 def sign(folder: Path, key: str) -> None:
-    """Sign ``evidence.json`` in ``folder`` with the private key; the signature lies beside it.
+    """Sign ``evidence.json`` in ``folder`` with the private key; the signature is stored beside it.
 
     Raises:
         UnlearnError: the key cannot be used, or the extra is not installed.
@@ -42,7 +42,7 @@ def check_key(key: str | None) -> None:
 
 
 def is_signed(folder: Path) -> bool:
-    """Whether a signature lies beside the evidence in ``folder``."""
+    """Whether a signature is stored beside the evidence in ``folder``."""
     return (folder / SIGNATURE).exists()
 
 
@@ -57,14 +57,14 @@ def broken(folder: Path, key: str) -> str | None:
         config = library.Config().use_elliptic_key_verifier(public_key=Path(key))
     except Exception as error:  # The cryptography library's own, of many kinds.
         raise UnlearnError(
-            f"key = {key!r} is no public key ({first_line(error)}): give an EC public key in PEM format, "
+            f"key = {key!r} is not a public key ({first_line(error)}): give an EC public key in PEM format, "
             "e.g. by `openssl ec -in key.pem -pubout -out public.pem`"
         ) from error
     with tempfile.TemporaryDirectory() as alone:
         shutil.copy(folder / FILE, alone)
         try:
             config.verify(Path(alone), folder / SIGNATURE)
-        except Exception as error:  # A signature that is no JSON, another key's, or over another content.
+        except Exception as error:  # A signature that is not JSON, another key's, or over another content.
             return first_line(error)
     return None
 

@@ -12,7 +12,7 @@ from mlflow_unlearn.governance.integrity import PROMOTION, PROMOTION_TAG, Examin
 from mlflow_unlearn.registry.versions import read_artifact
 
 GUARDED = "champion"
-"""The alias that nobody should move but `promote`; those that it has moved before are guarded as well."""
+"""The alias that only `promote` should move; those that it has moved before are guarded as well."""
 
 
 def check_aliases(client: MlflowClient, examined: Examined) -> Iterator[IntegrityFinding]:
@@ -23,54 +23,54 @@ def check_aliases(client: MlflowClient, examined: Examined) -> Iterator[Integrit
     tags = {str(version.version): version.tags for version in versions}
     for alias in examined.registered.aliases:
         part, key = f"alias {alias}", PROMOTION_TAG + alias
-        told = examined.registered.tags.get(key)
-        later = [number for number, theirs in tags.items() if _promoted_at(theirs.get(key)) > _promoted_at(told)]
+        promotion = examined.registered.tags.get(key)
+        later = [number for number, theirs in tags.items() if _promoted_at(theirs.get(key)) > _promoted_at(promotion)]
         if alias not in {*guarded, GUARDED}:
             yield IntegrityFinding(part, "not checked", "`promote` has never moved this alias")
-        elif told is None:
+        elif promotion is None:
             yield IntegrityFinding(part, "differs", "it was moved by hand: no promotion of this version is recorded")
         elif later:
-            told = f"it was moved back by hand: version {', '.join(later)} was promoted later"
-            yield IntegrityFinding(part, "differs", told)
+            message = f"it was moved back by hand: version {', '.join(later)} was promoted later"
+            yield IntegrityFinding(part, "differs", message)
         else:
-            yield _same_promotion(part, told, examined)
+            yield _same_promotion(part, promotion, examined)
     # An alias that `promote` gave to this version, and that a version without a later promotion has now.
     for alias, number in client.get_registered_model(name).aliases.items():
         key = PROMOTION_TAG + alias
-        told = examined.registered.tags.get(key)
-        if told is None or alias in examined.registered.aliases:
+        promotion = examined.registered.tags.get(key)
+        if promotion is None or alias in examined.registered.aliases:
             continue
-        if _promoted_at(tags[str(number)].get(key)) <= _promoted_at(told):
+        if _promoted_at(tags[str(number)].get(key)) <= _promoted_at(promotion):
             yield IntegrityFinding(f"alias {alias}", "differs", f"it was moved by hand from here to version {number}")
 
 
-def _promoted_at(told: str | None) -> str:
+def _promoted_at(tag: str | None) -> str:
     """ISO time in UTC, as the tag of a promotion has it; empty without one."""
     try:
-        return str(json.loads(told or "{}").get("at", ""))
+        return str(json.loads(tag or "{}").get("at", ""))
     except (ValueError, AttributeError):
         return ""
 
 
-def _same_promotion(part: str, told: str, examined: Examined) -> IntegrityFinding:
+def _same_promotion(part: str, tag: str, examined: Examined) -> IntegrityFinding:
     expected = {
         "uri": examined.uri,
         "weights_sha256": examined.evidence.result.weights_sha256,
         "evidence_sha256": examined.sha256,
     }
     try:
-        promotion = json.loads(told)
+        promotion = json.loads(tag)
         recorded = json.loads(read_artifact(promotion["run_id"], f"{FOLDER}/{PROMOTION}"))
     except (ValueError, KeyError, TypeError, MlflowException, OSError) as error:
         hidden = isinstance(error, MlflowException) and error.error_code == "PERMISSION_DENIED"
-        told = f"the record of its promotion cannot be read ({first_line(error)})"
-        return IntegrityFinding(part, "not checked" if hidden else "differs", told)
+        message = f"the record of its promotion cannot be read ({first_line(error)})"
+        return IntegrityFinding(part, "not checked" if hidden else "differs", message)
     if promotion != recorded:
         return IntegrityFinding(part, "differs", "the tag of its promotion is not what the promotion's run recorded")
     for name, value in expected.items():
         if promotion.get(name) != value:
             return same(part, promotion.get(name), value, f"the {name} that was promoted")
-    told = f"promoted by {promotion.get('by')} at {promotion.get('at')}"
+    message = f"promoted by {promotion.get('by')} at {promotion.get('at')}"
     if promotion.get("override"):
-        told += f", in spite of the verdict: {promotion['override']}"
-    return IntegrityFinding(part, "same", told)
+        message += f", in spite of the verdict: {promotion['override']}"
+    return IntegrityFinding(part, "same", message)

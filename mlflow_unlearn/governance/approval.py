@@ -28,19 +28,17 @@ def reviewed_by(examined: Examined, policy: Policy | None) -> tuple[ReviewRecord
     """
     try:
         reviewed = _last_review(examined)
-        if examined.signed is None and "signature" in reviewed.policy.required:
-            raise Refused(
-                f"its policy {reviewed.policy.name!r} requires a signature, which only key= can check: someone who can "
-                "write the review's file may have written there that it holds; give key=PUBLIC.pem"
-            )
-        # The signature as it is found here, with a key of the approver's.
-        judged = judge(examined.evidence, reviewed.policy, signed=examined.signed)
-        if _outcomes(judged) != _outcomes(reviewed.verdict):
-            raise Refused(
-                f"its review {reviewed.n} says what its policy does not say of this evidence; review it again"
-            )
     except Refused as error:
         return None, [str(error)]
+    if examined.signed is None and "signature" in reviewed.policy.required:
+        return None, [
+            f"its policy {reviewed.policy.name!r} requires a signature, which only key= can check: someone who can "
+            "write the review's file may have written there that it holds; give key=PUBLIC.pem"
+        ]
+    # The signature as it is found here, with a key of the approver's.
+    judged = judge(examined.evidence, reviewed.policy, signed=examined.signed)
+    if _outcomes(judged) != _outcomes(reviewed.verdict):
+        return None, [f"its review {reviewed.n} says what its policy does not say of this evidence; review it again"]
     objections = []
     if policy is not None and policy.sha256 != reviewed.policy.sha256:
         objections.append(
@@ -101,10 +99,10 @@ def _last_review(examined: Examined) -> ReviewRecord:
     n = max(found)
     tag = examined.registered.tags[f"{TAG}{n}"]
     try:
-        told = json.loads(tag)
-        content = read_artifact(told["run_id"], f"{FOLDER}/review-{n}.json")
+        recorded = json.loads(tag)
+        content = read_artifact(recorded["run_id"], f"{FOLDER}/review-{n}.json")
         reviewed = ReviewRecord.model_validate_json(content)
-        changed = sha256(content) != told["sha256"]
+        changed = sha256(content) != recorded["sha256"]
     except (MlflowException, OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         reason = first_line(error)
         raise Refused(f"its review {n} cannot be read ({reason}); review it again") from error

@@ -73,7 +73,16 @@ def build(
     model_id: str | None,
     files: dict[str, str],
 ) -> Evidence:
-    """The record, but for the number of the version, which the registry has yet to give: see `numbered`."""
+    """The record, but for the number of the version, which the registry has yet to give: see `numbered`.
+
+    Args:
+        session: the source version, opened.
+        run_id: of the command.
+        candidate: what was made and measured.
+        name: of the registered model.
+        model_id: of the new LoggedModel.
+        files: SHA-256 by path, as stored.
+    """
     version, view = session.version, session.view
     before = previous(version)
     by_request, union = _measured_apart(session, candidate)
@@ -187,13 +196,13 @@ def _measured_apart(
     for model, module in models.items():
         outputs = candidate.outputs[model]
 
-        def told(forget: SplitOutputs, outputs: Outputs = outputs) -> Measured:
+        def measure(forget: SplitOutputs, outputs: Outputs = outputs) -> Measured:
             return measured(compute_metrics({**outputs, "forget": forget}, original_test=test, seed=seed))
 
         for id, samples in session.samples_of_requests().items():
             if not samples.any():
                 continue  # they have left the data source
-            by_request.setdefault(id, {})[model] = told(select_samples(outputs["forget"], samples))
+            by_request.setdefault(id, {})[model] = measure(select_samples(outputs["forget"], samples))
         if not len(before):
             continue
         dataset = session.view.dataset(
@@ -207,9 +216,9 @@ def _measured_apart(
             samples = np.isin(before, request.indices)
             if not samples.any():
                 continue
-            by_request.setdefault(request.record.id, {})[model] = told(select_samples(earlier, samples))
+            by_request.setdefault(request.record.id, {})[model] = measure(select_samples(earlier, samples))
         only = ~np.isin(before, session.forget)
-        union[model] = told(concatenate_outputs([outputs["forget"], select_samples(earlier, only)]))
+        union[model] = measure(concatenate_outputs([outputs["forget"], select_samples(earlier, only)]))
     return by_request, union
 
 

@@ -110,10 +110,10 @@ def version_exposures(
 
 
 def sharing(client: MlflowClient, target: VersionExposure, models: Sequence[Logged]) -> list[VersionExposure]:
-    """The version itself and every other that has the same files: whoever deletes these deletes all of them.
+    """The version itself and every other that has the same files: deleting these deletes all of them.
 
     Raises:
-        Refused: the files of another version lie inside or around these, or nobody can tell.
+        Refused: the files of another version lie inside or around these, or that cannot be decided.
     """
     found = []
     for version in _all_versions(client):
@@ -136,7 +136,7 @@ def exposure_of(client: MlflowClient, version: ModelVersion, models: Sequence[Lo
 def model_of(client: MlflowClient, target: VersionExposure, models: Sequence[Logged]) -> str | None:
     """The LoggedModel that goes with a version's files: the one that has them by the store's word.
 
-    A version's MLmodel is a file, in which whoever may write the version's files may have named any other.
+    A version's MLmodel is a file, in which anyone who may write the version's files may have named any other.
 
     Raises:
         Refused: the MLmodel or the registry names another one, or files of another one lie inside or around these.
@@ -144,8 +144,8 @@ def model_of(client: MlflowClient, target: VersionExposure, models: Sequence[Log
     for model in models:
         how = relation(model.location, target.location)
         if how != "apart" and (how != "same" or model.id != target.model_id):
-            told = _overlap(f"the LoggedModel {model.id}", model.location, target)
-            raise Refused(f"{target.uri} cannot be retired: {told}")
+            reason = _overlap(f"the LoggedModel {model.id}", model.location, target)
+            raise Refused(f"{target.uri} cannot be retired: {reason}")
     registered = target.registered
     named = {
         "its MLmodel": _named_by_file(target.uri),
@@ -215,23 +215,23 @@ def _exposure(
 
 
 def _state(version: ModelVersion, uri: str, forgotten: Sequence[Forgotten]) -> tuple[ExposureState, str]:
-    if (told := retired(version)) is not None and not can_be_read(uri):
-        return "retired", told
+    if (how := retired(version)) is not None and not can_be_read(uri):
+        return "retired", how
     done = set(version.tags.get("unlearn.request_ids", "").split(","))
     about = [request.id for request in forgotten if request.of == uri]
     if about:
         return "contains", f"request {', '.join(about)} is about it"
     if WEIGHTS_TAG not in version.tags:
         if version.name in {request.of.split("/")[1] for request in forgotten}:
-            return "unknown", "nobody recorded what it was trained on"
+            return "unknown", "no one recorded what it was trained on"
         return "never contained", "another model"
     training = _training_manifest(uri)
     if training is None:
         return "unknown", "its training manifest cannot be read"
     kept = {r.id: int(training.mask(r.ids).sum()) for r in forgotten if r.ids is not None}
     if any(kept.values()):
-        told = ", ".join(f"{count} samples of request {name}" for name, count in kept.items() if count)
-        return "contains", f"{told} in its training manifest"
+        samples = ", ".join(f"{count} samples of request {name}" for name, count in kept.items() if count)
+        return "contains", f"{samples} in its training manifest"
     if done & {request.id for request in forgotten}:
         return "unlearned", f"carried out {', '.join(sorted(done))}"
     if any(request.ids is None for request in forgotten):
@@ -243,15 +243,15 @@ def _compared(entry: VersionExposure, holders: Sequence[VersionExposure]) -> Ver
     """A copy shares its LoggedModel, its weights or its files with what holds the samples."""
     if entry.state in ("contains", "retired"):
         return entry
-    lies = {holder.uri: relation(entry.location, holder.location) for holder in holders}
+    relations = {holder.uri: relation(entry.location, holder.location) for holder in holders}
     for holder in holders:
-        if lies[holder.uri] == "same" or _marks(entry) & _marks(holder):
+        if relations[holder.uri] == "same" or _marks(entry) & _marks(holder):
             return replace(entry, state="contains", why=f"the same model as {holder.uri}")
-    for uri, how in lies.items():
+    for uri, how in relations.items():
         if how in ("inside", "around"):
             return replace(entry, state="contains", why=f"its files lie {how} those of {uri}")
-    if entry.state == "never contained" and (unclear := [uri for uri, how in lies.items() if how == "unclear"]):
-        return replace(entry, state="unknown", why=f"whether it has the files of {unclear[0]} cannot be told")
+    if entry.state == "never contained" and (unclear := [uri for uri, how in relations.items() if how == "unclear"]):
+        return replace(entry, state="unknown", why=f"whether it has the files of {unclear[0]} cannot be decided")
     return entry
 
 
@@ -260,11 +260,11 @@ def _overlap(other: str, location: Location, target: VersionExposure) -> str:
     ours, how = target.location, relation(location, target.location)
     if how == "unclear":
         why = location.doubt or ours.doubt or f"{location.uri} and {ours.uri} end alike"
-        told = f"nobody can tell whether {other} has the same files ({why})"
+        problem = f"it cannot be decided whether {other} has the same files ({why})"
     else:
         lie = "are" if how == "same" else f"lie {how}"
-        told = f"the files of {other}, at {location.uri}, {lie} its own, at {ours.uri}"
-    return f"{told}; delete the entry that is wrong (`delete_model_version` leaves the files), and start again"
+        problem = f"the files of {other}, at {location.uri}, {lie} its own, at {ours.uri}"
+    return f"{problem}; delete the entry that is wrong (`delete_model_version` leaves the files), and start again"
 
 
 def _location(client: MlflowClient, version: ModelVersion, models: Sequence[Logged]) -> Location:

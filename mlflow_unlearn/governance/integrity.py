@@ -56,12 +56,12 @@ class IntegrityFinding:
     Attributes:
         part: what was looked at.
         outcome: whether it is as the evidence says.
-        told: in words.
+        message: in words.
     """
 
     part: str
     outcome: Literal["same", "differs", "not checked"]
-    told: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -101,23 +101,29 @@ class Examined:
             Refused: there is a difference.
         """
         if self.differences:
-            told = "; ".join(f"{finding.part}: {finding.told}" for finding in self.differences)
-            raise Refused(f"{self.uri} {what}, since it does not agree with its evidence ({told}): see `verify`")
+            differences = "; ".join(f"{finding.part}: {finding.message}" for finding in self.differences)
+            raise Refused(f"{self.uri} {what}, since it does not agree with its evidence ({differences}): see `verify`")
 
 
 def examine(client: MlflowClient, uri: str, folder: Path, *, key: str | None = None) -> Examined:
     """Every check of a version that needs no model to be run.
 
+    Args:
+        client: of the registry.
+        uri: of the version.
+        folder: for temporary files.
+        key: public EC key (PEM file) to check the signature with.
+
     Raises:
-        UnlearnError: there is no such version, or the key is none.
+        UnlearnError: there is no such version, or the key is not one.
         Refused: it has no files or no evidence, so that there is nothing to check.
     """
     if key is not None and not Path(key).is_file():
-        raise UnlearnError(f"key = {key!r} is no public key: there is no such file")
+        raise UnlearnError(f"key = {key!r} is not a public key: there is no such file")
     registered = registered_version(client, uri)
     uri = f"models:/{registered.name}/{registered.version}"
-    if (told := retired(registered)) is not None:
-        raise Refused(f"the files of {uri} are gone, it was {told}")
+    if (how := retired(registered)) is not None:
+        raise Refused(f"the files of {uri} are gone, it was {how}")
     try:
         path = download(uri, folder)
     except (MlflowException, OSError) as error:
@@ -145,11 +151,18 @@ def examine(client: MlflowClient, uri: str, folder: Path, *, key: str | None = N
     return Examined(registered, path, evidence, digest, signed, findings)
 
 
-def same(part: str, found: str | None, expected: str | None, told: str) -> IntegrityFinding:
-    """What comes of comparing two values, such as digests; ``told`` says what they are."""
+def same(part: str, found: str | None, expected: str | None, message: str) -> IntegrityFinding:
+    """What comes of comparing two values, such as digests.
+
+    Args:
+        part: what is checked.
+        found: as it is stored.
+        expected: as the evidence has it.
+        message: what the values are.
+    """
     if found == expected:
-        return IntegrityFinding(part, "same", told)
-    return IntegrityFinding(part, "differs", f"{told}: {_short(found)} instead of {_short(expected)}")
+        return IntegrityFinding(part, "same", message)
+    return IntegrityFinding(part, "differs", f"{message}: {_short(found)} instead of {_short(expected)}")
 
 
 def _short(value: str | None) -> str:
@@ -203,8 +216,8 @@ def _made_from_it(registered: ModelVersion, folder: Path, evidence: Evidence) ->
     card_of = card_of_schema_2.model_card(json.loads(found[FILE])) if evidence.written_as == 2 else model_card(evidence)
     expected = sha256(card_of.encode())
     yield same("model card", None if card is None else sha256(card), expected, "it is what the evidence says")
-    told = "the version's tag names its digest"
-    yield same("report", None if report is None else sha256(report), registered.tags.get(REPORT_TAG, ""), told)
+    message = "the version's tag names its digest"
+    yield same("report", None if report is None else sha256(report), registered.tags.get(REPORT_TAG, ""), message)
     for name in sorted(found.keys() - {FILE, REPORT, CARD, SIGNATURE}):
         yield IntegrityFinding(f"file {FOLDER}/{name}", "differs", f"{FOLDER}/{name} was added")
 
@@ -292,8 +305,8 @@ def _chain(client: MlflowClient, evidence: Evidence, folder: Path) -> Iterator[I
         for step in evidence.lineage
     ):
         yield IntegrityFinding("chain", "differs", f"the evidence of {evidence.source.uri} is not its last step")
-    told = {request_id for step in evidence.lineage for request_id in step.request_ids} | {*evidence.request_ids}
-    if told - {request.id for request in evidence.requests}:
+    reported = {request_id for step in evidence.lineage for request_id in step.request_ids} | {*evidence.request_ids}
+    if reported - {request.id for request in evidence.requests}:
         yield IntegrityFinding("chain", "differs", "a request of an earlier step is not among the requests")
 
 
@@ -304,8 +317,8 @@ def _changed(found: dict[str, str], expected: dict[str, str]) -> list[str]:
 
 def _signature(folder: Path, key: str | None) -> tuple[bool | None, IntegrityFinding]:
     if not is_signed(folder):
-        told = "the evidence is unsigned: whoever may edit the version may rewrite it with its digest"
-        return False, IntegrityFinding("signature", "not checked" if key is None else "differs", told)
+        message = "the evidence is unsigned: anyone who may edit the version may rewrite it with its digest"
+        return False, IntegrityFinding("signature", "not checked" if key is None else "differs", message)
     if key is None:
         return None, IntegrityFinding(
             "signature", "not checked", "the evidence is signed; key= names the public key to check it"

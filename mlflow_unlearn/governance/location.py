@@ -15,7 +15,7 @@ FILE = "file"
 _PROXY = "/mlflow-artifacts/artifacts/"
 """Behind it, in the path of a tracking server's URL, are artifacts that it hands on."""
 _BUCKETS = ("s3://", "gs://")
-"""Each name is one bucket, and no other store shows what lies in it under its own name."""
+"""Each name is one bucket, and no other store shows what is stored in it under its own name."""
 _TAIL = 3
 """As many last names tell a model's folder from all others: ``<experiment>/models/<id>/artifacts``."""
 
@@ -42,7 +42,7 @@ class Location:
     doubt: str = ""
 
     def contains(self, other: "Location") -> bool:
-        """Whether the other one of the same store is this one or lies in it."""
+        """Whether the other one of the same store is this one or is inside it."""
         named = other.parts[: len(self.parts)] == self.parts
         return named or (self.nodes[0] is not None and self.nodes[0] in other.nodes)
 
@@ -52,15 +52,15 @@ def locate(uri: str) -> Location:
     try:
         scheme = get_uri_scheme(uri).lower()
         return _local(uri) if scheme in ("", "file") else _remote(uri, scheme)
-    except (OSError, ValueError) as error:  # no permission to follow it, links in a circle, a port that is no number
+    except (OSError, ValueError) as error:  # no permission to follow it, links in a circle, a port that is not a number
         return Location(uri, doubt=f"{uri!r} cannot be followed ({error})")
 
 
 def relation(one: Location, other: Location) -> Relation:
-    """How the first folder lies to the second one.
+    """Where the first folder is, seen from the second one.
 
     Two stores may show the same files, such as a bucket and the server that hands on what is in it. Then both paths
-    end alike, so that nobody can tell.
+    end alike, so that it cannot be decided.
     """
     if one.doubt or other.doubt:
         return "unclear"

@@ -47,7 +47,14 @@ def publish(
 ) -> ModelVersion:
     """Measure, log, register the new version with its evidence, mark the requests done, and show the table.
 
-    ``outputs`` are those of the models ``original``, ``unlearned`` and, where there is one, ``gold``.
+    Args:
+        session: the source version, opened.
+        run_id: of the command.
+        name: of the registered model.
+        result: of the unlearning.
+        provenance: how it came about.
+        outputs: of the models ``original``, ``unlearned`` and, where there is one, ``gold``.
+        options: of the command.
     """
     with tracking.timed("metrics"):
         columns = compare(outputs, seed=provenance.seed)
@@ -67,7 +74,7 @@ def publish(
         stored = Path(mlflow.artifacts.download_artifacts(info.model_uri, dst_path=str(session.folder / "stored")))
         draft = build(session, run_id, candidate, name=name, model_id=info.model_id, files=file_digests(stored))
         log_parts(draft)
-    version = register(session.client, info, name, tags=draft.tags())
+    version = register(info, name, tags=draft.tags())
     evidence = numbered(draft, str(version.version))
     with withdrawn_on_failure(session.client, version):
         with tracking.timed("evidence.store"):
@@ -91,6 +98,13 @@ def store(
 ) -> None:
     """Write the record and what is made from it beside the run and beside the model; its digest goes to the version.
 
+    Args:
+        client: of the registry.
+        evidence: complete.
+        folder: to be made, for the files.
+        samples: forgotten images that the report shows.
+        sign_key: private EC key (PEM file), or None.
+
     Raises:
         UnlearnError: it is to be signed, and cannot be.
     """
@@ -111,7 +125,7 @@ def store(
 
 
 def log_parts(evidence: Evidence) -> None:
-    """Metrics of each request and of their union, where they are told apart."""
+    """Metrics of each request and of their union, where they are measured apart."""
     parts = {f"request.{request.id}": request.metrics for request in evidence.requests} | {"union": evidence.union}
     mlflow.log_metrics(
         {
@@ -127,9 +141,9 @@ def _incomplete(outputs: Outputs) -> str | None:
     residual = residual_accuracy(outputs)
     if residual is None or residual <= INCOMPLETE:
         return None
-    told = f"accuracy {residual:.4f} on the wholly forgotten part of the forget set"
-    note(f"Warning: the class is not forgotten: {told}; see docs/method.md.")
-    return told
+    reason = f"accuracy {residual:.4f} on the wholly forgotten part of the forget set"
+    note(f"Warning: the class is not forgotten: {reason}; see docs/method.md.")
+    return reason
 
 
 def _samples(session: Session, outputs: Mapping[str, Outputs], options: config.PublishOptions) -> Sequence[Sample]:
@@ -144,18 +158,18 @@ def target_name(session: Session, register_as: str | None) -> str:
     """The name to register under.
 
     Raises:
-        UnlearnError: the source is no registered version and no name is given.
+        UnlearnError: the source is not a registered version and no name is given.
     """
     name = register_as or session.version.name
     if name is None:
         raise UnlearnError(
-            f"{session.version.uri} is no registered version: give register_as=, the name to register under"
+            f"{session.version.uri} is not a registered version: give register_as=, the name to register under"
         )
     return name
 
 
 def nothing_to_unlearn(method: type[Method], result: Result) -> str:
-    """Why a run that left the weights as they were is no unlearning."""
+    """Why a run that left the weights as they were is not an unlearning."""
     reason = method.nothing_to_unlearn(result.final)
     if reason is not None:
         return f"nothing to unlearn: {reason}"
@@ -191,11 +205,11 @@ def log_metrics(columns: Mapping[str, Metrics], model_ids: Mapping[str, str | No
     for name, metrics in columns.items():
         values = {f"{name}.{key}": value for key, value in metrics.items()}
         mlflow.log_metrics(values, model_id=model_ids.get(name))
-        told = {
+        reasons = {
             key: reason
             for key, reason in metrics.missing.items()
             if not METRICS[key].classes_only or metrics.counts["wholly_forgotten_classes"]
         }
-        mlflow.set_tags({f"unlearn.missing.{name}.{key}": reason for key, reason in told.items()})
+        mlflow.set_tags({f"unlearn.missing.{name}.{key}": reason for key, reason in reasons.items()})
     counts = next(iter(columns.values())).counts
     mlflow.log_metrics({f"count.{key}": float(value) for key, value in counts.items()})

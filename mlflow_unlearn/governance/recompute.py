@@ -72,7 +72,7 @@ def recompute(client: MlflowClient, examined: Examined, data: str | None, folder
     for role, manifest in sets.items():
         if manifest.digest != getattr(evidence.data, role).sha256:
             yield IntegrityFinding("metrics", "differs", f"the {role} set is another one in these data")
-    # Not from the cache, which is no evidence.
+    # Not from the cache, which is not evidence.
     own = evaluate_splits(session.module, session.splits, session.hardware, name="unlearned")
     if original is session.version:  # alone: what is relative to the original is left out
         columns = {"unlearned": compute_metrics(own, seed=reading.seed)}
@@ -87,8 +87,9 @@ def recompute(client: MlflowClient, examined: Examined, data: str | None, folder
         shared = {key: abs(value - expected[key]) for key, value in metrics.items() if key in expected}
         worst = max(shared, key=lambda key: shared[key])
         outcome: Literal["same", "differs"] = "same" if shared[worst] <= TOLERANCE else "differs"
-        told = f"{len(shared)} of {len(expected)} measured again; largest difference: {shared[worst]:.2g}, of {worst}"
-        yield IntegrityFinding(f"metrics of {model}", outcome, told)
+        largest = f"largest difference: {shared[worst]:.2g}, of {worst}"
+        message = f"{len(shared)} of {len(expected)} measured again; {largest}"
+        yield IntegrityFinding(f"metrics of {model}", outcome, message)
     apart = [request.id for request in evidence.requests if request.metrics] + ["their union"] * bool(evidence.union)
     if rest := [*(["gold"] if "gold" in evidence.metrics else []), *apart]:
         yield IntegrityFinding("other metrics", "not checked", f"those of {', '.join(rest)} are not measured again")

@@ -82,7 +82,11 @@ def plugin_failures() -> Mapping[str, str]:
 
 @cache
 def loaded_plugins() -> tuple[dict[str, type[Method]], dict[str, str]]:
-    """The methods of plugins, and why others could not be loaded; looked up once a process."""
+    """The methods of plugins, and why others could not be loaded; looked up once a process.
+
+    Raises:
+        UnlearnError: two methods have one name.
+    """
     loaded: dict[str, type[Method]] = {}
     failures: dict[str, str] = {}
     for entry in entry_points(group=GROUP):
@@ -93,11 +97,11 @@ def loaded_plugins() -> tuple[dict[str, type[Method]], dict[str, str]]:
             )
         try:
             method = entry.load()
-        except Exception as error:  # Whatever somebody else's module raises when it is imported.
+        except Exception as error:  # A plugin's module may raise anything when it is imported.
             failures[entry.name] = f"{_origin(entry)} fails to import: {type(error).__name__}: {error}"
             continue
         if not (isinstance(method, type) and issubclass(method, Method) and getattr(method, "name", "") == entry.name):
-            failures[entry.name] = f"{_origin(entry)} is no Method with the name {entry.name!r}"
+            failures[entry.name] = f"{_origin(entry)} is not a Method with the name {entry.name!r}"
             continue
         loaded[entry.name] = method
     return loaded, failures
@@ -111,7 +115,7 @@ def get_method(name: str) -> type[Method]:
     """The method registered as ``name``.
 
     Raises:
-        UnlearnError: there is no such method; the known ones are listed.
+        UnlearnError: there is no such method; the message lists the registered ones.
     """
     methods = all_methods()
     if name in methods:
@@ -123,7 +127,7 @@ def get_method(name: str) -> type[Method]:
 
 
 def chosen_methods(text: str) -> list[str]:
-    """The methods of a comma list, or all; retraining is a reference row of its own and always there.
+    """The methods of a comma-separated list, or "all"; retraining has a reference row of its own.
 
     Raises:
         UnlearnError: an unknown name, or none.

@@ -1,4 +1,4 @@
-"""The divergence by which students follow teachers, shared by Bad Teacher and SCRUB."""
+"""The divergence of a student from its teacher, shared by Bad Teacher and SCRUB."""
 
 import torch
 from torch import Tensor

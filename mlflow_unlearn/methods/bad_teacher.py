@@ -1,4 +1,4 @@
-"""Bad Teacher: on the forget set learn from a model that knows nothing, on retain samples from the original.
+"""Bad Teacher: on the forget set learn from an untrained model, on retain samples from the original.
 
 Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023, arXiv 2205.08096 (equation 3).
 """
@@ -24,7 +24,11 @@ from mlflow_unlearn.methods._distillation import distillation
 
 
 def bad_teacher_loss(batch: Batch, temperature: float) -> Tensor:
-    """Mean over the batch of ``KL(teacher ‖ student)``; which teacher a sample has is the phase's to say; a scalar."""
+    """Mean over the batch of ``KL(teacher ‖ student)``, logits ``[B, K]``, a scalar; the phase names the teachers.
+
+    Raises:
+        ValueError: the batch has no teacher logits.
+    """
     if batch.teacher_logits is None:
         raise ValueError("Bad Teacher needs its teachers' logits: its phase must name them")
     return distillation(batch.teacher_logits, batch.logits, temperature) / temperature**2
@@ -42,7 +46,7 @@ class BadTeacherParams(Params):
 
 
 class BadTeacher(Method):
-    """The incompetent teacher is randomly initialised throughout: nothing of the original is left in it.
+    """The incompetent teacher is randomly initialised throughout: it has no weight of the original.
 
     Both sets shuffled together; teachers in eval mode, the student's BatchNorm in train mode.
     """
@@ -53,7 +57,7 @@ class BadTeacher(Method):
     params: BadTeacherParams
 
     def plan(self, workspace: Workspace) -> Plan:
-        """One pass an epoch over the forget set and a fixed share of the retain set."""
+        """One pass an epoch over the forget set and a fixed fraction of the retain set."""
         p, ws = self.params, workspace
         phase = Phase(
             partial(bad_teacher_loss, temperature=p.temperature),

@@ -1,4 +1,4 @@
-"""Finetuning: ordinary training goes on, on the retain set alone, and hopes that the rest fades.
+"""Finetuning: ordinary training continues on the retain set alone, in the hope that the rest fades.
 
 Baseline in Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023, arXiv 2302.09880.
 """

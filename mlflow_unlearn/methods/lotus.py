@@ -30,9 +30,9 @@ MAX_ALPHA = 64.0
 
 
 def gumbel_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """``g = −log(−log u)``, ``u ~ U(0, 1)``, drawn on the CPU so that every device sees the same noise.
+    """``g = −log(−log u)`` ``[*shape]``, ``u ~ U(0, 1)``, drawn on the CPU: the same noise for every device.
 
-    ``u = 0`` would be −∞ and ``u = 1`` +∞: both ends are kept one float away.
+    ``u = 0`` would be −∞ and ``u = 1`` +∞: both ends are one float away.
     """
     tiny = torch.finfo(torch.float32).tiny
     u = torch.rand(shape, generator=generator).clamp_(tiny, 1 - torch.finfo(torch.float32).eps / 2)
@@ -52,7 +52,7 @@ def lotus_targets(teacher_logits: Tensor, forget: Tensor, tau: float, noise: Ten
     """Targets ``[B, K]`` from the teacher's logits ``z_o`` and Gumbel noise ``g`` (section 3).
 
     Forget samples: ``softmax((z_o + g) / τ)``. Retain samples are the limit ``τ → 0⁺``, ``one_hot(argmax(z_o + g))``:
-    a *sample* from the teacher's distribution, not its argmax. A class whose teacher logit is −∞ gets no share.
+    a *sample* from the teacher's distribution, not its argmax. A class whose teacher logit is −∞ gets 0.
 
     Args:
         teacher_logits: ``[B, K]``.
@@ -77,15 +77,18 @@ def lotus_loss(batch: Batch, tau: float, generator: torch.Generator, masked: Ten
         batch: with teacher logits.
         tau: temperature.
         generator: source of the Gumbel noise.
-        masked: classes ``[M]`` that the teacher must not know, or None.
+        masked: classes ``[M]`` that the teacher must not predict, or None.
+
+    Raises:
+        ValueError: the batch has no teacher logits.
     """
     if batch.teacher_logits is None:
         raise ValueError("LoTUS needs the teacher's logits: its phase must name the original as teacher")
-    teacher_logits = batch.teacher_logits
+    logits = batch.teacher_logits
     if masked is not None:
-        teacher_logits = teacher_logits.index_fill(1, masked.to(teacher_logits.device), -math.inf)
-    noise = gumbel_noise(tuple(teacher_logits.shape), generator)
-    return soft_cross_entropy(batch.logits, lotus_targets(teacher_logits, batch.forget, tau, noise))
+        logits = logits.index_fill(1, masked.to(logits.device), -math.inf)
+    noise = gumbel_noise(tuple(logits.shape), generator)
+    return soft_cross_entropy(batch.logits, lotus_targets(logits, batch.forget, tau, noise))
 
 
 def auto_alpha(delta: float) -> float:
@@ -135,7 +138,7 @@ class Lotus(Method):
     final_metrics = ("acc_forget", "delta", "alpha")
 
     def plan(self, workspace: Workspace) -> Plan:
-        """One pass an epoch over the forget set and a fixed share of the retain set, until Δ ≤ −0.01."""
+        """One pass an epoch over the forget set and a fixed fraction of the retain set, until Δ ≤ −0.01."""
         p, ws = self.params, workspace
         labels_forget, labels_retain = ws.labels("forget"), ws.labels("retain")
         forgotten = wholly_forgotten(labels_forget, labels_retain)
@@ -187,7 +190,7 @@ class Lotus(Method):
 
     @classmethod
     def not_worthwhile(cls, labels: Mapping[str, Tensor], predictions: Mapping[str, Tensor]) -> str | None:
-        """The stopping rule before the first pass: whatever the hyperparameters, there would be none."""
+        """The stopping rule before the first pass, for labels and predictions ``[N]``: it would end every plan."""
         forgotten = wholly_forgotten(labels["forget"], labels["retain"])
         a_u = unseen_accuracy(labels["forget"], labels["val"], predictions["val"], forgotten)
         acc_forget = (predictions["forget"] == labels["forget"]).double().mean().item()
@@ -199,8 +202,8 @@ class Lotus(Method):
 def unseen_accuracy(labels_forget: Tensor, labels_val: Tensor, predictions_val: Tensor, forgotten: Tensor) -> float:
     """``A_u``: the accuracy that the original has on unseen data, which the forget set should come down to.
 
-    ``A_u = (1 − w) · Acc(f_o, D_v without the wholly forgotten classes)`` with ``w`` the share of ``D_f`` in them; the
-    paper's ``Acc(f_o, D_v)`` and ``0`` are the cases w = 0 and w = 1.
+    ``A_u = (1 − w) · Acc(f_o, D_v without the wholly forgotten classes)``, where ``w`` is the fraction of ``D_f`` in
+    them; the paper's ``Acc(f_o, D_v)`` and ``0`` are the cases w = 0 and w = 1.
 
     Args:
         labels_forget: ``[N_f]``.
@@ -211,11 +214,11 @@ def unseen_accuracy(labels_forget: Tensor, labels_val: Tensor, predictions_val: 
     >>> unseen_accuracy(torch.tensor([0, 1]), torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), torch.tensor([0]))
     0.25
     """
-    share = torch.isin(labels_forget, forgotten).double().mean().item()
-    known = ~torch.isin(labels_val, forgotten)
-    if not known.any():
+    w = torch.isin(labels_forget, forgotten).double().mean().item()
+    retained = ~torch.isin(labels_val, forgotten)
+    if not retained.any():
         return 0.0
-    return (1 - share) * (predictions_val[known] == labels_val[known]).double().mean().item()
+    return (1 - w) * (predictions_val[retained] == labels_val[retained]).double().mean().item()
 
 
 def has_forgotten(acc_forget: float, a_u: float) -> bool:

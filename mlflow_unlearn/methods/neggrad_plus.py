@@ -23,7 +23,7 @@ from mlflow_unlearn.engine.method import (
 
 
 def neggrad_plus_loss(batch: Batch, beta: float) -> Tensor:
-    """``β · mean CE over the retain samples − (1 − β) · mean CE over the forget samples`` of a batch, a scalar."""
+    """``β · mean CE(retain samples) − (1 − β) · mean CE(forget samples)`` of logits ``[B, K]``, a scalar in nats."""
     losses = torch.nn.functional.cross_entropy(batch.logits, batch.labels, reduction="none")
     return beta * losses[~batch.forget].mean() - (1 - beta) * losses[batch.forget].mean()
 

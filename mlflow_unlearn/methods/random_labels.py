@@ -1,4 +1,4 @@
-"""Random Labeling: teach the forget samples wrong labels, beside the retain set with its right ones.
+"""Random Labeling: teach the forget samples wrong labels, beside the retain set with its true ones.
 
 Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning", AAAI 2021, arXiv 2010.10981.
 """
@@ -29,7 +29,7 @@ def wrong_labels(labels: Tensor, num_classes: int, generator: torch.Generator) -
 
 
 def random_labels_loss(batch: Batch, generator: torch.Generator) -> Tensor:
-    """Mean cross-entropy of a batch whose forget samples get `wrong_labels`, drawn anew at every reading; a scalar."""
+    """Mean cross-entropy of logits ``[B, K]``, a scalar in nats; forget samples get `wrong_labels` anew each time."""
     wrong = wrong_labels(batch.labels, batch.logits.shape[1], generator)
     return torch.nn.functional.cross_entropy(batch.logits, torch.where(batch.forget, wrong, batch.labels))
 
@@ -45,7 +45,7 @@ class RandomLabelsParams(Params):
 
 
 class RandomLabels(Method):
-    """Forget and retain set shuffled together, nothing held in memory; BatchNorm in train mode."""
+    """Forget and retain set shuffled together, nothing stored between batches; BatchNorm in train mode."""
 
     name = "random_labels"
     position = 3

@@ -1,4 +1,4 @@
-"""Ordinary training: of the original, and from scratch on the retain set alone, which makes the gold standard."""
+"""Ordinary training: of the original, and from scratch on the retain set alone, which gives the gold standard."""
 
 import torch
 from pydantic import Field
@@ -18,7 +18,7 @@ from mlflow_unlearn.engine.method import (
 
 
 def cross_entropy(batch: Batch) -> Tensor:
-    """``mean over the batch of −log_softmax(z)[label]``, a scalar in nats."""
+    """``mean over the batch of −log_softmax(z)[label]``, logits ``[B, K]``, a scalar in nats."""
     return torch.nn.functional.cross_entropy(batch.logits, batch.labels)
 
 
@@ -33,7 +33,7 @@ class RetrainParams(Params):
 
 
 class Training(Method):
-    """Cross-entropy on the retain set, from whatever weights the model comes with."""
+    """Cross-entropy on the retain set, from the weights that the model has."""
 
     name = "train"
     Params = RetrainParams
@@ -48,12 +48,12 @@ class Training(Method):
 
 
 class Retrain(Training):
-    """The gold standard: the same from fresh random weights, so that nothing of the forget set is left."""
+    """The gold standard: the same from random weights, which have never seen the forget set."""
 
     name = "retrain"
     position = 100
 
     def plan(self, workspace: Workspace) -> Plan:
-        """Forget everything, then learn the retain set."""
+        """Reinitialise, then train on the retain set."""
         workspace.reinitialise()
         return super().plan(workspace)

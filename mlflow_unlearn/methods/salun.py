@@ -15,12 +15,16 @@ from torch import Tensor, nn
 from mlflow_unlearn.engine.hardware import checked_logits
 from mlflow_unlearn.engine.method import Method, Params, Plan, Workspace, override_phases
 from mlflow_unlearn.engine.modes import eval_mode
+from mlflow_unlearn.methods._gradients import gradients
 from mlflow_unlearn.methods.lotus import Lotus
 from mlflow_unlearn.methods.random_labels import RandomLabels
 
 
 def forget_gradient(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """``∇ mean CE`` over all samples of ``batches`` by name of each trainable parameter; the model is in eval mode."""
+    """``∇ mean CE`` over all samples by name of each trainable parameter, of its shape; the model is in eval mode.
+
+    ``batches`` yields images ``[B, C, H, W]`` and labels ``[B]``.
+    """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p) for name, p in trainable.items()}
     count = 0
@@ -28,23 +32,23 @@ def forget_gradient(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) 
         for images, labels in batches:
             logits = checked_logits(model(images), labels)
             loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-            gradients = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
-            for name, gradient in zip(trainable, gradients, strict=True):
-                if gradient is not None:
-                    total[name] += gradient
+            for name, gradient in gradients(loss, trainable):
+                total[name] += gradient
             count += len(labels)
     return {name: value / count for name, value in total.items()}
 
 
-def saliency_mask(gradient: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """True for the ``share`` of all coordinates with the largest |gradient|, over all tensors together (equation 4).
+def saliency_mask(gradient: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:
+    """Bool tensors ``[…]`` by name, true at the ``fraction`` of all coordinates with the largest |gradient| (eq. 4).
+
+    All tensors are ranked together.
 
     >>> saliency_mask({"w": torch.tensor([3.0, -4.0]), "b": torch.tensor([0.1, -1.0])}, 0.5)
     {'w': tensor([True, True]), 'b': tensor([False, False])}
     """
     sizes = torch.cat([value.detach().abs().flatten() for value in gradient.values()])
-    count = max(1, round(share * len(sizes)))
-    # Selecting the threshold is many times faster than sorting, but not among the equal zeros of units that are silent.
+    count = max(1, round(fraction * len(sizes)))
+    # Selecting the threshold is many times faster than sorting, but not among the equal zeros of inactive units.
     positive = sizes[sizes > 0].cpu().numpy()
     place = len(positive) - count
     threshold = float(np.partition(positive, place)[place]) if place >= 0 else 0.0
@@ -56,29 +60,28 @@ def saliency_mask(gradient: Mapping[str, Tensor], share: float) -> dict[str, Ten
 
 
 def unmasked_weights(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """By parameter the positions outside ``mask``, in the order of the flattened tensor, and what stands there."""
-    kept = {}
+    """By parameter the positions ``[M]`` outside ``mask``, in the flattened tensor, and the weights ``[M]`` there."""
+    weights = {}
     for name, parameter in model.named_parameters():
         if name in mask:
             index = (~mask[name]).flatten().nonzero().flatten()
-            kept[name] = (index, parameter.detach().flatten()[index])
-    return kept
+            weights[name] = (index, parameter.detach().flatten()[index])
+    return weights
 
 
-def restore(model: nn.Module, kept: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-    """Put `unmasked_weights` back, bit for bit: weight decay and momentum moved them without a gradient."""
-    for name, parameter in model.named_parameters():
-        if name in kept:
-            parameter.put_(*kept[name])
+def restore(model: nn.Module, weights: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Put back `unmasked_weights` ``[M]``, bit for bit: weight decay and momentum moved them without a gradient."""
+    for name, values in weights.items():
+        model.get_parameter(name).put_(*values)
 
 
 _OBJECTIVES: Mapping[str, type[Method]] = {"random_labels": RandomLabels, "lotus": Lotus}
 
 
 class SalUnParams(Params):
-    """Hyperparameters of SalUn; what is left out below takes the setting of the inner objective.
+    """Hyperparameters of SalUn; the inner objective has its own settings for those that are not given.
 
-    ``share`` is that of the weights which may move; ``alpha`` and ``retain_fraction`` are LoTUS's.
+    ``share`` is the fraction of the weights that may move; ``alpha`` and ``retain_fraction`` are LoTUS's.
     """
 
     objective: Literal["random_labels", "lotus"] = "random_labels"
@@ -107,12 +110,9 @@ class SalUn(Method):
         """Take the settings of the inner objective for the family, where nothing else is given."""
         given = params or {}
         objective = _OBJECTIVES.get(str(given.get("objective", "random_labels")))
-        inner = (
-            {}
-            if objective is None
-            else objective(family=family).params.model_dump(include=set(self.Params.model_fields))
-        )
-        super().__init__({**inner, **given}, family=family)
+        inner = {} if objective is None else objective(family=family).params.model_dump()
+        shared = {name: inner[name] for name in inner.keys() & self.Params.model_fields.keys()}
+        super().__init__({**shared, **given}, family=family)
 
     def plan(self, workspace: Workspace) -> Plan:
         """One pass over the forget set for the mask, then the passes of the objective."""
@@ -120,5 +120,5 @@ class SalUn(Method):
         objective = _OBJECTIVES[p.objective]
         inner = objective(p.model_dump(include=set(objective.Params.model_fields)))
         mask = saliency_mask(forget_gradient(ws.model, ws.batches("forget", p.batch_size)), p.share)
-        put_back = partial(restore, kept=unmasked_weights(ws.model, mask))
+        put_back = partial(restore, weights=unmasked_weights(ws.model, mask))
         return override_phases(inner.plan(ws), after_step=put_back, frozen_statistics=True)

@@ -14,12 +14,19 @@ from mlflow_unlearn.methods._distillation import distillation
 
 
 def max_loss(batch: Batch, temperature: float) -> Tensor:
-    """Minus the `distillation` loss, on forget samples: going down it leaves the original behind; a scalar."""
+    """Minus the `distillation` loss of logits ``[B, K]``, a scalar: to minimise it is to move from the original."""
     return -distillation(_teacher(batch), batch.logits, temperature)
 
 
 def min_loss(batch: Batch, alpha: float, gamma: float, temperature: float) -> Tensor:
-    """``α · distillation + γ · CE`` on retain samples, a scalar."""
+    """``α · distillation + γ · CE`` on retain samples, a scalar.
+
+    Args:
+        batch: logits and teacher logits ``[B, K]``, labels ``[B]``.
+        alpha: α ≥ 0.
+        gamma: γ ≥ 0.
+        temperature: of the `distillation`, > 0.
+    """
     stay = distillation(_teacher(batch), batch.logits, temperature)
     return alpha * stay + gamma * torch.nn.functional.cross_entropy(batch.logits, batch.labels)
 
@@ -34,7 +41,7 @@ class ScrubParams(Params):
     """Hyperparameters of SCRUB; the defaults are the authors' large setting.
 
     Their small one is ``alpha`` 0.5, ``gamma`` 1, ``temperature`` 2, ``msteps`` 3. ``msteps`` epochs begin with a max
-    pass; the rate is multiplied by ``lr_decay`` at the start of each of ``lr_decay_epochs`` (counted from 0).
+    pass; the learning rate is multiplied by ``lr_decay`` at the start of each of ``lr_decay_epochs`` (counted from 0).
     """
 
     alpha: float = Field(0.001, ge=0, le=100, json_schema_extra={"search": {"low": 1e-4, "high": 1.0, "log": True}})
@@ -76,11 +83,10 @@ class Scrub(Method):
         descend = partial(min_loss, alpha=p.alpha, gamma=p.gamma, temperature=p.temperature)
         for epoch in range(p.epochs):
             lr_scale = p.lr_decay ** sum(epoch >= start for start in p.lr_decay_epochs)
-            away = None
+            loss_max, seconds = {}, 0.0
             if epoch < p.msteps:
                 away = yield phase(ascend, forget=forget, lr_scale=lr_scale)
+                loss_max, seconds = {"loss_max": away.loss}, away.seconds
             stats = yield phase(descend, retain=retain, lr_scale=lr_scale)
-            told = {} if away is None else {"loss_max": away.loss}
-            seconds = stats.seconds + (away.seconds if away is not None else 0.0)
-            ws.record(epoch=epoch, loss=stats.loss, **told, seconds=seconds)
+            ws.record(epoch=epoch, loss=stats.loss, **loss_max, seconds=stats.seconds + seconds)
         return {}

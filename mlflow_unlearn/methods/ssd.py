@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mlflow_unlearn.engine.hardware import checked_logits
 from mlflow_unlearn.engine.method import Method, Params, Plan, Workspace
 from mlflow_unlearn.engine.modes import eval_mode
+from mlflow_unlearn.methods._gradients import gradients
 
 BLOCK = 64
 """Samples whose squares are summed in float32."""
@@ -36,10 +37,8 @@ def squared_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
             for image, label in zip(images, labels, strict=True):
                 logits = checked_logits(model(image[None]), label[None])
                 loss = torch.nn.functional.cross_entropy(logits, label[None])
-                gradients = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
-                for name, gradient in zip(trainable, gradients, strict=True):
-                    if gradient is not None:
-                        block[name].addcmul_(gradient, gradient)
+                for name, gradient in gradients(loss, trainable):
+                    block[name].addcmul_(gradient, gradient)
                 count += 1
                 if count % BLOCK == 0:
                     _move(block, total)
@@ -55,7 +54,14 @@ def _move(block: dict[str, Tensor], total: dict[str, Tensor]) -> None:
 
 
 def dampened(weight: Tensor, forget: Tensor, everything: Tensor, alpha: float, lam: float) -> Tensor:
-    """``θ · min(λ · I_D / I_f, 1)`` where ``I_f > α · I_D``, else θ (equation 4): all of one shape.
+    """``θ · min(λ · I_D / I_f, 1)`` where ``I_f > α · I_D``, else θ (equation 4).
+
+    Args:
+        weight: θ ``[…]``.
+        forget: importances I_f of the same shape.
+        everything: importances I_D of the same shape.
+        alpha: the selection threshold α.
+        lam: the dampening constant λ.
 
     >>> dampened(torch.ones(2), torch.tensor([8.0, 1.0]), torch.tensor([2.0, 2.0]), alpha=1.0, lam=1.0)
     tensor([0.2500, 1.0000])
@@ -84,11 +90,11 @@ class Ssd(Method):
     def plan(self, workspace: Workspace) -> Plan:
         """One pass of per-sample gradients over the forget set, one over the retain set, and no phase."""
         p, ws = self.params, workspace
-        share = len(ws.labels("forget")) / (len(ws.labels("forget")) + len(ws.labels("retain")))
-        if p.alpha * share >= 1:
+        fraction = len(ws.labels("forget")) / (len(ws.labels("forget")) + len(ws.labels("retain")))
+        if p.alpha * fraction >= 1:
             ws.warn(
-                f"SSD cannot select a weight: I_D contains I_f, so at this share of forgotten samples their ratio is "
-                f"at most {1 / share:.1f} and never above alpha = {p.alpha:g}; use a smaller alpha"
+                "SSD cannot select a weight: I_D contains I_f, so at this share of forgotten samples their ratio is "
+                f"at most {1 / fraction:.1f} and never above alpha = {p.alpha:g}; use a smaller alpha"
             )
             return {}
         forget, n_forget = squared_gradients(ws.model, ws.batches("forget", BLOCK))

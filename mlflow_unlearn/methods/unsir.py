@@ -1,4 +1,4 @@
-"""UNSIR: learn noise that the model finds most unlike a class, damage the class with it, and repair the rest.
+"""UNSIR: learn noise that maximises the loss of a class, damage the class with it, and repair the rest.
 
 Tarun et al., "Fast Yet Effective Machine Unlearning", TNNLS 2023, arXiv 2111.08947.
 """
@@ -22,7 +22,7 @@ def noise_loss(noise: Tensor, logits: Tensor, labels: Tensor, penalty: float) ->
     Args:
         noise: ``[N, C, H, W]``.
         logits: of the noise, ``[N, K]``.
-        labels: the class that each is to be unlike, ``[N]``.
+        labels: the class whose loss each maximises, ``[N]``.
         penalty: λ ≥ 0.
     """
     away = torch.nn.functional.cross_entropy(logits, labels)
@@ -33,7 +33,7 @@ class UnsirParams(Params):
     """Hyperparameters of UNSIR.
 
     ``lr`` and ``epochs`` are those of the impair passes. For each forgotten class ``batch_size`` noise images are
-    learned in ``noise_steps`` steps and read ``copies`` times a pass.
+    learned in ``noise_steps`` steps and seen ``copies`` times a pass.
     """
 
     noise_steps: int = Field(40, ge=1, le=10000)
@@ -63,19 +63,19 @@ class Unsir(Method):
         """Noise for each forgotten class, impair passes on noise and a retain sample, repair passes on the sample."""
         p, ws = self.params, workspace
         classes = torch.unique(ws.labels("forget"))
-        kept = classes[~torch.isin(classes, wholly_forgotten(ws.labels("forget"), ws.labels("retain")))]
-        if len(kept):
+        retained = len(classes) - len(wholly_forgotten(ws.labels("forget"), ws.labels("retain")))
+        if retained:
             ws.warn(
-                f"UNSIR forgets whole classes, and {len(kept)} of the {len(classes)} classes of this forget set are "
+                f"UNSIR forgets whole classes, and {retained} of the {len(classes)} classes of this forget set are "
                 "retained as well: it damages and repairs them as a whole"
             )
         images, _ = next(iter(ws.batches("retain", 1)))
         shape = (p.batch_size, *images.shape[1:])
         noise, labels = [], []
+        loss = partial(noise_loss, penalty=p.penalty)
         for label in classes.tolist():
             start = torch.randn(shape, generator=ws.generator)
             target = torch.full((p.batch_size,), label)
-            loss = partial(noise_loss, penalty=p.penalty)
             noise.append(ws.optimise_inputs(start, target, loss, OptimizerSpec("adam", p.noise_lr), p.noise_steps))
             labels.append(target)
         synthetic: Dataset[Any] = ConcatDataset([TensorDataset(torch.cat(noise), torch.cat(labels))] * p.copies)

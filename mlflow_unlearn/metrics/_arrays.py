@@ -38,14 +38,16 @@ def non_negative(values: npt.ArrayLike, name: str) -> Floats:
     return array
 
 
-def same_shape(p: Floats, q: Floats) -> None:
-    """Check that two arrays have one shape.
+def two_distributions(p: npt.ArrayLike, q: npt.ArrayLike) -> tuple[Floats, Floats]:
+    """Return ``p`` and ``q`` as :func:`distributions` of one shape ``[N, K]``.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: one of them is anything else, or the shapes differ.
     """
-    if p.shape != q.shape:
-        raise ValueError(f"p and q must have the same shape, got {list(p.shape)} and {list(q.shape)}.")
+    rows_p, rows_q = distributions(p, "p"), distributions(q, "q")
+    if rows_p.shape != rows_q.shape:
+        raise ValueError(f"p and q must have the same shape, got {list(rows_p.shape)} and {list(rows_q.shape)}.")
+    return rows_p, rows_q
 
 
 def vector(values: npt.ArrayLike, name: str) -> Floats:
@@ -70,14 +72,19 @@ def integers(values: npt.ArrayLike, name: str) -> Ints:
     """
     array = np.asarray(values)
     if array.ndim != 1 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(
-            f"{name}: expected a non-empty integer array of shape [N], got {array.dtype} {list(array.shape)}."
-        )
+        found = f"{array.dtype} {list(array.shape)}"
+        raise ValueError(f"{name}: expected a non-empty integer array of shape [N], got {found}.")
     return array.astype(np.int64)
 
 
 def indices(values: npt.ArrayLike, name: str, size: int, length: int | None = None) -> Ints:
-    """Return ``values`` as int64 ``[N]``, N at least 1 (exactly ``length``, if given), each in ``[0, size)``.
+    """Return ``values`` as int64 ``[N]``, N at least 1, each in ``[0, size)``.
+
+    Args:
+        values: integers ``[N]``.
+        name: of the argument, for the message.
+        size: one more than the largest index.
+        length: N, where it has to be a given one.
 
     Raises:
         ValueError: ``values`` is anything else.

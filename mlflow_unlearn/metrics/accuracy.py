@@ -13,7 +13,7 @@ GAP_ACCURACIES = ("acc_forget", "acc_retain", "acc_test")
 
 
 def accuracy(predictions: npt.ArrayLike, labels: npt.ArrayLike, mask: npt.ArrayLike | None = None) -> float:
-    """Share of samples whose predicted class is the label, ``mean_i [prediction_i = label_i]``.
+    """Fraction of samples whose predicted class is the label, ``mean_i [prediction_i = label_i]``.
 
     Args:
         predictions: Predicted classes ``[N]``, integers.
@@ -22,7 +22,7 @@ def accuracy(predictions: npt.ArrayLike, labels: npt.ArrayLike, mask: npt.ArrayL
             forgotten classes out this way, ``acc_test_forgotten`` takes them alone.
 
     Returns:
-        A share in ``[0, 1]``.
+        A fraction in ``[0, 1]``.
 
     Raises:
         ValueError: Bad shapes or dtypes, or no sample to count.
@@ -35,8 +35,7 @@ def accuracy(predictions: npt.ArrayLike, labels: npt.ArrayLike, mask: npt.ArrayL
         >>> accuracy([0, 1, 2, 2], [0, 1, 1, 2], mask=[False, False, True, True])
         0.5
     """
-    predicted = _arrays.integers(predictions, "predictions")
-    actual = _arrays.integers(labels, "labels")
+    predicted, actual = _arrays.integers(predictions, "predictions"), _arrays.integers(labels, "labels")
     if predicted.shape != actual.shape:
         raise ValueError(f"predictions and labels must have one length, got {predicted.size} and {actual.size}.")
     hits = predicted == actual
@@ -60,7 +59,7 @@ def avg_gap(unlearned: Mapping[str, float | None], gold: Mapping[str, float | No
         mia_key: Name of the membership term.
 
     Returns:
-        One number in the units of the terms (shares); 0 is the optimum.
+        One number in the units of the terms (fractions); 0 is the optimum.
 
     Raises:
         ValueError: One of the four values is missing or not computed (``None``) on either side.
@@ -75,8 +74,7 @@ def avg_gap(unlearned: Mapping[str, float | None], gold: Mapping[str, float | No
     """
     gaps = []
     for key in (mia_key, *GAP_ACCURACIES):
-        ours = unlearned.get(key)
-        theirs = gold.get(key)
+        ours, theirs = unlearned.get(key), gold.get(key)
         if ours is None or theirs is None:
             raise ValueError(f"{key}: missing in the metrics of the {'unlearned' if ours is None else 'gold'} model.")
         gaps.append(abs(ours - theirs))
@@ -84,7 +82,7 @@ def avg_gap(unlearned: Mapping[str, float | None], gold: Mapping[str, float | No
 
 
 def accuracies(inputs: MetricInputs) -> Computed:
-    """``acc_X`` of each split X that was evaluated, and ``acc_test_forgotten``; shares.
+    """``acc_X`` of each split X that was evaluated, and ``acc_test_forgotten``; fractions.
 
     On val and test the wholly forgotten classes are left out: else success would read as lost utility.
 
@@ -110,7 +108,7 @@ def accuracies(inputs: MetricInputs) -> Computed:
 
 
 def average_gaps(inputs: MetricInputs) -> Computed:
-    """``avg_gap`` and ``avg_gap_excess``: :func:`avg_gap` to the gold standard, shares.
+    """``avg_gap`` and ``avg_gap_excess``: :func:`avg_gap` to the gold standard; fractions.
 
     One that lacks a term on either side is not computed, for that term's reason.
 

@@ -1,4 +1,4 @@
-"""The metrics, one record each: what tables, report, model card, policies, `tune` and ``docs/metrics.md`` know of them.
+"""The metrics, one record each, which tables, report, model card, policies, `tune` and ``docs/metrics.md`` use.
 
 The options of the shell are made from it as well, so it imports no NumPy: a record names the function that computes it.
 """
@@ -6,6 +6,7 @@ The options of the shell are made from it as well, so it imports no NumPy: a rec
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
@@ -40,7 +41,7 @@ class Metric:
         card: its column in the model card's table of requests.
         by_request: it depends on what was forgotten, and is shown for each request.
         interval_end: it is an end of the interval of the metric in whose name it starts, and shown beside that.
-        classes_only: it is defined only where a class is wholly forgotten; elsewhere no one misses it.
+        classes_only: it is defined only where a class is wholly forgotten; elsewhere it is not listed as missing.
     """
 
     key: str
@@ -78,88 +79,87 @@ class Metric:
         return abs(value - self.ideal)
 
 
+# Metrics that share work share a function.
+_ACCURACY = partial(Metric, computed_by="accuracy.accuracies", needs=("forget", "retain", "test"), section="accuracy")
+_GAP = partial(
+    Metric,
+    computed_by="accuracy.average_gaps",
+    needs=("forget", "retain", "test", "gold"),
+    section="average-gap",
+    ideal=0.0,
+    good="in practice the floor",
+    by_request=False,
+)
+_ATTACK = partial(
+    Metric, computed_by="membership.attack_shares", needs=("forget", "retain", "test"), section="the-membership-attack"
+)
+_AUC = partial(
+    Metric, computed_by="membership.auc_with_interval", needs=("forget", "test"), section="two-sided-auc", card=1
+)
+_RF_JSD = partial(
+    Metric, computed_by="divergence.from_original", needs=("forget", "retain", "test", "original"), ideal=0.0
+)
+_JSD = partial(Metric, computed_by="divergence.from_gold", needs=("forget", "gold"))
+_PUBLISHED = "as the published code computes it (tables show it × 10⁴)"
+
 _RECORDS = (
-    Metric(
+    _ACCURACY(
         "acc_forget",
         "accuracy on the forget set; gold's value is right",
-        computed_by="accuracy.accuracies",
         needs=("forget",),
-        section="accuracy",
         good="gold's value; near 0 if a whole class is forgotten",
         val_name="acc_forget",
         comparison=3,
         card=1,
     ),
-    Metric(
+    _ACCURACY(
         "acc_retain",
         "accuracy on the retain set; should stay",
-        computed_by="accuracy.accuracies",
         needs=("retain",),
-        section="accuracy",
         good="the original's value",
         val_name="acc_retain",
         comparison=3,
         by_request=False,
     ),
-    Metric(
+    _ACCURACY(
         "acc_val",
         "accuracy on the validation set; should stay",
-        computed_by="accuracy.accuracies",
         needs=("forget", "retain", "val"),
-        section="accuracy",
         good="the original's value",
         comparison=3,
         printed=False,
         by_request=False,
     ),
-    Metric(
+    _ACCURACY(
         "acc_test",
         "accuracy on the test set; should stay",
-        computed_by="accuracy.accuracies",
-        needs=("forget", "retain", "test"),
-        section="accuracy",
         good="the original's value",
         val_name="acc_val",
         comparison=3,
         card=1,
         by_request=False,
     ),
-    Metric(
+    _ACCURACY(
         "acc_test_forgotten",
         "accuracy on wholly forgotten classes; should fall",
-        computed_by="accuracy.accuracies",
-        needs=("forget", "retain", "test"),
         section="wholly-forgotten-classes",
         ideal=0.0,
         comparison=3,
         printed=False,
         classes_only=True,
     ),
-    Metric(
+    _ATTACK(
         "mia",
         "forget samples that the attack calls members; follows confidence",
-        computed_by="membership.attack_shares",
-        needs=("forget", "retain", "test"),
-        section="the-membership-attack",
         good="gold's value, not 0",
         val_name="mia_val",
         comparison=3,
         printed=False,
     ),
-    Metric(
-        "mia_test",
-        "test samples that the same attack calls members",
-        computed_by="membership.attack_shares",
-        needs=("forget", "retain", "test"),
-        section="the-membership-attack",
-        good="none of its own",
-    ),
-    Metric(
+    _ATTACK("mia_test", "test samples that the same attack calls members", good="none of its own"),
+    _ATTACK(
         "mia_excess",
         "mia − mia_test; near 0 is right, both signs are failures",
-        computed_by="membership.attack_shares",
-        needs=("forget", "retain", "test"),
-        section="the-membership-attack",
         range=(-1.0, 1.0),
         ideal=0.0,
         good="both signs are failures",
@@ -168,39 +168,27 @@ _RECORDS = (
         comparison=3,
         card=2,
     ),
-    Metric(
+    _AUC(
         "mia_auc",
         "telling forget from test by entropy; 0.5 is right",
-        computed_by="membership.auc_with_interval",
-        needs=("forget", "test"),
-        section="two-sided-auc",
         ideal=0.5,
         good="both sides are failures",
         val_name="mia_auc_val",
         objective=2,
         comparison=3,
-        card=1,
     ),
-    Metric(
+    _AUC(
         "mia_auc_low",
         "… lower end of its 95 % interval",
-        computed_by="membership.auc_with_interval",
-        needs=("forget", "test"),
-        section="two-sided-auc",
         good="at most 0.5",
         val_name="mia_auc_val_low",
-        card=1,
         interval_end=True,
     ),
-    Metric(
+    _AUC(
         "mia_auc_high",
         "… upper end of its 95 % interval",
-        computed_by="membership.auc_with_interval",
-        needs=("forget", "test"),
-        section="two-sided-auc",
         good="at least 0.5",
         val_name="mia_auc_val_high",
-        card=1,
         interval_end=True,
     ),
     Metric(
@@ -214,72 +202,34 @@ _RECORDS = (
         val_name="entropy_ks_val",
         objective=2,
     ),
-    Metric(
+    _RF_JSD(
         "rf_jsd",
         "divergence from the original on unseen data; should fall",
-        computed_by="divergence.from_original",
-        needs=("forget", "retain", "test", "original"),
         section="rf-jsd-divergence-without-gold",
         range=(0.0, math.log(2.0)),
-        ideal=0.0,
         good="compare with the original's",
         val_name="rf_jsd_val",
         objective=1,
         comparison=5,
     ),
-    Metric(
-        "rf_jsd_published",
-        "as the published code computes it (tables show it × 10⁴)",
-        computed_by="divergence.from_original",
-        needs=("forget", "retain", "test", "original"),
-        section="published-variants",
-        range=(0.0, math.inf),
-        ideal=0.0,
-    ),
-    Metric(
+    _RF_JSD("rf_jsd_published", _PUBLISHED, section="published-variants", range=(0.0, math.inf)),
+    _JSD(
         "jsd",
         "divergence from gold on the forget set; see the floor",
-        computed_by="divergence.from_gold",
-        needs=("forget", "gold"),
         section="jsd-divergence-from-gold",
         range=(0.0, math.log(2.0)),
         good="the floor between two golds",
         comparison=4,
     ),
-    Metric(
-        "jsd_published",
-        "as the published code computes it (tables show it × 10⁴)",
-        computed_by="divergence.from_gold",
-        needs=("forget", "gold"),
-        section="published-variants",
-        range=(0.0, math.inf),
-        good="as `jsd`",
-    ),
-    Metric(
-        "avg_gap",
-        "mean distance to gold, as published",
-        computed_by="accuracy.average_gaps",
-        needs=("forget", "retain", "test", "gold"),
-        section="average-gap",
-        ideal=0.0,
-        good="in practice the floor",
-        val_name="avg_gap_val",
-        comparison=2,
-        by_request=False,
-    ),
-    Metric(
+    _JSD("jsd_published", _PUBLISHED, section="published-variants", range=(0.0, math.inf), good="as `jsd`"),
+    _GAP("avg_gap", "mean distance to gold, as published", val_name="avg_gap_val", comparison=2),
+    _GAP(
         "avg_gap_excess",
         "mean distance to gold with mia_excess; this decides",
-        computed_by="accuracy.average_gaps",
-        needs=("forget", "retain", "test", "gold"),
-        section="average-gap",
         range=(0.0, 1.25),
-        ideal=0.0,
-        good="in practice the floor",
         val_name="avg_gap_excess_val",
         objective=2,
         comparison=1,
-        by_request=False,
     ),
 )
 
@@ -295,7 +245,7 @@ def ranked(place: Literal["objective", "comparison", "card"]) -> tuple[Metric, .
 
 
 ON_VALIDATION: Mapping[str, Metric] = {m.val_name: m for m in _RECORDS if m.val_name is not None}
-"""What `tune` judges by, under the names that say so: ``rf_jsd_val``, …"""
+"""The validation metrics by which `tune` selects, under their own names: ``rf_jsd_val``, …"""
 OBJECTIVES: Mapping[str, tuple[str, ...]] = {
     "rf_jsd_mia_val": ("rf_jsd_val", "mia_excess_val"),
     **{m.val_name: (m.val_name,) for m in ranked("objective") if m.val_name is not None},

@@ -1,4 +1,4 @@
-"""How far two sets of softmax outputs lie apart: Jensen-Shannon divergence and RF-JSD.
+"""How far two sets of softmax outputs are apart: Jensen-Shannon divergence and RF-JSD.
 
 Natural logarithm throughout (units: nats), ``0 * log 0 = 0``. RF-JSD needs no more than the sum of the outputs of each
 class, which add up batch by batch: row c is ``sum over x with label c of p(x)``.
@@ -40,13 +40,11 @@ def js_divergence(p: npt.ArrayLike, q: npt.ArrayLike) -> Floats:
         >>> js_divergence([[1.0, 0.0], [0.3, 0.7]], [[0.0, 1.0], [0.3, 0.7]]).round(4).tolist()
         [0.6931, 0.0]
     """
-    rows_p = _arrays.distributions(p, "p")
-    rows_q = _arrays.distributions(q, "q")
-    _arrays.same_shape(rows_p, rows_q)
+    rows_p, rows_q = _arrays.two_distributions(p, q)
     # p log(p / m) as p log(2 p / (p + q)): m itself would underflow to 0 under the smallest floats. In the place of 0
     # the smallest of them is divided by, and its logarithm taken: either is multiplied by 0.
     total = np.maximum(rows_p + rows_q, SMALLEST)
-    terms = _times_log_of_share(rows_p, total) + _times_log_of_share(rows_q, total)
+    terms = _times_log_of_ratio(rows_p, total) + _times_log_of_ratio(rows_q, total)
     bounded: Floats = np.clip(terms.sum(axis=1) / 2.0, 0.0, LN2)
     return bounded
 
@@ -86,11 +84,8 @@ def js_divergence_published(p: npt.ArrayLike, q: npt.ArrayLike) -> float:
         >>> round(js_divergence_published([[0.5, 0.5]] * 10, [[0.25, 0.75]] * 10), 7)
         0.0034841
     """
-    rows_p = _arrays.distributions(p, "p")
-    rows_q = _arrays.distributions(q, "q")
-    _arrays.same_shape(rows_p, rows_q)
-    whole_p = _published_matrix(rows_p)
-    whole_q = _published_matrix(rows_q)
+    rows_p, rows_q = _arrays.two_distributions(p, q)
+    whole_p, whole_q = _published_matrix(rows_p), _published_matrix(rows_q)
     middle = (whole_p + whole_q) / 2.0
     terms: Floats = middle * (2.0 * np.log(middle) - np.log(whole_p) - np.log(whole_q))
     return max(float(terms.sum()) / (2.0 * len(rows_p)), 0.0)
@@ -157,9 +152,7 @@ def rf_js_divergence(forget_sums: npt.ArrayLike, test_sums: npt.ArrayLike, class
         >>> round(rf_js_divergence(forget, test, [0, 1]), 6)
         0.004983
     """
-    means_forget = class_means(forget_sums, classes)
-    means_test = class_means(test_sums, classes)
-    return float(js_divergence(means_forget, means_test).mean())
+    return float(js_divergence(class_means(forget_sums, classes), class_means(test_sums, classes)).mean())
 
 
 def usable_classes(inputs: MetricInputs) -> Ints:
@@ -198,14 +191,11 @@ def from_gold(inputs: MetricInputs) -> Computed:
     """
     ours, theirs = inputs.model["forget"].probabilities, inputs.gold["forget"].probabilities
     if ours is None or theirs is None:
-        raise ValueError("jsd needs the probabilities of the forget set: read it with keep_probabilities=True")
-    return {
-        "jsd": float(js_divergence(ours, theirs).mean()),
-        "jsd_published": js_divergence_published(ours, theirs),
-    }
+        raise ValueError("jsd needs the probabilities of the forget set: evaluate it with keep_probabilities=True")
+    return {"jsd": float(js_divergence(ours, theirs).mean()), "jsd_published": js_divergence_published(ours, theirs)}
 
 
-def _times_log_of_share(rows: Floats, total: Floats) -> Floats:
+def _times_log_of_ratio(rows: Floats, total: Floats) -> Floats:
     """``p log(2 p / total)``."""
     terms: Floats = rows * np.log(np.maximum(2.0 * (rows / total), SMALLEST))
     return terms

@@ -25,11 +25,11 @@ AucReading = Literal["residual", "over-forgotten", "undecided", "indistinguishab
 
 @dataclass(frozen=True)
 class MembershipAttack:
-    """What the published attack says about one model; all shares.
+    """Result of the published attack on one model; all are fractions.
 
     Attributes:
-        mia: Share of ``D_f`` called member. The target is the gold standard's value, not 0.
-        mia_test: Class-matched share of ``D_t`` called member; ``None`` where no class of ``D_f`` occurs in ``D_t``.
+        mia: Fraction of ``D_f`` called member. The target is the gold standard's value, not 0.
+        mia_test: Class-matched fraction of ``D_t`` called member; ``None`` where no class of ``D_f`` occurs in ``D_t``.
         mia_excess: ``mia - mia_test``, in ``[-1, 1]``, ideal 0, either sign is a failure; ``None`` with ``mia_test``.
     """
 
@@ -49,11 +49,12 @@ class AucInterval(NamedTuple):
 def class_matched_weights(
     labels_forget: npt.ArrayLike, labels_test: npt.ArrayLike, num_classes: int
 ) -> tuple[Floats, Floats]:
-    """Weights under which ``D_f`` and ``D_t`` have the same class shares.
+    """Weights under which ``D_f`` and ``D_t`` have the same class fractions.
 
-    A test sample of class c weighs ``(share of c in D_f) / (share of c in D_t)``; a forget sample weighs 1, or 0 if no
-    test sample has its class: such samples drop out before the shares in ``D_f`` are taken. Without the weights an AUC
-    of 0.5 is no null: a forget set of one hard class has higher entropies than the mixed test set under any model.
+    A test sample of class c weighs ``(fraction of c in D_f) / (fraction of c in D_t)``; a forget sample weighs 1, or 0
+    if no test sample has its class: such samples drop out before the fractions in ``D_f`` are taken. Without the
+    weights an AUC of 0.5 is not a null: a forget set of one hard class has higher entropies than the mixed test set
+    under any model.
 
     Args:
         labels_forget: Labels of ``D_f`` ``[Nf]``, integers in ``[0, num_classes)``.
@@ -97,16 +98,16 @@ def membership_attack(
     nonmembers: npt.ArrayLike | None = None,
     seed: int = 0,
 ) -> MembershipAttack | None:
-    """Run the published membership inference attack on one model and read ``D_f`` and ``D_t`` with it.
+    """Run the published membership inference attack on one model and classify ``D_f`` and ``D_t`` with it.
 
     A logistic regression with balanced class weights learns member = ``D_r`` against non-member = ``D_t`` from the
-    entropy alone. ``mia`` is the share of ``D_f`` that it calls member, ``mia_test`` the share of ``D_t`` under
+    entropy alone. ``mia`` is the fraction of ``D_f`` that it calls member, ``mia_test`` that of ``D_t`` under
     :func:`class_matched_weights`, ``mia_excess = mia - mia_test``. ``mia`` alone follows the overall confidence of the
     model; the excess does not.
 
-    With fewer than 100 non-members each of them is read by a classifier fitted without it (5 folds drawn with
-    ``seed``); above that one feature cannot be overfitted, and ``seed`` has no effect. ``D_f`` is always read by the
-    classifier fitted on everything, as published.
+    With fewer than 100 non-members each of them is classified by a fit without it (5 folds drawn with ``seed``); above
+    that one feature cannot be overfitted, and ``seed`` has no effect. ``D_f`` is always classified by the fit on
+    everything, as published.
 
     Args:
         entropy_retain: Entropies of the members ``[Nr]``, nats, under the same deterministic transform as the others.
@@ -116,7 +117,7 @@ def membership_attack(
         labels_test: Labels of ``D_t`` ``[Nt]``.
         num_classes: Number of classes K.
         nonmembers: The samples of ``D_t`` that the attack learns from ``[Nt]``, bool: those of classes that are not
-            wholly forgotten. All of them without it. The others are still read.
+            wholly forgotten. All of them without it. The others are still classified.
         seed: Seed of the folds.
 
     Returns:
@@ -271,7 +272,7 @@ def entropy_ks(
 ) -> float:
     """Weighted two-sample Kolmogorov-Smirnov statistic, ``max_e |F_f(e) - F_t(e)|``.
 
-    ``F_f(e)`` is the weighted share of ``D_f`` with an entropy of at most e, ``F_t(e)`` that of ``D_t``.
+    ``F_f(e)`` is the weighted fraction of ``D_f`` with an entropy of at most e, ``F_t(e)`` that of ``D_t``.
 
     Args:
         entropy_forget: Entropies of ``D_f`` ``[Nf]``, nats.
@@ -294,13 +295,13 @@ def entropy_ks(
     forget = _arrays.vector(entropy_forget, "entropy_forget")
     test = _arrays.vector(entropy_test, "entropy_test")
     grid = np.union1d(forget, test)
-    shares_forget = _cumulative_shares(forget, weights_forget, "weights_forget", grid)
-    shares_test = _cumulative_shares(test, weights_test, "weights_test", grid)
-    return float(np.abs(shares_forget - shares_test).max())
+    forget_curve = _cumulative(forget, weights_forget, "weights_forget", grid)
+    test_curve = _cumulative(test, weights_test, "weights_test", grid)
+    return float(np.abs(forget_curve - test_curve).max())
 
 
 def attack_shares(inputs: MetricInputs) -> Computed:
-    """``mia``, ``mia_test`` and ``mia_excess``, shares: :func:`membership_attack` less wholly forgotten classes.
+    """``mia``, ``mia_test`` and ``mia_excess``: :func:`membership_attack` less wholly forgotten classes; fractions.
 
     Source: as of :func:`membership_attack`.
     """
@@ -373,7 +374,7 @@ def _called_member(attack: Any, entropies: Floats) -> Bools:
 
 
 def _cross_fitted(members: Floats, nonmembers: Floats, seed: int) -> Bools:
-    """Read each non-member with an attack that was fitted on the other folds."""
+    """Classify each non-member with an attack that was fitted on the other folds."""
     shuffled = np.random.default_rng(seed).permutation(nonmembers.size)
     called = [
         _called_member(_fit_attack(members, np.delete(nonmembers, fold)), nonmembers[fold])
@@ -384,7 +385,7 @@ def _cross_fitted(members: Floats, nonmembers: Floats, seed: int) -> Bools:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """Both sides sorted by score, with the place of each forget score among the test scores.
+    """Both sides sorted by score, with the position of each forget score among the test scores.
 
     Classes are renumbered: those of ``D_f`` from 0, all others share the last number and have no weight.
     """
@@ -429,7 +430,7 @@ def _auc_of_draws(comparison: _Comparison, draws_forget: Ints, draws_test: Ints)
     np.cumsum(counts_test * np.take(per_class, comparison.classes_test, axis=1), axis=1, out=cumulative[:, 1:])
     with np.errstate(invalid="ignore"):  # 0 / 0 where no class is left
         cumulative /= cumulative[:, -1:]
-        # Wins less losses, as a share: exactly 0 where all scores tie, so that an AUC of 0.5 reads as no difference.
+        # Wins less losses, as a fraction: exactly 0 where all scores tie, so that an AUC of 0.5 is free of rounding.
         margins = np.take(cumulative, comparison.below, axis=1) + np.take(cumulative, comparison.upto, axis=1) - 1.0
         aucs: Floats = 0.5 + (kept * margins).sum(axis=1) / kept.sum(axis=1) / 2.0
     return aucs
@@ -442,12 +443,12 @@ def _tally(values: Ints, size: int) -> Ints:
     return np.bincount(flat.ravel(), minlength=rows * size).reshape(rows, size)
 
 
-def _cumulative_shares(values: Floats, weights: npt.ArrayLike, name: str, grid: Floats) -> Floats:
-    """Weighted share of ``values`` at or below each point of ``grid``."""
+def _cumulative(values: Floats, weights: npt.ArrayLike, name: str, grid: Floats) -> Floats:
+    """Weighted fraction of ``values`` at or below each point of ``grid``."""
     checked = _arrays.vector(weights, name)
     if checked.size != values.size or (checked < 0.0).any() or checked.sum() == 0.0:
         raise ValueError(f"{name}: expected {values.size} weights, none negative, not all 0.")
     order = np.argsort(values)
     cumulative = np.concatenate([[0.0], np.cumsum(checked[order])])
-    shares: Floats = cumulative[np.searchsorted(values[order], grid, side="right")] / cumulative[-1]
-    return shares
+    fractions: Floats = cumulative[np.searchsorted(values[order], grid, side="right")] / cumulative[-1]
+    return fractions

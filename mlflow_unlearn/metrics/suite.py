@@ -91,7 +91,7 @@ def _counts(inputs: MetricInputs) -> dict[str, int]:
 
 
 def _absent(metric: Metric, inputs: MetricInputs) -> str | None:
-    """Why a metric lacks something that it needs; None where all is there."""
+    """Why a metric lacks something that it needs; None where nothing is missing."""
     for need in metric.needs:
         if need == "original" or need == "gold":
             if not getattr(inputs, need):

@@ -1,6 +1,5 @@
 """Tracking and storage URIs, and what of them may be shown."""
 
-import re
 from pathlib import Path
 
 
@@ -15,17 +14,6 @@ def absolute_uri(uri: str) -> str:
     if not uri.startswith(prefix) or path in ("", ":memory:") or Path(path).is_absolute():
         return uri
     return prefix + str(Path(path).resolve())
-
-
-def hidden_password(url: str) -> str:
-    """A database's URL without its password, to be shown and recorded.
-
-    >>> hidden_password("postgresql://me:secret@host/db")
-    'postgresql://me:***@host/db'
-    """
-    # By pattern, since a malformed URL is shown too, in the message that refuses it.
-    shown = re.sub(r"(pass\w*=)[^&]*", r"\1***", url)
-    return re.sub(r"^(.*?://[^:@/]*|[^:@]*(?=:(?!//))):.*@", r"\1:***@", shown)
 
 
 def hidden_spec(spec: str) -> str:

@@ -12,7 +12,7 @@ def describe(evidence: Evidence) -> str:
 
 
 def model_card(evidence: Evidence) -> str:
-    """A card for whoever is about to use the version."""
+    """A card for those who are about to use the version."""
     provenance, selection = evidence.provenance, evidence.provenance.selection
     sets = {role: getattr(evidence.data, role) for role in ("forget", "retain", "val", "test", "forgotten_before")}
     parts = [
@@ -27,7 +27,7 @@ def model_card(evidence: Evidence) -> str:
         "## How it was made",
         _table(
             [("method", provenance.method), *provenance.rows()]
-            + [("seconds", f"{evidence.learning.seconds:.1f}"), ("made by", evidence.made_by.told())]
+            + [("seconds", f"{evidence.learning.seconds:.1f}"), ("made by", evidence.made_by.display_name())]
             + [("run", evidence.run.id), ("made at", evidence.created)]
             + [*(selection.rows() if selection is not None else ())]
             + list(evidence.hardware.items())
@@ -88,7 +88,7 @@ def _said(evidence: Evidence) -> list[str]:
 
 
 def _request(request: RequestRecord) -> str:
-    filed_by = request.filed_by.told() if request.filed_by is not None else "not recorded"
+    filed_by = request.filed_by.display_name() if request.filed_by is not None else "not recorded"
     return (
         f"- `{request.id}`: {request.samples} samples of `{request.of}`, filed {request.filed or 'at an unknown time'} "
         f"by {_text(filed_by)}, requester {_text(request.requester or 'not recorded')}, reason "

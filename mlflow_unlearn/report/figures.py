@@ -20,7 +20,7 @@ _LEFT, _TOP, _WIDTH, _HEIGHT = 46.0, 8.0, 206.0, 108.0  # the plot in the view b
 
 
 def number(value: float | None) -> str:
-    """Four decimals, or a power of ten where these would say nothing; a dash for what is no number."""
+    """Four decimals, or a power of ten where these would be all zeros; a dash for what is not a number."""
     if value is None or not math.isfinite(value):
         return "–"
     if value != 0 and not 5e-4 <= abs(value) < 1e5:

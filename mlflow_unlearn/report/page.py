@@ -111,13 +111,13 @@ def page(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample] = (), *
         evidence: the record.
         verdict: a policy's verdict on it.
         samples: that moved most and least, with their pictures.
-        recorded: which review by whom; empty: nobody has reviewed the version yet.
+        recorded: which review by whom; empty: the version has not been reviewed yet.
     """
     template = _environment().get_template("page.html")
     text = ""
     for limits in _LIMITS:
         text = template.render(_context(evidence, verdict, samples, limits), recorded=recorded)
-        text = text.encode("utf-8", "replace").decode()  # file names may hold what is no Unicode
+        text = text.encode("utf-8", "replace").decode()  # file names may hold what is not Unicode
         if len(text.encode()) <= MAX_BYTES:
             break
     return text
@@ -157,7 +157,7 @@ def _context(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample], li
         "apart": apart,
         "apart_keys": apart_keys,
         "apart_reasons": _apart_reasons(apart, apart_keys),
-        "told": _told,
+        "shown": _shown,
         "intervals": figures.intervals(evidence, apart),
         "histograms": [
             ("entropy", "Entropy of the softmax output", "nats", figures.histogram(drawn.entropy)),
@@ -175,15 +175,15 @@ def _change(before: float | None, after: float | None) -> str:
     """After minus before, with its sign."""
     if before is None or after is None or not math.isfinite(after - before):
         return "–"
-    told = number(after - before)
-    return told if told.startswith("−") or after == before else f"+{told}"
+    shown = number(after - before)
+    return shown if shown.startswith("−") or after == before else f"+{shown}"
 
 
-def _told(key: str, measured: Measured) -> str:
+def _shown(key: str, measured: Measured) -> str:
     """A value, with its interval where it has one."""
-    told = number(measured.values.get(key))
+    shown = number(measured.values.get(key))
     low, high = (measured.values.get(f"{key}_{end}") for end in ("low", "high"))
-    return told if low is None or high is None else f"{told} [{number(low)}, {number(high)}]"
+    return shown if low is None or high is None else f"{shown} [{number(low)}, {number(high)}]"
 
 
 def _reason(key: str, measured: Measured) -> str:
@@ -192,7 +192,7 @@ def _reason(key: str, measured: Measured) -> str:
 
 
 def _metric_row(key: str, columns: Mapping[str, Measured]) -> dict[str, Any]:
-    cells = {model: _told(key, measured) for model, measured in columns.items()}
+    cells = {model: _shown(key, measured) for model, measured in columns.items()}
     reasons: dict[str, list[str]] = {}
     for model, measured in columns.items():
         if cells[model] == "–":
@@ -212,14 +212,14 @@ def _metric_row(key: str, columns: Mapping[str, Measured]) -> dict[str, Any]:
 def _summary(evidence: Evidence) -> list[tuple[str, str, str]]:
     """What decides, as term, value and a remark."""
     before, after = evidence.metrics["original"], evidence.metrics["unlearned"]
-    told = "; before ".join(_interval(measured) for measured in (after, before))
+    shown = "; before ".join(_interval(measured) for measured in (after, before))
     missing = after.membership == "not measured"
-    rows = [("Membership after", after.membership, _reason("mia_auc", after) if missing else f"AUC {told}")]
+    rows = [("Membership after", after.membership, _reason("mia_auc", after) if missing else f"AUC {shown}")]
     gold = evidence.metrics.get("gold")
     for key, name in (("acc_forget", "Forget set"), ("acc_retain", "Retain set"), ("acc_test", "Test set")):
         values = [measured.values.get(key) for measured in (before, after)]
         remark = _change(*values) + (f", gold {number(gold.values[key])}" if gold and key in gold.values else "")
-        unknown = next((m for m in (after, before) if _told(key, m) == "–"), None)
+        unknown = next((m for m in (after, before) if _shown(key, m) == "–"), None)
         rows.append((f"{name} accuracy", " → ".join(map(number, values)), _reason(key, unknown) if unknown else remark))
     return rows
 
@@ -243,7 +243,7 @@ def _apart_reasons(
     for name, columns in apart:
         for key in keys:
             for measured in columns.values():
-                if _told(key, measured) == "–":
+                if _shown(key, measured) == "–":
                     reasons.setdefault((name, _reason(key, measured)), {})[key] = None
     return {where: list(missing) for where, missing in reasons.items()}
 
@@ -265,7 +265,7 @@ def _made(evidence: Evidence) -> list[tuple[str, list[tuple[str, str]]]]:
         ),
         (
             "Run",
-            [("run", evidence.run.id), ("made by", evidence.made_by.told()), ("made at", evidence.created)]
+            [("run", evidence.run.id), ("made by", evidence.made_by.display_name()), ("made at", evidence.created)]
             + [("code commit", f"{commit} ({state})")],
         ),
         (

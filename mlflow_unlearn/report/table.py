@@ -92,8 +92,8 @@ def show_exposure(
         lines.add_row(*map(escape, row))
     console.print(lines)
     for what, items in elsewhere.items():
-        told = "\n  ".join(items) if items else "none"
-        console.print(f"{what}: {told}", highlight=False, markup=False, soft_wrap=True)
+        listed = "\n  ".join(items) if items else "none"
+        console.print(f"{what}: {listed}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_methods(methods: "Mapping[str, type[Method]]") -> None:
@@ -130,6 +130,6 @@ def show_source(source: "Source") -> None:
         digest = Manifest(part.ids).digest
         console.print(f"{name}: ids like {part.ids[0]!r}, digest {digest}", highlight=False, markup=False)
         for column, values in part.groups.items():
-            told = f"{name}: group column {column!r} with {len(set(values))} values"
-            console.print(told, highlight=False, markup=False)
+            line = f"{name}: group column {column!r} with {len(set(values))} values"
+            console.print(line, highlight=False, markup=False)
     console.print(f"digest of the source (ids, labels, splits): {source.digest}", highlight=False)

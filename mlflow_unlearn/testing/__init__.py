@@ -1,6 +1,6 @@
 """A conformance suite for unlearning methods: small real models, real images, one property per known defect.
 
-Whoever brings a method pastes this into a test file of their own:
+To test a method of your own, paste this into a test file:
 
     import pytest
     from my_package import MyMethod
@@ -10,7 +10,7 @@ Whoever brings a method pastes this into a test file of their own:
     def test_my_method_conforms(name, model):
         assert check_method(MyMethod, properties=[name], models=[model]) == []
 
-`PROPERTIES` lists what is checked, and the docstring of each says which defect it is there to catch. The last three
+`PROPERTIES` lists what is checked, and the docstring of each names the defect that it catches. The last three
 hold only for methods that promise them, for instance ``check_method(MyMethod, promises={"masked": {"share": 0.1}})``.
 
 Nothing is downloaded or written. The models are trained, in seconds, when they are first asked for.
@@ -58,7 +58,7 @@ class Finding:
     Attributes:
         property: its name in `PROPERTIES`.
         model: the name in `MODELS` of the model that showed it.
-        sentence: what was seen.
+        sentence: what is wrong.
     """
 
     property: str
@@ -85,7 +85,7 @@ def check_method(
         models: names in `MODELS`; None for all.
         properties: names in `PROPERTIES`; None for those that every method has and those that this one promises.
         promises: None for those that `PROMISES` has of a `Method` by its name.
-        stochastic: whether another seed gives other weights; None for what a `Method` says, True for a callable.
+        stochastic: whether another seed gives other weights; None: as a `Method` declares it, True for a callable.
 
     Raises:
         UnlearnError: an unknown method, model, property or promise; hyperparameters that the method does not take.
@@ -99,7 +99,7 @@ def check_method(
         for name in _known("property", PROPERTIES, expected if properties is None else properties):
             try:
                 sentence = PROPERTIES[name](probe)
-            except Exception as error:  # A method may raise anything, and the other properties are still to be seen.
+            except Exception as error:  # A method may raise anything, and the other properties are still to be checked.
                 sentence = f"raised {type(error).__name__}: {error}"
             if sentence is not None:
                 findings.append(Finding(name, model, sentence))
@@ -126,5 +126,5 @@ def _known(kind: str, table: Mapping[str, Any], names: Iterable[str] | None) -> 
     chosen = list(table if names is None else names)
     for name in chosen:
         if name not in table:
-            raise UnlearnError(f"unknown {kind} {name!r} of the conformance suite: known are {', '.join(table)}")
+            raise UnlearnError(f"unknown {kind} {name!r} of the conformance suite: valid values: {', '.join(table)}")
     return chosen

@@ -26,7 +26,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 def subset(indices: Sequence[int]) -> TensorDataset:
-    """The digits at ``indices``."""
+    """The digits at ``indices [N]``: images ``[N, 1, 8, 8]`` in [0, 1] and labels ``[N]``."""
     images, labels = digits()
     return TensorDataset(images[list(indices)], labels[list(indices)])
 
@@ -70,7 +70,7 @@ MODELS: Mapping[str, tuple[Callable[[], nn.Module], int, float]] = {
     "vit": (_vit, 140, 2e-3),
     "resnet18": (_resnet18, 20, 3e-4),
 }
-"""Name → how it is built, and by how many Adam steps of what rate it memorises the training set.
+"""Name → how it is built, and by how many Adam steps at what learning rate it memorises the training set.
 
 Without normalisation and with dropout; with attention, LayerNorm and dropout; with BatchNorm. The steps are short
 enough to end at the same place whatever the processor's rounding, and so few that there still is a gradient to go up.

@@ -1,8 +1,8 @@
-"""One method on one model: it is run in many ways, and what each run leaves behind is recorded."""
+"""One method on one model: it is run in many ways, and the effects of each run are recorded."""
 
 import copy
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -17,7 +17,7 @@ from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.engine.hardware import Hardware
 from mlflow_unlearn.engine.loop import RunOptions, run
-from mlflow_unlearn.engine.method import Method, Plan, SplitName, Workspace
+from mlflow_unlearn.engine.method import Method, Plan, Workspace
 from mlflow_unlearn.engine.modes import evaluating
 from mlflow_unlearn.rng import isolated_rng
 from mlflow_unlearn.testing.models import FORGET, RETAIN, TEST, VAL, digits, original, subset
@@ -31,7 +31,7 @@ def recipe_of(method: type[Method] | Unlearner) -> type[Method] | None:
 
 @dataclass(frozen=True)
 class Run:
-    """One call of the method, and what it left behind.
+    """One call of the method, and its effects.
 
     Attributes:
         given: the model that went in.
@@ -52,7 +52,7 @@ class MethodProbe:
     """A method and a model, as the properties see them.
 
     Attributes:
-        original: the trained model; nobody touches it.
+        original: the trained model, which is never changed.
         recipe: the method if it is a `Method`, None if it is a callable.
         params: hyperparameters of a `Method`.
         stochastic: whether another seed should give other weights.
@@ -66,7 +66,15 @@ class MethodProbe:
         promises: Promises,
         stochastic: bool | None,
     ) -> None:
-        """Nothing runs yet; the arguments are those of `check_method`."""
+        """Run nothing yet.
+
+        Args:
+            method: see `check_method`.
+            model: its name in `MODELS`.
+            params: hyperparameters of a `Method`, over those of `SETTINGS`.
+            promises: of the method.
+            stochastic: see `check_method`.
+        """
         self.original = original(model)
         self.recipe = recipe_of(method)
         self.stochastic = getattr(self.recipe, "stochastic", True) if stochastic is None else stochastic
@@ -78,8 +86,8 @@ class MethodProbe:
         settings = {**SETTINGS.get(recipe.name, {}), **params}
         used = recipe(settings, family=model_family(self.original)).params.model_dump()
         limits = {"epochs": 2, "batch_size": BATCH_SIZE}
-        cut = {name: min(used[name], limit) for name, limit in limits.items() if isinstance(used.get(name), int)}
-        return cut | settings
+        limited = {name: min(used[name], limit) for name, limit in limits.items() if isinstance(used.get(name), int)}
+        return limited | settings
 
     def promised(self, name: str) -> Mapping[str, Any]:
         """What the method promises by the property ``name``."""
@@ -143,7 +151,7 @@ class MethodProbe:
         return self.run()
 
     def run_as_promised(self, name: str) -> Run:
-        """The run under the hyperparameters that the promise ``name`` tells."""
+        """The run under the hyperparameters of the promise ``name``."""
         return self.run(params=self.promised(name)) if self.recipe and self.promised(name) else self.plain
 
     @cached_property
@@ -162,7 +170,7 @@ class MethodProbe:
         return logits
 
     def worse(self, run: Run) -> str | None:
-        """What is wrong with the outcome of ``run`` and is not with that of the plain run."""
+        """A fault of the outcome of ``run`` that the outcome of the plain run does not have."""
         if self.moved(self.plain) and not self.moved(run):
             return "the weights stay as they were"
         if self.outputs(self.plain.returned).isfinite().all() and not self.outputs(run.returned).isfinite().all():
@@ -178,40 +186,29 @@ class _InBatches(Method):
         self.name = method.name  # type: ignore[misc]
 
     def plan(self, workspace: Workspace) -> Plan:
-        return self._method.plan(cast(Workspace, _Rebatched(workspace, self._size)))
-
-
-class _Rebatched:
-    def __init__(self, workspace: Workspace, size: int) -> None:
-        self._workspace, self._size = workspace, size
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._workspace, name)
-
-    def batches(self, role: SplitName, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return self._workspace.batches(role, self._size)
+        served = copy.copy(workspace)
+        served.batches = lambda role, batch_size: workspace.batches(role, self._size)  # type: ignore[method-assign]
+        return self._method.plan(served)
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of every parameter and buffer by name, also of those that a state dict leaves out."""
+    """A copy of every parameter and buffer ``[…]`` by name, also of those that a state dict leaves out."""
     named = [*model.named_parameters(), *model.named_buffers()]
     return {name: tensor.detach().clone() for name, tensor in named}
 
 
 def differing(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> list[str]:
-    """The names in ``a`` whose tensor is not in ``b``, or not the same there bit for bit (so that NaN equals NaN)."""
+    """The names in ``a`` whose tensor ``[…]`` is not in ``b`` with the same type, shape and bits (NaN equals NaN)."""
     return [name for name, tensor in a.items() if name not in b or not _same_bits(tensor, b[name])]
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
     first, second = (tensor.detach().reshape(-1).view(torch.uint8) for tensor in (a, b))
-    return torch.equal(first, second)
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(first, second)
 
 
 def _traits(model: nn.Module) -> dict[str, bool]:
-    """What can be changed of a model beside its tensors."""
+    """The state of a model beside its tensors: modes, flags, gradients."""
     modes = {f"the mode of {name or 'the whole'}": module.training for name, module in model.named_modules()}
     flags = {f"requires_grad of {name}": p.requires_grad for name, p in model.named_parameters()}
     return modes | flags | {f"the gradient of {name}": p.grad is not None for name, p in model.named_parameters()}

@@ -13,17 +13,17 @@ from mlflow_unlearn.testing.probe import MethodProbe, differing
 
 
 def moves(probe: MethodProbe) -> str | None:
-    """Catches the optimiser on one copy and the return of another: its figures would look like a perfect original's."""
+    """Catches the optimiser on one copy and the return of another: its metrics would be a perfect original's."""
     return None if probe.moved(probe.plain) else "the returned model has the parameters of the one that went in"
 
 
 def input_untouched(probe: MethodProbe) -> str | None:
-    """Catches training in place, running statistics that drift, modes and flags not put back, gradients left behind."""
+    """Catches training in place, drifting running statistics, modes and flags not restored, gradients left behind."""
     return _sentence("the call changed in the model that went in:", probe.plain.touched)
 
 
 def no_shared_storage(probe: MethodProbe) -> str | None:
-    """Catches shallow copies: who trains the returned model later would move the one that went in."""
+    """Catches shallow copies: training the returned model later would move the one that went in."""
 
     def storages(model: nn.Module) -> dict[int, str]:
         named = [*model.named_parameters(), *model.named_buffers()]
@@ -54,12 +54,12 @@ def finite(probe: MethodProbe) -> str | None:
 
 
 def deterministic(probe: MethodProbe) -> str | None:
-    """Catches randomness that does not come from the seed: nobody could make the same model again."""
+    """Catches randomness that does not come from the seed: the same model could never be made again."""
     return _sentence("the same seed twice gives different", differing(probe.plain.tensors, probe.run().tensors))
 
 
 def seeded(probe: MethodProbe) -> str | None:
-    """Catches a seed that is ignored, and a ``stochastic`` that says the wrong thing."""
+    """Catches a seed that is ignored, and a ``stochastic`` that is wrong."""
     names = differing(probe.plain.tensors, probe.run(seed=1).tensors)
     if not probe.stochastic:
         return _sentence("the method is not stochastic, and yet another seed gives different", names)
@@ -76,7 +76,7 @@ def epochs(probe: MethodProbe) -> str | None:
 
 
 def unknown_hyperparameter(probe: MethodProbe) -> str | None:
-    """Catches a misspelt setting that is swallowed: a `Method` refuses it and lists those that there are."""
+    """Catches a misspelt setting that is ignored: a `Method` refuses it and lists the valid ones."""
     if probe.recipe is None:
         return None
     try:
@@ -114,12 +114,12 @@ def _few(probe: MethodProbe, size: int) -> str | None:
 
 
 def missing_class(probe: MethodProbe) -> str | None:
-    """Catches a forget set that is taken to show all classes: here it has the first five of ten."""
+    """Catches the assumption that all classes are in the forget set: here it has the first five of ten."""
     return _forgetting(probe, of_classes(0, 1, 2, 3, 4)[: len(FORGET)])
 
 
 def whole_class(probe: MethodProbe) -> str | None:
-    """Catches a retain set that is taken to show all classes: here one is forgotten as a whole."""
+    """Catches the assumption that all classes are in the retain set: here one is forgotten as a whole."""
     return _forgetting(probe, of_classes(3))
 
 
@@ -146,11 +146,14 @@ def forget_loss_rises(probe: MethodProbe) -> str | None:
 def masked(probe: MethodProbe) -> str | None:
     """Catches what moves outside a mask: by weight decay, by momentum, in running statistics.
 
-    The promise tells the ``share`` of the weights that may move, over all tensors together.
+    The promise has the ``share`` of the weights that may move, over all tensors together.
+
+    Raises:
+        UnlearnError: it has none.
     """
     share = probe.promised("masked").get("share")
     if share is None:
-        raise UnlearnError("the property 'masked' must be told a share: promises={'masked': {'share': 0.1}}")
+        raise UnlearnError("the property 'masked' needs a share: promises={'masked': {'share': 0.1}}")
     run = probe.run_as_promised("masked")
     weights = dict(probe.original.named_parameters())
     changed = sum(int((run.tensors[name] != weight).sum()) for name, weight in weights.items())

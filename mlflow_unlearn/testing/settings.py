@@ -1,4 +1,4 @@
-"""How each method is run by the suite, and what it promises beyond the properties that all have."""
+"""How the suite runs each method, and what the method promises beyond the properties that all have."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ Unlearner = Callable[[nn.Module, Splits, int], nn.Module]
 """``(model, splits, seed)`` → a new model: anything that unlearns, whether it is written as a `Method` or not."""
 
 Promises = Mapping[str, Mapping[str, Any]]
-"""Property → the hyperparameters under which it holds, or what else it has to be told."""
+"""Property → the hyperparameters under which it holds, or the values that it needs."""
 
 BATCH_SIZE = 8
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
@@ -24,7 +24,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     # With the authors' alpha of 10 and a third of the samples to forget, no weight could be selected.
     "ssd": {"alpha": 1.0},
     "unsir": {"epochs": 1, "noise_steps": 2, "copies": 1},
-    # With frozen statistics a ResNet diverges within two epochs at the default rate.
+    # With frozen statistics a ResNet diverges within two epochs at the default learning rate.
     "salun": {"epochs": 1, "lr": 1e-3},
     "retrain": {"epochs": 1},
 }

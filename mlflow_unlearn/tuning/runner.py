@@ -33,13 +33,13 @@ from mlflow_unlearn import config
 from mlflow_unlearn.console import note
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.predictions import evaluate_splits
-from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError, first_line
+from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError, first_line, hidden_password
 from mlflow_unlearn.evidence.provenance import Provenance, Selection
 from mlflow_unlearn.governance.publish import log_history, publish
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.outputs import Outputs
 from mlflow_unlearn.registry import tracking
-from mlflow_unlearn.registry.uris import absolute_uri, hidden_password
+from mlflow_unlearn.registry.uris import absolute_uri
 from mlflow_unlearn.session.session import Session
 from mlflow_unlearn.tuning import study_report as report
 from mlflow_unlearn.tuning.selection import CONSTRAINTS, SELECTION_SPLITS, needs_gold

@@ -24,8 +24,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, ProgrammingError
 
 from mlflow_unlearn.console import note
-from mlflow_unlearn.errors import UnlearnError, first_line
-from mlflow_unlearn.registry.uris import hidden_password
+from mlflow_unlearn.errors import UnlearnError, first_line, hidden_password
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 5, 30
 RETRIES = 1

@@ -24,7 +24,7 @@ from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.loop import Epoch, RunOptions, Watch
 from mlflow_unlearn.engine.predictions import evaluate_split, evaluate_splits
 from mlflow_unlearn.engine.teacher import Teacher
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import UnlearnError, without_passwords
 from mlflow_unlearn.governance.publish import log_epoch, nothing_to_unlearn
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.catalog import OBJECTIVES
@@ -114,7 +114,7 @@ class Objective:
             raise self._aborted(trial) from error
         except UnlearnError as error:
             # Hyperparameters that diverge are a result of the search, not its end.
-            trial.set_user_attr("error", str(error))
+            trial.set_user_attr("error", without_passwords(str(error)))
             note(f"Note: trial {trial.number} failed: {error}")
             raise
         except Exception:

@@ -1,6 +1,8 @@
 """Batches are what reading item by item gives, however they are read."""
 
 import os
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -136,7 +138,9 @@ def settings(dataset, count=20, size=4, device=CPU):
 def machine(monkeypatch):
     def build(cores, shared=1 << 30, **environment):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-        monkeypatch.setattr(batching, "_shared_memory", lambda: shared)
+        usage = SimpleNamespace(free=2 * shared)  # of which half is taken
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+        monkeypatch.setattr(os.path, "isdir", lambda _: True)
         monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)

@@ -1,4 +1,3 @@
-import gc
 import os
 from collections import namedtuple
 from pathlib import Path
@@ -44,7 +43,6 @@ def test_larger_ones_lie_in_a_file_that_nobody_sees_and_that_vanishes(temporary,
     assert kept.dtype is dtype and torch.equal(kept, values)
     assert mapped(temporary) == 1 and not list(temporary.iterdir())
     del store, kept
-    gc.collect()
     assert mapped(temporary) == 0
 
 

@@ -118,7 +118,7 @@ def test_group(small):
         ("random:1%", "nothing to forget"),
         ("random:100%", "names all 12 training samples"),
         ("class:dgo", "unknown class 'dgo': did you mean 'dog'.*'cat', 'dog'"),
-        ("class:2", "unknown class '2': known are 'cat', 'dog'"),
+        ("class:2", "unknown class '2': valid values: 'cat', 'dog'"),
         ("group:subject", "write group:COLUMN=VALUE"),
         ("group:subjekt=ann", "unknown group column 'subjekt': did you mean 'subject'"),
         ("group:subject=anna", "subject='anna': did you mean 'ann'.*'ann', 'bob'"),

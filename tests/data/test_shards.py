@@ -3,13 +3,14 @@ import io
 import json
 import pickle
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from mlflow_unlearn.data import _index, _shards
+from mlflow_unlearn.data import _index
 from mlflow_unlearn.data.datasets import as_dataset
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.splits import labels_of
@@ -141,8 +142,11 @@ def test_numbers_are_lines_of_classes_txt_and_names_are_names(write, samples, tm
     assert source.classes == ("zebra", "ant")
     assert source.train.labels.tolist() == [0, 1, 0, 1] and set(source.val.labels) == {0, 1}
     for text, message in (
-        ("zebra\nbee\n", "'val' have the class 'ant', no line of '.*classes.txt' nor its number: .*'zebra', 'bee'"),
-        ("zebra\n", "'train' have the class '1', no line of"),
+        (
+            "zebra\nbee\n",
+            "'val' have the class 'ant', neither a line of '.*classes.txt' nor the number of one: .*'zebra', 'bee'",
+        ),
+        ("zebra\n", "'train' have the class '1', neither a line of"),
         ("ant\nzebra\nant\n", "has the classes 'ant' twice"),
     ):
         (tmp_path / "shards/classes.txt").write_text(text)
@@ -211,7 +215,7 @@ def test_a_truncated_shard_is_named_wherever_it_ends(shards):
         end = tar.offset  # of the last member; zeros follow
     for cut in (0, 100, 512, *ends[1:4], ends[3] + 200, ends[3] + 512, ends[3] + 600, end - 1, end, end + 100):
         path.write_bytes(whole[:cut])
-        with pytest.raises(UnlearnError, match="the shard '.*train-000001.tar' is truncated or no tar file"):
+        with pytest.raises(UnlearnError, match="the shard '.*train-000001.tar' is truncated or not a tar file"):
             load_source(f"shards:{shards}")
     path.write_bytes(whole[: end + 512])
     assert len(load_source(f"shards:{shards}").train) == 12
@@ -237,7 +241,7 @@ def test_a_compressed_shard_with_the_wrong_name_is_seen(shards):
     [
         ([("x.jpg", b"1")], "the sample 'x' of the shard '.*train-000001.tar' has no class ..cls.: add it or drop"),
         ([("x.cls", b"8"), ("x.json", b"{}")], "the sample 'x' of the shard '.*' has no image ..jpg, .jpeg or .png"),
-        ([("x.jpg", b"1"), ("x.cls", b" \n")], "the class of the sample 'x' of the shard '.*' is no text"),
+        ([("x.jpg", b"1"), ("x.cls", b" \n")], "the class of the sample 'x' of the shard '.*' is not a text"),
         (
             [("x.jpg", b"1"), ("x.cls", b"8"), ("x.png", b"1")],
             "the shard '.*train-000001.tar' has the sample 'x' twice",
@@ -264,7 +268,7 @@ def test_shards_of_no_part_or_of_one_part_only(write, samples, tmp_path):
     with pytest.raises(UnlearnError, match="has shards of 'train' only: train, and test or val are needed"):
         load_source(f"shards:{tmp_path}/shards")
     write("other-0.tar", samples(4, 20))
-    with pytest.raises(UnlearnError, match="the shards 'other-0.tar' of '.*' belong to no part"):
+    with pytest.raises(UnlearnError, match="the shards 'other-0.tar' of '.*' belong to no split"):
         load_source(f"shards:{tmp_path}/shards")
     for path in (tmp_path / "shards").iterdir():
         path.unlink()
@@ -274,8 +278,13 @@ def test_shards_of_no_part_or_of_one_part_only(write, samples, tmp_path):
 
 def test_a_warm_start_does_not_open_a_shard(shards, write, samples, monkeypatch):
     monkeypatch.setattr(_index, "SETTLED", 0.0)
-    opened, open_shard = [], _shards._samples
-    monkeypatch.setattr(_shards, "_samples", lambda root, shard: opened.append(shard) or open_shard(root, shard))
+    opened, open_tar = [], tarfile.open
+
+    def counting(name=None, mode="r", fileobj=None):
+        opened.extend([Path(fileobj.name).name] if mode == "r:" else [])
+        return open_tar(name, mode, fileobj)
+
+    monkeypatch.setattr(tarfile, "open", counting)
     cold = load_source(f"shards:{shards}")
     assert len(opened) == 4
     warm = load_source(f"shards:{shards}")

@@ -167,7 +167,7 @@ def test_usage(refuse, arguments, says):
     ("spec", "says"),
     [
         ("digit", ["unknown data source 'digit'", "did you mean 'digits'?"]),
-        ("", ["unknown data source ''", "known are 'digits'"]),
+        ("", ["unknown data source ''", "valid values: 'digits'"]),
         ("digits,sede=1", ["unknown option 'sede'", "did you mean 'seed'?"]),
         ("digits,train=200%", ["train=200%", "up to 100%"]),
         ("folder:nowhere", ["nowhere", "give the path of a folder of images"]),
@@ -562,8 +562,8 @@ def id_files() -> dict[str, str]:
         ("", ["no forget set '.'", "give a file of ids, random:10%"]),
         ("random:200%", ["'random:200%' asks for 540 of 270", "ask for fewer"]),
         ("random:0", ["'random:0' names no sample", "nothing to forget"]),
-        ("random:-5", ["'random:-5' is no random forget set", "write random:10%"]),
-        ("class:unknown", ["unknown class 'unknown'", "known are '0', '1'"]),
+        ("random:-5", ["'random:-5' is not a random forget set", "write random:10%"]),
+        ("class:unknown", ["unknown class 'unknown'", "valid values: '0', '1'"]),
         ("group:family=1", ["unknown group column 'family'", "the source has none"]),
         ("request:0123456789ab", ["no forget request '0123456789ab'", "file it with `request`"]),
         ("request:five", ["'five' is not a request id", "12 hexadecimal digits"]),
@@ -620,7 +620,7 @@ def test_gold_that_knows_the_forget_set(refuse):
         ('{"epochs": ' + "9" * 5000 + "}", ["params cannot be parsed", "digits"]),
         ('{"batch_size": 1}', ["batch_size = 1", "greater than or equal to 2"]),
         ('{"alhpa": 3}', ["unknown hyperparameter 'alhpa'", "did you mean 'alpha'?"]),
-        ('{"": 3}', ["unknown hyperparameter ''", "known are accuracy"]),
+        ('{"": 3}', ["unknown hyperparameter ''", "valid values: accuracy"]),
         ('{"alpha": 3', ["params cannot be parsed"]),
         ("[]", ["'[]' is neither a JSON object nor a YAML file"]),
         ("nowhere.yaml", ["'nowhere.yaml' is neither a JSON object nor a YAML file", "No such file"]),
@@ -714,6 +714,15 @@ def test_unreachable_server(cli, monkeypatch, store):
     assert f"the tracking store http://127.0.0.1:{port} cannot be reached" in outcome.err
     assert "set MLFLOW_TRACKING_URI to one that runs" in outcome.err
     assert "Traceback" not in outcome.err
+
+
+def test_an_unreachable_server_s_password(cli, monkeypatch, store):
+    for user in ("me:secret", "me:se/secret"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{user}@127.0.0.1:{free_port()}")
+        for debug in ((), ("--debug",)):
+            outcome = cli("verify", "--model-uri", "models:/clf/1", *debug)
+            assert outcome.code == 2 and "cannot be reached" in outcome.err
+            assert "http://me:***@127.0.0.1" in outcome.err and "secret" not in outcome.err
 
 
 def test_a_server_that_never_answers(store, monkeypatch):

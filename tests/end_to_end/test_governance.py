@@ -612,9 +612,9 @@ def test_who_may_approve(chain, rules, approver, sentence):
         (("promote", "--model-uri", "models:/clf/2", "--alias", "v7"), "reserved"),
         (("promote", "--model-uri", "models:/clf/2", "--alias", "a b!"), "cannot be set"),
         (("review", "--model-uri", "models:/clf/2", "--policy", "none.yaml"), "cannot be read"),
-        (("review", "--model-uri", "models:/m-00000000000000000000000000000000"), "no registered version"),
-        (("verify", "--model-uri", "models:/clf/4", "--key", "none.pem"), "is no public key"),
-        (("review", "--model-uri", "models:/clf/2", "--key", "none.pem"), "is no public key"),
+        (("review", "--model-uri", "models:/m-00000000000000000000000000000000"), "not a registered version"),
+        (("verify", "--model-uri", "models:/clf/4", "--key", "none.pem"), "is not a public key"),
+        (("review", "--model-uri", "models:/clf/2", "--key", "none.pem"), "is not a public key"),
         (("unlearn", "--model-uri", "models:/clf/1", "--sign-key", "none.pem"), "cannot sign"),
         (("retire", "--model-uri", "models:/clf/2", "--aliases", "nope"), "clf@nope does not point to"),
     ],
@@ -631,7 +631,7 @@ def test_bad_input(chain, arguments, sentence):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("rules: [", "is no YAML"),
+        ("rules: [", "is not YAML"),
         ("- a", "holds no names"),
         ("rules: [{metric: acc_tset, at_least: 1}]", "did you mean 'acc_test'"),
         ("rules: [{metric: acc_test}]", "has no bound"),

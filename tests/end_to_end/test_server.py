@@ -56,3 +56,27 @@ def test_the_story_over_http(server, cli, tmp_path, monkeypatch):
     names = {path.name for path in kept.rglob("*") if path.is_file()}
     assert {"evidence.json", "request.json", "manifest.csv", "config.yaml", "weights.safetensors"} <= names
     assert not (tmp_path / "mlruns").exists()
+
+
+def test_the_server_s_password_is_told_nobody(server, cli, tmp_path, monkeypatch):
+    """In the URI, where MLflow takes it from: not in errors, not in tags, and not in MLflow's own lines."""
+    uri = server[0]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.replace("://", "://me:secret@"))
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "over http")
+    monkeypatch.delenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", raising=False)
+    reset_mlflow()
+    refused = cli("unlearn", "--model-uri", "models:/none/1")
+    assert (
+        refused.code == 2
+        and f"there is no registered model 'none' in {uri.replace('://', '://me:***@')}" in refused.err
+    )
+    # Under `mlflow run` the sentence of a usage error is left on the project's run.
+    run = MlflowClient().create_run(MlflowClient().get_experiment_by_name("over http").experiment_id)
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    usage = cli("unlearn", "--model-uri", "models:/none/1", "--precision", uri.replace("://", "://you:secret@"))
+    assert usage.code == 2
+    monkeypatch.delenv("MLFLOW_RUN_ID")
+    told = [run.data.tags["unlearn.error"] for run in MlflowClient().search_runs([run.info.experiment_id])]
+    assert len(told) == 2 and all("***" in sentence and "secret" not in sentence for sentence in told)
+    assert "secret" not in refused.out + refused.err + usage.out + usage.err

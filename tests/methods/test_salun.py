@@ -139,7 +139,7 @@ class TestParameters:
     @pytest.mark.parametrize("objective", ["scrub", "", None, 3])
     def test_other_objectives(self, objective):
         with pytest.raises(
-            UnlearnError, match=r"objective = .* of salun .*known are .*objective \(random_labels \| lotus\)"
+            UnlearnError, match=r"objective = .* of salun .*valid values: .*objective \(random_labels \| lotus\)"
         ):
             SalUn({"objective": objective})
 

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from mlflow_unlearn.metrics._arrays import distributions, indices, integers, mask, non_negative, same_shape, vector
+from mlflow_unlearn.metrics._arrays import (
+    distributions,
+    indices,
+    integers,
+    mask,
+    non_negative,
+    two_distributions,
+    vector,
+)
 
 
 def refusal(function, *args, **options) -> str:
@@ -53,11 +61,12 @@ def test_weights_need_not_sum_to_1():
     assert non_negative([[0.0, 0.5], [3.0, 4.0]], "sums").tolist() == [[0.0, 0.5], [3.0, 4.0]]
 
 
-def test_two_shapes():
-    same_shape(np.ones((2, 3)), np.zeros((2, 3)))
-    assert refusal(same_shape, np.ones((2, 3)), np.ones((3, 2))) == (
-        "p and q must have the same shape, got [2, 3] and [3, 2]."
-    )
+def test_two_of_one_shape():
+    p, q = two_distributions([[1, 0], [0, 1]], [[0.5, 0.5], [0.25, 0.75]])
+    assert p.dtype == q.dtype == np.float64 and p.tolist() == [[1, 0], [0, 1]] and q[1].tolist() == [0.25, 0.75]
+    halves, thirds = np.full((3, 2), 1 / 2), np.full((2, 3), 1 / 3)
+    assert refusal(two_distributions, thirds, halves) == "p and q must have the same shape, got [2, 3] and [3, 2]."
+    assert refusal(two_distributions, thirds, 2 * thirds).startswith("q: each row must be a probability distribution")
 
 
 def test_vectors_come_out_as_float64():

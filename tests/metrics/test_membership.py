@@ -139,15 +139,19 @@ class TestTwoSidedAuc:
         labels_forget, labels_test = rng.choice(3, 40, p=[0.7, 0.2, 0.1]), rng.choice(3, 80, p=[0.2, 0.4, 0.4])
         forget, test = rng.normal(labels_forget - 0.3, 1.0), rng.normal(labels_test, 1.0)
         values = []
-        for _ in range(1500):
+        for _ in range(800):
             i, j = rng.integers(40, size=40), rng.integers(80, size=80)
             values.append(sklearn_auc(forget[i], test[j], labels_forget[i], labels_test[j], 3))
         result = two_sided_auc(forget, test, labels_forget, labels_test, 3, seed=0, resamples=4000)
-        np.testing.assert_allclose(result[1:], np.percentile(values, [2.5, 97.5]), atol=0.012)
+        np.testing.assert_allclose(result[1:], np.percentile(values, [2.5, 97.5]), atol=0.016)
 
     @pytest.mark.parametrize(
         ("n_forget", "expected", "runs", "coverage"),
-        [(1000, 0.011, 200, (0.90, 0.99)), (50, 0.041, 400, (0.92, 0.98)), (10, 0.089, 400, (0.87, 0.96))],
+        [
+            pytest.param(1000, 0.011, 200, (0.90, 0.99), marks=pytest.mark.slow),
+            pytest.param(50, 0.041, 400, (0.92, 0.98), marks=pytest.mark.slow),
+            (10, 0.089, 400, (0.87, 0.96)),
+        ],
     )
     def test_null(self, n_forget, expected, runs, coverage):
         """2,000 unseen samples, no difference: the SDs of the specification, and 95 % intervals that hold 0.5 so often.
@@ -430,31 +434,25 @@ class TestMembershipAttack:
         retain, like_retain, unseen = rng.gamma(1, 0.1, 4000), rng.gamma(1, 0.1, 500), rng.gamma(3, 0.1, 500)
         assert membership_attack(retain, like_retain, unseen, **labels, num_classes=1).mia_excess > 0.3
 
-    def test_cross_fit_reads_nobody_with_a_classifier_that_saw_it(self, monkeypatch):
-        """99 non-members: five fits beside the first, on the other folds each; the folds part D_t; 100: one fit."""
-        fitted, read = [], []
-        fit, call = membership._fit_attack, membership._called_member
-        monkeypatch.setattr(
-            membership, "_fit_attack", lambda members, others: (fitted.append(others), fit(members, others))[1]
-        )
-        monkeypatch.setattr(
-            membership, "_called_member", lambda attack, values: (read.append(values), call(attack, values))[1]
-        )
-        rng = np.random.default_rng(0)
-        labels = {"labels_forget": np.zeros(20, dtype=int), "num_classes": 1}
-        for n, fits in ((99, 6), (100, 1)):
-            fitted.clear(), read.clear()
-            retain, forget, test = rng.random(300), rng.random(20), rng.random(n)
-            membership_attack(retain, forget, test, **labels, labels_test=np.zeros(n, dtype=int))
-            assert len(fitted) == fits
-            np.testing.assert_array_equal(np.sort(fitted[0]), np.sort(test))
-        fitted.clear(), read.clear()
-        test = rng.random(53)
-        membership_attack(retain, forget, test, **labels, labels_test=np.zeros(53, dtype=int))
-        folds = read[-5:]
-        np.testing.assert_array_equal(np.sort(np.concatenate(folds)), np.sort(test))
-        for others, fold in zip(fitted[1:], folds, strict=True):
-            np.testing.assert_array_equal(np.sort(np.concatenate([others, fold])), np.sort(test))
+    @pytest.mark.parametrize("count", [53, 99, 100])
+    def test_no_non_member_is_classified_by_a_fit_that_saw_it(self, count):
+        """Below 100 non-members scikit-learn's regression is fitted without each fifth; from 100 on once, on all."""
+
+        def called(learned, asked):
+            features = np.concatenate([retain, learned])[:, None]
+            is_member = np.repeat([1, 0], [len(retain), len(learned)])
+            fitted = LogisticRegression(class_weight="balanced").fit(features, is_member)
+            return fitted.predict(asked[:, None]).tolist()
+
+        rng = np.random.default_rng(2)
+        retain, forget, test = rng.normal(0, 1, 50), rng.normal(0.1, 1, 40), rng.normal(0.1, 1, count)
+        folds = np.array_split(np.random.default_rng(7).permutation(count), 5)
+        crossed = [one for fold in folds for one in called(np.delete(test, fold), test[fold])]
+        labels = {"labels_forget": np.zeros(40, dtype=int), "labels_test": np.zeros(count, dtype=int)}
+        result = membership_attack(retain, forget, test, **labels, num_classes=1, seed=7)
+        assert np.mean(crossed) != np.mean(called(test, test))
+        assert result.mia == pytest.approx(np.mean(called(test, forget)))
+        assert result.mia_test == pytest.approx(np.mean(crossed if count < 100 else called(test, test)))
 
     def test_cross_fit_by_hand(self, monkeypatch):
         """Members at ±1, non-members at 3 and -3.2. Fitted on both, a line calls one of them member: ½.

@@ -234,11 +234,11 @@ def _options(config: Mapping[str, object], model: "PyFuncModel | None", model_id
     from pydantic import ValidationError
 
     from mlflow_unlearn.config import Evaluate
-    from mlflow_unlearn.errors import known
+    from mlflow_unlearn.errors import did_you_mean
 
     for key in config:
         if key not in OPTIONS:
-            raise _refusal(f"unknown key {key!r} in evaluator_config: {known(key, OPTIONS)}")
+            raise _refusal(f"unknown key {key!r} in evaluator_config: {did_you_mean(key, OPTIONS)}")
     try:
         return Evaluate.model_validate({**config, "model_uri": _uri(model, model_id, config.get("model_uri"))})
     except ValidationError as error:

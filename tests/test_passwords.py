@@ -1,0 +1,96 @@
+"""What is told of a URL, alone or in a sentence: never its password, whatever it looks like."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from mlflow_unlearn import cli
+from mlflow_unlearn.console import note
+from mlflow_unlearn.errors import UnlearnWarning, first_line, hidden_password, without_passwords
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:secret@host/db",
+        "postgresql+psycopg://me:secret@host:5432/db?sslmode=require",
+        "postgresql://host/db?user=me&password=secret",
+        "mysql://me:secret@host:abc/db",
+        "postgresql:/me:secret@h/db",
+        "my-sql://me:secret@host/db",
+        " postgresql://me:secret@host/db",
+        "postgresql://me:se@secret@host/db",
+    ],
+)
+def test_no_password_is_told(url):
+    assert "secret" not in hidden_password(url)
+    assert "host" in hidden_password(url) or "h/db" in hidden_password(url)
+
+
+@pytest.mark.parametrize("url", ["sqlite:///optuna.db", "journal:/shared/log", "optuna.db", "postgresql://me@host/db"])
+def test_the_rest_is_told(url):
+    assert hidden_password(url) == url
+
+
+@pytest.mark.parametrize(
+    ("uri", "sentence", "told"),
+    [
+        ("", "at http://me:secret@host:1, or not", "at http://me:***@host:1, or not"),
+        ("", "'postgresql+psycopg://me:se@secret@host/db' is none", "'postgresql+psycopg://me:***@host/db' is none"),
+        ("", "in mysql://host/db?user=me&password=secret or so", "in mysql://host/db?user=me&password=*** or so"),
+        ("https://me:secret@host", "who is secret? http://me:secret@host", "who is ***? http://me:***@host"),
+        ("https://me:se/secret#x@host", "https://me:se/secret#x@host has 'secret'", "https://me:***@host has '***'"),
+        ("https://me:se%20cret@host", "no user with se cret", "no user with ***"),
+        ("https://me:se cret@host", "in https://me:se cret@host", "in https://me:***@host"),
+        # What holds none is told as it is.
+        ("https://me:pw@host", "models:/pw/1 at http://host:5000/models:/clf@champion", None),
+        ("https://me:data@host", "metadata of models:/clf@champion", None),
+        ("http://host:5000", "no version at http://host:5000/clf: name@alias", None),
+        ("sqlite:////home/me:x/mlflow.db", "in sqlite:////home/me:x/mlflow.db", None),
+    ],
+)  # fmt: skip
+def test_no_sentence_tells_a_password(monkeypatch, uri, sentence, told):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert without_passwords(sentence) == (sentence if told is None else told)
+
+
+def test_mlflow_s_own_secrets(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret-1")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret-2")
+    assert without_passwords("Bearer secret-2, Basic secret-1") == "Bearer ***, Basic ***"
+
+
+def test_a_sentence_that_is_cut():
+    """Amid a password, which then looks like none."""
+    assert "sec" not in first_line(OSError("x" * 185 + " http://me:secret@host"))
+
+
+def test_notes_warnings_and_usage_errors(capsys, monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", cli._show_warning)
+    note("Note: see http://me:secret@host")
+    warnings.warn("see http://me:secret@host", UnlearnWarning, stacklevel=1)
+    for arguments in (
+        ("data", "--data", "http://me:secret@host", "--no-such", "http://me:secret@host"),
+        ("http://me:secret@host",),
+        ("unlearn", "--model-uri", "models:/clf/1", "--precision", "http://me:secret@host"),
+        ("data", "--data", "http://me:secret@host", "--debug", "true"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            cli.main([*arguments])
+        assert end.value.code == 2
+    shown = capsys.readouterr().err
+    assert "secret" not in shown and shown.count("http://me:***@host") >= 5 and "Usage: " in shown
+
+
+def test_a_crash_tells_no_password():
+    code = (
+        "import mlflow_unlearn.cli as cli\n"
+        "cli.flow = lambda name: int('http://me:secret@host')\n"  # a bug that nobody has foreseen
+        "cli.main(['methods'])"
+    )
+    crashed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert crashed.returncode == 1
+    assert "Traceback" in crashed.stderr and "ValueError" in crashed.stderr and "http://me:***@host" in crashed.stderr
+    assert "secret" not in crashed.stderr
