@@ -7,7 +7,11 @@ from mlflow_unlearn.report import table
 
 
 def data(options: config.Data) -> None:
-    """Print counts by split and class, and digests."""
+    """Print counts by split and class, and digests.
+
+    Raises:
+        UnlearnError: the source cannot be read, or the list of ids not be written.
+    """
     source = load_source(options.data)
     if options.ids is not None:
         try:

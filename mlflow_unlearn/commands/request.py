@@ -14,7 +14,11 @@ from mlflow_unlearn.session.view import data_spec, training_mask
 
 
 def request(options: config.Request) -> None:
-    """File a forget request: its manifest in a run of its own, its state on the version."""
+    """File a forget request: its manifest in a run of its own, its state on the version.
+
+    Raises:
+        UnlearnError: the model is not a registered version, or the forget set is bad.
+    """
     with tracking.run("request", options) as run_id, tracking.scratch() as folder:
         client = tracking.client()
         version = open_version(client, options.model_uri, folder)
@@ -37,8 +41,7 @@ def request(options: config.Request) -> None:
             client, version, manifest, {**details, "data": source.spec}, folder=folder, salt=salt
         )
         if new:
-            stored = manifest if salt is None else manifest.hashed(salt)
-            log_manifests(source.spec, {"forget": stored.digest}, {"forget": len(forget)})
+            log_manifests(source.spec, {"forget": manifest if salt is None else manifest.hashed(salt)})
             print(
                 f"Filed request {filed.id}: {len(forget)} samples of {version.uri} are to be forgotten (run {run_id})."
             )

@@ -47,14 +47,14 @@ def train(options: config.Train) -> None:
             # The configuration is the architecture's: it does not depend on the images.
             module_for_transform = build_model(options.architecture, len(source.classes), (3, 224, 224))
         dataset = view.dataset(source.train.subset(kept), module_for_transform, "the training set", progress)
-        first = dataset[0][0]
-        shape = (int(first.shape[0]), int(first.shape[1]), int(first.shape[2]))
+        channels, height, width = dataset[0][0].shape
+        shape = channels, height, width
         view = replace(view, shape=shape)
         with isolated_rng(options.seed):
             module = build_model(options.architecture, len(source.classes), shape)
         unseen = {
-            role: view.dataset(part, module, f"the {role} set", progress)
-            for role, part in (("val", source.val), ("test", source.test))
+            name: view.dataset(split, module, f"the {name} set", progress)
+            for name, split in (("val", source.val), ("test", source.test))
         }
         training = dataset if options.augment == "none" else Augmented(dataset, options.augment)
         hardware = pick_hardware(module, dataset, options, progress=progress)
@@ -62,12 +62,12 @@ def train(options: config.Train) -> None:
         run_options = RunOptions(options.seed, on_epoch=partial(log_epoch, Training))
         outcome = run(module, Training(recipe), {"retain": training}, hardware, run_options)
         metrics = {}
-        for role, data in {"retain": dataset, **unseen}.items():
-            trained = outcome.model.to(hardware.device)
-            outputs = evaluate_split(trained, data, hardware, description=f"evaluating {role}")
-            metrics[f"acc_{role}"] = accuracy(outputs.predictions, outputs.labels)
+        trained = outcome.model.to(hardware.device)
+        for split, data in {"retain": dataset, **unseen}.items():
+            outputs = evaluate_split(trained, data, hardware, description=f"evaluating {split}")
+            metrics[f"acc_{split}"] = accuracy(outputs.predictions, outputs.labels)
         manifest = Manifest(tuple(source.train.ids[i] for i in kept))
-        log_manifests(source.spec, {"retain": manifest.digest}, {"retain": len(manifest.ids)})
+        log_manifests(source.spec, {"retain": manifest})
         record = Record(
             architecture=options.architecture,
             num_classes=len(source.classes),
@@ -91,7 +91,7 @@ def train(options: config.Train) -> None:
         }
         without = f", without `{options.exclude}` (a gold standard)" if options.exclude else ""
         description = f"`{options.architecture}` trained on {len(kept)} samples of `{source.spec}`{without}."
-        version = register(client, info, options.name, tags=tags)
+        version = register(info, options.name, tags=tags)
         with withdrawn_on_failure(client, version):
             describe_version(client, options.name, version.version, description)
         shown = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items())

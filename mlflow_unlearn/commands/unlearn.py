@@ -26,7 +26,11 @@ from mlflow_unlearn.session.session import open_session
 
 
 def unlearn(options: config.Unlearn) -> None:
-    """Fulfil the pending requests of a version: open, measure, unlearn, measure again, register, mark done."""
+    """Fulfil the pending requests of a version: open, measure, unlearn, measure again, register, mark done.
+
+    Raises:
+        UnlearnError: bad input; NothingToUnlearn where the weights would stay as they are.
+    """
     progress = sys.stderr.isatty()
     failure: UnlearnError | None = None
     params: dict[str, Any] = {}

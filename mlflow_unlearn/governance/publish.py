@@ -74,7 +74,7 @@ def publish(
         stored = Path(mlflow.artifacts.download_artifacts(info.model_uri, dst_path=str(session.folder / "stored")))
         draft = build(session, run_id, candidate, name=name, model_id=info.model_id, files=file_digests(stored))
         log_parts(draft)
-    version = register(session.client, info, name, tags=draft.tags())
+    version = register(info, name, tags=draft.tags())
     evidence = numbered(draft, str(version.version))
     with withdrawn_on_failure(session.client, version):
         with tracking.timed("evidence.store"):

@@ -10,6 +10,8 @@ from mlflow.entities import LoggedModelInput
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from mlflow_unlearn.data.manifest import Manifest
+
 
 class ManifestSource(DatasetSource):  # type: ignore[misc]
     """Names a data source in MLflow's dataset inputs; it is never loaded from there."""
@@ -46,15 +48,15 @@ class ManifestSource(DatasetSource):  # type: ignore[misc]
         return cls(source_dict["spec"])
 
 
-def log_manifests(spec: str, digests: Mapping[str, str], counts: Mapping[str, int]) -> None:
-    """The sets of a run as dataset inputs: context ``forget``, ``retain``, … with digest and size, never with names."""
+def log_manifests(spec: str, splits: Mapping[str, Manifest]) -> None:
+    """Log splits as dataset inputs: context ``forget``, ``retain``, … with digest and size, never with the ids."""
     datasets = [
-        MetaDataset(ManifestSource(spec), name=f"{split} ({counts[split]} samples)", digest=digest[:36])
-        for split, digest in digests.items()
+        MetaDataset(ManifestSource(spec), name=f"{split} ({len(manifest.ids)} samples)", digest=manifest.digest[:36])
+        for split, manifest in splits.items()
     ]
     for last in (False, False, True):
         try:
-            mlflow.log_inputs(datasets, contexts=list(digests), tags_list=[None] * len(datasets))
+            mlflow.log_inputs(datasets, contexts=list(splits), tags_list=[None] * len(datasets))
             return
         except MlflowException:
             # MLflow stores one row for each set of an experiment, and looks before it inserts: where another command

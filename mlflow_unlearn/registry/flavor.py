@@ -69,9 +69,9 @@ def load_module(version: Version, architecture: str | None, num_classes: int, *,
             "architecture=timm:NAME, torchvision:NAME or package.module:factory"
         )
     shape = record.image_shape if record is not None else version.input_shape
-    if shape is None or len(shape) != 3:
+    if shape is None:
         raise UnlearnError(f"{version.uri} has no signature [N, C, H, W] from which to rebuild {named!r}")
-    return _rebuilt(version, module, named, num_classes, (shape[0], shape[1], shape[2]))
+    return _rebuilt(version, module, named, num_classes, shape)
 
 
 def _rebuilt(
@@ -80,6 +80,13 @@ def _rebuilt(
     """The architecture with the program's weights, if it computes what the program computes.
 
     A version of another tool's may be the ordinary architecture or its variant for small images: both are tried.
+
+    Args:
+        version: whose program it is.
+        program: gives the weights and the expected outputs.
+        architecture: to build.
+        num_classes: K.
+        shape: ``(C, H, W)`` of an image.
 
     Raises:
         UnlearnError: the weights do not fit, or the outputs differ.
@@ -165,7 +172,11 @@ def save_model(new: NewModel, path: Path) -> None:
 
 
 def _stored_beside(new: NewModel) -> dict[str, Any]:
-    """MLflow's arguments for all but the module, which is on the CPU and in eval mode by now."""
+    """MLflow's arguments for all but the module, which is on the CPU and in eval mode by now.
+
+    Raises:
+        OSError: the disk is full, or the weights cannot be written.
+    """
     module, source, folder = new.module, new.source, new.folder
     # Always hashed, each time with a new salt: comparing two versions' manifests must not name what was forgotten.
     new.training.hashed().to_csv(folder / MANIFEST_FILE)
@@ -224,7 +235,11 @@ def _like(source: Version) -> dict[str, Any]:
 
 
 def _example(version: Version) -> Any:
-    """The input example of a version; None without one."""
+    """The input example of a version; None without one.
+
+    Raises:
+        UnlearnError: it cannot be read, or names a file.
+    """
     info = version.model.saved_input_example_info
     if info is None:
         return None

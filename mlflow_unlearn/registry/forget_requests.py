@@ -112,6 +112,9 @@ def file_request(
 
     Returns:
         The request, and whether it is new.
+
+    Raises:
+        ValueError: no run is active.
     """
     own, _ = of_version(version)
     new_id = request_id(version, manifest)
@@ -198,6 +201,11 @@ def read_details(run_id: str) -> dict[str, Any]:
 
 @contextmanager
 def _stored(run_id: str, name: str) -> Iterator[Path]:
+    """One file of a request inside the block.
+
+    Raises:
+        UnlearnError: it cannot be fetched.
+    """
     with ExitStack() as stack:
         try:
             path = stack.enter_context(fetched(f"runs:/{run_id}/{FOLDER}/{name}"))

@@ -56,9 +56,6 @@ def connect() -> MlflowClient:
             "MLFLOW_TRACKING_URI to a server or a database, such as https://mlflow.example.com or sqlite:////data/mlflow.db"
         ) from error
     # MLflow itself retries for minutes, on servers and on databases: try once, with a short timeout.
-    brief = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-    before = {name: os.environ.get(name) for name in brief}
-    os.environ.update(brief)
     failures: list[Exception] = []
 
     def probe() -> None:
@@ -68,21 +65,31 @@ def connect() -> MlflowClient:
             failures.append(error)
 
     asking = threading.Thread(target=probe, daemon=True)
-    try:
+    with _environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", MLFLOW_HTTP_REQUEST_TIMEOUT="10"):
         asking.start()
         asking.join(_PATIENCE_SECONDS)
-        if asking.is_alive() or failures:
-            reason = first_line(failures[0]) if failures else f"no answer within {_PATIENCE_SECONDS} seconds"
-            raise UnlearnError(
-                f"the tracking store {hidden_password(uri)} cannot be reached ({reason}): "
-                "start it, or set MLFLOW_TRACKING_URI to one that runs"
-            ) from (failures[0] if failures else None)
+    if asking.is_alive() or failures:
+        reason = first_line(failures[0]) if failures else f"no answer within {_PATIENCE_SECONDS} seconds"
+        raise UnlearnError(
+            f"the tracking store {hidden_password(uri)} cannot be reached ({reason}): "
+            "start it, or set MLFLOW_TRACKING_URI to one that runs"
+        ) from (failures[0] if failures else None)
+    return store
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Environment variables inside the block; as they were after it."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
     finally:
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
-        os.environ.update({name: value for name, value in before.items() if value is not None})
-    return store
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
@@ -99,18 +106,17 @@ def run(name: str, config: Command) -> Iterator[str]:
     try:
         active = mlflow.start_run(run_name=name)
     except MlflowException as error:
-        hint = ""
-        if resumed:
-            hint = (
-                " (MLFLOW_RUN_ID is set: if it was made by `mlflow run`, give that an absolute tracking URI, "
-                f"since a relative one is read here from {Path.cwd()})"
-            )
-        raise UnlearnError(f"no run can be started: {first_line(error)}{hint}") from error
+        hint = (
+            " (MLFLOW_RUN_ID is set: if it was made by `mlflow run`, give that an absolute tracking URI, "
+            f"since a relative one is read here from {Path.cwd()})"
+        )
+        raise UnlearnError(f"no run can be started: {first_line(error)}{hint if resumed else ''}") from error
     run_id: str = active.info.run_id
     if RUN_FILE_VARIABLE in os.environ:
         Path(os.environ[RUN_FILE_VARIABLE]).write_text(run_id)
     values = recorded_options(config)
-    with active, _told_to_plugins(run_id, name):
+    # For the run-context provider of plugins/mlflow_unlearn_plugins: it tags runs that start meanwhile with ours.
+    with active, _environment(MLFLOW_UNLEARN_RUN_ID=run_id, MLFLOW_UNLEARN_COMMAND=name):
         try:
             mlflow.set_tags({"unlearn.command": name, **system_facts()})
             mlflow.log_params({f"unlearn.{key}": value for key, value in values.items()})
@@ -138,20 +144,12 @@ def run(name: str, config: Command) -> Iterator[str]:
 
 
 @contextmanager
-def _told_to_plugins(run_id: str, command: str) -> Iterator[None]:
-    """For the run-context provider of plugins/mlflow_unlearn_plugins: runs started meanwhile are tagged with ours."""
-    told = {"MLFLOW_UNLEARN_RUN_ID": run_id, "MLFLOW_UNLEARN_COMMAND": command}
-    os.environ.update(told)
-    try:
-        yield
-    finally:
-        for name in told:
-            os.environ.pop(name, None)
-
-
-@contextmanager
 def read_only_client() -> Iterator[MlflowClient]:
-    """For commands that make no run: a client, and a sentence in the place of errors of MLflow and the file system."""
+    """For commands that make no run: a client, and a sentence in the place of errors of MLflow and the file system.
+
+    Raises:
+        UnlearnError: with that sentence.
+    """
     try:
         yield connect()
     except (MlflowException, OSError) as error:
@@ -185,12 +183,12 @@ def nested_run(name: str, parent: str | None = None) -> Iterator[str]:
     FINISHED after, FAILED with the sentence as a tag, or KILLED.
     """
     active = mlflow.active_run()
-    known: dict[str, str] = {}
+    existing: dict[str, str] = {}
     if parent is not None and active is not None and parent != active.info.run_id:
         # MLflow's own start_run refuses a parent that is not the active run.
         tags = {MLFLOW_PARENT_RUN_ID: parent}
-        known["run_id"] = client().create_run(active.info.experiment_id, tags=tags, run_name=name).info.run_id
-    with mlflow.start_run(**known, run_name=name, nested=True) as nested:
+        existing["run_id"] = client().create_run(active.info.experiment_id, tags=tags, run_name=name).info.run_id
+    with mlflow.start_run(**existing, run_name=name, nested=True) as nested:
         run_id: str = nested.info.run_id
         try:
             yield run_id

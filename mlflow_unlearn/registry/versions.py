@@ -127,12 +127,12 @@ class Version:
         return Manifest.from_csv(path) if path.exists() else None
 
     @property
-    def input_shape(self) -> tuple[int, ...] | None:
+    def input_shape(self) -> tuple[int, int, int] | None:
         """``(C, H, W)`` of the signature, where it is a single tensor ``[N, C, H, W]`` of known size."""
         inputs = self.model.signature.inputs.inputs if self.model.signature is not None else []
         if len(inputs) == 1 and isinstance(inputs[0], TensorSpec) and len(inputs[0].shape) == 4:
-            shape = tuple(inputs[0].shape[1:])
-            return shape if all(size > 0 for size in shape) else None
+            _, channels, height, width = inputs[0].shape
+            return (channels, height, width) if min(channels, height, width) > 0 else None
         return None
 
     def _data(self, file: str) -> Path:
@@ -303,15 +303,10 @@ def open_version(client: MlflowClient, uri: str, folder: Path) -> Version:
             f"the record of {uri} cannot be read ({'.'.join(map(str, first['loc']))}: {first['msg']}): it was written "
             "by a newer release or edited; use that release or another version"
         ) from error
+    if registered is None:
+        return Version(uri, None, None, model.model_id, path, model, record, {})
     return Version(
-        uri=uri,
-        name=registered.name if registered is not None else None,
-        version=str(registered.version) if registered is not None else None,
-        model_id=model.model_id,
-        path=path,
-        model=model,
-        record=record,
-        tags=dict(registered.tags) if registered is not None else {},
+        uri, registered.name, str(registered.version), model.model_id, path, model, record, dict(registered.tags)
     )
 
 
@@ -337,13 +332,20 @@ def check_name(name: str) -> str:
     return name
 
 
-def register(client: MlflowClient, info: ModelInfo, name: str, *, tags: Mapping[str, str]) -> ModelVersion:
+def register(info: ModelInfo, name: str, *, tags: Mapping[str, str]) -> ModelVersion:
     """Register a logged model under ``name``; ``tags`` are there from the version's first moment."""
     return mlflow.register_model(info.model_uri, name, tags=dict(tags))
 
 
 def describe_version(client: MlflowClient, name: str, version: str, description: str) -> None:
-    """Set the version's description, cut to what every database takes."""
+    """Set the version's description, cut to what every database takes.
+
+    Args:
+        client: of the registry.
+        name: of the registered model.
+        version: its number.
+        description: Markdown.
+    """
     client.update_model_version(name, version, description=description[:_DESCRIPTION_LIMIT])
 
 

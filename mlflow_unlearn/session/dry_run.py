@@ -95,6 +95,7 @@ def estimate(
         record: of the version that is registered; None where none is.
     """
     opened = time.monotonic() - STARTED
+    session = replace(session, hardware=replace(session.hardware, progress=False))
     sets = vars(session.splits)
     count = sum(len(data) for data in sets.values())
     with _peak_memory() as peak:
@@ -110,12 +111,8 @@ def estimate(
         if record is not None:
             start = time.perf_counter()
             path = session.folder / "planned"
-            save_model(
-                NewModel(
-                    session.module, record, session.manifest(session.retain), session.folder, source=session.version
-                ),
-                path,
-            )
+            trained_on = session.manifest(session.retain)
+            save_model(NewModel(session.module, record, trained_on, session.folder, source=session.version), path)
             seconds["save the version"] = time.perf_counter() - start
             version = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         runs = sum(one.times for one in workloads)
@@ -153,15 +150,14 @@ def _evaluation_seconds(session: Session) -> tuple[float, float, int]:
     """Seconds a sample, in the first pass over the data and in later ones, and the number of outputs."""
     retain = session.splits.retain
     count: int = len(retain)  # type: ignore[arg-type]
-    quiet = replace(session.hardware, progress=False)
 
     def seconds(start: int, stop: int) -> tuple[float, int]:
         part = Subset(retain, range(start, stop))
         began = time.perf_counter()
-        evaluated = evaluate_splits(session.module, Splits(part, part, part, part), quiet, only=("retain",))
+        evaluated = evaluate_splits(session.module, Splits(part, part, part, part), session.hardware, only=("retain",))
         return (time.perf_counter() - began) / len(part), len(evaluated["retain"].class_sums)
 
-    batch = min(forward_batch(retain, quiet.device), count // 2 or 1)
+    batch = min(forward_batch(retain, session.hardware.device), count // 2 or 1)
     # The first batch takes what the first pass of a process takes more.
     warm, outputs = seconds(0, batch)
     start = batch % count
@@ -171,7 +167,6 @@ def _evaluation_seconds(session: Session) -> tuple[float, float, int]:
 
 def _method_seconds(session: Session, workload: Workload, prefix: str) -> float:
     recipe, seed = workload.recipe, workload.seed
-    quiet = replace(session, hardware=replace(session.hardware, progress=False))
     params = get_method(workload.method)(workload.params, family=model_family(session.module)).params.model_dump()
     batch, epochs = int(params.get("batch_size", LARGEST_BATCH)), int(params.get("epochs", 1))
     count: int = len(session.splits.forget) + len(session.splits.retain)  # type: ignore[arg-type]
@@ -184,11 +179,12 @@ def _method_seconds(session: Session, workload: Workload, prefix: str) -> float:
         if recipe is not None:
             splits, options = recipe.splits(splits), RunOptions(seed, model_factory=recipe.model_factory)
         else:
-            teacher = Teacher(quiet.hardware.place(session.module), vars(splits), quiet.hardware, prefix=split_point)
+            module = session.hardware.place(session.module)
+            teacher = Teacher(module, vars(splits), session.hardware, prefix=split_point)
             teacher.fill(("forget", "retain", "val"))
             options = RunOptions(seed, teacher=teacher)
         start = time.perf_counter()
-        quiet.unlearn(workload.method, some, options, splits=splits)
+        session.unlearn(workload.method, some, options, splits=splits)
         return time.perf_counter() - start
 
     # The first run takes longer than the others, and shows how slow they are.
@@ -204,13 +200,13 @@ def _method_seconds(session: Session, workload: Workload, prefix: str) -> float:
 
 def _metrics_seconds(session: Session, models: int) -> float:
     """Of one model: on outputs of the right size, whose values do not matter."""
-    quiet = replace(session.hardware, progress=False)
-    module = quiet.place(session.module)
+    hardware = session.hardware
+    module = hardware.place(session.module)
     outputs = {}
     for split, data in vars(session.splits).items():
         labels = labels_of(data).numpy()
         size = len(labels)
-        few = evaluate_split(module, _subset(data, min(1.0, 8 / size)), quiet, keep_probabilities=split == "forget")
+        few = evaluate_split(module, _subset(data, min(1.0, 8 / size)), hardware, keep_probabilities=split == "forget")
         outputs[split] = SplitOutputs(
             labels,
             np.resize(few.predictions, size),

@@ -108,7 +108,18 @@ _Found = tuple[tuple[ForgetRequest, ...], npt.NDArray[np.int64]]
 def _of_requests(
     version: Version, own: list[ForgetRequest], source: Source, mask: npt.NDArray[np.bool_], read: _Manifests
 ) -> _Found:
-    """The pending requests, and those fulfilled by other versions, since this one still contains their samples."""
+    """The pending requests, and those fulfilled by other versions, since this one still contains their samples.
+
+    Args:
+        version: that is to forget.
+        own: its requests.
+        source: of its data.
+        mask: what of ``source.train`` it was trained on ``[N]``.
+        read: gives the manifest of a request.
+
+    Raises:
+        UnlearnError: no request is pending, or all samples are requested.
+    """
     pending = [request for request in own if request.pending]
     if not pending:
         raise UnlearnError(
@@ -137,13 +148,20 @@ def _of_requests(
 def _of_spec(
     spec: str, version: Version, own: list[ForgetRequest], source: Source, mask: npt.NDArray[np.bool_], read: _Manifests
 ) -> _Found:
-    """The spec's samples, and the request that names the same ones, if there is one."""
+    """The spec's samples, and the request that names the same ones, if there is one.
+
+    Args:
+        spec: of the forget set.
+        version: that is to forget.
+        own: its requests.
+        source: of its data.
+        mask: what of ``source.train`` it was trained on ``[N]``.
+        read: gives the manifest of a request.
+    """
     forget = resolve_forget(spec, source, mask, read)
-    scheme, _, request_id = spec.partition(":")
-    named = [request for request in own if scheme == "request" and request.id == request_id]
-    if not named:
-        request_id = forget_requests.request_id(version, Manifest(tuple(source.train.ids[i] for i in forget)))
-        named = [request for request in own if request.id == request_id]
+    same_samples = forget_requests.request_id(version, Manifest(tuple(source.train.ids[i] for i in forget)))
+    named = [request for request in own if spec == f"request:{request.id}"]
+    named = named or [request for request in own if request.id == same_samples]
     for request in own:
         if request not in named:
             state = "stays pending" if request.pending else "is not carried out again"

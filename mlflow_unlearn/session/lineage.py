@@ -54,19 +54,9 @@ def lineage(before: tuple[Evidence, str] | None) -> list[Step]:
 def request_record(request_id: str, run_id: str, *, by: str) -> RequestRecord:
     """A request by what its run has stored."""
     details = forget_requests.read_details(run_id)
-    return RequestRecord(
-        id=request_id,
-        of=details["of"],
-        run_id=run_id,
-        filed=details.get("filed"),
-        filed_by=details.get("filed_by"),
-        requester=details.get("requester"),
-        reason=details.get("reason"),
-        samples=details["samples"],
-        manifest_sha256=details["manifest_sha256"],
-        carried_out_by=by,
-        metrics={},
-    )
+    always = {name: details[name] for name in ("of", "samples", "manifest_sha256")}
+    optional = {name: details.get(name) for name in ("filed", "filed_by", "requester", "reason")}
+    return RequestRecord(id=request_id, run_id=run_id, carried_out_by=by, metrics={}, **always, **optional)
 
 
 def earlier_requests(

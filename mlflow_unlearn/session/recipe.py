@@ -52,16 +52,13 @@ def training_recipe(session: Session, options: ReadOptions) -> Recipe:
             note(f"Note: {record.source_uri}, from which {version.uri} was made, cannot be opened ({error}).")
             break
         record = version.record
-    trained = record is not None and record.provenance.method in ("train", "retrain")
-    recorded = record.provenance if record is not None and trained else None
-    if recorded is None:
-        note(f"Note: {version.uri} does not record how it was trained; retraining takes the defaults of `retrain`.")
-    fields = get_method("retrain").Params.model_fields
     own = session.version.record
     architecture = options.architecture or (own.architecture if own is not None else None)
     with isolated_rng(0):
         model_factory = builder_like(session.module, architecture, len(session.view.classes), session.image_shape)
-    if recorded is None:
+    if record is None or record.provenance.method not in ("train", "retrain"):
+        note(f"Note: {version.uri} does not record how it was trained; retraining takes the defaults of `retrain`.")
         return Recipe({}, "none", None, architecture, model_factory)
+    recorded, fields = record.provenance, get_method("retrain").Params.model_fields
     params = {key: value for key, value in recorded.params.items() if key in fields}
     return Recipe(params, recorded.augment or "none", recorded.seed, architecture, model_factory)

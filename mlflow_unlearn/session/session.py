@@ -70,11 +70,14 @@ class Session:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """``(C, H, W)`` of what the module reads."""
-        shape = self.view.shape
-        if shape is None or len(shape) != 3:
+        """``(C, H, W)`` of the module's inputs.
+
+        Raises:
+            ValueError: the session was opened to measure, which does not need the shape.
+        """
+        if self.view.shape is None:
             raise ValueError("open_session sets the shape")
-        return shape[0], shape[1], shape[2]
+        return self.view.shape
 
     def manifest(self, indices: npt.NDArray[np.int64]) -> Manifest:
         """The plain ids of training samples."""
@@ -99,14 +102,9 @@ class Session:
     def log_manifests(self) -> None:
         """The sets as dataset inputs of the active run."""
         source = self.view.source
-        sets = {
-            "forget": self.forget_manifest,
-            "retain": self.manifest(self.retain),
-            "val": Manifest(source.val.ids),
-            "test": Manifest(source.test.ids),
-        }
-        counts = {role: len(manifest.ids) for role, manifest in sets.items()}
-        log_manifests(source.spec, {role: manifest.digest for role, manifest in sets.items()}, counts)
+        held_out = {"val": Manifest(source.val.ids), "test": Manifest(source.test.ids)}
+        trained_on = {"forget": self.forget_manifest, "retain": self.manifest(self.retain)}
+        log_manifests(source.spec, trained_on | held_out)
 
     def filed(self, options: Unlearning) -> "Session":
         """The session with its forget set filed as a request, if need be; only `mark_done` tags the version."""
@@ -187,11 +185,12 @@ def open_session(client: MlflowClient, run_id: str, options: Unlearning, folder:
     version = open_version(client, options.model_uri, folder)
     log_source_model(client, run_id, version.model_id)
     view = open_input_spec(version, options)
+    source = view.source
     module = load_module(version, options.architecture, len(view.classes))
-    mask = training_mask(version, view.source)
-    chosen = requested_forget_set(client, version, view.source, mask, options)
+    mask = training_mask(version, source)
+    chosen = requested_forget_set(client, version, source, mask, options)
     retain = retained(mask, chosen.indices)
-    earlier = earlier_requests(client, version, view.source, mask)
+    earlier = earlier_requests(client, version, source, mask)
     splits = make_splits(view, module, chosen.indices, retain, progress)
     shape = check_outputs(module, splits.retain, view.classes, version.uri)
     if version.input_shape not in (None, shape):

@@ -36,7 +36,7 @@ class InputSpec:
     source: Source
     transform: str
     classes: tuple[str, ...]
-    shape: tuple[int, ...] | None
+    shape: tuple[int, int, int] | None
 
     def dataset(self, split: Split, module: nn.Module | None, description: str, progress: bool) -> Dataset[Any]:
         """A split as the model reads it.
@@ -68,9 +68,8 @@ def open_input_spec(version: Version, options: ReadOptions) -> InputSpec:
     Raises:
         UnlearnError: something is not recorded and not given, or does not fit.
     """
-    data = data_spec(version, options.data)
-    source = load_source(data)
-    classes = _classes(version, source, data, options.classes)
+    source = load_source(data_spec(version, options.data))
+    classes = _classes(version, source, options)
     shape = version.record.image_shape if version.record is not None else version.input_shape
     return InputSpec(source, _transform(version, source, options), classes, shape)
 
@@ -87,11 +86,15 @@ def data_spec(version: Version, given: str | None) -> str:
     return data
 
 
-def _classes(version: Version, source: Source, data: str, named: str | None) -> tuple[str, ...]:
-    """The names of the classes in the order of the version's outputs; ``data`` is the source's spec."""
+def _classes(version: Version, source: Source, options: ReadOptions) -> tuple[str, ...]:
+    """The names of the classes in the order of the version's outputs.
+
+    Raises:
+        UnlearnError: the names that are given or recorded are not the source's.
+    """
     record, classes = version.record, source.classes
-    if named is not None:
-        classes = _class_names(named)
+    if options.classes is not None:
+        classes = _class_names(options.classes)
     elif record is None:
         note(
             f"Note: {version.uri} does not record its classes; the source's order is assumed: "
@@ -101,7 +104,8 @@ def _classes(version: Version, source: Source, data: str, named: str | None) -> 
         classes = record.classes
     else:
         raise UnlearnError(
-            f"{version.uri} was trained on the classes {', '.join(record.classes[:10])} and {data!r} has "
+            f"{version.uri} was trained on the classes {', '.join(record.classes[:10])} and "
+            f"{data_spec(version, options.data)!r} has "
             f"{', '.join(source.classes[:10])}: give the data that it was trained on, or classes="
         )
     if sorted(classes) != sorted(source.classes):
@@ -116,7 +120,11 @@ def _classes(version: Version, source: Source, data: str, named: str | None) -> 
 
 
 def _transform(version: Version, source: Source, options: ReadOptions) -> str:
-    """The spec of the input transform; ``none`` where the source is transformed already and nothing else is given."""
+    """The spec of the input transform; ``none`` where the source is transformed already and nothing else is given.
+
+    Raises:
+        UnlearnError: it is neither given nor recorded, and does not follow from the model.
+    """
     transform = options.transform or (version.record.transform if version.record is not None else None)
     if transform is not None:
         return transform
@@ -140,6 +148,11 @@ def _is_timm(version: Version) -> bool:
 
 
 def _class_names(text: str) -> tuple[str, ...]:
+    """From a list with commas or a file with one name a line.
+
+    Raises:
+        UnlearnError: the file is not UTF-8 text.
+    """
     names = text.split(",")
     # os.path and not pathlib: a thousand names are too long for a path, which pathlib raises.
     if os.path.isfile(text):
