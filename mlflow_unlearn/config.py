@@ -322,15 +322,9 @@ COMMANDS: dict[str, type[Command]] = {
 
 def options(command: type[Command]) -> dict[str, Any]:
     """The options of a command, name → pydantic's field: required ones first, then its own, then the shared ones."""
-    own = command.__annotations__
-
-    def rank(name: str) -> tuple[bool, bool, bool]:
-        return not command.model_fields[name].is_required(), name not in own, name == "debug"
-
-    return {
-        command.model_fields[name].alias or name: command.model_fields[name]
-        for name in sorted(command.model_fields, key=rank)
-    }
+    own, fields = command.__annotations__, command.model_fields
+    ranked = sorted(fields, key=lambda name: (not fields[name].is_required(), name not in own, name == "debug"))
+    return {fields[name].alias or name: fields[name] for name in ranked}
 
 
 GOLD_SEED = 1000

@@ -17,7 +17,14 @@ STARTED = time.monotonic()
 
 
 def track(iterable: Iterable[T], description: str, *, enabled: bool, total: int | None = None) -> Iterable[T]:
-    """Iterate with a bar that vanishes when done."""
+    """Iterate with a bar that vanishes when done.
+
+    Args:
+        iterable: what to iterate over.
+        description: beside the bar.
+        enabled: False shows none.
+        total: number of items, where ``iterable`` has no length.
+    """
     from rich.progress import track as rich_track
 
     console = _stderr()

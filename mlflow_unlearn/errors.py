@@ -45,7 +45,7 @@ def first_line(error: BaseException) -> str:
     ('no such thing', 'KeyError')
     """
     lines = str(error).strip().splitlines()
-    # Before it is cut: half a password would not be known as one.
+    # Before it is shortened: half a password would not be recognised.
     return without_passwords(lines[0])[:200] if lines else type(error).__name__
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
-from toy import CPU, Net, accuracy, class_splits, digits, global_state, net, original, same, splits, state
+from toy import CPU, Net, accuracy, class_splits, global_state, net, original, same, splits, state
 
 from mlflow_unlearn import Splits, unlearn
 from mlflow_unlearn.api import unlearn_on
@@ -76,14 +76,8 @@ class TestTheCallersWorld:
 
 
 class TestSeeds:
-    def test_same_seed_same_weights_whatever_the_global_generators_say(self):
-        torch.manual_seed(1)
-        first = forget(seed=3)
-        torch.manual_seed(2)
-        assert weights_digest(first.model) == weights_digest(forget(seed=3).model)
-        assert weights_digest(first.model) != weights_digest(forget(seed=4).model)
-
-    def test_two_processes_give_the_same_bits(self):
+    def test_another_process_gives_the_same_bits(self):
+        """With other hash values, by which sets would be ordered."""
         here = Path(__file__).parent
         code = (
             "from toy import original, splits\n"
@@ -91,13 +85,10 @@ class TestSeeds:
             "from mlflow_unlearn.engine.architectures import weights_digest\n"
             f"print(weights_digest(unlearn(original(), splits(), params={FAST!r}, seed=7).model))"
         )
-        digests = set()
-        for hash_seed in ("1", "2"):
-            path = os.pathsep.join([str(here), str(here.parent)])
-            env = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": hash_seed}
-            done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-            digests.add(done.stdout.strip())
-        assert len(digests) == 1 and len(digests.pop()) == 64
+        path = os.pathsep.join([str(here), str(here.parent)])
+        env = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "1"}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == weights_digest(forget(seed=7).model)
 
     def test_workers_do_not_change_the_weights(self):
         assert weights_digest(forget(num_workers=2, params={"epochs": 1}).model) == weights_digest(
@@ -111,17 +102,6 @@ class TestSeeds:
 
 
 class TestModels:
-    def test_frozen_parameters_stay_bit_equal(self):
-        model = original()
-        model[0].requires_grad_(False)
-        after = forget(model).model
-        assert torch.equal(after[0].weight, model[0].weight) and torch.equal(after[0].bias, model[0].bias)
-        assert not torch.equal(after[6].weight, model[6].weight)
-
-    def test_without_a_trainable_parameter(self):
-        with pytest.raises(UnlearnError, match="all parameters of the model are frozen"):
-            forget(original().requires_grad_(False))
-
     @pytest.mark.parametrize("model", [nn.ReLU(), nn.Sequential()])
     def test_without_any_parameter(self, model):
         with pytest.raises(UnlearnError, match="the model has no parameters"):
@@ -167,15 +147,10 @@ class TestData:
         with pytest.raises(UnlearnError, match=r"the data has label 10, and the model has 10 outputs \(0 to K − 1\)"):
             forget(sets=Splits(**parts), params={"retain_fraction": 1})
 
-    @pytest.mark.parametrize(("count", "batch_size"), [(1, 32), (1, 2), (5, 32), (31, 4)])
-    def test_small_forget_sets(self, count, batch_size):
-        result = forget(sets=splits(count), params={"batch_size": batch_size, "lr": 1e-4})
-        assert len(result.history) == 2 and weights_digest(result.model) != weights_digest(original())
-
     def test_no_batch_of_one(self):
         """3 + 30 % of 100 = 33 samples in batches of at most 32; BatchNorm refuses to normalise a single one.
 
-        The model always says 0: right for one of three forgotten samples, and never for the validation set.
+        The model always predicts 0: right for one of three forgotten samples, and never for the validation set.
         """
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Linear(16, 10))
         sets = splits(3, 100)
@@ -183,10 +158,6 @@ class TestData:
         with torch.no_grad():
             model[3].bias[0] = 100.0
         assert len(forget(model, sets, params={"epochs": 1}).history) == 1
-
-    def test_one_sample_of_each(self):
-        sets = Splits(digits(0, 1), digits(1, 2), digits(200, 350), digits(350, 500))
-        assert len(forget(sets=sets).history) == 2
 
 
 class TestOptions:

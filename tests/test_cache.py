@@ -1,8 +1,6 @@
 """Entries that are made once, checked when read, and made again when they are damaged."""
 
 import os
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -10,7 +8,7 @@ import pytest
 
 from mlflow_unlearn import cache
 
-FACTS = {"a": 1, "b": [1, 2]}
+KEY = {"a": 1, "b": [1, 2]}
 
 
 @pytest.fixture
@@ -36,16 +34,16 @@ def entries(folder):
 
 def test_made_once_and_the_same_after(folder):
     make = Made()
-    first, second = cache.arrays("kind", FACTS, make), cache.arrays("kind", dict(reversed(FACTS.items())), make)
+    first, second = cache.arrays("kind", KEY, make), cache.arrays("kind", dict(reversed(KEY.items())), make)
     assert make.times == 1 and len(entries(folder)) == 1
     for name, array in first.items():
         assert np.array_equal(array, second[name]) and array.dtype == second[name].dtype
 
 
-def test_other_facts_and_other_kinds_are_other_entries(folder):
+def test_other_keys_and_other_kinds_are_other_entries(folder):
     make = Made()
-    for kind, facts in (("kind", FACTS), ("kind", {"a": 2}), ("other", FACTS)):
-        cache.arrays(kind, facts, make)
+    for kind, key in (("kind", KEY), ("kind", {"a": 2}), ("other", KEY)):
+        cache.arrays(kind, key, make)
     assert make.times == 3 and len(entries(folder)) == 3
 
 
@@ -60,13 +58,13 @@ def test_other_facts_and_other_kinds_are_other_entries(folder):
 )
 def test_a_damaged_entry_is_named_and_made_again(folder, damage, capfd):
     make = Made()
-    cache.arrays("kind", FACTS, make)
+    cache.arrays("kind", KEY, make)
     [path] = entries(folder)
     path.write_bytes(damage(path.read_bytes()))
-    again = cache.arrays("kind", FACTS, make)
+    again = cache.arrays("kind", KEY, make)
     assert make.times == 2 and again["x"].mean() == 1
     assert f"the cache entry {path} is damaged" in capfd.readouterr().err
-    cache.arrays("kind", FACTS, make)
+    cache.arrays("kind", KEY, make)
     assert make.times == 2
 
 
@@ -74,7 +72,7 @@ def test_a_folder_that_cannot_be_written_is_named_and_does_not_matter(tmp_path, 
     """A file in the place of the folder: root, who runs CI, may write to every real folder."""
     (tmp_path / "taken").write_text("")
     monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", str(tmp_path / "taken"))
-    assert cache.arrays("kind", FACTS, Made(7))["x"].mean() == 7
+    assert cache.arrays("kind", KEY, Made(7))["x"].mean() == 7
     assert "cannot be written" in capfd.readouterr().err
 
 
@@ -85,7 +83,7 @@ def test_a_full_disk_leaves_nothing_behind(folder, monkeypatch, capfd):
             file.write(b"x")
 
     monkeypatch.setattr(cache, "save_file", full)
-    assert cache.arrays("kind", FACTS, Made(7))["x"].mean() == 7
+    assert cache.arrays("kind", KEY, Made(7))["x"].mean() == 7
     assert "No space left" in capfd.readouterr().err
     assert [path.suffix for path in folder.rglob("*") if path.is_file()] == [".lock"]
 
@@ -94,12 +92,12 @@ def test_off_keeps_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", "off")
     monkeypatch.chdir(tmp_path)
     make = Made()
-    cache.arrays("kind", FACTS, make)
-    cache.arrays("kind", FACTS, make)
+    cache.arrays("kind", KEY, make)
+    cache.arrays("kind", KEY, make)
     assert make.times == 2 and not list(tmp_path.iterdir())
 
 
-def test_what_nobody_has_read_for_long_is_dropped(folder):
+def test_what_has_not_been_read_for_long_is_dropped(folder):
     make = Made()
     cache.arrays("kind", {"n": 1}, make)
     cache.arrays("kind", {"n": 2}, make)
@@ -114,19 +112,27 @@ def test_what_nobody_has_read_for_long_is_dropped(folder):
 
 
 def test_two_processes_that_need_the_same_entry_make_it_once(folder, tmp_path):
-    code = f"""
-import sys, time
-import numpy as np
-from mlflow_unlearn import cache
+    def make():
+        with open(tmp_path / "made", "a") as file:
+            file.write("made ")
+        time.sleep(1)
+        return {"x": np.ones(1000)}
 
-def make():
-    with open({str(tmp_path / "made")!r}, "a") as file:
-        file.write("made ")
-    time.sleep(2)
-    return {{"x": np.ones(1000)}}
-
-print(cache.arrays("kind", {FACTS!r}, make)["x"].sum())
-"""
-    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate(timeout=100)[0] for process in both] == ["1000.0\n"] * 2
+    children = []
+    for _ in range(2):
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if cache.arrays("kind", KEY, make)["x"].sum() == 1000 else 1)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
     assert (tmp_path / "made").read_text() == "made "
+
+
+def test_entries_are_listed_with_the_keys_that_they_depend_on(folder, monkeypatch):
+    assert list(cache.entries("kind")) == []
+    cache.arrays("kind", KEY, Made())
+    (folder / "kind" / "broken.safetensors").write_bytes(b"x")
+    assert {path.name == "broken.safetensors": key for path, key in cache.entries("kind")} == {True: {}, False: KEY}
+    assert not cache.off()
+    monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", "off")
+    assert cache.off()

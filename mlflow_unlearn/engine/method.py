@@ -14,6 +14,8 @@ from torch.utils.data import Dataset
 from mlflow_unlearn.errors import UnlearnError
 
 SplitName = Literal["forget", "retain", "val", "test"]
+InputLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``(images [N, C, H, W], logits [N, K], labels [N])`` to a scalar."""
 Datasets = Mapping[str, Dataset[Any]]
 """Images and labels by sample, by the name of their split."""
 
@@ -125,12 +127,7 @@ class Workspace(Protocol):
         """Images ``[B, C, H, W]`` and labels ``[B]`` of a set, in order, where the student computes."""
 
     def optimise_inputs(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        loss: Callable[[Tensor, Tensor, Tensor], Tensor],
-        optimizer: OptimizerSpec,
-        steps: int,
+        self, images: Tensor, labels: Tensor, loss: InputLoss, optimizer: OptimizerSpec, steps: int
     ) -> Tensor:
         """Images that minimise a loss of the student, which is in eval mode and stays as it is.
 

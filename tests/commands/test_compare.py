@@ -6,19 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import mlflow
 import pytest
 import toy
 from stores import FORGET, call, copied, reset_mlflow, use
 
-from mlflow_unlearn.comparison.runs import Trial
-from mlflow_unlearn.comparison.table import COLUMNS, Row, correlation
-from mlflow_unlearn.comparison.winner import best_method
 from mlflow_unlearn.config import parse_seeds
 from mlflow_unlearn.methods import BUILTIN, chosen_methods
-from mlflow_unlearn.metrics.suite import Metrics
 
 METHODS = ["lotus", "finetune", "neggrad_plus", "ssd"]
 PARAMS = json.dumps({"finetune": {"epochs": 2}, "neggrad_plus": {"epochs": 2}, "ssd": {"alpha": 1.0}})
@@ -310,31 +305,6 @@ def test_another_lock_says_nothing_of_a_run(store, cli):
     assert store.client.get_run(alive).info.status == "RUNNING"
 
 
-def trial(method: str, seed: int = 0, **judged: float) -> Trial:
-    values = Metrics()
-    values.update({"acc_val": 0.9, "acc_retain": 0.99, "mia_auc_val_high": 0.55, "avg_gap_excess_val": 0.1} | judged)
-    return Trial(method, {}, seed, Metrics(), values, 1.0, "", method != "unmoved", ())
-
-
-def test_the_rule():
-    """Lowest mean gap of the methods that meet every constraint with every seed; then that method's best seed."""
-    before = Metrics()
-    before.update({"acc_val": 0.9, "acc_retain": 0.99})
-    good = [trial("good", 0, avg_gap_excess_val=0.06), trial("good", 1, avg_gap_excess_val=0.04)]
-    others = {
-        "farther": [trial("farther", seed, avg_gap_excess_val=0.07) for seed in (0, 1)],
-        "useless": [
-            trial("useless", 0, avg_gap_excess_val=0.0),
-            trial("useless", 1, acc_val=0.88, avg_gap_excess_val=0),
-        ],
-        "over-forgotten": [trial("over", seed, mia_auc_val_high=0.49, avg_gap_excess_val=0.0) for seed in (0, 1)],
-        "unmoved": [trial("unmoved", seed, avg_gap_excess_val=0.0) for seed in (0, 1)],
-        "failed once": [trial("failed", 0, avg_gap_excess_val=0.0)],
-    }
-    assert best_method({**others, "good": good}, before, 2) is good[1]
-    assert best_method({"useless": others["useless"]}, before, 2) is None
-
-
 def test_a_given_gold_is_not_retrained(store, cli):
     assert (
         cli(
@@ -406,47 +376,8 @@ def test_bad_input(arguments, sentence, store, cli):
     assert parents(store)[0].info.status == "FAILED"
 
 
-def test_names():
+def test_names_and_seeds():
     assert chosen_methods("all") == [name for name in BUILTIN if name != "retrain"]
     assert chosen_methods("ssd, lotus,ssd,retrain") == ["ssd", "lotus"]
     assert parse_seeds("2") == [0, 1]
     assert parse_seeds("5,") == [5]
-
-
-def test_correlation_by_hand():
-    """Three methods on a line rf_jsd = 2 · jsd: Pearson 1; with one seed there is no spread."""
-
-    def row(method: str, jsd: float) -> Row:
-        metrics = Metrics()
-        metrics.update(jsd=jsd, rf_jsd=2 * jsd)
-        return Row(method, {0: metrics}, [1.0])
-
-    rows = [row(name, jsd) for name, jsd in (("a", 0.1), ("b", 0.2), ("c", 0.4), ("original", 9.0))]
-    found = correlation(rows, ["a", "b", "c"])
-    assert found is not None
-    assert (found.mean, found.sd) == (pytest.approx(1.0), None)
-    assert correlation(rows[:2], ["a", "b"]) is None
-
-
-def test_correlation_where_a_method_failed_with_a_seed():
-    """Seed 0: jsd 1, 2, 3 with rf_jsd 1, 2, 3, so 1. Seed 1, which d has alone beside them: 3, 2, 1 and 1, 2, 3, so −1.
-
-    By position d's only figure would stand beside those of seed 0. A method that failed with all seeds is left out.
-    """
-
-    def row(method: str, **seeds: tuple[float, float]) -> Row:
-        metrics = {}
-        for seed, (jsd, rf_jsd) in seeds.items():
-            metrics[int(seed[1:])] = Metrics()
-            metrics[int(seed[1:])].update(jsd=jsd, rf_jsd=rf_jsd)
-        return Row(method, metrics, [1.0])
-
-    rows = [row("a", s0=(1, 1), s1=(3, 1)), row("b", s0=(2, 2), s1=(2, 2)), row("c", s0=(3, 3)), row("d", s1=(1, 3))]
-    found = correlation([*rows, row("e")], ["a", "b", "c", "d", "e"])
-    assert found is not None
-    assert (found.mean, found.sd) == (pytest.approx(0.0), pytest.approx(2**0.5))
-
-
-def test_every_column_is_in_the_docs():
-    text = (Path(__file__).parents[2] / "docs" / "compare.md").read_text()
-    assert all(f"`{column}`" in text for column in COLUMNS)

@@ -1,4 +1,4 @@
-"""`tune`: nested runs, judged without the test set, and the very weights of the best one."""
+"""`tune`: nested runs, selected without the test set, and the very weights of the best one."""
 
 import json
 
@@ -116,7 +116,7 @@ def test_the_winner_is_registered_as_it_was(result):
 
 
 def test_feasible_is_what_the_constraints_say(result):
-    """Loss of accuracy against the original, on the sets that are judged."""
+    """Loss of accuracy against the original, on the selection splits."""
     store, parent = result
     before = parent.data.metrics
     for run in trials_of(store, parent):
@@ -372,7 +372,7 @@ def test_ranks_and_workers_do_not_mix():
         (("--prefix", "layer9"), "layer9"),
         (("--space", '{"prefix": ["none", "layer9"]}'), "layer9"),
         (("--storage", "sqlite://"), "storage = 'sqlite://' lives in memory"),
-        (("--storage", "postgresql://host:abc/db?user=me&password=secret"), "is no database URL"),
+        (("--storage", "postgresql://host:abc/db?user=me&password=secret"), "is not a database URL"),
     ],
 )  # fmt: skip
 def test_bad_input(store, cli, arguments, sentence):

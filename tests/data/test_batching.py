@@ -1,6 +1,8 @@
 """Batches are what reading item by item gives, however they are read."""
 
 import os
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -105,7 +107,7 @@ def test_a_forward_pass_takes_what_suits_the_device():
         assert forward_batch(images(*shape), CPU) == forward_batch(Subset(images(*shape), [1]), CPU) == size
         assert forward_batch(ConcatDataset([images(1, 8, 8), images(*shape)]), CPU) == size
         assert forward_batch(images(*shape), torch.device("cuda")) == 256
-    assert forward_batch(Plain(images(3, 8, 8)), CPU) == 128  # whose samples' size nobody knows
+    assert forward_batch(Plain(images(3, 8, 8)), CPU) == 128  # whose samples have no known size
 
 
 def test_what_is_in_memory():
@@ -136,7 +138,9 @@ def settings(dataset, count=20, size=4, device=CPU):
 def machine(monkeypatch):
     def build(cores, shared=1 << 30, **environment):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-        monkeypatch.setattr(batching, "_shared_memory", lambda: shared)
+        usage = SimpleNamespace(free=2 * shared)  # of which half is taken
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+        monkeypatch.setattr(os.path, "isdir", lambda _: True)
         monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
@@ -169,7 +173,7 @@ def test_workers_are_as_many_as_shared_memory_has_room_for(machine):
         machine(8, shared)
         assert settings(big)["num_workers"] == settings(ConcatDataset([tensors(8), big]))["num_workers"] == workers
     machine(8, shared=0)
-    assert settings(Plain(tensors(20)))["num_workers"] == 4  # whose samples' size nobody knows
+    assert settings(Plain(tensors(20)))["num_workers"] == 4  # whose samples have no known size
 
 
 def test_pages_are_pinned_for_a_gpu_alone():

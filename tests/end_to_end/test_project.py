@@ -69,7 +69,7 @@ def test_the_defaults_survive_the_way_through_mlflow(name, monkeypatch, tmp_path
     from mlflow_unlearn import cli
 
     seen = []
-    monkeypatch.setattr(cli, "flow", lambda name: seen.append)
+    monkeypatch.setattr(cli, "command_function", lambda name: seen.append)
     required = {option: f"a {option}" for option, field in options(COMMANDS[name]).items() if field.is_required()}
     entry = _project_spec.load_project(str(ROOT)).get_entry_point(name)
     through = shlex.split(entry.compute_command(required, str(tmp_path)))[3:]

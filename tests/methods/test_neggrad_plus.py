@@ -101,7 +101,7 @@ def test_the_longer_set_is_read_once_an_epoch():
     sets = splits(30, 170)
     forget, retain = Listed(sets.forget), Listed(sets.retain)
     for data in (forget, retain):
-        data.targets = data.data.tensors[1]  # So that nobody reads it for its labels.
+        data.targets = data.data.tensors[1]  # So that it is not read for its labels.
     sets = Splits(forget, retain, sets.val, digits(350, 500))
     unlearn(original(), sets, "neggrad_plus", {"epochs": 3, "batch_size": 32})
     assert retain.readings == 3 * 170 and forget.readings == 3 * 6 * 30

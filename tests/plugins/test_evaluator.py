@@ -300,7 +300,9 @@ def test_bad_input_ends_in_a_sentence(used, measured, source, samples):
         "no column 'split': its columns are 'id'": case("models:/clf/2", forget[["id"]]),
         "no column 'id': its columns are 'name', 'split'": case("models:/clf/2", forget.rename(columns={"id": "name"})),
         "is a ndarray: give a pandas DataFrame with the columns id and split": case("models:/clf/2", [[0.0], [1.0]]),
-        "the splits 'holdout': known are forget, retain, val, test": case("models:/clf/2", rows("holdout", "digits/1")),
+        "the splits 'holdout': valid values: forget, retain, val, test": case(
+            "models:/clf/2", rows("holdout", "digits/1")
+        ),
         "ids that 'digits,train=15%' doesn't have: 'digits/9999'": case("models:/clf/2", rows("test", "digits/9999")),
         f"ids twice: '{one}'": case("models:/clf/2", rows("retain", one)),
         "no row of the split 'forget'": case("models:/clf/2", samples[samples["split"] == "test"]),

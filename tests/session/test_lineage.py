@@ -1,12 +1,16 @@
 """What was forgotten on the way to a version."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 import records
+from chains import evidence_of, folder_of
+from stores import call
 
+from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.session.lineage import earlier_requests, lineage, previous, request_record
@@ -41,3 +45,22 @@ def test_what_a_version_of_an_earlier_release_forgot(opened, store, tmp_path):
     assert earlier.indices.tolist() == [3, 5]
     assert earlier.record == request_record(request.id, request.run_id, by="models:/clf/1")
     assert (earlier.record.samples, earlier.record.reason, earlier.record.requester) == (2, "asked", "p-7")
+
+
+def test_retaining_what_was_forgotten_is_refused(chain):
+    """A sample is put back into the training manifest of version 3."""
+    path = folder_of("3") / "extra_files" / "training_manifest.csv"
+    before = path.read_text()
+    request = evidence_of("3").requests[0]
+    stored = Path(mlflow.artifacts.download_artifacts(run_id=request.run_id, artifact_path="request/manifest.csv"))
+    forgotten = Manifest.from_csv(stored).ids[0]
+    try:
+        path.write_text(before + Manifest.from_csv(path).key(forgotten) + "\n")
+        refused = call("unlearn", "--model-uri", "models:/clf/3", "--forget", "random:5")
+        assert refused.code == 2
+        assert f"1 samples that request {request.id} had models:/clf/2 forget" in refused.err
+        checked = call("verify", "--model-uri", "models:/clf/3")
+        assert checked.code == 3 and "are in the training manifest" in checked.err
+    finally:
+        path.write_text(before)
+    assert chain.versions() == ["1", "2", "3", "4"]
