@@ -459,22 +459,20 @@ def test_pending_requests_are_carried_out_together(store, cli):
     assert store.runs()[0].data.metrics["count.n_forget"] == len(together)
 
 
-def test_a_chain_retains_nothing_that_was_forgotten_before(store, cli):
+def test_a_chain_retains_nothing_that_was_forgotten_before(chain_template, cli, tmp_path):
     """1 → 2 → 3: version 2's manifest masks what version 3 may be fed."""
-    assert cli("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET, *QUICK).code == 0
-    assert cli("request", "--model-uri", "models:/clf/2", "--forget", "random:30,seed=9").code == 0
-    assert cli("unlearn", "--model-uri", "models:/clf/2", *QUICK).code == 0
-    second, third = trained_on("2"), trained_on("3")
-    assert second == set(source().train.ids) - forgotten()
-    assert third < second
-    assert len(second - third) == 30
-    assert store.tags("3")["unlearn.source_uri"] == "models:/clf/2"
-    retain = next(e.dataset for e in store.runs()[0].inputs.dataset_inputs if e.tags[0].value == "retain")
-    assert retain.digest == Manifest(tuple(third)).digest[:36]
-    # Measured against version 1, what version 2 forgot is still no retain sample.
-    measured = cli("evaluate", "--model-uri", "models:/clf/3", "--original-uri", "models:/clf/1")
-    assert measured.code == 0, measured.err
-    assert store.runs()[0].data.metrics["count.n_retain"] == len(third)
+    with copied(chain_template, tmp_path / "store") as store:
+        second, third = trained_on("2"), trained_on("3")
+        assert second == set(source().train.ids) - forgotten("random:20,seed=1")
+        assert third < second and len(second - third) == 20
+        assert store.tags("3")["unlearn.source_uri"] == "models:/clf/2"
+        inputs = store.client.get_run(store.tags("3")["unlearn.run_id"]).inputs.dataset_inputs
+        retain = next(entry.dataset for entry in inputs if entry.tags[0].value == "retain")
+        assert retain.digest == Manifest(tuple(third)).digest[:36]
+        # Measured against version 1, what version 2 forgot is still not retained.
+        measured = cli("evaluate", "--model-uri", "models:/clf/3", "--original-uri", "models:/clf/1")
+        assert measured.code == 0, measured.err
+        assert store.runs()[0].data.metrics["count.n_retain"] == len(third)
 
 
 def test_a_later_request_carries_the_done_ones_out_again(store, cli):
