@@ -7,8 +7,8 @@ import warnings
 import pytest
 
 from mlflow_unlearn import cli
-from mlflow_unlearn.console import note
-from mlflow_unlearn.errors import UnlearnWarning, first_line, hidden_password, without_passwords
+from mlflow_unlearn.console import first_line, hidden_password, note, without_passwords
+from mlflow_unlearn.errors import UnlearnWarning
 
 
 @pytest.mark.parametrize(
