@@ -87,7 +87,8 @@ def test_notes_warnings_and_usage_errors(capsys, monkeypatch):
 def test_a_crash_tells_no_password():
     code = (
         "import mlflow_unlearn.cli as cli\n"
-        "cli.flow = lambda name: int('http://me:secret@host')\n"  # a bug that nobody has foreseen
+        "import mlflow_unlearn.commands.methods as command\n"
+        "command.methods = lambda options: int('http://me:secret@host')\n"  # a bug that nobody has foreseen
         "cli.main(['methods'])"
     )
     crashed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
