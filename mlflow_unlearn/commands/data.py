@@ -1,8 +1,9 @@
 """`data`: what a data source contains."""
 
 from mlflow_unlearn import config
+from mlflow_unlearn.console import first_line
 from mlflow_unlearn.data.loaders import load_source
-from mlflow_unlearn.errors import UnlearnError, first_line
+from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.report import table
 
 

@@ -233,11 +233,11 @@ class TrainerState:
                 self._options.on_state(values, self.model, self._datasets)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """A copy of the student's state dict."""
+        """A copy of the student's state dict, tensors ``[…]`` by name."""
         return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Load a `snapshot`."""
+        """Load a `snapshot`, tensors ``[…]`` by name."""
         self.model.load_state_dict(state)
 
     @cached_property

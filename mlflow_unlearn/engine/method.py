@@ -156,10 +156,10 @@ class Workspace(Protocol):
         """Add one epoch to the history."""
 
     def snapshot(self) -> dict[str, Tensor]:
-        """A copy of the student's state."""
+        """A copy of the student's state dict, tensors ``[…]`` by name."""
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Put a `snapshot` back."""
+        """Load a `snapshot`, tensors ``[…]`` by name."""
 
 
 Plan = Generator[Phase, PhaseStats, Mapping[str, float]]
@@ -268,7 +268,11 @@ class Method:
         self.params = self.Params.parse({**self.by_family.get(family, {}), **(params or {})}, method=self.name)
 
     def plan(self, workspace: Workspace) -> Plan:
-        """Yield phases, receive their `PhaseStats`, and return what is known of the end state (``acc_forget``, …)."""
+        """Yield phases, receive their `PhaseStats`, and return what is known of the end state (``acc_forget``, …).
+
+        Raises:
+            NotImplementedError: a subclass has not written it.
+        """
         raise NotImplementedError
 
     @classmethod

@@ -16,9 +16,9 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from mlflow_unlearn.config import Command
-from mlflow_unlearn.console import STARTED
+from mlflow_unlearn.console import STARTED, first_line, hidden_password, without_passwords
 from mlflow_unlearn.distributed.launch import RUN_FILE_VARIABLE
-from mlflow_unlearn.errors import UnlearnError, first_line, hidden_password, without_passwords
+from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry.system import system_facts
 from mlflow_unlearn.registry.uris import absolute_uri, hidden_spec
 

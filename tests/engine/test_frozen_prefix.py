@@ -210,7 +210,12 @@ class TestAuto:
 
     @pytest.mark.parametrize(
         ("make", "name"),
-        [(resnet, "layer4"), (vit, "blocks.4"), (densenet, "features.denseblock4"), (sequential, "6")],
+        [
+            (resnet, "layer4"),
+            (vit, "blocks.4"),
+            pytest.param(densenet, "features.denseblock4", marks=pytest.mark.slow),
+            (sequential, "6"),
+        ],
     )
     def test_the_last_cut_with_a_quarter_of_the_depth_behind(self, make, name):
         model, _ = make()
@@ -300,12 +305,11 @@ def forget(name="lotus", sets=None, model=None, prefix=SPLIT, **options):
 
 @quiet
 class TestUnlearning:
-    @pytest.mark.parametrize("kind", [splits, class_splits])
     @pytest.mark.parametrize("name", [name for name in BUILTIN if name != "retrain"])
-    def test_every_method_trains_what_lies_behind_and_nothing_before(self, name, kind):
+    def test_every_method_trains_what_lies_behind_and_nothing_before(self, name):
         model = original()
         before = state(model)
-        after = state(forget(name, kind(), model).model)
+        after = state(forget(name, class_splits() if name in ("lotus", "unsir") else splits(), model).model)
         changed = {key for key in before if not torch.equal(before[key], after[key])}
         assert changed == BEHIND and after.keys() == before.keys()
         assert same(state(model), before)
@@ -319,9 +323,9 @@ class TestUnlearning:
         assert {key for key in before if not torch.equal(before[key], after[key])} == BEHIND
         assert all(after[key].dtype == before[key].dtype for key in before)
 
-    @pytest.mark.parametrize("name", [name for name in BUILTIN if name != "retrain"])
-    def test_the_same_seed_gives_the_same_weights(self, name):
-        assert weights_digest(forget(name, seed=3).model) == weights_digest(forget(name, seed=3).model)
+    def test_the_same_seed_gives_the_same_weights(self):
+        first, second, other = (weights_digest(forget(seed=seed).model) for seed in (3, 3, 4))
+        assert first == second != other
 
     def test_retraining_is_refused(self):
         with pytest.raises(UnlearnError, match="retraining starts every layer anew.*use prefix=none"):
