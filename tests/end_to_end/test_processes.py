@@ -75,7 +75,8 @@ def test_rank_0_alone_registers_and_makes_a_run(store):
     assert made[0].data.params["unlearn.processes"] == "2"
 
 
-@pytest.mark.parametrize("victim", ["1", pytest.param("0", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["0", "1"])
 def test_a_rank_that_is_killed_ends_the_others_and_fails_the_run(store, training, victim):
     process, run_id = training
     before = store.everything_registered()
