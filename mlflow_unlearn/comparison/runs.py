@@ -143,12 +143,12 @@ class ComparisonRunner:
                 digest = weights_digest(result.model)
                 moved = digest != self._source
                 warnings = result.warnings if moved else (*result.warnings, "left every weight as it was")
-                trial = Trial(method, params, seed, metrics, selection, result.seconds, digest, moved, warnings)
-                mlflow.log_dict(_to_json(trial), RESULT)
+                figures = {"metrics": _to_json(metrics), "judged": _to_json(selection), "seconds": result.seconds}
+                mlflow.log_dict({**figures, "weights_sha256": digest, "warnings": list(warnings)}, RESULT)
                 mlflow.set_tag("unlearn.weights_sha256", digest)
                 mlflow.log_metrics({**metrics, **selection})
                 log_history(get_method(method), result)
-                return trial
+                return Trial(method, params, seed, metrics, selection, result.seconds, digest, moved, warnings)
         except UnlearnError as error:
             # Hyperparameters that diverge are a row's result, not the end of the comparison.
             note(f"Note: {method} with seed {seed} failed: {error}")
@@ -194,26 +194,20 @@ class ComparisonRunner:
 
     def _key(self, method: str, params: Mapping[str, Any], seed: int, gold: Gold | None) -> str:
         """Digest of all that the weights and metrics of a run depend on."""
-        session = self.session
+        view, machine = self.session.view, self.session.hardware
         cache_key = {
             "package": __version__,
             "source": self._source,
-            "data": session.view.source.digest,
-            "transform": session.view.transform,
-            "classes": list(session.view.classes),
+            "data": view.source.digest,
+            "transform": view.transform,
+            "classes": list(view.classes),
             "sets": self._sets,
             "gold": None if gold is None else gold.digest,
             "method": method,
             "params": dict(params),
             "seed": seed,
             "prefix": None if method == "retrain" else self.teacher.prefix,
-            "hardware": [
-                session.hardware.device.type,
-                session.hardware.precision,
-                session.hardware.channels_last,
-                session.hardware.compile,
-                ranks.world(),
-            ],
+            "hardware": [machine.device.type, machine.precision, machine.channels_last, machine.compile, ranks.world()],
         }
         return hashlib.sha256(json.dumps(cache_key, sort_keys=True).encode()).hexdigest()
 
@@ -223,17 +217,8 @@ class ComparisonRunner:
         return found[0] if found else None
 
 
-def _to_json(trial: Trial) -> dict[str, Any]:
-    def stored(metrics: Metrics) -> dict[str, Any]:
-        return {"values": dict(metrics), "not_computed": metrics.missing, "counts": metrics.counts}
-
-    return {
-        "metrics": stored(trial.metrics),
-        "judged": stored(trial.selection_metrics),
-        "seconds": trial.seconds,
-        "weights_sha256": trial.digest,
-        "warnings": list(trial.warnings),
-    }
+def _to_json(metrics: Metrics) -> dict[str, Any]:
+    return {"values": dict(metrics), "not_computed": metrics.missing, "counts": metrics.counts}
 
 
 def _metrics(stored: Mapping[str, Any]) -> Metrics:

@@ -402,13 +402,8 @@ def finish(runner: StudyRunner, name: str | None) -> None:
     if prefix is not None:
         mlflow.set_tag("unlearn.prefix", prefix)
         note(f"Note: the layers before {prefix} stayed frozen and cannot forget what they encode.")
-    selection = Selection(
-        by="tune",
-        rule=rule(options.objective, options.mode),
-        study=study.study_name,
-        trial=winner.number,
-        trials=count(study, TrialState.COMPLETE, TrialState.PRUNED),
-    )
+    reason, trials = rule(options.objective, options.mode), count(study, TrialState.COMPLETE, TrialState.PRUNED)
+    selection = Selection(by="tune", rule=reason, study=study.study_name, trial=winner.number, trials=trials)
     provenance = Provenance(
         method=chosen.method, params=dict(result.params), seed=options.seed, prefix=prefix, selection=selection
     )

@@ -1,4 +1,4 @@
-"""`compare`: one nested run a method and seed, the table, and taking over what was finished before."""
+"""`compare`: one nested run per method and seed, the table, and reusing what was finished before."""
 
 import json
 import os
@@ -103,7 +103,7 @@ def test_the_table(result):
 
 
 def test_deterministic_methods_have_no_spread(result):
-    """SSD knows no chance: two seeds, one set of weights; only the gold it is measured against differs."""
+    """SSD is deterministic: two seeds, one set of weights; only the gold it is measured against differs."""
     store, parent, _ = result
     digests = {
         method: {
@@ -127,7 +127,7 @@ def test_the_epochs_are_in_each_nested_run(result):
         assert steps == list(range(len(steps))) and steps
 
 
-def test_gold_models_are_no_twins_of_each_other_or_of_the_original(result):
+def test_gold_models_differ_from_each_other_and_from_the_original(result):
     store, parent, _ = result
     rows = {row["method"]: row for row in table(parent)}
     assert rows["floor"]["jsd"] > 1e-4
@@ -153,6 +153,7 @@ def test_another_setting_runs_again(result):
     assert {run.data.tags["unlearn.method"] for run in nested(store, parents(store)[0])} == {"finetune"}
 
 
+@pytest.mark.slow
 def test_killed_half_way_and_started_again(compared, template, tmp_path):
     """SIGKILL: the next one closes what was left RUNNING, runs what is missing, and has the undisturbed table."""
     undisturbed = table_of_first(compared)
@@ -213,29 +214,24 @@ def test_two_at_once(store, cli):
     assert [run.info.status for run in parents(store)] == ["FAILED", "FAILED", "KILLED"]
 
 
-def test_the_best_is_registered_by_the_stated_rule(store, cli):
-    """Judged on the validation set; the table's figures come from the test set."""
-    done = cli(*COMPARE, "--register", "best")
-    [parent] = parents(store)
+def test_the_best_is_registered_by_the_stated_rule(result, tmp_path):
+    """Selected on the validation set, from runs that are finished; the table's figures come from the test set."""
+    store, parent, _ = result
     runs = [run for run in nested(store, parent) if run.data.tags["unlearn.method"] != "retrain"]
-    gaps = {}
-    for run in runs:
-        gaps.setdefault(run.data.tags["unlearn.method"], []).append(run.data.metrics["avg_gap_excess_val"])
-    if done.code == 3:
-        pytest.fail(f"choose params with which a method meets the constraints: {done.err}")
-    tags = store.tags("2")
-    assert f"The best is {tags['unlearn.method']} with seed" in done.out
-    best = min(
-        (run for run in runs if run.data.tags["unlearn.method"] == tags["unlearn.method"]),
-        key=lambda r: r.data.metrics["avg_gap_excess_val"],
-    )
-    assert tags["unlearn.weights_sha256"] == best.data.tags["unlearn.weights_sha256"]
-    assert [state for state, _ in store.requests().values()] == ["done"]
-    assert "gold.acc_test" in parent.data.metrics
+    with copied(store, tmp_path / "store") as own:
+        done = call(*COMPARE, "--register", "best")
+        assert done.code == 0, f"choose params with which a method meets the constraints: {done.err}"
+        tags = own.tags("2")
+        assert f"The best is {tags['unlearn.method']} with seed" in done.out
+        same = [run for run in runs if run.data.tags["unlearn.method"] == tags["unlearn.method"]]
+        best = min(same, key=lambda run: run.data.metrics["avg_gap_excess_val"])
+        assert tags["unlearn.weights_sha256"] == best.data.tags["unlearn.weights_sha256"]
+        assert [state for state, _ in own.requests().values()] == ["done"]
+        assert "gold.acc_test" in parents(own)[0].data.metrics
 
 
 def test_what_did_not_move_is_not_registered(store, cli):
-    """An unmoved model meets every constraint. It is no unlearning all the same."""
+    """An unmoved model meets every constraint, and has unlearned nothing all the same."""
     done = cli(
         *("compare", "--model-uri", "models:/clf/1", "--forget", "random:20%", "--methods", "ssd", "--seeds", "1"),
         *("--register", "best"),
@@ -268,11 +264,11 @@ def test_another_order_of_classes_runs_again(store, cli):
         accuracies.append(table(parents(store)[0])[-1]["acc_retain"])
     assert accuracies[0] > accuracies[1] + 0.05
     assert cli(*compare, "--classes", swapped).code == 0
-    assert nested(store, parents(store)[0]) == [], "the same again is taken over"
+    assert nested(store, parents(store)[0]) == [], "the same again is reused"
 
 
 def test_a_source_that_was_deleted(store, cli):
-    """Who carries out a request may delete the version that still knows; its record of the training goes with it."""
+    """After a request is fulfilled its version may be deleted; its record of the training goes with it."""
     assert cli("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
     store.client.delete_model_version("clf", "1")
     done = cli(
@@ -284,7 +280,7 @@ def test_a_source_that_was_deleted(store, cli):
     assert "retraining takes the defaults" in done.err
 
 
-def test_a_gold_is_no_twin_of_an_original_with_its_seed(empty_store, cli):
+def test_a_gold_differs_from_an_original_with_its_seed(empty_store, cli):
     train = ("train", "--data", "digits,train=15%", "--name", "clf", "--architecture", "toy:trainable", "--epochs", "5")
     assert cli(*train, "--seed", "1000").code == 0
     done = cli(
@@ -296,7 +292,7 @@ def test_a_gold_is_no_twin_of_an_original_with_its_seed(empty_store, cli):
     assert names == ["retrain, seed 2000", "retrain, seed 2001", "finetune, seed 0"]
 
 
-def test_another_lock_says_nothing_of_a_run(store, cli):
+def test_a_run_with_another_lock_stays_as_it_is(store, cli):
     """A RUNNING comparison whose lock is not ours may well be alive: another machine's, or another TMPDIR's."""
     tags = {"unlearn.command": "compare", "unlearn.lock": "elsewhere:/tmp/other.lock"}
     experiment = store.client.get_experiment_by_name("tests").experiment_id
@@ -306,23 +302,11 @@ def test_another_lock_says_nothing_of_a_run(store, cli):
 
 
 def test_a_given_gold_is_not_retrained(store, cli):
-    assert (
-        cli(
-            *(
-                "train",
-                "--data",
-                "digits,train=15%",
-                "--name",
-                "gold",
-                "--architecture",
-                "toy:trainable",
-                "--seed",
-                "3",
-            ),
-            *("--epochs", "20", "--lr", "0.05", "--batch-size", "32", "--exclude", FORGET),
-        ).code
-        == 0
+    trained = cli(
+        *("train", "--data", "digits,train=15%", "--name", "gold", "--architecture", "toy:trainable", "--seed", "3"),
+        *("--epochs", "5", "--lr", "0.05", "--batch-size", "32", "--exclude", FORGET),
     )
+    assert trained.code == 0, trained.err
     done = cli(
         *("compare", "--model-uri", "models:/clf/1", "--methods", "finetune", "--seeds", "1", "--forget", FORGET),
         *("--gold-uri", "models:/gold/1", "--params", '{"finetune": {"epochs": 1}}'),
@@ -336,7 +320,7 @@ def test_a_given_gold_is_not_retrained(store, cli):
     assert rows["finetune"]["seconds_relative"] > 0
 
 
-def test_a_method_that_fails_is_a_row_and_no_end(store, cli):
+def test_a_method_that_fails_is_a_row(store, cli):
     done = cli(
         *("compare", "--model-uri", "models:/clf/1", "--methods", "finetune,scrub", "--seeds", "1", "--forget", FORGET),
         *("--params", '{"finetune": {"lr": 10, "momentum": 0.99, "epochs": 200}, "scrub": {"epochs": 1}}'),

@@ -76,8 +76,8 @@ def test_failed_trials_are_made_up_for_by_the_next_leader(url):
 
 
 @pytest.mark.parametrize("sampler", ["qmc", "random", "gp"])
-def test_samplers_sample_for_queued_trials(url, sampler):
-    study = opened(url)
+def test_samplers_sample_for_queued_trials(tmp_path, sampler):
+    study = opened(f"journal:{tmp_path}/optuna.log")
     study.sampler = {
         "qmc": lambda: optuna.samplers.QMCSampler(seed=0, warn_independent_sampling=False),
         "random": lambda: optuna.samplers.RandomSampler(seed=0),
@@ -132,12 +132,12 @@ def test_a_dead_trial_fails_once(tmp_path):
     """The process that sees it fail queues it again: with plain SQLite storage of Optuna's two processes may."""
     url = f"sqlite:///{tmp_path}/optuna.db"
     study = opened(url)
-    queue_trials(study, 30, FIRST)
+    queue_trials(study, 20, FIRST)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for _ in range(30):
+        for _ in range(20):
             study.ask()
-    assert sum(in_processes(_fail, url, 2)) == 30
+    assert sum(in_processes(_fail, url, 2)) == 20
 
 
 def in_processes(function, url, number):
@@ -167,10 +167,10 @@ def _work(url, barrier, results):
 
 def test_two_processes_never_take_the_same_trial(url):
     """On plain SQLite storage of Optuna they do."""
-    queue_trials(opened(url), 30, FIRST)
-    taken = in_processes(_work, url, 3)
-    assert sum(taken) == 30 and max(taken) < 30
-    assert [trial.state for trial in opened(url).trials] == [TrialState.COMPLETE] * 30
+    queue_trials(opened(url), 20, FIRST)
+    taken = in_processes(_work, url, 2)
+    assert sum(taken) == 20 and max(taken) < 20
+    assert [trial.state for trial in opened(url).trials] == [TrialState.COMPLETE] * 20
 
 
 def test_one_leads(url):
