@@ -1,6 +1,6 @@
 """The command line: options come from `config`, what they do from `commands`, messages and exit codes from here."""
 
-from mlflow_unlearn.console import STARTED  # noqa: F401, I001 (first, since it is the time at which we start)
+from mlflow_unlearn.console import STARTED, without_passwords  # noqa: F401, I001 (first: STARTED is when we start)
 
 import atexit
 import io
@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 
 from mlflow_unlearn import __version__
 from mlflow_unlearn.config import COMMANDS, Command, HardwareOptions, options
-from mlflow_unlearn.errors import UnlearnError, UnlearnWarning, without_passwords
+from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
 
 
 def command_function(name: str) -> Callable[[Any], None]:

@@ -1,11 +1,15 @@
 """What all tests share: no cache of the user's, real MLflow stores, and the command line run in this process."""
 
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import mlflow
 import pytest
+from chains import LENIENT, QUICK, STRICT
 from machine import pytest_collection_modifyitems, pytest_sessionfinish  # noqa: F401  (hooks)
-from stores import DATA, Outcome, Store, copied, make_store, reset_mlflow
+from stores import DATA, Outcome, Store, call, copied, make_store, reset_mlflow
 
 from mlflow_unlearn.cli import main
 
@@ -54,6 +58,44 @@ def store(template, tmp_path) -> Iterator[Store]:
     """A copy of the template's database; the template's artifacts stay where they are and are only read."""
     with copied(template, tmp_path / "store") as own:
         yield own
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory) -> Path:
+    """Two pairs of EC keys, ours and theirs."""
+    folder = tmp_path_factory.mktemp("keys")
+    for name in ("ours", "theirs"):
+        private, public = folder / f"{name}.pem", folder / f"{name}.pub"
+        subprocess.run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", private], check=True)
+        subprocess.run(["openssl", "ec", "-in", private, "-pubout", "-out", public], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chain_template(template, keys, tmp_path_factory) -> Store:
+    """clf: 1 → 2 (request A) → 3 (request B) → 4 (request C, signed). Made once, copied by every module."""
+    with copied(template, tmp_path_factory.mktemp("chain")) as store:
+        (store.folder / "lenient.yaml").write_text(LENIENT)
+        (store.folder / "strict.yaml").write_text(STRICT)
+        for version, more in (("1", ()), ("2", ()), ("3", ("--sign-key", keys / "ours.pem"))):
+            uri = f"models:/clf/{version}"
+            filed = call(
+                *("request", "--model-uri", uri, "--forget", f"random:20,seed={version}"),
+                *("--requester", "pseudonym-7", "--reason", "<script>alert('x')</script>"),
+            )
+            assert filed.code == 0, filed.err
+            done = call("unlearn", "--model-uri", uri, "--params", QUICK, *more)
+            assert done.code == 0, done.err
+    return store
+
+
+@pytest.fixture(scope="module")
+def chain(chain_template, tmp_path_factory) -> Iterator[Store]:
+    """A copy of its database; its files are shared, and who changes one puts it back."""
+    with copied(chain_template, tmp_path_factory.mktemp("chain")) as store:
+        for name in ("lenient.yaml", "strict.yaml"):
+            shutil.copy(chain_template.folder / name, store.folder / name)
+        yield store
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from mlflow_unlearn.config import COMMANDS, Evaluate, Train, Tune, import_function, options, parse_params, parse_seeds
+from mlflow_unlearn.config import COMMANDS, Evaluate, Train, Tune, options, parse_params, parse_seeds
+from mlflow_unlearn.data.functions import import_function
 from mlflow_unlearn.errors import UnlearnError
 
 

@@ -16,7 +16,6 @@ import torchvision
 from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from mlflow_unlearn.config import import_function
 from mlflow_unlearn.data._layouts import (
     class_order,
     codes,
@@ -27,6 +26,7 @@ from mlflow_unlearn.data._layouts import (
     require_files,
 )
 from mlflow_unlearn.data._shards import list_shards
+from mlflow_unlearn.data.functions import import_function
 from mlflow_unlearn.data.source import ImageStore, Indices, Source, Split, check_classes, rest, stratified
 from mlflow_unlearn.data.splits import Splits, labels_of
 from mlflow_unlearn.errors import UnlearnError, did_you_mean, shortlist

@@ -30,10 +30,10 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 
 from mlflow_unlearn import config
-from mlflow_unlearn.console import note
+from mlflow_unlearn.console import first_line, hidden_password, note
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.predictions import evaluate_splits
-from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError, first_line, hidden_password
+from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance, Selection
 from mlflow_unlearn.governance.publish import log_history, publish
 from mlflow_unlearn.methods import get_method

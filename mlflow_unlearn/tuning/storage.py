@@ -23,8 +23,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, ProgrammingError
 
-from mlflow_unlearn.console import note
-from mlflow_unlearn.errors import UnlearnError, first_line, hidden_password
+from mlflow_unlearn.console import first_line, hidden_password, note
+from mlflow_unlearn.errors import UnlearnError
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 5, 30
 RETRIES = 1

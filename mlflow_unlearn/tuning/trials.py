@@ -17,14 +17,14 @@ from torch.utils.data import Dataset, Subset
 
 from mlflow_unlearn import config
 from mlflow_unlearn.api import Result
-from mlflow_unlearn.console import note
+from mlflow_unlearn.console import note, without_passwords
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.distributed.ranks import RankLost
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.loop import Epoch, RunOptions, Watch
 from mlflow_unlearn.engine.predictions import evaluate_split, evaluate_splits
 from mlflow_unlearn.engine.teacher import Teacher
-from mlflow_unlearn.errors import UnlearnError, without_passwords
+from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.governance.publish import log_epoch, nothing_to_unlearn
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.catalog import OBJECTIVES

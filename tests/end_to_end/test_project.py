@@ -118,7 +118,7 @@ def test_the_environment_can_be_installed(tmp_path):
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """A commit of what lies here, as a repository of its own."""
+    """A commit of this working tree, as a repository of its own."""
     folder = tmp_path_factory.mktemp("served") / "project.git"
     folder.mkdir()
     for name in ("MLproject", "conda.yaml"):

@@ -458,28 +458,3 @@ def test_pictures_are_scaled_and_small(shape):
     assert low <= 5 and high >= 250
     if shape == (3, 300, 200):
         assert picture.size == (64, 96)
-
-
-@pytest.mark.parametrize(
-    "values", [[0, 0], [1, 1], [-2, -2], [0.4, 0.6], [1e-20, 3e-20], [-1e12, 1e12], [0.1, 0.1 + 1e-9]]
-)
-def test_an_axis_encloses_its_values_with_few_round_ticks(values):
-    ticks = figures._axis(values)
-    assert ticks[0] <= min(values) + 1e-9 * abs(min(values)) and ticks[-1] >= max(values) * (1 - 1e-9)
-    assert 2 <= len(ticks) <= 7
-    assert ticks == sorted(set(ticks))
-
-
-@pytest.mark.parametrize(
-    ("value", "told"),
-    [(0, "0.0000"), (0.5, "0.5000"), (-0.25, "−0.2500"), (3.4841e-5, "3.48 × 10⁻⁵"), (2e6, "2.00 × 10⁶")]
-    + [(None, "–"), (math.nan, "–"), (-math.inf, "–"), (-1e-7, "−1.00 × 10⁻⁷")],
-)
-def test_numbers(value, told):
-    assert figures.number(value) == told
-
-
-def test_a_line_of_a_figure_counts_wide_characters_twice():
-    assert figures.fit("a\nb  c", 5) == "a b c"
-    assert figures.fit("abcdef", 4) == "abc…"
-    assert figures.fit("日本語", 4) == "日…"

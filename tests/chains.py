@@ -1,0 +1,107 @@
+"""A chain of three requests on digits, and ways to change what is stored of it for a moment."""
+
+import hashlib
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+from stores import Outcome, call
+
+from mlflow_unlearn.evidence.record import Evidence, read_evidence
+from mlflow_unlearn.report.card import model_card
+
+QUICK = '{"epochs": 3, "lr": 0.003}'
+LENIENT = """
+name: lenient
+rules: [{metric: acc_test, at_least: 0.1}]
+membership: null
+minimum: {forget: 2}
+"""
+STRICT = "name: strict\nrules: [{metric: acc_test, at_least: 1.1}]\nmembership: null\n"
+
+
+def folder_of(version: str, name: str = "clf") -> Path:
+    """Where the files of a version really lie."""
+    model_id = mlflow.models.get_model_info(f"models:/{name}/{version}").model_id
+    location = mlflow.MlflowClient().get_logged_model(model_id).artifact_location
+    return Path(location.removeprefix("file://"))
+
+
+def evidence_of(version: str) -> Evidence:
+    return read_evidence(folder_of(version))[0]
+
+
+@contextmanager
+def flipped(path: Path):
+    """One byte of a file is another one inside the block."""
+    content = path.read_bytes()
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    try:
+        yield
+    finally:
+        path.write_bytes(content)
+
+
+def review(version: str, policy: str = "lenient.yaml") -> Outcome:
+    return call("review", "--model-uri", f"models:/clf/{version}", "--policy", policy)
+
+
+@contextmanager
+def changed(path: Path, content: bytes | None):
+    """A file has another content inside the block, or is gone."""
+    before = path.read_bytes() if path.exists() else None
+    try:
+        path.unlink() if content is None else path.write_bytes(content)
+        yield
+    finally:
+        path.unlink(missing_ok=True) if before is None else path.write_bytes(before)
+
+
+@contextmanager
+def tagged(chain, version: str, **tags: str):
+    """A version has these tags inside the block."""
+    before = chain.tags(version)
+    names = {name.replace("__", "."): value for name, value in tags.items()}
+    try:
+        for name, value in names.items():
+            chain.client.set_model_version_tag("clf", version, name, value)
+        yield
+    finally:
+        for name in names:
+            if name in before:
+                chain.client.set_model_version_tag("clf", version, name, before[name])
+            else:
+                chain.client.delete_model_version_tag("clf", version, name)
+
+
+@contextmanager
+def rewritten(chain, version: str, edited: Evidence):
+    """What somebody with EDIT on a version and its run can do: the record is another one wherever it is named."""
+    folder = folder_of(version) / "evidence"
+    run = chain.client.get_run(edited.run.id)
+    copy = Path(run.info.artifact_uri.removeprefix("file://")) / "evidence" / "evidence.json"
+    content = edited.to_json().encode()
+    tags = {"unlearn__evidence_sha256": edited.sha256}
+    tags |= {name.replace(".", "__"): value for name, value in edited.tags().items()}
+    card = model_card(edited).encode()
+    with changed(folder / "evidence.json", content), changed(copy, content), changed(folder / "model_card.md", card):
+        with tagged(chain, version, **tags):
+            yield
+
+
+@contextmanager
+def forged_review(chain, version: str):
+    """With EDIT on the version and its last review's run: the review's file says that the signature holds."""
+    n = max(int(k.rpartition(".")[2]) for k in chain.tags(version) if k.startswith("unlearn.review."))
+    told = json.loads(chain.tags(version)[f"unlearn.review.{n}"])
+    run = chain.client.get_run(told["run_id"])
+    path = Path(run.info.artifact_uri.removeprefix("file://")) / "evidence" / f"review-{n}.json"
+    record = json.loads(path.read_text())
+    *checks, last = record["verdict"]["checks"]
+    checks.append(last | {"outcome": "pass", "value": "true", "note": "signed"})
+    forged = json.dumps(record | {"verdict": record["verdict"] | {"checks": checks}}).encode()
+    tag = json.dumps(told | {"sha256": hashlib.sha256(forged).hexdigest(), "verdict": "pass"})
+    with changed(path, forged), tagged(chain, version, **{f"unlearn__review__{n}": tag}):
+        yield

@@ -1,0 +1,82 @@
+"""`promote`: from the review to the alias, and every other move of it seen."""
+
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+from chains import evidence_of, folder_of, review, tagged
+from stores import call
+
+
+def test_review_and_promote(chain):
+    refused = review("3", "strict.yaml")
+    assert refused.code == 3
+    assert "acc_test is" in refused.err and "needs ≥ 1.1 (fail)" in refused.err
+    failed = call("promote", "--model-uri", "models:/clf/3")
+    assert failed.code == 3 and "its review 1 says fail" in failed.err
+    assert "champion" not in chain.client.get_registered_model("clf").aliases
+    before = folder_of("3") / "evidence" / "evidence.json"
+    content = before.read_bytes()
+    assert review("3").code == 0
+    assert before.read_bytes() == content
+    told = json.loads(chain.tags("3")["unlearn.review.2"])
+    run = chain.client.get_run(told["run_id"])
+    assert run.info.status == "FINISHED"
+    file = Path(mlflow.artifacts.download_artifacts(run_id=told["run_id"], artifact_path="evidence/review-2.json"))
+    assert json.loads(file.read_text())["evidence_sha256"] == evidence_of("3").sha256
+    other = call("promote", "--model-uri", "models:/clf/3", "--policy", "strict.yaml")
+    assert other.code == 3 and "this one is 'strict'" in other.err
+    done = call("promote", "--model-uri", "models:/clf/3", "--approver", "bob")
+    assert done.code == 0, done.err
+    assert chain.client.get_registered_model("clf").aliases["champion"] in ("3", 3)  # SQLite gives a number
+    promotion = json.loads(chain.tags("3")["unlearn.promotion.champion"])
+    assert (promotion["by"], promotion["review"], promotion["override"]) == ("bob (not authenticated)", 2, None)
+    assert call("verify", "--model-uri", "models:/clf/3").code == 0
+    # By hand nobody is kept from it, and it shows.
+    chain.client.set_registered_model_alias("clf", "champion", "2")
+    seen = call("verify", "--model-uri", "models:/clf/2")
+    assert seen.code == 3 and "alias champion: it was moved by hand: no promotion" in seen.err
+    left = call("verify", "--model-uri", "models:/clf/3")
+    assert left.code == 3 and "alias champion: it was moved by hand from here to version 2" in left.err
+    # A later promotion is no move by hand, and an earlier one does not cover moving it back.
+    assert review("2").code == 0
+    assert call("promote", "--model-uri", "models:/clf/2", "--override", "canary").code == 0
+    assert call("verify", "--model-uri", "models:/clf/3").code == 0
+    chain.client.set_registered_model_alias("clf", "champion", "3")
+    back = call("verify", "--model-uri", "models:/clf/3")
+    assert back.code == 3 and "it was moved back by hand: version 2 was promoted later" in back.err
+    # Nor does a tag that no promotion has written.
+    forged = {
+        "uri": "models:/clf/3",
+        "at": "2999-01-01",
+        **{k: promotion[k] for k in promotion if k.endswith("sha256")},
+    }
+    for more in ({}, {"run_id": promotion["run_id"]}):
+        with tagged(chain, "3", unlearn__promotion__champion=json.dumps(forged | more)):
+            seen = call("verify", "--model-uri", "models:/clf/3")
+        assert seen.code == 3 and "its promotion" in seen.err
+    chain.client.delete_registered_model_alias("clf", "champion")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("promote", "--model-uri", "models:/clf/2", "--alias", "latest"), "reserved"),
+        (("promote", "--model-uri", "models:/clf/2", "--alias", "v7"), "reserved"),
+        (("promote", "--model-uri", "models:/clf/2", "--alias", "a b!"), "cannot be set"),
+        (("review", "--model-uri", "models:/clf/2", "--policy", "none.yaml"), "cannot be read"),
+        (("review", "--model-uri", "models:/m-00000000000000000000000000000000"), "not a registered version"),
+        (("verify", "--model-uri", "models:/clf/4", "--key", "none.pem"), "is not a public key"),
+        (("review", "--model-uri", "models:/clf/2", "--key", "none.pem"), "is not a public key"),
+        (("unlearn", "--model-uri", "models:/clf/1", "--sign-key", "none.pem"), "cannot sign"),
+        (("retire", "--model-uri", "models:/clf/2", "--aliases", "nope"), "clf@nope does not point to"),
+    ],
+)
+def test_bad_input(chain, arguments, sentence):
+    before = chain.everything_registered()
+    refused = call(*arguments)
+    assert refused.code == 2, refused.err
+    assert sentence in refused.err
+    assert "Traceback" not in refused.err
+    assert chain.everything_registered() == before

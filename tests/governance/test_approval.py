@@ -1,0 +1,161 @@
+"""Who may promote which version: reviews judged again, open requests, signatures, approvers."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+from chains import LENIENT, changed, flipped, folder_of, forged_review, review, tagged
+from stores import Outcome, call
+
+
+def test_open_requests_and_override(chain):
+    """A request on the source that the new version did not carry out."""
+    assert review("4").code == 0
+    filed = call("request", "--model-uri", "models:/clf/3", "--forget", "random:3,seed=9")
+    request = re.search(r"request ([0-9a-f]{12})", filed.out).group(1)
+    try:
+        refused = call("promote", "--model-uri", "models:/clf/4")
+        assert refused.code == 3
+        assert f"request {request} on models:/clf/3 is still open" in refused.err
+        assert call("promote", "--model-uri", "models:/clf/4", "--override", "").code == 3
+        done = call("promote", "--model-uri", "models:/clf/4", "--alias", "canary", "--override", "outage 12")
+        assert done.code == 0 and "promoted in spite of this" in done.err
+        promotion = json.loads(chain.tags("4")["unlearn.promotion.canary"])
+        assert promotion["override"] == "outage 12" and request in promotion["objections"][0]
+        checked = call("verify", "--model-uri", "models:/clf/4")
+        assert "in spite of the verdict: outage 12" in re.sub(r"[│\s]+", " ", checked.out)
+    finally:
+        chain.client.delete_model_version_tag("clf", "3", f"unlearn.request.{request}")
+
+
+def test_a_request_that_only_a_sibling_carried_out(chain):
+    assert review("4").code == 0
+    request = {"of": "models:/clf/3", "run_id": "r", "by": ["models:/clf/9"]}
+    with tagged(chain, "3", unlearn__request__abcdefabcdef=f"done {json.dumps(request)}"):
+        refused = call("promote", "--model-uri", "models:/clf/4")
+    assert refused.code == 3
+    assert "request abcdefabcdef on models:/clf/3 was carried out by models:/clf/9 alone" in refused.err
+
+
+@pytest.mark.parametrize("value", ["pending []", "pending 5", "pending null", "pending {", "done {}"])
+def test_a_request_tag_that_was_edited(chain, value):
+    with tagged(chain, "3", unlearn__request__abcdefabcdef=value):
+        refused = call("promote", "--model-uri", "models:/clf/4")
+    assert refused.code in (2, 3) and "is not a forget request any more" in refused.err
+    assert "Traceback" not in refused.err
+
+
+def test_a_review_is_judged_again(chain):
+    """Whoever may write the review's run and the version's tags can forge the file, but not what the evidence says."""
+    assert review("2", "strict.yaml").code == 3
+    n = max(int(k.rpartition(".")[2]) for k in chain.tags("2") if k.startswith("unlearn.review."))
+    told = json.loads(chain.tags("2")[f"unlearn.review.{n}"])
+    run = chain.client.get_run(told["run_id"])
+    path = Path(run.info.artifact_uri.removeprefix("file://")) / "evidence" / f"review-{n}.json"
+    record = json.loads(path.read_text())
+    for checks in ([], [c | {"outcome": "pass"} for c in record["verdict"]["checks"]]):
+        forged = json.dumps(record | {"verdict": record["verdict"] | {"checks": checks}}).encode()
+        tag = json.dumps(told | {"sha256": hashlib.sha256(forged).hexdigest(), "verdict": "pass"})
+        with changed(path, forged), tagged(chain, "2", **{f"unlearn__review__{n}": tag, "unlearn__review__note": "x"}):
+            refused = call("promote", "--model-uri", "models:/clf/2", "--policy", "strict.yaml")
+            lifted = call("promote", "--model-uri", "models:/clf/2", "--override", "now")
+        assert refused.code == 3 and f"review {n} says what its policy does not say" in refused.err
+        assert lifted.code == 3 and "give policy=, which says who may approve" in lifted.err
+    assert "champion" not in chain.client.get_registered_model("clf").aliases
+
+
+def test_a_required_signature_is_checked_again(chain, keys):
+    (chain.folder / "signed.yaml").write_text(LENIENT + "required: [signature]\n")
+    ours, theirs = str(keys / "ours.pub"), str(keys / "theirs.pub")
+
+    def promote(version: str, *more: str) -> Outcome:
+        return call("promote", "--model-uri", f"models:/clf/{version}", *more)
+
+    # Reviewed without a key; and a version that nobody has signed.
+    assert review("4", "signed.yaml").code == review("2", "signed.yaml").code == 3
+    with forged_review(chain, "4"), forged_review(chain, "2"):
+        refused = promote("4")
+        assert refused.code == 3 and "'lenient' requires a signature, which only key= can check" in refused.err
+        refused = promote("4", "--policy", "signed.yaml")
+        assert refused.code == 3 and "give key=" in refused.err
+        refused = promote("4", "--key", theirs)
+        assert refused.code == 3 and "signature: it does not hold" in refused.err
+        refused = promote("2", "--policy", "signed.yaml")
+        assert refused.code == 3 and "says what its policy does not say" in refused.err
+    assert promote("4", "--key", "none.pem").code == 2
+    late = promote("4", "--key", ours)
+    assert late.code == 3 and "review it again" in late.err
+    assert "champion" not in chain.client.get_registered_model("clf").aliases
+    # Only with both keys; and an override has to say so.
+    assert call("review", "--model-uri", "models:/clf/4", "--policy", "signed.yaml", "--key", ours).code == 0
+    assert promote("4").code == 3
+    assert promote("4", "--override", "now").code == 3
+    done = promote("4", "--override", "now", "--policy", "signed.yaml", "--alias", "canary")
+    assert done.code == 0, done.err
+    assert "requires a signature" in json.loads(chain.tags("4")["unlearn.promotion.canary"])["objections"][0]
+    done = promote("4", "--key", ours)
+    assert done.code == 0, done.err
+    assert json.loads(chain.tags("4")["unlearn.promotion.champion"])["objections"] == []
+    for alias in ("champion", "canary"):
+        chain.client.delete_registered_model_alias("clf", alias)
+
+
+def test_a_key_where_no_signature_is_required(chain, keys):
+    assert review("4").code == 0
+    for more in ((), ("--key", str(keys / "ours.pub"))):
+        done = call("promote", "--model-uri", "models:/clf/4", *more)
+        assert done.code == 0, done.err
+    refused = call("promote", "--model-uri", "models:/clf/4", "--key", str(keys / "theirs.pub"))
+    assert refused.code == 3 and "signature: it does not hold" in refused.err
+    chain.client.delete_registered_model_alias("clf", "champion")
+
+
+def test_a_copy_and_other_weights_are_refused(chain):
+    assert review("2").code == 0
+    chain.client.copy_model_version("models:/clf/2", "copied")
+    refused = call("promote", "--model-uri", "models:/copied/1")
+    assert refused.code == 3 and "this is a copy of it" in refused.err
+    assert call("verify", "--model-uri", "models:/copied/1").code == 3
+    weights = folder_of("2") / "extra_files" / "weights.safetensors"
+    content = weights.read_bytes()
+    try:
+        weights.write_bytes((folder_of("3") / "extra_files" / "weights.safetensors").read_bytes())
+        refused = call("promote", "--model-uri", "models:/clf/2")
+    finally:
+        weights.write_bytes(content)
+    assert refused.code == 3 and "weights.safetensors was changed" in refused.err
+    assert "champion" not in chain.client.get_registered_model("clf").aliases
+
+
+def test_a_changed_review(chain):
+    assert review("2").code == 0
+    n = max(int(k.rpartition(".")[2]) for k in chain.tags("2") if k.startswith("unlearn.review."))
+    told = json.loads(chain.tags("2")[f"unlearn.review.{n}"])
+    run = chain.client.get_run(told["run_id"])
+    path = Path(run.info.artifact_uri.removeprefix("file://")) / "evidence" / f"review-{n}.json"
+    with flipped(path):
+        refused = call("promote", "--model-uri", "models:/clf/2")
+    assert refused.code == 3 and f"review {n}" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("rules", "approver", "sentence"),
+    [
+        ("two_person: true", "pseudonym-7", "asked for request"),
+        ("two_person: true", "Pseudonym-7", "asked for request"),
+        ("approvers: [alice]", "bob", "may not approve"),
+    ],
+)
+def test_who_may_approve(chain, rules, approver, sentence):
+    (chain.folder / "people.yaml").write_text(LENIENT + rules + "\n")
+    assert review("2", "people.yaml").code == 0
+    refused = call("promote", "--model-uri", "models:/clf/2", "--approver", approver)
+    assert refused.code == 3 and sentence in refused.err
+    # Nor does an override help.
+    assert call("promote", "--model-uri", "models:/clf/2", "--approver", approver, "--override", "now").code == 3
+    allowed = "alice" if approver == "bob" else "carol"
+    done = call("promote", "--model-uri", "models:/clf/2", "--approver", allowed)
+    assert done.code == 0, done.err
+    chain.client.delete_registered_model_alias("clf", "champion")
