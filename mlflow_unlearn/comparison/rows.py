@@ -25,7 +25,7 @@ def measured_rows(
 
     def reference(name: str, measured: Sequence[tuple[Outputs, Gold]], timed: Sequence[Gold]) -> Row:
         metrics = {seed: runner.measure(*pair, seed) for seed, pair in zip(seeds, measured, strict=False)}
-        return Row(name, metrics, [gold.seconds for gold in timed if gold.seconds is not None])
+        return Row(name, metrics, [gold.seconds for gold in timed if gold.seconds is not None], unit=unit)
 
     rows = [
         reference("original", [(runner.original, gold) for gold in own], []),
@@ -36,5 +36,5 @@ def measured_rows(
         warnings = list(dict.fromkeys(sentence for trial in done for sentence in trial.warnings))
         if len(done) < len(seeds):
             warnings.append(f"failed with {len(seeds) - len(done)} of {len(seeds)} seeds")
-        rows.append(Row(method, {t.seed: t.metrics for t in done}, [t.seconds for t in done], warnings))
-    return [row.relative_to(unit) for row in rows]
+        rows.append(Row(method, {t.seed: t.metrics for t in done}, [t.seconds for t in done], warnings, unit))
+    return rows

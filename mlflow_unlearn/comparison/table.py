@@ -5,7 +5,7 @@ import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -47,17 +47,16 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One row: a method's registry name, ``original``, ``retrain`` or ``floor``, with the metrics by seed."""
+    """One row: a method's registry name, ``original``, ``retrain`` or ``floor``, with the metrics by seed.
+
+    ``unit`` is what retraining costs in seconds, of which ``seconds_relative`` is a multiple.
+    """
 
     method: str
     metrics: Mapping[int, Metrics]
     seconds: list[float]
     warnings: list[str] = field(default_factory=list)
     unit: float = 1.0
-
-    def relative_to(self, unit: float) -> "Row":
-        """The row with the seconds of retraining, the unit of cost."""
-        return replace(self, unit=unit)
 
     def values(self, column: str) -> list[float]:
         """The column's values, one per seed, where they were computed."""

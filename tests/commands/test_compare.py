@@ -12,9 +12,6 @@ import pytest
 import toy
 from stores import FORGET, call, copied, reset_mlflow, use
 
-from mlflow_unlearn.config import parse_seeds
-from mlflow_unlearn.methods import BUILTIN, chosen_methods
-
 METHODS = ["lotus", "finetune", "neggrad_plus", "ssd"]
 PARAMS = json.dumps({"finetune": {"epochs": 2}, "neggrad_plus": {"epochs": 2}, "ssd": {"alpha": 1.0}})
 COMPARE = (
@@ -339,10 +336,6 @@ def test_a_method_that_fails_is_a_row(store, cli):
     ("arguments", "sentence"),
     [
         (("--seeds", "0"), "seeds = '0' is not usable: give how many"),
-        (("--seeds", "1,1"), "seeds = '1,1' is not usable"),
-        (("--seeds", "-1"), "seeds = '-1' is not usable"),
-        (("--seeds", "20261124"), "seeds = '20261124' is not usable: give how many (1 to 1000)"),
-        (("--seeds", "few"), "seeds = 'few' is not usable"),
         (("--methods", "lotus,skrub"), "unknown method 'skrub': known methods, nearest first, are scrub"),
         (("--methods", ""), "names no method to compare"),
         (("--params", '{"scrub": {"alhpa": 1}}'), "did you mean 'alpha'?"),
@@ -358,10 +351,3 @@ def test_bad_input(arguments, sentence, store, cli):
     assert sentence in done.err.replace("\n", " ")
     assert store.everything_registered() == before
     assert parents(store)[0].info.status == "FAILED"
-
-
-def test_names_and_seeds():
-    assert chosen_methods("all") == [name for name in BUILTIN if name != "retrain"]
-    assert chosen_methods("ssd, lotus,ssd,retrain") == ["ssd", "lotus"]
-    assert parse_seeds("2") == [0, 1]
-    assert parse_seeds("5,") == [5]

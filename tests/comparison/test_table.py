@@ -52,7 +52,7 @@ def test_a_row_by_hand():
     metrics = {0: Metrics(), 1: Metrics()}
     metrics[0].update(acc_test=0.5, jsd=0.25)
     metrics[1].update(acc_test=0.7)
-    row = Row("lotus", metrics, [2.0, 4.0], ["a warning"]).relative_to(6.0)
+    row = Row("lotus", metrics, [2.0, 4.0], ["a warning"], unit=6.0)
     assert (row["acc_test"].mean, row["acc_test"].sd) == (pytest.approx(0.6), pytest.approx(0.02**0.5))
     assert row["jsd"] == Spread(0.25, None) and row["mia_auc"] is None
     assert row["seconds_relative"].mean == pytest.approx(0.5)

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -273,18 +274,15 @@ def _measure(table: "pd.DataFrame", options: "Evaluate", folder: Path) -> _Evalu
     from mlflow_unlearn.registry import tracking
     from mlflow_unlearn.session.measured import evaluate_measured, open_measured
 
-    def choose(version: "Version", original: "Version", view: "InputSpec") -> "Chosen":
-        return _chosen(table, view, version, original)
-
     client, progress = tracking.client(), sys.stderr.isatty()
-    session, original = open_measured(client, options, folder, progress=progress, choose=choose)
+    session, original = open_measured(client, options, folder, progress=progress, choose=partial(_chosen, table))
     outputs, name = evaluate_measured(session, original, options)
     uris = {"original": original.uri, name: session.version.uri, "gold": str(options.gold_uri)}
     shown = {model: uris[model] for model in outputs}
     return _Evaluation(shown, outputs, compare(outputs, seed=options.seed), name, session.version.model_id)
 
 
-def _chosen(table: "pd.DataFrame", view: "InputSpec", version: "Version", original: "Version") -> "Chosen":
+def _chosen(table: "pd.DataFrame", version: "Version", original: "Version", view: "InputSpec") -> "Chosen":
     """The input spec of the named validation and test samples, and the forgotten and retained training samples.
 
     A split without a row has all the samples that it can have.
