@@ -2,7 +2,6 @@
 
 import math
 import re
-import time
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -364,9 +363,7 @@ def test_a_long_lineage_is_cut_and_says_so():
 def test_many_classes_show_the_most_changed():
     names = [f"class {index:04d}" for index in range(1000)]
     record = records.evidence(classes=names)
-    started = time.perf_counter()
     text = page(record, records.verdict(record))
-    assert time.perf_counter() - started < 5
     found = Parsed(text)
     assert len(text.encode()) < MAX_BYTES
     assert "Test accuracy by class: the 40 most changed of 1000 classes" in found.text
@@ -391,9 +388,7 @@ def test_a_huge_record_stays_small_and_says_what_is_left_out():
     ids = [f"{index} {'日' * 1300}" for index in range(300)]
     many = [records.request(id, reason="'\n" * 2000, metrics=record.metrics) for id in ids]
     record = record.model_copy(update={"requests": many, "request_ids": ids})
-    started = time.perf_counter()
     text = page(record, records.verdict(record), records.samples())
-    assert time.perf_counter() - started < 5
     assert len(text.encode()) <= MAX_BYTES
     found = Parsed(text)
     assert "more are in evidence.json" in found.text
