@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow mutants lint clean
+.PHONY: demo test slow nightly coverage mutants lint clean
 
 .venv/demo.stamp: pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -22,10 +22,19 @@ demo: .venv/demo.stamp
 
 # One thread a worker: two pools of two threads on two cores wait for each other.
 test: .venv/test.stamp lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
 slow: .venv/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m slow $(ARGS)
+
+coverage: .venv/test.stamp
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term $(ARGS)
+
+# Everything on the instructions that every machine has, then what takes longest.
+nightly: .venv/test.stamp
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "slow or not slow"
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 $(BIN)/pytest tests/engine tests/methods tests/testing
+	$(MAKE) coverage mutants
 
 mutants: .venv/mutants.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python .ci/mutants.py $(ARGS)

@@ -1,7 +1,12 @@
 """Changes the arithmetic and the rules in small ways, and fails where the tests notice too few of the changes.
 
 `make mutants` runs it. What mutmut changes, and which tests judge, stands in pyproject.toml under [tool.mutmut]. Of the
-methods it is the functions alone: a plan is judged by training, which takes longer than a mutant may.
+methods it is the functions alone: a plan is judged by training, which takes longer than a mutant may. A timeout counts
+as not noticed, since a busy machine causes it as well.
+
+What is left changes nothing that can be seen: `strict` where two lists are of one length, `deepcopy` of what is only
+read, memory (`> 0` before a partition, the size of a chunk), a bound between two neighbouring floats, a class number
+that nobody has, limits from below where from above is the same, `>` for `>=` where equality gives the same or no float.
 """
 
 import shutil
@@ -19,8 +24,6 @@ SCOPE = (
     "mlflow_unlearn.tuning.winner.*",
 )
 MUTMUT = str(Path(sys.executable).with_name("mutmut"))
-# A mutant that never comes to an end is one that was noticed.
-NOTICED = ("killed", "timeout")
 
 
 def statuses() -> dict[str, str]:
@@ -43,12 +46,12 @@ def main() -> int:
     files: dict[str, Counter[str]] = defaultdict(Counter)
     for name, status in found.items():
         files[name.rpartition(".")[0]][status] += 1
-        if status not in NOTICED:
+        if status != "killed":
             print(f"{status}: mutmut show {name}")
     print()
     for file, counts in sorted(files.items()):
         print(f"{file:<44} {counts.total():>5} {dict(counts)}")
-    noticed = sum(status in NOTICED for status in found.values())
+    noticed = sum(status == "killed" for status in found.values())
     share = noticed / len(found)
     print(f"\n{noticed} of {len(found)} mutants were noticed: {share:.1%}, and at least {LEAST:.0%} have to be")
     return 0 if share >= LEAST else 1

@@ -13,7 +13,7 @@ from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.engine.frozen_prefix import resolve
 from mlflow_unlearn.engine.hardware import Hardware, Precision, resolve_hardware
-from mlflow_unlearn.engine.loop import Epoch, RunOptions, run
+from mlflow_unlearn.engine.loop import Epoch, Outcome, RunOptions, run
 from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
@@ -23,7 +23,7 @@ from mlflow_unlearn.rng import checked_seed
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Outcome):
     """The outcome of `unlearn`.
 
     Attributes:
@@ -36,11 +36,6 @@ class Result:
         params: the hyperparameters used, defaults included.
     """
 
-    model: nn.Module
-    history: list[Epoch]
-    final: Mapping[str, float]
-    warnings: tuple[str, ...]
-    seconds: float
     params: Mapping[str, Any]
 
 
@@ -145,8 +140,7 @@ def unlearn_on(
     for sentence in outcome.warnings:
         warnings.warn(sentence, UnlearnWarning, stacklevel=3)
     seconds = time.perf_counter() - start
-    used = recipe.params.model_dump()
-    return Result(outcome.model, outcome.history, outcome.final, outcome.warnings, seconds, used)
+    return Result(**{**vars(outcome), "seconds": seconds, "params": recipe.params.model_dump()})
 
 
 def evaluate(

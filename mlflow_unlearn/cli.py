@@ -1,6 +1,6 @@
-"""The shell's side: options from `config`, what carries them out from `commands`, sentences and exit codes here."""
+"""The command line: options come from `config`, what they do from `commands`, messages and exit codes from here."""
 
-from mlflow_unlearn.console import STARTED  # noqa: F401, I001 (first, since it is the time at which we start)
+from mlflow_unlearn.console import STARTED, without_passwords  # noqa: F401, I001 (first: STARTED is when we start)
 
 import atexit
 import io
@@ -22,20 +22,20 @@ from pydantic.fields import FieldInfo
 
 from mlflow_unlearn import __version__
 from mlflow_unlearn.config import COMMANDS, Command, HardwareOptions, options
-from mlflow_unlearn.errors import UnlearnError, UnlearnWarning, without_passwords
+from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
 
 
-def flow(name: str) -> Callable[[Any], None]:
-    """What carries the command ``name`` out: the function of that name in the file of that name.
+def command_function(name: str) -> Callable[[Any], None]:
+    """The function that runs the command ``name``: the one of that name in the file of that name.
 
-    Loaded when it is called: a decision about a version needs no tuner.
+    Imported when it is called: a decision about a version needs no tuner.
     """
     function: Callable[[Any], None] = getattr(import_module(f"mlflow_unlearn.commands.{name}"), name)
     return function
 
 
 class _Ended(Exception):
-    """The ranks have said all there is to say."""
+    """The ranks have ended and printed their messages."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -47,12 +47,12 @@ class Terminated(BaseException):
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    """End the command, but not amid a transaction: half done, it would keep its lock on the database."""
+    """End the command, but not during a transaction: half done, it would keep its lock on the database."""
     caller = frame
     while caller is not None:
         name = str(caller.f_globals.get("__name__", ""))
         if "sqlalchemy" in name or name.startswith(("mlflow.store.db", "optuna.storages")):
-            # Transactions take milliseconds: ask again.
+            # Transactions take milliseconds: try again.
             signal.signal(signal.SIGALRM, lambda _, later: _stop(signum, later))
             signal.setitimer(signal.ITIMER_REAL, 0.02)
             return
@@ -66,7 +66,7 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 
 def _option(name: str, field: FieldInfo) -> click.Option:
-    """One option; bounds and choices are pydantic's to check, here they shape the help."""
+    """One option; pydantic checks bounds and choices, here they shape the help."""
     kinds = typing.get_args(field.annotation) or (field.annotation,)
     extra: dict[str, Any] = {"type": str}
     if typing.get_origin(field.annotation) is typing.Literal:
@@ -91,19 +91,15 @@ def _command(name: str, config: type[Command]) -> click.Command:
             first = error.errors()[0]
             option = "--" + str(first["loc"][0]).replace("_", "-")
             raise click.UsageError(f"{option} = {first['input']!r} is not usable: {first['msg'].lower()}") from error
+        if not isinstance(checked, HardwareOptions):
+            command_function(name)(checked)
+            return
         # Here and not above: --help must not wait for torch and mlflow.
         from mlflow_unlearn.distributed import launch
 
-        if not isinstance(checked, HardwareOptions):
-            flow(name)(checked)
-            return
         if launch.should_launch(checked.processes):
-            code = launch.launch(
-                click.get_current_context().obj,
-                checked.processes,
-                device=checked.device,
-                on_lost_run=_fail_lost_run,
-            )
+            arguments = click.get_current_context().obj
+            code = launch.launch(arguments, checked.processes, device=checked.device, on_lost_run=_fail_lost_run)
             if code:
                 raise _Ended(code)
             return
@@ -111,7 +107,7 @@ def _command(name: str, config: type[Command]) -> click.Command:
 
         with ranks.joined_up() as leads:
             if leads:
-                flow(name)(checked)
+                command_function(name)(checked)
             else:
                 ranks.worker_loop()
 
@@ -161,19 +157,17 @@ def main(argv: list[str] | None = None) -> NoReturn:
     try:
         cli.main(arguments, standalone_mode=False, obj=arguments)
         code = 0
-    except click.ClickException as error:
+    except (click.ClickException, UnlearnError) as error:
         if _wants_debug(arguments):
-            _say(traceback.format_exc())
-        shown = io.StringIO()
-        error.show(shown)
-        _say(shown.getvalue())
-        _tag_project_run(error.format_message())
-        code = error.exit_code
-    except UnlearnError as error:
-        if _wants_debug(arguments):
-            _say(traceback.format_exc())
-        _say(f"Error: {error}")
-        _tag_project_run(str(error))  # only if the command has made no run, which takes the variable away
+            _print_error(traceback.format_exc())
+        if isinstance(error, click.ClickException):
+            sentence, shown = error.format_message(), io.StringIO()
+            error.show(shown)
+            _print_error(shown.getvalue())
+        else:
+            sentence = str(error)
+            _print_error(f"Error: {sentence}")
+        _tag_project_run(sentence)  # only if the command has made no run, which takes the variable away
         code = error.exit_code
     except _Ended as ended:
         code = ended.code
@@ -188,28 +182,28 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 
 def _ignore_signals() -> None:
-    """Amid the interpreter's end a signal would take the place of our exit code."""
+    """While the interpreter ends a signal would take the place of our exit code."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
-def _say(text: str) -> None:
-    """On standard error, as everything that may name an error."""
+def _print_error(text: str) -> None:
+    """Print to standard error, without passwords."""
     click.echo(without_passwords(text.rstrip("\n")), err=True)
 
 
 def _show_crash(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
-    """A bug of ours, or of what we call: Python would print it as it is."""
-    _say("".join(traceback.format_exception(kind, error, trace)))
+    """In the place of Python's own traceback, which would show passwords."""
+    _print_error("".join(traceback.format_exception(kind, error, trace)))
 
 
 _show_other_warning = warnings.showwarning
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-    """Our own warnings are a sentence; where in the code it was said is no use to its reader."""
+    """Our own warnings are a sentence, without the line of code that its reader has no use for."""
     if issubclass(category, UnlearnWarning):
-        _say(f"Warning: {message}")
+        _print_error(f"Warning: {message}")
     else:
         _show_other_warning(without_passwords(str(message)), category, *where, **more)
 
@@ -238,5 +232,5 @@ def _tag_project_run(sentence: str) -> None:
         try:
             tracking.connect()
             tracking.tag_error(os.environ["MLFLOW_RUN_ID"], sentence)
-        except Exception as error:  # Whatever a store raises that is not there, or has no such run.
-            _say(f"Note: the run {os.environ['MLFLOW_RUN_ID']} could not be tagged: {error}")
+        except Exception as error:  # Any error of a store that is not there, or has no such run.
+            _print_error(f"Note: the run {os.environ['MLFLOW_RUN_ID']} could not be tagged: {error}")

@@ -5,16 +5,13 @@ means "not given", since MLproject has no other way to say it.
 """
 
 import json
-import os
-import sys
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from mlflow_unlearn.errors import UnlearnError, first_line
+from mlflow_unlearn.console import first_line
+from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.metrics.catalog import OBJECTIVES
 
 if TYPE_CHECKING:
@@ -322,15 +319,9 @@ COMMANDS: dict[str, type[Command]] = {
 
 def options(command: type[Command]) -> dict[str, Any]:
     """The options of a command, name → pydantic's field: required ones first, then its own, then the shared ones."""
-    own = command.__annotations__
-
-    def rank(name: str) -> tuple[bool, bool, bool]:
-        return not command.model_fields[name].is_required(), name not in own, name == "debug"
-
-    return {
-        command.model_fields[name].alias or name: command.model_fields[name]
-        for name in sorted(command.model_fields, key=rank)
-    }
+    own, fields = command.__annotations__, command.model_fields
+    ranked = sorted(fields, key=lambda name: (not fields[name].is_required(), name not in own, name == "debug"))
+    return {fields[name].alias or name: fields[name] for name in ranked}
 
 
 GOLD_SEED = 1000
@@ -386,26 +377,3 @@ def parse_params(text: str | None, where: str = "params") -> dict[str, Any]:
         found = "nothing" if values is None else f"a {type(values).__name__}"
         raise UnlearnError(f"{source} holds {found}, not names with values such as alpha: 2")
     return values
-
-
-def import_function(name: str) -> Callable[..., Any]:
-    """The function behind ``package.module:function``; modules of the working directory are found, as by ``python -m``.
-
-    Raises:
-        UnlearnError: the name has no colon, the module can't be imported, or has no such function.
-    """
-    module, colon, function = name.partition(":")
-    if not (module and colon and function):
-        raise UnlearnError(f"{name!r} names no function: write package.module:function")
-    # For good, not only during the import: functions import their neighbours when called, and workers unpickle them.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(import_module(module), function, None)
-    except Exception as error:  # Importing runs code, which raises anything.
-        raise UnlearnError(
-            f"{name!r}: importing {module!r} failed ({error}): run from its folder or install it"
-        ) from error
-    if not callable(found):
-        raise UnlearnError(f"{name!r}: module {module!r} has no function {function!r}")
-    return found  # type: ignore[no-any-return]

@@ -16,7 +16,11 @@ from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.methods import BUILTIN
 
-PARAMS = {"unsir": {"copies": 1, "batch_size": 32}, "ssd": {"alpha": 1.0}}
+CHEAP = {"epochs": 2, "noise_steps": 3, "copies": 1, "batch_size": 32}
+PARAMS = {
+    name: {key: value for key, value in CHEAP.items() if key in method.Params.model_fields}
+    for name, method in BUILTIN.items()
+} | {"ssd": {"alpha": 1.0}}
 
 
 def plain() -> nn.Module:
@@ -25,7 +29,7 @@ def plain() -> nn.Module:
 
 
 class OneStep(Method):
-    """A gradient to be looked at: SGD at a rate of 1 takes it off the weights. The loss is no mean over samples."""
+    """A gradient to be looked at: SGD at a learning rate of 1 subtracts it. The loss is not a mean over samples."""
 
     name = "one_step"
     Params = Params
@@ -71,13 +75,13 @@ def work(folder: Path) -> None:
     sets = splits()
     found = {}
     for name in BUILTIN:
-        found[name] = unlearn(plain(), sets, name, PARAMS.get(name), seed=3, device="cpu").model.state_dict()
+        found[name] = unlearn(plain(), sets, name, PARAMS[name], seed=3, device="cpu").model.state_dict()
     with (folder / "epochs").open("w") as file:  # which cannot be pickled
 
         def write(epoch: dict[str, float]) -> None:
             file.write(f"{epoch['epoch']} ")
 
-        taught = unlearn(plain(), sets, "lotus", seed=3, device="cpu", prefix="5", on_epoch=write)
+        taught = unlearn(plain(), sets, "lotus", PARAMS["lotus"], seed=3, device="cpu", prefix="5", on_epoch=write)
     found["prefix"] = taught.model.state_dict()
     found["heard"] = (folder / "epochs").read_text()
     found["one step"] = run(plain(), OneStep(), vars(sets), CPU, RunOptions(0)).model.state_dict()

@@ -26,7 +26,7 @@ def mlflow_server(folder: Path, database: str, *options: str, **environment: str
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    # The server's own queues of jobs are eight processes that nobody here asks for anything.
+    # The server's own queues of jobs would be eight processes that no test uses.
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with open(folder / "server.log", "w") as log:
         process = subprocess.Popen(

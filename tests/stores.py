@@ -87,7 +87,7 @@ def reset_mlflow() -> None:
 
 
 def make_store(folder: Path) -> Store:
-    """A store whose artifacts lie beside it."""
+    """A store whose artifacts are beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     store = Store(folder)
     store.client.create_experiment("tests", artifact_location=(folder / "artifacts").as_uri())

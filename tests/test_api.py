@@ -150,7 +150,7 @@ class TestData:
     def test_no_batch_of_one(self):
         """3 + 30 % of 100 = 33 samples in batches of at most 32; BatchNorm refuses to normalise a single one.
 
-        The model always says 0: right for one of three forgotten samples, and never for the validation set.
+        The model always predicts 0: right for one of three forgotten samples, and never for the validation set.
         """
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Linear(16, 10))
         sets = splits(3, 100)

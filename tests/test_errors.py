@@ -4,7 +4,8 @@ import pickle
 
 import pytest
 
-from mlflow_unlearn.errors import NothingToUnlearn, Refused, UnlearnError, did_you_mean, first_line, shortlist
+from mlflow_unlearn.console import first_line
+from mlflow_unlearn.errors import NothingToUnlearn, Refused, UnlearnError, did_you_mean, shortlist
 
 
 def test_exit_codes():

@@ -7,8 +7,8 @@ import warnings
 import pytest
 
 from mlflow_unlearn import cli
-from mlflow_unlearn.console import note
-from mlflow_unlearn.errors import UnlearnWarning, first_line, hidden_password, without_passwords
+from mlflow_unlearn.console import first_line, hidden_password, note, without_passwords
+from mlflow_unlearn.errors import UnlearnWarning
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,8 @@ def test_notes_warnings_and_usage_errors(capsys, monkeypatch):
 def test_a_crash_tells_no_password():
     code = (
         "import mlflow_unlearn.cli as cli\n"
-        "cli.flow = lambda name: int('http://me:secret@host')\n"  # a bug that nobody has foreseen
+        "import mlflow_unlearn.commands.methods as command\n"
+        "command.methods = lambda options: int('http://me:secret@host')\n"  # a bug that nobody has foreseen
         "cli.main(['methods'])"
     )
     crashed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

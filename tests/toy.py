@@ -1,4 +1,4 @@
-"""A tiny task that the tests share: scanned digits, and a small network that has learned some of them by heart."""
+"""A tiny task that the tests share: scanned digits, and a small network that has memorised some of them."""
 
 import copy
 import random
@@ -85,7 +85,7 @@ def original() -> Net:
 
 @torch.no_grad()
 def logits(model: nn.Module, dataset: TensorDataset) -> torch.Tensor:
-    """What the model says in eval mode."""
+    """The logits ``[N, K]`` in eval mode."""
     return copy.deepcopy(model).eval()(dataset.tensors[0])
 
 
@@ -117,7 +117,7 @@ def global_state() -> tuple:
 
 
 class Listed(Dataset):
-    """A dataset of a type that says nothing of itself; ``read`` turns the image at each reading."""
+    """A dataset of an unknown type; ``read`` transforms the image each time."""
 
     def __init__(self, data: TensorDataset, read=lambda image: image) -> None:
         self.data, self.read, self.readings = data, read, 0

@@ -34,7 +34,7 @@ from mlflow_unlearn.tuning.selection import CONSTRAINTS, on_validation
 
 
 def compare(options: config.Compare) -> None:
-    """Run each method with each seed as a nested run, or find the run that did it before; write the table.
+    """Run each method with each seed as a nested run, or reuse the run that did it before; write the table.
 
     Raises:
         NothingToUnlearn: the best was to be registered and no method meets the constraints.
@@ -54,7 +54,7 @@ def compare(options: config.Compare) -> None:
         recipe = training_recipe(session, options)
         recipe = replace(recipe, params={**recipe.params, **given.pop("retrain", {})})
         if options.plan:
-            _dry_run(session, recipe, methods, seeds, given, options)
+            _dry_run(session, recipe, {method: given.get(method, {}) for method in methods}, seeds, options)
             return
         runner = ComparisonRunner(session, recipe, experiment, force=options.force, prefix=options.prefix)
         golds = golds_for(runner, given_gold, seeds, progress)
@@ -81,19 +81,15 @@ def compare(options: config.Compare) -> None:
 
 
 def _dry_run(
-    session: Session,
-    recipe: Recipe,
-    methods: Sequence[str],
-    seeds: Sequence[int],
-    given: Mapping[str, dict[str, Any]],
-    options: config.Compare,
+    session: Session, recipe: Recipe, params: Mapping[str, Mapping[str, Any]], seeds: list[int], options: config.Compare
 ) -> None:
     """As if nothing had been finished before."""
+    methods = list(params)
     golds = 1 if options.gold_uri is not None else max(2, len(seeds))
     workloads = [dry_run.Workload("retrain", recipe.params, seeds[0], recipe, times=golds)]
     for method in methods:
         times = len(seeds) if get_method(method).stochastic else 1
-        workloads.append(dry_run.Workload(method, given.get(method, {}), seeds[0], times=times))
+        workloads.append(dry_run.Workload(method, params[method], seeds[0], times=times))
     record = None
     if options.register_ == "best":
         record = new_record(session, options, Provenance(method=methods[0], params={}, seed=seeds[0]))

@@ -1,6 +1,7 @@
 """`data`: what a data source contains."""
 
 from mlflow_unlearn import config
+from mlflow_unlearn.console import first_line
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.report import table
@@ -17,7 +18,9 @@ def data(options: config.Data) -> None:
         try:
             source.listing().to_csv(options.ids, index=False)
         except OSError as error:
-            raise UnlearnError(f"the list of ids cannot be written to {options.ids!r} ({error.strerror})") from error
+            raise UnlearnError(
+                f"the list of ids cannot be written to {options.ids!r} ({error.strerror or first_line(error)})"
+            ) from error
     table.show_source(source)
     if options.ids is not None:
         print(f"Wrote the ids of all splits to {options.ids}: a forget set takes rows with split train.")

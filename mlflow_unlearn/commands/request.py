@@ -1,6 +1,7 @@
 """`request`: file a forget request."""
 
 import secrets
+from functools import partial
 
 from mlflow_unlearn import config
 from mlflow_unlearn.data.forget import resolve_forget
@@ -28,12 +29,8 @@ def request(options: config.Request) -> None:
                 "register it, or give forget= to unlearn"
             )
         source = load_source(data_spec(version, options.data))
-        forget = resolve_forget(
-            options.forget,
-            source,
-            training_mask(version, source),
-            lambda request_id: forget_requests.read_manifest(client, request_id),
-        )
+        read = partial(forget_requests.read_manifest, client)
+        forget = resolve_forget(options.forget, source, training_mask(version, source), read)
         manifest = Manifest(tuple(source.train.ids[i] for i in forget))
         salt = secrets.token_hex(16) if options.hash_ids else None
         details = tracking.recorded_options(options, "forget", "reason", "requester", "hash_ids")

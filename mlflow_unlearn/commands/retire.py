@@ -16,7 +16,8 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.file_utils import local_file_uri_to_path
 
 from mlflow_unlearn import config
-from mlflow_unlearn.errors import Refused, UnlearnError, first_line
+from mlflow_unlearn.console import first_line
+from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.governance.holders import VersionExposure, cached, exposure_of, logged_models, model_of, sharing
 from mlflow_unlearn.governance.location import FILE
 from mlflow_unlearn.registry import tracking

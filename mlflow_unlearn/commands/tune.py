@@ -36,17 +36,13 @@ from mlflow_unlearn.tuning.runner import (
 )
 from mlflow_unlearn.tuning.selection import needs_gold
 from mlflow_unlearn.tuning.space import search_space
-from mlflow_unlearn.tuning.storage import (
-    LeaderLock,
-    open_storage,
-    storage_errors,
-)
+from mlflow_unlearn.tuning.storage import LeaderLock, open_storage, storage_errors
 from mlflow_unlearn.tuning.trials import Aborted, Objective
 from mlflow_unlearn.tuning.workers import local_workers, sharing_cores
 
 
 def tune(options: config.Tune) -> None:
-    """Carry out the trials of a study as nested runs; register the winner, if this command leads.
+    """Run the trials of a study as nested runs; register the winner, if this command leads.
 
     Raises:
         NothingToUnlearn: before any trial, or no trial met the constraints.
@@ -69,13 +65,13 @@ def tune(options: config.Tune) -> None:
         session.log_manifests()
         space = search_space(methods, model_family(session.module), _prefixes(session, options), options.space)
         for prefix in space.prefixes():
-            split_at(session.module, prefix)  # a misspelt module is no setting that diverges
+            split_at(session.module, prefix)  # a misspelt module fails the command, not a trial
         if options.plan:
             _dry_run(session, methods, options)
             return
         teacher = session.teacher()
         original = session.evaluate_original(force=options.force, teacher=teacher)
-        # From here on the bar is that of the whole study.
+        # From here on the progress bar is that of the whole study.
         session = replace(session, hardware=replace(session.hardware, progress=False))
         check_worthwhile(methods, original)
         gold = None
@@ -85,29 +81,17 @@ def tune(options: config.Tune) -> None:
         default_name = f"{session.version.name or 'model'}-{session.version.version or ''}"
         study = open_study(storage, options, space, default_name, run_id)
         mlflow.set_tags({"unlearn.study": study.study_name, "unlearn.objective": options.objective})
-        objective = Objective(
-            session,
-            study,
-            space,
-            teacher,
-            original,
-            gold,
-            objective=options.objective,
-            seed=options.seed,
-            run_id=run_id,
-        )
-        runner = StudyRunner(
-            study, LeaderLock(options.storage, study), objective, task_of(session, space, gold_module, options), options
-        )
+        objective = Objective(session, study, space, teacher, original, gold, options, run_id)
+        task = task_of(session, space, gold_module, options)
+        runner = StudyRunner(objective, LeaderLock(options.storage, study), task)
         try:
             with local_workers(options, study.study_name) as workers, first_interrupt_waits(runner.stop, workers):
-                turns = runner.work()
-                for _ in track(turns, "trials", enabled=progress, total=options.n_trials):
+                for _ in track(runner.work(), "trials", enabled=progress, total=options.n_trials):
                     pass
             if runner.stop.is_set():
                 stop_early(runner)
             if runner.finishes():
-                finish(runner, name, run_id, original, gold)
+                finish(runner, name)
             else:
                 print(f"Study {study.study_name}: nothing is left to do here; its run is {objective.parent}.")
         except Aborted as stop:
@@ -117,7 +101,7 @@ def tune(options: config.Tune) -> None:
 
 
 def _check(options: config.Tune) -> None:
-    """What does not go together, before anything is opened."""
+    """Refuse options that do not go together, before anything is opened."""
     check_key(options.sign_key)
     if options.mode == "pareto" and options.pruner != "none":
         raise UnlearnError(
@@ -136,20 +120,20 @@ def _check(options: config.Tune) -> None:
 
 
 def _prefixes(session: Session, options: config.Tune) -> list[str]:
-    """What to try for the frozen prefix: with "search" none, and the cut of "auto" where there is one."""
-    sets = vars(session.splits)
+    """What to try for the frozen prefix: with "search" none, and the split point of "auto" where there is one."""
+    splits = vars(session.splits)
     if options.prefix != "search":
-        return [resolve(session.module, options.prefix, sets) or "none"]
+        return [resolve(session.module, options.prefix, splits) or "none"]
     try:
-        return list(dict.fromkeys(["none", resolve(session.module, "auto", sets) or "none"]))
+        return list(dict.fromkeys(["none", resolve(session.module, "auto", splits) or "none"]))
     except UnlearnError as error:
         note(f"Note: no frozen prefix is tried: {error}")
         return ["none"]
 
 
 def _dry_run(session: Session, methods: Sequence[str], options: config.Tune) -> None:
-    shares = [len(part) for part in np.array_split(range(options.n_trials), len(methods))]
-    workloads = [dry_run.Workload(m, {}, options.seed, times=n) for m, n in zip(methods, shares, strict=True) if n]
+    times = map(len, np.array_split(range(options.n_trials), len(methods)))
+    workloads = [dry_run.Workload(m, {}, options.seed, times=n) for m, n in zip(methods, times, strict=True) if n]
     record = None
     if options.register_ == "best":
         record = new_record(session, options, Provenance(method=methods[0], params={}, seed=options.seed))

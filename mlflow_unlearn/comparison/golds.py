@@ -1,4 +1,4 @@
-"""The retrained models that a comparison measures against: one a seed, or the one that is given."""
+"""The retrained models that a comparison measures against: one per seed, or the one that is given."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from mlflow_unlearn.engine.predictions import evaluate_splits
 
 @dataclass(frozen=True)
 class Golds:
-    """The gold model that each seed is compared with, and the pairs (gold, its reference) that make the floor.
+    """The gold model that each seed is compared with, and pairs of golds.
 
     Attributes:
-        of_seeds: one a seed, in order; the given one for all.
+        of_seeds: one per seed, in order; the given one for all.
         given: whether the command names it, so that nothing of it is retrained here.
-        floor: models that differ by their seeds alone.
+        floor: the retrain-vs-retrain baseline: (gold, its reference), which differ by their seeds alone.
     """
 
     of_seeds: list[Gold]
@@ -28,7 +28,7 @@ class Golds:
 
 
 def golds_for(runner: ComparisonRunner, given: nn.Module | None, seeds: Sequence[int], progress: bool) -> Golds:
-    """One gold a seed, each the second gold of another; with a given gold, one retrained model for the floor.
+    """One gold per seed, each the second gold of another; with a given gold, one retrained model beside it.
 
     Args:
         runner: that retrains.

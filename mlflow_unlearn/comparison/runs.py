@@ -1,4 +1,4 @@
-"""What `compare` shares between methods and seeds, and how it takes over what finished runs have left."""
+"""What `compare` shares between methods and seeds, and how it reuses finished runs."""
 
 import copy
 import hashlib
@@ -40,7 +40,7 @@ RESULT, WEIGHTS = "result.json", "weights.pt"
 
 @dataclass(frozen=True)
 class Gold:
-    """A model retrained on the retain set: its module, what it says on the four sets, what it cost."""
+    """A model retrained on the retain set, with its outputs on the four splits; ``seconds`` where it was made here."""
 
     module: nn.Module
     outputs: Outputs
@@ -50,13 +50,13 @@ class Gold:
 
 @dataclass(frozen=True)
 class Trial:
-    """What one method with one seed left."""
+    """The result of one method with one seed; ``moved``: whether a weight changed."""
 
     method: str
     params: Mapping[str, Any]
     seed: int
     metrics: Metrics
-    judged: Metrics
+    selection_metrics: Metrics
     seconds: float
     digest: str
     moved: bool
@@ -67,15 +67,23 @@ class ComparisonRunner:
     """What all methods and seeds share: the session, the original's outputs, the teacher's logits, finished runs."""
 
     def __init__(self, session: Session, recipe: Recipe, experiment: str, *, force: bool, prefix: str = "none") -> None:
-        """Read the original's outputs."""
+        """Evaluate the original.
+
+        Args:
+            session: the version opened for work.
+            recipe: with which it is retrained.
+            experiment: id of the one whose finished runs are reused.
+            force: go on where the original's accuracy is implausibly low.
+            prefix: split point before which layers stay frozen.
+        """
         self.teacher = session.teacher(prefix)
         self.original = session.evaluate_original(force=force, teacher=self.teacher)
-        # From here on the bar is that of the whole comparison.
+        # From here on the progress bar is that of the whole comparison.
         self.session = replace(session, hardware=replace(session.hardware, progress=False))
         self.recipe, self._experiment = recipe, experiment
-        self._without_chance: dict[str, Result] = {}
+        self._deterministic: dict[str, Result] = {}
         self._source = weights_digest(session.module)
-        self._sets = [session.manifest(part).digest for part in (session.forget, session.retain)]
+        self._sets = [session.manifest(split).digest for split in (session.forget, session.retain)]
 
     def teacher_logits(self) -> None:
         """Compute them before any method is timed: the first one would pay for all."""
@@ -84,7 +92,7 @@ class ComparisonRunner:
         mlflow.log_metric("teacher_seconds", time.perf_counter() - start)
 
     def gold(self, seed: int) -> Gold:
-        """Retrain with the version's recipe, or take the weights that a finished run has left."""
+        """Retrain with the version's recipe, or load the weights of a finished run."""
         recipe = self.recipe
         params = get_method("retrain")(recipe.params).params.model_dump(mode="json")
         start = {"augment": recipe.augment, "architecture": recipe.architecture}
@@ -110,39 +118,49 @@ class ComparisonRunner:
         return Gold(module, outputs, weights_digest(module), seconds)
 
     def trial(self, method: str, params: Mapping[str, Any], seed: int, gold: Gold) -> Trial | None:
-        """Unlearn and measure, or take over what a finished run has measured; None where the method failed."""
+        """Unlearn and measure, or reuse what a finished run has measured; None where the method failed.
+
+        Args:
+            method: a registered name.
+            params: all its hyperparameters.
+            seed: of the unlearning and of the metrics.
+            gold: the model that is compared with.
+        """
         key = self._key(method, params, seed, gold)
         found = self._finished(key)
         if found is not None:
             uri = f"runs:/{found.info.run_id}/{RESULT}"
-            return self._from_json(method, params, seed, mlflow.artifacts.load_dict(uri))
+            stored = mlflow.artifacts.load_dict(uri)
+            digest, seconds, warnings = stored["weights_sha256"], stored["seconds"], tuple(stored["warnings"])
+            metrics, selection = _metrics(stored["metrics"]), _metrics(stored["judged"])
+            return Trial(method, params, seed, metrics, selection, seconds, digest, digest != self._source, warnings)
         try:
             with self._run(method, seed, key, params):
                 result = self._result(method, params, seed)
                 outputs = evaluate_splits(result.model, self.session.splits, self.session.hardware)
                 metrics = self.measure(outputs, gold, seed)
-                judged = on_validation(outputs, self.original, gold=gold.outputs, seed=seed)
+                selection = on_validation(outputs, self.original, gold=gold.outputs, seed=seed)
                 digest = weights_digest(result.model)
                 moved = digest != self._source
                 warnings = result.warnings if moved else (*result.warnings, "left every weight as it was")
-                trial = Trial(method, params, seed, metrics, judged, result.seconds, digest, moved, warnings)
-                mlflow.log_dict(_to_json(trial), RESULT)
+                figures = {"metrics": _to_json(metrics), "judged": _to_json(selection), "seconds": result.seconds}
+                mlflow.log_dict({**figures, "weights_sha256": digest, "warnings": list(warnings)}, RESULT)
                 mlflow.set_tag("unlearn.weights_sha256", digest)
-                mlflow.log_metrics({**metrics, **judged})
+                mlflow.log_metrics({**metrics, **selection})
                 log_history(get_method(method), result)
-                return trial
+                return Trial(method, params, seed, metrics, selection, result.seconds, digest, moved, warnings)
         except UnlearnError as error:
-            # A setting that diverges is a row's result, not the end of the comparison.
+            # Hyperparameters that diverge are a row's result, not the end of the comparison.
             note(f"Note: {method} with seed {seed} failed: {error}")
             return None
 
     def _result(self, method: str, params: Mapping[str, Any], seed: int) -> Result:
-        """A method without chance runs once for all seeds."""
+        """A deterministic method runs once for all seeds."""
         if get_method(method).stochastic:
             return self._unlearn(method, params, seed)
-        if method not in self._without_chance:
-            self._without_chance[method] = self._unlearn(method, params, seed)
-        return self._without_chance[method]
+        if method not in self._deterministic:
+            self._deterministic[method] = self._unlearn(method, params, seed)
+        return self._deterministic[method]
 
     def measure(self, outputs: Outputs, gold: Gold, seed: int) -> Metrics:
         """Every metric of a model, against the original and a gold."""
@@ -163,7 +181,7 @@ class ComparisonRunner:
         return result
 
     def _unlearn(self, method: str, params: Mapping[str, Any], seed: int, training: Splits | None = None) -> Result:
-        """Retraining reads its sets as the original was trained on them, and asks no teacher."""
+        """Retraining gets its splits as the original was trained on them, and needs no teacher."""
         options = RunOptions(seed, teacher=None if training else self.teacher, model_factory=self.recipe.model_factory)
         return self.session.unlearn(method, params, options, splits=training)
 
@@ -176,41 +194,22 @@ class ComparisonRunner:
 
     def _key(self, method: str, params: Mapping[str, Any], seed: int, gold: Gold | None) -> str:
         """Digest of all that the weights and metrics of a run depend on."""
-        session = self.session
-        facts = {
+        view, machine = self.session.view, self.session.hardware
+        cache_key = {
             "package": __version__,
             "source": self._source,
-            "data": session.view.source.digest,
-            "transform": session.view.transform,
-            "classes": list(session.view.classes),
+            "data": view.source.digest,
+            "transform": view.transform,
+            "classes": list(view.classes),
             "sets": self._sets,
             "gold": None if gold is None else gold.digest,
             "method": method,
             "params": dict(params),
             "seed": seed,
             "prefix": None if method == "retrain" else self.teacher.prefix,
-            "hardware": [
-                session.hardware.device.type,
-                session.hardware.precision,
-                session.hardware.channels_last,
-                session.hardware.compile,
-                ranks.world(),
-            ],
+            "hardware": [machine.device.type, machine.precision, machine.channels_last, machine.compile, ranks.world()],
         }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-    def _from_json(self, method: str, params: Mapping[str, Any], seed: int, stored: Mapping[str, Any]) -> Trial:
-        return Trial(
-            method,
-            params,
-            seed,
-            _read(stored["metrics"]),
-            _read(stored["judged"]),
-            stored["seconds"],
-            stored["weights_sha256"],
-            stored["weights_sha256"] != self._source,
-            tuple(stored["warnings"]),
-        )
+        return hashlib.sha256(json.dumps(cache_key, sort_keys=True).encode()).hexdigest()
 
     def _finished(self, key: str) -> Run | None:
         where = f"attributes.status = 'FINISHED' and tags.`{KEY_TAG}` = '{key}'"
@@ -218,22 +217,13 @@ class ComparisonRunner:
         return found[0] if found else None
 
 
-def _to_json(trial: Trial) -> dict[str, Any]:
-    def told(metrics: Metrics) -> dict[str, Any]:
-        return {"values": dict(metrics), "not_computed": metrics.missing, "counts": metrics.counts}
-
-    return {
-        "metrics": told(trial.metrics),
-        "judged": told(trial.judged),
-        "seconds": trial.seconds,
-        "weights_sha256": trial.digest,
-        "warnings": list(trial.warnings),
-    }
+def _to_json(metrics: Metrics) -> dict[str, Any]:
+    return {"values": dict(metrics), "not_computed": metrics.missing, "counts": metrics.counts}
 
 
-def _read(told: Mapping[str, Any]) -> Metrics:
+def _metrics(stored: Mapping[str, Any]) -> Metrics:
     metrics = Metrics()
-    metrics.update(told["values"])
-    metrics.missing.update(told["not_computed"])
-    metrics.counts.update(told["counts"])
+    metrics.update(stored["values"])
+    metrics.missing.update(stored["not_computed"])
+    metrics.counts.update(stored["counts"])
     return metrics

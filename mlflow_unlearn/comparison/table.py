@@ -5,7 +5,7 @@ import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REFERENCES = ("original", "retrain", "floor")
+"""Rows beside the methods; ``floor`` is the retrain-vs-retrain baseline, a second gold measured against each gold."""
 COLUMNS = (*(metric.key for metric in ranked("comparison")), "seconds", "seconds_relative")
 """Of the table, in this order; the first one decides."""
 _PRINTED = (*(metric.key for metric in ranked("comparison") if metric.printed), "seconds_relative")
@@ -46,7 +47,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One row: a method's registry name, ``original``, ``retrain`` or ``floor``, with the metrics by seed."""
+    """One row: a method's registry name, ``original``, ``retrain`` or ``floor``, with the metrics by seed.
+
+    ``unit`` is what retraining costs in seconds, of which ``seconds_relative`` is a multiple.
+    """
 
     method: str
     metrics: Mapping[int, Metrics]
@@ -54,12 +58,8 @@ class Row:
     warnings: list[str] = field(default_factory=list)
     unit: float = 1.0
 
-    def relative_to(self, unit: float) -> "Row":
-        """The row with the seconds of retraining, in which cost is counted."""
-        return replace(self, unit=unit)
-
     def values(self, column: str) -> list[float]:
-        """The column's values, one a seed, where they were computed."""
+        """The column's values, one per seed, where they were computed."""
         if column == "seconds":
             return self.seconds
         if column == "seconds_relative":
@@ -95,7 +95,7 @@ def log(rows: Sequence[Row], pearson: Spread | None) -> None:
 
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One object a row: ``method``, ``seeds`` (how many), each column's mean and ``…_sd``, null where not computed."""
+    """One object per row: ``method``, ``seeds`` (how many), each column's mean and ``…_sd``, null where missing."""
     objects = []
     for row in rows:
         cells: dict[str, Any] = {"method": row.method, "seeds": len(row.metrics)}
@@ -160,7 +160,7 @@ def show(rows: Sequence[Row], pearson: Spread | None) -> None:
 
 def figure(rows: Sequence[Row], pearson: Spread | None) -> "Figure":
     """Both gaps against cost, and RF-JSD against JSD."""
-    from matplotlib.figure import Figure  # what no command needs at its start
+    from matplotlib.figure import Figure  # not needed when a command starts
 
     fig = Figure(figsize=(15, 5.6), layout="constrained")
     axes = fig.subplots(1, 3)
@@ -174,7 +174,7 @@ def figure(rows: Sequence[Row], pearson: Spread | None) -> "Figure":
     axes[2].set(xlabel="jsd to gold", ylabel="rf_jsd (needs no gold)")
     if pearson is not None:
         axes[2].set_title(f"Pearson over methods {pearson}, paper {PAPER}", fontsize=9)
-    # Beside the points the names would lie on each other: methods that move nothing all stand where the original does.
+    # Beside the points the names would overlap: methods that move nothing all stand where the original does.
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=7, fontsize=9)
     return fig
@@ -182,16 +182,10 @@ def figure(rows: Sequence[Row], pearson: Spread | None) -> "Figure":
 
 def _scatter(ax: "Axes", rows: Sequence[Row], x: str, y: str) -> None:
     for number, row in enumerate(rows):
-        across, up = row[x], row[y]
-        if up is None or row.method == "floor":
+        # The original costs nothing.
+        across, up = row[x] or (Spread(0.0, None) if x == "seconds_relative" else None), row[y]
+        if across is None or up is None or row.method == "floor":
             continue
-        if across is None and x == "seconds_relative":
-            across = Spread(0.0, None)  # the original costs nothing
-        if across is None:
-            continue
-        look: dict[str, Any] = {
-            "fmt": "s" if row.method in REFERENCES else "o",
-            "color": f"C{number % 10}",
-            "label": row.method,
-        }
-        ax.errorbar(across.mean, up.mean, xerr=across.sd, yerr=up.sd, mfc="none" if number >= 10 else None, **look)
+        style: dict[str, Any] = {"fmt": "s" if row.method in REFERENCES else "o", "color": f"C{number % 10}"}
+        style |= {"label": row.method, "mfc": "none" if number >= 10 else None}
+        ax.errorbar(across.mean, up.mean, xerr=across.sd, yerr=up.sd, **style)

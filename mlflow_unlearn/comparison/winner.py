@@ -10,20 +10,20 @@ RULE = "avg_gap_excess_val"
 
 
 def best_method(trials: Mapping[str, Sequence[Trial]], before: Metrics, seeds: int) -> Trial | None:
-    """The stated rule: the lowest mean ``avg_gap_excess_val`` of the methods that meet the constraints with every seed.
+    """The method with the lowest mean ``avg_gap_excess_val`` among those that meet the constraints with every seed.
 
     Of that method the seed with the lowest one. Over-forgetting breaks a constraint, and a model whose weights did not
-    move is no candidate. The test set takes no part.
+    move is not a candidate. The test set is not used.
     """
     eligible = [
         done
         for done in trials.values()
         if len(done) == seeds
         and all(trial.moved for trial in done)
-        and all(RULE in trial.judged for trial in done)
-        and all(value <= 0 for trial in done for value in constraints(trial.judged, before).values())
+        and all(RULE in trial.selection_metrics for trial in done)
+        and all(value <= 0 for trial in done for value in constraints(trial.selection_metrics, before).values())
     ]
     if not eligible:
         return None
-    best = min(eligible, key=lambda done: sum(trial.judged[RULE] for trial in done) / len(done))
-    return min(best, key=lambda trial: trial.judged[RULE])
+    best = min(eligible, key=lambda done: sum(trial.selection_metrics[RULE] for trial in done) / len(done))
+    return min(best, key=lambda trial: trial.selection_metrics[RULE])

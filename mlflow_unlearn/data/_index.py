@@ -18,7 +18,7 @@ SETTLED = 2.0
 
 
 def pack(texts: Iterable[str]) -> NDArray[np.uint8]:
-    """Texts without NUL, such as names of files, as one array."""
+    """Texts without NUL, such as names of files, as one array ``[bytes]``."""
     return np.frombuffer("".join(f"{text}\0" for text in texts).encode("utf-8", "surrogateescape"), np.uint8)
 
 

@@ -66,7 +66,15 @@ def file_split(
     ids: Iterable[str] | None = None,
     groups: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Split:
-    """A split of image files with paths relative to ``root``, which are their ids unless others are given."""
+    """A split of image files.
+
+    Args:
+        root: of the data set.
+        files: paths relative to ``root``.
+        labels: class of each, ``[N]``.
+        ids: of the samples; by default their paths.
+        groups: further columns, ``[N]`` each.
+    """
     names = tuple(files)  # one text a sample, which ids and keys share
     images = ImageStore(partial(_bytes, str(root)), names, file=partial(Path, root))
     return Split(tuple(ids) if ids is not None else names, np.fromiter(labels, np.int64), images, groups or {})

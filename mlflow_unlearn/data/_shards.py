@@ -62,9 +62,15 @@ class _Member(NamedTuple):
         return repr(self.id)
 
     def file(self) -> Path:
+        """The shard's path."""
         return Path(self.shard)
 
     def read(self) -> bytes:
+        """The bytes of the image.
+
+        Raises:
+            UnlearnError: the shard has gone, or has become shorter.
+        """
         try:
             with open(self.shard, "rb", buffering=0) as file:
                 file.seek(self.offset)

@@ -54,7 +54,7 @@ def in_order(dataset: Dataset[Any], batch_size: int) -> list[range]:
 
 
 def in_memory(dataset: Dataset[Any], indices: Sequence[int] | Tensor | None = None) -> bool:
-    """Whether the samples at ``indices`` (None: all) are certain to be in memory.
+    """Whether the samples at ``indices [B]`` (None: all) are certain to be in memory.
 
     Such a dataset is a `TensorDataset`, or has ``in_memory``, or ``holds(indices)`` where it fills while it is read.
     """

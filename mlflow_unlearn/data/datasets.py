@@ -28,7 +28,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     """Samples read from their images on demand: ``(float tensor [C, H, W], label)``."""
 
     def __init__(self, split: Split, transform: Transform, labels: Tensor) -> None:
-        """Read the first image: its shape is the one that all must have.
+        """Read the first image: its shape is the one that all must have. ``labels`` are ``[N]``.
 
         Raises:
             UnlearnError: it can't be read.
@@ -215,7 +215,7 @@ class Augmented(Dataset[tuple[Tensor, Any]]):
 
     @property
     def labels(self) -> Tensor:
-        """The labels, without augmenting all images to get at them."""
+        """The labels ``[N]``, without augmenting all images to get at them."""
         return labels_of(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:

@@ -50,7 +50,7 @@ def resolve_forget(spec: str, source: Source, training: Mask, read_request: Read
 
 
 def retained(training: Mask, forget: Indices) -> Indices:
-    """The sorted indices that stay: trained on and not to be forgotten."""
+    """The sorted indices ``[R]`` that stay: those in ``training [N]`` and not in ``forget [F]``."""
     keep = training.copy()
     keep[forget] = False
     return np.flatnonzero(keep)

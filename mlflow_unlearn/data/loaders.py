@@ -16,7 +16,6 @@ import torchvision
 from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from mlflow_unlearn.config import import_function
 from mlflow_unlearn.data._layouts import (
     class_order,
     codes,
@@ -27,6 +26,7 @@ from mlflow_unlearn.data._layouts import (
     require_files,
 )
 from mlflow_unlearn.data._shards import list_shards
+from mlflow_unlearn.data.functions import import_function
 from mlflow_unlearn.data.source import ImageStore, Indices, Source, Split, check_classes, rest, stratified
 from mlflow_unlearn.data.splits import Splits, labels_of
 from mlflow_unlearn.errors import UnlearnError, did_you_mean, shortlist
@@ -41,6 +41,13 @@ class _Loaded(NamedTuple):
     splits: dict[str, Split]
     deterministic: bool = True
     ready: bool = False
+
+
+class _Scheme(NamedTuple):
+    """How the text behind a scheme's colon is read, and how it is recorded: it is read again in another folder."""
+
+    load: Callable[[str], _Loaded]
+    recorded: Callable[[str], str] = str
 
 
 def load_source(spec: str) -> Source:
@@ -58,36 +65,37 @@ def load_source(spec: str) -> Source:
         UnlearnError: unknown scheme or option, missing or inconsistent data.
     """
     body, seed, fraction = _options(spec)
-    scheme, _, rest_of_spec = body.partition(":")
-    if scheme not in _SCHEMES:
-        raise UnlearnError(f"unknown data source {spec!r}: {did_you_mean(scheme, _SCHEMES)}")
-    loaded = _SCHEMES[scheme](rest_of_spec)
+    name, colon, text = body.partition(":")
+    if name not in _SCHEMES:
+        raise UnlearnError(f"unknown data source {spec!r}: {did_you_mean(name, _SCHEMES)}")
+    scheme = _SCHEMES[name]
+    loaded = scheme.load(text)
     if "all" not in loaded.splits and not loaded.ready:  # a caller's own sets may well have no test sample of a class
         check_classes(loaded.classes, loaded.splits)
     train, val, test = _three_splits(loaded.splits, seed, fraction)
-    for name, split in {"training": train, "validation": val, "test": test}.items():
+    for part, split in {"training": train, "validation": val, "test": test}.items():
         if len(split) == 0:
-            raise UnlearnError(f"{spec!r} leaves the {name} set without samples: add data, or change its train=")
+            raise UnlearnError(f"{spec!r} leaves the {part} set without samples: add data, or change its train=")
     ids = [*train.ids, *val.ids, *test.ids]
     if len(set(ids)) < len(ids):
         ids.sort()
         twice = sorted({one for one, other in zip(ids, ids[1:], strict=False) if one == other})
         raise UnlearnError(f"{spec!r} has ids that occur twice: {shortlist(twice)}: give each sample an id of its own")
-    recorded = _absolute(body) + spec[len(body) :]
+    recorded = name + colon + scheme.recorded(text) + spec[len(body) :]
     return Source(recorded, loaded.classes, train, val, test, loaded.deterministic, loaded.ready)
-
-
-def _absolute(body: str) -> str:
-    """The spec with an absolute path: it is recorded, and read again from another working directory."""
-    scheme, _, rest_of_spec = body.partition(":")
-    if scheme == "torchvision":
-        name, _, folder = rest_of_spec.partition("@")
-        return f"{scheme}:{name}@{_resolved(folder)}"
-    return f"{scheme}:{_resolved(rest_of_spec)}" if scheme in ("folder", "shards", "csv") else body
 
 
 def _resolved(path: str) -> Path:
     return Path(os.path.abspath(Path(path).expanduser()))
+
+
+def _absolute(path: str) -> str:
+    return str(_resolved(path))
+
+
+def _absolute_root(text: str) -> str:
+    name, _, folder = text.partition("@")
+    return f"{name}@{_resolved(folder)}"
 
 
 def _options(spec: str) -> tuple[str, int, float | None]:
@@ -283,11 +291,11 @@ def _labels(dataset: Any, name: str) -> Indices:
     return labels
 
 
-_SCHEMES: dict[str, Callable[[str], _Loaded]] = {
-    "digits": _digits,
-    "torchvision": _torchvision,
-    "folder": lambda body: _Loaded(*list_folder(_resolved(body))),
-    "shards": lambda body: _Loaded(*list_shards(_resolved(body))),
-    "csv": _csv,
-    "python": _python,
+_SCHEMES = {
+    "digits": _Scheme(_digits),
+    "torchvision": _Scheme(_torchvision, _absolute_root),
+    "folder": _Scheme(lambda path: _Loaded(*list_folder(_resolved(path))), _absolute),
+    "shards": _Scheme(lambda path: _Loaded(*list_shards(_resolved(path))), _absolute),
+    "csv": _Scheme(_csv, _absolute),
+    "python": _Scheme(_python),
 }

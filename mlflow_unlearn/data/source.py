@@ -41,9 +41,13 @@ class ImageStore(Dataset[Image.Image]):
         rows: Indices | None = None,
         file: Callable[[Any], Path] | None = None,
     ) -> None:
-        """Keep the keys, which subsets share, and the rows that are in this one; nothing is read yet.
+        """Read nothing yet.
 
-        ``file`` gives the path of the file that holds the image of a key, where one does.
+        Args:
+            read: from a key to an image or the bytes of its file.
+            keys: of all images; subsets share them.
+            rows: positions ``[N]`` in ``keys`` of the images in this store; by default all.
+            file: from a key to the path of the file that holds the image, where there is one.
         """
         self.read, self.keys, self.file = read, keys, file
         self.rows = np.arange(len(keys)) if rows is None else rows
@@ -69,7 +73,7 @@ class ImageStore(Dataset[Image.Image]):
         return self._read(index, decode_pixels)
 
     def subset(self, indices: Indices) -> "ImageStore":
-        """The images at these indices, in this order."""
+        """The images at these indices ``[B]``, in this order."""
         return ImageStore(self.read, self.keys, self.rows[indices], self.file)
 
     def _read(self, index: int, decoder: Callable[[bytes], _Decoded]) -> _Decoded | Image.Image:
@@ -107,7 +111,7 @@ class Split:
         return len(self.ids)
 
     def subset(self, indices: NDArray[Any] | Sequence[int]) -> "Split":
-        """The samples at these indices, in this order."""
+        """The samples at these indices ``[B]``, in this order."""
         chosen = np.asarray(indices, dtype=np.int64)
         rows: list[int] = chosen.tolist()
         return replace(
@@ -196,7 +200,7 @@ def stratified(labels: NDArray[Any], amount: int | float, seed: int) -> Indices:
 
 
 def rest(total: int, indices: Indices) -> Indices:
-    """The indices below ``total`` that are not among ``indices``, sorted."""
+    """The indices below ``total`` that are not among ``indices [B]``, sorted."""
     return np.setdiff1d(np.arange(total), indices)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from mlflow_unlearn.config import import_function
+from mlflow_unlearn.data.functions import import_function
 from mlflow_unlearn.errors import UnlearnError, did_you_mean
 
 Transform = Callable[[Image.Image], Tensor]

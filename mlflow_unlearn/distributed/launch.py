@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mlflow_unlearn.errors import UnlearnError, UnlearnWarning, first_line, without_passwords
+from mlflow_unlearn.console import first_line, without_passwords
+from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure

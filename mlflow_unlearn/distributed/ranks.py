@@ -227,8 +227,7 @@ def _runs(pid: int) -> bool:
 def _broadcast(message: bytes | None) -> bytes:
     received = [message]
     dist.broadcast_object_list(received, 0, group=_State.calls, device=torch.device("cpu"))
-    sent = received[0]
-    return sent if sent is not None else b""
+    return received[0] or b""
 
 
 def _pickled(content: Any) -> bytes:

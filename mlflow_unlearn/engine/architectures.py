@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mlflow_unlearn.config import import_function
+from mlflow_unlearn.data.functions import import_function
 from mlflow_unlearn.errors import UnlearnError
 
 Family = Literal["cnn", "vit"]

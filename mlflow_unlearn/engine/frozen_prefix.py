@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.data import Dataset
 
+from mlflow_unlearn.console import first_line
 from mlflow_unlearn.data.batching import forward_batch, gather
 from mlflow_unlearn.data.buffers import RowStore
 from mlflow_unlearn.data.splits import labels_of, wholly_forgotten
@@ -22,7 +23,7 @@ from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.hardware import Hardware
 from mlflow_unlearn.engine.method import Datasets
 from mlflow_unlearn.engine.modes import evaluating, in_mode
-from mlflow_unlearn.errors import UnlearnError, first_line
+from mlflow_unlearn.errors import UnlearnError
 
 
 @dataclass(frozen=True)

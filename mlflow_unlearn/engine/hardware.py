@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mlflow_unlearn import cache
+from mlflow_unlearn.console import first_line
 from mlflow_unlearn.data.batching import BatchReader, gather
-from mlflow_unlearn.errors import UnlearnError, first_line
+from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.rng import isolated_rng
 
 Precision = Literal["fp32", "tf32", "bf16", "auto"]

@@ -21,7 +21,7 @@ from mlflow_unlearn.engine.architectures import reinitialised_copy
 from mlflow_unlearn.engine.forward import predict
 from mlflow_unlearn.engine.frozen_prefix import Activations, split_at
 from mlflow_unlearn.engine.hardware import Hardware, deterministic_convolutions, full_precision
-from mlflow_unlearn.engine.method import Batch, Datasets, Method, OptimizerSpec, Phase, PhaseStats, SplitName
+from mlflow_unlearn.engine.method import Batch, Datasets, InputLoss, Method, OptimizerSpec, Phase, PhaseStats, SplitName
 from mlflow_unlearn.engine.modes import eval_mode
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError
@@ -183,12 +183,7 @@ class TrainerState:
             yield self.hardware.images(images), labels.to(self.hardware.device).long()
 
     def optimise_inputs(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        loss: Callable[[Tensor, Tensor, Tensor], Tensor],
-        optimizer: OptimizerSpec,
-        steps: int,
+        self, images: Tensor, labels: Tensor, loss: InputLoss, optimizer: OptimizerSpec, steps: int
     ) -> Tensor:
         """As `Workspace` describes it; the images come back on the CPU.
 
@@ -238,11 +233,11 @@ class TrainerState:
                 self._options.on_state(values, self.model, self._datasets)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """A copy of the student's state dict."""
+        """A copy of the student's state dict, tensors ``[…]`` by name."""
         return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Load a `snapshot`."""
+        """Load a `snapshot`, tensors ``[…]`` by name."""
         self.model.load_state_dict(state)
 
     @cached_property

@@ -14,6 +14,8 @@ from torch.utils.data import Dataset
 from mlflow_unlearn.errors import UnlearnError
 
 SplitName = Literal["forget", "retain", "val", "test"]
+InputLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``(images [N, C, H, W], logits [N, K], labels [N])`` to a scalar."""
 Datasets = Mapping[str, Dataset[Any]]
 """Images and labels by sample, by the name of their split."""
 
@@ -125,12 +127,7 @@ class Workspace(Protocol):
         """Images ``[B, C, H, W]`` and labels ``[B]`` of a set, in order, where the student computes."""
 
     def optimise_inputs(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        loss: Callable[[Tensor, Tensor, Tensor], Tensor],
-        optimizer: OptimizerSpec,
-        steps: int,
+        self, images: Tensor, labels: Tensor, loss: InputLoss, optimizer: OptimizerSpec, steps: int
     ) -> Tensor:
         """Images that minimise a loss of the student, which is in eval mode and stays as it is.
 
@@ -159,10 +156,10 @@ class Workspace(Protocol):
         """Add one epoch to the history."""
 
     def snapshot(self) -> dict[str, Tensor]:
-        """A copy of the student's state."""
+        """A copy of the student's state dict, tensors ``[…]`` by name."""
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Put a `snapshot` back."""
+        """Load a `snapshot`, tensors ``[…]`` by name."""
 
 
 Plan = Generator[Phase, PhaseStats, Mapping[str, float]]
@@ -271,7 +268,11 @@ class Method:
         self.params = self.Params.parse({**self.by_family.get(family, {}), **(params or {})}, method=self.name)
 
     def plan(self, workspace: Workspace) -> Plan:
-        """Yield phases, receive their `PhaseStats`, and return what is known of the end state (``acc_forget``, …)."""
+        """Yield phases, receive their `PhaseStats`, and return what is known of the end state (``acc_forget``, …).
+
+        Raises:
+            NotImplementedError: a subclass has not written it.
+        """
         raise NotImplementedError
 
     @classmethod

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, ValidationError, model_validator
 
-from mlflow_unlearn.errors import UnlearnError, first_line
+from mlflow_unlearn.console import first_line
+from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.metrics.membership import read_auc
 

@@ -5,7 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mlflow_unlearn.errors import UnlearnError, first_line
+from mlflow_unlearn.console import first_line
+from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.record import FILE, SIGNATURE
 
 _INSTALL = 'pip install "mlflow-unlearn[sign]"'

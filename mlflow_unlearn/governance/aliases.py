@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from mlflow_unlearn.errors import first_line
+from mlflow_unlearn.console import first_line
 from mlflow_unlearn.evidence.record import FOLDER
 from mlflow_unlearn.governance.integrity import PROMOTION, PROMOTION_TAG, Examined, IntegrityFinding, same
 from mlflow_unlearn.registry.versions import read_artifact

@@ -6,8 +6,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from pydantic import ValidationError
 
-from mlflow_unlearn.console import note
-from mlflow_unlearn.errors import Refused, UnlearnError, first_line
+from mlflow_unlearn.console import first_line, note
+from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence.policy import Policy, Verdict, judge
 from mlflow_unlearn.evidence.record import FOLDER, Evidence, Person, sha256
 from mlflow_unlearn.evidence.review import TAG, ReviewRecord, numbers

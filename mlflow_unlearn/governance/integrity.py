@@ -12,8 +12,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from safetensors import SafetensorError
 
+from mlflow_unlearn.console import first_line
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.errors import Refused, UnlearnError, first_line
+from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence.record import (
     CARD,
     DIGEST_TAG,

@@ -8,8 +8,9 @@ import numpy as np
 from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.config import Evaluate
+from mlflow_unlearn.console import first_line
 from mlflow_unlearn.engine.predictions import evaluate_splits
-from mlflow_unlearn.errors import UnlearnError, first_line
+from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.governance.integrity import Examined, IntegrityFinding
 from mlflow_unlearn.metrics.suite import compare, compute_metrics
 from mlflow_unlearn.registry import forget_requests

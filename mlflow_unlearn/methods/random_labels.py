@@ -13,13 +13,13 @@ from mlflow_unlearn.engine.method import (
     Batch,
     Method,
     OptimizerSpec,
-    Params,
     Phase,
     Plan,
     Workspace,
     all_indices,
     run_epochs,
 )
+from mlflow_unlearn.methods.finetune import FinetuneParams
 
 
 def wrong_labels(labels: Tensor, num_classes: int, generator: torch.Generator) -> Tensor:
@@ -34,14 +34,10 @@ def random_labels_loss(batch: Batch, generator: torch.Generator) -> Tensor:
     return torch.nn.functional.cross_entropy(batch.logits, torch.where(batch.forget, wrong, batch.labels))
 
 
-class RandomLabelsParams(Params):
-    """Hyperparameters of Random Labeling."""
+class RandomLabelsParams(FinetuneParams):
+    """Hyperparameters of Random Labeling: those of finetuning, with another learning rate."""
 
-    epochs: int = Field(10, ge=1, le=1000, json_schema_extra={"search": {"factor": 2.0}})
     lr: float = Field(0.01, gt=0, le=10, json_schema_extra={"search": {"factor": 10.0, "log": True}})
-    batch_size: int = Field(128, ge=2, le=65536)
-    weight_decay: float = Field(5e-4, ge=0, le=1)
-    momentum: float = Field(0.9, ge=0, lt=1)
 
 
 class RandomLabels(Method):

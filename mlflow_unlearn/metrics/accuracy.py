@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlflow_unlearn.metrics import _arrays
-from mlflow_unlearn.metrics.membership import attack_shares
+from mlflow_unlearn.metrics.membership import attack_fractions
 from mlflow_unlearn.metrics.outputs import Computed, MetricInputs
 
 GAP_ACCURACIES = ("acc_forget", "acc_retain", "acc_test")
@@ -115,7 +115,7 @@ def average_gaps(inputs: MetricInputs) -> Computed:
     Source: as of :func:`avg_gap`.
     """
     gold = MetricInputs(inputs.gold, seed=inputs.seed)
-    ours, theirs = ({**side.once(accuracies), **side.once(attack_shares)} for side in (inputs, gold))
+    ours, theirs = ({**side.once(accuracies), **side.once(attack_fractions)} for side in (inputs, gold))
     values = [{key: value for key, value in side.items() if isinstance(value, float)} for side in (ours, theirs)]
     found: dict[str, float | str] = {}
     for key, mia_key in (("avg_gap", "mia"), ("avg_gap_excess", "mia_excess")):

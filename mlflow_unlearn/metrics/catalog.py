@@ -80,7 +80,14 @@ class Metric:
 
 
 # Metrics that share work share a function.
-_ACCURACY = partial(Metric, computed_by="accuracy.accuracies", needs=("forget", "retain", "test"), section="accuracy")
+_ACCURACY = partial(
+    Metric,
+    computed_by="accuracy.accuracies",
+    needs=("forget", "retain", "test"),
+    section="accuracy",
+    good="the original's value",
+    comparison=3,
+)
 _GAP = partial(
     Metric,
     computed_by="accuracy.average_gaps",
@@ -91,7 +98,10 @@ _GAP = partial(
     by_request=False,
 )
 _ATTACK = partial(
-    Metric, computed_by="membership.attack_shares", needs=("forget", "retain", "test"), section="the-membership-attack"
+    Metric,
+    computed_by="membership.attack_fractions",
+    needs=("forget", "retain", "test"),
+    section="the-membership-attack",
 )
 _AUC = partial(
     Metric, computed_by="membership.auc_with_interval", needs=("forget", "test"), section="two-sided-auc", card=1
@@ -109,42 +119,29 @@ _RECORDS = (
         needs=("forget",),
         good="gold's value; near 0 if a whole class is forgotten",
         val_name="acc_forget",
-        comparison=3,
         card=1,
     ),
     _ACCURACY(
         "acc_retain",
         "accuracy on the retain set; should stay",
         needs=("retain",),
-        good="the original's value",
         val_name="acc_retain",
-        comparison=3,
         by_request=False,
     ),
     _ACCURACY(
         "acc_val",
         "accuracy on the validation set; should stay",
         needs=("forget", "retain", "val"),
-        good="the original's value",
-        comparison=3,
         printed=False,
         by_request=False,
     ),
-    _ACCURACY(
-        "acc_test",
-        "accuracy on the test set; should stay",
-        good="the original's value",
-        val_name="acc_val",
-        comparison=3,
-        card=1,
-        by_request=False,
-    ),
+    _ACCURACY("acc_test", "accuracy on the test set; should stay", val_name="acc_val", card=1, by_request=False),
     _ACCURACY(
         "acc_test_forgotten",
         "accuracy on wholly forgotten classes; should fall",
         section="wholly-forgotten-classes",
         ideal=0.0,
-        comparison=3,
+        good="",
         printed=False,
         classes_only=True,
     ),

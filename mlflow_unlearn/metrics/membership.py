@@ -300,7 +300,7 @@ def entropy_ks(
     return float(np.abs(forget_curve - test_curve).max())
 
 
-def attack_shares(inputs: MetricInputs) -> Computed:
+def attack_fractions(inputs: MetricInputs) -> Computed:
     """``mia``, ``mia_test`` and ``mia_excess``: :func:`membership_attack` less wholly forgotten classes; fractions.
 
     Source: as of :func:`membership_attack`.
@@ -319,11 +319,9 @@ def attack_shares(inputs: MetricInputs) -> Computed:
     if attack is None:
         reason = "every test sample belongs to a wholly forgotten class: the attack has no non-member"
         return dict.fromkeys(("mia", "mia_test", "mia_excess"), reason)
-    if attack.mia_test is not None and attack.mia_excess is not None:
-        return {"mia": attack.mia, "mia_test": attack.mia_test, "mia_excess": attack.mia_excess}
     shared = np.isin(test.labels, forget.labels).any()
     reason = "the attack has a single non-member, and at least two are needed" if shared else UNMATCHED
-    return {"mia": attack.mia, "mia_test": reason, "mia_excess": reason}
+    return {key: reason if value is None else value for key, value in vars(attack).items()}
 
 
 def auc_with_interval(inputs: MetricInputs) -> Computed:
@@ -333,13 +331,7 @@ def auc_with_interval(inputs: MetricInputs) -> Computed:
     """
     forget, test = inputs.model["forget"], inputs.model["test"]
     interval = two_sided_auc(
-        forget.entropies,
-        test.entropies,
-        forget.labels,
-        test.labels,
-        len(test.class_sums),
-        seed=inputs.seed,
-        resamples=1000,
+        forget.entropies, test.entropies, forget.labels, test.labels, len(test.class_sums), seed=inputs.seed
     )
     if interval is None:
         matched = np.isin(forget.labels, test.labels).sum()

@@ -19,9 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mlflow_unlearn.console import first_line
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.engine.architectures import build_model, load_weights, non_finite_tensor
-from mlflow_unlearn.errors import UnlearnError, first_line
+from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry.versions import MANIFEST_FILE, METADATA_KEY, WEIGHTS_FILE, Format, Record, Version, below
 
 

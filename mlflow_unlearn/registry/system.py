@@ -33,15 +33,15 @@ def system_facts() -> dict[str, str]:
     return {**facts, "unlearn.git.commit": commit, "unlearn.git.dirty": dirty}
 
 
-def code_commit() -> tuple[str, str]:
-    """Commit of the checkout that this package runs from and whether it has changes, or "unknown" twice."""
-    here = Path(__file__).parent
+def code_commit(file: Path = Path(__file__)) -> tuple[str, str]:
+    """Commit of the checkout that ``file`` belongs to and whether it has changes, or "unknown" twice."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True).stdout
+        command = ["git", "-C", str(file.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)
+        git("ls-files", "--error-unmatch", file.name)
         return git("rev-parse", "HEAD").strip(), str(bool(git("status", "--porcelain").strip())).lower()
     except (OSError, subprocess.CalledProcessError):
         # No git here, or an installed package, whose version is among the facts.

@@ -16,16 +16,17 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from mlflow_unlearn.config import Command
-from mlflow_unlearn.console import STARTED
+from mlflow_unlearn.console import STARTED, first_line, hidden_password, without_passwords
 from mlflow_unlearn.distributed.launch import RUN_FILE_VARIABLE
-from mlflow_unlearn.errors import UnlearnError, first_line, hidden_password, without_passwords
+from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry.system import system_facts
 from mlflow_unlearn.registry.uris import absolute_uri, hidden_spec
 
 ERROR_TAG = "unlearn.error"
 
 _TAG_LIMIT = 8000
-_PATIENCE_SECONDS = 25
+PATIENCE = 25.0
+"""Seconds in which a tracking store has to answer."""
 
 
 def client() -> MlflowClient:
@@ -33,7 +34,7 @@ def client() -> MlflowClient:
     return MlflowClient()
 
 
-def connect() -> MlflowClient:
+def connect(patience: float = PATIENCE) -> MlflowClient:
     """A client whose store answers; relative SQLite URIs are made absolute for us and our children.
 
     Raises:
@@ -67,9 +68,9 @@ def connect() -> MlflowClient:
     asking = threading.Thread(target=probe, daemon=True)
     with _environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", MLFLOW_HTTP_REQUEST_TIMEOUT="10"):
         asking.start()
-        asking.join(_PATIENCE_SECONDS)
+        asking.join(patience)
     if asking.is_alive() or failures:
-        reason = first_line(failures[0]) if failures else f"no answer within {_PATIENCE_SECONDS} seconds"
+        reason = first_line(failures[0]) if failures else f"no answer within {patience:g} seconds"
         raise UnlearnError(
             f"the tracking store {hidden_password(uri)} cannot be reached ({reason}): "
             "start it, or set MLFLOW_TRACKING_URI to one that runs"

@@ -21,8 +21,9 @@ from mlflow.types import TensorSpec
 from mlflow.utils.validation import _validate_model_name
 from pydantic import BaseModel, ConfigDict, ValidationError, computed_field, model_validator
 
+from mlflow_unlearn.console import first_line, hidden_password
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.errors import UnlearnError, first_line, hidden_password
+from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance
 
 Format = Literal["pt2", "pickle"]

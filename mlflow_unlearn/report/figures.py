@@ -52,15 +52,15 @@ def intervals(evidence: Evidence, apart: Sequence[tuple[str, Mapping[str, Measur
     ][:MAX_INTERVALS]
     if not rows:
         return None
-    ticks = _axis([0.4, 0.6, *(value for row in rows for value in row["ends"])])
+    ticks = axis_ticks([0.4, 0.6, *(value for row in rows for value in row["ends"])])
     x = _scale(ticks, 8, 364)
     for row in rows:
         row["x"] = [x(value) for value in row["ends"]]
     return {"rows": rows, "ticks": [(x(tick), f"{tick:.2g}") for tick in ticks], "middle": x(0.5)}
 
 
-def _axis(values: Sequence[float]) -> list[float]:
-    """Round ticks, three to six of them, that enclose the values."""
+def axis_ticks(values: Sequence[float]) -> list[float]:
+    """Round ticks, two to seven of them, that enclose the values."""
     low, high = min(values), max(values)
     if low == high:
         low, high = (0.0, 1.0) if low == 0 else (min(low, 0.0), max(low, 0.0))
@@ -95,7 +95,9 @@ def histogram(histogram: Histogram) -> dict[str, Any]:
     """One panel a set, all with one scale; and the shares as a table."""
     edges = histogram.edges
     models = [model for model in MODELS if any(model in rows for rows in histogram.shares.values())]
-    ys = _axis([0.0, *(100 * share for rows in histogram.shares.values() for row in rows.values() for share in row)])
+    ys = axis_ticks(
+        [0.0, *(100 * share for rows in histogram.shares.values() for row in rows.values() for share in row)]
+    )
     panels = []
     for role, rows in histogram.shares.items():
         panel = _panel(f"{role} set", [edges[0], (edges[0] + edges[-1]) / 2, edges[-1]], ys, "{:.3g}")
@@ -121,7 +123,7 @@ def classes(rows: Sequence[ClassRow], field: str) -> dict[str, Any]:
             found.append({"row": row, "before": before, "after": after, "gold": values.get("gold")})
     shown = sorted(found, key=lambda one: -abs(one["after"] - one["before"]))[:MAX_CLASSES]
     shown.sort(key=lambda one: one["after"] - one["before"])
-    ticks = _axis(
+    ticks = axis_ticks(
         [value for one in shown for value in (one["before"], one["after"], one["gold"]) if value is not None] or [0.0]
     )
     x = _scale(ticks, 130, 184)
@@ -152,7 +154,7 @@ def curves(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         if not any(values.values()):
             continue
         x_ticks = [min(xs), max(xs)] if max(xs) > min(xs) else [xs[0] - 1, xs[0], xs[0] + 1]
-        panel = _panel(name, x_ticks, _axis([value for points in values.values() for _, value in points]))
+        panel = _panel(name, x_ticks, axis_ticks([value for points in values.values() for _, value in points]))
         for style, (key, points) in enumerate(values.items()):
             placed = [(panel["x"](x), panel["y"](value)) for x, value in points]
             d = "M" + "L".join(f"{x},{y}" for x, y in placed) if placed else ""

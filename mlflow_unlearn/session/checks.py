@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from mlflow_unlearn.console import first_line
 from mlflow_unlearn.engine.hardware import checked_logits
 from mlflow_unlearn.engine.modes import evaluating
-from mlflow_unlearn.errors import UnlearnError, first_line
+from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry.versions import Version
 from mlflow_unlearn.session.view import InputSpec
 

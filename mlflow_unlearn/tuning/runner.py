@@ -1,7 +1,7 @@
-"""`tune`: an Optuna study over hyperparameters, judged on the validation set alone, and its winner registered.
+"""`tune`: an Optuna study over hyperparameters, selected on the validation set alone, and its winner registered.
 
-Every command on a study carries out trials until none is left. One of them leads: it queues the trials, its run is the
-parent of all, and it registers the winner. Where it dies another leads on (see `mlflow_unlearn.tuning.storage`).
+Every command on a study runs trials until none is left. One of them leads: it queues the trials, its run is the parent
+of all, and it registers the winner. Where it dies another takes over (see `mlflow_unlearn.tuning.storage`).
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -30,10 +30,10 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 
 from mlflow_unlearn import config
-from mlflow_unlearn.console import note
+from mlflow_unlearn.console import first_line, hidden_password, note
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.predictions import evaluate_splits
-from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError, first_line, hidden_password
+from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance, Selection
 from mlflow_unlearn.governance.publish import log_history, publish
 from mlflow_unlearn.methods import get_method
@@ -47,7 +47,7 @@ from mlflow_unlearn.tuning.space import Space
 from mlflow_unlearn.tuning.storage import (
     GRACE_SECONDS,
     LeaderLock,
-    NoneWaiting,
+    QueueEmpty,
     count,
     has_heartbeats,
     queue_trials,
@@ -57,29 +57,37 @@ from mlflow_unlearn.tuning.trials import COMMAND_RUN, DIGEST, RUN, Objective
 from mlflow_unlearn.tuning.winner import choose, rule
 
 SALT_OF_TASKS = "00"
-"""Of the forget set's digest in the study, which only has to be comparable."""
+"""For the forget set's digest in the study, which only has to be comparable."""
 TASK, PARENT, SIZE = "task", "parent_run_id", "n_trials"
 """User attributes of a study: what it is about, the leader's run, trials asked for."""
 PARENT_TAG = "unlearn.study_run"
 """On the run of a command that does not lead: the run that does."""
 _POLL_SECONDS = 1.0
 _UNKNOWN_SECONDS = 1200.0
-"""What a trial is taken to last while none is complete."""
+"""Assumed duration of a trial while none is complete."""
 
 
 @dataclass
 class StudyRunner:
     """One command's part in a study."""
 
-    study: optuna.Study
-    leader_lock: LeaderLock
     objective: Objective
+    leader_lock: LeaderLock
     task: dict[str, Any]
-    options: config.Tune
     stop: threading.Event = field(default_factory=threading.Event)
 
+    @property
+    def study(self) -> optuna.Study:
+        """Whose trials are run."""
+        return self.objective.study
+
+    @property
+    def options(self) -> config.Tune:
+        """Of the command."""
+        return self.objective.options
+
     def work(self) -> Iterator[None]:
-        """Carry out trials until none is left, and lead if nobody does; yields as the study's trials are finished."""
+        """Run trials until none is left, and lead if no one does; yields as the study's trials are finished."""
         deadline = time.monotonic() + (self.options.timeout or math.inf)
         waiting_since, shown, idle = time.monotonic(), 0, False
         while not self.stop.is_set() and time.monotonic() < deadline:
@@ -93,7 +101,7 @@ class StudyRunner:
             try:
                 self.study.optimize(self.objective, n_trials=1, catch=(UnlearnError,))
                 waiting_since, idle = time.monotonic(), False
-            except NoneWaiting:
+            except QueueEmpty:
                 none_runs = not count(self.study, TrialState.RUNNING)
                 # Twice, since a dead trial has failed a moment before it is queued again.
                 if (none_runs and idle) or self._given_up(waiting_since):
@@ -117,7 +125,7 @@ class StudyRunner:
         self._take_over()
         return True
 
-    def facts(self) -> dict[str, Any]:
+    def description(self) -> dict[str, Any]:
         """What the study is about, for its record."""
         return {
             "storage": hidden_password(absolute_uri(self.options.storage)),
@@ -131,7 +139,7 @@ class StudyRunner:
         }
 
     def _take_over(self) -> None:
-        """Lead from now on, in the place of a leader that died, if one did."""
+        """Lead from now on, in the place of a leader that died, if there was one."""
         self._check_same_task()
         before = self.study.user_attrs.get(PARENT)
         if before is not None and _close(before):
@@ -143,7 +151,7 @@ class StudyRunner:
     def _queue(self) -> None:
         """Queue the trials that are missing."""
         options, space = self.options, self.objective.space
-        # What it begins with is the same for the same seed; a study that goes on does not draw its first trials again.
+        # What it begins with is the same for the same seed; a continued study does not draw its first trials again.
         done = sum(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False))
         self.study.sampler = _sampler(options, options.seed + done)
         grid = space.grid(options.seed) if options.sampler == "grid" else None
@@ -151,14 +159,14 @@ class StudyRunner:
         self.study.set_user_attr(SIZE, max(options.n_trials, self.study.user_attrs.get(SIZE, 0)))
 
     def _may_begin(self) -> bool:
-        """Whether the leader has queued as many trials as this command asks for; looks who leads."""
-        known = self.study.user_attrs
-        if known.get(SIZE, 0) < self.options.n_trials:
+        """Whether the leader has queued as many trials as this command asks for; notices a new leader."""
+        stored = self.study.user_attrs
+        if stored.get(SIZE, 0) < self.options.n_trials:
             return False
-        if self.objective.parent != known[PARENT]:
+        if self.objective.parent != stored[PARENT]:
             self._check_same_task()
-            self.objective.parent = known[PARENT]
-            mlflow.set_tag(PARENT_TAG, known[PARENT])
+            self.objective.parent = stored[PARENT]
+            mlflow.set_tag(PARENT_TAG, stored[PARENT])
         return True
 
     def _check_same_task(self) -> None:
@@ -167,8 +175,8 @@ class StudyRunner:
         Raises:
             UnlearnError: the study that is to be continued was about something else.
         """
-        known = self.study.user_attrs.get(TASK, self.task)
-        different = [key for key, value in self.task.items() if known.get(key) != value]
+        stored = self.study.user_attrs.get(TASK, self.task)
+        different = [key for key, value in self.task.items() if stored.get(key) != value]
         if different:
             raise UnlearnError(
                 f"study {self.study.study_name!r} was started with another {', '.join(different)}: "
@@ -177,7 +185,7 @@ class StudyRunner:
             )
 
     def _given_up(self, since: float) -> bool:
-        """Without heartbeats nobody can tell whether a running trial's process lives: wait three times the longest."""
+        """Without heartbeats no one knows whether a running trial's process lives: wait three times the longest."""
         if has_heartbeats(self.options.storage):
             return False
         taken = [
@@ -192,13 +200,17 @@ class StudyRunner:
 
 
 def check_worthwhile(methods: Sequence[str], original: Outputs) -> None:
-    """Refuse a study of which one of ``methods`` says beforehand that it would find nothing.
+    """Refuse a study that would find nothing for one of the methods.
+
+    Args:
+        methods: names.
+        original: outputs of the version, with labels and predictions ``[N]`` of each split.
 
     Raises:
-        NothingToUnlearn: one says so.
+        NothingToUnlearn: a method states that beforehand.
     """
     labels, predictions = (
-        {role: torch.from_numpy(np.asarray(getattr(original[role], field))) for role in SELECTION_SPLITS}
+        {split: torch.from_numpy(np.asarray(getattr(original[split], field))) for split in SELECTION_SPLITS}
         for field in ("labels", "predictions")
     )
     for method in methods:
@@ -210,24 +222,25 @@ def check_worthwhile(methods: Sequence[str], original: Outputs) -> None:
 def open_study(
     storage: BaseStorage, options: config.Tune, space: Space, default_name: str, run_id: str
 ) -> optuna.Study:
-    """Begin a study, or go on with the one of that name.
+    """Begin a study, or continue the one of that name.
+
+    Args:
+        storage: of the study.
+        options: of the command.
+        space: that is searched.
+        default_name: begins the study's name, where the command gives none.
+        run_id: of the command.
 
     Raises:
-        UnlearnError: that one was started with another mode.
+        UnlearnError: the one of that name was started with another mode.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     name = options.study or f"{default_name}-{run_id[:8]}"
     # Workers that begin at once must not draw the same trials.
     sampler = _sampler(options, options.seed + zlib.crc32(run_id.encode()))
     directions = [StudyDirection.MINIMIZE, *([StudyDirection.MAXIMIZE] if options.mode == "pareto" else [])]
-    study = optuna.create_study(
-        storage=storage,
-        study_name=name,
-        directions=directions,
-        sampler=sampler,
-        pruner=_pruner(options, space),
-        load_if_exists=True,
-    )
+    named: dict[str, Any] = {"storage": storage, "study_name": name, "load_if_exists": True}
+    study = optuna.create_study(**named, directions=directions, sampler=sampler, pruner=_pruner(options, space))
     if len(study.directions) != len(directions):
         raise UnlearnError(f"study {name!r} was started with another mode: use that one, or give another study=")
     return study
@@ -240,7 +253,7 @@ def _sampler(options: config.Tune, seed: int) -> optuna.samplers.BaseSampler:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         match options.sampler:
             case "tpe":
-                # What others are just trying counts as bad: workers spread out.
+                # Trials that others are running count as bad: workers spread out.
                 return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
             case "gp":
                 return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup, deterministic_objective=True)
@@ -263,19 +276,25 @@ def _pruner(options: config.Tune, space: Space) -> optuna.pruners.BasePruner:
 
 
 def task_of(session: Session, space: Space, gold: nn.Module | None, options: config.Tune) -> dict[str, Any]:
-    """What the trials of one study have in common."""
+    """What the trials of one study have in common.
+
+    Args:
+        session: the version opened for work.
+        space: that is searched.
+        gold: the gold standard, if one is given.
+        options: of the command.
+    """
     described = json.dumps(space.to_json(), sort_keys=True)
-    read = [session.view.source.digest, session.view.transform, *session.view.classes]
-    judged_by_gold = gold is not None and needs_gold(options.objective)
+    data = [session.view.source.digest, session.view.transform, *session.view.classes]
     return {
         "weights_sha256": weights_digest(session.module),
         "forget_sha256": session.manifest(session.forget).hashed(SALT_OF_TASKS).digest,
-        "data": hashlib.sha256(json.dumps(read).encode()).hexdigest(),
+        "data": hashlib.sha256(json.dumps(data).encode()).hexdigest(),
         "seed": options.seed,
         "objective": options.objective,
         "mode": options.mode,
         "space": hashlib.sha256(described.encode()).hexdigest(),
-        "gold_sha256": weights_digest(gold) if gold is not None and judged_by_gold else None,
+        "gold_sha256": weights_digest(gold) if gold is not None and needs_gold(options.objective) else None,
     }
 
 
@@ -284,7 +303,7 @@ def close_dead(run_id: str) -> Callable[[optuna.Study, FrozenTrial], None]:
 
     def closing(study: optuna.Study, trial: FrozenTrial) -> None:
         again = "it is tried again" if retry(study, trial) else "it had been tried again before, and is given up"
-        # The trial's run may have finished a moment before its result was to be told: there will be another one.
+        # The trial's run may have finished a moment before its result was to be stored: there will be another one.
         for key, alive in ((RUN, ("RUNNING", "FINISHED")), (COMMAND_RUN, ("RUNNING",))):
             dead = trial.user_attrs.get(key)
             if dead not in (None, run_id):
@@ -333,10 +352,10 @@ def first_interrupt_waits(stop: threading.Event, workers: "Sequence[subprocess.P
 
 
 def stop_early(runner: StudyRunner) -> NoReturn:
-    """Keep what there is and tell how to go on."""
+    """Keep what there is and print how to continue."""
     study, options = runner.study, runner.options
     if runner.leader_lock.held:
-        report.log(study, None, None, runner.facts(), options.seed)
+        report.log(study, runner.description())
     done = count(study, TrialState.COMPLETE, TrialState.PRUNED)
     note(
         f"Stopped after {done} of {options.n_trials} trials. To go on: the same command with "
@@ -345,21 +364,27 @@ def stop_early(runner: StudyRunner) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def finish(runner: StudyRunner, name: str | None, run_id: str, original: Outputs, gold: Outputs | None) -> None:
-    """Choose the winner, keep the study as artifacts, measure the winner on the test set and register it."""
+def finish(runner: StudyRunner, name: str | None) -> None:
+    """Choose the winner, keep the study as artifacts, measure the winner on the test set and register it as ``name``.
+
+    Raises:
+        UnlearnError: every trial failed, or the winner's weights come out otherwise here.
+        NothingToUnlearn: no trial met the constraints.
+    """
     study, objective, options = runner.study, runner.objective, runner.options
     try:
         winner = choose(study)
     except UnlearnError:
-        report.log(study, None, None, runner.facts(), options.seed)
+        report.log(study, runner.description())
         report.show(study, None, options.objective)
         raise
-    setting = objective.space.setting(winner.params)
-    report.log(study, winner, setting, runner.facts(), options.seed)
+    chosen = objective.space.config(winner.params)
+    report.log(study, runner.description(), winner, chosen)
     report.show(study, winner, options.objective)
     mlflow.log_metric("best_trial", winner.number)
     if options.register_ == "none":
-        print(f"The best trial is {winner.number} ({_told(setting.to_yaml())}); nothing was registered, as asked.")
+        values = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in chosen.to_yaml().items()]
+        print(f"The best trial is {winner.number} ({', '.join(values)}); nothing was registered, as asked.")
         return
     registered = _registered(str(name), study.study_name, winner)
     if registered is not None:
@@ -367,29 +392,22 @@ def finish(runner: StudyRunner, name: str | None, run_id: str, original: Outputs
         return
     result = objective.result(winner)
     mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})
-    log_history(get_method(setting.method), result)
+    log_history(get_method(chosen.method), result)
     session = objective.session.filed(options)
-    outputs = {
-        "original": original,
-        "unlearned": evaluate_splits(result.model, session.splits, session.hardware, name="winner"),
-    }
-    if gold is not None:
-        outputs["gold"] = gold
-    prefix = None if setting.prefix == "none" else setting.prefix
+    unlearned = evaluate_splits(result.model, session.splits, session.hardware, name="winner")
+    outputs = {"original": objective.original, "unlearned": unlearned}
+    if objective.gold is not None:
+        outputs["gold"] = objective.gold
+    prefix = None if chosen.prefix == "none" else chosen.prefix
     if prefix is not None:
         mlflow.set_tag("unlearn.prefix", prefix)
         note(f"Note: the layers before {prefix} stayed frozen and cannot forget what they encode.")
-    selection = Selection(
-        by="tune",
-        rule=rule(options.objective, options.mode),
-        study=study.study_name,
-        trial=winner.number,
-        trials=count(study, TrialState.COMPLETE, TrialState.PRUNED),
-    )
+    reason, trials = rule(options.objective, options.mode), count(study, TrialState.COMPLETE, TrialState.PRUNED)
+    selection = Selection(by="tune", rule=reason, study=study.study_name, trial=winner.number, trials=trials)
     provenance = Provenance(
-        method=setting.method, params=dict(result.params), seed=options.seed, prefix=prefix, selection=selection
+        method=chosen.method, params=dict(result.params), seed=options.seed, prefix=prefix, selection=selection
     )
-    publish(session, run_id, str(name), result, provenance, outputs, options)
+    publish(session, objective.command_run, str(name), result, provenance, outputs, options)
 
 
 def _registered(name: str, study: str, winner: FrozenTrial) -> str | None:
@@ -399,7 +417,3 @@ def _registered(name: str, study: str, winner: FrozenTrial) -> str | None:
         if all(version.tags.get(key) == value for key, value in sought.items()):
             return f"models:/{name}/{version.version}"
     return None
-
-
-def _told(setting: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in setting.items())

@@ -1,4 +1,4 @@
-"""How `tune` and `compare` judge what they made without the test set, which only the final report may read."""
+"""How `tune` and `compare` select without the test set, which only the final report may use."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from mlflow_unlearn.metrics.suite import Metrics, compute_metrics
 MAX_LOSS_VAL, MAX_LOSS_RETAIN = 0.01, 0.02
 CONSTRAINTS = f"acc_val loss ≤ {MAX_LOSS_VAL}, acc_retain loss ≤ {MAX_LOSS_RETAIN}, mia_auc_val_high ≥ 0.5"
 SELECTION_SPLITS = ("forget", "retain", "val")
-"""The sets that are read to select by. The test set is read once, for the winner."""
+"""The splits on which candidates are measured. The test set is used once, for the winner."""
 
 
 def needs_gold(objective: str) -> bool:
@@ -43,20 +43,22 @@ def penalised(value: float, violations: Mapping[str, float]) -> float:
 
 
 def on_validation(outputs: Outputs, original: Outputs, *, gold: Outputs | None = None, seed: int) -> Metrics:
-    """The metrics with the validation set in the place of the test set, under names that say so (``rf_jsd_val``, …).
+    """The metrics with the validation set in the place of the test set, under names of their own (``rf_jsd_val``, …).
 
-    With ``gold`` also its distances. A little optimistic for a method that calibrates itself on the validation set's
-    accuracy, as LoTUS does.
+    A little optimistic for a method that calibrates itself on the validation set's accuracy, as LoTUS does.
+
+    Args:
+        outputs: of the model on forget, retain and val.
+        original: of the original, likewise.
+        gold: of the gold standard; without it the distances to it are left out.
+        seed: of the bootstrap and of the folds of the attack.
     """
 
-    def without_test(of: Outputs) -> Outputs:
+    def val_as_test(of: Outputs) -> Outputs:
         return {"forget": of["forget"], "retain": of["retain"], "test": of["val"]}
 
     measured = compute_metrics(
-        without_test(outputs),
-        original_test=original["val"],
-        gold=without_test(gold) if gold is not None else None,
-        seed=seed,
+        val_as_test(outputs), original_test=original["val"], gold=gold and val_as_test(gold), seed=seed
     )
     renamed = Metrics()
     for name, metric in ON_VALIDATION.items():

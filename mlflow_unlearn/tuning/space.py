@@ -10,7 +10,6 @@ from typing import Annotated, Any, Self
 
 import optuna
 from optuna.distributions import (
-    BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
@@ -26,12 +25,16 @@ METHOD, PREFIX = "method", "prefix"
 _APART = "params."
 """Before a hyperparameter whose own name is `PREFIX`."""
 GRID_POINTS = 4
-"""So many values of a range make part of a grid."""
+"""How many values of a range a grid has."""
+
+
+_Number = IntDistribution | FloatDistribution
+_Kind = CategoricalDistribution | _Number
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a trial is about.
+class TrialConfig:
+    """What a trial runs.
 
     Attributes:
         method: registered name.
@@ -44,13 +47,13 @@ class Setting:
     params: Mapping[str, Any]
 
     def to_yaml(self) -> dict[str, Any]:
-        """As ``unlearn --params`` takes it: side by side, but apart where a hyperparameter is called as we are."""
+        """As ``unlearn --params`` takes it; hyperparameters stand apart where one is itself called method or prefix."""
         ours = {METHOD: self.method, PREFIX: self.prefix}
         return {**ours, **({"params": dict(self.params)} if ours.keys() & self.params.keys() else self.params)}
 
 
 class Range(BaseModel):
-    """Numbers between two bounds, both included; ``log`` as the hyperparameter declares it unless said."""
+    """Numbers between two bounds, both included; ``log`` as the hyperparameter declares it unless given."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     low: float
@@ -76,7 +79,7 @@ class Choices(BaseModel):
     choices: list[bool | int | float | str]
 
     @model_validator(mode="after")
-    def _some(self) -> Self:
+    def _not_empty(self) -> Self:
         if not self.choices:
             raise ValueError("choices is empty")
         return self
@@ -90,17 +93,17 @@ class Space:
     ``<method>.<hyperparameter>``. A hyperparameter that is itself called ``prefix`` goes as ``params.prefix``.
     """
 
-    distributions: Mapping[str, Mapping[str, BaseDistribution]]
+    distributions: Mapping[str, Mapping[str, _Kind]]
     fixed: Mapping[str, Mapping[str, Any]]
     published: Mapping[str, Mapping[str, Any]]
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The first one's published setting is trial 0."""
+        """Trial 0 has the published hyperparameters of the first one."""
         return tuple(self.distributions)
 
-    def suggest(self, trial: optuna.Trial) -> Setting:
-        """A trial's setting, from its sampler."""
+    def suggest(self, trial: optuna.Trial) -> TrialConfig:
+        """A trial's config, from its sampler."""
         method = self.methods[0]
         if len(self.methods) > 1:
             method = trial.suggest_categorical(METHOD, self.methods)
@@ -108,21 +111,21 @@ class Space:
             name: _suggest(trial, self._key(method, name), distribution)
             for name, distribution in self.distributions[method].items()
         }
-        return self._setting(method, values)
+        return self._config(method, values)
 
-    def setting(self, params: Mapping[str, Any]) -> Setting:
-        """The setting that a finished trial's parameters stand for."""
+    def config(self, params: Mapping[str, Any]) -> TrialConfig:
+        """The config that a finished trial's parameters stand for."""
         method = str(params[METHOD]) if len(self.methods) > 1 else self.methods[0]
         values = {name: params[self._key(method, name)] for name in self.distributions[method]}
-        return self._setting(method, values)
+        return self._config(method, values)
 
-    def _setting(self, method: str, values: Mapping[str, Any]) -> Setting:
+    def _config(self, method: str, values: Mapping[str, Any]) -> TrialConfig:
         complete = {PREFIX: "none", **self.fixed[method], **values}
         prefix = str(complete.pop(PREFIX))
-        return Setting(method, prefix, {name.removeprefix(_APART): value for name, value in complete.items()})
+        return TrialConfig(method, prefix, {name.removeprefix(_APART): value for name, value in complete.items()})
 
     def first(self) -> dict[str, Any]:
-        """The published setting of the first method as parameters of a trial, as near as the space has it."""
+        """The published hyperparameters of the first method as parameters of a trial, as near as the space has them."""
         method = self.methods[0]
         params: dict[str, Any] = {METHOD: method} if len(self.methods) > 1 else {}
         return params | {self._key(method, name): self.published[method][name] for name in self.distributions[method]}
@@ -144,7 +147,7 @@ class Space:
         return points
 
     def prefixes(self) -> set[str]:
-        """Every module that a trial may be cut before."""
+        """Every module that a trial may have as its split point."""
         named = {str(fixed.get(PREFIX, "none")) for fixed in self.fixed.values()}
         for distributions in self.distributions.values():
             named |= set(map(str, _points(distributions[PREFIX]))) if PREFIX in distributions else set()
@@ -154,13 +157,13 @@ class Space:
         """The longest training that the space has."""
         most = 1
         for method, distributions in self.distributions.items():
-            kind = distributions.get("epochs")
-            longest = kind.high if isinstance(kind, IntDistribution) else 1
-            most = max(most, longest, int({**self.published[method], **self.fixed[method]}.get("epochs", 1)))
+            fixed = {"epochs": 1, **self.published[method], **self.fixed[method]}["epochs"]
+            searched = _points(distributions["epochs"]) if "epochs" in distributions else [1]
+            most = max(most, int(fixed), *map(int, searched))
         return most
 
     def to_json(self) -> dict[str, Any]:
-        """For the record, and to tell whether two spaces are the same."""
+        """For the record, and to see whether two spaces are the same."""
         return {
             method: {
                 **{name: json.loads(distribution_to_json(each)) for name, each in distributions.items()},
@@ -182,41 +185,37 @@ def search_space(methods: Sequence[str], family: str, prefixes: Sequence[str], g
 
     Args:
         methods: names.
-        family: of the model, whose published settings count.
-        prefixes: what to try for ``prefix``, unless the user says it.
+        family: of the model, whose published hyperparameters count.
+        prefixes: what to try for ``prefix``, unless ``given`` has it.
         given: the option ``space``.
 
     Raises:
         UnlearnError: an unknown key, or a value that the hyperparameter does not take.
     """
     parts = _by_method(parse_params(given, where="space"), methods)
-    distributions: dict[str, dict[str, BaseDistribution]] = {}
+    distributions: dict[str, dict[str, _Kind]] = {}
     fixed: dict[str, dict[str, Any]] = {}
-    settings = {}
+    nearest: dict[str, dict[str, Any]] = {}
     for method in methods:
         published = get_method(method)(family=family).params
         own = {_searched(name): value for name, value in published.model_dump().items()}
-        settings[method] = {**own, PREFIX: prefixes[0]}
         found: dict[str, Any] = {**_declared(published), PREFIX: Choices(choices=list(prefixes))}
         found |= {name: _entry(method, published, name, value) for name, value in parts[method].items()}
         kinds = {name: _distribution(method, published, name, entry) for name, entry in found.items()}
         distributions[method] = {name: kind for name, kind in kinds.items() if not kind.single()}
         fixed[method] = {name: _points(kind)[0] for name, kind in kinds.items() if kind.single()}
-        for name, kind in distributions[method].items():
-            if not _holds(kind, settings[method][name]):
-                # The nearest that there is: a study begins with what it has in common with the paper.
-                settings[method][name] = _nearest(kind, settings[method][name])
-    return Space(distributions, fixed, settings)
+        nearest[method] = {**own, PREFIX: prefixes[0]}
+        # A study begins with what it has in common with the paper.
+        nearest[method] |= {name: _nearest(kind, nearest[method][name]) for name, kind in distributions[method].items()}
+    return Space(distributions, fixed, nearest)
 
 
-def _suggest(trial: optuna.Trial, name: str, kind: BaseDistribution) -> Any:
+def _suggest(trial: optuna.Trial, name: str, kind: _Kind) -> Any:
     if isinstance(kind, CategoricalDistribution):
         return trial.suggest_categorical(name, kind.choices)
     if isinstance(kind, IntDistribution):
         return trial.suggest_int(name, kind.low, kind.high, step=kind.step, log=kind.log)
-    if isinstance(kind, FloatDistribution):
-        return trial.suggest_float(name, kind.low, kind.high, step=kind.step, log=kind.log)
-    raise TypeError(kind)
+    return trial.suggest_float(name, kind.low, kind.high, step=kind.step, log=kind.log)
 
 
 def _by_method(values: dict[str, Any], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -225,8 +224,9 @@ def _by_method(values: dict[str, Any], methods: Sequence[str]) -> dict[str, dict
         return {methods[0]: values}
     for name in values:
         if name not in nested:
-            known = ", ".join(methods)
-            raise UnlearnError(f"space: {name!r} is none of the methods {known}: give each method its own part")
+            raise UnlearnError(
+                f"space: {name!r} is none of the methods {', '.join(methods)}: give each method its own part"
+            )
     return {method: values.get(method, {}) for method in methods}
 
 
@@ -258,13 +258,16 @@ def _searched(name: str) -> str:
 def _entry(method: str, published: Params, name: str, value: Any) -> Range | Choices:
     known = [*map(_searched, type(published).model_fields), PREFIX]
     if name not in known:
-        raise UnlearnError(f"space: unknown hyperparameter {name!r} of {method}: known are {', '.join(sorted(known))}")
+        names = ", ".join(sorted(known))
+        raise UnlearnError(f"space: unknown hyperparameter {name!r} of {method}: valid values: {names}")
     try:
         if isinstance(value, dict) and "choices" not in value:
             return Range.model_validate(value)
         if isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)):
             return Range(low=value[0], high=value[1])
-        return Choices.model_validate(value if isinstance(value, dict) else {"choices": _listed(value)})
+        return Choices.model_validate(
+            value if isinstance(value, dict) else {"choices": value if isinstance(value, list) else [value]}
+        )
     except ValidationError as error:
         first = error.errors()[0]
         reason = first["msg"].removeprefix("Value error, ")
@@ -287,17 +290,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _distribution(method: str, published: Params, name: str, entry: Range | Choices) -> BaseDistribution:
+def _distribution(method: str, published: Params, name: str, entry: Range | Choices) -> _Kind:
     """The entry as Optuna's, after the hyperparameter's own check of its ends."""
     if isinstance(entry, Choices):
-        values: list[Any] = (
-            entry.choices if name == PREFIX else [_legal(method, published, name, v) for v in entry.choices]
-        )
-        return CategoricalDistribution(values)
+        checked = [v if name == PREFIX else _legal(method, published, name, v) for v in entry.choices]
+        return CategoricalDistribution(checked)
     low, high = (_legal(method, published, name, value) for value in (entry.low, entry.high))
     if isinstance(low, bool | str):
         raise UnlearnError(f'space: {name} of {method} takes no range: give {{"choices": […]}}')
@@ -306,7 +303,7 @@ def _distribution(method: str, published: Params, name: str, entry: Range | Choi
     log = log and low > 0 and entry.step is None
     if isinstance(low, int):
         if entry.step is not None and entry.step != int(entry.step):
-            raise UnlearnError(f"space: {name} of {method} takes whole numbers, and step = {entry.step:g} is none")
+            raise UnlearnError(f"space: {name} of {method} takes whole numbers, and step = {entry.step:g} is not one")
         return IntDistribution(low, int(high), log=log, step=int(entry.step or 1))
     return FloatDistribution(float(low), float(high), log=log, step=entry.step)
 
@@ -320,35 +317,29 @@ def _legal(method: str, published: Params, name: str, value: Any) -> Any:
     return getattr(parsed, name)
 
 
-def _holds(distribution: BaseDistribution, value: Any) -> bool:
-    if isinstance(distribution, CategoricalDistribution):
-        return value in distribution.choices
-    if not isinstance(distribution, IntDistribution | FloatDistribution):
-        raise TypeError(distribution)
-    return bool(_nearest(distribution, value) == value)
+def _nearest(kind: _Kind, value: Any) -> Any:
+    """The value, or the one nearest to it where the distribution does not contain it."""
+    if isinstance(kind, CategoricalDistribution):
+        return value if value in kind.choices else kind.choices[0]
+    if not isinstance(value, int | float):
+        return _points(kind)[0]
+    within = min(max(value, kind.low), kind.high)
+    return within if kind.log else _on_step(kind, within)
 
 
-def _nearest(distribution: BaseDistribution, value: Any) -> Any:
-    if isinstance(distribution, IntDistribution | FloatDistribution) and isinstance(value, int | float):
-        within = min(max(value, distribution.low), distribution.high)
-        if not distribution.step or distribution.log:
-            return within
-        return distribution.low + round((within - distribution.low) / distribution.step) * distribution.step
-    return _points(distribution)[0]
+def _on_step(kind: _Number, value: float) -> float:
+    return kind.low + round((value - kind.low) / kind.step) * kind.step if kind.step else value
 
 
-def _points(distribution: BaseDistribution) -> list[Any]:
-    if isinstance(distribution, CategoricalDistribution):
-        return list(distribution.choices)
-    if not isinstance(distribution, IntDistribution | FloatDistribution):
-        raise TypeError(distribution)
-    low, high = float(distribution.low), float(distribution.high)
+def _points(kind: _Kind) -> list[Any]:
+    """The values of a grid: all choices, or `GRID_POINTS` of a range at equal distances or ratios."""
+    if isinstance(kind, CategoricalDistribution):
+        return list(kind.choices)
+    low, high = float(kind.low), float(kind.high)
     if low == high:
-        return [distribution.low]
-    shares = [n / (GRID_POINTS - 1) for n in range(GRID_POINTS)]
-    values = [low * (high / low) ** s if distribution.log else low + s * (high - low) for s in shares]
-    if distribution.step is not None:
-        values = [low + round((value - low) / distribution.step) * distribution.step for value in values]
-    if isinstance(distribution, IntDistribution):
+        return [kind.low]
+    fractions = [n / (GRID_POINTS - 1) for n in range(GRID_POINTS)]
+    values = [_on_step(kind, low * (high / low) ** f if kind.log else low + f * (high - low)) for f in fractions]
+    if isinstance(kind, IntDistribution):
         return sorted({math.floor(value + 0.5) for value in values})
     return sorted({min(max(value, low), high) for value in values})

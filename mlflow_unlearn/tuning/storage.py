@@ -1,8 +1,8 @@
-"""The Optuna study: its storage, who leads it, and its trials as slots that workers take.
+"""The Optuna study: its storage, its leader, and its trials as slots that workers take.
 
-Whoever leads a study queues its trials; a worker takes a waiting one and never makes one, so that many workers carry
-out exactly as many as were asked for. The leader holds a lock that ends with its process: when it dies, another worker
-of the study, or a later command, leads on.
+The leader of a study queues its trials; a worker takes a waiting one and never makes one, so that many workers run
+exactly as many as were asked for. The leader holds a lock that ends with its process: when it dies, another worker of
+the study, or a later command, takes over.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, ProgrammingError
 
-from mlflow_unlearn.console import note
-from mlflow_unlearn.errors import UnlearnError, hidden_password
+from mlflow_unlearn.console import first_line, hidden_password, note
+from mlflow_unlearn.errors import UnlearnError
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 5, 30
 RETRIES = 1
@@ -36,16 +36,16 @@ COUNTED = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE, TrialSta
 """States of trials that are, or may yet be, one of those asked for."""
 
 
-class NoneWaiting(Exception):
+class QueueEmpty(Exception):
     """No trial is left in the queue."""
 
 
 class _Journal(JournalStorage):
-    """A trial that nobody has queued is not made."""
+    """A trial that was not queued is not made."""
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         if template_trial is None:
-            raise NoneWaiting
+            raise QueueEmpty
         return super().create_new_trial(study_id, template_trial)
 
 
@@ -57,12 +57,12 @@ class _Database(RDBStorage):
     def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
         # Optuna's own cache in front of a database comes in here, and so does `create_new_trial`.
         if template_trial is None:
-            raise NoneWaiting
+            raise QueueEmpty
         return super()._create_new_trial(study_id, template_trial)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
         if state == TrialState.RUNNING:
-            # Whoever dies between the claim and the first heartbeat would never be missed.
+            # A process that dies between the claim and the first heartbeat would never be missed.
             self.record_heartbeat(trial_id)
         # SQLite has no row locks: two processes would both read the old state, and both change it.
         with self.changes:
@@ -77,25 +77,25 @@ def open_storage(url: str, on_dead: Callable[[optuna.Study, FrozenTrial], None])
     """
     if url.startswith(_JOURNAL):
         return _open_journal(url)
-    told = hidden_password(url)
+    shown = hidden_password(url)
     try:
         dialect = make_url(url).get_backend_name()
     except (ArgumentError, ValueError) as error:
         raise UnlearnError(
-            f"storage = {told!r} is no database URL: give one such as sqlite:///optuna.db or "
+            f"storage = {shown!r} is not a database URL: give one such as sqlite:///optuna.db or "
             "postgresql://user@host/database"
         ) from error
     if dialect == "sqlite" and make_url(url).database in (None, "", ":memory:"):
-        raise UnlearnError(f"storage = {told!r} lives in memory, and ends with this process: give a file")
+        raise UnlearnError(f"storage = {shown!r} lives in memory, and ends with this process: give a file")
     if dialect not in ("sqlite", *_DRIVERS):
-        raise UnlearnError(f"storage = {told!r}: use sqlite, postgresql, mysql, or journal:PATH")
+        raise UnlearnError(f"storage = {shown!r}: use sqlite, postgresql, mysql, or journal:PATH")
     # SQLite: wait for others' transactions; the others: for a server that does not answer.
     patience = {"sqlite": {"timeout": 60}}.get(dialect, {"connect_timeout": _CONNECT_SECONDS})
     for attempt in range(_ATTEMPTS):
         try:
             if _is_mlflows(url, patience):
                 raise UnlearnError(
-                    f"storage = {told!r} is a database of MLflow's: Optuna needs another one, e.g. sqlite:///optuna.db"
+                    f"storage = {shown!r} is a database of MLflow's: Optuna needs another one, e.g. sqlite:///optuna.db"
                 )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -110,14 +110,14 @@ def open_storage(url: str, on_dead: Callable[[optuna.Study, FrozenTrial], None])
         except UnlearnError:
             raise
         except ImportError as error:
-            raise UnlearnError(f"storage = {told!r} needs a driver ({error}): {_DRIVERS.get(dialect, '')}") from error
+            raise UnlearnError(f"storage = {shown!r} needs a driver ({error}): {_DRIVERS.get(dialect, '')}") from error
         except Exception as error:  # SQLAlchemy's, alembic's and the drivers' own.
             raced = isinstance(error, IntegrityError | ProgrammingError) or "already exists" in str(error)
             if raced and attempt + 1 < _ATTEMPTS:
                 time.sleep(0.5)  # another command makes the tables at this moment
                 continue
             raise UnlearnError(
-                f"storage = {told!r} cannot be opened ({_reason(error)}): is the server running, does the database "
+                f"storage = {shown!r} cannot be opened ({_reason(error)}): is the server running, does the database "
                 "exist, and is it Optuna's alone?"
             ) from error
     if dialect == "sqlite":
@@ -145,7 +145,7 @@ def _is_mlflows(url: str, patience: Mapping[str, int]) -> bool:
 
 
 class LeaderLock:
-    """Held by who leads a study: a lock of the database session or of a file, which ends with its holder's process."""
+    """Held by the leader of a study: a lock of the database session or of a file, which ends with its process."""
 
     def __init__(self, url: str, study: optuna.Study) -> None:
         """Hold nothing yet."""
@@ -154,8 +154,8 @@ class LeaderLock:
         self._connection: sqlalchemy.Connection | None = None
         dialect = "file" if url.startswith(_JOURNAL) else make_url(url).get_backend_name()
         database = "" if dialect == "file" else make_url(url).database
-        told = f"mlflow-unlearn {database} {study.study_name}"
-        number = int.from_bytes(hashlib.sha256(told.encode()).digest()[:7], "big")
+        name = f"mlflow-unlearn {database} {study.study_name}"
+        number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
         if dialect == "postgresql":
             self._question = f"SELECT pg_try_advisory_lock({number})"
         elif dialect == "mysql":
@@ -216,7 +216,7 @@ class LeaderLock:
 
 
 def _lock_file(url: str, what: str) -> Path:
-    """Beside the journal or the database file: whoever shares the one shares the other."""
+    """Beside the journal or the database file: processes that share the one share the other."""
     path = url.removeprefix(_JOURNAL) if url.startswith(_JOURNAL) else make_url(url).database or ""
     return Path(f"{os.path.realpath(path)}.{what}.lock")
 
@@ -237,7 +237,7 @@ def retry(study: optuna.Study, trial: FrozenTrial) -> bool:
 
 
 def queue_again(study: optuna.Study, trial: FrozenTrial, more: Mapping[str, Any] | None = None) -> None:
-    """Queue a trial with the setting of one that was not finished."""
+    """Queue a trial with the hyperparameters of one that was not finished."""
     study.add_trial(
         optuna.create_trial(
             state=TrialState.WAITING,
@@ -251,9 +251,13 @@ def queue_again(study: optuna.Study, trial: FrozenTrial, more: Mapping[str, Any]
 def queue_trials(
     study: optuna.Study, n_trials: int, first: dict[str, Any], grid: Sequence[dict[str, Any]] | None = None
 ) -> None:
-    """Queue what is missing to ``n_trials``; the study's very first one is ``first``.
+    """Queue what is missing to ``n_trials``.
 
-    With a ``grid`` its points are queued, each once, and there may be fewer of them.
+    Args:
+        study: to which the trials belong.
+        n_trials: how many are to be done in all, waiting or running.
+        first: parameters of the study's very first one.
+        grid: points that are queued, each once, in the place of trials that the sampler draws; may be fewer.
     """
     if not study.get_trials(deepcopy=False):
         study.enqueue_trial(first)
@@ -265,7 +269,7 @@ def queue_trials(
             missing -= len(study.get_trials(deepcopy=False)) - known
     if grid is None:
         for _ in range(missing):
-            # Without fixed parameters, which samplers take for a setting of the user's.
+            # Without fixed parameters, which samplers would take for the user's choice.
             study.add_trial(optuna.create_trial(state=TrialState.WAITING))
 
 
@@ -276,7 +280,11 @@ def count(study: optuna.Study, *states: TrialState) -> int:
 
 @contextmanager
 def storage_errors(url: str) -> Iterator[None]:
-    """Turn a database's errors during the work into a sentence."""
+    """Turn a database's errors during the work into a sentence.
+
+    Raises:
+        UnlearnError: the database failed.
+    """
     try:
         yield
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
@@ -287,6 +295,4 @@ def storage_errors(url: str) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    error = error.__cause__ or error  # Optuna's own sentence says the same of everything
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
+    return first_line(error.__cause__ or error)  # Optuna's own sentence is the same for everything

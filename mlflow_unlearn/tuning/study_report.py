@@ -3,8 +3,7 @@
 import importlib.util
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlflow_unlearn.console import stdout
-from mlflow_unlearn.tuning.space import Setting
+from mlflow_unlearn.tuning.space import TrialConfig
 from mlflow_unlearn.tuning.winner import broken, front
 
 FOLDER = "tune"
@@ -39,41 +38,45 @@ def show(study: optuna.Study, winner: FrozenTrial | None, objective: str) -> Non
         marks += ["front"] if trial.number in on_front else []
         complete = trial.state == TrialState.COMPLETE
         values = [f"{value:.4f}" for value in trial.values] if complete else ["–"] * len(study.directions)
-        verdict = (", ".join(broken(trial)) or "met") if complete else trial.state.name.lower()
+        constraints = (", ".join(broken(trial)) or "met") if complete else trial.state.name.lower()
         number = f"{trial.number} ({', '.join(marks)})" if marks else str(trial.number)
-        table.add_row(number, *(_told(trial.params.get(name, "–")) for name in names), *values, verdict)
+        table.add_row(number, *(_formatted(trial.params.get(name, "–")) for name in names), *values, constraints)
     stdout(160).print(table)
 
 
 def log(
-    study: optuna.Study, winner: FrozenTrial | None, setting: Setting | None, facts: Mapping[str, Any], seed: int
+    study: optuna.Study,
+    description: Mapping[str, Any],
+    winner: FrozenTrial | None = None,
+    chosen: TrialConfig | None = None,
 ) -> None:
-    """Keep the study as artifacts of the active run: ``tune/study.json``, ``tune/best.yaml``, figures, a CSV table."""
-    trials = study.get_trials(deepcopy=False)
-    told = {
+    """Keep the study as artifacts of the active run: ``tune/study.json``, ``tune/best.yaml``, figures, a CSV table.
+
+    Args:
+        study: with its trials.
+        description: what the study is about, its ``objective`` and ``seed`` among it.
+        winner: the best trial, if there is one.
+        chosen: its config.
+    """
+    record = {
         "study": study.study_name,
-        **facts,
+        **description,
         "winner": None if winner is None else winner.number,
-        "trials": [_record(trial) for trial in trials],
+        "trials": [_record(trial) for trial in study.get_trials(deepcopy=False)],
     }
-    mlflow.log_dict(told, f"{FOLDER}/study.json")
+    mlflow.log_dict(record, f"{FOLDER}/study.json")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna's frame warns of its own experimental columns.
+        warnings.simplefilter("ignore")  # Optuna's table warns of its own experimental columns.
         mlflow.log_text(study.trials_dataframe().to_csv(index=False), f"{FOLDER}/trials.csv")
-    if winner is not None and setting is not None:
-        mlflow.log_text(best_yaml(study, winner, setting, seed), f"{FOLDER}/best.yaml")
-    _figures(study, facts["objective"])
-
-
-def best_yaml(study: optuna.Study, winner: FrozenTrial, setting: Setting, seed: int) -> str:
-    """The winner's setting as ``unlearn`` takes it with ``params=``."""
-    command = f"mlflow run . -e unlearn -P model_uri=… -P params=best.yaml -P seed={seed}"
-    head = (
-        f"# Trial {winner.number} of study {study.study_name}.\n"
-        "# The same weights again, on the same machine with as many threads:\n"
-        f"#   OMP_NUM_THREADS={torch.get_num_threads()} {command}\n"
-    )
-    return head + yaml.safe_dump(setting.to_yaml(), sort_keys=False)
+    if winner is not None and chosen is not None:
+        head = (
+            f"# Trial {winner.number} of study {study.study_name}.\n"
+            "# The same weights again, on the same machine with as many threads:\n"
+            f"#   OMP_NUM_THREADS={torch.get_num_threads()} mlflow run . -e unlearn -P model_uri=… -P params=best.yaml "
+            f"-P seed={description['seed']}\n"
+        )
+        mlflow.log_text(head + yaml.safe_dump(chosen.to_yaml(), sort_keys=False), f"{FOLDER}/best.yaml")
+    _figures(study, description["objective"])
 
 
 def _record(trial: FrozenTrial) -> dict[str, Any]:
@@ -94,24 +97,24 @@ def _figures(study: optuna.Study, objective: str) -> None:
     """PNG by matplotlib; interactive pages too where plotly is installed."""
     complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     if len(complete) < 2:
-        return  # of one trial there is nothing to see
+        return  # nothing to see
     fronts = len(study.directions) > 1
     target: Callable[[FrozenTrial], float] | None = (lambda trial: float(trial.values[0])) if fronts else None
     options: dict[str, Any] = {"target": target, "target_name": objective}
     varied = len({trial.values[0] for trial in complete}) > 1 and any(
         len({str(trial.params.get(name)) for trial in complete}) > 1 for name in complete[0].params
     )
-    plots: dict[str, dict[str, Any]] = {
-        "optimization_history": options,
-        "slice": options,
-        "parallel_coordinate": options,
-        **({"param_importances": options} if varied else {}),
-        **({"pareto_front": {"target_names": [objective, "acc_val"]}} if fronts else {}),
-    }
-    from matplotlib import pyplot  # what no command needs at its start
+    names = ("optimization_history", "slice", "parallel_coordinate", *(["param_importances"] if varied else []))
+    plots = dict.fromkeys(names, options)
+    if fronts:
+        plots["pareto_front"] = {"target_names": [objective, "acc_val"]}
+    from matplotlib import pyplot  # not needed when a command starts
 
     interactive = importlib.util.find_spec("plotly") is not None
-    with _quiet(), pyplot.rc_context():
+    with warnings.catch_warnings(), pyplot.rc_context():
+        # Optuna's figures warn that they are experimental, once each.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.simplefilter("ignore", UserWarning)
         for name, given in plots.items():
             axes = getattr(optuna.visualization.matplotlib, f"plot_{name}")(study, **given)
             figure = (axes.flat[0] if hasattr(axes, "flat") else axes).figure
@@ -126,14 +129,5 @@ def _figures(study: optuna.Study, objective: str) -> None:
                     mlflow.log_artifact(str(path), FOLDER)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Optuna's figures warn that they are experimental, once each."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        warnings.simplefilter("ignore", UserWarning)
-        yield
-
-
-def _told(value: Any) -> str:
+def _formatted(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""Carrying out trials: what those of one process share, and what becomes of each."""
+"""Running trials: what those of one process share, and what becomes of each."""
 
 import math
 import time
@@ -15,37 +15,33 @@ from optuna.trial import TrialState
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
+from mlflow_unlearn import config
 from mlflow_unlearn.api import Result
-from mlflow_unlearn.console import note
+from mlflow_unlearn.console import note, without_passwords
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.distributed.ranks import RankLost
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.loop import Epoch, RunOptions, Watch
 from mlflow_unlearn.engine.predictions import evaluate_split, evaluate_splits
 from mlflow_unlearn.engine.teacher import Teacher
-from mlflow_unlearn.errors import UnlearnError, without_passwords
+from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.governance.publish import log_epoch, nothing_to_unlearn
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.catalog import OBJECTIVES
 from mlflow_unlearn.metrics.outputs import Outputs
+from mlflow_unlearn.metrics.suite import Metrics
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.session.session import Session
-from mlflow_unlearn.tuning.selection import (
-    SELECTION_SPLITS,
-    constraints,
-    criterion,
-    on_validation,
-    penalised,
-)
-from mlflow_unlearn.tuning.space import Setting, Space
+from mlflow_unlearn.tuning.selection import SELECTION_SPLITS, constraints, criterion, on_validation, penalised
+from mlflow_unlearn.tuning.space import Space, TrialConfig
 from mlflow_unlearn.tuning.storage import queue_again, retry
 
 RUN, COMMAND_RUN, DIGEST = "run_id", "command_run_id", "weights_sha256"
-"""User attributes of a trial: its run, the run of the command that carried it out, and the digest of its weights."""
+"""User attributes of a trial: its run, the run of the command that ran it, and the digest of its weights."""
 
 
 class Aborted(BaseException):
-    """A signal amid a trial, which is queued again; Optuna lets it through."""
+    """A signal during a trial, which is queued again; Optuna lets it through."""
 
 
 @dataclass
@@ -58,7 +54,7 @@ class _Best:
 
 
 class Objective:
-    """Optuna's objective: unlearns with the setting of a trial, and keeps what the trials of this process share."""
+    """Optuna's objective: unlearns with the config of a trial, and keeps what the trials of this process share."""
 
     def __init__(
         self,
@@ -68,81 +64,82 @@ class Objective:
         teacher: Teacher,
         original: Outputs,
         gold: Outputs | None,
-        *,
-        objective: str,
-        seed: int,
+        options: config.Tune,
         run_id: str,
     ) -> None:
-        """Judge the original, against which every trial is held.
+        """Measure the original, with which every trial is compared.
+
+        Args:
+            session: the version opened for work.
+            study: whose trials are run.
+            space: that the study searches.
+            teacher: of the trials without a frozen prefix.
+            original: outputs of the version.
+            gold: outputs of the gold standard, if one is given.
+            options: of the command.
+            run_id: of the command; the parent of the trials' runs until another command leads.
 
         Raises:
             UnlearnError: the objective cannot be computed on these data.
         """
-        self.session, self.study, self.space, self.command_run, self.parent = session, study, space, run_id, run_id
-        self._original, self._gold, self._objective, self._seed = original, gold, objective, seed
+        self.session, self.study, self.space, self.options = session, study, space, options
+        self.original, self.gold, self.command_run, self.parent = original, gold, run_id, run_id
         self._teachers: dict[str, Teacher] = {"none": teacher}
         self._best = _Best()
         self._source = weights_digest(session.module)
-        self._fronts = len(study.directions) > 1
-        self.before = on_validation(original, original, gold=gold, seed=seed)
-        missing = [name for name in OBJECTIVES[objective] if name in self.before.missing]
+        self.before = self._on_validation(original)
+        missing = [name for name in OBJECTIVES[options.objective] if name in self.before.missing]
         if missing:
             reason = self.before.missing[missing[0]]
             others = [name for name, parts in OBJECTIVES.items() if not set(parts) & self.before.missing.keys()]
             raise UnlearnError(
-                f"objective = {objective!r} needs {missing[0]}, which is not computed here ({reason}): "
+                f"objective = {options.objective!r} needs {missing[0]}, which is not computed here ({reason}): "
                 f"{'use ' + ' or '.join(others) if others else 'nothing else is, either: use unlearn'}"
             )
 
     def __call__(self, trial: optuna.Trial) -> float | tuple[float, float]:
-        """Unlearn with the trial's setting, judge the result, log both in a run of its own."""
+        """Unlearn with the trial's config, measure the result, log both in a run of its own.
+
+        Raises:
+            TrialPruned: the pruner stopped it.
+            UnlearnError: the method failed with this config.
+            Aborted: a signal or a lost rank ended it.
+        """
         trial.set_user_attr(COMMAND_RUN, self.command_run)
-        pruned: optuna.TrialPruned | None = None
-        values: tuple[float, ...] = ()
         try:
             with tracking.nested_run(f"trial {trial.number}", parent=self.parent) as run_id:
                 trial.set_user_attr(RUN, run_id)
-                setting = self.space.suggest(trial)
-                _log_setting(self.study, trial, setting)
-                try:
-                    values = self._carry_out(trial, setting)
-                except optuna.TrialPruned as stop:
-                    pruned = stop
-                    mlflow.set_tag("unlearn.trial_state", "pruned")
+                values = self._run(trial)
         except RankLost as error:
             raise self._aborted(trial) from error
         except UnlearnError as error:
-            # A setting that diverges is a result of the search, not its end.
+            # Hyperparameters that diverge are a result of the search, not its end.
             trial.set_user_attr("error", without_passwords(str(error)))
             note(f"Note: trial {trial.number} failed: {error}")
             raise
         except Exception:
-            # The store's or the machine's fault, not the setting's.
+            # The store's or the machine's fault, not the hyperparameters'.
             left = self._left(trial)
             if not left.state.is_finished():
                 retry(self.study, left)
             raise
         except BaseException as stop:
             raise self._aborted(trial) from stop
-        if pruned is not None:
-            raise pruned
-        return (values[0], values[1]) if self._fronts else values[0]
+        if values is None:
+            raise optuna.TrialPruned
+        return values if len(self.study.directions) > 1 else values[0]
 
     def unlearn(
-        self,
-        setting: Setting,
-        *,
-        on_epoch: Callable[[Epoch], None] | None = None,
-        on_state: Watch | None = None,
+        self, chosen: TrialConfig, *, on_epoch: Callable[[Epoch], None] | None = None, on_state: Watch | None = None
     ) -> Result:
-        """Carry out a setting; equal settings give equal weights on one machine."""
-        prefix = setting.prefix
+        """Run a config; equal configs give equal weights on one machine."""
+        session, prefix = self.session, chosen.prefix
         if prefix not in self._teachers:
-            session = self.session
             model = session.hardware.place(session.module)
             self._teachers[prefix] = Teacher(model, vars(session.splits), session.hardware, prefix=prefix)
-        options = RunOptions(self._seed, teacher=self._teachers[prefix], on_epoch=on_epoch, on_state=on_state)
-        return self.session.unlearn(setting.method, setting.params, options)
+        teacher = self._teachers[prefix]
+        options = RunOptions(self.options.seed, teacher=teacher, on_epoch=on_epoch, on_state=on_state)
+        return session.unlearn(chosen.method, chosen.params, options)
 
     def result(self, winner: optuna.trial.FrozenTrial) -> Result:
         """The winner's model: as this process made it, or made again.
@@ -152,7 +149,7 @@ class Objective:
         """
         if self._best.number == winner.number and self._best.result is not None:
             return self._best.result
-        result = self.unlearn(self.space.setting(winner.params))
+        result = self.unlearn(self.space.config(winner.params))
         if weights_digest(result.model) != winner.user_attrs.get(DIGEST):
             raise UnlearnError(
                 f"trial {winner.number} ran elsewhere, with another seed or other versions, and its weights do not "
@@ -160,43 +157,69 @@ class Objective:
             )
         return result
 
-    def _carry_out(self, trial: optuna.Trial, setting: Setting) -> tuple[float, float]:
+    def _on_validation(self, outputs: Outputs) -> Metrics:
+        return on_validation(outputs, self.original, gold=self.gold, seed=self.options.seed)
+
+    def _run(self, trial: optuna.Trial) -> tuple[float, float] | None:
+        """The objective and acc_val, or None where the trial was pruned."""
+        chosen = self.space.suggest(trial)
+        tags = {"study": self.study.study_name, "trial": str(trial.number)}
+        tags |= {"method": chosen.method, "prefix": chosen.prefix}
+        mlflow.set_tags({f"unlearn.{key}": value for key, value in tags.items()})
+        mlflow.log_params({f"unlearn.params.{key}": value for key, value in chosen.params.items()})
         pruning = not isinstance(self.study.pruner, optuna.pruners.NopPruner)
-        watch = _PruningCallback(self, trial) if pruning else None
-        method = get_method(setting.method)
-        result = self.unlearn(setting, on_epoch=partial(log_epoch, method), on_state=watch)
+        method = get_method(chosen.method)
+        try:
+            watch = partial(self._report, trial) if pruning else None
+            result = self.unlearn(chosen, on_epoch=partial(log_epoch, method), on_state=watch)
+        except optuna.TrialPruned:
+            mlflow.set_tag("unlearn.trial_state", "pruned")
+            return None
         digest = weights_digest(result.model)
         if digest == self._source:
             raise UnlearnError(nothing_to_unlearn(method, result))
         start = time.perf_counter()
-        outputs = evaluate_splits(result.model, self.session.splits, self.session.hardware, only=SELECTION_SPLITS)
-        metrics = on_validation(outputs, self._original, gold=self._gold, seed=self._seed)
+        metrics = self._on_validation(
+            evaluate_splits(result.model, self.session.splits, self.session.hardware, only=SELECTION_SPLITS)
+        )
         seconds = {"unlearn_seconds": result.seconds, "judge_seconds": time.perf_counter() - start}
         violations = constraints(metrics, self.before)
-        for name, value in violations.items():
-            trial.set_constraint(name, value)
+        for name, violation in violations.items():
+            trial.set_constraint(name, violation)
         trial.set_user_attr(DIGEST, digest)
-        feasible = all(value <= 0 for value in violations.values())
-        value = criterion(self._objective, metrics)
+        feasible = all(violation <= 0 for violation in violations.values())
+        value = criterion(self.options.objective, metrics)
         mlflow.log_metrics({**metrics, "objective": value, "feasible": float(feasible), **seconds})
         mlflow.set_tags({"unlearn.weights_sha256": digest, "unlearn.trial_state": "complete"})
         if feasible and value < self._best.value:
             self._best = _Best(value, trial.number, result)
         return value, metrics["acc_val"]
 
+    def _report(
+        self, trial: optuna.Trial, epoch: Epoch, model: nn.Module, datasets: Mapping[str, Dataset[Any]]
+    ) -> None:
+        """Report a trial's value after each epoch, and stop it where the pruner wants that."""
+        step = int(epoch["epoch"]) + 1
+        value = self.value_during_training(model, datasets)
+        trial.report(value, step)
+        mlflow.log_metric("penalised_value", value, step=step)
+        if trial.should_prune():
+            mlflow.log_metric("pruned_after_epochs", step)
+            raise optuna.TrialPruned
+
     def value_during_training(self, model: nn.Module, datasets: Mapping[str, Dataset[Any]]) -> float:
-        """The penalised value of a model that is still learning; of the retain set a part is read."""
+        """The penalised value of a model that is still learning; of the retain set a subset is evaluated."""
         outputs = {}
-        for role in SELECTION_SPLITS:
-            data = datasets[role]
-            if role == "retain":
-                data = Subset(data, _part(labels_of(data), len(datasets["val"])))  # type: ignore[arg-type]
-            outputs[role] = evaluate_split(model, data, self.session.hardware, keep_probabilities=role == "forget")
-        metrics = on_validation(outputs, self._original, gold=self._gold, seed=self._seed)
-        return penalised(criterion(self._objective, metrics), constraints(metrics, self.before))
+        for split in SELECTION_SPLITS:
+            data = datasets[split]
+            if split == "retain":
+                data = Subset(data, _spread_subset(labels_of(data), len(datasets["val"])))  # type: ignore[arg-type]
+            outputs[split] = evaluate_split(model, data, self.session.hardware, keep_probabilities=split == "forget")
+        metrics = self._on_validation(outputs)
+        return penalised(criterion(self.options.objective, metrics), constraints(metrics, self.before))
 
     def _aborted(self, trial: optuna.Trial) -> Aborted:
-        """Queue the trial again as it was: whoever goes on with the study carries it out."""
+        """Queue the trial again as it was, for the next worker of the study."""
         left = self._left(trial)
         if not left.state.is_finished():
             queue_again(self.study, left)
@@ -207,32 +230,10 @@ class Objective:
         return self.study.get_trials(deepcopy=False)[trial.number]
 
 
-class _PruningCallback:
-    """Reports a trial's value after each epoch, and stops it where the pruner says so."""
-
-    def __init__(self, objective: Objective, trial: optuna.Trial) -> None:
-        self._objective, self._trial = objective, trial
-
-    def __call__(self, epoch: Epoch, model: nn.Module, datasets: Mapping[str, Dataset[Any]]) -> None:
-        step = int(epoch["epoch"]) + 1
-        value = self._objective.value_during_training(model, datasets)
-        self._trial.report(value, step)
-        mlflow.log_metric("penalised_value", value, step=step)
-        if self._trial.should_prune():
-            mlflow.log_metric("pruned_after_epochs", step)
-            raise optuna.TrialPruned
-
-
-def _log_setting(study: optuna.Study, trial: optuna.Trial, setting: Setting) -> None:
-    tags = {"unlearn.study": study.study_name, "unlearn.trial": str(trial.number), "unlearn.method": setting.method}
-    mlflow.set_tags({**tags, "unlearn.prefix": setting.prefix})
-    mlflow.log_params({f"unlearn.params.{key}": value for key, value in setting.params.items()})
-
-
-def _part(labels: torch.Tensor, size: int) -> Sequence[int]:
-    """Evenly spread indices, and the first of each class: none may look wholly forgotten."""
-    every = np.asarray(labels)
-    _, first = np.unique(every, return_index=True)
-    spread = np.linspace(0, len(every) - 1, min(size, len(every))).round().astype(int)
+def _spread_subset(labels: torch.Tensor, size: int) -> Sequence[int]:
+    """Evenly spread indices, and the first of each class: no class may look wholly forgotten."""
+    values = np.asarray(labels)
+    _, first = np.unique(values, return_index=True)
+    spread = np.linspace(0, len(values) - 1, min(size, len(values))).round().astype(int)
     chosen: list[int] = np.union1d(spread, first).tolist()
     return chosen

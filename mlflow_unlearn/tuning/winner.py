@@ -12,7 +12,7 @@ from mlflow_unlearn.tuning.selection import CONSTRAINTS
 
 
 def rule(objective: str, mode: str) -> str:
-    """The rule, for people.
+    """The rule in words.
 
     >>> rule("rf_jsd_val", "constrained")
     'the smallest rf_jsd_val among the trials that meet the constraints; of equal ones the first'
@@ -48,7 +48,7 @@ def choose(study: optuna.Study) -> FrozenTrial:
 
     Raises:
         UnlearnError: every trial failed.
-        NothingToUnlearn: none meets the constraints; says which were broken, and which trial came nearest.
+        NothingToUnlearn: none meets the constraints; the message names those broken and the trial that came nearest.
     """
     trials = study.get_trials(deepcopy=False)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]

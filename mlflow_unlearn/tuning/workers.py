@@ -1,4 +1,4 @@
-"""Local workers: the same command in further processes of this machine, each with its share of the cores."""
+"""Local workers: the same command in further processes of this machine, each with its part of the cores."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ _STOP_SECONDS = 30
 
 @contextmanager
 def sharing_cores(workers: int) -> Iterator[None]:
-    """Leave the workers their share, from the first pass to the winner's last: other threads make other weights."""
+    """Leave the workers their cores, from the first pass to the winner's last: other threads make other weights."""
     before = torch.get_num_threads()
     if workers > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(_threads(workers))
@@ -59,20 +59,16 @@ def _threads(workers: int) -> int:
 
 def _start(options: config.Tune, study: str, number: int, log: Path) -> "subprocess.Popen[bytes]":
     active = mlflow.active_run()
-    env = {
-        "OMP_NUM_THREADS": str(_threads(options.workers)),
-        **os.environ,
-        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
-    }
+    env = {"OMP_NUM_THREADS": str(_threads(options.workers)), **os.environ}
+    env["MLFLOW_TRACKING_URI"] = mlflow.get_tracking_uri()
     if active is not None:
         # Runs of their own, in the experiment of this one.
         env["MLFLOW_EXPERIMENT_ID"] = active.info.experiment_id
         env.pop("MLFLOW_EXPERIMENT_NAME", None)
     env.pop("MLFLOW_RUN_ID", None)
     if torch.cuda.device_count() > 1 and options.device in ("auto", "cuda"):
-        devices = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(
-            ","
-        )
+        every = ",".join(map(str, range(torch.cuda.device_count())))
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES", every).split(",")
         env["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
     with log.open("wb") as file:
         return subprocess.Popen(
@@ -87,12 +83,8 @@ def _start(options: config.Tune, study: str, number: int, log: Path) -> "subproc
 
 def _arguments(options: config.Tune, study: str) -> list[str]:
     """The command's own options for one worker: values that are the default, or not given, are left out."""
-    given = {
-        **options.model_dump(by_alias=True),
-        "study": study,
-        "workers": 1,
-        "storage": absolute_uri(options.storage),
-    }
+    given = options.model_dump(by_alias=True)
+    given |= {"study": study, "workers": 1, "storage": absolute_uri(options.storage)}
     defaults = {name: field.default for name, field in config.options(config.Tune).items()}
     return [
         part
@@ -109,5 +101,5 @@ def _end(number: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
         process.kill()
         code = process.wait()
     if code not in (0, 130, 143):
-        said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        note(f"Note: worker {number} ended with exit code {code}: {said[-1] if said else 'it said nothing'}")
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        note(f"Note: worker {number} ended with exit code {code}: {lines[-1] if lines else 'without a message'}")

@@ -1,4 +1,4 @@
-"""`compare`: one nested run a method and seed, the table, and taking over what was finished before."""
+"""`compare`: one nested run per method and seed, the table, and reusing what was finished before."""
 
 import json
 import os
@@ -6,19 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import mlflow
 import pytest
 import toy
 from stores import FORGET, call, copied, reset_mlflow, use
-
-from mlflow_unlearn.comparison.runs import Trial
-from mlflow_unlearn.comparison.table import COLUMNS, Row, correlation
-from mlflow_unlearn.comparison.winner import best_method
-from mlflow_unlearn.config import parse_seeds
-from mlflow_unlearn.methods import BUILTIN, chosen_methods
-from mlflow_unlearn.metrics.suite import Metrics
 
 METHODS = ["lotus", "finetune", "neggrad_plus", "ssd"]
 PARAMS = json.dumps({"finetune": {"epochs": 2}, "neggrad_plus": {"epochs": 2}, "ssd": {"alpha": 1.0}})
@@ -108,7 +100,7 @@ def test_the_table(result):
 
 
 def test_deterministic_methods_have_no_spread(result):
-    """SSD knows no chance: two seeds, one set of weights; only the gold it is measured against differs."""
+    """SSD is deterministic: two seeds, one set of weights; only the gold it is measured against differs."""
     store, parent, _ = result
     digests = {
         method: {
@@ -132,7 +124,7 @@ def test_the_epochs_are_in_each_nested_run(result):
         assert steps == list(range(len(steps))) and steps
 
 
-def test_gold_models_are_no_twins_of_each_other_or_of_the_original(result):
+def test_gold_models_differ_from_each_other_and_from_the_original(result):
     store, parent, _ = result
     rows = {row["method"]: row for row in table(parent)}
     assert rows["floor"]["jsd"] > 1e-4
@@ -158,6 +150,7 @@ def test_another_setting_runs_again(result):
     assert {run.data.tags["unlearn.method"] for run in nested(store, parents(store)[0])} == {"finetune"}
 
 
+@pytest.mark.slow
 def test_killed_half_way_and_started_again(compared, template, tmp_path):
     """SIGKILL: the next one closes what was left RUNNING, runs what is missing, and has the undisturbed table."""
     undisturbed = table_of_first(compared)
@@ -218,29 +211,24 @@ def test_two_at_once(store, cli):
     assert [run.info.status for run in parents(store)] == ["FAILED", "FAILED", "KILLED"]
 
 
-def test_the_best_is_registered_by_the_stated_rule(store, cli):
-    """Judged on the validation set; the table's figures come from the test set."""
-    done = cli(*COMPARE, "--register", "best")
-    [parent] = parents(store)
+def test_the_best_is_registered_by_the_stated_rule(result, tmp_path):
+    """Selected on the validation set, from runs that are finished; the table's figures come from the test set."""
+    store, parent, _ = result
     runs = [run for run in nested(store, parent) if run.data.tags["unlearn.method"] != "retrain"]
-    gaps = {}
-    for run in runs:
-        gaps.setdefault(run.data.tags["unlearn.method"], []).append(run.data.metrics["avg_gap_excess_val"])
-    if done.code == 3:
-        pytest.fail(f"choose params with which a method meets the constraints: {done.err}")
-    tags = store.tags("2")
-    assert f"The best is {tags['unlearn.method']} with seed" in done.out
-    best = min(
-        (run for run in runs if run.data.tags["unlearn.method"] == tags["unlearn.method"]),
-        key=lambda r: r.data.metrics["avg_gap_excess_val"],
-    )
-    assert tags["unlearn.weights_sha256"] == best.data.tags["unlearn.weights_sha256"]
-    assert [state for state, _ in store.requests().values()] == ["done"]
-    assert "gold.acc_test" in parent.data.metrics
+    with copied(store, tmp_path / "store") as own:
+        done = call(*COMPARE, "--register", "best")
+        assert done.code == 0, f"choose params with which a method meets the constraints: {done.err}"
+        tags = own.tags("2")
+        assert f"The best is {tags['unlearn.method']} with seed" in done.out
+        same = [run for run in runs if run.data.tags["unlearn.method"] == tags["unlearn.method"]]
+        best = min(same, key=lambda run: run.data.metrics["avg_gap_excess_val"])
+        assert tags["unlearn.weights_sha256"] == best.data.tags["unlearn.weights_sha256"]
+        assert [state for state, _ in own.requests().values()] == ["done"]
+        assert "gold.acc_test" in parents(own)[0].data.metrics
 
 
 def test_what_did_not_move_is_not_registered(store, cli):
-    """An unmoved model meets every constraint. It is no unlearning all the same."""
+    """An unmoved model meets every constraint, and has unlearned nothing all the same."""
     done = cli(
         *("compare", "--model-uri", "models:/clf/1", "--forget", "random:20%", "--methods", "ssd", "--seeds", "1"),
         *("--register", "best"),
@@ -273,11 +261,11 @@ def test_another_order_of_classes_runs_again(store, cli):
         accuracies.append(table(parents(store)[0])[-1]["acc_retain"])
     assert accuracies[0] > accuracies[1] + 0.05
     assert cli(*compare, "--classes", swapped).code == 0
-    assert nested(store, parents(store)[0]) == [], "the same again is taken over"
+    assert nested(store, parents(store)[0]) == [], "the same again is reused"
 
 
 def test_a_source_that_was_deleted(store, cli):
-    """Who carries out a request may delete the version that still knows; its record of the training goes with it."""
+    """After a request is fulfilled its version may be deleted; its record of the training goes with it."""
     assert cli("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
     store.client.delete_model_version("clf", "1")
     done = cli(
@@ -289,7 +277,7 @@ def test_a_source_that_was_deleted(store, cli):
     assert "retraining takes the defaults" in done.err
 
 
-def test_a_gold_is_no_twin_of_an_original_with_its_seed(empty_store, cli):
+def test_a_gold_differs_from_an_original_with_its_seed(empty_store, cli):
     train = ("train", "--data", "digits,train=15%", "--name", "clf", "--architecture", "toy:trainable", "--epochs", "5")
     assert cli(*train, "--seed", "1000").code == 0
     done = cli(
@@ -301,7 +289,7 @@ def test_a_gold_is_no_twin_of_an_original_with_its_seed(empty_store, cli):
     assert names == ["retrain, seed 2000", "retrain, seed 2001", "finetune, seed 0"]
 
 
-def test_another_lock_says_nothing_of_a_run(store, cli):
+def test_a_run_with_another_lock_stays_as_it_is(store, cli):
     """A RUNNING comparison whose lock is not ours may well be alive: another machine's, or another TMPDIR's."""
     tags = {"unlearn.command": "compare", "unlearn.lock": "elsewhere:/tmp/other.lock"}
     experiment = store.client.get_experiment_by_name("tests").experiment_id
@@ -310,49 +298,12 @@ def test_another_lock_says_nothing_of_a_run(store, cli):
     assert store.client.get_run(alive).info.status == "RUNNING"
 
 
-def trial(method: str, seed: int = 0, **judged: float) -> Trial:
-    values = Metrics()
-    values.update({"acc_val": 0.9, "acc_retain": 0.99, "mia_auc_val_high": 0.55, "avg_gap_excess_val": 0.1} | judged)
-    return Trial(method, {}, seed, Metrics(), values, 1.0, "", method != "unmoved", ())
-
-
-def test_the_rule():
-    """Lowest mean gap of the methods that meet every constraint with every seed; then that method's best seed."""
-    before = Metrics()
-    before.update({"acc_val": 0.9, "acc_retain": 0.99})
-    good = [trial("good", 0, avg_gap_excess_val=0.06), trial("good", 1, avg_gap_excess_val=0.04)]
-    others = {
-        "farther": [trial("farther", seed, avg_gap_excess_val=0.07) for seed in (0, 1)],
-        "useless": [
-            trial("useless", 0, avg_gap_excess_val=0.0),
-            trial("useless", 1, acc_val=0.88, avg_gap_excess_val=0),
-        ],
-        "over-forgotten": [trial("over", seed, mia_auc_val_high=0.49, avg_gap_excess_val=0.0) for seed in (0, 1)],
-        "unmoved": [trial("unmoved", seed, avg_gap_excess_val=0.0) for seed in (0, 1)],
-        "failed once": [trial("failed", 0, avg_gap_excess_val=0.0)],
-    }
-    assert best_method({**others, "good": good}, before, 2) is good[1]
-    assert best_method({"useless": others["useless"]}, before, 2) is None
-
-
 def test_a_given_gold_is_not_retrained(store, cli):
-    assert (
-        cli(
-            *(
-                "train",
-                "--data",
-                "digits,train=15%",
-                "--name",
-                "gold",
-                "--architecture",
-                "toy:trainable",
-                "--seed",
-                "3",
-            ),
-            *("--epochs", "20", "--lr", "0.05", "--batch-size", "32", "--exclude", FORGET),
-        ).code
-        == 0
+    trained = cli(
+        *("train", "--data", "digits,train=15%", "--name", "gold", "--architecture", "toy:trainable", "--seed", "3"),
+        *("--epochs", "5", "--lr", "0.05", "--batch-size", "32", "--exclude", FORGET),
     )
+    assert trained.code == 0, trained.err
     done = cli(
         *("compare", "--model-uri", "models:/clf/1", "--methods", "finetune", "--seeds", "1", "--forget", FORGET),
         *("--gold-uri", "models:/gold/1", "--params", '{"finetune": {"epochs": 1}}'),
@@ -366,7 +317,7 @@ def test_a_given_gold_is_not_retrained(store, cli):
     assert rows["finetune"]["seconds_relative"] > 0
 
 
-def test_a_method_that_fails_is_a_row_and_no_end(store, cli):
+def test_a_method_that_fails_is_a_row(store, cli):
     done = cli(
         *("compare", "--model-uri", "models:/clf/1", "--methods", "finetune,scrub", "--seeds", "1", "--forget", FORGET),
         *("--params", '{"finetune": {"lr": 10, "momentum": 0.99, "epochs": 200}, "scrub": {"epochs": 1}}'),
@@ -385,10 +336,6 @@ def test_a_method_that_fails_is_a_row_and_no_end(store, cli):
     ("arguments", "sentence"),
     [
         (("--seeds", "0"), "seeds = '0' is not usable: give how many"),
-        (("--seeds", "1,1"), "seeds = '1,1' is not usable"),
-        (("--seeds", "-1"), "seeds = '-1' is not usable"),
-        (("--seeds", "20261124"), "seeds = '20261124' is not usable: give how many (1 to 1000)"),
-        (("--seeds", "few"), "seeds = 'few' is not usable"),
         (("--methods", "lotus,skrub"), "unknown method 'skrub': known methods, nearest first, are scrub"),
         (("--methods", ""), "names no method to compare"),
         (("--params", '{"scrub": {"alhpa": 1}}'), "did you mean 'alpha'?"),
@@ -404,49 +351,3 @@ def test_bad_input(arguments, sentence, store, cli):
     assert sentence in done.err.replace("\n", " ")
     assert store.everything_registered() == before
     assert parents(store)[0].info.status == "FAILED"
-
-
-def test_names():
-    assert chosen_methods("all") == [name for name in BUILTIN if name != "retrain"]
-    assert chosen_methods("ssd, lotus,ssd,retrain") == ["ssd", "lotus"]
-    assert parse_seeds("2") == [0, 1]
-    assert parse_seeds("5,") == [5]
-
-
-def test_correlation_by_hand():
-    """Three methods on a line rf_jsd = 2 · jsd: Pearson 1; with one seed there is no spread."""
-
-    def row(method: str, jsd: float) -> Row:
-        metrics = Metrics()
-        metrics.update(jsd=jsd, rf_jsd=2 * jsd)
-        return Row(method, {0: metrics}, [1.0])
-
-    rows = [row(name, jsd) for name, jsd in (("a", 0.1), ("b", 0.2), ("c", 0.4), ("original", 9.0))]
-    found = correlation(rows, ["a", "b", "c"])
-    assert found is not None
-    assert (found.mean, found.sd) == (pytest.approx(1.0), None)
-    assert correlation(rows[:2], ["a", "b"]) is None
-
-
-def test_correlation_where_a_method_failed_with_a_seed():
-    """Seed 0: jsd 1, 2, 3 with rf_jsd 1, 2, 3, so 1. Seed 1, which d has alone beside them: 3, 2, 1 and 1, 2, 3, so −1.
-
-    By position d's only figure would stand beside those of seed 0. A method that failed with all seeds is left out.
-    """
-
-    def row(method: str, **seeds: tuple[float, float]) -> Row:
-        metrics = {}
-        for seed, (jsd, rf_jsd) in seeds.items():
-            metrics[int(seed[1:])] = Metrics()
-            metrics[int(seed[1:])].update(jsd=jsd, rf_jsd=rf_jsd)
-        return Row(method, metrics, [1.0])
-
-    rows = [row("a", s0=(1, 1), s1=(3, 1)), row("b", s0=(2, 2), s1=(2, 2)), row("c", s0=(3, 3)), row("d", s1=(1, 3))]
-    found = correlation([*rows, row("e")], ["a", "b", "c", "d", "e"])
-    assert found is not None
-    assert (found.mean, found.sd) == (pytest.approx(0.0), pytest.approx(2**0.5))
-
-
-def test_every_column_is_in_the_docs():
-    text = (Path(__file__).parents[2] / "docs" / "compare.md").read_text()
-    assert all(f"`{column}`" in text for column in COLUMNS)

@@ -67,9 +67,9 @@ def test_by_its_own_record(measured, shared):
     assert found.keys() == {"original", "unlearned"}
     assert not REQUIRES_GOLD & (found["original"] | found["unlearned"])
     assert found["unlearned"] <= set(KEYS)
-    told = {key: value for key, value in shared.tags("2").items() if key.startswith("unlearn.metric.")}
-    assert told
-    for key, value in told.items():
+    tagged = {key: value for key, value in shared.tags("2").items() if key.startswith("unlearn.metric.")}
+    assert tagged
+    for key, value in tagged.items():
         name = key.removeprefix("unlearn.metric.")
         assert run.data.metrics[f"unlearned.{name}"] == pytest.approx(float(value), abs=1e-6), name
     assert run.data.metrics["original.acc_forget"] > run.data.metrics["unlearned.acc_forget"] - 1e-9
@@ -124,7 +124,7 @@ def test_another_original(measured):
 
 
 def test_another_forget_set(measured, tmp_path):
-    """A part of what was forgotten, named by a file; the rest of it is no retain sample."""
+    """A part of what was forgotten, named by a file; the rest of it is not retained."""
     source = load_source(DATA)
     everything = resolve_forget(FORGET, source, ~(source.train.labels < 0), lambda _: Manifest(()))
     some = [source.train.ids[i] for i in everything[:20]]

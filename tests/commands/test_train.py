@@ -33,13 +33,13 @@ def excluded_by_hand() -> set[str]:
     return {train.ids[i] for i in stratified(train.labels, round(0.2 * len(train)), 0)}
 
 
-@pytest.mark.parametrize("form", ["request:ID", "ID", "spec", "file"])
+@pytest.mark.parametrize("form", ["ID", "file"])
 def test_gold(store, cli, form, tmp_path):
     """Neither trained on nor in the manifest, however it is named."""
     assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET, "--hash-ids").code == 0
     [request_id] = store.requests()
     (tmp_path / "ids.txt").write_text("\n".join(excluded_by_hand()))
-    spec = {"ID": request_id, "request:ID": f"request:{request_id}", "spec": FORGET, "file": str(tmp_path / "ids.txt")}
+    spec = {"ID": request_id, "file": str(tmp_path / "ids.txt")}
     done = cli("train", *SHORT, "--name", "gold", "--exclude", spec[form])
     assert done.code == 0, done.err
     manifest = manifest_of("1", "gold")
@@ -158,7 +158,7 @@ def test_requirements_name_releases_and_never_this_package(store, cli):
 
 
 def test_shards_are_trained_on_and_unlearned_from_the_command_line(empty_store, cli):
-    """The path in the record is absolute: `unlearn` finds the shards without being told."""
+    """The path in the record is absolute: `unlearn` finds the shards without data=."""
     data = load_digits()
     Path("tars").mkdir()
     for name, rows in {"train-0": range(100), "train-1": range(100, 200), "test-0": range(200, 400)}.items():

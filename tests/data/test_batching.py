@@ -107,7 +107,7 @@ def test_a_forward_pass_takes_what_suits_the_device():
         assert forward_batch(images(*shape), CPU) == forward_batch(Subset(images(*shape), [1]), CPU) == size
         assert forward_batch(ConcatDataset([images(1, 8, 8), images(*shape)]), CPU) == size
         assert forward_batch(images(*shape), torch.device("cuda")) == 256
-    assert forward_batch(Plain(images(3, 8, 8)), CPU) == 128  # whose samples' size nobody knows
+    assert forward_batch(Plain(images(3, 8, 8)), CPU) == 128  # whose samples have no known size
 
 
 def test_what_is_in_memory():
@@ -173,7 +173,7 @@ def test_workers_are_as_many_as_shared_memory_has_room_for(machine):
         machine(8, shared)
         assert settings(big)["num_workers"] == settings(ConcatDataset([tensors(8), big]))["num_workers"] == workers
     machine(8, shared=0)
-    assert settings(Plain(tensors(20)))["num_workers"] == 4  # whose samples' size nobody knows
+    assert settings(Plain(tensors(20)))["num_workers"] == 4  # whose samples have no known size
 
 
 def test_pages_are_pinned_for_a_gpu_alone():

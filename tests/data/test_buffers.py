@@ -47,7 +47,7 @@ def test_larger_ones_lie_in_a_file_that_nobody_sees_and_that_vanishes(temporary,
 
 
 @pytest.mark.parametrize("reserve", [False, True])
-def test_what_nobody_writes_takes_no_room_unless_it_is_reserved(temporary, reserve):
+def test_what_is_never_written_takes_no_room_unless_it_is_reserved(temporary, reserve):
     free = buffers.shutil.disk_usage(temporary).free
     made = allocate(1 << 28, reserve=reserve)
     taken = free - buffers.shutil.disk_usage(temporary).free

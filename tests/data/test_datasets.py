@@ -187,7 +187,7 @@ def test_a_broken_file_is_named(tree, place, workers):
         (None, "images need a transform"),
     ],
 )
-def test_what_is_no_image_tensor_is_refused(small, transform, message):
+def test_what_is_not_an_image_tensor_is_refused(small, transform, message):
     with pytest.raises(UnlearnError, match=message):
         as_dataset(small.val, transform)
 

@@ -25,8 +25,8 @@ def test_digits_are_cut_into_three_stratified_parts():
     source = load_source("digits")
     total = np.bincount(DIGITS.target)
     assert [len(part) for part in (source.train, source.val, source.test)] == [1078, 359, 360]
-    for part, share in ((source.train, 0.6), (source.val, 0.2), (source.test, 0.2)):
-        assert (np.abs(np.bincount(part.labels) - share * total) < 1.01).all()
+    for part, fraction in ((source.train, 0.6), (source.val, 0.2), (source.test, 0.2)):
+        assert (np.abs(np.bincount(part.labels) - fraction * total) < 1.01).all()
     train, val, test = ids(source)
     assert train | val | test == {f"digits/{i}" for i in range(1797)}
     assert not (train & val or train & test or val & test)
@@ -96,9 +96,9 @@ def test_fashion_mnist_cuts_validation_from_the_test_part_only(fashion):
     raw = torchvision.datasets.FashionMNIST(str(fashion), train=False)
     image, label = raw[int(source.test.ids[7].removeprefix("test/"))]
     assert source.test.images[7].tobytes() == image.tobytes() and source.test.labels[7] == label
-    # The cut of the test part doesn't move with the share of the training part.
-    share = load_source(f"torchvision:FashionMNIST@{fashion},train=1%")
-    assert counts(share.train) == [60] * 10 and set(share.train.ids) < train and ids(share)[1:] == [val, test]
+    # The split of the test part doesn't move with the fraction of the training part.
+    some = load_source(f"torchvision:FashionMNIST@{fashion},train=1%")
+    assert counts(some.train) == [60] * 10 and set(some.train.ids) < train and ids(some)[1:] == [val, test]
 
 
 @pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100"])
@@ -250,7 +250,7 @@ def test_python_reads_labels_apart_and_knows_what_may_be_random(module):
         load_source(spec.replace(":splits", ":wrong"))
 
 
-def test_python_code_that_fails_is_told_in_a_sentence(module, tmp_path):
+def test_python_code_that_fails_is_reported_in_a_sentence(module, tmp_path):
     spec = module("""
         def splits():
             raise KeyError("the drive is not mounted")

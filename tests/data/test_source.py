@@ -26,7 +26,7 @@ def test_stratified_sizes_are_exact_when_every_class_is_tiny(n):
 
 def test_stratified_counts_and_shares():
     labels = np.repeat([0, 1], 50)
-    assert len(stratified(labels, 1, seed=0)) == 1  # an int is a number of samples, a float a share
+    assert len(stratified(labels, 1, seed=0)) == 1  # an int is a number of samples, a float a fraction
     assert len(stratified(labels, np.int64(3), seed=0)) == 3
     assert (stratified(labels, 1.0, seed=0) == np.arange(100)).all()
     assert (stratified(labels, 0.5, seed=0) == stratified(labels, 50, seed=0)).all()

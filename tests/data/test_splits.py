@@ -28,10 +28,10 @@ class TestSplits:
         splits = Splits(*parts)
         assert [splits.forget, splits.retain, splits.val, splits.test] == parts
 
-    @pytest.mark.parametrize("role", ["forget", "retain", "val", "test"])
-    def test_an_empty_set(self, role):
-        parts = dict.fromkeys(("forget", "retain", "val", "test"), DATA) | {role: Subset(DATA, [])}
-        with pytest.raises(UnlearnError, match=f"the {role} set is empty"):
+    @pytest.mark.parametrize("split", ["forget", "retain", "val", "test"])
+    def test_an_empty_set(self, split):
+        parts = dict.fromkeys(("forget", "retain", "val", "test"), DATA) | {split: Subset(DATA, [])}
+        with pytest.raises(UnlearnError, match=f"the {split} set is empty"):
             Splits(**parts)
 
     def test_what_is_not_map_style(self):

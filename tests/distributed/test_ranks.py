@@ -68,15 +68,15 @@ def test_callbacks_stay_with_rank_0(alone, crowd):
 
 @pytest.mark.parametrize("what", ["read", "read twisted"])
 def test_every_sample_is_read_once_and_in_order(what, alone, crowd):
-    for role, outputs in alone[what].items():
+    for split, outputs in alone[what].items():
         for name, value in outputs.items():
             if value is None:
-                assert crowd[what][role][name] is None
+                assert crowd[what][split][name] is None
             else:
-                np.testing.assert_allclose(crowd[what][role][name], value, rtol=1e-4, atol=1e-6)
+                np.testing.assert_allclose(crowd[what][split][name], value, rtol=1e-4, atol=1e-6)
     assert crowd[f"{what}, passes"] == alone[f"{what}, passes"]
-    for role, predictions in alone[f"{what}, taught"].items():
-        assert torch.equal(predictions, crowd[f"{what}, taught"][role])
+    for split, predictions in alone[f"{what}, taught"].items():
+        assert torch.equal(predictions, crowd[f"{what}, taught"][split])
 
 
 def test_statistics_of_batchnorm_are_those_of_a_share(alone, crowd):

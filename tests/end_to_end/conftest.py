@@ -56,7 +56,7 @@ class Earlier(Store):
 
 
 def placed(folder: Path) -> None:
-    """Have the databases name the folder that they lie in."""
+    """Have the databases name their own folder."""
     for name in ("mlflow.db", "optuna.db"):
         connection = sqlite3.connect(folder / name)
         with connection:

@@ -23,7 +23,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """URI of a server that knows users; its runs, models and requests lie in PostgreSQL."""
+    """URI of a server that knows users; its runs, models and requests are in PostgreSQL."""
     folder = tmp_path_factory.mktemp("access")
     (folder / "auth.ini").write_text(
         "[mlflow]\ndefault_permission = READ\n"
@@ -92,7 +92,7 @@ def test_the_story_of_three_people(server, tmp_path):
     version_1, version_2 = ("--model-uri", "models:/clf/1"), ("--model-uri", "models:/clf/2")
 
     # A reader may look, and no more, by these commands or by hand.
-    told = subprocess.run(
+    by_hand = subprocess.run(
         [sys.executable, "-c", BY_HAND],
         capture_output=True,
         text=True,
@@ -100,7 +100,7 @@ def test_the_story_of_three_people(server, tmp_path):
         cwd=tmp_path,
         check=True,
     ).stdout
-    assert told.splitlines() == ["PERMISSION_DENIED"] * 4, told
+    assert by_hand.splitlines() == ["PERMISSION_DENIED"] * 4, by_hand
     refused("reader", "request", *version_1, "--forget", "random:20")
     filed = done("engineer", "request", *version_1, "--forget", "random:20", "--requester", "p-7", "--reason", "asked")
     assert re.search(r"Filed request [0-9a-f]{12}", filed)
@@ -118,11 +118,10 @@ def test_the_story_of_three_people(server, tmp_path):
     refused("reader", "retire", *version_1, "--yes", "true")
     refused("engineer", "retire", *version_2, "--yes", "true", code=3, sentence="clf@champion")
     assert "None of these URIs can be read any more" in done("engineer", "retire", *version_1, "--yes", "true")
-    told = done("reader", "verify", *version_2)
-    assert "promoted by reviewer" in " ".join(told.split())
+    assert "promoted by reviewer" in " ".join(done("reader", "verify", *version_2).split())
     assert "holds it" not in done("reader", "exposure", *version_2)
 
-    # Nobody's password is anywhere in what was stored.
+    # No password is anywhere in what was stored.
     log = subprocess.run(
         [sys.executable, "-c", DUMP], check=True, capture_output=True, text=True, env=environment(server, "admin")
     ).stdout

@@ -16,18 +16,30 @@ from mlflow_unlearn.methods import BUILTIN
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "plugins" / "example_method"
 
-UNLEARN = """
+USE = """
 import sys
 from mlflow_unlearn import unlearn
+from mlflow_unlearn.cli import main
+from mlflow_unlearn.errors import UnlearnError
 from toy import original, same, splits, state
 
-result = unlearn(original(), splits(), method=sys.argv[1], params={"epochs": 2})
-print(len(result.history), not same(state(original()), state(result.model)))
+try:
+    main(["methods"])
+except SystemExit as end:
+    print("exit code", end.code)
+for method in sys.argv[1:]:
+    try:
+        result = unlearn(original(), splits(), method=method, params={"epochs": 2})
+        print(method, len(result.history), not same(state(original()), state(result.model)))
+    except UnlearnError as error:
+        print(error)
 """
+"""Lists the methods, then unlearns with each of those that are named."""
 CHECK = """
+import sys
 from mlflow_unlearn.testing import check_method
 
-for finding in check_method("neggrad_early_stop"):
+for finding in check_method("neggrad_early_stop", models=sys.argv[1:] or None):
     print(finding)
 """
 
@@ -87,16 +99,11 @@ def listed(out):
     return set(re.findall(r"\w+", out))
 
 
-def test_the_command_lists_it_beside_ours(environment):
-    shown = environment("-m", "mlflow_unlearn", "methods")
-    assert shown.returncode == 0, shown.stderr
-    assert {"neggrad_early_stop", *BUILTIN} <= listed(shown.stdout)
-
-
-def test_it_unlearns(environment):
-    done = environment("-c", UNLEARN, "neggrad_early_stop")
+def test_the_command_lists_it_beside_ours_and_it_unlearns(environment):
+    done = environment("-c", USE, "neggrad_early_stop")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["2", "True"]
+    assert {"neggrad_early_stop", *BUILTIN} <= listed(done.stdout)
+    assert done.stdout.splitlines()[-2:] == ["exit code 0", "neggrad_early_stop 2 True"]
 
 
 @pytest.mark.slow
@@ -130,25 +137,24 @@ def test_it_is_a_method_of_the_project(environment, tmp_path):
     assert second.tags["unlearn.method"] == "neggrad_early_stop"
 
 
-def test_it_passes_the_conformance_suite(environment):
-    done = environment("-c", CHECK)
+@pytest.mark.parametrize("models", [("cnn",), pytest.param((), marks=pytest.mark.slow)], ids=["cnn", "all"])
+def test_it_passes_the_conformance_suite(environment, models):
+    done = environment("-c", CHECK, *models)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
 
 
 def test_a_plugin_that_cannot_be_imported_is_named_and_harms_no_other(environment, tmp_path):
     broken = distribution(tmp_path, "broken-plugin", "half_written", "raise RuntimeError('no such library')\n")
-    shown = environment("-m", "mlflow_unlearn", "methods", path=[broken])
-    assert shown.returncode == 0, shown.stderr
-    assert {"neggrad_early_stop", *BUILTIN} <= listed(shown.stdout)
-    for told in ("half_written", "broken-plugin", "no such library"):
-        assert told in shown.stderr
-    assert "Traceback" not in shown.stderr
-    done = environment("-c", UNLEARN, "lotus", path=[broken])
-    assert done.stdout.split()[1] == "True", done.stderr
-    refused = environment("-c", UNLEARN, "half_written", path=[broken])
-    assert refused.returncode != 0
-    assert "the method 'half_written' cannot be used" in refused.stderr and "no such library" in refused.stderr
+    done = environment("-c", USE, "lotus", "half_written", path=[broken])
+    assert done.returncode == 0, done.stderr
+    assert {"neggrad_early_stop", *BUILTIN} <= listed(done.stdout)
+    for word in ("half_written", "broken-plugin", "no such library"):
+        assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    code, lotus, refused = done.stdout.splitlines()[-3:]
+    assert (code, lotus) == ("exit code 0", "lotus 2 True")
+    assert "the method 'half_written' cannot be used" in refused and "no such library" in refused
 
 
 def test_a_name_that_is_taken_is_refused(environment, tmp_path):

@@ -1,4 +1,4 @@
-"""Versions that somebody else registered, and the pipeline's other architectures."""
+"""Versions that other tools registered, and the pipeline's other architectures."""
 
 import json
 import subprocess
@@ -9,7 +9,6 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-import torchvision
 from mlflow.models import infer_signature
 from stores import CLASSES, digits_folder
 from torch import nn
@@ -17,10 +16,6 @@ from torch import nn
 from mlflow_unlearn.data.forget import resolve_forget, retained
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.engine.architectures import build_model
-from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.registry.flavor import load_module
-from mlflow_unlearn.registry.versions import open_version
 
 QUICK = ("--params", '{"epochs": 1}')
 
@@ -32,7 +27,7 @@ from team_layers import Flat
 
 
 class TeamNet(nn.Module):
-    """Nobody but the team knows this class."""
+    """A class that only the team has."""
 
     def __init__(self, classes):
         super().__init__()
@@ -110,7 +105,7 @@ def test_a_team_s_own_class(empty_store, cli, tmp_path, folder, monkeypatch):
     (code / "team_layers.py").write_text(LAYERS)
     (tmp_path / "notes.txt").write_text("trained on a Tuesday")
     monkeypatch.syspath_prepend(str(code))
-    # What an earlier test imported lies somewhere else.
+    # What an earlier test imported is in another folder.
     for name in ("team_net", "team_layers"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     import team_net
@@ -154,24 +149,22 @@ def test_a_team_s_own_class(empty_store, cli, tmp_path, folder, monkeypatch):
     assert new_model.metadata["mlflow_unlearn"]["architecture"] is None
 
     np.save(tmp_path / "images.npy", images.numpy())
-    loaded = {}
-    for version in "12":
-        # A process without the team's modules on its path.
-        process = subprocess.run(
-            [sys.executable, "-c", LOAD, f"models:/team/{version}", str(tmp_path / "images.npy")],
-            capture_output=True, text=True, cwd=tmp_path,
-        )  # fmt: skip
-        assert process.returncode == 0, process.stderr
-        loaded[version] = json.loads(process.stdout.splitlines()[-1])
-        assert loaded[version]["type"] == "team_net.TeamNet"
-    assert (np.array(loaded["2"]["classes"]) == labels.numpy()).mean() > 0.8
+    # A process without the team's modules on its path.
+    process = subprocess.run(
+        [sys.executable, "-c", LOAD, "models:/team/2", str(tmp_path / "images.npy")],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    loaded = json.loads(process.stdout.splitlines()[-1])
+    assert loaded["type"] == "team_net.TeamNet"
+    assert (np.array(loaded["classes"]) == labels.numpy()).mean() > 0.8
     manifest = Manifest.from_csv(new / "extra_files" / "training_manifest.csv")
     assert manifest.mask(source.train.ids).sum() == 160
 
 
-@pytest.mark.parametrize("format", ["pickle", "pt2"])
+@pytest.mark.parametrize("format", ["pickle", pytest.param("pt2", marks=pytest.mark.slow)])
 def test_a_forgotten_image_is_no_example(empty_store, cli, tmp_path, folder, monkeypatch, format):
-    """The example lies beside the weights for everybody to read: test images take its place."""
+    """The example is stored beside the weights for others to read: test images take its place."""
     (tmp_path / "example_architecture.py").write_text(ARCHITECTURE)
     monkeypatch.syspath_prepend(str(tmp_path))
     source = load_source(f"folder:{folder}")
@@ -255,62 +248,6 @@ def test_a_foreign_exported_program(empty_store, cli, tmp_path, folder, monkeypa
     assert record["classes"] == list(source.classes)
 
 
-OTHERS = """
-from torch import nn
-
-
-def rectified(num_classes):
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, num_classes), nn.ReLU())
-
-
-class Scaled(nn.Sequential):
-    def forward(self, images):
-        return 2 * super().forward(images)
-
-
-def scaled(num_classes):
-    return Scaled(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, num_classes))
-
-
-def other_activation(num_classes):
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.GELU(), nn.Linear(48, num_classes))
-"""
-
-
-def test_an_architecture_that_computes_something_else(empty_store, tmp_path, monkeypatch):
-    """The same parameters, and another function of them."""
-    (tmp_path / "pt2_architecture.py").write_text(ARCHITECTURE)
-    (tmp_path / "pt2_others.py").write_text(OTHERS)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10)).eval()
-    log_pt2(module, "exported")
-    version = open_version(empty_store.client, "models:/exported/1", tmp_path)
-    rebuilt = load_module(version, "pt2_architecture:make", 10)
-    images = torch.rand(3, 1, 8, 8)
-    assert torch.allclose(rebuilt(images), module(images), atol=1e-6)
-    for name in ("rectified", "scaled", "other_activation"):
-        with pytest.raises(UnlearnError, match=f"'pt2_others:{name}' takes the weights .* computes something else"):
-            load_module(version, f"pt2_others:{name}", 10)
-
-
-@pytest.mark.parametrize("small", [False, True])
-def test_an_exported_resnet_with_either_stem(empty_store, tmp_path, small):
-    """On small images ours has another stem than torchvision's: the exported weights tell which one it is."""
-    torch.manual_seed(0)
-    module = build_model("torchvision:resnet18", 10, (3, 32, 32), small=True) if small else None
-    module = (module or torchvision.models.resnet18(num_classes=10)).eval()
-    log_pt2(module, "exported", (3, 32, 32))
-    version = open_version(empty_store.client, "models:/exported/1", tmp_path)
-    assert version.record is None
-    rebuilt = load_module(version, "torchvision:resnet18", 10)
-    assert type(rebuilt).__name__ == "ResNet"
-    assert rebuilt.conv1.kernel_size == ((3, 3) if small else (7, 7))
-    images = torch.rand(3, 3, 32, 32)
-    with torch.no_grad():
-        assert torch.allclose(rebuilt(images), module(images), atol=1e-4)
-
-
 def test_a_program_as_it_is_can_be_measured(empty_store, cli, folder):
     """Evaluation alone needs no architecture."""
     source = load_source(f"folder:{folder}")
@@ -322,8 +259,7 @@ def test_a_program_as_it_is_can_be_measured(empty_store, cli, folder):
     assert measured == pytest.approx(accuracy("models:/exported/1", source.test, torch.arange(10)))
 
 
-@pytest.mark.parametrize("given", ["list", "file"])
-def test_outputs_in_another_order(empty_store, cli, tmp_path, folder, given):
+def test_outputs_in_another_order(empty_store, cli, folder):
     """The last class first: with classes= the accuracies are right, without it the command refuses."""
     source = load_source(f"folder:{folder}")
     order = tuple(reversed(source.classes))
@@ -337,9 +273,7 @@ def test_outputs_in_another_order(empty_store, cli, tmp_path, folder, given):
     wrong = cli("unlearn", "--model-uri", "models:/reversed/1", *spec)
     assert wrong.code == 2
     assert "the order of the classes is probably wrong" in wrong.err
-    (tmp_path / "classes.txt").write_text("\n".join(order) + "\n")
-    classes = ",".join(order) if given == "list" else str(tmp_path / "classes.txt")
-    done = cli("unlearn", "--model-uri", "models:/reversed/1", *spec, "--classes", classes)
+    done = cli("unlearn", "--model-uri", "models:/reversed/1", *spec, "--classes", ",".join(order))
     assert done.code == 0, done.err
     metrics = empty_store.runs()[0].data.metrics
     assert metrics["original.acc_retain"] > 0.95
@@ -365,7 +299,7 @@ def test_a_pickled_timm_model(empty_store, cli, tmp_path):
         mlflow.pytorch.log_model(
             model, name="m", registered_model_name="timm", serialization_format="pickle", pip_requirements=["timm"]
         )
-    # A network that knows nothing is no reason to stop where evaluation alone is asked for, with force.
+    # An untrained network does not stop the command where evaluation alone is asked for, with force.
     done = cli(
         *("evaluate", "--model-uri", "models:/timm/1", "--forget", "random:5", "--force"),
         *("--data", f"folder:{digits_folder(tmp_path / 'few', train=20, held_out=20)}"),

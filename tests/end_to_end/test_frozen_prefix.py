@@ -1,4 +1,4 @@
-"""`prefix`: what is frozen stays as it was, and whoever reviews the version sees it."""
+"""`prefix`: what is frozen stays as it was, and reviewers of the version see it."""
 
 import json
 
@@ -15,7 +15,8 @@ def frozen(blank, tmp_path_factory):
     """A ResNet18, unlearned once from layer4 on."""
     with copied(blank, tmp_path_factory.mktemp("prefix")) as store:
         trained = call(
-            *("train", "--data", DATA, "--name", "clf", "--epochs", "4", "--lr", "0.02", "--batch-size", "16")
+            *("train", "--data", DATA, "--name", "clf", "--epochs", "4", "--lr", "0.02", "--batch-size", "16"),
+            *("--serialization", "pickle"),
         )
         assert trained.code == 0, trained.err
         done = call(*UNLEARN, *QUICK, "--prefix", "layer4")
@@ -39,8 +40,8 @@ def changed(store, version, source="1"):
     return {name for name in before if not before[name].equal(after[name])}
 
 
-def test_what_lies_before_the_cut_is_as_it_was(result):
-    """BatchNorm's statistics too; behind it every weight has moved."""
+def test_what_lies_before_the_split_point_is_as_it_was(result):
+    """BatchNorm's statistics too; after it every weight has moved."""
     store, _ = result
     moved = changed(store, "2")
     assert moved and all(name.startswith(("layer4.", "fc.")) for name in moved)

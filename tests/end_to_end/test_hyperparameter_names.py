@@ -1,4 +1,4 @@
-"""A plugin's hyperparameters may be called as the product's own words are, from the shell to the evidence."""
+"""A plugin's hyperparameters may have the names of our own options, from the command line to the evidence."""
 
 import json
 import sys
@@ -75,7 +75,7 @@ def test_unlearn_records_them_apart_from_its_own(odd, store, cli):
 
 
 def test_tune_searches_them_and_unlearn_takes_what_it_found(odd, store, cli, tmp_path):
-    tune = ("tune", "--model-uri", "models:/clf/1", "--forget", FORGET, "--methods", "odd", "--n-trials", "3")
+    tune = ("tune", "--model-uri", "models:/clf/1", "--forget", FORGET, "--methods", "odd", "--n-trials", "2")
     done = cli(*tune, "--prefix", "none", "--storage", f"sqlite:///{tmp_path}/optuna.db", "--register", "none")
     assert done.code == 0, done.err
     [parent] = [run for run in store.runs() if run.data.tags.get("unlearn.command") == "tune"]

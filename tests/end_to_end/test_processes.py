@@ -40,7 +40,7 @@ def ranks_below(launcher: subprocess.Popen) -> dict[str, int]:
 
 @pytest.fixture
 def training(store):
-    """A command whose two ranks are amid the epochs, and the run that it has made."""
+    """A command whose two ranks are training, and the run that it has made."""
     known = {run.info.run_id for run in store.runs()}
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow_unlearn", *LONG],
@@ -75,16 +75,15 @@ def test_rank_0_alone_registers_and_makes_a_run(store):
     assert made[0].data.params["unlearn.processes"] == "2"
 
 
-@pytest.mark.parametrize("victim", ["1", pytest.param("0", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["0", "1"])
 def test_a_rank_that_is_killed_ends_the_others_and_fails_the_run(store, training, victim):
     process, run_id = training
     before = store.everything_registered()
     ranks = ranks_below(process)
     assert ranks.keys() == {"0", "1"}
-    start = time.monotonic()
     os.kill(ranks[victim], signal.SIGKILL)
     out, err = process.communicate(timeout=60)
-    assert time.monotonic() - start < 60
     assert process.returncode == 1, err
     assert ("Error: another process of this command has ended" in err) == (victim == "1")
     assert f"Error: rank {victim} of 2 was killed by SIGKILL" in err

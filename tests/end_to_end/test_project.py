@@ -69,7 +69,7 @@ def test_the_defaults_survive_the_way_through_mlflow(name, monkeypatch, tmp_path
     from mlflow_unlearn import cli
 
     seen = []
-    monkeypatch.setattr(cli, "flow", lambda name: seen.append)
+    monkeypatch.setattr(cli, "command_function", lambda name: seen.append)
     required = {option: f"a {option}" for option, field in options(COMMANDS[name]).items() if field.is_required()}
     entry = _project_spec.load_project(str(ROOT)).get_entry_point(name)
     through = shlex.split(entry.compute_command(required, str(tmp_path)))[3:]
@@ -118,7 +118,7 @@ def test_the_environment_can_be_installed(tmp_path):
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """A commit of what lies here, as a repository of its own."""
+    """A commit of this working tree, as a repository of its own."""
     folder = tmp_path_factory.mktemp("served") / "project.git"
     folder.mkdir()
     for name in ("MLproject", "conda.yaml"):

@@ -52,7 +52,7 @@ def test_the_story_over_http(server, cli, tmp_path, monkeypatch):
     assert weights_digest(mlflow.pytorch.load_model("models:/clf/2")) == version.tags["unlearn.weights_sha256"]
     assert [m.model_id for m in run.inputs.model_inputs] == [mlflow.models.get_model_info("models:/clf/1").model_id]
     assert {entry.tags[0].value for entry in run.inputs.dataset_inputs} == {"forget", "retain", "val", "test"}
-    # The bytes lie with the server and not in the working directory.
+    # The files are stored with the server and not in the working directory.
     names = {path.name for path in kept.rglob("*") if path.is_file()}
     assert {"evidence.json", "request.json", "manifest.csv", "config.yaml", "weights.safetensors"} <= names
     assert not (tmp_path / "mlruns").exists()
@@ -77,6 +77,6 @@ def test_the_server_s_password_is_told_nobody(server, cli, tmp_path, monkeypatch
     usage = cli("unlearn", "--model-uri", "models:/none/1", "--precision", uri.replace("://", "://you:secret@"))
     assert usage.code == 2
     monkeypatch.delenv("MLFLOW_RUN_ID")
-    told = [run.data.tags["unlearn.error"] for run in MlflowClient().search_runs([run.info.experiment_id])]
-    assert len(told) == 2 and all("***" in sentence and "secret" not in sentence for sentence in told)
+    errors = [run.data.tags["unlearn.error"] for run in MlflowClient().search_runs([run.info.experiment_id])]
+    assert len(errors) == 2 and all("***" in sentence and "secret" not in sentence for sentence in errors)
     assert "secret" not in refused.out + refused.err + usage.out + usage.err

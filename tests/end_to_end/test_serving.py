@@ -17,7 +17,7 @@ from stores import FORGET
 
 from mlflow_unlearn.data.loaders import load_source
 
-# Found on PYTHONPATH by every Python that starts below: there is no such package, as on a production machine.
+# Found on PYTHONPATH by every Python that starts below: the package is not there, as on a production machine.
 BLOCK = """
 import sys
 

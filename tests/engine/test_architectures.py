@@ -177,7 +177,7 @@ def moved(model):
     return model
 
 
-class TestRandomised:
+class TestReinitialisedCopy:
     @staticmethod
     def torchvision_vit():
         from torchvision.models import VisionTransformer
@@ -193,37 +193,37 @@ class TestRandomised:
         ids=["resnet", "vit", "convnext", "torchvision's vit"],
     )
     def test_nothing_of_a_trained_model_is_left(self, build):
-        """Two models of one architecture have the same twin, and of none of their tensors is a coordinate left."""
+        """Two models of one architecture have the same copy, and of none of their tensors is a coordinate left."""
         model = moved(build())
         before = weights_digest(model)
         with isolated_rng(0):
-            twin = reinitialised_copy(model)
+            fresh = reinitialised_copy(model)
         assert weights_digest(model) == before
         with isolated_rng(0):
-            assert weights_digest(reinitialised_copy(moved(model))) == weights_digest(twin)
+            assert weights_digest(reinitialised_copy(moved(model))) == weights_digest(fresh)
         with isolated_rng(1):
-            assert weights_digest(reinitialised_copy(model)) != weights_digest(twin)
-        for name, value in twin.state_dict().items():
+            assert weights_digest(reinitialised_copy(model)) != weights_digest(fresh)
+        for name, value in fresh.state_dict().items():
             assert not (value == state(model)[name]).any(), f"{name} is still that of the model"
-        assert output(twin, (3, 32, 32)) == [2, 4]
+        assert output(fresh, (3, 32, 32)) == [2, 4]
 
     def test_by_each_modules_own_initialisation(self):
         """Convolution and linear layer: uniform within 1 / √(fan in), of 9 and of 128."""
         with isolated_rng(0):
-            twin = reinitialised_copy(moved(original()))
-        for layer, bound in ((twin[0], 1 / 3), (twin[6], 128**-0.5)):
+            fresh = reinitialised_copy(moved(original()))
+        for layer, bound in ((fresh[0], 1 / 3), (fresh[6], 128**-0.5)):
             for parameter in (layer.weight, layer.bias):
                 assert 0.7 * bound < parameter.abs().max() <= bound
-        norm = twin[1]
+        norm = fresh[1]
         assert (norm.weight == 1).all() and (norm.bias == 0).all()
         assert (norm.running_mean == 0).all() and (norm.running_var == 1).all() and norm.num_batches_tracked == 0
 
     def test_attention_has_its_own_initialisation_under_another_name(self):
         """Xavier's for the projections, 3 · 8 rows of 8: uniform within √(6 / 32) = 0.43, and a bias of 0."""
         with isolated_rng(0):
-            twin = reinitialised_copy(moved(nn.MultiheadAttention(8, 2)))
-        assert 0.4 < twin.in_proj_weight.abs().max() <= (6 / 32) ** 0.5
-        assert (twin.in_proj_bias == 0).all()
+            fresh = reinitialised_copy(moved(nn.MultiheadAttention(8, 2)))
+        assert 0.4 < fresh.in_proj_weight.abs().max() <= (6 / 32) ** 0.5
+        assert (fresh.in_proj_bias == 0).all()
 
     def test_parameters_of_no_layer(self):
         """N(0, 0.02²): of 10,000 draws mean and standard deviation are within 4 / √10,000 of it."""
@@ -241,10 +241,10 @@ class TestRandomised:
         model = original().train()
         model[1].eval()
         model[0].requires_grad_(False)
-        twin = reinitialised_copy(model)
-        assert [m.training for m in twin.modules()] == [m.training for m in model.modules()]
-        assert [p.requires_grad for p in twin.parameters()] == [p.requires_grad for p in model.parameters()]
-        assert not same(state(twin), state(model))
+        fresh = reinitialised_copy(model)
+        assert [m.training for m in fresh.modules()] == [m.training for m in model.modules()]
+        assert [p.requires_grad for p in fresh.parameters()] == [p.requires_grad for p in model.parameters()]
+        assert not same(state(fresh), state(model))
 
     @pytest.mark.parametrize(
         "wrap",
@@ -258,8 +258,8 @@ class TestRandomised:
         layer = wrap(nn.Linear(4, 3))
         with torch.no_grad():
             layer(torch.zeros(1, 4))
-        twin = dict(reinitialised_copy(layer).named_parameters())
-        assert not any(torch.equal(value, twin[name]) for name, value in layer.named_parameters())
+        fresh = dict(reinitialised_copy(layer).named_parameters())
+        assert not any(torch.equal(value, fresh[name]) for name, value in layer.named_parameters())
 
 
 class TestLoadWeights:
@@ -268,7 +268,7 @@ class TestLoadWeights:
         load_weights(b, a.state_dict(), "made:net")
         assert weights_digest(a) == weights_digest(b)
 
-    def test_the_first_few_mismatches_are_told(self):
+    def test_the_first_few_mismatches_are_named(self):
         state = net().state_dict()
         del state["0.bias"], state["1.weight"]
         state["extra"] = torch.zeros(1)

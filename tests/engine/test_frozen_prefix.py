@@ -15,7 +15,7 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import BUILTIN
 from mlflow_unlearn.rng import isolated_rng
 
-CUT = "3"
+SPLIT = "3"
 """Of the toy network: behind convolution, BatchNorm and ReLU, before pooling, dropout and the linear layer."""
 BEFORE, BEHIND = {"0.weight", "0.bias", "1.weight", "1.bias"}, {"6.weight", "6.bias"}
 CHEAP = {"epochs": 2, "batch_size": 16, "alpha": 1.0, "noise_steps": 2, "copies": 1}
@@ -56,7 +56,7 @@ def images(shape, count=6):
     return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
 
 
-class TestCut:
+class TestSplit:
     @pytest.mark.parametrize(("make", "name"), PAIRS, ids=[f"{make.__name__} {name}" for make, name in PAIRS])
     def test_both_parts_together_are_the_model_bit_for_bit(self, make, name):
         model, shape = make()
@@ -68,25 +68,25 @@ class TestCut:
         )
         assert front | back == whole and not front & back and front
 
-    @pytest.mark.parametrize(("make", "name"), [(resnet, "layer3"), (sequential, CUT)])
-    def test_training_the_suffix_trains_the_model_as_training_the_model_does(self, make, name):
+    @pytest.mark.parametrize(("make", "name"), [(resnet, "layer3"), (sequential, SPLIT)])
+    def test_training_the_head_trains_the_model_as_training_the_model_does(self, make, name):
         """The same step on the whole model, its first layers frozen and in eval mode, gives the same weights."""
         model, shape = make()
-        twin = copy.deepcopy(model)
+        copied = copy.deepcopy(model)
         parts, x, y = split_at(model, name), images(shape), torch.arange(6)
-        before, front = state(model), split_at(twin, name).frozen_layers
+        before, front = state(model), split_at(copied, name).frozen_layers
         inner = parts.frozen_layers.eval()(x).detach()
-        twin.train()
+        copied.train()
         front.eval()
         for module, forward, trained in (
             (parts.trainable_head.train(), lambda: parts.trainable_head(inner), parts.trainable_head),
-            (twin, lambda: twin(x), split_at(twin, name).trainable_head),
+            (copied, lambda: copied(x), split_at(copied, name).trainable_head),
         ):
             torch.manual_seed(0)  # of dropout
             nn.functional.cross_entropy(forward(), y).backward()
             torch.optim.SGD(trained.parameters(), 0.1).step()
             assert module.training
-        assert same(state(model), state(twin)) and not same(state(model), before)
+        assert same(state(model), state(copied)) and not same(state(model), before)
         frozen = {f"{n}" for n, _ in parts.frozen_layers.state_dict().items()}
         assert frozen and all(torch.equal(model.state_dict()[n], before[n]) for n in frozen)
 
@@ -101,7 +101,7 @@ class TestCut:
 
     def test_dropout_behind_the_cut_follows_the_mode(self):
         model = original()
-        parts = split_at(model, CUT)
+        parts = split_at(model, SPLIT)
         inner = parts.frozen_layers(digits(0, 6).tensors[0])
         assert not torch.equal(parts.trainable_head.train()(inner), parts.trainable_head(inner))
         assert torch.equal(parts.trainable_head.eval()(inner), parts.trainable_head(inner))
@@ -150,7 +150,7 @@ def functional_dropout(m, x):
 
 class TestRefused:
     @pytest.mark.parametrize(
-        ("model", "name", "says"),
+        ("model", "name", "message"),
         [
             (original(), "layer4", "the model has no module 'layer4' to cut before: it has 0, 1, 2, 3, 4, 5, 6"),
             (original(), "", "the model has no module '' to cut before"),
@@ -168,17 +168,17 @@ class TestRefused:
             *("statistics", "inside a residual block"),
         ],
     )
-    def test_in_one_sentence(self, model, name, says):
+    def test_in_one_sentence(self, model, name, message):
         with pytest.raises(UnlearnError) as caught:
             split_at(model, name)
-        assert says in str(caught.value) and "\n" not in str(caught.value)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
 
     def test_a_skip_that_ends_before_the_cut_is_none(self):
         model = Wired(lambda m, x: m.c(m.b(m.a(x)) + x), **flat()).eval()
         parts, x = split_at(model, "c"), torch.randn(2, 4)
         assert torch.equal(parts.trainable_head(parts.frozen_layers(x)), model(x))
 
-    def test_a_parameter_read_by_the_suffix_alone_goes_with_it(self):
+    def test_a_parameter_read_by_the_head_alone_goes_with_it(self):
         def forward(m, x):
             scale = m.scale
             return m.b(m.a(x)) * scale
@@ -210,7 +210,12 @@ class TestAuto:
 
     @pytest.mark.parametrize(
         ("make", "name"),
-        [(resnet, "layer4"), (vit, "blocks.4"), (densenet, "features.denseblock4"), (sequential, "6")],
+        [
+            (resnet, "layer4"),
+            (vit, "blocks.4"),
+            pytest.param(densenet, "features.denseblock4", marks=pytest.mark.slow),
+            (sequential, "6"),
+        ],
     )
     def test_the_last_cut_with_a_quarter_of_the_depth_behind(self, make, name):
         model, _ = make()
@@ -234,11 +239,11 @@ class TestAuto:
 
 
 def activations(data, keep=True, hardware=CPU):
-    return Activations(data, split_at(original(), CUT).frozen_layers, hardware, keep=keep)
+    return Activations(data, split_at(original(), SPLIT).frozen_layers, hardware, keep=keep)
 
 
 class TestActivations:
-    exact = staticmethod(lambda data: split_at(original(), CUT).frozen_layers.eval()(data.tensors[0]).detach())
+    exact = staticmethod(lambda data: split_at(original(), SPLIT).frozen_layers.eval()(data.tensors[0]).detach())
 
     def test_each_image_is_read_once(self):
         data = digits(0, 20)
@@ -293,19 +298,18 @@ class TestActivations:
         assert weight.grad is not None
 
 
-def forget(name="lotus", sets=None, model=None, prefix=CUT, **options):
+def forget(name="lotus", sets=None, model=None, prefix=SPLIT, **options):
     params = {key: value for key, value in CHEAP.items() if key in BUILTIN[name].Params.model_fields}
     return unlearn(model or original(), sets or splits(), name, params, prefix=prefix, **options)
 
 
 @quiet
 class TestUnlearning:
-    @pytest.mark.parametrize("kind", [splits, class_splits])
     @pytest.mark.parametrize("name", [name for name in BUILTIN if name != "retrain"])
-    def test_every_method_trains_what_lies_behind_and_nothing_before(self, name, kind):
+    def test_every_method_trains_what_lies_behind_and_nothing_before(self, name):
         model = original()
         before = state(model)
-        after = state(forget(name, kind(), model).model)
+        after = state(forget(name, class_splits() if name in ("lotus", "unsir") else splits(), model).model)
         changed = {key for key in before if not torch.equal(before[key], after[key])}
         assert changed == BEHIND and after.keys() == before.keys()
         assert same(state(model), before)
@@ -319,9 +323,9 @@ class TestUnlearning:
         assert {key for key in before if not torch.equal(before[key], after[key])} == BEHIND
         assert all(after[key].dtype == before[key].dtype for key in before)
 
-    @pytest.mark.parametrize("name", [name for name in BUILTIN if name != "retrain"])
-    def test_the_same_seed_gives_the_same_weights(self, name):
-        assert weights_digest(forget(name, seed=3).model) == weights_digest(forget(name, seed=3).model)
+    def test_the_same_seed_gives_the_same_weights(self):
+        first, second, other = (weights_digest(forget(seed=seed).model) for seed in (3, 3, 4))
+        assert first == second != other
 
     def test_retraining_is_refused(self):
         with pytest.raises(UnlearnError, match="retraining starts every layer anew.*use prefix=none"):
@@ -381,7 +385,7 @@ class TestUnlearning:
         assert listed.retain.readings == 170 + 64  # in this process, for the labels and for half of the first batch
 
     def test_a_teacher_brings_its_prefix(self):
-        t = Teacher(original(), vars(splits()), CPU, prefix=CUT)
+        t = Teacher(original(), vars(splits()), CPU, prefix=SPLIT)
         shared = forget(teacher=t, prefix="none")
         passes = t.passes
         again = forget(teacher=t, prefix="none")
@@ -389,7 +393,7 @@ class TestUnlearning:
         assert t.passes == passes == 30 + 150 + round(0.3 * 170)
 
     def test_its_logits_are_the_originals(self):
-        t = Teacher(original(), vars(splits()), CPU, prefix=CUT)
+        t = Teacher(original(), vars(splits()), CPU, prefix=SPLIT)
         t.fill(["forget"])
         index = torch.arange(30)
         found = t.logits("forget", index, t.datasets["forget"].gather(index.tolist())[0])

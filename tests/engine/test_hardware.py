@@ -46,7 +46,7 @@ def test_autocast(precision, dtype):
 
 @pytest.mark.machine("Linux")
 def test_bfloat16_is_seen_where_the_processor_names_it():
-    """Otherwise each test that needs it would be skipped, and nobody would notice."""
+    """Otherwise each test that needs it would be skipped, and no one would notice."""
     flags = set(Path("/proc/cpuinfo").read_text().split())
     limited = {"ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"} & os.environ.keys()
     assert has_bfloat16(CPU) or limited or not {"avx512_bf16", "amx_bf16"} & flags

@@ -107,7 +107,7 @@ class TestWhatALossSees:
         labels = torch.arange(20) % 3
         return {"forget": numbered(torch.arange(20), labels), "retain": numbered(100 + torch.arange(20), labels)}
 
-    class Says(nn.Module):
+    class Numbered(nn.Module):
         def __init__(self):
             super().__init__()
             self.scale = nn.Parameter(torch.ones(()))
@@ -125,7 +125,7 @@ class TestWhatALossSees:
 
         forget, retain = torch.tensor([3, 1, 4, 15]), torch.tensor([9, 2, 6, 5, 0])
         plan = one_phase(loss, OptimizerSpec("sgd", 0.1), 4, forget=forget, retain=retain, epochs=epochs, **options)
-        follow(plan, self.Says(), self.sets(), seed=seed)
+        follow(plan, self.Numbered(), self.sets(), seed=seed)
         return seen
 
     @staticmethod
@@ -156,7 +156,7 @@ class TestWhatALossSees:
             seen.append((batch.logits.detach()[:, 0] / model.scale, batch.teacher_logits[:, 0]))
             return batch.logits.sum() * 0
 
-        model = self.Says()
+        model = self.Numbered()
         sets = {"forget": torch.arange(20), "retain": torch.arange(19)}
         plan = one_phase(loss, OptimizerSpec("sgd", 0.1), 4, epochs=3, teacher="original", **sets)
         follow(plan, model, self.sets(), cache_teacher=cache_teacher)
@@ -170,7 +170,7 @@ class TestWhatALossSees:
             plan = one_phase(
                 lambda b, seen=seen: seen.append(b) or b.logits.sum(), teacher="original", **{role: torch.arange(5)}
             )
-            follow(plan, self.Says(), self.sets())
+            follow(plan, self.Numbered(), self.sets())
             (batch,) = seen
             assert batch.forget.all() == batch.forget.any() == (role == "forget")
 
@@ -301,7 +301,7 @@ class TestTraining:
         assert moved == pytest.approx(0.1 * (1 + 1.5 + 0.175), rel=1e-5)
 
     def test_frozen_statistics_are_used_and_left_as_they_are(self):
-        """Without dropout the student in training then says what it says in eval mode; its weights still learn."""
+        """Without dropout the student in training then has its outputs of eval mode; its weights still learn."""
         seen = []
 
         def loss(batch):
@@ -367,7 +367,7 @@ class TestTraining:
 
     def test_accuracy_on_forget_samples_as_the_passes_saw_them(self):
         """Both epochs, forget samples alone, before each step."""
-        told, seen = [], []
+        reported, seen = [], []
 
         def loss(batch):
             right = batch.logits.argmax(1) == batch.labels
@@ -375,13 +375,13 @@ class TestTraining:
             return cross_entropy(batch)
 
         def plan(workspace):
-            told.append((yield Phase(loss, ADAMW, 32, torch.arange(20), torch.arange(50), epochs=2)).acc_forget)
-            told.append((yield Phase(cross_entropy, ADAMW, 32, retain=torch.arange(50))).acc_forget)
+            reported.append((yield Phase(loss, ADAMW, 32, torch.arange(20), torch.arange(50), epochs=2)).acc_forget)
+            reported.append((yield Phase(cross_entropy, ADAMW, 32, retain=torch.arange(50))).acc_forget)
             return {}
 
         follow(plan, net())
         assert len(seen) == 40 and 0 < sum(seen) < 40
-        assert told == [sum(seen) / 40, None]
+        assert reported == [sum(seen) / 40, None]
 
     @pytest.mark.slow
     def test_a_compiled_student_learns_the_same(self):
@@ -396,7 +396,7 @@ class TestTraining:
 
 
 class TestTeachers:
-    """What a loss hears of them; ``forget`` says which samples come from the forget set."""
+    """What a loss sees of them; ``forget`` marks which samples come from the forget set."""
 
     @staticmethod
     def hear(model=None, names=("random on forget",), seed=0, **options):
@@ -431,7 +431,7 @@ class TestTeachers:
         torch.testing.assert_close(again.sum(0), forget.sum(0))
 
     def test_the_random_one_knows_nothing_of_the_original(self):
-        """Two originals of one architecture have the same twin, bit for bit, and another seed has another."""
+        """Two originals of one architecture have the same copy, bit for bit, and another seed has another."""
         other = original()
         with torch.no_grad():
             for value in other.state_dict().values():

@@ -52,7 +52,7 @@ class TestParams:
         with pytest.raises(UnlearnError, match="^unknown hyperparameter 1 of made: valid values: "):
             Made({1: 1})
 
-    def test_known_ones_are_told_with_their_ranges(self):
+    def test_known_ones_are_listed_with_their_ranges(self):
         class Ranged(Params):
             z: float = Field(0.5, gt=0, le=1)
             b: int = Field(1, ge=-1, lt=8)
@@ -84,12 +84,20 @@ class TestParams:
             assert name in str(error) and "\n" not in str(error)
         else:
             assert method(params.model_dump()).params == params
-            told = params.model_dump()
-            for key in told.keys() & {"lr", "noise_lr", "repair_lr", "temperature", "retain_fraction", "share", "lam"}:
-                assert 0 < told[key] <= (1 if key in ("retain_fraction", "share") else 100)
-            assert all(told[key] >= 1 for key in told.keys() & {"epochs", "repair_epochs", "noise_steps", "copies"})
-            assert told.get("batch_size", 2) >= 2 and 0 <= told.get("momentum", 0) < 1
-            assert 0 <= told.get("weight_decay", 0) <= 1 and 0 <= told.get("beta", 0) <= 1
+            values = params.model_dump()
+            for key in values.keys() & {
+                "lr",
+                "noise_lr",
+                "repair_lr",
+                "temperature",
+                "retain_fraction",
+                "share",
+                "lam",
+            }:
+                assert 0 < values[key] <= (1 if key in ("retain_fraction", "share") else 100)
+            assert all(values[key] >= 1 for key in values.keys() & {"epochs", "repair_epochs", "noise_steps", "copies"})
+            assert values.get("batch_size", 2) >= 2 and 0 <= values.get("momentum", 0) < 1
+            assert 0 <= values.get("weight_decay", 0) <= 1 and 0 <= values.get("beta", 0) <= 1
 
 
 def test_optimizers_are_equal_by_their_settings():

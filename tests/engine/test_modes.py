@@ -38,5 +38,6 @@ def test_evaluating_does_not_call_eval():
         def train(self, mode=True):
             raise NotImplementedError
 
-    with evaluating(Exported()):
-        pass
+    with evaluating(exported := Exported()):
+        assert not exported.training
+    assert exported.training

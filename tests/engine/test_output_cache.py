@@ -26,22 +26,20 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def passes(monkeypatch):
-    """Each real pass, as its number of samples."""
-    seen = []
+def evaluated():
+    """Logits and labels of a model; ``passes`` are the numbers of samples that went through it, call by call."""
 
-    def counted(model, dataset, hardware, *, description):
-        seen.append(len(dataset))
-        return forward(model, dataset, hardware, description=description)
+    def evaluated(model, dataset, hardware=CPU):
+        seen = []
+        hook = model.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+        batches = cached_forward(model, dataset, hardware, model_cache_key(model, hardware), description="")
+        outputs = [torch.cat(parts) for parts in zip(*batches, strict=True)]
+        hook.remove()
+        evaluated.passes += [sum(seen)] if seen else []
+        return outputs
 
-    monkeypatch.setattr(output_cache, "forward", counted)
-    return seen
-
-
-def read(model, dataset, hardware=CPU):
-    cache_key = model_cache_key(model, hardware)
-    batches = cached_forward(model, dataset, hardware, cache_key, description="")
-    return [torch.cat(parts) for parts in zip(*batches, strict=True)]
+    evaluated.passes = []
+    return evaluated
 
 
 def changed(data: TensorDataset) -> TensorDataset:
@@ -50,48 +48,48 @@ def changed(data: TensorDataset) -> TensorDataset:
     return TensorDataset(images, data.tensors[1])
 
 
-def test_the_second_time_nothing_is_forwarded(passes):
+def test_the_second_time_nothing_is_forwarded(evaluated):
     expected = [torch.cat(parts) for parts in zip(*forward(original(), DATA, CPU), strict=True)]
     for _ in range(2):
-        logits, labels = read(original(), DATA)
+        logits, labels = evaluated(original(), DATA)
         assert torch.equal(logits, expected[0]) and torch.equal(labels, expected[1])
-    assert passes == [300]
+    assert evaluated.passes == [300]
 
 
-def test_what_outputs_depend_on_makes_other_outputs(passes):
-    read(original(), DATA)
+def test_what_outputs_depend_on_makes_other_outputs(evaluated):
+    evaluated(original(), DATA)
     other = original()
     with torch.no_grad():
         other[0].bias[0] += 1e-3
-    read(other, DATA)
-    read(original(), changed(DATA))
-    read(original(), TensorDataset(DATA.tensors[0], DATA.tensors[1].flip(0)))
-    read(original(), Subset(DATA, range(299)))
-    read(original(), DATA, replace(CPU, precision="bf16"))
+    evaluated(other, DATA)
+    evaluated(original(), changed(DATA))
+    evaluated(original(), TensorDataset(DATA.tensors[0], DATA.tensors[1].flip(0)))
+    evaluated(original(), Subset(DATA, range(299)))
+    evaluated(original(), DATA, replace(CPU, precision="bf16"))
     slower = nn.Sequential(*original())
     slower.append(nn.Identity())
-    read(slower, DATA)
-    assert passes == [300, 300, 300, 300, 299, 300, 300]
+    evaluated(slower, DATA)
+    assert evaluated.passes == [300, 300, 300, 300, 299, 300, 300]
 
 
-def test_what_cannot_be_told_is_not_kept(passes, monkeypatch):
+def test_what_cannot_be_told_is_not_kept(evaluated, monkeypatch):
     local = type("Local", (nn.Sequential,), {"__module__": "__main__x"})(*original())
     assert code_digest(local) is None
     for model, data in ((original(), Listed(DATA)), (local, DATA)):
-        read(model, data)
-        read(model, data)
+        evaluated(model, data)
+        evaluated(model, data)
     monkeypatch.setattr(output_cache, "LARGEST", 4 * 300 * 10 - 1)
-    read(original(), DATA)
-    read(original(), DATA)
-    assert passes == [300] * 6
+    evaluated(original(), DATA)
+    evaluated(original(), DATA)
+    assert evaluated.passes == [300] * 6
 
 
-def test_where_the_cache_is_off_nothing_is_hashed_or_kept(passes, monkeypatch):
+def test_where_the_cache_is_off_nothing_is_hashed_or_kept(evaluated, monkeypatch):
     monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", "off")
     assert model_cache_key(original(), CPU) is None
-    read(original(), DATA)
-    read(original(), DATA)
-    assert passes == [300, 300]
+    evaluated(original(), DATA)
+    evaluated(original(), DATA)
+    assert evaluated.passes == [300, 300]
 
 
 class TestDataDigest:

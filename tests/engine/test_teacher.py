@@ -24,7 +24,7 @@ class Turned(Subset):
     __getitems__ = None
 
 
-def says(value):
+def declares(value):
     data = Listed(DATA)
     data.deterministic = value
     return data
@@ -36,11 +36,11 @@ def says(value):
         (DATA, True),
         (Subset(DATA, [1]), True),
         (ConcatDataset([DATA, Subset(DATA, [1])]), True),
-        (says(True), True),
-        (Subset(says(True), [1]), True),
+        (declares(True), True),
+        (Subset(declares(True), [1]), True),
         (Listed(DATA), False),
-        (says(False), False),
-        (says(1), False),
+        (declares(False), False),
+        (declares(1), False),
         (Subset(Listed(DATA), [1]), False),
         (ConcatDataset([DATA, Listed(DATA)]), False),
         (Flipping(*DATA.tensors), False),

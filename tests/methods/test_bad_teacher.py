@@ -65,7 +65,7 @@ class TestTheIncompetentTeacher:
         assert (bad.softmax(1).amax(1).mean() < 0.5) and (good.softmax(1).amax(1).mean() > 0.9)
 
     def test_it_shares_nothing_with_the_original(self):
-        """Whatever the original has learned, the bad teacher says the same, bit for bit; and never what that says."""
+        """Whatever the original has learned, the bad teacher returns the same, bit for bit; and never its outputs."""
         other = original()
         with torch.no_grad():
             for value in other.state_dict().values():
@@ -76,7 +76,7 @@ class TestTheIncompetentTeacher:
         assert not torch.equal(bad, heard(original(), seed=1)[1])
 
     def test_it_does_not_learn(self):
-        """Two epochs of the same forget set, at a rate at which the student moves: the teachers say the same again."""
+        """Two epochs of one forget set, at a learning rate that moves the student: the teachers stay as they are."""
         outcome, phases = watch(BadTeacher({"epochs": 2, "lr": 0.1}), cache_teacher=False)
         for own in (True, False):
             first, second = (p.column("teacher_logits")[p.column("forget") == own].sum(0) for p in phases)

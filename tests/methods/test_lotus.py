@@ -1,3 +1,4 @@
+import copy
 import math
 from itertools import pairwise
 
@@ -7,11 +8,11 @@ import torch
 from scipy import stats
 from torch import nn
 from torch.utils.data import TensorDataset
-from toy import Listed, accuracy, class_splits, digits, logits, net, original, same, splits, state, take
+from toy import CPU, Listed, accuracy, class_splits, digits, logits, net, original, same, splits, state, take
 
 from mlflow_unlearn import Splits, unlearn
-from mlflow_unlearn.engine import loop
 from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import Batch
 from mlflow_unlearn.methods import lotus as lotus_module
@@ -217,7 +218,7 @@ class TestParameters:
         assert cnn.model_dump() == {"lr": 1e-4, "batch_size": 128, "epochs": 10} | common
         assert vit.model_dump() == {"lr": 1e-6, "batch_size": 32, "epochs": 3} | common
 
-    def test_what_the_caller_says_goes_first(self):
+    def test_what_the_caller_gives_goes_first(self):
         assert Lotus({"lr": 1e-3}, family="vit").params.lr == 1e-3
 
     def test_by_the_family_of_the_model(self):
@@ -274,27 +275,30 @@ class TestHistory:
 
 class TestKeep:
     @staticmethod
-    def told(monkeypatch, right):
-        """Sets of which the original knows all to forget and half of what it never saw, and states that know ``right``
-        of the 30 to forget after each epoch: what they are measured as does not hang on what the processor rounds.
+    def run(right, epochs, keep):
+        """States that know ``right`` of the 30 to forget after each epoch, by original accuracies of 1 and ½: what
+        they are measured as does not depend on the processor's rounding.
         """
         sets = splits()
-        said = logits(original(), sets.val).argmax(1)
-        sets = Splits(
-            sets.forget,
-            sets.retain,
-            TensorDataset(sets.val.tensors[0], (said + (torch.arange(150) < 75)) % 10),
-            sets.test,
-        )
-        labels = sets.forget.tensors[1]
+        predicted = logits(original(), sets.val).argmax(1)
+        half_right = TensorDataset(sets.val.tensors[0], (predicted + (torch.arange(150) < 75)) % 10)
         rest = iter(right)
 
-        def predict(model, dataset, hardware):
-            assert dataset is sets.forget
-            return (labels + (torch.arange(30) >= next(rest))) % 10
+        class Scripted(Lotus):
+            def plan(self, workspace):
+                def predictions(split, *, teacher=False):
+                    if teacher:
+                        return workspace.predictions(split, teacher=True)
+                    return (workspace.labels(split) + (torch.arange(30) >= next(rest))) % 10
 
-        monkeypatch.setattr(loop, "predict", predict)
-        return sets
+                scripted = copy.copy(workspace)
+                scripted.predictions = predictions
+                return (yield from super().plan(scripted))
+
+        method = Scripted({"epochs": epochs, "keep": keep, "lr": 1e-3, "batch_size": 64})
+        return run(
+            original(), method, vars(Splits(sets.forget, sets.retain, half_right, sets.test)), CPU, RunOptions(0)
+        )
 
     @pytest.mark.parametrize(
         ("right", "best"),
@@ -308,17 +312,13 @@ class TestKeep:
         ],
         ids=["back and forth", "the first of equals", "the last", "below", "far below"],
     )
-    def test_closest_is_the_best_state_after_at_least_one_pass(self, right, best, monkeypatch):
+    def test_closest_is_the_best_state_after_at_least_one_pass(self, right, best):
         """A run of n epochs is the start of a longer one, so each state can be had by itself."""
-
-        def run(epochs, keep):
-            return lotus(self.told(monkeypatch, right), epochs=epochs, keep=keep)
-
-        closest, alone = run(len(right), "closest"), run(best, "last")
+        closest, alone = self.run(right, len(right), "closest"), self.run(right, best, "last")
         assert weights_digest(closest.model) == weights_digest(alone.model)
         assert closest.final == alone.final and closest.final["delta"] == right[best - 1] / 30 - 0.5
         if best < len(closest.history):
-            last = run(len(right), "last")
+            last = self.run(right, len(right), "last")
             assert weights_digest(last.model) != weights_digest(alone.model)
 
     def test_closest_by_what_is_measured(self):
@@ -481,7 +481,7 @@ class TestAutoAlpha:
 
 class TestAccuracyFromTheTrainingPass:
     def test_it_is_that_of_the_same_model_where_the_weights_hardly_move(self):
-        """No BatchNorm and no dropout: training mode says what eval mode says."""
+        """No BatchNorm and no dropout: training mode returns what eval mode returns."""
         model = nn.Sequential(*(module for module in net(norm=False) if not isinstance(module, nn.Dropout)))
         sets = splits()
         known = TensorDataset(sets.forget.tensors[0], logits(model, sets.forget).argmax(1))

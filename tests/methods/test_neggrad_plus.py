@@ -2,17 +2,13 @@ import math
 
 import pytest
 import torch
-from toy import CPU, Listed, digits, logits, original, same, splits, state
+from toy import CPU, Listed, digits, original, same, splits, state
 from watching import watch
 
 from mlflow_unlearn import Splits, unlearn
 from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.methods import Batch
 from mlflow_unlearn.methods.neggrad_plus import NegGradPlus, neggrad_plus_loss
-
-
-def cross_entropy(model, dataset):
-    return torch.nn.functional.cross_entropy(logits(model, dataset), dataset.tensors[1]).item()
 
 
 class TestLoss:
@@ -44,18 +40,6 @@ def test_published_defaults():
         "weight_decay": 5e-4,
         "momentum": 0.9,
     }
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_forget_loss_rises(seed):
-    """β = ½: what a flipped sign, or a flip of gradients that are not there yet, would get wrong."""
-    sets = splits()
-    params = {"beta": 0.5, "epochs": 3, "batch_size": 32}
-    after = [
-        cross_entropy(unlearn(original(), sets, "neggrad_plus", params | p, seed).model, sets.forget)
-        for p in ({}, {"beta": 1.0})
-    ]
-    assert after[0] > 10 * max(after[1], cross_entropy(original(), sets.forget))
 
 
 @pytest.mark.parametrize(("forget", "retain"), [(30, 170), (150, 50), (1, 60)])
@@ -101,7 +85,7 @@ def test_the_longer_set_is_read_once_an_epoch():
     sets = splits(30, 170)
     forget, retain = Listed(sets.forget), Listed(sets.retain)
     for data in (forget, retain):
-        data.targets = data.data.tensors[1]  # So that nobody reads it for its labels.
+        data.targets = data.data.tensors[1]  # So that it is not read for its labels.
     sets = Splits(forget, retain, sets.val, digits(350, 500))
     unlearn(original(), sets, "neggrad_plus", {"epochs": 3, "batch_size": 32})
     assert retain.readings == 3 * 170 and forget.readings == 3 * 6 * 30

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from scipy import stats
-from toy import CPU, Listed, original, same, splits, state
+from toy import CPU, Listed, original, splits, state
 from watching import watch
 
 from mlflow_unlearn import Splits, unlearn
@@ -55,7 +55,7 @@ class TestWrongLabels:
 
 class TestLoss:
     def test_by_hand(self):
-        """Two classes: a forget sample of class 0 can only be told class 1. p = (¼, ¾) for both samples of class 0:
+        """Two classes: a forget sample of class 0 can only get class 1. p = (¼, ¾) for both samples of class 0:
         −log ¾ for the forgotten one, −log ¼ for the other; the mean is ½ · log 16/3.
         """
         batch = Batch(torch.tensor([[0.25, 0.75]] * 2).log(), torch.zeros(2).long(), torch.tensor([True, False]), None)
@@ -90,13 +90,13 @@ def test_parity_with_the_method_written_out():
     for _ in range(3):
         order = torch.randperm(200, generator=g)
         for batch in order.tensor_split(4):
-            told = labels[batch].clone()
-            others = torch.randint(1, 10, told.shape, generator=g)
-            told[batch < 30] = (told + others)[batch < 30] % 10
+            targets = labels[batch].clone()
+            others = torch.randint(1, 10, targets.shape, generator=g)
+            targets[batch < 30] = (targets + others)[batch < 30] % 10
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(student(images[batch]), told).backward()
+            torch.nn.functional.cross_entropy(student(images[batch]), targets).backward()
             optimizer.step()
-    assert same(state(outcome.model), state(student))
+    torch.testing.assert_close(state(outcome.model), state(student))
 
 
 def test_both_sets_are_shuffled_together():

@@ -4,7 +4,6 @@ import pytest
 import torch
 from toy import CPU, Listed, accuracy, net, original, same, splits, state
 
-from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import BUILTIN, Batch
@@ -37,10 +36,6 @@ class TestBoth:
         assert [row["epoch"] for row in outcome.history] == list(range(20))
         assert list(outcome.history[0]) == ["epoch", "loss", "seconds"]
         assert outcome.history[-1]["loss"] < outcome.history[0]["loss"] / 4
-
-    def test_the_seed(self, method):
-        a, b, c = (weights_digest(train(net(), {"epochs": 1}, seed, method).model) for seed in (1, 1, 2))
-        assert a == b != c
 
     def test_defaults(self, method):
         assert method().params.model_dump() == {

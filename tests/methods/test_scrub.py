@@ -25,7 +25,7 @@ class TestLosses:
     )
 
     def test_max_by_hand(self):
-        """−½ log 4/3: going down the loss is going away from the original."""
+        """−½ log 4/3: to minimise the loss is to move from the original."""
         assert max_loss(self.BATCH, 1.0).item() == pytest.approx(-math.log(4 / 3) / 2, rel=1e-6)
 
     def test_min_by_hand(self):
@@ -87,7 +87,7 @@ def test_the_losses_on_record_are_those_of_the_passes():
     assert outcome.history[0]["loss"] == pytest.approx(min_loss(stay, 0.5, 0.99, 2.0).item(), rel=1e-4)
 
 
-class TestTheRate:
+class TestLearningRate:
     @staticmethod
     def rates(**params):
         _, phases = watch(Scrub({"batch_size": 170, **params}))
@@ -116,7 +116,7 @@ class TestTheRate:
 
 @pytest.mark.parametrize("cache_teacher", [True, False])
 def test_the_teacher_does_not_move_with_the_student(cache_teacher):
-    """Sums over a pass of what it says are those of the original in eval mode, to the end."""
+    """Sums over a pass of its outputs are those of the original in eval mode, to the end."""
     _, phases = watch(Scrub({"epochs": 3, "lr": 0.05, "batch_size": 32}), cache_teacher=cache_teacher)
     for phase, kind in zip(phases, passes(phases), strict=True):
         said = logits(original(), splits().forget if kind == "max" else splits().retain)

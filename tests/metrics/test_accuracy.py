@@ -28,7 +28,7 @@ class TestAccuracy:
             accuracy([0, 1], [0, 1], [False, False])
 
     @pytest.mark.parametrize(
-        ("predictions", "labels", "mask", "told"),
+        ("predictions", "labels", "mask", "message"),
         [
             ([], [], None, "predictions: expected a non-empty integer array of shape [N], got float64 [0]."),
             ([0, 1], [0], None, "predictions and labels must have one length, got 2 and 1."),
@@ -50,11 +50,11 @@ class TestAccuracy:
             ([0, 1], [0, 1], [0, 1], "mask: expected a bool array of shape [2], got int64 [2]."),
         ],
     )
-    def test_misuse(self, predictions, labels, mask, told):
+    def test_misuse(self, predictions, labels, mask, message):
         """Among others: a probability in the place of a class, an index in the place of a mask."""
         with pytest.raises(ValueError) as error:
             accuracy(predictions, labels, mask)
-        assert str(error.value) == told
+        assert str(error.value) == message
 
 
 class TestAvgGap:

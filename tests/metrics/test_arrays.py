@@ -30,7 +30,7 @@ def test_matrices_come_out_as_float64(function):
 
 @pytest.mark.parametrize("function", [distributions, non_negative])
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ([0.5, 0.5], "expected a non-empty array of shape [N, K], got shape [2]."),
         ([[[1.0]]], "expected a non-empty array of shape [N, K], got shape [1, 1, 1]."),
@@ -40,12 +40,12 @@ def test_matrices_come_out_as_float64(function):
         ([[1.0, 0.0], [1.25, -0.25]], "values must be finite and not negative."),
     ],
 )
-def test_what_is_no_matrix_of_weights(function, values, told):
-    assert refusal(function, values, "sums") == f"sums: {told}"
+def test_what_is_not_a_matrix_of_weights(function, values, message):
+    assert refusal(function, values, "sums") == f"sums: {message}"
 
 
 def test_rows_sum_to_1_within_the_error_of_half_precision():
-    """The row that is farthest off is told: 1 + 1/4 and 1 − 1/2 beside one that is a distribution."""
+    """The row that is farthest off is named: 1 + 1/4 and 1 − 1/2 beside one that is a distribution."""
     for off in (0.0, 1 / 128, -1 / 128):
         assert distributions([[0.5, 0.5 + off]], "p").tolist() == [[0.5, 0.5 + off]]
     for off in (1 / 64, -1 / 64):
@@ -75,7 +75,7 @@ def test_vectors_come_out_as_float64():
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ([[1.0], [2.0]], "expected a non-empty array of shape [N], got shape [2, 1]."),
         ([], "expected a non-empty array of shape [N], got shape [0]."),
@@ -84,8 +84,8 @@ def test_vectors_come_out_as_float64():
         ([-np.inf, 1.0], "values must be finite."),
     ],
 )
-def test_what_is_no_vector(values, told):
-    assert refusal(vector, values, "entropy_test") == f"entropy_test: {told}"
+def test_what_is_not_a_vector(values, message):
+    assert refusal(vector, values, "entropy_test") == f"entropy_test: {message}"
 
 
 @pytest.mark.parametrize("function", [integers, lambda values, name: indices(values, name, 3)])
@@ -128,7 +128,7 @@ def test_a_stated_number_of_indices():
 @pytest.mark.parametrize(
     ("values", "got"), [([True], "bool [1]"), ([1, 0], "int64 [2]"), ([[True, False]], "bool [1, 2]")]
 )
-def test_what_is_no_mask(values, got):
+def test_what_is_not_a_mask(values, got):
     assert refusal(mask, values, "nonmembers", 2) == f"nonmembers: expected a bool array of shape [2], got {got}."
 
 

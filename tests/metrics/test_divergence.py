@@ -21,7 +21,7 @@ quick = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 def draw_rows(rng, n, k, zeros=0.0):
-    """Distributions [n, k] over many orders of magnitude, a share of the entries exactly 0 (never a whole row)."""
+    """Distributions [n, k] over many orders of magnitude, a part of the entries exactly 0 (never a whole row)."""
     weights = np.exp(rng.normal(0.0, 4.0, (n, k)))
     weights[rng.random((n, k)) < zeros] = 0.0
     weights[:, 0] = np.where(weights.sum(axis=1) == 0.0, 1.0, weights[:, 0])
@@ -222,7 +222,7 @@ class TestMisuse:
             function([[0.5, 0.5]], [[0.5, 0.5], [0.5, 0.5]])
 
     @pytest.mark.parametrize(
-        ("classes", "told"),
+        ("classes", "message"),
         [
             ([], "classes: expected a non-empty integer array of shape [N], got int64 [0]."),
             ([2, 0], "classes: values must be in [0, 2), got 0 to 2."),
@@ -231,21 +231,21 @@ class TestMisuse:
             ([0, 1], "classes: no sample of the classes [1] in the sums."),
         ],
     )
-    def test_classes(self, classes, told):
+    def test_classes(self, classes, message):
         """None, unknown, negative, twice, without samples in one of the sums."""
         with pytest.raises(ValueError) as error:
             rf_js_divergence([[1.0, 1.0], [1.0, 1.0]], [[1.0, 0.0], [0.0, 0.0]], np.array(classes, dtype=int))
-        assert str(error.value) == told
+        assert str(error.value) == message
 
     @pytest.mark.parametrize(
-        ("sums", "told"),
+        ("sums", "message"),
         [
             ([[1.0, 1.0]], "expected shape [K, K], got [1, 2]."),
             ([[1.0], [1.0]], "expected shape [K, K], got [2, 1]."),
             ([[1.0, -1.0], [1.0, 1.0]], "values must be finite and not negative."),
         ],
     )
-    def test_sums(self, sums, told):
+    def test_sums(self, sums, message):
         with pytest.raises(ValueError) as error:
             class_means(sums, [0])
-        assert str(error.value) == f"sums: {told}"
+        assert str(error.value) == f"sums: {message}"

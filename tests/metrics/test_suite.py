@@ -43,20 +43,22 @@ class ByHand:
     """What scikit-learn and SciPy make of a model's probabilities."""
 
     def __init__(self, model, sets):
-        self.p = {role: logits(model, getattr(sets, role)).double().softmax(1).numpy() for role in SPLIT_NAMES}
-        self.y = {role: getattr(sets, role).tensors[1].numpy() for role in SPLIT_NAMES}
-        self.h = {role: -(p * np.log(p)).sum(1) for role, p in self.p.items()}
+        self.p = {split: logits(model, getattr(sets, split)).double().softmax(1).numpy() for split in SPLIT_NAMES}
+        self.y = {split: getattr(sets, split).tensors[1].numpy() for split in SPLIT_NAMES}
+        self.h = {split: -(p * np.log(p)).sum(1) for split, p in self.p.items()}
 
-    def acc(self, role, keep=slice(None)):
-        return accuracy_score(self.y[role][keep], self.p[role].argmax(1)[keep])
+    def acc(self, split, keep=slice(None)):
+        return accuracy_score(self.y[split][keep], self.p[split].argmax(1)[keep])
 
     @property
     def weights(self):
-        """Each test sample weighs (share of its class in D_f) ÷ (share in D_t); unmatched forget samples weigh 0."""
+        """A test sample weighs (fraction of its class in D_f) ÷ (fraction in D_t); unmatched forget samples weigh 0."""
         forget = np.array([label in self.y["test"] for label in self.y["forget"]], float)
         in_forget, in_test = Counter(self.y["forget"][forget > 0]), Counter(self.y["test"])
-        shares = [in_forget[label] / forget.sum() / (in_test[label] / len(self.y["test"])) for label in self.y["test"]]
-        return forget, np.array(shares)
+        fractions = [
+            in_forget[label] / forget.sum() / (in_test[label] / len(self.y["test"])) for label in self.y["test"]
+        ]
+        return forget, np.array(fractions)
 
     def mia(self):
         h = np.concatenate([self.h["retain"], self.h["test"]])[:, None]
@@ -76,8 +78,8 @@ class ByHand:
         below = [(self.h["forget"] <= e, self.h["test"] <= e) for e in grid]
         return max(abs(forget[f].sum() / forget.sum() - test[t].sum() / test.sum()) for f, t in below)
 
-    def class_mean(self, role, label):
-        mean = self.p[role][self.y[role] == label].mean(0)
+    def class_mean(self, split, label):
+        mean = self.p[split][self.y[split] == label].mean(0)
         return mean / mean.sum()
 
 
@@ -94,7 +96,7 @@ def test_parity_with_scikit_learn_and_scipy_for_every_key():
     metrics = evaluate(model, sets, original(), gold, seed=5)
     ours, theirs, before = ByHand(model, sets), ByHand(gold, sets), ByHand(original(), sets)
 
-    expected = {f"acc_{role}": ours.acc(role) for role in SPLIT_NAMES}
+    expected = {f"acc_{split}": ours.acc(split) for split in SPLIT_NAMES}
     mia, mia_test = ours.mia()
     expected |= {"mia": mia, "mia_test": mia_test, "mia_excess": mia - mia_test}
     expected |= {"mia_auc": ours.auc(), "entropy_ks": ours.ks()}
@@ -106,7 +108,7 @@ def test_parity_with_scikit_learn_and_scipy_for_every_key():
     rows = zip(ours.p["forget"], theirs.p["forget"], strict=True)
     expected["jsd"] = np.mean([jensenshannon(*pair) ** 2 for pair in rows])
     expected["jsd_published"] = published(ours.p["forget"], theirs.p["forget"])
-    gaps = [abs(ours.acc(role) - theirs.acc(role)) for role in ("forget", "retain", "test")]
+    gaps = [abs(ours.acc(split) - theirs.acc(split)) for split in ("forget", "retain", "test")]
     gold_mia, gold_mia_test = theirs.mia()
     expected["avg_gap"] = np.mean([abs(mia - gold_mia), *gaps])
     expected["avg_gap_excess"] = np.mean([abs(mia - mia_test - gold_mia + gold_mia_test), *gaps])
@@ -121,12 +123,12 @@ def test_parity_with_scikit_learn_and_scipy_for_every_key():
     nines = int((ours.y["forget"] == 9).sum())
     assert nines > 0
     assert metrics.counts == {
-        **{f"n_{role}": len(ours.y[role]) for role in SPLIT_NAMES},
+        **{f"n_{split}": len(ours.y[split]) for split in SPLIT_NAMES},
         "wholly_forgotten_classes": 0,
         "mia_auc_forget_left_out": nines,
         "rf_jsd_classes_left_out": 1,
     }
-    # The case is worth something: no term vanishes, no share is trivial.
+    # The case is worth something: no term vanishes, no fraction is trivial.
     assert min(abs(value) for value in expected.values()) > 1e-5 and len(set(gaps)) == 3
     assert all(0 <= metrics[key] <= LN2 for key in ("jsd", "rf_jsd"))
 
@@ -182,13 +184,13 @@ class TestPasses:
         sets = splits()
         model, before, gold = (self.counted(m) for m in (other(1), original(), other(2)))
         evaluate(model, sets, before, gold)
-        total = sum(len(getattr(sets, role)) for role in SPLIT_NAMES)
+        total = sum(len(getattr(sets, split)) for split in SPLIT_NAMES)
         assert (model.seen, before.seen, gold.seen) == (total, len(sets.test), total)
 
     def test_a_model_that_is_its_own_reference_is_read_once(self):
         sets, model = splits(), self.counted(other())
         evaluate(model, sets, model, model)
-        assert model.seen == sum(len(getattr(sets, role)) for role in SPLIT_NAMES)
+        assert model.seen == sum(len(getattr(sets, split)) for split in SPLIT_NAMES)
 
     def test_each_sample_is_read_once_a_model(self):
         listed = Splits(*(Listed(part) for part in vars(splits()).values()))
@@ -207,7 +209,7 @@ class TestMissing:
         sets, model = class_splits(3), other()
         metrics = evaluate(model, sets, original(), other(2))
         hand = ByHand(model, sets)
-        three = {role: hand.y[role] == 3 for role in SPLIT_NAMES}
+        three = {split: hand.y[split] == 3 for split in SPLIT_NAMES}
         assert metrics["acc_test"] == pytest.approx(hand.acc("test", ~three["test"]))
         assert metrics["acc_val"] == pytest.approx(hand.acc("val", ~three["val"]))
         assert metrics["acc_test_forgotten"] == pytest.approx(hand.acc("test", three["test"]))
@@ -241,8 +243,8 @@ class TestMissing:
         test = take(sets.test, sets.test.tensors[1] == 3)
         val = take(sets.val, sets.val.tensors[1] == 3)
         metrics = evaluate(other(), Splits(sets.forget, sets.retain, val, test), original(), other(2))
-        for role in ("val", "test"):
-            assert metrics.missing[f"acc_{role}"] == f"every class of the {role} set is wholly forgotten"
+        for split in ("val", "test"):
+            assert metrics.missing[f"acc_{split}"] == f"every class of the {split} set is wholly forgotten"
         attack = "every test sample belongs to a wholly forgotten class: the attack has no non-member"
         assert metrics.missing["mia"] == metrics.missing["mia_test"] == metrics.missing["mia_excess"] == attack
         assert metrics.missing["avg_gap"] == metrics.missing["avg_gap_excess"] == attack

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +19,6 @@ from servers import free_port
 from mlflow_unlearn.distributed.launch import Nodes
 
 ROOT = Path(__file__).parents[2]
-PLUGINS = ROOT / "plugins" / "mlflow_unlearn_plugins"
 MLPROJECT = """
 name: sums
 entry_points:
@@ -47,7 +45,6 @@ processes, what, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 if should_launch(processes):
     sys.exit(launch(sys.argv[1:], processes, device="cpu", module="entry"))
 
-import mlflow
 import torch
 from torch import distributed
 
@@ -65,6 +62,8 @@ try:
         print("Error: nothing of the kind", file=sys.stderr)
         sys.exit(2)
     if rank == 0:
+        import mlflow
+
         environment = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
         (folder / "environment.json").write_text(json.dumps(environment))
         with mlflow.start_run():
@@ -72,19 +71,6 @@ try:
 finally:
     distributed.destroy_process_group()
 '''
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> Path:
-    """The folder that pip has put the distribution into."""
-    folder = tmp_path_factory.mktemp("plugins")
-    # A copy, since setuptools builds beside the sources.
-    source = shutil.copytree(
-        PLUGINS, folder / "source", ignore=shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
-    )
-    flags = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
-    subprocess.run([sys.executable, "-m", "pip", "install", *flags, "--target", folder / "site", source], check=True)
-    return folder / "site"
 
 
 @pytest.fixture
@@ -141,12 +127,26 @@ def ranks_alive(folder) -> list[str]:
     return [pid for pid in ids if Path(f"/proc/{pid}").exists()]
 
 
-def test_two_processes_in_one_run(empty_store, mlflow_run, tmp_path):
+@pytest.fixture
+def run_here(empty_store, installed, project, tmp_path, monkeypatch):
+    """`mlflow.run` of the project in this process, of which the ranks are children."""
+    monkeypatch.syspath_prepend(str(installed))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "out").mkdir()
+
+    def run(what: str, config: object, **more: object) -> None:
+        parameters = {"what": what, "folder": str(tmp_path / "out")}
+        mlflow.run(str(project), backend="torchrun", backend_config=config, parameters=parameters, **more)
+
+    return run
+
+
+def test_two_processes_in_one_run(empty_store, run_here, tmp_path, monkeypatch):
     """1 + 2 over two ranks; one run, MLflow's own, which rank 0 has resumed. A relative store is found from there."""
-    relative = "sqlite:///mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     assert Path.cwd() == empty_store.folder
-    code, err = ended(mlflow_run("sum", {"nproc_per_node": 2}, "--run-name", "mine", MLFLOW_TRACKING_URI=relative))
-    assert code == 0, err
+    run_here("sum", {"nproc_per_node": 2}, run_name="mine", env_manager="local")
     [run] = empty_store.runs()
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "mine"
@@ -180,17 +180,25 @@ def test_without_a_configuration_the_parameter_counts(empty_store, mlflow_run):
     assert empty_store.runs()[0].data.metrics == {"total": 3.0}
 
 
-@pytest.mark.parametrize("what", ["refuse", pytest.param("kill", marks=pytest.mark.slow)])
-def test_a_failure_fails_the_run(empty_store, mlflow_run, tmp_path, what):
-    """Also when rank 0 is killed, and nobody else could end its run."""
-    code, err = ended(mlflow_run(what, {"nproc_per_node": 2}))
-    assert code == 1
-    sentence = {"refuse": "Error: nothing of the kind", "kill": "rank 0 of 2 was killed by SIGKILL"}[what]
-    assert sentence in err
+def test_a_refusal_fails_the_run(empty_store, run_here, tmp_path, capfd):
+    with pytest.raises(ExecutionException) as error:
+        run_here("refuse", {"nproc_per_node": 2}, env_manager="local")
+    assert "Error: nothing of the kind" in capfd.readouterr().err
     [run] = empty_store.runs()
     assert run.info.status == "FAILED"
-    exit_code = {"refuse": 2, "kill": 1}[what]
-    assert f"run {run.info.run_id} failed: its command ended with exit code {exit_code}" in err
+    assert f"run {run.info.run_id} failed: its command ended with exit code 2" in str(error.value)
+    assert ranks_alive(tmp_path / "out") == []
+
+
+@pytest.mark.slow
+def test_a_killed_rank_fails_the_run(empty_store, mlflow_run, tmp_path):
+    """Though rank 0 was killed, and no other one could end its run."""
+    code, err = ended(mlflow_run("kill", {"nproc_per_node": 2}))
+    assert code == 1
+    assert "rank 0 of 2 was killed by SIGKILL" in err
+    [run] = empty_store.runs()
+    assert run.info.status == "FAILED"
+    assert f"run {run.info.run_id} failed: its command ended with exit code 1" in err
     assert ranks_alive(tmp_path / "out") == []
 
 
@@ -246,12 +254,6 @@ def test_it_builds_no_environment(refused, project):
     with (project / "MLproject").open("a") as file:
         file.write("docker_env: {image: any}\n")
     assert refused({}).startswith("--backend torchrun runs no docker_env")
-
-
-def test_importing_it_does_not_wait_for_torch(installed):
-    code = "import sys, mlflow_unlearn_plugins.backend; print('torch' in sys.modules)"
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(installed), str(ROOT)])}
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env).stdout == "False\n"
 
 
 # docs/scale.md

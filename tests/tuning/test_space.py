@@ -16,28 +16,28 @@ def space(given=None, *, methods=("lotus",), family="cnn", prefixes=("none",)):
     return search_space(methods, family, list(prefixes), given)
 
 
-def settings(searched, count=40, seed=0):
+def configs(searched, count=40, seed=0):
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     return [searched.suggest(study.ask()) for _ in range(count)]
 
 
 @pytest.mark.parametrize("method", SEARCHED)
 @pytest.mark.parametrize("family", ["cnn", "vit"])
-def test_every_declared_space_is_legal_and_holds_the_published_setting(method, family):
+def test_every_declared_space_is_legal_and_contains_the_published_hyperparameters(method, family):
     searched = space(methods=(method,), family=family)
     published = get_method(method)(family=family).params.model_dump()
     assert searched.distributions[method]
     assert searched.first() == {name: published[name] for name in searched.distributions[method]}
-    for setting in settings(searched, 20):
-        get_method(method)(setting.params, family=family)
+    for chosen in configs(searched, 20):
+        get_method(method)(chosen.params, family=family)
 
 
 def test_the_user_changes_a_part():
     searched = space('{"alpha": [2, 3], "epochs": 4, "keep": ["last", "closest"], "lr": {"low": 0.1, "high": 0.2}}')
-    found = settings(searched)
-    assert {setting.params["epochs"] for setting in found} == {4}
-    assert {setting.params["keep"] for setting in found} == {"last", "closest"}
-    assert all(2 <= setting.params["alpha"] <= 3 and 0.1 <= setting.params["lr"] <= 0.2 for setting in found)
+    found = configs(searched)
+    assert {chosen.params["epochs"] for chosen in found} == {4}
+    assert {chosen.params["keep"] for chosen in found} == {"last", "closest"}
+    assert all(2 <= chosen.params["alpha"] <= 3 and 0.1 <= chosen.params["lr"] <= 0.2 for chosen in found)
     assert searched.distributions["lotus"]["alpha"].log  # as the hyperparameter declares it
     assert searched.most_epochs() == 4
     # The published values are beyond: the nearest that there are.
@@ -46,9 +46,9 @@ def test_the_user_changes_a_part():
 
 def test_ranges_in_full():
     given = '{"alpha": {"low": 1, "high": 9, "log": false, "step": 4}, "epochs": {"low": 2, "high": 8, "step": 3}}'
-    found = settings(space(given))
-    assert {setting.params["alpha"] for setting in found} == {1.0, 5.0, 9.0}
-    assert {setting.params["epochs"] for setting in found} == {2, 5, 8}
+    found = configs(space(given))
+    assert {chosen.params["alpha"] for chosen in found} == {1.0, 5.0, 9.0}
+    assert {chosen.params["epochs"] for chosen in found} == {2, 5, 8}
 
 
 def test_from_a_yaml_file(tmp_path):
@@ -56,9 +56,9 @@ def test_from_a_yaml_file(tmp_path):
     file.write_text("lr: [1e-5, 1e-3]\nprefix: [none, layer4]\n")
     searched = space(str(file))
     assert isinstance(searched.distributions["lotus"]["lr"], optuna.distributions.FloatDistribution)
-    found = settings(searched)
-    assert {setting.prefix for setting in found} == {"none", "layer4"}
-    assert all(1e-5 <= setting.params["lr"] <= 1e-3 for setting in found)
+    found = configs(searched)
+    assert {chosen.prefix for chosen in found} == {"none", "layer4"}
+    assert all(1e-5 <= chosen.params["lr"] <= 1e-3 for chosen in found)
 
 
 def test_several_methods_have_parts_of_their_own():
@@ -66,19 +66,19 @@ def test_several_methods_have_parts_of_their_own():
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(30):
         trial = study.ask()
-        setting = searched.suggest(trial)
+        chosen = searched.suggest(trial)
         method = trial.params["method"]
-        assert setting.method == method
+        assert chosen.method == method
         assert {name.split(".")[0] for name in trial.params} == {"method", method}
-        assert searched.setting(trial.params) == setting
-        assert setting.params["alpha"] == 0.5 or method == "lotus"
+        assert searched.config(trial.params) == chosen
+        assert chosen.params["alpha"] == 0.5 or method == "lotus"
     assert searched.first()["method"] == "lotus" and searched.first()["lotus.alpha"] == 2.0
 
 
-def test_a_space_tells_itself_from_another():
-    told = [space(given).to_json() for given in (None, '{"alpha": [1, 16]}', '{"alpha": [1, 8]}', '{"alpha": 2}')]
-    assert told[0] == told[1]
-    assert len({json.dumps(each, sort_keys=True) for each in told}) == 3
+def test_different_spaces_have_different_records():
+    records = [space(given).to_json() for given in (None, '{"alpha": [1, 16]}', '{"alpha": [1, 8]}', '{"alpha": 2}')]
+    assert records[0] == records[1]
+    assert len({json.dumps(each, sort_keys=True) for each in records}) == 3
 
 
 def test_grid():
@@ -101,7 +101,7 @@ def test_the_first_trial_lies_on_the_steps():
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ('{"alhpa": [1, 2]}', "space: unknown hyperparameter 'alhpa' of lotus: known are accuracy, alpha,"),
+        ('{"alhpa": [1, 2]}', "space: unknown hyperparameter 'alhpa' of lotus: valid values: accuracy, alpha,"),
         ('{"alpha": [1, 100]}', "space: hyperparameter alpha = 100.0 of lotus is not usable"),
         ('{"lr": [0, 1]}', "space: hyperparameter lr = 0.0 of lotus is not usable"),
         ('{"epochs": [1.5, 3]}', "space: hyperparameter epochs = 1.5 of lotus is not usable"),

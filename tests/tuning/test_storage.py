@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.tuning.storage import (
     LeaderLock,
-    NoneWaiting,
+    QueueEmpty,
     count,
     open_storage,
     queue_trials,
@@ -26,13 +26,13 @@ from mlflow_unlearn.tuning.storage import (
 FIRST = {"x": 2.0}
 
 
-def nobody(study, trial):
+def on_dead(study, trial):
     raise AssertionError(f"trial {trial.number} is not dead")
 
 
 def opened(url, name="ours"):
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna.create_study(storage=open_storage(url, nobody), study_name=name, load_if_exists=True)
+    return optuna.create_study(storage=open_storage(url, on_dead), study_name=name, load_if_exists=True)
 
 
 @pytest.fixture(params=["sqlite:///{}/optuna.db", "journal:{}/optuna.log"])
@@ -52,7 +52,7 @@ def test_a_study_has_the_trials_that_were_queued(url):
     assert count(study, TrialState.WAITING) == 4
     for _ in range(4):
         study.optimize(x_squared, n_trials=1)
-    with pytest.raises(NoneWaiting):
+    with pytest.raises(QueueEmpty):
         study.optimize(x_squared, n_trials=1)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 4
     assert study.trials[0].params == FIRST
@@ -76,8 +76,8 @@ def test_failed_trials_are_made_up_for_by_the_next_leader(url):
 
 
 @pytest.mark.parametrize("sampler", ["qmc", "random", "gp"])
-def test_samplers_sample_for_queued_trials(url, sampler):
-    study = opened(url)
+def test_samplers_sample_for_queued_trials(tmp_path, sampler):
+    study = opened(f"journal:{tmp_path}/optuna.log")
     study.sampler = {
         "qmc": lambda: optuna.samplers.QMCSampler(seed=0, warn_independent_sampling=False),
         "random": lambda: optuna.samplers.RandomSampler(seed=0),
@@ -116,7 +116,7 @@ def test_a_claim_is_a_sign_of_life(tmp_path):
 
 
 def _fail(url, barrier, results):
-    storage = open_storage(url, nobody)
+    storage = open_storage(url, on_dead)
     ids = [trial._trial_id for trial in optuna.load_study(study_name="ours", storage=storage).trials]
     barrier.wait(60)
     done = 0
@@ -129,15 +129,15 @@ def _fail(url, barrier, results):
 
 
 def test_a_dead_trial_fails_once(tmp_path):
-    """Whoever sees it fail queues it again: with plain SQLite storage of Optuna's two processes may."""
+    """The process that sees it fail queues it again: with plain SQLite storage of Optuna's two processes may."""
     url = f"sqlite:///{tmp_path}/optuna.db"
     study = opened(url)
-    queue_trials(study, 30, FIRST)
+    queue_trials(study, 20, FIRST)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for _ in range(30):
+        for _ in range(20):
             study.ask()
-    assert sum(in_processes(_fail, url, 2)) == 30
+    assert sum(in_processes(_fail, url, 2)) == 20
 
 
 def in_processes(function, url, number):
@@ -160,17 +160,17 @@ def _work(url, barrier, results):
         try:
             study.optimize(x_squared, n_trials=1)
             done += 1
-        except NoneWaiting:
+        except QueueEmpty:
             results.put(done)
             return
 
 
 def test_two_processes_never_take_the_same_trial(url):
     """On plain SQLite storage of Optuna they do."""
-    queue_trials(opened(url), 30, FIRST)
-    taken = in_processes(_work, url, 3)
-    assert sum(taken) == 30 and max(taken) < 30
-    assert [trial.state for trial in opened(url).trials] == [TrialState.COMPLETE] * 30
+    queue_trials(opened(url), 20, FIRST)
+    taken = in_processes(_work, url, 2)
+    assert sum(taken) == 20 and max(taken) < 20
+    assert [trial.state for trial in opened(url).trials] == [TrialState.COMPLETE] * 20
 
 
 def test_one_leads(url):
@@ -235,7 +235,7 @@ def test_tables_are_made_by_several_at_once(tmp_path, monkeypatch):
     [
         ("sqlite:///{}/mlflow.db", "is a database of MLflow's: Optuna needs another one"),
         ("sqlite:///:memory:", "storage = 'sqlite:///:memory:' lives in memory"),
-        ("optuna.db", "storage = 'optuna.db' is no database URL: give one such as sqlite:///optuna.db"),
+        ("optuna.db", "storage = 'optuna.db' is not a database URL: give one such as sqlite:///optuna.db"),
         ("oracle://me:secret@host/db", "'oracle://me:***@host/db': use sqlite, postgresql, mysql, or journal:PATH"),
         ("postgresql+psycopg://me:secret@127.0.0.1:1/db", "'postgresql+psycopg://me:***@127.0.0.1:1/db' cannot be"),
         ("mysql://me@127.0.0.1:1/db", "storage = 'mysql://me@127.0.0.1:1/db' needs a driver"),
@@ -245,21 +245,21 @@ def test_tables_are_made_by_several_at_once(tmp_path, monkeypatch):
         ("sqlite:///{}/other.db", "and is it Optuna's alone?"),
     ],
 )  # fmt: skip
-def test_storages_that_do_not_do(tmp_path, monkeypatch, storage, sentence):
+def test_unusable_storages(tmp_path, monkeypatch, storage, sentence):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    (tmp_path / "text.db").write_text("this is no database, but a long enough text to be read as one. " * 20)
+    (tmp_path / "text.db").write_text("this is not a database, but a long enough text to be read as one. " * 20)
     with sqlite3.connect(tmp_path / "mlflow.db") as mlflows:
         mlflows.execute("CREATE TABLE experiments (experiment_id INTEGER)")
     with sqlite3.connect(tmp_path / "other.db") as other:
         other.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
         other.execute("INSERT INTO alembic_version VALUES ('of another program')")
     with pytest.raises(UnlearnError) as error:
-        open_storage(storage.format(tmp_path), nobody)
+        open_storage(storage.format(tmp_path), on_dead)
     assert sentence in str(error.value)
     assert "secret" not in str(error.value)
 
 
-def test_a_database_that_fails_amid_the_work(tmp_path, monkeypatch):
+def test_a_database_that_fails_during_the_work(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     url = f"sqlite:///{tmp_path}/optuna.db"
     study = opened(url)

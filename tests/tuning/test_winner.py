@@ -3,10 +3,10 @@
 import numpy as np
 import optuna
 import pytest
-from mlflow_unlearn.judging import CONSTRAINTS
 from optuna.trial import TrialState
 
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
+from mlflow_unlearn.tuning.selection import CONSTRAINTS
 from mlflow_unlearn.tuning.winner import broken, choose, front, rule
 
 MET = {"acc_val": -0.01, "acc_retain": 0.0}
@@ -54,7 +54,7 @@ def test_each_objective_is_scaled_to_its_range_on_the_front():
     assert choose(study(*((point, MET) for point in points), fronts=True)).number == 2
 
 
-def test_equally_near_ones_are_not_told_apart_by_rounding():
+def test_rounding_does_not_choose_between_equally_near_ones():
     """Scaled (0, 1), (⅔, ⅓), (⅓, ⅔), (1, 0): the two in the middle are √5 / 3 away, in floats the second one less."""
     points = [0.0, 0.7], [0.2, 0.9], [0.1, 0.8], [0.3, 1.0]
     assert choose(study(*((point, MET) for point in points), fronts=True)).number == 1
@@ -91,7 +91,7 @@ def test_none_feasible():
     )
 
 
-def test_of_equally_near_ones_the_first_is_told():
+def test_of_equally_near_ones_the_first_is_named():
     with pytest.raises(NothingToUnlearn, match=r"trial 1 came nearest \(acc_val by 0\.0200\)"):
         choose(study(([0.3], {"acc_val": 0.03}), ([0.2], {"acc_val": 0.02}), ([0.1], {"acc_val": 0.02})))
 
@@ -110,7 +110,7 @@ def test_all_failed(failures, why):
     assert str(error.value) == f"none of 2 trials was completed, 2 failed; the first one: {why}"
 
 
-def test_the_rule_is_told():
+def test_the_rule_in_words():
     assert rule("rf_jsd_val", "pareto") == (
         "of the front of rf_jsd_val and acc_val among the trials that meet the constraints, the one nearest to the "
         "best of both, each scaled to its range on the front; of equal ones the first"

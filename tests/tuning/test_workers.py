@@ -1,4 +1,4 @@
-"""Several processes on one study: trials are counted exactly, what a killed one leaves is closed and tried again."""
+"""Several processes on one study: trials are counted exactly, those of a killed one are closed and tried again."""
 
 import os
 import signal
@@ -94,7 +94,7 @@ def trials(storage, study="ours"):
 
 
 def writable(path) -> bool:
-    """Whether no process, stopped amid a write, holds SQLite's lock: nobody else could go on then."""
+    """Whether no process, stopped during a write, holds SQLite's lock: no other one could go on then."""
     with closing(sqlite3.connect(path, timeout=0.2)) as connection:
         try:
             connection.execute("BEGIN IMMEDIATE")
@@ -126,7 +126,7 @@ def check_study(store, storage, n_trials, study="ours", epochs=6):
 @pytest.mark.slow
 @needs_postgres
 @pytest.mark.parametrize("victim", ["leader", "another"])
-def test_a_worker_is_killed_amid_a_trial(store, database, victim):
+def test_a_worker_is_killed_during_a_trial(store, database, victim):
     """Four commands, 24 trials."""
     arguments = ("--n-trials", 24, "--study", "ours", "--storage", database)
     processes = [start(*arguments) for _ in range(4)]
@@ -210,7 +210,7 @@ def test_two_sweeps_at_once(store, database):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_waits_for_the_trial(store, tmp_path, workers):
-    """The first one; what is left is carried out by the command that it prints."""
+    """The first one; what is left is done by the command that it prints."""
     storage = f"sqlite:///{tmp_path}/trials.db"
     arguments = ("--n-trials", 16, "--storage", storage, "--study", "ours")
     process = start(*arguments, "--workers", workers, space=LONG)
@@ -254,7 +254,7 @@ def test_sigterm_queues_the_trial_again(store, tmp_path):
 @pytest.mark.slow
 @needs_postgres
 def test_a_suspended_leader_goes_on(store, database):
-    """As a laptop's lid does: its trial is given up and carried out by another; then it goes on and registers."""
+    """As a laptop's lid does: its trial is given up and run by another; then it goes on and registers."""
     arguments = ("--n-trials", 12, "--study", "ours", "--storage", database)
     first = start(*arguments, space=LONG)
     wait_for(lambda: any(trial.state in DONE for trial in trials(database)))
@@ -262,15 +262,15 @@ def test_a_suspended_leader_goes_on(store, database):
     first_run = study_of(database).user_attrs["parent_run_id"]
 
     def suspended():
-        """The leader, amid a trial, while the other is at work."""
+        """The leader, during a trial, while the other is at work."""
         busy = [t for t in trials(database) if t.state == TrialState.RUNNING and "command_run_id" in t.user_attrs]
         mine = [trial for trial in busy if trial.user_attrs["command_run_id"] == first_run]
         if not mine or len(busy) < 2:
             return None
         first.send_signal(signal.SIGSTOP)
         time.sleep(0.1)
-        amid = trials(database)[mine[0].number].state == TrialState.RUNNING
-        if amid and writable(store.folder / "mlflow.db"):
+        running = trials(database)[mine[0].number].state == TrialState.RUNNING
+        if running and writable(store.folder / "mlflow.db"):
             return mine[0]
         first.send_signal(signal.SIGCONT)
         return None

@@ -1,7 +1,7 @@
 """The project backend ``torchrun``: ``mlflow run … --backend torchrun``, on one machine or on several.
 
-It runs an entry point as MLflow's local backend does, and tells it of processes and machines by MLFLOW_UNLEARN_NODES;
-the command starts its ranks itself. MLflow does not wait for plugins: `run` returns when all is over.
+It runs an entry point as MLflow's local backend does, with processes and machines in MLFLOW_UNLEARN_NODES; the command
+starts its ranks itself. MLflow does not wait for plugins: `run` returns when the entry point has ended.
 """
 
 import os
@@ -36,7 +36,7 @@ from mlflow_unlearn.distributed.launch import NODES_VARIABLE, Nodes
 from mlflow_unlearn.errors import UnlearnError
 
 RENDEZVOUS_TAG = "unlearn.rendezvous"
-_MLFLOW_S_OWN = {
+_MLFLOWS_OWN = {
     PROJECT_BUILD_IMAGE,
     PROJECT_DOCKER_ARGS,
     PROJECT_DOCKER_AUTH,
@@ -60,6 +60,15 @@ class TorchrunBackend(AbstractBackend):  # type: ignore[misc]
         experiment_id: str,
     ) -> LocalSubmittedRun:
         """Run the entry point to its end; node 0 alone makes the MLflow run and ends it.
+
+        Args:
+            project_uri: of the MLflow Project.
+            entry_point: its name.
+            params: of the entry point.
+            version: of the project, for Git.
+            backend_config: processes and machines, and keys of MLflow's own.
+            tracking_uri: of the store.
+            experiment_id: in which the run is made.
 
         Raises:
             ExecutionException: the configuration is not usable, or the entry point failed.
@@ -89,9 +98,8 @@ class TorchrunBackend(AbstractBackend):  # type: ignore[misc]
                 client.set_tag(run.info.run_id, RENDEZVOUS_TAG, nodes.rdzv_endpoint or "none")
             submitted = None
             try:
-                process = subprocess.Popen(
-                    ["bash", "-c", command], cwd=work_dir, env=environment, start_new_session=True
-                )
+                shell = ["bash", "-c", command]
+                process = subprocess.Popen(shell, cwd=work_dir, env=environment, start_new_session=True)
                 submitted = LocalSubmittedRun(run and run.info.run_id, process)
                 succeeded = submitted.wait()
             except BaseException as error:
@@ -114,7 +122,7 @@ def _nodes(backend_config: dict[str, object]) -> Nodes:
             f"--env-manager {manager} does not go with --backend torchrun, which runs in the environment that "
             "`mlflow run` is in: activate the right one and use --env-manager local"
         )
-    own = {key: value for key, value in backend_config.items() if key not in _MLFLOW_S_OWN}
+    own = {key: value for key, value in backend_config.items() if key not in _MLFLOWS_OWN}
     try:
         return Nodes.read(own, where="--backend-config")
     except UnlearnError as error:
@@ -122,7 +130,7 @@ def _nodes(backend_config: dict[str, object]) -> Nodes:
 
 
 def _end_run(client: MlflowClient, run: Run | None, status: str) -> None:
-    """Whatever status the command has left; only node 0 has a run."""
+    """In the place of the status that the command has left; only node 0 has a run."""
     if run is not None:
         client.set_terminated(run.info.run_id, status)
 

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ class UnlearningEvaluator(ModelEvaluator):  # type: ignore[misc]
     def can_evaluate(
         cls, *, model_type: str | None, evaluator_config: Mapping[str, object] | None = None, **kwargs: object
     ) -> bool:
-        """Only what is named ours: MLflow asks every evaluator about every user's evaluation."""
+        """Only its own model type: MLflow asks every evaluator about every user's evaluation."""
         return model_type == MODEL_TYPE
 
     def evaluate(
@@ -70,7 +71,19 @@ class UnlearningEvaluator(ModelEvaluator):  # type: ignore[misc]
         predictions: str | None = None,
         **kwargs: object,
     ) -> EvaluationResult:
-        """Measure the model on the samples of the table ``dataset`` and log what comes out to the run.
+        """Measure the model on the samples of the table ``dataset`` and log metrics and artifacts to the run.
+
+        Args:
+            model_type: ``"unlearning"``.
+            dataset: a table of samples, see `read_table`.
+            run_id: of the run to log to.
+            evaluator_config: options of the command ``evaluate``, by the names in `OPTIONS`.
+            model: as MLflow has loaded it.
+            model_id: of the model, where MLflow was given one.
+            extra_metrics: not taken.
+            custom_artifacts: not taken.
+            predictions: not used.
+            **kwargs: what MLflow passes besides.
 
         Raises:
             MlflowException: the table, the configuration or the model are not usable.
@@ -89,7 +102,7 @@ class UnlearningEvaluator(ModelEvaluator):  # type: ignore[misc]
         except UnlearnError as error:
             raise _refusal(str(error)) from error
         metrics = {key: float(value) for key, value in measured.own.items()}
-        # With a model_id MLflow logs them itself; on SQLite it is not told the id of a registered version.
+        # With a model_id MLflow logs them itself; on SQLite it does not get the id of a registered version.
         if model_id is None:
             mlflow.log_metrics(metrics, run_id=run_id, model_id=measured.model_id)
         return EvaluationResult(metrics=metrics, artifacts=artifacts, run_id=run_id)
@@ -149,7 +162,7 @@ def read_table(dataset: "EvaluationDataset") -> "pd.DataFrame":
     table = table[[name for name in ("id", "split", "label") if name in table.columns]]
     table = table.astype({"id": str, "split": str})
     if unknown := sorted(set(table["split"]) - set(_PART_OF)):
-        raise _refusal(f"the data names the splits {_shortlist(unknown)}: known are {', '.join(_PART_OF)}")
+        raise _refusal(f"the data names the splits {_shortlist(unknown)}: valid values: {', '.join(_PART_OF)}")
     if twice := sorted(set(table["id"][table["id"].duplicated()])):
         raise _refusal(f"the data names ids twice: {_shortlist(twice)}: each sample belongs to one split")
     if not (table["split"] == "forget").any():
@@ -164,23 +177,23 @@ def _shortlist(items: Iterable[str]) -> str:
 
 
 def find_rows(table: "pd.DataFrame", source: "Source") -> dict[str, "Indices"]:
-    """Split → sorted indices into its part of the source, for the splits that the table names.
+    """Split → sorted indices ``[N]`` into its part of the source, for the splits that the table names.
 
     Raises:
-        MlflowException: an id is unknown or lies in another part, or a label is another one.
+        MlflowException: an id is unknown or in another part, or a label is another one.
     """
     import numpy as np
     import pandas as pd
 
     parts = {"training": source.train, "validation": source.val, "test": source.test}
-    places = pd.concat(
+    locations = pd.concat(
         pd.DataFrame({"part": name, "row": np.arange(len(part)), "class": part.labels}, index=list(part.ids))
         for name, part in parts.items()
     )
-    unknown = table["id"][~table["id"].isin(places.index)]
+    unknown = table["id"][~table["id"].isin(locations.index)]
     if len(unknown):
         raise _refusal(f"the data names ids that {source.spec!r} doesn't have: {_shortlist(unknown)}")
-    found = places.loc[table["id"]].reset_index(names="id").assign(split=table["split"].to_numpy())
+    found = locations.loc[table["id"]].reset_index(names="id").assign(split=table["split"].to_numpy())
     wrong = found[found["part"] != found["split"].map(_PART_OF)]
     if len(wrong):
         first = wrong.iloc[0]
@@ -256,26 +269,23 @@ def _uri(model: "PyFuncModel | None", model_id: str | None, given: object) -> st
 
 
 def _measure(table: "pd.DataFrame", options: "Evaluate", folder: Path) -> _Evaluation:
-    """Open the models and the data, read each model once, and compute every metric."""
+    """Open the models and the data, evaluate each model once, and compute every metric."""
     from mlflow_unlearn.metrics.suite import compare
     from mlflow_unlearn.registry import tracking
     from mlflow_unlearn.session.measured import evaluate_measured, open_measured
 
-    def choose(version: "Version", original: "Version", view: "InputSpec") -> "Chosen":
-        return _chosen(table, view, version, original)
-
     client, progress = tracking.client(), sys.stderr.isatty()
-    session, original = open_measured(client, options, folder, progress=progress, choose=choose)
+    session, original = open_measured(client, options, folder, progress=progress, choose=partial(_chosen, table))
     outputs, name = evaluate_measured(session, original, options)
     uris = {"original": original.uri, name: session.version.uri, "gold": str(options.gold_uri)}
     shown = {model: uris[model] for model in outputs}
     return _Evaluation(shown, outputs, compare(outputs, seed=options.seed), name, session.version.model_id)
 
 
-def _chosen(table: "pd.DataFrame", view: "InputSpec", version: "Version", original: "Version") -> "Chosen":
-    """The view of the named validation and test samples, and what is forgotten and retained of the training samples.
+def _chosen(table: "pd.DataFrame", version: "Version", original: "Version", view: "InputSpec") -> "Chosen":
+    """The input spec of the named validation and test samples, and the forgotten and retained training samples.
 
-    A split without a row is the whole of what it can be.
+    A split without a row has all the samples that it can have.
 
     Raises:
         MlflowException: a sample was not trained on.
@@ -286,7 +296,7 @@ def _chosen(table: "pd.DataFrame", view: "InputSpec", version: "Version", origin
     source = view.source
     rows = find_rows(table, source)
     trained = training_mask(original, source)
-    # What the version has not been trained on, or forgot before, is no retain sample, whatever the original knows.
+    # What the version was not trained on, or forgot before, is not a retain sample, even where the original knows it.
     kept = trained & training_mask(version, source)
     retain = rows.get("retain", retained(kept, rows["forget"]))
     _check_trained(rows["forget"], trained, source, "forget", original.uri)
@@ -303,7 +313,7 @@ def _check_trained(rows: "Indices", trained: "Mask", source: "Source", split: st
         )
 
 
-# What is left
+# Artifacts
 
 
 def _log_artifacts(measured: _Evaluation, run_id: str, folder: Path) -> dict[str, EvaluationArtifact]:
@@ -362,21 +372,21 @@ def _details(measured: _Evaluation) -> dict[str, object]:
 
 
 def entropy_figure(outputs: Mapping[str, "Outputs"]) -> "Figure":
-    """How the entropies are distributed, one panel a model: forgotten samples should look like test samples."""
+    """Distribution of the entropies (nats), one panel per model: forgotten samples should look like test samples."""
     import numpy as np
     from matplotlib.figure import Figure
 
-    # Not by pyplot, whose state and backend are the user's; such a figure is drawn by Agg.
+    # Without pyplot, whose state and backend are the user's; such a figure is drawn by Agg.
     figure = Figure(figsize=(4.5 * len(outputs), 3.6), layout="constrained")
     panels = figure.subplots(1, len(outputs), squeeze=False, sharex=True, sharey=True)[0]
     styles = {"forget": ("C3", "-"), "retain": ("C0", "--"), "test": ("C7", ":")}
     for panel, (name, sets) in zip(panels, outputs.items(), strict=True):
         for split, (colour, line) in styles.items():
             values = np.sort(np.maximum(sets[split].entropies, _LOWEST_DRAWN))
-            shares = np.arange(1, len(values) + 1) / len(values)
+            fractions = np.arange(1, len(values) + 1) / len(values)
             label = f"{split} ({len(values)})"
-            panel.step(values, shares, where="post", color=colour, linestyle=line, label=label)
+            panel.step(values, fractions, where="post", color=colour, linestyle=line, label=label)
         panel.set(title=name, xlabel="entropy of the outputs (nats)", xscale="log", ylim=(0, 1))
-    panels[0].set_ylabel("share of samples with at most this entropy")
+    panels[0].set_ylabel("fraction of samples with at most this entropy")
     panels[0].legend()
     return figure

@@ -1,6 +1,6 @@
-"""Tags of the runs that are started inside an unlearning command, by itself or by code of the user's.
+"""Tags of the runs that are started inside an unlearning command, by itself or by the user's code.
 
-MLflow loads this module during ``import mlflow``: it must be cheap, and an error here would break MLflow for everybody.
+MLflow loads this module during ``import mlflow``: it must be cheap, and an error here would break MLflow itself.
 """
 
 import os
@@ -19,6 +19,6 @@ class UnlearnRunContext(RunContextProvider):  # type: ignore[misc]
         return bool(os.environ.get(RUN_VARIABLE))
 
     def tags(self) -> dict[str, str]:
-        """The command's run and, where it is told, its name."""
-        told = {"unlearn.parent_run_id": RUN_VARIABLE, "unlearn.parent_command": COMMAND_VARIABLE}
-        return {tag: os.environ[variable] for tag, variable in told.items() if os.environ.get(variable)}
+        """The command's run and, where it is set, its name."""
+        variables = {"unlearn.parent_run_id": RUN_VARIABLE, "unlearn.parent_command": COMMAND_VARIABLE}
+        return {tag: os.environ[variable] for tag, variable in variables.items() if os.environ.get(variable)}

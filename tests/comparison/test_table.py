@@ -1,0 +1,63 @@
+"""The table of a comparison, from rows made by hand."""
+
+from pathlib import Path
+
+import pytest
+
+from mlflow_unlearn.comparison.table import COLUMNS, Row, Spread, as_csv, as_json, correlation, markdown
+from mlflow_unlearn.metrics.suite import Metrics
+
+
+def test_correlation_by_hand():
+    """Three methods on a line rf_jsd = 2 · jsd: Pearson 1; with one seed there is no spread."""
+
+    def row(method: str, jsd: float) -> Row:
+        metrics = Metrics()
+        metrics.update(jsd=jsd, rf_jsd=2 * jsd)
+        return Row(method, {0: metrics}, [1.0])
+
+    rows = [row(name, jsd) for name, jsd in (("a", 0.1), ("b", 0.2), ("c", 0.4), ("original", 9.0))]
+    found = correlation(rows, ["a", "b", "c"])
+    assert found is not None
+    assert (found.mean, found.sd) == (pytest.approx(1.0), None)
+    assert correlation(rows[:2], ["a", "b"]) is None
+
+
+def test_correlation_where_a_method_failed_with_a_seed():
+    """Seed 0: jsd 1, 2, 3 with rf_jsd 1, 2, 3, so 1. Seed 1, which d has alone beside them: 3, 2, 1 and 1, 2, 3, so −1.
+
+    By position d's only figure would stand beside those of seed 0. A method that failed with all seeds is left out.
+    """
+
+    def row(method: str, **seeds: tuple[float, float]) -> Row:
+        metrics = {}
+        for seed, (jsd, rf_jsd) in seeds.items():
+            metrics[int(seed[1:])] = Metrics()
+            metrics[int(seed[1:])].update(jsd=jsd, rf_jsd=rf_jsd)
+        return Row(method, metrics, [1.0])
+
+    rows = [row("a", s0=(1, 1), s1=(3, 1)), row("b", s0=(2, 2), s1=(2, 2)), row("c", s0=(3, 3)), row("d", s1=(1, 3))]
+    found = correlation([*rows, row("e")], ["a", "b", "c", "d", "e"])
+    assert found is not None
+    assert (found.mean, found.sd) == (pytest.approx(0.0), pytest.approx(2**0.5))
+
+
+def test_every_column_is_in_the_docs():
+    text = (Path(__file__).parents[2] / "docs" / "compare.md").read_text()
+    assert all(f"`{column}`" in text for column in COLUMNS)
+
+
+def test_a_row_by_hand():
+    """Seeds 0 and 1 with acc_test 0.5 and 0.7: mean 0.6, sample deviation √0.02; 3 s of retraining's 6 are a half."""
+    metrics = {0: Metrics(), 1: Metrics()}
+    metrics[0].update(acc_test=0.5, jsd=0.25)
+    metrics[1].update(acc_test=0.7)
+    row = Row("lotus", metrics, [2.0, 4.0], ["a warning"], unit=6.0)
+    assert (row["acc_test"].mean, row["acc_test"].sd) == (pytest.approx(0.6), pytest.approx(0.02**0.5))
+    assert row["jsd"] == Spread(0.25, None) and row["mia_auc"] is None
+    assert row["seconds_relative"].mean == pytest.approx(0.5)
+    [cells] = as_json([row])
+    assert (cells["seeds"], cells["jsd"], cells["jsd_sd"], cells["mia_auc"]) == (2, 0.25, None, None)
+    assert as_csv([row]).splitlines()[1].endswith("a warning")
+    lines = markdown([row], None).splitlines()
+    assert "mia_auc" not in lines[0] and "0.6000 ± 0.1414" in lines[2] and lines[-1] == "- lotus: a warning."

@@ -1,0 +1,99 @@
+"""The module behind a version: loaded as it is, or rebuilt from the architecture of an exported program."""
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+import torchvision
+import toy
+from mlflow.models import infer_signature
+from torch import nn
+
+from mlflow_unlearn.engine.architectures import build_model
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.registry.flavor import example_images, input_example, load_module
+from mlflow_unlearn.registry.versions import open_version
+
+ARCHITECTURE = """
+from torch import nn
+
+
+def make(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, num_classes))
+"""
+OTHERS = """
+from torch import nn
+
+
+def rectified(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, num_classes), nn.ReLU())
+
+
+class Scaled(nn.Sequential):
+    def forward(self, images):
+        return 2 * super().forward(images)
+
+
+def scaled(num_classes):
+    return Scaled(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, num_classes))
+
+
+def other_activation(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.GELU(), nn.Linear(48, num_classes))
+"""
+
+
+def log_pt2(module: nn.Module, name: str, shape: tuple[int, int, int] = (1, 8, 8)) -> None:
+    example = np.zeros((2, *shape), np.float32)
+    signature = infer_signature(example, np.zeros((2, 10), np.float32))
+    with mlflow.start_run():
+        mlflow.pytorch.log_model(
+            module, name="model", registered_model_name=name, input_example=example, signature=signature,
+            pip_requirements=["torch"],
+        )  # fmt: skip
+
+
+def test_a_version_of_ours_is_rebuilt(store, tmp_path):
+    version = open_version(store.client, "models:/clf/1", tmp_path)
+    module = load_module(version, None, 10)
+    program = mlflow.pytorch.load_model("models:/clf/1")
+    images = torch.rand(3, 1, 8, 8)
+    assert type(module) is toy.Net and not module.training
+    assert torch.allclose(module(images), program(images), atol=1e-6)
+    example = input_example(version)
+    assert example.shape == (2, 1, 8, 8)
+    assert np.array_equal(example_images([torch.from_numpy(image) for image in (*example, example[0])]), example)
+
+
+def test_an_architecture_that_computes_something_else(empty_store, tmp_path, monkeypatch):
+    """The same parameters, and another function of them."""
+    (tmp_path / "pt2_architecture.py").write_text(ARCHITECTURE)
+    (tmp_path / "pt2_others.py").write_text(OTHERS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10)).eval()
+    log_pt2(module, "exported")
+    version = open_version(empty_store.client, "models:/exported/1", tmp_path)
+    rebuilt = load_module(version, "pt2_architecture:make", 10)
+    images = torch.rand(3, 1, 8, 8)
+    assert torch.allclose(rebuilt(images), module(images), atol=1e-6)
+    for name in ("rectified", "scaled", "other_activation"):
+        with pytest.raises(UnlearnError, match=f"'pt2_others:{name}' takes the weights .* computes something else"):
+            load_module(version, f"pt2_others:{name}", 10)
+
+
+@pytest.mark.parametrize("small", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_an_exported_resnet_with_either_stem(empty_store, tmp_path, small):
+    """On small images ours has another stem than torchvision's: the exported weights tell which one it is."""
+    torch.manual_seed(0)
+    module = build_model("torchvision:resnet18", 10, (3, 32, 32), small=True) if small else None
+    module = (module or torchvision.models.resnet18(num_classes=10)).eval()
+    log_pt2(module, "exported", (3, 32, 32))
+    version = open_version(empty_store.client, "models:/exported/1", tmp_path)
+    assert version.record is None
+    rebuilt = load_module(version, "torchvision:resnet18", 10)
+    assert type(rebuilt).__name__ == "ResNet"
+    assert rebuilt.conv1.kernel_size == ((3, 3) if small else (7, 7))
+    images = torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(rebuilt(images), module(images), atol=1e-4)

@@ -1,0 +1,84 @@
+"""Forget requests as tags and files."""
+
+from types import SimpleNamespace
+
+import mlflow
+import pytest
+from mlflow.exceptions import MlflowException
+
+from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.registry import forget_requests
+from mlflow_unlearn.registry.forget_requests import TAG, ForgetRequest
+
+FIRST = ForgetRequest("0123456789ab", "models:/clf/1", "a run")
+
+
+def version(**tags: str) -> SimpleNamespace:
+    return SimpleNamespace(uri="models:/clf/1", name="clf", version="1", tags=tags)
+
+
+@pytest.mark.parametrize(
+    ("request_", "state"),
+    [
+        (FIRST, "pending"),
+        (ForgetRequest("0123456789ab", "models:/clf/1", "a run", ("models:/clf/2", "models:/clf/3")), "done"),
+        (ForgetRequest("0123456789ab", "models:/clf/1", "a run", ad_hoc=True), "pending"),
+    ],
+)
+def test_a_tag_and_back(request_, state):
+    assert request_.tag().startswith(f"{state} {{")
+    assert request_.pending == (state == "pending")
+    assert ForgetRequest.from_tag(TAG + request_.id, request_.tag()) == request_
+
+
+@pytest.mark.parametrize("value", ["pending soon", "pending", "done []", 'done {"of": "models:/clf/1"}'])
+def test_an_edited_tag(value):
+    with pytest.raises(UnlearnError, match="is not a forget request any more: file it again"):
+        ForgetRequest.from_tag(TAG + "0123456789ab", value)
+
+
+def test_requests_of_a_copy_are_not_its_own():
+    other = ForgetRequest("ba9876543210", "models:/other/1", "a run")
+    tagged = version(**{TAG + one.id: one.tag() for one in (FIRST, other)}, **{"unlearn.request_ids": "no request"})
+    assert forget_requests.of_version(tagged) == ([FIRST], [other])
+
+
+def test_the_id_is_that_of_version_and_samples():
+    ids = forget_requests.request_id(version(), Manifest(("a", "b")))
+    assert ids == forget_requests.request_id(version(), Manifest(("b", "a")))
+    assert ids != forget_requests.request_id(version(), Manifest(("a", "c")))
+    assert ids != forget_requests.request_id(SimpleNamespace(uri="models:/clf/2"), Manifest(("a", "b")))
+
+
+def test_filed_and_read(store, tmp_path):
+    subject = version()
+    with mlflow.start_run() as run:
+        request, new = forget_requests.file_request(
+            store.client, subject, Manifest(("b", "a")), {"reason": "asked"}, folder=tmp_path, salt="00"
+        )
+    assert new and request.run_id == run.info.run_id == forget_requests.run_of(store.client, request.id)
+    assert store.requests()[request.id][0] == "pending"
+    stored = forget_requests.read_manifest(store.client, request.id)
+    assert stored.salt == "00" and stored.mask(["a", "b", "c"]).tolist() == [True, True, False]
+    details = forget_requests.read_details(request.run_id)
+    assert (details["of"], details["samples"], details["reason"]) == ("models:/clf/1", 2, "asked")
+    assert details["manifest_sha256"] == stored.digest
+    again = forget_requests.file_request(
+        store.client, version(**store.tags("1")), Manifest(("a", "b")), {}, folder=tmp_path
+    )
+    assert again == (request, False)
+
+
+def test_all_are_done_or_none(store):
+    """The second request names a version that does not exist: the first one's tag is as it was."""
+    store.client.set_model_version_tag("clf", "1", TAG + FIRST.id, FIRST.tag())
+    missing = ForgetRequest("ba9876543210", "models:/gone/1", "a run")
+    with pytest.raises(MlflowException):
+        forget_requests.mark_done(store.client, [FIRST, missing], "models:/clf/2")
+    assert store.tags("1")[TAG + FIRST.id] == FIRST.tag()
+    outside = ForgetRequest("aaaaaaaaaaaa", "runs:/a-run/model", "a run")
+    forget_requests.mark_done(store.client, [FIRST, outside], "models:/clf/2")
+    forget_requests.mark_done(store.client, [FIRST], "models:/clf/3")
+    [(state, details)] = store.requests().values()
+    assert (state, details["by"]) == ("done", ["models:/clf/2", "models:/clf/3"])

@@ -1,0 +1,110 @@
+"""Model versions: found by any URI, opened without loading them, and taken back where a command fails."""
+
+import json
+from types import SimpleNamespace
+
+import mlflow
+import pytest
+
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.registry.versions import (
+    RETIRED_TAG,
+    below,
+    can_be_read,
+    check_name,
+    find_version,
+    open_version,
+    registered_version,
+    retired,
+    withdrawn_on_failure,
+)
+
+
+@pytest.mark.parametrize("uri", ["models:/clf/1", "models:/clf@good", "models:/clf/latest"])
+def test_ways_to_name_a_version(store, uri):
+    store.client.set_registered_model_alias("clf", "good", "1")
+    found = registered_version(store.client, uri)
+    assert (found.name, str(found.version)) == ("clf", "1")
+
+
+def test_models_outside_the_registry(store, tmp_path):
+    model_id = mlflow.models.get_model_info("models:/clf/1").model_id
+    for uri in (f"models:/{model_id}", f"runs:/{store.tags('1')['unlearn.run_id']}/model"):
+        assert find_version(store.client, uri) is None
+        version = open_version(store.client, uri, tmp_path)
+        assert (version.uri, version.name, version.version, version.tags) == (uri, None, None, {})
+        assert version.model_id == model_id
+        with pytest.raises(UnlearnError, match="is not a registered version"):
+            registered_version(store.client, uri)
+
+
+def test_what_a_version_records(store, tmp_path):
+    version = open_version(store.client, "models:/clf/1", tmp_path)
+    assert (version.uri, version.format, version.input_shape) == ("models:/clf/1", "pt2", (1, 8, 8))
+    assert version.record.architecture == "toy:trainable" and version.record.image_shape == (1, 8, 8)
+    assert version.record.provenance.params["epochs"] == 20
+    assert len(version.training_manifest.ids) == 270
+    assert can_be_read(version.uri) and not can_be_read("models:/clf/2")
+
+
+@pytest.mark.parametrize(
+    ("tag", "expected"),
+    [
+        (None, None),
+        (json.dumps({"by": "ann", "at": "noon", "reason": "asked"}), "retired by ann at noon: asked"),
+        (json.dumps({"by": "ann", "at": "noon", "reason": None}), "retired by ann at noon"),
+        ("by hand", "retired (by hand)"),
+        ("[]", "retired ([])"),
+    ],
+)
+def test_how_a_version_was_retired(tag, expected):
+    assert retired(SimpleNamespace(tags={} if tag is None else {RETIRED_TAG: tag})) == expected
+
+
+def test_names():
+    assert check_name("clf 2") == "clf 2"
+    with pytest.raises(UnlearnError, match="'a/b' is not a name for a registered model"):
+        check_name("a/b")
+
+
+@pytest.mark.parametrize("name", ["link", "link/file", "folder/link", "../model/file", ".", "", "circle", "/file"])
+def test_only_what_lies_below_a_folder(tmp_path, name):
+    folder = tmp_path / "model"
+    (folder / "folder").mkdir(parents=True)
+    (folder / "link").symlink_to(folder / "folder")
+    (folder / "folder" / "link").symlink_to(tmp_path)
+    (folder / "circle").symlink_to(folder / "circle")
+    (tmp_path / "seen from here").symlink_to(folder)
+    root = tmp_path / "seen from here"
+    assert below(root, "folder/../file", "models:/clf/1").resolve() == folder / "file"
+    if name == "../model/file":  # leads out and in again
+        assert below(root, name, "models:/clf/1").resolve() == folder / "file"
+        return
+    with pytest.raises(UnlearnError, match="models:/clf/1 names the path"):
+        below(root, name, "models:/clf/1")
+
+
+@pytest.fixture
+def register(store):
+    """Register the template's model once more."""
+    uri = f"models:/{mlflow.models.get_model_info('models:/clf/1').model_id}"
+    return lambda name: mlflow.register_model(uri, name)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("name", ["clf", "new"])
+def test_on_failure(store, register, name, error):
+    before = store.everything_registered()
+    version = register(name)
+    assert store.everything_registered() != before
+    with pytest.raises(error, match="stop"), withdrawn_on_failure(store.client, version):
+        raise error("stop")
+    assert store.everything_registered() == before  # clf/1 and its name are still there
+    assert store.versions() == ["1"]
+
+
+def test_without_failure(store, register):
+    version = register("new")
+    with withdrawn_on_failure(store.client, version):
+        pass
+    assert store.versions("new") == ["1"]

@@ -1,0 +1,49 @@
+"""The model card and the description of a version, from the record alone."""
+
+import pytest
+import records
+
+from mlflow_unlearn.report.card import describe, metrics_table, model_card
+
+
+@pytest.fixture(scope="module", params=["one", "sequence"])
+def record(request):
+    return records.evidence() if request.param == "one" else records.sequence()
+
+
+def test_the_description_has_what_a_reviewer_asks_first(record):
+    text = describe(record)
+    assert record.source.uri in text and "**lotus**" in text and "alpha = 8.0" in text and "seed = 0" in text
+    assert "Membership: " in text and record.limits in text
+    assert all(f"`{request_id}`" in text for request_id in record.request_ids)
+
+
+def test_the_card_names_every_request_setting_and_set(record):
+    card = model_card(record)
+    assert all(f"- `{request.id}`: {request.samples} samples" in card for request in record.requests)
+    for name, value in record.provenance.params.items():
+        assert f"| {name.replace('_', '&#95;')} | {value} |" in card
+    assert f"{record.data.retain.samples} samples, SHA-256 {record.data.retain.sha256}" in card
+    assert card.endswith("\n") and "None" not in card
+
+
+def test_frozen_layers_the_study_and_an_incomplete_class_are_in_both():
+    record = records.sequence()
+    for text in (describe(record), model_card(record)):
+        assert "The layers before `layer3` were frozen" in text
+        assert text.index("Incomplete: a class is not forgotten") < text.index("Membership: ")
+    card = model_card(record)
+    assert "| study | digits-lotus |" in card and "| trial | 17 |" in card
+    assert "| n&#95;trials | 20 |" in card and card.count("| study |") == 1
+
+
+def test_a_value_that_was_not_computed_is_not_a_number():
+    rows = {line.split(" | ")[0]: line for line in metrics_table(records.evidence(gold=False)).splitlines()}
+    assert "| jsd" not in rows
+    assert rows["| acc_forget"] == "| acc_forget | 0.9976 | 0.9412 |"
+
+
+def test_what_a_user_typed_is_text_and_escaped_once():
+    asked = records.request("r", reason="<b>*now*</b> & then", requester="me_too")
+    card = model_card(records.evidence(requests=[asked], request_ids=["r"]))
+    assert "&#60;b&#62;&#42;now&#42;&#60;/b&#62; &#38; then" in card and "me&#95;too" in card

@@ -1,0 +1,55 @@
+"""The tables that commands print."""
+
+import records
+
+from mlflow_unlearn.methods import BUILTIN
+from mlflow_unlearn.metrics.catalog import METRICS
+from mlflow_unlearn.metrics.suite import Metrics
+from mlflow_unlearn.report import table
+
+
+def metrics(**values: float) -> Metrics:
+    made = Metrics()
+    made.update(values)
+    made.missing.update({key: "no gold model was given" for key in ("jsd", "avg_gap")})
+    if "mia_auc" not in values:
+        made.missing["mia_auc"] = "too few"
+    return made
+
+
+AUC = {"mia_auc": 0.51, "mia_auc_low": 0.48, "mia_auc_high": 0.54}
+
+
+def test_before_and_after_side_by_side_with_what_is_good(capsys):
+    table.show({"original": metrics(acc_forget=1.0), "unlearned": metrics(acc_forget=0.75, **AUC)})
+    out = capsys.readouterr().out
+    [row] = [line for line in out.splitlines() if "acc_forget" in line]
+    assert "1.0000" in row and "0.7500" in row and METRICS["acc_forget"].meaning in row
+    assert "original: not computed: too few" in out
+    assert "unlearned: indistinguishable: forgotten and unseen samples look alike" in out
+    assert "Not computed: jsd, avg_gap (no gold model was given)" in out
+
+
+def test_a_metric_that_no_model_has_takes_no_row():
+    drawn = table.comparison({"original": metrics(acc_forget=1.0)})
+    assert [str(cell) for cell in drawn.columns[0].cells] == ["acc_forget"]
+
+
+def test_a_verdict_has_a_line_for_each_check(capsys):
+    verdict = records.verdict(records.evidence())
+    table.show_verdict("models:/digits/4", verdict)
+    out = capsys.readouterr().out
+    assert f"by the policy 'default': {verdict.word}" in out
+    assert all(check.rule.split(" ")[0] in out for check in verdict.checks)
+
+
+def test_findings_are_text_and_not_markup(capsys):
+    table.show_findings("models:/clf/2", [("file [bold]", "differs", "it was [red]changed[/red]")])
+    out = capsys.readouterr().out
+    assert "file [bold]" in out and "[red]changed[/red]" in out
+
+
+def test_every_method_is_listed_with_its_defaults(capsys):
+    table.show_methods(BUILTIN)
+    out = capsys.readouterr().out
+    assert all(name in out for name in BUILTIN) and "alpha = 2.0" in out
