@@ -14,7 +14,7 @@ import mlflow
 import optuna
 import pytest
 
-SCHEMA = Path(__file__).parents[2] / "docs" / "evidence.schema.2.json"
+DOCS = Path(__file__).parents[2] / "docs"
 SIGNED = ("clf/2", "clf/3")
 UNSIGNED = ("tuned/1", "pickled/2")
 LENIENT = ("--policy", "lenient.yaml", "--key", "public.pem")
@@ -83,7 +83,8 @@ def test_one_byte_is_noticed(earlier, cli):
 
 @pytest.mark.parametrize("version", [*SIGNED, *UNSIGNED])
 def test_the_schema_of_then_takes_it(earlier, version):
-    jsonschema.validate(earlier.evidence(version), json.loads(SCHEMA.read_text(encoding="utf-8")))
+    schema = json.loads((DOCS / "evidence.schema.2.json").read_text(encoding="utf-8"))
+    jsonschema.validate(earlier.evidence(version), schema)
 
 
 def test_measured_again(earlier, loadable, cli):
@@ -215,7 +216,7 @@ def test_a_request_of_then_is_carried_out(earlier, loadable, cli):
     assert evidence["source"]["evidence_sha256"] == earlier.tags_of("clf/3")["unlearn.evidence_sha256"]
     assert evidence["source"]["weights_sha256"] == earlier.tags_of("clf/3")["unlearn.weights_sha256"]
     assert evidence["union"]["unlearned"]["counts"]["n_forget"] > 30 + 40 - 10, "all three, some in two of them"
-    jsonschema.validate(evidence, json.loads(SCHEMA.read_text(encoding="utf-8")))
+    jsonschema.validate(evidence, json.loads((DOCS / "evidence.schema.json").read_text(encoding="utf-8")))
     for version in ("clf/3", "clf/4"):
         checked = cli("verify", "--model-uri", f"models:/{version}")
         assert checked.code == 0, checked.err
