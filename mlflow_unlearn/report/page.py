@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -113,7 +114,7 @@ def page(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample] = (), *
         samples: that moved most and least, with their pictures.
         recorded: which review by whom; empty: the version has not been reviewed yet.
     """
-    template = _environment().get_template("page.html")
+    template = _template()
     text = ""
     for limits in _LIMITS:
         text = template.render(_context(evidence, verdict, samples, limits), recorded=recorded)
@@ -123,7 +124,8 @@ def page(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample] = (), *
     return text
 
 
-def _environment() -> jinja2.Environment:
+@cache  # compiling takes longer than all the rest of a page
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -132,7 +134,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, fit=fit, change=_change)
-    return environment
+    return environment.get_template("page.html")
 
 
 def _context(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample], limits: Limits) -> dict[str, Any]:

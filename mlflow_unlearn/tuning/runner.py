@@ -103,8 +103,8 @@ class StudyRunner:
                 waiting_since, idle = time.monotonic(), False
             except QueueEmpty:
                 none_runs = not count(self.study, TrialState.RUNNING)
-                # Twice, since a dead trial has failed a moment before it is queued again.
-                if (none_runs and idle) or self._given_up(waiting_since):
+                # Where one has failed, twice: a dead trial has failed a moment before it is queued again.
+                if (none_runs and (idle or not count(self.study, TrialState.FAIL))) or self._given_up(waiting_since):
                     return
                 idle = none_runs
                 time.sleep(_POLL_SECONDS)

@@ -36,10 +36,8 @@ for method in sys.argv[1:]:
 """
 """Lists the methods, then unlearns with each of those that are named."""
 CHECK = """
-import sys
-from mlflow_unlearn.testing import check_method
 
-for finding in check_method("neggrad_early_stop", models=sys.argv[1:] or None):
+for finding in check_method("neggrad_early_stop"):
     print(finding)
 """
 
@@ -137,9 +135,9 @@ def test_it_is_a_method_of_the_project(environment, tmp_path):
     assert second.tags["unlearn.method"] == "neggrad_early_stop"
 
 
-@pytest.mark.parametrize("models", [("cnn",), pytest.param((), marks=pytest.mark.slow)], ids=["cnn", "all"])
-def test_it_passes_the_conformance_suite(environment, models):
-    done = environment("-c", CHECK, *models)
+@pytest.mark.slow  # it is in CONTRIBUTING.md, too, and tests/testing/ checks a method of a module of its own
+def test_it_passes_the_conformance_suite(environment):
+    done = environment("-c", CHECK)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
 

@@ -62,6 +62,7 @@ def training(store):
     process.kill()
 
 
+@pytest.mark.slow  # tests/plugins/test_backend.py starts two processes as well
 def test_rank_0_alone_registers_and_makes_a_run(store):
     runs = len(store.runs())
     done = shell(*UNLEARN, "--params", '{"epochs": 2}')

@@ -98,8 +98,9 @@ DRAWINGS = """[...document.querySelectorAll('svg[role=img]')].map(svg => ({
 
 @pytest.mark.parametrize(
     ("name", "scheme", "width"),
-    [(name, *view) for name in ("plain", "story") for view in VIEWS]
-    + [("hostile", "dark", "narrow"), ("hostile", "light", "wide")],
+    [("story", *view) for view in VIEWS]
+    + [(name, *view) for name in ("plain", "hostile") for view in (("dark", "narrow"), ("light", "wide"))]
+    + [pytest.param("plain", *view, marks=pytest.mark.slow) for view in (("dark", "wide"), ("light", "narrow"))],
 )
 def test_as_a_file_of_its_own(browser, reports, shots, name, scheme, width):
     with Opened(browser, scheme, WIDTHS[width]) as window:
