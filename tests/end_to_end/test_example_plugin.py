@@ -36,6 +36,7 @@ for method in sys.argv[1:]:
 """
 """Lists the methods, then unlearns with each of those that are named."""
 CHECK = """
+from mlflow_unlearn.testing import check_method
 
 for finding in check_method("neggrad_early_stop"):
     print(finding)
