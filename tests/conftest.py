@@ -2,6 +2,7 @@
 
 import gc
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,12 @@ from machine import pytest_collection_modifyitems, pytest_sessionfinish  # noqa:
 from stores import DATA, Outcome, Store, call, copied, make_store, reset_mlflow
 
 from mlflow_unlearn.cli import main
+
+
+def pytest_configure() -> None:
+    """A shell's background job ignores Ctrl-C, and its children inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:

@@ -241,6 +241,7 @@ def test_what_did_not_move_is_not_registered(store, cli):
     assert table(parent)[-1]["warnings"][-1] == "left every weight as it was"
 
 
+@pytest.mark.slow
 def test_another_order_of_classes_runs_again(store, cli):
     """It decides every label, though data, splits and weights are the same."""
     with mlflow.start_run():

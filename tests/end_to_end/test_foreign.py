@@ -307,7 +307,8 @@ def test_a_pickled_timm_model(empty_store, cli, tmp_path):
     assert done.code == 0, done.err
 
 
-@pytest.mark.parametrize("architecture", [pytest.param("vit_tiny", marks=pytest.mark.slow), "resnet18"])
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["vit_tiny", "resnet18"])
 def test_the_published_architectures(empty_store, cli, tmp_path, architecture):
     """End to end on a handful of samples, by their short names; the ViT takes the published settings of a ViT."""
     data = f"folder:{digits_folder(tmp_path / 'few', train=40, held_out=40)}"
