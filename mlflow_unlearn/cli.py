@@ -158,6 +158,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
         cli.main(arguments, standalone_mode=False, obj=arguments)
         code = 0
     except (click.ClickException, UnlearnError) as error:
+        # The launcher ends a rank that is telling why it ends; one of them may still wait for a transaction's end.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         if _wants_debug(arguments):
             _print_error(traceback.format_exc())
         if isinstance(error, click.ClickException):
@@ -169,6 +172,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
             _print_error(f"Error: {sentence}")
         _tag_project_run(sentence)  # only if the command has made no run, which takes the variable away
         code = error.exit_code
+        signal.signal(signal.SIGTERM, _stop)
     except _Ended as ended:
         code = ended.code
     except (click.Abort, KeyboardInterrupt):
