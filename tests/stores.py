@@ -15,9 +15,11 @@ import mlflow
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from mlflow.models import infer_signature
 from mlflow.tracking import fluent
 from PIL import Image
 from sklearn.datasets import load_digits
+from torch import nn
 
 from mlflow_unlearn.cli import main
 
@@ -75,6 +77,17 @@ class Store:
                 state, _, details = value.partition(" ")
                 found[key.removeprefix("unlearn.request.")] = (state, json.loads(details))
         return found
+
+
+def log_pt2(module: nn.Module, name: str, shape: tuple[int, int, int] = (1, 8, 8)) -> None:
+    """Register a module as a team would that does not know us: exported, with an example and a signature."""
+    example = np.zeros((2, *shape), np.float32)
+    signature = infer_signature(example, np.zeros((2, 10), np.float32))
+    with mlflow.start_run():
+        mlflow.pytorch.log_model(
+            module, name="model", registered_model_name=name, input_example=example, signature=signature,
+            pip_requirements=["torch"],
+        )  # fmt: skip
 
 
 def reset_mlflow() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow.models import infer_signature
-from stores import CLASSES, digits_folder
+from stores import CLASSES, digits_folder, log_pt2
 from torch import nn
 
 from mlflow_unlearn.data.forget import resolve_forget, retained
@@ -197,16 +197,6 @@ def test_a_forgotten_image_is_no_example(empty_store, cli, tmp_path, folder, mon
     shown = mlflow.models.Model.load(str(path)).load_input_example(str(path))
     assert np.allclose(shown, tensors(source.test)[0][:2].numpy(), atol=1e-6)
     assert not any(np.allclose(one, images[i].numpy(), atol=1e-6) for one in shown for i in (7, 100, 150))
-
-
-def log_pt2(module: nn.Module, name: str, shape: tuple[int, int, int] = (1, 8, 8)) -> None:
-    example = np.zeros((2, *shape), np.float32)
-    signature = infer_signature(example, np.zeros((2, 10), np.float32))
-    with mlflow.start_run():
-        mlflow.pytorch.log_model(
-            module, name="model", registered_model_name=name, input_example=example, signature=signature,
-            pip_requirements=["torch"],
-        )  # fmt: skip
 
 
 ARCHITECTURE = """

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 import toy
-from mlflow.models import infer_signature
+from stores import log_pt2
 from torch import nn
 
 from mlflow_unlearn.engine.architectures import build_model
@@ -41,16 +41,6 @@ def scaled(num_classes):
 def other_activation(num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.GELU(), nn.Linear(48, num_classes))
 """
-
-
-def log_pt2(module: nn.Module, name: str, shape: tuple[int, int, int] = (1, 8, 8)) -> None:
-    example = np.zeros((2, *shape), np.float32)
-    signature = infer_signature(example, np.zeros((2, 10), np.float32))
-    with mlflow.start_run():
-        mlflow.pytorch.log_model(
-            module, name="model", registered_model_name=name, input_example=example, signature=signature,
-            pip_requirements=["torch"],
-        )  # fmt: skip
 
 
 def test_a_version_of_ours_is_rebuilt(store, tmp_path):
