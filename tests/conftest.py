@@ -11,7 +11,7 @@ import mlflow
 import pytest
 from chains import LENIENT, QUICK, STRICT
 from machine import pytest_collection_modifyitems, pytest_sessionfinish  # noqa: F401  (hooks)
-from stores import DATA, Outcome, Store, call, copied, make_store, reset_mlflow
+from stores import DATA, FORGET, TRAIN, Outcome, Store, call, copied, make_store, reset_mlflow
 
 from mlflow_unlearn.cli import main
 
@@ -102,6 +102,24 @@ def chain_template(template, keys, tmp_path_factory) -> Store:
             done = call("unlearn", "--model-uri", uri, "--params", QUICK, *more)
             assert done.code == 0, done.err
     return store
+
+
+@pytest.fixture(scope="session")
+def gold_template(template, tmp_path_factory) -> Store:
+    """clf/2 has forgotten a fifth, gold/1 never saw it. Made once, copied by every module."""
+    with copied(template, tmp_path_factory.mktemp("gold")) as store:
+        assert call("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
+        [request_id] = store.requests()
+        assert call("train", *TRAIN, "--name", "gold", "--exclude", request_id, "--seed", "1").code == 0
+        assert call("unlearn", "--model-uri", "models:/clf/1", "--params", '{"epochs": 2, "lr": 0.003}').code == 0
+    return store
+
+
+@pytest.fixture(scope="module")
+def gold_store(gold_template, tmp_path_factory) -> Iterator[Store]:
+    """A copy of its database; its files are shared and only read."""
+    with copied(gold_template, tmp_path_factory.mktemp("gold")) as store:
+        yield store
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from mlflow_unlearn.cli import main
 
 DATA = "digits,train=15%"
 FORGET = "random:20%"
+TRAIN = ("--data", DATA, "--architecture", "toy:trainable", "--epochs", "10", "--batch-size", "32")
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 

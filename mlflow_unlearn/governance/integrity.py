@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -42,10 +42,6 @@ from mlflow_unlearn.registry.versions import (
 )
 from mlflow_unlearn.report import card_of_schema_2
 from mlflow_unlearn.report.card import model_card
-
-if TYPE_CHECKING:
-    pass
-
 
 PROMOTION_TAG, PROMOTION = "unlearn.promotion.", "promotion.json"
 

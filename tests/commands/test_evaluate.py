@@ -2,42 +2,30 @@
 
 import mlflow
 import pytest
-from stores import DATA, FORGET, call, copied, reset_mlflow, use
+from stores import DATA, FORGET, reset_mlflow, use
 
 from mlflow_unlearn.data.forget import resolve_forget
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.metrics.catalog import KEYS
 
-TRAIN = ("--data", DATA, "--architecture", "toy:trainable", "--epochs", "10", "--batch-size", "32")
 REQUIRES_GOLD = {"jsd", "jsd_published", "avg_gap", "avg_gap_excess"}
 
 
-@pytest.fixture(scope="module")
-def shared(template, tmp_path_factory):
-    """clf/2 has forgotten a fifth, gold/1 never saw it."""
-    with copied(template, tmp_path_factory.mktemp("evaluate")) as store:
-        assert call("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
-        [request_id] = store.requests()
-        assert call("train", *TRAIN, "--name", "gold", "--exclude", request_id, "--seed", "1").code == 0
-        assert call("unlearn", "--model-uri", "models:/clf/1", "--params", '{"epochs": 2, "lr": 0.003}').code == 0
-        return store
-
-
 @pytest.fixture
-def measured(shared, monkeypatch, cli):
+def measured(gold_store, monkeypatch, cli):
     """Run `evaluate`; returns the outcome and its run. Whatever it says, the registry stays as it was."""
-    use(shared, monkeypatch)
+    use(gold_store, monkeypatch)
 
     def run(*arguments: str):
-        before = shared.everything_registered()
-        known = {run.info.run_id for run in shared.runs()}
+        before = gold_store.everything_registered()
+        known = {run.info.run_id for run in gold_store.runs()}
         outcome = cli("evaluate", *arguments)
-        assert shared.everything_registered() == before
-        [new] = [run for run in shared.runs() if run.info.run_id not in known]
+        assert gold_store.everything_registered() == before
+        [new] = [run for run in gold_store.runs() if run.info.run_id not in known]
         assert new.info.status == ("FINISHED" if outcome.code == 0 else "FAILED")
-        assert not shared.client.list_artifacts(new.info.run_id, "model")
-        assert not shared.client.get_run(new.info.run_id).outputs.model_outputs
+        assert not gold_store.client.list_artifacts(new.info.run_id, "model")
+        assert not gold_store.client.get_run(new.info.run_id).outputs.model_outputs
         return outcome, new
 
     yield run
@@ -58,7 +46,7 @@ def count(run, role: str) -> float:
     return run.data.metrics[f"count.n_{role}"]
 
 
-def test_by_its_own_record(measured, shared):
+def test_by_its_own_record(measured, gold_store):
     """The original and the forget set come from the version's record; the figures are those of `unlearn`."""
     outcome, run = measured("--model-uri", "models:/clf/2")
     assert outcome.code == 0, outcome.err
@@ -67,7 +55,7 @@ def test_by_its_own_record(measured, shared):
     assert found.keys() == {"original", "unlearned"}
     assert not REQUIRES_GOLD & (found["original"] | found["unlearned"])
     assert found["unlearned"] <= set(KEYS)
-    tagged = {key: value for key, value in shared.tags("2").items() if key.startswith("unlearn.metric.")}
+    tagged = {key: value for key, value in gold_store.tags("2").items() if key.startswith("unlearn.metric.")}
     assert tagged
     for key, value in tagged.items():
         name = key.removeprefix("unlearn.metric.")
@@ -95,7 +83,7 @@ def test_a_model_that_saw_the_samples_is_no_gold(measured):
     assert run.data.tags["unlearn.error"] in outcome.err
 
 
-def test_the_original_itself(measured, shared):
+def test_the_original_itself(measured, gold_store):
     """Without a source there is one column; the forget set is that of the pending requests, or the spec's."""
     nothing, _ = measured("--model-uri", "models:/clf/1")
     assert nothing.code == 2
@@ -135,9 +123,9 @@ def test_another_forget_set(measured, tmp_path):
     assert count(run, "retain") == 216
 
 
-def test_the_sets_and_the_model_are_inputs(measured, shared):
+def test_the_sets_and_the_model_are_inputs(measured, gold_store):
     _, run = measured("--model-uri", "models:/clf/2")
-    inputs = shared.client.get_run(run.info.run_id).inputs
+    inputs = gold_store.client.get_run(run.info.run_id).inputs
     assert {entry.tags[0].value for entry in inputs.dataset_inputs} == {"forget", "retain", "val", "test"}
     # What metrics are linked to is an input: the measured version, and the original beside it.
     measured_models = [mlflow.models.get_model_info(f"models:/clf/{version}").model_id for version in "12"]

@@ -15,7 +15,7 @@ import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import EvaluationResult
 from sklearn.linear_model import LogisticRegression
-from stores import DATA, FORGET, call, copied, reset_mlflow, use
+from stores import DATA, FORGET, call, reset_mlflow, use
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -27,7 +27,6 @@ from mlflow_unlearn.metrics.catalog import KEYS
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "plugins" / "mlflow_unlearn_plugins"
-TRAIN = ("--data", DATA, "--architecture", "toy:trainable", "--epochs", "10", "--batch-size", "32")
 FILES = {"before_and_after.csv", "measured.json", "entropies.png"}
 
 EVALUATE = """
@@ -89,21 +88,10 @@ with open(f"{sys.argv[1]}/results.json", "w") as file:
 """
 
 
-@pytest.fixture(scope="module")
-def shared(template, tmp_path_factory):
-    """clf/2 has forgotten a fifth, gold/1 never saw it."""
-    with copied(template, tmp_path_factory.mktemp("evaluator")) as store:
-        assert call("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
-        [request_id] = store.requests()
-        assert call("train", *TRAIN, "--name", "gold", "--exclude", request_id, "--seed", "1").code == 0
-        assert call("unlearn", "--model-uri", "models:/clf/1", "--params", '{"epochs": 2, "lr": 0.003}').code == 0
-        return store
-
-
 @pytest.fixture
-def used(shared, monkeypatch):
-    use(shared, monkeypatch)
-    yield shared
+def used(gold_store, monkeypatch):
+    use(gold_store, monkeypatch)
+    yield gold_store
     reset_mlflow()
 
 
