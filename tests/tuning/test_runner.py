@@ -7,11 +7,28 @@ import threading
 import numpy as np
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 from mlflow_unlearn import config
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
-from mlflow_unlearn.tuning.runner import check_worthwhile, first_interrupt_waits, open_study
+from mlflow_unlearn.tuning.runner import StudyRunner, check_worthwhile, first_interrupt_waits, open_study
 from mlflow_unlearn.tuning.space import search_space
+from mlflow_unlearn.tuning.storage import LeaderLock, count, open_storage, retry
+
+
+class Trials:
+    """Stands for the objective; ``failing`` trials fail before one succeeds."""
+
+    def __init__(self, options, storage, failing: int) -> None:
+        self.options, self.failing, self.parent, self.command_run = options, failing, "run", "run"
+        self.space = search_space(["finetune"], "cnn", ["none"], None)
+        self.study = open_study(storage, options, self.space, "clf-1", "run")
+
+    def __call__(self, trial: optuna.Trial) -> float:
+        self.failing -= 1
+        if self.failing >= 0:
+            raise UnlearnError("its process has died")
+        return 0.0
 
 
 class SplitLike:
@@ -55,3 +72,25 @@ def test_the_first_interrupt_waits_and_the_second_does_not(capsys):
         threading.Event().wait(5)
     assert "Ctrl-C again stops at once" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_where_a_trial_has_failed_it_may_be_queued_again_a_moment_later(tmp_path, monkeypatch, failing):
+    """So a worker looks twice; where none has failed there is nothing to wait for."""
+    options = config.Tune(model_uri="models:/clf/1", n_trials=2, storage=f"sqlite:///{tmp_path / 'trials.db'}")
+    objective = Trials(options, open_storage(options.storage, lambda *_: None), failing)
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 1:
+            retry(objective.study, objective.study.trials[0])
+
+    monkeypatch.setattr("time.sleep", pause)
+    lock = LeaderLock(options.storage, objective.study)
+    try:
+        assert len(list(StudyRunner(objective, lock, {}).work())) == 2
+    finally:
+        lock.release()
+    assert count(objective.study, TrialState.COMPLETE) == 2
+    assert len(pauses) == 2 * failing
