@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,6 +53,16 @@ class Store:
 
     def versions(self, name: str = "clf") -> list[str]:
         return sorted(str(v.version) for v in self.client.search_model_versions(f"name='{name}'"))
+
+    def writable(self) -> bool:
+        """Whether no process, stopped during a write, holds SQLite's lock: no other one could go on then."""
+        with contextlib.closing(sqlite3.connect(self.folder / "mlflow.db", timeout=0.2)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return False
+            connection.rollback()
+        return True
 
     def everything_registered(self) -> dict[str, list[tuple[str, dict[str, str]]]]:
         """Names, versions and their tags: what "the registry is unchanged" means."""

@@ -1,7 +1,6 @@
 """`compare`: one nested run per method and seed, the table, and reusing what was finished before."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -198,7 +197,11 @@ def test_two_at_once(store, cli):
         while not any("unlearn.lock" in run.data.tags for run in parents(store)):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        os.kill(process.pid, signal.SIGSTOP)  # alive, and no faster than we are
+        process.send_signal(signal.SIGSTOP)  # alive, and no faster than we are
+        while not store.writable():
+            process.send_signal(signal.SIGCONT)
+            time.sleep(0.01)
+            process.send_signal(signal.SIGSTOP)
         done = cli(*COMPARE)
     finally:
         process.kill()

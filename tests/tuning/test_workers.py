@@ -2,12 +2,10 @@
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import closing
 from functools import cache
 
 import optuna
@@ -91,17 +89,6 @@ def trials(storage, study="ours"):
     except (KeyError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError):
         # The command makes its tables at this moment.
         return []
-
-
-def writable(path) -> bool:
-    """Whether no process, stopped during a write, holds SQLite's lock: no other one could go on then."""
-    with closing(sqlite3.connect(path, timeout=0.2)) as connection:
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError:
-            return False
-        connection.rollback()
-    return True
 
 
 def check_study(store, storage, n_trials, study="ours", epochs=6):
@@ -270,7 +257,7 @@ def test_a_suspended_leader_goes_on(store, database):
         first.send_signal(signal.SIGSTOP)
         time.sleep(0.1)
         running = trials(database)[mine[0].number].state == TrialState.RUNNING
-        if running and writable(store.folder / "mlflow.db"):
+        if running and store.writable():
             return mine[0]
         first.send_signal(signal.SIGCONT)
         return None
