@@ -91,17 +91,38 @@ def rewritten(chain, version: str, edited: Evidence):
             yield
 
 
+def last_review(chain, version: str) -> tuple[int, str, Path]:
+    """Number, run and file of the last review."""
+    n = max(int(k.rpartition(".")[2]) for k in chain.tags(version) if k.startswith("unlearn.review."))
+    run_id = json.loads(chain.tags(version)[f"unlearn.review.{n}"])["run_id"]
+    location = chain.client.get_run(run_id).info.artifact_uri.removeprefix("file://")
+    return n, run_id, Path(location) / "evidence" / f"review-{n}.json"
+
+
+@contextmanager
+def reviewed_otherwise(chain, version: str, verdict: dict):
+    """With EDIT on the version and its last review's run: the review has another verdict wherever it is stored."""
+    n, run_id, path = last_review(chain, version)
+    before = chain.client.get_run(run_id).data.tags
+    forged = json.dumps(json.loads(path.read_text()) | {"verdict": verdict}).encode()
+    head = f"{n} {hashlib.sha256(forged).hexdigest()}"
+    told = json.loads(chain.tags(version)[f"unlearn.review.{n}"]) | {"sha256": head.split()[1], "verdict": "pass"}
+    tags = {f"unlearn__review__{n}": json.dumps(told), "unlearn__reviews": head, "unlearn__verdict": "pass"}
+    for key, value in (("unlearn.reviews", head), ("unlearn.verdict", "pass")):
+        chain.client.set_tag(run_id, key, value)
+    try:
+        with changed(path, forged), tagged(chain, version, **tags):
+            yield
+    finally:
+        for key in ("unlearn.reviews", "unlearn.verdict"):
+            chain.client.set_tag(run_id, key, before[key])
+
+
 @contextmanager
 def forged_review(chain, version: str):
-    """With EDIT on the version and its last review's run: the review's file says that the signature holds."""
-    n = max(int(k.rpartition(".")[2]) for k in chain.tags(version) if k.startswith("unlearn.review."))
-    told = json.loads(chain.tags(version)[f"unlearn.review.{n}"])
-    run = chain.client.get_run(told["run_id"])
-    path = Path(run.info.artifact_uri.removeprefix("file://")) / "evidence" / f"review-{n}.json"
-    record = json.loads(path.read_text())
-    *checks, last = record["verdict"]["checks"]
+    """The last review says that the signature holds."""
+    verdict = json.loads(last_review(chain, version)[2].read_text())["verdict"]
+    *checks, last = verdict["checks"]
     checks.append(last | {"outcome": "pass", "value": "true", "note": "signed"})
-    forged = json.dumps(record | {"verdict": record["verdict"] | {"checks": checks}}).encode()
-    tag = json.dumps(told | {"sha256": hashlib.sha256(forged).hexdigest(), "verdict": "pass"})
-    with changed(path, forged), tagged(chain, version, **{f"unlearn__review__{n}": tag}):
+    with reviewed_otherwise(chain, version, verdict | {"checks": checks}):
         yield

@@ -1,6 +1,7 @@
 """`promote`: move an alias to a version that has passed its review; every other move of it becomes visible."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import mlflow
@@ -15,6 +16,8 @@ from mlflow_unlearn.evidence.record import FOLDER
 from mlflow_unlearn.governance.approval import approver_of, check_approver, open_requests, reviewed_by
 from mlflow_unlearn.governance.integrity import PROMOTION, PROMOTION_TAG, examine
 from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.lock import model_lock
+from mlflow_unlearn.registry.versions import retired
 
 
 def promote(options: config.Promote) -> None:
@@ -30,42 +33,45 @@ def promote(options: config.Promote) -> None:
         examined = examine(client, options.model_uri, folder, key=options.key)
         examined.refuse_differences("cannot be promoted")
         approver = approver_of(options.approver)
-        reviewed, objections = reviewed_by(examined, policy)
-        if reviewed is None and policy is None and options.override is not None:
-            raise Refused(
-                f"{examined.uri} cannot be promoted: {objections[0]}; to override that, give policy=, which says who "
-                "may approve"
-            )
-        objections += open_requests(client, examined.evidence)
-        check_approver(approver, examined.evidence, policy or (reviewed.policy if reviewed else Policy()))
-        if objections and options.override is None:
-            raise Refused(f"{examined.uri} cannot be promoted: {'; '.join(objections)}")
-        for objection in objections:
-            note(f"Note: promoted in spite of this: {objection}")
         name, version = examined.registered.name, str(examined.registered.version)
-        aliases = {alias: str(number) for alias, number in client.get_registered_model(name).aliases.items()}
-        before = aliases.get(options.alias)
-        record = {
-            "uri": examined.uri,
-            "alias": options.alias,
-            "weights_sha256": examined.evidence.result.weights_sha256,
-            "evidence_sha256": examined.sha256,
-            "review": reviewed.n if reviewed is not None else None,
-            "by": approver.display_name(),
-            "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "override": options.override if objections else None,
-            "objections": objections,
-            "before": f"models:/{name}/{before}" if before is not None else None,
-            "run_id": run_id,
-        }
-        mlflow.log_dict(record, f"{FOLDER}/{PROMOTION}")
-        key = PROMOTION_TAG + options.alias
-        client.set_model_version_tag(name, version, key, json.dumps(record))
-        try:
-            client.set_registered_model_alias(name, options.alias, version)
-        except MlflowException:
-            client.delete_model_version_tag(name, version, key)
-            raise
+        with model_lock(client, name) as (lock, registered):
+            # Somebody may have reviewed or retired it while it was examined.
+            examined = replace(examined, registered=client.get_model_version(name, version))
+            if (how := retired(examined.registered)) is not None:
+                raise Refused(f"{examined.uri} cannot be promoted: it was {how}")
+            reviewed, objections = reviewed_by(examined, policy)
+            if reviewed is None and policy is None and options.override is not None:
+                raise Refused(
+                    f"{examined.uri} cannot be promoted: {objections[0]}; to override that, give policy=, which says "
+                    "who may approve"
+                )
+            objections += open_requests(client, examined.evidence)
+            check_approver(approver, examined.evidence, policy or (reviewed.policy if reviewed else Policy()))
+            if objections and options.override is None:
+                raise Refused(f"{examined.uri} cannot be promoted: {'; '.join(objections)}")
+            for objection in objections:
+                note(f"Note: promoted in spite of this: {objection}")
+            aliases = {alias: str(number) for alias, number in registered.aliases.items()}
+            before = aliases.get(options.alias)
+            record = {
+                "uri": examined.uri,
+                "alias": options.alias,
+                "weights_sha256": examined.evidence.result.weights_sha256,
+                "evidence_sha256": examined.sha256,
+                "review": reviewed.n if reviewed is not None else None,
+                "by": approver.display_name(),
+                "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "override": options.override if objections else None,
+                "objections": objections,
+                "before": f"models:/{name}/{before}" if before is not None else None,
+                "run_id": run_id,
+            }
+            mlflow.log_dict(record, f"{FOLDER}/{PROMOTION}")
+            registry = tracking.registry(client)
+            lock.check()
+            # The tag first: an alias without it was moved by hand, and a tag whose run did not finish was interrupted.
+            registry.set_model_version_tag(name, version, PROMOTION_TAG + options.alias, json.dumps(record))
+            registry.set_registered_model_alias(name, options.alias, version)
         moved = f" (it was version {before})" if before not in (None, version) else ""
         print(f"{name}@{options.alias} is version {version} now{moved}, approved by {approver.display_name()}.")
 

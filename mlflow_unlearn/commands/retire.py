@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import mlflow
+from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
@@ -18,11 +20,27 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow_unlearn import config
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.errors import Refused, UnlearnError
-from mlflow_unlearn.governance.holders import VersionExposure, cached, exposure_of, logged_models, model_of, sharing
+from mlflow_unlearn.governance.holders import (
+    Logged,
+    VersionExposure,
+    cached,
+    exposure_of,
+    logged_models,
+    model_of,
+    sharing,
+)
 from mlflow_unlearn.governance.location import FILE
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.identity import whoami
-from mlflow_unlearn.registry.versions import RETIRED_TAG, can_be_read, registered_version, retired
+from mlflow_unlearn.registry.lock import ModelLock, model_lock
+from mlflow_unlearn.registry.versions import (
+    RETIRED_TAG,
+    UNFINISHED,
+    can_be_read,
+    registered_version,
+    retired,
+    unfinished,
+)
 
 _AGAIN = "look for the files there, and start the same command again"
 
@@ -32,18 +50,27 @@ class Retirement:
     """What is to be removed.
 
     Attributes:
-        entries: the version and its copies, which share its files.
+        target: the version.
+        entries: it and its copies, which share its files.
         aliases: NAME@ALIAS, to be removed first.
         model_id: the LoggedModel.
-        location: where the files lie.
         cached: outputs on this machine.
+        models: every LoggedModel of the store.
+        known: where the files of each registered version are.
     """
 
+    target: VersionExposure
     entries: Sequence[VersionExposure]
     aliases: Sequence[str]
     model_id: str | None
-    location: str
     cached: Sequence[Path]
+    models: Sequence[Logged]
+    known: dict[str, str]
+
+    @property
+    def location(self) -> str:
+        """Where the files lie."""
+        return self.target.location.uri
 
     def steps(self) -> list[str]:
         """In words, in order."""
@@ -54,6 +81,38 @@ class Retirement:
             f"delete all files at {self.location}",
             *(f"delete {path} from this machine's cache" for path in self.cached),
         ]
+
+    def check(self, client: MlflowClient, locks: Mapping[str, ModelLock], aliases: Collection[str]) -> None:
+        """Draw it up again: before each deletion, since not everybody asks for a lock.
+
+        Args:
+            client: of the registry.
+            locks: those that are held, by the name of the registered model.
+            aliases: those that may be there.
+
+        Raises:
+            Refused: there are others, or an endpoint, or other versions have the files now.
+        """
+
+        def registered(name: str) -> RegisteredModel:
+            return locks[name].check() if name in locks else client.get_registered_model(name)
+
+        entries = sharing(client, self.target, self.models, self.known, registered)
+        serving = _serving(entries, aliases)
+        new = {entry.uri for entry in entries} ^ {entry.uri for entry in self.entries}
+        if serving or new:
+            what = f"it is served by {', '.join(serving)}" if serving else f"{', '.join(sorted(new))} came or went"
+            raise Refused(f"{self.target.uri} is not what this plan was about any more: {what}; look at it again")
+
+
+def _serving(entries: Sequence[VersionExposure], aliases: Collection[str]) -> list[str]:
+    """Aliases but for those that are named, and endpoints."""
+    serving = [alias for alias in _aliases(entries) if alias not in aliases]
+    return serving + [f"the endpoint {name} ({url})" for entry in entries for name, url in entry.endpoints.items()]
+
+
+def _aliases(entries: Sequence[VersionExposure]) -> list[str]:
+    return [f"{entry.registered.name}@{alias}" for entry in entries for alias in entry.registered.aliases]
 
 
 def retire(options: config.Retire) -> None:
@@ -69,22 +128,32 @@ def retire(options: config.Retire) -> None:
         print("\n".join(f"would {step}" for step in retirement.steps()))
         print("Nothing was done: --yes true does it, for good.")
         return
-    with tracking.run("retire", options) as run_id:
+    with tracking.run("retire", options) as run_id, ExitStack() as stack:
         client = tracking.client()
+        registry = tracking.registry(client)
         retirement = _retirement(client, options)
-        person = whoami()
+        names = sorted({entry.registered.name for entry in retirement.entries})  # all wait in the same order
+        locks = {name: stack.enter_context(model_lock(client, name))[0] for name in names}
+        retirement.check(client, locks, retirement.aliases)
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        mark = {"at": at, "by": person.display_name(), "run_id": run_id, "reason": options.reason}
+        mark = {"at": at, "by": whoami().display_name(), "run_id": run_id, "reason": options.reason}
         record: dict[str, Any] = {**mark, "versions": [p.uri for p in retirement.entries], "steps": retirement.steps()}
         # Before the first deletion: if this cannot be written, nothing is lost.
         mlflow.log_dict({**record, "done": False}, "evidence/retirement.json")
-        for entry in retirement.entries:
-            for alias in entry.registered.aliases:
-                _remove_alias(client, entry, alias)
-        for entry in retirement.entries:
-            client.set_model_version_tag(entry.registered.name, entry.registered.version, RETIRED_TAG, json.dumps(mark))
+        # The mark before the aliases: if this is interrupted, the same command still knows them.
+        _mark(registry, retirement, {**mark, UNFINISHED: [*retirement.aliases, *_begun(retirement.entries)]})
+        try:
+            for entry in retirement.entries:
+                for alias in entry.registered.aliases:
+                    _remove_alias(registry, locks[entry.registered.name], entry, alias)
+            retirement.check(client, locks, ())
+        except Refused:
+            for entry in retirement.entries:  # nothing is deleted, and they are as usable as before
+                registry.delete_model_version_tag(entry.registered.name, entry.registered.version, RETIRED_TAG)
+            raise
         if retirement.model_id is not None:
             _delete_logged_model(client, retirement.model_id)
+            retirement.check(client, locks, ())
         _delete_files(retirement.location)
         for path in retirement.cached:
             path.unlink(missing_ok=True)
@@ -93,6 +162,7 @@ def retire(options: config.Retire) -> None:
                 f"{', '.join(left)} can still be read after the deletion of {retirement.location}; {_AGAIN}"
             )
         mlflow.log_dict({**record, "done": True}, "evidence/retirement.json")
+        _mark(registry, retirement, mark)
         for step in retirement.steps():
             print(f"done: {step}")
         print("None of these URIs can be read any more.")
@@ -100,30 +170,38 @@ def retire(options: config.Retire) -> None:
             print("What remains of the LoggedModel's entry goes with `mlflow gc` on the server.")
 
 
+def _mark(registry: Any, retirement: Retirement, mark: Mapping[str, Any]) -> None:
+    for entry in retirement.entries:
+        registry.set_model_version_tag(entry.registered.name, entry.registered.version, RETIRED_TAG, json.dumps(mark))
+
+
+def _begun(entries: Sequence[VersionExposure]) -> list[str]:
+    """The aliases that an interrupted command has removed, or was about to."""
+    marks = [unfinished(entry.registered) or [] for entry in entries]
+    return [alias for mark in marks for alias in mark]
+
+
 def _retirement(client: MlflowClient, options: config.Retire) -> Retirement:
     version = registered_version(client, options.model_uri)
     uri = f"models:/{version.name}/{version.version}"
     # One that was interrupted is done again.
-    if (how := retired(version)) is not None and not can_be_read(uri):
+    if (how := retired(version)) is not None and unfinished(version) is None and not can_be_read(uri):
         raise UnlearnError(f"{uri} was {how}; there is nothing left to remove")
-    models = logged_models(client)
+    models, known = logged_models(client), dict[str, str]()
     target = exposure_of(client, version, models)
     _check_location(target)
-    found = sharing(client, target, models)
+    found = sharing(client, target, models, known)
     model_id = model_of(client, target, models)
     named = [alias.strip() for alias in (options.aliases or "").split(",") if alias.strip()]
     named = [alias if "@" in alias else f"{version.name}@{alias}" for alias in named]
-    there = [f"{entry.registered.name}@{alias}" for entry in found for alias in entry.registered.aliases]
-    if unknown := [alias for alias in named if alias not in there]:
+    if unknown := [alias for alias in named if alias not in (*_aliases(found), *_begun(found))]:
         raise UnlearnError(f"aliases: {unknown[0]} does not point to {uri} or to a copy of it")
-    serving = [alias for alias in there if alias not in named]
-    serving += [f"the endpoint {name} ({url})" for entry in found for name, url in entry.endpoints.items()]
-    if serving:
+    if serving := _serving(found, named):
         raise Refused(
             f"{uri} is still served by {', '.join(serving)}: move the alias with `promote`, or name it in aliases=; "
             "of an endpoint remove the tag once it serves another version"
         )
-    return Retirement(found, there, model_id, target.location.uri, cached(found))
+    return Retirement(target, found, _aliases(found), model_id, cached(found), models, known)
 
 
 def _check_location(target: VersionExposure) -> None:
@@ -148,13 +226,13 @@ def _check_location(target: VersionExposure) -> None:
         )
 
 
-def _remove_alias(client: MlflowClient, entry: VersionExposure, alias: str) -> None:
+def _remove_alias(registry: Any, lock: ModelLock, entry: VersionExposure, alias: str) -> None:
     """Unless somebody has moved it to another version since these steps were drawn up."""
     registered = entry.registered
-    now = client.get_registered_model(registered.name).aliases.get(alias)
+    now = lock.check().aliases.get(alias)
     if now is not None and str(now) != str(registered.version):
         raise Refused(f"{registered.name}@{alias} was moved to version {now} meanwhile: look at the plan again")
-    client.delete_registered_model_alias(registered.name, alias)
+    registry.delete_registered_model_alias(registered.name, alias)
 
 
 def _delete_logged_model(client: MlflowClient, model_id: str) -> None:

@@ -9,10 +9,20 @@ from mlflow_unlearn import config
 from mlflow_unlearn.errors import Refused
 from mlflow_unlearn.evidence.policy import judge, read_policy
 from mlflow_unlearn.evidence.record import FOLDER, REPORT, sha256
-from mlflow_unlearn.evidence.review import TAG, VERDICT_TAG, ReviewRecord, numbers
+from mlflow_unlearn.evidence.review import (
+    HEAD_TAG,
+    MODEL_URI_TAG,
+    TAG,
+    VERDICT_TAG,
+    Head,
+    ReviewRecord,
+    read_chain,
+)
 from mlflow_unlearn.governance.integrity import examine
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.identity import whoami
+from mlflow_unlearn.registry.lock import model_lock
+from mlflow_unlearn.registry.versions import retired
 from mlflow_unlearn.report import table
 from mlflow_unlearn.report.page import page
 
@@ -29,32 +39,44 @@ def review(options: config.Review) -> None:
         examined = examine(client, options.model_uri, folder, key=options.key)
         examined.refuse_differences("cannot be reviewed")
         verdict = judge(examined.evidence, policy, signed=examined.signed)
-        name, version = examined.registered.name, str(examined.registered.version)
-        reviewed = ReviewRecord(
-            n=max(numbers(examined.registered.tags), default=0) + 1,
-            at=datetime.now(UTC).isoformat(timespec="seconds"),
-            by=whoami(),
-            name=name,
-            version=version,
-            weights_sha256=examined.evidence.result.weights_sha256,
-            evidence_sha256=examined.sha256,
-            policy=policy,
-            verdict=verdict,
-        )
-        mlflow.log_text(reviewed.to_json(), reviewed.file)
-        recorded = f"review {reviewed.n} by {reviewed.by.display_name()}, {reviewed.at[:10]}"
-        mlflow.log_text(page(examined.evidence, verdict, recorded=recorded), f"{FOLDER}/{REPORT}")
-        mlflow.set_tags({VERDICT_TAG: verdict.word, "unlearn.model_uri": examined.uri})
-        recorded_as = {
-            "verdict": verdict.word,
-            "policy": policy.name,
-            "by": reviewed.by.display_name(),
-            "at": reviewed.at,
-            "run_id": run_id,
-            "sha256": sha256(reviewed.to_json().encode()),
-        }
-        client.set_model_version_tag(name, version, f"{TAG}{reviewed.n}", json.dumps(recorded_as))
-        client.set_model_version_tag(name, version, VERDICT_TAG, verdict.word)
+        registry = tracking.registry(client)
+        name, version, by = examined.registered.name, str(examined.registered.version), whoami()
+        with model_lock(client, name):
+            now = client.get_model_version(name, version)
+            chain = read_chain(now.tags)
+            if (how := retired(now)) is not None or chain.problems:
+                raise Refused(f"{examined.uri} changed meanwhile ({how or '; '.join(chain.problems)}): see `verify`")
+            reviewed = ReviewRecord(
+                n=chain.head.n + 1,
+                previous=chain.head,
+                at=datetime.now(UTC).isoformat(timespec="seconds"),
+                by=by,
+                name=name,
+                version=version,
+                weights_sha256=examined.evidence.result.weights_sha256,
+                evidence_sha256=examined.sha256,
+                policy=policy,
+                verdict=verdict,
+            )
+            content = reviewed.to_json()
+            mlflow.log_text(content, reviewed.file)
+            recorded = f"review {reviewed.n} by {by.display_name()}, {reviewed.at[:10]}"
+            mlflow.log_text(page(examined.evidence, verdict, recorded=recorded), f"{FOLDER}/{REPORT}")
+            head = Head(n=reviewed.n, sha256=sha256(content.encode()))
+            recorded_as = {
+                "verdict": verdict.word,
+                "policy": policy.name,
+                "by": by.display_name(),
+                "at": reviewed.at,
+                "run_id": run_id,
+                "sha256": head.sha256,
+                "previous": chain.head.sha256,
+            }
+            registry.set_model_version_tag(name, version, f"{TAG}{reviewed.n}", json.dumps(recorded_as))
+            registry.set_model_version_tag(name, version, VERDICT_TAG, verdict.word)
+            registry.set_model_version_tag(name, version, HEAD_TAG, str(head))  # from here on it counts
+        # Last, so that whatever a run says is on the version.
+        mlflow.set_tags({VERDICT_TAG: verdict.word, MODEL_URI_TAG: examined.uri, HEAD_TAG: str(head)})
     table.show_verdict(examined.uri, verdict)
     failed = [check for check in verdict.checks if check.outcome != "pass"]
     if failed:

@@ -1,6 +1,7 @@
 """`unlearn`: the whole flow from a registered version to a new one. Read this file first."""
 
 import sys
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,8 @@ from mlflow_unlearn.evidence.signing import check_key
 from mlflow_unlearn.governance.publish import log_epoch, log_final, nothing_to_unlearn, publish, target_name
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.registry import tracking
-from mlflow_unlearn.registry.versions import check_name
+from mlflow_unlearn.registry.lock import model_lock
+from mlflow_unlearn.registry.versions import check_name, find_version
 from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.new_version import new_record
@@ -38,7 +40,7 @@ def unlearn(options: config.Unlearn) -> None:
         options, params = _with_params(options)  # the run records the method that runs
     except UnlearnError as error:
         failure = error
-    with tracking.run("unlearn", options) as run_id, tracking.scratch() as folder:
+    with tracking.run("unlearn", options) as run_id, tracking.scratch() as folder, ExitStack() as stack:
         if failure is not None:
             raise failure
         client = tracking.client()
@@ -49,6 +51,12 @@ def unlearn(options: config.Unlearn) -> None:
         if options.method == "retrain" and options.prefix != "none":
             raise UnlearnError(RETRAIN_ALL)
         with tracking.timed("open"):
+            registered = find_version(client, options.model_uri)
+            if registered is not None and not options.plan:
+                # Whose requests are read after this: two commands must not fulfil the same ones.
+                stack.enter_context(model_lock(client, registered.name, version=registered.version, wait=0))
+                uri = f"models:/{registered.name}/{registered.version}"
+                options = options.model_copy(update={"model_uri": uri})
             session = open_session(client, run_id, options, folder, progress=progress)
             name = target_name(session, name)
             gold_module = open_gold(session, options)

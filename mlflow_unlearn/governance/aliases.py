@@ -24,7 +24,11 @@ def check_aliases(client: MlflowClient, examined: Examined) -> Iterator[Integrit
     for alias in examined.registered.aliases:
         part, key = f"alias {alias}", PROMOTION_TAG + alias
         promotion = examined.registered.tags.get(key)
-        later = [number for number, theirs in tags.items() if _promoted_at(theirs.get(key)) > _promoted_at(promotion)]
+        later, begun = [], []
+        for number, theirs in tags.items():
+            if _promoted_at(theirs.get(key)) > _promoted_at(promotion):
+                how = _unfinished(client, theirs[key])
+                begun.append(f"version {number} {how}") if how else later.append(number)
         if alias not in {*guarded, GUARDED}:
             yield IntegrityFinding(part, "not checked", "`promote` has never moved this alias")
         elif promotion is None:
@@ -34,13 +38,18 @@ def check_aliases(client: MlflowClient, examined: Examined) -> Iterator[Integrit
             yield IntegrityFinding(part, "differs", message)
         else:
             yield _same_promotion(part, promotion, examined)
+            yield from (IntegrityFinding(part, "not checked", f"the promotion of {one}") for one in begun)
     # An alias that `promote` gave to this version, and that a version without a later promotion has now.
     for alias, number in client.get_registered_model(name).aliases.items():
         key = PROMOTION_TAG + alias
         promotion = examined.registered.tags.get(key)
         if promotion is None or alias in examined.registered.aliases:
             continue
-        if _promoted_at(tags[str(number)].get(key)) <= _promoted_at(promotion):
+        if _promoted_at(tags[str(number)].get(key)) > _promoted_at(promotion):
+            continue
+        if how := _unfinished(client, promotion):
+            yield IntegrityFinding(f"alias {alias}", "not checked", f"the promotion of this version {how}")
+        else:
             yield IntegrityFinding(f"alias {alias}", "differs", f"it was moved by hand from here to version {number}")
 
 
@@ -50,6 +59,21 @@ def _promoted_at(tag: str | None) -> str:
         return str(json.loads(tag or "{}").get("at", ""))
     except (ValueError, AttributeError):
         return ""
+
+
+def _unfinished(client: MlflowClient, tag: str) -> str | None:
+    """How a promotion ended whose command did not get as far as the alias; None for one that did.
+
+    The tag is written before the alias is moved, and the command's run is finished after that.
+    """
+    try:
+        run_id = json.loads(tag)["run_id"]
+        status = client.get_run(run_id).info.status
+        if status == "FINISHED" or json.loads(read_artifact(run_id, f"{FOLDER}/{PROMOTION}")) != json.loads(tag):
+            return None
+    except (ValueError, KeyError, TypeError, MlflowException, OSError):
+        return None  # what cannot be read excuses nobody
+    return f"did not get as far as the alias (run {run_id} is {status}): the same `promote` goes on with it"
 
 
 def _same_promotion(part: str, tag: str, examined: Examined) -> IntegrityFinding:

@@ -1,7 +1,5 @@
 """Who may approve a version, by which review, and what speaks against it."""
 
-import json
-
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from pydantic import ValidationError
@@ -10,7 +8,7 @@ from mlflow_unlearn.console import first_line, note
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence.policy import Policy, Verdict, judge
 from mlflow_unlearn.evidence.record import FOLDER, Evidence, Person, sha256
-from mlflow_unlearn.evidence.review import TAG, ReviewRecord, numbers
+from mlflow_unlearn.evidence.review import Head, ReviewRecord, read_chain
 from mlflow_unlearn.governance.integrity import Examined
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.identity import whoami
@@ -93,20 +91,20 @@ def _last_review(examined: Examined) -> ReviewRecord:
     Raises:
         Refused: there is none, it is about something else, or it was changed.
     """
-    found = numbers(examined.registered.tags)
-    if not found:
+    chain = read_chain(examined.registered.tags)
+    if chain.problems:
+        raise Refused(f"its reviews are not as they were recorded ({'; '.join(chain.problems)})")
+    if chain.last is None:
         raise Refused("it was not reviewed; `review` does that")
-    n = max(found)
-    tag = examined.registered.tags[f"{TAG}{n}"]
+    n, before = chain.last.n, chain.entries.get(chain.last.n - 1)
     try:
-        recorded = json.loads(tag)
-        content = read_artifact(recorded["run_id"], f"{FOLDER}/review-{n}.json")
+        content = read_artifact(chain.last.run_id, f"{FOLDER}/review-{n}.json")
         reviewed = ReviewRecord.model_validate_json(content)
-        changed = sha256(content) != recorded["sha256"]
-    except (MlflowException, OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+    except (MlflowException, OSError, ValueError, ValidationError) as error:
         reason = first_line(error)
         raise Refused(f"its review {n} cannot be read ({reason}); review it again") from error
-    if changed:
+    previous = None if chain.last.previous is None else before.head if before is not None else Head()
+    if sha256(content) != chain.last.sha256 or reviewed.previous != previous:
         raise Refused(f"the file of its review {n} was changed; review it again")
     evidence = examined.evidence
     about = (reviewed.name, reviewed.version, reviewed.weights_sha256, reviewed.evidence_sha256)

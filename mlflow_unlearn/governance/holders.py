@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 from mlflow.entities import ViewType
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
@@ -18,7 +18,7 @@ from mlflow_unlearn import cache
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.governance.location import Location, locate, relation
-from mlflow_unlearn.registry import forget_requests
+from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.versions import MANIFEST_FILE, can_be_read, fetched, retired
 
 ENDPOINT_TAG = "unlearn.endpoint."
@@ -104,31 +104,56 @@ def version_exposures(
     client: MlflowClient, forgotten: Sequence[Forgotten], models: Sequence[Logged]
 ) -> list[VersionExposure]:
     """Every registered version of any name, and whether it holds what was to be forgotten."""
-    found = [_exposure(client, version, forgotten, models) for version in _all_versions(client)]
+    found = [
+        _exposure(client, client.get_model_version(version.name, version.version), forgotten, models)
+        for version in _all_versions(client)
+    ]
     holders = [entry for entry in found if entry.state == "contains"]
     return [_compared(entry, holders) for entry in found]
 
 
-def sharing(client: MlflowClient, target: VersionExposure, models: Sequence[Logged]) -> list[VersionExposure]:
+def sharing(
+    client: MlflowClient,
+    target: VersionExposure,
+    models: Sequence[Logged],
+    known: dict[str, str] | None = None,
+    registered: Callable[[str], RegisteredModel] | None = None,
+) -> list[VersionExposure]:
     """The version itself and every other that has the same files: deleting these deletes all of them.
+
+    Args:
+        client: of the registry.
+        target: the version.
+        models: every LoggedModel.
+        known: where the files of versions are, by URI; what is looked up here is added, so that to look again takes
+            one request.
+        registered: gives a registered model, and with it the aliases; default: the registry.
 
     Raises:
         Refused: the files of another version lie inside or around these, or that cannot be decided.
     """
-    found = []
+    found, known = [], {} if known is None else known
+    here = locate(known[target.uri]) if target.uri in known else target.location  # its links may lead elsewhere now
     for version in _all_versions(client):
-        entry = exposure_of(client, version, models)
-        how = relation(entry.location, target.location)
+        uri = f"models:/{version.name}/{version.version}"
+        location = locate(known[uri]) if uri in known else _location(client, version, models)
+        how = relation(location, here)
         if how == "same":
-            found.append(entry)
+            aliases = (registered or client.get_registered_model)(version.name).aliases.items()
+            version.aliases = [alias for alias, number in aliases if str(number) == str(version.version)]
+            found.append(_exposure_at(version, location, models))
         elif how != "apart":
-            raise Refused(f"{target.uri} cannot be retired: {_overlap(entry.uri, entry.location, target)}")
+            raise Refused(f"{target.uri} cannot be retired: {_overlap(uri, location, target)}")
+        known[uri] = location.uri
     return found
 
 
 def exposure_of(client: MlflowClient, version: ModelVersion, models: Sequence[Logged]) -> VersionExposure:
     """A version with its files, and the LoggedModel that the store knows at the same entry."""
-    location = _location(client, version, models)
+    return _exposure_at(version, _location(client, version, models), models)
+
+
+def _exposure_at(version: ModelVersion, location: Location, models: Sequence[Logged]) -> VersionExposure:
     there = [model.id for model in models if relation(model.location, location) == "same"]
     return VersionExposure(version, "unknown", "", location, there[0] if there else None)
 
@@ -191,9 +216,8 @@ def cached(holders: Sequence[VersionExposure]) -> list[Path]:
 
 
 def _all_versions(client: MlflowClient) -> Iterator[ModelVersion]:
-    for version in _pages(lambda token: client.search_model_versions(max_results=1000, page_token=token)):
-        # Only here the aliases are filled in.
-        yield client.get_model_version(version.name, version.version)
+    """Without their aliases, which a search leaves out."""
+    yield from _pages(lambda token: client.search_model_versions(max_results=1000, page_token=token))
 
 
 def _pages(page: Callable[[str | None], Any]) -> Iterator[Any]:
@@ -269,7 +293,7 @@ def _overlap(other: str, location: Location, target: VersionExposure) -> str:
 
 def _location(client: MlflowClient, version: ModelVersion, models: Sequence[Logged]) -> Location:
     """The folder with a version's files, which a copy by `copy_model_version` shares."""
-    uri = str(client.get_model_version_download_uri(version.name, version.version)).rstrip("/")
+    uri = str(tracking.registry(client).get_model_version_download_uri(version.name, version.version)).rstrip("/")
     if not RunsArtifactRepository.is_runs_uri(uri):
         return locate(uri)
     # MLflow looks for these in the run, and in the LoggedModel that the run has logged under that name.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mlflow.entities import ViewType
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -28,6 +29,7 @@ from mlflow_unlearn.evidence.record import (
     read_evidence,
     sha256,
 )
+from mlflow_unlearn.evidence.review import HEAD_TAG, MODEL_URI_TAG, read_chain
 from mlflow_unlearn.evidence.signing import broken, is_signed
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.digests import file_digests, stored_weights_digest
@@ -140,6 +142,7 @@ def examine(client: MlflowClient, uri: str, folder: Path, *, key: str | None = N
         *_files(path, evidence),
         *_made_from_it(registered, path / FOLDER, evidence),
         *_tags(registered, evidence),
+        *_reviews(client, registered),
         _config(evidence),
         *_manifests(path, evidence),
         *_chain(client, evidence, folder),
@@ -227,6 +230,34 @@ def _tags(registered: ModelVersion, evidence: Evidence) -> Iterator[IntegrityFin
         yield same(f"tag {name}", registered.tags.get(name), expected.get(name), "as the evidence has it")
     if not different:
         yield IntegrityFinding("tags", "same", f"all {len(expected)} tags are as the evidence has them")
+
+
+def _reviews(client: MlflowClient, registered: ModelVersion) -> Iterator[IntegrityFinding]:
+    """The chain that the version's tags form, and what the reviews' own runs say, as far as this user may read them."""
+    uri = f"models:/{registered.name}/{registered.version}"
+    experiments = [experiment.experiment_id for experiment in client.search_experiments(view_type=ViewType.ALL)]
+    condition = f"tags.`{MODEL_URI_TAG}` = '{uri}' and tags.`{HEAD_TAG}` LIKE '%'"
+    runs = {
+        run.info.run_id: run.data.tags for run in client.search_runs(experiments, condition, run_view_type=ViewType.ALL)
+    }
+    chain = read_chain(registered.tags)
+    if chain.problems or any(chain.missing(runs)):
+        # A review that was recorded in this moment is not a difference: its run is tagged after the version.
+        chain = read_chain(client.get_model_version(registered.name, registered.version).tags)
+    problems = [*chain.problems, *chain.missing(runs)]
+    if chain.begun is not None and chain.begun.run_id not in runs:
+        begun = f"review {chain.begun.n} was begun in run {chain.begun.run_id}"
+        try:
+            client.get_run(chain.begun.run_id)
+            yield IntegrityFinding("reviews", "not checked", f"{begun} and not finished: it does not count")
+        except MlflowException as error:
+            problems.append(f"{begun}, and whether it was finished cannot be read ({first_line(error)})")
+    for problem in problems:
+        yield IntegrityFinding("reviews", "differs", problem)
+    if not problems:
+        unlinked = sum(entry.previous is None for entry in chain.entries.values())
+        earlier = f"; an earlier release recorded the first {unlinked}, which only count" if unlinked else ""
+        yield IntegrityFinding("reviews", "same", f"all {len(chain.entries)} are there, each after the other{earlier}")
 
 
 def _config(evidence: Evidence) -> IntegrityFinding:

@@ -17,7 +17,9 @@ from mlflow.tracking import MlflowClient
 from mlflow_unlearn.console import note
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.identity import whoami
+from mlflow_unlearn.registry.lock import model_lock
 from mlflow_unlearn.registry.versions import Version, fetched
 
 TAG = "unlearn.request."
@@ -74,13 +76,17 @@ class ForgetRequest:
 
 def of_version(version: Version) -> tuple[list[ForgetRequest], list[ForgetRequest]]:
     """The requests about this very version, and those that came with a copy of another version's tags."""
-    found = [
-        ForgetRequest.from_tag(key, value)
-        for key, value in sorted(version.tags.items())
-        if key.startswith(TAG) and value.partition(" ")[0] in ("pending", "done")
-    ]
+    found = _requests(version.tags)
     own = [request for request in found if request.of == version.uri]
     return own, [request for request in found if request.of != version.uri]
+
+
+def _requests(tags: Mapping[str, str]) -> list[ForgetRequest]:
+    return [
+        ForgetRequest.from_tag(key, value)
+        for key, value in sorted(tags.items())
+        if key.startswith(TAG) and value.partition(" ")[0] in ("pending", "done")
+    ]
 
 
 def request_id(version: Version, manifest: Manifest) -> str:
@@ -116,37 +122,42 @@ def file_request(
     Raises:
         ValueError: no run is active.
     """
-    own, _ = of_version(version)
-    new_id = request_id(version, manifest)
-    for request in own:
-        if request.id == new_id:
+    new_id, tags, registry = request_id(version, manifest), version.tags, tracking.registry(client)
+    with ExitStack() as stack:
+        if not ad_hoc and version.name is not None:
+            stack.enter_context(model_lock(client, version.name))
+            # Another command may have filed the same one since the version was opened.
+            tags = client.get_model_version(version.name, version.version).tags
+        for request in _requests(tags):
+            if (request.id, request.of) != (new_id, version.uri):
+                continue
             if salt is not None and read_manifest(client, request.id).salt is None:
                 note(f"Note: the ids of request {new_id} were stored unhashed before, in run {request.run_id}.")
             if request.ad_hoc and not ad_hoc:
                 request = replace(request, ad_hoc=False)
-                client.set_model_version_tag(version.name, version.version, TAG + new_id, request.tag())
+                registry.set_model_version_tag(version.name, version.version, TAG + new_id, request.tag())
             return request, False
-    active = mlflow.active_run()
-    if active is None:
-        raise ValueError("a request is filed inside a run")
-    stored = manifest if salt is None else manifest.hashed(salt)
-    stored.to_csv(folder / "manifest.csv")
-    mlflow.log_artifact(str(folder / "manifest.csv"), FOLDER)
-    record = {
-        "id": new_id,
-        "of": version.uri,
-        "filed": datetime.now(UTC).isoformat(timespec="seconds"),
-        "filed_by": whoami().model_dump(),
-        "samples": len(manifest.ids),
-        "manifest_sha256": stored.digest,
-        **details,
-    }
-    mlflow.log_dict(record, f"{FOLDER}/request.json")
-    mlflow.set_tag(RUN_TAG, new_id)
-    request = ForgetRequest(new_id, version.uri, active.info.run_id, ad_hoc=ad_hoc)
-    if not ad_hoc and version.name is not None:
-        client.set_model_version_tag(version.name, version.version, TAG + new_id, request.tag())
-    return request, True
+        active = mlflow.active_run()
+        if active is None:
+            raise ValueError("a request is filed inside a run")
+        stored = manifest if salt is None else manifest.hashed(salt)
+        stored.to_csv(folder / "manifest.csv")
+        record = {
+            "id": new_id,
+            "of": version.uri,
+            "filed": datetime.now(UTC).isoformat(timespec="seconds"),
+            "filed_by": whoami().model_dump(),
+            "samples": len(manifest.ids),
+            "manifest_sha256": stored.digest,
+            **details,
+        }
+        mlflow.log_artifact(str(folder / "manifest.csv"), FOLDER)
+        mlflow.log_dict(record, f"{FOLDER}/request.json")
+        mlflow.set_tag(RUN_TAG, new_id)
+        request = ForgetRequest(new_id, version.uri, active.info.run_id, ad_hoc=ad_hoc)
+        if not ad_hoc and version.name is not None:
+            registry.set_model_version_tag(version.name, version.version, TAG + new_id, request.tag())
+        return request, True
 
 
 def run_of(client: MlflowClient, request_id: str) -> str:
@@ -216,22 +227,27 @@ def _stored(run_id: str, name: str) -> Iterator[Path]:
 
 def mark_done(client: MlflowClient, requests: Sequence[ForgetRequest], by: str) -> None:
     """Note on the versions that the requests are about which version fulfilled them: all of them, or none."""
+    # One that was filed against a model that is not registered has no tag.
+    about = [request for request in requests if re.fullmatch("models:/[^/]+/[^/]+", request.of)]
     before: list[tuple[str, str, str, str | None]] = []
-    try:
-        for request in requests:
-            if not request.of.startswith("models:/") or request.of.count("/") != 2:
-                continue  # filed against a model that is not registered: there is no tag
-            name, version = request.of.removeprefix("models:/").split("/")
-            key = TAG + request.id
+    registry = tracking.registry(client)
+    with ExitStack() as stack:
+        for name in sorted({request.of.split("/")[1] for request in about}):
+            stack.enter_context(model_lock(client, name))
+        try:
             # Read again: another command may have fulfilled the same request in the meantime.
-            found = client.get_model_version(name, version).tags.get(key)
-            now = request if found is None else ForgetRequest.from_tag(key, found)
-            before.append((name, version, key, found))
-            client.set_model_version_tag(name, version, key, replace(now, done_by=(*now.done_by, by)).tag())
-    except BaseException:
-        for name, version, key, found in before:
-            if found is None:
-                client.delete_model_version_tag(name, version, key)
-            else:
-                client.set_model_version_tag(name, version, key, found)
-        raise
+            tags = {uri: client.get_model_version(*uri.split("/")[1:]).tags for uri in {r.of for r in about}}
+            for request in about:
+                _, name, version = request.of.split("/")
+                key = TAG + request.id
+                found = tags[request.of].get(key)
+                now = request if found is None else ForgetRequest.from_tag(key, found)
+                before.append((name, version, key, found))
+                registry.set_model_version_tag(name, version, key, replace(now, done_by=(*now.done_by, by)).tag())
+        except BaseException:
+            for name, version, key, found in before:
+                if found is None:
+                    registry.delete_model_version_tag(name, version, key)
+                else:
+                    registry.set_model_version_tag(name, version, key, found)
+            raise

@@ -26,8 +26,12 @@ def whoami() -> Person:
         # A server without users does not have this endpoint.
         if answer.status_code != 404:
             raise MlflowException(f"the tracking server does not report the current user (status {answer.status_code})")
+    return Person(name=local_user(), authenticated=False)
+
+
+def local_user() -> str:
+    """The machine's name of the user."""
     try:
-        return Person(name=getpass.getuser(), authenticated=False)
+        return getpass.getuser()
     except (KeyError, OSError):
-        # A container's user has no name.
-        return Person(name="unknown", authenticated=False)
+        return "unknown"  # a container's user has no name

@@ -23,6 +23,8 @@ from mlflow_unlearn.registry.system import system_facts
 from mlflow_unlearn.registry.uris import absolute_uri, hidden_spec
 
 ERROR_TAG = "unlearn.error"
+COMMAND_VARIABLE = "MLFLOW_UNLEARN_COMMAND"
+"""In the environment while a command works."""
 
 _TAG_LIMIT = 8000
 PATIENCE = 25.0
@@ -32,6 +34,11 @@ PATIENCE = 25.0
 def client() -> MlflowClient:
     """A client of the store that `run` has connected to."""
     return MlflowClient()
+
+
+def registry(client: MlflowClient) -> Any:
+    """The registry's own client: `MlflowClient` asks with a second request, each time, whether a name is a prompt's."""
+    return getattr(client, "_get_registry_client", lambda: client)()
 
 
 def connect(patience: float = PATIENCE) -> MlflowClient:
@@ -117,7 +124,7 @@ def run(name: str, config: Command) -> Iterator[str]:
         Path(os.environ[RUN_FILE_VARIABLE]).write_text(run_id)
     values = recorded_options(config)
     # For the run-context provider of plugins/mlflow_unlearn_plugins: it tags runs that start meanwhile with ours.
-    with active, _environment(MLFLOW_UNLEARN_RUN_ID=run_id, MLFLOW_UNLEARN_COMMAND=name):
+    with active, _environment(**{"MLFLOW_UNLEARN_RUN_ID": run_id, COMMAND_VARIABLE: name}):
         try:
             mlflow.set_tags({"unlearn.command": name, **system_facts()})
             mlflow.log_params({f"unlearn.{key}": value for key, value in values.items()})

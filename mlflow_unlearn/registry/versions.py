@@ -33,6 +33,8 @@ WEIGHTS_FILE = "weights.safetensors"
 
 RETIRED_TAG = "unlearn.retired"
 """Of a version that `retire` has removed: time, user and reason."""
+UNFINISHED = "unfinished"
+"""In that tag, until all is gone: the aliases that are removed as well."""
 _DESCRIPTION_LIMIT = 5000
 
 
@@ -156,6 +158,15 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
         )
     name, version, alias = match.groups()
     try:
+        if alias is not None and alias.lower() != "latest":  # which MLflow answers, and nobody can set
+            return client.get_model_version_by_alias(name, alias)
+        if version is not None and re.fullmatch("[1-9][0-9]*", version):
+            return client.get_model_version(name, version)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+    # Not there, or not by this name: what is there takes more requests.
+    try:
         registered = client.get_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
@@ -203,9 +214,19 @@ def retired(version: ModelVersion) -> str | None:
         return None
     try:
         mark = json.loads(tag)
-        return f"retired by {mark['by']} at {mark['at']}" + (f": {mark['reason']}" if mark["reason"] else "")
+        how = f"retired by {mark['by']} at {mark['at']}" + (f": {mark['reason']}" if mark["reason"] else "")
+        return how if UNFINISHED not in mark else f"{how}, which is not finished: the same `retire` goes on with it"
     except (ValueError, TypeError, KeyError):
         return f"retired ({tag})"
+
+
+def unfinished(version: ModelVersion) -> list[str] | None:
+    """The aliases that go with a version whose retirement was begun and is not finished; None for all others."""
+    try:
+        aliases = json.loads(version.tags[RETIRED_TAG])[UNFINISHED]
+    except (KeyError, ValueError, TypeError):
+        return None
+    return [str(alias) for alias in aliases] if isinstance(aliases, list) else None
 
 
 def below(folder: Path, name: object, uri: str) -> Path:

@@ -6,7 +6,10 @@ from pathlib import Path
 import mlflow
 import pytest
 from chains import evidence_of, folder_of, review, tagged
-from stores import call
+from stores import call, shell
+
+from mlflow_unlearn.commands import promote as command
+from mlflow_unlearn.registry.tracking import registry
 
 
 def test_review_and_promote(chain):
@@ -80,3 +83,78 @@ def test_bad_input(chain, arguments, sentence):
     assert sentence in refused.err
     assert "Traceback" not in refused.err
     assert chain.everything_registered() == before
+
+
+@pytest.fixture
+def promoted(chain):
+    """clf/2 is champion and clf/3 has passed; what is set here is gone after."""
+    assert review("2").code == review("3").code == 0
+    before = {version: chain.tags(version).keys() for version in "23"}
+    assert call("promote", "--model-uri", "models:/clf/2").code == 0
+    yield chain
+    chain.client.delete_registered_model_alias("clf", "champion")
+    for version in "23":
+        for key in chain.tags(version).keys() - before[version]:
+            chain.client.delete_model_version_tag("clf", version, key)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_interrupted_and_started_again(promoted, monkeypatch, moved):
+    """Before or after the alias is moved: nobody is accused of moving it by hand, and the same command goes on."""
+    real = type(registry(promoted.client)).set_registered_model_alias
+
+    def killed(self, *arguments):
+        if moved:
+            real(self, *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(registry(promoted.client)), "set_registered_model_alias", killed)
+    assert call("promote", "--model-uri", "models:/clf/3").code == 130
+    monkeypatch.undo()
+    for version in "23":
+        checked = call("verify", "--model-uri", f"models:/clf/{version}")
+        assert checked.code == 0 and "by hand" not in checked.out, checked.err
+        assert ("did not get as far as the alias" in " ".join(checked.out.split())) == (not moved)
+    again = call("promote", "--model-uri", "models:/clf/3")
+    assert again.code == 0 and "clf@champion is version 3 now" in again.out
+    assert call("verify", "--model-uri", "models:/clf/3").code == 0
+    # What is moved by hand after that is seen, whatever became of the run in between.
+    promoted.client.set_registered_model_alias("clf", "champion", "2")
+    assert "it was moved back by hand" in call("verify", "--model-uri", "models:/clf/2").err
+
+
+def test_an_unfinished_run_excuses_only_its_own_promotion(promoted):
+    """A tag that names a run which has recorded another promotion, or none."""
+    told = json.loads(promoted.tags("2")["unlearn.promotion.champion"])
+    with mlflow.start_run() as run:
+        pass
+    promoted.client.set_terminated(run.info.run_id, "KILLED")
+    forged = json.dumps(told | {"uri": "models:/clf/3", "at": "2999-01-01", "run_id": run.info.run_id})
+    with tagged(promoted, "3", unlearn__promotion__champion=forged):
+        seen = call("verify", "--model-uri", "models:/clf/2")
+    assert seen.code == 3 and "it was moved back by hand: version 3 was promoted later" in seen.err
+
+
+@pytest.mark.parametrize("what", ["retired", "reviewed again"])
+def test_what_happened_while_it_was_examined(promoted, monkeypatch, what):
+    approver = command.approver_of
+
+    def and_more(given):
+        monkeypatch.undo()
+        mark = '{"by": "x", "at": "y", "reason": null}'
+        if what == "retired":
+            promoted.client.set_model_version_tag("clf", "3", "unlearn.retired", mark)
+        else:
+            done = shell("review", "--model-uri", "models:/clf/3", "--policy", "strict.yaml")
+            assert done.returncode == 3, done.stderr
+        return approver(given)
+
+    monkeypatch.setattr(command, "approver_of", and_more)
+    refused = call("promote", "--model-uri", "models:/clf/3")
+    assert refused.code == 3
+    assert ("retired by x at y" if what == "retired" else "says fail") in refused.err
+    assert str(promoted.client.get_registered_model("clf").aliases["champion"]) == "2"
+    if what == "retired":
+        promoted.client.delete_model_version_tag("clf", "3", "unlearn.retired")
+    else:
+        assert review("3").code == 0

@@ -11,6 +11,9 @@ import pytest
 from stores import DATA, call, make_store, reset_mlflow, use
 
 from mlflow_unlearn import cache
+from mlflow_unlearn.commands import retire as command
+from mlflow_unlearn.registry.lock import model_lock
+from mlflow_unlearn.registry.versions import retired
 
 QUICK = '{"epochs": 2, "lr": 0.003}'
 
@@ -124,6 +127,88 @@ def test_interrupted_and_started_again(own):
     assert again.code == 0, again.err
     assert not (location / "MLmodel").exists()
     assert call("retire", "--model-uri", "models:/clf/1", "--yes", "true").code == 2
+
+
+@pytest.mark.parametrize("step", ["_remove_alias", "_delete_logged_model", "_delete_files", "can_be_read"])
+def test_killed_anywhere_the_same_command_goes_on(folders, monkeypatch, step):
+    """Before that step or after it."""
+    client, add = folders
+    for name in ("before", "after"):
+        folder = add(name)
+        client.set_registered_model_alias(name, "old", "1")
+        real = getattr(command, step)
+
+        def killed(*arguments, name=name, real=real):
+            if name == "after":
+                real(*arguments)
+            raise KeyboardInterrupt
+
+        retire = ("retire", "--model-uri", f"models:/{name}/1", "--aliases", "old", "--yes", "true")
+        monkeypatch.setattr(command, step, killed)
+        assert call(*retire).code == 130
+        monkeypatch.undo()
+        assert "not finished" in retired(client.get_model_version(name, "1"))
+        done = call(*retire)
+        assert done.code == 0, done.err
+        assert not folder.exists() and client.get_registered_model(name).aliases == {}
+        assert folder.parent.name not in logged_ids(client)
+        mark = json.loads(client.get_model_version(name, "1").tags["unlearn.retired"])
+        assert mark.keys() == {"at", "by", "run_id", "reason"}
+        assert json.loads(mlflow.artifacts.load_text(f"runs:/{mark['run_id']}/evidence/retirement.json"))["done"]
+        again = call(*retire)
+        assert again.code == 2 and "there is nothing left to remove" in again.err
+
+
+def test_an_alias_that_is_set_after_the_plan(folders, monkeypatch):
+    """By hand, in the moment before anything is deleted."""
+    client, add = folders
+    folder, who = add("clf"), command.whoami
+
+    def and_set():
+        client.set_registered_model_alias("clf", "champion", "1")
+        return who()
+
+    monkeypatch.setattr(command, "whoami", and_set)
+    refused = call("retire", "--model-uri", "models:/clf/1", "--yes", "true")
+    assert refused.code == 3 and "it is served by clf@champion" in refused.err
+    assert (folder / "MLmodel").exists() and folder.parent.name in logged_ids(client)
+    assert client.get_model_version("clf", "1").tags == {}, "it can be used as before"
+
+
+@pytest.mark.parametrize("how", ["an alias", "an endpoint", "a copy", "a folder inside"])
+def test_what_is_served_between_two_deletions(folders, monkeypatch, how):
+    """The files stay, though the LoggedModel's entry is gone."""
+    client, add = folders
+    folder, real = add("clf"), command._delete_logged_model
+
+    def and_more(*arguments):
+        real(*arguments)
+        if how == "an alias":
+            client.set_registered_model_alias("clf", "champion", "1")
+        elif how == "an endpoint":
+            client.set_model_version_tag("clf", "1", "unlearn.endpoint.edge", "https://edge.example.com")
+        else:
+            add("copy", folder / "part" if how == "a folder inside" else folder)
+
+    monkeypatch.setattr(command, "_delete_logged_model", and_more)
+    refused = call("retire", "--model-uri", "models:/clf/1", "--yes", "true")
+    assert refused.code == 3, refused.err
+    sentence = {"an alias": "clf@champion", "an endpoint": "the endpoint edge", "a copy": "models:/copy/1 came or went"}
+    assert sentence.get(how, "the files of models:/copy/1") in refused.err
+    assert (folder / "MLmodel").exists()
+
+
+def test_it_waits_for_another_decision(folders, monkeypatch):
+    client, add = folders
+    folder = add("clf")
+    add("copy", folder)
+    monkeypatch.setenv("MLFLOW_UNLEARN_WAIT", "0")
+    with model_lock(client, "copy"):
+        refused = call("retire", "--model-uri", "models:/clf/1", "--yes", "true")
+    assert refused.code == 2 and "models:/copy is in use by `python` of" in refused.err
+    assert (folder / "MLmodel").exists() and client.get_model_version("clf", "1").tags == {}
+    assert client.get_registered_model("clf").tags == {}
+    assert call("retire", "--model-uri", "models:/clf/1", "--yes", "true").code == 0
 
 
 def test_a_copy_of_a_plain_folder_is_served(own, tmp_path):

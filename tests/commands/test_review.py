@@ -1,7 +1,41 @@
 """`review`: a verdict by a policy, recorded on the version."""
 
+import json
+
 import pytest
-from stores import call
+from chains import folder_of, last_review, review, tagged
+from stores import call, copied, shell
+
+from mlflow_unlearn.commands import review as command
+from mlflow_unlearn.evidence.record import sha256
+from mlflow_unlearn.registry.tracking import registry
+
+
+@pytest.fixture
+def reviewed(chain_template, tmp_path):
+    """clf/2 has failed a review after it has passed one."""
+    with copied(chain_template, tmp_path / "reviewed") as store:
+        for name in ("lenient.yaml", "strict.yaml"):
+            (store.folder / name).write_text((chain_template.folder / name).read_text())
+        assert review("2").code == 0
+        assert review("2", "strict.yaml").code == 3
+        yield store
+
+
+def refused_everywhere(sentence: str) -> None:
+    for arguments in (
+        ("verify",),
+        ("review", "--policy", "lenient.yaml"),
+        ("promote",),
+        ("promote", "--override", "x"),
+    ):
+        refused = call(*arguments, "--model-uri", "models:/clf/2")
+        assert refused.code == 3 and sentence in refused.err, (arguments, refused)
+
+
+def without(store, *keys: str) -> None:
+    for key in keys:
+        store.client.delete_model_version_tag("clf", "2", key)
 
 
 def test_review_by_the_default_policy(chain):
@@ -34,3 +68,118 @@ def test_bad_policies(chain, text, sentence):
     refused = call("review", "--model-uri", "models:/clf/2", "--policy", "bad.yaml")
     assert refused.code == 2, refused.err
     assert sentence in refused.err
+
+
+def test_each_review_names_the_one_before(reviewed):
+    tags = reviewed.tags("2")
+    files = {}
+    for n in (1, 2):
+        run_id = json.loads(tags[f"unlearn.review.{n}"])["run_id"]
+        run = reviewed.client.get_run(run_id)
+        folder = run.info.artifact_uri.removeprefix("file://")
+        files[n] = open(f"{folder}/evidence/review-{n}.json", "rb").read()
+        assert run.data.tags["unlearn.reviews"] == f"{n} {sha256(files[n])}"
+    assert json.loads(files[1])["previous"] == {"n": 0, "sha256": ""}
+    assert json.loads(files[2])["previous"] == {"n": 1, "sha256": sha256(files[1])}
+    assert tags["unlearn.reviews"] == f"2 {sha256(files[2])}"
+    checked = call("verify", "--model-uri", "models:/clf/2")
+    assert checked.code == 0 and "all 2 are there, each after the other" in " ".join(checked.out.split())
+
+
+def test_a_failing_review_whose_tag_is_gone(reviewed):
+    """The one before it had passed."""
+    without(reviewed, "unlearn.review.2")
+    reviewed.client.set_model_version_tag("clf", "2", "unlearn.verdict", "pass")
+    refused_everywhere("reviews: review 2 is missing")
+
+
+def test_a_failing_review_that_is_gone_from_the_version_with_its_place_in_the_chain(reviewed):
+    """Its own run still names it."""
+    head = sha256(last_review(reviewed, "2")[2].read_bytes())
+    first = json.loads(reviewed.tags("2")["unlearn.review.1"])
+    without(reviewed, "unlearn.review.2")
+    for key, value in (("unlearn.verdict", "pass"), ("unlearn.reviews", f"1 {first['sha256']}")):
+        reviewed.client.set_model_version_tag("clf", "2", key, value)
+    refused_everywhere(f"recorded as number '2 {head[:18]}' is not among them")
+
+
+def test_all_reviews_are_gone_from_the_version(reviewed):
+    without(reviewed, "unlearn.review.1", "unlearn.review.2", "unlearn.verdict", "unlearn.reviews")
+    refused_everywhere("recorded as number '1 ")
+    # Also in a run that was deleted.
+    for run in reviewed.runs():
+        if "unlearn.reviews" in run.data.tags:
+            reviewed.client.delete_run(run.info.run_id)
+    refused_everywhere("recorded as number '2 ")
+
+
+def test_a_verdict_that_was_changed(reviewed):
+    told = json.loads(reviewed.tags("2")["unlearn.review.2"])
+    forged = {"unlearn__review__2": json.dumps(told | {"verdict": "pass"}), "unlearn__verdict": "pass"}
+    with tagged(reviewed, "2", **forged):
+        refused_everywhere("review 2 says pass, and its run")
+
+
+def test_two_at_once_get_two_numbers(reviewed, monkeypatch):
+    """The other one begins later and ends before this one takes its number."""
+    examine = command.examine
+
+    def and_another(*arguments, **options):
+        found = examine(*arguments, **options)
+        done = shell("review", "--model-uri", "models:/clf/2", "--policy", "strict.yaml")
+        assert done.returncode == 3, done.stderr
+        return found
+
+    monkeypatch.setattr(command, "examine", and_another)
+    assert review("2").code == 0
+    monkeypatch.undo()
+    entries = [json.loads(reviewed.tags("2")[f"unlearn.review.{n}"]) for n in (1, 2, 3, 4)]
+    assert [one["verdict"] for one in entries] == ["pass", "fail", "fail", "pass"]
+    assert call("verify", "--model-uri", "models:/clf/2").code == 0
+
+
+@pytest.mark.parametrize("key", ["unlearn.review.3", "unlearn.verdict", "unlearn.reviews"])
+def test_interrupted_and_started_again(reviewed, monkeypatch, key):
+    """Killed before or after any of the tags: it counts with the last one alone, and the next one takes its number."""
+    real = type(registry(reviewed.client)).set_model_version_tag
+
+    def killed(self, name, version, tag, value):
+        if tag == key:
+            raise KeyboardInterrupt
+        real(self, name, version, tag, value)
+
+    monkeypatch.setattr(type(registry(reviewed.client)), "set_model_version_tag", killed)
+    assert review("2").code == 130
+    monkeypatch.undo()
+    checked = call("verify", "--model-uri", "models:/clf/2")
+    assert checked.code == 0, checked.err
+    assert ("review 3 was begun in run" in checked.out) == (key != "unlearn.review.3")
+    refused = call("promote", "--model-uri", "models:/clf/2")
+    assert refused.code == 3 and "its review 2 says fail" in refused.err
+    assert review("2").code == 0
+    assert reviewed.tags("2")["unlearn.reviews"].startswith("3 ")
+    assert call("promote", "--model-uri", "models:/clf/2").code == 0
+
+
+def test_one_that_claims_to_be_unfinished(reviewed):
+    """A failing review whose head was put back is no interrupted one: its run says that it was finished."""
+    first = json.loads(reviewed.tags("2")["unlearn.review.1"])
+    with tagged(reviewed, "2", unlearn__reviews=f"1 {first['sha256']}", unlearn__verdict="pass"):
+        refused_everywhere("recorded as number '2 ")
+        gone = json.loads(reviewed.tags("2")["unlearn.review.2"]) | {"run_id": "0" * 32}
+        with tagged(reviewed, "2", unlearn__review__2=json.dumps(gone)):
+            refused_everywhere("whether it was finished cannot be read")
+
+
+def test_a_version_that_was_retired_meanwhile(reviewed, monkeypatch):
+    who = command.whoami
+
+    def and_retired():
+        reviewed.client.set_model_version_tag("clf", "2", "unlearn.retired", '{"by": "x", "at": "y", "reason": null}')
+        return who()
+
+    monkeypatch.setattr(command, "whoami", and_retired)
+    refused = review("2")
+    assert refused.code == 3 and "retired by x at y" in refused.err
+    assert "unlearn.review.3" not in reviewed.tags("2")
+    assert (folder_of("2") / "MLmodel").exists()

@@ -5,6 +5,8 @@ import math
 import re
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,8 @@ from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.catalog import KEYS
 from mlflow_unlearn.registry.digests import file_digests
+from mlflow_unlearn.registry.forget_requests import ForgetRequest, mark_done
+from mlflow_unlearn.registry.lock import model_lock
 from mlflow_unlearn.registry.system import code_commit
 
 QUICK = ("--params", '{"epochs": 1}')
@@ -722,3 +726,41 @@ def test_two_at_once(store, cli):
     [(state, details)] = store.requests().values()
     assert state == "done"
     assert set(details["by"]) <= {"models:/clf/2", "models:/clf/3"}
+
+
+def test_a_second_one_on_the_same_version_says_who_works_on_it(store, cli, monkeypatch):
+    assert cli("request", "--model-uri", "models:/clf/1", "--forget", "random:20").code == 0
+    store.client.set_registered_model_alias("clf", "champion", "1")
+    before = store.everything_registered()
+    with model_lock(store.client, "clf", version="1"):
+        refused = cli("unlearn", "--model-uri", "models:/clf@champion", *QUICK)
+        assert refused.code == 2
+        assert re.search(r"models:/clf/1 is in use by `python` of \S+ on \S+ \(process \d+\), since 20", refused.err)
+        planned = cli("unlearn", "--model-uri", "models:/clf/1", *QUICK, "--plan", "true")
+        assert planned.code == 0, "a dry run is in nobody's way"
+    assert store.everything_registered() == before
+    assert cli("unlearn", "--model-uri", "models:/clf/1", *QUICK).code == 0
+    assert store.client.get_registered_model("clf").tags == {}
+
+
+def test_the_second_one_waits_and_reads_the_requests_again(store, cli, monkeypatch):
+    """What the first one has fulfilled is not fulfilled twice."""
+    assert cli("request", "--model-uri", "models:/clf/1", "--forget", "random:20").code == 0
+    [request_id] = store.requests()
+    monkeypatch.setenv("MLFLOW_UNLEARN_WAIT", "60")
+    request = ForgetRequest(request_id, "models:/clf/1", store.requests()[request_id][1]["run_id"])
+    held = threading.Event()
+
+    def first() -> None:
+        with model_lock(store.client, "clf", version="1"):
+            held.set()
+            time.sleep(1)
+            mark_done(store.client, [request], "models:/clf/9")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    held.wait()
+    refused = cli("unlearn", "--model-uri", "models:/clf/1", *QUICK)
+    thread.join()
+    assert refused.code == 2 and "models:/clf/1 has no pending forget request" in refused.err
+    assert store.versions() == ["1"]

@@ -1,12 +1,10 @@
 """Who may promote which version: reviews judged again, open requests, signatures, approvers."""
 
-import hashlib
 import json
 import re
-from pathlib import Path
 
 import pytest
-from chains import LENIENT, changed, flipped, folder_of, forged_review, review, tagged
+from chains import LENIENT, flipped, folder_of, forged_review, last_review, review, reviewed_otherwise, tagged
 from stores import Outcome, call
 
 
@@ -50,15 +48,11 @@ def test_a_request_tag_that_was_edited(chain, value):
 def test_a_review_is_judged_again(chain):
     """Whoever may write the review's run and the version's tags can forge the file, but not what the evidence says."""
     assert review("2", "strict.yaml").code == 3
-    n = max(int(k.rpartition(".")[2]) for k in chain.tags("2") if k.startswith("unlearn.review."))
-    told = json.loads(chain.tags("2")[f"unlearn.review.{n}"])
-    run = chain.client.get_run(told["run_id"])
-    path = Path(run.info.artifact_uri.removeprefix("file://")) / "evidence" / f"review-{n}.json"
-    record = json.loads(path.read_text())
-    for checks in ([], [c | {"outcome": "pass"} for c in record["verdict"]["checks"]]):
-        forged = json.dumps(record | {"verdict": record["verdict"] | {"checks": checks}}).encode()
-        tag = json.dumps(told | {"sha256": hashlib.sha256(forged).hexdigest(), "verdict": "pass"})
-        with changed(path, forged), tagged(chain, "2", **{f"unlearn__review__{n}": tag, "unlearn__review__note": "x"}):
+    n, _, path = last_review(chain, "2")
+    verdict = json.loads(path.read_text())["verdict"]
+    for checks in ([], [c | {"outcome": "pass"} for c in verdict["checks"]]):
+        forged = reviewed_otherwise(chain, "2", verdict | {"checks": checks})
+        with forged, tagged(chain, "2", unlearn__review__note="x"):
             refused = call("promote", "--model-uri", "models:/clf/2", "--policy", "strict.yaml")
             lifted = call("promote", "--model-uri", "models:/clf/2", "--override", "now")
         assert refused.code == 3 and f"review {n} says what its policy does not say" in refused.err
@@ -131,10 +125,7 @@ def test_a_copy_and_other_weights_are_refused(chain):
 
 def test_a_changed_review(chain):
     assert review("2").code == 0
-    n = max(int(k.rpartition(".")[2]) for k in chain.tags("2") if k.startswith("unlearn.review."))
-    told = json.loads(chain.tags("2")[f"unlearn.review.{n}"])
-    run = chain.client.get_run(told["run_id"])
-    path = Path(run.info.artifact_uri.removeprefix("file://")) / "evidence" / f"review-{n}.json"
+    n, _, path = last_review(chain, "2")
     with flipped(path):
         refused = call("promote", "--model-uri", "models:/clf/2")
     assert refused.code == 3 and f"review {n}" in refused.err

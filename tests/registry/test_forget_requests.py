@@ -1,5 +1,6 @@
 """Forget requests as tags and files."""
 
+import threading
 from types import SimpleNamespace
 
 import mlflow
@@ -8,7 +9,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.registry import forget_requests
+from mlflow_unlearn.registry import forget_requests, lock
 from mlflow_unlearn.registry.forget_requests import TAG, ForgetRequest
 
 FIRST = ForgetRequest("0123456789ab", "models:/clf/1", "a run")
@@ -82,3 +83,32 @@ def test_all_are_done_or_none(store):
     forget_requests.mark_done(store.client, [FIRST], "models:/clf/3")
     [(state, details)] = store.requests().values()
     assert (state, details["by"]) == ("done", ["models:/clf/2", "models:/clf/3"])
+
+
+def test_marks_that_are_made_at_once_are_all_there(store, monkeypatch):
+    monkeypatch.setattr(lock, "_POLL", 0.02)
+    store.client.set_model_version_tag("clf", "1", TAG + FIRST.id, FIRST.tag())
+    uris = [f"models:/clf/{number}" for number in range(2, 14)]
+
+    def mark(some: list[str]) -> None:
+        for uri in some:
+            forget_requests.mark_done(store.client, [FIRST], uri)
+
+    threads = [threading.Thread(target=mark, args=(uris[start::3],)) for start in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    [(state, details)] = store.requests().values()
+    assert (state, sorted(details["by"])) == ("done", sorted(uris))
+    assert store.client.get_registered_model("clf").tags == {}
+
+
+def test_one_that_was_filed_while_the_version_was_read(store, tmp_path):
+    """The same samples: one request, in the run of whoever came first."""
+    subject, filed = version(**store.tags("1")), []
+    for _ in range(2):
+        with mlflow.start_run():
+            filed.append(forget_requests.file_request(store.client, subject, Manifest(("a",)), {}, folder=tmp_path))
+    assert filed[1] == (filed[0][0], False)
+    assert store.requests()[filed[0][0].id][1]["run_id"] == filed[0][0].run_id
