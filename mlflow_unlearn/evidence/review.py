@@ -129,7 +129,7 @@ def read_chain(tags: Mapping[str, str]) -> ReviewChain:
         try:
             said = json.loads(tags[f"{TAG}{n}"])
             previous = None if said.get("previous") is None else str(said["previous"])
-            found[n] = ReviewEntry(n, *(str(said[key]) for key in ("run_id", "sha256", "verdict")), previous)
+            found[n] = ReviewEntry(n, str(said["run_id"]), str(said["sha256"]), str(said["verdict"]), previous)
         except (ValueError, KeyError, TypeError, AttributeError):
             problems.append(f"the tag of review {n} cannot be read")
     head = Head()

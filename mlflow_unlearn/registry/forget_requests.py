@@ -20,7 +20,7 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.lock import model_lock
-from mlflow_unlearn.registry.versions import Version, fetched
+from mlflow_unlearn.registry.versions import Version, artifact
 
 TAG = "unlearn.request."
 RUN_TAG = "unlearn.request_id"
@@ -219,7 +219,7 @@ def _stored(run_id: str, name: str) -> Iterator[Path]:
     """
     with ExitStack() as stack:
         try:
-            path = stack.enter_context(fetched(f"runs:/{run_id}/{FOLDER}/{name}"))
+            path = stack.enter_context(artifact(run_id, f"{FOLDER}/{name}"))
         except (MlflowException, OSError) as error:
             raise UnlearnError(f"{name} of the request in run {run_id} cannot be read: {error}") from error
         yield path
@@ -242,6 +242,8 @@ def mark_done(client: MlflowClient, requests: Sequence[ForgetRequest], by: str) 
                 key = TAG + request.id
                 found = tags[request.of].get(key)
                 now = request if found is None else ForgetRequest.from_tag(key, found)
+                if request.pending and not now.pending:
+                    note(f"Note: request {request.id} was carried out by {', '.join(now.done_by)} meanwhile, too.")
                 before.append((name, version, key, found))
                 registry.set_model_version_tag(name, version, key, replace(now, done_by=(*now.done_by, by)).tag())
         except BaseException:

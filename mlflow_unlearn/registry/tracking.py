@@ -11,6 +11,7 @@ from typing import Any
 
 import mlflow
 import yaml
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -126,11 +127,14 @@ def run(name: str, config: Command) -> Iterator[str]:
     # For the run-context provider of plugins/mlflow_unlearn_plugins: it tags runs that start meanwhile with ours.
     with active, _environment(**{"MLFLOW_UNLEARN_RUN_ID": run_id, COMMAND_VARIABLE: name}):
         try:
-            mlflow.set_tags({"unlearn.command": name, **system_facts()})
-            mlflow.log_params({f"unlearn.{key}": value for key, value in values.items()})
+            client().log_batch(  # at once, since on some servers each request takes its time
+                run_id,
+                [Metric("seconds.start", time.monotonic() - STARTED, int(time.time() * 1000), 0)],
+                [Param(f"unlearn.{key}", str(value)) for key, value in values.items()],
+                [RunTag(key, value) for key, value in {"unlearn.command": name, **system_facts()}.items()],
+            )
             # Also the first write to the artifact store: if it is full or read-only, no training is lost.
             mlflow.log_text(yaml.safe_dump({name: values}, sort_keys=False, allow_unicode=True), "config.yaml")
-            mlflow.log_metric("seconds.start", time.monotonic() - STARTED)
             yield run_id
         except UnlearnError as error:
             # The message may list sample ids.

@@ -270,9 +270,16 @@ def fetched(uri: str) -> Iterator[Path]:
         yield Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
 
 
+@contextmanager
+def artifact(run_id: str, path: str) -> Iterator[Path]:
+    """One of a run's files inside the block: without looking for a model of that name, as ``runs:/`` does."""
+    with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-") as folder:
+        yield Path(MlflowClient().download_artifacts(run_id, path, folder))
+
+
 def read_artifact(run_id: str, path: str) -> bytes:
     """The bytes of one of a run's files."""
-    with fetched(f"runs:/{run_id}/{path}") as file:
+    with artifact(run_id, path) as file:
         return file.read_bytes()
 
 
