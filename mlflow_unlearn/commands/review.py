@@ -28,7 +28,7 @@ def review(options: config.Review) -> None:
         client = tracking.client()
         examined = examine(client, options.model_uri, folder, key=options.key)
         examined.refuse_differences("cannot be reviewed")
-        verdict = judge(examined.evidence, policy, signed=examined.signed)
+        verdict = judge(examined.evidence, policy, signature=examined.signature)
         name, version = examined.registered.name, str(examined.registered.version)
         reviewed = ReviewRecord(
             n=max(numbers(examined.registered.tags), default=0) + 1,
@@ -56,8 +56,6 @@ def review(options: config.Review) -> None:
         client.set_model_version_tag(name, version, f"{TAG}{reviewed.n}", json.dumps(recorded_as))
         client.set_model_version_tag(name, version, VERDICT_TAG, verdict.word)
     table.show_verdict(examined.uri, verdict)
-    failed = [check for check in verdict.checks if check.outcome != "pass"]
-    if failed:
-        failures = "; ".join(f"{c.rule} is {c.value}, needs {c.threshold} ({c.outcome})" for c in failed)
-        raise Refused(f"{examined.uri} does not pass the policy {policy.name!r}: {failures}")
+    if not verdict.passed:
+        raise Refused(f"{examined.uri} does not pass the policy {policy.name!r}: {verdict.failures}")
     print(f"{examined.uri} passes the policy {policy.name!r} (review {reviewed.n}, run {run_id}).")

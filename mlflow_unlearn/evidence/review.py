@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mlflow_unlearn.evidence.policy import Policy, Verdict
 from mlflow_unlearn.evidence.record import FOLDER, FrozenRecord, Person
@@ -24,6 +25,17 @@ class ReviewRecord(FrozenRecord):
     evidence_sha256: str
     policy: Policy
     verdict: Verdict
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_releases(cls, values: Any) -> Any:
+        """Their policies did not ask whether a name was authenticated, nor whether a pass tells anything."""
+        if not isinstance(values, dict) or not isinstance(values.get("policy"), dict):
+            return values
+        policy = {"authenticated": False} | values["policy"]
+        if isinstance(policy.get("membership"), dict):
+            policy["membership"] = {"uninformative": "accept"} | policy["membership"]
+        return values | {"policy": policy}
 
     @property
     def file(self) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +34,7 @@ WEIGHTS_FILE = "weights.safetensors"
 
 RETIRED_TAG = "unlearn.retired"
 """Of a version that `retire` has removed: time, user and reason."""
-_DESCRIPTION_LIMIT = 5000
+DESCRIPTION_LIMIT = 5000
 
 
 class Record(BaseModel):
@@ -249,9 +250,19 @@ def fetched(uri: str) -> Iterator[Path]:
         yield Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
 
 
+def of_run(run_id: str, path: str) -> str:
+    """URI of one of a run's own files: below ``runs:/`` a model's of the same name would come in its place."""
+    return f"{_artifacts_of(mlflow.get_tracking_uri(), run_id)}/{path}"
+
+
+@cache  # a run's files stay where they are
+def _artifacts_of(tracking_uri: str, run_id: str) -> str:
+    return str(MlflowClient(tracking_uri).get_run(run_id).info.artifact_uri)
+
+
 def read_artifact(run_id: str, path: str) -> bytes:
     """The bytes of one of a run's files."""
-    with fetched(f"runs:/{run_id}/{path}") as file:
+    with fetched(of_run(run_id, path)) as file:
         return file.read_bytes()
 
 
@@ -347,7 +358,7 @@ def describe_version(client: MlflowClient, name: str, version: str, description:
         version: its number.
         description: Markdown.
     """
-    client.update_model_version(name, version, description=description[:_DESCRIPTION_LIMIT])
+    client.update_model_version(name, version, description=description[:DESCRIPTION_LIMIT])
 
 
 @contextmanager
