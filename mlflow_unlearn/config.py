@@ -252,7 +252,7 @@ class Promote(Command):
         None, description="The policy that it must have been reviewed by; default: that of its review."
     )
     key: Text = Field(
-        None, description="Public EC key (PEM file) to check the signature with, where the policy requires one."
+        None, description="Public EC key (PEM file) that the signature must be by; default: a signer of the policy."
     )
     approver: Text = Field(None, description="Who approves; a server with users knows, and takes no other name.")
     override: Text = Field(None, description="Reason to promote in spite of the verdict; it is recorded.")

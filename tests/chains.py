@@ -2,14 +2,16 @@
 
 import hashlib
 import json
-from contextlib import contextmanager
+import shutil
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import mlflow
 from stores import Outcome, call
 
-from mlflow_unlearn.evidence.record import Evidence, read_evidence
-from mlflow_unlearn.report.card import model_card
+from mlflow_unlearn.evidence.record import SIGNATURE, Evidence, read_evidence
+from mlflow_unlearn.evidence.signing import public_key, sign
+from mlflow_unlearn.report.card import describe, model_card
 
 QUICK = '{"epochs": 3, "lr": 0.003}'
 LENIENT = """
@@ -37,7 +39,7 @@ def flipped(path: Path):
     """One byte of a file is another one inside the block."""
     content = path.read_bytes()
     middle = len(content) // 2
-    path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :] if content else b"x")
     try:
         yield
     finally:
@@ -79,16 +81,29 @@ def tagged(chain, version: str, **tags: str):
 @contextmanager
 def rewritten(chain, version: str, edited: Evidence):
     """What somebody with EDIT on a version and its run can do: the record is another one wherever it is named."""
-    folder = folder_of(version) / "evidence"
-    run = chain.client.get_run(edited.run.id)
-    copy = Path(run.info.artifact_uri.removeprefix("file://")) / "evidence" / "evidence.json"
-    content = edited.to_json().encode()
-    tags = {"unlearn__evidence_sha256": edited.sha256}
-    tags |= {name.replace(".", "__"): value for name, value in edited.tags().items()}
-    card = model_card(edited).encode()
-    with changed(folder / "evidence.json", content), changed(copy, content), changed(folder / "model_card.md", card):
-        with tagged(chain, version, **tags):
-            yield
+    run = Path(chain.client.get_run(edited.run.id).info.artifact_uri.removeprefix("file://"))
+    tags = {"unlearn.evidence_sha256": edited.sha256, **edited.tags()}
+    description = chain.client.get_model_version("clf", version).description
+    with ExitStack() as stack:
+        for folder in (folder_of(version), run):
+            stack.enter_context(changed(folder / "evidence" / "evidence.json", edited.to_json().encode()))
+            stack.enter_context(changed(folder / "evidence" / "model_card.md", model_card(edited).encode()))
+        stack.enter_context(tagged(chain, version, **tags))
+        chain.client.update_model_version("clf", version, description=describe(edited))
+        stack.callback(chain.client.update_model_version, "clf", version, description=description)
+        yield
+
+
+@contextmanager
+def resigned(chain, version: str, edited: Evidence, key: Path):
+    """What somebody with EDIT and a key of their own can do: the record is another one, and rightly signed by them."""
+    mine = edited.model_copy(update={"public_key": public_key(str(key))})
+    run = Path(chain.client.get_run(edited.run.id).info.artifact_uri.removeprefix("file://"))
+    folders = [folder / "evidence" for folder in (folder_of(version), run)]
+    with rewritten(chain, version, mine), changed(folders[0] / SIGNATURE, b""), changed(folders[1] / SIGNATURE, b""):
+        sign(folders[0], str(key))
+        shutil.copy(folders[0] / SIGNATURE, folders[1])
+        yield
 
 
 def last_review(chain, version: str) -> tuple[int, str, Path]:

@@ -247,7 +247,7 @@ def sequence() -> Evidence:
 
 
 def verdict(record: Evidence) -> Verdict:
-    return judge(record, Policy(), signed=None)
+    return judge(record, Policy(), signature=None)
 
 
 def png(seed: int, size: int = 8) -> bytes:

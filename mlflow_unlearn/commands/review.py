@@ -38,7 +38,7 @@ def review(options: config.Review) -> None:
         client = tracking.client()
         examined = examine(client, options.model_uri, folder, key=options.key)
         examined.refuse_differences("cannot be reviewed")
-        verdict = judge(examined.evidence, policy, signed=examined.signed)
+        verdict = judge(examined.evidence, policy, signature=examined.signature)
         registry = tracking.registry(client)
         name, version, by = examined.registered.name, str(examined.registered.version), whoami()
         with model_lock(client, name):
@@ -78,8 +78,6 @@ def review(options: config.Review) -> None:
         # Last, so that whatever a run says is on the version.
         mlflow.set_tags({VERDICT_TAG: verdict.word, MODEL_URI_TAG: examined.uri, HEAD_TAG: str(head)})
     table.show_verdict(examined.uri, verdict)
-    failed = [check for check in verdict.checks if check.outcome != "pass"]
-    if failed:
-        failures = "; ".join(f"{c.rule} is {c.value}, needs {c.threshold} ({c.outcome})" for c in failed)
-        raise Refused(f"{examined.uri} does not pass the policy {policy.name!r}: {failures}")
+    if not verdict.passed:
+        raise Refused(f"{examined.uri} does not pass the policy {policy.name!r}: {verdict.failures}")
     print(f"{examined.uri} passes the policy {policy.name!r} (review {reviewed.n}, run {run_id}).")

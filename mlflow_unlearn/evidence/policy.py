@@ -1,16 +1,20 @@
 """Policy: what a version must show before it may replace another, and the verdict on one evidence record."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from mlflow_unlearn.console import first_line
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.record import Evidence, FrozenRecord, Measured, sha256
+from mlflow_unlearn.evidence.signing import Signature, fingerprint
 from mlflow_unlearn.metrics.catalog import KEYS, READING
+from mlflow_unlearn.metrics.membership import tells_apart
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Model = Literal["original", "unlearned", "gold"]
@@ -71,6 +75,9 @@ class Membership(FrozenRecord):
     attack: Literal["mia_auc"] = "mia_auc"
     accept: list[Word] = ["indistinguishable"]
     each_request: bool = Field(True, description="Each request has to pass by itself, and so has their union.")
+    uninformative: Literal["fail", "accept"] = Field(
+        "fail", description="Where the attack did not tell the samples from unseen ones in the original either."
+    )
 
 
 class Policy(FrozenRecord):
@@ -86,15 +93,28 @@ class Policy(FrozenRecord):
     membership: Membership | None = Membership()
     minimum: dict[Literal["forget", "retain", "val", "test"], Annotated[int, Field(ge=1)]] = {"forget": 10, "test": 100}
     required: list[Required] = []
+    signers: list[str] = Field(
+        [], description="Public keys that a required signature may be by: PEM, the path of a PEM file, or fingerprint."
+    )
     approvers: list[str] = Field([], description="Who may promote; empty: everybody.")
     two_person: bool = Field(
         False, description="Who promotes may not have asked for, filed, or carried out the unlearning."
     )
+    authenticated: bool = Field(True, description="Names count only where the tracking server has checked them.")
+
+    @field_validator("signers")
+    @classmethod
+    def _as_fingerprints(cls, values: list[str], info: ValidationInfo) -> list[str]:
+        """What is stored does not depend on this machine's files."""
+        return [_fingerprint(value, info.context) for value in values]
 
     @property
     def sha256(self) -> str:
         """Of the policy with all its defaults."""
         return sha256(self.model_dump_json().encode())
+
+
+Outcome = Literal["pass", "fail", "not measured", "uninformative"]
 
 
 class Check(FrozenRecord):
@@ -103,8 +123,13 @@ class Check(FrozenRecord):
     rule: str
     value: str
     threshold: str
-    outcome: Literal["pass", "fail", "not measured"]
+    outcome: Outcome
     note: str = ""
+
+    def __str__(self) -> str:
+        """As an error says it; what a number does not explain is explained."""
+        why = f": {self.note}" if self.value in ("–", "false") and self.note else ""
+        return f"{self.rule} is {self.value}, needs {self.threshold} ({self.outcome}{why})"
 
 
 class Verdict(FrozenRecord):
@@ -118,6 +143,12 @@ class Verdict(FrozenRecord):
     def passed(self) -> bool:
         """Whether there are checks, and every one has."""
         return bool(self.checks) and all(check.outcome == "pass" for check in self.checks)
+
+    @property
+    def failures(self) -> str:
+        """What has not passed and why, in words."""
+        failed = [check for check in self.checks if check.outcome != "pass"]
+        return "; ".join(map(str, failed)) or "none of its rules applies to this version"
 
     @property
     def word(self) -> Literal["pass", "fail"]:
@@ -142,7 +173,7 @@ def read_policy(path: str | None) -> Policy:
     if not isinstance(values, dict):
         raise UnlearnError(f"the policy {path!r} holds no names with values, such as rules: or two_person: true")
     try:
-        return Policy.model_validate(values)
+        policy = Policy.model_validate(values, context=Path(path).parent)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -153,21 +184,46 @@ def read_policy(path: str | None) -> Policy:
             reason = "there is no such key" + (f"; did you mean {near[0]!r}?" if near else "")
         given = "" if first["type"] == "value_error" else f" = {first['input']!r}"
         raise UnlearnError(f"the policy {path!r} is not usable: {where}{given}: {reason}") from error
+    # Not by the model: such policies of earlier releases are stored in reviews.
+    if not (policy.rules or policy.membership or policy.minimum or policy.required):
+        raise UnlearnError(
+            f"the policy {path!r} judges nothing: give it at least one of rules, membership, minimum and required"
+        )
+    if policy.signers and "signature" not in policy.required:
+        raise UnlearnError(f"the policy {path!r} names signers and requires no signature: add it to required")
+    return policy
 
 
-def judge(evidence: Evidence, policy: Policy, *, signed: bool | None) -> Verdict:
+def _fingerprint(value: str, folder: Path | None) -> str:
+    """Of a public key that is given as PEM, as a file relative to the policy's folder, or by its fingerprint already.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if re.fullmatch("sha256:[0-9a-f]{64}", value.strip().lower()):
+        return value.strip().lower()
+    try:
+        return fingerprint(value.encode() if "-----BEGIN" in value else ((folder or Path()) / value).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{value[:80]!r} is not a public EC key ({first_line(error)}): give PEM, a PEM file's path relative to the "
+            "policy, or sha256: and what `sha256sum public.pem` prints"
+        ) from error
+
+
+def judge(evidence: Evidence, policy: Policy, *, signature: Signature | None) -> Verdict:
     """Every rule of the policy on the record.
 
     Args:
         evidence: the record.
         policy: the rules.
-        signed: whether the signature was verified; None: there is one, and no key to verify it with.
+        signature: what came of checking the one that is stored beside it; None: there is none.
     """
     checks = [
         *(_bound(evidence, rule) for rule in policy.rules if _applies(evidence, rule)),
         *(_memberships(evidence, policy.membership) if policy.membership is not None else ()),
         *(_size(evidence, role, least) for role, least in policy.minimum.items()),
-        *(_required(evidence, name, signed) for name in policy.required),
+        *(_required(evidence, name, policy, signature) for name in policy.required),
     ]
     return Verdict(policy=policy.name, policy_sha256=policy.sha256, checks=checks)
 
@@ -200,20 +256,24 @@ def _value(evidence: Evidence, model: str, metric: str) -> tuple[float | None, s
 
 
 def _memberships(evidence: Evidence, rule: Membership) -> Iterator[Check]:
-    now, before = (evidence.metrics[model].membership for model in ("unlearned", "original"))
-    check = _membership("membership", evidence.metrics["unlearned"], rule)
-    if now == before == "indistinguishable":
-        check = check.model_copy(update={"note": f"{check.note}; but so they did to the original: this tells nothing"})
-    yield check
+    yield _membership("membership", evidence.metrics, rule)
     if rule.each_request:
         for request in evidence.requests:
             if "unlearned" in request.metrics:
-                yield _membership(f"membership, request {request.id}", request.metrics["unlearned"], rule)
+                # What an earlier step forgot has to look like unseen samples to the source already.
+                models = request.metrics if request.id in evidence.request_ids else _unlearned(request.metrics)
+                yield _membership(f"membership, request {request.id}", models, rule)
         if "unlearned" in evidence.union:
-            yield _membership("membership, everything forgotten", evidence.union["unlearned"], rule)
+            yield _membership("membership, everything forgotten", _unlearned(evidence.union), rule)
 
 
-def _membership(name: str, measured: Measured, rule: Membership) -> Check:
+def _unlearned(models: Mapping[str, Measured]) -> dict[str, Measured]:
+    return {"unlearned": models["unlearned"]}
+
+
+def _membership(name: str, models: Mapping[str, Measured], rule: Membership) -> Check:
+    """The unlearned model's reading; where the original's is given, a pass has to tell something."""
+    measured = models["unlearned"]
     word = measured.membership
     threshold = " or ".join(rule.accept)
     if word == "not measured":
@@ -221,8 +281,12 @@ def _membership(name: str, measured: Measured, rule: Membership) -> Check:
         return Check(rule=name, value="–", threshold=threshold, outcome="not measured", note=note)
     values = measured.values
     shown = f"{word}: {values['mia_auc']:.3f} [{values['mia_auc_low']:.3f}, {values['mia_auc_high']:.3f}]"
-    outcome: Literal["pass", "fail"] = "pass" if word in rule.accept else "fail"
-    return Check(rule=name, value=shown, threshold=threshold, outcome=outcome, note=READING[word])
+    outcome: Outcome = "pass" if word in rule.accept else "fail"
+    note = READING[word]
+    if outcome == "pass" and "original" in models and not tells_apart(models["original"].membership):
+        note = READING["uninformative"]
+        outcome = "uninformative" if rule.uninformative == "fail" else "pass"
+    return Check(rule=name, value=shown, threshold=threshold, outcome=outcome, note=note)
 
 
 def _size(evidence: Evidence, role: str, least: int) -> Check:
@@ -231,14 +295,14 @@ def _size(evidence: Evidence, role: str, least: int) -> Check:
     return Check(rule=f"samples, {role} set", value=str(samples), threshold=f"≥ {least}", outcome=outcome)
 
 
-def _required(evidence: Evidence, name: Required, signed: bool | None) -> Check:
+def _required(evidence: Evidence, name: Required, policy: Policy, signature: Signature | None) -> Check:
     now = [request for request in evidence.requests if request.id in evidence.request_ids]
     found: dict[str, tuple[bool | None, str]] = {
         "gold": ("gold" in evidence.metrics, "measured beside a model retrained without the forget set"),
         "reason": (all(request.reason for request in now), "every request says why"),
         "requester": (all(request.requester for request in now), "every request says who asks"),
         "filed_request": (not any(_ad_hoc(evidence, r.run_id) for r in now), "every request was filed with `request`"),
-        "signature": (signed, "the evidence is signed; give key= to check it" if signed is None else "signed"),
+        "signature": signed_by(policy, signature),
         "clean_commit": (evidence.system.get("unlearn.git.dirty") == "false", "made by a committed state of this code"),
         "no_pickle": (not evidence.source.loading_ran_code, "loading the source version ran no code of its own"),
         "no_frozen_layers": (evidence.provenance.prefix is None, "every layer was trained"),
@@ -252,6 +316,25 @@ def _required(evidence: Evidence, name: Required, signed: bool | None) -> Check:
         outcome=outcome,
         note=meaning,
     )
+
+
+def signed_by(policy: Policy, signature: Signature | None) -> tuple[bool | None, str]:
+    """Whether a version is signed by a key that the policy names, or else by one that the caller gave; and in words.
+
+    None where that cannot be told: no one has named a key to trust, or there is none to check with.
+    """
+    if signature is None:
+        return False, "the evidence is unsigned"
+    if signature.broken is not None:
+        return False, f"the signature does not hold: {signature.broken}"
+    if signature.signer is None:
+        return None, "the evidence is signed, and does not name its key: give key= to check"
+    if policy.signers:
+        named = signature.signer in policy.signers
+        return named, f"signed with the key {signature.signer}" + ("" if named else ", which the policy does not name")
+    if signature.given:
+        return True, f"signed with the given key {signature.signer}"
+    return None, f"signed with the key {signature.signer}; signers: in the policy, or key=, says which keys to trust"
 
 
 def _ad_hoc(evidence: Evidence, run_id: str) -> bool:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, Valid
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance
-from mlflow_unlearn.metrics.membership import read_auc
+from mlflow_unlearn.metrics.membership import read_after, read_auc
 
 FOLDER = "evidence"
 FILE, REPORT, CARD, SIGNATURE = "evidence.json", "report.html", "model_card.md", "evidence.sig"
@@ -135,6 +135,7 @@ class RequestRecord(FrozenRecord):
     reason: str | None
     samples: int
     manifest_sha256: str
+    request_sha256: str | None = Field(None, description="Of request.json; None for a request of an earlier release.")
     carried_out_by: str
     metrics: dict[str, Measured] = Field(description="By model, where several requests are told apart.")
 
@@ -205,12 +206,18 @@ class Evidence(FrozenRecord):
     provenance: Provenance
     learning: Learning
     metrics: dict[str, Measured]
+    reading: str | None = Field(
+        None, description="Of membership, in the light of the original's; None in records of earlier releases."
+    )
     union: dict[str, Measured] = Field(description="On everything forgotten so far, where that is more than now.")
     incomplete: str | None
     exactness: Exactness = Exactness()
     audit: dict[str, JsonValue] | None = Field(None, description="What an audit found; None where there was none.")
     definitions: dict[str, int] = Field(description="Version of the definition by which each metric was computed.")
     figures: Figures
+    public_key: str | None = Field(
+        None, description="PEM, of the key that it is signed with; None if unsigned, or signed by an earlier release."
+    )
     hardware: dict[str, str]
     system: dict[str, str]
 
@@ -226,6 +233,11 @@ class Evidence(FrozenRecord):
         if missing := {"original", "unlearned"} - self.metrics.keys():
             raise ValueError(f"there are no metrics of {' and '.join(sorted(missing))}")
         return self
+
+    @property
+    def membership(self) -> str:
+        """How the two-sided test reads the unlearned model, in the light of the original's reading."""
+        return read_after(self.metrics["unlearned"].membership, self.metrics["original"].membership)
 
     def to_json(self) -> str:
         """What is stored; its SHA-256 is what the version's tag and every review name."""

@@ -8,8 +8,9 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mlflow_unlearn.evidence.policy import Policy, Verdict
 from mlflow_unlearn.evidence.record import FOLDER, FrozenRecord, Person
@@ -51,6 +52,17 @@ class ReviewRecord(FrozenRecord):
     evidence_sha256: str
     policy: Policy
     verdict: Verdict
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_releases(cls, values: Any) -> Any:
+        """Their policies did not ask whether a name was authenticated, nor whether a pass tells anything."""
+        if not isinstance(values, dict) or not isinstance(values.get("policy"), dict):
+            return values
+        policy = {"authenticated": False} | values["policy"]
+        if isinstance(policy.get("membership"), dict):
+            policy["membership"] = {"uninformative": "accept"} | policy["membership"]
+        return values | {"policy": policy}
 
     @property
     def file(self) -> str:
@@ -123,7 +135,8 @@ class ReviewChain:
 
 def read_chain(tags: Mapping[str, str]) -> ReviewChain:
     """The chain of reviews that a version's tags form. Those of earlier releases are where it begins."""
-    problems: list[str] = []
+    counted = {f"{TAG}{n}" for n in numbers(tags)}
+    problems = [f"the tag {key} is not of a review" for key in tags if key.startswith(TAG) and key not in counted]
     found: dict[int, ReviewEntry] = {}
     for n in sorted(numbers(tags)):
         try:

@@ -8,7 +8,7 @@ from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.evidence.record import FOLDER
-from mlflow_unlearn.governance.integrity import PROMOTION, PROMOTION_TAG, Examined, IntegrityFinding, same
+from mlflow_unlearn.governance.integrity import PROMOTION, PROMOTION_TAG, Examined, IntegrityFinding, hidden, same
 from mlflow_unlearn.registry.versions import read_artifact
 
 GUARDED = "champion"
@@ -51,6 +51,11 @@ def check_aliases(client: MlflowClient, examined: Examined) -> Iterator[Integrit
             yield IntegrityFinding(f"alias {alias}", "not checked", f"the promotion of this version {how}")
         else:
             yield IntegrityFinding(f"alias {alias}", "differs", f"it was moved by hand from here to version {number}")
+    # A promotion that is over, or that never was.
+    for key, promotion in sorted(examined.registered.tags.items()):
+        alias = key.removeprefix(PROMOTION_TAG)
+        if alias != key and alias not in examined.registered.aliases:
+            yield _same_promotion(f"promotion to {alias}", promotion, examined)
 
 
 def _promoted_at(tag: str | None) -> str:
@@ -86,9 +91,8 @@ def _same_promotion(part: str, tag: str, examined: Examined) -> IntegrityFinding
         promotion = json.loads(tag)
         recorded = json.loads(read_artifact(promotion["run_id"], f"{FOLDER}/{PROMOTION}"))
     except (ValueError, KeyError, TypeError, MlflowException, OSError) as error:
-        hidden = isinstance(error, MlflowException) and error.error_code == "PERMISSION_DENIED"
         message = f"the record of its promotion cannot be read ({first_line(error)})"
-        return IntegrityFinding(part, "not checked" if hidden else "differs", message)
+        return IntegrityFinding(part, "not checked" if hidden(error) else "differs", message)
     if promotion != recorded:
         return IntegrityFinding(part, "differs", "the tag of its promotion is not what the promotion's run recorded")
     for name, value in expected.items():

@@ -1,15 +1,17 @@
 """Who may approve a version, by which review, and what speaks against it."""
 
+from collections.abc import Iterator, Sequence
+
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from pydantic import ValidationError
 
 from mlflow_unlearn.console import first_line, note
 from mlflow_unlearn.errors import Refused, UnlearnError
-from mlflow_unlearn.evidence.policy import Policy, Verdict, judge
-from mlflow_unlearn.evidence.record import FOLDER, Evidence, Person, sha256
+from mlflow_unlearn.evidence.policy import Policy, Verdict, judge, signed_by
+from mlflow_unlearn.evidence.record import FOLDER, Evidence, Person, RequestRecord, sha256
 from mlflow_unlearn.evidence.review import Head, ReviewRecord, read_chain
-from mlflow_unlearn.governance.integrity import Examined
+from mlflow_unlearn.governance.integrity import Examined, IntegrityFinding, hidden
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.versions import find_version, read_artifact
@@ -28,16 +30,15 @@ def reviewed_by(examined: Examined, policy: Policy | None) -> tuple[ReviewRecord
         reviewed = _last_review(examined)
     except Refused as error:
         return None, [str(error)]
-    if examined.signed is None and "signature" in reviewed.policy.required:
-        return None, [
-            f"its policy {reviewed.policy.name!r} requires a signature, which only key= can check: someone who can "
-            "write the review's file may have written there that it holds; give key=PUBLIC.pem"
-        ]
-    # The signature as it is found here, with a key of the approver's.
-    judged = judge(examined.evidence, reviewed.policy, signed=examined.signed)
-    if _outcomes(judged) != _outcomes(reviewed.verdict):
-        return None, [f"its review {reviewed.n} says what its policy does not say of this evidence; review it again"]
+    # The signature as it is found here: someone who can write the review's file may have written there that it holds.
+    signed, how = signed_by(reviewed.policy, examined.signature)
+    unsigned = f"its policy {reviewed.policy.name!r} requires a signature: {how}"
+    if not _says_what_its_policy_says(reviewed, examined):
+        forged = f"its review {reviewed.n} says what its policy does not say of this evidence; review it again"
+        return None, [forged if signed or "signature" not in reviewed.policy.required else unsigned]
     objections = []
+    if "signature" in reviewed.policy.required and not signed:
+        objections.append(unsigned)
     if policy is not None and policy.sha256 != reviewed.policy.sha256:
         objections.append(
             f"it was reviewed by the policy {reviewed.policy.name!r} ({reviewed.policy.sha256[:12]}), and this "
@@ -66,15 +67,17 @@ def check_approver(approver: Person, evidence: Evidence, policy: Policy) -> None
     """Whether the policy lets this person approve.
 
     Raises:
-        Refused: it does not.
+        Refused: it does not, or one of the names that it is about is only claimed.
     """
     if policy.approvers and approver.name not in policy.approvers:
         raise Refused(
             f"{approver.name!r} may not approve: the policy {policy.name!r} names {', '.join(policy.approvers)}"
         )
+    now = [request for request in evidence.requests if request.id in evidence.request_ids]
+    if policy.authenticated and (policy.approvers or policy.two_person):
+        _check_names(approver, evidence, now, policy)
     if not policy.two_person:
         return
-    now = [request for request in evidence.requests if request.id in evidence.request_ids]
     involved = {evidence.made_by.name: "carried out the unlearning"}
     involved |= {request.requester: f"asked for request {request.id}" for request in now if request.requester}
     involved |= {request.filed_by.name: f"filed request {request.id}" for request in now if request.filed_by}
@@ -83,6 +86,51 @@ def check_approver(approver: Person, evidence: Evidence, policy: Policy) -> None
         raise Refused(
             f"{approver.name!r} {what}: by the two-person rule of the policy {policy.name!r} another one has to approve"
         )
+
+
+def _check_names(approver: Person, evidence: Evidence, requests: Sequence[RequestRecord], policy: Policy) -> None:
+    """A name that no server has checked is whatever its bearer typed.
+
+    Raises:
+        Refused: there is one among those that the policy compares.
+    """
+    compared = {"who approves": approver}
+    if policy.two_person:
+        compared |= {"who carried out the unlearning": evidence.made_by}
+        compared |= {f"who filed request {r.id}": r.filed_by or Person(name="", authenticated=False) for r in requests}
+    for role, person in compared.items():
+        if not person.authenticated:
+            name = repr(person.name) if person.name else "not recorded"
+            raise Refused(
+                f"{role} ({name}) was not authenticated by a tracking server, which the policy {policy.name!r} needs "
+                "for its approvers and its two-person rule: use a server with users, or let the policy say "
+                "`authenticated: false`"
+            )
+
+
+def check_reviews(examined: Examined) -> Iterator[IntegrityFinding]:
+    """Whether the last review says what its policy says, and the signature is one that this policy wants.
+
+    Args:
+        examined: the version and its evidence, which has been asked whether its reviews form a chain.
+    """
+    chain = read_chain(examined.registered.tags)
+    if chain.problems or chain.last is None:
+        return
+    try:
+        reviewed = _last_review(examined)
+    except Refused as error:
+        yield IntegrityFinding("review", "not checked" if hidden(error.__cause__) else "differs", str(error))
+        return
+    part = f"review {reviewed.n}"
+    signed, how = signed_by(reviewed.policy, examined.signature)
+    if "signature" in reviewed.policy.required and signed is None:
+        yield IntegrityFinding(part, "not checked", f"its policy requires a signature: {how}")
+    elif _says_what_its_policy_says(reviewed, examined):
+        yield IntegrityFinding(part, "same", "its policy says the same of the evidence")
+    else:
+        more = f", which has to be signed: {how}" if "signature" in reviewed.policy.required and not signed else ""
+        yield IntegrityFinding(part, "differs", f"its policy does not say the same of the evidence{more}")
 
 
 def _last_review(examined: Examined) -> ReviewRecord:
@@ -112,6 +160,11 @@ def _last_review(examined: Examined) -> ReviewRecord:
     if about != (registered.name, str(registered.version), evidence.result.weights_sha256, examined.sha256):
         raise Refused(f"its review {n} is about models:/{reviewed.name}/{reviewed.version}, or about other weights")
     return reviewed
+
+
+def _says_what_its_policy_says(reviewed: ReviewRecord, examined: Examined) -> bool:
+    judged = judge(examined.evidence, reviewed.policy, signature=examined.signature)
+    return _outcomes(judged) == _outcomes(reviewed.verdict)
 
 
 def _outcomes(verdict: Verdict) -> list[tuple[str, ...]]:

@@ -31,6 +31,7 @@ from mlflow_unlearn.evidence.record import (
 from mlflow_unlearn.metrics.accuracy import accuracy
 from mlflow_unlearn.metrics.catalog import METRICS
 from mlflow_unlearn.metrics.divergence import rf_js_divergence
+from mlflow_unlearn.metrics.membership import read_after
 from mlflow_unlearn.metrics.outputs import Outputs, SplitOutputs, concatenate_outputs, select_samples
 from mlflow_unlearn.metrics.suite import Metrics, compute_metrics
 from mlflow_unlearn.registry import forget_requests
@@ -86,6 +87,7 @@ def build(
     version, view = session.version, session.view
     before = previous(version)
     by_request, union = _measured_apart(session, candidate)
+    columns = {model: measured(metrics) for model, metrics in candidate.columns.items()}
     requests = [
         record.model_copy(update={"metrics": by_request.get(record.id, {})})
         for record in [*(earlier.record for earlier in session.earlier), *map(_details, _filed(session))]
@@ -120,7 +122,8 @@ def build(
             warnings=list(candidate.result.warnings),
             seconds=candidate.result.seconds,
         ),
-        metrics={model: measured(metrics) for model, metrics in candidate.columns.items()},
+        metrics=columns,
+        reading=read_after(columns["unlearned"].membership, columns["original"].membership),
         union=union,
         incomplete=candidate.incomplete,
         definitions={key: metric.definition for key, metric in METRICS.items()},

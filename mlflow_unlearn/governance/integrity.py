@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,21 +21,25 @@ from mlflow_unlearn.evidence.record import (
     DIGEST_TAG,
     FILE,
     FOLDER,
-    METRIC_TAG,
     REPORT,
     REPORT_TAG,
     SIGNATURE,
     Evidence,
+    RequestRecord,
     read_evidence,
     sha256,
 )
-from mlflow_unlearn.evidence.review import HEAD_TAG, MODEL_URI_TAG, read_chain
-from mlflow_unlearn.evidence.signing import broken, is_signed
+from mlflow_unlearn.evidence.review import HEAD_TAG, MODEL_URI_TAG, VERDICT_TAG, read_chain
+from mlflow_unlearn.evidence.review import TAG as REVIEW_TAG
+from mlflow_unlearn.evidence.signing import Signature, check
+from mlflow_unlearn.governance.holders import ENDPOINT_TAG
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.digests import file_digests, stored_weights_digest
 from mlflow_unlearn.registry.versions import (
+    DESCRIPTION_LIMIT,
     MANIFEST_FILE,
     WEIGHTS_FILE,
+    artifact,
     download,
     find_version,
     read_artifact,
@@ -43,9 +47,12 @@ from mlflow_unlearn.registry.versions import (
     retired,
 )
 from mlflow_unlearn.report import card_of_schema_2
-from mlflow_unlearn.report.card import model_card
+from mlflow_unlearn.report.card import describe, model_card
 
 PROMOTION_TAG, PROMOTION = "unlearn.promotion.", "promotion.json"
+LATER_TAGS = {DIGEST_TAG, REPORT_TAG, VERDICT_TAG, HEAD_TAG}
+LATER_PREFIXES = (PROMOTION_TAG, REVIEW_TAG, forget_requests.TAG, ENDPOINT_TAG)
+"""What a version is given after its evidence was written; each is checked by itself, but for users' endpoints."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class Examined:
         path: its files.
         evidence: its record.
         sha256: of the record's file.
-        signed: whether the signature is that of the key; None: there is one and no key was given.
+        signature: what came of checking the signature; None: the evidence is unsigned.
         findings: everything that was checked.
     """
 
@@ -80,7 +87,7 @@ class Examined:
     path: Path
     evidence: Evidence
     sha256: str
-    signed: bool | None
+    signature: Signature | None
     findings: Sequence[IntegrityFinding]
 
     @property
@@ -134,21 +141,23 @@ def examine(client: MlflowClient, uri: str, folder: Path, *, key: str | None = N
         raise Refused(f"{uri}: {missing}, so nothing can be decided about it; `unlearn` writes evidence") from error
     except UnlearnError as error:
         raise Refused(f"{uri}: {error}") from error
-    signed, signature = _signature(path / FOLDER, key)
+    signature = check(path / FOLDER, key, evidence.public_key)
     findings = [
         same("evidence", registered.tags.get(DIGEST_TAG), digest, "the version's tag names its digest"),
-        _run_copy(evidence, digest),
+        *_run_copy(evidence, path / FOLDER),
         _bound(registered, evidence),
         *_files(path, evidence),
         *_made_from_it(registered, path / FOLDER, evidence),
         *_tags(registered, evidence),
         *_reviews(client, registered),
+        *_description(registered, evidence),
         _config(evidence),
         *_manifests(path, evidence),
+        *_later_requests(client, registered),
         *_chain(client, evidence, folder),
-        signature,
+        _signature(signature, key, evidence),
     ]
-    return Examined(registered, path, evidence, digest, signed, findings)
+    return Examined(registered, path, evidence, digest, signature, findings)
 
 
 def same(part: str, found: str | None, expected: str | None, message: str) -> IntegrityFinding:
@@ -171,13 +180,18 @@ def _short(value: str | None) -> str:
     return value[:12] + "…" if re.fullmatch(r"[0-9a-f]{64}", value) else repr(value[:80])
 
 
-def _run_copy(evidence: Evidence, digest: str) -> IntegrityFinding:
+def _run_copy(evidence: Evidence, folder: Path) -> Iterator[IntegrityFinding]:
     part = "evidence on the run"
     try:
-        found = read_artifact(evidence.run.id, f"{FOLDER}/{FILE}")
+        with artifact(evidence.run.id, FOLDER) as copy:
+            changed = _changed(_contents(copy), _contents(folder))
     except (MlflowException, OSError) as error:
-        return IntegrityFinding(part, "not checked", f"the run cannot be read ({first_line(error)})")
-    return same(part, sha256(found), digest, "it is the same file as the version's")
+        yield IntegrityFinding(part, "not checked", f"the run cannot be read ({first_line(error)})")
+        return
+    if not changed:
+        yield IntegrityFinding(part, "same", "its files are the version's")
+    for name in changed:
+        yield IntegrityFinding(part, "differs", f"{FOLDER}/{name} is not the version's")
 
 
 def _bound(registered: ModelVersion, evidence: Evidence) -> IntegrityFinding:
@@ -210,7 +224,7 @@ def _files(path: Path, evidence: Evidence) -> Iterator[IntegrityFinding]:
 
 def _made_from_it(registered: ModelVersion, folder: Path, evidence: Evidence) -> Iterator[IntegrityFinding]:
     """What people read: the card can be made again, and of the report the version keeps a digest."""
-    found = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    found = _contents(folder)
     report, card = found.get(REPORT), found.get(CARD)
     # What an earlier release wrote is held against what that release would write.
     card_of = card_of_schema_2.model_card(json.loads(found[FILE])) if evidence.written_as == 2 else model_card(evidence)
@@ -224,7 +238,8 @@ def _made_from_it(registered: ModelVersion, folder: Path, evidence: Evidence) ->
 
 def _tags(registered: ModelVersion, evidence: Evidence) -> Iterator[IntegrityFinding]:
     expected = evidence.tags()
-    names = expected.keys() | {name for name in registered.tags if name.startswith(METRIC_TAG)}
+    own = {n for n in registered.tags if n.startswith("unlearn.") and not n.startswith(LATER_PREFIXES)}
+    names = expected.keys() | (own - LATER_TAGS)
     different = sorted(name for name in names if registered.tags.get(name) != expected.get(name))
     for name in different:
         yield same(f"tag {name}", registered.tags.get(name), expected.get(name), "as the evidence has it")
@@ -260,6 +275,17 @@ def _reviews(client: MlflowClient, registered: ModelVersion) -> Iterator[Integri
         yield IntegrityFinding("reviews", "same", f"all {len(chain.entries)} are there, each after the other{earlier}")
 
 
+def _description(registered: ModelVersion, evidence: Evidence) -> Iterator[IntegrityFinding]:
+    """Ours comes first; what users write after it is theirs."""
+    if evidence.reading is None:
+        return  # an earlier release's, in its words
+    ours = describe(evidence)[:DESCRIPTION_LIMIT]
+    if (registered.description or "").startswith(ours):
+        yield IntegrityFinding("description", "same", "it begins with what the evidence says")
+    else:
+        yield IntegrityFinding("description", "differs", "it does not begin with what the evidence says")
+
+
 def _config(evidence: Evidence) -> IntegrityFinding:
     try:
         found = read_artifact(evidence.run.id, "config.yaml")
@@ -284,8 +310,51 @@ def _manifests(path: Path, evidence: Evidence) -> Iterator[IntegrityFinding]:
             yield IntegrityFinding(part, "differs", f"its manifest is missing: {error}")
             continue
         yield same(part, manifest.digest, request.manifest_sha256, "the list of its samples")
+        if request.request_sha256 is not None:
+            yield _request_file(part, request)
         if manifest.salt is None and training is not None and (kept := int(training.mask(manifest.ids).sum())):
             yield IntegrityFinding(part, "differs", f"{kept} of its samples are in the training manifest")
+
+
+def _request_file(part: str, request: RequestRecord) -> IntegrityFinding:
+    try:
+        found = forget_requests.read_details(request.run_id)["sha256"]
+    except UnlearnError as error:
+        return IntegrityFinding(part, "differs", f"its request.json cannot be read: {error}")
+    return same(part, found, request.request_sha256, "its request.json, as it was fulfilled")
+
+
+def _later_requests(client: MlflowClient, registered: ModelVersion) -> Iterator[IntegrityFinding]:
+    """What was requested of this version since, and who is said to have done it."""
+    for key, value in sorted(registered.tags.items()):
+        if key.startswith(forget_requests.TAG):
+            try:
+                request = forget_requests.ForgetRequest.from_tag(key, value)
+                if request.of != f"models:/{registered.name}/{registered.version}":
+                    raise UnlearnError(f"it is about {request.of}")
+                forget_requests.read_filed(request)
+            except UnlearnError as error:
+                outcome: Literal["not checked", "differs"] = "not checked" if hidden(error.__cause__) else "differs"
+                yield IntegrityFinding(f"tag {key}", outcome, first_line(error))
+            else:
+                yield from _done(client, key, request)
+
+
+def _done(client: MlflowClient, key: str, request: forget_requests.ForgetRequest) -> Iterator[IntegrityFinding]:
+    for uri in request.done_by:
+        try:
+            version = find_version(client, uri)
+        except UnlearnError:
+            yield IntegrityFinding(f"tag {key}", "not checked", f"{uri}, which is to have carried it out, is gone")
+            continue
+        if version is None or request.id not in version.tags.get("unlearn.request_ids", "").split(","):
+            yield IntegrityFinding(f"tag {key}", "differs", f"{uri} did not carry it out")
+    yield IntegrityFinding(f"tag {key}", "same", "its files are those that were filed")
+
+
+def hidden(error: BaseException | None) -> bool:
+    """Whether the server does not let its user read something: others may."""
+    return isinstance(error, MlflowException) and error.error_code == "PERMISSION_DENIED"
 
 
 def _chain(client: MlflowClient, evidence: Evidence, folder: Path) -> Iterator[IntegrityFinding]:
@@ -338,20 +407,30 @@ def _chain(client: MlflowClient, evidence: Evidence, folder: Path) -> Iterator[I
         yield IntegrityFinding("chain", "differs", "a request of an earlier step is not among the requests")
 
 
-def _changed(found: dict[str, str], expected: dict[str, str]) -> list[str]:
-    """Names of files that are missing, were added, or have another digest."""
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _changed(found: Mapping[str, str | bytes], expected: Mapping[str, str | bytes]) -> list[str]:
+    """Names of files that are missing, were added, or have another digest or content."""
     return sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
 
 
-def _signature(folder: Path, key: str | None) -> tuple[bool | None, IntegrityFinding]:
-    if not is_signed(folder):
+def _signature(signature: Signature | None, key: str | None, evidence: Evidence) -> IntegrityFinding:
+    part = "signature"
+    if signature is None and evidence.public_key is not None:
+        return IntegrityFinding(part, "differs", "it is missing: the evidence says that it was signed")
+    if signature is None:
         message = "the evidence is unsigned: anyone who may edit the version may rewrite it with its digest"
-        return False, IntegrityFinding("signature", "not checked" if key is None else "differs", message)
-    if key is None:
-        return None, IntegrityFinding(
-            "signature", "not checked", "the evidence is signed; key= names the public key to check it"
-        )
-    reason = broken(folder, key)
-    if reason is not None:
-        return False, IntegrityFinding("signature", "differs", f"it does not hold: {reason}")
-    return True, IntegrityFinding("signature", "same", "the evidence was signed by the holder of the key")
+        return IntegrityFinding(part, "not checked" if key is None else "differs", message)
+    if signature.broken is not None:
+        return IntegrityFinding(part, "differs", f"it does not hold: {signature.broken}")
+    if signature.signer is None:
+        return IntegrityFinding(part, "not checked", "the evidence is signed; key= names the public key to check it")
+    alone = set(signature.covers) == {FILE}
+    scope = "it covers the evidence alone" if alone else "it covers evidence, report and model card"
+    if not signature.given:
+        message = f"it holds for the key {signature.signer}, and {scope}; key= says that this is a key to trust"
+        return IntegrityFinding(part, "not checked", message)
+    message = f"the evidence was signed by the holder of the key {signature.signer}; {scope}"
+    return IntegrityFinding(part, "same", message)

@@ -17,7 +17,7 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.policy import Policy, judge
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.record import CARD, DIGEST_TAG, FILE, FOLDER, REPORT, REPORT_TAG, Evidence, sha256
-from mlflow_unlearn.evidence.signing import sign
+from mlflow_unlearn.evidence.signing import public_key, sign
 from mlflow_unlearn.governance.evidence_builder import VersionCandidate, build, numbered
 from mlflow_unlearn.metrics.catalog import METRICS
 from mlflow_unlearn.metrics.outputs import Outputs
@@ -109,13 +109,15 @@ def store(
         UnlearnError: it is to be signed, and cannot be.
     """
     folder.mkdir()
-    (folder / FILE).write_text(evidence.to_json(), encoding="utf-8")
     if sign_key is not None:
-        sign(folder, sign_key)
+        evidence = evidence.model_copy(update={"public_key": public_key(sign_key)})
+    (folder / FILE).write_text(evidence.to_json(), encoding="utf-8")
     (folder / CARD).write_text(model_card(evidence), encoding="utf-8")
-    verdict = judge(evidence, Policy(), signed=sign_key is not None)
+    verdict = judge(evidence, Policy(), signature=None)  # which asks for none
     report = page(evidence, verdict, samples)
     (folder / REPORT).write_text(report, encoding="utf-8")
+    if sign_key is not None:
+        sign(folder, sign_key)
     mlflow.log_artifacts(str(folder), FOLDER)
     client.log_model_artifacts(evidence.result.model_id, str(folder), FOLDER)
     result = evidence.result

@@ -254,6 +254,8 @@ READING = {
     "over-forgotten": "the forget set stands out the other way, which gives it away as well",
     "undecided": "the interval is too wide to tell; a larger forget or test set would",
     "indistinguishable": "forgotten and unseen samples look alike to the attack",
+    "uninformative": "the attack could not tell forgotten from unseen samples in the original either: a pass says "
+    "nothing",
 }
 
 

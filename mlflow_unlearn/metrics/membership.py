@@ -264,6 +264,30 @@ def read_auc(low: float, high: float) -> AucReading:
     return "indistinguishable"
 
 
+def read_after(word: str, original: str) -> str:
+    """The reading of an unlearned model, where the original's is known.
+
+    Where the attack did not tell the forget set from unseen samples in the original, that it does not now is no news.
+
+    Args:
+        word: what :func:`read_auc` says of the unlearned model.
+        original: what it says of the original; may be "not measured".
+
+    Returns:
+        *uninformative* in the place of *indistinguishable* if the original is neither *residual* nor *over-forgotten*.
+
+    Example:
+        >>> [read_after("indistinguishable", before) for before in ("residual", "undecided", "indistinguishable")]
+        ['indistinguishable', 'uninformative', 'uninformative']
+    """
+    return word if word != "indistinguishable" or tells_apart(original) else "uninformative"
+
+
+def tells_apart(word: str) -> bool:
+    """Whether a reading says that the attack can tell the forget set from unseen samples, on whichever side."""
+    return word in ("residual", "over-forgotten")
+
+
 def entropy_ks(
     entropy_forget: npt.ArrayLike,
     entropy_test: npt.ArrayLike,

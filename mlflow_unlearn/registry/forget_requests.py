@@ -37,6 +37,7 @@ class ForgetRequest:
         run_id: the run that holds the manifest.
         done_by: URIs of the versions that fulfilled it.
         ad_hoc: given with ``forget=`` and not filed with `request`: a trial, that no later command fulfils again.
+        sha256: of its ``request.json`` as it was filed; None for one that an earlier release has filed.
     """
 
     id: str
@@ -44,6 +45,7 @@ class ForgetRequest:
     run_id: str
     done_by: tuple[str, ...] = ()
     ad_hoc: bool = False
+    sha256: str | None = None
 
     @property
     def pending(self) -> bool:
@@ -57,6 +59,8 @@ class ForgetRequest:
             details["by"] = list(self.done_by)
         if self.ad_hoc:
             details["ad_hoc"] = True
+        if self.sha256 is not None:
+            details["sha256"] = self.sha256
         return f"{'pending' if self.pending else 'done'} {json.dumps(details)}"
 
     @classmethod
@@ -69,7 +73,7 @@ class ForgetRequest:
         try:
             details = json.loads(value.partition(" ")[2])
             by, ad_hoc = tuple(details.get("by", ())), bool(details.get("ad_hoc", False))
-            return cls(key.removeprefix(TAG), details["of"], details["run_id"], by, ad_hoc)
+            return cls(key.removeprefix(TAG), details["of"], details["run_id"], by, ad_hoc, details.get("sha256"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UnlearnError(f"the tag {key} = {value!r} is not a forget request any more: file it again") from error
 
@@ -151,10 +155,12 @@ def file_request(
             "manifest_sha256": stored.digest,
             **details,
         }
+        content = json.dumps(record, indent=2) + "\n"
         mlflow.log_artifact(str(folder / "manifest.csv"), FOLDER)
-        mlflow.log_dict(record, f"{FOLDER}/request.json")
+        mlflow.log_text(content, f"{FOLDER}/request.json")
         mlflow.set_tag(RUN_TAG, new_id)
-        request = ForgetRequest(new_id, version.uri, active.info.run_id, ad_hoc=ad_hoc)
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        request = ForgetRequest(new_id, version.uri, active.info.run_id, ad_hoc=ad_hoc, sha256=digest)
         if not ad_hoc and version.name is not None:
             registry.set_model_version_tag(version.name, version.version, TAG + new_id, request.tag())
         return request, True
@@ -194,16 +200,36 @@ def read_manifest_of(run_id: str) -> Manifest:
         return Manifest.from_csv(path)
 
 
+def read_filed(request: ForgetRequest) -> Manifest:
+    """The manifest of a request, as it was filed.
+
+    Raises:
+        UnlearnError: its files are gone, or were changed since.
+    """
+    manifest = read_manifest_of(request.run_id)
+    if request.sha256 is not None:
+        details = read_details(request.run_id)
+        if (details["sha256"], details["manifest_sha256"]) != (request.sha256, manifest.digest):
+            raise UnlearnError(
+                f"request {request.id} is not what was filed: its files in run {request.run_id} were changed; restore "
+                f"them, or remove the tag {TAG}{request.id} of {request.of} and file it again"
+            )
+    return manifest
+
+
 def read_details(run_id: str) -> dict[str, Any]:
     """What was recorded when a request was filed: id, version, time, user, reason, size and digest.
+
+    With them, as ``sha256``, the digest of the file as it is stored.
 
     Raises:
         UnlearnError: its files are gone, or were edited.
     """
     try:
         with _stored(run_id, "request.json") as path:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found | {"of": str(found["of"])}
+            content = path.read_bytes()
+        found: dict[str, Any] = json.loads(content)
+        return found | {"of": str(found["of"]), "sha256": hashlib.sha256(content).hexdigest()}
     except (ValueError, KeyError, TypeError) as error:
         raise UnlearnError(
             f"request.json of the request in run {run_id} was edited: it is not a request any more"

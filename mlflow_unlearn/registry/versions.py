@@ -35,7 +35,7 @@ RETIRED_TAG = "unlearn.retired"
 """Of a version that `retire` has removed: time, user and reason."""
 UNFINISHED = "unfinished"
 """In that tag, until all is gone: the aliases that are removed as well."""
-_DESCRIPTION_LIMIT = 5000
+DESCRIPTION_LIMIT = 5000
 
 
 class Record(BaseModel):
@@ -375,7 +375,7 @@ def describe_version(client: MlflowClient, name: str, version: str, description:
         version: its number.
         description: Markdown.
     """
-    client.update_model_version(name, version, description=description[:_DESCRIPTION_LIMIT])
+    client.update_model_version(name, version, description=description[:DESCRIPTION_LIMIT])
 
 
 @contextmanager

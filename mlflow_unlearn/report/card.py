@@ -1,6 +1,6 @@
 """The version's description and `model_card.md`: the evidence record in words."""
 
-from mlflow_unlearn.evidence.record import Evidence, Measured, RequestRecord
+from mlflow_unlearn.evidence.record import Evidence, RequestRecord
 from mlflow_unlearn.metrics.catalog import METRICS, READING, ranked
 
 _CARD_KEYS = tuple(metric.key for metric in ranked("card"))
@@ -53,9 +53,11 @@ def frozen(prefix: str) -> str:
     )
 
 
-def reading(measured: Measured) -> str:
+def reading(evidence: Evidence) -> str:
     """The two-sided membership test in a sentence."""
-    word = measured.membership
+    measured = evidence.metrics["unlearned"]
+    # A record of an earlier release has no reading of its own, and its card is held against that release's words.
+    word = evidence.reading or measured.membership
     return f"{word}: {READING[word] if word in READING else measured.not_computed.get('mia_auc', 'no reason recorded')}"
 
 
@@ -82,8 +84,7 @@ def _said(evidence: Evidence) -> list[str]:
         f"{data.forget.samples + data.retain.samples} training samples (request {requests}) with "
         f"**{provenance.method}** ({settings}).",
         *([frozen(provenance.prefix)] if provenance.prefix is not None else []),
-        f"Membership: {reading(evidence.metrics['unlearned'])}."
-        + (f" Test accuracy changed by {cost:+.4f}." if cost is not None else ""),
+        f"Membership: {reading(evidence)}." + (f" Test accuracy changed by {cost:+.4f}." if cost is not None else ""),
     ]
 
 

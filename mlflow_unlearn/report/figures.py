@@ -46,7 +46,12 @@ def intervals(evidence: Evidence, apart: Sequence[tuple[str, Mapping[str, Measur
     named = [(MODELS.get(model, model), model, measured) for model, measured in evidence.metrics.items()]
     named += [(f"after, {name}", "unlearned", m["unlearned"]) for name, m in reversed(apart) if "unlearned" in m]
     rows: list[dict[str, Any]] = [
-        {"name": name, "model": model, "word": m.membership, "ends": [m.values[f"mia_auc{end}"] for end in _ENDS]}
+        {
+            "name": name,
+            "model": model,
+            "word": evidence.membership if name == MODELS["unlearned"] else m.membership,
+            "ends": [m.values[f"mia_auc{end}"] for end in _ENDS],
+        }
         for name, model, m in named
         if m.membership != "not measured"
     ][:MAX_INTERVALS]

@@ -154,6 +154,7 @@ def _context(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample], li
         "limits": limits,
         "MODELS": MODELS,
         "READING": READING,
+        "readings": {m: one.membership for m, one in evidence.metrics.items()} | {"unlearned": evidence.membership},
         "summary": _summary(evidence),
         "metrics": [_metric_row(key, evidence.metrics) for key in _ROW_KEYS],
         "apart": apart,
@@ -216,7 +217,7 @@ def _summary(evidence: Evidence) -> list[tuple[str, str, str]]:
     before, after = evidence.metrics["original"], evidence.metrics["unlearned"]
     shown = "; before ".join(_interval(measured) for measured in (after, before))
     missing = after.membership == "not measured"
-    rows = [("Membership after", after.membership, _reason("mia_auc", after) if missing else f"AUC {shown}")]
+    rows = [("Membership after", evidence.membership, _reason("mia_auc", after) if missing else f"AUC {shown}")]
     gold = evidence.metrics.get("gold")
     for key, name in (("acc_forget", "Forget set"), ("acc_retain", "Retain set"), ("acc_test", "Test set")):
         values = [measured.values.get(key) for measured in (before, after)]

@@ -11,7 +11,7 @@ from mlflow_unlearn.console import stdout
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.evidence.policy import Verdict
 from mlflow_unlearn.metrics.catalog import METRICS, READING
-from mlflow_unlearn.metrics.membership import read_auc
+from mlflow_unlearn.metrics.membership import AucReading, read_after, read_auc
 
 if TYPE_CHECKING:
     from mlflow_unlearn.data.source import Source
@@ -19,12 +19,24 @@ if TYPE_CHECKING:
     from mlflow_unlearn.metrics.suite import Metrics
 
 
-def auc_reading(metrics: "Metrics") -> str:
-    """The two-sided membership test in a sentence."""
+def auc_reading(metrics: "Metrics", original: "Metrics | None" = None) -> str:
+    """The two-sided membership test in a sentence, in the light of the original's where that is given."""
     if "mia_auc" not in metrics:
         return f"not computed: {metrics.missing['mia_auc']}"
-    word = read_auc(metrics["mia_auc_low"], metrics["mia_auc_high"])
+    word: str = _word(metrics)
+    if original is not None:
+        word = read_after(word, _word(original) if "mia_auc" in original else "not measured")
     return f"{word}: {READING[word]}"
+
+
+def readings(columns: "Mapping[str, Metrics]") -> dict[str, str]:
+    """`auc_reading` of each model; the unlearned one's in the light of the original's, where that is among them."""
+    before = {"unlearned": columns.get("original")}
+    return {name: auc_reading(metrics, before.get(name)) for name, metrics in columns.items()}
+
+
+def _word(metrics: "Metrics") -> AucReading:
+    return read_auc(metrics["mia_auc_low"], metrics["mia_auc_high"])
 
 
 def comparison(columns: "Mapping[str, Metrics]") -> Table:
@@ -46,8 +58,8 @@ def show(columns: "Mapping[str, Metrics]") -> None:
     # Piped into a file the table keeps its width.
     console = stdout(130)
     console.print(comparison(columns))
-    for name, metrics in columns.items():
-        console.print(f"{name}: {auc_reading(metrics)}", highlight=False, markup=False)
+    for name, reading in readings(columns).items():
+        console.print(f"{name}: {reading}", highlight=False, markup=False)
     reasons: dict[str, list[str]] = {}
     for key, metric in METRICS.items():
         for reason in dict.fromkeys(m.missing[key] for m in columns.values() if key in m.missing):

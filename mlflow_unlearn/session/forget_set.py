@@ -1,6 +1,7 @@
 """Which samples a command forgets: those of a spec, or of the pending requests."""
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,12 +37,17 @@ class ForgetSet:
 class _Manifests:
     """Reads the manifests of requests, and collects their salts; None for plain ids."""
 
-    def __init__(self, client: MlflowClient) -> None:
+    def __init__(self, client: MlflowClient, filed: Sequence[ForgetRequest] = ()) -> None:
         self._client = client
+        self._filed = {request.id: request for request in filed}
         self.salts: list[str | None] = []
 
     def __call__(self, request_id: str) -> Manifest:
-        manifest = forget_requests.read_manifest(self._client, request_id)
+        # What the version's tag names needs no search, and has to be what was filed.
+        if request_id in self._filed:
+            manifest = forget_requests.read_filed(self._filed[request_id])
+        else:
+            manifest = forget_requests.read_manifest(self._client, request_id)
         self.salts.append(manifest.salt)
         return manifest
 
@@ -91,7 +97,7 @@ def requested_forget_set(
     own, copied = forget_requests.of_version(version)
     for request in copied:
         note(f"Note: request {request.id} came with a copy of {request.of}, it is not about {version.uri}.")
-    read = _Manifests(client)
+    read = _Manifests(client, own)
     if options.forget is None:
         requests, indices = _of_requests(version, own, source, mask, read)
     else:

@@ -56,7 +56,15 @@ def request_record(request_id: str, run_id: str, *, by: str) -> RequestRecord:
     details = forget_requests.read_details(run_id)
     always = {name: details[name] for name in ("of", "samples", "manifest_sha256")}
     optional = {name: details.get(name) for name in ("filed", "filed_by", "requester", "reason")}
-    return RequestRecord(id=request_id, run_id=run_id, carried_out_by=by, metrics={}, **always, **optional)
+    return RequestRecord(
+        id=request_id,
+        run_id=run_id,
+        request_sha256=details["sha256"],
+        carried_out_by=by,
+        metrics={},
+        **always,
+        **optional,
+    )
 
 
 def earlier_requests(
@@ -85,7 +93,7 @@ def earlier_requests(
     earlier = []
     for record in records:
         try:
-            forgotten = forget_requests.read_manifest(client, record.id).mask(source.train.ids)
+            forgotten = forget_requests.read_manifest_of(record.run_id).mask(source.train.ids)
         except UnlearnError as error:
             note(f"Note: what request {record.id} forgot cannot be measured again: {error}")
             continue

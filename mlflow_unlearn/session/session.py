@@ -97,7 +97,7 @@ class Session:
     def samples_of_requests(self) -> dict[str, npt.NDArray[np.bool_]]:
         """Which of the forget set each request names: id → mask ``[N]``."""
         ids = self.manifest(self.forget).ids
-        return {r.id: forget_requests.read_manifest(self.client, r.id).mask(ids) for r in self.requests}
+        return {r.id: forget_requests.read_manifest_of(r.run_id).mask(ids) for r in self.requests}
 
     def log_manifests(self) -> None:
         """The sets as dataset inputs of the active run."""

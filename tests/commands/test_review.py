@@ -61,6 +61,8 @@ def test_review_by_the_default_policy(chain):
         ("tow_person: true", "tow_person = True: there is no such key; did you mean 'two_person'?"),
         ("rules: [{metric: acc_test, atleast: 1}]", "did you mean 'at_least'?"),
         ("minimum: {forget: 0}", "minimum"),
+        ("{rules: [], membership: null, minimum: {}}", "judges nothing"),
+        ("{required: [signature], signers: [none.pub]}", "is not a public EC key"),
     ],
 )
 def test_bad_policies(chain, text, sentence):
@@ -183,3 +185,12 @@ def test_a_version_that_was_retired_meanwhile(reviewed, monkeypatch):
     assert refused.code == 3 and "retired by x at y" in refused.err
     assert "unlearn.review.3" not in reviewed.tags("2")
     assert (folder_of("2") / "MLmodel").exists()
+
+
+def test_what_is_printed_returned_and_recorded_is_one_value(chain):
+    """A policy whose only rule does not apply: there is nothing that has passed."""
+    rule = "{metric: acc_test_forgotten, at_most: 0.05, when: classes}"
+    (chain.folder / "idle.yaml").write_text(f"name: idle\nrules: [{rule}]\nmembership: null\nminimum: {{}}\n")
+    done = call("review", "--model-uri", "models:/clf/2", "--policy", "idle.yaml")
+    assert done.code == 3 and "none of its rules applies to this version" in done.err
+    assert "passes" not in done.out and chain.tags("2")["unlearn.verdict"] == "fail"

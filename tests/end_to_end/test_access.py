@@ -11,7 +11,14 @@ from databases import postgres_programs, postgres_server
 from servers import mlflow_server
 from stores import DATA
 
-LENIENT = "name: lenient\nrules: [{metric: acc_test, at_least: 0.1}]\nmembership: null\ntwo_person: true\n"
+LENIENT = """
+name: lenient
+rules: [{metric: acc_test, at_least: 0.1}]
+membership: null
+required: [signature]
+signers: [ours.pub]
+two_person: true
+"""
 PASSWORDS = {name: f"{name}-secret-1234" for name in ("admin", "engineer", "reviewer", "reader")}
 
 pytestmark = [
@@ -56,7 +63,7 @@ def environment(uri: str, user: str) -> dict[str, str]:
     }
 
 
-def test_the_story_of_three_people(server, tmp_path):
+def test_the_story_of_three_people(server, keys, tmp_path):
     def users(code: str) -> None:
         """What only MLflow's own client of the users can do."""
         text = f"from mlflow.server import get_app_client\nc = get_app_client('basic-auth', {server!r})\n{code}"
@@ -83,6 +90,10 @@ def test_the_story_of_three_people(server, tmp_path):
         assert "Traceback" not in result.stderr
 
     (tmp_path / "policy.yaml").write_text(LENIENT)
+    (tmp_path / "theirs.yaml").write_text(LENIENT.replace("ours", "theirs"))
+    (tmp_path / "empty.yaml").write_text("rules: []\nmembership: null\nminimum: {}\ntwo_person: true\n")
+    for name in ("ours.pub", "theirs.pub"):
+        (tmp_path / name).write_bytes((keys / name).read_bytes())
     users("".join(f"c.create_user({u!r}, {p!r})\n" for u, p in PASSWORDS.items() if u != "admin"))
     done(
         *("engineer", "train", "--data", DATA, "--name", "clf", "--architecture", "toy:trainable"),
@@ -104,10 +115,16 @@ def test_the_story_of_three_people(server, tmp_path):
     refused("reader", "request", *version_1, "--forget", "random:20")
     filed = done("engineer", "request", *version_1, "--forget", "random:20", "--requester", "p-7", "--reason", "asked")
     assert re.search(r"Filed request [0-9a-f]{12}", filed)
-    assert "Registered clf version 2" in done("engineer", "unlearn", *version_1, "--params", '{"epochs": 2}')
+    signed = ("--sign-key", str(keys / "ours.pem"))
+    assert "Registered clf version 2" in done("engineer", "unlearn", *version_1, "--params", '{"epochs": 2}', *signed)
     assert "agrees with its evidence" in done("reader", "verify", *version_2)
     assert "holds it" in done("reader", "exposure", *version_2)
     refused("reader", "review", *version_2, "--policy", "policy.yaml")
+
+    # A policy says whose signature counts, and has to judge something.
+    refused("reviewer", "review", *version_2, "--policy", "empty.yaml", sentence="judges nothing")
+    foreign = "which the policy does not name"
+    refused("reviewer", "review", *version_2, "--policy", "theirs.yaml", code=3, sentence=foreign)
 
     # Two people: the engineer may review, and not promote what the engineer has made.
     assert "passes the policy 'lenient'" in done("reviewer", "review", *version_2, "--policy", "policy.yaml")
@@ -118,7 +135,10 @@ def test_the_story_of_three_people(server, tmp_path):
     refused("reader", "retire", *version_1, "--yes", "true")
     refused("engineer", "retire", *version_2, "--yes", "true", code=3, sentence="clf@champion")
     assert "None of these URIs can be read any more" in done("engineer", "retire", *version_1, "--yes", "true")
-    assert "promoted by reviewer" in " ".join(done("reader", "verify", *version_2).split())
+    seen = " ".join(done("reader", "verify", *version_2).replace("│", " ").split())
+    assert "promoted by reviewer" in seen and "its policy says the same of the evidence" in seen
+    subprocess.run([sys.executable, "-c", FORGED], check=True, env=environment(server, "engineer"), cwd=tmp_path)
+    refused("reader", "verify", *version_2, code=3, sentence="tag unlearn.warning: as the evidence has it: 'none'")
     assert "holds it" not in done("reader", "exposure", *version_2)
 
     # No password is anywhere in what was stored.
@@ -143,6 +163,11 @@ for attempt in (
         print("done")
     except mlflow.MlflowException as error:
         print(error.error_code)
+"""
+
+FORGED = """
+import mlflow
+mlflow.MlflowClient().set_model_version_tag("clf", "2", "unlearn.warning", "none")
 """
 
 DUMP = """

@@ -108,7 +108,7 @@ def test_served(earlier, loadable):
 
 
 def test_reviewed_again(earlier, cli):
-    """By the same policies, with the same verdicts to the letter."""
+    """By the same policies, which ask for more by now, with the same outcomes to the letter."""
     for number, code, arguments in ((1, 3, ()), (2, 0, LENIENT)):
         done = cli("review", "--model-uri", "models:/clf/2", *arguments)
         assert done.code == code, done.err
@@ -116,8 +116,14 @@ def test_reviewed_again(earlier, cli):
         before, now = (json.loads(tags[f"unlearn.review.{n}"]) for n in (number, number + 2))
         old = earlier.artifact(before["run_id"], f"evidence/review-{number}.json")
         new = earlier.artifact(now["run_id"], f"evidence/review-{number + 2}.json")
-        for part in ("policy", "verdict", "name", "version", "weights_sha256", "evidence_sha256"):
+        for part in ("name", "version", "weights_sha256", "evidence_sha256"):
             assert new[part] == old[part]
+        added = {"signers": [], "authenticated": True}
+        if old["policy"]["membership"] is not None:
+            added["membership"] = old["policy"]["membership"] | {"uninformative": "fail"}
+        assert new["policy"] == old["policy"] | added
+        checks = [[{**check, "note": ""} for check in one["verdict"]["checks"]] for one in (old, new)]
+        assert checks[0] == checks[1]
         assert tags["unlearn.verdict"] == before["verdict"] == now["verdict"] == ("pass" if code == 0 else "fail")
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import records
 
-from mlflow_unlearn.evidence.policy import Policy
+from mlflow_unlearn.evidence.policy import Policy, judge
 from mlflow_unlearn.evidence.review import HEAD_TAG, TAG, VERDICT_TAG, Head, ReviewRecord, numbers, read_chain
 
 A, B, C = ("a" * 64, "b" * 64, "c" * 64)
@@ -115,3 +115,21 @@ def test_what_the_runs_say_and_the_version_does_not():
     assert "run another recorded" in [*read_chain(WHOLE).missing(fork)][0]
     lied = {"run c": {HEAD_TAG: f"3 {C}", VERDICT_TAG: "pass"}}
     assert [*read_chain(WHOLE).missing(lied)] == ["review 3 says fail, and its run run c says pass"]
+
+
+def test_a_policy_of_an_earlier_release_means_what_it_meant():
+    """It did not ask who is authenticated, and took a pass that tells nothing for one."""
+    alike = records.measured()
+    evidence = records.evidence(metrics={"original": alike, "unlearned": alike})
+    today = judge(evidence, Policy(minimum={}, rules=[]), signature=None)
+    assert not today.passed
+    values = {"n": 1, "at": "", "by": records.ANN.model_dump(), "name": "digits", "version": "4"}
+    values |= {"weights_sha256": "", "evidence_sha256": "", "verdict": today.model_dump()}
+    old = {"name": "of then", "rules": [], "minimum": {}, "approvers": ["bob"], "two_person": True}
+    old["membership"] = {"attack": "mia_auc", "accept": ["indistinguishable"], "each_request": True}
+    review = ReviewRecord.model_validate_json(json.dumps(values | {"policy": old}))
+    assert not review.policy.authenticated and review.policy.membership.uninformative == "accept"
+    assert judge(evidence, review.policy, signature=None).passed
+    assert ReviewRecord.model_validate_json(review.to_json()) == review
+    empty = {"rules": [], "membership": None, "minimum": {}}
+    assert ReviewRecord.model_validate_json(json.dumps(values | {"policy": empty})).policy.membership is None

@@ -4,8 +4,17 @@ import json
 import re
 
 import pytest
-from chains import LENIENT, flipped, folder_of, forged_review, last_review, review, reviewed_otherwise, tagged
+from chains import LENIENT, evidence_of, flipped, folder_of, forged_review, resigned, review, tagged
+from records import ANN, evidence, request
 from stores import Outcome, call
+
+from mlflow_unlearn.errors import Refused
+from mlflow_unlearn.evidence.policy import Policy
+from mlflow_unlearn.evidence.record import Person
+from mlflow_unlearn.evidence.signing import fingerprint
+from mlflow_unlearn.governance.approval import check_approver
+
+PEOPLE = "ann, alice"
 
 
 def test_open_requests_and_override(chain):
@@ -52,7 +61,7 @@ def test_a_review_is_judged_again(chain):
     verdict = json.loads(path.read_text())["verdict"]
     for checks in ([], [c | {"outcome": "pass"} for c in verdict["checks"]]):
         forged = reviewed_otherwise(chain, "2", verdict | {"checks": checks})
-        with forged, tagged(chain, "2", unlearn__review__note="x"):
+        with forged:
             refused = call("promote", "--model-uri", "models:/clf/2", "--policy", "strict.yaml")
             lifted = call("promote", "--model-uri", "models:/clf/2", "--override", "now")
         assert refused.code == 3 and f"review {n} says what its policy does not say" in refused.err
@@ -70,14 +79,15 @@ def test_a_required_signature_is_checked_again(chain, keys):
     # Reviewed without a key; and a version that nobody has signed.
     assert review("4", "signed.yaml").code == review("2", "signed.yaml").code == 3
     with forged_review(chain, "4"), forged_review(chain, "2"):
-        refused = promote("4")
-        assert refused.code == 3 and "'lenient' requires a signature, which only key= can check" in refused.err
-        refused = promote("4", "--policy", "signed.yaml")
-        assert refused.code == 3 and "give key=" in refused.err
+        for more in ((), ("--policy", "signed.yaml")):
+            refused = promote("4", *more)
+            assert refused.code == 3 and "'lenient' requires a signature: signed with the key sha256:" in refused.err
+            assert "signers: in the policy, or key=, says which keys to trust" in refused.err
         refused = promote("4", "--key", theirs)
         assert refused.code == 3 and "signature: it does not hold" in refused.err
         refused = promote("2", "--policy", "signed.yaml")
-        assert refused.code == 3 and "says what its policy does not say" in refused.err
+        assert refused.code == 3 and "requires a signature: the evidence is unsigned" in refused.err
+        assert call("verify", "--model-uri", "models:/clf/2").code == 3
     assert promote("4", "--key", "none.pem").code == 2
     late = promote("4", "--key", ours)
     assert late.code == 3 and "review it again" in late.err
@@ -94,6 +104,41 @@ def test_a_required_signature_is_checked_again(chain, keys):
     assert json.loads(chain.tags("4")["unlearn.promotion.champion"])["objections"] == []
     for alias in ("champion", "canary"):
         chain.client.delete_registered_model_alias("clf", alias)
+
+
+def test_the_policy_names_the_key(chain, keys):
+    """A signature by an attacker's own key, and none at all, whatever the review's file has been made to say."""
+    (chain.folder / "ours.pub").write_bytes((keys / "ours.pub").read_bytes())
+    signers = f"required: [signature]\nsigners: [ours.pub]\napprovers: [{PEOPLE}]\nauthenticated: false\n"
+    (chain.folder / "trusted.yaml").write_text(LENIENT + signers)
+    theirs = fingerprint((keys / "theirs.pub").read_bytes())
+
+    def commands(version: str) -> list[Outcome]:
+        uri = ("--model-uri", f"models:/clf/{version}")
+        with forged_review(chain, version):
+            again = ("--override", "now")
+            return [call("promote", *uri), call("promote", *uri, *again), call("verify", *uri)]
+
+    with resigned(chain, "4", evidence_of("4"), keys / "theirs.pem"):
+        refused = review("4", "trusted.yaml")
+        assert refused.code == 3
+        for one in (refused, *commands("4")):
+            assert one.code == 3 and f"signed with the key {theirs}, which the policy does not name" in one.err
+        lifted = call("promote", "--model-uri", "models:/clf/4", "--override", "now", "--approver", "mallory",
+                      "--policy", "trusted.yaml")  # fmt: skip
+        assert lifted.code == 3 and "'mallory' may not approve" in lifted.err
+    assert review("2", "trusted.yaml").code == 3
+    for one in commands("2"):
+        assert one.code == 3 and "the evidence is unsigned" in one.err
+    # Nothing but the policy is needed for the right one.
+    assert review("4", "trusted.yaml").code == 0
+    done = call("promote", "--model-uri", "models:/clf/4", "--approver", "ann")
+    assert done.code == 0, done.err
+    seen = call("verify", "--model-uri", "models:/clf/4")
+    assert seen.code == 0 and "its policy says the same of the evidence" in re.sub(r"[│\s]+", " ", seen.out)
+    chain.client.delete_registered_model_alias("clf", "champion")
+    with flipped(folder_of("4") / "evidence" / "evidence.sig"):
+        assert call("promote", "--model-uri", "models:/clf/4", "--approver", "ann").code == 3
 
 
 def test_a_key_where_no_signature_is_required(chain, keys):
@@ -134,13 +179,13 @@ def test_a_changed_review(chain):
 @pytest.mark.parametrize(
     ("rules", "approver", "sentence"),
     [
-        ("two_person: true", "pseudonym-7", "asked for request"),
-        ("two_person: true", "Pseudonym-7", "asked for request"),
-        ("approvers: [alice]", "bob", "may not approve"),
+        ("{two_person: true, authenticated: false}", "pseudonym-7", "asked for request"),
+        ("{two_person: true, authenticated: false}", "Pseudonym-7", "asked for request"),
+        ("{approvers: [alice], authenticated: false}", "bob", "may not approve"),
     ],
 )
 def test_who_may_approve(chain, rules, approver, sentence):
-    (chain.folder / "people.yaml").write_text(LENIENT + rules + "\n")
+    (chain.folder / "people.yaml").write_text(LENIENT + rules.strip("{}").replace(", ", "\n") + "\n")
     assert review("2", "people.yaml").code == 0
     refused = call("promote", "--model-uri", "models:/clf/2", "--approver", approver)
     assert refused.code == 3 and sentence in refused.err
@@ -150,3 +195,46 @@ def test_who_may_approve(chain, rules, approver, sentence):
     done = call("promote", "--model-uri", "models:/clf/2", "--approver", allowed)
     assert done.code == 0, done.err
     chain.client.delete_registered_model_alias("clf", "champion")
+
+
+BEN = Person(name="ben", authenticated=True)
+CLAIMED = Person(name="cyd", authenticated=False)
+
+
+@pytest.mark.parametrize("rules", [{"approvers": ["cyd"]}, {"two_person": True}])
+def test_names_that_no_server_has_checked_do_not_count(chain, rules):
+    """On a store without users everybody is who they say; the policy has to allow that."""
+    (chain.folder / "names.yaml").write_text(LENIENT + json.dumps(rules)[1:-1].replace('"', "") + "\n")
+    assert review("2", "names.yaml").code == 0
+    for more in ((), ("--override", "now")):
+        refused = call("promote", "--model-uri", "models:/clf/2", "--approver", "cyd", *more)
+        assert refused.code == 3 and "who approves ('cyd') was not authenticated by a tracking server" in refused.err
+        assert "let the policy say `authenticated: false`" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("approver", "changes", "role"),
+    [
+        (CLAIMED, {}, r"who approves \('cyd'\)"),
+        (ANN, {"made_by": CLAIMED}, r"who carried out the unlearning \('cyd'\)"),
+        (ANN, {"requests": [request("r", filed_by=CLAIMED)]}, r"who filed request r \('cyd'\)"),
+        (ANN, {"requests": [request("r", filed_by=None)]}, r"who filed request r \(not recorded\)"),
+    ],
+)
+def test_two_people_are_two_names_that_were_checked(approver, changes, role):
+    record = evidence(**{"made_by": BEN, "requests": [request("r", filed_by=BEN)], "request_ids": ["r"]} | changes)
+    with pytest.raises(Refused, match=role):
+        check_approver(approver, record, Policy(two_person=True))
+    check_approver(approver, record, Policy(two_person=True, authenticated=False))
+    check_approver(approver, record, Policy())
+    # Who may approve depends on the approver alone.
+    if approver.authenticated:
+        check_approver(approver, record, Policy(approvers=[approver.name]))
+
+
+def test_the_requester_is_a_pseudonym_and_no_user():
+    record = evidence(
+        made_by=BEN, requests=[request("r", filed_by=BEN, requester="Ann@example.org")], request_ids=["r"]
+    )
+    with pytest.raises(Refused, match="asked for request r"):
+        check_approver(ANN, record, Policy(two_person=True))

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-from chains import changed, evidence_of, flipped, folder_of, rewritten, tagged
+from chains import changed, evidence_of, flipped, folder_of, resigned, rewritten, tagged
 from stores import call
 
-from mlflow_unlearn.evidence.record import Evidence
+from mlflow_unlearn.evidence.record import Evidence, sha256
 
 
 @pytest.mark.parametrize("version", ["2", "3", "4"])
@@ -104,6 +104,51 @@ def test_a_request_whose_list_was_changed(chain):
     assert done.code == 3 and f"request {request.id}" in done.err
 
 
+@pytest.mark.parametrize("what", ["fulfilled", "filed since"])
+def test_what_was_recorded_when_a_request_was_filed(chain, what):
+    """Version 3 was made for one request, and the next one was filed on it."""
+    request = evidence_of("3").requests[-1] if what == "fulfilled" else evidence_of("4").requests[-1]
+    run = chain.client.get_run(request.run_id)
+    path = Path(run.info.artifact_uri.removeprefix("file://")) / "request" / "request.json"
+    with changed(path, path.read_bytes().replace(b"pseudonym-7", b"pseudonym-8")):
+        done = call("verify", "--model-uri", "models:/clf/3")
+    assert done.code == 3
+    found = "its request.json, as it was fulfilled" if what == "fulfilled" else "is not what was filed"
+    assert request.id in done.err and found in done.err
+
+
+def test_tags_that_nothing_has_written(chain):
+    """An unlearning that never warned, froze nothing and was never reviewed."""
+    for name in ("warning", "prefix", "incomplete", "trial", "verdict", "review.1", "new"):
+        with tagged(chain, "3", **{f"unlearn.{name}": "none"}):
+            done = call("verify", "--model-uri", "models:/clf/3")
+        assert done.code == 3, name
+        assert name.replace(".", " ") in done.err
+
+
+def test_files_in_folders_of_the_evidence_and_on_the_run(chain):
+    run = Path(chain.client.get_run(evidence_of("3").run.id).info.artifact_uri.removeprefix("file://"))
+    folder = folder_of("3") / "evidence" / "more"
+    folder.mkdir()
+    with changed(folder / "approval.txt", b"yes"):
+        done = call("verify", "--model-uri", "models:/clf/3")
+    folder.rmdir()
+    assert done.code == 3 and "evidence/more/approval.txt was added" in done.err
+    for name, content in (("report.html", b"PASS"), ("approval.txt", b"yes")):
+        with changed(run / "evidence" / name, content):
+            done = call("verify", "--model-uri", "models:/clf/3")
+        assert done.code == 3 and f"evidence on the run: evidence/{name} is not the version's" in done.err
+
+
+def test_the_description_begins_with_what_the_evidence_says(chain):
+    text = chain.client.get_model_version("clf", "3").description
+    for other, code in ((f"{text}\n\nMind the gap.", 0), (f"PASS. {text}", 3), ("All is well.", 3)):
+        chain.client.update_model_version("clf", "3", description=other)
+        done = call("verify", "--model-uri", "models:/clf/3")
+        assert done.code == code and ("description" in done.err) is (code == 3)
+    chain.client.update_model_version("clf", "3", description=text)
+
+
 def test_a_broken_chain(chain):
     """Evidence of an earlier step that was edited, with its tag."""
     path = folder_of("2") / "evidence" / "evidence.json"
@@ -121,15 +166,37 @@ def test_signatures(chain, keys):
     ours, theirs = str(keys / "ours.pub"), str(keys / "theirs.pub")
     assert "the evidence is unsigned" in call("verify", "--model-uri", "models:/clf/2").out
     assert call("verify", "--model-uri", "models:/clf/2", "--key", ours).code == 3
-    assert "the evidence was signed by" in call("verify", "--model-uri", "models:/clf/4", "--key", ours).out
+    words = " ".join(call("verify", "--model-uri", "models:/clf/4", "--key", ours).out.replace("│", " ").split())
+    assert "the evidence was signed by the holder of the key sha256:" in words
+    assert "it covers evidence, report and model card" in words
     other = call("verify", "--model-uri", "models:/clf/4", "--key", theirs)
     assert other.code == 3 and "signature" in other.err
     # With EDIT on the version and its run everything that names the digest can be rewritten, but not the signature.
     edited = Evidence.model_validate_json(evidence_of("4").to_json().replace("pseudonym-7", "pseudonym-8"))
-    with rewritten(chain, "4", edited):
+    for more in ((), ("--key", ours)):
+        with rewritten(chain, "4", edited):
+            done = call("verify", "--model-uri", "models:/clf/4", *more)
+        assert done.code == 3 and "signature" in done.err
+    # Nor is it another's who has rewritten it all.
+    with resigned(chain, "4", edited, keys / "theirs.pem"):
         assert call("verify", "--model-uri", "models:/clf/4").code == 0
         done = call("verify", "--model-uri", "models:/clf/4", "--key", ours)
-    assert done.code == 3 and "signature" in done.err
+    assert done.code == 3 and "it was made with the key sha256:" in done.err
+
+
+def test_a_report_that_was_changed_with_its_tag_is_found_by_the_signature(chain):
+    """Its digest is in a tag, which whoever changes the one may change as well."""
+    report = b"<h1>PASS</h1>"
+    with changed(folder_of("4") / "evidence" / "report.html", report):
+        with tagged(chain, "4", unlearn__report_sha256=sha256(report)):
+            done = call("verify", "--model-uri", "models:/clf/4")
+    assert done.code == 3 and "signature: it does not hold" in done.err and "report:" not in done.err
+
+
+def test_a_signature_that_was_removed(chain):
+    with changed(folder_of("4") / "evidence" / "evidence.sig", None):
+        done = call("verify", "--model-uri", "models:/clf/4")
+    assert done.code == 3 and "signature: it is missing: the evidence says that it was signed" in done.err
 
 
 @pytest.mark.parametrize("command", ["verify", "review", "promote"])

@@ -1,10 +1,13 @@
 """Forget requests as tags and files."""
 
 import threading
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
 import pytest
+from chains import changed
 from mlflow.exceptions import MlflowException
 
 from mlflow_unlearn.data.manifest import Manifest
@@ -69,6 +72,27 @@ def test_filed_and_read(store, tmp_path):
         store.client, version(**store.tags("1")), Manifest(("a", "b")), {}, folder=tmp_path
     )
     assert again == (request, False)
+
+
+def test_a_request_is_what_was_filed(store, tmp_path):
+    """The tag has the digest of request.json, and that has the manifest's: neither can be changed afterwards."""
+    with mlflow.start_run() as run:
+        request, _ = forget_requests.file_request(
+            store.client, version(), Manifest(("a", "b")), {"requester": "p-7"}, folder=tmp_path
+        )
+    tag = f"{TAG}{request.id}"
+    assert ForgetRequest.from_tag(tag, store.tags("1")[tag]) == request and request.sha256 is not None
+    assert forget_requests.read_filed(request).ids == ("a", "b")
+    folder = Path(run.info.artifact_uri.removeprefix("file://")) / "request"
+    for name, old, new in (("request.json", b"p-7", b"p-8"), ("manifest.csv", b"b", b"c")):
+        content = (folder / name).read_bytes()
+        with changed(folder / name, content.replace(old, new)):
+            with pytest.raises(UnlearnError, match=f"{request.id} is not what was filed: its files in run .* changed"):
+                forget_requests.read_filed(request)
+            # A request of an earlier release has no digest, and is read as it is.
+            if name == "request.json":
+                assert forget_requests.read_filed(replace(request, sha256=None)).ids == ("a", "b")
+    store.client.delete_model_version_tag("clf", "1", tag)
 
 
 def test_all_are_done_or_none(store):

@@ -47,3 +47,11 @@ def test_what_a_user_typed_is_text_and_escaped_once():
     asked = records.request("r", reason="<b>*now*</b> & then", requester="me_too")
     card = model_card(records.evidence(requests=[asked], request_ids=["r"]))
     assert "&#60;b&#62;&#42;now&#42;&#60;/b&#62; &#38; then" in card and "me&#95;too" in card
+
+
+def test_the_reading_is_that_of_the_record_and_in_old_ones_the_models_own():
+    record = records.evidence(reading="uninformative")
+    for text in (describe(record), model_card(record)):
+        assert "Membership: uninformative: the attack could not tell forgotten from unseen samples" in text
+    for text in (describe(records.evidence()), model_card(records.evidence())):
+        assert "Membership: indistinguishable: forgotten and unseen samples look alike" in text

@@ -110,8 +110,20 @@ def test_what_was_not_measured_has_not_passed(story):
 def test_a_verdict_without_checks_and_one_of_a_policy_with_a_name():
     record = records.evidence()
     empty = Policy(name="house rules", rules=[], membership=None, minimum={})
-    text = Parsed(page(record, judge(record, empty, signed=None))).text
+    text = Parsed(page(record, judge(record, empty, signature=None))).text
     assert "The policy house rules has no checks. This verdict is advisory until" in text
+
+
+def test_a_pass_that_tells_nothing_is_called_so_wherever_it_stands():
+    """In the verdict, in the headline, beside the interval and in how to read it."""
+    alike = records.measured()
+    record = records.evidence(metrics={"original": alike, "unlearned": alike})
+    text = Parsed(page(record, records.verdict(record))).text
+    assert "1 of 5 checks of the policy default did not pass" in text and "uninformative membership" in text
+    assert f"Membership after uninformative AUC {figures.number(alike.values['mia_auc'])[:5]}" in text
+    assert f"after: uninformative. {READING['uninformative'].capitalize()}." in text
+    drawn = figures.intervals(record, [])["rows"]
+    assert [row["word"] for row in drawn] == ["indistinguishable", "uninformative"]
 
 
 def test_the_report_of_a_review_says_that_it_is_recorded():

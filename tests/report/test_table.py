@@ -18,14 +18,15 @@ def metrics(**values: float) -> Metrics:
 
 
 AUC = {"mia_auc": 0.51, "mia_auc_low": 0.48, "mia_auc_high": 0.54}
+KNOWN = {"mia_auc": 0.61, "mia_auc_low": 0.58, "mia_auc_high": 0.64}
 
 
 def test_before_and_after_side_by_side_with_what_is_good(capsys):
-    table.show({"original": metrics(acc_forget=1.0), "unlearned": metrics(acc_forget=0.75, **AUC)})
+    table.show({"original": metrics(acc_forget=1.0, **KNOWN), "unlearned": metrics(acc_forget=0.75, **AUC)})
     out = capsys.readouterr().out
     [row] = [line for line in out.splitlines() if "acc_forget" in line]
     assert "1.0000" in row and "0.7500" in row and METRICS["acc_forget"].meaning in row
-    assert "original: not computed: too few" in out
+    assert "original: residual: the forget set is still recognised" in out
     assert "unlearned: indistinguishable: forgotten and unseen samples look alike" in out
     assert "Not computed: jsd, avg_gap (no gold model was given)" in out
 
@@ -53,3 +54,14 @@ def test_every_method_is_listed_with_its_defaults(capsys):
     table.show_methods(BUILTIN)
     out = capsys.readouterr().out
     assert all(name in out for name in BUILTIN) and "alpha = 2.0" in out
+
+
+def test_a_pass_where_the_original_passes_as_well_is_uninformative(capsys):
+    for before, word in ((AUC, "uninformative: the attack could not tell"), ({}, "uninformative"), (KNOWN, "indist")):
+        table.show({"original": metrics(**before), "unlearned": metrics(**AUC), "gold": metrics(**AUC)})
+        out = capsys.readouterr().out
+        assert f"unlearned: {word}" in out and "gold: indistinguishable" in out
+    table.show({"original": metrics(acc_forget=1.0)})
+    assert "original: not computed: too few" in capsys.readouterr().out
+    # Alone it is read as it is.
+    assert table.readings({"unlearned": metrics(**AUC)})["unlearned"].startswith("indistinguishable")

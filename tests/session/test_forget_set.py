@@ -1,10 +1,12 @@
 """Which samples a command forgets."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
+from chains import changed
 
 from mlflow_unlearn import config
 from mlflow_unlearn.errors import UnlearnError
@@ -42,6 +44,15 @@ def test_all_pending_requests_together(file, requested):
     chosen = requested(version)
     assert chosen.indices.tolist() == [3, 5, 8] and chosen.salt == "00"
     assert {request.id for request in chosen.requests} == {first.id, second.id}
+
+
+def test_a_request_that_was_changed_after_it_was_filed(file, requested, store):
+    version, request = file(3, 5)
+    path = Path(store.client.get_run(request.run_id).info.artifact_uri.removeprefix("file://")) / "request"
+    with changed(path / "request.json", (path / "request.json").read_bytes() + b" "):
+        with pytest.raises(UnlearnError, match=f"request {request.id} is not what was filed"):
+            requested(version)
+    assert requested(version).requests == (request,)
 
 
 def test_fulfilled_requests_come_along_and_trials_do_not(file, requested, capsys):

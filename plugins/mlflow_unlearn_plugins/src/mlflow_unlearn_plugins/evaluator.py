@@ -359,7 +359,7 @@ def _before_and_after(measured: _Evaluation) -> "pd.DataFrame":
 
 
 def _details(measured: _Evaluation) -> dict[str, object]:
-    from mlflow_unlearn.report.table import auc_reading
+    from mlflow_unlearn.report.table import readings
 
     return {
         "evaluated": measured.name,
@@ -367,7 +367,7 @@ def _details(measured: _Evaluation) -> dict[str, object]:
         "counts": measured.own.counts,
         "metrics": {name: dict(metrics) for name, metrics in measured.columns.items()},
         "missing": {name: metrics.missing for name, metrics in measured.columns.items()},
-        "reading": {name: auc_reading(metrics) for name, metrics in measured.columns.items()},
+        "reading": readings(measured.columns),
     }
 
 
