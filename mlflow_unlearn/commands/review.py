@@ -41,7 +41,7 @@ def review(options: config.Review) -> None:
         verdict = judge(examined.evidence, policy, signature=examined.signature)
         registry = tracking.registry(client)
         name, version, by = examined.registered.name, str(examined.registered.version), whoami()
-        with model_lock(client, name):
+        with model_lock(client, name) as (lock, _):
             now = client.get_model_version(name, version)
             chain = read_chain(now.tags)
             if (how := retired(now)) is not None or chain.problems:
@@ -72,6 +72,7 @@ def review(options: config.Review) -> None:
                 "sha256": head.sha256,
                 "previous": chain.head.sha256,
             }
+            lock.check()
             registry.set_model_version_tag(name, version, f"{TAG}{reviewed.n}", json.dumps(recorded_as))
             registry.set_model_version_tag(name, version, VERDICT_TAG, verdict.word)
             registry.set_model_version_tag(name, version, HEAD_TAG, str(head))  # from here on it counts

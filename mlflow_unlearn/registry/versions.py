@@ -16,6 +16,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.models.model import ModelInfo
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 from mlflow.types import TensorSpec
 from mlflow.utils.validation import _validate_model_name
@@ -274,7 +275,8 @@ def fetched(uri: str) -> Iterator[Path]:
 def artifact(run_id: str, path: str) -> Iterator[Path]:
     """One of a run's files inside the block: without looking for a model of that name, as ``runs:/`` does."""
     with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-") as folder:
-        yield Path(MlflowClient().download_artifacts(run_id, path, folder))
+        repository = get_artifact_repository(MlflowClient().get_run(run_id).info.artifact_uri)
+        yield Path(repository.download_artifacts(path, folder))
 
 
 def read_artifact(run_id: str, path: str) -> bytes:

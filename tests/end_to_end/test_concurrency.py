@@ -47,7 +47,7 @@ def client(request, blank, tmp_path, monkeypatch) -> Iterator[MlflowClient]:
         client.create_experiment("tests of many", (tmp_path / "artifacts").as_uri())
         done("train", *TRAIN, "--name", "clf", "--lr", "0.05")
         done("request", "--model-uri", "models:/clf/1", "--forget", "random:5,seed=99")
-        done("unlearn", "--model-uri", "models:/clf/1", "--params", '{"epochs": 1}', "--force", "true")
+        done("unlearn", "--model-uri", "models:/clf/1", "--method", "finetune", "--params", '{"epochs": 1}')
         return client
 
     if request.param == "sqlite":
@@ -68,7 +68,7 @@ def work(number: int, failures: list[str]) -> None:
     """One person: asks, unlearns, reviews what came of it and version 2, and promotes either."""
     try:
         done("request", "--model-uri", "models:/clf/1", "--forget", f"random:5,seed={number}")
-        unlearn = ("unlearn", "--model-uri", "models:/clf/1", "--params", '{"epochs": 1}', "--force", "true")
+        unlearn = ("unlearn", "--model-uri", "models:/clf/1", "--method", "finetune", "--params", '{"epochs": 1}')
         made = shell(*unlearn)
         version = re.search(r"Registered clf version (\d+)", made.stdout)
         if version is None:  # another one has fulfilled the request as well
