@@ -174,20 +174,17 @@ def test_every_change_is_found_or_named_as_uncovered(reviewed, tmp_path):
     client = tracking.client()
     assert differences(client, tmp_path / "before") == []
     patterns, used = uncovered(), set()
-    made, unseen, seen, allowed = 0, [], [], []
+    made, unseen, allowed = 0, [], []
     for number, (name, change) in enumerate(changes(reviewed)):
         with change():
             found = differences(client, tmp_path / str(number))
         made += 1
         named = {pattern for pattern in patterns if fnmatch(name, pattern)}
-        used |= named
         if not found:
             (allowed if named else unseen).append(name)
-        if found and named:
-            seen.append((name, named))
+            used |= named
     assert differences(client, tmp_path / "after") == [], "every change was taken back"
     assert not unseen, "\n".join(unseen)
-    assert not seen, f"the page says that these are not seen: {seen}"
-    assert used == set(patterns), f"the page names what there is not: {set(patterns) - used}"
+    assert used == set(patterns), f"nothing of this stays unseen, so the page need not say so: {set(patterns) - used}"
     assert made >= 60, made
     print(f"{made} changes, {made - len(allowed)} found, {len(allowed)} named as uncovered")

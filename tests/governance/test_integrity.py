@@ -119,7 +119,7 @@ def test_what_was_recorded_when_a_request_was_filed(chain, what):
 
 def test_tags_that_nothing_has_written(chain):
     """An unlearning that never warned, froze nothing and was never reviewed."""
-    for name in ("warning", "prefix", "incomplete", "trial", "verdict", "review.1", "new"):
+    for name in ("warning", "prefix", "verdict", "review.1", "new"):
         with tagged(chain, "3", **{f"unlearn.{name}": "none"}):
             done = call("verify", "--model-uri", "models:/clf/3")
         assert done.code == 3, name
