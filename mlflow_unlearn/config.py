@@ -27,10 +27,17 @@ _EMPTY_IS_NONE = BeforeValidator(lambda value: None if value == "" else value)
 
 _SOURCES = (
     "Data source: digits, torchvision:NAME@ROOT, folder:PATH, shards:PATH, csv:PATH or python:module:function, with "
-    ",seed=N or ,train=20% behind"
+    ",seed=N, ,train=20% or ,split=FILE behind"
 )
 
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+SplitBy = Annotated[
+    Text,
+    Field(
+        description="What a model that another tool registered was trained on, where the source has no split: a file "
+        "of the training ids, or drawn, if it is what this tool draws."
+    ),
+]
 
 # Options of several commands as types and not as base classes: pydantic puts inherited fields first, and `--help`,
 # MLproject and config.yaml list the options of a command in the order of its own body.
@@ -78,6 +85,7 @@ class ReadOptions(BaseModel):
     """How a registered version and its data are read, where the version's own record is missing or wrong."""
 
     data: Text = Field(None, description=f"{_SOURCES}; default: the version's own record.")
+    split: SplitBy = None
     architecture: Text = Field(
         None, description="timm:NAME, torchvision:NAME or module:factory, to rebuild a version in pt2 format."
     )
@@ -133,6 +141,7 @@ class Request(Command):
         "group:COLUMN=VALUE, request:ID."
     )
     data: Text = Field(None, description="Data source; default: the version's own record.")
+    split: SplitBy = None
     reason: Reason = None
     requester: Text = Field(None, description="Pseudonym of who asks, for the record.")
     hash_ids: bool = Field(False, description="Store salted SHA-256 of the ids instead of the ids.")

@@ -4,13 +4,13 @@ import secrets
 from functools import partial
 
 from mlflow_unlearn import config
-from mlflow_unlearn.data.forget import resolve_forget
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests
 from mlflow_unlearn.registry.versions import open_version
+from mlflow_unlearn.session.forget_set import select
 from mlflow_unlearn.session.view import data_spec, training_mask
 
 
@@ -28,14 +28,19 @@ def request(options: config.Request) -> None:
                 f"{version.uri} is not a registered version and cannot carry a request: "
                 "register it, or give forget= to unlearn"
             )
-        source = load_source(data_spec(version, options.data))
+        source = load_source(data_spec(version, options.data, options.split))
         read = partial(forget_requests.read_manifest, client)
-        forget = resolve_forget(options.forget, source, training_mask(version, source), read)
+        forget, matched = select(options.forget, version, source, training_mask(version, source), read)
         manifest = Manifest(tuple(source.train.ids[i] for i in forget))
         salt = secrets.token_hex(16) if options.hash_ids else None
         details = tracking.recorded_options(options, "forget", "reason", "requester", "hash_ids")
         filed, new = forget_requests.file_request(
-            client, version, manifest, {**details, "data": source.spec}, folder=folder, salt=salt
+            client,
+            version,
+            manifest,
+            {**details, "data": source.spec, "split": source.split, "matched": matched.model_dump()},
+            folder=folder,
+            salt=salt,
         )
         if new:
             log_manifests(source.spec, {"forget": manifest if salt is None else manifest.hashed(salt)})

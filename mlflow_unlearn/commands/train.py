@@ -65,7 +65,9 @@ def train(options: config.Train) -> None:
         trained = outcome.model.to(hardware.device)
         for split, data in {"retain": dataset, **unseen}.items():
             outputs = evaluate_split(trained, data, hardware, description=f"evaluating {split}")
-            metrics[f"acc_{split}"] = accuracy(outputs.predictions, outputs.labels)
+            trained_on = np.isin(outputs.labels, source.train.labels[kept])  # not the classes that are excluded wholly
+            if trained_on.any():
+                metrics[f"acc_{split}"] = accuracy(outputs.predictions, outputs.labels, trained_on)
         manifest = Manifest(tuple(source.train.ids[i] for i in kept))
         log_manifests(source.spec, {"retain": manifest})
         record = Record(
@@ -106,4 +108,4 @@ def _not_excluded(client: MlflowClient, source: Source, exclude: str | None) -> 
         exclude = f"request:{exclude}"
     everything = np.ones(len(source.train), dtype=np.bool_)
     read = partial(forget_requests.read_manifest, client)
-    return retained(everything, resolve_forget(exclude, source, everything, read))
+    return retained(everything, resolve_forget(exclude, source, everything, read).indices)

@@ -26,13 +26,13 @@ from mlflow_unlearn.session.new_version import new_record
 from mlflow_unlearn.session.session import Session, open_session
 from mlflow_unlearn.tuning.runner import (
     StudyRunner,
-    check_worthwhile,
     close_dead,
     finish,
     first_interrupt_waits,
     open_study,
     stop_early,
     task_of,
+    worthwhile,
 )
 from mlflow_unlearn.tuning.selection import needs_gold
 from mlflow_unlearn.tuning.space import search_space
@@ -73,7 +73,7 @@ def tune(options: config.Tune) -> None:
         original = session.evaluate_original(force=options.force, teacher=teacher)
         # From here on the progress bar is that of the whole study.
         session = replace(session, hardware=replace(session.hardware, progress=False))
-        check_worthwhile(methods, original)
+        space = space.of(worthwhile(methods, original))
         gold = None
         if gold_module is not None:
             gold = evaluate_splits(gold_module, session.splits, session.hardware, name="gold", cached=True)

@@ -2,24 +2,50 @@
 
 import csv
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.data.source import Indices, Source, stratified
+from mlflow_unlearn.data.source import Indices, Source, Split, stratified
 from mlflow_unlearn.errors import UnlearnError, did_you_mean, shortlist
 
 Mask = NDArray[np.bool_]
 ReadRequest = Callable[[str], Manifest]
 
+ELSEWHERE = ("untrained", "val", "test", "nowhere")
 _FORMS = "a file of ids, random:10%, random:500 (with ,seed=N and ,plain), request:ID, class:NAME or group:COLUMN=VALUE"
 
 
-def resolve_forget(spec: str, source: Source, training: Mask, read_request: ReadRequest) -> Indices:
-    """The sorted training indices that a forget spec names.
+@dataclass(frozen=True)
+class Selected:
+    """The samples that a forget spec names, by where they lie.
+
+    Attributes:
+        indices: into ``source.train``, sorted: what the version was trained on and has not forgotten yet.
+        elsewhere: how many more there are: ``untrained`` in the training split, which the version was not trained on or
+            has forgotten; in ``val``; in ``test``; ``nowhere``, that is in no split or not in the source.
+    """
+
+    indices: Indices
+    elsewhere: Mapping[str, int]
+
+
+def resolve_forget(
+    spec: str,
+    source: Source,
+    training: Mask,
+    read_request: ReadRequest,
+    manifest: Callable[[], Manifest | None] = lambda: None,
+    *,
+    lenient: bool = False,
+) -> Selected:
+    """The training samples that a forget spec names, and where the others lie that it names.
 
     Args:
         spec: a file of ids (one a line, or a CSV with a column ``id``), ``random:10%`` or ``random:500`` (stratified
@@ -27,26 +53,50 @@ def resolve_forget(spec: str, source: Source, training: Mask, read_request: Read
         source: the data.
         training: ``[N]`` over ``source.train``: what the model version was trained on and has not forgotten yet.
         read_request: the manifest of a forget request.
+        manifest: of all that the version was trained on, which may lie elsewhere in the source by now.
+        lenient: nothing may be left of what is named, as of a request that was fulfilled before.
 
     Raises:
-        UnlearnError: bad spec, ids that are unknown, held out or not trained on, nothing or everything to forget.
+        UnlearnError: bad spec, ids that are unknown, held out or not trained on, nothing or everything to forget, or
+            samples that the version was trained on and that are not in the training split.
     """
     scheme, colon, value = spec.partition(":")
     if colon and scheme == "random":
-        chosen = _random(spec, source, training)
-    elif colon and scheme == "request":
-        chosen = _listed(read_request(value), source, training, spec)
-    elif colon and scheme == "class":
-        chosen = np.flatnonzero((source.train.labels == _class_index(value, source)) & training)
+        return _some(spec, Selected(_random(spec, source, training), dict.fromkeys(ELSEWHERE, 0)), training)
+    listed: Manifest | None = None
+    if colon and scheme == "class":
+        matches = partial(_of_class, _class_index(value, source))
     elif colon and scheme == "group":
-        chosen = np.flatnonzero(_group(value, source) & training)
+        matches = partial(_in_group, *_group(value, source))
     else:
-        chosen = _listed(_read_ids(Path(spec).expanduser()), source, training, spec)
-    if len(chosen) == 0:
+        listed = read_request(value) if colon and scheme == "request" else read_ids(Path(spec).expanduser())
+        matches = partial(_in_list, listed)
+    named = matches(source.train)
+    others = {"val": source.val, "test": source.test, "nowhere": source.unused}
+    found = {
+        name: [] if split is None else [split.ids[i] for i in np.flatnonzero(matches(split))]
+        for name, split in others.items()
+    }
+    _check_trained(spec, source, [id for ids in found.values() for id in ids], manifest)
+    elsewhere = {"untrained": int((named & ~training).sum()), **{name: len(ids) for name, ids in found.items()}}
+    if listed is not None:
+        elsewhere["nowhere"] = len(set(listed.ids)) - int(named.sum()) - elsewhere["val"] - elsewhere["test"]
+    selected = Selected(np.flatnonzero(named & training), elsewhere)
+    if lenient:
+        return selected
+    if listed is not None and any(elsewhere.values()):
+        _refuse_listed(spec, source, listed, training)
+    return _some(spec, selected, training)
+
+
+def _some(spec: str, selected: Selected, training: Mask) -> Selected:
+    """What is selected, if that is neither nothing nor everything."""
+    count = len(selected.indices)
+    if count == 0:
         raise UnlearnError(f"{spec!r} names no sample that the model is still trained on: there is nothing to forget")
-    if len(chosen) == training.sum():
-        raise UnlearnError(f"{spec!r} names all {len(chosen)} training samples: keep some, or delete the model instead")
-    return chosen
+    if count == training.sum():
+        raise UnlearnError(f"{spec!r} names all {count} training samples: keep some, or delete the model instead")
+    return selected
 
 
 def retained(training: Mask, forget: Indices) -> Indices:
@@ -78,7 +128,8 @@ def _class_index(name: str, source: Source) -> int:
     raise UnlearnError(f"unknown class {name!r}: {did_you_mean(name, source.classes)}")
 
 
-def _group(text: str, source: Source) -> Mask:
+def _group(text: str, source: Source) -> tuple[str, str]:
+    """Column and value, which some training sample has."""
     column, equals, value = text.partition("=")
     groups = source.train.groups
     if not equals:
@@ -86,16 +137,32 @@ def _group(text: str, source: Source) -> Mask:
     if column not in groups:
         what = did_you_mean(column, groups) if groups else "the source has none"
         raise UnlearnError(f"unknown group column {column!r}: {what}")
-    found = np.array([v == value for v in groups[column]], np.bool_)
-    if not found.any():
+    if value not in groups[column]:
         values = sorted(set(groups[column]))
         raise UnlearnError(f"no training sample with {column}={value!r}: {did_you_mean(value, values)}")
-    return found
+    return column, value
 
 
-def _read_ids(path: Path) -> Manifest:
+def _of_class(label: int, split: Split) -> Mask:
+    return np.asarray(split.labels == label)
+
+
+def _in_group(column: str, value: str, split: Split) -> Mask:
+    return np.array([v == value for v in split.groups.get(column, [None] * len(split))], np.bool_)
+
+
+def _in_list(manifest: Manifest, split: Split) -> Mask:
+    return manifest.mask(split.ids)
+
+
+def read_ids(path: Path, what: str = "forget set") -> Manifest:
+    """A list of ids: one a line, or a CSV with a column ``id``, as a manifest has it.
+
+    Raises:
+        UnlearnError: there is no such file, or it is something else.
+    """
     if not path.is_file():
-        raise UnlearnError(f"no forget set {str(path)!r}: give {_FORMS}")
+        raise UnlearnError(f"no {what} {str(path)!r}: give {_FORMS if what == 'forget set' else 'a file of ids'}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -110,19 +177,43 @@ def _read_ids(path: Path) -> Manifest:
     return Manifest(tuple(lines))
 
 
-def _listed(manifest: Manifest, source: Source, training: Mask, spec: str) -> Indices:
-    wanted, named = set(manifest.ids), manifest.mask(source.train.ids)
-    held_out = [*source.val.ids, *source.test.ids]
-    refused = [i for i, found in zip(held_out, manifest.mask(held_out), strict=True) if found]
-    if named.sum() + len(refused) < len(wanted):
-        unknown = sorted(wanted - set(map(manifest.key, (*source.train.ids, *held_out))))
-        raise UnlearnError(f"{spec!r} names ids that the data source doesn't have: {shortlist(unknown)}")
-    if refused:
-        raise UnlearnError(f"{spec!r} names validation or test samples, never trained on: {shortlist(refused)}")
-    if (gone := named & ~training).any():
-        ids = [source.train.ids[i] for i in np.flatnonzero(gone)]
+def _check_trained(spec: str, source: Source, ids: Sequence[str], manifest: Callable[[], Manifest | None]) -> None:
+    """Nothing may be forgotten by half: what was trained on has to be in the training split.
+
+    Args:
+        spec: of the forget set.
+        source: the data.
+        ids: that the spec names, outside of the training split.
+        manifest: of all that the version was trained on.
+    """
+    known = manifest() if ids else None
+    if known is None:
+        return
+    trained = [id for id, found in zip(ids, known.mask(ids), strict=True) if found]
+    if trained:
         raise UnlearnError(
-            f"{spec!r} names samples that this model version wasn't trained on, such as those forgotten earlier: "
-            f"{shortlist(ids)}"
+            f"{spec!r} names {len(trained)} samples that the version was trained on and that {source.spec!r} does not "
+            f"have in its training split ({shortlist(trained)}): they would not be forgotten; give the data as they "
+            "were split when it was trained, or split= with a list of its training ids"
         )
-    return np.flatnonzero(named)
+
+
+def _refuse_listed(spec: str, source: Source, manifest: Manifest, training: Mask) -> NoReturn:
+    """Ids are named one by one, and each has to be one that the version is trained on: name those that are not.
+
+    Args:
+        spec: of the forget set.
+        source: the data.
+        manifest: what it lists.
+        training: what of the training split the version is trained on ``[N]``.
+    """
+    held_out = [*source.val.ids, *source.test.ids]
+    if unknown := sorted(set(manifest.ids) - set(map(manifest.key, (*source.train.ids, *held_out)))):
+        raise UnlearnError(f"{spec!r} names ids that the data source doesn't have: {shortlist(unknown)}")
+    if refused := [i for i, found in zip(held_out, manifest.mask(held_out), strict=True) if found]:
+        raise UnlearnError(f"{spec!r} names validation or test samples, never trained on: {shortlist(refused)}")
+    gone = [source.train.ids[i] for i in np.flatnonzero(manifest.mask(source.train.ids) & ~training)]
+    raise UnlearnError(
+        f"{spec!r} names samples that this model version wasn't trained on, such as those forgotten earlier: "
+        f"{shortlist(gone)}"
+    )

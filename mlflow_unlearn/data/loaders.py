@@ -26,6 +26,7 @@ from mlflow_unlearn.data._layouts import (
     require_files,
 )
 from mlflow_unlearn.data._shards import list_shards
+from mlflow_unlearn.data.forget import read_ids
 from mlflow_unlearn.data.functions import import_function
 from mlflow_unlearn.data.source import ImageStore, Indices, Source, Split, check_classes, rest, stratified
 from mlflow_unlearn.data.splits import Splits, labels_of
@@ -55,7 +56,8 @@ def load_source(spec: str) -> Source:
 
     ``,seed=N`` (0) is the seed of every random split and ``,train=20%`` a stratified fraction of the training data. A
     source without a validation split has its *test* split halved, stratified; one without any split is split into 60 %
-    (or that fraction) to train on and equal halves of the rest.
+    (or that fraction) to train on and equal halves of the rest. ``,split=FILE`` lists the ids that are trained on
+    instead, ``,split=drawn`` states that a model was trained on just what is drawn.
 
     Args:
         spec: ``digits``, ``torchvision:NAME@ROOT``, ``folder:PATH``, ``shards:PATH``, ``csv:PATH`` or
@@ -64,7 +66,8 @@ def load_source(spec: str) -> Source:
     Raises:
         UnlearnError: unknown scheme or option, missing or inconsistent data.
     """
-    body, seed, fraction = _options(spec)
+    options = _options(spec)
+    body = options.body
     name, colon, text = body.partition(":")
     if name not in _SCHEMES:
         raise UnlearnError(f"unknown data source {spec!r}: {did_you_mean(name, _SCHEMES)}")
@@ -72,7 +75,7 @@ def load_source(spec: str) -> Source:
     loaded = scheme.load(text)
     if "all" not in loaded.splits and not loaded.ready:  # a caller's own sets may well have no test sample of a class
         check_classes(loaded.classes, loaded.splits)
-    train, val, test = _three_splits(loaded.splits, seed, fraction)
+    train, val, test, unused = _three_splits(loaded.splits, options)
     for part, split in {"training": train, "validation": val, "test": test}.items():
         if len(split) == 0:
             raise UnlearnError(f"{spec!r} leaves the {part} set without samples: add data, or change its train=")
@@ -81,8 +84,26 @@ def load_source(spec: str) -> Source:
         ids.sort()
         twice = sorted({one for one, other in zip(ids, ids[1:], strict=False) if one == other})
         raise UnlearnError(f"{spec!r} has ids that occur twice: {shortlist(twice)}: give each sample an id of its own")
-    recorded = name + colon + scheme.recorded(text) + spec[len(body) :]
-    return Source(recorded, loaded.classes, train, val, test, loaded.deterministic, loaded.ready)
+    recorded = name + colon + scheme.recorded(text) + options.recorded
+    made = Source.split
+    if drawn := options.listed is None and (options.fraction is not None or "all" in loaded.splits):
+        made = f"made by this tool: {len(train)} samples drawn for training, seed {options.seed}"
+    elif options.listed is not None:
+        made = f"by the list {str(options.listed)!r}"
+    if stated := drawn and options.split == DRAWN:
+        made += ", which a model was trained on, as stated"
+    return Source(
+        recorded,
+        loaded.classes,
+        train,
+        val,
+        test,
+        loaded.deterministic,
+        loaded.ready,
+        split=made,
+        drawn=drawn and not stated,
+        unused=unused,
+    )
 
 
 def _resolved(path: str) -> Path:
@@ -98,18 +119,45 @@ def _absolute_root(text: str) -> str:
     return f"{name}@{_resolved(folder)}"
 
 
-def _options(spec: str) -> tuple[str, int, float | None]:
+DRAWN = "drawn"
+"""``split=drawn``: the model was trained on just what this tool draws."""
+
+
+class _Options(NamedTuple):
+    """What stands behind the body of a spec; ``recorded`` is its text for later commands in other folders."""
+
+    body: str
+    recorded: str
+    seed: int
+    fraction: float | None
+    split: str
+
+    @property
+    def listed(self) -> Path | None:
+        """The file of ids that ``split`` names."""
+        return _resolved(self.split) if self.split not in ("", DRAWN) else None
+
+
+def _options(spec: str) -> _Options:
     """Take ``,key=value`` off the end; a comma before anything else belongs to a path."""
-    options = {"seed": "0", "train": ""}
+    options: dict[str, str | None] = {"seed": None, "train": None, "split": None}
     body = spec
-    while match := re.search(r",\s*([A-Za-z_]\w*)=([^,/]*)$", body):
-        key, value = match.groups()
+    while match := re.search(r",\s*(?:(split)=([^,]*)|([A-Za-z_]\w*)=([^,/]*))$", body):
+        key, value = (match[1], match[2]) if match[1] else (match[3], match[4])
         if key not in options:
             raise UnlearnError(f"unknown option {key!r} in {spec!r}: {did_you_mean(key, options)}")
+        if options[key] is not None:
+            raise UnlearnError(f"{spec!r} gives {key}= twice: leave out one of them")
         options[key], body = value.strip(), body[: match.start()]
-    if not options["seed"].isdecimal():
-        raise UnlearnError(f"seed={options['seed']} in {spec!r} is not a seed: write a whole number from 0")
-    return body, int(options["seed"]), _fraction(options["train"], spec) if options["train"] else None
+    seed, train, split = (options["seed"] or "", options["train"], options["split"] or "")
+    if options["seed"] is not None and not seed.isdecimal():
+        raise UnlearnError(f"seed={seed} in {spec!r} is not a seed: write a whole number from 0")
+    found = _Options(body, spec[len(body) :], int(seed or 0), _fraction(train, spec) if train else None, split)
+    if found.listed is None:
+        return found
+    if train:
+        raise UnlearnError(f"{spec!r} has train= and a list of what is trained on: leave out one of them")
+    return found._replace(recorded=found.recorded.replace(f"split={split}", f"split={found.listed}"))
 
 
 def _fraction(text: str, spec: str) -> float:
@@ -122,18 +170,39 @@ def _fraction(text: str, spec: str) -> float:
     return fraction
 
 
-def _three_splits(splits: dict[str, Split], seed: int, fraction: float | None) -> tuple[Split, Split, Split]:
-    """Training, validation and test split; validation data never come out of what a model was trained on."""
-    if "all" in splits:
-        whole = splits["all"]
-        chosen = stratified(whole.labels, 0.6 if fraction is None else fraction, seed)
-        return whole.subset(chosen), *_halves(whole.subset(rest(len(whole), chosen)), seed)
-    train = splits["train"]
-    if fraction is not None:
-        train = train.subset(stratified(train.labels, fraction, seed))
+def _three_splits(splits: dict[str, Split], options: _Options) -> tuple[Split, Split, Split, Split | None]:
+    """Training, validation and test split, and the training data that are left out.
+
+    Validation data never come out of what a model was trained on.
+    """
+    whole, seed, fraction = "all" in splits, options.seed, options.fraction
+    pool = splits["all" if whole else "train"]
+    if options.listed is not None:
+        chosen = _listed(pool, options.listed)
+    elif whole or fraction is not None:
+        chosen = stratified(pool.labels, 0.6 if fraction is None else fraction, seed)
+    else:
+        chosen = None
+    train, unused = pool, None
+    if chosen is not None:
+        train, unused = pool.subset(chosen), pool.subset(rest(len(pool), chosen))
+    if whole and unused is not None:
+        return train, *_halves(unused, seed), None
     if "val" in splits and "test" in splits:
-        return train, splits["val"], splits["test"]
-    return train, *_halves(splits["test" if "test" in splits else "val"], seed)
+        return train, splits["val"], splits["test"], unused
+    return train, *_halves(splits["test" if "test" in splits else "val"], seed), unused
+
+
+def _listed(pool: Split, path: Path) -> Indices:
+    """The indices ``[N]`` of what a file lists as trained on."""
+    manifest = read_ids(path, "list of training ids")
+    named = manifest.mask(pool.ids)
+    if (unknown := len(set(manifest.ids)) - int(named.sum())) > 0:
+        missing = shortlist(sorted(set(manifest.ids) - set(map(manifest.key, pool.ids))))
+        raise UnlearnError(
+            f"{str(path)!r} lists {unknown} ids that the source does not have, or not to train on: {missing}"
+        )
+    return np.flatnonzero(named)
 
 
 def _halves(split: Split, seed: int) -> tuple[Split, Split]:

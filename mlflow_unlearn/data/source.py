@@ -135,6 +135,9 @@ class Source:
         test: never trained on; measures.
         deterministic: a sample read twice is the same (False where a dataset's own transform may be random).
         ready: samples are tensors already, no transform applies.
+        split: who decided what is trained on, in words.
+        drawn: this tool did, and no one has stated that models were trained on just that.
+        unused: what is in no split, since ``train=`` or ``split=`` has left it out; None where nothing is.
     """
 
     spec: str
@@ -144,6 +147,9 @@ class Source:
     test: Split
     deterministic: bool = True
     ready: bool = False
+    split: str = "the source's own"
+    drawn: bool = False
+    unused: Split | None = None
 
     def listing(self) -> pd.DataFrame:
         """One row a sample: ``id``, ``split``, ``class``, and the group columns."""

@@ -176,6 +176,10 @@ class TrainerState:
             return self.teacher.predictions(role)
         return predict(self.model, self._datasets[role], replace(self.hardware, progress=False))
 
+    def teacher_entropies(self, role: SplitName) -> Tensor:
+        """The entropies ``[N]`` of the teacher's softmax outputs, nats, on the CPU."""
+        return self.teacher.entropies(role)
+
     def batches(self, role: SplitName, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images ``[B, C, H, W]`` and labels ``[B]``, in order, on the device."""
         dataset = self._datasets[role]

@@ -123,6 +123,9 @@ class Workspace(Protocol):
     def predictions(self, role: SplitName, *, teacher: bool = False) -> Tensor:
         """The student's (or the teacher's) predicted classes ``[N]`` in eval mode."""
 
+    def teacher_entropies(self, role: SplitName) -> Tensor:
+        """The entropies ``[N]`` of the teacher's softmax outputs on a set, nats, float64."""
+
     def batches(self, role: SplitName, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images ``[B, C, H, W]`` and labels ``[B]`` of a set, in order, where the student computes."""
 
@@ -283,16 +286,19 @@ class Method:
         """
         if "acc_val" not in final:
             return None
-        shown = {"acc_forget": "acc_forget", "acc_val": "A_u"}
+        shown = {"acc_forget": "acc_forget", "acc_val": "A_u", "mia_auc_val": "mia_auc"}
         values = ", ".join(f"{name} {final[key]:.4f}" for key, name in shown.items() if key in final)
         return f"the model knows these samples no better than unseen ones ({values})"
 
     @classmethod
-    def not_worthwhile(cls, labels: Mapping[str, Tensor], predictions: Mapping[str, Tensor]) -> str | None:
+    def not_worthwhile(
+        cls, labels: Mapping[str, Tensor], predictions: Mapping[str, Tensor], entropies: Mapping[str, Tensor]
+    ) -> str | None:
         """Why no hyperparameters would unlearn anything here, before any training; None where some may.
 
         Args:
             labels: by set ("forget", "retain", "val"), ``[N]``.
             predictions: the original's predicted classes on the same sets, ``[N]``.
+            entropies: of the original's softmax outputs on the same sets, nats, ``[N]``.
         """
         return None

@@ -1,7 +1,7 @@
 """The frozen teacher: deterministic, so its logits are computed once where its inputs do not change."""
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -96,7 +96,7 @@ class Teacher:
         """Compute the logits of whole splits beforehand, where they may be cached without watching."""
         for split in splits:
             if self._cached_unwatched(split) and not self._complete(split):
-                self._evaluate(split)
+                self.predictions(split)
 
     def keep(self, split: str, start: int, logits: Tensor) -> None:
         """Take over ``logits [B, K]`` of the samples from ``start`` on, computed by another pass of the model."""
@@ -105,7 +105,12 @@ class Teacher:
 
     def predictions(self, split: str) -> Tensor:
         """Predicted classes ``[N]`` of a split, on the CPU."""
-        return self._logits[split].get(slice(None)).argmax(dim=1) if self._complete(split) else self._evaluate(split)
+        return torch.cat([logits.argmax(dim=1).cpu() for logits in self._all_logits(split)])
+
+    def entropies(self, split: str) -> Tensor:
+        """Entropies ``[N]`` of the softmax outputs on a split, nats, float64, on the CPU."""
+        outputs = (torch.log_softmax(logits.double(), dim=1) for logits in self._all_logits(split))
+        return torch.cat([-(log_p.exp() * log_p).sum(dim=1).cpu() for log_p in outputs]).clamp_min(0)
 
     def logits(self, split: str, indices: Tensor, images: Tensor) -> Tensor:
         """The teacher's logits ``[B, K]`` for samples ``indices [B]`` of a split, whose inputs are ``images``."""
@@ -126,15 +131,17 @@ class Teacher:
     def _complete(self, split: str) -> bool:
         return ranks.all_agree(self._caching and self._logits[split].complete)
 
-    def _evaluate(self, split: str) -> Tensor:
-        """Predicted classes ``[N]`` by one pass over a split, whose logits are cached."""
-        start, predicted = 0, []
+    def _all_logits(self, split: str) -> Iterator[Tensor]:
+        """Logits ``[B, K]`` of a whole split in order: from the cache, or by a pass that fills it."""
+        if self._complete(split):
+            yield self._logits[split].get(slice(None))
+            return
+        start = 0
         for logits, _ in forward(self.reader, self.datasets[split], replace(self.hardware, progress=False)):
             self.passes += len(logits)
             self.keep(split, start, logits)
-            predicted.append(logits.argmax(dim=1).cpu())
             start += len(logits)
-        return torch.cat(predicted)
+            yield logits
 
     def _forward(self, images: Tensor) -> Tensor:
         self.passes += len(images)

@@ -107,6 +107,8 @@ class DataRecord(FrozenRecord):
     val: SampleSet
     test: SampleSet
     forgotten_before: SampleSet | None = Field(description="All that earlier steps forgot and the source still has.")
+    split: str | None = Field(None, description="Who decided what is trained on: the source, a list, or this tool.")
+    trained_on: str | None = Field(None, description="How it is known what the source version was trained on.")
 
 
 class Measured(FrozenRecord):
@@ -123,6 +125,26 @@ class Measured(FrozenRecord):
         return "not measured" if low is None or high is None else read_auc(low, high)
 
 
+class Matched(FrozenRecord):
+    """Where the samples lie that a forget spec names: those that are forgotten, and those that are not among them."""
+
+    trained: int = Field(description="In the training split, and the version was trained on them: these are forgotten.")
+    untrained: int = Field(description="In the training split, but not trained on, or forgotten before.")
+    val: int = Field(description="In the validation split, never trained on.")
+    test: int = Field(description="In the test split, never trained on.")
+    nowhere: int = Field(description="In no split, or not in the source any more.")
+
+    def others(self) -> str:
+        """Those that are not forgotten, in words; empty where there are none."""
+        places = {
+            "in the training split that it is not trained on": self.untrained,
+            "in the validation split": self.val,
+            "in the test split": self.test,
+            "in no split": self.nowhere,
+        }
+        return ", ".join(f"{count} {place}" for place, count in places.items() if count)
+
+
 class RequestRecord(FrozenRecord):
     """A forget request that this version, or one before it, has carried out."""
 
@@ -137,6 +159,7 @@ class RequestRecord(FrozenRecord):
     manifest_sha256: str
     request_sha256: str | None = Field(None, description="Of request.json; None for a request of an earlier release.")
     carried_out_by: str
+    matched: Matched | None = Field(None, description="What its spec named when it was filed; None: not recorded.")
     metrics: dict[str, Measured] = Field(description="By model, where several requests are told apart.")
 
 

@@ -32,7 +32,14 @@ from mlflow_unlearn.metrics.accuracy import accuracy
 from mlflow_unlearn.metrics.catalog import METRICS
 from mlflow_unlearn.metrics.divergence import rf_js_divergence
 from mlflow_unlearn.metrics.membership import read_after
-from mlflow_unlearn.metrics.outputs import Outputs, SplitOutputs, concatenate_outputs, select_samples
+from mlflow_unlearn.metrics.outputs import (
+    MetricInputs,
+    Outputs,
+    SplitOutputs,
+    concatenate_outputs,
+    select_samples,
+    without_classes,
+)
 from mlflow_unlearn.metrics.suite import Metrics, compute_metrics
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.digests import file_digests
@@ -41,6 +48,7 @@ from mlflow_unlearn.registry.system import system_facts
 from mlflow_unlearn.registry.versions import read_artifact
 from mlflow_unlearn.session.lineage import lineage, previous, request_record
 from mlflow_unlearn.session.session import Session
+from mlflow_unlearn.session.view import ASSUMED, RECORDED
 
 BINS = 30
 _DRAWN = ("forget", "retain", "test")
@@ -172,7 +180,18 @@ def _data(session: Session) -> DataRecord:
         val=described(Manifest(source.val.ids)),
         test=described(Manifest(source.test.ids)),
         forgotten_before=None if earlier is None else described(earlier),
+        split=source.split,
+        trained_on=_trained_on(session),
     )
+
+
+def _trained_on(session: Session) -> str:
+    manifest = session.version.training_manifest
+    if manifest is None:
+        return ASSUMED
+    known = len(manifest.ids)
+    lost = known - len(session.forget) - len(session.retain)
+    return RECORDED if not lost else f"{RECORDED}; {lost} of its {known} samples are not in the training split any more"
 
 
 def _filed(session: Session) -> Sequence[forget_requests.ForgetRequest]:
@@ -227,9 +246,11 @@ def _measured_apart(
 
 def _figures(outputs: Mapping[str, Outputs], classes: Sequence[str]) -> Figures:
     highest = float(np.log(len(classes)))
+    removed = MetricInputs(outputs["original"]).removed
+    drawn = {model: without_classes(own, removed) for model, own in outputs.items()}
     return Figures(
-        entropy=_histogram(outputs, "entropies", 0.0, highest),
-        confidence=_histogram(outputs, "confidences", 0.0, 1.0),
+        entropy=_histogram(drawn, "entropies", 0.0, highest),
+        confidence=_histogram(drawn, "confidences", 0.0, 1.0),
         classes=[_class_row(outputs, index, name) for index, name in enumerate(classes)],
     )
 
@@ -241,7 +262,7 @@ def _histogram(outputs: Mapping[str, Outputs], name: str, low: float, high: floa
         for role in _DRAWN:
             values = np.clip(getattr(sets[role], name), low, high)
             counts, _ = np.histogram(values, edges)
-            shares.setdefault(role, {})[model] = (counts / counts.sum()).round(6).tolist()
+            shares.setdefault(role, {})[model] = (counts / max(1, counts.sum())).round(6).tolist()
     return Histogram(edges=edges.round(6).tolist(), shares=shares)
 
 

@@ -12,6 +12,7 @@ from mlflow_unlearn.console import first_line
 from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.governance.integrity import Examined, IntegrityFinding
+from mlflow_unlearn.metrics.catalog import METRICS
 from mlflow_unlearn.metrics.suite import compare, compute_metrics
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.flavor import load_module
@@ -76,16 +77,24 @@ def recompute(client: MlflowClient, examined: Examined, data: str | None, folder
     # Not from the cache, which is not evidence.
     own = evaluate_splits(session.module, session.splits, session.hardware, name="unlearned")
     if original is session.version:  # alone: what is relative to the original is left out
-        columns = {"unlearned": compute_metrics(own, seed=reading.seed)}
+        columns = {"unlearned": compute_metrics(own, seed=reading.seed, definitions=evidence.definitions)}
     else:
         outputs = {
             "original": evaluate_splits(before, session.splits, session.hardware, name="original"),
             "unlearned": own,
         }
-        columns = compare(outputs, seed=reading.seed)
+        columns = compare(outputs, seed=reading.seed, definitions=evidence.definitions)
+    # A later release may have changed one.
+    unknown = {k for k, n in evidence.definitions.items() if k in METRICS and n > METRICS[k].definition}
+    if unknown:
+        reason = f"this release does not know the definitions of {', '.join(sorted(unknown))}"
+        yield IntegrityFinding("definitions", "not checked", reason)
     for model, metrics in columns.items():
-        expected = evidence.metrics[model].values
+        expected = {key: value for key, value in evidence.metrics[model].values.items() if key not in unknown}
         shared = {key: abs(value - expected[key]) for key, value in metrics.items() if key in expected}
+        if not shared:
+            yield IntegrityFinding(f"metrics of {model}", "not checked", "none of them is measured again")
+            continue
         worst = max(shared, key=lambda key: shared[key])
         outcome: Literal["same", "differs"] = "same" if shared[worst] <= TOLERANCE else "differs"
         largest = f"largest difference: {shared[worst]:.2g}, of {worst}"

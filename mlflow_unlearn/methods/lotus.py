@@ -25,6 +25,8 @@ from mlflow_unlearn.engine.method import (
     all_indices,
     random_subset,
 )
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.metrics.membership import MIN_FORGET_SAMPLES, AucInterval, read_auc, two_sided_auc
 
 MAX_ALPHA = 64.0
 
@@ -119,15 +121,21 @@ class LotusParams(Params):
     mask_forgotten_classes: bool = True
     keep: Literal["last", "closest"] = "last"
     accuracy: Literal["eval", "training"] = "eval"
+    a_u: Literal["class-matched", "published"] = "class-matched"
 
 
 class Lotus(Method):
-    """LoTUS as in the paper, with a masked teacher for wholly forgotten classes (our extension).
+    """LoTUS as in the paper, with a masked teacher for wholly forgotten classes and a class-matched ``A_u`` (ours).
 
     ``keep="last"`` returns the state after the last pass, also the one that overshot, as published;
     ``keep="closest"`` returns the state with the smallest |Δ| among those after at least one pass.
     ``accuracy="training"`` takes Acc(f_u, D_f) from the training pass that has just been made, which saves a pass over
-    the forget set an epoch and changes Δ (our extension).
+    the forget set an epoch and changes Δ (our extension). ``a_u="published"`` takes the paper's ``A_u``, whatever the
+    classes of the forget set are.
+
+    Samples whose accuracy is low from the start may still be remembered: the rule that ends a run ends it before the
+    first pass only where membership shows no trace of them either. Else it says nothing, and all epochs are run, at a
+    temperature of at least 1.
     """
 
     name = "lotus"
@@ -135,15 +143,21 @@ class Lotus(Method):
     Params = LotusParams
     by_family = {"vit": {"lr": 1e-6, "batch_size": 32, "epochs": 3}}
     params: LotusParams
-    final_metrics = ("acc_forget", "delta", "alpha")
+    final_metrics = ("acc_forget", "delta", "alpha", "a_u_left_out")
 
     def plan(self, workspace: Workspace) -> Plan:
         """One pass an epoch over the forget set and a fixed fraction of the retain set, until Δ ≤ −0.01."""
         p, ws = self.params, workspace
         labels_forget, labels_retain = ws.labels("forget"), ws.labels("retain")
         forgotten = wholly_forgotten(labels_forget, labels_retain)
-        labels_val = ws.labels("val")
-        a_u = unseen_accuracy(labels_forget, labels_val, ws.predictions("val", teacher=True), forgotten)
+        labels_val, right_val = ws.labels("val"), ws.predictions("val", teacher=True) == ws.labels("val")
+        a_u, counted = unseen_accuracy(labels_forget, labels_retain, labels_val, right_val, p.a_u)
+        left_out = int((~counted).sum())
+        if left_out:
+            ws.warn(
+                f"{left_out} of {len(counted)} samples have a class without a validation sample: A_u and Δ are about "
+                f"the others{', and accuracy=training has no effect' if p.accuracy == 'training' else ''}"
+            )
         phase = partial(
             Phase,
             optimizer=OptimizerSpec("adamw", p.lr, p.weight_decay),
@@ -155,23 +169,38 @@ class Lotus(Method):
         masked = forgotten if p.mask_forgotten_classes and len(forgotten) else None
 
         alpha = p.alpha
+        decides, refused = True, dict[str, float]()
         best: tuple[float, float, dict[str, Tensor]] | None = None
         stats = PhaseStats(0.0, 0.0)
         for epoch in range(p.epochs + 1):
-            if p.accuracy == "training" and stats.acc_forget is not None:
+            if p.accuracy == "training" and stats.acc_forget is not None and not left_out:
                 acc_forget = stats.acc_forget
             else:
                 # Before the first pass the student is the teacher, whose outputs are known.
                 predicted = ws.predictions("forget", teacher=epoch == 0)
-                acc_forget = (predicted == labels_forget).double().mean().item()
+                acc_forget = (predicted == labels_forget)[counted].double().mean().item()
             delta = acc_forget - a_u
+            if epoch == 0 and has_forgotten(acc_forget, a_u):
+                entropies = ws.teacher_entropies("forget"), ws.teacher_entropies("val")
+                interval = unseen_auc(*entropies, labels_forget, labels_val)
+                if interval is not None and not trace(interval):
+                    refused = {"mia_auc_val": interval.auc}
+                else:
+                    decides = False
+                    few = f"membership shows nothing of fewer than {MIN_FORGET_SAMPLES}"
+                    why = few if interval is None else trace(interval)
+                    ws.warn(
+                        f"accuracy shows no trace of these samples (acc_forget {acc_forget:.4f}, A_u {a_u:.4f}), but "
+                        f"{why}: all epochs are run, and the stopping rule decides nothing"
+                    )
             if p.keep == "closest" and epoch > 0 and (best is None or abs(delta) < abs(best[1])):
                 best = acc_forget, delta, ws.snapshot()
-            if epoch == p.epochs or has_forgotten(acc_forget, a_u):
+            if epoch == p.epochs or (decides and has_forgotten(acc_forget, a_u)):
                 break
             if alpha == "auto":
                 alpha = auto_alpha(delta)
             tau = temperature(acc_forget, a_u, alpha)
+            tau = tau if decides else max(1.0, tau)  # below 1 targets are sharper than the teacher's outputs
             stats = yield phase(loss=partial(lotus_loss, tau=tau, generator=ws.generator, masked=masked))
             ws.record(
                 epoch=epoch,
@@ -186,39 +215,100 @@ class Lotus(Method):
             acc_forget, delta, state = best
             ws.restore(state)
         used = {"alpha": alpha} if p.alpha != alpha != "auto" else {}
-        return {"acc_forget": acc_forget, "acc_val": a_u, "delta": delta, **used}
+        used |= {"a_u_left_out": left_out} if left_out else {}
+        return {"acc_forget": acc_forget, "acc_val": a_u, "delta": delta, **used, **refused}
 
     @classmethod
-    def not_worthwhile(cls, labels: Mapping[str, Tensor], predictions: Mapping[str, Tensor]) -> str | None:
-        """The stopping rule before the first pass, for labels and predictions ``[N]``: it would end every plan."""
-        forgotten = wholly_forgotten(labels["forget"], labels["retain"])
-        a_u = unseen_accuracy(labels["forget"], labels["val"], predictions["val"], forgotten)
-        acc_forget = (predictions["forget"] == labels["forget"]).double().mean().item()
+    def not_worthwhile(
+        cls, labels: Mapping[str, Tensor], predictions: Mapping[str, Tensor], entropies: Mapping[str, Tensor]
+    ) -> str | None:
+        """What ends every plan before its first pass: the stopping rule, and no trace by ``entropies [N]`` either."""
+        right = {split: predictions[split] == labels[split] for split in ("forget", "val")}
+        try:
+            a_u, counted = unseen_accuracy(labels["forget"], labels["retain"], labels["val"], right["val"])
+        except UnlearnError:
+            return None  # trials with a_u=published may still be able to
+        acc_forget = right["forget"][counted].double().mean().item()
         if not has_forgotten(acc_forget, a_u):
             return None
-        return cls.nothing_to_unlearn({"acc_forget": acc_forget, "acc_val": a_u})
+        interval = unseen_auc(entropies["forget"], entropies["val"], labels["forget"], labels["val"])
+        if interval is None or trace(interval):
+            return None
+        return cls.nothing_to_unlearn({"acc_forget": acc_forget, "acc_val": a_u, "mia_auc_val": interval.auc})
 
 
-def unseen_accuracy(labels_forget: Tensor, labels_val: Tensor, predictions_val: Tensor, forgotten: Tensor) -> float:
-    """``A_u``: the accuracy that the original has on unseen data, which the forget set should come down to.
+def unseen_accuracy(
+    labels_forget: Tensor, labels_retain: Tensor, labels_val: Tensor, right_val: Tensor, kind: str = "class-matched"
+) -> tuple[float, Tensor]:
+    """``A_u``, the accuracy that the forget set should come down to: the original's on unseen data of its classes.
 
-    ``A_u = (1 − w) · Acc(f_o, D_v without the wholly forgotten classes)``, where ``w`` is the fraction of ``D_f`` in
-    them; the paper's ``Acc(f_o, D_v)`` and ``0`` are the cases w = 0 and w = 1.
+    ``A_u = Σ_c (n_f,c / n_f) · Acc_c(f_o, D_v)`` over the classes c of ``D_f``, with ``Acc_c = 0`` for a wholly
+    forgotten one. A class that stays and has no validation sample leaves ``A_u``, and its samples Δ.
+
+    ``kind = "published"`` is the paper's, ``(1 − w) · Acc(f_o, D_v)`` over the retained classes, where ``w`` is the
+    fraction of ``D_f`` in wholly forgotten ones: ``Acc(f_o, D_v)`` and 0 are the cases w = 0 and w = 1.
 
     Args:
         labels_forget: ``[N_f]``.
+        labels_retain: ``[N_r]``.
         labels_val: ``[N_v]``.
-        predictions_val: of the original, ``[N_v]``.
-        forgotten: the wholly forgotten classes ``[M]``.
+        right_val: whether the original's prediction is the label, ``[N_v]`` bool.
+        kind: "class-matched" or "published".
 
-    >>> unseen_accuracy(torch.tensor([0, 1]), torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), torch.tensor([0]))
-    0.25
+    Returns:
+        ``A_u``, and which of the forget samples it is about, ``[N_f]`` bool.
+
+    Raises:
+        UnlearnError: the validation set says nothing about the forget set.
+
+    >>> unseen_accuracy(*map(torch.tensor, ([0, 1, 1, 2], [1, 2], [0, 1, 1], [True, True, False])))
+    (0.3333333333333333, tensor([ True,  True,  True, False]))
     """
-    w = torch.isin(labels_forget, forgotten).double().mean().item()
-    retained = ~torch.isin(labels_val, forgotten)
-    if not retained.any():
-        return 0.0
-    return (1 - w) * (predictions_val[retained] == labels_val[retained]).double().mean().item()
+    lost = torch.isin(labels_forget, wholly_forgotten(labels_forget, labels_retain))
+    if kind == "published":
+        retained = torch.isin(labels_val, labels_retain)
+        if not retained.any() and not lost.all():
+            raise UnlearnError("the validation set has no sample of a class that stays, so LoTUS has no A_u: add some")
+        w = lost.double().mean().item()
+        a_u = 0.0 if lost.all() else (1 - w) * right_val[retained].double().mean().item()
+        return a_u, torch.ones_like(lost)
+    counted = lost | torch.isin(labels_forget, labels_val)
+    if not counted.any():
+        raise UnlearnError(
+            "the validation set has no sample of the classes to forget, so LoTUS has no A_u: add some, or give "
+            "a_u=published, which takes all classes"
+        )
+    size = int(torch.cat([labels_forget, labels_val]).max()) + 1
+    by_class = torch.bincount(labels_val, right_val.double(), size) / torch.bincount(labels_val, minlength=size)
+    return torch.where(lost, 0.0, by_class[labels_forget])[counted].mean().item(), counted
+
+
+def unseen_auc(
+    entropies_forget: Tensor, entropies_val: Tensor, labels_forget: Tensor, labels_val: Tensor
+) -> AucInterval | None:
+    """`two_sided_auc` of telling the forget set from the validation set, classes matched; None for too few samples.
+
+    Args:
+        entropies_forget: of the original's outputs, nats, ``[N_f]``.
+        entropies_val: likewise ``[N_v]``.
+        labels_forget: ``[N_f]``.
+        labels_val: ``[N_v]``.
+    """
+    forget, val = labels_forget.numpy(), labels_val.numpy()
+    classes = int(max(forget.max(), val.max())) + 1
+    return two_sided_auc(entropies_forget.numpy(), entropies_val.numpy(), forget, val, classes, seed=0)
+
+
+def trace(interval: AucInterval) -> str:
+    """The trace that membership shows, in words; empty where it shows none.
+
+    >>> trace(AucInterval(0.4, 0.3, 0.55)), trace(AucInterval(0.6, 0.55, 0.65))
+    ('', 'membership does (mia_auc 0.6000, residual)')
+    """
+    reading = read_auc(interval.low, interval.high)
+    if interval.auc <= 0.5 or reading == "indistinguishable":
+        return ""
+    return f"membership does (mia_auc {interval.auc:.4f}, {reading})"
 
 
 def has_forgotten(acc_forget: float, a_u: float) -> bool:

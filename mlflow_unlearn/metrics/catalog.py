@@ -30,7 +30,8 @@ class Metric:
             share a function.
         needs: the splits and reference models without which it is not computed.
         section: the heading of ``docs/metrics.md`` that defines it, as an anchor.
-        definition: counted up when the same data would give another value; the evidence names it.
+        definition: counted up when the same data would give another value; the evidence names it, and `compute_metrics`
+            knows the earlier ones. Those of 1 that are 2 today counted the classes that earlier requests had removed.
         range: the lowest and the highest value that it can have.
         ideal: the best value, where that is one number.
         good: what is good in words, beside the number or in its place.
@@ -93,6 +94,7 @@ _GAP = partial(
     computed_by="accuracy.average_gaps",
     needs=("forget", "retain", "test", "gold"),
     section="average-gap",
+    definition=2,
     ideal=0.0,
     good="in practice the floor",
     by_request=False,
@@ -102,6 +104,7 @@ _ATTACK = partial(
     computed_by="membership.attack_fractions",
     needs=("forget", "retain", "test"),
     section="the-membership-attack",
+    definition=2,
 )
 _AUC = partial(
     Metric, computed_by="membership.auc_with_interval", needs=("forget", "test"), section="two-sided-auc", card=1
@@ -132,10 +135,18 @@ _RECORDS = (
         "acc_val",
         "accuracy on the validation set; should stay",
         needs=("forget", "retain", "val"),
+        definition=2,
         printed=False,
         by_request=False,
     ),
-    _ACCURACY("acc_test", "accuracy on the test set; should stay", val_name="acc_val", card=1, by_request=False),
+    _ACCURACY(
+        "acc_test",
+        "accuracy on the test set; should stay",
+        definition=2,
+        val_name="acc_val",
+        card=1,
+        by_request=False,
+    ),
     _ACCURACY(
         "acc_test_forgotten",
         "accuracy on wholly forgotten classes; should fall",
@@ -177,6 +188,7 @@ _RECORDS = (
     _AUC(
         "mia_auc_low",
         "… lower end of its 95 % interval",
+        definition=2,
         good="at most 0.5",
         val_name="mia_auc_val_low",
         interval_end=True,
@@ -184,6 +196,7 @@ _RECORDS = (
     _AUC(
         "mia_auc_high",
         "… upper end of its 95 % interval",
+        definition=2,
         good="at least 0.5",
         val_name="mia_auc_val_high",
         interval_end=True,

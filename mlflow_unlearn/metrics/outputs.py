@@ -1,7 +1,7 @@
 """What one forward pass of a model over one split leaves, and what a metric is computed from."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -32,6 +32,8 @@ class SplitOutputs:
 
 Outputs = Mapping[str, SplitOutputs]
 
+UNSEEN = ("val", "test")
+
 Computed = Mapping[str, float | str]
 """Metric key → value, or the reason why it was not computed."""
 Compute = Callable[["MetricInputs"], Computed]
@@ -59,11 +61,43 @@ class MetricInputs:
         """The wholly forgotten classes ``[C]``: those in the forget set and not in the retain set, ascending."""
         return np.setdiff1d(self.model["forget"].labels, self.model["retain"].labels)
 
+    @cached_property
+    def removed(self) -> npt.NDArray[np.int64]:
+        """The classes ``[C]`` of val and test that are neither retained nor forgotten: earlier requests removed them.
+
+        The model should not know them, and they are not what is forgotten now: they count nowhere.
+        """
+        known = np.union1d(self.model["forget"].labels, self.model["retain"].labels)
+        unseen = [self.model[split].labels for split in UNSEEN if split in self.model]
+        return np.setdiff1d(np.concatenate([known[:0], *unseen]), known)
+
+    def without_removed_classes(self) -> "MetricInputs":
+        """The same without the validation and test samples of `removed` classes."""
+        if not {"forget", "retain"} <= self.model.keys() or not len(self.removed):
+            return self
+        model, original, gold = (without_classes(one, self.removed) for one in (self.model, self.original, self.gold))
+        return MetricInputs(model, original, gold, self.seed)
+
     def once(self, compute: Compute) -> Computed:
         """What ``compute`` makes of these inputs; it is called the first time only."""
         if compute not in self._computed:
             self._computed[compute] = compute(self)
         return self._computed[compute]
+
+
+def without_classes(outputs: Outputs, classes: npt.NDArray[np.int64]) -> Outputs:
+    """The outputs with those of val and test without the samples of some classes ``[C]``."""
+
+    def left(part: SplitOutputs) -> SplitOutputs:
+        keep = ~np.isin(part.labels, classes)
+        by_sample = {
+            name: value[keep] for name, value in vars(part).items() if name != "class_sums" and value is not None
+        }
+        sums = part.class_sums.copy()
+        sums[classes] = 0.0
+        return replace(part, class_sums=sums, **by_sample)
+
+    return {split: left(part) if split in UNSEEN else part for split, part in outputs.items()}
 
 
 def select_samples(outputs: SplitOutputs, samples: npt.NDArray[Any]) -> SplitOutputs:

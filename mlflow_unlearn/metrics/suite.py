@@ -26,16 +26,24 @@ class Metrics(dict[str, float]):
         self.counts: dict[str, int] = {}
 
 
-def compare(outputs: Mapping[str, Outputs], *, seed: int) -> dict[str, Metrics]:
+def compare(
+    outputs: Mapping[str, Outputs], *, seed: int, definitions: Mapping[str, int] | None = None
+) -> dict[str, Metrics]:
     """`compute_metrics` of ``original``, ``unlearned`` and ``gold`` (those that are there), each against the others."""
+    test, gold = outputs["original"]["test"], outputs.get("gold")
     return {
-        name: compute_metrics(own, original_test=outputs["original"]["test"], gold=outputs.get("gold"), seed=seed)
+        name: compute_metrics(own, original_test=test, gold=gold, seed=seed, definitions=definitions)
         for name, own in outputs.items()
     }
 
 
 def compute_metrics(
-    outputs: Outputs, *, original_test: SplitOutputs | None = None, gold: Outputs | None = None, seed: int = 0
+    outputs: Outputs,
+    *,
+    original_test: SplitOutputs | None = None,
+    gold: Outputs | None = None,
+    seed: int = 0,
+    definitions: Mapping[str, int] | None = None,
 ) -> Metrics:
     """All metrics of one model from its outputs, in the order of the catalog; no model is run.
 
@@ -44,18 +52,22 @@ def compute_metrics(
         original_test: of the original on test.
         gold: of the gold standard, as ``outputs``.
         seed: of the bootstrap and of the folds of the attack.
+        definitions: metric key → the earlier definition that a record names; what it does not name has today's.
 
     Raises:
         UnlearnError: the models differ in their number of outputs.
         ValueError: a gold standard is given, and the probabilities of a forget set were not kept.
     """
     original = {} if original_test is None else {"test": original_test}
-    inputs = MetricInputs(outputs, original, gold or {}, seed)
-    _check_outputs(inputs)
+    given = MetricInputs(outputs, original, gold or {}, seed)
+    _check_outputs(given)
+    inputs = given.without_removed_classes()
     metrics = Metrics()
-    metrics.counts.update(_counts(inputs))
+    metrics.counts.update(_counts(inputs) | {"removed_classes": len(given.removed)})
     for key, metric in METRICS.items():
-        value = _absent(metric, inputs) or inputs.once(metric.function())[key]
+        # By the first definition of what has a second one, removed classes counted.
+        asked = given if (definitions or {}).get(key, metric.definition) < metric.definition else inputs
+        value = _absent(metric, asked) or asked.once(metric.function())[key]
         if isinstance(value, str):
             metrics.missing[key] = value
         else:
@@ -98,4 +110,6 @@ def _absent(metric: Metric, inputs: MetricInputs) -> str | None:
                 return f"no {need} model was given"
         elif need not in inputs.model:
             return f"the {need} set was not read"
+        elif not len(inputs.model[need].labels):
+            return f"earlier requests removed every class of the {need} set"
     return None

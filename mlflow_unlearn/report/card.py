@@ -89,11 +89,13 @@ def _said(evidence: Evidence) -> list[str]:
 
 
 def _request(request: RequestRecord) -> str:
+    others = request.matched.others() if request.matched is not None else ""
     filed_by = request.filed_by.display_name() if request.filed_by is not None else "not recorded"
     return (
         f"- `{request.id}`: {request.samples} samples of `{request.of}`, filed {request.filed or 'at an unknown time'} "
         f"by {_text(filed_by)}, requester {_text(request.requester or 'not recorded')}, reason "
         f"{_text(request.reason or 'not recorded')}; carried out by `{request.carried_out_by}`"
+        + (f"; also named, and not forgotten: {others}" if others else "")
     )
 
 

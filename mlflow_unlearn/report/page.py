@@ -278,6 +278,7 @@ def _made(evidence: Evidence) -> list[tuple[str, list[tuple[str, str]]]]:
         (
             "Data",
             [("source", data.source), ("transform", data.transform), ("classes", f"{len(data.classes):,}")]
+            + [(name, value) for name, value in (("split", data.split), ("trained on", data.trained_on)) if value]
             + [
                 (role.replace("_", " "), f"{part.samples:,} samples") for role, part in sets.items() if part is not None
             ],

@@ -129,6 +129,7 @@ def show_source(source: "Source") -> None:
     console = stdout(130)
     parts = {"train": source.train, "val": source.val, "test": source.test}
     console.print(source.spec, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"split: {source.split}", highlight=False, markup=False, soft_wrap=True)
     table = Table()
     table.add_column("class")
     for name in parts:

@@ -14,6 +14,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import numpy.typing as npt
 from rich.table import Table
 from torch.utils.data import Subset
 
@@ -175,6 +176,8 @@ def _method_seconds(session: Session, workload: Workload, prefix: str) -> float:
 
     def seconds(fraction: float, epochs: int) -> float:
         splits = Splits(**{split: _subset(data, fraction) for split, data in vars(session.splits).items()})
+        # LoTUS compares the forget set with unseen samples of its classes.
+        splits = replace(splits, val=_subset(session.splits.val, fraction, classes=labels_of(splits.forget).numpy()))
         some = {**params, "epochs": epochs} if "epochs" in params else params
         if recipe is not None:
             splits, options = recipe.splits(splits), RunOptions(seed, model_factory=recipe.model_factory)
@@ -229,10 +232,13 @@ def _store_seconds() -> float:
     return (time.perf_counter() - start) / calls
 
 
-def _subset(dataset: Any, fraction: float) -> Subset[Any]:
-    """Evenly spread samples, two at least."""
+def _subset(dataset: Any, fraction: float, classes: npt.ArrayLike = ()) -> Subset[Any]:
+    """Evenly spread samples, two at least, and the first one of each of ``classes [C]`` that it has."""
     count = len(dataset)
     chosen = np.linspace(0, count - 1, max(min(2, count), round(fraction * count))).round().astype(int)
+    if np.size(classes):
+        found, first = np.unique(labels_of(dataset).numpy(), return_index=True)
+        chosen = np.union1d(chosen, first[np.isin(found, classes)])
     return Subset(dataset, chosen.tolist())
 
 

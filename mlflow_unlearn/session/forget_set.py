@@ -10,10 +10,11 @@ from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.config import Evaluate, Unlearning
 from mlflow_unlearn.console import note
-from mlflow_unlearn.data.forget import resolve_forget
+from mlflow_unlearn.data.forget import ReadRequest, Selected, resolve_forget
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.source import Source
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evidence.record import Matched
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.forget_requests import ForgetRequest
 from mlflow_unlearn.registry.versions import Version
@@ -27,11 +28,44 @@ class ForgetSet:
         indices: into ``source.train``.
         salt: under which the ids are to be recorded; None where they may be recorded as they are.
         requests: that name the samples; none yet for a spec that is still to be filed.
+        matched: where the samples lie that a spec names, for its request.
     """
 
     indices: npt.NDArray[np.int64]
     salt: str | None
     requests: tuple[ForgetRequest, ...] = ()
+    matched: Matched | None = None
+
+
+def select(
+    spec: str,
+    version: Version,
+    source: Source,
+    mask: npt.NDArray[np.bool_],
+    read: ReadRequest,
+    *,
+    lenient: bool = False,
+) -> tuple[npt.NDArray[np.int64], Matched]:
+    """The training samples ``[F]`` that a spec names, and where the others lie that it names, which a note reports.
+
+    Args:
+        spec: of the forget set.
+        version: that was trained on them.
+        source: of its data.
+        mask: what of ``source.train`` it was trained on ``[N]``.
+        read: gives the manifest of a request.
+        lenient: nothing may be left of them.
+
+    Raises:
+        UnlearnError: the spec is bad, or some of what the version was trained on would be left out.
+    """
+    found: Selected = resolve_forget(spec, source, mask, read, lambda: version.training_manifest, lenient=lenient)
+    matched = Matched(trained=len(found.indices), **found.elsewhere)
+    if (rest := matched.others()) or source.drawn:
+        also = f", and {rest}, which are not forgotten" if rest else ""
+        made = f"; the split was {source.split}" if source.drawn else ""
+        note(f"Note: {spec} names {matched.trained} samples that {version.uri} is trained on{also}{made}.")
+    return found.indices, matched
 
 
 class _Manifests:
@@ -53,13 +87,19 @@ class _Manifests:
 
 
 def evaluated_forget_set(
-    client: MlflowClient, version: Version, source: Source, mask: npt.NDArray[np.bool_], options: Evaluate
+    client: MlflowClient,
+    version: Version,
+    original: Version,
+    source: Source,
+    mask: npt.NDArray[np.bool_],
+    options: Evaluate,
 ) -> ForgetSet:
     """The spec's samples, else those that the version has forgotten, else those of its pending requests.
 
     Args:
         client: of the registry.
         version: that is measured.
+        original: that it came from.
         source: of its data.
         mask: what of ``source.train`` the original was trained on ``[N]``.
         options: of the command.
@@ -75,7 +115,7 @@ def evaluated_forget_set(
     specs = [options.forget] if options.forget is not None else [f"request:{request_id}" for request_id in ids]
     if not specs:
         raise UnlearnError(f"{version.uri} carried out no forget request and none is pending: give forget=")
-    indices = np.unique(np.concatenate([resolve_forget(spec, source, mask, read) for spec in specs]))
+    indices = np.unique(np.concatenate([select(spec, original, source, mask, read)[0] for spec in specs]))
     return ForgetSet(indices, read.salts[-1] if read.salts else None)
 
 
@@ -99,21 +139,19 @@ def requested_forget_set(
         note(f"Note: request {request.id} came with a copy of {request.of}, it is not about {version.uri}.")
     read = _Manifests(client, own)
     if options.forget is None:
-        requests, indices = _of_requests(version, own, source, mask, read)
+        requests, indices, matched = *_of_requests(version, own, source, mask, read), None
     else:
-        requests, indices = _of_spec(options.forget, version, own, source, mask, read)
+        indices, matched = select(options.forget, version, source, mask, read)
+        requests = _naming(options.forget, version, own, Manifest(tuple(source.train.ids[i] for i in indices)))
     # That of a request, so that its digest is the same everywhere; a new one where its ids are plain.
     salts = [salt for salt in read.salts if salt is not None]
     new_salt = secrets.token_hex(16) if options.hash_ids else None
-    return ForgetSet(indices, salts[0] if salts else new_salt, requests)
-
-
-_Found = tuple[tuple[ForgetRequest, ...], npt.NDArray[np.int64]]
+    return ForgetSet(indices, salts[0] if salts else new_salt, requests, matched)
 
 
 def _of_requests(
     version: Version, own: list[ForgetRequest], source: Source, mask: npt.NDArray[np.bool_], read: _Manifests
-) -> _Found:
+) -> tuple[tuple[ForgetRequest, ...], npt.NDArray[np.int64]]:
     """The pending requests, and those fulfilled by other versions, since this one still contains their samples.
 
     Args:
@@ -139,10 +177,12 @@ def _of_requests(
             f"Note: request {request.id} was carried out by {', '.join(request.done_by)}; it is carried out "
             "again here, since this version still knows its samples."
         )
-    found = [resolve_forget(f"request:{request.id}", source, mask, read) for request in pending]
-    # The samples of fulfilled requests may have left the data source by now.
-    found += [np.flatnonzero(read(request.id).mask(source.train.ids) & mask) for request in earlier]
     requests = (*pending, *earlier)
+    found = [
+        # The samples of fulfilled requests may have left the data source by now.
+        select(f"request:{request.id}", version, source, mask, read, lenient=request in earlier)[0]
+        for request in requests
+    ]
     together = np.unique(np.concatenate(found))
     for request, indices in zip(requests, found, strict=True):
         note(f"Request {request.id}: {len(indices)} samples to forget.")
@@ -151,25 +191,20 @@ def _of_requests(
     return requests, together
 
 
-def _of_spec(
-    spec: str, version: Version, own: list[ForgetRequest], source: Source, mask: npt.NDArray[np.bool_], read: _Manifests
-) -> _Found:
-    """The spec's samples, and the request that names the same ones, if there is one.
+def _naming(spec: str, version: Version, own: list[ForgetRequest], samples: Manifest) -> tuple[ForgetRequest, ...]:
+    """The request that names the same samples as a spec, if there is one; a note tells of the others.
 
     Args:
         spec: of the forget set.
         version: that is to forget.
         own: its requests.
-        source: of its data.
-        mask: what of ``source.train`` it was trained on ``[N]``.
-        read: gives the manifest of a request.
+        samples: what the spec names, plain ids.
     """
-    forget = resolve_forget(spec, source, mask, read)
-    same_samples = forget_requests.request_id(version, Manifest(tuple(source.train.ids[i] for i in forget)))
+    same_samples = forget_requests.request_id(version, samples)
     named = [request for request in own if spec == f"request:{request.id}"]
     named = named or [request for request in own if request.id == same_samples]
     for request in own:
         if request not in named:
             state = "stays pending" if request.pending else "is not carried out again"
             note(f"Note: request {request.id} {state}: only the given forget set is carried out.")
-    return tuple(named), forget
+    return tuple(named)

@@ -55,7 +55,7 @@ def request_record(request_id: str, run_id: str, *, by: str) -> RequestRecord:
     """A request by what its run has stored."""
     details = forget_requests.read_details(run_id)
     always = {name: details[name] for name in ("of", "samples", "manifest_sha256")}
-    optional = {name: details.get(name) for name in ("filed", "filed_by", "requester", "reason")}
+    optional = {name: details.get(name) for name in ("filed", "filed_by", "requester", "reason", "matched")}
     return RequestRecord(
         id=request_id,
         run_id=run_id,

@@ -58,7 +58,7 @@ def open_measured(
         view, forget, retain, salt = choose(version, original, view)
     else:
         mask = training_mask(original, view.source)
-        chosen = evaluated_forget_set(client, version, view.source, mask, options)
+        chosen = evaluated_forget_set(client, version, original, view.source, mask, options)
         forget, salt = chosen.indices, chosen.salt
         # Only what both were trained on: what the version forgot before is not a retain sample.
         retain = retained(mask & training_mask(version, view.source), forget)

@@ -23,6 +23,7 @@ from mlflow_unlearn.engine.loop import RunOptions
 from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evidence.record import Matched
 from mlflow_unlearn.metrics.outputs import Outputs
 from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests, log_source_model
@@ -53,6 +54,7 @@ class Session:
         folder: for temporary files.
         salt: of the forgotten ids, where they are to be recorded hashed.
         earlier: what the version has forgotten before, which is neither forgotten now nor retained.
+        matched: where the samples lie that a forget spec names, for its request.
     """
 
     client: MlflowClient
@@ -67,6 +69,7 @@ class Session:
     folder: Path
     salt: str | None = None
     earlier: tuple[Earlier, ...] = ()
+    matched: Matched | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -114,7 +117,10 @@ class Session:
             self.client,
             self.version,
             self.manifest(self.forget),
-            tracking.recorded_options(options, "forget", "hash_ids"),
+            {
+                **tracking.recorded_options(options, "forget", "hash_ids"),
+                **({} if self.matched is None else {"matched": self.matched.model_dump()}),
+            },
             folder=self.folder,
             salt=self.salt,
             ad_hoc=True,
@@ -211,4 +217,5 @@ def open_session(client: MlflowClient, run_id: str, options: Unlearning, folder:
         folder,
         chosen.salt,
         earlier,
+        chosen.matched,
     )

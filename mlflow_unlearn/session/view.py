@@ -21,6 +21,9 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.versions import Version
 
+ASSUMED = "assumed: all of the source's training split"
+RECORDED = "the version's own list"
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -68,14 +71,14 @@ def open_input_spec(version: Version, options: ReadOptions) -> InputSpec:
     Raises:
         UnlearnError: something is not recorded and not given, or does not fit.
     """
-    source = load_source(data_spec(version, options.data))
+    source = load_source(data_spec(version, options.data, options.split))
     classes = _classes(version, source, options)
     shape = version.record.image_shape if version.record is not None else version.input_shape
     return InputSpec(source, _transform(version, source, options), classes, shape)
 
 
-def data_spec(version: Version, given: str | None) -> str:
-    """The spec of the data source: as given, else as the version records it.
+def data_spec(version: Version, given: str | None, split: str | None = None) -> str:
+    """The spec of the data source: as given, else as the version records it; with ``split=`` behind where given.
 
     Raises:
         UnlearnError: neither.
@@ -83,7 +86,7 @@ def data_spec(version: Version, given: str | None) -> str:
     data = given or (version.record.data if version.record is not None else None)
     if data is None:
         raise UnlearnError(f"{version.uri} does not record its data source: give data=, e.g. folder:PATH")
-    return data
+    return data if split is None else f"{data},split={split}"
 
 
 def _classes(version: Version, source: Source, options: ReadOptions) -> tuple[str, ...]:
@@ -167,10 +170,17 @@ def training_mask(version: Version, source: Source) -> npt.NDArray[np.bool_]:
     """What of ``source.train`` the version was trained on and has not forgotten: ``[N]``, all of it where unknown.
 
     Raises:
-        UnlearnError: the recorded manifest and the source have nothing in common.
+        UnlearnError: the recorded manifest and the source have nothing in common, or neither of them tells.
     """
     manifest = version.training_manifest
     if manifest is None:
+        if version.record is None and source.drawn:
+            raise UnlearnError(
+                f"{version.uri} has no list of what it was trained on, and {source.spec!r} does not tell either, since "
+                "its training split is drawn by this tool: give split=, a file of the training ids, or split=drawn if "
+                "it was trained on what is drawn"
+            )
+        note(f"Note: {version.uri} has no list of what it was trained on: {ASSUMED} ({len(source.train)} samples).")
         return np.ones(len(source.train), dtype=np.bool_)
     mask = manifest.mask(source.train.ids)
     if not mask.any():
@@ -179,7 +189,14 @@ def training_mask(version: Version, source: Source) -> npt.NDArray[np.bool_]:
             "give the data that it was trained on"
         )
     if (lost := len(manifest.ids) - int(mask.sum())) > 0:
-        note(f"Note: {lost} of {len(manifest.ids)} recorded training samples are not in the source any more.")
+        moved = int(manifest.mask((*source.val.ids, *source.test.ids)).sum())
+        note(
+            f"Note: {lost} of {len(manifest.ids)} recorded training samples are not in the source any more."
+            if not moved
+            else f"Note: {lost} of {len(manifest.ids)} recorded training samples are not in the source's training "
+            f"split any more, and {moved} of them are in its validation and test split, which count as unseen: give "
+            "the data as they were split when the version was trained, or split= with a list of its training ids."
+        )
     return mask
 
 

@@ -199,24 +199,28 @@ class StudyRunner:
         return True
 
 
-def check_worthwhile(methods: Sequence[str], original: Outputs) -> None:
-    """Refuse a study that would find nothing for one of the methods.
+def worthwhile(methods: Sequence[str], original: Outputs) -> list[str]:
+    """The methods by which a study may find something; a note names the others.
 
     Args:
         methods: names.
-        original: outputs of the version, with labels and predictions ``[N]`` of each split.
+        original: outputs of the version, with labels, predictions and entropies ``[N]`` of each split.
 
     Raises:
-        NothingToUnlearn: a method states that beforehand.
+        NothingToUnlearn: there is none.
     """
-    labels, predictions = (
+    given = [
         {split: torch.from_numpy(np.asarray(getattr(original[split], field))) for split in SELECTION_SPLITS}
-        for field in ("labels", "predictions")
-    )
-    for method in methods:
-        reason = get_method(method).not_worthwhile(labels, predictions)
+        for field in ("labels", "predictions", "entropies")
+    ]
+    reasons = {method: get_method(method).not_worthwhile(*given) for method in methods}
+    left = [method for method, reason in reasons.items() if reason is None]
+    if not left:
+        raise NothingToUnlearn(f"nothing to unlearn: {next(reason for reason in reasons.values() if reason)}")
+    for method, reason in reasons.items():
         if reason is not None:
-            raise NothingToUnlearn(f"nothing to unlearn: {reason}")
+            note(f"Note: {method} is left out of the study: {reason}.")
+    return left
 
 
 def open_study(

@@ -102,6 +102,10 @@ class Space:
         """Trial 0 has the published hyperparameters of the first one."""
         return tuple(self.distributions)
 
+    def of(self, methods: Sequence[str]) -> "Space":
+        """The part of some of the methods."""
+        return Space(*({method: part[method] for method in methods} for part in vars(self).values()))
+
     def suggest(self, trial: optuna.Trial) -> TrialConfig:
         """A trial's config, from its sampler."""
         method = self.methods[0]

@@ -114,7 +114,7 @@ def test_another_original(measured):
 def test_another_forget_set(measured, tmp_path):
     """A part of what was forgotten, named by a file; the rest of it is not retained."""
     source = load_source(DATA)
-    everything = resolve_forget(FORGET, source, ~(source.train.labels < 0), lambda _: Manifest(()))
+    everything = resolve_forget(FORGET, source, ~(source.train.labels < 0), lambda _: Manifest(())).indices
     some = [source.train.ids[i] for i in everything[:20]]
     (tmp_path / "ids.txt").write_text("\n".join(some))
     outcome, run = measured("--model-uri", "models:/clf/2", "--forget", str(tmp_path / "ids.txt"))

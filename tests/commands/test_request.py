@@ -7,13 +7,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import mlflow
+import pandas
 import pytest
+import toy
+from stores import digits_folder
 
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.evidence.record import read_evidence
 
 ASK = ("request", "--model-uri", "models:/clf/1")
 QUICK = ("--params", '{"epochs": 1}')
+TRANSFORM = ("--transform", "none", "--force")
 
 
 def artifact(run_id: str, name: str) -> Path:
@@ -42,6 +47,8 @@ def test_what_is_filed(store, cli):
         "manifest_sha256": manifest.digest,
         "forget": "random:20",
         "data": "digits,train=15%",
+        "split": "made by this tool: 270 samples drawn for training, seed 0",
+        "matched": {"trained": 20, "untrained": 0, "val": 0, "test": 0, "nowhere": 0},
         "reason": "GDPR article 17",
         "requester": "person-7",
         "hash_ids": False,
@@ -152,3 +159,89 @@ def test_a_spec_that_is_no_file_and_one_that_is_a_class(store, cli, spec):
         source = load_source("digits,train=15%")
         manifest = Manifest.from_csv(artifact(store.runs()[0].info.run_id, "manifest.csv"))
         assert set(manifest.ids) == {i for i, k in zip(source.train.ids, source.train.labels, strict=True) if k == 3}
+
+
+@pytest.fixture
+def customers(tmp_path) -> Path:
+    """A table without splits: customer 17 has ten of two hundred images."""
+    files = sorted(digits_folder(tmp_path / "images", train=200, held_out=0).rglob("*.png"))
+    owners = ["17" if i % 20 == 0 else "18" for i in range(200)]
+    table = {"path": files, "label": [path.parent.name for path in files], "customer": owners}
+    pandas.DataFrame(table).to_csv(tmp_path / "table.csv", index=False)
+    return tmp_path / "table.csv"
+
+
+def test_a_customer_is_not_half_forgotten_in_silence(empty_store, cli, customers):
+    """Six of ten were drawn for training: output, evidence and report tell of the four others."""
+    data = f"csv:{customers}"
+    trained = ("train", "--data", data, "--name", "clf", "--architecture", "toy:trainable", "--epochs", "4")
+    assert cli(*trained, "--lr", "0.05", "--batch-size", "32").code == 0
+    source = load_source(data)
+    own = {name: getattr(source, name).groups["customer"].count("17") for name in ("train", "val", "test")}
+    assert sum(own.values()) == 10 and own["train"] < 10
+    filed = cli(*ASK, "--forget", "group:customer=17")
+    assert filed.code == 0, filed.err
+    said = " ".join(filed.err.split())
+    assert f"group:customer=17 names {own['train']} samples that models:/clf/1 is trained on, and " in said
+    assert f"{own['val']} in the validation split, {own['test']} in the test split, which are not forgotten" in said
+    assert "the split was made by this tool: 120 samples drawn" in said
+    done = cli("unlearn", "--model-uri", "models:/clf/1", "--force", *QUICK)
+    assert done.code == 0, done.err
+    path = Path(mlflow.artifacts.download_artifacts("models:/clf/2"))
+    evidence, _ = read_evidence(path)
+    [request] = evidence.requests
+    assert request.matched is not None and request.matched.model_dump() == {
+        "trained": own["train"], "untrained": 0, "val": own["val"], "test": own["test"], "nowhere": 0,
+    }  # fmt: skip
+    assert evidence.data.split == source.split and evidence.data.trained_on == "the version's own list"
+    report = " ".join((path / "evidence" / "report.html").read_text().split())
+    others = f"{own['val']} in the validation split, {own['test']} in the test split"
+    assert f"{others}: not forgotten" in report and source.split in report
+    assert f"also named, and not forgotten: {others}" in (path / "evidence" / "model_card.md").read_text()
+
+
+def test_samples_that_have_moved_out_of_the_training_split_are_not_left_in_the_model(empty_store, cli, customers):
+    """More images, and this tool draws another split: it would have forgotten what is in the training split still."""
+    data = f"csv:{customers}"
+    trained = ("train", "--data", data, "--name", "clf", "--architecture", "toy:trainable", "--epochs", "1")
+    assert cli(*trained, "--batch-size", "32").code == 0
+    table = pandas.read_csv(customers, dtype=str)
+    pandas.concat([table.iloc[40:], table.iloc[:40]]).to_csv(customers, index=False)
+    before = empty_store.everything_registered()
+    for command in (("request",), ("unlearn",), ("evaluate",)):
+        refused = cli(*command, "--model-uri", "models:/clf/1", "--forget", "group:customer=17")
+        assert refused.code == 2
+        assert "samples that the version was trained on and that" in " ".join(refused.err.split())
+    assert empty_store.everything_registered() == before
+    # The version's own list brings the split back.
+    own = Path(mlflow.artifacts.download_artifacts("models:/clf/1/extra_files/training_manifest.csv"))
+    filed = cli(*ASK, "--forget", "group:customer=17", "--split", str(own))
+    assert filed.code == 0, filed.err
+
+
+def test_a_foreign_model_on_a_source_without_a_split(empty_store, cli, customers, tmp_path):
+    """What it was trained on is not for this tool to draw: it is told, or the command refuses."""
+    with mlflow.start_run():
+        mlflow.pytorch.log_model(
+            toy.original(), name="m", registered_model_name="theirs", serialization_format="pickle",
+            pip_requirements=["torch"],
+        )  # fmt: skip
+    uri = ("--model-uri", "models:/theirs/1", "--data", f"csv:{customers}")
+    before = empty_store.everything_registered()
+    for command in ("request", "unlearn", "tune", "compare", "evaluate"):
+        refused = cli(command, *uri, "--forget", "group:customer=17", *(() if command == "request" else TRANSFORM))
+        assert refused.code == 2, command
+        assert "models:/theirs/1 has no list of what it was trained on" in " ".join(refused.err.split())
+        assert "give split=, a file of the training ids, or split=drawn" in " ".join(refused.err.split())
+    assert empty_store.everything_registered() == before
+    ids = load_source(f"csv:{customers}").train.ids
+    (tmp_path / "ids.txt").write_text("\n".join(ids))
+    done = cli("unlearn", *uri, *TRANSFORM, "--split", tmp_path / "ids.txt", "--forget", "group:customer=17", *QUICK)
+    assert done.code == 0, done.err
+    evidence, _ = read_evidence(Path(mlflow.artifacts.download_artifacts("models:/theirs/2")))
+    assert evidence.data.trained_on == "assumed: all of the source's training split"
+    assert evidence.data.split == f"by the list {str(tmp_path / 'ids.txt')!r}"
+    assert evidence.data.forget.samples + evidence.data.retain.samples == len(ids)
+    # The list is on record now.
+    again = cli("request", "--model-uri", "models:/theirs/2", "--forget", "random:5")
+    assert again.code == 0, again.err

@@ -90,7 +90,8 @@ def ids(indices) -> set[str]:
 def forgotten(spec: str = FORGET) -> set[str]:
     """The ids that a spec names for version 1."""
     data = source()
-    return ids(resolve_forget(spec, data, np.ones(len(data.train), bool), lambda _: pytest.fail("no request here")))
+    everything = np.ones(len(data.train), bool)
+    return ids(resolve_forget(spec, data, everything, lambda _: pytest.fail("no request here")).indices)
 
 
 def folder_of(version: str, name: str = "clf") -> Path:
@@ -408,7 +409,7 @@ def test_a_version_without_a_logged_model(store, cli, tmp_path):
     assert mlflow.models.get_model_info("models:/plain/1").model_id is None
     done = cli(
         *("unlearn", "--model-uri", "models:/plain/1", "--forget", FORGET, *QUICK),
-        *("--data", DATA, "--architecture", "toy:trainable", "--transform", "none"),
+        *("--data", f"{DATA},split=drawn", "--architecture", "toy:trainable", "--transform", "none"),
     )
     assert done.code == 0, done.err
     assert "models:/plain/1 has no LoggedModel" in done.out

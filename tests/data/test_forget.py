@@ -16,7 +16,7 @@ def no_request(name):
 
 
 def resolve(spec, source, training=ALL, read_request=no_request):
-    return resolve_forget(str(spec), source, training, read_request).tolist()
+    return resolve_forget(str(spec), source, training, read_request).indices.tolist()
 
 
 def without(*indices):
@@ -81,11 +81,11 @@ def test_random_is_stratified_seeded_and_drawn_from_what_is_trained_on():
     training = np.ones(len(source.train), dtype=bool)
     training[::3] = False
     trained = np.bincount(source.train.labels[training])
-    chosen = resolve_forget("random:10%", source, training, no_request)
+    chosen = resolve_forget("random:10%", source, training, no_request).indices
     assert len(chosen) == round(0.1 * training.sum()) and training[chosen].all() and len(set(chosen)) == len(chosen)
     assert (np.abs(np.bincount(source.train.labels[chosen]) - 0.1 * trained) < 1).all()
     same, other, plain, both = (
-        resolve_forget(f"random:{n}", source, training, no_request)
+        resolve_forget(f"random:{n}", source, training, no_request).indices
         for n in (f"{len(chosen)}", "10%,seed=1", "10%,plain", "10%,plain,seed=1")
     )
     assert (same == chosen).all()
@@ -153,6 +153,55 @@ def test_bad_files_are_refused(small, tmp_path):
         (tmp_path / "ids.csv").write_bytes(content)
         with pytest.raises(UnlearnError, match=message):
             resolve(tmp_path / "ids.csv", small)
+
+
+NONE = {"untrained": 0, "val": 0, "test": 0, "nowhere": 0}
+
+
+@pytest.fixture
+def scattered(small):
+    """The subject ann has a validation and two test samples as well, and one that ``train=`` has left out."""
+    val, test = (
+        replace(split, groups={"subject": tuple("ann" if i < n else "bob" for i in range(4))})
+        for split, n in ((small.val, 1), (small.test, 2))
+    )
+    unused = replace(small.train.subset([0]), ids=("train/99.png",))
+    return replace(small, val=val, test=test, unused=unused)
+
+
+def test_where_the_others_lie_that_a_spec_names(scattered, tmp_path):
+    def elsewhere(spec, training=ALL, **options):
+        selected = resolve_forget(str(spec), scattered, training, no_request, **options)
+        return selected.indices.tolist(), dict(selected.elsewhere)
+
+    rest = {"untrained": 0, "val": 1, "test": 2, "nowhere": 1}
+    assert elsewhere("group:subject=ann") == ([0, 1, 2], rest)
+    assert elsewhere("group:subject=ann", without(1)) == ([0, 2], rest | {"untrained": 1})
+    assert elsewhere("class:cat", without(0)) == (
+        [2, 4, 6, 8, 10],
+        NONE | {"untrained": 1, "val": 2, "test": 2, "nowhere": 1},
+    )
+    assert elsewhere("random:3")[1] == NONE
+    (tmp_path / "ids.txt").write_text("train/3.png\ntrain/4.png\n")
+    assert elsewhere(tmp_path / "ids.txt") == ([3, 4], NONE)
+    # What was fulfilled before may have left the source, or moved in it.
+    (tmp_path / "ids.txt").write_text("train/3.png\ntrain/4.png\nval/0.png\ngone.png\ntrain/99.png\n")
+    found = elsewhere(tmp_path / "ids.txt", without(4), lenient=True)
+    assert found == ([3], {"untrained": 1, "val": 1, "test": 0, "nowhere": 2})
+
+
+@pytest.mark.parametrize("salt", [None, "aa"])
+@pytest.mark.parametrize("moved", ["val/0.png", "test/1.png", "train/99.png"])
+def test_nothing_is_forgotten_by_half(scattered, moved, salt):
+    """The version was trained on a sample that the source has elsewhere by now: it would stay in the model."""
+    manifest = Manifest((*scattered.train.ids, moved))
+    manifest = manifest if salt is None else manifest.hashed(salt)
+    message = rf"names 1 samples that the version was trained on and that 'small' does not have .*\('{moved}'\)"
+    for spec in ("group:subject=ann", "request:r"):
+        with pytest.raises(UnlearnError, match=message):
+            resolve_forget(spec, scattered, ALL, lambda _: Manifest(("train/0.png", moved)), lambda: manifest)
+    # Of bob it has all.
+    assert len(resolve_forget("group:subject=bob", scattered, ALL, no_request, lambda: manifest).indices) == 9
 
 
 def test_retained_is_trained_on_and_not_forgotten(small):

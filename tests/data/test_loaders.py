@@ -8,6 +8,7 @@ import torchvision
 from sklearn.datasets import load_digits
 
 from mlflow_unlearn.data.loaders import load_source
+from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
 
 DIGITS = load_digits()
@@ -47,9 +48,50 @@ def test_seed_and_share():
     assert small.digest == load_source("digits,seed=3,train=0.2").digest
 
 
+def test_who_decided_what_is_trained_on(tmp_path):
+    drawn, part = load_source("digits,seed=2"), load_source("digits,train=20%")
+    assert drawn.drawn and drawn.split == "made by this tool: 1078 samples drawn for training, seed 2"
+    assert part.drawn and part.split.startswith("made by this tool: 359 samples")
+    stated = load_source("digits,seed=2,split=drawn")
+    assert (
+        ids(stated) == ids(drawn)
+        and not stated.drawn
+        and stated.split == drawn.split + (", which a model was trained on, as stated")
+    )
+    listed = sorted(f"digits/{i}" for i in range(200))
+    (tmp_path / "train.csv").write_text("\n".join(["id", *listed]))
+    Manifest(tuple(listed)).hashed().to_csv(tmp_path / "hashed.csv")
+    for name in ("train.csv", "hashed.csv"):
+        source = load_source(f"digits,split={name},seed=1")
+        assert sorted(source.train.ids) == listed and not source.drawn
+        assert [len(part) for part in (source.val, source.test)] == [798, 799] and source.unused is None
+        assert source.spec == f"digits,split={tmp_path / name},seed=1"
+        assert source.split == f"by the list {str(tmp_path / name)!r}"
+        again = load_source(source.spec)
+        assert ids(again) == ids(source) and again.digest == source.digest
+
+
+def test_what_no_split_has_is_known(tree):
+    root = tree("data", train=10, test=10)
+    whole = load_source(f"folder:{root}")
+    assert not whole.drawn and whole.split == "the source's own" and whole.unused is None
+    part = load_source(f"folder:{root},train=50%")
+    assert part.drawn and set(part.train.ids) | set(part.unused.ids) == set(whole.train.ids)
+    assert len(part.unused) == 10 and ids(part)[1:] == ids(whole)[1:]
+    (root.parent / "ids.txt").write_text("\n".join(whole.train.ids[:5]))
+    listed = load_source(f"folder:{root},split=ids.txt")
+    assert listed.train.ids == whole.train.ids[:5] and listed.unused.ids == whole.train.ids[5:] and not listed.drawn
+    (root.parent / "ids.txt").write_text("\n".join((*whole.train.ids[:5], whole.test.ids[0], "gone")))
+    with pytest.raises(UnlearnError, match="lists 2 ids that the source does not have, or not to train on: 'gone', "):
+        load_source(f"folder:{root},split=ids.txt")
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
+        ("digits,split=nowhere.csv", "no list of training ids .*nowhere.csv': give a file of ids"),
+        ("digits,train=20%,split=ids.txt", "has train= and a list of what is trained on"),
+        ("digits,seed=1,seed=2", "gives seed= twice"),
         ("digits,sead=1", "unknown option 'sead'.*did you mean 'seed'.*'train'"),
         ("digits,seed=-1", "seed=-1.*whole number from 0"),
         ("digits,seed=", "seed= in"),

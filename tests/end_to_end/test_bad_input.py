@@ -31,7 +31,7 @@ from mlflow_unlearn.engine import hardware
 TESTS = Path(__file__).parents[1]
 UNLEARN = ("unlearn", "--model-uri", "models:/clf/1")
 SOME = ("--forget", "random:20%")
-FOREIGN = ("--data", "digits", "--transform", "none", "--forget", "random:5%")
+FOREIGN = ("--data", "digits,split=drawn", "--transform", "none", "--forget", "random:5%")
 """For a version without a record of ours."""
 
 
@@ -394,9 +394,9 @@ def test_a_loss_that_is_not_finite(store, refuse, cli, known):
     module = Explodes()
     module.load_state_dict(toy.original().state_dict())
     uri = add(module)
-    assert cli("request", "--model-uri", uri, "--data", "digits", "--forget", known).code == 0
+    assert cli("request", "--model-uri", uri, "--data", "digits,split=drawn", "--forget", known).code == 0
     says = ["the loss became nan in epoch 1, step 1", "lr 0.1", "try a smaller lr, say 0.01"]
-    data = ("--data", "digits", "--transform", "none")
+    data = ("--data", "digits,split=drawn", "--transform", "none")
     refuse("unlearn", "--model-uri", uri, *data, "--params", '{"lr": 0.1}', says=says)
     assert [state for state, _ in store.requests("1", "foreign").values()] == ["pending"]
 
@@ -658,22 +658,22 @@ def test_nothing_to_unlearn(ignorant, store, refuse, cli, command):
     made, wrong = ignorant
     shutil.copy(made.folder / "mlflow.db", store.folder / "mlflow.db")
     write(store.folder, {"wrong.txt": wrong})
-    version = ("--model-uri", "models:/ignorant/1", "--data", "digits")
+    version = ("--model-uri", "models:/ignorant/1", "--data", "digits,split=drawn")
     assert cli("request", *version, "--forget", "wrong.txt").code == 0
     # `refuse` sees one new run: `tune` has begun no trial.
-    says = ["nothing to unlearn", "no better than unseen ones (acc_forget 0.0000, A_u 0.8"]
+    says = ["nothing to unlearn", "no better than unseen ones (acc_forget 0.0000, A_u 0.7", "mia_auc 0."]
     refuse(command, *version, "--transform", "none", says=says, code=3)
     assert [state for state, _ in store.requests("1", "ignorant").values()] == ["pending"]
     assert store.versions("ignorant") == ["1"]
 
 
-@pytest.mark.parametrize(("methods", "trials"), [("finetune", 1), ("finetune,lotus", 0)])
+@pytest.mark.parametrize(("methods", "trials"), [("finetune,lotus", 1), ("lotus", 0)])
 def test_a_study_is_refused_by_the_methods_it_is_about(ignorant, store, cli, methods, trials):
-    """Fine-tuning has no rule that stops it before the first pass."""
+    """Fine-tuning has no rule that stops it before the first pass, and LoTUS's is about LoTUS alone."""
     made, wrong = ignorant
     shutil.copy(made.folder / "mlflow.db", store.folder / "mlflow.db")
     write(store.folder, {"wrong.txt": wrong})
-    version = ("--model-uri", "models:/ignorant/1", "--data", "digits", "--transform", "none")
+    version = ("--model-uri", "models:/ignorant/1", "--data", "digits,split=drawn", "--transform", "none")
     done = cli("tune", *version, "--forget", "wrong.txt", "--methods", methods, "--n-trials", "1", "--register", "none")
     begun = [run for run in store.runs() if "unlearn.trial" in run.data.tags]
     assert ("nothing to unlearn" in done.err, len(begun)) == (not trials, trials)
@@ -753,7 +753,7 @@ def test_full_disk(store, known):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (6_000_000, 6_000_000))
 
-    data = ("--data", "digits", "--transform", "none", "--forget", known)
+    data = ("--data", "digits,split=drawn", "--transform", "none", "--forget", known)
     process = start("unlearn", "--model-uri", uri, *data, "--params", '{"epochs": 1}', prepare=prepare)
     _, errors = process.communicate()
     assert process.returncode == 2, errors

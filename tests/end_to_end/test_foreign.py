@@ -116,7 +116,8 @@ def test_a_team_s_own_class(empty_store, cli, tmp_path, folder, monkeypatch):
     module = fit(team_net.TeamNet(10), images, labels)
     # Images that stay; of one that is forgotten the new version would show another example.
     everything = np.ones(len(images), bool)
-    kept = retained(everything, resolve_forget("random:20%", source, everything, lambda _: Manifest(())))[:3]
+    forgotten = resolve_forget("random:20%", source, everything, lambda _: Manifest(())).indices
+    kept = retained(everything, forgotten)[:3]
     example = images[kept].numpy()
     signature = infer_signature(example, module(images[kept]).detach().numpy())
     requirements = ["torch", "numpy", "packaging>=20"]

@@ -8,8 +8,13 @@ import pytest
 from chains import QUICK, evidence_of, folder_of, rewritten
 from stores import call, digits_folder
 
+from mlflow_unlearn import config
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.evidence.record import Evidence
+from mlflow_unlearn.metrics.catalog import KEYS, METRICS
+from mlflow_unlearn.metrics.suite import Metrics, compare
+from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.session.measured import evaluate_measured, open_measured
 
 
 def test_measured_again(chain):
@@ -76,3 +81,47 @@ def test_hashed_ids_of_a_filed_request_are_measured_again(store, stored):
     assert evidence_of("2").data.salt is not None
     checked = call("verify", "--model-uri", "models:/clf/2", "--recompute", "true")
     assert checked.code == 0, checked.err
+
+
+def measured(version: str, definition: int) -> dict[str, Metrics]:
+    """A version and its source, every metric by this definition where it has one."""
+    options = config.Evaluate(model_uri=f"models:/clf/{version}", device="cpu")
+    with tracking.run("evaluate", options), tracking.scratch() as folder:
+        session, original = open_measured(tracking.client(), options, folder, progress=False)
+        outputs, _ = evaluate_measured(session, original, options)
+        return compare(outputs, seed=options.seed, definitions=dict.fromkeys(KEYS, definition))
+
+
+@pytest.mark.slow
+def test_by_the_definitions_of_the_record(store):
+    """Two classes one after the other: the first counts nowhere in the second step, and did in an earlier release."""
+    for version, label in (("1", "3"), ("2", "5")):
+        done = call("unlearn", "--model-uri", f"models:/clf/{version}", "--forget", f"class:{label}", "--params", QUICK)
+        assert done.code == 0, done.err
+    evidence = evidence_of("3")
+    now = evidence.metrics["unlearned"]
+    assert now.counts["removed_classes"] == 1
+    assert evidence.definitions == {key: metric.definition for key, metric in METRICS.items()}
+    # Each request by itself: of the first one all is measured that is of its class.
+    first, second = (request.metrics["unlearned"] for request in evidence.requests)
+    assert {"mia_auc", "acc_test_forgotten"} <= first.values.keys() & second.values.keys()
+    assert evidence.union["unlearned"].counts["removed_classes"] == 0
+
+    then = measured("3", 1)
+    assert then["unlearned"]["acc_test"] < now.values["acc_test"] - 0.01
+    record = evidence.model_dump() | {"definitions": dict.fromkeys(KEYS, 1)}
+    with rewritten(store, "3", Evidence.model_validate(record)):
+        other = call("verify", "--model-uri", "models:/clf/3", "--recompute", "true")
+    assert other.code == 3 and "metrics of unlearned: " in other.err
+    for model, metrics in then.items():
+        record["metrics"][model]["values"] = dict(metrics)
+    for made in (evidence, Evidence.model_validate(record)):
+        with rewritten(store, "3", made):
+            same = call("verify", "--model-uri", "models:/clf/3", "--recompute", "true")
+        assert same.code == 0, same.err
+
+    record["definitions"]["acc_test"] = 99
+    with rewritten(store, "3", Evidence.model_validate(record)):
+        later = call("verify", "--model-uri", "models:/clf/3", "--recompute", "true")
+    assert later.code == 0, later.err
+    assert "does not know the definitions of acc_test" in " ".join(later.out.split())

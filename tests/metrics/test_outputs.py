@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from mlflow_unlearn.metrics.outputs import MetricInputs, SplitOutputs, concatenate_outputs, select_samples
+from mlflow_unlearn.metrics.outputs import (
+    MetricInputs,
+    SplitOutputs,
+    concatenate_outputs,
+    select_samples,
+    without_classes,
+)
 
 
 def outputs(seed, count, probabilities=True):
@@ -46,6 +52,27 @@ def test_wholly_forgotten_classes_are_those_that_nothing_of_stays():
     stays = select_samples(retain, retain.labels != 1)
     assert MetricInputs({"forget": forget, "retain": stays}).forgotten.tolist() == [1]
     assert MetricInputs({"forget": forget, "retain": retain}).forgotten.tolist() == []
+
+
+def test_removed_classes_are_those_that_are_neither_retained_nor_forgotten():
+    forget, retain, test = (outputs(seed, 30) for seed in range(3))
+    kept = {"forget": select_samples(forget, forget.labels == 0), "retain": select_samples(retain, retain.labels == 2)}
+    inputs = MetricInputs(kept | {"test": test, "val": select_samples(test, test.labels == 2)}, {"test": test})
+    assert inputs.removed.tolist() == [1]
+    left = inputs.without_removed_classes()
+    same(left.model["test"], select_samples(test, test.labels != 1))
+    same(left.original["test"], left.model["test"])
+    same(left.model["val"], inputs.model["val"])
+    assert left.model["forget"] is kept["forget"] and left.removed.tolist() == []
+    assert MetricInputs({"forget": forget, "retain": retain, "test": test}).removed.tolist() == []
+
+
+def test_without_classes_where_no_probabilities_were_kept():
+    whole = outputs(0, 9, probabilities=False)
+    left = without_classes({"test": whole, "retain": whole}, np.array([0, 2]))
+    assert left["retain"] is whole and left["test"].probabilities is None
+    assert left["test"].labels.tolist() == [1] * int((whole.labels == 1).sum())
+    assert left["test"].class_sums.tolist() == [[0, 0, 0], whole.class_sums[1].tolist(), [0, 0, 0]]
 
 
 def test_what_metrics_share_is_computed_once():

@@ -14,7 +14,7 @@ from toy import CPU, Listed, class_splits, digits, global_state, logits, net, or
 from mlflow_unlearn import Splits, evaluate
 from mlflow_unlearn.engine.predictions import SPLIT_NAMES, evaluate_split, evaluate_splits
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.metrics.catalog import KEYS
+from mlflow_unlearn.metrics.catalog import KEYS, METRICS
 from mlflow_unlearn.metrics.membership import two_sided_auc
 from mlflow_unlearn.metrics.suite import compute_metrics
 
@@ -127,6 +127,7 @@ def test_parity_with_scikit_learn_and_scipy_for_every_key():
         "wholly_forgotten_classes": 0,
         "mia_auc_forget_left_out": nines,
         "rf_jsd_classes_left_out": 1,
+        "removed_classes": 0,
     }
     # The case is worth something: no term vanishes, no fraction is trivial.
     assert min(abs(value) for value in expected.values()) > 1e-5 and len(set(gaps)) == 3
@@ -288,6 +289,58 @@ class TestMissing:
         outputs = evaluate_splits(other(), splits(), CPU, only=("forget", "retain", "test"))
         metrics = compute_metrics(outputs)
         assert metrics.missing["acc_val"] == "the val set was not read" and "n_val" not in metrics.counts
+
+
+class TestRemovedClasses:
+    """An earlier request has removed class 3: it is neither retained nor forgotten now, and still in val and test."""
+
+    @staticmethod
+    def sets(forgotten=None):
+        train, classes = digits(0, 200), digits(0, 200).tensors[1]
+        forget = (torch.arange(200) < 30) if forgotten is None else classes == forgotten
+        return Splits(take(train, forget & (classes != 3)), take(train, ~forget & (classes != 3)),
+                      digits(200, 350), digits(350, 500))  # fmt: skip
+
+    @staticmethod
+    def without_three(sets):
+        val, test = (take(data, data.tensors[1] != 3) for data in (sets.val, sets.test))
+        return Splits(sets.forget, sets.retain, val, test)
+
+    @pytest.mark.parametrize("forgotten", [None, 5])
+    def test_it_counts_nowhere(self, forgotten):
+        sets, models = self.sets(forgotten), (original(), other(2))
+        found, expected = (evaluate(other(), one, *models) for one in (sets, self.without_three(sets)))
+        assert dict(found) == pytest.approx(dict(expected), rel=1e-6) and found.missing == expected.missing
+        assert found.counts == expected.counts | {"removed_classes": 1}
+        assert found.counts["wholly_forgotten_classes"] == (forgotten is not None)
+
+    def test_a_class_that_is_forgotten_now_stays_where_classes_are_matched(self):
+        metrics = evaluate(other(), self.sets(5), original())
+        assert {"acc_test_forgotten", "mia_auc", "entropy_ks", "mia_test"} <= set(metrics)
+        assert metrics.counts["mia_auc_forget_left_out"] == 0
+        assert metrics.counts["n_test"] == int((self.sets().test.tensors[1] != 3).sum())
+
+    def test_by_the_definitions_that_a_record_names(self):
+        """Of an earlier release: the removed class counted wherever it occurred."""
+        sets = self.sets()
+        outputs, hand = evaluate_splits(other(), sets, CPU), ByHand(other(), sets)
+        first = compute_metrics(outputs, definitions=dict.fromkeys(KEYS, 1))
+        now = compute_metrics(outputs)
+        for split in ("val", "test"):
+            assert first[f"acc_{split}"] == pytest.approx(hand.acc(split), rel=1e-9)
+            assert now[f"acc_{split}"] == pytest.approx(hand.acc(split, hand.y[split] != 3), rel=1e-9)
+        assert (first["mia"], first["mia_test"]) == pytest.approx(hand.mia()) != (now["mia"], now["mia_test"])
+        assert {key for key in now if METRICS[key].definition == 1 and now[key] != pytest.approx(first[key])} == set()
+        mixed = compute_metrics(outputs, definitions={"acc_val": 1})
+        assert dict(mixed) == {**now, "acc_val": first["acc_val"]}
+
+    def test_no_other_class_in_the_test_set(self):
+        sets = self.sets()
+        threes = take(sets.test, sets.test.tensors[1] == 3)
+        metrics = evaluate(other(), Splits(sets.forget, sets.retain, sets.val, threes), original())
+        reason = "earlier requests removed every class of the test set"
+        assert {metrics.missing[key] for key in ("acc_test", "mia", "mia_auc", "entropy_ks", "rf_jsd")} == {reason}
+        assert {"acc_forget", "acc_retain"} <= set(metrics)
 
 
 class TestReferences:

@@ -103,7 +103,7 @@ def source():
 @pytest.fixture(scope="module")
 def samples(source) -> pd.DataFrame:
     """Every sample of the source, what was forgotten among them."""
-    forget = resolve_forget(FORGET, source, source.train.labels >= 0, lambda _: Manifest(()))
+    forget = resolve_forget(FORGET, source, source.train.labels >= 0, lambda _: Manifest(())).indices
     table = source.listing().rename(columns={"class": "label"}).replace({"split": {"train": "retain"}})
     table.loc[table["id"].isin([source.train.ids[row] for row in forget]), "split"] = "forget"
     return table
@@ -234,7 +234,7 @@ def test_versions_that_others_have_registered(empty_store, measured, source, sam
     mlflow.register_model((tmp_path / "saved").as_uri(), "saved")
 
     expected = evaluate(module, splits, original=module, seed=0, device="cpu")
-    config = {"data": DATA, "transform": "none", "device": "cpu"}
+    config = {"data": DATA, "split": "drawn", "transform": "none", "device": "cpu"}
     results = measured(
         case("models:/pickled/1", samples, config | {"classes": ",".join(source.classes)}),
         case("models:/exported/1", samples, config),

@@ -3,6 +3,7 @@
 import pytest
 import records
 
+from mlflow_unlearn.evidence.record import Matched
 from mlflow_unlearn.report.card import describe, metrics_table, model_card
 
 
@@ -55,3 +56,13 @@ def test_the_reading_is_that_of_the_record_and_in_old_ones_the_models_own():
         assert "Membership: uninformative: the attack could not tell forgotten from unseen samples" in text
     for text in (describe(records.evidence()), model_card(records.evidence())):
         assert "Membership: indistinguishable: forgotten and unseen samples look alike" in text
+
+
+def test_what_a_spec_named_and_was_not_forgotten():
+    matched = Matched(trained=6, untrained=1, val=2, test=0, nowhere=3)
+    asked = [records.request("a", matched=matched), records.request("b", matched=matched.model_copy(update={"val": 0}))]
+    asked.append(records.request("c", matched=Matched(trained=6, untrained=0, val=0, test=0, nowhere=0)))
+    lines = [line for line in model_card(records.evidence(requests=asked)).splitlines() if line.startswith("- `")][:3]
+    others = "1 in the training split that it is not trained on, 2 in the validation split, 3 in no split"
+    assert lines[0].endswith(f"; also named, and not forgotten: {others}")
+    assert "validation" not in lines[1] and "also named" not in lines[2]

@@ -11,7 +11,7 @@ import records
 import torch
 
 from mlflow_unlearn.evidence.policy import Check, Policy, Verdict, judge
-from mlflow_unlearn.evidence.record import Measured
+from mlflow_unlearn.evidence.record import Matched, Measured
 from mlflow_unlearn.metrics.catalog import METRICS, READING
 from mlflow_unlearn.metrics.outputs import SplitOutputs
 from mlflow_unlearn.report import figures
@@ -177,6 +177,16 @@ def test_what_was_asked_and_by_whom(plain, story):
         assert told in plain.text
     assert "models:/digits/3 (an earlier version)" in story.text
     assert "requester – not recorded reason – not recorded" in story.text
+
+
+def test_what_was_not_forgotten_and_who_made_the_split(plain):
+    record = records.evidence()
+    asked = records.request("a", matched=Matched(trained=6, untrained=0, val=2, test=2, nowhere=0))
+    data = record.data.model_copy(update={"split": "made by this tool: 120 drawn", "trained_on": "assumed: all of it"})
+    text = parsed(record, requests=[asked], data=data).text
+    assert "also named 2 in the validation split, 2 in the test split: not forgotten" in text
+    assert "split made by this tool: 120 drawn" in text and "trained on assumed: all of it" in text
+    assert "also named" not in plain.text and "trained on assumed" not in plain.text
 
 
 def test_what_qualifies_the_verdict_stands_beside_it(plain, story):

@@ -82,6 +82,17 @@ def test_a_new_spec_has_no_request_yet(opened, requested):
     assert len(bytes.fromhex(hashed.salt)) == 16
 
 
+def test_what_a_spec_names_and_is_not_forgotten_is_said(opened, requested, capsys):
+    held_out = [int((split.labels == 3).sum()) for split in (opened.view.source.val, opened.view.source.test)]
+    matched = requested(opened.version, forget="class:3").matched
+    assert [matched.untrained, matched.val, matched.test, matched.nowhere] == [0, *held_out, 0]
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        f"class:3 names {matched.trained} samples that models:/clf/1 is trained on, and {held_out[0]} in the " in said
+    )
+    assert "which are not forgotten; the split was made by this tool: 270 samples drawn for training, seed 0." in said
+
+
 def test_not_everything_can_be_forgotten(file, requested):
     version, _ = file(*range(0, 270, 2))
     version, _ = file(*range(1, 270, 2), version=version)
@@ -92,7 +103,8 @@ def test_not_everything_can_be_forgotten(file, requested):
 def test_what_is_measured(file, opened, store):
     def measured(version, **options):
         given = config.Evaluate(model_uri=version.uri, **options)
-        return evaluated_forget_set(store.client, version, opened.view.source, np.ones(270, dtype=bool), given)
+        everything = np.ones(270, dtype=bool)
+        return evaluated_forget_set(store.client, version, opened.version, opened.view.source, everything, given)
 
     with pytest.raises(UnlearnError, match="carried out no forget request and none is pending: give forget="):
         measured(opened.version)

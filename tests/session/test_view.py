@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 
 from mlflow_unlearn import config
+from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.session.view import data_spec, make_splits, open_input_spec, training_mask
 
 REVERSED = tuple("9876543210")
+
+
+def said(capsys) -> str:
+    return " ".join(capsys.readouterr().err.split())
 
 
 def given(**options: str) -> config.Unlearn:
@@ -37,6 +42,7 @@ def test_nothing_recorded(opened, capsys):
     foreign = replace(opened.version, record=None)
     with pytest.raises(UnlearnError, match="does not record its data source: give data="):
         data_spec(foreign, None)
+    assert data_spec(opened.version, None, "drawn") == "digits,train=15%,split=drawn"
     with pytest.raises(UnlearnError, match=r"its signature takes images \[1, 8, 8\]\): give transform=none"):
         open_input_spec(foreign, given(data="digits"))
     assert open_input_spec(foreign, given(data="digits", transform="none")).shape == (1, 8, 8)
@@ -44,17 +50,34 @@ def test_nothing_recorded(opened, capsys):
 
 
 class Trained:
-    """A version with a training manifest."""
+    """A version with a training manifest, or none and no record either."""
 
-    uri = "models:/clf/1"
+    uri, record = "models:/clf/1", None
 
     def __init__(self, *ids: str) -> None:
         self.training_manifest = Manifest(ids) if ids else None
 
 
+def test_nothing_is_assumed_of_a_split_that_this_tool_has_drawn(opened, capsys):
+    source = opened.view.source
+    with pytest.raises(
+        UnlearnError, match="has no list of what it was trained on, and 'digits,train=15%' .*give split="
+    ):
+        training_mask(Trained(), source)
+    assert training_mask(replace(opened.version, path=opened.folder), source).all(), "our own record names the draw"
+    assert training_mask(Trained(), load_source("digits,train=15%,split=drawn")).all()
+    assert "models:/clf/1 has no list of what it was trained on: assumed: all of the" in said(capsys)
+
+
+def test_training_samples_among_the_unseen_ones(opened, capsys):
+    source = opened.view.source
+    mask = training_mask(Trained(*source.train.ids[:5], source.val.ids[0], source.test.ids[3], "gone"), source)
+    assert mask.sum() == 5
+    assert "3 of 8 recorded training samples are not in the source's training split any more, and 2" in said(capsys)
+
+
 def test_what_it_was_trained_on(opened, capsys):
     source = opened.view.source
-    assert training_mask(Trained(), source).all()
     mask = training_mask(Trained(source.train.ids[3], "gone"), source)
     assert np.flatnonzero(mask).tolist() == [3]
     assert "1 of 2 recorded training samples are not in the source any more" in capsys.readouterr().err

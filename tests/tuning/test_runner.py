@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from mlflow_unlearn import config
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
-from mlflow_unlearn.tuning.runner import StudyRunner, check_worthwhile, first_interrupt_waits, open_study
+from mlflow_unlearn.tuning.runner import StudyRunner, first_interrupt_waits, open_study, worthwhile
 from mlflow_unlearn.tuning.space import search_space
 from mlflow_unlearn.tuning.storage import LeaderLock, count, open_storage, retry
 
@@ -37,6 +37,7 @@ class SplitLike:
     def __init__(self, right: int, size: int = 10) -> None:
         self.labels = np.zeros(size, np.int64)
         self.predictions = (np.arange(size) >= right).astype(np.int64)
+        self.entropies = np.linspace(0.5, 1.0, size) if right < 9 else np.linspace(0.0, 0.5, size)
 
 
 def test_a_study_keeps_its_mode():
@@ -55,12 +56,16 @@ def test_a_study_without_a_name_is_called_after_the_version_and_the_run():
     assert study.study_name == "clf-1-01234567"
 
 
-def test_lotus_has_nothing_to_find_where_the_forget_set_is_known_no_better():
+def test_lotus_has_nothing_to_find_where_the_forget_set_is_known_no_better(capsys):
     known, unknown = SplitLike(9), SplitLike(5)
-    check_worthwhile(["lotus", "scrub"], {"forget": known, "retain": known, "val": unknown})
-    check_worthwhile(["scrub"], {"forget": unknown, "retain": known, "val": known})
+    learned, not_learned = ({"forget": a, "retain": known, "val": b} for a, b in ((known, unknown), (unknown, known)))
+    assert worthwhile(["lotus", "scrub"], learned) == ["lotus", "scrub"]
+    assert worthwhile(["scrub"], not_learned) == ["scrub"]
+    # It is LoTUS's rule, and the others search on.
+    assert worthwhile(["scrub", "lotus"], not_learned) == ["scrub"]
+    assert "lotus is left out of the study: the model knows these samples no better" in capsys.readouterr().err
     with pytest.raises(NothingToUnlearn, match="^nothing to unlearn: "):
-        check_worthwhile(["scrub", "lotus"], {"forget": unknown, "retain": known, "val": known})
+        worthwhile(["lotus"], not_learned)
 
 
 def test_the_first_interrupt_waits_and_the_second_does_not(capsys):

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 MODEL_TYPE = "unlearning"
 OPTIONS = (
-    *("data", "original_uri", "gold_uri", "transform", "classes", "architecture", "model_uri"),
+    *("data", "split", "original_uri", "gold_uri", "transform", "classes", "architecture", "model_uri"),
     *("device", "precision", "num_workers", "seed", "force"),
 )
 """Keys of ``evaluator_config``: options of the command ``evaluate``."""
