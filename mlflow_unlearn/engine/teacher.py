@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from mlflow_unlearn.data.buffers import RowStore
+from mlflow_unlearn.data.functions import users_code
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.forward import forward
 from mlflow_unlearn.engine.frozen_prefix import Activations, split_at
@@ -126,6 +127,7 @@ class Teacher:
     def _complete(self, split: str) -> bool:
         return ranks.all_agree(self._caching and self._logits[split].complete)
 
+    @users_code("the model or its data")
     def _evaluate(self, split: str) -> Tensor:
         """Predicted classes ``[N]`` by one pass over a split, whose logits are cached."""
         start, predicted = 0, []

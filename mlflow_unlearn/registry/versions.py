@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, computed_field, mod
 
 from mlflow_unlearn.console import first_line, hidden_password
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import UnlearnError, shortlist
 from mlflow_unlearn.evidence.provenance import Provenance
 
 Format = Literal["pt2", "pickle"]
@@ -34,6 +34,7 @@ WEIGHTS_FILE = "weights.safetensors"
 RETIRED_TAG = "unlearn.retired"
 """Of a version that `retire` has removed: time, user and reason."""
 _DESCRIPTION_LIMIT = 5000
+_NAME_LIMIT = 200
 
 
 class Record(BaseModel):
@@ -105,6 +106,7 @@ class Version:
         model: its MLmodel.
         record: ours, None for a version that another tool registered.
         tags: of the version.
+        code: what loading it runs, in words; None before `loading.admitted` has looked, when it cannot be loaded.
     """
 
     uri: str
@@ -115,11 +117,17 @@ class Version:
     model: Model
     record: Record | None
     tags: Mapping[str, str]
+    code: tuple[str, ...] | None = None
 
     @property
     def format(self) -> Format:
-        """How the module is serialised."""
-        return "pt2" if self._data("model.pt2").exists() else "pickle"
+        """How the module is serialised: MLflow takes a pickle that lies beside a program."""
+        return "pt2" if self.program.exists() and not self._data("model.pth").exists() else "pickle"
+
+    @property
+    def program(self) -> Path:
+        """The archive of a version in pt2 format."""
+        return self._data("model.pt2")
 
     @property
     def training_manifest(self) -> Manifest | None:
@@ -236,10 +244,17 @@ def below(folder: Path, name: object, uri: str) -> Path:
 
 
 def download(uri: str, folder: Path) -> Path:
-    """The files of a model in a folder of their own below ``folder``, nothing of them loaded."""
+    """The files of a model in a folder of their own below ``folder``, nothing of them loaded.
+
+    Raises:
+        UnlearnError: a store's plugin gives links, by which copies of the model would take in other files.
+    """
     target = folder / re.sub(r"\W+", "-", uri)
     target.mkdir(exist_ok=True)
-    return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target)))
+    path = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target)))
+    if links := [str(found.relative_to(path)) for found in path.rglob("*") if found.is_symlink()]:
+        raise UnlearnError(f"the files of {uri} hold symbolic links ({shortlist(links)}): store the files themselves")
+    return path
 
 
 @contextmanager
@@ -321,15 +336,25 @@ def _named_paths(model: Model) -> Iterator[object]:
 
 
 def check_name(name: str) -> str:
-    """A name that the registry takes.
+    """A name that the registry takes, and by which ``models:/NAME/VERSION`` finds the model again.
 
     Raises:
-        UnlearnError: it does not.
+        UnlearnError: it is not one.
     """
     try:
         _validate_model_name(name)
     except MlflowException as error:
-        raise UnlearnError(f"{name!r} is not a name for a registered model: {error.message}") from error
+        raise UnlearnError(f"{name[:60]!r} is not a name for a registered model: {error.message}") from error
+    if bad := sorted({c for c in name if c in "@?#%'\"\\\\" or not c.isprintable()}):
+        raise UnlearnError(
+            f"{name!r} is not a name for a registered model: models:/NAME/VERSION does not find one with "
+            f"{' '.join(map(repr, bad))}: use letters, digits, spaces, - and _"
+        )
+    if name != name.strip() or len(name) > _NAME_LIMIT:
+        raise UnlearnError(
+            f"{name[:60]!r} … is not a name for a registered model: it has {len(name)} characters, of at most "
+            f"{_NAME_LIMIT}, the first and last of which may not be spaces"
+        )
     return name
 
 
