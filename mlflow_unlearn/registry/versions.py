@@ -1,5 +1,6 @@
 """Model versions: resolve a URI, read what is stored there, register a new one. Nothing in a version is loaded here."""
 
+import hashlib
 import json
 import os
 import re
@@ -34,7 +35,9 @@ WEIGHTS_FILE = "weights.safetensors"
 RETIRED_TAG = "unlearn.retired"
 """Of a version that `retire` has removed: time, user and reason."""
 _DESCRIPTION_LIMIT = 5000
-_NAME_LIMIT = 200
+_NAME_LIMIT = 256
+_NOT_IN_NAMES = "@?#'"
+"""What MLflow's URIs and searches read as something else; it refuses / and : itself."""
 
 
 class Record(BaseModel):
@@ -249,7 +252,7 @@ def download(uri: str, folder: Path) -> Path:
     Raises:
         UnlearnError: a store's plugin gives links, by which copies of the model would take in other files.
     """
-    target = folder / re.sub(r"\W+", "-", uri)
+    target = folder / hashlib.sha256(uri.encode()).hexdigest()[:16]  # a name may be too long for a folder
     target.mkdir(exist_ok=True)
     path = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target)))
     if links := [str(found.relative_to(path)) for found in path.rglob("*") if found.is_symlink()]:
@@ -343,18 +346,16 @@ def check_name(name: str) -> str:
     """
     try:
         _validate_model_name(name)
+        bad = sorted({c for c in name if c in _NOT_IN_NAMES or not c.isprintable()})
+        reason = (
+            f"models:/NAME/VERSION does not find one with {' '.join(map(repr, bad))}: leave it out" if bad else None
+        )
+        if len(name) > _NAME_LIMIT:
+            reason = f"it has {len(name)} characters, and databases take {_NAME_LIMIT}: shorten it"
     except MlflowException as error:
-        raise UnlearnError(f"{name[:60]!r} is not a name for a registered model: {error.message}") from error
-    if bad := sorted({c for c in name if c in "@?#%'\"\\\\" or not c.isprintable()}):
-        raise UnlearnError(
-            f"{name!r} is not a name for a registered model: models:/NAME/VERSION does not find one with "
-            f"{' '.join(map(repr, bad))}: use letters, digits, spaces, - and _"
-        )
-    if name != name.strip() or len(name) > _NAME_LIMIT:
-        raise UnlearnError(
-            f"{name[:60]!r} … is not a name for a registered model: it has {len(name)} characters, of at most "
-            f"{_NAME_LIMIT}, the first and last of which may not be spaces"
-        )
+        reason = error.message
+    if reason is not None:
+        raise UnlearnError(f"{name[:60]!r} is not a name for a registered model: {reason}")
     return name
 
 

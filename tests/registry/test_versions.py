@@ -62,7 +62,8 @@ def test_how_a_version_was_retired(tag, expected):
 
 
 def test_names():
-    assert check_name("clf 2") == "clf 2"
+    for name in ("clf 2", 'größe 5% "a"', "a" * 256):
+        assert check_name(name) == name
     with pytest.raises(UnlearnError, match="'a/b' is not a name for a registered model"):
         check_name("a/b")
 
