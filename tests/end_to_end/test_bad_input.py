@@ -298,6 +298,22 @@ def linked(model: dict, folder: Path) -> None:
     (folder / "extra_files" / "notes.txt").symlink_to(folder.parents[1] / "private" / "key.json")
 
 
+def link(name: str, target: str):
+    """A symbolic link in the model's folder to files of the machine."""
+
+    def edit(model: dict, folder: Path) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(folder.parents[1] / "private" / target)
+        model["flavors"]["pytorch"] |= {"code": "code"} if name.startswith("code") else {}
+
+    return edit
+
+
+def encoded(model: dict, folder: Path) -> None:
+    (folder / "extra_files").mkdir()
+    (folder / "extra_files" / "..%2F..%2F..%2Fprivate%2Fkey.json").write_text("")
+
+
 OUT, EXAMPLE, CONDA = "out of its own folder", "the input example of", "is not an environment"
 
 
@@ -323,6 +339,11 @@ OUT, EXAMPLE, CONDA = "out of its own folder", "the input example of", "is not a
             environment('dependencies: [pip: [torch, "-r {private}/key.json"]]'), ["private/key.json'", OUT], id="conda"
         ),
         pytest.param(linked, "cannot be read", id="link"),
+        pytest.param(link("code/key.py", "key.json"), "cannot be read", id="link in code"),
+        pytest.param(link("code/keys", "."), "cannot be read", id="folder linked in code"),
+        pytest.param(link("data/more", "."), "cannot be read", id="folder linked in data"),
+        pytest.param(link("python_env.yaml.link", "key.json"), "cannot be read", id="link at the top"),
+        pytest.param(encoded, "cannot be read", id="encoded"),
     ],
 )
 def test_files_that_are_not_its_own(refuse, known, tmp_path, edit, says):
