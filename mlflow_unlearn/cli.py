@@ -1,6 +1,6 @@
 """The command line: options come from `config`, what they do from `commands`, messages and exit codes from here."""
 
-from mlflow_unlearn.console import STARTED, without_passwords  # noqa: F401, I001 (first: STARTED is when we start)
+from mlflow_unlearn.console import STARTED, keep_results_alone, without_passwords  # noqa: F401, I001 (first: STARTED is when we start)
 
 import atexit
 import io
@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 
 from mlflow_unlearn import __version__
 from mlflow_unlearn.config import COMMANDS, Command, HardwareOptions, options
+from mlflow_unlearn.data.functions import no_exit
 from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
 
 
@@ -92,7 +93,8 @@ def _command(name: str, config: type[Command]) -> click.Command:
             option = "--" + str(first["loc"][0]).replace("_", "-")
             raise click.UsageError(f"{option} = {first['input']!r} is not usable: {first['msg'].lower()}") from error
         if not isinstance(checked, HardwareOptions):
-            command_function(name)(checked)
+            with no_exit("code of the user's own"):
+                command_function(name)(checked)
             return
         # Here and not above: --help must not wait for torch and mlflow.
         from mlflow_unlearn.distributed import launch
@@ -146,6 +148,7 @@ def cli() -> None:
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: one sentence for bad input, a traceback only for our own bugs or --debug."""
     arguments = sys.argv[1:] if argv is None else argv
+    keep_results_alone()
     # Torch's threads, when they have nothing to do, spin for milliseconds on cores that readers of images could use.
     # Read when torch is loaded, by this process and by those that it starts.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")

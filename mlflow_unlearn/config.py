@@ -81,7 +81,16 @@ class HardwareOptions(BaseModel):
     processes: int = Field(1, ge=1, le=4096, description="Ranks that share every batch, on this machine.")
 
 
-class ReadOptions(BaseModel):
+class LoadOptions(BaseModel):
+    """What opening a version may do."""
+
+    no_code: bool = Field(
+        False,
+        description="Refuse, before anything is loaded, what would run code: a pickle, code/, python:, module:factory.",
+    )
+
+
+class ReadOptions(LoadOptions):
     """How a registered version and its data are read, where the version's own record is missing or wrong."""
 
     data: Text = Field(None, description=f"{_SOURCES}; default: the version's own record.")
@@ -130,7 +139,7 @@ class Train(HardwareOptions, Command):
     seed: Seed = Field(0, description="Seed of initial weights and order.")
 
 
-class Request(Command):
+class Request(LoadOptions, Command):
     """File a forget request against a model version; the next unlearn carries it out."""
 
     example = "mlflow-unlearn request --model-uri models:/clf/1 --forget ids.csv --reason 'GDPR article 17'"
@@ -267,7 +276,7 @@ class Promote(Command):
     override: Text = Field(None, description="Reason to promote in spite of the verdict; it is recorded.")
 
 
-class Verify(Command):
+class Verify(LoadOptions, Command):
     """Check a version against its evidence: files, tags, chain, aliases. Makes no run. Exit code 3: a difference."""
 
     example = "mlflow-unlearn verify --model-uri models:/clf/4 --key public.pem"

@@ -16,6 +16,19 @@ T = TypeVar("T")
 STARTED = time.monotonic()
 """When this process began: the command line loads this module first, and nearly all of its start-up comes after."""
 
+_command_line = False
+
+
+def keep_results_alone() -> None:
+    """The command line: only results go to standard output, and what users' code prints to standard error."""
+    global _command_line
+    _command_line = True
+
+
+def results_alone() -> bool:
+    """Whether this process is a command, whose standard output is for results."""
+    return _command_line
+
 
 def track(iterable: Iterable[T], description: str, *, enabled: bool, total: int | None = None) -> Iterable[T]:
     """Iterate with a bar that vanishes when done.

@@ -9,6 +9,7 @@ from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests
+from mlflow_unlearn.registry.loading import admitted
 from mlflow_unlearn.registry.versions import open_version
 from mlflow_unlearn.session.forget_set import select
 from mlflow_unlearn.session.view import data_spec, training_mask
@@ -22,7 +23,7 @@ def request(options: config.Request) -> None:
     """
     with tracking.run("request", options) as run_id, tracking.scratch() as folder:
         client = tracking.client()
-        version = open_version(client, options.model_uri, folder)
+        version = admitted(open_version(client, options.model_uri, folder), options)
         if version.name is None:
             raise UnlearnError(
                 f"{version.uri} is not a registered version and cannot carry a request: "

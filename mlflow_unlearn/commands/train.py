@@ -29,6 +29,7 @@ from mlflow_unlearn.registry.dataset_inputs import log_manifests
 from mlflow_unlearn.registry.flavor import NewModel, example_images, log_model
 from mlflow_unlearn.registry.versions import Record, check_name, describe_version, register, withdrawn_on_failure
 from mlflow_unlearn.rng import isolated_rng
+from mlflow_unlearn.session.checks import check_outputs
 from mlflow_unlearn.session.hardware import pick_hardware
 from mlflow_unlearn.session.view import InputSpec
 
@@ -52,6 +53,7 @@ def train(options: config.Train) -> None:
         view = replace(view, shape=shape)
         with isolated_rng(options.seed):
             module = build_model(options.architecture, len(source.classes), shape)
+        check_outputs(module, dataset, source.classes, options.architecture)
         unseen = {
             name: view.dataset(split, module, f"the {name} set", progress)
             for name, split in (("val", source.val), ("test", source.test))

@@ -22,7 +22,7 @@ def verify(options: config.Verify) -> None:
             # Here and not above: comparing digests must not wait for torch.
             from mlflow_unlearn.governance.recompute import recompute
 
-            findings += recompute(client, examined, options.data, folder)
+            findings += recompute(client, examined, options.data, folder, no_code=options.no_code)
     table.show_findings(examined.uri, [(f.part, f.outcome, f.message) for f in findings])
     different = [finding for finding in findings if finding.outcome == "differs"]
     if different:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, default_collate
 
+from mlflow_unlearn.data.functions import users_code
 from mlflow_unlearn.rng import isolated_rng
 
 
@@ -201,4 +202,5 @@ class _Gathered(Dataset[Any]):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, batch: Sequence[int]) -> Any:
-        return self.gather(batch)
+        with users_code("the data source"):  # in a worker, sys.exit would leave its reader without a reason
+            return self.gather(batch)

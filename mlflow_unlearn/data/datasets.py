@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, TensorDataset
 from torchvision.transforms import v2
 
 from mlflow_unlearn.data.buffers import RowStore, half_of_memory
+from mlflow_unlearn.data.functions import users_code
 from mlflow_unlearn.data.source import ImageStore, Split
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.data.transforms import PixelTransform, Transform
@@ -71,15 +72,12 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         """
         if check and index == 0 and isinstance(self.transform, PixelTransform):
             return self.first
-        name = self.split.ids[index]
-        if isinstance(self.transform, PixelTransform) and isinstance(self.split.images, ImageStore):
-            image = self.transform.pixels(self.split.images.pixels(index))
-        else:
-            image = self.transform(self.split.images[index])
-            if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
-                kind = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-                raise UnlearnError(f"the transform made {kind} of {name!r}: return a float tensor [C, H, W]")
-            image = image.as_subclass(Tensor)
+        name, images, transform = self.split.ids[index], self.split.images, self.transform
+        with users_code(f"the transform of {name!r}", "correct it, or give another transform="):
+            if isinstance(transform, PixelTransform) and isinstance(images, ImageStore):
+                image = transform.pixels(images.pixels(index))
+            else:
+                image = _checked(transform(images[index]), name)
         if check and image.shape != self.first.shape:
             raise UnlearnError(
                 f"{self.split.ids[0]!r} is {_size(self.first)} and {name!r} is {_size(image)}: "
@@ -231,6 +229,14 @@ def _relabelled(labels: NDArray[np.int64], relabel: NDArray[np.int64] | None) ->
     if lost := [int(c) for c in present if c >= len(relabel) or relabel[c] < 0]:
         raise UnlearnError(f"the model has no output for the source's classes {shortlist(lost)}: map them to outputs")
     return np.asarray(relabel, np.int64)[labels]
+
+
+def _checked(image: Any, name: str) -> Tensor:
+    """What a transform has made of the image ``name``, if that is what it has to make."""
+    if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
+        kind = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        raise UnlearnError(f"the transform made {kind} of {name!r}: return a float tensor [C, H, W]")
+    return image.as_subclass(Tensor)
 
 
 def _size(image: Tensor) -> str:

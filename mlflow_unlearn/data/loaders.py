@@ -27,7 +27,7 @@ from mlflow_unlearn.data._layouts import (
 )
 from mlflow_unlearn.data._shards import list_shards
 from mlflow_unlearn.data.forget import read_ids
-from mlflow_unlearn.data.functions import import_function
+from mlflow_unlearn.data.functions import import_function, users_code
 from mlflow_unlearn.data.source import ImageStore, Indices, Source, Split, check_classes, rest, stratified
 from mlflow_unlearn.data.splits import Splits, labels_of
 from mlflow_unlearn.errors import UnlearnError, did_you_mean, shortlist
@@ -314,13 +314,7 @@ def _csv(body: str) -> _Loaded:
 
 
 def _python(body: str) -> _Loaded:
-    function = import_function(body)
-    try:
-        given = function()
-    except UnlearnError:
-        raise
-    except Exception as error:  # The function is the user's.
-        raise UnlearnError(f"python:{body} failed with {type(error).__name__}: {error}") from error
+    given = import_function(body)()
     if not isinstance(given, Splits):
         raise UnlearnError(f"python:{body} returned a {type(given).__name__}: return mlflow_unlearn.Splits")
     datasets: dict[str, Dataset[Any]] = {name: getattr(given, name) for name in ("retain", "forget", "val", "test")}
@@ -348,10 +342,8 @@ def _leaves(dataset: Any) -> Iterator[Any]:
 
 def _labels(dataset: Any, name: str) -> Indices:
     """One integer class from 0 a sample, checked."""
-    try:
+    with users_code(f"{name}: reading the labels", "each sample must be (image, integer)"):
         labels = labels_of(dataset).cpu().numpy()
-    except (TypeError, ValueError, IndexError) as error:
-        raise UnlearnError(f"{name}: can't read the labels ({error}): each sample must be (image, integer)") from error
     if labels.shape != (len(dataset),) or labels.min(initial=0) < 0:
         raise UnlearnError(
             f"{name}: labels of shape {labels.shape}, lowest {labels.min(initial=0)}, for {len(dataset)} samples: "

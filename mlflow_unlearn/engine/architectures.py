@@ -25,6 +25,12 @@ SHORT_NAMES = {
 SMALL_IMAGE = 64
 
 
+def is_factory(architecture: str) -> bool:
+    """Whether it names a function of the user's own: ``package.module:factory``."""
+    kind, colon, _ = SHORT_NAMES.get(architecture, architecture).partition(":")
+    return bool(colon) and kind not in ("torchvision", "timm")
+
+
 def model_family(model: nn.Module) -> Family:
     """``vit`` where some module is an attention block, else ``cnn``: the published settings differ between them."""
     return "vit" if any("attention" in type(module).__name__.lower() for module in model.modules()) else "cnn"
@@ -67,6 +73,19 @@ def build_model(
         f"unknown architecture {architecture!r}: {_nearest(architecture, SHORT_NAMES)}use timm:NAME, torchvision:NAME, "
         f"package.module:factory or one of {', '.join(SHORT_NAMES)}"
     )
+
+
+def check_parameters(model: nn.Module, name: str) -> None:
+    """Refuse a module that cannot have learned anything.
+
+    Raises:
+        UnlearnError: it has no parameters, or some without values.
+    """
+    parameters = list(model.parameters())
+    if not parameters:
+        raise UnlearnError(f"{name} has no parameters, so it learns nothing: choose another version or architecture")
+    if any(isinstance(p, nn.parameter.UninitializedParameter) or p.is_meta for p in parameters):
+        raise UnlearnError(f"{name} has parameters without values: run it on an image, or give lazy layers their sizes")
 
 
 def reinitialised_copy(model: nn.Module) -> nn.Module:
@@ -161,6 +180,7 @@ def _factory(module: str, name: str, num_classes: int) -> nn.Module:
     model = factory(num_classes=num_classes) if takes_classes else factory()
     if not isinstance(model, nn.Module):
         raise UnlearnError(f"{module}:{name} returns a {type(model).__name__}, not a torch.nn.Module")
+    check_parameters(model, f"the module that {module}:{name} returns")
     return model
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from mlflow_unlearn.console import track
 from mlflow_unlearn.data.batching import BatchReader, gather, in_memory, in_order
+from mlflow_unlearn.data.functions import users_code
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.architectures import reinitialised_copy
@@ -75,6 +76,7 @@ class RunOptions:
 
 
 @ranks.on_all_ranks
+@users_code("the model, its data or the method")
 def run(model: nn.Module, method: Method, datasets: Datasets, hardware: Hardware, options: RunOptions) -> Outcome:
     """Run a method's plan on a copy of ``model``.
 

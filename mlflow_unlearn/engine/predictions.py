@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from mlflow_unlearn.data.functions import users_code
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.distributed.ranks import on_all_ranks
 from mlflow_unlearn.engine.hardware import Hardware
@@ -22,6 +23,7 @@ TEACHER_SPLITS = ("forget", "retain", "val")
 """The splits on which methods ask the original."""
 
 
+@users_code("the model or its data")
 def evaluate_split(
     model: nn.Module,
     dataset: Dataset[Any],
@@ -79,6 +81,7 @@ def evaluate_split(
 
 
 @on_all_ranks
+@users_code("the model or its data")
 def evaluate_splits(
     model: nn.Module,
     splits: Splits,

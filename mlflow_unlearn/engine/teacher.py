@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from mlflow_unlearn.data.buffers import RowStore
+from mlflow_unlearn.data.functions import users_code
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.forward import forward
 from mlflow_unlearn.engine.frozen_prefix import Activations, split_at
@@ -103,10 +104,12 @@ class Teacher:
         if self._cached_unwatched(split):
             self._caching = self._logits[split].put(slice(start, start + len(logits)), logits.cpu())
 
+    @users_code("the model or its data")
     def predictions(self, split: str) -> Tensor:
         """Predicted classes ``[N]`` of a split, on the CPU."""
         return torch.cat([logits.argmax(dim=1).cpu() for logits in self._all_logits(split)])
 
+    @users_code("the model or its data")
     def entropies(self, split: str) -> Tensor:
         """Entropies ``[N]`` of the softmax outputs on a split, nats, float64, on the CPU."""
         outputs = (torch.log_softmax(logits.double(), dim=1) for logits in self._all_logits(split))

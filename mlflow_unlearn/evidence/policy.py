@@ -20,7 +20,15 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Model = Literal["original", "unlearned", "gold"]
 Word = Literal["indistinguishable", "undecided"]
 Required = Literal[
-    "gold", "reason", "requester", "filed_request", "signature", "clean_commit", "no_pickle", "no_frozen_layers"
+    "gold",
+    "reason",
+    "requester",
+    "filed_request",
+    "signature",
+    "clean_commit",
+    "no_code",
+    "no_pickle",
+    "no_frozen_layers",
 ]
 
 
@@ -304,9 +312,10 @@ def _required(evidence: Evidence, name: Required, policy: Policy, signature: Sig
         "filed_request": (not any(_ad_hoc(evidence, r.run_id) for r in now), "every request was filed with `request`"),
         "signature": signed_by(policy, signature),
         "clean_commit": (evidence.system.get("unlearn.git.dirty") == "false", "made by a committed state of this code"),
-        "no_pickle": (not evidence.source.loading_ran_code, "loading the source version ran no code of its own"),
+        "no_code": (not evidence.source.loading_ran_code, "loading the source version ran no code of its own"),
         "no_frozen_layers": (evidence.provenance.prefix is None, "every layer was trained"),
     }
+    found["no_pickle"] = found["no_code"]  # its name in earlier policies
     holds, meaning = found[name]
     outcome: Literal["pass", "fail", "not measured"] = "not measured" if holds is None else "pass" if holds else "fail"
     return Check(

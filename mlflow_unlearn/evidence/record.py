@@ -58,7 +58,15 @@ class SourceRecord(FrozenRecord):
     weights_sha256: str
     evidence_sha256: str | None = Field(description="Of its own evidence.json; None for a version that has none.")
     files: dict[str, str] = Field(description="SHA-256 of every file of the model, by path, as it was read.")
-    loading_ran_code: bool = Field(description="It was a pickle: loading it executed code that it carries.")
+    loading_ran_code: bool = Field(description="Loading it, or the gold standard beside it, ran code.")
+    code: list[str] = Field([], description="What ran; releases that recorded pickles alone leave it empty.")
+
+    @property
+    def what_ran(self) -> str:
+        """Which code, in a sentence, where loading ran any."""
+        if not self.code:
+            return "The source version is a pickle: loading it ran the code that it carries."
+        return f"Loading the source version ran code: {'; '.join(self.code)}."
 
 
 class ResultRecord(FrozenRecord):

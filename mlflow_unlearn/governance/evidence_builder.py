@@ -110,7 +110,8 @@ def build(
             weights_sha256=weights_digest(session.module),
             evidence_sha256=before[1] if before is not None else None,
             files=file_digests(version.path),
-            loading_ran_code=version.format == "pickle",
+            loading_ran_code=bool(session.code),
+            code=session.code,
         ),
         result=ResultRecord(
             name=name,

@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 from mlflow_unlearn.config import Evaluate
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.engine.predictions import evaluate_splits
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.governance.integrity import Examined, IntegrityFinding
 from mlflow_unlearn.metrics.catalog import METRICS
 from mlflow_unlearn.metrics.suite import compare, compute_metrics
@@ -25,7 +25,9 @@ TOLERANCE = 1e-3
 """Between a metric and the same one measured again, on another processor or by other threads."""
 
 
-def recompute(client: MlflowClient, examined: Examined, data: str | None, folder: Path) -> Iterator[IntegrityFinding]:
+def recompute(
+    client: MlflowClient, examined: Examined, data: str | None, folder: Path, *, no_code: bool
+) -> Iterator[IntegrityFinding]:
     """Measure again, and compare; where anything differs from the evidence, nothing is loaded.
 
     Args:
@@ -33,6 +35,10 @@ def recompute(client: MlflowClient, examined: Examined, data: str | None, folder
         examined: the version and its evidence.
         data: source of the samples; None takes the evidence's.
         folder: for temporary files.
+        no_code: refuse what would run code when it is loaded.
+
+    Raises:
+        Refused: something would.
     """
     evidence = examined.evidence
     if examined.differences:
@@ -43,6 +49,7 @@ def recompute(client: MlflowClient, examined: Examined, data: str | None, folder
         data=data or evidence.data.source,
         device="cpu",
         seed=evidence.provenance.seed,
+        no_code=no_code,
     )
 
     def choose(version: Version, _: Version, view: InputSpec) -> Chosen:
@@ -61,12 +68,16 @@ def recompute(client: MlflowClient, examined: Examined, data: str | None, folder
     try:
         try:
             session, original = opened(None)
+        except Refused:
+            raise
         except UnlearnError as error:
             session, original = opened(examined.uri)
             yield IntegrityFinding(
                 "metrics of original", "not checked", f"they cannot be measured again: {first_line(error)}"
             )
         before = load_module(original, None, len(session.view.classes), trainable=False)
+    except Refused:
+        raise
     except UnlearnError as error:
         yield IntegrityFinding("metrics", "not checked", f"they cannot be measured again: {first_line(error)}")
         return

@@ -7,6 +7,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
+from mlflow_unlearn.data.functions import users_code
 from mlflow_unlearn.engine.method import (
     Batch,
     Method,
@@ -96,7 +97,8 @@ def loaded_plugins() -> tuple[dict[str, type[Method]], dict[str, str]]:
                 "uninstall that distribution, or rename its entry point"
             )
         try:
-            method = entry.load()
+            with users_code(_origin(entry)):
+                method = entry.load()
         except Exception as error:  # A plugin's module may raise anything when it is imported.
             failures[entry.name] = f"{_origin(entry)} fails to import: {type(error).__name__}: {error}"
             continue

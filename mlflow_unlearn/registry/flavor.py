@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mlflow_unlearn.console import first_line
+from mlflow_unlearn.data.functions import users_code
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.engine.architectures import build_model, load_weights, non_finite_tensor
+from mlflow_unlearn.engine.architectures import build_model, check_parameters, load_weights, non_finite_tensor
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry.versions import MANIFEST_FILE, METADATA_KEY, WEIGHTS_FILE, Format, Record, Version, below
 
@@ -32,16 +33,22 @@ def load_module(version: Version, architecture: str | None, num_classes: int, *,
     A pt2 program has its modes baked in: to be trained again it is rebuilt from its architecture.
 
     Args:
-        version: from `open_version`.
+        version: from `loading.admitted`.
         architecture: overrides the record's.
         num_classes: K, to rebuild a version without a record.
         trainable: False takes a pt2 program without an architecture as it is, for evaluation alone.
 
     Raises:
         UnlearnError: it cannot be loaded or rebuilt, or holds NaN.
+        ValueError: it was not asked what loading runs.
     """
+    if version.code is None:
+        raise ValueError("only an admitted version is loaded")
     try:
-        module = mlflow.pytorch.load_model(str(version.path), device="cpu")
+        with users_code(f"loading {version.uri}"):
+            module = mlflow.pytorch.load_model(str(version.path), device="cpu")
+    except UnlearnError:
+        raise
     except Exception as error:  # Unpickling runs the team's code.
         reason = first_line(error)
         raise UnlearnError(
@@ -52,8 +59,7 @@ def load_module(version: Version, architecture: str | None, num_classes: int, *,
         raise UnlearnError(f"{version.uri} is TorchScript, which is not trained again: log the eager module or pt2")
     if not isinstance(module, nn.Module):
         raise UnlearnError(f"{version.uri} holds a {type(module).__name__}, not a torch.nn.Module")
-    if next(module.parameters(), None) is None:
-        raise UnlearnError(f"{version.uri} has no parameters, so it has learned nothing: choose another version")
+    check_parameters(module, version.uri)
     if (bad := non_finite_tensor(module)) is not None:
         raise UnlearnError(
             f"the weights of {version.uri} are not finite ({bad} holds NaN or infinity): choose another version"
@@ -162,11 +168,13 @@ class NewModel:
     serialization: Format = "pt2"
 
 
+@users_code("the model")
 def log_model(new: NewModel) -> ModelInfo:
     """Log it in the active run."""
     return mlflow.pytorch.log_model(new.module.cpu().eval(), name="model", **_stored_beside(new))
 
 
+@users_code("the model")
 def save_model(new: NewModel, path: Path) -> None:
     """Write what `log_model` would log to the folder ``path``, which must not exist."""
     mlflow.pytorch.save_model(new.module.cpu().eval(), path, **_stored_beside(new))

@@ -18,6 +18,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from mlflow_unlearn.config import Command
 from mlflow_unlearn.console import STARTED, first_line, hidden_password, without_passwords
+from mlflow_unlearn.data.functions import no_exit
 from mlflow_unlearn.distributed.launch import RUN_FILE_VARIABLE
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry.system import system_facts
@@ -135,7 +136,8 @@ def run(name: str, config: Command) -> Iterator[str]:
             )
             # Also the first write to the artifact store: if it is full or read-only, no training is lost.
             mlflow.log_text(yaml.safe_dump({name: values}, sort_keys=False, allow_unicode=True), "config.yaml")
-            yield run_id
+            with no_exit("code of the user's own"):
+                yield run_id
         except UnlearnError as error:
             # The message may list sample ids.
             hidden = values.get("hash_ids") and "the sentence was only printed, since hash_ids is set"

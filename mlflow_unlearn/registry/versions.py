@@ -1,5 +1,6 @@
 """Model versions: resolve a URI, read what is stored there, register a new one. Nothing in a version is loaded here."""
 
+import hashlib
 import json
 import os
 import re
@@ -24,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, computed_field, mod
 
 from mlflow_unlearn.console import first_line, hidden_password
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import UnlearnError, shortlist
 from mlflow_unlearn.evidence.provenance import Provenance
 
 Format = Literal["pt2", "pickle"]
@@ -37,6 +38,9 @@ RETIRED_TAG = "unlearn.retired"
 UNFINISHED = "unfinished"
 """In that tag, until all is gone: the aliases that are removed as well."""
 DESCRIPTION_LIMIT = 5000
+_NAME_LIMIT = 256
+_NOT_IN_NAMES = "@?#'"
+"""What MLflow's URIs and searches read as something else; it refuses / and : itself."""
 
 
 class Record(BaseModel):
@@ -108,6 +112,7 @@ class Version:
         model: its MLmodel.
         record: ours, None for a version that another tool registered.
         tags: of the version.
+        code: what loading it runs, in words; None before `loading.admitted` has looked, when it cannot be loaded.
     """
 
     uri: str
@@ -118,11 +123,17 @@ class Version:
     model: Model
     record: Record | None
     tags: Mapping[str, str]
+    code: tuple[str, ...] | None = None
 
     @property
     def format(self) -> Format:
-        """How the module is serialised."""
-        return "pt2" if self._data("model.pt2").exists() else "pickle"
+        """How the module is serialised: MLflow takes a pickle that lies beside a program."""
+        return "pt2" if self.program.exists() and not self._data("model.pth").exists() else "pickle"
+
+    @property
+    def program(self) -> Path:
+        """The archive of a version in pt2 format."""
+        return self._data("model.pt2")
 
     @property
     def training_manifest(self) -> Manifest | None:
@@ -258,10 +269,17 @@ def below(folder: Path, name: object, uri: str) -> Path:
 
 
 def download(uri: str, folder: Path) -> Path:
-    """The files of a model in a folder of their own below ``folder``, nothing of them loaded."""
-    target = folder / re.sub(r"\W+", "-", uri)
+    """The files of a model in a folder of their own below ``folder``, nothing of them loaded.
+
+    Raises:
+        UnlearnError: a store's plugin gives links, by which copies of the model would take in other files.
+    """
+    target = folder / hashlib.sha256(uri.encode()).hexdigest()[:16]  # a name may be too long for a folder
     target.mkdir(exist_ok=True)
-    return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target)))
+    path = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target)))
+    if links := [str(found.relative_to(path)) for found in path.rglob("*") if found.is_symlink()]:
+        raise UnlearnError(f"the files of {uri} hold symbolic links ({shortlist(links)}): store the files themselves")
+    return path
 
 
 @contextmanager
@@ -351,15 +369,23 @@ def _named_paths(model: Model) -> Iterator[object]:
 
 
 def check_name(name: str) -> str:
-    """A name that the registry takes.
+    """A name that the registry takes, and by which ``models:/NAME/VERSION`` finds the model again.
 
     Raises:
-        UnlearnError: it does not.
+        UnlearnError: it is not one.
     """
     try:
         _validate_model_name(name)
+        bad = sorted({c for c in name if c in _NOT_IN_NAMES or not c.isprintable()})
+        reason = (
+            f"models:/NAME/VERSION does not find one with {' '.join(map(repr, bad))}: leave it out" if bad else None
+        )
+        if len(name) > _NAME_LIMIT:
+            reason = f"it has {len(name)} characters, and databases take {_NAME_LIMIT}: shorten it"
     except MlflowException as error:
-        raise UnlearnError(f"{name!r} is not a name for a registered model: {error.message}") from error
+        reason = error.message
+    if reason is not None:
+        raise UnlearnError(f"{name[:60]!r} is not a name for a registered model: {reason}")
     return name
 
 

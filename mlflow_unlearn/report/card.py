@@ -37,12 +37,9 @@ def model_card(evidence: Evidence) -> str:
         _table([(r.replace("_", " "), f"{s.samples} samples, SHA-256 {s.sha256}") for r, s in sets.items() if s]),
         "## Limits",
         evidence.limits,
-        *([_PICKLE] if evidence.source.loading_ran_code else []),
+        *([_text(evidence.source.what_ran)] if evidence.source.loading_ran_code else []),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-_PICKLE = "The source version is a pickle: loading it ran the code that it carries."
 
 
 def frozen(prefix: str) -> str:

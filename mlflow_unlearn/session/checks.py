@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mlflow_unlearn.console import first_line
+from mlflow_unlearn.data.functions import users_code
 from mlflow_unlearn.engine.hardware import checked_logits
 from mlflow_unlearn.engine.modes import evaluating
 from mlflow_unlearn.errors import UnlearnError
@@ -37,12 +38,14 @@ def check_outputs(module: nn.Module, dataset: Dataset[Any], classes: Sequence[st
     channels, height, width = images.shape[1:]
     device = next(module.parameters()).device
     try:
-        with evaluating(module):
+        with evaluating(module), users_code(uri):
             output = module(images.to(device))
+    except UnlearnError:
+        raise
     except Exception as error:  # Whatever a forward pass raises on an input that does not fit.
         raise UnlearnError(
             f"{uri} cannot read images [{channels}, {height}, {width}] ({type(error).__name__}: "
-            f"{first_line(error)}): give another transform="
+            f"{first_line(error)}): give another transform= (with none, grey images have one channel)"
         ) from error
     if isinstance(output, torch.Tensor) and output.ndim == 2 and output.shape[1] != len(classes):
         raise UnlearnError(

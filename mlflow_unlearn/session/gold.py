@@ -5,6 +5,7 @@ from torch import nn
 from mlflow_unlearn.config import Evaluate, Unlearning
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry.flavor import load_module
+from mlflow_unlearn.registry.loading import admitted
 from mlflow_unlearn.registry.versions import open_version
 from mlflow_unlearn.session.checks import check_alike, check_outputs
 from mlflow_unlearn.session.session import Session
@@ -18,7 +19,9 @@ def open_gold(session: Session, options: Unlearning | Evaluate) -> nn.Module | N
     """
     if options.gold_uri is None:
         return None
-    version, view = open_version(session.client, options.gold_uri, session.folder), session.view
+    view = session.view
+    read = options.model_copy(update={"data": view.source.spec, "transform": view.transform})
+    version = admitted(open_version(session.client, options.gold_uri, session.folder), read)
     check_alike(version, view)
     manifest = version.training_manifest
     if manifest is not None:
@@ -29,6 +32,7 @@ def open_gold(session: Session, options: Unlearning | Evaluate) -> nn.Module | N
                 f"{version.uri} was trained on {seen.sum()} samples that are to be forgotten or were forgotten before: "
                 "it is not a gold standard; train one with exclude="
             )
+    session.code.extend(f"the gold standard {version.uri}: {reason}" for reason in version.code or ())
     module = load_module(version, options.architecture, len(view.classes), trainable=False)
     check_outputs(module, session.splits.test, view.classes, version.uri)
     return module

@@ -12,13 +12,14 @@ from mlflow_unlearn.data.forget import retained
 from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.metrics.outputs import Outputs
 from mlflow_unlearn.registry.flavor import load_module
+from mlflow_unlearn.registry.loading import admitted
 from mlflow_unlearn.registry.versions import Version, open_version
 from mlflow_unlearn.session.checks import check_alike, check_outputs
 from mlflow_unlearn.session.forget_set import evaluated_forget_set
 from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.hardware import pick_hardware
 from mlflow_unlearn.session.session import Session
-from mlflow_unlearn.session.view import InputSpec, make_splits, open_input_spec, training_mask
+from mlflow_unlearn.session.view import InputSpec, data_spec, make_splits, open_input_spec, training_mask
 
 Chosen = tuple[InputSpec, npt.NDArray[np.int64], npt.NDArray[np.int64], str | None]
 """How what is measured is read, the forget and retain sets as indices, and the salt of a hashed request."""
@@ -45,12 +46,14 @@ def open_measured(
     Raises:
         UnlearnError: something is missing, or does not fit.
     """
-    version = open_version(client, options.model_uri, folder)
+    version = admitted(open_version(client, options.model_uri, folder), options)
     recorded = version.record.source_uri if version.record is not None else None
     original_uri = options.original_uri or recorded
     original = version if original_uri is None else open_version(client, original_uri, folder)
     if original.uri == version.uri or (original.model_id is not None and original.model_id == version.model_id):
         original = version
+    else:
+        original = admitted(original, options.model_copy(update={"data": data_spec(version, options.data)}))
     view = open_input_spec(version, options)
     if original is not version:
         check_alike(original, view)

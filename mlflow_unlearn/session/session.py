@@ -1,7 +1,7 @@
 """A version opened for work, with its data and its forget set: what the commands that load a model share."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests, log_source_model
 from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.forget_requests import ForgetRequest
+from mlflow_unlearn.registry.loading import admitted
 from mlflow_unlearn.registry.versions import Version, open_version
 from mlflow_unlearn.session.checks import check_outputs
 from mlflow_unlearn.session.forget_set import requested_forget_set
@@ -55,6 +56,7 @@ class Session:
         salt: of the forgotten ids, where they are to be recorded hashed.
         earlier: what the version has forgotten before, which is neither forgotten now nor retained.
         matched: where the samples lie that a forget spec names, for its request.
+        code: what loading has run so far, in words; the gold standard's is added when that is loaded.
     """
 
     client: MlflowClient
@@ -70,6 +72,7 @@ class Session:
     salt: str | None = None
     earlier: tuple[Earlier, ...] = ()
     matched: Matched | None = None
+    code: list[str] = field(default_factory=list)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -188,7 +191,7 @@ def open_session(client: MlflowClient, run_id: str, options: Unlearning, folder:
     Raises:
         UnlearnError: something is missing, or does not fit.
     """
-    version = open_version(client, options.model_uri, folder)
+    version = admitted(open_version(client, options.model_uri, folder), options)
     log_source_model(client, run_id, version.model_id)
     view = open_input_spec(version, options)
     source = view.source
@@ -218,4 +221,5 @@ def open_session(client: MlflowClient, run_id: str, options: Unlearning, folder:
         chosen.salt,
         earlier,
         chosen.matched,
+        list(version.code or ()),
     )

@@ -267,7 +267,11 @@ def test_lineage_in_three_places(story):
         "weights_sha256": story.store.tags("1")["unlearn.weights_sha256"],
         "evidence_sha256": None,
         "files": file_digests(Path(mlflow.artifacts.download_artifacts("models:/clf/1"))),
-        "loading_ran_code": False,
+        "loading_ran_code": True,
+        "code": [
+            "its architecture is the function toy:trainable",
+            "the gold standard models:/gold/1: its architecture is the function toy:trainable",
+        ],
     }
     # And the new one is an output of the run.
     assert mlflow.models.get_model_info("models:/clf/2").run_id == story.run.info.run_id

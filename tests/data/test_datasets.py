@@ -1,6 +1,7 @@
 import os
 import pickle
 import signal
+import sys
 import traceback
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from mlflow_unlearn.data._layouts import file_split
+from mlflow_unlearn.data.batching import BatchReader
 from mlflow_unlearn.data.datasets import Augmented, ImageDataset, KeptDataset, as_dataset, build_augment
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.splits import Splits, labels_of
@@ -252,3 +254,46 @@ def test_splits_are_read_alike_each_time(tree, place):
     for dataset in (splits.forget, splits.retain, splits.val, splits.test):
         first, second = (torch.stack([dataset[i][0] for i in range(len(dataset))]) for _ in range(2))
         assert torch.equal(first, second) and first.std() > 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (
+            "raise ValueError('odd')",
+            r"^'made_failing:f' failed \(ValueError: odd\): correct it, or name another",
+        ),
+        ("sys.exit()", r"^'made_failing:f' called sys.exit\(None\), which would have ended the command"),
+        ("return image", "^the transform made Image of '.*': return a float tensor"),
+    ],
+)
+def test_a_transform_that_fails(small, tmp_path, monkeypatch, workers, code, says):
+    """On the first sample, which is read at once, and on a later one, in a process that loads data."""
+    first = "seen = []\ndef f(image):\n    seen.append(1)\n    if len(seen) > {0}:\n        {1}\n"
+    last = "    return torch.zeros(1, 2, 2)\n"
+    for fine in (0, 1):
+        (tmp_path / "made_failing.py").write_text(f"import sys, torch\n{first.format(fine, code)}{last}")
+        monkeypatch.delitem(sys.modules, "made_failing", raising=False)
+        transform = build_transform("python:made_failing:f", channels=None)
+        with pytest.raises(UnlearnError, match=says):
+            dataset = as_dataset(small.train, transform, **NOWHERE)
+            assert fine == 1
+            reader = BatchReader(dataset, workers, torch.device("cpu"), torch.Generator())
+            list(reader.read([[0, 1], [2]]))
+        sys.modules.pop("made_failing")
+
+
+class Leaves(torch.utils.data.Dataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        sys.exit(4)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_data_source_that_ends_the_process(workers):
+    reader = BatchReader(Leaves(), workers, torch.device("cpu"), torch.Generator())
+    with pytest.raises(UnlearnError, match=r"^the data source called sys.exit\(4\)"):
+        list(reader.read([[0, 1], [2]]))

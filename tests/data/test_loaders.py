@@ -300,12 +300,12 @@ def test_python_code_that_fails_is_reported_in_a_sentence(module, tmp_path):
             from mlflow_unlearn.errors import UnlearnError
             raise UnlearnError("my own sentence")
     """)
-    with pytest.raises(UnlearnError, match=f"{spec} failed with KeyError: 'the drive is not mounted'"):
+    with pytest.raises(UnlearnError, match="' failed .KeyError: 'the drive is not mounted'.: correct it"):
         load_source(spec)
     with pytest.raises(UnlearnError, match="^my own sentence$"):
         load_source(spec.replace(":splits", ":refuses"))
     (tmp_path / "made_broken.py").write_text("1 / 0\n")
-    with pytest.raises(UnlearnError, match="importing 'made_broken' failed .division by zero"):
+    with pytest.raises(UnlearnError, match="importing 'made_broken' failed .ZeroDivisionError: division by zero"):
         load_source("python:made_broken:splits")
 
 

@@ -50,6 +50,18 @@ class Map(toy.Net):
         return super().forward(images)[:, :, None, None]
 
 
+class Leaves(toy.Net):
+    """Ends the process when it is trained, or at once; and says so where results stand."""
+
+    at_once = False
+
+    def forward(self, images):
+        print("leaving")
+        if self.training or self.at_once:
+            sys.exit(0)
+        return super().forward(images)
+
+
 class Explodes(toy.Net):
     """Fine until it is trained."""
 
@@ -286,6 +298,22 @@ def linked(model: dict, folder: Path) -> None:
     (folder / "extra_files" / "notes.txt").symlink_to(folder.parents[1] / "private" / "key.json")
 
 
+def link(name: str, target: str):
+    """A symbolic link in the model's folder to files of the machine."""
+
+    def edit(model: dict, folder: Path) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(folder.parents[1] / "private" / target)
+        model["flavors"]["pytorch"] |= {"code": "code"} if name.startswith("code") else {}
+
+    return edit
+
+
+def encoded(model: dict, folder: Path) -> None:
+    (folder / "extra_files").mkdir()
+    (folder / "extra_files" / "..%2F..%2F..%2Fprivate%2Fkey.json").write_text("")
+
+
 OUT, EXAMPLE, CONDA = "out of its own folder", "the input example of", "is not an environment"
 
 
@@ -311,6 +339,11 @@ OUT, EXAMPLE, CONDA = "out of its own folder", "the input example of", "is not a
             environment('dependencies: [pip: [torch, "-r {private}/key.json"]]'), ["private/key.json'", OUT], id="conda"
         ),
         pytest.param(linked, "cannot be read", id="link"),
+        pytest.param(link("code/key.py", "key.json"), "cannot be read", id="link in code"),
+        pytest.param(link("code/keys", "."), "cannot be read", id="folder linked in code"),
+        pytest.param(link("data/more", "."), "cannot be read", id="folder linked in data"),
+        pytest.param(link("python_env.yaml.link", "key.json"), "cannot be read", id="link at the top"),
+        pytest.param(encoded, "cannot be read", id="encoded"),
     ],
 )
 def test_files_that_are_not_its_own(refuse, known, tmp_path, edit, says):
@@ -399,6 +432,96 @@ def test_a_loss_that_is_not_finite(store, refuse, cli, known):
     data = ("--data", "digits,split=drawn", "--transform", "none")
     refuse("unlearn", "--model-uri", uri, *data, "--params", '{"lr": 0.1}', says=says)
     assert [state for state, _ in store.requests("1", "foreign").values()] == ["pending"]
+
+
+# --- code of the user's own ----------------------------------------------------------------------------------------
+
+CODE = """
+import sys
+from torch import nn
+
+def fails(image):
+    raise ValueError("no such colour")
+
+def leaves(image):
+    sys.exit(0)
+
+def coloured(num_classes):
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 10))
+
+def empty():
+    return nn.Flatten()
+
+def number():
+    return 3
+
+def asks(width):
+    return nn.Linear(width, 10)
+"""
+REST = ("--epochs", "1", "--name", "new")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((*UNLEARN, *SOME, "--transform", "python:own:fails"), "'own:fails' failed (ValueError: no such colour): corr"),
+        ((*UNLEARN, *SOME, "--transform", "python:own:leaves"), "'own:leaves' called sys.exit(0), which would have"),
+        (
+            ("train", "--data", DATA, *REST, "--transform", "python:own:fails"),
+            "'own:fails' failed (ValueError: no such",
+        ),
+        (("train", "--data", "python:own:leaves", *REST), "'own:leaves' failed (TypeError: leaves() missing 1"),
+        (("train", "--data", DATA, *REST, "--architecture", "own:empty"), "own:empty returns has no parameters"),
+        (
+            ("train", "--data", DATA, *REST, "--architecture", "own:number"),
+            "own:number returns a int, not a torch.nn.Mo",
+        ),
+        (
+            ("train", "--data", DATA, *REST, "--architecture", "own:asks"),
+            "'own:asks' failed (TypeError: asks() missing",
+        ),
+        (
+            ("train", "--data", DATA, *REST, "--architecture", "own:coloured"),
+            "own:coloured cannot read images [1, 8, 8]",
+        ),
+    ],
+)
+def test_code_that_fails(store, refuse, monkeypatch, arguments, says):
+    write(store.folder, {"own.py": CODE})
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+    refuse(*arguments, says=says)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_model_that_ends_the_process(store, cli, known, at_once):
+    module = Leaves()
+    module.load_state_dict(toy.original().state_dict())
+    module.at_once = at_once
+    uri = add(module)
+    before = store.everything_registered()
+    done = cli("unlearn", "--model-uri", uri, *FOREIGN[:-1], known, "--params", '{"epochs": 1}')
+    assert done.code == 2 and done.out == ""
+    name = uri if at_once else "the model, its data or the method"
+    sentence = f"{name} called sys.exit(0), which would have ended the command: raise an error there instead"
+    assert done.err.endswith(f"leaving\nError: {sentence}\n")
+    run = store.runs()[0]
+    assert (run.info.status, run.data.tags["unlearn.error"]) == ("FAILED", sentence)
+    # Its request is filed before the first pass, and is still to be fulfilled.
+    assert store.everything_registered() == before or [*store.requests("1", "foreign").values()][0][0] == "pending"
+
+
+def test_what_a_model_prints_is_not_a_result(store, cli, known):
+    module = Leaves()
+    module.load_state_dict(toy.original().state_dict())
+    done = cli("evaluate", "--model-uri", add(module), *FOREIGN[:-1], known)
+    assert done.code == 0 and "leaving\n" in done.err
+    assert "Measured models:/foreign/1" in done.out and "leaving" not in done.out
+
+
+def test_a_model_of_colours_on_grey_images(refuse):
+    uri = add(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 10)))
+    says = [f"{uri} cannot read images [1, 8, 8]", "give another transform= (with none, grey images have one channel)"]
+    refuse("unlearn", "--model-uri", uri, *FOREIGN, says=says)
 
 
 # --- what its data are ---------------------------------------------------------------------------------------------
@@ -505,7 +628,7 @@ def test_bf16_is_asked_of_a_device_without_it(refuse, monkeypatch):
     refuse(*UNLEARN, *SOME, "--precision", "bf16", says=["which has no bfloat16: use fp32 or auto"])
 
 
-@pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.machine("no CUDA")), "gpu"])
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.machine("no CUDA")), "gpu", "meta"])
 def test_a_device_that_is_not_there(refuse, device):
     refuse(*UNLEARN, *SOME, "--device", device, says=[f"device '{device}' cannot be used here", "use 'auto' or 'cpu'"])
 
@@ -629,6 +752,12 @@ def test_names_that_the_registry_refuses(refuse):
     refuse("tune", *UNLEARN[1:], *SOME, "--register-as", "a/b", says="'a/b' is not a name for a registered model")
     refuse("train", "--data", "digits", "--name", "a:b", says=["'a:b' is not a name for a registered model"])
     refuse("train", "--data", "digits", "--name", "", says=["'' is not a name for a registered model"])
+
+
+@pytest.mark.parametrize("name", ["a@b", "a?b", "a#b", "a'b", "a\nb", "a" * 257])
+def test_names_that_no_uri_finds_again(refuse, name):
+    """MLflow registers them, and reads models:/NAME/VERSION as something else, or the database cuts them."""
+    refuse("train", "--data", "digits", "--name", name, says=["is not a name for a registered model", "it"])
 
 
 def test_storages_of_studies(store, refuse):

@@ -95,11 +95,16 @@ class TestViT:
 
 
 FACTORY = """
+from torch import nn
 from toy import Net
 def classes(num_classes): return Net(classes=num_classes)
 def fixed(): return Net()
 def wrong(): return 3
 def broken(num_classes): raise RuntimeError("no luck")
+def asks(classes): return Net(classes=classes)
+def leaves(): raise SystemExit(3)
+def empty(): return nn.Flatten()
+def lazy(): return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
 """
 
 
@@ -122,10 +127,11 @@ class TestFactory:
             ("made_models:nothing", "'made_models:nothing': module 'made_models' has no function 'nothing'"),
             ("no_such:thing", "'no_such:thing': importing 'no_such' failed"),
             (":thing", "':thing' names no function: write package.module:function"),
-            (
-                "made_models:broken",
-                r"'made_models:broken' cannot be built for 4 classes and images \[1, 8, 8\]: .* no luck",
-            ),
+            ("made_models:broken", r"'made_models:broken' failed \(\w+: no luck\): correct it"),
+            ("made_models:asks", r"'made_models:asks' failed \(TypeError: .* missing 1 required"),
+            ("made_models:leaves", r"'made_models:leaves' called sys.exit\(3\).*raise an error there instead"),
+            ("made_models:empty", "made_models:empty returns has no parameters, so it learns nothing: choose another"),
+            ("made_models:lazy", "made_models:lazy returns has parameters without values: .*give lazy layers"),
         ],
     )
     def test_failures(self, name, message):

@@ -1,4 +1,5 @@
 import dataclasses
+import sys
 from functools import partial
 
 import pytest
@@ -656,3 +657,24 @@ class TestResolveHardware:
         resolved = resolve_hardware(original(), data, device="cpu", precision="bf16", progress=True)
         assert dataclasses.astuple(resolved) == (torch.device("cpu"), "bf16", True, 0, False, True)
         assert data.readings == 0
+
+
+@pytest.mark.parametrize("where", ["plan", "loss", "model"])
+def test_sys_exit_of_a_method_or_a_model_is_an_error(where):
+    """It would end the process in silence, with the exit code of a success."""
+
+    class Leaves(nn.Sequential):
+        def forward(self, images):
+            return sys.exit(0) if self.training else super().forward(images)
+
+    def leaves(*_):
+        sys.exit(0)
+
+    def plan(workspace):
+        if where == "plan":
+            leaves()
+        yield from one_phase(leaves if where == "loss" else cross_entropy)(workspace)
+
+    model = Leaves(original()) if where == "model" else None
+    with pytest.raises(UnlearnError, match=r"^the model, its data or the method called sys.exit\(0\)"):
+        follow(plan, model)

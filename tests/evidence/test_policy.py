@@ -321,6 +321,7 @@ ANOTHER = request("2026-08-01-licence", reason=None, requester=None, run_id=evid
             evidence(system={"unlearn.git.dirty": "false"}),
             evidence(system={}),
         ),
+        ("no_code", "loading the source version ran no code of its own", evidence(), sequence()),
         ("no_pickle", "loading the source version ran no code of its own", evidence(), sequence()),
         ("no_frozen_layers", "every layer was trained", evidence(), sequence()),
     ],

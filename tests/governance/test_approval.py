@@ -4,7 +4,18 @@ import json
 import re
 
 import pytest
-from chains import LENIENT, evidence_of, flipped, folder_of, forged_review, resigned, review, tagged
+from chains import (
+    LENIENT,
+    evidence_of,
+    flipped,
+    folder_of,
+    forged_review,
+    last_review,
+    resigned,
+    review,
+    reviewed_otherwise,
+    tagged,
+)
 from records import ANN, evidence, request
 from stores import Outcome, call
 

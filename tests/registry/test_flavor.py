@@ -9,9 +9,11 @@ import toy
 from stores import log_pt2
 from torch import nn
 
+from mlflow_unlearn.config import Unlearn
 from mlflow_unlearn.engine.architectures import build_model
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry.flavor import example_images, input_example, load_module
+from mlflow_unlearn.registry.loading import admitted
 from mlflow_unlearn.registry.versions import open_version
 
 ARCHITECTURE = """
@@ -44,7 +46,7 @@ def other_activation(num_classes):
 
 
 def test_a_version_of_ours_is_rebuilt(store, tmp_path):
-    version = open_version(store.client, "models:/clf/1", tmp_path)
+    version = admitted(open_version(store.client, "models:/clf/1", tmp_path), Unlearn(model_uri="models:/clf/1"))
     module = load_module(version, None, 10)
     program = mlflow.pytorch.load_model("models:/clf/1")
     images = torch.rand(3, 1, 8, 8)
@@ -63,7 +65,7 @@ def test_an_architecture_that_computes_something_else(empty_store, tmp_path, mon
     torch.manual_seed(0)
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10)).eval()
     log_pt2(module, "exported")
-    version = open_version(empty_store.client, "models:/exported/1", tmp_path)
+    version = admitted(open_version(empty_store.client, uri := "models:/exported/1", tmp_path), Unlearn(model_uri=uri))
     rebuilt = load_module(version, "pt2_architecture:make", 10)
     images = torch.rand(3, 1, 8, 8)
     assert torch.allclose(rebuilt(images), module(images), atol=1e-6)
@@ -79,7 +81,7 @@ def test_an_exported_resnet_with_either_stem(empty_store, tmp_path, small):
     module = build_model("torchvision:resnet18", 10, (3, 32, 32), small=True) if small else None
     module = (module or torchvision.models.resnet18(num_classes=10)).eval()
     log_pt2(module, "exported", (3, 32, 32))
-    version = open_version(empty_store.client, "models:/exported/1", tmp_path)
+    version = admitted(open_version(empty_store.client, uri := "models:/exported/1", tmp_path), Unlearn(model_uri=uri))
     assert version.record is None
     rebuilt = load_module(version, "torchvision:resnet18", 10)
     assert type(rebuilt).__name__ == "ResNet"

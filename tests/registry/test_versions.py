@@ -1,10 +1,14 @@
 """Model versions: found by any URI, opened without loading them, and taken back where a command fails."""
 
 import json
+import os
+from functools import partial
 from types import SimpleNamespace
 
 import mlflow
 import pytest
+from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry.versions import (
@@ -62,9 +66,35 @@ def test_how_a_version_was_retired(tag, expected):
 
 
 def test_names():
-    assert check_name("clf 2") == "clf 2"
+    for name in ("clf 2", 'größe 5% "a"', "a" * 256):
+        assert check_name(name) == name
     with pytest.raises(UnlearnError, match="'a/b' is not a name for a registered model"):
         check_name("a/b")
+
+
+class LinkingRepository(LocalArtifactRepository):
+    """A store's plugin that gives links in the place of files."""
+
+    def _download_file(self, remote_file_path, local_path):
+        os.symlink(os.path.join(self.artifact_dir, remote_file_path), local_path)
+
+
+def test_a_store_that_gives_links(store, tmp_path, monkeypatch):
+    """What the copies of a model take in is what the store holds, and not what a link leads to later."""
+    files = mlflow.artifacts.download_artifacts(store.client.get_model_version("clf", "1").source)
+    repository = partial(LinkingRepository, files)
+    monkeypatch.setitem(_artifact_repository_registry._registry, "links", lambda *_, **__: repository())
+    uri = f"models:/linked/{mlflow.register_model('links://there', 'linked').version}"
+    with pytest.raises(
+        UnlearnError, match=f"the files of {uri} hold symbolic links .*'MLmodel'.* store the files them"
+    ):
+        open_version(store.client, uri, tmp_path)
+
+
+def test_a_name_too_long_for_a_folder(store, tmp_path):
+    name = "ü" * 250
+    mlflow.register_model(store.client.get_model_version("clf", "1").source, name)
+    assert open_version(store.client, f"models:/{name}/1", tmp_path).name == name
 
 
 @pytest.mark.parametrize("name", ["link", "link/file", "folder/link", "../model/file", ".", "", "circle", "/file"])

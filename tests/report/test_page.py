@@ -193,7 +193,7 @@ def test_what_qualifies_the_verdict_stands_beside_it(plain, story):
     assert story.text.index("Incomplete") < story.text.index("FAIL")
     head = story.text[: story.text.index("outcome check value threshold")]
     assert "Incomplete: a class is not forgotten – the unlearned model still names class 'seven'" in head
-    assert "loading it executed code that it carries" in head
+    assert "loading it ran the code that it carries" in head
     assert "Frozen layers cannot forget what they encode" in head and "layer3" in head
     assert "the temperature has reached its bound in epoch 1" in head
     for word in ("Incomplete", "pickle", "Frozen"):
