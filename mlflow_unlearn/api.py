@@ -172,7 +172,8 @@ def evaluate(
         progress: bars on standard error, if that is a terminal.
 
     Returns:
-        A mapping of metric key to float; ``.missing`` has the reason for each key that was not computed.
+        A mapping of metric key to float; ``.missing`` has the reason for each key that was not computed, and
+        ``.collapsed`` is one where the model has collapsed, so that only its accuracies are there.
 
     Raises:
         UnlearnError: outputs that are not finite logits ``[N, K]``, or not of one K; labels ≥ K.

@@ -153,7 +153,7 @@ class TrainerState:
         self._datasets, self._options = datasets, options
         self._labels: dict[str, Tensor] = {}
         self._reader: BatchReader | None = None
-        # Of random transforms, which each rank draws for its own samples.
+        # Of what is drawn by sample, such as a random transform: each rank has its own samples.
         self._worker_seeds = torch.Generator().manual_seed((options.seed + ranks.rank()) % 2**64)
         self._optimizers: dict[OptimizerSpec, tuple[torch.optim.Optimizer, LRScheduler | None]] = {}
 
@@ -274,7 +274,7 @@ class TrainerState:
             # The last phase's reader, with its processes, where this one reads the same samples.
             if self._reader is None or not data.is_like(self._reader.dataset):
                 self._reader = self.hardware.reader(data, self._worker_seeds)
-            loader = _read(self._reader.read([ranks.shard(batch) for batch in batches]), batches)
+            loader = self._shards(self._reader.read([ranks.shard(batch) for batch in batches]), batches)
             # Set in each epoch: a plan may have measured the model in between.
             self.model.train()
             if phase.frozen_statistics or len(data) == 1:
@@ -282,9 +282,7 @@ class TrainerState:
                 for module in self.model.modules():
                     if getattr(module, "track_running_stats", False):
                         module.eval()
-            steps = track(
-                _read(loader, batches), f"{name}: epoch {passes}", enabled=self.hardware.progress, total=len(batches)
-            )
+            steps = track(loader, f"{name}: epoch {passes}", enabled=self.hardware.progress, total=len(batches))
             for step, (batch, samples) in enumerate(zip(batches, steps, strict=True), start=1):
                 loss, seen = self._step(phase, optimizer, samples, len(batch))
                 if not torch.isfinite(loss):
@@ -301,6 +299,27 @@ class TrainerState:
         acc_forget = correct / forgotten if forgotten else None
         return PhaseStats(total / count, time.perf_counter() - start, acc_forget)
 
+    @contextmanager
+    def _own_draws(self, shared: bool) -> Iterator[None]:
+        """What is drawn inside is each rank's own where a batch is shared: random transforms, and dropout.
+
+        The global generators stay as they were, the same on all ranks, for what these draw alike.
+        """
+        if not shared:
+            yield
+            return
+        with isolated_rng(int(torch.randint(1 << 62, (), generator=self._worker_seeds))):
+            yield
+
+    def _shards(self, loader: Iterable[Any], batches: list[list[int]]) -> Iterator[Any]:
+        """The rank's samples of each batch."""
+        samples = iter(loader)
+        for batch in batches:
+            with self._own_draws(len(ranks.shard(batch)) < len(batch)):
+                found = next(samples)
+            yield found
+        yield from samples  # which ends the loader's workers
+
     def _step(
         self, phase: Phase, optimizer: torch.optim.Optimizer, samples: list[Tensor], count: int
     ) -> tuple[Tensor, Batch]:
@@ -308,7 +327,7 @@ class TrainerState:
         images, labels, forget, index = samples
         images = self.hardware.images(images)
         teacher_logits = self._teacher_logits(phase, images, forget, index) if phase.teacher else None
-        with _own_draws(len(images) < count):
+        with self._own_draws(len(images) < count):
             logits = self.hardware.logits(self._parallel, images, labels)
         tags = ranks.all_gather(torch.stack([labels, forget], dim=1).to(self.hardware.device), count)
         batch = Batch(
@@ -352,28 +371,6 @@ class TrainerState:
                 scheduler = OneCycleLR(optimizer, max_lr=spec.lr, total_steps=steps, cycle_momentum=False)
             self._optimizers[spec] = (optimizer, scheduler)
         return self._optimizers[spec]
-
-
-@contextmanager
-def _own_draws(shared: bool) -> Iterator[None]:
-    """What is drawn inside is each rank's own where ranks share a batch: dropout, and random transforms.
-
-    The global generators stay the same on all ranks, for what all of them draw alike. One process draws from these.
-    """
-    if not shared:
-        yield
-        return
-    seed = int(torch.randint(1 << 62, ())) + ranks.rank()
-    with isolated_rng(seed):
-        yield
-
-
-def _read(loader: Iterable[Any], batches: list[list[int]]) -> Iterator[Any]:
-    samples = iter(loader)
-    for batch in batches:
-        with _own_draws(len(ranks.shard(batch)) < len(batch)):
-            found = next(samples)
-        yield found
 
 
 def _build_optimizer(spec: OptimizerSpec, parameters: list[Any]) -> torch.optim.Optimizer:

@@ -164,12 +164,20 @@ def judge(evidence: Evidence, policy: Policy, *, signed: bool | None) -> Verdict
         signed: whether the signature was verified; None: there is one, and no key to verify it with.
     """
     checks = [
+        *_collapses(evidence),
         *(_bound(evidence, rule) for rule in policy.rules if _applies(evidence, rule)),
         *(_memberships(evidence, policy.membership) if policy.membership is not None else ()),
         *(_size(evidence, role, least) for role, least in policy.minimum.items()),
         *(_required(evidence, name, signed) for name in policy.required),
     ]
     return Verdict(policy=policy.name, policy_sha256=policy.sha256, checks=checks)
+
+
+def _collapses(evidence: Evidence) -> Iterator[Check]:
+    """By no policy may a collapsed model pass: what was not measured of it looks harmless."""
+    reason = evidence.metrics["unlearned"].collapsed
+    if reason is not None:
+        yield Check(rule="not collapsed", value="collapsed", threshold="not collapsed", outcome="fail", note=reason)
 
 
 def _applies(evidence: Evidence, rule: Rule) -> bool:
@@ -216,9 +224,10 @@ def _memberships(evidence: Evidence, rule: Membership) -> Iterator[Check]:
 def _membership(name: str, measured: Measured, rule: Membership) -> Check:
     word = measured.membership
     threshold = " or ".join(rule.accept)
-    if word == "not measured":
+    if word in ("not measured", "collapsed"):
         note = measured.not_computed.get(rule.attack, "")
-        return Check(rule=name, value="–", threshold=threshold, outcome="not measured", note=note)
+        shown = "–" if word == "not measured" else word
+        return Check(rule=name, value=shown, threshold=threshold, outcome="not measured", note=note)
     values = measured.values
     shown = f"{word}: {values['mia_auc']:.3f} [{values['mia_auc_low']:.3f}, {values['mia_auc_high']:.3f}]"
     outcome: Literal["pass", "fail"] = "pass" if word in rule.accept else "fail"

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mlflow_unlearn.engine.hardware import checked_logits
 from mlflow_unlearn.engine.method import Method, Params, Plan, Workspace
@@ -78,9 +79,11 @@ def _by_vmap(
     per_sample = vmap(grad(loss), in_dims=(None, 0, 0))
     total = {name: torch.zeros_like(p) for name, p in weights.items()}
     try:
-        for some, their in zip(torch.split(images, at_once), torch.split(labels, at_once), strict=True):
-            for name, gradient in per_sample(weights, some, their).items():
-                total[name] += gradient.square().sum(dim=0)
+        # Fused attention has no rule for vmap, which would take its samples one by one.
+        with sdpa_kernel(SDPBackend.MATH):
+            for some, their in zip(torch.split(images, at_once), torch.split(labels, at_once), strict=True):
+                for name, gradient in per_sample(weights, some, their).items():
+                    total[name] += gradient.square().sum(dim=0)
     except RuntimeError:
         return None
     return total

@@ -254,6 +254,7 @@ READING = {
     "over-forgotten": "the forget set stands out the other way, which gives it away as well",
     "undecided": "the interval is too wide to tell; a larger forget or test set would",
     "indistinguishable": "forgotten and unseen samples look alike to the attack",
+    "collapsed": "the model no longer tells the retained classes apart, and its metrics are void",
 }
 
 

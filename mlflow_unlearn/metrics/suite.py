@@ -7,6 +7,7 @@ import numpy as np
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.metrics.accuracy import accuracy
 from mlflow_unlearn.metrics.catalog import METRICS, Metric
+from mlflow_unlearn.metrics.collapse import collapse, stated_collapse
 from mlflow_unlearn.metrics.divergence import usable_classes
 from mlflow_unlearn.metrics.outputs import MetricInputs, Outputs, SplitOutputs
 
@@ -25,6 +26,11 @@ class Metrics(dict[str, float]):
         self.missing: dict[str, str] = {}
         self.counts: dict[str, int] = {}
 
+    @property
+    def collapsed(self) -> str | None:
+        """Why the model counts as collapsed, so that only its accuracies were computed; None: it does not."""
+        return stated_collapse(self.missing)
+
 
 def compare(outputs: Mapping[str, Outputs], *, seed: int) -> dict[str, Metrics]:
     """`compute_metrics` of ``original``, ``unlearned`` and ``gold`` (those that are there), each against the others."""
@@ -38,6 +44,8 @@ def compute_metrics(
     outputs: Outputs, *, original_test: SplitOutputs | None = None, gold: Outputs | None = None, seed: int = 0
 ) -> Metrics:
     """All metrics of one model from its outputs, in the order of the catalog; no model is run.
+
+    Of a model that has collapsed (`mlflow_unlearn.metrics.collapse`) the accuracies alone.
 
     Args:
         outputs: of the model on forget, retain, test, and val if ``acc_val`` is wanted.
@@ -54,8 +62,10 @@ def compute_metrics(
     _check_outputs(inputs)
     metrics = Metrics()
     metrics.counts.update(_counts(inputs))
+    void = collapse(inputs)
     for key, metric in METRICS.items():
-        value = _absent(metric, inputs) or inputs.once(metric.function())[key]
+        reason = _absent(metric, inputs) or (None if metric.computed_by == "accuracy.accuracies" else void)
+        value = reason or inputs.once(metric.function())[key]
         if isinstance(value, str):
             metrics.missing[key] = value
         else:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 def auc_reading(metrics: "Metrics") -> str:
     """The two-sided membership test in a sentence."""
+    if metrics.collapsed is not None:
+        return metrics.collapsed
     if "mia_auc" not in metrics:
         return f"not computed: {metrics.missing['mia_auc']}"
     word = read_auc(metrics["mia_auc_low"], metrics["mia_auc_high"])
