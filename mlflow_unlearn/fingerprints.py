@@ -179,10 +179,12 @@ class _Writer:
 
     def apart(self, value: Any) -> str:
         """The digest of one member of a set."""
-        own, self.sha = self.sha, hashlib.sha256()
-        self.write(value)
-        own, self.sha = self.sha, own
-        return own.hexdigest()
+        whole, self.sha = self.sha, hashlib.sha256()
+        try:
+            self.write(value)
+            return self.sha.hexdigest()
+        finally:
+            self.sha = whole
 
     def attributes(self, value: Any) -> None:
         for name, attribute in sorted(getattr(value, "__dict__", {}).items()):
