@@ -75,7 +75,8 @@ def unlearn(
         compile: compile the model for its training passes (`torch.compile`): a minute or so, which pays in long runs.
         progress: bars on standard error, if that is a terminal.
         cache_teacher: whether the teacher's logits are computed once; None decides by watching the inputs.
-        teacher: shared by several calls on the same model, splits and seed, so that they compute its logits once.
+        teacher: shared by several calls on the same model, splits and seed, so that they compute its logits once; one
+            that was made for another model or other splits is refused.
         prefix: name of the first module that is trained, such as "layer4": the layers before it stay frozen and run
             once; "auto" chooses it, or none, by `mlflow_unlearn.engine.frozen_prefix.resolve`,
             "none" trains all. Unused beside a ``teacher``, which brings its own.
@@ -136,6 +137,8 @@ def unlearn_on(
     start = time.perf_counter()
     recipe = get_method(method)(params, family=model_family(model))
     options = replace(options, seed=checked_seed(options.seed))
+    if options.teacher is not None:
+        options.teacher.check(model, vars(splits))
     outcome = run(model, recipe, vars(splits), hardware, options)
     for sentence in outcome.warnings:
         warnings.warn(sentence, UnlearnWarning, stacklevel=3)
@@ -169,7 +172,8 @@ def evaluate(
         progress: bars on standard error, if that is a terminal.
 
     Returns:
-        A mapping of metric key to float; ``.missing`` has the reason for each key that was not computed.
+        A mapping of metric key to float; ``.missing`` has the reason for each key that was not computed, and
+        ``.collapsed`` is one where the model has collapsed, so that only its accuracies are there.
 
     Raises:
         UnlearnError: outputs that are not finite logits ``[N, K]``, or not of one K; labels ≥ K.

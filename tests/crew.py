@@ -64,6 +64,37 @@ class Asked(Method):
         return {}
 
 
+class Masked(Method):
+    """The dropout masks of each rank, step by step, and a draw from its global generator after all of them."""
+
+    name = "masked"
+    Params = Params
+
+    def plan(self, workspace):
+        masks = []
+        dropout = next(module for module in workspace.model.modules() if isinstance(module, nn.Dropout))
+        # Its inputs are positive where they are not 0 for all samples.
+        hook = dropout.register_forward_hook(lambda _, inputs, output: masks.append((output == 0) & (inputs[0] != 0)))
+
+        def loss(batch):
+            return nn.functional.cross_entropy(batch.logits, batch.labels)
+
+        yield Phase(loss, OptimizerSpec("sgd", 0.0), 34, retain=torch.arange(170))
+        hook.remove()
+        mine = (masks, torch.rand(()).item())
+        self.found = [mine] * ranks.size()
+        if ranks.size() > 1:
+            torch.distributed.all_gather_object(self.found, mine)
+        return {}
+
+
+def alike() -> dict[str, TensorDataset]:
+    """One image many times: where masks were shared, the ranks would drop the same."""
+    images, labels = splits().retain.tensors
+    same = TensorDataset(images[:1].expand(170, -1, -1, -1).contiguous(), labels)
+    return {**vars(splits()), "retain": same}
+
+
 def twisted() -> Splits:
     """A set that is read sample by sample, and sets too small to be shared."""
     some = splits()
@@ -89,6 +120,9 @@ def work(folder: Path) -> None:
     asked = Asked()
     run(original(), asked, vars(sets), CPU, RunOptions(0))
     found["means"] = asked.means
+    masked = Masked()
+    run(original(), masked, alike(), CPU, RunOptions(0))
+    found["masks"] = masked.found
     for name, data in (("read", sets), ("read twisted", twisted())):
         teacher = Teacher(original(), vars(data), CPU)
         outputs = evaluate_splits(original(), data, CPU, teacher=teacher)

@@ -73,6 +73,18 @@ def unmeasured() -> Measured:
     return Measured(values=left, not_computed=missing | dict.fromkeys(MEMBERSHIP, few), counts={"n_forget": 3})
 
 
+COLLAPSED = "collapsed: acc_retain 0.1000 is at most 0.1202, the share of the largest class + 2 SE"
+
+
+def collapsed() -> Evidence:
+    """Of a version that gives every sample one class."""
+    plain = evidence()
+    values = {"acc_forget": 0.1, "acc_retain": 0.1, "acc_val": 0.1, "acc_test": 0.1}
+    missing = dict.fromkeys((key for key in KEYS if key not in values), COLLAPSED)
+    ruined = Measured(values=values, not_computed=missing, counts=measured().counts)
+    return plain.model_copy(update={"metrics": plain.metrics | {"unlearned": ruined}})
+
+
 MEMBERSHIP = ("mia", "mia_test", "mia_excess", "mia_auc", "mia_auc_low", "mia_auc_high")
 BEFORE = {"acc_forget": 0.9976, "acc_test": 0.9556, "mia_auc": 0.6524, "mia_auc_low": 0.6192, "mia_auc_high": 0.6857}
 BEFORE |= {"mia": 0.8431, "mia_excess": 0.2311, "entropy_ks": 0.2933, "rf_jsd": 0.0214, "acc_retain": 0.9977}

@@ -16,13 +16,14 @@ import torch
 from mlflow.entities import Run
 from torch import nn
 
-from mlflow_unlearn import __version__
 from mlflow_unlearn.api import Result
 from mlflow_unlearn.console import note
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.engine.hardware import processor
 from mlflow_unlearn.engine.loop import RunOptions
+from mlflow_unlearn.engine.output_cache import fingerprint
 from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.governance.publish import log_history
@@ -31,6 +32,7 @@ from mlflow_unlearn.metrics.outputs import Outputs
 from mlflow_unlearn.metrics.suite import Metrics, compute_metrics
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.session.recipe import Recipe
+from mlflow_unlearn.session.reuse import Part, code_digest, reuse_key
 from mlflow_unlearn.session.session import Session
 from mlflow_unlearn.tuning.selection import on_validation
 
@@ -84,6 +86,12 @@ class ComparisonRunner:
         self._deterministic: dict[str, Result] = {}
         self._source = weights_digest(session.module)
         self._sets = [session.manifest(split).digest for split in (session.forget, session.retain)]
+        self._reused: dict[str, Part] = {
+            **reuse_key(session),
+            "processor": processor(session.hardware.device),
+            "answers_sha256": fingerprint(self.teacher.model, session.splits.test, session.hardware),
+        }
+        self._untold: set[str] = set()
 
     def teacher_logits(self) -> None:
         """Compute them before any method is timed: the first one would pay for all."""
@@ -186,17 +194,25 @@ class ComparisonRunner:
         return self.session.unlearn(method, params, options, splits=training)
 
     @contextmanager
-    def _run(self, method: str, seed: int, key: str, params: Mapping[str, Any]) -> Iterator[None]:
+    def _run(self, method: str, seed: int, key: str | None, params: Mapping[str, Any]) -> Iterator[None]:
         with tracking.nested_run(f"{method}, seed {seed}"):
-            mlflow.set_tags({"unlearn.method": method, KEY_TAG: key})
+            mlflow.set_tags({"unlearn.method": method, **({} if key is None else {KEY_TAG: key})})
             mlflow.log_params({"unlearn.seed": seed, **{f"unlearn.params.{k}": v for k, v in params.items()}})
             yield
 
-    def _key(self, method: str, params: Mapping[str, Any], seed: int, gold: Gold | None) -> str:
-        """Digest of all that the weights and metrics of a run depend on."""
+    def _key(self, method: str, params: Mapping[str, Any], seed: int, gold: Gold | None) -> str | None:
+        """Digest of all that the weights and metrics of a run depend on; None where a part cannot be told."""
         view, machine = self.session.view, self.session.hardware
+        code = code_digest([method], *([] if gold is None else [gold.module]))
+        reused = {**self._reused, f"code_sha256 of {method}": code}
+        untold = {part for part, value in reused.items() if value is None}
+        if new := sorted(untold - self._untold):
+            self._untold |= untold
+            note(f"Note: finished runs are not reused, and these not later on: {', '.join(new)} cannot be told.")
+        if untold:
+            return None
         cache_key = {
-            "package": __version__,
+            **reused,
             "source": self._source,
             "data": view.source.digest,
             "transform": view.transform,
@@ -207,11 +223,13 @@ class ComparisonRunner:
             "params": dict(params),
             "seed": seed,
             "prefix": None if method == "retrain" else self.teacher.prefix,
-            "hardware": [machine.device.type, machine.precision, machine.channels_last, machine.compile, ranks.world()],
+            "hardware": [machine.channels_last, machine.compile, ranks.world()],
         }
         return hashlib.sha256(json.dumps(cache_key, sort_keys=True).encode()).hexdigest()
 
-    def _finished(self, key: str) -> Run | None:
+    def _finished(self, key: str | None) -> Run | None:
+        if key is None:
+            return None
         where = f"attributes.status = 'FINISHED' and tags.`{KEY_TAG}` = '{key}'"
         found = self.session.client.search_runs([self._experiment], where, max_results=1)
         return found[0] if found else None

@@ -58,6 +58,16 @@ class Row:
     warnings: list[str] = field(default_factory=list)
     unit: float = 1.0
 
+    @property
+    def collapsed(self) -> list[str]:
+        """Why models of this row have collapsed: with such a seed only accuracies count."""
+        return [metrics.collapsed for metrics in self.metrics.values() if metrics.collapsed is not None]
+
+    @property
+    def name(self) -> str:
+        """The method, marked where it has collapsed."""
+        return f"{self.method} (collapsed)" if self.collapsed else self.method
+
     def values(self, column: str) -> list[float]:
         """The column's values, one per seed, where they were computed."""
         if column == "seconds":
@@ -95,7 +105,10 @@ def log(rows: Sequence[Row], pearson: Spread | None) -> None:
 
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One object per row: ``method``, ``seeds`` (how many), each column's mean and ``…_sd``, null where missing."""
+    """One object per row: ``method``, ``seeds`` (how many), each column's mean and ``…_sd``, null where missing.
+
+    ``collapsed`` of the seeds count by their accuracies alone.
+    """
     objects = []
     for row in rows:
         cells: dict[str, Any] = {"method": row.method, "seeds": len(row.metrics)}
@@ -103,7 +116,7 @@ def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
             spread = row[column]
             cells[column] = None if spread is None else spread.mean
             cells[f"{column}_sd"] = None if spread is None else spread.sd
-        objects.append({**cells, "warnings": row.warnings})
+        objects.append({**cells, "collapsed": len(row.collapsed), "warnings": row.warnings})
     return objects
 
 
@@ -123,7 +136,7 @@ def markdown(rows: Sequence[Row], pearson: Spread | None) -> str:
     lines = [f"| method | {' | '.join(shown)} |", "|---" + "|---:" * len(shown) + "|"]
     for row in rows:
         cells = [str(row[column]) if row[column] is not None else "–" for column in shown]
-        lines.append(f"| {row.method} | {' | '.join(cells)} |")
+        lines.append(f"| {row.name} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"- {line}" for line in notes(rows, pearson))]) + "\n"
 
 
@@ -138,6 +151,11 @@ def notes(rows: Sequence[Row], pearson: Spread | None) -> list[str]:
     ]
     if pearson is not None:
         lines.append(f"Pearson correlation of rf_jsd with jsd over the methods: {pearson} (the paper reports {PAPER}).")
+    lines += [
+        f"{row.method}: metrics of {len(row.collapsed)} of {len(row.metrics)} seeds are void, {row.collapsed[0]}."
+        for row in rows
+        if row.collapsed
+    ]
     lines += [f"{row.method}: {sentence}." for row in rows for sentence in row.warnings]
     return lines
 
@@ -152,7 +170,7 @@ def show(rows: Sequence[Row], pearson: Spread | None) -> None:
         table.add_column("cost" if column == "seconds_relative" else column, justify="right")
     for row in rows:
         cells = (f"{spread.mean:.4f}" if (spread := row[column]) is not None else "–" for column in columns)
-        table.add_row(row.method, *cells, end_section=row.method == "floor")
+        table.add_row(row.name, *cells, end_section=row.method == "floor")
     console.print(table)
     for line in notes(rows, pearson):
         console.print(line, highlight=False, markup=False)

@@ -48,6 +48,15 @@ def gather(dataset: Dataset[Any], indices: Sequence[int] | Tensor) -> tuple[Tens
     return images, torch.as_tensor(labels)
 
 
+def leaves(dataset: Any) -> Iterator[Any]:
+    """The datasets below torch's own Subset and ConcatDataset."""
+    below = [dataset.dataset] if type(dataset) is Subset else getattr(dataset, "datasets", [])
+    if not below:
+        yield dataset
+    for one in below:
+        yield from leaves(one)
+
+
 def in_order(dataset: Dataset[Any], batch_size: int) -> list[range]:
     """All positions of ``dataset``, from the first to the last, a batch at a time."""
     count = len(dataset)  # type: ignore[arg-type]

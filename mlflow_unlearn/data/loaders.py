@@ -6,7 +6,7 @@ A new source is one function that lists its splits, and one line in ``_SCHEMES``
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torchvision
 from PIL import Image
-from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, TensorDataset
 
 from mlflow_unlearn.data._layouts import (
     class_order,
@@ -26,6 +26,7 @@ from mlflow_unlearn.data._layouts import (
     require_files,
 )
 from mlflow_unlearn.data._shards import list_shards
+from mlflow_unlearn.data.batching import leaves
 from mlflow_unlearn.data.forget import read_ids
 from mlflow_unlearn.data.functions import import_function, users_code
 from mlflow_unlearn.data.source import ImageStore, Indices, Source, Split, check_classes, rest, stratified
@@ -327,17 +328,8 @@ def _python(body: str) -> _Loaded:
         {"split": ("retain",) * len(ids["retain"]) + ("forget",) * len(ids["forget"])},
     )
     splits = {"train": train} | {name: Split(ids[name], labels[name], datasets[name]) for name in ("val", "test")}
-    fixed = all(type(leaf) is TensorDataset for dataset in datasets.values() for leaf in _leaves(dataset))
+    fixed = all(type(leaf) is TensorDataset for dataset in datasets.values() for leaf in leaves(dataset))
     return _Loaded(_numbered(labels.values()), splits, deterministic=fixed, ready=True)
-
-
-def _leaves(dataset: Any) -> Iterator[Any]:
-    """The datasets below torch's own Subset and ConcatDataset."""
-    below = [dataset.dataset] if type(dataset) is Subset else getattr(dataset, "datasets", [])
-    if not below:
-        yield dataset
-    for one in below:
-        yield from _leaves(one)
 
 
 def _labels(dataset: Any, name: str) -> Indices:

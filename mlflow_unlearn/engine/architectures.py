@@ -32,8 +32,27 @@ def is_factory(architecture: str) -> bool:
 
 
 def model_family(model: nn.Module) -> Family:
-    """``vit`` where some module is an attention block, else ``cnn``: the published settings differ between them."""
-    return "vit" if any("attention" in type(module).__name__.lower() for module in model.modules()) else "cnn"
+    """``vit`` where transformer blocks have more parameters than convolutions, else ``cnn``.
+
+    Published settings differ between the two. A transformer block has attention and LayerNorm side by side, and is not
+    mostly convolutions itself; those of other modules are all that counts against it, such as a patch embedding. So a
+    network of convolutions with some attention in it is a CNN.
+    """
+
+    def sizes(modules: Iterable[nn.Module]) -> dict[int, int]:
+        return {id(p): p.numel() for module in modules for p in module.parameters()}
+
+    convolved = sizes(m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d))
+    blocks: dict[int, int] = {}
+    for module in model.modules():
+        kinds = [type(child) for child in module.children()]
+        normalises = any(issubclass(kind, nn.LayerNorm | nn.RMSNorm) for kind in kinds)
+        if normalises and any("attention" in kind.__name__.lower() for kind in kinds):
+            own = sizes([module])
+            if 2 * sum(own[p] for p in own.keys() & convolved.keys()) < sum(own.values()):
+                blocks |= own
+    outside = sum(convolved[p] for p in convolved.keys() - blocks.keys())
+    return "vit" if sum(blocks.values()) > outside else "cnn"
 
 
 def build_model(

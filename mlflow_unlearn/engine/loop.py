@@ -2,7 +2,8 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -154,7 +155,8 @@ class TrainerState:
         self._datasets, self._options = datasets, options
         self._labels: dict[str, Tensor] = {}
         self._reader: BatchReader | None = None
-        self._worker_seeds = torch.Generator().manual_seed(options.seed)
+        # Of what is drawn by sample, such as a random transform: each rank has its own samples.
+        self._worker_seeds = torch.Generator().manual_seed((options.seed + ranks.rank()) % 2**64)
         self._optimizers: dict[OptimizerSpec, tuple[torch.optim.Optimizer, LRScheduler | None]] = {}
 
     def labels(self, role: SplitName) -> Tensor:
@@ -278,7 +280,7 @@ class TrainerState:
             # The last phase's reader, with its processes, where this one reads the same samples.
             if self._reader is None or not data.is_like(self._reader.dataset):
                 self._reader = self.hardware.reader(data, self._worker_seeds)
-            loader = self._reader.read([ranks.shard(batch) for batch in batches])
+            loader = self._shards(self._reader.read([ranks.shard(batch) for batch in batches]), batches)
             # Set in each epoch: a plan may have measured the model in between.
             self.model.train()
             if phase.frozen_statistics or len(data) == 1:
@@ -303,6 +305,27 @@ class TrainerState:
         acc_forget = correct / forgotten if forgotten else None
         return PhaseStats(total / count, time.perf_counter() - start, acc_forget)
 
+    @contextmanager
+    def _own_draws(self, shared: bool) -> Iterator[None]:
+        """What is drawn inside is each rank's own where a batch is shared: random transforms, and dropout.
+
+        The global generators stay as they were, the same on all ranks, for what these draw alike.
+        """
+        if not shared:
+            yield
+            return
+        with isolated_rng(int(torch.randint(1 << 62, (), generator=self._worker_seeds))):
+            yield
+
+    def _shards(self, loader: Iterable[Any], batches: list[list[int]]) -> Iterator[Any]:
+        """The rank's samples of each batch."""
+        samples = iter(loader)
+        for batch in batches:
+            with self._own_draws(len(ranks.shard(batch)) < len(batch)):
+                found = next(samples)
+            yield found
+        yield from samples  # which ends the loader's workers
+
     def _step(
         self, phase: Phase, optimizer: torch.optim.Optimizer, samples: list[Tensor], count: int
     ) -> tuple[Tensor, Batch]:
@@ -310,7 +333,8 @@ class TrainerState:
         images, labels, forget, index = samples
         images = self.hardware.images(images)
         teacher_logits = self._teacher_logits(phase, images, forget, index) if phase.teacher else None
-        logits = self.hardware.logits(self._parallel, images, labels)
+        with self._own_draws(len(images) < count):
+            logits = self.hardware.logits(self._parallel, images, labels)
         tags = ranks.all_gather(torch.stack([labels, forget], dim=1).to(self.hardware.device), count)
         batch = Batch(
             ranks.all_gather(logits, count),

@@ -1,20 +1,20 @@
 """Outputs of a model over a split, cached between commands: the same weights see the same samples once.
 
-The cache key covers all that the outputs depend on. Where one part is unknown, nothing is cached: a transform or a
-dataset of the user's own that reads from elsewhere, or a class whose source is not to be found.
+The cache key covers all that the outputs depend on, and what the model answers to a few of the samples. Where one part
+is unknown, nothing is cached: a transform or a dataset of the user's own that reads from elsewhere, a class whose
+source is not to be found, an attribute whose state cannot be seen, a model that answers differently each time.
 """
 
 import hashlib
-import importlib.metadata
-import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from mlflow_unlearn import cache
@@ -26,12 +26,14 @@ from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.forward import forward
 from mlflow_unlearn.engine.hardware import Hardware, processor
+from mlflow_unlearn.fingerprints import module_digest
+from mlflow_unlearn.rng import isolated_rng
 
 LARGEST = 1 << 28
 """Bytes of logits of one set that are worth a file."""
 
-_VERSIONED = ("torch", "torchvision", "timm", "mlflow_unlearn")
-"""Packages whose version stands for their code."""
+SAMPLES = 16
+"""Whose outputs are a model's fingerprint on a split."""
 
 CacheKey = Mapping[str, Any]
 
@@ -52,7 +54,8 @@ def cached_forward(
         Logits ``[B, K]`` and labels ``[B]`` of each batch, in order.
     """
     data = None if cache_key is None or _size(model, dataset) > LARGEST else data_digest(dataset)
-    if cache_key is None or data is None:
+    answers = None if data is None else fingerprint(model, dataset, hardware)
+    if cache_key is None or answers is None:
         yield from forward(model, dataset, hardware, description=description)
         return
 
@@ -62,7 +65,7 @@ def cached_forward(
         return {"logits": logits.numpy(), "labels": labels.numpy()}
 
     size = forward_batch(dataset, hardware.device)
-    cached = cache.arrays("outputs", {**cache_key, "data": data, "batch": size}, make)
+    cached = cache.arrays("outputs", {**cache_key, "data": data, "batch": size, "answers": answers}, make)
     logits, labels = torch.from_numpy(cached["logits"]), torch.from_numpy(cached["labels"])
     for batch in in_order(dataset, size):
         part = slice(batch.start, batch.stop)
@@ -71,7 +74,7 @@ def cached_forward(
 
 def model_cache_key(model: nn.Module, hardware: Hardware) -> CacheKey | None:
     """What outputs depend on beside the samples; None where nothing is cached, or the model's code is unknown."""
-    code = None if cache.off() or ranks.size() > 1 else code_digest(model)
+    code = None if cache.off() or ranks.size() > 1 else module_digest(model)
     if code is None:
         return None
     return {
@@ -79,24 +82,30 @@ def model_cache_key(model: nn.Module, hardware: Hardware) -> CacheKey | None:
         "code": code,
         "numerics": [hardware.precision, hardware.channels_last, torch.get_num_threads()],
         "processor": processor(hardware.device),
-        "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
     }
 
 
-def code_digest(model: nn.Module) -> str | None:
-    """SHA-256 over the modules' classes, and the source of those that no versioned package brings; None: no source."""
-    digest = hashlib.sha256()
-    for name, module in model.named_modules():
-        kind = type(module)
-        digest.update(f"{name} {kind.__module__}.{kind.__qualname__} {module.extra_repr()}\n".encode())
-        if isinstance(module, fx.GraphModule):
-            digest.update(module.code.encode())
-        elif kind.__module__.partition(".")[0] not in _VERSIONED:
-            try:
-                digest.update(Path(inspect.getfile(kind)).read_bytes())
-            except (OSError, TypeError):
-                return None
-    return digest.hexdigest()
+def fingerprint(model: nn.Module, dataset: Dataset[Any], hardware: Hardware) -> str | None:
+    """SHA-256 of the logits of a few samples, evenly spread; None where a second pass gives others.
+
+    It shows what no other part of a key does: a global variable that the model reads, a class changed at run time.
+
+    Args:
+        model: images ``[N, C, H, W]`` to logits ``[N, K]``.
+        dataset: images and labels, by sample.
+        hardware: where and in which precision.
+    """
+    count = len(dataset)  # type: ignore[arg-type]
+    if not count:
+        return None
+    some = Subset(dataset, np.unique(np.linspace(0, count - 1, SAMPLES).astype(int)).tolist())
+    found = []
+    for seed in range(2):
+        with isolated_rng(seed):
+            passes = forward(model, some, replace(hardware, progress=False, num_workers=0))
+            logits = torch.cat([logits.cpu() for logits, _ in passes])
+        found.append(hashlib.sha256(logits.contiguous().numpy().tobytes()).hexdigest())
+    return found[0] if found[0] == found[1] else None
 
 
 def data_digest(dataset: Dataset[Any]) -> str | None:

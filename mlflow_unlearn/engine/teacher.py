@@ -17,6 +17,7 @@ from mlflow_unlearn.engine.frozen_prefix import Activations, split_at
 from mlflow_unlearn.engine.hardware import Hardware
 from mlflow_unlearn.engine.method import Datasets
 from mlflow_unlearn.engine.modes import evaluating
+from mlflow_unlearn.errors import UnlearnError
 
 
 def is_deterministic(dataset: Dataset[Any]) -> bool:
@@ -31,6 +32,21 @@ def is_deterministic(dataset: Dataset[Any]) -> bool:
     if type(dataset) is ConcatDataset:
         return all(map(is_deterministic, dataset.datasets))
     return getattr(dataset, "deterministic", False) is True
+
+
+def same_samples(one: Any, other: Any) -> bool:
+    """Whether two datasets are one and the same, or hold equal tensors in memory in the same order."""
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if type(one) is TensorDataset:
+        return len(one.tensors) == len(other.tensors) and all(map(_equal, one.tensors, other.tensors))
+    if type(one) is Subset:
+        return list(one.indices) == list(other.indices) and same_samples(one.dataset, other.dataset)
+    if type(one) is ConcatDataset:
+        return len(one.datasets) == len(other.datasets) and all(map(same_samples, one.datasets, other.datasets))
+    return False
 
 
 class Teacher:
@@ -78,6 +94,7 @@ class Teacher:
         self._logits = {split: RowStore(len(data)) for split, data in datasets.items()}  # type: ignore[arg-type]
         self._checksums: dict[tuple[str, int], int] = {}
         self.reader, self.datasets = model, dict(datasets)
+        self._given, self._changes = dict(datasets), _changes(model)
         if prefix is not None:
             parts = split_at(model, prefix)
             self.reader = parts.trainable_head
@@ -92,6 +109,31 @@ class Teacher:
     def caching(self) -> bool:
         """Whether logits are (still) served from the cache."""
         return self._caching
+
+    def check(self, model: nn.Module, datasets: Datasets) -> None:
+        """Refuse to answer for another model or for other samples: what is cached is served by their positions.
+
+        Raises:
+            UnlearnError: the model's weights or one of the splits are not those that the teacher was made for.
+        """
+        if _changes(self.model) != self._changes:
+            raise UnlearnError("the teacher's model has changed since it was made: make a new Teacher")
+        theirs, ours = model.state_dict(), self.model.state_dict()
+        if model is not self.model and not (
+            theirs.keys() == ours.keys()
+            and all(_equal(theirs[name].cpu(), value.cpu()) for name, value in ours.items())
+        ):
+            raise UnlearnError(
+                "the teacher was made for another model than the one to unlearn: make a Teacher of this one"
+            )
+        others = [name for name, data in datasets.items() if not same_samples(data, self._given.get(name))]
+        if others:
+            split = others[0]
+            had, has = (len(found[split]) if split in found else 0 for found in (self._given, datasets))  # type: ignore[arg-type]
+            raise UnlearnError(
+                f"the teacher was made for another {split} set ({had} samples; this one has {has}): it answers by the "
+                "position of a sample, so make a Teacher for these splits, or pass the very same datasets"
+            )
 
     def fill(self, splits: Iterable[str]) -> None:
         """Compute the logits of whole splits beforehand, where they may be cached without watching."""
@@ -159,3 +201,12 @@ class Teacher:
             if self._checksums.setdefault((split, index), checksum) != checksum:
                 self._caching = False
                 return
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+def _changes(model: nn.Module) -> list[int]:
+    """How often each tensor of the state dict has been changed in place."""
+    return [0 if value.is_inference() else value._version for value in model.state_dict().values()]

@@ -228,12 +228,20 @@ def judge(evidence: Evidence, policy: Policy, *, signature: Signature | None) ->
         signature: what came of checking the one that is stored beside it; None: there is none.
     """
     checks = [
+        *_collapses(evidence),
         *(_bound(evidence, rule) for rule in policy.rules if _applies(evidence, rule)),
         *(_memberships(evidence, policy.membership) if policy.membership is not None else ()),
         *(_size(evidence, role, least) for role, least in policy.minimum.items()),
         *(_required(evidence, name, policy, signature) for name in policy.required),
     ]
     return Verdict(policy=policy.name, policy_sha256=policy.sha256, checks=checks)
+
+
+def _collapses(evidence: Evidence) -> Iterator[Check]:
+    """By no policy may a collapsed model pass: what was not measured of it looks harmless."""
+    reason = evidence.metrics["unlearned"].collapsed
+    if reason is not None:
+        yield Check(rule="not collapsed", value="collapsed", threshold="not collapsed", outcome="fail", note=reason)
 
 
 def _applies(evidence: Evidence, rule: Rule) -> bool:
@@ -284,9 +292,10 @@ def _membership(name: str, models: Mapping[str, Measured], rule: Membership) -> 
     measured = models["unlearned"]
     word = measured.membership
     threshold = " or ".join(rule.accept)
-    if word == "not measured":
+    if word in ("not measured", "collapsed"):
         note = measured.not_computed.get(rule.attack, "")
-        return Check(rule=name, value="–", threshold=threshold, outcome="not measured", note=note)
+        shown = "–" if word == "not measured" else word
+        return Check(rule=name, value=shown, threshold=threshold, outcome="not measured", note=note)
     values = measured.values
     shown = f"{word}: {values['mia_auc']:.3f} [{values['mia_auc_low']:.3f}, {values['mia_auc_high']:.3f}]"
     outcome: Outcome = "pass" if word in rule.accept else "fail"

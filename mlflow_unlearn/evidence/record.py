@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, Valid
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance
+from mlflow_unlearn.metrics.collapse import COLLAPSED, stated_collapse
 from mlflow_unlearn.metrics.membership import read_after, read_auc
 
 FOLDER = "evidence"
@@ -127,8 +128,15 @@ class Measured(FrozenRecord):
     counts: dict[str, int]
 
     @property
+    def collapsed(self) -> str | None:
+        """Why the model counts as collapsed, so that only its accuracies were computed; None: it does not."""
+        return stated_collapse(self.not_computed)
+
+    @property
     def membership(self) -> str:
-        """residual, over-forgotten, undecided, indistinguishable, or not measured."""
+        """residual, over-forgotten, undecided, indistinguishable, collapsed, or not measured."""
+        if self.collapsed is not None:
+            return COLLAPSED
         low, high = self.values.get("mia_auc_low"), self.values.get("mia_auc_high")
         return "not measured" if low is None or high is None else read_auc(low, high)
 

@@ -58,6 +58,8 @@ def publish(
     """
     with tracking.timed("metrics"):
         columns = compare(outputs, seed=provenance.seed)
+    if (reason := columns["unlearned"].collapsed) is not None:
+        note(f"Warning: the model has {reason}: its metrics are void, and no policy lets it pass.")
     with tracking.timed("save"):
         new = NewModel(
             result.model,

@@ -11,9 +11,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, TensorDataset
 
+from mlflow_unlearn.data.buffers import IN_MEMORY, RowStore, half_of_memory
 from mlflow_unlearn.data.splits import wholly_forgotten
 from mlflow_unlearn.engine.method import Method, OptimizerSpec, Params, Phase, Plan, Workspace, random_subset
+from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods.retrain import cross_entropy
+
+LARGEST_NOISE = 1 << 34
+"""Bytes of the noise of all classes; what exceeds a quarter of the machine's memory is stored in a temporary file."""
 
 
 def noise_loss(noise: Tensor, logits: Tensor, labels: Tensor, penalty: float) -> Tensor:
@@ -33,7 +38,7 @@ class UnsirParams(Params):
     """Hyperparameters of UNSIR.
 
     ``lr`` and ``epochs`` are those of the impair passes. For each forgotten class ``batch_size`` noise images are
-    learned in ``noise_steps`` steps and seen ``copies`` times a pass.
+    learned in ``noise_steps`` steps and seen ``copies`` times a pass; fewer where all would exceed `LARGEST_NOISE`.
     """
 
     noise_steps: int = Field(40, ge=1, le=10000)
@@ -60,7 +65,11 @@ class Unsir(Method):
     params: UnsirParams
 
     def plan(self, workspace: Workspace) -> Plan:
-        """Noise for each forgotten class, impair passes on noise and a retain sample, repair passes on the sample."""
+        """Noise for each forgotten class, impair passes on noise and a retain sample, repair passes on the sample.
+
+        Raises:
+            UnlearnError: there is no room for the noise.
+        """
         p, ws = self.params, workspace
         classes = torch.unique(ws.labels("forget"))
         retained = len(classes) - len(wholly_forgotten(ws.labels("forget"), ws.labels("retain")))
@@ -70,15 +79,25 @@ class Unsir(Method):
                 "retained as well: it damages and repairs them as a whole"
             )
         images, _ = next(iter(ws.batches("retain", 1)))
-        shape = (p.batch_size, *images.shape[1:])
-        noise, labels = [], []
+        each = max(1, min(p.batch_size, LARGEST_NOISE // (images[0].nbytes * len(classes))))
+        if each < p.batch_size:
+            ws.warn(
+                f"UNSIR learned {each} noise images a class in place of batch_size = {p.batch_size}: those of all "
+                f"{len(classes)} classes of this forget set would take more than {LARGEST_NOISE >> 30} GiB"
+            )
+        labels = classes.repeat_interleave(each)
+        noise = RowStore(len(labels), memory_limit=max(IN_MEMORY, half_of_memory() // 2), reserve=True)
         loss = partial(noise_loss, penalty=p.penalty)
-        for label in classes.tolist():
-            start = torch.randn(shape, generator=ws.generator)
-            target = torch.full((p.batch_size,), label)
-            noise.append(ws.optimise_inputs(start, target, loss, OptimizerSpec("adam", p.noise_lr), p.noise_steps))
-            labels.append(target)
-        synthetic: Dataset[Any] = ConcatDataset([TensorDataset(torch.cat(noise), torch.cat(labels))] * p.copies)
+        for start in range(0, len(labels), each):
+            chunk = slice(start, start + each)
+            images = torch.randn((each, *images.shape[1:]), generator=ws.generator)
+            adam = OptimizerSpec("adam", p.noise_lr)
+            if not noise.put(chunk, ws.optimise_inputs(images, labels[chunk], loss, adam, p.noise_steps)):
+                raise UnlearnError(
+                    f"UNSIR's noise of {len(classes)} classes ({len(labels) * images[0].nbytes / 1e9:.0f} GB) does not "
+                    "fit into half of the free disk: give a smaller batch_size, or another TMPDIR"
+                )
+        synthetic: Dataset[Any] = ConcatDataset([TensorDataset(noise.get(slice(None)), labels)] * p.copies)
         retain = random_subset(ws.labels("retain"), p.retain_fraction, ws.generator)
         impair = Phase(cross_entropy, OptimizerSpec("adam", p.lr), p.batch_size, retain=retain, synthetic=synthetic)
         repair = Phase(cross_entropy, OptimizerSpec("adam", p.repair_lr), p.batch_size, retain=retain)

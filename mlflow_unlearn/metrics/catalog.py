@@ -269,6 +269,7 @@ READING = {
     "indistinguishable": "forgotten and unseen samples look alike to the attack",
     "uninformative": "the attack could not tell forgotten from unseen samples in the original either: a pass says "
     "nothing",
+    "collapsed": "the model no longer tells the retained classes apart, and its metrics are void",
 }
 
 

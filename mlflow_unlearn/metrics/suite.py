@@ -7,6 +7,7 @@ import numpy as np
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.metrics.accuracy import accuracy
 from mlflow_unlearn.metrics.catalog import METRICS, Metric
+from mlflow_unlearn.metrics.collapse import collapse, stated_collapse
 from mlflow_unlearn.metrics.divergence import usable_classes
 from mlflow_unlearn.metrics.outputs import MetricInputs, Outputs, SplitOutputs
 
@@ -24,6 +25,11 @@ class Metrics(dict[str, float]):
         super().__init__()
         self.missing: dict[str, str] = {}
         self.counts: dict[str, int] = {}
+
+    @property
+    def collapsed(self) -> str | None:
+        """Why the model counts as collapsed, so that only its accuracies were computed; None: it does not."""
+        return stated_collapse(self.missing)
 
 
 def compare(
@@ -47,6 +53,8 @@ def compute_metrics(
 ) -> Metrics:
     """All metrics of one model from its outputs, in the order of the catalog; no model is run.
 
+    Of a model that has collapsed (`mlflow_unlearn.metrics.collapse`) the accuracies alone.
+
     Args:
         outputs: of the model on forget, retain, test, and val if ``acc_val`` is wanted.
         original_test: of the original on test.
@@ -64,10 +72,12 @@ def compute_metrics(
     inputs = given.without_removed_classes()
     metrics = Metrics()
     metrics.counts.update(_counts(inputs) | {"removed_classes": len(given.removed)})
+    void = collapse(inputs)
     for key, metric in METRICS.items():
         # By the first definition of what has a second one, removed classes counted.
         asked = given if (definitions or {}).get(key, metric.definition) < metric.definition else inputs
-        value = _absent(metric, asked) or asked.once(metric.function())[key]
+        reason = _absent(metric, asked) or (None if metric.computed_by == "accuracy.accuracies" else void)
+        value = reason or asked.once(metric.function())[key]
         if isinstance(value, str):
             metrics.missing[key] = value
         else:

@@ -75,7 +75,9 @@ def _said(evidence: Evidence) -> list[str]:
     requests = ", ".join(f"`{request_id}`" for request_id in evidence.request_ids)
     settings = ", ".join(f"{key} = {value}" for key, value in provenance.rows())
     cost = after["acc_test"] - before["acc_test"] if "acc_test" in after and "acc_test" in before else None
+    collapsed = evidence.metrics["unlearned"].collapsed
     return [
+        *([f"**The model has collapsed, and its metrics are void** ({collapsed})."] if collapsed else []),
         *([f"**Incomplete: a class is not forgotten** ({evidence.incomplete})."] if evidence.incomplete else []),
         f"`{evidence.source.uri}` after unlearning {data.forget.samples} of "
         f"{data.forget.samples + data.retain.samples} training samples (request {requests}) with "

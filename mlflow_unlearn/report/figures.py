@@ -53,7 +53,7 @@ def intervals(evidence: Evidence, apart: Sequence[tuple[str, Mapping[str, Measur
             "ends": [m.values[f"mia_auc{end}"] for end in _ENDS],
         }
         for name, model, m in named
-        if m.membership != "not measured"
+        if all(f"mia_auc{end}" in m.values for end in _ENDS)
     ][:MAX_INTERVALS]
     if not rows:
         return None

@@ -216,7 +216,7 @@ def _summary(evidence: Evidence) -> list[tuple[str, str, str]]:
     """What decides, as term, value and a remark."""
     before, after = evidence.metrics["original"], evidence.metrics["unlearned"]
     shown = "; before ".join(_interval(measured) for measured in (after, before))
-    missing = after.membership == "not measured"
+    missing = "mia_auc" not in after.values
     rows = [("Membership after", evidence.membership, _reason("mia_auc", after) if missing else f"AUC {shown}")]
     gold = evidence.metrics.get("gold")
     for key, name in (("acc_forget", "Forget set"), ("acc_retain", "Retain set"), ("acc_test", "Test set")):

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 def auc_reading(metrics: "Metrics", original: "Metrics | None" = None) -> str:
     """The two-sided membership test in a sentence, in the light of the original's where that is given."""
+    if metrics.collapsed is not None:
+        return metrics.collapsed
     if "mia_auc" not in metrics:
         return f"not computed: {metrics.missing['mia_auc']}"
     word: str = _word(metrics)

@@ -40,6 +40,7 @@ from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.outputs import Outputs
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.uris import absolute_uri
+from mlflow_unlearn.session.reuse import code_digest, reuse_key
 from mlflow_unlearn.session.session import Session
 from mlflow_unlearn.tuning import study_report as report
 from mlflow_unlearn.tuning.selection import CONSTRAINTS, SELECTION_SPLITS, needs_gold
@@ -60,6 +61,8 @@ SALT_OF_TASKS = "00"
 """For the forget set's digest in the study, which only has to be comparable."""
 TASK, PARENT, SIZE = "task", "parent_run_id", "n_trials"
 """User attributes of a study: what it is about, the leader's run, trials asked for."""
+_READABLE, _BY_CONTENT = ("torch", "threads", "device"), ("pixels_sha256", "model_code_sha256", "method_code_sha256")
+"""Of the task, what is no digest; and what may be impossible to tell."""
 PARENT_TAG = "unlearn.study_run"
 """On the run of a command that does not lead: the run that does."""
 _POLL_SECONDS = 1.0
@@ -175,14 +178,25 @@ class StudyRunner:
         Raises:
             UnlearnError: the study that is to be continued was about something else.
         """
-        stored = self.study.user_attrs.get(TASK, self.task)
-        different = [key for key, value in self.task.items() if stored.get(key) != value]
+        name, stored = self.study.study_name, self.study.user_attrs.get(TASK, self.task)
+        different = [
+            f"{key} ({stored[key]}, here {value})" if key in _READABLE else key
+            for key, value in self.task.items()
+            if key in stored and stored[key] != value
+        ]
         if different:
             raise UnlearnError(
-                f"study {self.study.study_name!r} was started with another {', '.join(different)}: "
-                "continue it with the same model, data, forget set, objective, mode, space, prefix and seed, or give "
-                "another study="
+                f"study {name!r} was started with another {', '.join(different)}: continue it with the same model, "
+                "data, forget set, objective, mode, space, prefix, seed, code and versions, on the same kind of device "
+                "with as many threads (OMP_NUM_THREADS), or give another study="
             )
+        if unrecorded := [key for key in self.task if key not in stored]:
+            note(
+                f"Note: study {name!r} was started by an earlier release, which did not record "
+                f"{', '.join(unrecorded)}: whether they have changed since cannot be told."
+            )
+        if untold := [key for key in _BY_CONTENT if self.task.get(key, "") is None]:
+            note(f"Note: {', '.join(untold)} cannot be told, nor whether study {name!r} was started with another.")
 
     def _given_up(self, since: float) -> bool:
         """Without heartbeats no one knows whether a running trial's process lives: wait three times the longest."""
@@ -299,6 +313,8 @@ def task_of(session: Session, space: Space, gold: nn.Module | None, options: con
         "mode": options.mode,
         "space": hashlib.sha256(described.encode()).hexdigest(),
         "gold_sha256": weights_digest(gold) if gold is not None and needs_gold(options.objective) else None,
+        **reuse_key(session),
+        "method_code_sha256": code_digest(space.methods, *([] if gold is None else [gold])),
     }
 
 

@@ -21,12 +21,16 @@ def criterion(name: str, metrics: Mapping[str, float]) -> float:
     """One of `OBJECTIVES`, 0 at its best: ``rf_jsd_mia_val = rf_jsd_val + |mia_excess_val|``.
 
     Metrics count by their distance from the ideal on either side, an AUC above it alone: below, a constraint decides.
+    Of a collapsed model none was computed, and each is as far from its ideal as it can be.
 
     >>> criterion("mia_auc_val", {"mia_auc_val": 0.25}), criterion("mia_excess_val", {"mia_excess_val": -0.5})
     (0.0, 0.5)
     >>> criterion("rf_jsd_mia_val", {"rf_jsd_val": 0.25, "mia_excess_val": -0.5})
     0.75
     """
+    if isinstance(metrics, Metrics) and metrics.collapsed is not None:
+        records = [ON_VALIDATION[part] for part in OBJECTIVES[name]]
+        return sum(max(map(record.distance, record.range)) for record in records)
     if name == "mia_auc_val":
         return max(0.0, metrics[name] - 0.5)
     return sum(ON_VALIDATION[part].distance(metrics[part]) for part in OBJECTIVES[name])
@@ -70,12 +74,20 @@ def on_validation(outputs: Outputs, original: Outputs, *, gold: Outputs | None =
 
 
 def constraints(metrics: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
-    """Each is met where it is ≤ 0: little utility lost, and no significant over-forgetting (where it was measured)."""
+    """Each is met where it is ≤ 0: little utility lost, and no significant over-forgetting (where it was measured).
+
+    A collapsed model meets none that it was not measured by: "collapsed" stands in the place of over-forgetting, or of
+    the accuracy on the retain set, since samplers compare constraints by their number.
+    """
     values = {
         "acc_val": before["acc_val"] - metrics["acc_val"] - MAX_LOSS_VAL,
         "acc_retain": before["acc_retain"] - metrics["acc_retain"] - MAX_LOSS_RETAIN,
     }
     if "mia_auc_val_high" in metrics:  # else too few samples are forgotten to measure it
         values["over_forgetting"] = 0.5 - metrics["mia_auc_val_high"]
+    if isinstance(metrics, Metrics) and metrics.collapsed is not None:
+        if "mia_auc_val_high" not in before:
+            del values["acc_retain"]
+        values["collapsed"] = 1.0
     # 0.9 − 0.89 is a hair above 0.01 in floating point.
     return {name: 0.0 if abs(value) < 1e-12 else value for name, value in values.items()}

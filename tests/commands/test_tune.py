@@ -379,12 +379,20 @@ def test_a_study_is_about_one_task(store, cli):
         (("--forget", FORGET, "--seed", "1"), "seed"),
         (("--forget", FORGET, "--objective", "entropy_ks_val"), "objective"),
         (("--forget", FORGET, "--space", '{"alpha": [1, 8]}'), "space"),
-        (("--forget", "random:10%"), "forget_sha256"),
-        (("--forget", "random:10%", "--seed", "1"), "forget_sha256, seed"),
+        (("--forget", "random:10%"), "forget_sha256, pixels_sha256"),
+        (("--forget", "random:10%", "--seed", "1"), "forget_sha256, seed, pixels_sha256"),
     ):
         refused = cli(*spec, *options)
         assert refused.code == 2
         assert f"study 'ours' was started with another {different}: continue it with the same" in refused.err
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        refused = cli(*spec, "--forget", FORGET)
+    finally:
+        torch.set_num_threads(threads)
+    assert refused.code == 2
+    assert f"study 'ours' was started with another threads ({threads}, here {threads + 1}): continue" in refused.err
     study = optuna.load_study(study_name="ours", storage=f"sqlite:///{store.folder / 'optuna.db'}")
     assert len(study.trials) == 1
     assert store.everything_registered() == before

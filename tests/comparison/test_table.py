@@ -61,3 +61,15 @@ def test_a_row_by_hand():
     assert as_csv([row]).splitlines()[1].endswith("a warning")
     lines = markdown([row], None).splitlines()
     assert "mia_auc" not in lines[0] and "0.6000 ± 0.1414" in lines[2] and lines[-1] == "- lotus: a warning."
+
+
+def test_a_collapsed_row_is_marked():
+    good, ruined = Metrics(), Metrics()
+    good.update(acc_retain=0.9, jsd=0.1)
+    ruined.update(acc_retain=0.1)
+    ruined.missing["jsd"] = "collapsed: so"
+    rows = [Row("original", {0: good}, []), Row("ssd", {0: good, 1: ruined}, [1.0, 1.0])]
+    text = markdown(rows, None)
+    assert "| ssd (collapsed) | 0.5000 ± 0.5657 | 0.1000 |" in text and "| original | 0.9000 | 0.1000 |" in text
+    assert "- ssd: metrics of 1 of 2 seeds are void, collapsed: so." in text.splitlines()
+    assert [(row["method"], row["collapsed"]) for row in as_json(rows)] == [("original", 0), ("ssd", 1)]

@@ -84,6 +84,17 @@ def test_statistics_of_batchnorm_are_those_of_a_share(alone, crowd):
     assert 0 < difference(*({"mean": found["norm"]["1.running_mean"]} for found in (alone, crowd))) < 0.2
 
 
+def test_each_rank_has_its_own_dropout_masks_and_the_same_draws_after(alone, crowd):
+    """Of 34 samples a step, each rank's share is one image over and over: equal masks would be equal bit by bit."""
+    (mine, after), *others = crowd["masks"]
+    assert others and len(mine) == 5 and all(mask.any() for mask in mine)
+    for masks, drawn in others:
+        assert drawn == after
+        assert len(masks) == len(mine) and not any(torch.equal(a, b) for a, b in zip(masks, mine, strict=True))
+    [(whole, _)] = alone["masks"]
+    assert all(len(mask) == 34 for mask in whole)
+
+
 def test_all_ranks_measure_the_model_that_rank_0_returns(crowd):
     """Also the last step of a pass, after which nothing else would bring rank 0's running statistics to the others."""
     first, *others = crowd["means"]

@@ -282,22 +282,21 @@ def test_a_study_goes_on(earlier, loadable, cli):
     assert other.code == 2 and "study 'ours' was started with another seed" in other.err
 
 
-def test_a_comparison_goes_on(earlier, loadable, cli):
-    """What was finished is taken over: nothing is computed but what is new."""
+def test_a_comparison_is_made_again(earlier, loadable, cli):
+    """What was finished then did not record pixels, code, torch and threads: it is not taken over."""
     [before] = earlier.commands("compare")
     old = {row["method"]: row for row in earlier.artifact(before.info.run_id, "compare/table.json")}
     done = cli(*COMPARE, "--methods", "neggrad_plus,ssd", "--params", PARAMS)
     assert done.code == 0, done.err
     again = earlier.commands("compare")[0]
-    assert again.info.run_id != before.info.run_id and earlier.nested(again) == []
+    made = [f"{method}, seed {seed}" for method in ("neggrad_plus", "ssd") for seed in (0, 1)]
+    names = [run.info.run_name for run in earlier.nested(again)]
+    assert sorted(name for name in names if not name.startswith("retrain")) == made and len(names) == 6
     new = {row["method"]: row for row in earlier.artifact(again.info.run_id, "compare/table.json")}
     assert list(new) == list(old) == ["original", "retrain", "floor", "neggrad_plus", "ssd"]
-    for method in ("neggrad_plus", "ssd"):
-        assert new[method] == old[method]
-    for method in ("original", "retrain", "floor"):  # from stored weights, whose outputs are computed here
+    for method in new:
         for key in ("acc_forget", "acc_retain", "acc_test"):
-            assert new[method][key] == pytest.approx(old[method][key], abs=0.02)
-        assert new[method]["seconds"] == old[method]["seconds"]
+            assert new[method][key] == pytest.approx(old[method][key], abs=0.1)
 
     params = json.dumps(json.loads(PARAMS) | {"finetune": {"epochs": 1}})
     more = cli(*COMPARE, "--methods", "neggrad_plus,ssd,finetune", "--params", params)

@@ -16,6 +16,7 @@ from mlflow_unlearn.engine.architectures import (
     weights_digest,
 )
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.rng import isolated_rng
 
 
@@ -24,14 +25,47 @@ def output(model, shape):
         return list(model.eval()(torch.zeros(2, *shape)).shape)
 
 
+class SelfAttention(nn.Module):
+    """Over the positions of a map, as a block of a CNN."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.norm, self.attend = nn.LayerNorm(width), nn.MultiheadAttention(width, 4, batch_first=True)
+
+    def forward(self, maps):
+        tokens = self.norm(maps.flatten(2).transpose(1, 2))
+        return maps + self.attend(tokens, tokens, tokens)[0].transpose(1, 2).view_as(maps)
+
+
 class TestFamily:
-    def test_what_holds_an_attention_block_is_a_vit(self):
+    @pytest.mark.parametrize(
+        "architecture", ["vit_tiny", "vit_small", "timm:deit_tiny_patch16_224", "torchvision:swin_t"]
+    )
+    def test_transformers(self, architecture):
+        assert model_family(build_model(architecture, 2, (3, 224, 224))) == "vit"
+
+    def test_also_small_ones(self):
         from torchvision.models import VisionTransformer
 
-        torchvision_vit = VisionTransformer(8, 4, 1, 1, 8, 8, num_classes=2)
-        assert model_family(torchvision_vit) == "vit"
+        assert model_family(VisionTransformer(8, 4, 1, 1, 8, 8, num_classes=2)) == "vit"
         assert model_family(build_model("vit_tiny", 2, (1, 8, 8))) == "vit"
+        assert model_family(nn.TransformerEncoderLayer(8, 2)) == "vit"
+
+    @pytest.mark.parametrize("architecture", ["resnet18", "torchvision:convnext_tiny", "timm:botnet26t_256"])
+    def test_networks_of_convolutions(self, architecture):
+        assert model_family(build_model(architecture, 2, (3, 256, 256))) == "cnn"
         assert model_family(net()) == "cnn"
+
+    @pytest.mark.parametrize("place", ["layer4", "avgpool", "inside"])
+    def test_a_cnn_with_an_attention_block_is_a_cnn(self, place):
+        """It would be trained with a learning rate of 1e-6."""
+        model = build_model("resnet18", 2, (3, 32, 32))
+        if place == "inside":
+            model.attention, model.norm = SelfAttention(512), nn.LayerNorm(512)
+        else:
+            setattr(model, place, nn.Sequential(getattr(model, place), SelfAttention(512)))
+        assert model_family(model) == "cnn"
+        assert get_method("lotus")({}, family=model_family(model)).params.lr == 1e-4
 
 
 class TestResNet:

@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import Subset, TensorDataset
-from toy import CPU, Listed, digits, original
+from toy import CPU, Listed, digits, global_state, original
 
 from mlflow_unlearn.data.datasets import as_dataset
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.transforms import build_transform
 from mlflow_unlearn.engine import output_cache
 from mlflow_unlearn.engine.forward import forward
-from mlflow_unlearn.engine.output_cache import cached_forward, code_digest, data_digest, model_cache_key
+from mlflow_unlearn.engine.output_cache import cached_forward, data_digest, fingerprint, model_cache_key
 
 DATA = digits(0, 300)
 
@@ -26,18 +26,19 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def evaluated():
-    """Logits and labels of a model; ``passes`` are the numbers of samples that went through it, call by call."""
+def evaluated(monkeypatch):
+    """Logits and labels of a model; ``passes`` are the samples of each pass over a whole set."""
+
+    def counted(model, dataset, *args, **options):
+        if len(dataset) > output_cache.SAMPLES:
+            evaluated.passes.append(len(dataset))
+        return forward(model, dataset, *args, **options)
 
     def evaluated(model, dataset, hardware=CPU):
-        seen = []
-        hook = model.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
         batches = cached_forward(model, dataset, hardware, model_cache_key(model, hardware), description="")
-        outputs = [torch.cat(parts) for parts in zip(*batches, strict=True)]
-        hook.remove()
-        evaluated.passes += [sum(seen)] if seen else []
-        return outputs
+        return [torch.cat(parts) for parts in zip(*batches, strict=True)]
 
+    monkeypatch.setattr(output_cache, "forward", counted)
     evaluated.passes = []
     return evaluated
 
@@ -74,7 +75,7 @@ def test_what_outputs_depend_on_makes_other_outputs(evaluated):
 
 def test_what_cannot_be_told_is_not_kept(evaluated, monkeypatch):
     local = type("Local", (nn.Sequential,), {"__module__": "__main__x"})(*original())
-    assert code_digest(local) is None
+    assert model_cache_key(local, CPU) is None
     for model, data in ((original(), Listed(DATA)), (local, DATA)):
         evaluated(model, data)
         evaluated(model, data)
@@ -89,6 +90,56 @@ def test_where_the_cache_is_off_nothing_is_hashed_or_kept(evaluated, monkeypatch
     assert model_cache_key(original(), CPU) is None
     evaluated(original(), DATA)
     evaluated(original(), DATA)
+    assert evaluated.passes == [300, 300]
+
+
+class Cooled(nn.Module):
+    """Divides its logits by a plain attribute and by a global variable."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.temperature = original(), 1.0
+
+    def forward(self, images):
+        return self.net(images) / self.temperature / COOLING[0]
+
+
+COOLING = [1.0]
+
+
+class Noisy(Cooled):
+    def forward(self, images):
+        return super().forward(images) + torch.rand(())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model, "temperature", 50.0),
+        lambda model: model.register_forward_hook(lambda module, inputs, output: -output),
+        lambda model: COOLING.__setitem__(0, 50.0),
+    ],
+    ids=["attribute", "hook", "what no static key sees"],
+)
+def test_equal_weights_that_answer_otherwise(evaluated, change):
+    """By an attribute, by a hook, and by a global variable, which only shows in what the model answers."""
+    first, _ = evaluated(Cooled(), DATA)
+    model = Cooled()
+    try:
+        change(model)
+        logits, _ = evaluated(model, DATA)
+        assert torch.equal(logits, model.eval()(DATA.tensors[0])) and not torch.equal(logits, first)
+    finally:
+        COOLING[0] = 1.0
+    assert evaluated.passes == [300, 300]
+    assert torch.equal(evaluated(Cooled(), DATA)[0], first) and evaluated.passes == [300, 300]
+
+
+def test_a_model_that_answers_differently_each_time_is_not_kept(evaluated):
+    before = global_state()
+    assert fingerprint(Noisy(), DATA, CPU) is None and global_state() == before
+    evaluated(Noisy(), DATA)
+    evaluated(Noisy(), DATA)
     assert evaluated.passes == [300, 300]
 
 

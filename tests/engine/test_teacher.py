@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
@@ -6,6 +8,7 @@ from toy import CPU, Listed, digits, global_state, logits, original, splits
 from mlflow_unlearn import unlearn
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.teacher import Teacher, is_deterministic
+from mlflow_unlearn.errors import UnlearnError
 
 DATA = digits(0, 20)
 FAST = {"epochs": 3, "lr": 1e-3, "batch_size": 32}
@@ -223,3 +226,63 @@ class TestInUnlearning:
         alone, _ = self.run(splits(), alpha=8)
         assert weights_digest(second.model) == weights_digest(alone.model)
         assert weights_digest(second.model) != weights_digest(first.model)
+
+
+class TestWhoseTeacherItIs:
+    """It answers by positions: for another model or other samples the answers would be wrong without a word."""
+
+    @staticmethod
+    def shared(sets, **options):
+        return Teacher(original(), vars(sets), CPU, **options)
+
+    @pytest.mark.parametrize("prefix", [None, "5"])
+    def test_equal_tensors_and_equal_weights_are_its_own(self, prefix):
+        t = self.shared(splits(), prefix=prefix)
+        for _ in range(2):
+            unlearn(original(), splits(), params=FAST | {"epochs": 1}, teacher=t)
+
+    def test_the_same_dataset_of_any_type_is_its_own(self):
+        sets = splits()
+        sets = type(sets)(Listed(sets.forget), Subset(sets.retain, range(100)), sets.val, ConcatDataset([sets.test]))
+        unlearn(original(), sets, params=FAST, teacher=self.shared(sets))
+
+    @pytest.mark.parametrize(
+        ("split", "other"),
+        [
+            ("forget", digits(1, 31)),
+            ("forget", digits(0, 29)),
+            ("retain", TensorDataset(*(part.flip(0) for part in splits().retain.tensors))),
+            ("retain", TensorDataset(splits().retain.tensors[0], splits().retain.tensors[1].flip(0))),
+            ("retain", Subset(splits().retain, range(170))),
+            ("val", Listed(splits().val)),
+        ],
+    )
+    def test_other_samples_are_refused(self, split, other):
+        sets = splits()
+        for these, those in ((sets, replace(sets, **{split: other})), (replace(sets, **{split: other}), sets)):
+            with pytest.raises(UnlearnError, match=f"^the teacher was made for another {split} set \\(.* samples"):
+                unlearn(original(), those, params=FAST, teacher=self.shared(these))
+
+    def test_so_are_another_order_and_another_part(self):
+        data = splits().retain
+        one, other = (replace(splits(), retain=Subset(data, order)) for order in ([0, 1, 2], [0, 2, 1]))
+        with pytest.raises(UnlearnError, match="another retain set"):
+            unlearn(original(), one, params=FAST, teacher=self.shared(other))
+
+    def test_another_model_is_refused(self):
+        other = original()
+        with torch.no_grad():
+            other[6].bias[0] += 1e-3
+        with pytest.raises(UnlearnError, match="^the teacher was made for another model than the one to unlearn"):
+            unlearn(other, splits(), params=FAST, teacher=self.shared(splits()))
+        with pytest.raises(UnlearnError, match="another model"):
+            unlearn(original().double(), splits(), params=FAST, teacher=self.shared(splits()))
+
+    def test_so_is_a_model_that_has_learned_since(self):
+        model = original()
+        t = Teacher(model, vars(splits()), CPU)
+        unlearn(model, splits(), params=FAST, teacher=t)
+        with torch.no_grad():
+            model[6].bias[0] += 1e-3
+        with pytest.raises(UnlearnError, match="the teacher's model has changed since it was made"):
+            unlearn(model, splits(), params=FAST, teacher=t)

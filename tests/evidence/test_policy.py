@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from records import evidence, measured, request, sequence, unmeasured
+from records import COLLAPSED, collapsed, evidence, measured, request, sequence, unmeasured
 
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.policy import Check, Policy, Rule, Verdict, judge, read_policy
@@ -33,6 +33,19 @@ def as_told(record: Evidence, **policy) -> list[tuple[str, ...]]:
 def with_unlearned(**values: float) -> Evidence:
     plain = evidence()
     return plain.model_copy(update={"metrics": plain.metrics | {"unlearned": measured(**values)}})
+
+
+def test_a_collapsed_version_passes_no_policy():
+    """Not even one that bounds nothing of what has suffered; others have no such line."""
+    lenient = {"rules": [Rule(metric="acc_forget", at_most=0.5)]}
+    assert outcomes(collapsed(), **lenient) == {"not collapsed": "fail", "acc_forget": "pass"}
+    assert not judge(collapsed(), Policy(membership=None, minimum={}, **lenient), signed=None).passed
+    [line, _] = as_told(collapsed(), **lenient)
+    assert line == ("not collapsed", "collapsed", "not collapsed", "fail", COLLAPSED)
+    assert outcomes(evidence(), rules=[Rule(metric="acc_forget", at_most=1.0)]) == {"acc_forget": "pass"}
+    assert ("membership", "collapsed", "indistinguishable", "not measured", COLLAPSED) in as_told(
+        collapsed(), membership={}
+    )
 
 
 @pytest.mark.parametrize(

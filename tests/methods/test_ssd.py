@@ -7,8 +7,9 @@ from torch.utils.data import TensorDataset
 from toy import CPU, accuracy, class_splits, original, same, splits, state
 
 from mlflow_unlearn import Splits, unlearn
-from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.engine.architectures import build_model, weights_digest
 from mlflow_unlearn.engine.loop import RunOptions, run
+from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods.ssd import Ssd, dampened, squared_gradients
 
 IMAGES, LABELS = splits().retain.tensors
@@ -74,6 +75,50 @@ class TestSquaredGradients:
             assert count == 170
             for name, value in total.items():
                 torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-12)
+
+    @pytest.mark.parametrize("at_once", [2, 64, 1000])
+    def test_several_at_once_give_the_same(self, at_once):
+        """As a GPU computes them; BatchNorm in eval mode, a frozen layer, and a rest of a batch."""
+        model = original()
+        model[0].bias.requires_grad_(False)
+        batches = [(IMAGES[part], LABELS[part]) for part in torch.arange(170).split(64)]
+        expected, _ = squared_gradients(model, batches)
+        total, count = squared_gradients(model, batches, at_once=at_once)
+        assert count == 170 and total.keys() == expected.keys()
+        for name, value in total.items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-9)
+            assert value.dtype == torch.float64
+
+    @pytest.mark.parametrize("architecture", ["resnet18", "vit_tiny"])
+    def test_of_real_architectures_too(self, architecture):
+        model = build_model(architecture, 10, (1, 8, 8)).eval()
+        batch = [(IMAGES[:4], LABELS[:4])]
+        calls, forward = [], model.forward
+        model.forward = lambda images: (calls.append(len(images)), forward(images))[1]
+        expected, _ = squared_gradients(model, batch)
+        assert calls == [1] * 4
+        total, _ = squared_gradients(model, batch, at_once=4)
+        assert len(calls) == 4 + 2, "one to check the outputs, and one for all"
+        for name, value in total.items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-8)
+
+    def test_what_cannot_be_vectorised_is_taken_one_by_one(self):
+        class Choosing(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = original()
+
+            def forward(self, images):
+                return self.net(images) * (2 if images.sum().item() > 20 else 1)
+
+        batches = [(IMAGES[part], LABELS[part]) for part in torch.arange(170).split(64)]
+        expected, _ = squared_gradients(Choosing().eval(), batches)
+        total, count = squared_gradients(Choosing().eval(), batches, at_once=64)
+        assert count == 170 and all(torch.equal(value, expected[name]) for name, value in total.items())
+
+    def test_labels_that_are_no_output_are_refused_at_once_as_well(self):
+        with pytest.raises(UnlearnError, match="the data has label 10"):
+            squared_gradients(original(), [(IMAGES[:4], torch.tensor([0, 1, 2, 10]))], at_once=4)
 
     def test_a_parameter_without_a_part_in_the_output_has_none(self):
         class Half(nn.Module):

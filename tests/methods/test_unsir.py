@@ -8,6 +8,8 @@ from watching import watch
 from mlflow_unlearn import Splits
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.loop import RunOptions, run
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.methods import unsir as unsir_module
 from mlflow_unlearn.methods.unsir import Unsir, noise_loss
 
 FAST = {"batch_size": 16, "noise_steps": 10, "copies": 2}
@@ -83,6 +85,36 @@ class TestNoise:
     def test_the_seed(self):
         a, b, c = (images_and_labels(unsir(class_splits(), seed)[1][0].phase.synthetic)[0] for seed in (0, 0, 1))
         assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+class TestItsSize:
+    """Of 1,000 classes with 224 pixels, 256 images each are 154 GB."""
+
+    @staticmethod
+    def several(count=3):
+        train = digits(0, 200)
+        gone = train.tensors[1] < count
+        return Splits(take(train, gone), take(train, ~gone), digits(200, 350), digits(350, 500))
+
+    def test_above_the_limit_each_class_has_fewer_images(self, monkeypatch):
+        """Three classes of images with 256 bytes: 5 each, of which all but the rounding is used."""
+        monkeypatch.setattr(unsir_module, "LARGEST_NOISE", 3 * 5 * 256 + 255)
+        outcome, phases = unsir(self.several(), copies=2)
+        images, labels = images_and_labels(phases[0].phase.synthetic)
+        assert images.shape[0] == 2 * 15 and labels.bincount().tolist() == [10, 10, 10]
+        (sentence,) = outcome.warnings
+        assert sentence.startswith("UNSIR learned 5 noise images a class in place of batch_size = 16: those of all 3")
+
+    def test_where_it_is_stored_does_not_matter(self, monkeypatch, tmp_path):
+        in_memory = weights_digest(unsir(self.several())[0].model)
+        monkeypatch.setattr(unsir_module, "IN_MEMORY", 0)
+        monkeypatch.setattr(unsir_module, "half_of_memory", lambda: 0)
+        assert weights_digest(unsir(self.several())[0].model) == in_memory
+        monkeypatch.setenv("TMPDIR", str(tmp_path / "gone"))
+        with pytest.raises(
+            UnlearnError, match="^UNSIR's noise of 3 classes .* does not fit into half of the free disk"
+        ):
+            unsir(self.several())
 
 
 class TestPasses:

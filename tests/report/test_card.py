@@ -38,6 +38,15 @@ def test_frozen_layers_the_study_and_an_incomplete_class_are_in_both():
     assert "| n&#95;trials | 20 |" in card and card.count("| study |") == 1
 
 
+def test_a_collapse_stands_first_and_in_place_of_the_membership_test():
+    record = records.collapsed()
+    for text in (describe(record), model_card(record)):
+        assert text.index("**The model has collapsed, and its metrics are void** (collapsed: acc_retain 0.1000") < (
+            text.index("Membership: collapsed: the model no longer tells the retained classes apart")
+        )
+    assert "collapsed" not in describe(records.evidence())
+
+
 def test_a_value_that_was_not_computed_is_not_a_number():
     rows = {line.split(" | ")[0]: line for line in metrics_table(records.evidence(gold=False)).splitlines()}
     assert "| jsd" not in rows

@@ -475,3 +475,10 @@ def test_pictures_are_scaled_and_small(shape):
     assert low <= 5 and high >= 250
     if shape == (3, 300, 200):
         assert picture.size == (64, 96)
+
+
+def test_a_collapse_is_said_above_everything():
+    record = records.collapsed()
+    text = Parsed(page(record, judge(record, Policy(), signed=None))).text
+    assert text.index(f"Collapsed: the metrics are void – {records.COLLAPSED}") < text.index("Membership after")
+    assert "Collapsed" not in Parsed(page(records.evidence(), judge(records.evidence(), Policy(), signed=None))).text

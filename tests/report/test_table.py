@@ -21,6 +21,13 @@ AUC = {"mia_auc": 0.51, "mia_auc_low": 0.48, "mia_auc_high": 0.54}
 KNOWN = {"mia_auc": 0.61, "mia_auc_low": 0.58, "mia_auc_high": 0.64}
 
 
+def test_a_collapse_is_in_the_words_beside_the_table(capsys):
+    ruined = metrics(acc_forget=0.1)
+    ruined.missing["mia_auc"] = records.COLLAPSED
+    table.show({"original": metrics(acc_forget=1.0, **AUC), "unlearned": ruined})
+    assert f"unlearned: {records.COLLAPSED}" in capsys.readouterr().out.splitlines()
+
+
 def test_before_and_after_side_by_side_with_what_is_good(capsys):
     table.show({"original": metrics(acc_forget=1.0, **KNOWN), "unlearned": metrics(acc_forget=0.75, **AUC)})
     out = capsys.readouterr().out

@@ -50,6 +50,50 @@ def test_a_study_keeps_its_mode():
         open_study(storage, options.model_copy(update={"mode": "pareto"}), space, "clf-1", "0123456789")
 
 
+class TestTheTask:
+    """What the trials of one study have in common, which is recorded with the study."""
+
+    TASK = {"seed": 0, "pixels_sha256": "a", "model_code_sha256": "b", "method_code_sha256": "c", "threads": 2}
+
+    def take_over(self, tmp_path, **changes):
+        """Lead the study with this task."""
+        options = config.Tune(model_uri="models:/clf/1", study="ours", storage=f"sqlite:///{tmp_path / 'trials.db'}")
+        objective = Trials(options, open_storage(options.storage, lambda *_: None), 0)
+        objective.study.set_user_attr("parent_run_id", None)
+        lock = LeaderLock(options.storage, objective.study)
+        task = {key: value for key, value in {**self.TASK, **changes}.items() if value != "left out"}
+        try:
+            next(StudyRunner(objective, lock, task).work(), None)
+        finally:
+            lock.release()
+
+    @pytest.mark.parametrize(
+        ("changes", "different"),
+        [
+            ({"pixels_sha256": "z"}, "pixels_sha256"),
+            ({"method_code_sha256": "z"}, "method_code_sha256"),
+            ({"threads": 3}, r"threads \(2, here 3\)"),
+            ({"seed": 1, "model_code_sha256": "z"}, "seed, model_code_sha256"),
+        ],
+    )
+    def test_another_one_is_refused(self, tmp_path, changes, different):
+        self.take_over(tmp_path)
+        with pytest.raises(UnlearnError, match=f"^study 'ours' was started with another {different}: continue it with"):
+            self.take_over(tmp_path, **changes)
+
+    def test_what_an_earlier_release_did_not_record_is_named(self, tmp_path, capsys):
+        self.take_over(tmp_path, pixels_sha256="left out", threads="left out")
+        assert "Note: study" not in capsys.readouterr().err
+        self.take_over(tmp_path)
+        assert "an earlier release, which did not record pixels_sha256, threads:" in capsys.readouterr().err
+        self.take_over(tmp_path)
+        assert "Note: study" not in capsys.readouterr().err
+
+    def test_what_cannot_be_told_is_named(self, tmp_path, capsys):
+        self.take_over(tmp_path, pixels_sha256=None)
+        assert "Note: pixels_sha256 cannot be told, nor whether study 'ours'" in capsys.readouterr().err
+
+
 def test_a_study_without_a_name_is_called_after_the_version_and_the_run():
     space = search_space(["lotus"], "cnn", ["none"], None)
     study = open_study(optuna.storages.InMemoryStorage(), config.Tune(model_uri="m"), space, "clf-1", "0123456789")

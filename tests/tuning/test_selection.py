@@ -1,12 +1,15 @@
 """How trials are selected: the metrics on the validation set, and which of them is minimised."""
 
+import math
+
 import pytest
+import torch
 from toy import CPU, class_splits, original, splits
 
 from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.metrics.catalog import OBJECTIVES, ON_VALIDATION
 from mlflow_unlearn.metrics.suite import compute_metrics
-from mlflow_unlearn.tuning.selection import criterion, needs_gold, on_validation
+from mlflow_unlearn.tuning.selection import constraints, criterion, needs_gold, on_validation
 
 
 def test_the_validation_set_stands_in_the_place_of_the_test_set():
@@ -49,6 +52,35 @@ def test_an_objective_is_0_at_the_ideal_and_grows_with_the_distance(name):
 def test_both_signs_of_an_excess_count_and_one_side_of_an_auc():
     assert criterion("mia_excess_val", {"mia_excess_val": -0.5}) == 0.5
     assert criterion("mia_auc_val", {"mia_auc_val": 0.25}) == 0
+
+
+class TestACollapsedModel:
+    """It would look ideal: no attack finds anything on it."""
+
+    @staticmethod
+    def measured(ruined=True, sets=None):
+        sets = sets or splits()
+        model = original()
+        if ruined:
+            torch.nn.init.zeros_(model[6].weight)
+        before, after = (evaluate_splits(one, sets, CPU) for one in (original(), model))
+        return on_validation(after, before, gold=before, seed=0), on_validation(before, before, gold=before, seed=0)
+
+    @pytest.mark.parametrize("name", OBJECTIVES)
+    def test_it_is_as_far_from_every_ideal_as_can_be(self, name):
+        """mia_excess ends at ±1, an AUC at 0 and 1, and so on; others come no further."""
+        metrics, before = self.measured()
+        assert metrics.collapsed is not None and before.collapsed is None
+        worst = {"rf_jsd_val": math.log(2), "mia_excess_val": 1, "mia_auc_val": 0.5, "entropy_ks_val": 1}
+        worst |= {"avg_gap_excess_val": 1.25, "rf_jsd_mia_val": math.log(2) + 1}
+        assert criterion(name, metrics) == pytest.approx(worst[name])
+        assert criterion(name, metrics) > criterion(name, before)
+
+    def test_it_is_infeasible_by_as_many_constraints_as_others_have(self):
+        for sets in (splits(), splits(5, 195)):  # of five samples no AUC is computed
+            metrics, before = self.measured(sets=sets)
+            found, others = constraints(metrics, before), constraints(before, before)
+            assert found["collapsed"] == 1 and "collapsed" not in others and len(found) == len(others)
 
 
 def test_which_objective_needs_gold():

@@ -1,0 +1,70 @@
+"""Whether a model has collapsed: it no longer tells the retained classes apart, and its other metrics mean nothing."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from mlflow_unlearn.metrics import _arrays
+from mlflow_unlearn.metrics.accuracy import accuracy
+from mlflow_unlearn.metrics.outputs import MetricInputs
+
+COLLAPSED = "collapsed"
+"""How the reason starts for which the metrics of such a model were not computed."""
+
+SAME = 1e-9
+"""Between the outputs of samples that count as equal."""
+
+
+def chance_accuracy(labels: npt.ArrayLike) -> float:
+    """The accuracy up to which a model may as well give every sample the largest class.
+
+    ``p + 2 · sqrt(p · (1 − p) / N)`` with ``p = max_c N_c / N``: the fraction of the largest class and two standard
+    errors of an accuracy of that size.
+
+    Args:
+        labels: Labels ``[N]``, integers.
+
+    Returns:
+        A fraction ``> 0``; above 1 where few samples leave no accuracy that would tell.
+
+    Raises:
+        ValueError: Bad shape or dtype, or no sample.
+
+    Example:
+        >>> chance_accuracy([0] * 50 + [1] * 50)
+        0.6
+    """
+    found = _arrays.integers(labels, "labels")
+    share = float(np.unique(found, return_counts=True)[1].max() / found.size)
+    return share + 2 * float(np.sqrt(share * (1 - share) / found.size))
+
+
+def collapse(inputs: MetricInputs) -> str | None:
+    """Why a model counts as collapsed, or None: by its outputs on the retain and the test set.
+
+    Either it gives every sample of both sets the same output, or its accuracy on the retain set is at most
+    :func:`chance_accuracy`; the latter only where at least two classes are retained, and some accuracy would be above
+    it. On such a model a membership attack finds nothing, so that ``mia_excess`` would be 0 and ``mia_auc`` 0.5: the
+    ideal values.
+
+    Source: ours.
+    """
+    sets = [inputs.model[split] for split in ("retain", "test") if split in inputs.model]
+    values = [
+        np.concatenate([getattr(one, name) for one in sets]) for name in ("predictions", "entropies", "confidences")
+    ]
+    if all(len(value) > 1 and np.ptp(value) <= SAME for value in values):
+        return f"{COLLAPSED}: every sample is given the same output"
+    retain = inputs.model.get("retain")
+    if retain is None or len(np.unique(retain.labels)) < 2:
+        return None
+    found, chance = accuracy(retain.predictions, retain.labels), chance_accuracy(retain.labels)
+    if found > chance or chance >= 1:
+        return None
+    return f"{COLLAPSED}: acc_retain {found:.4f} is at most {chance:.4f}, the share of the largest class + 2 SE"
+
+
+def stated_collapse(reasons: Mapping[str, str]) -> str | None:
+    """What `collapse` gave, among the reasons why metrics were not computed, by metric."""
+    return next((reason for reason in reasons.values() if reason.startswith(COLLAPSED)), None)
