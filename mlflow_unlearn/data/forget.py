@@ -1,6 +1,7 @@
 """Which training samples to forget: from a spec to indices, with every check that can be made before training."""
 
 import csv
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.source import Indices, Source, stratified
 from mlflow_unlearn.errors import UnlearnError, did_you_mean, shortlist
+from mlflow_unlearn.parsing import LARGEST_LIST, read_text, whole_number
 
 Mask = NDArray[np.bool_]
 ReadRequest = Callable[[str], Manifest]
@@ -41,7 +43,7 @@ def resolve_forget(spec: str, source: Source, training: Mask, read_request: Read
     elif colon and scheme == "group":
         chosen = np.flatnonzero(_group(value, source) & training)
     else:
-        chosen = _listed(_read_ids(Path(spec).expanduser()), source, training, spec)
+        chosen = _listed(_read_ids(Path(os.path.expanduser(spec))), source, training, spec)
     if len(chosen) == 0:
         raise UnlearnError(f"{spec!r} names no sample that the model is still trained on: there is nothing to forget")
     if len(chosen) == training.sum():
@@ -57,7 +59,8 @@ def retained(training: Mask, forget: Indices) -> Indices:
 
 
 def _random(spec: str, source: Source, training: Mask) -> Indices:
-    match = re.fullmatch(r"random:(\d+(?:\.\d+)?%|\d+)((?:,seed=\d+|,plain)*)", spec)
+    # A hundred digits are more than any count or seed has; from some thousands on Python refuses them.
+    match = re.fullmatch(r"random:(\d{1,100}(?:\.\d+)?%|\d{1,100})((?:,seed=\d{1,100}|,plain)*)", spec)
     if not match:
         raise UnlearnError(f"{spec!r} is not a random forget set: write random:10% or random:500 (,seed=N ,plain)")
     seed = int((re.findall(r"seed=(\d+)", match[2]) or ["0"])[-1])
@@ -73,8 +76,8 @@ def _random(spec: str, source: Source, training: Mask) -> Indices:
 def _class_index(name: str, source: Source) -> int:
     if name in source.classes:
         return source.classes.index(name)
-    if name.isdecimal() and int(name) < len(source.classes):
-        return int(name)
+    if (index := whole_number(name)) is not None and index < len(source.classes):
+        return index
     raise UnlearnError(f"unknown class {name!r}: {did_you_mean(name, source.classes)}")
 
 
@@ -97,12 +100,12 @@ def _read_ids(path: Path) -> Manifest:
     if not path.is_file():
         raise UnlearnError(f"no forget set {str(path)!r}: give {_FORMS}")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, LARGEST_LIST)
+        lines = [line for line in text.split("\n") if line.strip()]
+        start = lines[0] if lines else ""
+        header = next(csv.reader([start]), [])
+    except (OSError, ValueError, csv.Error) as error:
         raise UnlearnError(f"can't read the list of ids {str(path)!r} ({error}): save it as UTF-8 text") from error
-    lines = [line for line in text.split("\n") if line.strip()]
-    start = lines[0] if lines else ""
-    header = next(csv.reader([start]), [])
     if start.startswith("# salt=") or "id" in header:
         return Manifest.from_csv(path)
     if path.suffix == ".csv" and len(header) > 1:

@@ -30,6 +30,7 @@ from mlflow_unlearn.data.functions import import_function
 from mlflow_unlearn.data.source import ImageStore, Indices, Source, Split, check_classes, rest, stratified
 from mlflow_unlearn.data.splits import Splits, labels_of
 from mlflow_unlearn.errors import UnlearnError, did_you_mean, shortlist
+from mlflow_unlearn.parsing import whole_number
 
 __all__ = ["Split", "Source", "load_source", "stratified"]
 
@@ -69,7 +70,10 @@ def load_source(spec: str) -> Source:
     if name not in _SCHEMES:
         raise UnlearnError(f"unknown data source {spec!r}: {did_you_mean(name, _SCHEMES)}")
     scheme = _SCHEMES[name]
-    loaded = scheme.load(text)
+    try:
+        loaded = scheme.load(text)
+    except OSError as error:
+        raise UnlearnError(f"{spec!r} cannot be read ({error.strerror or error}): correct its path") from error
     if "all" not in loaded.splits and not loaded.ready:  # a caller's own sets may well have no test sample of a class
         check_classes(loaded.classes, loaded.splits)
     train, val, test = _three_splits(loaded.splits, seed, fraction)
@@ -86,7 +90,7 @@ def load_source(spec: str) -> Source:
 
 
 def _resolved(path: str) -> Path:
-    return Path(os.path.abspath(Path(path).expanduser()))
+    return Path(os.path.abspath(os.path.expanduser(path)))
 
 
 def _absolute(path: str) -> str:
@@ -107,9 +111,9 @@ def _options(spec: str) -> tuple[str, int, float | None]:
         if key not in options:
             raise UnlearnError(f"unknown option {key!r} in {spec!r}: {did_you_mean(key, options)}")
         options[key], body = value.strip(), body[: match.start()]
-    if not options["seed"].isdecimal():
+    if (seed := whole_number(options["seed"])) is None:
         raise UnlearnError(f"seed={options['seed']} in {spec!r} is not a seed: write a whole number from 0")
-    return body, int(options["seed"]), _fraction(options["train"], spec) if options["train"] else None
+    return body, seed, _fraction(options["train"], spec) if options["train"] else None
 
 
 def _fraction(text: str, spec: str) -> float:

@@ -1,7 +1,5 @@
 """Who may approve a version, by which review, and what speaks against it."""
 
-import json
-
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from pydantic import ValidationError
@@ -12,6 +10,7 @@ from mlflow_unlearn.evidence.policy import Policy, Verdict, judge
 from mlflow_unlearn.evidence.record import FOLDER, Evidence, Person, sha256
 from mlflow_unlearn.evidence.review import TAG, ReviewRecord, numbers
 from mlflow_unlearn.governance.integrity import Examined
+from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.versions import find_version, read_artifact
@@ -99,7 +98,7 @@ def _last_review(examined: Examined) -> ReviewRecord:
     n = max(found)
     tag = examined.registered.tags[f"{TAG}{n}"]
     try:
-        recorded = json.loads(tag)
+        recorded = load_json(tag)
         content = read_artifact(recorded["run_id"], f"{FOLDER}/review-{n}.json")
         reviewed = ReviewRecord.model_validate_json(content)
         changed = sha256(content) != recorded["sha256"]

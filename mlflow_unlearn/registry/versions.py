@@ -1,6 +1,5 @@
 """Model versions: resolve a URI, read what is stored there, register a new one. Nothing in a version is loaded here."""
 
-import json
 import os
 import re
 import tempfile
@@ -25,6 +24,7 @@ from mlflow_unlearn.console import first_line, hidden_password
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance
+from mlflow_unlearn.parsing import load_json
 
 Format = Literal["pt2", "pickle"]
 METADATA_KEY = "mlflow_unlearn"
@@ -202,7 +202,7 @@ def retired(version: ModelVersion) -> str | None:
     if tag is None:
         return None
     try:
-        mark = json.loads(tag)
+        mark = load_json(tag)
         return f"retired by {mark['by']} at {mark['at']}" + (f": {mark['reason']}" if mark["reason"] else "")
     except (ValueError, TypeError, KeyError):
         return f"retired ({tag})"
