@@ -36,7 +36,7 @@ def pick_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         picked = torch.device(device)
-        torch.zeros(1, device=picked).item()  # one such as "meta" keeps nothing
+        torch.zeros(1, device=picked).cpu()  # from "meta" nothing comes back
     except (RuntimeError, AssertionError) as error:
         reason = first_line(error)
         raise UnlearnError(f"device {str(device)!r} cannot be used here ({reason}): use 'auto' or 'cpu'") from error

@@ -23,6 +23,7 @@ COMMANDS = (
     ("review", *TWO, "--policy", "lenient.yaml"),
     ("promote", *TWO),
     ("request", *FOUR, "--forget", "random:9,seed=4"),
+    # Those of some seconds.
     ("evaluate", *TWO),
     ("unlearn", *FOUR, "--forget", "random:9,seed=5", "--params", QUICK),
     ("train", "--data", DATA, "--name", "new", "--architecture", "toy:trainable", "--epochs", "1"),
@@ -47,7 +48,7 @@ def unread(kind: str):
 @pytest.mark.parametrize("kind", ["pipe", "full"])
 def test_every_command_ends_as_ever(chain, monkeypatch, kind):
     before = chain.versions()
-    for arguments in COMMANDS:
+    for arguments in COMMANDS if kind == "pipe" else COMMANDS[:-3]:
         with unread(kind) as out, monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", out)
             if kind == "pipe":  # both
@@ -55,7 +56,7 @@ def test_every_command_ends_as_ever(chain, monkeypatch, kind):
             with pytest.raises(SystemExit) as end:
                 main(list(arguments))
         assert (end.value.code, mlflow.active_run()) == (0, None), arguments
-    assert len(chain.versions()) == len(before) + 1
+    assert len(chain.versions()) == len(before) + (kind == "pipe")
     assert str(chain.client.get_registered_model("clf").aliases["champion"]) == "2"
     assert not [run for run in chain.runs() if run.info.status != "FINISHED"]
 

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import sqlalchemy
 from mlflow.exceptions import MlflowException
+from mlflow.tracking._tracking_service.utils import _get_store
 from servers import free_port
 from stores import Store, reset_mlflow
 
@@ -105,6 +107,23 @@ def test_retries_of_the_user_do_not_lengthen_the_first_question(store, monkeypat
     assert "no answer within" not in str(refused.value)
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "7"
     assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
+
+
+def test_a_database_that_is_full(empty_store):
+    """SQLite's own error, for a limit on the file's size."""
+    with pytest.raises(UnlearnError) as refused, tracking.run("data", config.Data(data="digits")) as run_id:
+        engine = _get_store().engine
+
+        @sqlalchemy.event.listens_for(engine, "checkout")
+        def full(connection, *_):
+            [pages] = connection.execute("PRAGMA page_count").fetchone()
+            connection.execute(f"PRAGMA max_page_count = {pages}")
+
+        for number in range(99):
+            mlflow.set_tag(f"tag {number}", "x" * 5000)
+    sqlalchemy.event.remove(engine, "checkout", full)
+    assert str(refused.value).startswith("the tracking store failed (database or disk is full): check its space")
+    assert mlflow.get_run(run_id).info.status == "FAILED"
 
 
 def database(path, *tables: str) -> None:
