@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mlflow_unlearn.console import note
+from mlflow_unlearn.parsing import load_json
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -68,8 +69,8 @@ def entries(kind: str) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     for path in sorted((folder() / kind).glob("*.safetensors")):
         try:
             with safe_open(path, framework="numpy") as file:
-                yield path, json.loads((file.metadata() or {}).get("facts", "{}"))
-        except (SafetensorError, OSError):
+                yield path, load_json((file.metadata() or {}).get("facts", "{}"))
+        except (SafetensorError, OSError, ValueError):
             yield path, {}
 
 

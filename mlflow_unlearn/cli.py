@@ -1,6 +1,6 @@
 """The command line: options come from `config`, what they do from `commands`, messages and exit codes from here."""
 
-from mlflow_unlearn.console import STARTED, keep_results_alone, without_passwords  # noqa: F401, I001 (first: STARTED is when we start)
+from mlflow_unlearn.console import STARTED, keep_results_alone, one_line, own_outputs, without_passwords  # noqa: F401, I001 (first: STARTED is when we start)
 
 import atexit
 import io
@@ -21,9 +21,10 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from mlflow_unlearn import __version__
-from mlflow_unlearn.config import COMMANDS, Command, HardwareOptions, options
+from mlflow_unlearn.config import COMMANDS, STORAGE_VARIABLE, Command, HardwareOptions, Tune, as_arguments, options
 from mlflow_unlearn.data.functions import no_exit
 from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
+from mlflow_unlearn.parsing import message
 
 
 def command_function(name: str) -> Callable[[Any], None]:
@@ -91,7 +92,7 @@ def _command(name: str, config: type[Command]) -> click.Command:
         except ValidationError as error:
             first = error.errors()[0]
             option = "--" + str(first["loc"][0]).replace("_", "-")
-            raise click.UsageError(f"{option} = {first['input']!r} is not usable: {first['msg'].lower()}") from error
+            raise click.UsageError(f"{option} = {first['input']!r} is not usable: {message(first)}") from error
         if not isinstance(checked, HardwareOptions):
             with no_exit("code of the user's own"):
                 command_function(name)(checked)
@@ -100,7 +101,9 @@ def _command(name: str, config: type[Command]) -> click.Command:
         from mlflow_unlearn.distributed import launch
 
         if launch.should_launch(checked.processes):
-            arguments = click.get_current_context().obj
+            if isinstance(checked, Tune):
+                os.environ[STORAGE_VARIABLE] = checked.storage
+            arguments = [name, *as_arguments(checked)]
             code = launch.launch(arguments, checked.processes, device=checked.device, on_lost_run=_fail_lost_run)
             if code:
                 raise _Ended(code)
@@ -149,6 +152,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: one sentence for bad input, a traceback only for our own bugs or --debug."""
     arguments = sys.argv[1:] if argv is None else argv
     keep_results_alone()
+    own_outputs()
     # Torch's threads, when they have nothing to do, spin for milliseconds on cores that readers of images could use.
     # Read when torch is loaded, by this process and by those that it starts.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -158,7 +162,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else Ctrl-C is ignored, as in background jobs
         signal.signal(signal.SIGINT, _stop)
     try:
-        cli.main(arguments, standalone_mode=False, obj=arguments)
+        cli.main(arguments, standalone_mode=False)
         code = 0
     except (click.ClickException, UnlearnError) as error:
         # The launcher ends a rank that is telling why it ends; one of them may still wait for a transaction's end.
@@ -166,25 +170,25 @@ def main(argv: list[str] | None = None) -> NoReturn:
         signal.setitimer(signal.ITIMER_REAL, 0)
         if _wants_debug(arguments):
             _print_error(traceback.format_exc())
+        whole = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        sentence, usage = one_line(whole), io.StringIO()
         if isinstance(error, click.ClickException):
-            sentence, shown = error.format_message(), io.StringIO()
-            error.show(shown)
-            _print_error(shown.getvalue())
-        else:
-            sentence = str(error)
-            _print_error(f"Error: {sentence}")
+            error.show(usage)
+        _print_error(usage.getvalue().replace(whole, sentence) or f"Error: {sentence}")
         _tag_project_run(sentence)  # only if the command has made no run, which takes the variable away
         code = error.exit_code
         signal.signal(signal.SIGTERM, _stop)
     except _Ended as ended:
         code = ended.code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted: nothing was registered, requests stay as they were.", err=True)
+        _print_error("Interrupted: nothing was registered, requests stay as they were.")
         code = 130
     except Terminated:
-        click.echo("Terminated: nothing was registered, requests stay as they were.", err=True)
+        _print_error("Terminated: nothing was registered, requests stay as they were.")
         code = 143
     atexit.register(_ignore_signals)
+    sys.stdout.flush()
+    sys.stderr.flush()
     sys.exit(code)
 
 
@@ -196,7 +200,7 @@ def _ignore_signals() -> None:
 
 def _print_error(text: str) -> None:
     """Print to standard error, without passwords."""
-    click.echo(without_passwords(text.rstrip("\n")), err=True)
+    print(without_passwords(text.rstrip("\n")), file=sys.stderr)
 
 
 def _show_crash(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
@@ -210,7 +214,7 @@ _show_other_warning = warnings.showwarning
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
     """Our own warnings are a sentence, without the line of code that its reader has no use for."""
     if issubclass(category, UnlearnWarning):
-        _print_error(f"Warning: {message}")
+        _print_error(one_line(f"Warning: {message}"))
     else:
         _show_other_warning(without_passwords(str(message)), category, *where, **more)
 
@@ -221,7 +225,8 @@ def _wants_debug(arguments: list[str]) -> bool:
         name, _, value = argument.partition("=")
         if name == "--debug":
             following = arguments[position + 1] if position + 1 < len(arguments) else ""
-            return (value or following).lower() not in ("false", "0", "no", "off")
+            given = (value or following).lower()
+            return given.startswith("--") or given in ("", "true", "1", "yes", "on", "t", "y")
     return False
 
 
@@ -240,4 +245,4 @@ def _tag_project_run(sentence: str) -> None:
             tracking.connect()
             tracking.tag_error(os.environ["MLFLOW_RUN_ID"], sentence)
         except Exception as error:  # Any error of a store that is not there, or has no such run.
-            _print_error(f"Note: the run {os.environ['MLFLOW_RUN_ID']} could not be tagged: {error}")
+            _print_error(one_line(f"Note: the run {os.environ['MLFLOW_RUN_ID']} could not be tagged: {error}"))

@@ -4,15 +4,15 @@ Each class is one command; its fields are the options (``model_uri`` is ``--mode
 means "not given", since MLproject has no other way to say it.
 """
 
-import json
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from mlflow_unlearn.console import first_line
+from mlflow_unlearn.console import conceal, first_line, storable
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.metrics.catalog import OBJECTIVES
+from mlflow_unlearn.parsing import load_options, read_text
 
 if TYPE_CHECKING:
     Objective = str
@@ -55,7 +55,21 @@ Prefix = Annotated[
 GoldUri = Annotated[Text, Field(description="A model retrained without the forget set, to compare with.")]
 RegisterAs = Annotated[Text, Field(description="Name to register under; default: the name of the source.")]
 PublicKey = Annotated[Text, Field(description="Public EC key (PEM file) to check the evidence's signature with.")]
-Reason = Annotated[Text, Field(description="Why, for the record.")]
+Remark = Annotated[Text, AfterValidator(storable)]
+"""What somebody writes for the record."""
+Reason = Annotated[Remark, Field(description="Why, for the record.")]
+
+STORAGE_VARIABLE = "MLFLOW_UNLEARN_STORAGE"
+"""Holds the storage's URL for the processes that a command starts; `as_arguments` names it."""
+_VARIABLE = "env:"
+
+
+def _storage_url(value: str) -> str:
+    """The URL, of the environment where ``env:NAME`` says so: what is typed can be read in every list of processes."""
+    name = value.removeprefix(_VARIABLE)
+    if value.startswith(_VARIABLE) and not os.environ.get(name):
+        raise ValueError(f"there is no environment variable {name!r}: set it to the database's URL")
+    return conceal(os.environ[name] if value.startswith(_VARIABLE) else value)
 
 
 class Command(BaseModel):
@@ -152,7 +166,7 @@ class Request(LoadOptions, Command):
     data: Text = Field(None, description="Data source; default: the version's own record.")
     split: SplitBy = None
     reason: Reason = None
-    requester: Text = Field(None, description="Pseudonym of who asks, for the record.")
+    requester: Remark = Field(None, description="Pseudonym of who asks, for the record.")
     hash_ids: bool = Field(False, description="Store salted SHA-256 of the ids instead of the ids.")
 
 
@@ -202,10 +216,10 @@ class Tune(HardwareOptions, PublishOptions, Command):
     pruner: Literal["none", "median", "hyperband"] = Field(
         "none", description="Stop bad trials early, by their values after each epoch; not with mode=pareto."
     )
-    storage: str = Field(
+    storage: Annotated[str, AfterValidator(_storage_url)] = Field(
         "sqlite:///optuna.db",
         description="Optuna's database, never MLflow's: sqlite:///, postgresql://, mysql+pymysql://, "
-        "or journal:PATH on a shared file system.",
+        "journal:PATH on a shared file system, or env:NAME, a variable that holds the URL with its password.",
     )
     study: Text = Field(None, description="Name of the study; an existing one is continued. Default: a new one.")
     workers: int = Field(1, ge=1, le=256, description="Processes on this machine that each carry out trials.")
@@ -272,8 +286,8 @@ class Promote(Command):
     key: Text = Field(
         None, description="Public EC key (PEM file) that the signature must be by; default: a signer of the policy."
     )
-    approver: Text = Field(None, description="Who approves; a server with users knows, and takes no other name.")
-    override: Text = Field(None, description="Reason to promote in spite of the verdict; it is recorded.")
+    approver: Remark = Field(None, description="Who approves; a server with users knows, and takes no other name.")
+    override: Remark = Field(None, description="Reason to promote in spite of the verdict; it is recorded.")
 
 
 class Verify(LoadOptions, Command):
@@ -342,6 +356,23 @@ def options(command: type[Command]) -> dict[str, Any]:
     return {fields[name].alias or name: fields[name] for name in ranked}
 
 
+def as_arguments(command: Command) -> list[str]:
+    """A command's options for a process that takes part in it: values that are the default, or not given, are left out.
+
+    The storage's URL, which may hold a password, has to be in the process's environment, as `STORAGE_VARIABLE`.
+    """
+    given = command.model_dump(by_alias=True)
+    if isinstance(command, Tune):
+        given["storage"] = _VARIABLE + STORAGE_VARIABLE
+    defaults = {name: field.default for name, field in options(type(command)).items()}
+    return [
+        part
+        for name, value in given.items()
+        if value != defaults[name] and value is not None
+        for part in (f"--{name.replace('_', '-')}", str(value).lower() if isinstance(value, bool) else str(value))
+    ]
+
+
 GOLD_SEED = 1000
 """Added to the seeds of gold models, so that none shares its initial weights with the original."""
 MOST_SEEDS = 1000
@@ -378,18 +409,16 @@ def parse_params(text: str | None, where: str = "params") -> dict[str, Any]:
     Raises:
         UnlearnError: neither.
     """
-    import yaml  # not above: `--help` does without
-
     if text is None:
         return {}
-    file = not text.lstrip().startswith("{")
+    file = not text.lstrip("\ufeff \t\r\n").startswith("{")
     source = f"{where} file {text!r}" if file else where
     try:
         # YAML reads 1e-4 as a string; pydantic makes a number of it again.
-        values = yaml.safe_load(Path(text).read_text(encoding="utf-8")) if file else json.loads(text)
+        values = load_options(read_text(text) if file else text, yaml=file)
     except OSError as error:
         raise UnlearnError(f"{where} = {text!r} is neither a JSON object nor a YAML file ({error.strerror})") from error
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise UnlearnError(f"{source} cannot be parsed: {first_line(error)}") from error
     if not isinstance(values, dict):
         found = "nothing" if values is None else f"a {type(values).__name__}"

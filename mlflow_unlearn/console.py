@@ -1,18 +1,23 @@
-"""What a command prints beside its result: notes, progress bars where there is a terminal, tables; and no password."""
+"""What a command prints: notes, progress bars where there is a terminal, tables; and no password."""
 
+import errno
+import json
 import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
-from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import unquote
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 T = TypeVar("T")
 
+LONGEST_MESSAGE = 1900
+"""Characters of a message; a store takes some thousands, and people fewer."""
 STARTED = time.monotonic()
 """When this process began: the command line loads this module first, and nearly all of its start-up comes after."""
 
@@ -51,7 +56,7 @@ def track(iterable: Iterable[T], description: str, *, enabled: bool, total: int 
 
 def note(sentence: str) -> None:
     """Print a sentence for the user on standard error."""
-    _stderr(highlight=False, soft_wrap=True).print(without_passwords(sentence), markup=False)
+    _stderr(highlight=False, soft_wrap=True).print(one_line(sentence), markup=False)
 
 
 def stdout(width: int | None = None) -> "Console":
@@ -79,13 +84,54 @@ def first_line(error: BaseException) -> str:
     return without_passwords(lines[0])[:200] if lines else type(error).__name__
 
 
+def one_line(sentence: str) -> str:
+    r"""A message as it is shown and stored: on one line, shortened in the middle, and without passwords.
+
+    >>> one_line("no such file:\n  a.csv")
+    'no such file: a.csv'
+    """
+    return shortened(" ".join(filter(None, map(str.strip, without_passwords(sentence).splitlines()))))
+
+
+def shortened(text: str) -> str:
+    """A text of at most `LONGEST_MESSAGE` characters: its beginning and its end."""
+    half = LONGEST_MESSAGE // 2 - 2
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:half]} … {text[-half:]}"
+
+
+Value = TypeVar("Value")
+
+
+def storable(value: Value) -> Value:
+    """A value as it may be stored, with every text in its lists and mappings: without passwords."""
+    if isinstance(value, str):
+        return cast(Value, without_passwords(value))
+    if isinstance(value, Mapping):
+        return cast(Value, {key: storable(inner) for key, inner in value.items()})
+    if isinstance(value, list | tuple):
+        return cast(Value, type(value)(map(storable, value)))
+    return value
+
+
+_secret_urls: set[str] = set()
+
+
+def conceal(url: str) -> str:
+    """The URL itself; from now on no sentence shows its password, nor a part of it that stands alone."""
+    _secret_urls.add(url)
+    return url
+
+
 def without_passwords(sentence: str) -> str:
-    """A sentence as it may be shown and stored: without any password of a URL or of MLflow's.
+    """A text as it may be shown and stored: without any password of a URL or of MLflow's.
+
+    All that we print and store passes through here; what others print does in `Output`.
 
     >>> without_passwords("nothing answers at http://me:secret@host:1, as before")
     'nothing answers at http://me:***@host:1, as before'
     """
-    uris = [uri for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI") if (uri := os.environ.get(name))]
+    named = (os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"))
+    uris = sorted({*filter(None, named), *_secret_urls}, key=len, reverse=True)
     for uri in uris:
         sentence = sentence.replace(uri, hidden_password(uri))
     # Those of MLflow also where they stand alone, as in a driver's error about a URL that it cannot take apart.
@@ -101,7 +147,84 @@ def _secrets(uris: list[str]) -> Iterator[str]:
     for uri in uris:
         if match := re.match(r".*?://[^:@/]*:(.*)@", uri):
             found += [match[1], *re.split("[/?#@]", match[1])]
-    yield from (secret for each in found for secret in (each, unquote(each)) if len(secret) > 3)
+        with suppress(ValueError):  # a URL with a slip
+            query = parse_qs(urlsplit(uri).query)
+            found += [value for key, values in query.items() if "pass" in key for value in values]
+    # As a URL, a driver, Python and JSON each spell them.
+    spelled = ({each, unquote(each), quote(each), quote(each, safe="")} for each in found)
+    written = (text for texts in spelled for each in texts for text in (each, repr(each)[1:-1], json.dumps(each)[1:-1]))
+    yield from (secret for secret in written if len(secret) > 3)
+
+
+class Output:
+    """Standard output or standard error, of this command and of the libraries that it uses.
+
+    No password passes, and a reader that has gone, or a full disk, ends nothing: what a command does and its exit code
+    do not depend on who reads what it prints. Behind `head` or `true` it goes on in silence.
+    """
+
+    def __init__(self, stream: IO[str]) -> None:
+        """Write to ``stream`` from now on."""
+        self._stream, self._held, self._open = stream, "", True
+
+    def write(self, text: str) -> int:
+        """Write whole lines, and keep the last one until it is complete: half a password would not be recognised."""
+        lines, newline, rest = (self._held + text).rpartition("\n")
+        self._held = rest
+        if newline:
+            self._send(lines + newline)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write them one behind the other."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Write what is there."""
+        held, self._held = self._held, ""
+        self._send(held, flush=True)
+
+    def __getattr__(self, name: str) -> Any:
+        """What else a stream has: its encoding, whether it is a terminal, …."""
+        return getattr(self._stream, name)
+
+    def _send(self, text: str, *, flush: bool = False) -> None:
+        if not self._open:
+            return
+        text = without_passwords(text)
+        try:
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError as error:
+                self._stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+            if flush:
+                self._stream.flush()
+        except (OSError, ValueError) as error:  # ValueError: it was closed in this process
+            self._fall_silent(error)
+
+    def _fall_silent(self, error: Exception) -> None:
+        """Also for what writes there by other ways, such as the interpreter when it ends."""
+        self._open = False
+        with suppress(OSError, ValueError):
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self._stream.fileno())
+            os.close(nothing)
+        if self is sys.stdout and getattr(error, "errno", None) not in (errno.EPIPE, None):
+            note(f"Note: standard output cannot be written ({first_line(error)}); the command goes on without it.")
+
+
+def own_outputs() -> None:
+    """Have this process write through `Output`; a descriptor that is closed would be the next file that is opened."""
+    while True:
+        free = os.open(os.devnull, os.O_RDWR)
+        if free > 2:
+            os.close(free)
+            break
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if not isinstance(stream, Output):
+            setattr(sys, name, Output(stream if stream is not None else open(number, "w", closefd=False)))
 
 
 def hidden_password(url: str) -> str:

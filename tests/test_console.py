@@ -1,11 +1,13 @@
 """Notes and bars go to standard error; tables to standard output."""
 
+import errno
 import io
+import os
 import sys
 
 import pytest
 
-from mlflow_unlearn.console import note, stdout, track
+from mlflow_unlearn.console import Output, note, one_line, stdout, track
 
 
 class Terminal(io.StringIO):
@@ -39,3 +41,55 @@ def test_a_piped_table_has_the_width_that_it_is_given(monkeypatch):
     monkeypatch.setattr(sys, "stdout", Terminal())
     monkeypatch.setenv("COLUMNS", "55")
     assert stdout(77).width == 55
+
+
+class Gone(io.StringIO):
+    """A reader that has gone, or a disk that is full."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.error = OSError(number, os.strerror(number))
+
+    def flush(self) -> None:
+        raise self.error
+
+
+def test_output_is_passed_on_line_by_line_and_without_passwords():
+    stream = io.StringIO()
+    output = Output(stream)
+    print("see http://me:sec", end="", file=output)
+    assert stream.getvalue() == ""
+    print("ret@host\nnext", end="", file=output)
+    assert stream.getvalue() == "see http://me:***@host\n"
+    output.flush()
+    output.writelines(["a\n", "b\n"])
+    assert stream.getvalue() == "see http://me:***@host\nnexta\nb\n"
+    assert not output.isatty() and output.seekable()
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC])
+def test_output_that_nobody_reads_ends_nothing(monkeypatch, capsys, number):
+    output = Output(Gone(number))
+    monkeypatch.setattr(sys, "stdout", output)
+    print("one")
+    output.flush()
+    print("two", flush=True)
+    shown = capsys.readouterr().err
+    said = f"Note: standard output cannot be written ([Errno {number}] {os.strerror(number)}); the command goes on"
+    assert shown == ("" if number == errno.EPIPE else f"{said} without it.\n")
+
+
+def test_output_that_has_been_closed_or_takes_ascii_alone():
+    closed = io.StringIO()
+    closed.close()
+    print("one", file=Output(closed), flush=True)
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    print("one – two", file=Output(narrow), flush=True)
+    assert narrow.buffer.getvalue() == b"one \\u2013 two\n"
+
+
+def test_a_message_is_one_short_line():
+    long = "start " + "x" * 9000 + "\n\n  end http://me:secret@host"
+    shown = one_line(long)
+    assert len(shown) < 2000 and "\n" not in shown and "secret" not in shown
+    assert shown.startswith("start xxx") and shown.endswith("xxx end http://me:***@host")

@@ -1,14 +1,17 @@
 """What is told of a URL, alone or in a sentence: never its password, whatever it looks like."""
 
+import json
 import subprocess
 import sys
 import warnings
 
 import pytest
+from pydantic import ValidationError
 
-from mlflow_unlearn import cli
-from mlflow_unlearn.console import first_line, hidden_password, note, without_passwords
+from mlflow_unlearn import cli, config, console
+from mlflow_unlearn.console import conceal, first_line, hidden_password, note, storable, without_passwords
 from mlflow_unlearn.errors import UnlearnWarning
+from mlflow_unlearn.registry.tracking import recorded_options
 
 
 @pytest.mark.parametrize(
@@ -95,3 +98,45 @@ def test_a_crash_tells_no_password():
     assert crashed.returncode == 1
     assert "Traceback" in crashed.stderr and "ValueError" in crashed.stderr and "http://me:***@host" in crashed.stderr
     assert "secret" not in crashed.stderr
+
+
+def test_a_password_that_is_spelled_otherwise(monkeypatch):
+    """As a driver, Python and JSON write it; also one of a database that no variable of MLflow's names."""
+    monkeypatch.setattr(console, "_secret_urls", set())
+    conceal("postgresql://me:it%27s\\here@host/db")
+    conceal("mysql://host/db?user=me&password=hid+den")
+    for written in ("it%27s\\here", "it's\\here", repr("it's\\here"), json.dumps("it's\\here"), "hid den"):
+        assert without_passwords(f"refused: {written}").replace('"', "").replace("'", "") == "refused: ***"
+
+
+def test_what_is_stored():
+    record = {"reason": "see http://me:secret@host", "steps": ["at sftp://me:secret@host/files", 3], "none": None}
+    assert storable(record) == {
+        "reason": "see http://me:***@host", "steps": ["at sftp://me:***@host/files", 3], "none": None,
+    }  # fmt: skip
+    options = config.Promote(
+        model_uri="models:/clf/1", override="http://me:secret@host", approver="http://me:secret@host"
+    )
+    assert "secret" not in options.model_dump_json()
+
+
+def test_a_storage_by_the_name_of_its_variable(monkeypatch):
+    monkeypatch.setattr(console, "_secret_urls", set())
+    monkeypatch.setenv("STUDIES", "postgresql://me:hidden@host/db")
+    options = config.Tune(model_uri="models:/clf/1", storage="env:STUDIES", seed=3)
+    assert options.storage == "postgresql://me:hidden@host/db"
+    assert recorded_options(options, "storage") == {"storage": "postgresql://me:***@host/db"}
+    assert without_passwords("no user hidden") == "no user ***"
+    with pytest.raises(ValidationError, match="there is no environment variable 'NONE': set it to the database's URL"):
+        config.Tune(model_uri="models:/clf/1", storage="env:NONE")
+
+
+def test_processes_get_the_storage_by_their_environment(monkeypatch):
+    """Any user of the machine can read what they are started with."""
+    monkeypatch.setattr(console, "_secret_urls", set())
+    options = config.Tune(model_uri="models:/clf/1", storage="postgresql://me:hidden@host/db", plan=True, timeout=1.5)
+    arguments = config.as_arguments(options)
+    assert "hidden" not in " ".join(arguments)
+    monkeypatch.setenv(config.STORAGE_VARIABLE, options.storage)
+    given = {name[2:].replace("-", "_"): value for name, value in zip(arguments[::2], arguments[1::2], strict=True)}
+    assert config.Tune.model_validate(given) == options

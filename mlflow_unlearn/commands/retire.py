@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.file_utils import local_file_uri_to_path
 
 from mlflow_unlearn import config
-from mlflow_unlearn.console import first_line
+from mlflow_unlearn.console import first_line, storable
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.governance.holders import (
     Logged,
@@ -137,7 +137,8 @@ def retire(options: config.Retire) -> None:
         retirement.check(client, locks, retirement.aliases)
         at = datetime.now(UTC).isoformat(timespec="seconds")
         mark = {"at": at, "by": whoami().display_name(), "run_id": run_id, "reason": options.reason}
-        record: dict[str, Any] = {**mark, "versions": [p.uri for p in retirement.entries], "steps": retirement.steps()}
+        versions = [entry.uri for entry in retirement.entries]
+        record: dict[str, Any] = storable({**mark, "versions": versions, "steps": retirement.steps()})
         # Before the first deletion: if this cannot be written, nothing is lost.
         mlflow.log_dict({**record, "done": False}, "evidence/retirement.json")
         # The mark before the aliases: if this is interrupted, the same command still knows them.

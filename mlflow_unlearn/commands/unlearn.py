@@ -124,6 +124,8 @@ def _with_params(options: config.Unlearn) -> tuple[config.Unlearn, dict[str, Any
         if name not in params or own:
             continue
         value, given = params.pop(name), getattr(options, name)
+        if not isinstance(value, str):
+            raise UnlearnError(f"params names {name} = {value!r}, which is not a text: write one such as {given!r}")
         if given not in (value, defaults[name].default):
             raise UnlearnError(
                 f"params names {name} = {value!r}, and {name} = {given!r} is given: leave out one of them"

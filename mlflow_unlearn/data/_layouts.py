@@ -15,6 +15,7 @@ from mlflow_unlearn.cache import Arrays
 from mlflow_unlearn.data._index import indexed, pack, unpack
 from mlflow_unlearn.data.source import ImageStore, Split
 from mlflow_unlearn.errors import UnlearnError, shortlist
+from mlflow_unlearn.parsing import whole_number
 
 Listing = tuple[tuple[str, ...], dict[str, Split]]
 """The classes, and the splits by name: ``train`` with ``val`` and/or ``test``, or ``all`` where nothing is split."""
@@ -47,6 +48,8 @@ def read_table(path: Path, columns: Sequence[str] = (), *, tabs: Sequence[str] |
     """
     form = {"sep": "\t", "header": None, "names": tabs, "usecols": range(len(tabs))} if tabs is not None else {}
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is not a file")
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", **form)
     except (OSError, ValueError) as error:  # pandas' parser errors and UnicodeDecodeError are ValueErrors
         raise UnlearnError(f"can't read the table {str(path)!r} ({error}): give a CSV file in UTF-8") from error
@@ -111,7 +114,8 @@ def class_order(names: Iterable[str]) -> tuple[str, ...]:
     (('9', '10'), ('a', 'b'))
     """
     unique = set(names)
-    return tuple(sorted(unique, key=int) if all(name.isdecimal() for name in unique) else sorted(unique))
+    numbers = {name: whole_number(name) for name in unique}
+    return tuple(sorted(unique) if None in numbers.values() else sorted(unique, key=int))
 
 
 def codes(names: Iterable[str], classes: tuple[str, ...]) -> list[int]:

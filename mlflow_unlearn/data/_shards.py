@@ -1,6 +1,5 @@
 """WebDataset shards: uncompressed tar files, each image read by its offset in its shard."""
 
-import json
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from mlflow_unlearn.data._index import indexed, pack, unpack
 from mlflow_unlearn.data._layouts import Listing, class_order
 from mlflow_unlearn.data.source import ImageStore, Split
 from mlflow_unlearn.errors import UnlearnError, did_you_mean, shortlist
+from mlflow_unlearn.parsing import load_json, read_text
 
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _IMAGES = ("jpg", "jpeg", "png")
@@ -143,7 +143,7 @@ def _require(root: Path, names: Sequence[str]) -> None:
         missing += [f"{before}{number:0{len(found[0])}}{behind}" for number in gaps]
     for path in sorted(root.glob("*.json")):
         try:
-            index = json.loads(path.read_text(encoding="utf-8"))
+            index = load_json(path.read_bytes())
             listed = [str(shard["url"]) for shard in index["shardlist"]]
         except (OSError, ValueError, KeyError, TypeError):
             continue  # some other file
@@ -219,8 +219,8 @@ def _numbered(root: Path, texts: Mapping[str, Sequence[str]]) -> tuple[tuple[str
         index = {name: i for i, name in enumerate(classes)}
     else:
         try:
-            classes = tuple(filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())))
-        except (OSError, UnicodeDecodeError) as error:
+            classes = tuple(filter(None, map(str.strip, read_text(path).splitlines())))
+        except (OSError, ValueError) as error:
             raise UnlearnError(f"can't read the classes {str(path)!r} ({error}): save them as UTF-8 text") from error
         if twice := sorted({name for name in classes if classes.count(name) > 1}):
             raise UnlearnError(f"{str(path)!r} has the classes {shortlist(twice)} twice: give each a name of its own")

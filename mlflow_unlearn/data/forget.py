@@ -1,6 +1,7 @@
 """Which training samples to forget: from a spec to indices, with every check that can be made before training."""
 
 import csv
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.source import Indices, Source, Split, stratified
 from mlflow_unlearn.errors import UnlearnError, did_you_mean, shortlist
+from mlflow_unlearn.parsing import LARGEST_LIST, read_text, whole_number
 
 Mask = NDArray[np.bool_]
 ReadRequest = Callable[[str], Manifest]
@@ -69,7 +71,7 @@ def resolve_forget(
     elif colon and scheme == "group":
         matches = partial(_in_group, *_group(value, source))
     else:
-        listed = read_request(value) if colon and scheme == "request" else read_ids(Path(spec).expanduser())
+        listed = read_request(value) if colon and scheme == "request" else read_ids(Path(os.path.expanduser(spec)))
         matches = partial(_in_list, listed)
     named = matches(source.train)
     others = {"val": source.val, "test": source.test, "nowhere": source.unused}
@@ -107,7 +109,8 @@ def retained(training: Mask, forget: Indices) -> Indices:
 
 
 def _random(spec: str, source: Source, training: Mask) -> Indices:
-    match = re.fullmatch(r"random:(\d+(?:\.\d+)?%|\d+)((?:,seed=\d+|,plain)*)", spec)
+    # A hundred digits are more than any count or seed has; from some thousands on Python refuses them.
+    match = re.fullmatch(r"random:(\d{1,100}(?:\.\d+)?%|\d{1,100})((?:,seed=\d{1,100}|,plain)*)", spec)
     if not match:
         raise UnlearnError(f"{spec!r} is not a random forget set: write random:10% or random:500 (,seed=N ,plain)")
     seed = int((re.findall(r"seed=(\d+)", match[2]) or ["0"])[-1])
@@ -123,8 +126,8 @@ def _random(spec: str, source: Source, training: Mask) -> Indices:
 def _class_index(name: str, source: Source) -> int:
     if name in source.classes:
         return source.classes.index(name)
-    if name.isdecimal() and int(name) < len(source.classes):
-        return int(name)
+    if (index := whole_number(name)) is not None and index < len(source.classes):
+        return index
     raise UnlearnError(f"unknown class {name!r}: {did_you_mean(name, source.classes)}")
 
 
@@ -164,12 +167,12 @@ def read_ids(path: Path, what: str = "forget set") -> Manifest:
     if not path.is_file():
         raise UnlearnError(f"no {what} {str(path)!r}: give {_FORMS if what == 'forget set' else 'a file of ids'}")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, LARGEST_LIST)
+        lines = [line for line in text.split("\n") if line.strip()]
+        start = lines[0] if lines else ""
+        header = next(csv.reader([start]), [])
+    except (OSError, ValueError, csv.Error) as error:
         raise UnlearnError(f"can't read the list of ids {str(path)!r} ({error}): save it as UTF-8 text") from error
-    lines = [line for line in text.split("\n") if line.strip()]
-    start = lines[0] if lines else ""
-    header = next(csv.reader([start]), [])
     if start.startswith("# salt=") or "id" in header:
         return Manifest.from_csv(path)
     if path.suffix == ".csv" and len(header) > 1:

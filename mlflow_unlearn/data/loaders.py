@@ -32,6 +32,7 @@ from mlflow_unlearn.data.functions import import_function, users_code
 from mlflow_unlearn.data.source import ImageStore, Indices, Source, Split, check_classes, rest, stratified
 from mlflow_unlearn.data.splits import Splits, labels_of
 from mlflow_unlearn.errors import UnlearnError, did_you_mean, shortlist
+from mlflow_unlearn.parsing import whole_number
 
 __all__ = ["Split", "Source", "load_source", "stratified"]
 
@@ -73,7 +74,10 @@ def load_source(spec: str) -> Source:
     if name not in _SCHEMES:
         raise UnlearnError(f"unknown data source {spec!r}: {did_you_mean(name, _SCHEMES)}")
     scheme = _SCHEMES[name]
-    loaded = scheme.load(text)
+    try:
+        loaded = scheme.load(text)
+    except OSError as error:
+        raise UnlearnError(f"{spec!r} cannot be read ({error.strerror or error}): correct its path") from error
     if "all" not in loaded.splits and not loaded.ready:  # a caller's own sets may well have no test sample of a class
         check_classes(loaded.classes, loaded.splits)
     train, val, test, unused = _three_splits(loaded.splits, options)
@@ -108,7 +112,7 @@ def load_source(spec: str) -> Source:
 
 
 def _resolved(path: str) -> Path:
-    return Path(os.path.abspath(Path(path).expanduser()))
+    return Path(os.path.abspath(os.path.expanduser(path)))
 
 
 def _absolute(path: str) -> str:
@@ -151,9 +155,9 @@ def _options(spec: str) -> _Options:
             raise UnlearnError(f"{spec!r} gives {key}= twice: leave out one of them")
         options[key], body = value.strip(), body[: match.start()]
     seed, train, split = (options["seed"] or "", options["train"], options["split"] or "")
-    if options["seed"] is not None and not seed.isdecimal():
+    if (number := whole_number(seed or "0")) is None or (options["seed"] is not None and not seed):
         raise UnlearnError(f"seed={seed} in {spec!r} is not a seed: write a whole number from 0")
-    found = _Options(body, spec[len(body) :], int(seed or 0), _fraction(train, spec) if train else None, split)
+    found = _Options(body, spec[len(body) :], number, _fraction(train, spec) if train else None, split)
     if found.listed is None:
         return found
     if train:

@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import click
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mlflow_unlearn.console import first_line, without_passwords
 from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
+from mlflow_unlearn.parsing import NumbersAreNumbers, load_options, message
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -33,7 +33,7 @@ _LAST_LINES = 30
 _ECHO_SECONDS = 10
 
 
-class Nodes(BaseModel):
+class Nodes(NumbersAreNumbers):
     """Where this machine stands among others: the JSON in MLFLOW_UNLEARN_NODES, the same everywhere but for the rank.
 
     >>> Nodes.read('{"nnodes": 2, "node_rank": 1, "rdzv_endpoint": "first:29500", "nproc_per_node": 4}').node_rank
@@ -75,17 +75,22 @@ class Nodes(BaseModel):
             UnlearnError: a key is unknown or a value not usable; one sentence that begins with ``where``.
         """
         try:
-            return cls.model_validate_json(value) if isinstance(value, str) else cls.model_validate(value)
+            values = load_options(value, yaml=False) if isinstance(value, str) else value
+        except ValueError as error:
+            raise UnlearnError(f"{where}: the value = {value!r} is not usable: invalid JSON ({error})") from error
+        if not isinstance(values, Mapping):
+            raise UnlearnError(f"{where}: the value = {values!r} is not usable: input should be an object")
+        try:
+            return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
             key, given = ".".join(map(str, first["loc"])), first["input"]
-            reason = first["msg"].removeprefix("Value error, ")
             if first["type"] == "extra_forbidden":
                 sentence = f"unknown key {key!r}: the keys are {', '.join(cls.model_fields)}"
             elif key or first["type"] != "value_error":
-                sentence = f"{key or 'the value'} = {given!r} is not usable: {reason[0].lower()}{reason[1:]}"
+                sentence = f"{key or 'the value'} = {given!r} is not usable: {message(first)}"
             else:
-                sentence = reason
+                sentence = message(first)
             raise UnlearnError(f"{where}: {sentence}") from error
 
     def to_json(self) -> str:
@@ -235,15 +240,15 @@ def _explain(rank: str, code: int, log: Path) -> None:
     if code < 0:
         name = signal.Signals(-code).name
         why = " (out of memory?): use fewer processes, or a machine with more memory" if name == "SIGKILL" else ""
-        click.echo(f"Error: {rank} was killed by {name}{why}", err=True)
+        print(f"Error: {rank} was killed by {name}{why}", file=sys.stderr)
     start = ("\n" + printed).rfind("\nError: ")
     if printed and start >= 0:
-        click.echo(printed[start:], err=True)
+        print(printed[start:], file=sys.stderr)
     elif printed and code > 0:
-        click.echo(f"Error: {rank} ended with exit code {code}; it said:", err=True)
-        click.echo("\n".join(printed.splitlines()[-_LAST_LINES:]), err=True)
+        print(f"Error: {rank} ended with exit code {code}; it said:", file=sys.stderr)
+        print("\n".join(printed.splitlines()[-_LAST_LINES:]), file=sys.stderr)
     elif code > 0 and log.exists():
-        click.echo(f"Error: {rank} ended with exit code {code} and said nothing", err=True)
+        print(f"Error: {rank} ended with exit code {code} and said nothing", file=sys.stderr)
 
 
 @contextmanager

@@ -6,12 +6,13 @@ from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, get_args, get_origin
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.parsing import NumbersAreNumbers, message
 
 SplitName = Literal["forget", "retain", "val", "test"]
 InputLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -201,7 +202,7 @@ everything, sample, repeated, changed = all_indices, random_subset, run_epochs, 
 """The names of these functions in earlier versions, which plugins may import."""
 
 
-class Params(BaseModel):
+class Params(NumbersAreNumbers):
     """Hyperparameters of a method: frozen, and nothing unknown gets through."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -226,7 +227,7 @@ class Params(BaseModel):
             first = error.errors()[0]
             raise UnlearnError(
                 f"hyperparameter {first['loc'][0]} = {first['input']!r} of {method} is not usable: "
-                f"{first['msg'][0].lower()}{first['msg'][1:]}; valid values: {cls.known()}"
+                f"{message(first)}; valid values: {cls.known()}"
             ) from error
 
     @classmethod

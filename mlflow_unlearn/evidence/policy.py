@@ -6,7 +6,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from mlflow_unlearn.console import first_line
@@ -15,6 +14,7 @@ from mlflow_unlearn.evidence.record import Evidence, FrozenRecord, Measured, sha
 from mlflow_unlearn.evidence.signing import Signature, fingerprint
 from mlflow_unlearn.metrics.catalog import KEYS, READING
 from mlflow_unlearn.metrics.membership import tells_apart
+from mlflow_unlearn.parsing import load_options, read_text
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Model = Literal["original", "unlearned", "gold"]
@@ -173,11 +173,11 @@ def read_policy(path: str | None) -> Policy:
     if path is None:
         return Policy()
     try:
-        values = yaml.safe_load(Path(path).read_bytes())
+        values = load_options(read_text(path), yaml=True)
     except OSError as error:
         raise UnlearnError(f"the policy {path!r} cannot be read ({error.strerror}): give a YAML file") from error
-    except yaml.YAMLError as error:
-        raise UnlearnError(f"the policy {path!r} is not YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise UnlearnError(f"the policy {path!r} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise UnlearnError(f"the policy {path!r} holds no names with values, such as rules: or two_person: true")
     try:

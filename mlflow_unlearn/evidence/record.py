@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, ValidationError, model_validator
+from pydantic import ConfigDict, Field, JsonValue, PrivateAttr, ValidationError, model_validator
 
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.metrics.collapse import COLLAPSED, stated_collapse
 from mlflow_unlearn.metrics.membership import read_after, read_auc
+from mlflow_unlearn.parsing import NumbersAreNumbers, load_json
 
 FOLDER = "evidence"
 FILE, REPORT, CARD, SIGNATURE = "evidence.json", "report.html", "model_card.md", "evidence.sig"
@@ -34,7 +35,7 @@ ATTACK = (
 )
 
 
-class FrozenRecord(BaseModel):
+class FrozenRecord(NumbersAreNumbers):
     """Base of all parts of the record: frozen, and closed against what it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -315,7 +316,7 @@ def read_evidence(folder: Path) -> tuple[Evidence, str]:
     """
     content = (folder / FOLDER / FILE).read_bytes()
     try:
-        stored = json.loads(content)
+        stored = load_json(content)
         written_as = stored.get("schema_version") if isinstance(stored, dict) else None
         evidence = Evidence.model_validate_json(json.dumps(_from_schema_2(stored)) if written_as == 2 else content)
     except ValidationError as error:

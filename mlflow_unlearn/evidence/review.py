@@ -4,7 +4,6 @@ The reviews of a version form a chain: each one's file names the number and the 
 `HEAD_TAG` names the last one, on the version and on that review's own run, and a review counts once it is the head.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pydantic import Field, model_validator
 
 from mlflow_unlearn.evidence.policy import Policy, Verdict
 from mlflow_unlearn.evidence.record import FOLDER, FrozenRecord, Person
+from mlflow_unlearn.parsing import load_json
 
 TAG = "unlearn.review."
 VERDICT_TAG = "unlearn.verdict"
@@ -140,7 +140,7 @@ def read_chain(tags: Mapping[str, str]) -> ReviewChain:
     found: dict[int, ReviewEntry] = {}
     for n in sorted(numbers(tags)):
         try:
-            said = json.loads(tags[f"{TAG}{n}"])
+            said = load_json(tags[f"{TAG}{n}"])
             previous = None if said.get("previous") is None else str(said["previous"])
             found[n] = ReviewEntry(n, str(said["run_id"]), str(said["sha256"]), str(said["verdict"]), previous)
         except (ValueError, KeyError, TypeError, AttributeError):

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.record import CARD, FILE, REPORT, SIGNATURE
+from mlflow_unlearn.parsing import load_json
 
 _INSTALL = 'pip install "mlflow-unlearn[sign]"'
 _MADE_BY = "e.g. by `openssl ec -in key.pem -pubout -out public.pem`"
@@ -140,8 +140,8 @@ def check(folder: Path, key: str | None, recorded: str | None) -> Signature | No
 
 def _named(signature: bytes) -> tuple[str | None, list[str]]:
     """The key that a signature names, by its fingerprint, and the files that it says it is over."""
-    bundle = json.loads(signature)
-    payload = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
+    bundle = load_json(signature)
+    payload = load_json(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
     covers = [str(resource["name"]) for resource in payload["predicate"]["resources"]]
     if FILE not in covers or not {FILE, REPORT, CARD}.issuperset(covers):
         raise ValueError(f"it is over {', '.join(covers)} and not over {FILE}")

@@ -1,6 +1,5 @@
 """Whether the aliases of a version are where `promote` has moved them."""
 
-import json
 from collections.abc import Iterator
 
 from mlflow.exceptions import MlflowException
@@ -9,6 +8,7 @@ from mlflow.tracking import MlflowClient
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.evidence.record import FOLDER
 from mlflow_unlearn.governance.integrity import PROMOTION, PROMOTION_TAG, Examined, IntegrityFinding, hidden, same
+from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry.versions import read_artifact
 
 GUARDED = "champion"
@@ -61,7 +61,7 @@ def check_aliases(client: MlflowClient, examined: Examined) -> Iterator[Integrit
 def _promoted_at(tag: str | None) -> str:
     """ISO time in UTC, as the tag of a promotion has it; empty without one."""
     try:
-        return str(json.loads(tag or "{}").get("at", ""))
+        return str(load_json(tag or "{}").get("at", ""))
     except (ValueError, AttributeError):
         return ""
 
@@ -72,9 +72,9 @@ def _unfinished(client: MlflowClient, tag: str) -> str | None:
     The tag is written before the alias is moved, and the command's run is finished after that.
     """
     try:
-        run_id = json.loads(tag)["run_id"]
+        run_id = load_json(tag)["run_id"]
         status = client.get_run(run_id).info.status
-        if status == "FINISHED" or json.loads(read_artifact(run_id, f"{FOLDER}/{PROMOTION}")) != json.loads(tag):
+        if status == "FINISHED" or load_json(read_artifact(run_id, f"{FOLDER}/{PROMOTION}")) != load_json(tag):
             return None
     except (ValueError, KeyError, TypeError, MlflowException, OSError):
         return None  # what cannot be read excuses nobody
@@ -88,8 +88,8 @@ def _same_promotion(part: str, tag: str, examined: Examined) -> IntegrityFinding
         "evidence_sha256": examined.sha256,
     }
     try:
-        promotion = json.loads(tag)
-        recorded = json.loads(read_artifact(promotion["run_id"], f"{FOLDER}/{PROMOTION}"))
+        promotion = load_json(tag)
+        recorded = load_json(read_artifact(promotion["run_id"], f"{FOLDER}/{PROMOTION}"))
     except (ValueError, KeyError, TypeError, MlflowException, OSError) as error:
         message = f"the record of its promotion cannot be read ({first_line(error)})"
         return IntegrityFinding(part, "not checked" if hidden(error) else "differs", message)

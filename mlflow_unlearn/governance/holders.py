@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from mlflow.entities import ViewType
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
@@ -18,6 +17,7 @@ from mlflow_unlearn import cache
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.governance.location import Location, locate, relation
+from mlflow_unlearn.parsing import load_yaml
 from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.versions import MANIFEST_FILE, can_be_read, fetched, retired
 
@@ -315,8 +315,8 @@ def _named_by_file(uri: str) -> str | None:
     """The id that stands in a version's MLmodel."""
     try:
         with fetched(f"{uri}/MLmodel") as path:
-            content = yaml.safe_load(path.read_bytes())
-    except (MlflowException, OSError, yaml.YAMLError, UnicodeDecodeError):
+            content = load_yaml(path.read_bytes())
+    except (MlflowException, OSError, ValueError):
         return None  # its files are gone
     return str(content.get("model_id")) if isinstance(content, dict) else None
 

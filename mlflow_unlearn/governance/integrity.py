@@ -1,6 +1,5 @@
 """`verify`: does a version still agree with its evidence? Files are hashed before anything in them is loaded."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from mlflow_unlearn.evidence.review import HEAD_TAG, MODEL_URI_TAG, VERDICT_TAG,
 from mlflow_unlearn.evidence.review import TAG as REVIEW_TAG
 from mlflow_unlearn.evidence.signing import Signature, check
 from mlflow_unlearn.governance.holders import ENDPOINT_TAG
+from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.digests import file_digests, stored_weights_digest
 from mlflow_unlearn.registry.versions import (
@@ -227,7 +227,7 @@ def _made_from_it(registered: ModelVersion, folder: Path, evidence: Evidence) ->
     found = _contents(folder)
     report, card = found.get(REPORT), found.get(CARD)
     # What an earlier release wrote is held against what that release would write.
-    card_of = card_of_schema_2.model_card(json.loads(found[FILE])) if evidence.written_as == 2 else model_card(evidence)
+    card_of = card_of_schema_2.model_card(load_json(found[FILE])) if evidence.written_as == 2 else model_card(evidence)
     expected = sha256(card_of.encode())
     yield same("model card", None if card is None else sha256(card), expected, "it is what the evidence says")
     message = "the version's tag names its digest"

@@ -1,6 +1,5 @@
 """The PyTorch flavor: the module behind a version, and a new version that drops in for its source."""
 
-import json
 import re
 import shutil
 import tempfile
@@ -12,7 +11,6 @@ from typing import Any
 import mlflow
 import numpy as np
 import torch
-import yaml
 from mlflow.models import infer_signature
 from mlflow.models.model import ModelInfo
 from safetensors import SafetensorError
@@ -24,6 +22,7 @@ from mlflow_unlearn.data.functions import users_code
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.engine.architectures import build_model, check_parameters, load_weights, non_finite_tensor
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.parsing import load_json, load_yaml
 from mlflow_unlearn.registry.versions import MANIFEST_FILE, METADATA_KEY, WEIGHTS_FILE, Format, Record, Version, below
 
 
@@ -253,7 +252,7 @@ def _example(version: Version) -> Any:
     if info is None:
         return None
     try:
-        content = json.loads(below(version.path, info["artifact_path"], version.uri).read_text())
+        content = load_json(below(version.path, info["artifact_path"], version.uri).read_text())
         data = content["inputs"] if info.get("params") else content
     except (KeyError, TypeError, ValueError) as error:
         raise UnlearnError(
@@ -271,14 +270,14 @@ def _environment(source: Version) -> dict[str, Any]:
         UnlearnError: it is not one, or names files that are not the model's own.
     """
     try:
-        content = yaml.safe_load(below(source.path, "conda.yaml", source.uri).read_text())
+        content = load_yaml(below(source.path, "conda.yaml", source.uri).read_bytes())
         # MLflow would take a text in the place of either for a path, and read that file.
         found: dict[str, Any] = {**content}
         parts = [part if isinstance(part, str) else {**part} for part in found["dependencies"]]
         for part in parts:
             if isinstance(part, dict) and not isinstance(part["pip"], list):
                 raise TypeError("pip is not a list")
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         raise UnlearnError(
             f"conda.yaml of {source.uri} is not an environment ({reason}): correct it, or choose another version"

@@ -17,6 +17,7 @@ from mlflow.tracking import MlflowClient
 from mlflow_unlearn.console import note
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.lock import model_lock
@@ -71,7 +72,7 @@ class ForgetRequest:
             UnlearnError: the tag was edited and cannot be parsed.
         """
         try:
-            details = json.loads(value.partition(" ")[2])
+            details = load_json(value.partition(" ")[2])
             by, ad_hoc = tuple(details.get("by", ())), bool(details.get("ad_hoc", False))
             return cls(key.removeprefix(TAG), details["of"], details["run_id"], by, ad_hoc, details.get("sha256"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -228,7 +229,7 @@ def read_details(run_id: str) -> dict[str, Any]:
     try:
         with _stored(run_id, "request.json") as path:
             content = path.read_bytes()
-        found: dict[str, Any] = json.loads(content)
+        found: dict[str, Any] = load_json(content)
         return found | {"of": str(found["of"]), "sha256": hashlib.sha256(content).hexdigest()}
     except (ValueError, KeyError, TypeError) as error:
         raise UnlearnError(

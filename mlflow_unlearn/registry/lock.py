@@ -38,6 +38,7 @@ from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.console import first_line, note
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.identity import local_user
 
@@ -144,7 +145,7 @@ class Flag:
     def from_tag(cls, id: str, value: str) -> "Flag":
         """What a tag says; one that cannot be read belongs to nobody known, and ends as that of a dead process."""
         try:
-            return cls(**json.loads(value) | {"id": id})
+            return cls(**load_json(value) | {"id": id})
         except (ValueError, TypeError):
             return cls("", id)
 

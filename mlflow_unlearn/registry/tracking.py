@@ -1,11 +1,14 @@
 """The MLflow run of a command: connection, options, system, and how it ends."""
 
+import logging
 import os
+import sqlite3
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,14 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from mlflow_unlearn.config import Command
-from mlflow_unlearn.console import STARTED, first_line, hidden_password, without_passwords
+from mlflow_unlearn.console import STARTED, conceal, first_line, hidden_password, one_line, shortened, storable
 from mlflow_unlearn.data.functions import no_exit
 from mlflow_unlearn.distributed.launch import RUN_FILE_VARIABLE
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import UnlearnError, shortlist
 from mlflow_unlearn.registry.system import system_facts
 from mlflow_unlearn.registry.uris import absolute_uri, hidden_spec
 
@@ -28,7 +33,9 @@ ERROR_TAG = "unlearn.error"
 COMMAND_VARIABLE = "MLFLOW_UNLEARN_COMMAND"
 """In the environment while a command works."""
 
-_TAG_LIMIT = 8000
+_SQLITE = b"SQLite format 3\0"
+FAILURES = (MlflowException, SQLAlchemyError, OSError)
+"""What a store or a file system raises: the end of a command, in a sentence."""
 PATIENCE = 25.0
 """Seconds in which a tracking store has to answer."""
 
@@ -55,36 +62,70 @@ def connect(patience: float = PATIENCE) -> MlflowClient:
     uri = absolute_uri(mlflow.get_tracking_uri())
     os.environ["MLFLOW_TRACKING_URI"] = uri
     mlflow.set_tracking_uri(uri)
-    if hidden_password(uri) != uri:
-        # MLflow's "View run … at" at the end of each run would show it.
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    try:
-        store = MlflowClient()
-    except Exception as error:  # MLflow's, SQLAlchemy's, or a driver's that is not installed
-        raise UnlearnError(
-            f"the tracking store {hidden_password(uri)} cannot be opened ({first_line(error)}): set "
-            "MLFLOW_TRACKING_URI to a server or a database, such as https://mlflow.example.com or sqlite:////data/mlflow.db"
-        ) from error
+    conceal(uri)
+    conceal(mlflow.get_registry_uri())
+    logging.getLogger("mlflow.store.db.utils").addFilter(_in_no_error)
     # MLflow itself retries for minutes, on servers and on databases: try once, with a short timeout.
+    opened: list[MlflowClient] = []
     failures: list[Exception] = []
 
     def probe() -> None:
         try:
-            store.search_experiments(max_results=1)
-        except Exception as error:  # SQLAlchemy, requests and MLflow each raise their own.
+            _check_file(uri)
+            opened.append(MlflowClient())
+            opened[0].search_experiments(max_results=1)
+        except Exception as error:  # MLflow's, SQLAlchemy's, those of requests, or of a driver that is not installed
             failures.append(error)
 
     asking = threading.Thread(target=probe, daemon=True)
     with _environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", MLFLOW_HTTP_REQUEST_TIMEOUT="10"):
         asking.start()
         asking.join(patience)
+    if failures and not opened:
+        raise UnlearnError(
+            f"the tracking store {hidden_password(uri)} cannot be opened ({first_line(failures[0])}): set "
+            "MLFLOW_TRACKING_URI to a server or a database, such as https://mlflow.example.com or sqlite:////data/mlflow.db"
+        ) from failures[0]
     if asking.is_alive() or failures:
         reason = first_line(failures[0]) if failures else f"no answer within {patience:g} seconds"
         raise UnlearnError(
             f"the tracking store {hidden_password(uri)} cannot be reached ({reason}): "
             "start it, or set MLFLOW_TRACKING_URI to one that runs"
         ) from (failures[0] if failures else None)
-    return store
+    return opened[0]
+
+
+def _check_file(uri: str) -> None:
+    """Whether a SQLite file is MLflow's, or may become that: MLflow tries for minutes, or adds its tables to any other.
+
+    Raises:
+        OSError: it cannot be read, is not a database, or is another program's.
+    """
+    try:
+        url = make_url(uri)
+    except ArgumentError:
+        return
+    if url.get_backend_name() != "sqlite" or (url.database or ":memory:").startswith((":memory:", "file:")):
+        return
+    path = Path(str(url.database))
+    if not path.exists():
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        if not (folder.is_dir() and os.access(folder, os.W_OK)):
+            raise OSError(f"no file can be made in {str(folder)!r}")
+        return
+    with path.open("rb") as file:
+        if file.read(len(_SQLITE)) not in (b"", _SQLITE):
+            raise OSError("the file is not a SQLite database")
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1)) as database:
+        with suppress(sqlite3.OperationalError):  # another process writes: it has its tables already
+            tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            if tables and "experiments" not in tables:
+                raise OSError(f"the database is another program's, with the tables {shortlist(sorted(tables))}")
+
+
+def _in_no_error(record: logging.LogRecord) -> bool:
+    """MLflow prints a database's errors with their tracebacks, then raises them; the sentence is made of the latter."""
+    return record.levelno < logging.WARNING
 
 
 @contextmanager
@@ -115,12 +156,12 @@ def run(name: str, config: Command) -> Iterator[str]:
     resumed = os.environ.get("MLFLOW_RUN_ID")  # start_run takes it out
     try:
         active = mlflow.start_run(run_name=name)
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError) as error:
         hint = (
             " (MLFLOW_RUN_ID is set: if it was made by `mlflow run`, give that an absolute tracking URI, "
             f"since a relative one is read here from {Path.cwd()})"
         )
-        raise UnlearnError(f"no run can be started: {first_line(error)}{hint if resumed else ''}") from error
+        raise UnlearnError(f"no run can be started: {_first_reason(error)}{hint if resumed else ''}") from error
     run_id: str = active.info.run_id
     if RUN_FILE_VARIABLE in os.environ:
         Path(os.environ[RUN_FILE_VARIABLE]).write_text(run_id)
@@ -131,7 +172,8 @@ def run(name: str, config: Command) -> Iterator[str]:
             client().log_batch(  # at once, since on some servers each request takes its time
                 run_id,
                 [Metric("seconds.start", time.monotonic() - STARTED, int(time.time() * 1000), 0)],
-                [Param(f"unlearn.{key}", str(value)) for key, value in values.items()],
+                # Whole in config.yaml; stores take some thousand characters of a param.
+                [Param(f"unlearn.{key}", shortened(str(value))) for key, value in values.items()],
                 [RunTag(key, value) for key, value in {"unlearn.command": name, **system_facts()}.items()],
             )
             # Also the first write to the artifact store: if it is full or read-only, no training is lost.
@@ -143,7 +185,7 @@ def run(name: str, config: Command) -> Iterator[str]:
             hidden = values.get("hash_ids") and "the sentence was only printed, since hash_ids is set"
             _tag_or_note(run_id, hidden or str(error), error)
             raise
-        except (MlflowException, OSError) as error:
+        except FAILURES as error:
             sentence = _as_sentence(error)
             _tag_or_note(run_id, sentence, error)
             raise UnlearnError(sentence) from error
@@ -166,13 +208,21 @@ def read_only_client() -> Iterator[MlflowClient]:
     """
     try:
         yield connect()
-    except (MlflowException, OSError) as error:
+    except FAILURES as error:
         raise UnlearnError(_as_sentence(error)) from error
 
 
-def _as_sentence(error: MlflowException | OSError) -> str:
+def _first_reason(error: Exception) -> str:
+    """What the database itself said, where MLflow and SQLAlchemy have put their own sentences around that."""
+    found = error if isinstance(error, DBAPIError) else error.__cause__
+    return first_line(found.orig if isinstance(found, DBAPIError) and found.orig is not None else error)
+
+
+def _as_sentence(error: MlflowException | SQLAlchemyError | OSError) -> str:
     if isinstance(error, OSError):
         return f"a file cannot be read or written ({first_line(error)}): check space and permissions"
+    if isinstance(error, SQLAlchemyError) or isinstance(error.__cause__, SQLAlchemyError):
+        return f"the tracking store failed ({_first_reason(error)}): check its space and permissions, then start again"
     if error.error_code == "PERMISSION_DENIED" or "status code 403" in str(error).lower():
         user = os.environ.get("MLFLOW_TRACKING_USERNAME", "this user")
         return (
@@ -220,15 +270,27 @@ def recorded_options(config: Command, *names: str) -> dict[str, Any]:
         values["forget"] = hidden_spec(values["forget"])
     if values.get("storage"):
         values["storage"] = hidden_password(values["storage"])
-    return {name: values[name] for name in names or values}
+    return storable({name: values[name] for name in names or values})
 
 
 def _tag_or_note(run_id: str, sentence: str, error: BaseException) -> None:
-    """Tag the run; where the store has failed too, the first error is still the one that counts."""
-    try:
-        tag_error(run_id, sentence)
-    except Exception as second:  # Whatever the store raises.
-        error.add_note(f"The run could not be tagged either: {second}")
+    """Tag the run and take back its models; where the store has failed too, the first error is the one that counts."""
+    for step in (partial(tag_error, run_id, sentence), partial(delete_unregistered, run_id)):
+        try:
+            step()
+        except Exception as second:  # Whatever the store raises.
+            error.add_note(f"The run could not be tidied up either: {second}")
+
+
+def delete_unregistered(run_id: str) -> None:
+    """Delete the LoggedModels of a run that has failed, but for those that a version was registered from."""
+    store = client()
+    experiment = store.get_run(run_id).info.experiment_id
+    models = store.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
+    sources = [str(version.source) for version in store.search_model_versions(f"run_id = '{run_id}'")] if models else []
+    for model in models:
+        if not any(model.model_id in source for source in sources):
+            store.delete_logged_model(model.model_id)
 
 
 def fail_lost_run(run_id: str) -> None:
@@ -241,7 +303,7 @@ def fail_lost_run(run_id: str) -> None:
 
 def tag_error(run_id: str, sentence: str) -> None:
     """Leave the sentence of an error on its run."""
-    MlflowClient().set_tag(run_id, ERROR_TAG, without_passwords(sentence)[:_TAG_LIMIT])
+    MlflowClient().set_tag(run_id, ERROR_TAG, one_line(sentence))
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Model versions: resolve a URI, read what is stored there, register a new one. Nothing in a version is loaded here."""
 
 import hashlib
-import json
 import os
 import re
 import tempfile
@@ -27,6 +26,7 @@ from mlflow_unlearn.console import first_line, hidden_password
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError, shortlist
 from mlflow_unlearn.evidence.provenance import Provenance
+from mlflow_unlearn.parsing import load_json
 
 Format = Literal["pt2", "pickle"]
 METADATA_KEY = "mlflow_unlearn"
@@ -225,7 +225,7 @@ def retired(version: ModelVersion) -> str | None:
     if tag is None:
         return None
     try:
-        mark = json.loads(tag)
+        mark = load_json(tag)
         how = f"retired by {mark['by']} at {mark['at']}" + (f": {mark['reason']}" if mark["reason"] else "")
         return how if UNFINISHED not in mark else f"{how}, which is not finished: the same `retire` goes on with it"
     except (ValueError, TypeError, KeyError):
@@ -235,7 +235,7 @@ def retired(version: ModelVersion) -> str | None:
 def unfinished(version: ModelVersion) -> list[str] | None:
     """The aliases that go with a version whose retirement was begun and is not finished; None for all others."""
     try:
-        aliases = json.loads(version.tags[RETIRED_TAG])[UNFINISHED]
+        aliases = load_json(version.tags[RETIRED_TAG])[UNFINISHED]
     except (KeyError, ValueError, TypeError):
         return None
     return [str(alias) for alias in aliases] if isinstance(aliases, list) else None

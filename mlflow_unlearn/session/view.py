@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from mlflow_unlearn.data.source import Source, Split
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.data.transforms import build_transform
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.parsing import read_text
 from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.versions import Version
 
@@ -154,14 +154,14 @@ def _class_names(text: str) -> tuple[str, ...]:
     """From a list with commas or a file with one name a line.
 
     Raises:
-        UnlearnError: the file is not UTF-8 text.
+        UnlearnError: the file cannot be read, or is not UTF-8 text.
     """
     names = text.split(",")
     # os.path and not pathlib: a thousand names are too long for a path, which pathlib raises.
     if os.path.isfile(text):
         try:
-            names = Path(text).read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
+            names = read_text(text).splitlines()
+        except (OSError, ValueError) as error:
             raise UnlearnError(f"the classes file {text!r} cannot be read ({error}): save it as UTF-8 text") from error
     return tuple(name.strip() for name in names if name.strip())
 

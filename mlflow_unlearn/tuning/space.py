@@ -20,10 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mlflow_unlearn.config import parse_params
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import Params, get_method
+from mlflow_unlearn.parsing import NumbersAreNumbers, message
 
 METHOD, PREFIX = "method", "prefix"
 _APART = "params."
 """Before a hyperparameter whose own name is `PREFIX`."""
+MOST_STEPS = 1e9
+"""Parts of a range; floating-point numbers soon have no more."""
 GRID_POINTS = 4
 """How many values of a range a grid has."""
 
@@ -52,7 +55,7 @@ class TrialConfig:
         return {**ours, **({"params": dict(self.params)} if ours.keys() & self.params.keys() else self.params)}
 
 
-class Range(BaseModel):
+class Range(NumbersAreNumbers):
     """Numbers between two bounds, both included; ``log`` as the hyperparameter declares it unless given."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -69,6 +72,8 @@ class Range(BaseModel):
             raise ValueError(f"a logarithmic range cannot begin at {self.low:g}")
         if self.log and self.step is not None:
             raise ValueError("a logarithmic range has no step")
+        if self.step is not None and (self.high - self.low) / self.step > MOST_STEPS:
+            raise ValueError(f"step = {self.step:g} divides the range into more than {MOST_STEPS:.0e} parts")
         return self
 
 
@@ -274,11 +279,10 @@ def _entry(method: str, published: Params, name: str, value: Any) -> Range | Cho
         )
     except ValidationError as error:
         first = error.errors()[0]
-        reason = first["msg"].removeprefix("Value error, ")
         where = ".".join(map(str, first["loc"]))
         raise UnlearnError(
             f"space: {name} = {json.dumps(value)} of {method} is not usable ({where + ': ' if where else ''}"
-            f"{reason[0].lower()}{reason[1:]}): give [low, high], "
+            f"{message(first)}): give [low, high], "
             '{"low": …, "high": …, "log": true}, {"choices": […]} or a value'
         ) from error
 

@@ -61,6 +61,8 @@ def _start(options: config.Tune, study: str, number: int, log: Path) -> "subproc
     active = mlflow.active_run()
     env = {"OMP_NUM_THREADS": str(_threads(options.workers)), **os.environ}
     env["MLFLOW_TRACKING_URI"] = mlflow.get_tracking_uri()
+    env[config.STORAGE_VARIABLE] = absolute_uri(options.storage)
+    own = options.model_copy(update={"study": study, "workers": 1})
     if active is not None:
         # Runs of their own, in the experiment of this one.
         env["MLFLOW_EXPERIMENT_ID"] = active.info.experiment_id
@@ -72,26 +74,13 @@ def _start(options: config.Tune, study: str, number: int, log: Path) -> "subproc
         env["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
     with log.open("wb") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "mlflow_unlearn", "tune", *_arguments(options, study)],
+            [sys.executable, "-m", "mlflow_unlearn", "tune", *config.as_arguments(own)],
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=file,
             process_group=0,  # Ctrl-C comes from this process, once
         )
-
-
-def _arguments(options: config.Tune, study: str) -> list[str]:
-    """The command's own options for one worker: values that are the default, or not given, are left out."""
-    given = options.model_dump(by_alias=True)
-    given |= {"study": study, "workers": 1, "storage": absolute_uri(options.storage)}
-    defaults = {name: field.default for name, field in config.options(config.Tune).items()}
-    return [
-        part
-        for name, value in given.items()
-        if value != defaults[name] and value is not None
-        for part in (f"--{name.replace('_', '-')}", str(value).lower() if isinstance(value, bool) else str(value))
-    ]
 
 
 def _end(number: int, process: "subprocess.Popen[bytes]", log: Path) -> None:

@@ -5,6 +5,7 @@ import shutil
 
 import mlflow
 import pytest
+import toy
 from mlflow import MlflowClient
 from servers import mlflow_server
 from stores import DATA, FORGET, reset_mlflow
@@ -60,7 +61,8 @@ def test_the_story_over_http(server, cli, tmp_path, monkeypatch):
 
 def test_the_server_s_password_is_told_nobody(server, cli, tmp_path, monkeypatch):
     """In the URI, where MLflow takes it from: not in errors, not in tags, and not in MLflow's own lines."""
-    uri = server[0]
+    uri, kept = server
+    hidden = uri.replace("://", "://me:***@")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.replace("://", "://me:secret@"))
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "over http")
@@ -79,4 +81,20 @@ def test_the_server_s_password_is_told_nobody(server, cli, tmp_path, monkeypatch
     monkeypatch.delenv("MLFLOW_RUN_ID")
     errors = [run.data.tags["unlearn.error"] for run in MlflowClient().search_runs([run.info.experiment_id])]
     assert len(errors) == 2 and all("***" in sentence and "secret" not in sentence for sentence in errors)
-    assert "secret" not in refused.out + refused.err + usage.out + usage.err
+    # What people type is kept for good: reasons, and specs of what is not there.
+    module = toy.original()
+    with mlflow.start_run(experiment_id=run.info.experiment_id):
+        mlflow.pytorch.log_model(
+            module, name="model", registered_model_name="clf", serialization_format="pickle", pip_requirements=["torch"]
+        )
+    typed = uri.replace("://", "://you:secret@")
+    filed = cli(
+        *("request", "--model-uri", "models:/clf/1", "--data", "digits", "--forget", "random:5"),
+        *("--reason", f"see {typed}", "--requester", typed),
+    )
+    assert filed.code == 0 and f"View run request at: {hidden}/#/experiments/" in filed.out
+    lost = cli("train", "--data", f"folder:{typed}", "--name", "new")
+    assert lost.code == 2
+    assert "secret" not in "".join(end.out + end.err for end in (refused, usage, filed, lost))
+    stored = [tmp_path / "server.db", *(path for path in kept.rglob("*") if path.is_file())]
+    assert len(stored) > 5 and not [path for path in stored if b"secret" in path.read_bytes()]

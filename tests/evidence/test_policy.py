@@ -524,16 +524,14 @@ class TestTheFile:
 
     @pytest.mark.parametrize("content", ["name: a\n b: [c", b"name: \xff\xfe", "name: \0"])
     def test_one_that_is_no_yaml(self, content, policy):
-        with pytest.raises(UnlearnError, match="^the policy 'policy.yaml' is not YAML: [a-z]"):
+        with pytest.raises(UnlearnError, match="^the policy 'policy.yaml' is not YAML: [a-z']"):
             policy(content)
 
     def test_yamls_own_words_stand_on_one_line(self, policy):
         with pytest.raises(UnlearnError) as error:
             policy("name: a\n b: [c")
-        assert str(error.value) == (
-            "the policy 'policy.yaml' is not YAML: mapping values are not allowed here in \"<byte string>\", line 2, "
-            "column 3: b: [c ^"
-        )
+        expected = "the policy 'policy.yaml' is not YAML: line 2, column 3: mapping values are not allowed here"
+        assert str(error.value) == expected
 
 
 def test_the_same_policy_has_one_digest():
