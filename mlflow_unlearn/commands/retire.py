@@ -18,7 +18,15 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow_unlearn import config
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.errors import Refused, UnlearnError
-from mlflow_unlearn.governance.holders import VersionExposure, cached, exposure_of, logged_models, model_of, sharing
+from mlflow_unlearn.governance.holders import (
+    VersionExposure,
+    cached,
+    checkpoints,
+    exposure_of,
+    logged_models,
+    model_of,
+    sharing,
+)
 from mlflow_unlearn.governance.location import FILE
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.identity import whoami
@@ -36,7 +44,7 @@ class Retirement:
         aliases: NAME@ALIAS, to be removed first.
         model_id: the LoggedModel.
         location: where the files lie.
-        cached: outputs on this machine.
+        cached: outputs and checkpoints on this machine.
     """
 
     entries: Sequence[VersionExposure]
@@ -123,7 +131,7 @@ def _retirement(client: MlflowClient, options: config.Retire) -> Retirement:
             f"{uri} is still served by {', '.join(serving)}: move the alias with `promote`, or name it in aliases=; "
             "of an endpoint remove the tag once it serves another version"
         )
-    return Retirement(found, there, model_id, target.location.uri, cached(found))
+    return Retirement(found, there, model_id, target.location.uri, [*cached(found), *checkpoints(found)])
 
 
 def _check_location(target: VersionExposure) -> None:

@@ -186,8 +186,24 @@ def unregistered(models: Sequence[Logged], found: Sequence[VersionExposure]) -> 
 
 def cached(holders: Sequence[VersionExposure]) -> list[Path]:
     """Entries of this machine's cache with outputs of these models."""
-    digests = {entry.registered.tags.get(WEIGHTS_TAG) for entry in holders} - {None}
-    return [path for path, facts in cache.entries("outputs") if facts.get("weights") in digests]
+    return [path for path, facts in cache.entries("outputs") if facts.get("weights") in _digests(holders)]
+
+
+def checkpoints(holders: Sequence[VersionExposure], *, of_train: bool = False) -> list[Path]:
+    """What commands that were killed have left in the cache of trainings that began with these models.
+
+    Args:
+        holders: versions.
+        of_train: also those of `train`, which began before there was a version: any of them may hold the data.
+    """
+    found, digests = cache.entries(cache.CHECKPOINTS), _digests(holders)
+    return [
+        p for p, facts in found if facts.get("weights") in digests or (of_train and facts.get("command") == "train")
+    ]
+
+
+def _digests(holders: Sequence[VersionExposure]) -> set[str | None]:
+    return {entry.registered.tags.get(WEIGHTS_TAG) for entry in holders} - {None}
 
 
 def _all_versions(client: MlflowClient) -> Iterator[ModelVersion]:

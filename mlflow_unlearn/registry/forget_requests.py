@@ -226,6 +226,8 @@ def mark_done(client: MlflowClient, requests: Sequence[ForgetRequest], by: str) 
             # Read again: another command may have fulfilled the same request in the meantime.
             found = client.get_model_version(name, version).tags.get(key)
             now = request if found is None else ForgetRequest.from_tag(key, found)
+            if by in now.done_by:
+                continue  # by a command that was killed a moment later
             before.append((name, version, key, found))
             client.set_model_version_tag(name, version, key, replace(now, done_by=(*now.done_by, by)).tag())
     except BaseException:
@@ -235,3 +237,20 @@ def mark_done(client: MlflowClient, requests: Sequence[ForgetRequest], by: str) 
             else:
                 client.set_model_version_tag(name, version, key, found)
         raise
+
+
+def mark_undone(client: MlflowClient, requests: Sequence[ForgetRequest], by: str) -> None:
+    """Take back `mark_done`: the version ``by`` is withdrawn."""
+    for request in requests:
+        if not request.of.startswith("models:/") or request.of.count("/") != 2:
+            continue
+        name, version = request.of.removeprefix("models:/").split("/")
+        found = client.get_model_version(name, version).tags.get(TAG + request.id)
+        if found is None:
+            continue
+        now = ForgetRequest.from_tag(TAG + request.id, found)
+        left = replace(now, done_by=tuple(uri for uri in now.done_by if uri != by))
+        if left.pending and left.ad_hoc:
+            client.delete_model_version_tag(name, version, TAG + request.id)
+        else:
+            client.set_model_version_tag(name, version, TAG + request.id, left.tag())

@@ -15,7 +15,6 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
-from mlflow.models.model import ModelInfo
 from mlflow.tracking import MlflowClient
 from mlflow.types import TensorSpec
 from mlflow.utils.validation import _validate_model_name
@@ -33,7 +32,8 @@ WEIGHTS_FILE = "weights.safetensors"
 
 RETIRED_TAG = "unlearn.retired"
 """Of a version that `retire` has removed: time, user and reason."""
-_DESCRIPTION_LIMIT = 5000
+REGISTERING_TAG = "unlearn.registering"
+"""Of a version that is not complete yet: the run that is registering it, see `mlflow_unlearn.registry.registration`."""
 
 
 class Record(BaseModel):
@@ -144,7 +144,8 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
     """The registered version behind ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``; None for other models.
 
     Raises:
-        UnlearnError: name, version or alias do not exist; the message lists those that do.
+        UnlearnError: name, version or alias do not exist; the message lists those that do. Or the version is not
+            complete: the command that is registering it has not ended, or was killed.
     """
     if uri.startswith("runs:/") or re.fullmatch(r"models:/m-[0-9a-f]{32}", uri):
         return None
@@ -174,13 +175,21 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
             raise UnlearnError(f"model {name!r} has no alias {alias!r}: its aliases are: {there}")
         # On SQLite it comes as an integer.
         version = str(registered.aliases[alias])
-    versions = sorted((int(v.version) for v in client.search_model_versions(f"name='{name}'")), reverse=True)
+    found = {int(v.version): v for v in client.search_model_versions(f"name='{name}'")}
+    versions = sorted(found)
+    complete = [number for number in versions if REGISTERING_TAG not in found[number].tags]
     if version == "latest" and versions:
-        version = str(versions[0])
+        version = str((complete or versions)[-1])
     if version is None or version not in map(str, versions):
-        there = ", ".join(map(str, sorted(versions)[-20:])) or "none"
+        there = ", ".join(map(str, versions[-20:])) or "none"
         asked = f"has no version {version!r}" if version is not None else "needs a version or an alias"
         raise UnlearnError(f"model {name!r} {asked}: its versions are: {there}")
+    if int(version) not in complete:
+        raise UnlearnError(
+            f"models:/{name}/{version} is not complete: the command of run {found[int(version)].tags[REGISTERING_TAG]} "
+            "is still registering it, or was killed: wait, or start that command again on the same machine, which "
+            "finishes it or takes it back; of a machine that is gone, delete the version by hand"
+        )
     return client.get_model_version(name, version)
 
 
@@ -331,32 +340,3 @@ def check_name(name: str) -> str:
     except MlflowException as error:
         raise UnlearnError(f"{name!r} is not a name for a registered model: {error.message}") from error
     return name
-
-
-def register(info: ModelInfo, name: str, *, tags: Mapping[str, str]) -> ModelVersion:
-    """Register a logged model under ``name``; ``tags`` are there from the version's first moment."""
-    return mlflow.register_model(info.model_uri, name, tags=dict(tags))
-
-
-def describe_version(client: MlflowClient, name: str, version: str, description: str) -> None:
-    """Set the version's description, cut to what every database takes.
-
-    Args:
-        client: of the registry.
-        name: of the registered model.
-        version: its number.
-        description: Markdown.
-    """
-    client.update_model_version(name, version, description=description[:_DESCRIPTION_LIMIT])
-
-
-@contextmanager
-def withdrawn_on_failure(client: MlflowClient, version: ModelVersion) -> Iterator[None]:
-    """A failed or stopped run leaves no version behind, nor a name that only this version had."""
-    try:
-        yield
-    except BaseException:
-        client.delete_model_version(version.name, version.version)
-        if not client.search_model_versions(f"name='{version.name}'"):
-            client.delete_registered_model(version.name)
-        raise
