@@ -33,6 +33,7 @@ coverage: .venv/test.stamp
 # Everything on the instructions that every machine has, then what takes longest.
 nightly: .venv/test.stamp
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "slow or not slow"
+	MLFLOW_UNLEARN_KILLS=50 MLFLOW_UNLEARN_KILL_SEED=$$(date +%s) OMP_NUM_THREADS=1 $(BIN)/pytest -m slow tests/end_to_end/test_kills.py
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 $(BIN)/pytest tests/engine tests/methods tests/testing
 	$(MAKE) coverage mutants
 

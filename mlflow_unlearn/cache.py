@@ -70,15 +70,22 @@ def read(kind: str, cache_key: Mapping[str, Any]) -> Arrays | None:
     return None if off() else _read(_path(kind, cache_key))
 
 
-def write(kind: str, cache_key: Mapping[str, Any], content: Arrays) -> bool:
-    """Put ``content`` in the place of an entry, whole or not at all; whether that was possible."""
+def write(kind: str, cache_key: Mapping[str, Any], content: Arrays, **facts: str) -> bool:
+    """Put ``content`` in the place of an entry, whole or not at all; whether that was possible.
+
+    Args:
+        kind: a folder's name.
+        cache_key: all that the arrays depend on.
+        content: the arrays.
+        facts: what `entries` is to tell beside the key.
+    """
     path = _path(kind, cache_key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         _cannot(path, error)
         return False
-    return _write(path, content, cache_key)
+    return _write(path, content, {**cache_key, **facts})
 
 
 def drop(kind: str, cache_key: Mapping[str, Any]) -> None:
@@ -93,7 +100,7 @@ def _path(kind: str, cache_key: Mapping[str, Any]) -> Path:
 
 
 def entries(kind: str) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """The files of a kind, each with its cache key; that of a file that cannot be read is empty."""
+    """The files of a kind, each with its cache key and what else is known; nothing of a file that cannot be read."""
     for path in sorted((folder() / kind).glob("*.safetensors")):
         try:
             with safe_open(path, framework="numpy") as file:
@@ -136,12 +143,12 @@ def _read(path: Path) -> Arrays | None:
     return None
 
 
-def _write(path: Path, content: Arrays, cache_key: Mapping[str, Any]) -> bool:
+def _write(path: Path, content: Arrays, facts: Mapping[str, Any]) -> bool:
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
         os.close(handle)
-        metadata = {"sha256": _digest(content), "facts": json.dumps(cache_key)}
+        metadata = {"sha256": _digest(content), "facts": json.dumps(facts)}
         save_file({n: np.ascontiguousarray(a) for n, a in content.items()}, temporary, metadata)
         os.replace(temporary, path)
         _drop_unused(path.parent)

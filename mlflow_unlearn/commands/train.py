@@ -63,7 +63,7 @@ def train(options: config.Train) -> None:
         recipe = {key: getattr(options, key) for key in ("epochs", "lr", "batch_size", "weight_decay")}
         manifest = Manifest(tuple(source.train.ids[i] for i in kept))
         read_as = {"data": source.digest, "transform": options.transform, "augment": options.augment}
-        checkpoint = Checkpoint("train", {**read_as, "samples": manifest.digest})
+        checkpoint = Checkpoint("train", run_id, {**read_as, "samples": manifest.digest})
         run_options = RunOptions(options.seed, on_epoch=partial(log_epoch, Training), checkpoint=checkpoint)
         outcome = run(module, Training(recipe), {"retain": training}, hardware, run_options)
         metrics = {}

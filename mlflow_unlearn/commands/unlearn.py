@@ -69,7 +69,7 @@ def unlearn(options: config.Unlearn) -> None:
             original = session.evaluate_original(force=options.force, teacher=teacher)
         session = session.filed(options)
         trained_as = {} if recipe is None else {"augment": recipe.augment, "architecture": recipe.architecture}
-        checkpoint = Checkpoint("unlearn", {**session.identity, **trained_as})
+        checkpoint = Checkpoint("unlearn", run_id, {**session.identity, **trained_as})
         with tracking.timed("method"):
             run_options = RunOptions(
                 options.seed,

@@ -48,17 +48,18 @@ class Checkpoint:
     stopped or the tracking server failed.
     """
 
-    def __init__(self, command: str, data: Mapping[str, Any]) -> None:
+    def __init__(self, command: str, run_id: str, data: Mapping[str, Any]) -> None:
         """Read and write nothing yet.
 
         Args:
             command: whose training it is.
+            run_id: of its run, by which a command that finishes what this one had registered finds what is left here.
             data: what identifies all samples, as JSON; their digest is kept.
 
         Raises:
             UnlearnError: the environment names no number of seconds.
         """
-        self.command = command
+        self.command, self._run_id = command, run_id
         self._data = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
         given = os.environ.get(SECONDS_VARIABLE, SECONDS)
         try:
@@ -102,11 +103,12 @@ class Checkpoint:
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Write ``state`` in the place of the last one; where that is not possible, there will be none."""
+        if self._key is None:
+            return
         start, content = time.monotonic(), io.BytesIO()
         torch.save(dict(state), content)
-        if self._key is not None and not cache.write(
-            cache.CHECKPOINTS, self._key, {"state": np.frombuffer(content.getbuffer(), np.uint8)}
-        ):
+        arrays = {"state": np.frombuffer(content.getbuffer(), np.uint8)}
+        if not cache.write(cache.CHECKPOINTS, self._key, arrays, run=self._run_id):
             self._key = None
         now = time.monotonic()
         self._next = now + max(self._interval, COST * (now - start) if self._interval else 0.0)

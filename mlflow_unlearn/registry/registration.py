@@ -16,6 +16,7 @@ from mlflow.models.model import ModelInfo
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
+from mlflow_unlearn import cache
 from mlflow_unlearn.console import note
 from mlflow_unlearn.evidence.record import DIGEST_TAG, FILE, FOLDER, Evidence, sha256
 from mlflow_unlearn.registry import forget_requests
@@ -98,6 +99,10 @@ def settle(client: MlflowClient, run: Run) -> ModelVersion | None:
             )
     _take_back(client, run)
     found = _versions_of(client, run)
+    if found:
+        for path, facts in cache.entries(cache.CHECKPOINTS):
+            if facts.get("run") == run.info.run_id:
+                path.unlink(missing_ok=True)
     return found[-1] if found else None
 
 

@@ -60,7 +60,7 @@ class Task:
         self.model = model or original()
 
     def run(self, **dying):
-        checkpoint = Dying("unlearn", {"data": "digits"})
+        checkpoint = Dying("unlearn", "run", {"data": "digits"})
         vars(checkpoint).update(dying)
         options = RunOptions(3, checkpoint=checkpoint, **self.options)
         sets = self.sets if isinstance(self.sets, dict) else vars(self.sets)
@@ -201,9 +201,9 @@ def test_another_training_does_not_find_it(other):
     if "model" in other:
         with torch.no_grad():
             model[0].bias += 1e-3
-    checkpoint = Checkpoint("unlearn", {"data": other.get("data", "digits")})
+    checkpoint = Checkpoint("unlearn", "run", {"data": other.get("data", "digits")})
     assert checkpoint.open(model, other.get("method", Training(HARD)), CPU, other.get("seed", 3), None) is None
-    assert Checkpoint("unlearn", {"data": "digits"}).open(original(), Training(HARD), CPU, 3, None) is not None
+    assert Checkpoint("unlearn", "run", {"data": "digits"}).open(original(), Training(HARD), CPU, 3, None) is not None
 
 
 def test_a_damaged_one_is_not_used(capsys):
@@ -244,7 +244,7 @@ def test_a_full_disk_does_not_stop_the_training(monkeypatch, tmp_path, capsys):
 def test_the_interval_has_to_be_a_number(monkeypatch):
     monkeypatch.setenv("MLFLOW_UNLEARN_CHECKPOINT_SECONDS", "often")
     with pytest.raises(UnlearnError, match="MLFLOW_UNLEARN_CHECKPOINT_SECONDS = 'often' is not a number of seconds"):
-        Checkpoint("unlearn", {})
+        Checkpoint("unlearn", "run", {})
 
 
 def test_the_entry_names_the_model_and_not_the_data():
