@@ -184,13 +184,14 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
         there = ", ".join(map(str, versions[-20:])) or "none"
         asked = f"has no version {version!r}" if version is not None else "needs a version or an alias"
         raise UnlearnError(f"model {name!r} {asked}: its versions are: {there}")
-    if int(version) not in complete:
+    chosen: ModelVersion = client.get_model_version(name, version)
+    if (run_id := chosen.tags.get(REGISTERING_TAG)) is not None:
         raise UnlearnError(
-            f"models:/{name}/{version} is not complete: the command of run {found[int(version)].tags[REGISTERING_TAG]} "
-            "is still registering it, or was killed: wait, or start that command again on the same machine, which "
-            "finishes it or takes it back; of a machine that is gone, delete the version by hand"
+            f"models:/{name}/{version} is not complete: the command of run {run_id} is still registering it, or was "
+            "killed: wait, or start that command again on the same machine, which finishes it or takes it back; of a "
+            "machine that is gone, delete the version by hand"
         )
-    return client.get_model_version(name, version)
+    return chosen
 
 
 def registered_version(client: MlflowClient, uri: str) -> ModelVersion:

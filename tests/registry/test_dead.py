@@ -46,7 +46,7 @@ def test_of_this_machine_and_running(empty_store, dead):
     assert len(found) == 2
 
 
-def test_one_that_was_not_waited_for_is_dead():
+def test_one_that_was_not_waited_for_is_dead(empty_store):
     read, write = os.pipe()
     child = os.fork()
     if not child:
@@ -54,12 +54,7 @@ def test_one_that_was_not_waited_for_is_dead():
         os._exit(0)
     tag = os.read(read, 1000).decode()
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # it has ended, and is still listed
-
-    class Listed:
-        info, data = None, type("Data", (), {"tags": {PROCESS_TAG: tag}})
-
-        def search_runs(self, *_):
-            return [self]
-
-    assert len(dead_runs(Listed(), "0")) == 1
+    experiment = empty_store.client.get_experiment_by_name("tests").experiment_id
+    run_id = empty_store.client.create_run(experiment, tags={PROCESS_TAG: tag}).info.run_id
+    assert [run.info.run_id for run in dead_runs(empty_store.client, experiment)] == [run_id]
     os.waitpid(child, 0)
