@@ -27,6 +27,9 @@ from mlflow_unlearn.parsing import load_json
 
 Arrays = dict[str, NDArray[Any]]
 
+CHECKPOINTS = "checkpoints"
+"""The kind of entries that `mlflow_unlearn.engine.checkpoint` makes."""
+
 DAYS = 30
 """After which an entry that has not been read is dropped."""
 
@@ -54,8 +57,7 @@ def arrays(kind: str, cache_key: Mapping[str, Any], make: Callable[[], Arrays]) 
     """
     if off():
         return make()
-    name = hashlib.sha256(json.dumps(cache_key, sort_keys=True).encode()).hexdigest()
-    path = folder() / kind / f"{name}.safetensors"
+    path = _path(kind, cache_key)
     with _locked(path):
         found = _read(path)
         if found is None:
@@ -64,8 +66,42 @@ def arrays(kind: str, cache_key: Mapping[str, Any], make: Callable[[], Arrays]) 
         return found
 
 
+def read(kind: str, cache_key: Mapping[str, Any]) -> Arrays | None:
+    """The arrays of an entry; None where there is none."""
+    return None if off() else _read(_path(kind, cache_key))
+
+
+def write(kind: str, cache_key: Mapping[str, Any], content: Arrays, **facts: str) -> bool:
+    """Put ``content`` in the place of an entry, whole or not at all; whether that was possible.
+
+    Args:
+        kind: a folder's name.
+        cache_key: all that the arrays depend on.
+        content: the arrays.
+        facts: what `entries` is to tell beside the key.
+    """
+    path = _path(kind, cache_key)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _cannot(path, error)
+        return False
+    return _write(path, content, {**cache_key, **facts})
+
+
+def drop(kind: str, cache_key: Mapping[str, Any]) -> None:
+    """Remove an entry, if there is one."""
+    with suppress(OSError):
+        _path(kind, cache_key).unlink()
+
+
+def _path(kind: str, cache_key: Mapping[str, Any]) -> Path:
+    name = hashlib.sha256(json.dumps(cache_key, sort_keys=True).encode()).hexdigest()
+    return folder() / kind / f"{name}.safetensors"
+
+
 def entries(kind: str) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """The files of a kind, each with its cache key; that of a file that cannot be read is empty."""
+    """The files of a kind, each with its cache key and what else is known; nothing of a file that cannot be read."""
     for path in sorted((folder() / kind).glob("*.safetensors")):
         try:
             with safe_open(path, framework="numpy") as file:
@@ -108,19 +144,21 @@ def _read(path: Path) -> Arrays | None:
     return None
 
 
-def _write(path: Path, content: Arrays, cache_key: Mapping[str, Any]) -> None:
+def _write(path: Path, content: Arrays, facts: Mapping[str, Any]) -> bool:
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
         os.close(handle)
-        metadata = {"sha256": _digest(content), "facts": json.dumps(cache_key)}
+        metadata = {"sha256": _digest(content), "facts": json.dumps(facts)}
         save_file({n: np.ascontiguousarray(a) for n, a in content.items()}, temporary, metadata)
         os.replace(temporary, path)
         _drop_unused(path.parent)
+        return True
     except (OSError, SafetensorError) as error:  # the latter wraps a full disk
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         _cannot(path, error)
+        return False
 
 
 def _drop_unused(kind: Path) -> None:

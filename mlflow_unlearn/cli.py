@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 from mlflow_unlearn import __version__
 from mlflow_unlearn.config import COMMANDS, STORAGE_VARIABLE, Command, HardwareOptions, Tune, as_arguments, options
 from mlflow_unlearn.data.functions import no_exit
-from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
+from mlflow_unlearn.errors import AlreadyDone, UnlearnError, UnlearnWarning
 from mlflow_unlearn.parsing import message
 
 
@@ -178,6 +178,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
         _tag_project_run(sentence)  # only if the command has made no run, which takes the variable away
         code = error.exit_code
         signal.signal(signal.SIGTERM, _stop)
+    except AlreadyDone as done:
+        click.echo(str(done))
+        code = 0
     except _Ended as ended:
         code = ended.code
     except (click.Abort, KeyboardInterrupt):

@@ -31,6 +31,10 @@ class Refused(UnlearnError):
     exit_code = 3
 
 
+class AlreadyDone(Exception):
+    """What the command is to do was done by the same command before, which was killed a moment later: exit code 0."""
+
+
 class UnlearnWarning(UserWarning):
     """What does not stop a method and may spoil its result; the commands print its sentence alone."""
 

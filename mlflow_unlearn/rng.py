@@ -4,6 +4,7 @@ import operator
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,3 +43,26 @@ def isolated_rng(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+def rng_states() -> dict[str, Any]:
+    """The states of Python's, NumPy's and torch's global generators, as tensors ``[…]``, numbers and text."""
+    version, python, gauss = random.getstate()
+    kind, numpy, *rest = np.random.get_state()
+    return {
+        "python": [version, torch.tensor(python), gauss],
+        "numpy": [kind, torch.from_numpy(np.asarray(numpy, np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],  # type: ignore[no-untyped-call]
+    }
+
+
+def set_rng_states(states: dict[str, Any]) -> None:
+    """Put the global generators where `rng_states` found them."""
+    version, python, gauss = states["python"]
+    random.setstate((version, tuple(python.tolist()), gauss))
+    kind, numpy, *rest = states["numpy"]
+    np.random.set_state((kind, numpy.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"])

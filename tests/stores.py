@@ -130,6 +130,22 @@ def use(store: Store, patch: pytest.MonkeyPatch) -> None:
     patch.chdir(store.folder)
 
 
+def relocate(folder: Path, before: str) -> None:
+    """Have the databases name their own folder, which was ``before``."""
+    for name in ("mlflow.db", "optuna.db"):
+        if not (folder / name).exists():
+            continue
+        connection = sqlite3.connect(folder / name)
+        with connection:
+            for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+                for column in [row[1] for row in connection.execute(f"PRAGMA table_info('{table}')")]:
+                    connection.execute(
+                        f'UPDATE "{table}" SET "{column}" = replace("{column}", ?, ?) WHERE instr("{column}", ?)',
+                        (before, str(folder), before),
+                    )
+        connection.close()
+
+
 @contextlib.contextmanager
 def copied(template: Store, folder: Path) -> Iterator[Store]:
     """A copy of a store's database, in use inside the block; the template's artifacts stay where they are."""

@@ -4,6 +4,7 @@ from mlflow_unlearn import config
 from mlflow_unlearn.governance.holders import (
     ENDPOINT_TAG,
     cached,
+    checkpoints,
     forgotten_by,
     logged_models,
     unregistered,
@@ -42,6 +43,9 @@ def exposure(options: config.Exposure) -> None:
                 "LoggedModels that were never registered": [f"models:/{m}" for m in unregistered(models, found)],
                 "runs that logged these models": sorted({p.registered.run_id for p in holders if p.registered.run_id}),
                 "outputs in this machine's cache": [str(path) for path in cached(holders)],
+                "checkpoints of commands that were killed on this machine": [
+                    str(path) for path in checkpoints(holders, of_train=True)
+                ],
             },
         )
     print(

@@ -17,7 +17,7 @@ from mlflow_unlearn.governance.approval import approver_of, check_approver, open
 from mlflow_unlearn.governance.integrity import PROMOTION, PROMOTION_TAG, examine
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.lock import model_lock
-from mlflow_unlearn.registry.versions import retired
+from mlflow_unlearn.registry.versions import registry_client, retired
 
 
 def promote(options: config.Promote) -> None:
@@ -67,7 +67,7 @@ def promote(options: config.Promote) -> None:
                 "run_id": run_id,
             }
             mlflow.log_dict(record, f"{FOLDER}/{PROMOTION}")
-            registry = tracking.registry(client)
+            registry = registry_client(client)
             lock.check()
             # The tag first: an alias without it was moved by hand, and a tag whose run did not finish was interrupted.
             registry.set_model_version_tag(name, version, PROMOTION_TAG + options.alias, json.dumps(record))

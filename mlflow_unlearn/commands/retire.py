@@ -24,6 +24,7 @@ from mlflow_unlearn.governance.holders import (
     Logged,
     VersionExposure,
     cached,
+    checkpoints,
     exposure_of,
     logged_models,
     model_of,
@@ -38,6 +39,7 @@ from mlflow_unlearn.registry.versions import (
     UNFINISHED,
     can_be_read,
     registered_version,
+    registry_client,
     retired,
     unfinished,
 )
@@ -54,7 +56,7 @@ class Retirement:
         entries: it and its copies, which share its files.
         aliases: NAME@ALIAS, to be removed first.
         model_id: the LoggedModel.
-        cached: outputs on this machine.
+        cached: outputs and checkpoints on this machine.
         models: every LoggedModel of the store.
         known: where the files of each registered version are.
     """
@@ -130,7 +132,7 @@ def retire(options: config.Retire) -> None:
         return
     with tracking.run("retire", options) as run_id, ExitStack() as stack:
         client = tracking.client()
-        registry = tracking.registry(client)
+        registry = registry_client(client)
         retirement = _retirement(client, options)
         names = sorted({entry.registered.name for entry in retirement.entries})  # all wait in the same order
         locks = {name: stack.enter_context(model_lock(client, name))[0] for name in names}
@@ -202,7 +204,7 @@ def _retirement(client: MlflowClient, options: config.Retire) -> Retirement:
             f"{uri} is still served by {', '.join(serving)}: move the alias with `promote`, or name it in aliases=; "
             "of an endpoint remove the tag once it serves another version"
         )
-    return Retirement(target, found, _aliases(found), model_id, cached(found), models, known)
+    return Retirement(target, found, _aliases(found), model_id, [*cached(found), *checkpoints(found)], models, known)
 
 
 def _check_location(target: VersionExposure) -> None:

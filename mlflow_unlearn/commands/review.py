@@ -22,7 +22,7 @@ from mlflow_unlearn.governance.integrity import examine
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.lock import model_lock
-from mlflow_unlearn.registry.versions import retired
+from mlflow_unlearn.registry.versions import registry_client, retired
 from mlflow_unlearn.report import table
 from mlflow_unlearn.report.page import page
 
@@ -39,7 +39,7 @@ def review(options: config.Review) -> None:
         examined = examine(client, options.model_uri, folder, key=options.key)
         examined.refuse_differences("cannot be reviewed")
         verdict = judge(examined.evidence, policy, signature=examined.signature)
-        registry = tracking.registry(client)
+        registry = registry_client(client)
         name, version, by = examined.registered.name, str(examined.registered.version), whoami()
         with model_lock(client, name) as (lock, _):
             now = client.get_model_version(name, version)

@@ -17,6 +17,7 @@ from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.source import Source
 from mlflow_unlearn.engine.architectures import build_model, weights_digest
+from mlflow_unlearn.engine.checkpoint import Checkpoint
 from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.engine.predictions import evaluate_split
 from mlflow_unlearn.evidence.provenance import Provenance
@@ -27,7 +28,8 @@ from mlflow_unlearn.metrics.accuracy import accuracy
 from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests
 from mlflow_unlearn.registry.flavor import NewModel, example_images, log_model
-from mlflow_unlearn.registry.versions import Record, check_name, describe_version, register, withdrawn_on_failure
+from mlflow_unlearn.registry.registration import complete, register, withdrawn_on_failure
+from mlflow_unlearn.registry.versions import Record, check_name
 from mlflow_unlearn.rng import isolated_rng
 from mlflow_unlearn.session.checks import check_outputs
 from mlflow_unlearn.session.hardware import pick_hardware
@@ -61,7 +63,10 @@ def train(options: config.Train) -> None:
         training = dataset if options.augment == "none" else Augmented(dataset, options.augment)
         hardware = pick_hardware(module, dataset, options, progress=progress)
         recipe = {key: getattr(options, key) for key in ("epochs", "lr", "batch_size", "weight_decay")}
-        run_options = RunOptions(options.seed, on_epoch=partial(log_epoch, Training))
+        manifest = Manifest(tuple(source.train.ids[i] for i in kept))
+        read_as = {"data": source.digest, "transform": options.transform, "augment": options.augment}
+        checkpoint = Checkpoint("train", run_id, {**read_as, "samples": manifest.digest})
+        run_options = RunOptions(options.seed, on_epoch=partial(log_epoch, Training), checkpoint=checkpoint)
         outcome = run(module, Training(recipe), {"retain": training}, hardware, run_options)
         metrics = {}
         trained = outcome.model.to(hardware.device)
@@ -70,7 +75,6 @@ def train(options: config.Train) -> None:
             trained_on = np.isin(outputs.labels, source.train.labels[kept])  # not the classes that are excluded wholly
             if trained_on.any():
                 metrics[f"acc_{split}"] = accuracy(outputs.predictions, outputs.labels, trained_on)
-        manifest = Manifest(tuple(source.train.ids[i] for i in kept))
         log_manifests(source.spec, {"retain": manifest})
         record = Record(
             architecture=options.architecture,
@@ -85,19 +89,20 @@ def train(options: config.Train) -> None:
         # Never of a training image: the example travels with every later version.
         example = example_images([unseen["test"][i % len(source.test)][0] for i in range(2)])
         new = NewModel(outcome.model, record, manifest, folder, example=example, serialization=options.serialization)
-        info = log_model(new)
-        mlflow.log_metrics(metrics, model_id=info.model_id)
+        without = f", without `{options.exclude}` (a gold standard)" if options.exclude else ""
+        description = f"`{options.architecture}` trained on {len(kept)} samples of `{source.spec}`{without}."
         tags = {
             "unlearn.method": "train",
             "unlearn.run_id": run_id,
             "unlearn.weights_sha256": weights_digest(outcome.model),
             **metric_tags(metrics),
         }
-        without = f", without `{options.exclude}` (a gold standard)" if options.exclude else ""
-        description = f"`{options.architecture}` trained on {len(kept)} samples of `{source.spec}`{without}."
-        version = register(info, options.name, tags=tags)
-        with withdrawn_on_failure(client, version):
-            describe_version(client, options.name, version.version, description)
+        with withdrawn_on_failure(client, run_id):
+            info = log_model(new)
+            mlflow.log_metrics(metrics, model_id=info.model_id)
+            version = register(client, info, options.name, tags=tags, description=description)
+            complete(client, version)
+        checkpoint.remove()
         shown = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items())
         print(f"Registered {options.name} version {version.version}: {len(kept)} training samples, {shown}.")
 

@@ -10,6 +10,7 @@ import mlflow
 from mlflow_unlearn import config
 from mlflow_unlearn.config import parse_params
 from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.engine.checkpoint import Checkpoint
 from mlflow_unlearn.engine.loop import RETRAIN_ALL, RunOptions
 from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
@@ -75,18 +76,22 @@ def unlearn(options: config.Unlearn) -> None:
         with tracking.timed("original"):
             original = session.evaluate_original(force=options.force, teacher=teacher)
         session = session.filed(options)
+        trained_as = {} if recipe is None else {"augment": recipe.augment, "architecture": recipe.architecture}
+        checkpoint = Checkpoint("unlearn", run_id, {**session.identity, **trained_as})
         with tracking.timed("method"):
             run_options = RunOptions(
                 options.seed,
                 teacher=teacher,
                 model_factory=None if recipe is None else recipe.model_factory,
                 on_epoch=partial(log_epoch, method),
+                checkpoint=checkpoint,
             )
             splits = None if recipe is None else recipe.splits(session.splits)
             result = session.unlearn(options.method, params, run_options, splits=splits)
         mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})
         log_final(method, result)
         if weights_digest(result.model) == weights_digest(session.module):
+            checkpoint.remove()
             raise NothingToUnlearn(nothing_to_unlearn(method, result))
 
         with tracking.timed("result"):
@@ -106,6 +111,7 @@ def unlearn(options: config.Unlearn) -> None:
             augment=recipe.augment if recipe is not None else None,
         )
         publish(session, run_id, name, result, provenance, outputs, options)
+        checkpoint.remove()
 
 
 def _with_params(options: config.Unlearn) -> tuple[config.Unlearn, dict[str, Any]]:

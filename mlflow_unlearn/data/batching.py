@@ -147,7 +147,13 @@ class BatchReader:
     """Reads one dataset by the batch, pass after pass, by processes that stay from one pass to the next."""
 
     def __init__(
-        self, dataset: Dataset[Any], num_workers: int | None, device: torch.device, generator: torch.Generator
+        self,
+        dataset: Dataset[Any],
+        num_workers: int | None,
+        device: torch.device,
+        generator: torch.Generator,
+        *,
+        persistent: bool = True,
     ) -> None:
         """Start nothing yet.
 
@@ -156,8 +162,11 @@ class BatchReader:
             num_workers: data-loading processes; None: by `loader_settings`.
             device: where the batches go.
             generator: of the seeds of the workers; torch would draw them from the global one.
+            persistent: False starts new workers in each pass: what they draw then depends on the generator alone, and
+                not on the passes before.
         """
         self.dataset, self.num_workers, self.device, self.generator = dataset, num_workers, device, generator
+        self._persistent = persistent
         self._gathered = _Gathered(dataset)
         self._batches: list[Sequence[int]] = []
         self._settings: dict[str, Any] = {}
@@ -181,7 +190,7 @@ class BatchReader:
                 batch_size=None,
                 sampler=self._batches,
                 generator=self.generator,
-                persistent_workers=bool(settings["num_workers"]),
+                persistent_workers=self._persistent and bool(settings["num_workers"]),
                 **settings,
             )
         return self._joined(iter(self._loader), first) if len(first) > 1 else iter(self._loader)

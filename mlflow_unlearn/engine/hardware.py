@@ -237,9 +237,15 @@ class Hardware:
             output = model(self.images(images))
         return checked_logits(output, labels)
 
-    def reader(self, dataset: Dataset[Any], generator: torch.Generator) -> BatchReader:
-        """A reader of batches of ``dataset``, with as many processes as are worth it."""
-        return BatchReader(dataset, self.num_workers, self.device, generator)
+    def reader(self, dataset: Dataset[Any], generator: torch.Generator, *, persistent: bool = True) -> BatchReader:
+        """A reader of batches of ``dataset``, with as many processes as are worth it.
+
+        Args:
+            dataset: map-style.
+            generator: of the seeds of these processes.
+            persistent: whether they stay from one pass to the next.
+        """
+        return BatchReader(dataset, self.num_workers, self.device, generator, persistent=persistent)
 
     def batches(self, dataset: Dataset[Any], batches: Sequence[Sequence[int]]) -> Iterable[Any]:
         """``gather(dataset, batch)`` of each of ``batches``, once.

@@ -4,7 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -20,14 +20,15 @@ from mlflow_unlearn.data.functions import users_code
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.architectures import reinitialised_copy
+from mlflow_unlearn.engine.checkpoint import Checkpoint, ResumableWorkspace
 from mlflow_unlearn.engine.forward import predict
 from mlflow_unlearn.engine.frozen_prefix import Activations, split_at
 from mlflow_unlearn.engine.hardware import Hardware, deterministic_convolutions, full_precision
 from mlflow_unlearn.engine.method import Batch, Datasets, InputLoss, Method, OptimizerSpec, Phase, PhaseStats, SplitName
 from mlflow_unlearn.engine.modes import eval_mode
-from mlflow_unlearn.engine.teacher import Teacher
+from mlflow_unlearn.engine.teacher import Teacher, is_deterministic
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.rng import isolated_rng
+from mlflow_unlearn.rng import isolated_rng, rng_states, set_rng_states
 
 Epoch = dict[str, float]
 Watch = Callable[[Epoch, nn.Module, Datasets], None]
@@ -61,6 +62,7 @@ class RunOptions:
             without it each module's own ``reset_parameters`` makes one of a copy.
         on_epoch: called with each epoch's record.
         on_state: called after each epoch; it may look at the student, and end the plan by an exception.
+        checkpoint: where a long training is kept, for the same command to go on after a kill; not with several ranks.
     """
 
     seed: int
@@ -70,10 +72,11 @@ class RunOptions:
     model_factory: Callable[[], nn.Module] | None = None
     on_epoch: Callable[[Epoch], None] | None = None
     on_state: Watch | None = None
+    checkpoint: Checkpoint | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What other ranks are sent: the callbacks are rank 0's own."""
-        return {**vars(self), "on_epoch": None, "on_state": None}
+        return {**vars(self), "on_epoch": None, "on_state": None, "checkpoint": None}
 
 
 @ranks.on_all_ranks
@@ -115,14 +118,22 @@ def run(model: nn.Module, method: Method, datasets: Datasets, hardware: Hardware
         if not any(p.requires_grad for p in trained.parameters()):
             raise UnlearnError("all parameters of the model are frozen: set requires_grad on those to be trained")
         state = TrainerState(trained, datasets, teacher, hardware, options)
-        plan = method.plan(state)
+        workspace: TrainerState | ResumableWorkspace = state
+        if options.checkpoint is not None and ranks.size() == 1:
+            stored = options.checkpoint.open(model, method, hardware, options.seed, teacher.prefix)
+            workspace = ResumableWorkspace(state, options.checkpoint, stored)
+            start -= workspace.elapsed
+        plan = method.plan(workspace)
         try:
             phase = next(plan)
             while True:
-                phase = plan.send(state.run_phase(phase, method.name))
+                phase = plan.send(workspace.run_phase(phase, method.name))
         except StopIteration as stop:
             final = stop.value or {}
-        except RuntimeError as error:
+        except Exception as error:
+            going_on = isinstance(workspace, ResumableWorkspace) and workspace.resuming
+            if options.checkpoint is not None and (going_on or isinstance(error, UnlearnError)):
+                options.checkpoint.remove()  # from there it would come to the same end
             # By name: to import the class takes a second.
             if not any(kind.__name__ == "TorchDynamoException" for kind in type(error).__mro__):
                 raise
@@ -131,6 +142,31 @@ def run(model: nn.Module, method: Method, datasets: Datasets, hardware: Hardware
     student.zero_grad(set_to_none=True)
     student = student.to(home, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return Outcome(student.eval(), state.history, final, tuple(state.warnings), time.perf_counter() - start)
+
+
+@dataclass
+class Progress:
+    """How far a phase is.
+
+    Attributes:
+        epoch: passes that are done.
+        step: steps of the next one that are done.
+        order: state of the generator that has shuffled this one.
+        total: sum of the losses over samples.
+        count: samples.
+        correct: forget samples whose class was predicted.
+        forgotten: forget samples.
+        seconds: wall-clock.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    order: Tensor | None = None
+    total: float = 0.0
+    count: int = 0
+    correct: int = 0
+    forgotten: int = 0
+    seconds: float = 0.0
 
 
 class TrainerState:
@@ -158,6 +194,7 @@ class TrainerState:
         # Of what is drawn by sample, such as a random transform: each rank has its own samples.
         self._worker_seeds = torch.Generator().manual_seed((options.seed + ranks.rank()) % 2**64)
         self._optimizers: dict[OptimizerSpec, tuple[torch.optim.Optimizer, LRScheduler | None]] = {}
+        self._steps: dict[OptimizerSpec, int] = {}
 
     def labels(self, role: SplitName) -> Tensor:
         """The labels ``[N]`` of a split, read once.
@@ -256,30 +293,49 @@ class TrainerState:
             model = DistributedDataParallel(model, find_unused_parameters=True)
         return torch.compile(model) if self.hardware.compile else model  # type: ignore[return-value]
 
-    def run_phase(self, phase: Phase, name: str) -> PhaseStats:
-        """Train for the epochs of ``phase``; ``name`` stands on the progress bar.
-
-        Raises:
-            UnlearnError: the loss is not finite.
-        """
-        start = time.perf_counter()
+    def fill(self, phase: Phase) -> None:
+        """Run the frozen layers, where there are any, over the samples of ``phase`` that they have not seen yet."""
         for split, index in (("forget", phase.forget), ("retain", phase.retain)):
             dataset = self._datasets.get(split)
             if index is not None and isinstance(dataset, Activations):
                 dataset.fill(index)
+
+    def run_phase(
+        self, phase: Phase, name: str, progress: Progress | None = None, pause: Callable[[Progress], None] | None = None
+    ) -> PhaseStats:
+        """Train for the epochs of ``phase``.
+
+        Args:
+            phase: of the plan.
+            name: stands on the progress bar.
+            progress: where to go on.
+            pause: called after steps and epochs from which one could go on.
+
+        Raises:
+            UnlearnError: the loss is not finite.
+        """
+        at = progress or Progress()
+        start = time.perf_counter() - at.seconds
+        self.fill(phase)
         data = _TaggedSamples(self._datasets, phase)
         steps_per_epoch = len(data.epoch(phase, None))
         optimizer, scheduler = self._optimizer(phase.optimizer, steps_per_epoch)
         if scheduler is None:
             for group in optimizer.param_groups:
                 group["lr"] = phase.optimizer.lr * phase.lr_scale
-        total, count, correct, forgotten = 0.0, 0, 0, 0
-        for epoch in range(phase.epochs):
+        # Random inputs of processes that read ahead cannot be had again from the middle of an epoch.
+        same_again = all(map(is_deterministic, data.datasets))
+        pause_in_epoch = pause if same_again or self.hardware.num_workers == 0 else None
+        for epoch in range(at.epoch, phase.epochs):
             passes = len(self.history) + epoch + 1
-            batches = data.epoch(phase, self.generator)
+            if at.order is None:
+                at.order = self.generator.get_state()
+                batches = data.epoch(phase, self.generator)
+            else:
+                batches = data.epoch(phase, _generator(at.order))[at.step :]
             # The last phase's reader, with its processes, where this one reads the same samples.
             if self._reader is None or not data.is_like(self._reader.dataset):
-                self._reader = self.hardware.reader(data, self._worker_seeds)
+                self._reader = self.hardware.reader(data, self._worker_seeds, persistent=same_again)
             loader = self._shards(self._reader.read([ranks.shard(batch) for batch in batches]), batches)
             # Set in each epoch: a plan may have measured the model in between.
             self.model.train()
@@ -289,21 +345,65 @@ class TrainerState:
                     if getattr(module, "track_running_stats", False):
                         module.eval()
             steps = track(loader, f"{name}: epoch {passes}", enabled=self.hardware.progress, total=len(batches))
-            for step, (batch, samples) in enumerate(zip(batches, steps, strict=True), start=1):
+            for batch, samples in zip(batches, steps, strict=True):
                 loss, seen = self._step(phase, optimizer, samples, len(batch))
+                at.step += 1
                 if not torch.isfinite(loss):
                     raise UnlearnError(
-                        f"the loss became {loss.item()} in epoch {passes}, step {step}, "
+                        f"the loss became {loss.item()} in epoch {passes}, step {at.step}, "
                         f"with lr {phase.optimizer.lr:g}: try a smaller lr, say {phase.optimizer.lr / 10:g}"
                     )
                 if scheduler is not None:
                     scheduler.step()
-                total, count = total + loss.item() * len(batch), count + len(batch)
+                at.total, at.count = at.total + loss.item() * len(batch), at.count + len(batch)
                 hits = seen.logits[seen.forget].argmax(dim=1) == seen.labels[seen.forget]
-                correct, forgotten = correct + int(hits.sum()), forgotten + len(hits)
+                at.correct, at.forgotten = at.correct + int(hits.sum()), at.forgotten + len(hits)
+                at.seconds = time.perf_counter() - start
+                if pause_in_epoch is not None and at.step < steps_per_epoch:
+                    pause_in_epoch(at)
+            at.epoch, at.step, at.order = epoch + 1, 0, None
+            if pause is not None:
+                pause(at)
         ranks.synchronise(self.model)
-        acc_forget = correct / forgotten if forgotten else None
-        return PhaseStats(total / count, time.perf_counter() - start, acc_forget)
+        acc_forget = at.correct / at.forgotten if at.forgotten else None
+        return PhaseStats(at.total / at.count, time.perf_counter() - start, acc_forget)
+
+    def saved(self, without: Iterable[str]) -> dict[str, Any]:
+        """All that further training depends on, to be put back by `load`.
+
+        Args:
+            without: splits whose teacher's logits are there anyway.
+        """
+        random_teacher = vars(self).get("_random_teacher")
+        return {
+            "model": _tensors(self.model),
+            "optimizers": [
+                [asdict(spec), self._steps[spec], optimizer.state_dict(), scheduler and scheduler.state_dict()]
+                for spec, (optimizer, scheduler) in self._optimizers.items()
+            ],
+            "generators": [self.generator.get_state(), self._worker_seeds.get_state()],
+            "teacher": self.teacher.saved(without),
+            "random_teacher": random_teacher and [_tensors(random_teacher.model), random_teacher.saved(())],
+            "random": rng_states(),
+        }
+
+    def load(self, saved: dict[str, Any]) -> Progress:
+        """Put back what `saved` gave; how far the phase was that is to go on."""
+        _put(self.model, saved["model"])
+        for values, steps, optimizer_state, scheduler_state in saved["optimizers"]:
+            optimizer, scheduler = self._optimizer(OptimizerSpec(**values), steps)
+            optimizer.load_state_dict(optimizer_state)
+            if scheduler is not None:
+                scheduler.load_state_dict(scheduler_state)
+        self.teacher.load(saved["teacher"])
+        if saved["random_teacher"] is not None:
+            weights, computed = saved["random_teacher"]
+            _put(self._random_teacher.model, weights)
+            self._random_teacher.load(computed)
+        self.generator.set_state(saved["generators"][0])
+        self._worker_seeds.set_state(saved["generators"][1])
+        set_rng_states(saved["random"])
+        return Progress(**saved["progress"])
 
     @contextmanager
     def _own_draws(self, shared: bool) -> Iterator[None]:
@@ -375,8 +475,25 @@ class TrainerState:
                 # One step to spare, since it is taken after the optimiser's; momentum is constant.
                 steps = spec.one_cycle_epochs * steps_per_epoch + 1
                 scheduler = OneCycleLR(optimizer, max_lr=spec.lr, total_steps=steps, cycle_momentum=False)
-            self._optimizers[spec] = (optimizer, scheduler)
+            self._optimizers[spec], self._steps[spec] = (optimizer, scheduler), steps_per_epoch
         return self._optimizers[spec]
+
+
+def _generator(state: Tensor) -> torch.Generator:
+    generator = torch.Generator()
+    generator.set_state(state)
+    return generator
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers ``[…]`` by name, also those that are in no state dict."""
+    return {name: value.detach() for name, value in (*module.named_parameters(), *module.named_buffers())}
+
+
+def _put(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in _tensors(module).items():
+            value.copy_(values[name])
 
 
 def _build_optimizer(spec: OptimizerSpec, parameters: list[Any]) -> torch.optim.Optimizer:

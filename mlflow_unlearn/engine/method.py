@@ -114,9 +114,12 @@ class PhaseStats:
 class Workspace(Protocol):
     """What the loop offers to a plan."""
 
-    model: nn.Module
     generator: torch.Generator
     """On the CPU, seeded: all randomness of a method comes from here."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The student itself, for a method that edits weights."""
 
     def labels(self, role: SplitName) -> Tensor:
         """The labels ``[N]`` of a set."""

@@ -170,6 +170,36 @@ class Teacher:
             self._caching = cached.put(indices[missing], computed.cpu())
         return cached.get(indices).to(self.hardware.device) if self._caching else self._forward(images)
 
+    def complete_splits(self) -> set[str]:
+        """Splits whose logits are all known."""
+        return {split for split in self._logits if self._complete(split)}
+
+    def saved(self, without: Iterable[str]) -> dict[str, Any]:
+        """What has been computed, to be put back by `load`: logits ``[M, K]`` by split and sample, and checksums.
+
+        Computed again with other samples in the batch, they might differ in the last bit.
+
+        Args:
+            without: splits that are left out, whose logits will be there anyway.
+        """
+        index = {split: rows.has(slice(None)).nonzero().flatten() for split, rows in self._logits.items()}
+        return {
+            "caching": self._caching,
+            "rows": {
+                split: [known, self._logits[split].get(known)]
+                for split, known in index.items()
+                if self._caching and len(known) and split not in without
+            },
+            "checksums": [[*key, value] for key, value in self._checksums.items()],
+        }
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Put back what `saved` gave."""
+        self._caching = saved["caching"]
+        self._checksums = {(split, index): value for split, index, value in saved["checksums"]}
+        for split, (known, rows) in saved["rows"].items():
+            self._logits[split].put(known, rows)
+
     def _cached_unwatched(self, split: str) -> bool:
         return self._caching and split not in self._watched
 

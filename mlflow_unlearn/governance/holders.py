@@ -18,8 +18,8 @@ from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.governance.location import Location, locate, relation
 from mlflow_unlearn.parsing import load_yaml
-from mlflow_unlearn.registry import forget_requests, tracking
-from mlflow_unlearn.registry.versions import MANIFEST_FILE, can_be_read, fetched, retired
+from mlflow_unlearn.registry import forget_requests
+from mlflow_unlearn.registry.versions import MANIFEST_FILE, can_be_read, fetched, registry_client, retired
 
 ENDPOINT_TAG = "unlearn.endpoint."
 """A version's tag ``unlearn.endpoint.<name>`` = URL says where it is served: MLflow itself does not know."""
@@ -211,8 +211,24 @@ def unregistered(models: Sequence[Logged], found: Sequence[VersionExposure]) -> 
 
 def cached(holders: Sequence[VersionExposure]) -> list[Path]:
     """Entries of this machine's cache with outputs of these models."""
-    digests = {entry.registered.tags.get(WEIGHTS_TAG) for entry in holders} - {None}
-    return [path for path, facts in cache.entries("outputs") if facts.get("weights") in digests]
+    return [path for path, facts in cache.entries("outputs") if facts.get("weights") in _digests(holders)]
+
+
+def checkpoints(holders: Sequence[VersionExposure], *, of_train: bool = False) -> list[Path]:
+    """What commands that were killed have left in the cache of trainings that began with these models.
+
+    Args:
+        holders: versions.
+        of_train: also those of `train`, which began before there was a version: any of them may hold the data.
+    """
+    found, digests = cache.entries(cache.CHECKPOINTS), _digests(holders)
+    return [
+        p for p, facts in found if facts.get("weights") in digests or (of_train and facts.get("command") == "train")
+    ]
+
+
+def _digests(holders: Sequence[VersionExposure]) -> set[str | None]:
+    return {entry.registered.tags.get(WEIGHTS_TAG) for entry in holders} - {None}
 
 
 def _all_versions(client: MlflowClient) -> Iterator[ModelVersion]:
@@ -293,7 +309,7 @@ def _overlap(other: str, location: Location, target: VersionExposure) -> str:
 
 def _location(client: MlflowClient, version: ModelVersion, models: Sequence[Logged]) -> Location:
     """The folder with a version's files, which a copy by `copy_model_version` shares."""
-    uri = str(tracking.registry(client).get_model_version_download_uri(version.name, version.version)).rstrip("/")
+    uri = str(registry_client(client).get_model_version_download_uri(version.name, version.version)).rstrip("/")
     if not RunsArtifactRepository.is_runs_uri(uri):
         return locate(uri)
     # MLflow looks for these in the run, and in the LoggedModel that the run has logged under that name.

@@ -25,7 +25,13 @@ from mlflow_unlearn.metrics.suite import Metrics, compare, residual_accuracy
 from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.digests import file_digests
 from mlflow_unlearn.registry.flavor import NewModel, log_model
-from mlflow_unlearn.registry.versions import describe_version, register, withdrawn_on_failure
+from mlflow_unlearn.registry.registration import (
+    complete,
+    describe_version,
+    next_number,
+    register,
+    withdrawn_on_failure,
+)
 from mlflow_unlearn.report import table
 from mlflow_unlearn.report.card import describe, model_card
 from mlflow_unlearn.report.page import Sample, moved, page
@@ -60,35 +66,47 @@ def publish(
         columns = compare(outputs, seed=provenance.seed)
     if (reason := columns["unlearned"].collapsed) is not None:
         note(f"Warning: the model has {reason}: its metrics are void, and no policy lets it pass.")
-    with tracking.timed("save"):
-        new = NewModel(
-            result.model,
-            new_record(session, options, provenance),
-            session.manifest(session.retain),
-            session.folder,
-            example=example_without_forgotten(session),
-            source=session.version,
-        )
-        info = log_model(new)
-    log_metrics(columns, model_ids={"unlearned": info.model_id, "original": session.version.model_id})
-    candidate = VersionCandidate(provenance, result, outputs, columns, _incomplete(outputs["unlearned"]))
-    with tracking.timed("evidence"):
-        stored = Path(mlflow.artifacts.download_artifacts(info.model_uri, dst_path=str(session.folder / "stored")))
-        draft = build(session, run_id, candidate, name=name, model_id=info.model_id, files=file_digests(stored))
-        log_parts(draft)
-    version = register(info, name, tags=draft.tags())
-    evidence = numbered(draft, str(version.version))
-    with withdrawn_on_failure(session.client, version):
-        with tracking.timed("evidence.store"):
-            store(
-                session.client,
-                evidence,
-                session.folder / FOLDER,
-                _samples(session, outputs, options),
-                options.sign_key,
+    client = session.client
+    with withdrawn_on_failure(client, run_id):
+        with tracking.timed("save"):
+            new = NewModel(
+                result.model,
+                new_record(session, options, provenance),
+                session.manifest(session.retain),
+                session.folder,
+                example=example_without_forgotten(session),
+                source=session.version,
             )
+            info = log_model(new)
+        log_metrics(columns, model_ids={"unlearned": info.model_id, "original": session.version.model_id})
+        candidate = VersionCandidate(provenance, result, outputs, columns, _incomplete(outputs["unlearned"]))
+        with tracking.timed("evidence"):
+            stored = Path(mlflow.artifacts.download_artifacts(info.model_uri, dst_path=str(session.folder / "stored")))
+            draft = build(session, run_id, candidate, name=name, model_id=info.model_id, files=file_digests(stored))
+            log_parts(draft)
+
+        def stored_as(number: str) -> tuple[Evidence, dict[str, str]]:
+            evidence = numbered(draft, number)
+            samples = _samples(session, outputs, options)
+            return evidence, store(client, evidence, session.folder / FOLDER, samples, options.sign_key)
+
+        # Before there is a version, so that none is ever without; its number is known, but for a coincidence.
+        with tracking.timed("evidence.store"):
+            evidence, digests = stored_as(next_number(client, name))
+        tags = evidence.tags() | digests
+        version = register(client, info, name, tags=tags, description=describe(evidence))
+        if str(version.version) != evidence.result.version:
+            evidence, digests = stored_as(str(version.version))
+            for key, value in digests.items():
+                client.set_model_version_tag(name, version.version, key, value)
+            describe_version(client, version, describe(evidence))
         table.show(columns)
-        forget_requests.mark_done(session.client, session.requests, evidence.result.uri)
+        forget_requests.mark_done(client, session.requests, evidence.result.uri)
+        try:
+            complete(client, version)
+        except BaseException:
+            forget_requests.mark_undone(client, session.requests, evidence.result.uri)
+            raise
     print(f"Registered {name} version {version.version} from {session.version.uri}.")
     if session.version.model_id is None:
         print(f"Note: {session.version.uri} has no LoggedModel: its lineage is in the tags and in evidence.json alone.")
@@ -97,20 +115,23 @@ def publish(
 
 def store(
     client: MlflowClient, evidence: Evidence, folder: Path, samples: Sequence[Sample], sign_key: str | None
-) -> None:
-    """Write the record and what is made from it beside the run and beside the model; its digest goes to the version.
+) -> dict[str, str]:
+    """Write the record and what is made from it beside the run and beside the model.
 
     Args:
         client: of the registry.
         evidence: complete.
-        folder: to be made, for the files.
+        folder: for the files.
         samples: forgotten images that the report shows.
         sign_key: private EC key (PEM file), or None.
+
+    Returns:
+        Their digests, as tags of the version.
 
     Raises:
         UnlearnError: it is to be signed, and cannot be.
     """
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     if sign_key is not None:
         evidence = evidence.model_copy(update={"public_key": public_key(sign_key)})
     (folder / FILE).write_text(evidence.to_json(), encoding="utf-8")
@@ -122,10 +143,7 @@ def store(
         sign(folder, sign_key)
     mlflow.log_artifacts(str(folder), FOLDER)
     client.log_model_artifacts(evidence.result.model_id, str(folder), FOLDER)
-    result = evidence.result
-    client.set_model_version_tag(result.name, result.version, REPORT_TAG, sha256(report.encode()))
-    client.set_model_version_tag(result.name, result.version, DIGEST_TAG, evidence.sha256)
-    describe_version(client, result.name, result.version, describe(evidence))
+    return {REPORT_TAG: sha256(report.encode()), DIGEST_TAG: evidence.sha256}
 
 
 def log_parts(evidence: Evidence) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -18,10 +18,9 @@ from mlflow_unlearn.console import note
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.parsing import load_json
-from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.lock import model_lock
-from mlflow_unlearn.registry.versions import Version, artifact
+from mlflow_unlearn.registry.versions import Version, artifact, registry_client
 
 TAG = "unlearn.request."
 RUN_TAG = "unlearn.request_id"
@@ -127,7 +126,7 @@ def file_request(
     Raises:
         ValueError: no run is active.
     """
-    new_id, tags, registry = request_id(version, manifest), version.tags, tracking.registry(client)
+    new_id, tags, registry = request_id(version, manifest), version.tags, registry_client(client)
     with ExitStack() as stack:
         if not ad_hoc and version.name is not None:
             stack.enter_context(model_lock(client, version.name))
@@ -254,10 +253,40 @@ def _stored(run_id: str, name: str) -> Iterator[Path]:
 
 def mark_done(client: MlflowClient, requests: Sequence[ForgetRequest], by: str) -> None:
     """Note on the versions that the requests are about which version fulfilled them: all of them, or none."""
-    # One that was filed against a model that is not registered has no tag.
+
+    def done(request: ForgetRequest, now: ForgetRequest) -> ForgetRequest:
+        if request.pending and not now.pending and by not in now.done_by:
+            note(f"Note: request {request.id} was carried out by {', '.join(now.done_by)} meanwhile, too.")
+        return replace(now, done_by=tuple(dict.fromkeys((*now.done_by, by))))
+
+    _mark(client, requests, done)
+
+
+def mark_undone(client: MlflowClient, requests: Sequence[ForgetRequest], by: str) -> None:
+    """Take back `mark_done`: the version ``by`` is withdrawn."""
+    _mark(client, requests, lambda _, now: replace(now, done_by=tuple(uri for uri in now.done_by if uri != by)))
+
+
+def _mark(
+    client: MlflowClient,
+    requests: Sequence[ForgetRequest],
+    change: Callable[[ForgetRequest, ForgetRequest], ForgetRequest],
+) -> None:
+    """Change the requests' tags by what they are now, under the locks of the models: all of them, or none.
+
+    An ad hoc request that no version has fulfilled has no tag.
+    """
+    # One that was filed against a model that is not registered has no tag either.
     about = [request for request in requests if re.fullmatch("models:/[^/]+/[^/]+", request.of)]
     before: list[tuple[str, str, str, str | None]] = []
-    registry = tracking.registry(client)
+    registry = registry_client(client)
+
+    def write(name: str, version: str, key: str, value: str | None) -> None:
+        if value is None:
+            registry.delete_model_version_tag(name, version, key)
+        else:
+            registry.set_model_version_tag(name, version, key, value)
+
     with ExitStack() as stack:
         for name in sorted({request.of.split("/")[1] for request in about}):
             stack.enter_context(model_lock(client, name))
@@ -268,15 +297,12 @@ def mark_done(client: MlflowClient, requests: Sequence[ForgetRequest], by: str) 
                 _, name, version = request.of.split("/")
                 key = TAG + request.id
                 found = tags[request.of].get(key)
-                now = request if found is None else ForgetRequest.from_tag(key, found)
-                if request.pending and not now.pending:
-                    note(f"Note: request {request.id} was carried out by {', '.join(now.done_by)} meanwhile, too.")
-                before.append((name, version, key, found))
-                registry.set_model_version_tag(name, version, key, replace(now, done_by=(*now.done_by, by)).tag())
+                changed = change(request, request if found is None else ForgetRequest.from_tag(key, found))
+                value = None if changed.pending and changed.ad_hoc else changed.tag()
+                if value != found:
+                    before.append((name, version, key, found))
+                    write(name, version, key, value)
         except BaseException:
             for name, version, key, found in before:
-                if found is None:
-                    registry.delete_model_version_tag(name, version, key)
-                else:
-                    registry.set_model_version_tag(name, version, key, found)
+                write(name, version, key, found)
             raise

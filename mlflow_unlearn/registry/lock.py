@@ -31,7 +31,6 @@ from pathlib import Path
 
 import mlflow
 from filelock import FileLock, Timeout
-from mlflow.entities import Run
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -39,11 +38,12 @@ from mlflow.tracking import MlflowClient
 from mlflow_unlearn.console import first_line, note
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.parsing import load_json
-from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.dead import COMMAND_VARIABLE
 from mlflow_unlearn.registry.identity import local_user
+from mlflow_unlearn.registry.versions import registry_client
 
 LOCK_TAG = "unlearn.lock"
-"""Host and lock of a command: a run with another lock is none of its business. Also how the flags' names begin."""
+"""How the flags' names begin."""
 BEAT, LEASE, PATIENCE = 20.0, 60.0, 90.0
 """Seconds: between two renewals of a flag, until an unrenewed one counts as lost, until others remove it."""
 WAIT, WAIT_VARIABLE = 180.0, "MLFLOW_UNLEARN_WAIT"
@@ -56,7 +56,7 @@ _POLL, _SILENT = 0.3, 2.0
 
 @contextmanager
 def experiment_lock(command: str, run_id: str) -> Iterator[None]:
-    """Hold the experiment's lock, which dies with its process, and close what a dead process has left running.
+    """Hold the experiment's lock, which dies with its process.
 
     Raises:
         UnlearnError: another process holds it.
@@ -66,7 +66,6 @@ def experiment_lock(command: str, run_id: str) -> Iterator[None]:
     store = f"{scheme}{slashes}{os.path.realpath(path)}" if scheme == "sqlite" else mlflow.get_tracking_uri()
     digest = hashlib.sha256(f"{store} {experiment}".encode()).hexdigest()[:16]
     lock = FileLock(Path(tempfile.gettempdir()).resolve() / f"mlflow-unlearn-{command}-{digest}.lock")
-    holder = f"{platform.node()}:{lock.lock_file}"
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -79,25 +78,9 @@ def experiment_lock(command: str, run_id: str) -> Iterator[None]:
             f"the lock {lock.lock_file!r} cannot be taken ({error.strerror}): is it another user's?"
         ) from error
     try:
-        mlflow.set_tag(LOCK_TAG, holder)
-        _close_dead(holder, experiment, run_id)
         yield
     finally:
         lock.release()
-
-
-def _close_dead(holder: str, experiment: str, run_id: str) -> None:
-    """While we hold the lock, a run that held it before and is still RUNNING is dead, as are its children."""
-    client = tracking.client()
-
-    def running(condition: str) -> list[Run]:
-        found: list[Run] = client.search_runs([experiment], f"attributes.status = 'RUNNING' and {condition}")
-        return [run for run in found if run.info.run_id != run_id]
-
-    for parent in running(f"tags.`{LOCK_TAG}` = '{holder}'"):
-        for run in [*running(f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"), parent]:
-            client.set_terminated(run.info.run_id, "KILLED")
-        note(f"Note: run {parent.info.run_id} had died and is closed as KILLED; what it finished is taken over.")
 
 
 @dataclass(frozen=True)
@@ -133,7 +116,7 @@ class Flag:
         return cls(
             datetime.now(UTC).isoformat(timespec="milliseconds"),
             uuid.uuid4().hex[:12],
-            os.environ.get(tracking.COMMAND_VARIABLE, "python"),
+            os.environ.get(COMMAND_VARIABLE, "python"),
             os.environ.get("MLFLOW_TRACKING_USERNAME") or local_user(),
             platform.node(),
             _machine(),
@@ -189,7 +172,7 @@ class ModelLock:
     def __init__(self, client: MlflowClient, name: str, what: str, purpose: str) -> None:
         """Of ``what`` it is about, for people; nothing is written yet."""
         self.name, self.what = name, what
-        self._registry, self._flag = tracking.registry(client), Flag.ours()
+        self._registry, self._flag = registry_client(client), Flag.ours()
         self._prefix = f"{LOCK_TAG}.{purpose}."
         self._key = self._prefix + self._flag.id
         self._renewed = 0.0

@@ -14,7 +14,8 @@ from typing import Any
 
 import mlflow
 import yaml
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -22,16 +23,17 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from mlflow_unlearn.config import Command
-from mlflow_unlearn.console import STARTED, conceal, first_line, hidden_password, one_line, shortened, storable
+from mlflow_unlearn.console import STARTED, conceal, first_line, hidden_password, note, one_line, shortened, storable
 from mlflow_unlearn.data.functions import no_exit
 from mlflow_unlearn.distributed.launch import RUN_FILE_VARIABLE
-from mlflow_unlearn.errors import UnlearnError, shortlist
+from mlflow_unlearn.errors import AlreadyDone, UnlearnError, shortlist
+from mlflow_unlearn.registry.dead import COMMAND_VARIABLE, PROCESS_TAG, dead_runs, this_process
+from mlflow_unlearn.registry.registration import settle
 from mlflow_unlearn.registry.system import system_facts
 from mlflow_unlearn.registry.uris import absolute_uri, hidden_spec
+from mlflow_unlearn.registry.versions import find_version
 
 ERROR_TAG = "unlearn.error"
-COMMAND_VARIABLE = "MLFLOW_UNLEARN_COMMAND"
-"""In the environment while a command works."""
 
 _SQLITE = b"SQLite format 3\0"
 FAILURES = (MlflowException, SQLAlchemyError, OSError)
@@ -43,11 +45,6 @@ PATIENCE = 25.0
 def client() -> MlflowClient:
     """A client of the store that `run` has connected to."""
     return MlflowClient()
-
-
-def registry(client: MlflowClient) -> Any:
-    """The registry's own client: `MlflowClient` asks with a second request, each time, whether a name is a prompt's."""
-    return getattr(client, "_get_registry_client", lambda: client)()
 
 
 def connect(patience: float = PATIENCE) -> MlflowClient:
@@ -152,10 +149,10 @@ def run(name: str, config: Command) -> Iterator[str]:
     Raises:
         UnlearnError: also in the place of errors of MLflow and of the file system.
     """
-    connect()
+    store = connect()
     resumed = os.environ.get("MLFLOW_RUN_ID")  # start_run takes it out
     try:
-        active = mlflow.start_run(run_name=name)
+        active = mlflow.start_run(run_name=name, tags={PROCESS_TAG: this_process()})
     except (MlflowException, SQLAlchemyError) as error:
         hint = (
             " (MLFLOW_RUN_ID is set: if it was made by `mlflow run`, give that an absolute tracking URI, "
@@ -169,17 +166,21 @@ def run(name: str, config: Command) -> Iterator[str]:
     # For the run-context provider of plugins/mlflow_unlearn_plugins: it tags runs that start meanwhile with ours.
     with active, _environment(**{"MLFLOW_UNLEARN_RUN_ID": run_id, COMMAND_VARIABLE: name}):
         try:
-            client().log_batch(  # at once, since on some servers each request takes its time
+            store.log_batch(  # at once, since on some servers each request takes its time
                 run_id,
                 [Metric("seconds.start", time.monotonic() - STARTED, int(time.time() * 1000), 0)],
                 # Whole in config.yaml; stores take some thousand characters of a param.
                 [Param(f"unlearn.{key}", shortened(str(value))) for key, value in values.items()],
-                [RunTag(key, value) for key, value in {"unlearn.command": name, **system_facts()}.items()],
+                [RunTag(key, str(value)) for key, value in {"unlearn.command": name, **system_facts()}.items()],
             )
             # Also the first write to the artifact store: if it is full or read-only, no training is lost.
             mlflow.log_text(yaml.safe_dump({name: values}, sort_keys=False, allow_unicode=True), "config.yaml")
+            _settle_dead(store, active.info.experiment_id, name, config)
             with no_exit("code of the user's own"):
                 yield run_id
+        except AlreadyDone:
+            mlflow.end_run("FINISHED")
+            raise
         except UnlearnError as error:
             # The message may list sample ids.
             hidden = values.get("hash_ids") and "the sentence was only printed, since hash_ids is set"
@@ -197,6 +198,47 @@ def run(name: str, config: Command) -> Iterator[str]:
             _tag_or_note(run_id, "stopped by a signal", error)
             mlflow.end_run("KILLED")
             raise
+
+
+def _settle_dead(store: MlflowClient, experiment: str, name: str, config: Command) -> None:
+    """Close the runs that processes of this machine left RUNNING when they died; finish or take back their versions.
+
+    Raises:
+        AlreadyDone: one of them was this very command, and its version is complete.
+    """
+    done = None
+    for run in dead_runs(store, experiment):
+        run_id, command = run.info.run_id, run.data.tags.get("unlearn.command")
+        try:
+            version = settle(store, run) if command is not None else None
+            tag_error(run_id, "its process died")
+            store.set_terminated(run_id, "KILLED" if version is None else "FINISHED")
+            if version is not None and command == name and _same_options(store, run, version, config):
+                done = version
+        except (MlflowException, UnlearnError) as error:  # such as a permission that another user has
+            note(f"Note: run {run_id} of a process that died cannot be closed ({first_line(error)}).")
+            continue
+        if command is not None and version is None:
+            note(f"Note: run {run_id} had died and is closed as KILLED.")
+    if done is not None:
+        source = f" from {done.tags['unlearn.source_uri']}" if "unlearn.source_uri" in done.tags else ""
+        raise AlreadyDone(
+            f"Registered {done.name} version {done.version}{source}: this command had done so before it was killed, "
+            f"in run {done.run_id}."
+        )
+
+
+def _same_options(store: MlflowClient, run: Run, version: ModelVersion, config: Command) -> bool:
+    """Whether the run of a command that made ``version`` had the options of ``config``, for the same source."""
+    values = config.model_dump(by_alias=True)
+    if values.get("hash_ids") and values.get("forget"):
+        return False  # what was to be forgotten is recorded by its kind alone
+    if "@" in (uri := str(values.get("model_uri"))):
+        now = find_version(store, uri)  # the alias may have been moved since
+        if now is not None and version.tags.get("unlearn.source_uri") != f"models:/{now.name}/{now.version}":
+            return False
+    recorded = recorded_options(config)
+    return all(run.data.params.get(f"unlearn.{key}") == shortened(str(value)) for key, value in recorded.items())
 
 
 @contextmanager
@@ -247,12 +289,13 @@ def nested_run(name: str, parent: str | None = None) -> Iterator[str]:
     FINISHED after, FAILED with the sentence as a tag, or KILLED.
     """
     active = mlflow.active_run()
-    existing: dict[str, str] = {}
+    options: dict[str, Any] = {"tags": {PROCESS_TAG: this_process()}}
     if parent is not None and active is not None and parent != active.info.run_id:
         # MLflow's own start_run refuses a parent that is not the active run.
-        tags = {MLFLOW_PARENT_RUN_ID: parent}
-        existing["run_id"] = client().create_run(active.info.experiment_id, tags=tags, run_name=name).info.run_id
-    with mlflow.start_run(**existing, run_name=name, nested=True) as nested:
+        tags = {MLFLOW_PARENT_RUN_ID: parent, **options["tags"]}
+        created = client().create_run(active.info.experiment_id, tags=tags, run_name=name)
+        options = {"run_id": created.info.run_id}
+    with mlflow.start_run(**options, run_name=name, nested=True) as nested:
         run_id: str = nested.info.run_id
         try:
             yield run_id

@@ -15,7 +15,6 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
-from mlflow.models.model import ModelInfo
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 from mlflow.types import TensorSpec
@@ -41,6 +40,13 @@ DESCRIPTION_LIMIT = 5000
 _NAME_LIMIT = 256
 _NOT_IN_NAMES = "@?#'"
 """What MLflow's URIs and searches read as something else; it refuses / and : itself."""
+REGISTERING_TAG = "unlearn.registering"
+"""Of a version that is not complete yet: the run that is registering it, see `mlflow_unlearn.registry.registration`."""
+
+
+def registry_client(client: MlflowClient) -> Any:
+    """The registry's own client: `MlflowClient` asks with a second request, each time, whether a name is a prompt's."""
+    return getattr(client, "_get_registry_client", lambda: client)()
 
 
 class Record(BaseModel):
@@ -158,7 +164,8 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
     """The registered version behind ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``; None for other models.
 
     Raises:
-        UnlearnError: name, version or alias do not exist; the message lists those that do.
+        UnlearnError: name, version or alias do not exist; the message lists those that do. Or the version is not
+            complete: the command that is registering it has not ended, or was killed.
     """
     if uri.startswith("runs:/") or re.fullmatch(r"models:/m-[0-9a-f]{32}", uri):
         return None
@@ -197,14 +204,23 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
             raise UnlearnError(f"model {name!r} has no alias {alias!r}: its aliases are: {there}")
         # On SQLite it comes as an integer.
         version = str(registered.aliases[alias])
-    versions = sorted((int(v.version) for v in client.search_model_versions(f"name='{name}'")), reverse=True)
+    found = {int(v.version): v for v in client.search_model_versions(f"name='{name}'")}
+    versions = sorted(found)
+    complete = [number for number in versions if REGISTERING_TAG not in found[number].tags]
     if version == "latest" and versions:
-        version = str(versions[0])
+        version = str((complete or versions)[-1])
     if version is None or version not in map(str, versions):
-        there = ", ".join(map(str, sorted(versions)[-20:])) or "none"
+        there = ", ".join(map(str, versions[-20:])) or "none"
         asked = f"has no version {version!r}" if version is not None else "needs a version or an alias"
         raise UnlearnError(f"model {name!r} {asked}: its versions are: {there}")
-    return client.get_model_version(name, version)
+    chosen: ModelVersion = client.get_model_version(name, version)
+    if (run_id := chosen.tags.get(REGISTERING_TAG)) is not None:
+        raise UnlearnError(
+            f"models:/{name}/{version} is not complete: the command of run {run_id} is still registering it, or was "
+            "killed: wait, or start that command again on the same machine, which finishes it or takes it back; of a "
+            "machine that is gone, delete the version by hand"
+        )
+    return chosen
 
 
 def registered_version(client: MlflowClient, uri: str) -> ModelVersion:
@@ -387,32 +403,3 @@ def check_name(name: str) -> str:
     if reason is not None:
         raise UnlearnError(f"{name[:60]!r} is not a name for a registered model: {reason}")
     return name
-
-
-def register(info: ModelInfo, name: str, *, tags: Mapping[str, str]) -> ModelVersion:
-    """Register a logged model under ``name``; ``tags`` are there from the version's first moment."""
-    return mlflow.register_model(info.model_uri, name, tags=dict(tags))
-
-
-def describe_version(client: MlflowClient, name: str, version: str, description: str) -> None:
-    """Set the version's description, cut to what every database takes.
-
-    Args:
-        client: of the registry.
-        name: of the registered model.
-        version: its number.
-        description: Markdown.
-    """
-    client.update_model_version(name, version, description=description[:DESCRIPTION_LIMIT])
-
-
-@contextmanager
-def withdrawn_on_failure(client: MlflowClient, version: ModelVersion) -> Iterator[None]:
-    """A failed or stopped run leaves no version behind, nor a name that only this version had."""
-    try:
-        yield
-    except BaseException:
-        client.delete_model_version(version.name, version.version)
-        if not client.search_model_versions(f"name='{version.name}'"):
-            client.delete_registered_model(version.name)
-        raise

@@ -90,6 +90,16 @@ class Session:
         return Manifest(tuple(self.view.source.train.ids[i] for i in indices))
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What tells its data and sets from all others, as JSON."""
+        return {
+            "data": self.view.source.digest,
+            "transform": self.view.transform,
+            "classes": list(self.view.classes),
+            "sets": [self.manifest(split).digest for split in (self.forget, self.retain)],
+        }
+
+    @property
     def forget_manifest(self) -> Manifest:
         """What to forget, hashed if the request is."""
         plain = self.manifest(self.forget)

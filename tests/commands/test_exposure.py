@@ -1,6 +1,9 @@
 """`exposure`: where forgotten data still lives; it makes no run and changes nothing."""
 
+import numpy as np
 from stores import call
+
+from mlflow_unlearn import cache
 
 
 def test_every_version_with_its_aliases_and_endpoints(chain):
@@ -14,3 +17,19 @@ def test_every_version_with_its_aliases_and_endpoints(chain):
     assert "Not seen from here: downloads, backups" in done.out
     assert (chain.everything_registered(), len(chain.runs())) == (before, runs)
     chain.client.delete_model_version_tag("clf", "1", "unlearn.endpoint.edge")
+
+
+def test_checkpoints_of_commands_that_were_killed(chain, monkeypatch, tmp_path):
+    """Of trainings that began with a holder, and of all that began with no version; `retire` deletes the former."""
+    monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", str(tmp_path))
+    first, last = (chain.tags(version)["unlearn.weights_sha256"] for version in "14")
+    for command, weights in (("unlearn", first), ("train", "0"), ("unlearn", last)):
+        facts = {"command": command, "weights": weights}
+        assert cache.write(cache.CHECKPOINTS, facts, {"state": np.zeros(1)})
+    by_facts = {(facts["command"], facts["weights"]): str(path) for path, facts in cache.entries(cache.CHECKPOINTS)}
+    done = call("exposure", "--model-uri", "models:/clf/4")
+    assert done.code == 0, done.err
+    listed = {path for path in by_facts.values() if path in done.out}
+    assert listed == {by_facts["unlearn", first], by_facts["train", "0"]}
+    plan = call("retire", "--model-uri", "models:/clf/1")
+    assert [path for path in by_facts.values() if f"would delete {path}" in plan.out] == [by_facts["unlearn", first]]

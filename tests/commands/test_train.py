@@ -1,6 +1,8 @@
 """Training: the first version, and the gold standard that never saw what is to be forgotten."""
 
 import io
+import os
+import signal
 import tarfile
 from pathlib import Path
 
@@ -12,9 +14,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from stores import DATA, FORGET
 
+from mlflow_unlearn import cache
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.source import stratified
+from mlflow_unlearn.engine.checkpoint import Checkpoint
 
 SHORT = ("--data", DATA, "--architecture", "toy:trainable", "--epochs", "1", "--batch-size", "32")
 
@@ -185,3 +189,45 @@ def test_shards_are_trained_on_and_unlearned_from_the_command_line(empty_store, 
     assert done.code == 0, done.err
     manifest = manifest_of("2", "clf").mask([f"train-{i // 100}/{i:04d}" for i in range(200)])
     assert np.flatnonzero(~manifest).tolist() == [7, 150]
+
+
+def test_killed_in_the_middle_it_goes_on_there(store, cli, monkeypatch, tmp_path):
+    """As if nothing had happened: one new version with the same weights, no run RUNNING, no checkpoint left."""
+    monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MLFLOW_UNLEARN_CHECKPOINT_SECONDS", "0")
+    command = (
+        "train",
+        *SHORT[:4],
+        "--epochs",
+        "3",
+        "--batch-size",
+        "64",
+        "--augment",
+        "crop-flip",
+        "--num-workers",
+        "0",
+    )
+    child, write = os.fork(), Checkpoint.save
+    if not child:
+        saves = iter(range(1, 9))
+
+        def save(self, state):
+            write(self, state)
+            if next(saves) == 8:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        monkeypatch.setattr(Checkpoint, "save", save)
+        cli(*command, "--name", "new")
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    [killed] = [run for run in store.runs() if run.info.status == "RUNNING"]
+    assert len(list(cache.entries(cache.CHECKPOINTS))) == 1
+    again, undisturbed = (cli(*command, "--name", name) for name in ("new", "undisturbed"))
+    assert (again.code, undisturbed.code) == (0, 0), again.err
+    assert f"run {killed.info.run_id} had died and is closed as KILLED" in " ".join(again.err.split())
+    assert "goes on where this command was killed, in epoch 2" in again.err
+    assert store.versions("new") == ["1"]
+    digests = [store.tags("1", name)["unlearn.weights_sha256"] for name in ("new", "undisturbed")]
+    assert digests[0] == digests[1]
+    assert {run.info.status for run in store.runs()} == {"FINISHED", "KILLED"}
+    assert not list(cache.entries(cache.CHECKPOINTS))

@@ -655,16 +655,22 @@ def test_hashed_a_sentence_with_ids_is_only_printed(store, cli, tmp_path):
 # What goes wrong late
 
 
+def logged_models(store) -> set[str]:
+    experiments = [experiment.experiment_id for experiment in store.client.search_experiments()]
+    return {model.model_id for model in store.client.search_logged_models(experiments)}
+
+
 @pytest.mark.parametrize(
     ("late", "error"),
     [
-        ("mlflow.MlflowClient.update_model_version", OSError),
-        ("mlflow_unlearn.governance.publish.store", KeyboardInterrupt),
+        ("mlflow_unlearn.governance.publish.complete", OSError),
+        ("mlflow_unlearn.registry.forget_requests.mark_done", KeyboardInterrupt),
+        ("mlflow.MlflowClient.log_model_artifacts", OSError),
     ],
 )
 def test_a_failure_after_registration_takes_the_version_back(store, cli, monkeypatch, late, error):
     assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
-    before, calls = store.everything_registered(), []
+    before, models, calls = store.everything_registered(), logged_models(store), []
 
     def fail(*arguments, **options):
         calls.append(store.everything_registered())
@@ -674,9 +680,21 @@ def test_a_failure_after_registration_takes_the_version_back(store, cli, monkeyp
         patch.setattr(late, fail)
         failed = cli("unlearn", "--model-uri", "models:/clf/1", "--register-as", "late", *QUICK)
     assert failed.code == (130 if error is KeyboardInterrupt else 2), failed.err
-    assert ["late" in names for names in calls] == [True]
-    assert store.everything_registered() == before
+    assert ["late" in names for names in calls] == ["artifacts" not in late]
+    assert store.everything_registered() == before and logged_models(store) == models
     assert store.runs()[0].info.status == ("KILLED" if error is KeyboardInterrupt else "FAILED")
+
+
+def test_the_number_of_a_deleted_version_is_not_given_again(store, cli):
+    """The evidence was written for version 2, and is written again for version 3 before that is complete."""
+    store.client.create_model_version("clf", "models:/clf/1")
+    store.client.delete_model_version("clf", "2")
+    done = cli("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET, *QUICK)
+    assert done.code == 0, done.err
+    assert "Registered clf version 3 from models:/clf/1." in done.out
+    verified = cli("verify", "--model-uri", "models:/clf/3")
+    assert verified.code == 0, verified.err
+    assert "unlearn.registering" not in store.tags("3")
 
 
 def test_a_class_that_is_not_forgotten_is_reported_first(store, cli):

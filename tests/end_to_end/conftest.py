@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sqlite3
 import subprocess
 import sys
 import tarfile
@@ -16,7 +15,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from stores import Store, reset_mlflow
+from stores import Store, relocate, reset_mlflow
 
 ARCHIVE = Path(__file__).with_name("earlier_store.tar.xz")
 PLACEHOLDER = "EARLIER_STORE"
@@ -55,20 +54,6 @@ class Earlier(Store):
         return mlflow.artifacts.load_dict(f"models:/{version}/evidence/evidence.json")
 
 
-def placed(folder: Path) -> None:
-    """Have the databases name their own folder."""
-    for name in ("mlflow.db", "optuna.db"):
-        connection = sqlite3.connect(folder / name)
-        with connection:
-            for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
-                for column in [row[1] for row in connection.execute(f"PRAGMA table_info('{table}')")]:
-                    connection.execute(
-                        f'UPDATE "{table}" SET "{column}" = replace("{column}", ?, ?) WHERE instr("{column}", ?)',
-                        (PLACEHOLDER, str(folder), PLACEHOLDER),
-                    )
-        connection.close()
-
-
 @pytest.fixture(scope="session")
 def unpacked(tmp_path_factory) -> Path:
     """The archive's files; the database brought up to date, where this MLflow asks for it."""
@@ -98,7 +83,7 @@ def earlier(unpacked, tmp_path, monkeypatch) -> Iterator[Earlier]:
     """A copy of it, in use."""
     store = Earlier(tmp_path / "store")
     shutil.copytree(unpacked, store.folder)
-    placed(store.folder)
+    relocate(store.folder, PLACEHOLDER)
     reset_mlflow()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "earlier")

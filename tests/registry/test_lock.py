@@ -16,6 +16,7 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry import lock as locks
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.lock import LOCK_TAG, Flag, experiment_lock, model_lock
+from mlflow_unlearn.registry.versions import registry_client
 
 HOLD = """
 import sys, time
@@ -37,18 +38,6 @@ def test_a_second_command_is_refused_until_the_first_has_ended(empty_store):
                 pass
         with experiment_lock("compare", run.info.run_id):
             pass
-
-
-def test_what_a_dead_process_left_running_is_closed(empty_store, capsys):
-    with mlflow.start_run() as run, experiment_lock("compare", run.info.run_id):
-        experiment, holder = run.info.experiment_id, mlflow.get_run(run.info.run_id).data.tags[LOCK_TAG]
-    dead = empty_store.client.create_run(experiment, tags={LOCK_TAG: holder}).info.run_id
-    child = empty_store.client.create_run(experiment, tags={"mlflow.parentRunId": dead}).info.run_id
-    other = empty_store.client.create_run(experiment, tags={LOCK_TAG: "elsewhere"}).info.run_id
-    with mlflow.start_run() as run, experiment_lock("compare", run.info.run_id):
-        states = {run_id: mlflow.get_run(run_id).info.status for run_id in (dead, child, other)}
-    assert states == {dead: "KILLED", child: "KILLED", other: "RUNNING"}
-    assert f"run {dead} had died and is closed as KILLED" in " ".join(capsys.readouterr().err.split())
 
 
 # The lock of a registered model.
@@ -98,7 +87,7 @@ def test_it_is_held_inside_the_block_and_then_free(client):
 
 
 def test_it_takes_three_requests(client, monkeypatch):
-    made, registry = [], tracking.registry(client)
+    made, registry = [], registry_client(client)
     for name in ("set_registered_model_tag", "get_registered_model", "delete_registered_model_tag"):
         real = getattr(registry, name)
         monkeypatch.setattr(registry, name, lambda *a, real=real, name=name: (made.append(name), real(*a))[1])

@@ -12,6 +12,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry.versions import (
+    REGISTERING_TAG,
     RETIRED_TAG,
     below,
     can_be_read,
@@ -20,7 +21,6 @@ from mlflow_unlearn.registry.versions import (
     open_version,
     registered_version,
     retired,
-    withdrawn_on_failure,
 )
 
 
@@ -114,27 +114,12 @@ def test_only_what_lies_below_a_folder(tmp_path, name):
         below(root, name, "models:/clf/1")
 
 
-@pytest.fixture
-def register(store):
-    """Register the template's model once more."""
-    uri = f"models:/{mlflow.models.get_model_info('models:/clf/1').model_id}"
-    return lambda name: mlflow.register_model(uri, name)
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("name", ["clf", "new"])
-def test_on_failure(store, register, name, error):
-    before = store.everything_registered()
-    version = register(name)
-    assert store.everything_registered() != before
-    with pytest.raises(error, match="stop"), withdrawn_on_failure(store.client, version):
-        raise error("stop")
-    assert store.everything_registered() == before  # clf/1 and its name are still there
-    assert store.versions() == ["1"]
-
-
-def test_without_failure(store, register):
-    version = register("new")
-    with withdrawn_on_failure(store.client, version):
-        pass
-    assert store.versions("new") == ["1"]
+def test_one_that_is_not_complete_is_refused_by_name(store, tmp_path):
+    """And is not the latest one, whatever names it."""
+    store.client.create_model_version("clf", "models:/clf/1", tags={REGISTERING_TAG: "123abc"})
+    store.client.set_registered_model_alias("clf", "early", "2")
+    assert str(find_version(store.client, "models:/clf/latest").version) == "1"
+    for read in (find_version, registered_version, lambda client, uri: open_version(client, uri, tmp_path)):
+        for uri in ("models:/clf/2", "models:/clf@early"):
+            with pytest.raises(UnlearnError, match="models:/clf/2 is not complete: the command of run 123abc is still"):
+                read(store.client, uri)

@@ -1,0 +1,171 @@
+"""A new version from its first moment on: marked until all that belongs to it is stored, finished, or taken back.
+
+A command can be killed at any moment. So what can be stored before the version is, tags and description come with it,
+and the mark (`REGISTERING_TAG`) goes last. A version that has it is refused by every command (see
+`mlflow_unlearn.registry.versions.find_version`); the next command on the experiment finishes it or takes it back.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models.model import ModelInfo
+from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+
+from mlflow_unlearn import cache
+from mlflow_unlearn.console import note
+from mlflow_unlearn.evidence.record import DIGEST_TAG, FILE, FOLDER, Evidence, sha256
+from mlflow_unlearn.registry import forget_requests
+from mlflow_unlearn.registry.versions import DESCRIPTION_LIMIT, REGISTERING_TAG, read_artifact
+
+
+def next_number(client: MlflowClient, name: str) -> str:
+    """The number that the next version will have, unless the last one was deleted or another command is quicker."""
+    return str(max((int(v.version) for v in client.search_model_versions(f"name='{name}'")), default=0) + 1)
+
+
+def register(
+    client: MlflowClient, info: ModelInfo, name: str, *, tags: Mapping[str, str], description: str
+) -> ModelVersion:
+    """Register a logged model; the version is marked as unfinished until `complete`.
+
+    Args:
+        client: of the registry.
+        info: of the logged model.
+        name: of the registered model.
+        tags: there from the version's first moment.
+        description: likewise; Markdown.
+    """
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
+            raise
+    version = client.create_model_version(
+        name,
+        info.model_uri,
+        tags={**tags, REGISTERING_TAG: info.run_id},
+        description=description[:DESCRIPTION_LIMIT],
+        model_id=info.model_id,
+    )
+    _link(client, version, info.model_id)
+    return version
+
+
+def describe_version(client: MlflowClient, version: ModelVersion, description: str) -> None:
+    """Set the version's description (Markdown), cut to what every database takes."""
+    client.update_model_version(version.name, version.version, description=description[:DESCRIPTION_LIMIT])
+
+
+def complete(client: MlflowClient, version: ModelVersion) -> None:
+    """Take the mark away: all that belongs to the version is stored."""
+    client.delete_model_version_tag(version.name, version.version, REGISTERING_TAG)
+
+
+@contextmanager
+def withdrawn_on_failure(client: MlflowClient, run_id: str) -> Iterator[None]:
+    """A failed or stopped run leaves no version behind, nor a name that only this version had, nor a LoggedModel."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            _take_back(client, client.get_run(run_id))
+        except Exception as second:  # Whatever the store raises: the first error is the one that counts.
+            error.add_note(f"What this command had registered could not be taken back: {second}")
+        raise
+
+
+def settle(client: MlflowClient, run: Run) -> ModelVersion | None:
+    """Finish what the run of a command that was killed had registered, or take it back; the version that is complete.
+
+    Two commands may do so at once.
+
+    Args:
+        client: of the registry.
+        run: whose process is gone.
+    """
+    for version in _versions_of(client, run):
+        if version.tags.get(REGISTERING_TAG) == run.info.run_id and _finish(client, version, run):
+            note(
+                f"Note: models:/{version.name}/{version.version}, which run {run.info.run_id} was registering when it "
+                "was killed, is complete now."
+            )
+    _take_back(client, run)
+    found = _versions_of(client, run)
+    if found:
+        for path, facts in cache.entries(cache.CHECKPOINTS):
+            if facts.get("run") == run.info.run_id:
+                path.unlink(missing_ok=True)
+    return found[-1] if found else None
+
+
+def _versions_of(client: MlflowClient, run: Run) -> list[ModelVersion]:
+    found: list[ModelVersion] = client.search_model_versions(f"run_id = '{run.info.run_id}'")
+    return sorted(found, key=lambda version: int(version.version))
+
+
+def _finish(client: MlflowClient, version: ModelVersion, run: Run) -> bool:
+    """Do what is left, if all that the version needs was stored before it."""
+    if DIGEST_TAG in version.tags:
+        try:
+            content = read_artifact(run.info.run_id, f"{FOLDER}/{FILE}")
+            evidence = Evidence.model_validate_json(content)
+        except (MlflowException, OSError, ValueError):
+            return False
+        uri = f"models:/{version.name}/{version.version}"
+        if sha256(content) != version.tags[DIGEST_TAG] or evidence.result.uri != uri:
+            return False  # it got another number than was expected, and the command was killed before it wrote again
+        requests = [
+            # One that has no tag yet was given with forget=.
+            forget_requests.ForgetRequest(
+                request.id, request.of, request.run_id, ad_hoc=True, sha256=request.request_sha256
+            )
+            for request in evidence.requests
+            if request.id in evidence.request_ids
+        ]
+        forget_requests.mark_done(client, requests, uri)
+    _link(client, version, str(version.source).removeprefix("models:/"))
+    with _there_or_gone():
+        complete(client, version)
+    return True
+
+
+def _take_back(client: MlflowClient, run: Run) -> None:
+    """Delete what of the run is unfinished: marked versions, and LoggedModels that no version has."""
+    left = []
+    for version in _versions_of(client, run):
+        if version.tags.get(REGISTERING_TAG) != run.info.run_id:
+            left.append(version)
+            continue
+        with _there_or_gone():
+            client.delete_model_version(version.name, version.version)
+        if not client.search_model_versions(f"name='{version.name}'"):
+            with _there_or_gone():
+                client.delete_registered_model(version.name)
+    registered = {str(version.source) for version in left}
+    models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    for model in models:
+        if f"models:/{model.model_id}" not in registered and model.artifact_location not in registered:
+            with _there_or_gone():
+                client.delete_logged_model(model.model_id)
+
+
+def _link(client: MlflowClient, version: ModelVersion, model_id: str) -> None:
+    """Have the LoggedModel name its version, as `mlflow.register_model` does."""
+    named = json.dumps([{"name": version.name, "version": version.version}])
+    with suppress(MlflowException):  # MLflow itself only warns: the version does not depend on it
+        client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: named})
+
+
+@contextmanager
+def _there_or_gone() -> Iterator[None]:
+    """What is to be deleted may be gone: another command has met the same dead run."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise

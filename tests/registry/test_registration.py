@@ -1,0 +1,164 @@
+"""A version is complete, or marked: what was killed while it was marked is finished or taken back."""
+
+import os
+import signal
+
+import mlflow
+import pytest
+import torch
+
+from mlflow_unlearn import config
+from mlflow_unlearn.errors import AlreadyDone
+from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.registration import (
+    complete,
+    describe_version,
+    next_number,
+    register,
+    withdrawn_on_failure,
+)
+from mlflow_unlearn.registry.versions import REGISTERING_TAG, find_version
+
+COMMAND = config.Data(data="digits")
+
+
+def log():
+    """Log a small model in the active run."""
+    model = torch.nn.Linear(1, 1)
+    return mlflow.pytorch.log_model(model, name="model", pip_requirements=["torch"], serialization_format="pickle")
+
+
+@pytest.fixture
+def killed(empty_store):
+    """Run a command's body in a process that ends by SIGKILL."""
+
+    def run(body, command=COMMAND):
+        child = os.fork()
+        if not child:
+            try:
+                with tracking.run("data", command) as run_id:
+                    body(tracking.client(), run_id)
+                    os.kill(os.getpid(), signal.SIGKILL)
+            finally:
+                os._exit(1)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        return empty_store.runs()[0].info.run_id
+
+    return run
+
+
+def models(store):
+    experiments = [experiment.experiment_id for experiment in store.client.search_experiments()]
+    return store.client.search_logged_models(experiments)
+
+
+def test_all_is_there_at_once_and_the_mark_goes_last(empty_store):
+    client = empty_store.client
+    assert next_number(client, "new") == "1"
+    with mlflow.start_run() as run:
+        version = register(client, log(), "new", tags={"a": "b"}, description="x" * 6000)
+        assert dict(version.tags) == {"a": "b", REGISTERING_TAG: run.info.run_id}
+        assert len(version.description) == 5000
+        complete(client, version)
+        describe_version(client, version, "y" * 6000)
+    found = find_version(client, "models:/new/1")
+    assert (dict(found.tags), found.description, found.run_id) == ({"a": "b"}, "y" * 5000, run.info.run_id)
+    [model] = models(empty_store)
+    assert model.tags["mlflow.modelVersions"] == '[{"name": "new", "version": 1}]'
+    assert next_number(client, "new") == "2"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("name", ["clf", "new"])
+def test_a_failure_leaves_neither_version_nor_logged_model(store, name, error):
+    before, known = store.everything_registered(), len(models(store))
+    with mlflow.start_run() as run, pytest.raises(error, match="stop"):
+        with withdrawn_on_failure(store.client, run.info.run_id):
+            info = log()
+            register(store.client, info, name, tags={}, description="")
+            assert store.everything_registered() != before and len(models(store)) == known + 1
+            raise error("stop")
+    assert store.everything_registered() == before  # clf/1 and its name are still there
+    assert len(models(store)) == known
+
+
+def test_a_version_that_is_complete_stays(empty_store):
+    client = empty_store.client
+    with mlflow.start_run() as run, pytest.raises(RuntimeError):
+        with withdrawn_on_failure(client, run.info.run_id):
+            complete(client, register(client, log(), "new", tags={}, description=""))
+            raise RuntimeError
+    assert empty_store.versions("new") == ["1"] and len(models(empty_store)) == 1
+
+
+def test_the_first_error_counts_where_the_store_has_failed_too(empty_store):
+    with pytest.raises(RuntimeError, match="stop") as failed, withdrawn_on_failure(empty_store.client, "no run"):
+        raise RuntimeError("stop")
+    assert "could not be taken back" in failed.value.__notes__[0]
+
+
+def test_a_logged_model_of_a_killed_command_is_deleted(empty_store, killed, capsys):
+    run_id = killed(lambda client, run_id: log())
+    assert len(models(empty_store)) == 1
+    with tracking.run("data", COMMAND):
+        pass
+    assert not models(empty_store)
+    found = empty_store.client.get_run(run_id)
+    assert (found.info.status, found.data.tags["unlearn.error"]) == ("KILLED", "its process died")
+    assert f"run {run_id} had died and is closed as KILLED" in " ".join(capsys.readouterr().err.split())
+
+
+def test_nested_runs_of_a_killed_command_are_closed(empty_store, killed):
+    def nested(client, run_id):
+        inner = tracking.nested_run("inner")
+        other = tracking.nested_run("under another run", parent=tracking.client().create_run("1").info.run_id)
+        inner.__enter__(), other.__enter__()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    killed(nested)
+    with tracking.run("data", COMMAND) as own:
+        pass
+    states = {run.data.tags["mlflow.runName"]: run.info.status for run in empty_store.runs() if run.info.run_id != own}
+    assert states["inner"] == states["under another run"] == states["data"] == "KILLED"
+
+
+def test_what_was_registered_is_finished_and_not_done_twice(empty_store, killed):
+    """Tags and description came with it; only the mark was left."""
+    run_id = killed(lambda client, _: register(client, log(), "new", tags={"a": "b"}, description="text"))
+    with pytest.raises(AlreadyDone, match=rf"^Registered new version 1: .* in run {run_id}\.$"):
+        with tracking.run("data", COMMAND):
+            pytest.fail("it was done before")
+    assert dict(find_version(empty_store.client, "models:/new/1").tags) == {"a": "b"}
+    assert [run.info.status for run in empty_store.runs()] == ["FINISHED", "FINISHED"]
+    with tracking.run("data", COMMAND):  # once
+        pass
+
+
+def test_with_other_options_it_is_another_command(empty_store, killed):
+    killed(lambda client, _: register(client, log(), "new", tags={}, description=""))
+    with tracking.run("data", config.Data(data="digits,train=50%")):
+        pass
+    assert empty_store.versions("new") == ["1"] and REGISTERING_TAG not in empty_store.tags("1", "new")
+
+
+def test_without_its_evidence_it_is_taken_back(empty_store, killed):
+    killed(lambda client, _: register(client, log(), "new", tags={"unlearn.evidence_sha256": "0"}, description=""))
+    with tracking.run("data", COMMAND):
+        pass
+    assert empty_store.everything_registered() == {} and not models(empty_store)
+
+
+def test_a_command_that_runs_is_left_alone(empty_store):
+    client = empty_store.client
+    with tracking.run("data", COMMAND) as run_id:
+        register(client, log(), "new", tags={}, description="")
+        child = os.fork()
+        if not child:
+            try:
+                with tracking.run("data", COMMAND):
+                    os._exit(0)
+            finally:
+                os._exit(1)
+        os.waitpid(child, 0)
+        assert client.get_run(run_id).info.status == "RUNNING"
+        assert REGISTERING_TAG in empty_store.tags("1", "new")
