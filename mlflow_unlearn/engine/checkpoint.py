@@ -13,7 +13,7 @@ import json
 import os
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,7 +174,8 @@ class ResumableWorkspace:
         return self._answer(lambda: self._state.teacher_entropies(role))
 
     def _answer(self, ask: Callable[[], Tensor]) -> Tensor:
-        number, told = len(self._answers), None
+        number = len(self._answers)
+        told: Tensor | None = None
         if self._stored is not None and number < len(self._stored["answers"]):
             told = self._stored["answers"][number]
         # Behind a frozen prefix the pass also leaves activations, whose bits depend on who asked first.
