@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from mlflow.entities import ViewType
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -196,8 +195,7 @@ def model_of(client: MlflowClient, target: VersionExposure, models: Sequence[Log
 
 def logged_models(client: MlflowClient) -> list[Logged]:
     """Every LoggedModel of the store that is not deleted."""
-    experiments = _pages(lambda token: client.search_experiments(view_type=ViewType.ALL, page_token=token))
-    ids = [experiment.experiment_id for experiment in experiments]
+    ids = tracking.experiment_ids(client)
     found = _pages(lambda token: client.search_logged_models(ids, page_token=token))
     return [Logged(m.model_id, m.name, m.source_run_id, locate(m.artifact_location.rstrip("/"))) for m in found]
 

@@ -31,7 +31,7 @@ from mlflow_unlearn.evidence.record import (
 )
 from mlflow_unlearn.evidence.review import HEAD_TAG, MODEL_URI_TAG, read_chain
 from mlflow_unlearn.evidence.signing import broken, is_signed
-from mlflow_unlearn.registry import forget_requests
+from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.digests import file_digests, stored_weights_digest
 from mlflow_unlearn.registry.versions import (
     MANIFEST_FILE,
@@ -235,11 +235,9 @@ def _tags(registered: ModelVersion, evidence: Evidence) -> Iterator[IntegrityFin
 def _reviews(client: MlflowClient, registered: ModelVersion) -> Iterator[IntegrityFinding]:
     """The chain that the version's tags form, and what the reviews' own runs say, as far as this user may read them."""
     uri = f"models:/{registered.name}/{registered.version}"
-    experiments = [experiment.experiment_id for experiment in client.search_experiments(view_type=ViewType.ALL)]
     condition = f"tags.`{MODEL_URI_TAG}` = '{uri}' and tags.`{HEAD_TAG}` LIKE '%'"
-    runs = {
-        run.info.run_id: run.data.tags for run in client.search_runs(experiments, condition, run_view_type=ViewType.ALL)
-    }
+    found = client.search_runs(tracking.experiment_ids(client), condition, run_view_type=ViewType.ALL)
+    runs = {run.info.run_id: run.data.tags for run in found}
     chain = read_chain(registered.tags)
     if chain.problems or any(chain.missing(runs)):
         # A review that was recorded in this moment is not a difference: its run is tagged after the version.

@@ -168,8 +168,7 @@ def run_of(client: MlflowClient, request_id: str) -> str:
     """
     if not re.fullmatch(r"[0-9a-f]{12}", request_id):
         raise UnlearnError(f"{request_id!r} is not a request id: it has 12 hexadecimal digits, as `request` printed it")
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs = client.search_runs(experiments, f"tags.`{RUN_TAG}` = '{request_id}'", max_results=1)
+    runs = client.search_runs(tracking.experiment_ids(client), f"tags.`{RUN_TAG}` = '{request_id}'", max_results=1)
     if not runs:
         raise UnlearnError(f"there is no forget request {request_id!r} on this tracking server: file it with `request`")
     return str(runs[0].info.run_id)

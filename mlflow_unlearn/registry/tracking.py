@@ -11,7 +11,7 @@ from typing import Any
 
 import mlflow
 import yaml
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -40,6 +40,17 @@ def client() -> MlflowClient:
 def registry(client: MlflowClient) -> Any:
     """The registry's own client: `MlflowClient` asks with a second request, each time, whether a name is a prompt's."""
     return getattr(client, "_get_registry_client", lambda: client)()
+
+
+def experiment_ids(client: MlflowClient) -> list[str]:
+    """Of all experiments that this user may read, deleted ones too: a search comes in pages."""
+    found: list[str] = []
+    token = None
+    while True:
+        page = client.search_experiments(view_type=ViewType.ALL, page_token=token)
+        found += [experiment.experiment_id for experiment in page]
+        if not (token := page.token):
+            return found
 
 
 def connect(patience: float = PATIENCE) -> MlflowClient:
