@@ -16,8 +16,9 @@ from mlflow_unlearn.evidence.record import FOLDER
 from mlflow_unlearn.governance.approval import approver_of, check_approver, open_requests, reviewed_by
 from mlflow_unlearn.governance.integrity import PROMOTION, PROMOTION_TAG, examine
 from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.clients import registry_client
 from mlflow_unlearn.registry.lock import model_lock
-from mlflow_unlearn.registry.versions import registry_client, retired
+from mlflow_unlearn.registry.versions import retired
 
 
 def promote(options: config.Promote) -> None:

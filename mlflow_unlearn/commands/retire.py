@@ -32,6 +32,7 @@ from mlflow_unlearn.governance.holders import (
 )
 from mlflow_unlearn.governance.location import FILE
 from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.clients import registry_client
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.lock import ModelLock, model_lock
 from mlflow_unlearn.registry.versions import (
@@ -39,7 +40,6 @@ from mlflow_unlearn.registry.versions import (
     UNFINISHED,
     can_be_read,
     registered_version,
-    registry_client,
     retired,
     unfinished,
 )

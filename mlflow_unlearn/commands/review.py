@@ -20,9 +20,10 @@ from mlflow_unlearn.evidence.review import (
 )
 from mlflow_unlearn.governance.integrity import examine
 from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.clients import registry_client
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.lock import model_lock
-from mlflow_unlearn.registry.versions import registry_client, retired
+from mlflow_unlearn.registry.versions import retired
 from mlflow_unlearn.report import table
 from mlflow_unlearn.report.page import page
 

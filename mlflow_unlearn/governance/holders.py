@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mlflow.entities import ViewType
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -19,7 +18,8 @@ from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.governance.location import Location, locate, relation
 from mlflow_unlearn.parsing import load_yaml
 from mlflow_unlearn.registry import forget_requests
-from mlflow_unlearn.registry.versions import MANIFEST_FILE, can_be_read, fetched, registry_client, retired
+from mlflow_unlearn.registry.clients import experiment_ids, registry_client
+from mlflow_unlearn.registry.versions import MANIFEST_FILE, can_be_read, fetched, retired
 
 ENDPOINT_TAG = "unlearn.endpoint."
 """A version's tag ``unlearn.endpoint.<name>`` = URL says where it is served: MLflow itself does not know."""
@@ -196,8 +196,7 @@ def model_of(client: MlflowClient, target: VersionExposure, models: Sequence[Log
 
 def logged_models(client: MlflowClient) -> list[Logged]:
     """Every LoggedModel of the store that is not deleted."""
-    experiments = _pages(lambda token: client.search_experiments(view_type=ViewType.ALL, page_token=token))
-    ids = [experiment.experiment_id for experiment in experiments]
+    ids = experiment_ids(client)
     found = _pages(lambda token: client.search_logged_models(ids, page_token=token))
     return [Logged(m.model_id, m.name, m.source_run_id, locate(m.artifact_location.rstrip("/"))) for m in found]
 

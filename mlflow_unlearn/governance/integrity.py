@@ -34,6 +34,7 @@ from mlflow_unlearn.evidence.signing import Signature, check
 from mlflow_unlearn.governance.holders import ENDPOINT_TAG
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import forget_requests
+from mlflow_unlearn.registry.clients import experiment_ids
 from mlflow_unlearn.registry.digests import file_digests, stored_weights_digest
 from mlflow_unlearn.registry.versions import (
     DESCRIPTION_LIMIT,
@@ -250,11 +251,9 @@ def _tags(registered: ModelVersion, evidence: Evidence) -> Iterator[IntegrityFin
 def _reviews(client: MlflowClient, registered: ModelVersion) -> Iterator[IntegrityFinding]:
     """The chain that the version's tags form, and what the reviews' own runs say, as far as this user may read them."""
     uri = f"models:/{registered.name}/{registered.version}"
-    experiments = [experiment.experiment_id for experiment in client.search_experiments(view_type=ViewType.ALL)]
     condition = f"tags.`{MODEL_URI_TAG}` = '{uri}' and tags.`{HEAD_TAG}` LIKE '%'"
-    runs = {
-        run.info.run_id: run.data.tags for run in client.search_runs(experiments, condition, run_view_type=ViewType.ALL)
-    }
+    found = client.search_runs(experiment_ids(client), condition, run_view_type=ViewType.ALL)
+    runs = {run.info.run_id: run.data.tags for run in found}
     chain = read_chain(registered.tags)
     if chain.problems or any(chain.missing(runs)):
         # A review that was recorded in this moment is not a difference: its run is tagged after the version.

@@ -18,9 +18,10 @@ from mlflow_unlearn.console import note
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.parsing import load_json
+from mlflow_unlearn.registry.clients import experiment_ids, registry_client
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.lock import model_lock
-from mlflow_unlearn.registry.versions import Version, artifact, registry_client
+from mlflow_unlearn.registry.versions import Version, artifact
 
 TAG = "unlearn.request."
 RUN_TAG = "unlearn.request_id"
@@ -174,8 +175,7 @@ def run_of(client: MlflowClient, request_id: str) -> str:
     """
     if not re.fullmatch(r"[0-9a-f]{12}", request_id):
         raise UnlearnError(f"{request_id!r} is not a request id: it has 12 hexadecimal digits, as `request` printed it")
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs = client.search_runs(experiments, f"tags.`{RUN_TAG}` = '{request_id}'", max_results=1)
+    runs = client.search_runs(experiment_ids(client), f"tags.`{RUN_TAG}` = '{request_id}'", max_results=1)
     if not runs:
         raise UnlearnError(f"there is no forget request {request_id!r} on this tracking server: file it with `request`")
     return str(runs[0].info.run_id)

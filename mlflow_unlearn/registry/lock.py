@@ -38,9 +38,9 @@ from mlflow.tracking import MlflowClient
 from mlflow_unlearn.console import first_line, note
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.parsing import load_json
+from mlflow_unlearn.registry.clients import registry_client
 from mlflow_unlearn.registry.dead import COMMAND_VARIABLE
 from mlflow_unlearn.registry.identity import local_user
-from mlflow_unlearn.registry.versions import registry_client
 
 LOCK_TAG = "unlearn.lock"
 """How the flags' names begin."""
@@ -113,6 +113,7 @@ class Flag:
     def ours(cls) -> "Flag":
         """A new one of this process."""
         pid = os.getpid()
+        stat = _stat(pid)
         return cls(
             datetime.now(UTC).isoformat(timespec="milliseconds"),
             uuid.uuid4().hex[:12],
@@ -121,7 +122,7 @@ class Flag:
             platform.node(),
             _machine(),
             pid,
-            _started(pid) or "",
+            stat[19] if stat is not None else "",
         )
 
     @classmethod
@@ -135,7 +136,16 @@ class Flag:
     @property
     def ended(self) -> bool:
         """Whether its process is known to have ended; False where it cannot be known, as on another machine."""
-        return bool(self.machine and self.started) and self.machine == _machine() and _started(self.pid) != self.started
+        if not (self.machine and self.started) or self.machine != _machine():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except (OSError, OverflowError, TypeError):
+            pass  # another user's, which the next line may not be able to read either
+        found = _stat(self.pid)
+        return found is not None and (found[0] in "ZX" or found[19] != self.started)
 
     def __str__(self) -> str:
         """For the sentence that says who is in the way."""
@@ -152,13 +162,12 @@ def _machine() -> str:
         return ""
 
 
-def _started(pid: int) -> str | None:
-    """When a process of this machine started; None if there is no such process, or only what is left of one."""
+def _stat(pid: int) -> list[str] | None:
+    """What the kernel says of a process: its state first, and at 19 when it started; None if it cannot be read."""
     try:
-        state, *fields = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()
-    except (OSError, TypeError, ValueError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
         return None
-    return None if state in "ZX" else fields[18]
 
 
 def _now() -> float:
@@ -211,6 +220,8 @@ class ModelLock:
                 if up and (self._key not in model.tags or self._late()):  # removed, while this process was stopped
                     self._remove(self._key)
                     up = False
+                    if _now() - begun > wait + _GRACE:
+                        raise UnlearnError(f"{self.what} cannot be locked: its tag {self._key} does not stay")
                 elif up and not others:
                     self._thread.start()
                     return model

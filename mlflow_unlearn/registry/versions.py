@@ -44,11 +44,6 @@ REGISTERING_TAG = "unlearn.registering"
 """Of a version that is not complete yet: the run that is registering it, see `mlflow_unlearn.registry.registration`."""
 
 
-def registry_client(client: MlflowClient) -> Any:
-    """The registry's own client: `MlflowClient` asks with a second request, each time, whether a name is a prompt's."""
-    return getattr(client, "_get_registry_client", lambda: client)()
-
-
 class Record(BaseModel):
     """What a version that we registered records of itself, in the MLmodel's metadata.
 

@@ -15,8 +15,8 @@ import pytest
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry import lock as locks
 from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.clients import registry_client
 from mlflow_unlearn.registry.lock import LOCK_TAG, Flag, experiment_lock, model_lock
-from mlflow_unlearn.registry.versions import registry_client
 
 HOLD = """
 import sys, time
