@@ -142,6 +142,8 @@ def test_files_in_folders_of_the_evidence_and_on_the_run(chain):
 
 def test_the_description_begins_with_what_the_evidence_says(chain):
     text = chain.client.get_model_version("clf", "3").description
+    record = evidence_of("3")
+    assert record.reading == record.membership and f"Membership: {record.reading}" in text
     for other, code in ((f"{text}\n\nMind the gap.", 0), (f"PASS. {text}", 3), ("All is well.", 3)):
         chain.client.update_model_version("clf", "3", description=other)
         done = call("verify", "--model-uri", "models:/clf/3")
