@@ -47,3 +47,14 @@ def test_what_a_user_typed_is_text_and_escaped_once():
     asked = records.request("r", reason="<b>*now*</b> & then", requester="me_too")
     card = model_card(records.evidence(requests=[asked], request_ids=["r"]))
     assert "&#60;b&#62;&#42;now&#42;&#60;/b&#62; &#38; then" in card and "me&#95;too" in card
+
+
+def test_the_card_says_which_code_loading_ran():
+    """Records of earlier releases name pickles alone, and their cards are made again word for word."""
+    record, earlier = records.evidence(), records.sequence()
+    assert "ran code" not in model_card(record)
+    assert model_card(earlier).endswith("The source version is a pickle: loading it ran the code that it carries.\n")
+    ran = {"loading_ran_code": True, "code": ["its model is a pickle", "its transform is python:<b>:f"]}
+    card = model_card(record.model_copy(update={"source": record.source.model_copy(update=ran)}))
+    told = "Loading the source version ran code: its model is a pickle; its transform is python:&#60;b&#62;:f."
+    assert card.endswith(f"{told}\n")
