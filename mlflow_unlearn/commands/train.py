@@ -13,6 +13,7 @@ from mlflow.tracking import MlflowClient
 from mlflow_unlearn import config
 from mlflow_unlearn.data.datasets import Augmented
 from mlflow_unlearn.data.forget import resolve_forget, retained
+from mlflow_unlearn.data.functions import users_code
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.source import Source
@@ -50,7 +51,8 @@ def train(options: config.Train) -> None:
             # The configuration is the architecture's: it does not depend on the images.
             module_for_transform = build_model(options.architecture, len(source.classes), (3, 224, 224))
         dataset = view.dataset(source.train.subset(kept), module_for_transform, "the training set", progress)
-        channels, height, width = dataset[0][0].shape
+        with users_code("reading the data", "correct the data source"):
+            channels, height, width = dataset[0][0].shape
         shape = channels, height, width
         view = replace(view, shape=shape)
         with isolated_rng(options.seed):

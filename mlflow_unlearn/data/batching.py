@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, default_collate
 
+from mlflow_unlearn.console import results_alone
 from mlflow_unlearn.data.functions import users_code
 from mlflow_unlearn.rng import isolated_rng
 
@@ -220,5 +221,6 @@ class _Gathered(Dataset[Any]):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, batch: Sequence[int]) -> Any:
-        with users_code("the data source"):  # in a worker, sys.exit would leave its reader without a reason
+        # In Python, callers get the errors of their own datasets; in a worker, sys.exit would leave no reason behind.
+        with users_code("reading the data", "correct the data source" if results_alone() else None):
             return self.gather(batch)

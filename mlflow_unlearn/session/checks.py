@@ -28,7 +28,8 @@ def check_outputs(module: nn.Module, dataset: Dataset[Any], classes: Sequence[st
     Raises:
         UnlearnError: it cannot read them, or its outputs are not logits ``[N, K]`` for these classes.
     """
-    few = [dataset[i] for i in range(min(8, len(dataset)))]  # type: ignore[arg-type]
+    with users_code("reading the data", "correct the data source"):
+        few = [dataset[i] for i in range(min(8, len(dataset)))]  # type: ignore[arg-type]
     shapes = {tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__ for image, _ in few}
     if len(shapes) > 1 or not all(isinstance(shape, tuple) and len(shape) == 3 for shape in shapes):
         raise UnlearnError(

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
+from mlflow_unlearn import console
 from mlflow_unlearn.data._layouts import file_split
 from mlflow_unlearn.data.batching import BatchReader
 from mlflow_unlearn.data.datasets import Augmented, ImageDataset, KeptDataset, as_dataset, build_augment
@@ -289,11 +290,20 @@ class Leaves(torch.utils.data.Dataset):
         return 3
 
     def __getitem__(self, index):
-        sys.exit(4)
+        raise self.error
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_data_source_that_ends_the_process(workers):
-    reader = BatchReader(Leaves(), workers, torch.device("cpu"), torch.Generator())
-    with pytest.raises(UnlearnError, match=r"^the data source called sys.exit\(4\)"):
-        list(reader.read([[0, 1], [2]]))
+def test_a_data_source_that_fails(workers, monkeypatch):
+    """`sys.exit` is always an error; others become a sentence in a command, and stay what they are in Python."""
+    dataset = Leaves()
+    for command_line, error, kind, says in (
+        (False, SystemExit(4), UnlearnError, r"^reading the data called sys.exit\(4\)"),
+        (False, LookupError("lost"), LookupError, "lost"),
+        (True, LookupError("lost"), UnlearnError, r"^reading the data failed \(LookupError: lost\): correct the data"),
+    ):
+        monkeypatch.setattr(console, "_command_line", command_line)
+        dataset.error = error
+        reader = BatchReader(dataset, workers, torch.device("cpu"), torch.Generator())
+        with pytest.raises(kind, match=says):
+            list(reader.read([[0, 1], [2]]))

@@ -438,7 +438,10 @@ def test_a_loss_that_is_not_finite(store, refuse, cli, known):
 
 CODE = """
 import sys
+import torch
+from mlflow_unlearn import Splits
 from torch import nn
+from torch.utils.data import TensorDataset
 
 def fails(image):
     raise ValueError("no such colour")
@@ -452,13 +455,22 @@ def coloured(num_classes):
 def empty():
     return nn.Flatten()
 
+class Lost(TensorDataset):
+    def __getitem__(self, index):
+        raise LookupError("the drive is not mounted")
+
+def unreadable():
+    tensors = torch.zeros(20, 1, 8, 8), torch.arange(20) % 10
+    return Splits(*(Lost(*tensors) for _ in range(4)))
+
 def number():
     return 3
 
 def asks(width):
     return nn.Linear(width, 10)
 """
-REST = ("--epochs", "1", "--name", "new")
+NEW = ("train", "--epochs", "1", "--name", "new", "--data")
+ARCHITECTURE = (*NEW, DATA, "--architecture")
 
 
 @pytest.mark.parametrize(
@@ -466,24 +478,13 @@ REST = ("--epochs", "1", "--name", "new")
     [
         ((*UNLEARN, *SOME, "--transform", "python:own:fails"), "'own:fails' failed (ValueError: no such colour): corr"),
         ((*UNLEARN, *SOME, "--transform", "python:own:leaves"), "'own:leaves' called sys.exit(0), which would have"),
-        (
-            ("train", "--data", DATA, *REST, "--transform", "python:own:fails"),
-            "'own:fails' failed (ValueError: no such",
-        ),
-        (("train", "--data", "python:own:leaves", *REST), "'own:leaves' failed (TypeError: leaves() missing 1"),
-        (("train", "--data", DATA, *REST, "--architecture", "own:empty"), "own:empty returns has no parameters"),
-        (
-            ("train", "--data", DATA, *REST, "--architecture", "own:number"),
-            "own:number returns a int, not a torch.nn.Mo",
-        ),
-        (
-            ("train", "--data", DATA, *REST, "--architecture", "own:asks"),
-            "'own:asks' failed (TypeError: asks() missing",
-        ),
-        (
-            ("train", "--data", DATA, *REST, "--architecture", "own:coloured"),
-            "own:coloured cannot read images [1, 8, 8]",
-        ),
+        ((*NEW, DATA, "--transform", "python:own:fails"), "'own:fails' failed (ValueError: no such colour): correct"),
+        ((*NEW, "python:own:unreadable"), "reading the data failed (LookupError: the drive is not mounted): correct"),
+        ((*NEW, "python:own:leaves"), "'own:leaves' failed (TypeError: leaves() missing 1"),
+        ((*ARCHITECTURE, "own:empty"), "own:empty returns has no parameters, so it learns nothing: choose another"),
+        ((*ARCHITECTURE, "own:number"), "own:number returns a int, not a torch.nn.Module"),
+        ((*ARCHITECTURE, "own:asks"), "'own:asks' failed (TypeError: asks() missing 1 required"),
+        ((*ARCHITECTURE, "own:coloured"), "own:coloured cannot read images [1, 8, 8]"),
     ],
 )
 def test_code_that_fails(store, refuse, monkeypatch, arguments, says):

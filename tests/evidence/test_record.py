@@ -87,3 +87,12 @@ def test_a_folder_without_evidence(tmp_path):
 
 def test_the_published_schema_is_the_codes():
     assert (ROOT / "docs" / "evidence.schema.json").read_text(encoding="utf-8") == json_schema()
+
+
+def test_a_record_that_does_not_say_which_code_ran_is_read(tmp_path):
+    """Releases of schema 3 before this one recorded that there was some."""
+    told = json.loads(records.sequence().to_json())
+    del told["source"]["code"]
+    content = json.dumps(told).encode()
+    evidence, digest = read_evidence(stored(tmp_path, content))
+    assert (evidence.source.loading_ran_code, evidence.source.code, digest) == (True, [], sha256(content))

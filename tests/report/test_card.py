@@ -75,3 +75,14 @@ def test_what_a_spec_named_and_was_not_forgotten():
     others = "1 in the training split that it is not trained on, 2 in the validation split, 3 in no split"
     assert lines[0].endswith(f"; also named, and not forgotten: {others}")
     assert "validation" not in lines[1] and "also named" not in lines[2]
+
+
+def test_the_card_says_which_code_loading_ran():
+    """Records of earlier releases name pickles alone, and their cards are made again word for word."""
+    record, earlier = records.evidence(), records.sequence()
+    assert "ran code" not in model_card(record)
+    assert model_card(earlier).endswith("The source version is a pickle: loading it ran the code that it carries.\n")
+    ran = {"loading_ran_code": True, "code": ["its model is a pickle", "its transform is python:<b>:f"]}
+    card = model_card(record.model_copy(update={"source": record.source.model_copy(update=ran)}))
+    told = "Loading the source version ran code: its model is a pickle; its transform is python:&#60;b&#62;:f."
+    assert card.endswith(f"{told}\n")
