@@ -101,7 +101,7 @@ def test_the_first_trial_lies_on_the_steps():
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ('{"alhpa": [1, 2]}', "space: unknown hyperparameter 'alhpa' of lotus: valid values: accuracy, alpha,"),
+        ('{"alhpa": [1, 2]}', "space: unknown hyperparameter 'alhpa' of lotus: valid values: a_u, accuracy, alpha,"),
         ('{"alpha": [1, 100]}', "space: hyperparameter alpha = 100.0 of lotus is not usable"),
         ('{"lr": [0, 1]}', "space: hyperparameter lr = 0.0 of lotus is not usable"),
         ('{"epochs": [1.5, 3]}', "space: hyperparameter epochs = 1.5 of lotus is not usable"),
