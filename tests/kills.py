@@ -167,7 +167,7 @@ def _watch(folder: Path, die_at: int, pipe: int) -> None:
 
     def audit(name: str, values: tuple) -> None:
         if name in ("os.rename", "os.remove", "os.rmdir"):
-            path, writing = values[0], True
+            path, writing = values[0], values[-1] == -1  # else relative to a folder of which only the number is known
         elif name == "open":
             path, writing = values[0], bool((values[2] or 0) & (os.O_WRONLY | os.O_RDWR))
         else:

@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import io
 import json
+import math
 import os
 import time
 import weakref
@@ -67,7 +68,7 @@ class Checkpoint:
         except ValueError as error:
             raise UnlearnError(f"{SECONDS_VARIABLE} = {given!r} is not a number of seconds: give 60, say") from error
         self._key: dict[str, Any] | None = None
-        self._next = time.monotonic() + self._interval
+        self._next = time.monotonic() + self._interval  # infinite where none can be written
 
     def open(self, model: nn.Module, method: Method, hardware: Hardware, seed: int, prefix: str | None) -> Any:
         """What an earlier process has stored of the same training; None where there is nothing.
@@ -108,10 +109,10 @@ class Checkpoint:
         start, content = time.monotonic(), io.BytesIO()
         torch.save(dict(state), content)
         arrays = {"state": np.frombuffer(content.getbuffer(), np.uint8)}
-        if not cache.write(cache.CHECKPOINTS, self._key, arrays, run=self._run_id):
-            self._key = None
+        written = cache.write(cache.CHECKPOINTS, self._key, arrays, run=self._run_id)
         now = time.monotonic()
-        self._next = now + max(self._interval, COST * (now - start) if self._interval else 0.0)
+        pause = max(self._interval, COST * (now - start)) if self._interval else 0.0
+        self._next = now + pause if written else math.inf
 
     def remove(self) -> None:
         """The training is done with, and nothing is to stay of it."""
@@ -258,6 +259,11 @@ class ResumableWorkspace:
             }
         )
         return stats
+
+    def __getattr__(self, name: str) -> Any:
+        """What else the loop's own workspace has."""
+        self._looks()
+        return getattr(self._state, name)
 
     def _looks(self) -> None:
         if self._phases:
