@@ -135,7 +135,6 @@ class TestModule:
             lambda model: setattr(model.head, "in_features", 5),
             lambda model: model.add_module("more", nn.Identity()),
         ],
-        ids=str,
     )
     def test_what_is_no_weight_counts(self, cooled, change, seen=set()):  # noqa: B006 (over all changes)
         before = module_digest(cooled)
