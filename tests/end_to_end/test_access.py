@@ -58,7 +58,7 @@ def environment(uri: str, user: str) -> dict[str, str]:
         "MLFLOW_TRACKING_USERNAME": user,
         "MLFLOW_TRACKING_PASSWORD": PASSWORDS[user],
         "MLFLOW_EXPERIMENT_NAME": f"experiment of {user}",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": os.pathsep.join(str(Path(__file__).parents[n]) for n in (1, 2)),
         "OMP_NUM_THREADS": "1",
     }
 
