@@ -340,9 +340,9 @@ OUT, EXAMPLE, CONDA = "out of its own folder", "the input example of", "is not a
         ),
         pytest.param(linked, "cannot be read", id="link"),
         pytest.param(link("code/key.py", "key.json"), "cannot be read", id="link in code"),
-        pytest.param(link("code/keys", "."), "cannot be read", id="folder linked in code"),
-        pytest.param(link("data/more", "."), "cannot be read", id="folder linked in data"),
-        pytest.param(link("python_env.yaml.link", "key.json"), "cannot be read", id="link at the top"),
+        pytest.param(link("code/keys", "."), "cannot be read", id="folder in code", marks=pytest.mark.slow),
+        pytest.param(link("data/more", "."), "cannot be read", id="folder in data", marks=pytest.mark.slow),
+        pytest.param(link("more.yaml", "key.json"), "cannot be read", id="link at the top", marks=pytest.mark.slow),
         pytest.param(encoded, "cannot be read", id="encoded"),
     ],
 )
@@ -463,11 +463,6 @@ def unreadable():
     tensors = torch.zeros(20, 1, 8, 8), torch.arange(20) % 10
     return Splits(*(Lost(*tensors) for _ in range(4)))
 
-def number():
-    return 3
-
-def asks(width):
-    return nn.Linear(width, 10)
 """
 NEW = ("train", "--epochs", "1", "--name", "new", "--data")
 ARCHITECTURE = (*NEW, DATA, "--architecture")
@@ -480,10 +475,7 @@ ARCHITECTURE = (*NEW, DATA, "--architecture")
         ((*UNLEARN, *SOME, "--transform", "python:own:leaves"), "'own:leaves' called sys.exit(0), which would have"),
         ((*NEW, DATA, "--transform", "python:own:fails"), "'own:fails' failed (ValueError: no such colour): correct"),
         ((*NEW, "python:own:unreadable"), "reading the data failed (LookupError: the drive is not mounted): correct"),
-        ((*NEW, "python:own:leaves"), "'own:leaves' failed (TypeError: leaves() missing 1"),
         ((*ARCHITECTURE, "own:empty"), "own:empty returns has no parameters, so it learns nothing: choose another"),
-        ((*ARCHITECTURE, "own:number"), "own:number returns a int, not a torch.nn.Module"),
-        ((*ARCHITECTURE, "own:asks"), "'own:asks' failed (TypeError: asks() missing 1 required"),
         ((*ARCHITECTURE, "own:coloured"), "own:coloured cannot read images [1, 8, 8]"),
     ],
 )
@@ -493,7 +485,7 @@ def test_code_that_fails(store, refuse, monkeypatch, arguments, says):
     refuse(*arguments, says=says)
 
 
-@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("at_once", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_model_that_ends_the_process(store, cli, known, at_once):
     module = Leaves()
     module.load_state_dict(toy.original().state_dict())
@@ -755,7 +747,7 @@ def test_names_that_the_registry_refuses(refuse):
     refuse("train", "--data", "digits", "--name", "", says=["'' is not a name for a registered model"])
 
 
-@pytest.mark.parametrize("name", ["a@b", "a?b", "a#b", "a'b", "a\nb", "a" * 257])
+@pytest.mark.parametrize("name", ["a@b", "a" * 257])
 def test_names_that_no_uri_finds_again(refuse, name):
     """MLflow registers them, and reads models:/NAME/VERSION as something else, or the database cuts them."""
     refuse("train", "--data", "digits", "--name", name, says=["is not a name for a registered model", "it"])

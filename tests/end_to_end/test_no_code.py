@@ -3,6 +3,7 @@
 import logging
 
 import mlflow
+import pytest
 from chains import QUICK
 from crafted import crafted
 from stores import DATA
@@ -36,7 +37,7 @@ def test_code_in_a_version(store, cli, tmp_path, caplog):
         "its transform is python:scaling:scaled": ("--transform", "python:scaling:scaled"),
         "its data source is python:scaling:scaled": ("--data", "python:scaling:scaled"),
     }
-    for command in ("unlearn", "evaluate", "tune", "compare"):
+    for command in ("unlearn", "evaluate", "compare"):
         for says, more in refused.items() if command == "unlearn" else [*refused.items()][:1]:
             done = cli(command, *version, *more, "--no-code", "true")
             assert done.code == 3 and done.err.startswith(f"Error: loading {uri} would run code (")
@@ -70,6 +71,7 @@ def test_code_in_a_version(store, cli, tmp_path, caplog):
     assert checked.code == 3 and "loading models:/crafted/2 would run code (its transform is python:" in checked.err
 
 
+@pytest.mark.slow
 def test_no_code_in_a_version(store, cli):
     """A usual architecture in pt2 format, with data and transform of ours, passes."""
     train = ("train", "--data", DATA, "--epochs", "1", "--architecture", "timm:test_resnet", "--name", "usual")

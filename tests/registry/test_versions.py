@@ -68,8 +68,15 @@ def test_how_a_version_was_retired(tag, expected):
 def test_names():
     for name in ("clf 2", 'größe 5% "a"', "a" * 256):
         assert check_name(name) == name
-    with pytest.raises(UnlearnError, match="'a/b' is not a name for a registered model"):
-        check_name("a/b")
+    for name, says in (
+        ("a/b", "'a/b' is not a name for a registered model"),
+        ("a@b", "models:/NAME/VERSION does not find one with '@': leave it out"),
+        ("#?'", """does not find one with '#' "'" '[?]': leave it out"""),
+        ("a\nb", r"does not find one with '\\n'"),
+        ("a" * 257, "it has 257 characters, and databases take 256: shorten it"),
+    ):
+        with pytest.raises(UnlearnError, match=says):
+            check_name(name)
 
 
 class LinkingRepository(LocalArtifactRepository):
