@@ -104,7 +104,8 @@ def test_nothing_is_lost_and_nothing_is_done_twice(client, monkeypatch):
         for request in filter(None, theirs.get("unlearn.request_ids", "").split(",")):
             assert f"models:/clf/{number}" in json.loads(tags[f"unlearn.request.{request}"].partition(" ")[2])["by"]
     # Reviews: every one has its number, and each names the one before.
-    ended = [run for run in client.search_runs(["1"]) if run.data.tags.get("unlearn.command") == "review"]
+    experiment = client.get_experiment_by_name("tests of many").experiment_id
+    ended = [run for run in client.search_runs([experiment]) if run.data.tags.get("unlearn.command") == "review"]
     assert {run.info.status for run in ended} == {"FINISHED"}
     counted = sum(key.startswith("unlearn.review.") for theirs in versions.values() for key in theirs)
     assert counted == len(ended) >= PROCESSES
