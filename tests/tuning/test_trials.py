@@ -1,5 +1,6 @@
 """One process's trials, on the template's version."""
 
+import math
 from collections.abc import Iterator
 
 import mlflow
@@ -10,10 +11,11 @@ from stores import FORGET, copied
 
 from mlflow_unlearn import config
 from mlflow_unlearn.engine.architectures import weights_digest
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
 from mlflow_unlearn.session.session import open_session
 from mlflow_unlearn.tuning.space import search_space
 from mlflow_unlearn.tuning.trials import Objective
+from mlflow_unlearn.tuning.winner import choose
 
 SPACE = '{"alpha": [1, 8], "lr": 0.001, "epochs": 1, "prefix": "none"}'
 
@@ -41,6 +43,19 @@ def test_the_winner_is_made_again_bit_by_bit_or_refused(objective):
     study.add_trial(optuna.create_trial(**kept, user_attrs={"weights_sha256": "another"}))
     with pytest.raises(UnlearnError, match="trial 1 ran elsewhere, with another seed or other versions"):
         objective.result(study.trials[1])
+
+
+def test_a_trial_that_collapses_is_complete_and_infeasible(objective):
+    """SSD takes nearly all weights away: an attack finds nothing, and would have made it the winner."""
+    space = search_space(["ssd"], "cnn", ["none"], '{"alpha": 0.01, "lam": [0.0001, 0.0002], "prefix": "none"}')
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    arguments = (objective.session, study, space, objective.session.teacher(), objective.original)
+    study.optimize(Objective(*arguments, None, objective.options, objective.command_run), n_trials=1)
+    [trial] = study.trials
+    assert trial.state == optuna.trial.TrialState.COMPLETE and trial.constraints["collapsed"] == 1
+    assert trial.value == pytest.approx(math.log(2) + 1)
+    with pytest.raises(NothingToUnlearn, match="collapsed was broken by 1"):
+        choose(study)
 
 
 def test_a_useless_model_looks_worse_to_a_pruner_than_any_that_meets_the_constraints(objective):
