@@ -191,7 +191,8 @@ class TestOptions:
             (
                 {"alfa": 1},
                 "unknown hyperparameter 'alfa' of lotus: did you mean 'alpha'. valid values: "
-                r"a_u \(class-matched \| published\), accuracy \(eval \| training\), alpha \(> 0, ≤ 64 \| auto\), batch_size \(≥ 2, ≤ 65536\), "
+                r"a_u \(class-matched \| published\), "
+                r"accuracy \(eval \| training\), alpha \(> 0, ≤ 64 \| auto\), batch_size \(≥ 2, ≤ 65536\), "
                 r".*keep \(last \| closest\), .*weight_decay",
             ),
             ({"lr": 2}, "hyperparameter lr = 2 of lotus is not usable: input should be less than or equal to 1"),
