@@ -157,7 +157,7 @@ class TestData:
         sets = Splits(sets.forget, sets.retain, TensorDataset(torch.zeros(1, 1, 8, 8), torch.tensor([9])), sets.test)
         with torch.no_grad():
             model[3].bias[0] = 100.0
-        assert len(forget(model, sets, params={"epochs": 1}).history) == 1
+        assert len(forget(model, sets, params={"epochs": 1, "a_u": "published"}).history) == 1
 
 
 class TestOptions:
@@ -191,6 +191,7 @@ class TestOptions:
             (
                 {"alfa": 1},
                 "unknown hyperparameter 'alfa' of lotus: did you mean 'alpha'. valid values: "
+                r"a_u \(class-matched \| published\), "
                 r"accuracy \(eval \| training\), alpha \(> 0, ≤ 64 \| auto\), batch_size \(≥ 2, ≤ 65536\), "
                 r".*keep \(last \| closest\), .*weight_decay",
             ),
@@ -217,6 +218,7 @@ class TestOptions:
         result = forget(params={"alpha": 4}, on_epoch=heard.append, progress=True)
         assert heard == result.history
         assert result.params == {
+            "a_u": "class-matched",
             "accuracy": "eval",
             "alpha": 4.0,
             "batch_size": 32,
