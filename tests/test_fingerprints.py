@@ -272,7 +272,6 @@ class TestValue:
             ([].append, [1].append),
             (Double(1.0).forward, Double(2.0).forward),
         ],
-        ids=repr,
     )
     def test_other_values_have_other_digests(self, one, other):
         digests = [value_digest(value) for value in (one, copy.deepcopy(one), other)]

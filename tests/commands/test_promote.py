@@ -9,7 +9,6 @@ from chains import evidence_of, folder_of, review, tagged
 from stores import call, shell
 
 from mlflow_unlearn.commands import promote as command
-from mlflow_unlearn.registry.tracking import registry
 
 
 def test_review_and_promote(chain):

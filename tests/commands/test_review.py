@@ -8,7 +8,7 @@ from stores import call, copied, shell
 
 from mlflow_unlearn.commands import review as command
 from mlflow_unlearn.evidence.record import sha256
-from mlflow_unlearn.registry.tracking import registry
+from mlflow_unlearn.registry.clients import registry_client
 
 
 @pytest.fixture
@@ -143,14 +143,14 @@ def test_two_at_once_get_two_numbers(reviewed, monkeypatch):
 @pytest.mark.parametrize("key", ["unlearn.review.3", "unlearn.verdict", "unlearn.reviews"])
 def test_interrupted_and_started_again(reviewed, monkeypatch, key):
     """Killed before or after any of the tags: it counts with the last one alone, and the next one takes its number."""
-    real = type(registry(reviewed.client)).set_model_version_tag
+    real = type(registry_client(reviewed.client)).set_model_version_tag
 
     def killed(self, name, version, tag, value):
         if tag == key:
             raise KeyboardInterrupt
         real(self, name, version, tag, value)
 
-    monkeypatch.setattr(type(registry(reviewed.client)), "set_model_version_tag", killed)
+    monkeypatch.setattr(type(registry_client(reviewed.client)), "set_model_version_tag", killed)
     assert review("2").code == 130
     monkeypatch.undo()
     checked = call("verify", "--model-uri", "models:/clf/2")
