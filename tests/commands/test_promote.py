@@ -100,14 +100,14 @@ def promoted(chain):
 @pytest.mark.parametrize("moved", [False, True])
 def test_interrupted_and_started_again(promoted, monkeypatch, moved):
     """Before or after the alias is moved: nobody is accused of moving it by hand, and the same command goes on."""
-    real = type(registry(promoted.client)).set_registered_model_alias
+    real = type(registry_client(promoted.client)).set_registered_model_alias
 
     def killed(self, *arguments):
         if moved:
             real(self, *arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(registry(promoted.client)), "set_registered_model_alias", killed)
+    monkeypatch.setattr(type(registry_client(promoted.client)), "set_registered_model_alias", killed)
     assert call("promote", "--model-uri", "models:/clf/3").code == 130
     monkeypatch.undo()
     for version in "23":
