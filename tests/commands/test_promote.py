@@ -9,6 +9,7 @@ from chains import evidence_of, folder_of, review, tagged
 from stores import call, shell
 
 from mlflow_unlearn.commands import promote as command
+from mlflow_unlearn.registry.clients import registry_client
 
 
 def test_review_and_promote(chain):
