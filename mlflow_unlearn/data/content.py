@@ -14,8 +14,8 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from mlflow_unlearn.data.batching import LARGEST_BATCH, gather, in_order, leaves
 from mlflow_unlearn.data.datasets import ImageDataset, KeptDataset
+from mlflow_unlearn.data.fingerprints import value_digest
 from mlflow_unlearn.data.source import ImageStore
-from mlflow_unlearn.fingerprints import value_digest
 from mlflow_unlearn.rng import isolated_rng
 
 FULL = 1 << 28

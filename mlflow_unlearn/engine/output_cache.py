@@ -20,13 +20,13 @@ from torch.utils.data import Dataset, Subset
 from mlflow_unlearn import cache
 from mlflow_unlearn.data.batching import LARGEST_BATCH, forward_batch, gather, in_memory, in_order
 from mlflow_unlearn.data.datasets import ImageDataset, KeptDataset
+from mlflow_unlearn.data.fingerprints import module_digest
 from mlflow_unlearn.data.source import ImageStore
 from mlflow_unlearn.data.transforms import PixelTransform
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.forward import forward
 from mlflow_unlearn.engine.hardware import Hardware, processor
-from mlflow_unlearn.fingerprints import module_digest
 from mlflow_unlearn.rng import isolated_rng
 
 LARGEST = 1 << 28

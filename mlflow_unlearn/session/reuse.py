@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mlflow_unlearn.data.content import content_digest
-from mlflow_unlearn.fingerprints import module_digest, value_digest
+from mlflow_unlearn.data.fingerprints import module_digest, value_digest
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.session.session import Session
 

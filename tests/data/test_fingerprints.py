@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 from toy import original
 
+from mlflow_unlearn.data.fingerprints import module_digest, value_digest
 from mlflow_unlearn.engine.architectures import build_model
-from mlflow_unlearn.fingerprints import module_digest, value_digest
 
 NET = """
 import torch
@@ -234,7 +234,7 @@ class TestSource:
         code = (
             "import torch, cooled; torch.nn.Identity().register_forward_hook(print); model = cooled.Cooled(); "
             "model.names = {'a', 'b', 'c', ('d', 1)}; model.register_forward_hook(cooled.halve); "
-            "from mlflow_unlearn.fingerprints import module_digest; print(module_digest(model))"
+            "from mlflow_unlearn.data.fingerprints import module_digest; print(module_digest(model))"
         )
         assert self.digest(written) is not None
         model = sys.modules["cooled"].Cooled()
