@@ -327,5 +327,6 @@ def check(files, cli, arguments):
     assert "Traceback" not in outcome.err and outcome.out == ""
     *notes, sentence = outcome.err.splitlines()
     assert sentence.startswith("Error: ") and len(sentence) < 2000
+    assert "no pending forget request" not in sentence  # which is what a bad value of `unlearn` comes before
     assert all(note.startswith(("Note: ", "Usage: ", "Try ", "Warning: ")) or not note for note in notes), notes
     assert registry(files) == before and not before["running"]
