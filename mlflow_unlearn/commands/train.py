@@ -29,7 +29,7 @@ from mlflow_unlearn.metrics.accuracy import accuracy
 from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests
 from mlflow_unlearn.registry.flavor import NewModel, example_images, log_model
-from mlflow_unlearn.registry.registration import complete, register, withdrawn_on_failure
+from mlflow_unlearn.registry.registration import complete, register
 from mlflow_unlearn.registry.versions import Record, check_name
 from mlflow_unlearn.rng import isolated_rng
 from mlflow_unlearn.session.checks import check_outputs
@@ -99,11 +99,10 @@ def train(options: config.Train) -> None:
             "unlearn.weights_sha256": weights_digest(outcome.model),
             **metric_tags(metrics),
         }
-        with withdrawn_on_failure(client, run_id):
-            info = log_model(new)
-            mlflow.log_metrics(metrics, model_id=info.model_id)
-            version = register(client, info, options.name, tags=tags, description=description)
-            complete(client, version)
+        info = log_model(new)
+        mlflow.log_metrics(metrics, model_id=info.model_id)
+        version = register(client, info, options.name, tags=tags, description=description)
+        complete(client, version)
         checkpoint.remove()
         shown = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items())
         print(f"Registered {options.name} version {version.version}: {len(kept)} training samples, {shown}.")

@@ -30,7 +30,6 @@ from mlflow_unlearn.registry.registration import (
     describe_version,
     next_number,
     register,
-    withdrawn_on_failure,
 )
 from mlflow_unlearn.report import table
 from mlflow_unlearn.report.card import describe, model_card
@@ -67,46 +66,45 @@ def publish(
     if (reason := columns["unlearned"].collapsed) is not None:
         note(f"Warning: the model has {reason}: its metrics are void, and no policy lets it pass.")
     client = session.client
-    with withdrawn_on_failure(client, run_id):
-        with tracking.timed("save"):
-            new = NewModel(
-                result.model,
-                new_record(session, options, provenance),
-                session.manifest(session.retain),
-                session.folder,
-                example=example_without_forgotten(session),
-                source=session.version,
-            )
-            info = log_model(new)
-        log_metrics(columns, model_ids={"unlearned": info.model_id, "original": session.version.model_id})
-        candidate = VersionCandidate(provenance, result, outputs, columns, _incomplete(outputs["unlearned"]))
-        with tracking.timed("evidence"):
-            stored = Path(mlflow.artifacts.download_artifacts(info.model_uri, dst_path=str(session.folder / "stored")))
-            draft = build(session, run_id, candidate, name=name, model_id=info.model_id, files=file_digests(stored))
-            log_parts(draft)
+    with tracking.timed("save"):
+        new = NewModel(
+            result.model,
+            new_record(session, options, provenance),
+            session.manifest(session.retain),
+            session.folder,
+            example=example_without_forgotten(session),
+            source=session.version,
+        )
+        info = log_model(new)
+    log_metrics(columns, model_ids={"unlearned": info.model_id, "original": session.version.model_id})
+    candidate = VersionCandidate(provenance, result, outputs, columns, _incomplete(outputs["unlearned"]))
+    with tracking.timed("evidence"):
+        stored = Path(mlflow.artifacts.download_artifacts(info.model_uri, dst_path=str(session.folder / "stored")))
+        draft = build(session, run_id, candidate, name=name, model_id=info.model_id, files=file_digests(stored))
+        log_parts(draft)
 
-        def stored_as(number: str) -> tuple[Evidence, dict[str, str]]:
-            evidence = numbered(draft, number)
-            samples = _samples(session, outputs, options)
-            return evidence, store(client, evidence, session.folder / FOLDER, samples, options.sign_key)
+    def stored_as(number: str) -> tuple[Evidence, dict[str, str]]:
+        evidence = numbered(draft, number)
+        samples = _samples(session, outputs, options)
+        return evidence, store(client, evidence, session.folder / FOLDER, samples, options.sign_key)
 
-        # Before there is a version, so that none is ever without; its number is known, but for a coincidence.
-        with tracking.timed("evidence.store"):
-            evidence, digests = stored_as(next_number(client, name))
-        tags = evidence.tags() | digests
-        version = register(client, info, name, tags=tags, description=describe(evidence))
-        if str(version.version) != evidence.result.version:
-            evidence, digests = stored_as(str(version.version))
-            for key, value in digests.items():
-                client.set_model_version_tag(name, version.version, key, value)
-            describe_version(client, version, describe(evidence))
-        table.show(columns)
-        forget_requests.mark_done(client, session.requests, evidence.result.uri)
-        try:
-            complete(client, version)
-        except BaseException:
-            forget_requests.mark_undone(client, session.requests, evidence.result.uri)
-            raise
+    # Before there is a version, so that none is ever without; its number is known, but for a coincidence.
+    with tracking.timed("evidence.store"):
+        evidence, digests = stored_as(next_number(client, name))
+    tags = evidence.tags() | digests
+    version = register(client, info, name, tags=tags, description=describe(evidence))
+    if str(version.version) != evidence.result.version:
+        evidence, digests = stored_as(str(version.version))
+        for key, value in digests.items():
+            client.set_model_version_tag(name, version.version, key, value)
+        describe_version(client, version, describe(evidence))
+    table.show(columns)
+    forget_requests.mark_done(client, session.requests, evidence.result.uri)
+    try:
+        complete(client, version)
+    except BaseException:
+        forget_requests.mark_undone(client, session.requests, evidence.result.uri)
+        raise
     print(f"Registered {name} version {version.version} from {session.version.uri}.")
     if session.version.model_id is None:
         print(f"Note: {session.version.uri} has no LoggedModel: its lineage is in the tags and in evidence.json alone.")

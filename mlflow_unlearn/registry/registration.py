@@ -66,19 +66,6 @@ def complete(client: MlflowClient, version: ModelVersion) -> None:
     client.delete_model_version_tag(version.name, version.version, REGISTERING_TAG)
 
 
-@contextmanager
-def withdrawn_on_failure(client: MlflowClient, run_id: str) -> Iterator[None]:
-    """A failed or stopped run leaves no version behind, nor a name that only this version had, nor a LoggedModel."""
-    try:
-        yield
-    except BaseException as error:
-        try:
-            _take_back(client, client.get_run(run_id))
-        except Exception as second:  # Whatever the store raises: the first error is the one that counts.
-            error.add_note(f"What this command had registered could not be taken back: {second}")
-        raise
-
-
 def settle(client: MlflowClient, run: Run) -> ModelVersion | None:
     """Finish what the run of a command that was killed had registered, or take it back; the version that is complete.
 
@@ -94,7 +81,7 @@ def settle(client: MlflowClient, run: Run) -> ModelVersion | None:
                 f"Note: models:/{version.name}/{version.version}, which run {run.info.run_id} was registering when it "
                 "was killed, is complete now."
             )
-    _take_back(client, run)
+    take_back(client, run)
     found = _versions_of(client, run)
     if found:
         for path, facts in cache.entries(cache.CHECKPOINTS):
@@ -134,7 +121,7 @@ def _finish(client: MlflowClient, version: ModelVersion, run: Run) -> bool:
     return True
 
 
-def _take_back(client: MlflowClient, run: Run) -> None:
+def take_back(client: MlflowClient, run: Run) -> None:
     """Delete what of the run is unfinished: marked versions, and LoggedModels that no version has."""
     left = []
     for version in _versions_of(client, run):

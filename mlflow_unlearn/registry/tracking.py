@@ -28,7 +28,7 @@ from mlflow_unlearn.data.functions import no_exit
 from mlflow_unlearn.distributed.launch import RUN_FILE_VARIABLE
 from mlflow_unlearn.errors import AlreadyDone, UnlearnError, shortlist
 from mlflow_unlearn.registry.dead import COMMAND_VARIABLE, PROCESS_TAG, dead_runs, this_process
-from mlflow_unlearn.registry.registration import settle
+from mlflow_unlearn.registry.registration import settle, take_back
 from mlflow_unlearn.registry.system import system_facts
 from mlflow_unlearn.registry.uris import absolute_uri, hidden_spec
 from mlflow_unlearn.registry.versions import find_version
@@ -317,23 +317,17 @@ def recorded_options(config: Command, *names: str) -> dict[str, Any]:
 
 
 def _tag_or_note(run_id: str, sentence: str, error: BaseException) -> None:
-    """Tag the run and take back its models; where the store has failed too, the first error is the one that counts."""
-    for step in (partial(tag_error, run_id, sentence), partial(delete_unregistered, run_id)):
+    """Tag a failed or stopped run and take back what it left unfinished; the first error is the one that counts."""
+
+    def tidy_up() -> None:
+        store = client()
+        take_back(store, store.get_run(run_id))
+
+    for step in (partial(tag_error, run_id, sentence), tidy_up):
         try:
             step()
         except Exception as second:  # Whatever the store raises.
             error.add_note(f"The run could not be tidied up either: {second}")
-
-
-def delete_unregistered(run_id: str) -> None:
-    """Delete the LoggedModels of a run that has failed, but for those that a version was registered from."""
-    store = client()
-    experiment = store.get_run(run_id).info.experiment_id
-    models = store.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
-    sources = [str(version.source) for version in store.search_model_versions(f"run_id = '{run_id}'")] if models else []
-    for model in models:
-        if not any(model.model_id in source for source in sources):
-            store.delete_logged_model(model.model_id)
 
 
 def fail_lost_run(run_id: str) -> None:
