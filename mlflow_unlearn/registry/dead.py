@@ -1,4 +1,4 @@
-"""Which runs belong to processes that have died on this machine."""
+"""Which processes, and which runs of theirs, have died on this machine."""
 
 import hashlib
 import os
@@ -29,13 +29,17 @@ def dead_runs(client: MlflowClient, experiment: str) -> list[Run]:
         experiment: id of the one that is looked at.
     """
     where = f"attributes.status = 'RUNNING' and tags.`{PROCESS_TAG}` LIKE '{_here()} %'"
-    return [run for run in client.search_runs([experiment], where) if _died(run.data.tags[PROCESS_TAG])]
+    return [run for run in client.search_runs([experiment], where) if died(run.data.tags[PROCESS_TAG])]
 
 
-def _died(process: str) -> bool:
-    here, pid, started = process.rsplit(" ", 2)
-    # Where the system does not tell when a process started, another one may have its number.
-    return here == _here() and started != "None" and str(_started(int(pid))) != started
+def died(process: str) -> bool:
+    """Whether the process of such a tag has ended; False where that cannot be known, as on another machine."""
+    try:
+        here, pid, started = process.rsplit(" ", 2)
+        # Where the system does not tell when a process started, another one may have its number.
+        return here == _here() and started != "None" and str(_started(int(pid))) != started
+    except ValueError:  # edited
+        return False
 
 
 def _here() -> str:

@@ -17,7 +17,6 @@ for longer than `PATIENCE` is not caught: MLflow's stores cannot refuse a write 
 import hashlib
 import json
 import os
-import platform
 import tempfile
 import threading
 import time
@@ -26,7 +25,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 
 import mlflow
@@ -39,7 +37,7 @@ from mlflow_unlearn.console import first_line, note
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry.clients import registry_client
-from mlflow_unlearn.registry.dead import COMMAND_VARIABLE
+from mlflow_unlearn.registry.dead import COMMAND_VARIABLE, died, this_process
 from mlflow_unlearn.registry.identity import local_user
 
 LOCK_TAG = "unlearn.lock"
@@ -92,10 +90,7 @@ class Flag:
         id: of the flag; with ``since`` the order in which flags go first.
         command: what it does.
         who: the user.
-        host: name of the machine, for people.
-        machine: what tells machines and containers apart, so that ``pid`` means something.
-        pid: of the process.
-        started: when the process started, since numbers are used again; by the kernel's count.
+        process: host, place, number and start of the process, as on its run.
         beat: renewals.
     """
 
@@ -103,26 +98,18 @@ class Flag:
     id: str
     command: str = "an unknown command"
     who: str = "an unknown user"
-    host: str = "an unknown machine"
-    machine: str = ""
-    pid: int = 0
-    started: str = ""
+    process: str = "an unknown machine 0 None"
     beat: int = 0
 
     @classmethod
     def ours(cls) -> "Flag":
         """A new one of this process."""
-        pid = os.getpid()
-        stat = _stat(pid)
         return cls(
             datetime.now(UTC).isoformat(timespec="milliseconds"),
             uuid.uuid4().hex[:12],
             os.environ.get(COMMAND_VARIABLE, "python"),
             os.environ.get("MLFLOW_TRACKING_USERNAME") or local_user(),
-            platform.node(),
-            _machine(),
-            pid,
-            stat[19] if stat is not None else "",
+            this_process(),
         )
 
     @classmethod
@@ -135,39 +122,13 @@ class Flag:
 
     @property
     def ended(self) -> bool:
-        """Whether its process is known to have ended; False where it cannot be known, as on another machine."""
-        if not (self.machine and self.started) or self.machine != _machine():
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except (OSError, OverflowError, TypeError):
-            pass  # another user's, which the next line may not be able to read either
-        found = _stat(self.pid)
-        return found is not None and (found[0] in "ZX" or found[19] != self.started)
+        """Whether its process is known to have ended."""
+        return died(self.process)
 
     def __str__(self) -> str:
         """For the sentence that says who is in the way."""
-        return f"`{self.command}` of {self.who} on {self.host} (process {self.pid}), since {self.since}"
-
-
-@cache
-def _machine() -> str:
-    """This boot of this machine, and this container's numbering of processes; empty where there is no ``/proc``."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:
-        return ""
-
-
-def _stat(pid: int) -> list[str] | None:
-    """What the kernel says of a process: its state first, and at 19 when it started; None if it cannot be read."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
+        where, pid, _ = (*self.process.rsplit(" ", 2), "", "")[:3]
+        return f"`{self.command}` of {self.who} on {where.rpartition(' ')[0]} (process {pid}), since {self.since}"
 
 
 def _now() -> float:

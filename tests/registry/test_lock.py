@@ -1,7 +1,6 @@
 """One command of a kind at a time: in an experiment, and on a registered model."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,8 +13,8 @@ import pytest
 
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry import lock as locks
-from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.clients import registry_client
+from mlflow_unlearn.registry.dead import this_process
 from mlflow_unlearn.registry.lock import LOCK_TAG, Flag, experiment_lock, model_lock
 
 HOLD = """
@@ -66,7 +65,7 @@ def put(client, flag: Flag) -> str:
 
 def elsewhere(**values) -> Flag:
     """Of a live process on another machine, that came first."""
-    known = {"command": "promote", "who": "ann", "host": "there", "machine": "another", "pid": 7, "started": "1"}
+    known = {"command": "promote", "who": "ann", "process": "there another 7 1"}
     return Flag(**{"since": "2001-01-01T00:00:00.000+00:00", "id": "other", **known, **values})
 
 
@@ -74,7 +73,7 @@ def test_it_is_held_inside_the_block_and_then_free(client):
     with model_lock(client, "shared", wait=0) as (lock, model):
         assert model.name == "shared" and lock.check().name == "shared"
         [flag] = flags(client).values()
-        assert (flag.pid, flag.ended) == (os.getpid(), False)
+        assert (flag.process, flag.ended) == (this_process(), False)
         with pytest.raises(
             UnlearnError, match=r"^models:/shared is in use by `python` of .* on .* \(process \d+\), si"
         ):
@@ -91,7 +90,7 @@ def test_it_takes_three_requests(client, monkeypatch):
     for name in ("set_registered_model_tag", "get_registered_model", "delete_registered_model_tag"):
         real = getattr(registry, name)
         monkeypatch.setattr(registry, name, lambda *a, real=real, name=name: (made.append(name), real(*a))[1])
-    monkeypatch.setattr(tracking, "registry", lambda _: registry)
+    monkeypatch.setattr(locks, "registry_client", lambda _: registry)
     with model_lock(client, "shared"):
         pass
     assert made == ["set_registered_model_tag", "get_registered_model", "delete_registered_model_tag"]
@@ -157,7 +156,7 @@ def test_a_process_of_this_machine_that_was_killed_is_taken_over_at_once(client)
 def test_a_number_that_another_process_has_now_is_another_process(client):
     with model_lock(client, "shared") as (lock, _):
         [ours] = flags(client).values()
-    put(client, replace(ours, id="before", started="0"))
+    put(client, replace(ours, id="before", process=f"{ours.process}0"))
     with model_lock(client, "shared", wait=0):
         pass
     put(client, replace(ours, id="alive"))
