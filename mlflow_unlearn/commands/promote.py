@@ -1,6 +1,7 @@
 """`promote`: move an alias to a version that has passed its review; every other move of it becomes visible."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -15,6 +16,7 @@ from mlflow_unlearn.evidence.policy import Policy, read_policy
 from mlflow_unlearn.evidence.record import FOLDER
 from mlflow_unlearn.governance.approval import approver_of, check_approver, open_requests, reviewed_by
 from mlflow_unlearn.governance.integrity import PROMOTION, PROMOTION_TAG, examine
+from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.clients import registry_client
 from mlflow_unlearn.registry.lock import model_lock
@@ -53,7 +55,11 @@ def promote(options: config.Promote) -> None:
             for objection in objections:
                 note(f"Note: promoted in spite of this: {objection}")
             aliases = {alias: str(number) for alias, number in registered.aliases.items()}
-            before = aliases.get(options.alias)
+            key, before = PROMOTION_TAG + options.alias, aliases.get(options.alias)
+            came_from = f"models:/{name}/{before}" if before is not None else None
+            if before == version:  # once more, or after it was interrupted
+                with suppress(ValueError, KeyError, TypeError):  # not by `promote`, or the tag was edited
+                    came_from = load_json(examined.registered.tags[key])["before"]
             record = {
                 "uri": examined.uri,
                 "alias": options.alias,
@@ -64,14 +70,14 @@ def promote(options: config.Promote) -> None:
                 "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
                 "override": options.override if objections else None,
                 "objections": objections,
-                "before": f"models:/{name}/{before}" if before is not None else None,
+                "before": came_from,
                 "run_id": run_id,
             }
             mlflow.log_dict(record, f"{FOLDER}/{PROMOTION}")
             registry = registry_client(client)
             lock.check()
             # The tag first: an alias without it was moved by hand, and a tag whose run did not finish was interrupted.
-            registry.set_model_version_tag(name, version, PROMOTION_TAG + options.alias, json.dumps(record))
+            registry.set_model_version_tag(name, version, key, json.dumps(record))
             registry.set_registered_model_alias(name, options.alias, version)
         moved = f" (it was version {before})" if before not in (None, version) else ""
         print(f"{name}@{options.alias} is version {version} now{moved}, approved by {approver.display_name()}.")

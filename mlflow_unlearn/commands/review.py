@@ -4,6 +4,9 @@ import json
 from datetime import UTC, datetime
 
 import mlflow
+from mlflow.entities import RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn import config
 from mlflow_unlearn.errors import Refused
@@ -15,6 +18,7 @@ from mlflow_unlearn.evidence.review import (
     TAG,
     VERDICT_TAG,
     Head,
+    ReviewChain,
     ReviewRecord,
     read_chain,
 )
@@ -23,7 +27,7 @@ from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.clients import registry_client
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.lock import model_lock
-from mlflow_unlearn.registry.versions import retired
+from mlflow_unlearn.registry.versions import read_artifact, retired
 from mlflow_unlearn.report import table
 from mlflow_unlearn.report.page import page
 
@@ -47,7 +51,7 @@ def review(options: config.Review) -> None:
             chain = read_chain(now.tags)
             if (how := retired(now)) is not None or chain.problems:
                 raise Refused(f"{examined.uri} changed meanwhile ({how or '; '.join(chain.problems)}): see `verify`")
-            reviewed = ReviewRecord(
+            draft = ReviewRecord(
                 n=chain.head.n + 1,
                 previous=chain.head,
                 at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -59,27 +63,47 @@ def review(options: config.Review) -> None:
                 policy=policy,
                 verdict=verdict,
             )
-            content = reviewed.to_json()
-            mlflow.log_text(content, reviewed.file)
-            recorded = f"review {reviewed.n} by {by.display_name()}, {reviewed.at[:10]}"
-            mlflow.log_text(page(examined.evidence, verdict, recorded=recorded), f"{FOLDER}/{REPORT}")
-            head = Head(n=reviewed.n, sha256=sha256(content.encode()))
-            recorded_as = {
-                "verdict": verdict.word,
-                "policy": policy.name,
-                "by": by.display_name(),
-                "at": reviewed.at,
-                "run_id": run_id,
-                "sha256": head.sha256,
-                "previous": chain.head.sha256,
-            }
-            lock.check()
-            registry.set_model_version_tag(name, version, f"{TAG}{reviewed.n}", json.dumps(recorded_as))
-            registry.set_model_version_tag(name, version, VERDICT_TAG, verdict.word)
-            registry.set_model_version_tag(name, version, HEAD_TAG, str(head))  # from here on it counts
+            reviewed = _of_a_killed_command(client, chain, draft)
+            if reviewed is not None and chain.last is not None:
+                head, run_id = chain.head, chain.last.run_id
+            else:
+                reviewed, content = draft, draft.to_json()
+                mlflow.log_text(content, reviewed.file)
+                recorded = f"review {reviewed.n} by {by.display_name()}, {reviewed.at[:10]}"
+                mlflow.log_text(page(examined.evidence, verdict, recorded=recorded), f"{FOLDER}/{REPORT}")
+                head = Head(n=reviewed.n, sha256=sha256(content.encode()))
+                recorded_as = {
+                    "verdict": verdict.word,
+                    "policy": policy.name,
+                    "by": by.display_name(),
+                    "at": reviewed.at,
+                    "run_id": run_id,
+                    "sha256": head.sha256,
+                    "previous": chain.head.sha256,
+                }
+                lock.check()
+                registry.set_model_version_tag(name, version, f"{TAG}{reviewed.n}", json.dumps(recorded_as))
+                registry.set_model_version_tag(name, version, VERDICT_TAG, verdict.word)
+                registry.set_model_version_tag(name, version, HEAD_TAG, str(head))  # from here on it counts
         # Last, so that whatever a run says is on the version.
-        mlflow.set_tags({VERDICT_TAG: verdict.word, MODEL_URI_TAG: examined.uri, HEAD_TAG: str(head)})
+        tags = {VERDICT_TAG: verdict.word, MODEL_URI_TAG: examined.uri, HEAD_TAG: str(head)}
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     table.show_verdict(examined.uri, verdict)
     if not verdict.passed:
         raise Refused(f"{examined.uri} does not pass the policy {policy.name!r}: {verdict.failures}")
     print(f"{examined.uri} passes the policy {policy.name!r} (review {reviewed.n}, run {run_id}).")
+
+
+def _of_a_killed_command(client: MlflowClient, chain: ReviewChain, draft: ReviewRecord) -> ReviewRecord | None:
+    """The last review, if it is this one and its command was killed once it counted: its run does not say so yet."""
+    last = chain.last
+    if last is None or last.previous is None:  # an earlier release's runs never say so
+        return None
+    try:
+        if HEAD_TAG in client.get_run(last.run_id).data.tags:
+            return None
+        found = ReviewRecord.model_validate_json(read_artifact(last.run_id, f"{FOLDER}/review-{last.n}.json"))
+    except (MlflowException, OSError, ValueError):  # another user's, or gone: `verify` says what is wrong with it
+        return None
+    same = draft.model_copy(update={"n": found.n, "previous": found.previous, "at": found.at})
+    return found if found == same else None
