@@ -164,6 +164,22 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
     """
     if uri.startswith("runs:/") or re.fullmatch(r"models:/m-[0-9a-f]{32}", uri):
         return None
+    chosen = _find(client, uri)
+    if (run_id := chosen.tags.get(REGISTERING_TAG)) is not None:
+        raise UnlearnError(
+            f"models:/{chosen.name}/{chosen.version} is not complete: the command of run {run_id} is still registering "
+            "it, or was killed: wait, or start that command again on the same machine, which finishes it or takes it "
+            "back; of a machine that is gone, delete the version by hand"
+        )
+    return chosen
+
+
+def _find(client: MlflowClient, uri: str) -> ModelVersion:
+    """The version, complete or not.
+
+    Raises:
+        UnlearnError: it does not exist.
+    """
     match = re.fullmatch(r"models:/([^/@:]+)(?:/([^/@]+)|@([^/@]+))?", uri)
     if match is None:
         raise UnlearnError(
@@ -208,14 +224,7 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
         there = ", ".join(map(str, versions[-20:])) or "none"
         asked = f"has no version {version!r}" if version is not None else "needs a version or an alias"
         raise UnlearnError(f"model {name!r} {asked}: its versions are: {there}")
-    chosen: ModelVersion = client.get_model_version(name, version)
-    if (run_id := chosen.tags.get(REGISTERING_TAG)) is not None:
-        raise UnlearnError(
-            f"models:/{name}/{version} is not complete: the command of run {run_id} is still registering it, or was "
-            "killed: wait, or start that command again on the same machine, which finishes it or takes it back; of a "
-            "machine that is gone, delete the version by hand"
-        )
-    return chosen
+    return client.get_model_version(name, version)
 
 
 def registered_version(client: MlflowClient, uri: str) -> ModelVersion:

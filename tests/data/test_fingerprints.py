@@ -240,7 +240,7 @@ class TestSource:
         model = sys.modules["cooled"].Cooled()
         model.names = {("d", 1), "c", "b", "a"}
         model.register_forward_hook(sys.modules["cooled"].halve)
-        path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+        path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
         env = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "7"}
         there = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
         assert there.stdout.strip() == module_digest(model)

@@ -89,7 +89,7 @@ def test_the_server_s_password_is_told_nobody(server, cli, tmp_path, monkeypatch
         )
     typed = uri.replace("://", "://you:secret@")
     filed = cli(
-        *("request", "--model-uri", "models:/clf/1", "--data", "digits", "--forget", "random:5"),
+        *("request", "--model-uri", "models:/clf/1", "--data", "digits,split=drawn", "--forget", "random:5"),
         *("--reason", f"see {typed}", "--requester", typed),
     )
     assert filed.code == 0 and f"View run request at: {hidden}/#/experiments/" in filed.out

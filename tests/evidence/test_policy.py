@@ -39,7 +39,7 @@ def test_a_collapsed_version_passes_no_policy():
     """Not even one that bounds nothing of what has suffered; others have no such line."""
     lenient = {"rules": [Rule(metric="acc_forget", at_most=0.5)]}
     assert outcomes(collapsed(), **lenient) == {"not collapsed": "fail", "acc_forget": "pass"}
-    assert not judge(collapsed(), Policy(membership=None, minimum={}, **lenient), signed=None).passed
+    assert not judge(collapsed(), Policy(membership=None, minimum={}, **lenient), signature=None).passed
     [line, _] = as_told(collapsed(), **lenient)
     assert line == ("not collapsed", "collapsed", "not collapsed", "fail", COLLAPSED)
     assert outcomes(evidence(), rules=[Rule(metric="acc_forget", at_most=1.0)]) == {"acc_forget": "pass"}

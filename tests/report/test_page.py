@@ -479,6 +479,6 @@ def test_pictures_are_scaled_and_small(shape):
 
 def test_a_collapse_is_said_above_everything():
     record = records.collapsed()
-    text = Parsed(page(record, judge(record, Policy(), signed=None))).text
+    text = Parsed(page(record, judge(record, Policy(), signature=None))).text
     assert text.index(f"Collapsed: the metrics are void – {records.COLLAPSED}") < text.index("Membership after")
-    assert "Collapsed" not in Parsed(page(records.evidence(), judge(records.evidence(), Policy(), signed=None))).text
+    assert "Collapsed" not in Parsed(page(records.evidence(), judge(records.evidence(), Policy(), signature=None))).text
