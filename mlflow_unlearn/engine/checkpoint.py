@@ -7,7 +7,6 @@ bit on a CPU.
 """
 
 import hashlib
-import inspect
 import io
 import json
 import math
@@ -16,7 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from pathlib import Path
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,8 +24,10 @@ from torch import Tensor, nn
 
 from mlflow_unlearn import cache
 from mlflow_unlearn.console import note
+from mlflow_unlearn.data.content import content_digest
+from mlflow_unlearn.data.fingerprints import value_digest
 from mlflow_unlearn.engine.hardware import Hardware
-from mlflow_unlearn.engine.method import InputLoss, Method, OptimizerSpec, Phase, PhaseStats, SplitName
+from mlflow_unlearn.engine.method import Datasets, InputLoss, Method, OptimizerSpec, Phase, PhaseStats, SplitName
 from mlflow_unlearn.engine.output_cache import model_cache_key
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.rng import rng_states, set_rng_states
@@ -68,26 +69,31 @@ class Checkpoint:
         except ValueError as error:
             raise UnlearnError(f"{SECONDS_VARIABLE} = {given!r} is not a number of seconds: give 60, say") from error
         self._key: dict[str, Any] | None = None
+        self._datasets: Datasets = {}
         self._next = time.monotonic() + self._interval  # infinite where none can be written
 
-    def open(self, model: nn.Module, method: Method, hardware: Hardware, seed: int, prefix: str | None) -> Any:
+    def open(
+        self, model: nn.Module, method: Method, datasets: Datasets, hardware: Hardware, seed: int, prefix: str | None
+    ) -> Any:
         """What an earlier process has stored of the same training; None where there is nothing.
 
         Args:
             model: where the training starts.
             method: with its hyperparameters.
+            datasets: what is read, by split; their content is looked at where there is a checkpoint.
             hardware: where and in which precision.
             seed: of everything random.
             prefix: the first module that is trained.
         """
-        known = model_cache_key(model, hardware)
-        if known is None:
+        known, code = model_cache_key(model, hardware), value_digest(type(method))
+        if known is None or code is None:
             return None
+        self._datasets = datasets
         self._key = {
             **known,
             "command": self.command,
             "data": self._data,
-            "method": [method.name, _source(type(method))],
+            "method": [method.name, code],
             "params": method.params.model_dump(mode="json"),
             "seed": seed,
             "prefix": prefix,
@@ -96,7 +102,16 @@ class Checkpoint:
         found = cache.read(cache.CHECKPOINTS, self._key)
         if found is None:
             return None
-        return torch.load(io.BytesIO(found["state"].tobytes()), map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(found["state"].tobytes()), map_location="cpu", weights_only=True)
+        return state if state["content"] == self._content else None  # the same ids, and other samples behind them
+
+    @cached_property
+    def _content(self) -> str | None:
+        """Digest of all samples; None where it cannot be told."""
+        found = {split: content_digest(dataset) for split, dataset in self._datasets.items()}
+        if None in found.values():
+            return None
+        return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
     def due(self) -> bool:
         """Whether it is time to write one."""
@@ -106,8 +121,11 @@ class Checkpoint:
         """Write ``state`` in the place of the last one; where that is not possible, there will be none."""
         if self._key is None:
             return
+        if self._content is None:  # nobody could tell whether it is of the same samples
+            self._next = math.inf
+            return
         start, content = time.monotonic(), io.BytesIO()
-        torch.save(dict(state), content)
+        torch.save({**state, "content": self._content}, content)
         arrays = {"state": np.frombuffer(content.getbuffer(), np.uint8)}
         written = cache.write(cache.CHECKPOINTS, self._key, arrays, run=self._run_id)
         now = time.monotonic()
@@ -118,14 +136,6 @@ class Checkpoint:
         """The training is done with, and nothing is to stay of it."""
         if self._key is not None:
             cache.drop(cache.CHECKPOINTS, self._key)
-
-
-def _source(kind: type) -> str | None:
-    """SHA-256 of the file that defines a class; None where there is no file."""
-    try:
-        return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
-    except (OSError, TypeError):
-        return None
 
 
 class _Snapshot(dict[str, Tensor]):

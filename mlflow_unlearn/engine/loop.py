@@ -111,7 +111,7 @@ def run(model: nn.Module, method: Method, datasets: Datasets, hardware: Hardware
         if teacher is None:
             original = hardware.place(copy.deepcopy(model))
             teacher = Teacher(original, datasets, hardware, cache=options.cache_teacher, prefix=options.prefix)
-        trained = student
+        trained, samples = student, datasets
         if teacher.prefix is not None:
             trained = split_at(student, teacher.prefix).trainable_head
             datasets, hardware = teacher.datasets, replace(hardware, num_workers=None)
@@ -120,7 +120,7 @@ def run(model: nn.Module, method: Method, datasets: Datasets, hardware: Hardware
         state = TrainerState(trained, datasets, teacher, hardware, options)
         workspace: TrainerState | ResumableWorkspace = state
         if options.checkpoint is not None and ranks.size() == 1:
-            stored = options.checkpoint.open(model, method, hardware, options.seed, teacher.prefix)
+            stored = options.checkpoint.open(model, method, samples, hardware, options.seed, teacher.prefix)
             workspace = ResumableWorkspace(state, options.checkpoint, stored)
             start -= workspace.elapsed
         plan = method.plan(workspace)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 from toy import CPU, class_splits, digits, original, splits
 
 from mlflow_unlearn import cache
@@ -147,15 +147,18 @@ class Noisy(Dataset):
         return image + 0.1 * torch.randn_like(image), label
 
 
+class Still(Noisy):
+    """The same image each time."""
+
+    def __getitem__(self, index):
+        return self.dataset[index]
+
+
 def test_random_inputs_and_a_teacher_that_watches_them():
     goes_on(Task(BUILTIN["lotus"](PARAMS["lotus"]), replace(splits(), retain=Noisy(digits(30, 200)))))
 
 
 def test_a_dataset_of_the_users_own_that_never_changes_is_watched():
-    class Still(Noisy):
-        def __getitem__(self, index):
-            return self.dataset[index]
-
     goes_on(Task(BUILTIN["lotus"](PARAMS["lotus"]), replace(splits(), retain=Still(digits(30, 200)))))
 
 
@@ -192,7 +195,8 @@ def test_what_a_plan_has_seen_of_the_weights_cannot_be_told_again():
 
 
 @pytest.mark.parametrize(
-    "other", [{"seed": 4}, {"method": Training({**HARD, "lr": 0.02})}, {"data": "others"}, {"model": "other"}]
+    "other",
+    [{"seed": 4}, {"method": Training({**HARD, "lr": 0.02})}, {"data": "others"}, {"model": "other"}, {"pixels": 1e-3}],
 )
 def test_another_training_does_not_find_it(other):
     sets = {"retain": digits(0, 200)}
@@ -201,9 +205,11 @@ def test_another_training_does_not_find_it(other):
     if "model" in other:
         with torch.no_grad():
             model[0].bias += 1e-3
-    checkpoint = Checkpoint("unlearn", "run", {"data": other.get("data", "digits")})
-    assert checkpoint.open(model, other.get("method", Training(HARD)), CPU, other.get("seed", 3), None) is None
-    assert Checkpoint("unlearn", "run", {"data": "digits"}).open(original(), Training(HARD), CPU, 3, None) is not None
+    images, labels = digits(0, 200).tensors
+    others = {"retain": TensorDataset(images + other.get("pixels", 0), labels)}  # under the same ids
+    checkpoint, method = Checkpoint("unlearn", "run", {"data": other.get("data", "digits")}), Training(HARD)
+    assert checkpoint.open(model, other.get("method", method), others, CPU, other.get("seed", 3), None) is None
+    assert Checkpoint("unlearn", "run", {"data": "digits"}).open(original(), method, sets, CPU, 3, None) is not None
 
 
 def test_a_damaged_one_is_not_used(capsys):
