@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -313,8 +314,13 @@ def fetched(uri: str) -> Iterator[Path]:
 def artifact(run_id: str, path: str) -> Iterator[Path]:
     """One of a run's files inside the block: without looking for a model of that name, as ``runs:/`` does."""
     with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-") as folder:
-        repository = get_artifact_repository(MlflowClient().get_run(run_id).info.artifact_uri)
+        repository = get_artifact_repository(_artifacts_of(mlflow.get_tracking_uri(), run_id))
         yield Path(repository.download_artifacts(path, folder))
+
+
+@cache  # a run's files stay where they are
+def _artifacts_of(tracking_uri: str, run_id: str) -> str:
+    return str(MlflowClient(tracking_uri).get_run(run_id).info.artifact_uri)
 
 
 def read_artifact(run_id: str, path: str) -> bytes:

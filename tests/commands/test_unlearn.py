@@ -732,23 +732,20 @@ def test_params_from_a_yaml_file(tmp_path):
 
 @pytest.mark.slow
 def test_two_at_once(store, cli):
-    """Two processes on one version: each ends well with a version of its own, and the request names both."""
+    """Two processes on one version: one does the work, and the other one says so, or finds that it is done."""
     assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
     command = [sys.executable, "-m", "mlflow_unlearn", "unlearn", "--model-uri", "models:/clf/1", *QUICK, "--seed"]
     both = [
         subprocess.Popen([*command, seed], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for seed in "12"
     ]
-    outputs = [process.communicate(timeout=120)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
-    assert store.versions() == ["1", "2", "3"]
-    assert store.tags("2")["unlearn.weights_sha256"] != store.tags("3")["unlearn.weights_sha256"]
-    assert store.tags("2")["unlearn.run_id"] != store.tags("3")["unlearn.run_id"]
-    for version in "23":
-        digest = store.tags(version)["unlearn.weights_sha256"]
-        assert weights_digest(mlflow.pytorch.load_model(f"models:/clf/{version}")) == digest
+    outputs = [process.communicate(timeout=240)[0] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2], outputs
+    [refused] = [output for process, output in zip(both, outputs, strict=True) if process.returncode]
+    assert "models:/clf/1 is in use by `unlearn` of" in refused or "no pending forget request" in refused
+    assert store.versions() == ["1", "2"]
+    assert weights_digest(mlflow.pytorch.load_model("models:/clf/2")) == store.tags("2")["unlearn.weights_sha256"]
     [(state, details)] = store.requests().values()
-    assert state == "done"
-    assert set(details["by"]) <= {"models:/clf/2", "models:/clf/3"}
+    assert (state, details["by"]) == ("done", ["models:/clf/2"])
 
 
 def test_a_second_one_on_the_same_version_says_who_works_on_it(store, cli, monkeypatch):
