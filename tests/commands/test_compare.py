@@ -189,6 +189,7 @@ def table_of_first(compared) -> list[dict]:
     return rows
 
 
+@pytest.mark.slow
 def test_two_at_once(store, cli):
     """The second one is refused while the first one lives, and not after its death."""
     process = subprocess.Popen([sys.executable, "-m", "mlflow_unlearn", *COMPARE], stderr=subprocess.DEVNULL)

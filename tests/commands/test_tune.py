@@ -216,6 +216,7 @@ def test_a_study_goes_on(store, cli):
     assert store.versions() == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_time_is_up(store, cli):
     """What was done by then counts."""
     done = cli(*TUNE, "--forget", FORGET, "--study", "ours", "--n-trials", "100", "--timeout", "1")
@@ -226,6 +227,7 @@ def test_time_is_up(store, cli):
     assert store.versions() == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_a_front_of_two_objectives(store, cli):
     done = cli(*TUNE, "--forget", FORGET, "--n-trials", "6", "--mode", "pareto", "--sampler", "nsga2")
     assert done.code == 0, done.err
@@ -242,6 +244,7 @@ def test_a_front_of_two_objectives(store, cli):
     assert store.tags("2")["unlearn.weights_sha256"] == winner.data.tags["unlearn.weights_sha256"]
 
 
+@pytest.mark.slow
 def test_several_methods_and_a_pruner(store, cli):
     """Random order, so that bad trials come after good ones; the median pruner ends some."""
     space = '{"lotus": {"epochs": 6, "lr": [1e-4, 0.05]}, "scrub": {"epochs": 6, "lr": [1e-4, 0.05]}}'
@@ -268,6 +271,7 @@ def test_several_methods_and_a_pruner(store, cli):
     assert all((value >= 1) == bool(broken) for broken, value in last)
 
 
+@pytest.mark.slow
 def test_a_pruner_does_not_change_a_trial(store, cli):
     """Looking at a model that learns leaves it as it is: the same weights as without."""
     for pruner in ("none", "hyperband"):
@@ -288,6 +292,7 @@ def test_a_grid_ends_with_its_points(store, cli):
     assert sorted(found) == [(1.0, 1e-4), (1.0, 1e-3), (8.0, 1e-4), (8.0, 1e-3)]
 
 
+@pytest.mark.slow
 def test_by_a_gold_standard(store, cli):
     """Its distance on the validation set is the objective; on the test set the winner alone is measured by it."""
     gold = cli(

@@ -484,6 +484,7 @@ def test_a_chain_retains_nothing_that_was_forgotten_before(chain_template, cli, 
         assert store.runs()[0].data.metrics["count.n_retain"] == len(third)
 
 
+@pytest.mark.slow
 def test_a_later_request_carries_the_done_ones_out_again(store, cli):
     """Version 1 still knows them: what is made of it must forget them too."""
     assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
@@ -500,6 +501,7 @@ def test_a_later_request_carries_the_done_ones_out_again(store, cli):
     assert trained_on("3") == set(source().train.ids) - forgotten() - forgotten("random:30,seed=9")
 
 
+@pytest.mark.slow
 def test_a_trial_is_not_carried_out_again(store, cli):
     """A set given with forget= is a trial, until the same samples are filed as a request."""
     assert cli("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET, *QUICK).code == 0
@@ -525,6 +527,7 @@ def test_a_trial_is_not_carried_out_again(store, cli):
     assert trained_on("4") == set(source().train.ids) - set.union(*everything)
 
 
+@pytest.mark.slow
 def test_what_left_the_source_does_not_stop_later_requests(empty_store, cli, tmp_path):
     """The files of a request that was carried out are deleted, as they should be."""
     data = digits_folder(tmp_path / "images")

@@ -90,6 +90,7 @@ def test_ranks_meet_and_rank_0_alone_is_heard(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pid-0", "pid-1"]
 
 
+@pytest.mark.slow
 def test_a_rank_that_refuses_gives_its_code_and_its_sentence(tmp_path):
     """Rank 0, which waits for it in an all-reduce, has ended first or not: 2 it is, and no usage, no log."""
     code, out, err = end(start("refuse", tmp_path))

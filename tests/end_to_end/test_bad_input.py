@@ -864,6 +864,7 @@ def start(*arguments: str, prepare=None) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_full_disk(store, known):
     module = toy.original()
     # One number in a pickle, 8 MB in the weights file: the model can be read, and its successor not be written.

@@ -79,6 +79,7 @@ def test_retraining_takes_the_recorded_recipe(store, cli):
     assert "takes the defaults" not in done.err
 
 
+@pytest.mark.slow
 def test_retraining_without_a_record_says_so(store, cli, tmp_path):
     import toy
 

@@ -97,6 +97,7 @@ def folder_of(uri: str) -> Path:
     return Path(mlflow.artifacts.download_artifacts(uri))
 
 
+@pytest.mark.slow
 def test_a_team_s_own_class(empty_store, cli, tmp_path, folder, monkeypatch):
     """Pickled with its code: version 2 loads where neither this package nor the team's modules are installed."""
     code = tmp_path / "team"

@@ -6,6 +6,7 @@ import mlflow
 import pytest
 from stores import DATA, FORGET, call, copied, reset_mlflow, use
 
+pytestmark = pytest.mark.slow
 QUICK = ("--params", '{"epochs": 2}')
 UNLEARN = ("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET)
 

@@ -22,7 +22,7 @@ MOST = {
 """As it was before the registry had locks and reviews a chain, with this history."""
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_no_command_makes_more_requests_than_it_did(tmp_path):
     (tmp_path / "lenient.yaml").write_text(LENIENT)
     unlearn = ("--method", "finetune", "--params", '{"epochs": 1}')

@@ -59,6 +59,7 @@ def test_the_story_over_http(server, cli, tmp_path, monkeypatch):
     assert not (tmp_path / "mlruns").exists()
 
 
+@pytest.mark.slow
 def test_the_server_s_password_is_told_nobody(server, cli, tmp_path, monkeypatch):
     """In the URI, where MLflow takes it from: not in errors, not in tags, and not in MLflow's own lines."""
     uri, kept = server

@@ -62,6 +62,7 @@ def elsewhere(store, cli, tmp_path):
     return folder, images, logits, os.environ | {"PYTHONPATH": str(folder), "PATH": path}
 
 
+@pytest.mark.slow
 def test_it_loads_without_the_package(elsewhere):
     folder, _, logits, environment = elsewhere
     loaded = subprocess.run(

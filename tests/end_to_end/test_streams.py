@@ -61,10 +61,13 @@ def test_every_command_ends_as_ever(chain, monkeypatch, kind):
     assert not [run for run in chain.runs() if run.info.status != "FINISHED"]
 
 
+OTHERS = (" >&-", " >&- 2>&-", " 2>/dev/full", " <&- 2>&1 | true")
 SHELL = '"$0" -m mlflow_unlearn "$@"'
 
 
-@pytest.mark.parametrize("how", [" | true", " >&-", " >/dev/full", " >&- 2>&-", " 2>/dev/full", " <&- 2>&1 | true"])
+@pytest.mark.parametrize(
+    "how", [" | true", " >/dev/full", *(pytest.param(how, marks=pytest.mark.slow) for how in OTHERS)]
+)
 def test_a_process_of_its_own(how):
     """The interpreter, too, writes what is left when it ends, and has a code of its own for that: 120."""
     script = f"{SHELL}{how}; echo ${{PIPESTATUS[0]}}"
@@ -74,6 +77,7 @@ def test_a_process_of_its_own(how):
     assert ("Note: standard output cannot be written" in done.stderr) == (how == " >/dev/full")
 
 
+@pytest.mark.slow
 def test_a_closed_descriptor_is_not_the_database(chain):
     """What is opened next gets its number, and with it all that is printed."""
     done = subprocess.run(

@@ -101,7 +101,14 @@ def goes_on(task: Task, moment: float = 0.6) -> None:
     assert not list(cache.entries(cache.CHECKPOINTS))
 
 
-@pytest.mark.parametrize("name", [name for name in [*PARAMS, *OTHERS] if name != "ssd"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("lotus", "salun", "unsir", "retrain") else pytest.param(name, marks=pytest.mark.slow)
+        for name in [*PARAMS, *OTHERS]
+        if name != "ssd"
+    ],
+)
 def test_every_method(name):
     task = Task(BUILTIN[name]((PARAMS | OTHERS)[name]), class_splits() if name == "unsir" else None)
     goes_on(task)

@@ -180,6 +180,7 @@ def test_without_a_configuration_the_parameter_counts(empty_store, mlflow_run):
     assert empty_store.runs()[0].data.metrics == {"total": 3.0}
 
 
+@pytest.mark.slow
 def test_a_refusal_fails_the_run(empty_store, run_here, tmp_path, capfd):
     with pytest.raises(ExecutionException) as error:
         run_here("refuse", {"nproc_per_node": 2}, env_manager="local")

@@ -208,6 +208,7 @@ def test_a_lock_that_was_lost_stops_the_command(client, monkeypatch):
             lock.check()
 
 
+@pytest.mark.slow
 def test_a_process_that_was_stopped_for_long_does_not_come_back(client, empty_store):
     """Others have taken its lock over meanwhile: its flag stays away, and its next step is refused."""
     code = """

@@ -99,8 +99,14 @@ DRAWINGS = """[...document.querySelectorAll('svg[role=img]')].map(svg => ({
 @pytest.mark.parametrize(
     ("name", "scheme", "width"),
     [("story", *view) for view in VIEWS]
-    + [(name, *view) for name in ("plain", "hostile") for view in (("dark", "narrow"), ("light", "wide"))]
-    + [pytest.param("plain", *view, marks=pytest.mark.slow) for view in (("dark", "wide"), ("light", "narrow"))],
+    + [("hostile", "dark", "narrow"), ("plain", "light", "wide")]
+    + [
+        pytest.param(*view, marks=pytest.mark.slow)
+        for view in (
+            *(("plain", "dark", "narrow"), ("hostile", "light", "wide")),
+            *(("plain", "dark", "wide"), ("plain", "light", "narrow")),
+        )
+    ],
 )
 def test_as_a_file_of_its_own(browser, reports, shots, name, scheme, width):
     with Opened(browser, scheme, WIDTHS[width]) as window:

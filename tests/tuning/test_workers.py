@@ -112,7 +112,7 @@ def check_study(store, storage, n_trials, study="ours", epochs=6):
 
 @pytest.mark.slow
 @needs_postgres
-@pytest.mark.parametrize("victim", ["leader", "another"])
+@pytest.mark.parametrize("victim", ["leader", pytest.param("another", marks=pytest.mark.nightly)])
 def test_a_worker_is_killed_during_a_trial(store, database, victim):
     """Four commands, 24 trials."""
     arguments = ("--n-trials", 24, "--study", "ours", "--storage", database)
@@ -168,7 +168,9 @@ def test_two_workers_share_the_trials(store, cli, database):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["sqlite:///{}/trials.db", "journal:{}/trials.log"])
+@pytest.mark.parametrize(
+    "where", [pytest.param("sqlite:///{}/trials.db", marks=pytest.mark.nightly), "journal:{}/trials.log"]
+)
 def test_two_workers_without_a_server(store, cli, tmp_path, where):
     storage = where.format(tmp_path)
     done = cli(*TUNE, "--space", LONG, "--n-trials", 16, "--study", "ours", "--storage", storage, "--workers", 2)
@@ -195,7 +197,7 @@ def test_two_sweeps_at_once(store, database):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_ctrl_c_waits_for_the_trial(store, tmp_path, workers):
     """The first one; what is left is done by the command that it prints."""
     storage = f"sqlite:///{tmp_path}/trials.db"
