@@ -267,8 +267,10 @@ def values():
                 yield f"{command}: model_uri = {uri[:20]!r}", line(command, model_uri=uri), False
 
 
-BY_DEFAULT = [*usage(), *contents(), *((name, case) for name, case, at_another in values() if not at_another)]
+CONTENTS = [*contents(), *((name, case) for name, case, at_another in values() if not at_another)]
+BY_DEFAULT = [*usage(), *CONTENTS[::2]]
 REPEATED = [
+    *CONTENTS[1::2],
     *((name, case) for name, case, at_another in values() if at_another),
     *((f"tune: space {name} again", line("tune", space=text, forget="random:5")) for name, text in BAD_SPACE.items()),
     *((f"review: policy {name}.yaml again", ("review", *V2, "--policy", f"{name}.yaml")) for name in BAD_YAML),
