@@ -34,6 +34,7 @@ def cache_folder(tmp_path_factory):
     """No test reads or fills the user's cache, in this process or in one that it starts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_UNLEARN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
 
 

@@ -84,6 +84,7 @@ def leftovers(store: Store) -> list[str]:
             if f"models:/{model.model_id}" not in sources
         ),
         *(f"{path.name} is left" for path in (store.folder / "cache").glob("checkpoints/*.safetensors")),
+        *(f"{path.name} is left" for path in (store.folder / "state").glob("mlflow-unlearn/runs/*")),
     ]
 
 
@@ -124,6 +125,7 @@ def _command(folder: Path, arguments: list[str], die_at: int, pipe: int) -> None
         "MLFLOW_TRACKING_URI": Store(folder).uri,
         "MLFLOW_EXPERIMENT_NAME": "tests",
         "MLFLOW_UNLEARN_CACHE": str(folder / "cache"),
+        "XDG_STATE_HOME": str(folder / "state"),
     }
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)

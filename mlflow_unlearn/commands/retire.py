@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import mlflow
-from mlflow.entities.model_registry import RegisteredModel
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
@@ -19,7 +19,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 
 from mlflow_unlearn import config
 from mlflow_unlearn.console import first_line, storable
-from mlflow_unlearn.errors import Refused, UnlearnError
+from mlflow_unlearn.errors import AlreadyDone, Refused, UnlearnError
 from mlflow_unlearn.governance.holders import (
     Logged,
     VersionExposure,
@@ -31,8 +31,10 @@ from mlflow_unlearn.governance.holders import (
     sharing,
 )
 from mlflow_unlearn.governance.location import FILE
+from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.clients import registry_client
+from mlflow_unlearn.registry.dead import killed
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.lock import ModelLock, model_lock
 from mlflow_unlearn.registry.versions import (
@@ -189,6 +191,8 @@ def _retirement(client: MlflowClient, options: config.Retire) -> Retirement:
     uri = f"models:/{version.name}/{version.version}"
     # One that was interrupted is done again.
     if (how := retired(version)) is not None and unfinished(version) is None and not can_be_read(uri):
+        if _by_a_killed_command(version):
+            raise AlreadyDone(f"{uri} was {how}: this command had done so before it was killed.")
         raise UnlearnError(f"{uri} was {how}; there is nothing left to remove")
     models, known = logged_models(client), dict[str, str]()
     target = exposure_of(client, version, models)
@@ -205,6 +209,13 @@ def _retirement(client: MlflowClient, options: config.Retire) -> Retirement:
             "of an endpoint remove the tag once it serves another version"
         )
     return Retirement(target, found, _aliases(found), model_id, [*cached(found), *checkpoints(found)], models, known)
+
+
+def _by_a_killed_command(version: ModelVersion) -> bool:
+    """Whether a command of ours, which was killed as it ended, has retired a version."""
+    with suppress(ValueError, KeyError, TypeError):  # the tag was edited
+        return killed(load_json(version.tags[RETIRED_TAG])["run_id"])
+    return False
 
 
 def _check_location(target: VersionExposure) -> None:

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 import mlflow
 from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn import config
 from mlflow_unlearn.errors import Refused
@@ -25,6 +24,7 @@ from mlflow_unlearn.evidence.review import (
 from mlflow_unlearn.governance.integrity import examine
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.clients import registry_client
+from mlflow_unlearn.registry.dead import killed
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.lock import model_lock
 from mlflow_unlearn.registry.versions import read_artifact, retired
@@ -63,7 +63,7 @@ def review(options: config.Review) -> None:
                 policy=policy,
                 verdict=verdict,
             )
-            reviewed = _of_a_killed_command(client, chain, draft)
+            reviewed = _of_a_killed_command(chain, draft)
             if reviewed is not None and chain.last is not None:
                 head, run_id = chain.head, chain.last.run_id
             else:
@@ -94,16 +94,15 @@ def review(options: config.Review) -> None:
     print(f"{examined.uri} passes the policy {policy.name!r} (review {reviewed.n}, run {run_id}).")
 
 
-def _of_a_killed_command(client: MlflowClient, chain: ReviewChain, draft: ReviewRecord) -> ReviewRecord | None:
-    """The last review, if it is this one and its command was killed once it counted: its run does not say so yet."""
+def _of_a_killed_command(chain: ReviewChain, draft: ReviewRecord) -> ReviewRecord | None:
+    """The last review, if it is this one and its command was killed once it counted."""
     last = chain.last
-    if last is None or last.previous is None:  # an earlier release's runs never say so
+    if last is None or not killed(last.run_id):  # whatever run the tag names
         return None
     try:
-        if HEAD_TAG in client.get_run(last.run_id).data.tags:
-            return None
-        found = ReviewRecord.model_validate_json(read_artifact(last.run_id, f"{FOLDER}/review-{last.n}.json"))
-    except (MlflowException, OSError, ValueError):  # another user's, or gone: `verify` says what is wrong with it
+        content = read_artifact(last.run_id, f"{FOLDER}/review-{last.n}.json")
+        found = ReviewRecord.model_validate_json(content)
+    except (MlflowException, OSError, ValueError):  # gone: `verify` says what is wrong with it
         return None
     same = draft.model_copy(update={"n": found.n, "previous": found.previous, "at": found.at})
-    return found if found == same else None
+    return found if found == same and sha256(content) == last.sha256 else None

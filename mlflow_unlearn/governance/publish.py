@@ -23,6 +23,7 @@ from mlflow_unlearn.metrics.catalog import METRICS
 from mlflow_unlearn.metrics.outputs import Outputs
 from mlflow_unlearn.metrics.suite import Metrics, compare, residual_accuracy
 from mlflow_unlearn.registry import forget_requests, tracking
+from mlflow_unlearn.registry.dead import of_run
 from mlflow_unlearn.registry.digests import file_digests
 from mlflow_unlearn.registry.flavor import NewModel, log_model
 from mlflow_unlearn.registry.registration import (
@@ -95,6 +96,8 @@ def publish(
     version = register(client, info, name, tags=tags, description=describe(evidence))
     if str(version.version) != evidence.result.version:
         evidence, digests = stored_as(str(version.version))
+        if (own := of_run(run_id)) is not None:
+            own.add(evidence=digests[DIGEST_TAG])
         for key, value in digests.items():
             client.set_model_version_tag(name, version.version, key, value)
         describe_version(client, version, describe(evidence))

@@ -20,6 +20,7 @@ from mlflow_unlearn import cache
 from mlflow_unlearn.console import note
 from mlflow_unlearn.evidence.record import DIGEST_TAG, FILE, FOLDER, Evidence, sha256
 from mlflow_unlearn.registry import forget_requests
+from mlflow_unlearn.registry.dead import of_run
 from mlflow_unlearn.registry.versions import DESCRIPTION_LIMIT, REGISTERING_TAG, read_artifact
 
 
@@ -40,6 +41,9 @@ def register(
         tags: there from the version's first moment.
         description: likewise; Markdown.
     """
+    # On this machine's own disk: should this process be killed, the next command believes no tag.
+    if (own := of_run(info.run_id)) is not None:
+        own.add(name=name, **({"evidence": tags[DIGEST_TAG]} if DIGEST_TAG in tags else {}))
     try:
         client.create_registered_model(name)
     except MlflowException as error:
@@ -66,7 +70,7 @@ def complete(client: MlflowClient, version: ModelVersion) -> None:
     client.delete_model_version_tag(version.name, version.version, REGISTERING_TAG)
 
 
-def settle(client: MlflowClient, run: Run) -> ModelVersion | None:
+def settle(client: MlflowClient, run: Run, facts: Mapping[str, str]) -> ModelVersion | None:
     """Finish what the run of a command that was killed had registered, or take it back; the version that is complete.
 
     Two commands may do so at once.
@@ -74,37 +78,40 @@ def settle(client: MlflowClient, run: Run) -> ModelVersion | None:
     Args:
         client: of the registry.
         run: whose process is gone.
+        facts: its note, by which its version and evidence are known.
     """
-    for version in _versions_of(client, run):
-        if version.tags.get(REGISTERING_TAG) == run.info.run_id and _finish(client, version, run):
+    for version in _versions_of(client, run, facts):
+        if version.tags.get(REGISTERING_TAG) == run.info.run_id and _finish(client, version, run, facts):
             note(
                 f"Note: models:/{version.name}/{version.version}, which run {run.info.run_id} was registering when it "
                 "was killed, is complete now."
             )
-    take_back(client, run)
-    found = _versions_of(client, run)
+    take_back(client, run, facts)
+    found = _versions_of(client, run, facts)
     if found:
-        for path, facts in cache.entries(cache.CHECKPOINTS):
-            if facts.get("run") == run.info.run_id:
+        for path, entry in cache.entries(cache.CHECKPOINTS):
+            if entry.get("run") == run.info.run_id:
                 path.unlink(missing_ok=True)
     return found[-1] if found else None
 
 
-def _versions_of(client: MlflowClient, run: Run) -> list[ModelVersion]:
-    found: list[ModelVersion] = client.search_model_versions(f"run_id = '{run.info.run_id}'")
-    return sorted(found, key=lambda version: int(version.version))
+def _versions_of(client: MlflowClient, run: Run, facts: Mapping[str, str]) -> list[ModelVersion]:
+    """Of the model that the run was registering: anyone may register another one that names the run."""
+    found = client.search_model_versions(f"run_id = '{run.info.run_id}'")
+    own = (version for version in found if version.name == facts.get("name"))
+    return sorted(own, key=lambda version: int(version.version))
 
 
-def _finish(client: MlflowClient, version: ModelVersion, run: Run) -> bool:
+def _finish(client: MlflowClient, version: ModelVersion, run: Run, facts: Mapping[str, str]) -> bool:
     """Do what is left, if all that the version needs was stored before it."""
-    if DIGEST_TAG in version.tags:
+    if "evidence" in facts:
         try:
             content = read_artifact(run.info.run_id, f"{FOLDER}/{FILE}")
             evidence = Evidence.model_validate_json(content)
         except (MlflowException, OSError, ValueError):
             return False
         uri = f"models:/{version.name}/{version.version}"
-        if sha256(content) != version.tags[DIGEST_TAG] or evidence.result.uri != uri:
+        if not sha256(content) == facts["evidence"] == version.tags.get(DIGEST_TAG) or evidence.result.uri != uri:
             return False  # it got another number than was expected, and the command was killed before it wrote again
         requests = [
             # One that has no tag yet was given with forget=.
@@ -121,20 +128,25 @@ def _finish(client: MlflowClient, version: ModelVersion, run: Run) -> bool:
     return True
 
 
-def take_back(client: MlflowClient, run: Run) -> None:
-    """Delete what of the run is unfinished: marked versions, and LoggedModels that no version has."""
-    left = []
-    for version in _versions_of(client, run):
+def take_back(client: MlflowClient, run: Run, facts: Mapping[str, str]) -> None:
+    """Delete what of a run of ours is unfinished: marked versions, and LoggedModels that no version has.
+
+    Args:
+        client: of the registry.
+        run: that has failed, or whose process is gone.
+        facts: its note.
+    """
+    for version in _versions_of(client, run, facts):
         if version.tags.get(REGISTERING_TAG) != run.info.run_id:
-            left.append(version)
             continue
         with _there_or_gone():
             client.delete_model_version(version.name, version.version)
         if not client.search_model_versions(f"name='{version.name}'"):
             with _there_or_gone():
                 client.delete_registered_model(version.name)
-    registered = {str(version.source) for version in left}
     models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    left = client.search_model_versions(f"run_id = '{run.info.run_id}'") if models else []
+    registered = {str(version.source) for version in left}
     for model in models:
         if f"models:/{model.model_id}" not in registered and model.artifact_location not in registered:
             with _there_or_gone():

@@ -1,5 +1,6 @@
 """The MLflow run of a command: connection, options, system, and how it ends."""
 
+import hashlib
 import logging
 import os
 import sqlite3
@@ -27,7 +28,8 @@ from mlflow_unlearn.console import STARTED, conceal, first_line, hidden_password
 from mlflow_unlearn.data.functions import no_exit
 from mlflow_unlearn.distributed.launch import RUN_FILE_VARIABLE
 from mlflow_unlearn.errors import AlreadyDone, UnlearnError, shortlist
-from mlflow_unlearn.registry.dead import COMMAND_VARIABLE, PROCESS_TAG, dead_runs, this_process
+from mlflow_unlearn.registry.clients import experiment_ids
+from mlflow_unlearn.registry.dead import COMMAND_VARIABLE, PROCESS_TAG, RunNote, died, notes, of_run
 from mlflow_unlearn.registry.registration import settle, take_back
 from mlflow_unlearn.registry.system import system_facts
 from mlflow_unlearn.registry.uris import absolute_uri, hidden_spec
@@ -151,20 +153,28 @@ def run(name: str, config: Command) -> Iterator[str]:
     """
     store = connect()
     resumed = os.environ.get("MLFLOW_RUN_ID")  # start_run takes it out
+    note_of_run = RunNote.begin(command=name, options=_digest(config))
     try:
-        active = mlflow.start_run(run_name=name, tags={PROCESS_TAG: this_process()})
+        active = mlflow.start_run(run_name=name, tags={PROCESS_TAG: note_of_run.name})
     except (MlflowException, SQLAlchemyError) as error:
+        note_of_run.drop()
         hint = (
             " (MLFLOW_RUN_ID is set: if it was made by `mlflow run`, give that an absolute tracking URI, "
             f"since a relative one is read here from {Path.cwd()})"
         )
         raise UnlearnError(f"no run can be started: {_first_reason(error)}{hint if resumed else ''}") from error
     run_id: str = active.info.run_id
+    note_of_run.add(run=run_id)
+    settled: list[RunNote] = []
     if RUN_FILE_VARIABLE in os.environ:
         Path(os.environ[RUN_FILE_VARIABLE]).write_text(run_id)
     values = recorded_options(config)
     # For the run-context provider of plugins/mlflow_unlearn_plugins: it tags runs that start meanwhile with ours.
-    with active, _environment(**{"MLFLOW_UNLEARN_RUN_ID": run_id, COMMAND_VARIABLE: name}):
+    with (
+        _dropped(note_of_run, settled),
+        active,
+        _environment(**{"MLFLOW_UNLEARN_RUN_ID": run_id, COMMAND_VARIABLE: name}),
+    ):
         try:
             store.log_batch(  # at once, since on some servers each request takes its time
                 run_id,
@@ -175,7 +185,7 @@ def run(name: str, config: Command) -> Iterator[str]:
             )
             # Also the first write to the artifact store: if it is full or read-only, no training is lost.
             mlflow.log_text(yaml.safe_dump({name: values}, sort_keys=False, allow_unicode=True), "config.yaml")
-            _settle_dead(store, active.info.experiment_id, name, config)
+            _settle_dead(store, config, name, settled)
             with no_exit("code of the user's own"):
                 yield run_id
         except AlreadyDone:
@@ -200,26 +210,48 @@ def run(name: str, config: Command) -> Iterator[str]:
             raise
 
 
-def _settle_dead(store: MlflowClient, experiment: str, name: str, config: Command) -> None:
-    """Close the runs that processes of this machine left RUNNING when they died; finish or take back their versions.
+@contextmanager
+def _dropped(own: RunNote, settled: list[RunNote]) -> Iterator[None]:
+    """When the run has ended, its note goes, and those that it has dealt with."""
+    try:
+        yield
+    finally:
+        for one in (own, *settled):
+            one.drop()
+
+
+def _settle_dead(store: MlflowClient, config: Command, name: str, settled: list[RunNote]) -> None:
+    """Close the runs that our processes on this machine left RUNNING when they died; finish or undo their versions.
+
+    Args:
+        store: their tracking store.
+        config: options of this command.
+        name: of this command.
+        settled: takes the notes of these runs.
 
     Raises:
         AlreadyDone: one of them was this very command, and its version is complete.
     """
     done = None
-    for run in dead_runs(store, experiment):
-        run_id, command = run.info.run_id, run.data.tags.get("unlearn.command")
+    for dead in [one for one in notes() if died(one.facts["process"])]:
+        command = dead.facts.get("command")
         try:
-            version = settle(store, run) if command is not None else None
-            tag_error(run_id, "its process died")
-            store.set_terminated(run_id, "KILLED" if version is None else "FINISHED")
-            if version is not None and command == name and _same_options(store, run, version, config):
+            runs = _runs_of(store, dead)
+            version = settle(store, runs[0], dead.facts) if runs and "name" in dead.facts else None
+            for run in runs:
+                if "name" not in dead.facts and command is not None:
+                    take_back(store, run, dead.facts)
+                if run.info.status == "RUNNING":
+                    tag_error(run.info.run_id, "its process died")
+                    store.set_terminated(run.info.run_id, "KILLED" if version is None else "FINISHED")
+                    if command is not None and version is None:
+                        note(f"Note: run {run.info.run_id} had died and is closed as KILLED.")
+            if version is not None and command == name and _same_options(store, dead, version, config):
                 done = version
-        except (MlflowException, UnlearnError) as error:  # such as a permission that another user has
-            note(f"Note: run {run_id} of a process that died cannot be closed ({first_line(error)}).")
-            continue
-        if command is not None and version is None:
-            note(f"Note: run {run_id} had died and is closed as KILLED.")
+        except (MlflowException, UnlearnError) as error:  # such as a permission that was taken away
+            note(f"Note: a run of a process that died cannot be closed ({first_line(error)}).")
+        else:
+            settled.append(dead)
     if done is not None:
         source = f" from {done.tags['unlearn.source_uri']}" if "unlearn.source_uri" in done.tags else ""
         raise AlreadyDone(
@@ -228,17 +260,31 @@ def _settle_dead(store: MlflowClient, experiment: str, name: str, config: Comman
         )
 
 
-def _same_options(store: MlflowClient, run: Run, version: ModelVersion, config: Command) -> bool:
-    """Whether the run of a command that made ``version`` had the options of ``config``, for the same source."""
-    values = config.model_dump(by_alias=True)
-    if values.get("hash_ids") and values.get("forget"):
-        return False  # what was to be forgotten is recorded by its kind alone
-    if "@" in (uri := str(values.get("model_uri"))):
+def _runs_of(store: MlflowClient, dead: RunNote) -> list[Run]:
+    """The run of a note; without an id, what was created in the moment before that was noted."""
+    if "run" in dead.facts:
+        try:
+            return [store.get_run(dead.facts["run"])]
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return []
+    where = f"attributes.status = 'RUNNING' and tags.`{PROCESS_TAG}` = '{dead.name}'"
+    found: list[Run] = store.search_runs(experiment_ids(store), where)
+    return found
+
+
+def _same_options(store: MlflowClient, dead: RunNote, version: ModelVersion, config: Command) -> bool:
+    """Whether the command that made ``version`` had the options of ``config``, for the same source."""
+    if "@" in (uri := str(getattr(config, "model_uri", ""))):
         now = find_version(store, uri)  # the alias may have been moved since
         if now is not None and version.tags.get("unlearn.source_uri") != f"models:/{now.name}/{now.version}":
             return False
-    recorded = recorded_options(config)
-    return all(run.data.params.get(f"unlearn.{key}") == shortened(str(value)) for key, value in recorded.items())
+    return dead.facts.get("options") == _digest(config)
+
+
+def _digest(config: Command) -> str:
+    return hashlib.sha256(config.model_dump_json(by_alias=True).encode()).hexdigest()
 
 
 @contextmanager
@@ -289,14 +335,16 @@ def nested_run(name: str, parent: str | None = None) -> Iterator[str]:
     FINISHED after, FAILED with the sentence as a tag, or KILLED.
     """
     active = mlflow.active_run()
-    options: dict[str, Any] = {"tags": {PROCESS_TAG: this_process()}}
+    note_of_run = RunNote.begin()
+    options: dict[str, Any] = {"tags": {PROCESS_TAG: note_of_run.name}}
     if parent is not None and active is not None and parent != active.info.run_id:
         # MLflow's own start_run refuses a parent that is not the active run.
         tags = {MLFLOW_PARENT_RUN_ID: parent, **options["tags"]}
         created = client().create_run(active.info.experiment_id, tags=tags, run_name=name)
         options = {"run_id": created.info.run_id}
-    with mlflow.start_run(**options, run_name=name, nested=True) as nested:
+    with _dropped(note_of_run, []), mlflow.start_run(**options, run_name=name, nested=True) as nested:
         run_id: str = nested.info.run_id
+        note_of_run.add(run=run_id)
         try:
             yield run_id
         except BaseException as error:
@@ -320,8 +368,8 @@ def _tag_or_note(run_id: str, sentence: str, error: BaseException) -> None:
     """Tag a failed or stopped run and take back what it left unfinished; the first error is the one that counts."""
 
     def tidy_up() -> None:
-        store = client()
-        take_back(store, store.get_run(run_id))
+        store, own = client(), of_run(run_id)
+        take_back(store, store.get_run(run_id), {} if own is None else own.facts)
 
     for step in (partial(tag_error, run_id, sentence), tidy_up):
         try:

@@ -17,7 +17,7 @@ COMMANDS = {
     "request": ("request", *FOUR, "--forget", "random:9,seed=4"),
     "unlearn": ("unlearn", *FOUR, "--forget", "random:9,seed=5", "--params", QUICK),
     "review": ("review", *TWO, "--policy", "lenient.yaml"),
-    "promote": ("promote", *TWO, "--override", "in spite of all"),
+    "promote": ("promote", *TWO, "--policy", "lenient.yaml", "--override", "in spite of all"),
     "evaluate": ("evaluate", *TWO),
 }
 

@@ -9,7 +9,9 @@ import torch
 
 from mlflow_unlearn import config
 from mlflow_unlearn.errors import AlreadyDone
+from mlflow_unlearn.evidence.record import DIGEST_TAG, sha256
 from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.dead import PROCESS_TAG, this_process
 from mlflow_unlearn.registry.registration import (
     complete,
     describe_version,
@@ -153,3 +155,39 @@ def test_a_command_that_runs_is_left_alone(empty_store):
         os.waitpid(child, 0)
         assert client.get_run(run_id).info.status == "RUNNING"
         assert REGISTERING_TAG in empty_store.tags("1", "new")
+
+
+def test_what_others_have_written_is_neither_finished_nor_deleted(store):
+    """A version in service whose tags, and whose run's, say that it was left by a command that died here."""
+    client = store.client
+    with mlflow.start_run() as run:
+        info = log()
+    client.create_model_version("clf", info.model_uri, tags={REGISTERING_TAG: run.info.run_id}, run_id=run.info.run_id)
+    log_of_nobody = client.create_logged_model(run.info.experiment_id, source_run_id=run.info.run_id)
+    client.update_run(run.info.run_id, status="RUNNING")
+    for process in (this_process(), f"{this_process().rpartition(' ')[0]} 1", "0" * 32):
+        client.set_tag(run.info.run_id, PROCESS_TAG, process)
+        client.set_tag(run.info.run_id, "unlearn.command", "data")
+        with tracking.run("data", COMMAND):
+            pass
+    assert store.versions() == ["1", "2"] and store.tags("2")[REGISTERING_TAG] == run.info.run_id
+    assert client.get_run(run.info.run_id).info.status == "RUNNING"
+    assert log_of_nobody.model_id in [model.model_id for model in models(store)]
+
+
+def test_a_version_that_names_the_run_of_a_killed_command_is_not_its_own(empty_store, killed, tmp_path):
+    """Nor is a model of the right name, whose evidence is not what that command had written."""
+    client = empty_store.client
+
+    def body(client, run_id):
+        register(client, log(), "own", tags={DIGEST_TAG: "a" * 64}, description="")
+
+    run_id = killed(body)
+    client.create_registered_model("other")
+    client.create_model_version("other", str(tmp_path), run_id=run_id, tags={REGISTERING_TAG: run_id})
+    client.log_text(run_id, "{}", "evidence/evidence.json")
+    client.set_model_version_tag("own", "1", DIGEST_TAG, sha256(b"{}"))
+    with tracking.run("data", COMMAND):
+        pass
+    assert empty_store.versions("other") == ["1"] and empty_store.tags("1", "other")[REGISTERING_TAG] == run_id
+    assert "own" not in {model.name for model in client.search_registered_models()}
