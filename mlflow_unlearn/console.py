@@ -21,19 +21,6 @@ LONGEST_MESSAGE = 1900
 STARTED = time.monotonic()
 """When this process began: the command line loads this module first, and nearly all of its start-up comes after."""
 
-_command_line = False
-
-
-def keep_results_alone() -> None:
-    """The command line: only results go to standard output, and what users' code prints to standard error."""
-    global _command_line
-    _command_line = True
-
-
-def results_alone() -> bool:
-    """Whether this process is a command, whose standard output is for results."""
-    return _command_line
-
 
 def track(iterable: Iterable[T], description: str, *, enabled: bool, total: int | None = None) -> Iterable[T]:
     """Iterate with a bar that vanishes when done.
@@ -87,10 +74,13 @@ def first_line(error: BaseException) -> str:
 def one_line(sentence: str) -> str:
     r"""A message as it is shown and stored: on one line, shortened in the middle, and without passwords.
 
-    >>> one_line("no such file:\n  a.csv")
-    'no such file: a.csv'
+    Nor with what would steer a terminal: a message may quote a tag or a file that others have written.
+
+    >>> one_line("no such file:\n  a.csv\x1b[2J")
+    'no such file: a.csv[2J'
     """
-    return shortened(" ".join(filter(None, map(str.strip, without_passwords(sentence).splitlines()))))
+    lines = re.sub("[\x00-\x08\x0e-\x1b\x1f\x7f\x80-\x84\x86-\x9f]", "", without_passwords(sentence)).splitlines()
+    return shortened(" ".join(filter(None, map(str.strip, lines))))
 
 
 def shortened(text: str) -> str:
@@ -225,6 +215,11 @@ def own_outputs() -> None:
         stream = getattr(sys, name)
         if not isinstance(stream, Output):
             setattr(sys, name, Output(stream if stream is not None else open(number, "w", closefd=False)))
+
+
+def results_alone() -> bool:
+    """Whether this process is a command, whose standard output is for results."""
+    return isinstance(sys.stdout, Output)
 
 
 def hidden_password(url: str) -> str:

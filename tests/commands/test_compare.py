@@ -253,15 +253,8 @@ def test_another_order_of_classes_runs_again(store, cli):
             toy.original(), name="model", registered_model_name="theirs", serialization_format="pickle"
         )
     compare = (
-        *(
-            "compare",
-            "--model-uri",
-            "models:/theirs/1",
-            "--data",
-            "digits,train=15%,split=drawn",
-            "--transform",
-            "none",
-        ),
+        *("compare", "--model-uri", "models:/theirs/1", "--data", "digits,train=15%,split=drawn"),
+        *("--transform", "none"),
         *("--force", "true", "--forget", "random:20", "--methods", "finetune", "--seeds", "1"),
         *("--params", '{"finetune": {"epochs": 1}, "retrain": {"epochs": 3}}'),
     )

@@ -302,7 +302,8 @@ def test_a_data_source_that_fails(workers, monkeypatch):
         (False, LookupError("lost"), LookupError, "lost"),
         (True, LookupError("lost"), UnlearnError, r"^reading the data failed \(LookupError: lost\): correct the data"),
     ):
-        monkeypatch.setattr(console, "_command_line", command_line)
+        if command_line:
+            monkeypatch.setattr(sys, "stdout", console.Output(sys.stdout))
         dataset.error = error
         reader = BatchReader(dataset, workers, torch.device("cpu"), torch.Generator())
         with pytest.raises(kind, match=says):

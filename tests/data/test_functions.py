@@ -45,11 +45,11 @@ def prints(value):
 def test_what_users_code_prints_is_not_our_result(tmp_path, monkeypatch, capsys):
     """A command's standard output is for its result; in Python everything stays as it is."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(console, "_command_line", True)
     (tmp_path / "made_noise.py").write_text(CODE)
-    assert import_function("made_noise:prints")(3) == 3
+    with monkeypatch.context() as command:
+        command.setattr(sys, "stdout", console.Output(sys.stdout))
+        assert import_function("made_noise:prints")(3) == 3
     assert capsys.readouterr() == ("", "at the import\nwhen called\n")
-    monkeypatch.setattr(console, "_command_line", False)
     assert import_function("made_noise:prints")(3) == 3
     assert capsys.readouterr() == ("when called\n", "")
 

@@ -88,15 +88,8 @@ def test_retraining_without_a_record_says_so(store, cli, tmp_path):
             toy.original(), name="model", registered_model_name="theirs", serialization_format="pickle"
         )
     done = cli(
-        *(
-            "unlearn",
-            "--model-uri",
-            "models:/theirs/1",
-            "--data",
-            "digits,train=15%,split=drawn",
-            "--transform",
-            "none",
-        ),
+        *("unlearn", "--model-uri", "models:/theirs/1", "--data", "digits,train=15%,split=drawn"),
+        *("--transform", "none"),
         *("--forget", FORGET, "--method", "retrain", "--params", '{"epochs": 2}', "--force", "true"),
     )
     assert done.code == 0, done.err
