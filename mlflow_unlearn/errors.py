@@ -35,6 +35,17 @@ class AlreadyDone(Exception):
     """What the command is to do was done by the same command before, which was killed a moment later: exit code 0."""
 
 
+class NoAnswer(Exception):
+    """A server or the way to it failed: nothing is known of what was asked for, nor can anything be decided about it.
+
+    No handler of what is missing or wrong may take it for that.
+    """
+
+
+class Unsettled(NoAnswer):
+    """… in the moment in which a version becomes complete: the next command finds out, and finishes it."""
+
+
 class UnlearnWarning(UserWarning):
     """What does not stop a method and may spoil its result; the commands print its sentence alone."""
 

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ class Forge:
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self._process = subprocess.Popen(command, env=os.environ | environment, **pipes)
 
-    def run(self, store: Store, *arguments: str, die_at: int = 0) -> "Ended":
+    def run(self, store: Store, *arguments: str, die_at: int = 0, **environment: str) -> "Ended":
         """The command in the store's folder; killed before its write number ``die_at``, if it comes to that."""
         request = {"folder": str(store.folder), "arguments": list(map(str, arguments)), "die_at": die_at}
+        request["environment"] = environment
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
@@ -108,7 +110,7 @@ def _serve() -> None:
         read, write = os.pipe()
         child = os.fork()
         if not child:
-            _command(folder, request["arguments"], request["die_at"], write)
+            _command(folder, request["arguments"], request["die_at"], write, request["environment"])
         os.close(write)
         status = os.waitpid(child, 0)[1]
         with open(read, "rb") as pipe:
@@ -116,7 +118,7 @@ def _serve() -> None:
         print(json.dumps({"code": os.waitstatus_to_exitcode(status), "writes": writes}), flush=True)
 
 
-def _command(folder: Path, arguments: list[str], die_at: int, pipe: int) -> None:
+def _command(folder: Path, arguments: list[str], die_at: int, pipe: int, environment: dict[str, str]) -> None:
     """In the child; each write leaves a byte in the pipe."""
     from mlflow_unlearn.cli import main
 
@@ -126,6 +128,7 @@ def _command(folder: Path, arguments: list[str], die_at: int, pipe: int) -> None
         "MLFLOW_EXPERIMENT_NAME": "tests",
         "MLFLOW_UNLEARN_CACHE": str(folder / "cache"),
         "XDG_STATE_HOME": str(folder / "state"),
+        **environment,
     }
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
@@ -135,6 +138,8 @@ def _command(folder: Path, arguments: list[str], die_at: int, pipe: int) -> None
         main(arguments)
     except SystemExit as end:
         code = int(end.code or 0)
+    except Exception:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

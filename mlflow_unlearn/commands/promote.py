@@ -20,6 +20,7 @@ from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.clients import registry_client
 from mlflow_unlearn.registry.lock import model_lock
+from mlflow_unlearn.registry.network import persistently
 from mlflow_unlearn.registry.versions import retired
 
 
@@ -77,8 +78,8 @@ def promote(options: config.Promote) -> None:
             registry = registry_client(client)
             lock.check()
             # The tag first: an alias without it was moved by hand, and a tag whose run did not finish was interrupted.
-            registry.set_model_version_tag(name, version, key, json.dumps(record))
-            registry.set_registered_model_alias(name, options.alias, version)
+            persistently(lambda: registry.set_model_version_tag(name, version, key, json.dumps(record)))
+            persistently(lambda: registry.set_registered_model_alias(name, options.alias, version))
         moved = f" (it was version {before})" if before not in (None, version) else ""
         print(f"{name}@{options.alias} is version {version} now{moved}, approved by {approver.display_name()}.")
 

@@ -99,7 +99,7 @@ def train(options: config.Train) -> None:
             "unlearn.weights_sha256": weights_digest(outcome.model),
             **metric_tags(metrics),
         }
-        info = log_model(new)
+        info = log_model(client, new, run_id)
         mlflow.log_metrics(metrics, model_id=info.model_id)
         version = register(client, info, options.name, tags=tags, description=description)
         complete(client, version)

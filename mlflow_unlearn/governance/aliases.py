@@ -9,6 +9,7 @@ from mlflow_unlearn.console import first_line
 from mlflow_unlearn.evidence.record import FOLDER
 from mlflow_unlearn.governance.integrity import PROMOTION, PROMOTION_TAG, Examined, IntegrityFinding, hidden, same
 from mlflow_unlearn.parsing import load_json
+from mlflow_unlearn.registry.network import persistently
 from mlflow_unlearn.registry.versions import read_artifact
 
 GUARDED = "champion"
@@ -73,7 +74,7 @@ def _unfinished(client: MlflowClient, tag: str) -> str | None:
     """
     try:
         run_id = load_json(tag)["run_id"]
-        status = client.get_run(run_id).info.status
+        status = persistently(lambda: client.get_run(run_id)).info.status
         if status == "FINISHED" or load_json(read_artifact(run_id, f"{FOLDER}/{PROMOTION}")) != load_json(tag):
             return None
     except (ValueError, KeyError, TypeError, MlflowException, OSError):

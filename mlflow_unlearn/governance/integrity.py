@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +37,7 @@ from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.clients import experiment_ids
 from mlflow_unlearn.registry.digests import file_digests, stored_weights_digest
+from mlflow_unlearn.registry.network import persistently
 from mlflow_unlearn.registry.versions import (
     DESCRIPTION_LIMIT,
     MANIFEST_FILE,
@@ -262,7 +264,7 @@ def _reviews(client: MlflowClient, registered: ModelVersion) -> Iterator[Integri
     if chain.begun is not None and chain.begun.run_id not in runs:
         begun = f"review {chain.begun.n} was begun in run {chain.begun.run_id}"
         try:
-            client.get_run(chain.begun.run_id)
+            persistently(partial(client.get_run, chain.begun.run_id))
             yield IntegrityFinding("reviews", "not checked", f"{begun} and not finished: it does not count")
         except MlflowException as error:
             problems.append(f"{begun}, and whether it was finished cannot be read ({first_line(error)})")

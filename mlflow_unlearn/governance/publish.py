@@ -13,7 +13,7 @@ from mlflow_unlearn.api import Result
 from mlflow_unlearn.console import note
 from mlflow_unlearn.engine.loop import Epoch
 from mlflow_unlearn.engine.method import Method
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import NoAnswer, UnlearnError, Unsettled
 from mlflow_unlearn.evidence.policy import Policy, judge
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.record import CARD, DIGEST_TAG, FILE, FOLDER, REPORT, REPORT_TAG, Evidence, sha256
@@ -61,6 +61,9 @@ def publish(
         provenance: how it came about.
         outputs: of the models ``original``, ``unlearned`` and, where there is one, ``gold``.
         options: of the command.
+
+    Raises:
+        Unsettled: no answer came as the version was to become complete.
     """
     with tracking.timed("metrics"):
         columns = compare(outputs, seed=provenance.seed)
@@ -76,7 +79,7 @@ def publish(
             example=example_without_forgotten(session),
             source=session.version,
         )
-        info = log_model(new)
+        info = log_model(client, new, run_id)
     log_metrics(columns, model_ids={"unlearned": info.model_id, "original": session.version.model_id})
     candidate = VersionCandidate(provenance, result, outputs, columns, _incomplete(outputs["unlearned"]))
     with tracking.timed("evidence"):
@@ -105,6 +108,11 @@ def publish(
     forget_requests.mark_done(client, session.requests, evidence.result.uri)
     try:
         complete(client, version)
+    except NoAnswer as error:
+        raise Unsettled(
+            f"whether {evidence.result.uri} is complete is not known ({error}): the next command on this machine finds "
+            "out, and completes it"
+        ) from error
     except BaseException:
         forget_requests.mark_undone(client, session.requests, evidence.result.uri)
         raise

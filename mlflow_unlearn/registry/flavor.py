@@ -11,6 +11,8 @@ from typing import Any
 import mlflow
 import numpy as np
 import torch
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.models import infer_signature
 from mlflow.models.model import ModelInfo
 from safetensors import SafetensorError
@@ -23,6 +25,7 @@ from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.engine.architectures import build_model, check_parameters, load_weights, non_finite_tensor
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.parsing import load_json, load_yaml
+from mlflow_unlearn.registry.network import once, persistently
 from mlflow_unlearn.registry.versions import MANIFEST_FILE, METADATA_KEY, WEIGHTS_FILE, Format, Record, Version, below
 
 
@@ -168,9 +171,19 @@ class NewModel:
 
 
 @users_code("the model")
-def log_model(new: NewModel) -> ModelInfo:
-    """Log it in the active run."""
-    return mlflow.pytorch.log_model(new.module.cpu().eval(), name="model", **_stored_beside(new))
+def log_model(client: MlflowClient, new: NewModel, run_id: str) -> ModelInfo:
+    """Log it in the active run, whose id is given."""
+    stored = _stored_beside(new)
+    run = persistently(lambda: client.get_run(run_id))
+
+    def created() -> LoggedModel | None:
+        found = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
+        return next((model for model in found if model.status == LoggedModelStatus.PENDING), None)
+
+    logged = once(
+        lambda: mlflow.initialize_logged_model("model", source_run_id=run_id, params=run.data.params), created
+    )
+    return mlflow.pytorch.log_model(new.module.cpu().eval(), name="model", model_id=logged.model_id, **stored)
 
 
 @users_code("the model")

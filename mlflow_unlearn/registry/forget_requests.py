@@ -21,6 +21,7 @@ from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry.clients import experiment_ids, registry_client
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.lock import model_lock
+from mlflow_unlearn.registry.network import persistently
 from mlflow_unlearn.registry.versions import Version, artifact
 
 TAG = "unlearn.request."
@@ -283,9 +284,9 @@ def _mark(
 
     def write(name: str, version: str, key: str, value: str | None) -> None:
         if value is None:
-            registry.delete_model_version_tag(name, version, key)
+            persistently(lambda: registry.delete_model_version_tag(name, version, key))
         else:
-            registry.set_model_version_tag(name, version, key, value)
+            persistently(lambda: registry.set_model_version_tag(name, version, key, value))
 
     with ExitStack() as stack:
         for name in sorted({request.of.split("/")[1] for request in about}):

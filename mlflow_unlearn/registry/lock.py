@@ -34,11 +34,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.console import first_line, note
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import NoAnswer, UnlearnError
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry.clients import registry_client
 from mlflow_unlearn.registry.dead import COMMAND_VARIABLE, died, this_process
 from mlflow_unlearn.registry.identity import local_user
+from mlflow_unlearn.registry.network import persistently
 
 LOCK_TAG = "unlearn.lock"
 """How the flags' names begin."""
@@ -157,7 +158,7 @@ class ModelLock:
         Raises:
             UnlearnError: it is not, since this process was stopped for long, or somebody removed its flag.
         """
-        model = self._registry.get_registered_model(self.name)
+        model = self._read()
         if self._late() or self._key not in model.tags:
             raise UnlearnError(
                 f"the lock of {self.what} was lost, since this process did not go on for more than {LEASE:g} seconds "
@@ -176,7 +177,7 @@ class ModelLock:
             while True:
                 if not up and not others:
                     self._renewed, up = self._write(), True
-                model = self._registry.get_registered_model(self.name)
+                model = self._read()
                 others = self._others(model)
                 if up and (self._key not in model.tags or self._late()):  # removed, while this process was stopped
                     self._remove(self._key)
@@ -216,8 +217,8 @@ class ModelLock:
             self._thread.join(_GRACE)
         try:
             self._remove(self._key)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # else the model is gone, and its tags with it
+        except (MlflowException, NoAnswer) as error:
+            if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":  # else the model is gone with its tags
                 note(
                     f"Note: the lock of {self.what} could not be given back ({first_line(error)}); it ends by itself "
                     f"within {PATIENCE:g} seconds after this command."
@@ -243,12 +244,16 @@ class ModelLock:
         """Set or renew our flag; when that was begun."""
         begun = _now()
         values = {key: value for key, value in asdict(self._flag).items() if value}
-        self._registry.set_registered_model_tag(self.name, self._key, json.dumps(values))
+        persistently(lambda: self._registry.set_registered_model_tag(self.name, self._key, json.dumps(values)))
         self._flag = replace(self._flag, beat=self._flag.beat + 1)
         return begun
 
     def _remove(self, key: str) -> None:
-        self._registry.delete_registered_model_tag(self.name, key)
+        persistently(lambda: self._registry.delete_registered_model_tag(self.name, key))
+
+    def _read(self) -> RegisteredModel:
+        model: RegisteredModel = persistently(lambda: self._registry.get_registered_model(self.name))
+        return model
 
     def _late(self) -> bool:
         return _now() - self._renewed > LEASE

@@ -21,6 +21,7 @@ from mlflow_unlearn.console import note
 from mlflow_unlearn.evidence.record import DIGEST_TAG, FILE, FOLDER, Evidence, sha256
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.dead import of_run
+from mlflow_unlearn.registry.network import once, persistently
 from mlflow_unlearn.registry.versions import DESCRIPTION_LIMIT, REGISTERING_TAG, read_artifact
 
 
@@ -44,18 +45,19 @@ def register(
     # On this machine's own disk: should this process be killed, the next command believes no tag.
     if (own := of_run(info.run_id)) is not None:
         own.add(name=name, **({"evidence": tags[DIGEST_TAG]} if DIGEST_TAG in tags else {}))
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
-            raise
-    version = client.create_model_version(
-        name,
-        info.model_uri,
-        tags={**tags, REGISTERING_TAG: info.run_id},
-        description=description[:DESCRIPTION_LIMIT],
-        model_id=info.model_id,
-    )
+    with _but_for("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
+        persistently(lambda: client.create_registered_model(name))
+
+    def create() -> ModelVersion:
+        return client.create_model_version(
+            name,
+            info.model_uri,
+            tags={**tags, REGISTERING_TAG: info.run_id},
+            description=description[:DESCRIPTION_LIMIT],
+            model_id=info.model_id,
+        )
+
+    version = once(create, lambda: next(iter(_versions_of(client, info.run_id, name)), None))
     _link(client, version, info.model_id)
     return version
 
@@ -67,7 +69,7 @@ def describe_version(client: MlflowClient, version: ModelVersion, description: s
 
 def complete(client: MlflowClient, version: ModelVersion) -> None:
     """Take the mark away: all that belongs to the version is stored."""
-    client.delete_model_version_tag(version.name, version.version, REGISTERING_TAG)
+    persistently(lambda: client.delete_model_version_tag(version.name, version.version, REGISTERING_TAG))
 
 
 def settle(client: MlflowClient, run: Run, facts: Mapping[str, str]) -> ModelVersion | None:
@@ -80,14 +82,14 @@ def settle(client: MlflowClient, run: Run, facts: Mapping[str, str]) -> ModelVer
         run: whose process is gone.
         facts: its note, by which its version and evidence are known.
     """
-    for version in _versions_of(client, run, facts):
+    for version in _versions_of(client, run.info.run_id, facts.get("name")):
         if version.tags.get(REGISTERING_TAG) == run.info.run_id and _finish(client, version, run, facts):
             note(
                 f"Note: models:/{version.name}/{version.version}, which run {run.info.run_id} was registering when it "
                 "was killed, is complete now."
             )
     take_back(client, run, facts)
-    found = _versions_of(client, run, facts)
+    found = _versions_of(client, run.info.run_id, facts.get("name"))
     if found:
         for path, entry in cache.entries(cache.CHECKPOINTS):
             if entry.get("run") == run.info.run_id:
@@ -95,10 +97,10 @@ def settle(client: MlflowClient, run: Run, facts: Mapping[str, str]) -> ModelVer
     return found[-1] if found else None
 
 
-def _versions_of(client: MlflowClient, run: Run, facts: Mapping[str, str]) -> list[ModelVersion]:
+def _versions_of(client: MlflowClient, run_id: str, name: str | None) -> list[ModelVersion]:
     """Of the model that the run was registering: anyone may register another one that names the run."""
-    found = client.search_model_versions(f"run_id = '{run.info.run_id}'")
-    own = (version for version in found if version.name == facts.get("name"))
+    found = client.search_model_versions(f"run_id = '{run_id}'")
+    own = (version for version in found if version.name == name)
     return sorted(own, key=lambda version: int(version.version))
 
 
@@ -123,7 +125,7 @@ def _finish(client: MlflowClient, version: ModelVersion, run: Run, facts: Mappin
         ]
         forget_requests.mark_done(client, requests, uri)
     _link(client, version, str(version.source).removeprefix("models:/"))
-    with _there_or_gone():
+    with _but_for("RESOURCE_DOES_NOT_EXIST"):  # another command has met the same dead run
         complete(client, version)
     return True
 
@@ -136,20 +138,20 @@ def take_back(client: MlflowClient, run: Run, facts: Mapping[str, str]) -> None:
         run: that has failed, or whose process is gone.
         facts: its note.
     """
-    for version in _versions_of(client, run, facts):
+    for version in _versions_of(client, run.info.run_id, facts.get("name")):
         if version.tags.get(REGISTERING_TAG) != run.info.run_id:
             continue
-        with _there_or_gone():
+        with _but_for("RESOURCE_DOES_NOT_EXIST"):  # another command has met the same dead run
             client.delete_model_version(version.name, version.version)
         if not client.search_model_versions(f"name='{version.name}'"):
-            with _there_or_gone():
+            with _but_for("RESOURCE_DOES_NOT_EXIST"):  # another command has met the same dead run
                 client.delete_registered_model(version.name)
     models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
     left = client.search_model_versions(f"run_id = '{run.info.run_id}'") if models else []
     registered = {str(version.source) for version in left}
     for model in models:
         if f"models:/{model.model_id}" not in registered and model.artifact_location not in registered:
-            with _there_or_gone():
+            with _but_for("RESOURCE_DOES_NOT_EXIST"):  # another command has met the same dead run
                 client.delete_logged_model(model.model_id)
 
 
@@ -161,10 +163,10 @@ def _link(client: MlflowClient, version: ModelVersion, model_id: str) -> None:
 
 
 @contextmanager
-def _there_or_gone() -> Iterator[None]:
-    """What is to be deleted may be gone: another command has met the same dead run."""
+def _but_for(*codes: str) -> Iterator[None]:
+    """An error of MLflow with one of these codes says that the step was taken before."""
     try:
         yield
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        if error.error_code not in codes:
             raise

@@ -7,7 +7,7 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import mlflow
 import yaml
+from mlflow import ActiveRun
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -27,9 +28,10 @@ from mlflow_unlearn.config import Command
 from mlflow_unlearn.console import STARTED, conceal, first_line, hidden_password, note, one_line, shortened, storable
 from mlflow_unlearn.data.functions import no_exit
 from mlflow_unlearn.distributed.launch import RUN_FILE_VARIABLE
-from mlflow_unlearn.errors import AlreadyDone, UnlearnError, shortlist
+from mlflow_unlearn.errors import AlreadyDone, NoAnswer, UnlearnError, Unsettled, shortlist
 from mlflow_unlearn.registry.clients import experiment_ids
 from mlflow_unlearn.registry.dead import COMMAND_VARIABLE, PROCESS_TAG, RunNote, died, notes, of_run
+from mlflow_unlearn.registry.network import once, persistently
 from mlflow_unlearn.registry.registration import settle, take_back
 from mlflow_unlearn.registry.system import system_facts
 from mlflow_unlearn.registry.uris import absolute_uri, hidden_spec
@@ -38,7 +40,7 @@ from mlflow_unlearn.registry.versions import find_version
 ERROR_TAG = "unlearn.error"
 
 _SQLITE = b"SQLite format 3\0"
-FAILURES = (MlflowException, SQLAlchemyError, OSError)
+FAILURES = (MlflowException, SQLAlchemyError, OSError, NoAnswer)
 """What a store or a file system raises: the end of a command, in a sentence."""
 PATIENCE = 25.0
 """Seconds in which a tracking store has to answer."""
@@ -155,8 +157,8 @@ def run(name: str, config: Command) -> Iterator[str]:
     resumed = os.environ.get("MLFLOW_RUN_ID")  # start_run takes it out
     note_of_run = RunNote.begin(command=name, options=_digest(config))
     try:
-        active = mlflow.start_run(run_name=name, tags={PROCESS_TAG: note_of_run.name})
-    except (MlflowException, SQLAlchemyError) as error:
+        active = _started(store, note_of_run, run_name=name, run_id=resumed)
+    except (MlflowException, SQLAlchemyError, NoAnswer) as error:
         note_of_run.drop()
         hint = (
             " (MLFLOW_RUN_ID is set: if it was made by `mlflow run`, give that an absolute tracking URI, "
@@ -171,8 +173,7 @@ def run(name: str, config: Command) -> Iterator[str]:
     values = recorded_options(config)
     # For the run-context provider of plugins/mlflow_unlearn_plugins: it tags runs that start meanwhile with ours.
     with (
-        _dropped(note_of_run, settled),
-        active,
+        _ended(run_id, note_of_run, settled) as left,
         _environment(**{"MLFLOW_UNLEARN_RUN_ID": run_id, COMMAND_VARIABLE: name}),
     ):
         try:
@@ -189,35 +190,70 @@ def run(name: str, config: Command) -> Iterator[str]:
             with no_exit("code of the user's own"):
                 yield run_id
         except AlreadyDone:
-            mlflow.end_run("FINISHED")
             raise
         except UnlearnError as error:
             # The message may list sample ids.
             hidden = values.get("hash_ids") and "the sentence was only printed, since hash_ids is set"
-            _tag_or_note(run_id, hidden or str(error), error)
+            _tag_and_tidy(run_id, hidden or str(error), error, left)
             raise
         except FAILURES as error:
             sentence = _as_sentence(error)
-            _tag_or_note(run_id, sentence, error)
+            _tag_and_tidy(run_id, sentence, error, left)
             raise UnlearnError(sentence) from error
         except Exception as error:
-            _tag_or_note(run_id, f"{type(error).__name__}: {first_line(error)}", error)
+            _tag_and_tidy(run_id, f"{type(error).__name__}: {first_line(error)}", error, left)
             raise
         except BaseException as error:
-            # Ctrl-C and SIGTERM: MLflow itself would set FAILED.
-            _tag_or_note(run_id, "stopped by a signal", error)
-            mlflow.end_run("KILLED")
+            _tag_and_tidy(run_id, "stopped by a signal", error, left)
             raise
+
+
+def _started(store: MlflowClient, own: RunNote, *, run_id: str | None = None, **options: Any) -> ActiveRun:
+    """A new active run, or the one with this id; its tag is the name of its note."""
+    start = partial(mlflow.start_run, tags={PROCESS_TAG: own.name}, **options)
+    if run_id is not None:
+        return persistently(partial(start, run_id=run_id))
+
+    def created() -> ActiveRun | None:
+        found = _tagged(store, own)
+        return mlflow.start_run(run_id=found[0].info.run_id, nested=options.get("nested", False)) if found else None
+
+    return once(start, created)
 
 
 @contextmanager
-def _dropped(own: RunNote, settled: list[RunNote]) -> Iterator[None]:
-    """When the run has ended, its note goes, and those that it has dealt with."""
+def _ended(run_id: str, own: RunNote, settled: Sequence[RunNote] = ()) -> Iterator[list[str]]:
+    """When what is inside has ended, so does the active run: FINISHED, FAILED, or KILLED by Ctrl-C and SIGTERM.
+
+    Its note goes then, and those of dead runs that it has dealt with. What is left to be done, in the list that is
+    yielded, is done by the next command, which finds the note.
+    """
+    status, left = "FINISHED", list[str]()
     try:
-        yield
+        yield left
+    except AlreadyDone:
+        raise
+    except Exception:
+        status = "FAILED"
+        raise
+    except BaseException:
+        status = "KILLED"
+        raise
     finally:
-        for one in (own, *settled):
+        for one in settled:
             one.drop()
+        try:
+            try:
+                mlflow.end_run(status)
+            except FAILURES:  # for MLflow it is not active any more
+                persistently(lambda: client().set_terminated(run_id, status))
+        except FAILURES as error:
+            left.append(f"it is still RUNNING ({first_line(error)})")
+        if not left:
+            own.drop()
+        else:
+            own.add(**({"ended": status} if status == "FINISHED" else {}))
+            note(f"Note: of run {run_id}, {'; '.join(left)}: the next command on this machine sees to it.")
 
 
 def _settle_dead(store: MlflowClient, config: Command, name: str, settled: list[RunNote]) -> None:
@@ -234,7 +270,7 @@ def _settle_dead(store: MlflowClient, config: Command, name: str, settled: list[
     """
     done = None
     for dead in [one for one in notes() if died(one.facts["process"])]:
-        command = dead.facts.get("command")
+        command, ended = dead.facts.get("command"), dead.facts.get("ended")
         try:
             runs = _runs_of(store, dead)
             version = settle(store, runs[0], dead.facts) if runs and "name" in dead.facts else None
@@ -242,13 +278,14 @@ def _settle_dead(store: MlflowClient, config: Command, name: str, settled: list[
                 if "name" not in dead.facts and command is not None:
                     take_back(store, run, dead.facts)
                 if run.info.status == "RUNNING":
-                    tag_error(run.info.run_id, "its process died")
-                    store.set_terminated(run.info.run_id, "KILLED" if version is None else "FINISHED")
-                    if command is not None and version is None:
+                    if ended is None:
+                        tag_error(run.info.run_id, "its process died")
+                    store.set_terminated(run.info.run_id, ended or ("KILLED" if version is None else "FINISHED"))
+                    if command is not None and version is None and ended is None:
                         note(f"Note: run {run.info.run_id} had died and is closed as KILLED.")
             if version is not None and command == name and _same_options(store, dead, version, config):
-                done = version
-        except (MlflowException, UnlearnError) as error:  # such as a permission that was taken away
+                done = version if ended is None else done  # else its user knows
+        except (MlflowException, UnlearnError, NoAnswer) as error:  # such as a permission that was taken away
             note(f"Note: a run of a process that died cannot be closed ({first_line(error)}).")
         else:
             settled.append(dead)
@@ -262,14 +299,18 @@ def _settle_dead(store: MlflowClient, config: Command, name: str, settled: list[
 
 def _runs_of(store: MlflowClient, dead: RunNote) -> list[Run]:
     """The run of a note; without an id, what was created in the moment before that was noted."""
-    if "run" in dead.facts:
-        try:
-            return [store.get_run(dead.facts["run"])]
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return []
-    where = f"attributes.status = 'RUNNING' and tags.`{PROCESS_TAG}` = '{dead.name}'"
+    if "run" not in dead.facts:
+        return _tagged(store, dead)
+    try:
+        return [store.get_run(dead.facts["run"])]
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return []
+
+
+def _tagged(store: MlflowClient, own: RunNote) -> list[Run]:
+    where = f"attributes.status = 'RUNNING' and tags.`{PROCESS_TAG}` = '{own.name}'"
     found: list[Run] = store.search_runs(experiment_ids(store), where)
     return found
 
@@ -306,7 +347,11 @@ def _first_reason(error: Exception) -> str:
     return first_line(found.orig if isinstance(found, DBAPIError) and found.orig is not None else error)
 
 
-def _as_sentence(error: MlflowException | SQLAlchemyError | OSError) -> str:
+def _as_sentence(error: MlflowException | SQLAlchemyError | OSError | NoAnswer) -> str:
+    if isinstance(error, Unsettled):
+        return str(error)
+    if isinstance(error, NoAnswer):
+        return f"no answer came, and nothing was decided ({error}): give the same command again"
     if isinstance(error, OSError):
         return f"a file cannot be read or written ({first_line(error)}): check space and permissions"
     if isinstance(error, SQLAlchemyError) or isinstance(error.__cause__, SQLAlchemyError):
@@ -335,22 +380,19 @@ def nested_run(name: str, parent: str | None = None) -> Iterator[str]:
     FINISHED after, FAILED with the sentence as a tag, or KILLED.
     """
     active = mlflow.active_run()
-    note_of_run = RunNote.begin()
-    options: dict[str, Any] = {"tags": {PROCESS_TAG: note_of_run.name}}
+    own, store, created = RunNote.begin(), client(), None
     if parent is not None and active is not None and parent != active.info.run_id:
         # MLflow's own start_run refuses a parent that is not the active run.
-        tags = {MLFLOW_PARENT_RUN_ID: parent, **options["tags"]}
-        created = client().create_run(active.info.experiment_id, tags=tags, run_name=name)
-        options = {"run_id": created.info.run_id}
-    with _dropped(note_of_run, []), mlflow.start_run(**options, run_name=name, nested=True) as nested:
-        run_id: str = nested.info.run_id
-        note_of_run.add(run=run_id)
+        tags = {MLFLOW_PARENT_RUN_ID: parent, PROCESS_TAG: own.name}
+        make = partial(store.create_run, active.info.experiment_id, tags=tags, run_name=name)
+        created = once(make, lambda: next(iter(_tagged(store, own)), None)).info.run_id
+    run_id: str = _started(store, own, run_id=created, run_name=name, nested=True).info.run_id
+    own.add(run=run_id)
+    with _ended(run_id, own) as left:
         try:
             yield run_id
-        except BaseException as error:
-            if isinstance(error, UnlearnError):
-                tag_error(run_id, str(error))
-            mlflow.end_run("FAILED" if isinstance(error, Exception) else "KILLED")
+        except UnlearnError as error:
+            _tag_failed(run_id, str(error), left)
             raise
 
 
@@ -364,18 +406,29 @@ def recorded_options(config: Command, *names: str) -> dict[str, Any]:
     return storable({name: values[name] for name in names or values})
 
 
-def _tag_or_note(run_id: str, sentence: str, error: BaseException) -> None:
-    """Tag a failed or stopped run and take back what it left unfinished; the first error is the one that counts."""
+def _tag_failed(run_id: str, sentence: str, left: list[str]) -> None:
+    """The first error is the one that counts: that its run cannot be tagged is only added to what is left."""
+    try:
+        persistently(partial(tag_error, run_id, sentence))
+    except Exception as second:  # whatever the store raises
+        left.append(f"its error is not tagged ({first_line(second)})")
+
+
+def _tag_and_tidy(run_id: str, sentence: str, error: BaseException, left: list[str]) -> None:
+    """Tag a failed or stopped run and take back what it left unfinished, or add to what is left."""
 
     def tidy_up() -> None:
         store, own = client(), of_run(run_id)
         take_back(store, store.get_run(run_id), {} if own is None else own.facts)
 
-    for step in (partial(tag_error, run_id, sentence), tidy_up):
-        try:
-            step()
-        except Exception as second:  # Whatever the store raises.
-            error.add_note(f"The run could not be tidied up either: {second}")
+    _tag_failed(run_id, sentence, left)
+    if isinstance(error, Unsettled):
+        left.append("a version may be complete or not")
+        return
+    try:
+        persistently(tidy_up)
+    except Exception as second:  # whatever the store raises
+        left.append(f"what it had begun to register is still there ({first_line(second)})")
 
 
 def fail_lost_run(run_id: str) -> None:

@@ -27,6 +27,7 @@ from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError, shortlist
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.parsing import load_json
+from mlflow_unlearn.registry.network import persistently
 
 Format = Literal["pt2", "pickle"]
 METADATA_KEY = "mlflow_unlearn"
@@ -165,7 +166,7 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
     """
     if uri.startswith("runs:/") or re.fullmatch(r"models:/m-[0-9a-f]{32}", uri):
         return None
-    chosen = _find(client, uri)
+    chosen = persistently(lambda: _find(client, uri))
     if (run_id := chosen.tags.get(REGISTERING_TAG)) is not None:
         raise UnlearnError(
             f"models:/{chosen.name}/{chosen.version} is not complete: the command of run {run_id} is still registering "
@@ -294,10 +295,11 @@ def download(uri: str, folder: Path) -> Path:
 
     Raises:
         UnlearnError: a store's plugin gives links, by which copies of the model would take in other files.
+        NoAnswer: whether they are there is not known.
     """
     target = folder / hashlib.sha256(uri.encode()).hexdigest()[:16]  # a name may be too long for a folder
     target.mkdir(exist_ok=True)
-    path = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target)))
+    path = Path(persistently(lambda: mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target))))
     if links := [str(found.relative_to(path)) for found in path.rglob("*") if found.is_symlink()]:
         raise UnlearnError(f"the files of {uri} hold symbolic links ({shortlist(links)}): store the files themselves")
     return path
@@ -307,7 +309,7 @@ def download(uri: str, folder: Path) -> Path:
 def fetched(uri: str) -> Iterator[Path]:
     """One stored file inside the block; what MLflow downloads by itself stays in the temporary folder."""
     with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-") as folder:
-        yield Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
+        yield Path(persistently(lambda: mlflow.artifacts.download_artifacts(uri, dst_path=folder)))
 
 
 @contextmanager
@@ -315,12 +317,12 @@ def artifact(run_id: str, path: str) -> Iterator[Path]:
     """One of a run's files inside the block: without looking for a model of that name, as ``runs:/`` does."""
     with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-") as folder:
         repository = get_artifact_repository(_artifacts_of(mlflow.get_tracking_uri(), run_id))
-        yield Path(repository.download_artifacts(path, folder))
+        yield Path(persistently(lambda: repository.download_artifacts(path, folder)))
 
 
 @cache  # a run's files stay where they are
 def _artifacts_of(tracking_uri: str, run_id: str) -> str:
-    return str(MlflowClient(tracking_uri).get_run(run_id).info.artifact_uri)
+    return str(persistently(lambda: MlflowClient(tracking_uri).get_run(run_id)).info.artifact_uri)
 
 
 def read_artifact(run_id: str, path: str) -> bytes:
