@@ -159,7 +159,8 @@ def run(name: str, config: Command) -> Iterator[str]:
     try:
         active = _started(store, note_of_run, run_name=name, run_id=resumed)
     except (MlflowException, SQLAlchemyError, NoAnswer) as error:
-        note_of_run.drop()
+        if not isinstance(error, NoAnswer):  # else the run may be there: the next command looks for it
+            note_of_run.drop()
         hint = (
             " (MLFLOW_RUN_ID is set: if it was made by `mlflow run`, give that an absolute tracking URI, "
             f"since a relative one is read here from {Path.cwd()})"
@@ -283,8 +284,9 @@ def _settle_dead(store: MlflowClient, config: Command, name: str, settled: list[
                     store.set_terminated(run.info.run_id, ended or ("KILLED" if version is None else "FINISHED"))
                     if command is not None and version is None and ended is None:
                         note(f"Note: run {run.info.run_id} had died and is closed as KILLED.")
-            if version is not None and command == name and _same_options(store, dead, version, config):
-                done = version if ended is None else done  # else its user knows
+            unknown = command == name and ended is None  # to its user
+            if version is not None and unknown and _same_options(store, dead, version, config):
+                done = version
         except (MlflowException, UnlearnError, NoAnswer) as error:  # such as a permission that was taken away
             note(f"Note: a run of a process that died cannot be closed ({first_line(error)}).")
         else:
@@ -388,11 +390,11 @@ def nested_run(name: str, parent: str | None = None) -> Iterator[str]:
         created = once(make, lambda: next(iter(_tagged(store, own)), None)).info.run_id
     run_id: str = _started(store, own, run_id=created, run_name=name, nested=True).info.run_id
     own.add(run=run_id)
-    with _ended(run_id, own) as left:
+    with _ended(run_id, own):
         try:
             yield run_id
         except UnlearnError as error:
-            _tag_failed(run_id, str(error), left)
+            _tag_failed(run_id, str(error))
             raise
 
 
@@ -406,12 +408,12 @@ def recorded_options(config: Command, *names: str) -> dict[str, Any]:
     return storable({name: values[name] for name in names or values})
 
 
-def _tag_failed(run_id: str, sentence: str, left: list[str]) -> None:
-    """The first error is the one that counts: that its run cannot be tagged is only added to what is left."""
+def _tag_failed(run_id: str, sentence: str) -> None:
+    """The first error is the one that counts: that it cannot be tagged is only noted."""
     try:
         persistently(partial(tag_error, run_id, sentence))
     except Exception as second:  # whatever the store raises
-        left.append(f"its error is not tagged ({first_line(second)})")
+        note(f"Note: the error could not be tagged on run {run_id} ({first_line(second)}).")
 
 
 def _tag_and_tidy(run_id: str, sentence: str, error: BaseException, left: list[str]) -> None:
@@ -421,7 +423,7 @@ def _tag_and_tidy(run_id: str, sentence: str, error: BaseException, left: list[s
         store, own = client(), of_run(run_id)
         take_back(store, store.get_run(run_id), {} if own is None else own.facts)
 
-    _tag_failed(run_id, sentence, left)
+    _tag_failed(run_id, sentence)
     if isinstance(error, Unsettled):
         left.append("a version may be complete or not")
         return
