@@ -170,6 +170,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         if _wants_debug(arguments):
             _print_error(traceback.format_exc())
         whole = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        whole = "; ".join((whole, *getattr(error, "__notes__", ())))
         sentence, usage = one_line(whole), io.StringIO()
         if isinstance(error, click.ClickException):
             error.show(usage)
@@ -182,16 +183,22 @@ def main(argv: list[str] | None = None) -> NoReturn:
         code = 0
     except _Ended as ended:
         code = ended.code
-    except (click.Abort, KeyboardInterrupt):
-        _print_error("Interrupted: nothing was registered, requests stay as they were.")
+    except (click.Abort, KeyboardInterrupt) as error:
+        _print_error(f"Interrupted: {_outcome(error)}.")
         code = 130
-    except Terminated:
-        _print_error("Terminated: nothing was registered, requests stay as they were.")
+    except Terminated as error:
+        _print_error(f"Terminated: {_outcome(error)}.")
         code = 143
     atexit.register(_ignore_signals)
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)
+
+
+def _outcome(error: BaseException) -> str:
+    """What a command that was stopped has done."""
+    notes = [one for said in (error, error.__cause__) for one in getattr(said, "__notes__", ())]  # click wraps Ctrl-C
+    return "; ".join(notes) or "nothing was registered, requests stay as they were"
 
 
 def _ignore_signals() -> None:

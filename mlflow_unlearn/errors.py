@@ -42,10 +42,6 @@ class NoAnswer(Exception):
     """
 
 
-class Unsettled(NoAnswer):
-    """… in the moment in which a version becomes complete: the next command finds out, and finishes it."""
-
-
 class UnlearnWarning(UserWarning):
     """What does not stop a method and may spoil its result; the commands print its sentence alone."""
 

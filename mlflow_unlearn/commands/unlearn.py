@@ -44,7 +44,7 @@ def unlearn(options: config.Unlearn) -> None:
     with tracking.run("unlearn", options) as run_id, tracking.scratch() as folder, ExitStack() as stack:
         if failure is not None:
             raise failure
-        client = tracking.client()
+        client, lock = tracking.client(), None
         name = check_name(options.register_as) if options.register_as else None
         method = get_method(options.method)
         method(params)  # a misspelt hyperparameter is refused before anything is loaded
@@ -55,7 +55,8 @@ def unlearn(options: config.Unlearn) -> None:
             registered = find_version(client, options.model_uri)
             if registered is not None and not options.plan:
                 # Whose requests are read after this: two commands must not fulfil the same ones.
-                stack.enter_context(model_lock(client, registered.name, version=registered.version, wait=0))
+                own = model_lock(client, registered.name, version=registered.version, wait=0)
+                lock, _ = stack.enter_context(own)
                 uri = f"models:/{registered.name}/{registered.version}"
                 options = options.model_copy(update={"model_uri": uri})
             session = open_session(client, run_id, options, folder, progress=progress)
@@ -110,7 +111,7 @@ def unlearn(options: config.Unlearn) -> None:
             prefix=teacher.prefix if teacher is not None else None,
             augment=recipe.augment if recipe is not None else None,
         )
-        publish(session, run_id, name, result, provenance, outputs, options)
+        publish(session, run_id, name, result, provenance, outputs, options, lock)
         checkpoint.remove()
 
 

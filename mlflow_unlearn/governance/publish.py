@@ -1,6 +1,7 @@
 """From a measured result to a registered version: metrics, evidence, tags, table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from mlflow_unlearn.api import Result
 from mlflow_unlearn.console import note
 from mlflow_unlearn.engine.loop import Epoch
 from mlflow_unlearn.engine.method import Method
-from mlflow_unlearn.errors import NoAnswer, UnlearnError, Unsettled
+from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.policy import Policy, judge
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.record import CARD, DIGEST_TAG, FILE, FOLDER, REPORT, REPORT_TAG, Evidence, sha256
@@ -26,6 +27,7 @@ from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dead import of_run
 from mlflow_unlearn.registry.digests import file_digests
 from mlflow_unlearn.registry.flavor import NewModel, log_model
+from mlflow_unlearn.registry.lock import ModelLock, model_lock
 from mlflow_unlearn.registry.registration import (
     complete,
     describe_version,
@@ -50,6 +52,7 @@ def publish(
     provenance: Provenance,
     outputs: Mapping[str, Outputs],
     options: config.PublishOptions,
+    lock: ModelLock | None = None,
 ) -> ModelVersion:
     """Measure, log, register the new version with its evidence, mark the requests done, and show the table.
 
@@ -61,9 +64,10 @@ def publish(
         provenance: how it came about.
         outputs: of the models ``original``, ``unlearned`` and, where there is one, ``gold``.
         options: of the command.
+        lock: of the work on the source version, if the command has it; else it is taken for the registration.
 
     Raises:
-        Unsettled: no answer came as the version was to become complete.
+        UnlearnError: the lock was lost meanwhile: another command may have fulfilled the requests.
     """
     with tracking.timed("metrics"):
         columns = compare(outputs, seed=provenance.seed)
@@ -96,30 +100,35 @@ def publish(
     with tracking.timed("evidence.store"):
         evidence, digests = stored_as(next_number(client, name))
     tags = evidence.tags() | digests
-    version = register(client, info, name, tags=tags, description=describe(evidence))
-    if str(version.version) != evidence.result.version:
-        evidence, digests = stored_as(str(version.version))
-        if (own := of_run(run_id)) is not None:
-            own.add(evidence=digests[DIGEST_TAG])
-        for key, value in digests.items():
-            client.set_model_version_tag(name, version.version, key, value)
-        describe_version(client, version, describe(evidence))
-    table.show(columns)
-    forget_requests.mark_done(client, session.requests, evidence.result.uri)
-    try:
+    with _claimed(session, lock) as claim:
+        if claim is not None:
+            claim.check()
+        version = register(client, info, name, tags=tags, description=describe(evidence), requests=session.requests)
+        if str(version.version) != evidence.result.version:
+            evidence, digests = stored_as(str(version.version))
+            if (own := of_run(run_id)) is not None:
+                own.add(evidence=digests[DIGEST_TAG])
+            for key, value in digests.items():
+                client.set_model_version_tag(name, version.version, key, value)
+            describe_version(client, version, describe(evidence))
+        table.show(columns)
+        forget_requests.mark_done(client, session.requests, evidence.result.uri)
         complete(client, version)
-    except NoAnswer as error:
-        raise Unsettled(
-            f"whether {evidence.result.uri} is complete is not known ({error}): the next command on this machine finds "
-            "out, and completes it"
-        ) from error
-    except BaseException:
-        forget_requests.mark_undone(client, session.requests, evidence.result.uri)
-        raise
     print(f"Registered {name} version {version.version} from {session.version.uri}.")
     if session.version.model_id is None:
         print(f"Note: {session.version.uri} has no LoggedModel: its lineage is in the tags and in evidence.json alone.")
     return version
+
+
+@contextmanager
+def _claimed(session: Session, lock: ModelLock | None) -> Iterator[ModelLock | None]:
+    """The lock of the work on the source version; None for one that is not registered."""
+    version = session.version
+    if lock is not None or version.name is None:
+        yield lock
+    else:
+        with model_lock(session.client, version.name, version=version.version) as (own, _):
+            yield own
 
 
 def store(

@@ -79,8 +79,10 @@ class RunNote:
 
 def notes() -> list[RunNote]:
     """Those of runs in this store."""
-    found = []
-    for path in _folder().glob("*.json"):
+    found, paths = [], list[Path]()
+    with suppress(OSError):  # not this user's: then none was written either
+        paths = sorted(_folder().glob("*.json"))
+    for path in paths:
         try:
             facts = {str(key): str(value) for key, value in load_json(path.read_bytes()).items()}
             old = time.time() - path.stat().st_mtime > _DAYS * 86400

@@ -12,7 +12,7 @@ import mlflow
 import numpy as np
 import torch
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, LoggedModelStatus
+from mlflow.entities import LoggedModel
 from mlflow.models import infer_signature
 from mlflow.models.model import ModelInfo
 from safetensors import SafetensorError
@@ -25,6 +25,7 @@ from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.engine.architectures import build_model, check_parameters, load_weights, non_finite_tensor
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.parsing import load_json, load_yaml
+from mlflow_unlearn.registry.dead import PROCESS_TAG, of_run
 from mlflow_unlearn.registry.network import once, persistently
 from mlflow_unlearn.registry.versions import MANIFEST_FILE, METADATA_KEY, WEIGHTS_FILE, Format, Record, Version, below
 
@@ -175,13 +176,16 @@ def log_model(client: MlflowClient, new: NewModel, run_id: str) -> ModelInfo:
     """Log it in the active run, whose id is given."""
     stored = _stored_beside(new)
     run = persistently(lambda: client.get_run(run_id))
+    own = of_run(run_id)
+    tags = {} if own is None else {PROCESS_TAG: own.name}  # by which a command that fails knows its own ones
 
     def created() -> LoggedModel | None:
         found = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
-        return next((model for model in found if model.status == LoggedModelStatus.PENDING), None)
+        return next((model for model in found if tags.items() <= model.tags.items()), None)
 
     logged = once(
-        lambda: mlflow.initialize_logged_model("model", source_run_id=run_id, params=run.data.params), created
+        lambda: mlflow.initialize_logged_model("model", source_run_id=run_id, params=run.data.params, tags=tags),
+        created,
     )
     return mlflow.pytorch.log_model(new.module.cpu().eval(), name="model", model_id=logged.model_id, **stored)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -87,6 +88,12 @@ def of_version(version: Version) -> tuple[list[ForgetRequest], list[ForgetReques
     return own, [request for request in found if request.of != version.uri]
 
 
+def has_pending(version: ModelVersion) -> bool:
+    """Whether a request about this very version is open."""
+    uri = f"models:/{version.name}/{version.version}"
+    return any(request.pending for request in _requests(version.tags) if request.of == uri)
+
+
 def _requests(tags: Mapping[str, str]) -> list[ForgetRequest]:
     return [
         ForgetRequest.from_tag(key, value)
@@ -139,8 +146,12 @@ def file_request(
                 continue
             if salt is not None and read_manifest(client, request.id).salt is None:
                 note(f"Note: the ids of request {new_id} were stored unhashed before, in run {request.run_id}.")
-            if request.ad_hoc and not ad_hoc:
-                request = replace(request, ad_hoc=False)
+            gone = bool(request.done_by) and not any(_is_there(client, uri) for uri in request.done_by)
+            if not ad_hoc and (request.ad_hoc or gone):
+                if gone:
+                    by = ", ".join(request.done_by)
+                    note(f"Note: request {new_id} is open again: {by}, which carried it out, is gone.")
+                request = replace(request, ad_hoc=False, done_by=() if gone else request.done_by)
                 registry.set_model_version_tag(version.name, version.version, TAG + new_id, request.tag())
             return request, False
         active = mlflow.active_run()
@@ -166,6 +177,16 @@ def file_request(
         if not ad_hoc and version.name is not None:
             registry.set_model_version_tag(version.name, version.version, TAG + new_id, request.tag())
         return request, True
+
+
+def _is_there(client: MlflowClient, uri: str) -> bool:
+    """Whether a registered version was not deleted: a retired one, which is marked, still is."""
+    try:
+        return persistently(lambda: client.get_model_version(*uri.removeprefix("models:/").split("/"))) is not None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
 
 
 def run_of(client: MlflowClient, request_id: str) -> str:

@@ -6,7 +6,7 @@ and the mark (`REGISTERING_TAG`) goes last. A version that has it is refused by 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from mlflow.entities import Run
@@ -19,8 +19,10 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from mlflow_unlearn import cache
 from mlflow_unlearn.console import note
 from mlflow_unlearn.evidence.record import DIGEST_TAG, FILE, FOLDER, Evidence, sha256
+from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import forget_requests
-from mlflow_unlearn.registry.dead import of_run
+from mlflow_unlearn.registry.dead import PROCESS_TAG, RunNote, of_run
+from mlflow_unlearn.registry.forget_requests import ForgetRequest
 from mlflow_unlearn.registry.network import once, persistently
 from mlflow_unlearn.registry.versions import DESCRIPTION_LIMIT, REGISTERING_TAG, read_artifact
 
@@ -31,7 +33,13 @@ def next_number(client: MlflowClient, name: str) -> str:
 
 
 def register(
-    client: MlflowClient, info: ModelInfo, name: str, *, tags: Mapping[str, str], description: str
+    client: MlflowClient,
+    info: ModelInfo,
+    name: str,
+    *,
+    tags: Mapping[str, str],
+    description: str,
+    requests: Sequence[ForgetRequest] = (),
 ) -> ModelVersion:
     """Register a logged model; the version is marked as unfinished until `complete`.
 
@@ -41,10 +49,12 @@ def register(
         name: of the registered model.
         tags: there from the version's first moment.
         description: likewise; Markdown.
+        requests: that it is to fulfil.
     """
     # On this machine's own disk: should this process be killed, the next command believes no tag.
     if (own := of_run(info.run_id)) is not None:
-        own.add(name=name, **({"evidence": tags[DIGEST_TAG]} if DIGEST_TAG in tags else {}))
+        about = json.dumps([(request.id, request.of, request.run_id, request.sha256) for request in requests])
+        own.add(name=name, requests=about, **({"evidence": tags[DIGEST_TAG]} if DIGEST_TAG in tags else {}))
     with _but_for("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
         persistently(lambda: client.create_registered_model(name))
 
@@ -72,7 +82,7 @@ def complete(client: MlflowClient, version: ModelVersion) -> None:
     persistently(lambda: client.delete_model_version_tag(version.name, version.version, REGISTERING_TAG))
 
 
-def settle(client: MlflowClient, run: Run, facts: Mapping[str, str]) -> ModelVersion | None:
+def settle(client: MlflowClient, run: Run, own: RunNote) -> ModelVersion | None:
     """Finish what the run of a command that was killed had registered, or take it back; the version that is complete.
 
     Two commands may do so at once.
@@ -80,16 +90,16 @@ def settle(client: MlflowClient, run: Run, facts: Mapping[str, str]) -> ModelVer
     Args:
         client: of the registry.
         run: whose process is gone.
-        facts: its note, by which its version and evidence are known.
+        own: its note, by which its version and evidence are known.
     """
-    for version in _versions_of(client, run.info.run_id, facts.get("name")):
-        if version.tags.get(REGISTERING_TAG) == run.info.run_id and _finish(client, version, run, facts):
+    for version in _versions_of(client, run.info.run_id, own.facts.get("name")):
+        if version.tags.get(REGISTERING_TAG) == run.info.run_id and _finish(client, version, run, own.facts):
             note(
                 f"Note: models:/{version.name}/{version.version}, which run {run.info.run_id} was registering when it "
                 "was killed, is complete now."
             )
-    take_back(client, run, facts)
-    found = _versions_of(client, run.info.run_id, facts.get("name"))
+    take_back(client, run, own)
+    found = _versions_of(client, run.info.run_id, own.facts.get("name"))
     if found:
         for path, entry in cache.entries(cache.CHECKPOINTS):
             if entry.get("run") == run.info.run_id:
@@ -115,44 +125,54 @@ def _finish(client: MlflowClient, version: ModelVersion, run: Run, facts: Mappin
         uri = f"models:/{version.name}/{version.version}"
         if not sha256(content) == facts["evidence"] == version.tags.get(DIGEST_TAG) or evidence.result.uri != uri:
             return False  # it got another number than was expected, and the command was killed before it wrote again
-        requests = [
-            # One that has no tag yet was given with forget=.
-            forget_requests.ForgetRequest(
-                request.id, request.of, request.run_id, ad_hoc=True, sha256=request.request_sha256
-            )
-            for request in evidence.requests
-            if request.id in evidence.request_ids
-        ]
-        forget_requests.mark_done(client, requests, uri)
+        forget_requests.mark_done(client, _requests_of(facts), uri)
     _link(client, version, str(version.source).removeprefix("models:/"))
     with _but_for("RESOURCE_DOES_NOT_EXIST"):  # another command has met the same dead run
         complete(client, version)
     return True
 
 
-def take_back(client: MlflowClient, run: Run, facts: Mapping[str, str]) -> None:
+def _requests_of(facts: Mapping[str, str]) -> list[ForgetRequest]:
+    return [
+        # One that has no tag yet was given with forget=.
+        ForgetRequest(id, of, run_id, ad_hoc=True, sha256=digest)
+        for id, of, run_id, digest in load_json(facts.get("requests", "[]"))
+    ]
+
+
+def take_back(client: MlflowClient, run: Run, own: RunNote) -> list[str]:
     """Delete what of a run of ours is unfinished: marked versions, and LoggedModels that no version has.
 
     Args:
         client: of the registry.
         run: that has failed, or whose process is gone.
-        facts: its note.
+        own: its note.
+
+    Returns:
+        The URIs of versions that are complete.
     """
-    for version in _versions_of(client, run.info.run_id, facts.get("name")):
+    complete = []
+    for version in _versions_of(client, run.info.run_id, own.facts.get("name")):
+        uri = f"models:/{version.name}/{version.version}"
         if version.tags.get(REGISTERING_TAG) != run.info.run_id:
+            complete.append(uri)
             continue
+        forget_requests.mark_undone(client, _requests_of(own.facts), uri)  # first: none is done by what is not there
         with _but_for("RESOURCE_DOES_NOT_EXIST"):  # another command has met the same dead run
             client.delete_model_version(version.name, version.version)
         if not client.search_model_versions(f"name='{version.name}'"):
             with _but_for("RESOURCE_DOES_NOT_EXIST"):  # another command has met the same dead run
                 client.delete_registered_model(version.name)
-    models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    found = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    # The run may be another program's as well, which has given us its id.
+    models = [model for model in found if model.tags.get(PROCESS_TAG) == own.name]
     left = client.search_model_versions(f"run_id = '{run.info.run_id}'") if models else []
     registered = {str(version.source) for version in left}
     for model in models:
         if f"models:/{model.model_id}" not in registered and model.artifact_location not in registered:
-            with _but_for("RESOURCE_DOES_NOT_EXIST"):  # another command has met the same dead run
+            with _but_for("RESOURCE_DOES_NOT_EXIST"):
                 client.delete_logged_model(model.model_id)
+    return complete
 
 
 def _link(client: MlflowClient, version: ModelVersion, model_id: str) -> None:

@@ -28,9 +28,10 @@ from mlflow_unlearn.config import Command
 from mlflow_unlearn.console import STARTED, conceal, first_line, hidden_password, note, one_line, shortened, storable
 from mlflow_unlearn.data.functions import no_exit
 from mlflow_unlearn.distributed.launch import RUN_FILE_VARIABLE
-from mlflow_unlearn.errors import AlreadyDone, NoAnswer, UnlearnError, Unsettled, shortlist
+from mlflow_unlearn.errors import AlreadyDone, NoAnswer, UnlearnError, shortlist
 from mlflow_unlearn.registry.clients import experiment_ids
 from mlflow_unlearn.registry.dead import COMMAND_VARIABLE, PROCESS_TAG, RunNote, died, notes, of_run
+from mlflow_unlearn.registry.forget_requests import has_pending
 from mlflow_unlearn.registry.network import once, persistently
 from mlflow_unlearn.registry.registration import settle, take_back
 from mlflow_unlearn.registry.system import system_facts
@@ -192,21 +193,21 @@ def run(name: str, config: Command) -> Iterator[str]:
                 yield run_id
         except AlreadyDone:
             raise
-        except UnlearnError as error:
-            # The message may list sample ids.
-            hidden = values.get("hash_ids") and "the sentence was only printed, since hash_ids is set"
-            _tag_and_tidy(run_id, hidden or str(error), error, left)
-            raise
-        except FAILURES as error:
-            sentence = _as_sentence(error)
-            _tag_and_tidy(run_id, sentence, error, left)
-            raise UnlearnError(sentence) from error
-        except Exception as error:
-            _tag_and_tidy(run_id, f"{type(error).__name__}: {first_line(error)}", error, left)
-            raise
         except BaseException as error:
-            _tag_and_tidy(run_id, "stopped by a signal", error, left)
-            raise
+            raised = UnlearnError(_as_sentence(error)) if isinstance(error, FAILURES) else error
+            if not isinstance(raised, Exception):
+                sentence = "stopped by a signal"
+            elif not isinstance(raised, UnlearnError):
+                sentence = f"{type(raised).__name__}: {first_line(raised)}"
+            elif raised is error and values.get("hash_ids"):  # it may list sample ids
+                sentence = "the sentence was only printed, since hash_ids is set"
+            else:
+                sentence = str(raised)
+            for uri in _tag_and_tidy(run_id, sentence, left):
+                raised.add_note(f"{uri} was registered before that, and stays")
+            if raised is error:
+                raise
+            raise raised from error
 
 
 def _started(store: MlflowClient, own: RunNote, *, run_id: str | None = None, **options: Any) -> ActiveRun:
@@ -274,10 +275,10 @@ def _settle_dead(store: MlflowClient, config: Command, name: str, settled: list[
         command, ended = dead.facts.get("command"), dead.facts.get("ended")
         try:
             runs = _runs_of(store, dead)
-            version = settle(store, runs[0], dead.facts) if runs and "name" in dead.facts else None
+            version = settle(store, runs[0], dead) if runs and "name" in dead.facts else None
             for run in runs:
                 if "name" not in dead.facts and command is not None:
-                    take_back(store, run, dead.facts)
+                    take_back(store, run, dead)
                 if run.info.status == "RUNNING":
                     if ended is None:
                         tag_error(run.info.run_id, "its process died")
@@ -318,12 +319,16 @@ def _tagged(store: MlflowClient, own: RunNote) -> list[Run]:
 
 
 def _same_options(store: MlflowClient, dead: RunNote, version: ModelVersion, config: Command) -> bool:
-    """Whether the command that made ``version`` had the options of ``config``, for the same source."""
-    if "@" in (uri := str(getattr(config, "model_uri", ""))):
-        now = find_version(store, uri)  # the alias may have been moved since
-        if now is not None and version.tags.get("unlearn.source_uri") != f"models:/{now.name}/{now.version}":
-            return False
-    return dead.facts.get("options") == _digest(config)
+    """Whether the command that made ``version`` had the options of ``config``, and nothing more is to be done."""
+    if dead.facts.get("options") != _digest(config):
+        return False
+    source = find_version(store, config.model_uri) if hasattr(config, "model_uri") else None
+    if source is None:
+        return True
+    uri = f"models:/{source.name}/{source.version}"
+    if version.tags.get("unlearn.source_uri", uri) != uri:  # the alias may have been moved since
+        return False
+    return getattr(config, "forget", None) is not None or not has_pending(source)  # filed since, perhaps
 
 
 def _digest(config: Command) -> str:
@@ -350,8 +355,6 @@ def _first_reason(error: Exception) -> str:
 
 
 def _as_sentence(error: MlflowException | SQLAlchemyError | OSError | NoAnswer) -> str:
-    if isinstance(error, Unsettled):
-        return str(error)
     if isinstance(error, NoAnswer):
         return f"no answer came, and nothing was decided ({error}): give the same command again"
     if isinstance(error, OSError):
@@ -416,21 +419,15 @@ def _tag_failed(run_id: str, sentence: str) -> None:
         note(f"Note: the error could not be tagged on run {run_id} ({first_line(second)}).")
 
 
-def _tag_and_tidy(run_id: str, sentence: str, error: BaseException, left: list[str]) -> None:
-    """Tag a failed or stopped run and take back what it left unfinished, or add to what is left."""
-
-    def tidy_up() -> None:
-        store, own = client(), of_run(run_id)
-        take_back(store, store.get_run(run_id), {} if own is None else own.facts)
-
+def _tag_and_tidy(run_id: str, sentence: str, left: list[str]) -> list[str]:
+    """Tag a failed or stopped run and take back what it left unfinished, or add to what is left; what is complete."""
     _tag_failed(run_id, sentence)
-    if isinstance(error, Unsettled):
-        left.append("a version may be complete or not")
-        return
+    own = of_run(run_id)
     try:
-        persistently(tidy_up)
+        return [] if own is None else persistently(lambda: take_back(client(), client().get_run(run_id), own))
     except Exception as second:  # whatever the store raises
         left.append(f"what it had begun to register is still there ({first_line(second)})")
+        return []
 
 
 def fail_lost_run(run_id: str) -> None:

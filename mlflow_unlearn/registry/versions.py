@@ -171,7 +171,7 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
         raise UnlearnError(
             f"models:/{chosen.name}/{chosen.version} is not complete: the command of run {run_id} is still registering "
             "it, or was killed: wait, or start that command again on the same machine, which finishes it or takes it "
-            "back; of a machine that is gone, delete the version by hand"
+            "back; of a machine that is gone, delete the version by hand, and file its requests again"
         )
     return chosen
 

@@ -25,9 +25,10 @@ from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.catalog import KEYS
+from mlflow_unlearn.registry import registration
 from mlflow_unlearn.registry.digests import file_digests
 from mlflow_unlearn.registry.forget_requests import ForgetRequest, mark_done
-from mlflow_unlearn.registry.lock import model_lock
+from mlflow_unlearn.registry.lock import ModelLock, model_lock
 from mlflow_unlearn.registry.system import code_commit
 
 QUICK = ("--params", '{"epochs": 1}')
@@ -686,6 +687,79 @@ def test_a_failure_after_registration_takes_the_version_back(store, cli, monkeyp
     assert ["late" in names for names in calls] == ["artifacts" not in late]
     assert store.everything_registered() == before and logged_models(store) == models
     assert store.runs()[0].info.status == ("KILLED" if error is KeyboardInterrupt else "FAILED")
+
+
+def test_interrupted_once_its_requests_are_marked(store, cli, monkeypatch):
+    """As the lock of the marks is given back: none may stay done by a version that is taken back."""
+    assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
+    before, release = store.everything_registered(), ModelLock.release
+
+    def interrupted(lock):
+        release(lock)
+        if any(state == "done" for state, _ in store.requests().values()):
+            patch.undo()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelLock, "release", interrupted)
+        stopped = cli("unlearn", "--model-uri", "models:/clf/1", *QUICK)
+    assert stopped.code == 130
+    assert stopped.err.splitlines()[-1] == "Interrupted: nothing was registered, requests stay as they were."
+    assert store.everything_registered() == before
+    assert cli("unlearn", "--model-uri", "models:/clf/1", *QUICK).code == 0
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (OSError, 2)])
+def test_interrupted_once_it_is_complete(store, cli, monkeypatch, error, code):
+    """The server has taken the mark away, and the command does not hear of it: the version is there, and it says so."""
+    assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
+
+    def carried_out(client, version):
+        registration.complete(client, version)
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow_unlearn.governance.publish.complete", carried_out)
+        stopped = cli("unlearn", "--model-uri", "models:/clf/1", *QUICK)
+    assert stopped.code == code
+    assert "models:/clf/2 was registered before that, and stays" in stopped.err
+    assert "nothing was registered" not in stopped.err
+    [(state, details)] = store.requests().values()
+    assert (state, details["by"]) == ("done", ["models:/clf/2"])
+    assert cli("verify", "--model-uri", "models:/clf/2").code == 0
+
+
+def test_a_lock_that_was_lost_registers_nothing(store, cli, monkeypatch):
+    """Renewals have failed for longer than others wait: another command may have fulfilled the same requests."""
+    assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
+    before = store.everything_registered()
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow_unlearn.registry.lock.LEASE", -1.0)
+        patch.setattr("mlflow_unlearn.governance.publish.register", pytest.fail)
+        patch.setattr(ModelLock, "acquire", lambda lock, wait: acquired(lock))
+        lost = cli("unlearn", "--model-uri", "models:/clf/1", *QUICK)
+    assert lost.code == 2 and "the lock of models:/clf/1 was lost" in lost.err
+    assert store.everything_registered() == before
+
+
+def acquired(lock):
+    """The flag is up, and was not renewed since."""
+    lock._renewed = lock._write()
+    return lock._read()
+
+
+def test_a_request_whose_version_was_deleted_by_hand_is_open_again(store, cli):
+    asked = ("request", "--model-uri", "models:/clf/1", "--forget", FORGET)
+    assert cli(*asked).code == 0
+    assert cli("unlearn", "--model-uri", "models:/clf/1", *QUICK).code == 0
+    assert "is open again" not in cli(*asked).err
+    [(state, _)] = store.requests().values()
+    assert state == "done"
+    store.client.delete_model_version("clf", "2")
+    again = cli(*asked)
+    assert again.code == 0 and "is open again: models:/clf/2, which carried it out, is gone" in again.err
+    [(state, _)] = store.requests().values()
+    assert state == "pending"
 
 
 def test_the_number_of_a_deleted_version_is_not_given_again(store, cli):

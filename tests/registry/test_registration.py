@@ -11,7 +11,7 @@ from mlflow_unlearn import config
 from mlflow_unlearn.errors import AlreadyDone
 from mlflow_unlearn.evidence.record import DIGEST_TAG, sha256
 from mlflow_unlearn.registry import tracking
-from mlflow_unlearn.registry.dead import PROCESS_TAG, this_process
+from mlflow_unlearn.registry.dead import PROCESS_TAG, of_run, this_process
 from mlflow_unlearn.registry.registration import (
     complete,
     describe_version,
@@ -20,13 +20,17 @@ from mlflow_unlearn.registry.registration import (
 )
 from mlflow_unlearn.registry.versions import REGISTERING_TAG, find_version
 
+PLAIN = {"pip_requirements": ["torch"], "serialization_format": "pickle"}
 COMMAND = config.Data(data="digits")
 
 
 def log():
-    """Log a small model in the active run."""
-    model = torch.nn.Linear(1, 1)
-    return mlflow.pytorch.log_model(model, name="model", pip_requirements=["torch"], serialization_format="pickle")
+    """Log a small model in the active run, as ours."""
+    model, own = torch.nn.Linear(1, 1), of_run(mlflow.active_run().info.run_id)
+    info = mlflow.pytorch.log_model(model, name="model", **PLAIN)
+    if own is not None:
+        mlflow.MlflowClient().set_logged_model_tags(info.model_id, {PROCESS_TAG: own.name})
+    return info
 
 
 @pytest.fixture
@@ -88,6 +92,15 @@ def test_a_version_that_is_complete_stays(empty_store):
         log()
         raise RuntimeError
     assert empty_store.versions("new") == ["1"] and len(models(empty_store)) == 1
+
+
+def test_another_program_s_logged_model_stays(empty_store):
+    """The run may be a project's, which has logged a model before it called us."""
+    with pytest.raises(RuntimeError), tracking.run("data", COMMAND):
+        theirs = mlflow.pytorch.log_model(torch.nn.Linear(1, 1), name="theirs", **PLAIN)
+        log()
+        raise RuntimeError
+    assert [model.model_id for model in models(empty_store)] == [theirs.model_id]
 
 
 def test_a_logged_model_of_a_killed_command_is_deleted(empty_store, killed, capsys):
