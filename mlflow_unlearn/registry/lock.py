@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -269,6 +270,14 @@ class ModelLock:
                     self._renewed = begun
             except Exception as error:  # whatever the store raises: the next beat may get through
                 note(f"Note: the lock of {self.what} could not be renewed ({first_line(error)}).")
+
+
+def take_down_ended(client: MlflowClient, name: str) -> None:
+    """Remove the flags on a registered model whose process is known to have ended, for one that wants no lock of it."""
+    registry = registry_client(client)
+    for key, value in persistently(lambda: registry.get_registered_model(name)).tags.items():
+        if key.startswith(f"{LOCK_TAG}.") and Flag.from_tag(key.rpartition(".")[2], value).ended:
+            persistently(partial(registry.delete_registered_model_tag, name, key))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import re
 import sqlite3
 import tempfile
 import threading
@@ -32,6 +33,7 @@ from mlflow_unlearn.errors import AlreadyDone, NoAnswer, UnlearnError, shortlist
 from mlflow_unlearn.registry.clients import experiment_ids
 from mlflow_unlearn.registry.dead import COMMAND_VARIABLE, PROCESS_TAG, RunNote, died, notes, of_run
 from mlflow_unlearn.registry.forget_requests import has_pending
+from mlflow_unlearn.registry.lock import take_down_ended
 from mlflow_unlearn.registry.network import once, persistently
 from mlflow_unlearn.registry.registration import settle, take_back
 from mlflow_unlearn.registry.system import system_facts
@@ -293,6 +295,9 @@ def _settle_dead(store: MlflowClient, config: Command, name: str, settled: list[
         else:
             settled.append(dead)
     if done is not None:
+        for uri in {f"models:/{done.name}/{done.version}", done.tags.get("unlearn.source_uri", "")}:
+            if (match := re.fullmatch("models:/([^/]+)/[0-9]+", uri)) is not None:
+                take_down_ended(store, match.group(1))
         source = f" from {done.tags['unlearn.source_uri']}" if "unlearn.source_uri" in done.tags else ""
         raise AlreadyDone(
             f"Registered {done.name} version {done.version}{source}: this command had done so before it was killed, "

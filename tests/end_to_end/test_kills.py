@@ -109,5 +109,6 @@ def test_killed_at_a_random_moment(number, forge, another, undisturbed):
     assert killed.code == -signal.SIGKILL, killed.err
     again = forge.run(store, command, *COMMANDS[command])
     assert again.code == 0, again.err
-    assert contents(store) == expected
+    found = contents(store)
+    assert found == expected
     assert not leftovers(store)
