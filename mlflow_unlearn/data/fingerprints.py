@@ -32,7 +32,7 @@ _IMPORT = re.compile(rb"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import|import[ \t]+([\
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented), range, slice)
 _TORCH_ATOMS = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 _NAMED = (types.MethodDescriptorType, types.WrapperDescriptorType, types.GetSetDescriptorType, np.ufunc)
-_HOOKS = {"_forward_hooks": "_forward_hooks_with_kwargs", "_forward_pre_hooks": "_forward_pre_hooks_with_kwargs"}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _BOOKKEEPING = frozenset(vars(nn.Module()))
 
 
@@ -58,8 +58,9 @@ def value_digest(value: Any) -> str | None:
 def module_digest(model: nn.Module) -> str | None:
     """SHA-256 of what a model is beside the tensors of its state dict; None where something cannot be told.
 
-    That is, of every module: its class, its plain attributes, its buffers (also those that are not stored) and forward
-    hooks; and the source of the packages that its classes and functions come from.
+    That is, of every module: its class, its plain attributes, its buffers (also those that are not stored), its hooks,
+    and which of its parameters are trained and which are one with others; and the source of the packages that its
+    classes and functions come from.
     """
 
     def write(writer: _Writer) -> None:
@@ -89,12 +90,14 @@ class _Writer:
         sha: the digest.
         packages: top-level names of the packages.
         names: of modules that are written elsewhere, by identity.
+        parameters: their numbers, by identity: shared ones are trained as one.
     """
 
     def __init__(self) -> None:
         self.sha = hashlib.sha256()
         self.packages: set[str] = set()
         self.names: dict[int, str] = {}
+        self.parameters: dict[int, int] = {}
         self._open: list[int] = []  # what is being written: a value may contain itself
 
     def put(self, content: str | bytes) -> None:
@@ -199,7 +202,7 @@ class _Writer:
         self.put(content.reshape(-1).view(torch.uint8).numpy().tobytes() if content.numel() else b"")
 
     def module(self, module: nn.Module) -> None:
-        """A module without its parameters and without the modules in it."""
+        """A module without the values of its parameters and without the modules in it."""
         self.kind(type(module))
         attributes = {name: value for name, value in vars(module).items() if name not in _BOOKKEEPING}
         if isinstance(module, fx.GraphModule):
@@ -210,12 +213,20 @@ class _Writer:
             self.put(name)
             self.write(value)
         self.write(dict(sorted(module._buffers.items())))
-        for hooks, with_kwargs in _HOOKS.items():
+        for name, parameter in sorted(module._parameters.items()):
+            self.put(name)
+            if parameter is not None:
+                self.put(f"{parameter.requires_grad} {self.parameters.setdefault(id(parameter), len(self.parameters))}")
+                for hooks in (parameter._backward_hooks, parameter._post_accumulate_grad_hooks):
+                    self.all(list((hooks or {}).values()))
+        self.write(module._is_full_backward_hook)
+        for kind in _HOOKS:
             # By their order: their numbers count up through the process.
-            found = getattr(module, hooks)
-            self.put(f"{len(found)} hooks")
-            for number, hook in found.items():
-                self.put(str(number in getattr(module, with_kwargs)))
+            with_kwargs = getattr(module, f"{kind}_with_kwargs", {})
+            hooks = getattr(module, kind)
+            self.put(f"{len(hooks)} hooks")
+            for number, hook in hooks.items():
+                self.put(str(number in with_kwargs))
                 self.write(hook)
 
     def kind(self, kind: type) -> None:

@@ -221,7 +221,7 @@ def _stored_beside(new: NewModel) -> dict[str, Any]:
         theirs = sorted(path.name for path in (source.path / "extra_files").glob("*"))
         extra += [below(source.path, f"extra_files/{name}", source.uri) for name in theirs if name not in names]
         metadata = {**(source.model.metadata or {}), **metadata}
-        arguments = _like(source)
+        arguments = _like(source, folder)
         if new.example is not None:
             arguments["input_example"] = new.example
     else:
@@ -238,8 +238,8 @@ def _stored_beside(new: NewModel) -> dict[str, Any]:
     return {"extra_files": [str(file) for file in extra], "metadata": metadata, **arguments}
 
 
-def _like(source: Version) -> dict[str, Any]:
-    """Arguments of ``log_model`` that make the new model what the source is to its users."""
+def _like(source: Version, folder: Path) -> dict[str, Any]:
+    """Arguments of ``log_model`` that make the new model what the source is to its users; ``folder`` is temporary."""
     code = source.model.flavors["pytorch"].get("code")
     arguments: dict[str, Any] = {
         "signature": source.model.signature,
@@ -252,10 +252,10 @@ def _like(source: Version) -> dict[str, Any]:
         # Tracing needs an example; two samples keep the batch size dynamic.
         arguments["input_example"] = np.zeros((2, *source.input_shape), dtype=np.float32)
     if (source.path / "conda.yaml").exists():
-        arguments["conda_env"] = _environment(source)
+        arguments["conda_env"] = _environment(source, folder)
     elif (source.path / "requirements.txt").exists():
         lines = below(source.path, "requirements.txt", source.uri).read_text(errors="replace").splitlines()
-        arguments["pip_requirements"] = _own_requirements(source, lines)
+        arguments["pip_requirements"] = _own_requirements(source, lines, folder)
     return arguments
 
 
@@ -280,7 +280,7 @@ def _example(version: Version) -> Any:
     return version.model.load_input_example(str(version.path))
 
 
-def _environment(source: Version) -> dict[str, Any]:
+def _environment(source: Version, folder: Path) -> dict[str, Any]:
     """The source's conda environment.
 
     Raises:
@@ -301,30 +301,54 @@ def _environment(source: Version) -> dict[str, Any]:
         ) from error
     for part in parts:
         if isinstance(part, dict):
-            part["pip"] = _own_requirements(source, part["pip"])
+            part["pip"] = _own_requirements(source, part["pip"], folder)
     return {**found, "dependencies": parts}
 
 
-def _own_requirements(source: Version, lines: Sequence[str]) -> list[str]:
-    """Lines of pip requirements; files that they name are read by MLflow, into the new version.
+_FILE = re.compile(r"(-r|--requirement\b|-c|--constraint\b)[\s=]*")
+
+
+def _own_requirements(source: Version, lines: Sequence[object], folder: Path) -> list[str]:
+    """Lines of pip requirements in which no file is named but one of ours, in ``folder``, with the constraints.
+
+    MLflow would read what they name, into the new version: so the files are read here, and their lines stand in place.
 
     Raises:
-        UnlearnError: one of these is not the model's own.
+        UnlearnError: a file is not the model's own, or names further ones.
     """
-    found = []
-    # As MLflow reads them: without comments, and with continued lines in one.
-    plain = [line.strip().partition(" #")[0].rstrip() for text in lines for line in str(text).splitlines()]
-    for line in re.sub(r"\\+\n", "", "\n".join(plain)).splitlines():
-        option, _, name = line.partition(" ")
-        if option in ("-r", "-c", "--requirement", "--constraint"):
-            path = below(source.path, name.strip(), source.uri)
-            if re.search(r"^\s*-|\\", path.read_text(errors="replace"), re.M):
-                raise UnlearnError(
-                    f"{name.strip()} of {source.uri}, which its requirements name, may not name further files: "
-                    "write them in one file"
-                )
-            line = f"{option} {path}"
-        found.append(line)
+    found: list[str] = []
+    constraints: list[str] = []
+    for line in _pip_lines(lines, source.uri):
+        if (option := _FILE.match(line)) is None:
+            found.append(line)
+            continue
+        name = line[option.end() :]
+        inner = _pip_lines([below(source.path, name, source.uri).read_text(errors="replace")], source.uri)
+        if any(part.startswith("-") for part in inner):
+            raise UnlearnError(
+                f"{name} of {source.uri}, which its requirements name, may not name further files: "
+                "write them in one file"
+            )
+        (constraints if option[1] in ("-c", "--constraint") else found).extend(inner)
+    if constraints:
+        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".txt", delete=False) as file:
+            file.write("\n".join(constraints))
+        found.append(f"-c {file.name}")
+    return found
+
+
+def _pip_lines(texts: Sequence[object], uri: str) -> list[str]:
+    """As MLflow reads them: split by all that ends a line, without comments, and with continued lines in one.
+
+    Raises:
+        UnlearnError: one would be continued if it were read again.
+    """
+    lines = [line.strip().partition(" #")[0].rstrip() for text in texts for line in str(text).splitlines()]
+    joined = re.sub(r"\\+\n", "", "\n".join([*lines, ""])).split("\n")
+    found = [line for line in (line.partition(" #")[0].strip() for line in joined) if line and not line.startswith("#")]
+    for line in found:
+        if line.endswith("\\"):
+            raise UnlearnError(f"the requirements of {uri} have a line that ends in a backslash: {line!r}")
     return found
 
 

@@ -332,6 +332,7 @@ OUT, EXAMPLE, CONDA = "out of its own folder", "the input example of", "is not a
         pytest.param(requirement("torch", "-r {private}/key.json"), ["private/key.json'", OUT], id="-r"),
         pytest.param(requirement("-\\", "-constraint {private}/key.json"), ["private/key.json'", OUT], id="continued"),
         pytest.param(nested, "may not name further files", id="nested"),
+        pytest.param(requirement("-\\ \\", "#", "r {private}/key.json"), "ends in a backslash", id="continued later"),
         pytest.param(environment("{private}/key.json"), CONDA, id="conda, a text"),
         pytest.param(environment("dependencies: [pip: {private}/key.json]"), CONDA, id="pip, a text"),
         pytest.param(environment("dependencies: ["), CONDA, id="conda, no YAML"),

@@ -6,13 +6,15 @@ import pytest
 import torch
 import torchvision
 import toy
+import yaml
 from stores import log_pt2
 from torch import nn
 
 from mlflow_unlearn.config import Unlearn
+from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.engine.architectures import build_model
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.registry.flavor import example_images, input_example, load_module
+from mlflow_unlearn.registry.flavor import NewModel, example_images, input_example, load_module, save_model
 from mlflow_unlearn.registry.loading import admitted
 from mlflow_unlearn.registry.versions import open_version
 
@@ -89,3 +91,39 @@ def test_an_exported_resnet_with_either_stem(empty_store, tmp_path, small):
     images = torch.rand(3, 3, 32, 32)
     with torch.no_grad():
         assert torch.allclose(rebuilt(images), module(images), atol=1e-4)
+
+
+@pytest.fixture
+def requirements_after(store, tmp_path):
+    """A function that saves what would come after clf version 1, had it these; its requirements and constraints."""
+
+    def after(requirements: list[str], **files: str) -> tuple[list[str], str]:
+        version = admitted(open_version(store.client, uri := "models:/clf/1", tmp_path), Unlearn(model_uri=uri))
+        (version.path / "conda.yaml").write_text(yaml.safe_dump({"dependencies": [{"pip": requirements}]}))
+        for name, text in files.items():
+            (version.path / f"{name}.txt").write_bytes(text.encode())
+        (folder := tmp_path / "work").mkdir()
+        new = NewModel(load_module(version, None, 10), version.record, Manifest(("a",)), folder, source=version)
+        save_model(new, saved := tmp_path / "saved")
+        constraints = saved / "constraints.txt"
+        return (saved / "requirements.txt").read_text().split("\n"), constraints.exists() and constraints.read_text()
+
+    return after
+
+
+def test_files_of_requirements_stand_in_their_place(requirements_after):
+    found = requirements_after(
+        ["mlflow", "-r more.txt", "--constraint=most.txt", "pillow  # images", "--extra-index-url https://example.org"],
+        more="numpy>=1 \\\n,<99\n# no more\n\ntorch\\",
+        most="numpy<98\x0ctorch<99\n",
+    )
+    requirements = ["mlflow", "numpy>=1 ,<99", "torch", "pillow", "--extra-index-url https://example.org"]
+    assert found == ([*requirements, "-c constraints.txt"], "numpy<98\ntorch<99")
+
+
+@pytest.mark.parametrize("end", list("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"))
+def test_files_that_files_of_requirements_name(requirements_after, tmp_path, end):
+    """MLflow would read them into the new version; a line ends where Python says so."""
+    (tmp_path / "key").write_text("SECRET\n")
+    with pytest.raises(UnlearnError, match=r"more\.txt of models:/clf/1, .* may not name further files"):
+        requirements_after(["-r more.txt"], more=f"numpy{end}-r {tmp_path / 'key'}\n")
