@@ -41,13 +41,14 @@ from mlflow_unlearn.registry.network import persistently
 from mlflow_unlearn.registry.versions import (
     DESCRIPTION_LIMIT,
     MANIFEST_FILE,
+    REGISTERING_TAG,
     WEIGHTS_FILE,
     artifact,
     download,
-    find_version,
     read_artifact,
     registered_version,
     retired,
+    version_there,
 )
 from mlflow_unlearn.report import card_of_schema_2
 from mlflow_unlearn.report.card import describe, model_card
@@ -343,12 +344,12 @@ def _later_requests(client: MlflowClient, registered: ModelVersion) -> Iterator[
 
 def _done(client: MlflowClient, key: str, request: forget_requests.ForgetRequest) -> Iterator[IntegrityFinding]:
     for uri in request.done_by:
-        try:
-            version = find_version(client, uri)
-        except UnlearnError:
-            yield IntegrityFinding(f"tag {key}", "not checked", f"{uri}, which is to have carried it out, is gone")
+        version = version_there(client, uri)
+        if version is None or REGISTERING_TAG in version.tags:
+            how = "is gone" if version is None else "is not complete"
+            yield IntegrityFinding(f"tag {key}", "not checked", f"{uri}, which is to have carried it out, {how}")
             continue
-        if version is None or request.id not in version.tags.get("unlearn.request_ids", "").split(","):
+        if request.id not in version.tags.get("unlearn.request_ids", "").split(","):
             yield IntegrityFinding(f"tag {key}", "differs", f"{uri} did not carry it out")
     yield IntegrityFinding(f"tag {key}", "same", "its files are those that were filed")
 
@@ -367,7 +368,10 @@ def _chain(client: MlflowClient, evidence: Evidence, folder: Path) -> Iterator[I
         weights = steps[uri].weights_sha256 if uri in steps else evidence.source.weights_sha256
         end: str | None = None
         try:
-            registered = find_version(client, uri)
+            registered = version_there(client, uri)
+            if registered is not None and REGISTERING_TAG in registered.tags:  # only complete ones are unlearned
+                found = f"it says that it is not complete ({REGISTERING_TAG}), and the evidence names it"
+                yield IntegrityFinding(part, "differs", found)
             end = retired(registered) if registered is not None else None
             path = download(uri, folder)
             stored = file_digests(path)

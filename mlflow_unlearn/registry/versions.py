@@ -241,6 +241,19 @@ def registered_version(client: MlflowClient, uri: str) -> ModelVersion:
     return registered
 
 
+def version_there(client: MlflowClient, uri: str) -> ModelVersion | None:
+    """The version behind ``models:/NAME/VERSION``, complete or not; None where it is gone, and for other models."""
+    match = re.fullmatch(r"models:/([^/@:]+)/([1-9][0-9]*)", uri)
+    if match is None:
+        return None
+    try:
+        return persistently(lambda: client.get_model_version(match[1], match[2]))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
 def retired(version: ModelVersion) -> str | None:
     """How a version was retired; None if it was not."""
     tag = version.tags.get(RETIRED_TAG)
