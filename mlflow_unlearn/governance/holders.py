@@ -268,7 +268,7 @@ def _state(entry: VersionExposure, forgotten: Sequence[Forgotten]) -> tuple[Expo
     if about:
         return "contains", f"request {', '.join(about)} is about it"
     if WEIGHTS_TAG not in version.tags:
-        if version.name in {request.of.split("/")[1] for request in forgotten}:
+        if version.name in {request.of.removeprefix("models:/").partition("/")[0] for request in forgotten}:
             return "unknown", "no one recorded what it was trained on"
         return "never contained", "another model"
     training = _training_manifest(uri)
