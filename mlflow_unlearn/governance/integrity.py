@@ -35,7 +35,7 @@ from mlflow_unlearn.evidence.signing import Signature, check
 from mlflow_unlearn.governance.holders import ENDPOINT_TAG
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import forget_requests
-from mlflow_unlearn.registry.clients import experiment_ids
+from mlflow_unlearn.registry.clients import experiment_ids, quoted
 from mlflow_unlearn.registry.digests import file_digests, stored_weights_digest
 from mlflow_unlearn.registry.network import persistently
 from mlflow_unlearn.registry.versions import (
@@ -254,7 +254,7 @@ def _tags(registered: ModelVersion, evidence: Evidence) -> Iterator[IntegrityFin
 def _reviews(client: MlflowClient, registered: ModelVersion) -> Iterator[IntegrityFinding]:
     """The chain that the version's tags form, and what the reviews' own runs say, as far as this user may read them."""
     uri = f"models:/{registered.name}/{registered.version}"
-    condition = f"tags.`{MODEL_URI_TAG}` = '{uri}' and tags.`{HEAD_TAG}` LIKE '%'"
+    condition = f"tags.`{MODEL_URI_TAG}` = {quoted(uri)} and tags.`{HEAD_TAG}` LIKE '%'"
     found = client.search_runs(experiment_ids(client), condition, run_view_type=ViewType.ALL)
     runs = {run.info.run_id: run.data.tags for run in found}
     chain = read_chain(registered.tags)
