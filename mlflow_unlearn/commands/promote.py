@@ -12,7 +12,7 @@ from mlflow.utils.validation import _validate_model_alias_name, _validate_model_
 from mlflow_unlearn import config
 from mlflow_unlearn.console import note
 from mlflow_unlearn.errors import Refused, UnlearnError
-from mlflow_unlearn.evidence.policy import Policy, read_policy
+from mlflow_unlearn.evidence.policy import read_policy
 from mlflow_unlearn.evidence.record import FOLDER
 from mlflow_unlearn.governance.approval import approver_of, check_approver, open_requests, reviewed_by
 from mlflow_unlearn.governance.integrity import PROMOTION, PROMOTION_TAG, examine
@@ -43,16 +43,17 @@ def promote(options: config.Promote) -> None:
             examined = replace(examined, registered=client.get_model_version(name, version))
             if (how := retired(examined.registered)) is not None:
                 raise Refused(f"{examined.uri} cannot be promoted: it was {how}")
-            reviewed, objections = reviewed_by(examined, policy)
+            reviewed, policies, objections = reviewed_by(examined, policy)
             if reviewed is None and policy is None and options.override is not None:
                 raise Refused(
                     f"{examined.uri} cannot be promoted: {objections[0]}; to override that, give policy=, which says "
                     "who may approve"
                 )
             objections += open_requests(client, examined.evidence)
-            check_approver(approver, examined.evidence, policy or (reviewed.policy if reviewed else Policy()))
             if objections and options.override is None:
                 raise Refused(f"{examined.uri} cannot be promoted: {'; '.join(objections)}")
+            for each in policies:
+                check_approver(approver, examined.evidence, each)
             for objection in objections:
                 note(f"Note: promoted in spite of this: {objection}")
             aliases = {alias: str(number) for alias, number in registered.aliases.items()}

@@ -18,8 +18,8 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.file_utils import local_file_uri_to_path
 
 from mlflow_unlearn import config
-from mlflow_unlearn.console import first_line, storable
-from mlflow_unlearn.errors import AlreadyDone, Refused, UnlearnError
+from mlflow_unlearn.console import first_line, one_line, storable
+from mlflow_unlearn.errors import AlreadyDone, Refused, UnlearnError, shortlist
 from mlflow_unlearn.governance.holders import (
     Logged,
     VersionExposure,
@@ -31,6 +31,7 @@ from mlflow_unlearn.governance.holders import (
     sharing,
 )
 from mlflow_unlearn.governance.location import FILE
+from mlflow_unlearn.governance.model_folder import MLMODEL, ModelFolder, entries_at, is_gone, model_folder
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.clients import registry_client
@@ -41,11 +42,13 @@ from mlflow_unlearn.registry.versions import (
     RETIRED_TAG,
     UNFINISHED,
     can_be_read,
+    read_artifact,
     registered_version,
     retired,
     unfinished,
 )
 
+_RECORD = "evidence/retirement.json"
 _AGAIN = "look for the files there, and start the same command again"
 
 
@@ -57,6 +60,7 @@ class Retirement:
         target: the version.
         entries: it and its copies, which share its files.
         aliases: NAME@ALIAS, to be removed first.
+        files: names of what lies at its location.
         model_id: the LoggedModel.
         cached: outputs and checkpoints on this machine.
         models: every LoggedModel of the store.
@@ -66,6 +70,7 @@ class Retirement:
     target: VersionExposure
     entries: Sequence[VersionExposure]
     aliases: Sequence[str]
+    files: Sequence[str]
     model_id: str | None
     cached: Sequence[Path]
     models: Sequence[Logged]
@@ -78,13 +83,14 @@ class Retirement:
 
     def steps(self) -> list[str]:
         """In words, in order."""
-        return [
+        steps = [
             *(f"remove the alias {alias}" for alias in self.aliases),
             *(f"mark {entry.uri} as retired" for entry in self.entries),
             *([f"delete the LoggedModel {self.model_id}"] if self.model_id is not None else []),
-            f"delete all files at {self.location}",
+            *([f"delete all files at {self.location}"] if self.files else []),
             *(f"delete {path} from this machine's cache" for path in self.cached),
         ]
+        return [one_line(step) for step in steps]
 
     def check(self, client: MlflowClient, locks: Mapping[str, ModelLock], aliases: Collection[str]) -> None:
         """Draw it up again: before each deletion, since not everybody asks for a lock.
@@ -106,7 +112,20 @@ class Retirement:
         new = {entry.uri for entry in entries} ^ {entry.uri for entry in self.entries}
         if serving or new:
             what = f"it is served by {', '.join(serving)}" if serving else f"{', '.join(sorted(new))} came or went"
-            raise Refused(f"{self.target.uri} is not what this plan was about any more: {what}; look at it again")
+            raise self._other(what)
+
+    def check_before_deletion(self, client: MlflowClient, locks: Mapping[str, ModelLock]) -> None:
+        """As `check`, and also what lies there.
+
+        Raises:
+            Refused: likewise, or there are other files.
+        """
+        self.check(client, locks, ())
+        if added := {*entries_at(self.target.location)} - {*self.files}:
+            raise self._other(f"{shortlist(sorted(added))} came to {self.location}")
+
+    def _other(self, what: str) -> Refused:
+        return Refused(f"{self.target.uri} is not what this plan was about any more: {what}; look at it again")
 
 
 def _serving(entries: Sequence[VersionExposure], aliases: Collection[str]) -> list[str]:
@@ -143,30 +162,33 @@ def retire(options: config.Retire) -> None:
         mark = {"at": at, "by": whoami().display_name(), "run_id": run_id, "reason": options.reason}
         versions = [entry.uri for entry in retirement.entries]
         record: dict[str, Any] = storable({**mark, "versions": versions, "steps": retirement.steps()})
+        record |= storable({"location": retirement.location, "files": [*retirement.files]})
         # Before the first deletion: if this cannot be written, nothing is lost.
-        mlflow.log_dict({**record, "done": False}, "evidence/retirement.json")
+        mlflow.log_dict({**record, "done": False}, _RECORD)
         # The mark before the aliases: if this is interrupted, the same command still knows them.
         _mark(registry, retirement, {**mark, UNFINISHED: [*retirement.aliases, *_begun(retirement.entries)]})
+        removed: list[tuple[ModelVersion, str]] = []
         try:
             for entry in retirement.entries:
                 for alias in entry.registered.aliases:
                     _remove_alias(registry, locks[entry.registered.name], entry, alias)
-            retirement.check(client, locks, ())
+                    removed.append((entry.registered, alias))
+            retirement.check_before_deletion(client, locks)
         except Refused:
-            for entry in retirement.entries:  # nothing is deleted, and they are as usable as before
-                registry.delete_model_version_tag(entry.registered.name, entry.registered.version, RETIRED_TAG)
+            _as_before(registry, retirement, removed)
             raise
         if retirement.model_id is not None:
             _delete_logged_model(client, retirement.model_id)
-            retirement.check(client, locks, ())
-        _delete_files(retirement.location)
+            retirement.check_before_deletion(client, locks)
+        if retirement.files:  # else MLflow would delete a file of that name
+            _delete_files(retirement.location)
         for path in retirement.cached:
             path.unlink(missing_ok=True)
         if left := [entry.uri for entry in retirement.entries if can_be_read(entry.uri)]:
             raise UnlearnError(
                 f"{', '.join(left)} can still be read after the deletion of {retirement.location}; {_AGAIN}"
             )
-        mlflow.log_dict({**record, "done": True}, "evidence/retirement.json")
+        mlflow.log_dict({**record, "done": True}, _RECORD)
         _mark(registry, retirement, mark)
         for step in retirement.steps():
             print(f"done: {step}")
@@ -180,6 +202,18 @@ def _mark(registry: Any, retirement: Retirement, mark: Mapping[str, Any]) -> Non
         registry.set_model_version_tag(entry.registered.name, entry.registered.version, RETIRED_TAG, json.dumps(mark))
 
 
+def _as_before(registry: Any, retirement: Retirement, removed: Sequence[tuple[ModelVersion, str]]) -> None:
+    """Put back what this command has changed of versions that keep their files."""
+    for version, alias in removed:
+        if alias not in registry.get_registered_model(version.name).aliases:  # else somebody has set it meanwhile
+            registry.set_registered_model_alias(version.name, alias, str(version.version))
+    for version in (entry.registered for entry in retirement.entries):
+        if (mark := version.tags.get(RETIRED_TAG)) is None:
+            registry.delete_model_version_tag(version.name, version.version, RETIRED_TAG)
+        else:  # by a command that was interrupted, which may have deleted something
+            registry.set_model_version_tag(version.name, version.version, RETIRED_TAG, mark)
+
+
 def _begun(entries: Sequence[VersionExposure]) -> list[str]:
     """The aliases that an interrupted command has removed, or was about to."""
     marks = [unfinished(entry.registered) or [] for entry in entries]
@@ -189,16 +223,18 @@ def _begun(entries: Sequence[VersionExposure]) -> list[str]:
 def _retirement(client: MlflowClient, options: config.Retire) -> Retirement:
     version = registered_version(client, options.model_uri)
     uri = f"models:/{version.name}/{version.version}"
+    models, known = logged_models(client), dict[str, str]()
+    target = exposure_of(client, version, models)
     # One that was interrupted is done again.
-    if (how := retired(version)) is not None and unfinished(version) is None and not can_be_read(uri):
+    if (how := retired(version)) is not None and unfinished(version) is None and is_gone(uri, target.location):
         if _by_a_killed_command(version):
             raise AlreadyDone(f"{uri} was {how}: this command had done so before it was killed.")
         raise UnlearnError(f"{uri} was {how}; there is nothing left to remove")
-    models, known = logged_models(client), dict[str, str]()
-    target = exposure_of(client, version, models)
     _check_location(target)
+    folder = model_folder(target.location)
     found = sharing(client, target, models, known)
-    model_id = model_of(client, target, models)
+    model_id = model_of(client, target, models, folder.model_id)
+    _check_folder(target, folder)
     named = [alias.strip() for alias in (options.aliases or "").split(",") if alias.strip()]
     named = [alias if "@" in alias else f"{version.name}@{alias}" for alias in named]
     if unknown := [alias for alias in named if alias not in (*_aliases(found), *_begun(found))]:
@@ -208,7 +244,8 @@ def _retirement(client: MlflowClient, options: config.Retire) -> Retirement:
             f"{uri} is still served by {', '.join(serving)}: move the alias with `promote`, or name it in aliases=; "
             "of an endpoint remove the tag once it serves another version"
         )
-    return Retirement(target, found, _aliases(found), model_id, [*cached(found), *checkpoints(found)], models, known)
+    here = [*cached(found), *checkpoints(found)]
+    return Retirement(target, found, _aliases(found), folder.entries, model_id, here, models, known)
 
 
 def _by_a_killed_command(version: ModelVersion) -> bool:
@@ -231,6 +268,8 @@ def _check_location(target: VersionExposure) -> None:
             doubt = f"MLflow reads the % in {path!r} once more when it deletes"
         elif os.path.islink(path):
             doubt = f"{path!r} is a symbolic link"
+        elif os.path.exists(path) and not os.path.isdir(path):
+            doubt = f"{path!r} is no folder"
     elif location.store == "runs://":
         doubt = f"the run of {location.uri} is gone"
     if doubt:
@@ -238,6 +277,37 @@ def _check_location(target: VersionExposure) -> None:
             f"{target.uri} cannot be retired: {doubt}; register its files by another URI, and delete this entry "
             "(`delete_model_version` leaves the files)"
         )
+
+
+def _check_folder(target: VersionExposure, folder: ModelFolder) -> None:
+    """Only a model is deleted: not a folder of others, and nothing that lies beside its files.
+
+    Raises:
+        Refused: something is no part of it.
+    """
+    if folder.is_model:
+        foreign, whose = {*folder.foreign}, f"its {MLMODEL} does not name"
+    else:  # maybe an interrupted command has deleted that
+        foreign, whose = {*folder.foreign} - _left(target), f"without an {MLMODEL} beside it there is"
+    if foreign:
+        raise Refused(
+            f"{target.uri} cannot be retired: not all at {target.location.uri} is a model's: {whose} "
+            f"{shortlist(sorted(foreign))}; move elsewhere what is to stay, or delete the version's entry "
+            "(`delete_model_version` leaves the files)"
+        )
+
+
+def _left(target: VersionExposure) -> set[str]:
+    """What a command that was interrupted was about to delete there, by the record of the run that its mark names."""
+    if unfinished(target.registered) is None:
+        return set()
+    try:
+        run_id = str(load_json(target.registered.tags[RETIRED_TAG])["run_id"])
+        record = load_json(read_artifact(run_id, _RECORD))
+        of = (record["location"], target.uri in record["versions"], record["done"])
+        return set(record["files"]) if of == (storable(target.location.uri), True, False) else set()
+    except (MlflowException, OSError, ValueError, KeyError, TypeError):  # edited, or of an earlier release
+        return set()
 
 
 def _remove_alias(registry: Any, lock: ModelLock, entry: VersionExposure, alias: str) -> None:

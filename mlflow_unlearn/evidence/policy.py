@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from mlflow_unlearn.console import first_line
+from mlflow_unlearn.console import first_line, without_passwords
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.record import Evidence, FrozenRecord, Measured, sha256
 from mlflow_unlearn.evidence.signing import Signature, fingerprint
@@ -180,6 +180,11 @@ def read_policy(path: str | None) -> Policy:
         raise UnlearnError(f"the policy {path!r} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise UnlearnError(f"the policy {path!r} holds no names with values, such as rules: or two_person: true")
+    # What people write is stored and shown. A user's name is no secret, though it may be the password as well.
+    if isinstance(name := values.get("name"), str):
+        values["name"] = without_passwords(name)
+    if isinstance(names := values.get("approvers"), list):
+        values["approvers"] = [without_passwords(each) if "://" in str(each) else each for each in names]
     try:
         policy = Policy.model_validate(values, context=Path(path).parent)
     except ValidationError as error:

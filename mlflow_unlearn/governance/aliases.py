@@ -9,6 +9,7 @@ from mlflow_unlearn.console import first_line
 from mlflow_unlearn.evidence.record import FOLDER
 from mlflow_unlearn.governance.integrity import PROMOTION, PROMOTION_TAG, Examined, IntegrityFinding, hidden, same
 from mlflow_unlearn.parsing import load_json
+from mlflow_unlearn.registry.clients import quoted
 from mlflow_unlearn.registry.network import persistently
 from mlflow_unlearn.registry.versions import read_artifact
 
@@ -19,7 +20,7 @@ GUARDED = "champion"
 def check_aliases(client: MlflowClient, examined: Examined) -> Iterator[IntegrityFinding]:
     """An alias that was moved by hand is not prevented, but seen."""
     name = examined.registered.name
-    versions = client.search_model_versions(f"name='{name}'")
+    versions = client.search_model_versions(f"name={quoted(name)}")
     guarded = {key.removeprefix(PROMOTION_TAG) for v in versions for key in v.tags if key.startswith(PROMOTION_TAG)}
     tags = {str(version.version): version.tags for version in versions}
     for alias in examined.registered.aliases:

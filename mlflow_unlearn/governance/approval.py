@@ -1,5 +1,6 @@
 """Who may approve a version, by which review, and what speaks against it."""
 
+import re
 from collections.abc import Iterator, Sequence
 
 from mlflow.exceptions import MlflowException
@@ -7,35 +8,38 @@ from mlflow.tracking import MlflowClient
 from pydantic import ValidationError
 
 from mlflow_unlearn.console import first_line, note
-from mlflow_unlearn.errors import Refused, UnlearnError
+from mlflow_unlearn.errors import Refused
 from mlflow_unlearn.evidence.policy import Policy, Verdict, judge, signed_by
 from mlflow_unlearn.evidence.record import FOLDER, Evidence, Person, RequestRecord, sha256
 from mlflow_unlearn.evidence.review import Head, ReviewRecord, read_chain
 from mlflow_unlearn.governance.integrity import Examined, IntegrityFinding, hidden
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.identity import whoami
-from mlflow_unlearn.registry.versions import find_version, read_artifact
+from mlflow_unlearn.registry.versions import read_artifact, version_there
 
 
-def reviewed_by(examined: Examined, policy: Policy | None) -> tuple[ReviewRecord | None, list[str]]:
-    """The review that counts, and the objections that follow from it.
+def reviewed_by(examined: Examined, policy: Policy | None) -> tuple[ReviewRecord | None, list[Policy], list[str]]:
+    """The review that counts, the policies of which each has to let the approver approve, and the objections.
 
-    None in its place where there is none that can be relied on; the one objection then says why.
+    None in the review's place where there is none that can be relied on; the one objection then says why.
 
     Args:
         examined: the version and its evidence.
         policy: that it must have been reviewed by; None takes that of its review.
     """
+    given = [policy] if policy is not None else []
     try:
         reviewed = _last_review(examined)
     except Refused as error:
-        return None, [str(error)]
+        return None, given, [str(error)]
+    # Whoever overrides the review gives a policy of their own choice: it may add approvers' rules, and remove none.
+    policies = [reviewed.policy, *(each for each in given if each.sha256 != reviewed.policy.sha256)]
     # The signature as it is found here: someone who can write the review's file may have written there that it holds.
     signed, how = signed_by(reviewed.policy, examined.signature)
     unsigned = f"its policy {reviewed.policy.name!r} requires a signature: {how}"
     if not _says_what_its_policy_says(reviewed, examined):
         forged = f"its review {reviewed.n} says what its policy does not say of this evidence; review it again"
-        return None, [forged if signed or "signature" not in reviewed.policy.required else unsigned]
+        return None, policies, [forged if signed or "signature" not in reviewed.policy.required else unsigned]
     objections = []
     if "signature" in reviewed.policy.required and not signed:
         objections.append(unsigned)
@@ -46,7 +50,7 @@ def reviewed_by(examined: Examined, policy: Policy | None) -> tuple[ReviewRecord
         )
     if not reviewed.verdict.passed:
         objections.append(f"its review {reviewed.n} says fail")
-    return reviewed, objections
+    return reviewed, policies, objections
 
 
 def approver_of(given: str | None) -> Person:
@@ -177,12 +181,12 @@ def open_requests(client: MlflowClient, evidence: Evidence) -> list[str]:
     carried_out = {request.id for request in evidence.requests}
     open_ones = []
     for uri in dict.fromkeys([*(step.source_uri for step in evidence.lineage), evidence.source.uri]):
-        try:
-            registered = find_version(client, uri)
-        except UnlearnError:
-            note(f"Note: {uri} is gone, and with it the requests on it.")
+        registered = version_there(client, uri)
+        if registered is None:
+            if re.fullmatch("models:/[^/]+/[^/]+", uri):  # others were never registered, and have no requests
+                note(f"Note: {uri} is gone, and with it the requests on it.")
             continue
-        for key, value in (registered.tags if registered is not None else {}).items():
+        for key, value in registered.tags.items():
             if not key.startswith(forget_requests.TAG):
                 continue
             request = forget_requests.ForgetRequest.from_tag(key, value)

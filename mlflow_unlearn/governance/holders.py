@@ -16,10 +16,10 @@ from mlflow_unlearn import cache
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.governance.location import Location, locate, relation
-from mlflow_unlearn.parsing import load_yaml
+from mlflow_unlearn.governance.model_folder import is_gone
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.clients import experiment_ids, registry_client
-from mlflow_unlearn.registry.versions import MANIFEST_FILE, can_be_read, fetched, retired
+from mlflow_unlearn.registry.versions import MANIFEST_FILE, fetched, retired
 
 ENDPOINT_TAG = "unlearn.endpoint."
 """A version's tag ``unlearn.endpoint.<name>`` = URL says where it is served: MLflow itself does not know."""
@@ -158,10 +158,16 @@ def _exposure_at(version: ModelVersion, location: Location, models: Sequence[Log
     return VersionExposure(version, "unknown", "", location, there[0] if there else None)
 
 
-def model_of(client: MlflowClient, target: VersionExposure, models: Sequence[Logged]) -> str | None:
+def model_of(
+    client: MlflowClient, target: VersionExposure, models: Sequence[Logged], by_file: str | None
+) -> str | None:
     """The LoggedModel that goes with a version's files: the one that has them by the store's word.
 
-    A version's MLmodel is a file, in which anyone who may write the version's files may have named any other.
+    Args:
+        client: of the registry.
+        target: the version.
+        models: every LoggedModel.
+        by_file: that the version's MLmodel names, where anyone who may write its files may have named any other.
 
     Raises:
         Refused: the MLmodel or the registry names another one, or files of another one lie inside or around these.
@@ -173,7 +179,7 @@ def model_of(client: MlflowClient, target: VersionExposure, models: Sequence[Log
             raise Refused(f"{target.uri} cannot be retired: {reason}")
     registered = target.registered
     named = {
-        "its MLmodel": _named_by_file(target.uri),
+        "its MLmodel": by_file,
         "its source": str(registered.source or "").removeprefix("models:/"),
         "the registry": registered.model_id,
     }
@@ -249,19 +255,20 @@ def _exposure(
     client: MlflowClient, version: ModelVersion, forgotten: Sequence[Forgotten], models: Sequence[Logged]
 ) -> VersionExposure:
     entry = exposure_of(client, version, models)
-    state, why = _state(version, entry.uri, forgotten)
+    state, why = _state(entry, forgotten)
     return replace(entry, state=state, why=why)
 
 
-def _state(version: ModelVersion, uri: str, forgotten: Sequence[Forgotten]) -> tuple[ExposureState, str]:
-    if (how := retired(version)) is not None and not can_be_read(uri):
+def _state(entry: VersionExposure, forgotten: Sequence[Forgotten]) -> tuple[ExposureState, str]:
+    version, uri = entry.registered, entry.uri
+    if (how := retired(version)) is not None and is_gone(uri, entry.location):
         return "retired", how
     done = set(version.tags.get("unlearn.request_ids", "").split(","))
     about = [request.id for request in forgotten if request.of == uri]
     if about:
         return "contains", f"request {', '.join(about)} is about it"
     if WEIGHTS_TAG not in version.tags:
-        if version.name in {request.of.split("/")[1] for request in forgotten}:
+        if version.name in {request.of.removeprefix("models:/").partition("/")[0] for request in forgotten}:
             return "unknown", "no one recorded what it was trained on"
         return "never contained", "another model"
     training = _training_manifest(uri)
@@ -324,16 +331,6 @@ def _location(client: MlflowClient, version: ModelVersion, models: Sequence[Logg
             return locate(uri)  # the run is gone for good, and with it the way to any files
         return Location(uri, doubt=f"{uri} cannot be followed ({error})")
     return locate(found[0]) if len(found) == 1 else Location(uri, doubt=f"{uri} may mean {' or '.join(found)}")
-
-
-def _named_by_file(uri: str) -> str | None:
-    """The id that stands in a version's MLmodel."""
-    try:
-        with fetched(f"{uri}/MLmodel") as path:
-            content = load_yaml(path.read_bytes())
-    except (MlflowException, OSError, ValueError):
-        return None  # its files are gone
-    return str(content.get("model_id")) if isinstance(content, dict) else None
 
 
 def _training_manifest(uri: str) -> Manifest | None:

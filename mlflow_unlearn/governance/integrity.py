@@ -35,19 +35,20 @@ from mlflow_unlearn.evidence.signing import Signature, check
 from mlflow_unlearn.governance.holders import ENDPOINT_TAG
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import forget_requests
-from mlflow_unlearn.registry.clients import experiment_ids
+from mlflow_unlearn.registry.clients import experiment_ids, quoted
 from mlflow_unlearn.registry.digests import file_digests, stored_weights_digest
 from mlflow_unlearn.registry.network import persistently
 from mlflow_unlearn.registry.versions import (
     DESCRIPTION_LIMIT,
     MANIFEST_FILE,
+    REGISTERING_TAG,
     WEIGHTS_FILE,
     artifact,
     download,
-    find_version,
     read_artifact,
     registered_version,
     retired,
+    version_there,
 )
 from mlflow_unlearn.report import card_of_schema_2
 from mlflow_unlearn.report.card import describe, model_card
@@ -253,7 +254,7 @@ def _tags(registered: ModelVersion, evidence: Evidence) -> Iterator[IntegrityFin
 def _reviews(client: MlflowClient, registered: ModelVersion) -> Iterator[IntegrityFinding]:
     """The chain that the version's tags form, and what the reviews' own runs say, as far as this user may read them."""
     uri = f"models:/{registered.name}/{registered.version}"
-    condition = f"tags.`{MODEL_URI_TAG}` = '{uri}' and tags.`{HEAD_TAG}` LIKE '%'"
+    condition = f"tags.`{MODEL_URI_TAG}` = {quoted(uri)} and tags.`{HEAD_TAG}` LIKE '%'"
     found = client.search_runs(experiment_ids(client), condition, run_view_type=ViewType.ALL)
     runs = {run.info.run_id: run.data.tags for run in found}
     chain = read_chain(registered.tags)
@@ -343,12 +344,12 @@ def _later_requests(client: MlflowClient, registered: ModelVersion) -> Iterator[
 
 def _done(client: MlflowClient, key: str, request: forget_requests.ForgetRequest) -> Iterator[IntegrityFinding]:
     for uri in request.done_by:
-        try:
-            version = find_version(client, uri)
-        except UnlearnError:
-            yield IntegrityFinding(f"tag {key}", "not checked", f"{uri}, which is to have carried it out, is gone")
+        version = version_there(client, uri)
+        if version is None or REGISTERING_TAG in version.tags:
+            how = "is gone" if version is None else "is not complete"
+            yield IntegrityFinding(f"tag {key}", "not checked", f"{uri}, which is to have carried it out, {how}")
             continue
-        if version is None or request.id not in version.tags.get("unlearn.request_ids", "").split(","):
+        if request.id not in version.tags.get("unlearn.request_ids", "").split(","):
             yield IntegrityFinding(f"tag {key}", "differs", f"{uri} did not carry it out")
     yield IntegrityFinding(f"tag {key}", "same", "its files are those that were filed")
 
@@ -367,7 +368,10 @@ def _chain(client: MlflowClient, evidence: Evidence, folder: Path) -> Iterator[I
         weights = steps[uri].weights_sha256 if uri in steps else evidence.source.weights_sha256
         end: str | None = None
         try:
-            registered = find_version(client, uri)
+            registered = version_there(client, uri)
+            if registered is not None and REGISTERING_TAG in registered.tags:  # only complete ones are unlearned
+                found = f"it says that it is not complete ({REGISTERING_TAG}), and the evidence names it"
+                yield IntegrityFinding(part, "differs", found)
             end = retired(registered) if registered is not None else None
             path = download(uri, folder)
             stored = file_digests(path)

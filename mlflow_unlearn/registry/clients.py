@@ -5,10 +5,25 @@ from typing import Any
 from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 
+from mlflow_unlearn.errors import UnlearnError
+
 
 def registry_client(client: MlflowClient) -> Any:
     """The registry's own client: `MlflowClient` asks with a second request, each time, whether a name is a prompt's."""
     return getattr(client, "_get_registry_client", lambda: client)()
+
+
+def quoted(text: str) -> str:
+    """A text as a value in the filter of a search, where no character is escaped.
+
+    Raises:
+        UnlearnError: it has both kinds of quotation marks, so that nothing can be searched by it.
+    """
+    if "'" not in text:
+        return f"'{text}'"
+    if '"' in text:
+        raise UnlearnError(f"MLflow cannot search for {text!r}, which has both kinds of quotation marks: rename it")
+    return f'"{text}"'
 
 
 def experiment_ids(client: MlflowClient) -> list[str]:

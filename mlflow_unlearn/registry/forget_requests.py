@@ -18,6 +18,7 @@ from mlflow.tracking import MlflowClient
 from mlflow_unlearn.console import note
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evidence.record import FrozenRecord
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry.clients import experiment_ids, registry_client
 from mlflow_unlearn.registry.identity import whoami
@@ -28,6 +29,16 @@ from mlflow_unlearn.registry.versions import Version, artifact
 TAG = "unlearn.request."
 RUN_TAG = "unlearn.request_id"
 FOLDER = "request"
+
+
+class _Details(FrozenRecord):
+    """What a tag says after the state; ``by``: which versions fulfilled it."""
+
+    of: str
+    run_id: str
+    by: list[str] = []
+    ad_hoc: bool = False
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,11 +85,10 @@ class ForgetRequest:
             UnlearnError: the tag was edited and cannot be parsed.
         """
         try:
-            details = load_json(value.partition(" ")[2])
-            by, ad_hoc = tuple(details.get("by", ())), bool(details.get("ad_hoc", False))
-            return cls(key.removeprefix(TAG), details["of"], details["run_id"], by, ad_hoc, details.get("sha256"))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            said = _Details.model_validate(load_json(value.partition(" ")[2]))
+        except ValueError as error:  # pydantic's too
             raise UnlearnError(f"the tag {key} = {value!r} is not a forget request any more: file it again") from error
+        return cls(key.removeprefix(TAG), said.of, said.run_id, tuple(said.by), said.ad_hoc, said.sha256)
 
 
 def of_version(version: Version) -> tuple[list[ForgetRequest], list[ForgetRequest]]:

@@ -23,7 +23,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,8 @@ from filelock import FileLock, Timeout
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
 from mlflow_unlearn.console import first_line, note
 from mlflow_unlearn.errors import NoAnswer, UnlearnError
@@ -83,7 +85,7 @@ def experiment_lock(command: str, run_id: str) -> Iterator[None]:
         lock.release()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class Flag:
     """What the tag of one process says that holds a lock or wants it.
 
@@ -100,7 +102,7 @@ class Flag:
     id: str
     command: str = "an unknown command"
     who: str = "an unknown user"
-    process: str = "an unknown machine 0 None"
+    process: str = "an unknown machine – 0 None"
     beat: int = 0
 
     @classmethod
@@ -116,10 +118,10 @@ class Flag:
 
     @classmethod
     def from_tag(cls, id: str, value: str) -> "Flag":
-        """What a tag says; one that cannot be read belongs to nobody known, and ends as that of a dead process."""
+        """What a tag says; one that says anything else belongs to nobody known, and ends as that of a dead process."""
         try:
             return cls(**load_json(value) | {"id": id})
-        except (ValueError, TypeError):
+        except (ValueError, TypeError):  # pydantic's own is a ValueError
             return cls("", id)
 
     @property
@@ -130,7 +132,8 @@ class Flag:
     def __str__(self) -> str:
         """For the sentence that says who is in the way."""
         where, pid, _ = (*self.process.rsplit(" ", 2), "", "")[:3]
-        return f"`{self.command}` of {self.who} on {where.rpartition(' ')[0]} (process {pid}), since {self.since}"
+        since = f", since {self.since}" if self.since else ""
+        return f"`{self.command}` of {self.who} on {where.rpartition(' ')[0]} (process {pid}){since}"
 
 
 def _now() -> float:

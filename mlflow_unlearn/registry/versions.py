@@ -27,6 +27,7 @@ from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError, shortlist
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.parsing import load_json
+from mlflow_unlearn.registry.clients import quoted
 from mlflow_unlearn.registry.network import persistently
 
 Format = Literal["pt2", "pickle"]
@@ -217,7 +218,7 @@ def _find(client: MlflowClient, uri: str) -> ModelVersion:
             raise UnlearnError(f"model {name!r} has no alias {alias!r}: its aliases are: {there}")
         # On SQLite it comes as an integer.
         version = str(registered.aliases[alias])
-    found = {int(v.version): v for v in client.search_model_versions(f"name='{name}'")}
+    found = {int(v.version): v for v in client.search_model_versions(f"name={quoted(name)}")}
     versions = sorted(found)
     complete = [number for number in versions if REGISTERING_TAG not in found[number].tags]
     if version == "latest" and versions:
@@ -239,6 +240,19 @@ def registered_version(client: MlflowClient, uri: str) -> ModelVersion:
     if registered is None:
         raise UnlearnError(f"{uri} is not a registered version: give models:/NAME/VERSION or models:/NAME@ALIAS")
     return registered
+
+
+def version_there(client: MlflowClient, uri: str) -> ModelVersion | None:
+    """The version behind ``models:/NAME/VERSION``, complete or not; None where it is gone, and for other models."""
+    match = re.fullmatch(r"models:/([^/@:]+)/([1-9][0-9]*)", uri)
+    if match is None:
+        return None
+    try:
+        return persistently(lambda: client.get_model_version(match[1], match[2]))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def retired(version: ModelVersion) -> str | None:

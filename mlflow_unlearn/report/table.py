@@ -4,10 +4,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
+from rich.markup import escape as without_markup
 from rich.table import Table
 
-from mlflow_unlearn.console import stdout
+from mlflow_unlearn.console import one_line, stdout
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.evidence.policy import Verdict
 from mlflow_unlearn.metrics.catalog import METRICS, READING
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from mlflow_unlearn.data.source import Source
     from mlflow_unlearn.methods import Method
     from mlflow_unlearn.metrics.suite import Metrics
+
+
+def escape(text: str) -> str:
+    """A text as a cell or a title shows it: it may quote a tag or a file that others have written."""
+    return without_markup(one_line(text))
 
 
 def auc_reading(metrics: "Metrics", original: "Metrics | None" = None) -> str:
@@ -98,7 +103,7 @@ def show_exposure(
 ) -> None:
     """Print which versions hold what the requests name, and where else there is something of it."""
     console = stdout(130)
-    console.print(f"Forget requests: {', '.join(requests)}", highlight=False, markup=False)
+    console.print(one_line(f"Forget requests: {', '.join(requests)}"), highlight=False, markup=False)
     lines = Table()
     for column in ("version", "forgotten samples", "aliases", "endpoints", "how that is known"):
         lines.add_column(column, overflow="fold")
@@ -106,7 +111,7 @@ def show_exposure(
         lines.add_row(*map(escape, row))
     console.print(lines)
     for what, items in elsewhere.items():
-        listed = "\n  ".join(items) if items else "none"
+        listed = "\n  ".join(map(one_line, items)) if items else "none"
         console.print(f"{what}: {listed}", highlight=False, markup=False, soft_wrap=True)
 
 

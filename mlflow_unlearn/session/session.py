@@ -30,7 +30,7 @@ from mlflow_unlearn.registry.dataset_inputs import log_manifests, log_source_mod
 from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.forget_requests import ForgetRequest
 from mlflow_unlearn.registry.loading import admitted
-from mlflow_unlearn.registry.versions import Version, open_version
+from mlflow_unlearn.registry.versions import Version, check_name, open_version
 from mlflow_unlearn.session.checks import check_outputs
 from mlflow_unlearn.session.forget_set import requested_forget_set
 from mlflow_unlearn.session.hardware import pick_hardware
@@ -188,6 +188,20 @@ class Session:
         return unlearn_on(self.hardware, self.module, splits or self.splits, method, params, options)
 
 
+def _check_own_name(version: Version, options: Unlearning) -> None:
+    """Before any work: the new version gets the name of its source, unless another one is given.
+
+    Raises:
+        UnlearnError: another tool has registered the source by a name that we could not register by.
+    """
+    registers = getattr(options, "register_", "best") == "best"  # `unlearn` always does
+    if version.name is not None and options.register_as is None and registers:
+        try:
+            check_name(version.name)
+        except UnlearnError as error:
+            raise UnlearnError(f"{error}; or give another name with register_as=") from error
+
+
 def open_session(client: MlflowClient, run_id: str, options: Unlearning, folder: Path, *, progress: bool) -> Session:
     """Open ``options.model_uri`` for unlearning: resolve, load, find the forget set, check that everything fits.
 
@@ -202,6 +216,7 @@ def open_session(client: MlflowClient, run_id: str, options: Unlearning, folder:
         UnlearnError: something is missing, or does not fit.
     """
     version = admitted(open_version(client, options.model_uri, folder), options)
+    _check_own_name(version, options)
     log_source_model(client, run_id, version.model_id)
     view = open_input_spec(version, options)
     source = view.source

@@ -39,6 +39,7 @@ from mlflow_unlearn.governance.publish import log_history, publish
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.outputs import Outputs
 from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.clients import quoted
 from mlflow_unlearn.registry.uris import absolute_uri
 from mlflow_unlearn.session.reuse import code_digest, reuse_key
 from mlflow_unlearn.session.session import Session
@@ -433,7 +434,7 @@ def finish(runner: StudyRunner, name: str | None) -> None:
 def _registered(name: str, study: str, winner: FrozenTrial) -> str | None:
     """The version that an earlier command on the study has made of the same trial."""
     sought = {"unlearn.study": study, "unlearn.weights_sha256": winner.user_attrs.get(DIGEST)}
-    for version in tracking.client().search_model_versions(f"name = '{name}'"):
+    for version in tracking.client().search_model_versions(f"name = {quoted(name)}"):
         if all(version.tags.get(key) == value for key, value in sought.items()):
             return f"models:/{name}/{version.version}"
     return None

@@ -412,6 +412,130 @@ def test_what_mlflow_would_delete_elsewhere(folders, tmp_path):
     assert all((path / "MLmodel").exists() for path in (victim, folder, real))
 
 
+def all_files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("mlmodel", "named"),
+    [
+        (None, "without an MLmodel beside it there is 'data', 'other', 'served'"),
+        ("flavors: {pytorch: {model_data: data}}\n", "its MLmodel does not name 'other', 'served'"),
+        ("flavors: {pytorch: {model_data: data/../other}}\n", "its MLmodel does not name 'data', 'served'"),
+        ("flavors: {pytorch: {model_data: ./served, extra_files: [{path: data/x}]}}\n", "does not name 'other'"),
+    ],
+)
+def test_a_folder_around_models_is_none(folders, tmp_path, mlmodel, named):
+    """A team's folder: models that nobody has registered, and the work of years."""
+    client, add = folders
+    folder = add("oops", tmp_path / "team")
+    (folder / "MLmodel").unlink()
+    for name in ("data/images.bin", "served/MLmodel", "other/MLmodel", *(["MLmodel"] if mlmodel else [])):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(mlmodel or "flavors: {}\n")
+    before = all_files(folder)
+    for yes in ("false", "true"):
+        refused = call("retire", "--model-uri", "models:/oops/1", "--yes", yes)
+        assert refused.code == 3 and named in refused.err, refused.err
+        assert "delete_model_version" in refused.err
+    assert all_files(folder) == before and not client.get_model_version("oops", "1").tags
+
+
+@pytest.mark.parametrize("what", ["a run's artifacts", "a file"])
+def test_what_is_no_model_at_all(empty_store, tmp_path, what):
+    client = empty_store.client
+    with mlflow.start_run() as run:
+        mlflow.log_text("x", "evidence/evidence.json")
+        mlflow.log_text("x", "figures/plot.png")
+    artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
+    source = {"a run's artifacts": f"runs:/{run.info.run_id}/", "a file": str(artifacts / "figures" / "plot.png")}
+    client.create_registered_model("oops")
+    client.create_model_version("oops", source[what], run.info.run_id)
+    refused = call("retire", "--model-uri", "models:/oops/1", "--yes", "true")
+    assert refused.code == 3, refused.err
+    assert ("'evidence', 'figures'" if what == "a run's artifacts" else "is no folder") in refused.err
+    assert all_files(artifacts) == {"evidence/evidence.json", "figures/plot.png"}
+
+
+@pytest.mark.parametrize("after", ["whoami", "_remove_alias", "_delete_logged_model"])
+def test_what_comes_to_the_folder_before_a_deletion(folders, monkeypatch, after):
+    client, add = folders
+    folder, real = add("clf"), getattr(command, after)
+    client.set_registered_model_alias("clf", "old", "1")
+
+    def and_more(*arguments):
+        (folder / "results").mkdir()
+        (folder / "results" / "all.csv").write_text("x")
+        return real(*arguments)
+
+    monkeypatch.setattr(command, after, and_more)
+    refused = call("retire", "--model-uri", "models:/clf/1", "--aliases", "old", "--yes", "true")
+    assert refused.code == 3 and "'results' came to" in refused.err, refused.err
+    assert all_files(folder) == {"MLmodel", "results/all.csv"}
+    if after != "_delete_logged_model":
+        assert (
+            client.get_registered_model("clf").aliases == {"old": 1} and not client.get_model_version("clf", "1").tags
+        )
+
+
+def test_a_deletion_that_broke_off_goes_on(folders, monkeypatch):
+    """The MLmodel went first: what the interrupted command was about to delete is known from its run, by no tag."""
+    client, add = folders
+    folder = add("clf")
+    (folder / "MLmodel").write_text("flavors: {pytorch: {model_data: data}}\n")
+    (folder / "data").mkdir()
+    (folder / "data" / "model.pth").write_text("weights")
+
+    def broke_off(location):
+        (folder / "MLmodel").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_delete_files", broke_off)
+    retire = ("retire", "--model-uri", "models:/clf/1", "--yes", "true")
+    assert call(*retire).code == 130
+    monkeypatch.undo()
+    make_request(client, "models:/clf/1")
+    shown = call("exposure", "--model-uri", "models:/clf/1")
+    assert re.search(r"models:/clf/1 .*holds it", shown.out), shown.out
+    mark = client.get_model_version("clf", "1").tags["unlearn.retired"]
+    (folder / "results").write_text("x")
+    refused = call(*retire)
+    assert refused.code == 3 and "without an MLmodel beside it there is 'results'" in refused.err
+    assert client.get_model_version("clf", "1").tags["unlearn.retired"] == mark
+    (folder / "results").unlink()
+    other = add("other", folder.parents[1] / "team")
+    (other / "MLmodel").rename(other / "data")
+    client.set_model_version_tag("other", "1", "unlearn.retired", mark)
+    forged = call("retire", "--model-uri", "models:/other/1", "--yes", "true")
+    assert forged.code == 3 and "there is 'data'" in forged.err
+    done = call(*retire)
+    assert done.code == 0, done.err
+    assert not folder.exists() and (other / "data").exists()
+    assert "retired" in call("exposure", "--model-uri", "models:/clf/1").out
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_was_refused_halfway_is_as_before(folders, monkeypatch, moved):
+    """One alias is removed when somebody moves the other one, or both."""
+    client, add = folders
+    folder = add("clf")
+    client.create_model_version("clf", str(folder.parent / "another"))
+    for alias in ("a", "b"):
+        client.set_registered_model_alias("clf", alias, "1")
+    real = command._remove_alias
+
+    def and_moved(*arguments):
+        real(*arguments)
+        for alias in ("a", "b") if moved else ("b",):
+            client.set_registered_model_alias("clf", alias, "2")
+
+    monkeypatch.setattr(command, "_remove_alias", and_moved)
+    refused = call("retire", "--model-uri", "models:/clf/1", "--aliases", "a,b", "--yes", "true")
+    assert refused.code == 3 and "clf@b was moved to version 2 meanwhile" in refused.err
+    assert client.get_registered_model("clf").aliases == {"a": 2 if moved else 1, "b": 2}
+    assert not client.get_model_version("clf", "1").tags and (folder / "MLmodel").exists()
+
+
 def test_exposure_knows_a_copy_by_another_spelling(folders, tmp_path):
     client, add = folders
     folder = add("plain", tmp_path / "model")

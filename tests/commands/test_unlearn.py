@@ -392,6 +392,24 @@ def test_a_model_outside_the_registry(store, cli):
     assert cli("evaluate", "--model-uri", "models:/forgetful/1").code == 0
 
 
+def test_a_source_whose_name_cannot_be_registered_by(store, cli):
+    """Another tool has; it is said before anything is measured, and what only reads goes on."""
+    store.client.copy_model_version("models:/clf/1", "plain")
+    store.client.rename_registered_model("plain", "o'brien")
+    uri = ("--model-uri", "models:/o'brien/1")
+    refused = cli("unlearn", *uri, "--forget", FORGET, *QUICK)
+    assert refused.code == 2 and """does not find one with "'": leave it out""" in refused.err
+    assert "give another name with register_as=" in refused.err
+    assert store.versions() == ["1"] and "acc_retain" not in str(store.runs()[0].data.metrics)
+    assert cli("request", *uri, "--forget", "random:20").code == 0
+    assert "holds it" in cli("exposure", *uri).out
+    done = cli("unlearn", *uri, "--register-as", "obrien", *QUICK)
+    assert done.code == 0, done.err
+    assert "did you mean" not in cli("verify", "--model-uri", "models:/o'brien/7").err
+    assert cli("verify", "--model-uri", "models:/obrien/1").code == 0
+    assert cli("retire", *uri).code == 0
+
+
 def test_another_name(store, cli):
     assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
     assert cli("unlearn", "--model-uri", "models:/clf/1", "--register-as", "clf-clean", *QUICK).code == 0

@@ -502,6 +502,11 @@ class TestTheFile:
         for more in ({"membership": {}}, {"minimum": {"test": 1}}, {"required": ["gold"]}):
             policy(yaml.safe_dump({"rules": [], "membership": None, "minimum": {}} | more))
 
+    def test_its_texts_are_stored_without_passwords(self, policy, monkeypatch):
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "admin")
+        read = policy("{name: 'postgresql://me:secret@db/x', approvers: ['mysql://u:secret@h', admin]}")
+        assert (read.name, read.approvers) == ("postgresql://me:***@db/x", ["mysql://u:***@h", "admin"])
+
     def test_signers_in_three_spellings_are_one_policy(self, policy, keys, tmp_path):
         (tmp_path / "keys").mkdir()
         (tmp_path / "keys" / "ours.pub").write_bytes((keys / "ours.pub").read_bytes())

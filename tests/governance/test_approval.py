@@ -2,10 +2,14 @@
 
 import json
 import re
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 from chains import (
     LENIENT,
+    STRICT,
+    changed,
     evidence_of,
     flipped,
     folder_of,
@@ -16,6 +20,8 @@ from chains import (
     reviewed_otherwise,
     tagged,
 )
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from records import ANN, evidence, request
 from stores import Outcome, call
 
@@ -23,7 +29,7 @@ from mlflow_unlearn.errors import Refused
 from mlflow_unlearn.evidence.policy import Policy
 from mlflow_unlearn.evidence.record import Person
 from mlflow_unlearn.evidence.signing import fingerprint
-from mlflow_unlearn.governance.approval import check_approver
+from mlflow_unlearn.governance.approval import check_approver, open_requests
 
 PEOPLE = "ann, alice"
 
@@ -46,6 +52,38 @@ def test_open_requests_and_override(chain):
         assert "in spite of the verdict: outage 12" in re.sub(r"[│\s]+", " ", checked.out)
     finally:
         chain.client.delete_model_version_tag("clf", "3", f"unlearn.request.{request}")
+
+
+def test_a_tag_on_the_source_hides_no_request(chain):
+    """Not even the one by which a version is not complete yet: what was unlearned had been."""
+    assert review("4").code == 0
+    open_one = {"unlearn__request__abcdefabcdef": f"pending {json.dumps({'of': 'models:/clf/3', 'run_id': 'r'})}"}
+    with tagged(chain, "3", unlearn__registering="x", **open_one):
+        [objection] = open_requests(chain.client, evidence_of("4"))
+        for command, *more in (("promote",), ("promote", "--override", "now"), ("verify",)):
+            refused = call(command, "--model-uri", "models:/clf/4", *more)
+            assert refused.code == 3, refused.out
+            assert "chain models:/clf/3: it says that it is not complete (unlearn.registering)" in refused.err
+    assert objection == "request abcdefabcdef on models:/clf/3 is still open"
+
+
+def test_the_requests_on_a_source_that_is_gone(chain, capsys):
+    """Only what the registry calls gone is; a registry that does not answer stops everything."""
+    chain.client.create_registered_model("gone")
+    number = chain.client.create_model_version("gone", str(chain.folder)).version
+    source = evidence_of("4").source.model_copy(update={"uri": f"models:/gone/{number}"})
+    record = evidence_of("4").model_copy(update={"source": source, "lineage": []})
+    assert open_requests(chain.client, record) == [] and "is gone" not in capsys.readouterr().err
+    chain.client.delete_registered_model("gone")
+    assert open_requests(chain.client, record) == []
+    assert f"models:/gone/{number} is gone, and with it" in " ".join(capsys.readouterr().err.split())
+
+    def denied(*_):
+        raise MlflowException("not yours", PERMISSION_DENIED)
+
+    client = SimpleNamespace(get_model_version=denied)
+    with pytest.raises(MlflowException, match="not yours"):
+        open_requests(client, record)
 
 
 def test_a_request_that_only_a_sibling_carried_out(chain):
@@ -205,6 +243,44 @@ def test_who_may_approve(chain, rules, approver, sentence):
     allowed = "alice" if approver == "bob" else "carol"
     done = call("promote", "--model-uri", "models:/clf/2", "--approver", allowed)
     assert done.code == 0, done.err
+    chain.client.delete_registered_model_alias("clf", "champion")
+
+
+@pytest.mark.parametrize("readable", [True, False])
+@pytest.mark.parametrize(
+    ("rules", "sentence"),
+    [("approvers: [carol]", "'team' names carol"), ("two_person: true", "two-person rule of the policy 'team'")],
+)
+def test_a_policy_of_one_s_own_is_no_way_round(chain, rules, sentence, readable):
+    """Neither with an override, nor where the review's file claims what its policy does not say."""
+    (chain.folder / "team.yaml").write_text(f"{STRICT.replace('strict', 'team')}authenticated: false\n{rules}\n")
+    (chain.folder / "mine.yaml").write_text(LENIENT)
+    assert review("2", "team.yaml").code == 3
+    verdict = json.loads(last_review(chain, "2")[2].read_text())["verdict"]
+    forged = reviewed_otherwise(chain, "2", verdict | {"checks": [c | {"outcome": "pass"} for c in verdict["checks"]]})
+    with nullcontext() if readable else forged:
+        mine = ("--model-uri", "models:/clf/2", "--override", "I want it", "--policy", "mine.yaml")
+        refused = call("promote", *mine, "--approver", "pseudonym-7")
+        assert refused.code == 3 and sentence in refused.err, refused.err
+        assert "champion" not in chain.client.get_registered_model("clf").aliases
+        (chain.folder / "mine.yaml").write_text(LENIENT + "authenticated: false\napprovers: [dave]\n")
+        both = call("promote", *mine, "--approver", "carol")
+        assert both.code == 3 and "'lenient' names dave" in both.err
+        (chain.folder / "mine.yaml").write_text(LENIENT)
+        done = call("promote", *mine, "--approver", "carol")
+        assert done.code == 0, done.err
+    chain.client.delete_registered_model_alias("clf", "champion")
+
+
+def test_without_a_readable_review_the_given_policy_counts(chain):
+    (chain.folder / "team.yaml").write_text(LENIENT + "authenticated: false\napprovers: [carol]\n")
+    assert review("2", "team.yaml").code == 0
+    mine = ("--model-uri", "models:/clf/2", "--override", "lost", "--policy", "mine.yaml")
+    (chain.folder / "mine.yaml").write_text(LENIENT + "authenticated: false\napprovers: [dave]\n")
+    with changed(last_review(chain, "2")[2], None):
+        assert "'lenient' names dave" in call("promote", *mine, "--approver", "carol").err
+        done = call("promote", *mine, "--approver", "dave")
+        assert done.code == 0, done.err
     chain.client.delete_registered_model_alias("clf", "champion")
 
 

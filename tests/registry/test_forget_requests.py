@@ -36,7 +36,17 @@ def test_a_tag_and_back(request_, state):
     assert ForgetRequest.from_tag(TAG + request_.id, request_.tag()) == request_
 
 
-@pytest.mark.parametrize("value", ["pending soon", "pending", "done []", 'done {"of": "models:/clf/1"}'])
+OF = '"of": "models:/clf/1", "run_id": "a run"'
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("pending soon", "pending", "done []", 'done {"of": "models:/clf/1"}', 'done {"of": 1, "run_id": "a run"}'),
+        *(f"done {{{OF}, {more}}}" for more in ('"by": [5]', '"by": "models:/clf/2"', '"ad_hoc": 7', '"sha256": []')),
+        f'pending {{{OF}, "since": "noon"}}',
+    ],
+)
 def test_an_edited_tag(value):
     with pytest.raises(UnlearnError, match="is not a forget request any more: file it again"):
         ForgetRequest.from_tag(TAG + "0123456789ab", value)

@@ -69,6 +69,21 @@ def elsewhere(**values) -> Flag:
     return Flag(**{"since": "2001-01-01T00:00:00.000+00:00", "id": "other", **known, **values})
 
 
+@pytest.mark.parametrize(
+    "value",
+    ['{"since": 5}', '{"process": 7}', '{"beat": "x"}', '{"since": "noon", "more": 1}', "[]", "noon", '{"who": null}'],
+)
+def test_a_tag_that_is_no_flag_belongs_to_nobody_known(client, value, monkeypatch):
+    """It is waited for as for a process that may live, and is gone when it stays as it is."""
+    client.set_registered_model_tag("shared", f"{LOCK_TAG}.model.x", value)
+    with pytest.raises(UnlearnError, match="in use by `an unknown command` of an unknown user on an unknown machine"):
+        with model_lock(client, "shared", wait=0):
+            pytest.fail("two at a time")
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    with model_lock(client, "shared", wait=5):
+        assert len(flags(client)) == 1
+
+
 def test_it_is_held_inside_the_block_and_then_free(client):
     with model_lock(client, "shared", wait=0) as (lock, model):
         assert model.name == "shared" and lock.check().name == "shared"

@@ -57,6 +57,17 @@ def test_findings_are_text_and_not_markup(capsys):
     assert "file [bold]" in out and "[red]changed[/red]" in out
 
 
+def test_what_others_have_written_steers_no_terminal(capsys):
+    steering = "\x1b[2Jclean\x9b1m\r\nhttp://me:secret@host"
+    verdict = records.verdict(records.evidence()).model_copy(update={"policy": steering})
+    table.show_findings(steering, [(steering, "differs", steering)])
+    table.show_verdict(steering, verdict)
+    table.show_exposure([steering], [(steering,) * 5], {"runs": [steering]})
+    out = capsys.readouterr().out
+    assert out.count("clean") >= 10
+    assert not set(out) & {"\x1b", "\x9b", "\r"} and "secret" not in out
+
+
 def test_every_method_is_listed_with_its_defaults(capsys):
     table.show_methods(BUILTIN)
     out = capsys.readouterr().out
