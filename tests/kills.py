@@ -55,6 +55,7 @@ def contents(store: Store) -> dict[str, Any]:
         versions = {}
         for version in client.search_model_versions(f"name='{model.name}'"):
             tags = {key: value if "weights" in key else plain(value, store) for key, value in version.tags.items()}
+            tags |= {"unlearn.trial": "NUMBER"} if "unlearn.trial" in tags else {}
             uri = client.get_model_version_download_uri(version.name, version.version)
             location = uri if "models:/m-" not in uri else client.get_logged_model(uri.split("/")[-1]).artifact_location
             file = Path(location.removeprefix("file://")) / "extra_files" / "weights.safetensors"
@@ -70,7 +71,8 @@ def plain(text: str, store: Store) -> str:
     text = text.replace(str(store.folder), "STORE")
     text = re.sub(r"\b[0-9a-f]{64}\b|\b(m-)?[0-9a-f]{32}\b", "ID", text)
     text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+(\+00:00|Z)?", "TIME", text)
-    return re.sub(r"\b[\d.]+ s\b", "SECONDS", text)
+    # A trial that was killed keeps its number, and is made again by another one.
+    return re.sub(r"\btrial = \d+", "trial = NUMBER", re.sub(r"\b[\d.]+ s\b", "SECONDS", text))
 
 
 def leftovers(store: Store) -> list[str]:
