@@ -157,7 +157,7 @@ def run(name: str, config: Command) -> Iterator[str]:
         UnlearnError: also in the place of errors of MLflow and of the file system.
     """
     store = connect()
-    resumed = os.environ.get("MLFLOW_RUN_ID")  # start_run takes it out
+    resumed = os.environ.pop("MLFLOW_RUN_ID", None)  # a project's run, which a later one in this process is not
     note_of_run = RunNote.begin(command=name, options=_digest(config))
     try:
         active = _started(store, note_of_run, run_name=name, run_id=resumed)
