@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from databases import postgres_programs, postgres_server
+from kills import Ended, Forge
 from servers import mlflow_server
-from stores import DATA
+from stores import DATA, Store
 
 LENIENT = """
 name: lenient
@@ -63,31 +64,32 @@ def environment(uri: str, user: str) -> dict[str, str]:
     }
 
 
-def test_the_story_of_three_people(server, keys, tmp_path):
+@pytest.fixture
+def forge():
+    running = Forge({"COLUMNS": "200"})
+    yield running
+    running.close()
+
+
+def test_the_story_of_three_people(server, forge, keys, tmp_path):
     def users(code: str) -> None:
         """What only MLflow's own client of the users can do."""
         text = f"from mlflow.server import get_app_client\nc = get_app_client('basic-auth', {server!r})\n{code}"
         subprocess.run([sys.executable, "-c", text], check=True, env=environment(server, "admin"), cwd=tmp_path)
 
-    def as_user(user: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "mlflow_unlearn", *arguments],
-            capture_output=True,
-            text=True,
-            env=environment(server, user),
-            cwd=tmp_path,
-        )
+    def as_user(user: str, *arguments: str) -> Ended:
+        return forge.run(Store(tmp_path), *arguments, **environment(server, user))
 
     def done(user: str, *arguments: str) -> str:
         result = as_user(user, *arguments)
-        assert result.returncode == 0, result.stderr
-        return result.stdout
+        assert result.code == 0, result.err
+        return result.out
 
     def refused(user: str, *arguments: str, code: int = 2, sentence: str = "does not permit this to") -> None:
         result = as_user(user, *arguments)
-        assert result.returncode == code, result.stdout + result.stderr
-        assert sentence in result.stderr
-        assert "Traceback" not in result.stderr
+        assert result.code == code, result.out + result.err
+        assert sentence in result.err
+        assert "Traceback" not in result.err
 
     (tmp_path / "policy.yaml").write_text(LENIENT)
     (tmp_path / "theirs.yaml").write_text(LENIENT.replace("ours", "theirs"))

@@ -171,12 +171,15 @@ def test_a_silent_server_is_no_difference(failing):
     store, between, run = failing
     served = str(store.client.get_registered_model("clf").aliases["champion"])
     before = store.tags(served)
-    for path in ("evidence/evidence.json", "config.yaml", "request/request.json"):
+    for path, *command in (
+        ("evidence/evidence.json", "review", "--policy", "lenient.yaml"),
+        ("config.yaml", "verify"),
+        ("request/request.json", "review", "--policy", "lenient.yaml"),
+    ):
         between.script, between.always = {path: 503}, (path,)
-        for command in (("review", "--policy", "lenient.yaml"), ("verify",)):
-            ended = run(*command, "--model-uri", f"models:/clf/{served}", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
-            assert ended.code == 2, ended.err
-            assert "failed with" in ended.err and "Traceback" not in ended.err
+        ended = run(*command, "--model-uri", f"models:/clf/{served}", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+        assert ended.code == 2, ended.err
+        assert "failed with" in ended.err and "Traceback" not in ended.err
     between.script, between.always = {}, ()
     assert store.tags(served) == before
     assert run("verify", "--model-uri", f"models:/clf/{served}").code == 0

@@ -111,8 +111,9 @@ def check_study(store, storage, n_trials, study="ours", epochs=6):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @needs_postgres
-@pytest.mark.parametrize("victim", ["leader", pytest.param("another", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("victim", ["leader", "another"])
 def test_a_worker_is_killed_during_a_trial(store, database, victim):
     """Four commands, 24 trials."""
     arguments = ("--n-trials", 24, "--study", "ours", "--storage", database)
@@ -167,9 +168,11 @@ def test_two_workers_share_the_trials(store, cli, database):
     assert store.versions() == ["1", "2"]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "where", [pytest.param("sqlite:///{}/trials.db", marks=pytest.mark.nightly), "journal:{}/trials.log"]
+    "where",
+    ["sqlite:///{}/trials.db", "journal:{}/trials.log"],
 )
 def test_two_workers_without_a_server(store, cli, tmp_path, where):
     storage = where.format(tmp_path)
@@ -183,6 +186,7 @@ def test_two_workers_without_a_server(store, cli, tmp_path, where):
     assert len({trial.user_attrs["command_run_id"] for trial in found}) == 2
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @needs_postgres
 def test_two_sweeps_at_once(store, database):
@@ -240,6 +244,7 @@ def test_sigterm_queues_the_trial_again(store, tmp_path):
     check_study(store, storage, 3)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @needs_postgres
 def test_a_suspended_leader_goes_on(store, database):
