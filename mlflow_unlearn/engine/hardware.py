@@ -139,7 +139,7 @@ def _step_seconds(
 
     def once(precision: Precision, channels_last: bool) -> float:
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        placed = trial.to(memory_format=layout)  # type: ignore[call-overload]
+        placed = trial.to(memory_format=layout)  # type: ignore[call-overload, unused-ignore]
         batch = images.to(memory_format=layout)
         start = time.perf_counter()
         with full_precision(precision), autocast(precision, device):

@@ -29,9 +29,8 @@ def code_in_program(path: Path) -> str | None:
     from torch._export.serde import schema  # torch's own: what it does not read as a name, it does not use as one
 
     try:
-        reader = torch._C.PyTorchFileReader(
-            str(path)
-        )  # torch's own: another one may find other records in the same file
+        # torch's own: another one may find other records in the same file
+        reader = torch._C.PyTorchFileReader(str(path))
         names = reader.get_all_records()
         with zipfile.ZipFile(path) as archive:
             old = "version" in archive.namelist()
