@@ -268,9 +268,9 @@ def values():
 
 
 CONTENTS = [*contents(), *((name, case) for name, case, at_another in values() if not at_another)]
-BY_DEFAULT = [*usage(), *CONTENTS[::2]]
+BY_DEFAULT = [*usage(), *CONTENTS[::3]]
 REPEATED = [
-    *CONTENTS[1::2],
+    *(case for number, case in enumerate(CONTENTS) if number % 3),
     *((name, case) for name, case, at_another in values() if at_another),
     *((f"tune: space {name} again", line("tune", space=text, forget="random:5")) for name, text in BAD_SPACE.items()),
     *((f"review: policy {name}.yaml again", ("review", *V2, "--policy", f"{name}.yaml")) for name in BAD_YAML),
