@@ -24,6 +24,10 @@ _DAYS = 30
 """After which the note of a process that has ended is dropped: its store may be gone."""
 
 
+_ours: dict[str, "RunNote"] = {}
+"""Of this process's runs that go on, by their ids: one object a run, also where the disk takes no note."""
+
+
 def this_process() -> str:
     """What tells this process from every other one, before and after a reboot: host, place, number, and its start."""
     return f"{_here()} {os.getpid()} {_started(os.getpid())}"
@@ -51,6 +55,8 @@ class RunNote:
     def add(self, **facts: str) -> None:
         """Write it with these facts, whole or not at all."""
         self.facts |= facts
+        if "run" in self.facts:
+            _ours[self.facts["run"]] = self
         half = self._path.with_suffix(f".{os.getpid()}")
         try:
             _folder().mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -63,12 +69,13 @@ class RunNote:
                     "its run stays open."
                 )
             self._kept = False
-            self.drop()
-            with suppress(OSError):
-                half.unlink(missing_ok=True)
+            for path in (self._path, half):
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
 
     def drop(self) -> None:
         """Its run has ended; a note that cannot be removed says of a run that is closed."""
+        _ours.pop(self.facts.get("run", ""), None)
         with suppress(OSError):
             self._path.unlink(missing_ok=True)
 
@@ -98,7 +105,7 @@ def notes() -> list[RunNote]:
 
 def of_run(run_id: str) -> RunNote | None:
     """The note of a run that goes on, or that was killed."""
-    return next((one for one in notes() if one.facts.get("run") == run_id), None)
+    return _ours.get(run_id) or next((one for one in notes() if one.facts.get("run") == run_id), None)
 
 
 def killed(run_id: str) -> bool:

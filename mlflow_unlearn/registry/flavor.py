@@ -181,7 +181,7 @@ def log_model(client: MlflowClient, new: NewModel, run_id: str) -> ModelInfo:
 
     def created() -> LoggedModel | None:
         found = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
-        return next((model for model in found if tags.items() <= model.tags.items()), None)
+        return next((model for model in found if tags and tags.items() <= model.tags.items()), None)
 
     logged = once(
         lambda: mlflow.initialize_logged_model("model", source_run_id=run_id, params=run.data.params, tags=tags),

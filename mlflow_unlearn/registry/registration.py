@@ -67,7 +67,11 @@ def register(
             model_id=info.model_id,
         )
 
-    version = once(create, lambda: next(iter(_versions_of(client, info.run_id, name)), None))
+    def created() -> ModelVersion | None:
+        found = _versions_of(client, info.run_id, name)
+        return next((version for version in found if version.tags.get(REGISTERING_TAG) == info.run_id), None)
+
+    version = once(create, created)
     _link(client, version, info.model_id)
     return version
 

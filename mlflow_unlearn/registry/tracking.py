@@ -279,7 +279,7 @@ def _settle_dead(store: MlflowClient, config: Command, name: str, settled: list[
             runs = _runs_of(store, dead)
             version = settle(store, runs[0], dead) if runs and "name" in dead.facts else None
             for run in runs:
-                if "name" not in dead.facts and command is not None:
+                if "run" in dead.facts and "name" not in dead.facts and command is not None:
                     take_back(store, run, dead)
                 if run.info.status == "RUNNING":
                     if ended is None:

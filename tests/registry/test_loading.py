@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-from pathlib import Path
 
 import mlflow
 import pytest
@@ -18,16 +17,6 @@ from mlflow_unlearn.registry.loading import admitted
 from mlflow_unlearn.registry.versions import open_version
 
 FACTORY = "its architecture is the function toy:trainable"
-
-
-@pytest.fixture(scope="module")
-def program(template, tmp_path_factory) -> Path:
-    """The exported program of a version that `train` has registered."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", template.uri)
-        version = template.client.get_model_version("clf", "1")
-        path = mlflow.artifacts.download_artifacts(version.source, tracking_uri=template.uri)
-    return Path(shutil.copy(Path(path) / "data" / "model.pt2", tmp_path_factory.mktemp("program")))
 
 
 def test_a_pickle_in_a_program_is_refused_before_it_is_loaded(store, tmp_path, caplog):

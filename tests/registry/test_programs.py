@@ -2,11 +2,9 @@
 
 import json
 import pickle
-import shutil
 import zipfile
 from pathlib import Path
 
-import mlflow
 import pytest
 import torch
 from crafted import Touches, edit, pickled
@@ -19,16 +17,6 @@ from mlflow_unlearn.registry.programs import code_in_program
 def graph(program: Path) -> dict:
     with zipfile.ZipFile(program) as archive:
         return json.loads(archive.read("model/models/model.json"))
-
-
-@pytest.fixture(scope="module")
-def program(template, tmp_path_factory) -> Path:
-    """The exported program of a version that `train` has registered."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", template.uri)
-        version = template.client.get_model_version("clf", "1")
-        path = mlflow.artifacts.download_artifacts(version.source, tracking_uri=template.uri)
-    return Path(shutil.copy(Path(path) / "data" / "model.pt2", tmp_path_factory.mktemp("program")))
 
 
 def test_a_program_of_ours_is_data(program):

@@ -6,6 +6,8 @@ import signal
 import mlflow
 import pytest
 import torch
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from mlflow_unlearn import config
 from mlflow_unlearn.errors import AlreadyDone
@@ -83,6 +85,58 @@ def test_a_failure_leaves_neither_version_nor_logged_model(store, name, error):
         raise error("stop")
     assert store.everything_registered() == before  # clf/1 and its name are still there
     assert len(models(store)) == known
+
+
+def test_a_failure_is_tidied_up_where_no_note_can_be_written(store, tmp_path, monkeypatch):
+    """As in a container without a home: the command itself knows what it has begun."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    before, known = store.everything_registered(), len(models(store))
+    with pytest.raises(RuntimeError), tracking.run("data", COMMAND):
+        register(store.client, log(), "clf", tags={}, description="")
+        raise RuntimeError
+    assert store.everything_registered() == before
+    assert len(models(store)) == known
+
+
+def test_what_could_not_be_tidied_up_is_known_to_the_next_command(empty_store, monkeypatch):
+    """The server was away as the command failed: its note still says what it was registering."""
+
+    def away(*_):
+        raise MlflowException("away")
+
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr(tracking, "take_back", away)
+        try:
+            with tracking.run("data", COMMAND):
+                register(tracking.client(), log(), "new", tags={}, description="")
+                raise RuntimeError
+        finally:
+            os._exit(1)
+    os.waitpid(child, 0)
+    assert REGISTERING_TAG in empty_store.tags("1", "new")
+    with pytest.raises(AlreadyDone), tracking.run("data", COMMAND):
+        pytest.fail("what the note names was complete but for its mark")
+    assert REGISTERING_TAG not in empty_store.tags("1", "new")
+
+
+def test_a_lost_answer_is_not_taken_for_an_earlier_version_of_the_run(empty_store, monkeypatch):
+    """A project's run may register one name twice."""
+    client, create = empty_store.client, MlflowClient.create_model_version
+    with mlflow.start_run():
+        complete(client, register(client, log(), "new", tags={}, description=""))
+        lost = [True]
+
+        def unanswered(*arguments, **options):
+            version = create(*arguments, **options)
+            if lost.pop() if lost else False:
+                raise MlflowException("API request to http://server failed with exception ('Connection broken')")
+            return version
+
+        monkeypatch.setattr(MlflowClient, "create_model_version", unanswered)
+        assert str(register(client, log(), "new", tags={}, description="").version) == "2"
+    assert empty_store.versions("new") == ["1", "2"]
 
 
 def test_a_version_that_is_complete_stays(empty_store):
