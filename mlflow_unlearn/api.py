@@ -33,6 +33,7 @@ class Result(Outcome):
         final: ``acc_forget``, ``acc_val`` and ``delta`` of the returned model.
         warnings: sentences about what did not stop the method and may spoil its result.
         seconds: wall-clock time of the whole call.
+        trained: samples that went through the model for a gradient, each as often as it did.
         params: the hyperparameters used, defaults included.
     """
 

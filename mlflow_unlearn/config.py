@@ -182,6 +182,20 @@ class Unlearn(HardwareOptions, PublishOptions, Command):
     hash_ids: HashIds = False
     method: str = Field("lotus", description="Unlearning method; see `mlflow-unlearn methods`.")
     params: Text = Field(None, description="Hyperparameters: JSON or a YAML file; default: the published settings.")
+    until: Literal["once", "pass"] = Field(
+        "once",
+        description="once: the method, once; pass: ever stronger settings, until one passes the policy on the "
+        "validation set.",
+    )
+    policy: Text = Field(None, description="With until=pass: the policy that judges, a YAML file; default: review's.")
+    rungs: Text = Field(
+        None,
+        description="With until=pass: what is tried, in this order: methods separated by commas, or a list of "
+        "settings as JSON or a YAML file.",
+    )
+    budget: float = Field(
+        0.5, gt=0, le=10, description="With until=pass: how much all attempts may train on, in retrainings."
+    )
     prefix: Prefix = "none"
     gold_uri: GoldUri = None
     register_as: RegisterAs = None

@@ -4,7 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -39,13 +39,24 @@ RETRAIN_ALL = "retraining starts every layer anew, and a frozen prefix would kee
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a finished plan: the model in eval mode, one mapping per epoch, what is known of the end state."""
+    """The result of a finished plan.
+
+    Attributes:
+        model: in eval mode.
+        history: one mapping per epoch.
+        final: what is known of the end state.
+        warnings: sentences for the user.
+        seconds: wall-clock.
+        trained: samples that went through the student for a gradient, each as often as it did; by it methods are
+            compared where clocks differ.
+    """
 
     model: nn.Module
     history: list[Epoch]
     final: Mapping[str, float]
     warnings: tuple[str, ...]
     seconds: float
+    trained: int = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -127,6 +138,7 @@ def run(model: nn.Module, method: Method, datasets: Datasets, hardware: Hardware
         try:
             phase = next(plan)
             while True:
+                state.trained += state.samples_of(phase)
                 phase = plan.send(workspace.run_phase(phase, method.name))
         except StopIteration as stop:
             final = stop.value or {}
@@ -141,7 +153,8 @@ def run(model: nn.Module, method: Method, datasets: Datasets, hardware: Hardware
             raise UnlearnError(f"the model cannot be compiled here ({reason}): leave compile out") from error
     student.zero_grad(set_to_none=True)
     student = student.to(home, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return Outcome(student.eval(), state.history, final, tuple(state.warnings), time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return Outcome(student.eval(), state.history, final, tuple(state.warnings), seconds, trained=state.trained)
 
 
 @dataclass
@@ -188,6 +201,7 @@ class TrainerState:
         self.generator = torch.Generator().manual_seed(options.seed)
         self.history: list[Epoch] = []
         self.warnings: list[str] = []
+        self.trained = 0
         self._datasets, self._options = datasets, options
         self._labels: dict[str, Tensor] = {}
         self._reader: BatchReader | None = None
@@ -225,6 +239,7 @@ class TrainerState:
         """Images ``[B, C, H, W]`` and labels ``[B]``, in order, on the device."""
         dataset = self._datasets[role]
         for images, labels in self.hardware.batches(dataset, in_order(dataset, batch_size)):
+            self.trained += len(labels)
             yield self.hardware.images(images), labels.to(self.hardware.device).long()
 
     def optimise_inputs(
@@ -242,6 +257,7 @@ class TrainerState:
         optimised = images.to(self.hardware.device).clone().requires_grad_()
         labels = labels.to(self.hardware.device)
         rule = _build_optimizer(optimizer, [optimised])
+        self.trained += steps * len(images)
         with eval_mode(self.model):
             for _ in range(steps):
                 logits = self.hardware.logits(self.model, optimised, labels)
@@ -292,6 +308,10 @@ class TrainerState:
         if ranks.size() > 1:
             model = DistributedDataParallel(model, find_unused_parameters=True)
         return torch.compile(model) if self.hardware.compile else model  # type: ignore[return-value]
+
+    def samples_of(self, phase: Phase) -> int:
+        """How many samples all epochs of ``phase`` train on, those that repeat counted as often."""
+        return phase.epochs * sum(map(len, _TaggedSamples(self._datasets, phase).epoch(phase, None)))
 
     def fill(self, phase: Phase) -> None:
         """Run the frozen layers, where there are any, over the samples of ``phase`` that they have not seen yet."""

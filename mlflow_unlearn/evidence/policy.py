@@ -1,5 +1,6 @@
 """Policy: what a version must show before it may replace another, and the verdict on one evidence record."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
@@ -234,7 +235,7 @@ def judge(evidence: Evidence, policy: Policy, *, signature: Signature | None) ->
     """
     checks = [
         *_collapses(evidence),
-        *(_bound(evidence, rule) for rule in policy.rules if _applies(evidence, rule)),
+        *(bound(evidence.metrics, rule)[0] for rule in policy.rules if applies(evidence.metrics, rule)),
         *(_memberships(evidence, policy.membership) if policy.membership is not None else ()),
         *(_size(evidence, role, least) for role, least in policy.minimum.items()),
         *(_required(evidence, name, policy, signature) for name in policy.required),
@@ -249,28 +250,32 @@ def _collapses(evidence: Evidence) -> Iterator[Check]:
         yield Check(rule="not collapsed", value="collapsed", threshold="not collapsed", outcome="fail", note=reason)
 
 
-def _applies(evidence: Evidence, rule: Rule) -> bool:
-    return rule.when == "always" or evidence.metrics["unlearned"].counts.get("wholly_forgotten_classes", 0) > 0
+def applies(models: Mapping[str, Measured], rule: Rule) -> bool:
+    """Whether a rule is about these models: some are about wholly forgotten classes alone."""
+    return rule.when == "always" or models["unlearned"].counts.get("wholly_forgotten_classes", 0) > 0
 
 
-def _bound(evidence: Evidence, rule: Rule) -> Check:
-    value, missing = _value(evidence, "unlearned", rule.metric)
+def bound(models: Mapping[str, Measured], rule: Rule) -> tuple[Check, float]:
+    """A rule on the metrics of ``unlearned`` and what it is compared with, and by how much it fails (0: it passes)."""
+    value, missing = _value(models, "unlearned", rule.metric)
     if value is not None and rule.relative_to is not None:
-        other, missing = _value(evidence, rule.relative_to, rule.metric)
+        other, missing = _value(models, rule.relative_to, rule.metric)
         value = None if other is None else value - other
     if value is None:
-        return Check(rule=rule.name, value="–", threshold=rule.threshold, outcome="not measured", note=missing)
-    # A difference such as 0.97 − 0.98 is a little below −0.01.
-    passed = (rule.at_least is None or value + SLACK >= rule.at_least) and (
-        rule.at_most is None or value - SLACK <= rule.at_most
+        not_measured = Check(rule=rule.name, value="–", threshold=rule.threshold, outcome="not measured", note=missing)
+        return not_measured, math.inf
+    shortfall = max(
+        0.0 if rule.at_least is None else rule.at_least - value, 0.0 if rule.at_most is None else value - rule.at_most
     )
+    passed = shortfall <= SLACK  # a difference such as 0.97 − 0.98 is a little below −0.01
     shown = f"{value:.4f}".replace("-", "−")
-    return Check(rule=rule.name, value=shown, threshold=rule.threshold, outcome="pass" if passed else "fail")
+    check = Check(rule=rule.name, value=shown, threshold=rule.threshold, outcome="pass" if passed else "fail")
+    return check, 0.0 if passed else shortfall
 
 
-def _value(evidence: Evidence, model: str, metric: str) -> tuple[float | None, str]:
+def _value(models: Mapping[str, Measured], model: str, metric: str) -> tuple[float | None, str]:
     """A metric of a model, or None and why."""
-    measured = evidence.metrics.get(model)
+    measured = models.get(model)
     if measured is None:
         return None, f"there is no {model} model"
     return measured.values.get(metric), measured.not_computed.get(metric, f"not computed for {model}")

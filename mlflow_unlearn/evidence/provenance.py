@@ -7,19 +7,45 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
+class Attempt(BaseModel):
+    """One setting that ``unlearn --until pass`` has tried, and how the policy judged it on the validation set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    method: str
+    params: dict[str, Any]
+    passed: bool
+    outcome: str = Field(description="What the policy found, or why the method failed.")
+    metrics: dict[str, float] = Field({}, description="On forget, retain and validation set; none where it failed.")
+    shortfall: float | None = Field(None, description="By how much its checks fail in all; None where it failed.")
+    trained: int = Field(0, description="Samples that went through the model for a gradient.")
+    share: float = Field(0.0, description="That, as a fraction of what retraining trains on.")
+    seconds: float = 0.0
+    run_id: str | None = None
+    weights_sha256: str | None = None
+
+    def __str__(self) -> str:
+        """For people: the setting and how it ended."""
+        params = ", ".join(f"{name} {value}" for name, value in self.params.items())
+        return f"{self.method}{f' ({params})' if params else ''}: {self.outcome}"
+
+
 class Selection(BaseModel):
     """What chose the setting, where no one did by hand."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    by: Literal["tune", "compare"]
+    by: Literal["tune", "compare", "until"]
     rule: str
     study: str | None = Field(None, description="Of `tune`, as are trial and trials.")
     trial: int | None = None
     trials: int | None = Field(None, description="How many there were to choose from.")
+    attempts: list[Attempt] = Field([], description="Of `unlearn --until pass`, in their order; the last one passed.")
 
     def tags(self) -> dict[str, str]:
-        """The version's tags about a study; `compare` leaves none."""
+        """The version's tags about a study or attempts; `compare` leaves none."""
+        if self.by == "until":
+            return {"unlearn.selection": self.rule, "unlearn.n_attempts": str(len(self.attempts))}
         if self.by != "tune":
             return {}
         return {
@@ -30,9 +56,13 @@ class Selection(BaseModel):
         }
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """The rule and how many there were to choose from, for people; a study and its trial stand in the recipe."""
+        """The rule and what there was to choose from, for people; a study and its trial stand in the recipe."""
         if self.by == "tune":
             yield from (("selection", self.rule), ("n_trials", str(self.trials)))
+        elif self.by == "until":
+            yield "selection", self.rule
+            for number, attempt in enumerate(self.attempts, 1):
+                yield f"attempt {number} of {len(self.attempts)}", str(attempt)
 
 
 class Provenance(BaseModel):
@@ -96,7 +126,7 @@ class Provenance(BaseModel):
         if self.selection is not None and self.selection.by == "tune":
             chosen = {"study": self.selection.study, "trial": self.selection.trial}
         elif self.selection is not None:
-            chosen = {"chosen_by": f"compare, {self.selection.rule}"}
+            chosen = {"chosen_by": f"{self.selection.by}, {self.selection.rule}"}
         others = {"augment": self.augment, **chosen, "prefix": self.prefix}
         return {
             **self.params,

@@ -46,6 +46,24 @@ def penalised(value: float, violations: Mapping[str, float]) -> float:
     return 1 + sum(broken) if broken else value
 
 
+def as_if_tested(outputs: Outputs, original: Outputs, *, gold: Outputs | None = None, seed: int) -> Metrics:
+    """The metrics under their usual names, computed with the validation set in the place of the test set.
+
+    Args:
+        outputs: of the model on forget, retain and val.
+        original: of the original, likewise.
+        gold: of the gold standard; without it the distances to it are left out.
+        seed: of the bootstrap and of the folds of the attack.
+    """
+
+    def val_as_test(of: Outputs) -> Outputs:
+        return {"forget": of["forget"], "retain": of["retain"], "val": of["val"], "test": of["val"]}
+
+    return compute_metrics(
+        val_as_test(outputs), original_test=original["val"], gold=gold and val_as_test(gold), seed=seed
+    )
+
+
 def on_validation(outputs: Outputs, original: Outputs, *, gold: Outputs | None = None, seed: int) -> Metrics:
     """The metrics with the validation set in the place of the test set, under names of their own (``rf_jsd_val``, …).
 
@@ -57,13 +75,7 @@ def on_validation(outputs: Outputs, original: Outputs, *, gold: Outputs | None =
         gold: of the gold standard; without it the distances to it are left out.
         seed: of the bootstrap and of the folds of the attack.
     """
-
-    def val_as_test(of: Outputs) -> Outputs:
-        return {"forget": of["forget"], "retain": of["retain"], "test": of["val"]}
-
-    measured = compute_metrics(
-        val_as_test(outputs), original_test=original["val"], gold=gold and val_as_test(gold), seed=seed
-    )
+    measured = as_if_tested(outputs, original, gold=gold, seed=seed)
     renamed = Metrics()
     for name, metric in ON_VALIDATION.items():
         if metric.key in measured:

@@ -13,7 +13,7 @@ EPOCHS = [{"epoch": epoch, "acc_forget": 1 - epoch / 4, "acc_val": 0.5, "loss": 
 
 
 def result(final, history=(), warnings=()) -> Result:
-    return Result(torch.nn.Identity(), list(history), final, tuple(warnings), 1.5, {})
+    return Result(torch.nn.Identity(), list(history), final, tuple(warnings), 1.5, {}, trained=0)
 
 
 @pytest.fixture
