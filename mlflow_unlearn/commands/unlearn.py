@@ -8,12 +8,15 @@ from typing import Any
 import mlflow
 
 from mlflow_unlearn import config
+from mlflow_unlearn.api import Result
 from mlflow_unlearn.config import parse_params
-from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.engine.architectures import model_family, weights_digest
 from mlflow_unlearn.engine.checkpoint import Checkpoint
 from mlflow_unlearn.engine.loop import RETRAIN_ALL, RunOptions
 from mlflow_unlearn.engine.predictions import evaluate_splits
+from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
+from mlflow_unlearn.evidence.policy import Policy, read_policy
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.signing import check_key
 from mlflow_unlearn.governance.publish import log_epoch, log_final, nothing_to_unlearn, publish, target_name
@@ -24,15 +27,18 @@ from mlflow_unlearn.registry.versions import check_name, find_version
 from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.new_version import new_record
-from mlflow_unlearn.session.recipe import training_recipe
-from mlflow_unlearn.session.session import open_session
+from mlflow_unlearn.session.recipe import Recipe, training_recipe
+from mlflow_unlearn.session.session import Session, open_session
+from mlflow_unlearn.tuning.ladder import Ladder, show_plan
+from mlflow_unlearn.tuning.rungs import Rung, default_rungs, parse_rungs
 
 
 def unlearn(options: config.Unlearn) -> None:
     """Fulfil the pending requests of a version: open, measure, unlearn, measure again, register, mark done.
 
     Raises:
-        UnlearnError: bad input; NothingToUnlearn where the weights would stay as they are.
+        UnlearnError: bad input; NothingToUnlearn where the weights would stay as they are, or nothing passes;
+            Refused where what passed on the validation set does not on the test set.
     """
     progress = sys.stderr.isatty()
     failure: UnlearnError | None = None
@@ -46,11 +52,8 @@ def unlearn(options: config.Unlearn) -> None:
             raise failure
         client, lock = tracking.client(), None
         name = check_name(options.register_as) if options.register_as else None
-        method = get_method(options.method)
-        method(params)  # a misspelt hyperparameter is refused before anything is loaded
-        check_key(options.sign_key)
-        if options.method == "retrain" and options.prefix != "none":
-            raise UnlearnError(RETRAIN_ALL)
+        get_method(options.method)(params)  # a misspelt hyperparameter is refused before anything is loaded
+        policy, rungs = _check(options, params)
         with tracking.timed("open"):
             registered = find_version(client, options.model_uri)
             if registered is not None and not options.plan:
@@ -64,55 +67,142 @@ def unlearn(options: config.Unlearn) -> None:
             gold_module = open_gold(session, options)
             session.log_manifests()
 
-        recipe = training_recipe(session, options) if options.method == "retrain" else None
-        if recipe is not None:
-            params = {**recipe.params, **params}
-        if options.plan:
-            workload = dry_run.Workload(options.method, params, options.seed, recipe)
-            record = new_record(session, options, Provenance(method=options.method, params=params, seed=options.seed))
-            models = 3 if gold_module else 2
-            dry_run.show(dry_run.estimate(session, [workload], prefix=options.prefix, models=models, record=record))
+        recipe = None
+        if options.method == "retrain" or policy is not None or options.plan:
+            recipe = training_recipe(session, options)
+        if options.plan and recipe is not None:
+            _plan(session, options, params, recipe, rungs, models=3 if gold_module else 2)
             return
-        teacher = session.teacher(options.prefix) if recipe is None else None
+        teacher = session.teacher(options.prefix) if options.method != "retrain" else None
         with tracking.timed("original"):
-            original = session.evaluate_original(force=options.force, teacher=teacher)
-        session = session.filed(options)
-        trained_as = {} if recipe is None else {"augment": recipe.augment, "architecture": recipe.architecture}
-        checkpoint = Checkpoint("unlearn", run_id, {**session.identity, **trained_as})
-        with tracking.timed("method"):
-            run_options = RunOptions(
-                options.seed,
-                teacher=teacher,
-                model_factory=None if recipe is None else recipe.model_factory,
-                on_epoch=partial(log_epoch, method),
-                checkpoint=checkpoint,
+            outputs = {"original": session.evaluate_original(force=options.force, teacher=teacher)}
+        if gold_module is not None:
+            outputs["gold"] = evaluate_splits(
+                gold_module, session.splits, session.hardware, name="gold", cached=True
             )
-            splits = None if recipe is None else recipe.splits(session.splits)
-            result = session.unlearn(options.method, params, run_options, splits=splits)
+        session = session.filed(options)
+        with tracking.timed("method"):
+            if policy is not None and recipe is not None and teacher is not None:
+                ladder = Ladder(
+                    session,
+                    policy,
+                    rungs or _rungs(session, recipe, options),
+                    recipe,
+                    options.budget,
+                    options.seed,
+                    teacher,
+                    outputs["original"],
+                    outputs.get("gold"),
+                )
+                result, provenance, checkpoint = ladder.climb()
+                mlflow.set_tag("unlearn.method", provenance.method)
+            else:
+                result, provenance, checkpoint = _once(session, run_id, options, params, recipe, teacher)
         mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})
-        log_final(method, result)
+        log_final(get_method(provenance.method), result)
         if weights_digest(result.model) == weights_digest(session.module):
             checkpoint.remove()
-            raise NothingToUnlearn(nothing_to_unlearn(method, result))
+            raise NothingToUnlearn(nothing_to_unlearn(get_method(provenance.method), result))
 
         with tracking.timed("result"):
-            outputs = {
-                "original": original,
-                "unlearned": evaluate_splits(result.model, session.splits, session.hardware, name="unlearned"),
-            }
-            if gold_module is not None:
-                outputs["gold"] = evaluate_splits(
-                    gold_module, session.splits, session.hardware, name="gold", cached=True
-                )
-        provenance = Provenance(
-            method=options.method,
-            params=dict(result.params),
-            seed=options.seed,
-            prefix=teacher.prefix if teacher is not None else None,
-            augment=recipe.augment if recipe is not None else None,
-        )
-        publish(session, run_id, name, result, provenance, outputs, options, lock)
+            unlearned = evaluate_splits(result.model, session.splits, session.hardware, name="unlearned")
+            outputs = {"original": outputs["original"], "unlearned": unlearned, **outputs}
+        evidence = publish(session, run_id, name, result, provenance, outputs, options, lock, policy=policy)
         checkpoint.remove()
+        if evidence.reading == "residual" and policy is None:
+            print(f"The forget set is still recognised. To go on until it is not:\n  {_until_pass(session)}")
+
+
+def _once(
+    session: Session,
+    run_id: str,
+    options: config.Unlearn,
+    params: dict[str, Any],
+    recipe: Recipe | None,
+    teacher: Teacher | None,
+) -> tuple[Result, Provenance, Checkpoint]:
+    """Run the one method that was asked for, which goes on where this command was killed."""
+    retrains = options.method == "retrain" and recipe is not None
+    if recipe is not None and retrains:
+        params = {**recipe.params, **params}
+    trained_as = {"augment": recipe.augment, "architecture": recipe.architecture} if recipe is not None else {}
+    checkpoint = Checkpoint("unlearn", run_id, {**session.identity, **trained_as})
+    run_options = RunOptions(
+        options.seed,
+        teacher=teacher,
+        model_factory=recipe.model_factory if recipe is not None else None,
+        on_epoch=partial(log_epoch, get_method(options.method)),
+        checkpoint=checkpoint,
+    )
+    splits = recipe.splits(session.splits) if recipe is not None else None
+    result = session.unlearn(options.method, params, run_options, splits=splits)
+    provenance = Provenance(
+        method=options.method,
+        params=dict(result.params),
+        seed=options.seed,
+        prefix=teacher.prefix if teacher is not None else None,
+        augment=recipe.augment if recipe is not None else None,
+    )
+    return result, provenance, checkpoint
+
+
+def _check(options: config.Unlearn, params: dict[str, Any]) -> tuple[Policy | None, tuple[Rung, ...]]:
+    """Refuse options that do not go together; the policy of ``until=pass``, and the rungs that are named.
+
+    Raises:
+        UnlearnError: they contradict each other, or one cannot be read.
+    """
+    check_key(options.sign_key)
+    if options.method == "retrain" and options.prefix != "none":
+        raise UnlearnError(RETRAIN_ALL)
+    defaults = config.Unlearn.model_fields
+    if options.until == "once":
+        for name in ("policy", "rungs", "budget"):
+            if getattr(options, name) != defaults[name].default:
+                raise UnlearnError(f"{name} = {getattr(options, name)} is of no use here: give until=pass with it")
+        return None, ()
+    for name in ("method", "params", "prefix"):
+        if getattr(options, name) != defaults[name].default:
+            raise UnlearnError(
+                f"{name} = {getattr(options, name)!r} and until = 'pass' contradict each other: name the settings to "
+                "try with rungs="
+            )
+    return read_policy(options.policy), parse_rungs(options.rungs) if options.rungs is not None else ()
+
+
+def _rungs(session: Session, recipe: Recipe, options: config.Unlearn) -> tuple[Rung, ...]:
+    trained_as = get_method("retrain")(recipe.params).params.model_dump()
+    forget, retain = len(session.forget), len(session.retain)
+    return default_rungs(
+        model_family(session.module), trained_as, forget=forget, retain=retain, budget=options.budget
+    )
+
+
+def _plan(
+    session: Session,
+    options: config.Unlearn,
+    params: dict[str, Any],
+    recipe: Recipe,
+    rungs: tuple[Rung, ...],
+    *,
+    models: int,
+) -> None:
+    """Print what the command will take, and beside it what the other ways would."""
+    retrains = options.method == "retrain"
+    if retrains:
+        params = {**recipe.params, **params}
+    record = new_record(session, options, Provenance(method=options.method, params=params, seed=options.seed))
+    workloads = [dry_run.Workload(options.method, params, options.seed, recipe if retrains else None)]
+    estimate = dry_run.estimate(session, workloads, prefix=options.prefix, models=models, record=record)
+    dry_run.show(estimate)
+    show_plan(session, recipe, rungs or _rungs(session, recipe, options), options)
+
+
+def _until_pass(session: Session) -> str:
+    """The command that goes on from here, ready to paste."""
+    # Filed requests are found again; those that forget= filed have to be named.
+    named = "".join(f" --forget request:{request.id}" for request in session.requests if request.ad_hoc)
+    return f"mlflow-unlearn unlearn --model-uri {session.version.uri}{named} --until pass"
 
 
 def _with_params(options: config.Unlearn) -> tuple[config.Unlearn, dict[str, Any]]:

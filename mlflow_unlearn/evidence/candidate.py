@@ -63,16 +63,17 @@ def _judged(models: Mapping[str, Measured], policy: Policy) -> Iterator[tuple[Ch
 
 
 def _membership(measured: Measured, rule: Membership) -> tuple[Check, float]:
-    """Whether the forget set stands out less than the null's 80 % quantile."""
+    """Whether the forget set stands out less than the null's 80 % quantile; by an earlier attack, as it was read."""
     value, null = measured.values.get(rule.attack), measured.values.get(NULL)
-    if value is None or null is None:
+    if value is None or (rule.attack == "mia_advantage" and null is None):
         reason = measured.not_computed.get(rule.attack, "")
-        return Check(rule="membership", value="–", threshold="measured", outcome="not measured", note=reason), 1.0
-    passed = value <= null
-    check = Check(
-        rule=rule.attack,
-        value=f"{value:.3f}",
-        threshold=f"≤ {null:.3f}, the 80 % quantile of its null",
-        outcome="pass" if passed else "fail",
-    )
-    return check, max(0.0, value - null)
+        return Check(rule=rule.attack, value="–", threshold="measured", outcome="not measured", note=reason), 1.0
+    if rule.attack != "mia_advantage" or null is None:
+        word = measured.read_by(rule.attack)
+        passed, shown, threshold = word in rule.accept, f"{word}: {value:.3f}", " or ".join(rule.accept)
+        shortfall = abs(value - 0.5)
+    else:
+        passed, shown, threshold = value <= null, f"{value:.3f}", f"≤ {null:.3f}, the 80 % quantile of its null"
+        shortfall = value - null
+    check = Check(rule=rule.attack, value=shown, threshold=threshold, outcome="pass" if passed else "fail")
+    return check, 0.0 if passed else shortfall

@@ -7,6 +7,10 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
+ATTEMPTS_TAG = "unlearn.n_attempts"
+"""Of a version that ``unlearn --until pass`` has made."""
+
+
 class Attempt(BaseModel):
     """One setting that ``unlearn --until pass`` has tried, and how the policy judged it on the validation set."""
 
@@ -45,7 +49,7 @@ class Selection(BaseModel):
     def tags(self) -> dict[str, str]:
         """The version's tags about a study or attempts; `compare` leaves none."""
         if self.by == "until":
-            return {"unlearn.selection": self.rule, "unlearn.n_attempts": str(len(self.attempts))}
+            return {"unlearn.selection": self.rule, ATTEMPTS_TAG: str(len(self.attempts))}
         if self.by != "tune":
             return {}
         return {

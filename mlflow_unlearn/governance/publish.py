@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import mlflow
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn import config
@@ -14,7 +13,7 @@ from mlflow_unlearn.api import Result
 from mlflow_unlearn.console import note
 from mlflow_unlearn.engine.loop import Epoch
 from mlflow_unlearn.engine.method import Method
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence.policy import Policy, judge
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.record import CARD, DIGEST_TAG, FILE, FOLDER, REPORT, REPORT_TAG, Evidence, sha256
@@ -53,7 +52,9 @@ def publish(
     outputs: Mapping[str, Outputs],
     options: config.PublishOptions,
     lock: ModelLock | None = None,
-) -> ModelVersion:
+    *,
+    policy: Policy | None = None,
+) -> Evidence:
     """Measure, log, register the new version with its evidence, mark the requests done, and show the table.
 
     Args:
@@ -65,9 +66,14 @@ def publish(
         outputs: of the models ``original``, ``unlearned`` and, where there is one, ``gold``.
         options: of the command.
         lock: of the work on the source version, if the command has it; else it is taken for the registration.
+        policy: that it has to pass to be registered, but for what the policy requires of the record.
+
+    Returns:
+        The version's evidence.
 
     Raises:
         UnlearnError: the lock was lost meanwhile: another command may have fulfilled the requests.
+        Refused: it does not pass the policy.
     """
     with tracking.timed("metrics"):
         columns = compare(outputs, seed=provenance.seed)
@@ -90,6 +96,8 @@ def publish(
         stored = Path(mlflow.artifacts.download_artifacts(info.model_uri, dst_path=str(session.folder / "stored")))
         draft = build(session, run_id, candidate, name=name, model_id=info.model_id, files=file_digests(stored))
         log_parts(draft)
+    if policy is not None:
+        _check_passes(draft, policy, columns)
 
     def stored_as(number: str) -> tuple[Evidence, dict[str, str]]:
         evidence = numbered(draft, number)
@@ -117,7 +125,18 @@ def publish(
     print(f"Registered {name} version {version.version} from {session.version.uri}.")
     if session.version.model_id is None:
         print(f"Note: {session.version.uri} has no LoggedModel: its lineage is in the tags and in evidence.json alone.")
-    return version
+    return evidence
+
+
+def _check_passes(draft: Evidence, policy: Policy, columns: Mapping[str, Metrics]) -> None:
+    """Refuse to register what has passed on the validation set and does not on the test set."""
+    verdict = judge(draft, policy.model_copy(update={"required": []}), signature=None)
+    if not verdict.passed:
+        table.show(columns)
+        raise Refused(
+            f"what passed the policy {policy.name!r} on the validation set does not on the test set: "
+            f"{verdict.failures}; nothing was registered: give other rungs=, or another seed="
+        )
 
 
 @contextmanager

@@ -104,7 +104,7 @@ def estimate(
         seconds = {
             "open version and data": opened,
             "measure the original": first * count,
-            **{one.label: _method_seconds(session, one, prefix) * one.times for one in workloads},
+            **{one.label: method_seconds(session, one, prefix) * one.times for one in workloads},
             **({f"measure {models - 1} more": again * count * (models - 1)} if models > 1 else {}),
             "metrics": _metrics_seconds(session, models) * models,
         }
@@ -166,7 +166,8 @@ def _evaluation_seconds(session: Session) -> tuple[float, float, int]:
     return seconds(start, stop)[0], seconds(start, stop)[0], outputs
 
 
-def _method_seconds(session: Session, workload: Workload, prefix: str) -> float:
+def method_seconds(session: Session, workload: Workload, prefix: str = "none") -> float:
+    """What the method alone takes, once."""
     recipe, seed = workload.recipe, workload.seed
     params = get_method(workload.method)(workload.params, family=model_family(session.module)).params.model_dump()
     batch, epochs = int(params.get("batch_size", LARGEST_BATCH)), int(params.get("epochs", 1))

@@ -14,10 +14,11 @@ from mlflow_unlearn.data.forget import ReadRequest, Selected, resolve_forget
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.source import Source
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evidence.provenance import ATTEMPTS_TAG
 from mlflow_unlearn.evidence.record import Matched
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.forget_requests import ForgetRequest
-from mlflow_unlearn.registry.versions import Version
+from mlflow_unlearn.registry.versions import Version, find_version
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ def requested_forget_set(
         note(f"Note: request {request.id} came with a copy of {request.of}, it is not about {version.uri}.")
     read = _Manifests(client, own)
     if options.forget is None:
-        requests, indices, matched = *_of_requests(version, own, source, mask, read), None
+        again = getattr(options, "until", "once") == "pass" and not _passed(client, own)
+        requests, indices, matched = *_of_requests(version, own, source, mask, read, again=again), None
     else:
         indices, matched = select(options.forget, version, source, mask, read)
         requests = _naming(options.forget, version, own, Manifest(tuple(source.train.ids[i] for i in indices)))
@@ -149,8 +151,21 @@ def requested_forget_set(
     return ForgetSet(indices, salts[0] if salts else new_salt, requests, matched)
 
 
+def _passed(client: MlflowClient, own: list[ForgetRequest]) -> bool:
+    """Whether a version that went on until it passed has fulfilled one of these requests."""
+    made = {uri for request in own for uri in request.done_by}
+    found = [find_version(client, uri) for uri in made]
+    return any(version is not None and ATTEMPTS_TAG in version.tags for version in found)
+
+
 def _of_requests(
-    version: Version, own: list[ForgetRequest], source: Source, mask: npt.NDArray[np.bool_], read: _Manifests
+    version: Version,
+    own: list[ForgetRequest],
+    source: Source,
+    mask: npt.NDArray[np.bool_],
+    read: _Manifests,
+    *,
+    again: bool,
 ) -> tuple[tuple[ForgetRequest, ...], npt.NDArray[np.int64]]:
     """The pending requests, and those fulfilled by other versions, since this one still contains their samples.
 
@@ -160,12 +175,13 @@ def _of_requests(
         source: of its data.
         mask: what of ``source.train`` it was trained on ``[N]``.
         read: gives the manifest of a request.
+        again: whether requests that other versions have fulfilled are enough.
 
     Raises:
         UnlearnError: no request is pending, or all samples are requested.
     """
     pending = [request for request in own if request.pending]
-    if not pending:
+    if not pending and not (again and any(not request.ad_hoc for request in own)):
         raise UnlearnError(
             f"{version.uri} has no pending forget request: file one with `request`, or give forget="
             if version.name is not None

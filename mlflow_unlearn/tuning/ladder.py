@@ -14,9 +14,11 @@ from typing import Any
 import mlflow
 import numpy as np
 
-from mlflow_unlearn import cache
+from rich.table import Table
+
+from mlflow_unlearn import cache, config
 from mlflow_unlearn.api import Result
-from mlflow_unlearn.console import note
+from mlflow_unlearn.console import note, stdout
 from mlflow_unlearn.engine.architectures import model_family, weights_digest
 from mlflow_unlearn.engine.checkpoint import Checkpoint
 from mlflow_unlearn.engine.loop import RunOptions
@@ -32,7 +34,10 @@ from mlflow_unlearn.governance.evidence_builder import measured
 from mlflow_unlearn.governance.publish import log_epoch, log_final, nothing_to_unlearn
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.outputs import Outputs
+from mlflow_unlearn.metrics.reading import LARGEST_DECIDED_NULL, samples_needed, tells_apart
+from mlflow_unlearn.metrics.suite import Metrics
 from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.recipe import Recipe
 from mlflow_unlearn.session.reuse import code_digest, reuse_key
 from mlflow_unlearn.session.session import Session
@@ -54,9 +59,8 @@ class Ladder:
         recipe: by which retraining would train; the budget is a fraction of what it trains on.
         budget: how much all rungs may train on, in retrainings.
         seed: of every rung and of the metrics.
-        run_id: of the command.
-        original: outputs of the version.
         teacher: the version, for the methods.
+        original: outputs of the version.
         gold: outputs of the gold standard, where there is one.
         attempts: what was tried.
     """
@@ -67,14 +71,13 @@ class Ladder:
     recipe: Recipe
     budget: float
     seed: int
-    run_id: str
-    original: Outputs
     teacher: Teacher
+    original: Outputs
     gold: Outputs | None = None
     attempts: list[Attempt] = field(default_factory=list)
 
-    def climb(self) -> tuple[Result, Provenance]:
-        """Try the rungs until one passes.
+    def climb(self) -> tuple[Result, Provenance, Checkpoint]:
+        """Try the rungs until one passes: what it made, how, and the checkpoint to remove once that is registered.
 
         Raises:
             UnlearnError: the policy has a rule that the validation set cannot decide, or no rung can run here.
@@ -87,9 +90,9 @@ class Ladder:
             if spent + (rung.share or 0.0) > self.budget + 1e-9:
                 note(f"Note: {described([rung])} would go beyond the budget of {self.budget:g} retrainings.")
                 continue
-            result = self._attempt(rung)
-            if result is not None:
-                return result, self._provenance(rung, result)
+            found = self._attempt(rung)
+            if found is not None:
+                return found[0], self._provenance(rung, found[0]), found[1]
         raise self._nothing_passed()
 
     @property
@@ -111,43 +114,48 @@ class Ladder:
         rule = self.policy.membership
         if rule is None:
             return
-        null, size = own.values["mia_advantage_null"], len(self.session.forget)
-        if own.membership == "undecided" and "undecided" not in rule.accept:
-            needed = int(np.ceil(size * (null / LARGEST_DECIDED_NULL) ** 2))
-            raise NothingToUnlearn(
-                f"{size} forgotten samples are too few to be judged on the validation set (the null of mia_advantage is "
-                f"{null:.3f}, above {LARGEST_DECIDED_NULL:g}): about {needed} are needed; batch requests, or give a "
-                "policy whose membership accepts undecided"
-            )
-        if rule.uninformative == "fail" and not tells_apart(own.membership):
+        word = own.read_by(rule.attack)
+        if word == "undecided" and "undecided" not in rule.accept:
+            raise NothingToUnlearn(self._too_few(own))
+        if rule.uninformative == "fail" and not tells_apart(word):
             raise NothingToUnlearn(
                 f"{self.session.version.uri} does not show on the validation set that it knows these samples "
-                f"(mia_advantage {own.values['mia_advantage']:.3f}, within its null of {null:.3f}): no pass would say "
-                "anything; a policy with membership: {uninformative: accept} takes that, as does until=once"
+                f"({_value(own, rule.attack)}: {word}), so that no pass would say anything; a policy with "
+                "membership: {uninformative: accept} takes that, and until=once registers without a judgement"
             )
 
-    def _attempt(self, rung: Rung) -> Result | None:
-        """Run and judge one; its result if it passes."""
+    def _too_few(self, own: Measured) -> str:
+        null, sizes = own.values["mia_advantage_null"], (own.counts["n_forget"], own.counts["n_test"])
+        needed = samples_needed(null, *sizes)
+        enough = "a larger validation set is" if needed is None else f"about {needed} are"
+        return (
+            f"{sizes[0]} forgotten samples are too few to be judged on {sizes[1]} validation samples (the null of "
+            f"mia_advantage reaches {null:.3f}, above {LARGEST_DECIDED_NULL:g}): {enough} needed; batch requests, or "
+            "give a policy whose membership accepts undecided"
+        )
+
+    def _attempt(self, rung: Rung) -> tuple[Result, Checkpoint] | None:
+        """Run and judge one; what it made if it passes."""
         key = self._key(rung)
         known = None if key is None else _read(key)
         if known is not None and not known.passed:
             note(f"Note: tried before this command was killed: {known}")
             self.attempts.append(known)
             return None
-        result: Result | None = None
+        made: tuple[Result, Checkpoint] | None = None
         number = len(self.attempts) + 1
         try:
             with tracking.nested_run(f"attempt {number}: {rung.method}") as run_id:
-                result, attempt = self._run(rung, run_id)
+                made, attempt = self._run(rung, run_id)
         except UnlearnError as error:  # also where the method changed nothing: a result of the climb, not its end
             attempt = self._failed(rung, error)
         self.attempts.append(attempt)
         if key is not None:
             _write(key, attempt)
         print(f"Attempt {number}: {attempt}")
-        return result if attempt.passed else None
+        return made if attempt.passed else None
 
-    def _run(self, rung: Rung, run_id: str) -> tuple[Result, Attempt]:
+    def _run(self, rung: Rung, run_id: str) -> tuple[tuple[Result, Checkpoint], Attempt]:
         method = get_method(rung.method)
         mlflow.set_tags({"unlearn.method": rung.method})
         retrains = rung.method == "retrain"
@@ -188,7 +196,7 @@ class Ladder:
         mlflow.set_tags({"unlearn.outcome": attempt.outcome, "unlearn.weights_sha256": digest})
         if not judgement.passed:
             checkpoint.remove()
-        return result, attempt
+        return (result, checkpoint), attempt
 
     def _nothing_passed(self) -> UnlearnError:
         ran = [attempt for attempt in self.attempts if attempt.shortfall is not None]
@@ -236,7 +244,7 @@ class Ladder:
     def _failed(self, rung: Rung, error: UnlearnError) -> Attempt:
         return Attempt(method=rung.method, params=dict(rung.params), passed=False, outcome=str(error))
 
-    def _metrics(self, outputs: Outputs) -> Any:
+    def _metrics(self, outputs: Outputs) -> Metrics:
         return as_if_tested(outputs, self.original, gold=self.gold, seed=self.seed)
 
     def _models(self, outputs: Outputs) -> dict[str, Measured]:
@@ -259,6 +267,41 @@ class Ladder:
             augment=self.recipe.augment if retrains else None,
             selection=Selection(by="until", rule=rule, attempts=self.attempts),
         )
+
+
+def show_plan(session: Session, recipe: Recipe, rungs: Sequence[Rung], options: config.Unlearn) -> None:
+    """Print what LoTUS, the ladder up to its likely end, and retraining would take: seconds, and in retrainings.
+
+    The likely end is the first rung that disturbs the weights: LoTUS alone seldom passes.
+    """
+    trained_as = get_method("retrain")(recipe.params).params.model_dump()
+    retraining = dry_run.method_seconds(session, dry_run.Workload("retrain", trained_as, options.seed, recipe))
+    lotus = dry_run.method_seconds(session, dry_run.Workload("lotus", {}, options.seed))
+    end = next((n for n, rung in enumerate(rungs) if rung.method not in ("lotus", "retrain")), len(rungs) - 1)
+    climbed = rungs[: end + 1]
+    seconds = sum(
+        rung.share * retraining
+        if rung.share is not None
+        else dry_run.method_seconds(session, dry_run.Workload(rung.method, rung.params, options.seed))
+        for rung in climbed
+    )
+    rows = [
+        ("LoTUS, published setting", lotus),
+        (f"until=pass, as far as {described(climbed[-1:])}", seconds),
+        ("retraining", retraining),
+    ]
+    table = Table(title="ways", title_justify="left")
+    for name in ("way", "seconds", "of retraining"):
+        table.add_column(name, justify="left" if name == "way" else "right")
+    for way, taken in rows:
+        table.add_row(way, f"{taken:.1f}", f"{taken / retraining:.2f}")
+    stdout().print(table)
+    mlflow.log_metrics({"plan.lotus": lotus, "plan.until_pass": seconds, "plan.retraining": retraining})
+
+
+def _value(own: Measured, attack: str) -> str:
+    value = own.values.get(attack)
+    return f"{attack} {value:.3f}" if value is not None else f"{attack} was not measured"
 
 
 def _outputs_digest(outputs: Outputs) -> str:
