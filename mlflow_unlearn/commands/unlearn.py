@@ -77,9 +77,7 @@ def unlearn(options: config.Unlearn) -> None:
         with tracking.timed("original"):
             outputs = {"original": session.evaluate_original(force=options.force, teacher=teacher)}
         if gold_module is not None:
-            outputs["gold"] = evaluate_splits(
-                gold_module, session.splits, session.hardware, name="gold", cached=True
-            )
+            outputs["gold"] = evaluate_splits(gold_module, session.splits, session.hardware, name="gold", cached=True)
         session = session.filed(options)
         with tracking.timed("method"):
             if policy is not None and recipe is not None and teacher is not None:
@@ -173,9 +171,7 @@ def _check(options: config.Unlearn, params: dict[str, Any]) -> tuple[Policy | No
 def _rungs(session: Session, recipe: Recipe, options: config.Unlearn) -> tuple[Rung, ...]:
     trained_as = get_method("retrain")(recipe.params).params.model_dump()
     forget, retain = len(session.forget), len(session.retain)
-    return default_rungs(
-        model_family(session.module), trained_as, forget=forget, retain=retain, budget=options.budget
-    )
+    return default_rungs(model_family(session.module), trained_as, forget=forget, retain=retain, budget=options.budget)
 
 
 def _plan(

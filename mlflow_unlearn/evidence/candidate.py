@@ -55,7 +55,10 @@ def judge_candidate(models: Mapping[str, Measured], policy: Policy) -> Judgement
 def _judged(models: Mapping[str, Measured], policy: Policy) -> Iterator[tuple[Check, float]]:
     reason = models["unlearned"].collapsed
     if reason is not None:
-        yield Check(rule="not collapsed", value="collapsed", threshold="not collapsed", outcome="fail", note=reason), 1.0
+        yield (
+            Check(rule="not collapsed", value="collapsed", threshold="not collapsed", outcome="fail", note=reason),
+            1.0,
+        )
         return
     yield from (bound(models, rule) for rule in policy.rules if applies(models, rule))
     if policy.membership is not None:

@@ -6,7 +6,6 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-
 ATTEMPTS_TAG = "unlearn.n_attempts"
 """Of a version that ``unlearn --until pass`` has made."""
 

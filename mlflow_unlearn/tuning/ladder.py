@@ -5,7 +5,6 @@ validation set, where a candidate has to stay below a lower quantile of the null
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,19 +12,18 @@ from typing import Any
 
 import mlflow
 import numpy as np
-
 from rich.table import Table
 
 from mlflow_unlearn import cache, config
 from mlflow_unlearn.api import Result
 from mlflow_unlearn.console import note, stdout
+from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.architectures import model_family, weights_digest
 from mlflow_unlearn.engine.checkpoint import Checkpoint
 from mlflow_unlearn.engine.loop import RunOptions
 from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
-from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.evidence.candidate import judge_candidate
 from mlflow_unlearn.evidence.policy import Policy
 from mlflow_unlearn.evidence.provenance import Attempt, Provenance, Selection
