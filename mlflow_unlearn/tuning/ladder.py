@@ -1,6 +1,6 @@
-"""``unlearn --until pass``: one setting after the other, cheapest first, until a policy is content on the validation set.
+"""``unlearn --until pass``: one setting after the other, cheapest first, until a policy is content.
 
-The test set is read once, for the setting that is chosen. Looking at several costs nothing there, and little on the
+It judges on the validation set; the test set is read once, for the setting that is chosen. Looking at several costs nothing there, and little on the
 validation set, where a candidate has to stay below a lower quantile of the null (`mlflow_unlearn.evidence.candidate`).
 """
 
@@ -208,7 +208,7 @@ class Ladder:
         nearest = min(ran, key=lambda attempt: attempt.shortfall or 0.0)
         spent = sum(attempt.share for attempt in ran)
         return NothingToUnlearn(
-            f"none of {len(self.attempts)} attempts passed the policy {self.policy.name!r} on the validation set, after "
+            f"none of {len(self.attempts)} attempts passed the policy {self.policy.name!r} on the validation set after "
             f"{spent:.2f} of a retraining (budget {self.budget:g}); the nearest was {nearest}; nothing was registered: "
             f"give a larger budget= (retraining is among the rungs from {RETRAIN_FROM:g}), other rungs=, or another "
             "policy="
