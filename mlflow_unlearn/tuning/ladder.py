@@ -1,7 +1,8 @@
 """``unlearn --until pass``: one setting after the other, cheapest first, until a policy is content.
 
-It judges on the validation set; the test set is read once, for the setting that is chosen. Looking at several costs nothing there, and little on the
-validation set, where a candidate has to stay below a lower quantile of the null (`mlflow_unlearn.evidence.candidate`).
+It judges on the validation set; the test set is read once, for the setting that is chosen. Looking at several costs
+nothing there, and little on the validation set, where a candidate has to stay below a lower quantile of the null
+(`mlflow_unlearn.evidence.candidate`).
 """
 
 import hashlib
