@@ -32,10 +32,13 @@ def promote(options: config.Promote) -> None:
     """
     with tracking.run("promote", options) as run_id, tracking.scratch() as folder:
         _check_alias(options.alias)
-        policy = read_policy(options.policy) if options.policy is not None else None
+        read_policy(options.policy)  # a bad one is refused before anything is loaded
         client = tracking.client()
         examined = examine(client, options.model_uri, folder, key=options.key)
         examined.refuse_differences("cannot be promoted")
+        policy = None
+        if options.policy is not None:
+            policy = read_policy(options.policy, schema=examined.evidence.policy_schema)
         approver = approver_of(options.approver)
         name, version = examined.registered.name, str(examined.registered.version)
         with model_lock(client, name) as (lock, registered):

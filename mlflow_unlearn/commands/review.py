@@ -39,10 +39,11 @@ def review(options: config.Review) -> None:
         Refused: the verdict is fail, or there is nothing that can be judged.
     """
     with tracking.run("review", options) as run_id, tracking.scratch() as folder:
-        policy = read_policy(options.policy)
+        read_policy(options.policy)  # a bad one is refused before anything is loaded
         client = tracking.client()
         examined = examine(client, options.model_uri, folder, key=options.key)
         examined.refuse_differences("cannot be reviewed")
+        policy = read_policy(options.policy, schema=examined.evidence.policy_schema)
         verdict = judge(examined.evidence, policy, signature=examined.signature)
         registry = registry_client(client)
         name, version, by = examined.registered.name, str(examined.registered.version), whoami()

@@ -91,6 +91,18 @@ def resolve_forget(
     return _some(spec, selected, training)
 
 
+def exchangeable(spec: str) -> bool:
+    """Whether a forget spec draws its samples within each class as unseen ones were drawn: at random, or all of them.
+
+    What people or a column name was chosen for a reason, which may show in a model's outputs without any training.
+
+    >>> [exchangeable(spec) for spec in ("random:10%", "class:3", "group:person=7", "ids.csv", "request:0123456789ab")]
+    [True, True, False, False, False]
+    """
+    scheme, colon, _ = spec.partition(":")
+    return bool(colon) and scheme in ("random", "class")
+
+
 def _some(spec: str, selected: Selected, training: Mask) -> Selected:
     """What is selected, if that is neither nothing nor everything."""
     count = len(selected.indices)

@@ -48,7 +48,7 @@ def evaluate_split(
     Raises:
         UnlearnError: the model's outputs are not finite logits ``[N, K]``.
     """
-    labels, predictions, entropies, confidences, probabilities = [], [], [], [], []
+    labels, predictions, entropies, confidences, margins, probabilities = [], [], [], [], [], []
     sums: torch.Tensor | None = None
     for logits, batch_labels in cached_forward(model, dataset, hardware, cache_key, description=description):
         # float64: the entropies of confident outputs differ far below float32's resolution of a probability near 1.
@@ -64,6 +64,7 @@ def evaluate_split(
         predictions.append(predicted.cpu())
         confidences.append(largest.cpu())
         entropies.append(-(p * log_p).sum(dim=1).cpu())
+        margins.append(true_class_margins(logits, batch_labels).cpu())
         if keep_probabilities:
             probabilities.append(p.cpu())
         if keep_logits is not None:
@@ -75,9 +76,26 @@ def evaluate_split(
         torch.cat(predictions).numpy(),
         torch.cat(entropies).clamp_min(0).numpy(),
         torch.cat(confidences).numpy(),
+        torch.cat(margins).numpy(),
         sums.cpu().numpy(),
         torch.cat(probabilities).numpy() if probabilities else None,
     )
+
+
+def true_class_margins(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """``z_y − max_{j≠y} z_j`` ``[N]``, float64; of logits and not of probabilities, which saturate.
+
+    Args:
+        logits: ``[N, K]``.
+        labels: ``[N]``, in ``[0, K)``.
+
+    >>> true_class_margins(torch.tensor([[3.0, 1.0, 2.5], [3.0, 1.0, 2.5]]), torch.tensor([0, 1])).tolist()
+    [0.5, -2.0]
+    """
+    if logits.shape[1] == 1:  # no other class to be confused with
+        return torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
+    z, y = logits.double(), labels[:, None]
+    return z.gather(1, y)[:, 0] - z.scatter(1, y, -torch.inf).amax(dim=1)
 
 
 @on_all_ranks

@@ -2,19 +2,28 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from mlflow_unlearn.console import first_line, without_passwords
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.evidence.record import Evidence, FrozenRecord, Measured, sha256
+from mlflow_unlearn.evidence.record import Evidence, FrozenRecord, Measured, RequestRecord, sha256
 from mlflow_unlearn.evidence.signing import Signature, fingerprint
-from mlflow_unlearn.metrics.catalog import KEYS, READING
-from mlflow_unlearn.metrics.membership import tells_apart
+from mlflow_unlearn.metrics.catalog import KEYS, MATCHED_BY_CLASS, READING, READING_OF_AUC
+from mlflow_unlearn.metrics.collapse import COLLAPSED
+from mlflow_unlearn.metrics.reading import NOT_MEASURED, Attack, samples_needed, tells_apart
 from mlflow_unlearn.parsing import load_options, read_text
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -79,20 +88,49 @@ class Rule(FrozenRecord):
 
 
 class Membership(FrozenRecord):
-    """The two-sided membership test, read by its interval: residual and over-forgotten always fail."""
+    """The membership test, read in a word: residual, over-forgotten and spread always fail."""
 
-    attack: Literal["mia_auc"] = "mia_auc"
-    accept: list[Word] = ["indistinguishable"]
+    attack: Attack = "mia_advantage"
+    accept: list[Word] = Field(
+        ["indistinguishable"], description="Of everything forgotten so far; and of each part, by schema 1."
+    )
+    accept_each: list[Word] = Field(
+        ["indistinguishable", "undecided"],
+        description="Of a part of that: each request, and what was forgotten now, where that is less.",
+    )
     each_request: bool = Field(True, description="Each request has to pass by itself, and so has their union.")
     uninformative: Literal["fail", "accept"] = Field(
         "fail", description="Where the attack did not tell the samples from unseen ones in the original either."
     )
+    exchangeable: Literal["required", "optional"] = Field(
+        "optional", description="Whether forgotten samples must have been drawn as unseen ones were."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_auc_as_it_was(cls, values: Any) -> Any:
+        """By ``mia_auc`` what is accepted of all is accepted of each, as schema 1 had it."""
+        if not isinstance(values, dict) or values.get("attack") != "mia_auc":
+            return values
+        if later := sorted(_SINCE_SCHEMA_2 & values.keys()):
+            raise ValueError(f"{later[0]} goes with attack: mia_advantage, not with mia_auc")
+        default = cls.model_fields["accept"].default
+        return values | {"accept_each": values.get("accept", default)}
+
+    @model_serializer(mode="wrap")
+    def _as_its_schema_has_it(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Digests of policies of schema 1 are compared with those of earlier releases."""
+        dumped: dict[str, Any] = handler(self)
+        return {key: v for key, v in dumped.items() if self.attack != "mia_auc" or key not in _SINCE_SCHEMA_2}
+
+
+_SINCE_SCHEMA_2 = {"accept_each", "exchangeable"}
 
 
 class Policy(FrozenRecord):
-    """What must hold. Without a file these defaults apply."""
+    """What must hold. Without a file these defaults apply; those of schema 1 differ in the attack, ``mia_auc``."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     name: str = "default"
     rules: list[Rule] = [
         Rule(metric="acc_test", relative_to="original", at_least=-0.01),
@@ -110,6 +148,23 @@ class Policy(FrozenRecord):
         False, description="Who promotes may not have asked for, filed, or carried out the unlearning."
     )
     authenticated: bool = Field(True, description="Names count only where the tracking server has checked them.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _attack_of_its_schema(cls, values: Any) -> Any:
+        """Schema 1, which is also that of a policy that names ``mia_auc``, knows no other attack."""
+        if not isinstance(values, dict):
+            return values
+        membership = values.get("membership", {})
+        attack = membership.get("attack") if isinstance(membership, dict) else None
+        schema = values.get("schema_version", 1 if attack == "mia_auc" else 2)
+        if schema == 1 and attack == "mia_advantage":
+            raise ValueError("schema 1 knows no mia_advantage: write schema_version: 2")
+        if schema == 2 and attack == "mia_auc":
+            raise ValueError("by schema 2 mia_advantage decides: write schema_version: 1 to keep mia_auc")
+        if schema == 1 and isinstance(membership, dict):
+            values = values | {"membership": {"attack": "mia_auc"} | membership}
+        return values | {"schema_version": schema}
 
     @field_validator("signers")
     @classmethod
@@ -165,14 +220,18 @@ class Verdict(FrozenRecord):
         return "pass" if self.passed else "fail"
 
 
-def read_policy(path: str | None) -> Policy:
+def read_policy(path: str | None, *, schema: Literal[1, 2] = 2) -> Policy:
     """The policy of a YAML file, or the default one.
+
+    Args:
+        path: of the file; None for the default policy.
+        schema: of a policy that states none: that of the evidence which it is to judge (`Evidence.policy_schema`).
 
     Raises:
         UnlearnError: it cannot be read, or names what there is not.
     """
     if path is None:
-        return Policy()
+        return Policy.model_validate({"schema_version": schema})
     try:
         values = load_options(read_text(path), yaml=True)
     except OSError as error:
@@ -186,6 +245,8 @@ def read_policy(path: str | None) -> Policy:
         values["name"] = without_passwords(name)
     if isinstance(names := values.get("approvers"), list):
         values["approvers"] = [without_passwords(each) if "://" in str(each) else each for each in names]
+    if schema == 1:
+        values.setdefault("schema_version", 1)
     try:
         policy = Policy.model_validate(values, context=Path(path).parent)
     except ValidationError as error:
@@ -282,38 +343,91 @@ def _value(models: Mapping[str, Measured], model: str, metric: str) -> tuple[flo
 
 
 def _memberships(evidence: Evidence, rule: Membership) -> Iterator[Check]:
-    yield _membership("membership", evidence.metrics, rule)
+    """Of the set forgotten now, and of each request and all that was ever forgotten, where these are other sets."""
+    own = [request for request in evidence.requests if request.id in evidence.request_ids]
+    part = rule.each_request and "unlearned" in evidence.union
+    yield _membership("membership", evidence.metrics, rule, own, part=part)
     if rule.each_request:
         for request in evidence.requests:
             if "unlearned" in request.metrics:
                 # What an earlier step forgot has to look like unseen samples to the source already.
                 models = request.metrics if request.id in evidence.request_ids else _unlearned(request.metrics)
-                yield _membership(f"membership, request {request.id}", models, rule)
-        if "unlearned" in evidence.union:
-            yield _membership("membership, everything forgotten", _unlearned(evidence.union), rule)
+                yield _membership(f"membership, request {request.id}", models, rule, [request], part=True)
+        if part:
+            union = _unlearned(evidence.union)
+            yield _membership("membership, everything forgotten", union, rule, evidence.requests)
 
 
 def _unlearned(models: Mapping[str, Measured]) -> dict[str, Measured]:
     return {"unlearned": models["unlearned"]}
 
 
-def _membership(name: str, models: Mapping[str, Measured], rule: Membership) -> Check:
-    """The unlearned model's reading; where the original's is given, a pass has to tell something."""
-    measured = models["unlearned"]
-    word = measured.membership
-    threshold = " or ".join(rule.accept)
-    if word in ("not measured", "collapsed"):
-        note = measured.not_computed.get(rule.attack, "")
-        shown = "–" if word == "not measured" else word
+def _membership(
+    name: str,
+    models: Mapping[str, Measured],
+    rule: Membership,
+    requests: Sequence[RequestRecord],
+    *,
+    part: bool = False,
+) -> Check:
+    """The unlearned model's reading; where the original's is given, a pass has to tell something.
+
+    Args:
+        name: of the line.
+        models: metrics by model, of one set of forgotten samples.
+        rule: of the policy.
+        requests: that name these samples.
+        part: they are not all that was forgotten.
+    """
+    measured, accepted = models["unlearned"], rule.accept_each if part else rule.accept
+    word = measured.read_by(rule.attack)
+    threshold = " or ".join(accepted)
+    if word in (NOT_MEASURED, COLLAPSED):
+        unknown = "" if rule.attack == "mia_auc" else f"{rule.attack} was not measured"
+        note = measured.not_computed.get(rule.attack, unknown)
+        shown = "–" if word == NOT_MEASURED else word
         return Check(rule=name, value=shown, threshold=threshold, outcome="not measured", note=note)
-    values = measured.values
-    shown = f"{word}: {values['mia_auc']:.3f} [{values['mia_auc_low']:.3f}, {values['mia_auc_high']:.3f}]"
-    outcome: Outcome = "pass" if word in rule.accept else "fail"
-    note = READING[word]
-    if outcome == "pass" and "original" in models and not tells_apart(models["original"].membership):
-        note = READING["uninformative"]
+    outcome: Outcome = "pass" if word in accepted else "fail"
+    notes = [READING_OF_AUC[word] if rule.attack == "mia_auc" else READING[word]]
+    if word == "undecided" and rule.attack != "mia_auc":
+        notes += [needed] if (needed := _needed(measured)) else []
+    # Who accepts that too few samples decide nothing accepts it of the original as well; schema 1 did not.
+    decided = word == "indistinguishable" or rule.attack == "mia_auc"
+    if (
+        outcome == "pass"
+        and decided
+        and "original" in models
+        and not tells_apart(models["original"].read_by(rule.attack))
+    ):
+        notes = [READING["uninformative"]]
         outcome = "uninformative" if rule.uninformative == "fail" else "pass"
-    return Check(rule=name, value=shown, threshold=threshold, outcome=outcome, note=note)
+    if rule.attack != "mia_auc" and (kinds := {request.exchangeable for request in requests} - {True}):
+        if False in kinds:
+            notes.append(f"{MATCHED_BY_CLASS}: the null takes forgotten samples to be drawn as unseen ones were")
+        if rule.exchangeable == "required":
+            notes += ["how the samples were chosen is not recorded"] if False not in kinds else []
+            outcome = "fail" if False in kinds else "not measured"
+            threshold += ", of samples drawn as unseen ones"
+    return Check(
+        rule=name, value=_shown(word, measured, rule), threshold=threshold, outcome=outcome, note="; ".join(notes)
+    )
+
+
+def _shown(word: str, measured: Measured, rule: Membership) -> str:
+    """The reading with what it is made from."""
+    values = measured.values
+    if rule.attack == "mia_auc":
+        return f"{word}: {values['mia_auc']:.3f} [{values['mia_auc_low']:.3f}, {values['mia_auc_high']:.3f}]"
+    return f"{word}: {values['mia_advantage']:.3f}, by chance up to {values['mia_advantage_null']:.3f}"
+
+
+def _needed(measured: Measured) -> str:
+    """How many forgotten samples would decide; empty where the record does not have their number."""
+    forget, test = (measured.counts.get(f"n_{role}") for role in ("forget", "test"))
+    if not forget or not test:
+        return ""
+    count = samples_needed(measured.values["mia_advantage_null"], forget, test)
+    return f"about {count} forgotten samples are needed" if count is not None else "more unseen samples are needed"
 
 
 def _size(evidence: Evidence, role: str, least: int) -> Check:

@@ -15,8 +15,8 @@ from pydantic import ConfigDict, Field, JsonValue, PrivateAttr, ValidationError,
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance
-from mlflow_unlearn.metrics.collapse import COLLAPSED, stated_collapse
-from mlflow_unlearn.metrics.membership import read_after, read_auc
+from mlflow_unlearn.metrics.collapse import stated_collapse
+from mlflow_unlearn.metrics.reading import Attack, read_after, read_membership
 from mlflow_unlearn.parsing import NumbersAreNumbers, load_json
 
 FOLDER = "evidence"
@@ -29,9 +29,11 @@ LIMITS = (
     "them."
 )
 ATTACK = (
-    "Membership, two-sided: the area under the ROC curve of telling forgotten from unseen test samples by the entropy "
-    "of the softmax output, classes matched, with a 95 % bootstrap interval (mia_auc); and as published, a balanced "
-    "logistic regression on that entropy, retain set against test set (mia, mia_excess)."
+    "Membership: the largest difference, over all thresholds on the margin of the true class in logits, between the "
+    "fractions of forgotten and of unseen test samples above it, classes matched (mia_advantage), with its null under "
+    "1,000 permutations within classes; this one decides. Besides, by the entropy of the softmax output: the area "
+    "under the ROC curve with a 95 % bootstrap interval (mia_auc), and as published a balanced logistic regression, "
+    "retain set against test set (mia, mia_excess)."
 )
 
 
@@ -135,11 +137,15 @@ class Measured(FrozenRecord):
 
     @property
     def membership(self) -> str:
-        """residual, over-forgotten, undecided, indistinguishable, collapsed, or not measured."""
-        if self.collapsed is not None:
-            return COLLAPSED
-        low, high = self.values.get("mia_auc_low"), self.values.get("mia_auc_high")
-        return "not measured" if low is None or high is None else read_auc(low, high)
+        """residual, over-forgotten, spread, undecided, indistinguishable, collapsed, or not measured.
+
+        By ``mia_advantage``; by ``mia_auc`` in records of releases that did not measure that.
+        """
+        return self.read_by(None)
+
+    def read_by(self, attack: Attack | None) -> str:
+        """`membership` by one attack."""
+        return read_membership(self.values, self.not_computed, attack)
 
 
 class Matched(FrozenRecord):
@@ -177,6 +183,10 @@ class RequestRecord(FrozenRecord):
     request_sha256: str | None = Field(None, description="Of request.json; None for a request of an earlier release.")
     carried_out_by: str
     matched: Matched | None = Field(None, description="What its spec named when it was filed; None: not recorded.")
+    exchangeable: bool | None = Field(
+        None,
+        description="Whether its samples were drawn as unseen ones were, at random or a whole class; None: not recorded.",
+    )
     metrics: dict[str, Measured] = Field(description="By model, where several requests are told apart.")
 
 
@@ -275,8 +285,18 @@ class Evidence(FrozenRecord):
         return self
 
     @property
+    def policy_schema(self) -> Literal[1, 2]:
+        """Of policies that state none: 1, by ``mia_auc``, where ``mia_advantage`` was not measured yet."""
+        return 2 if "mia_advantage" in self.definitions else 1
+
+    @property
+    def matched_by_class_only(self) -> bool:
+        """Whether a request names samples that were not drawn as unseen ones were, so that the null lacks something."""
+        return any(request.exchangeable is False for request in self.requests if request.id in self.request_ids)
+
+    @property
     def membership(self) -> str:
-        """How the two-sided test reads the unlearned model, in the light of the original's reading."""
+        """How the membership test reads the unlearned model, in the light of the original's reading."""
         return read_after(self.metrics["unlearned"].membership, self.metrics["original"].membership)
 
     def to_json(self) -> str:

@@ -31,7 +31,6 @@ from mlflow_unlearn.evidence.record import (
 from mlflow_unlearn.metrics.accuracy import accuracy
 from mlflow_unlearn.metrics.catalog import METRICS
 from mlflow_unlearn.metrics.divergence import rf_js_divergence
-from mlflow_unlearn.metrics.membership import read_after
 from mlflow_unlearn.metrics.outputs import (
     MetricInputs,
     Outputs,
@@ -40,6 +39,7 @@ from mlflow_unlearn.metrics.outputs import (
     select_samples,
     without_classes,
 )
+from mlflow_unlearn.metrics.reading import read_after
 from mlflow_unlearn.metrics.suite import Metrics, compute_metrics
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.digests import file_digests

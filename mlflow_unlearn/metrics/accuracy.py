@@ -1,13 +1,14 @@
 """Accuracy, and the gap to the gold standard that is averaged over accuracies and the membership attack."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from mlflow_unlearn.metrics import _arrays
+from mlflow_unlearn.metrics.advantage import Sides, advantage_sides
 from mlflow_unlearn.metrics.membership import attack_fractions
-from mlflow_unlearn.metrics.outputs import Computed, MetricInputs
+from mlflow_unlearn.metrics.outputs import Compute, Computed, MetricInputs
 
 GAP_ACCURACIES = ("acc_forget", "acc_retain", "acc_test")
 
@@ -49,8 +50,8 @@ def accuracy(predictions: npt.ArrayLike, labels: npt.ArrayLike, mask: npt.ArrayL
 def avg_gap(unlearned: Mapping[str, float | None], gold: Mapping[str, float | None], *, mia_key: str = "mia") -> float:
     """Mean distance to the gold standard: of ``|mia_u - mia_g|`` and ``|acc_u - acc_g|`` on forget, retain and test.
 
-    ``avg_gap`` as published takes ``mia_key="mia"``, ``avg_gap_excess`` is the same with ``mia_key="mia_excess"``,
-    which does not follow the overall confidence of the model.
+    ``avg_gap`` as published takes ``mia_key="mia"``, ``avg_gap_excess`` is the same with ``mia_key="mia_excess"``. Both
+    terms follow the overall confidence of the model; that of ``avg_gap_advantage`` does not.
 
     Args:
         unlearned: Metrics of the unlearned model: ``mia_key``, ``acc_forget``, ``acc_retain``, ``acc_test``. Others
@@ -114,12 +115,44 @@ def average_gaps(inputs: MetricInputs) -> Computed:
 
     Source: as of :func:`avg_gap`.
     """
-    gold = MetricInputs(inputs.gold, seed=inputs.seed)
-    ours, theirs = ({**side.once(accuracies), **side.once(attack_fractions)} for side in (inputs, gold))
-    values = [{key: value for key, value in side.items() if isinstance(value, float)} for side in (ours, theirs)]
+    ours, theirs = _terms(inputs, attack_fractions)
     found: dict[str, float | str] = {}
     for key, mia_key in (("avg_gap", "mia"), ("avg_gap_excess", "mia_excess")):
-        terms = [side[term] for side in (ours, theirs) for term in (mia_key, *GAP_ACCURACIES)]
-        reason = next((term for term in terms if isinstance(term, str)), None)
-        found[key] = avg_gap(*values, mia_key=mia_key) if reason is None else reason
+        reason = _missing(ours, theirs, (mia_key, *GAP_ACCURACIES))
+        found[key] = reason or avg_gap(_numbers(ours), _numbers(theirs), mia_key=mia_key)
     return found
+
+
+def average_gap_advantage(inputs: MetricInputs) -> Computed:
+    """``avg_gap_advantage``: mean distance to gold of three accuracies and of the best threshold's advantage; fraction.
+
+    The mean of ``max(|D⁺_u − D⁺_g|, |D⁻_u − D⁻_g|)`` and ``|acc_u − acc_g|`` on forget, retain and test. By side, since
+    an advantage of .1 on one side is far from one of .1 on the other. One that lacks a term on either side is not
+    computed, for that term's reason.
+
+    Source: ours, after Avg Gap, Spartalis et al., LoTUS, CVPR 2025 (arXiv 2503.18314).
+    """
+    ours, theirs = _terms(inputs, advantage_sides)
+    reason = _missing(ours, theirs, (*Sides._fields, *GAP_ACCURACIES))
+    if reason is not None:
+        return {"avg_gap_advantage": reason}
+    mine, golds = _numbers(ours), _numbers(theirs)
+    attack = max(abs(mine[side] - golds[side]) for side in Sides._fields)
+    return {"avg_gap_advantage": avg_gap({**mine, "attack": attack}, {**golds, "attack": 0.0}, mia_key="attack")}
+
+
+def _terms(inputs: MetricInputs, attack: Compute) -> tuple[Computed, Computed]:
+    """Accuracies and what an attack gives, of the model and of gold."""
+    gold = MetricInputs(inputs.gold, seed=inputs.seed)
+    ours, theirs = ({**side.once(accuracies), **side.once(attack)} for side in (inputs, gold))
+    return ours, theirs
+
+
+def _missing(ours: Computed, theirs: Computed, keys: Sequence[str]) -> str | None:
+    """The first reason why a term was not computed."""
+    terms = (side[key] for side in (ours, theirs) for key in keys)
+    return next((term for term in terms if isinstance(term, str)), None)
+
+
+def _numbers(computed: Computed) -> dict[str, float]:
+    return {key: value for key, value in computed.items() if isinstance(value, float)}

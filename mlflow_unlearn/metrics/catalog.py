@@ -42,6 +42,7 @@ class Metric:
         card: its column in the model card's table of requests.
         by_request: it depends on what was forgotten, and is shown for each request.
         interval_end: it is an end of the interval of the metric in whose name it starts, and shown beside that.
+        of_null: it belongs to the null of the metric in whose name it starts, and is no result by itself.
         classes_only: it is defined only where a class is wholly forgotten; elsewhere it is not listed as missing.
     """
 
@@ -61,6 +62,7 @@ class Metric:
     card: int | None = None
     by_request: bool = True
     interval_end: bool = False
+    of_null: bool = False
     classes_only: bool = False
 
     def function(self) -> "Compute":
@@ -87,7 +89,7 @@ _ACCURACY = partial(
     needs=("forget", "retain", "test"),
     section="accuracy",
     good="the original's value",
-    comparison=3,
+    comparison=4,
 )
 _GAP = partial(
     Metric,
@@ -99,6 +101,13 @@ _GAP = partial(
     good="in practice the floor",
     by_request=False,
 )
+_ADVANTAGE = partial(
+    Metric,
+    computed_by="advantage.advantage_with_null",
+    needs=("forget", "test"),
+    section="the-advantage-of-the-best-threshold",
+)
+_NULL = partial(_ADVANTAGE, good="small: many samples", of_null=True)
 _ATTACK = partial(
     Metric,
     computed_by="membership.attack_fractions",
@@ -107,7 +116,7 @@ _ATTACK = partial(
     definition=2,
 )
 _AUC = partial(
-    Metric, computed_by="membership.auc_with_interval", needs=("forget", "test"), section="two-sided-auc", card=1
+    Metric, computed_by="membership.auc_with_interval", needs=("forget", "test"), section="two-sided-auc", card=3
 )
 _RF_JSD = partial(
     Metric, computed_by="divergence.from_original", needs=("forget", "retain", "test", "original"), ideal=0.0
@@ -156,25 +165,75 @@ _RECORDS = (
         printed=False,
         classes_only=True,
     ),
+    _ADVANTAGE(
+        "mia_advantage",
+        "largest TPR − FPR over thresholds on the margin; this decides",
+        ideal=0.0,
+        good="in practice within its null",
+        val_name="mia_advantage_val",
+        objective=2,
+        comparison=4,
+        card=2,
+    ),
+    _NULL("mia_advantage_null", "… 95 % quantile by chance alone", val_name="mia_advantage_null_val", card=2),
+    _NULL("mia_advantage_null_mean", "… mean by chance alone: the noise floor", val_name="mia_advantage_null_mean_val"),
+    _NULL("mia_advantage_null_80", "… 80 % quantile by chance alone", val_name="mia_advantage_null_80_val"),
+    _NULL("mia_advantage_se", "… standard deviation by chance alone", val_name="mia_advantage_se_val"),
+    _ADVANTAGE(
+        "mia_advantage_residual",
+        "… where forgotten samples look like members",
+        ideal=0.0,
+        good="compare with gold's",
+        val_name="mia_advantage_residual_val",
+    ),
+    _ADVANTAGE(
+        "mia_advantage_over",
+        "… where they look less like members than unseen ones",
+        ideal=0.0,
+        good="compare with gold's",
+        val_name="mia_advantage_over_val",
+    ),
+    _ADVANTAGE(
+        "mia_margin_auc",
+        "telling forget from test by the margin; its interval is chance's",
+        ideal=0.5,
+        good="both sides are failures",
+        val_name="mia_margin_auc_val",
+    ),
+    _ADVANTAGE(
+        "mia_margin_auc_low",
+        "… lower end of what chance gives",
+        good="at most the AUC",
+        val_name="mia_margin_auc_val_low",
+        interval_end=True,
+    ),
+    _ADVANTAGE(
+        "mia_margin_auc_high",
+        "… upper end of what chance gives",
+        good="at least the AUC",
+        val_name="mia_margin_auc_val_high",
+        interval_end=True,
+    ),
     _ATTACK(
         "mia",
         "forget samples that the attack calls members; follows confidence",
         good="gold's value, not 0",
         val_name="mia_val",
-        comparison=3,
+        comparison=4,
         printed=False,
     ),
     _ATTACK("mia_test", "test samples that the same attack calls members", good="none of its own"),
     _ATTACK(
         "mia_excess",
-        "mia − mia_test; near 0 is right, both signs are failures",
+        "mia − mia_test; follows confidence, decides nothing",
         range=(-1.0, 1.0),
         ideal=0.0,
         good="both signs are failures",
         val_name="mia_excess_val",
-        objective=2,
-        comparison=3,
-        card=2,
+        objective=3,
+        comparison=4,
+        printed=False,
+        card=4,
     ),
     _AUC(
         "mia_auc",
@@ -182,8 +241,9 @@ _RECORDS = (
         ideal=0.5,
         good="both sides are failures",
         val_name="mia_auc_val",
-        objective=2,
-        comparison=3,
+        objective=3,
+        comparison=4,
+        printed=False,
     ),
     _AUC(
         "mia_auc_low",
@@ -210,7 +270,7 @@ _RECORDS = (
         ideal=0.0,
         good="compare with gold's",
         val_name="entropy_ks_val",
-        objective=2,
+        objective=3,
     ),
     _RF_JSD(
         "rf_jsd",
@@ -220,7 +280,7 @@ _RECORDS = (
         good="compare with the original's",
         val_name="rf_jsd_val",
         objective=1,
-        comparison=5,
+        comparison=6,
     ),
     _RF_JSD("rf_jsd_published", _PUBLISHED, section="published-variants", range=(0.0, math.inf)),
     _JSD(
@@ -229,17 +289,27 @@ _RECORDS = (
         section="jsd-divergence-from-gold",
         range=(0.0, math.log(2.0)),
         good="the floor between two golds",
-        comparison=4,
+        comparison=5,
     ),
     _JSD("jsd_published", _PUBLISHED, section="published-variants", range=(0.0, math.inf), good="as `jsd`"),
-    _GAP("avg_gap", "mean distance to gold, as published", val_name="avg_gap_val", comparison=2),
+    _GAP(
+        "avg_gap_advantage",
+        "mean distance to gold with mia_advantage; this decides",
+        computed_by="accuracy.average_gap_advantage",
+        definition=1,
+        val_name="avg_gap_advantage_val",
+        objective=4,
+        comparison=1,
+    ),
+    _GAP("avg_gap", "mean distance to gold, as published", val_name="avg_gap_val", comparison=3),
     _GAP(
         "avg_gap_excess",
-        "mean distance to gold with mia_excess; this decides",
+        "mean distance to gold with mia_excess; follows confidence",
         range=(0.0, 1.25),
         val_name="avg_gap_excess_val",
-        objective=2,
-        comparison=1,
+        objective=4,
+        comparison=2,
+        printed=False,
     ),
 )
 
@@ -257,6 +327,7 @@ def ranked(place: Literal["objective", "comparison", "card"]) -> tuple[Metric, .
 ON_VALIDATION: Mapping[str, Metric] = {m.val_name: m for m in _RECORDS if m.val_name is not None}
 """The validation metrics by which `tune` selects, under their own names: ``rf_jsd_val``, …"""
 OBJECTIVES: Mapping[str, tuple[str, ...]] = {
+    "rf_jsd_advantage_val": ("rf_jsd_val", "mia_advantage_val"),
     "rf_jsd_mia_val": ("rf_jsd_val", "mia_excess_val"),
     **{m.val_name: (m.val_name,) for m in ranked("objective") if m.val_name is not None},
 }
@@ -265,12 +336,17 @@ OBJECTIVES: Mapping[str, tuple[str, ...]] = {
 READING = {
     "residual": "the forget set is still recognised",
     "over-forgotten": "the forget set stands out the other way, which gives it away as well",
-    "undecided": "the interval is too wide to tell; a larger forget or test set would",
+    "spread": "the forget set stands out on both sides of the unseen samples",
+    "undecided": "too few samples to tell; a larger forget or test set would",
     "indistinguishable": "forgotten and unseen samples look alike to the attack",
     "uninformative": "the attack could not tell forgotten from unseen samples in the original either: a pass says "
     "nothing",
     "collapsed": "the model no longer tells the retained classes apart, and its metrics are void",
 }
+READING_OF_AUC = READING | {"undecided": "the interval is too wide to tell; a larger forget or test set would"}
+"""The same where ``mia_auc`` decides: in records and policies of earlier releases."""
+MATCHED_BY_CLASS = "matched by class only"
+"""Of a reading whose forget set was not drawn as the unseen samples were, while its null takes it to be."""
 
 
 def overview() -> str:

@@ -102,8 +102,8 @@ def membership_attack(
 
     A logistic regression with balanced class weights learns member = ``D_r`` against non-member = ``D_t`` from the
     entropy alone. ``mia`` is the fraction of ``D_f`` that it calls member, ``mia_test`` that of ``D_t`` under
-    :func:`class_matched_weights`, ``mia_excess = mia - mia_test``. ``mia`` alone follows the overall confidence of the
-    model; the excess does not.
+    :func:`class_matched_weights`, ``mia_excess = mia - mia_test``. Both follow the overall confidence of the model: the
+    less the outputs differ from certainty, the smaller the excess, down to 0, whatever the samples give away.
 
     With fewer than 100 non-members each of them is classified by a fit without it (5 folds drawn with ``seed``); above
     that one feature cannot be overfitted, and ``seed`` has no effect. ``D_f`` is always classified by the fit on
@@ -262,30 +262,6 @@ def read_auc(low: float, high: float) -> AucReading:
     if high - low > WIDEST_DECIDED_INTERVAL:
         return "undecided"
     return "indistinguishable"
-
-
-def read_after(word: str, original: str) -> str:
-    """The reading of an unlearned model, where the original's is known.
-
-    Where the attack did not tell the forget set from unseen samples in the original, that it does not now is no news.
-
-    Args:
-        word: what :func:`read_auc` says of the unlearned model.
-        original: what it says of the original; may be "not measured".
-
-    Returns:
-        *uninformative* in the place of *indistinguishable* if the original is neither *residual* nor *over-forgotten*.
-
-    Example:
-        >>> [read_after("indistinguishable", before) for before in ("residual", "undecided", "indistinguishable")]
-        ['indistinguishable', 'uninformative', 'uninformative']
-    """
-    return word if word != "indistinguishable" or tells_apart(original) else "uninformative"
-
-
-def tells_apart(word: str) -> bool:
-    """Whether a reading says that the attack can tell the forget set from unseen samples, on whichever side."""
-    return word in ("residual", "over-forgotten")
 
 
 def entropy_ks(

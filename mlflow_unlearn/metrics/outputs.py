@@ -18,6 +18,7 @@ class SplitOutputs:
         predictions: ``[N]``.
         entropies: of the softmax outputs, ``[N]``, nats.
         confidences: largest softmax output, ``[N]``.
+        margins: logit of the label less the largest of the other classes', ``[N]``.
         class_sums: row c is the sum of the softmax outputs of the samples with label c, ``[K, K]``.
         probabilities: the softmax outputs ``[N, K]``, kept for the forget set alone.
     """
@@ -26,6 +27,7 @@ class SplitOutputs:
     predictions: npt.NDArray[np.int64]
     entropies: npt.NDArray[np.float64]
     confidences: npt.NDArray[np.float64]
+    margins: npt.NDArray[np.float64]
     class_sums: npt.NDArray[np.float64]
     probabilities: npt.NDArray[np.float64] | None = field(default=None, repr=False)
 
@@ -121,4 +123,5 @@ def concatenate_outputs(parts: Sequence[SplitOutputs], samples: npt.NDArray[Any]
     labels, probabilities = joined("labels"), joined("probabilities")
     sums = np.zeros_like(parts[0].class_sums)
     np.add.at(sums, labels, probabilities)
-    return SplitOutputs(labels, joined("predictions"), joined("entropies"), joined("confidences"), sums, probabilities)
+    by_sample = {name: joined(name) for name in ("predictions", "entropies", "confidences", "margins")}
+    return SplitOutputs(labels, class_sums=sums, probabilities=probabilities, **by_sample)

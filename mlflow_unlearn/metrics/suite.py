@@ -59,7 +59,7 @@ def compute_metrics(
         outputs: of the model on forget, retain, test, and val if ``acc_val`` is wanted.
         original_test: of the original on test.
         gold: of the gold standard, as ``outputs``.
-        seed: of the bootstrap and of the folds of the attack.
+        seed: of the permutations, the bootstrap and the folds of the attack.
         definitions: metric key → the earlier definition that a record names; what it does not name has today's.
 
     Raises:

@@ -1,9 +1,13 @@
 """The version's description and `model_card.md`: the evidence record in words."""
 
 from mlflow_unlearn.evidence.record import Evidence, RequestRecord
-from mlflow_unlearn.metrics.catalog import METRICS, READING, ranked
+from mlflow_unlearn.metrics.catalog import MATCHED_BY_CLASS, METRICS, READING, READING_OF_AUC, ranked
 
-_CARD_KEYS = tuple(metric.key for metric in ranked("card"))
+_WORDS_BEFORE = {
+    "mia_excess": "mia − mia_test; near 0 is right, both signs are failures",
+    "avg_gap_excess": "mean distance to gold with mia_excess; this decides",
+}
+"""Meanings as cards had them before ``mia_advantage`` was measured; `verify` makes such cards again, word for word."""
 
 
 def describe(evidence: Evidence) -> str:
@@ -51,11 +55,13 @@ def frozen(prefix: str) -> str:
 
 
 def reading(evidence: Evidence) -> str:
-    """The two-sided membership test in a sentence."""
-    measured = evidence.metrics["unlearned"]
+    """The membership test in a sentence."""
+    measured, by_auc = evidence.metrics["unlearned"], evidence.policy_schema == 1
     # A record of an earlier release has no reading of its own, and its card is held against that release's words.
     word = evidence.reading or measured.membership
-    return f"{word}: {READING[word] if word in READING else measured.not_computed.get('mia_auc', 'no reason recorded')}"
+    words, key = (READING_OF_AUC, "mia_auc") if by_auc else (READING, "mia_advantage")
+    shown = f"{word} ({MATCHED_BY_CLASS})" if evidence.matched_by_class_only and word in words else word
+    return f"{shown}: {words[word] if word in words else measured.not_computed.get(key, 'no reason recorded')}"
 
 
 def metrics_table(evidence: Evidence) -> str:
@@ -103,16 +109,19 @@ def _apart(evidence: Evidence) -> str:
     rows = {f"request `{r.id}`": r.metrics["unlearned"] for r in evidence.requests if "unlearned" in r.metrics}
     if "unlearned" in evidence.union:
         rows["everything forgotten so far"] = evidence.union["unlearned"]
-    lines = [f"| forget set | membership | {' | '.join(_CARD_KEYS)} |", "|---" * (len(_CARD_KEYS) + 2) + "|"]
+    keys = [metric.key for metric in ranked("card") if metric.key in evidence.definitions]
+    lines = [f"| forget set | membership | {' | '.join(keys)} |", "|---" * (len(keys) + 2) + "|"]
     for name, measured in rows.items():
-        cells = [f"{measured.values[key]:.4f}" if key in measured.values else "–" for key in _CARD_KEYS]
+        cells = [f"{measured.values[key]:.4f}" if key in measured.values else "–" for key in keys]
         lines.append(f"| {name} | {measured.membership} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _attack(evidence: Evidence) -> str:
     used = [metric for key, metric in METRICS.items() if key in evidence.metrics["unlearned"].values]
-    return evidence.attack + "\n\n" + "\n".join(f"- `{metric.key}`: {metric.meaning}" for metric in used)
+    before = _WORDS_BEFORE if evidence.policy_schema == 1 else {}
+    meanings = "\n".join(f"- `{metric.key}`: {before.get(metric.key, metric.meaning)}" for metric in used)
+    return evidence.attack + "\n\n" + meanings
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

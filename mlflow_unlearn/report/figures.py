@@ -15,7 +15,6 @@ MAX_EPOCHS = 200
 MAX_INTERVALS = 12
 MAX_REQUESTS = 5
 _LABELS = {"temperature": "temperature τ", "delta": "accuracy gap Δ"}
-_ENDS = ("_low", "", "_high")
 _LEFT, _TOP, _WIDTH, _HEIGHT = 46.0, 8.0, 206.0, 108.0  # the plot in the view box of a small panel, 260 × 142
 
 
@@ -42,7 +41,8 @@ def fit(text: str, width: int) -> str:
 
 
 def intervals(evidence: Evidence, apart: Sequence[tuple[str, Mapping[str, Measured]]]) -> dict[str, Any] | None:
-    """The membership intervals; None where nothing has one."""
+    """Membership beside what chance gives, in records of earlier releases by intervals; None where nothing has any."""
+    chance = evidence.policy_schema == 2
     named = [(MODELS.get(model, model), model, measured) for model, measured in evidence.metrics.items()]
     named += [(f"after, {name}", "unlearned", m["unlearned"]) for name, m in reversed(apart) if "unlearned" in m]
     rows: list[dict[str, Any]] = [
@@ -50,18 +50,50 @@ def intervals(evidence: Evidence, apart: Sequence[tuple[str, Mapping[str, Measur
             "name": name,
             "model": model,
             "word": evidence.membership if name == MODELS["unlearned"] else m.membership,
-            "ends": [m.values[f"mia_auc{end}"] for end in _ENDS],
+            "ends": ends,
         }
         for name, model, m in named
-        if all(f"mia_auc{end}" in m.values for end in _ENDS)
+        if (ends := (_up_to_chance(m) if chance else _interval(m))) is not None
     ][:MAX_INTERVALS]
     if not rows:
         return None
-    ticks = axis_ticks([0.4, 0.6, *(value for row in rows for value in row["ends"])])
+    ticks = axis_ticks([*((0.0, 0.2) if chance else (0.4, 0.6)), *(value for row in rows for value in row["ends"])])
     x = _scale(ticks, 8, 364)
     for row in rows:
         row["x"] = [x(value) for value in row["ends"]]
-    return {"rows": rows, "ticks": [(x(tick), f"{tick:.2g}") for tick in ticks], "middle": x(0.5)}
+    return {
+        "rows": rows,
+        "ticks": [(x(tick), f"{tick:.2g}") for tick in ticks],
+        "middle": x(0.0 if chance else 0.5),
+        **(_CHANCE if chance else _INTERVALS),
+    }
+
+
+_CHANCE = {
+    "caption": "Membership: advantage of the best threshold, beside what chance gives",
+    "description": "One row a model or forget set; a mark beyond the bar, which ends at the 95 % quantile of chance, "
+    "shows a difference between forgotten and unseen samples.",
+    "columns": ("from", "mia_advantage", "mia_advantage_null"),
+}
+_INTERVALS = {
+    "caption": "Membership: AUC of telling forgotten from unseen, with 95 % intervals",
+    "description": "One row a model or forget set; an interval that holds 0.5 shows no difference between forgotten "
+    "and unseen samples.",
+    "columns": ("low", "mia_auc", "high"),
+}
+
+
+def _up_to_chance(measured: Measured) -> list[float] | None:
+    """Where the bar of chance begins, the value, and where the bar ends."""
+    value, null = (measured.values.get(f"mia_advantage{end}") for end in ("", "_null"))
+    return None if value is None or null is None else [0.0, value, null]
+
+
+def _interval(measured: Measured) -> list[float] | None:
+    """The AUC between the ends of its interval."""
+    ends = [measured.values.get(f"mia_auc{end}") for end in ("_low", "", "_high")]
+    found = [end for end in ends if end is not None]
+    return found if len(found) == len(ends) else None
 
 
 def axis_ticks(values: Sequence[float]) -> list[float]:

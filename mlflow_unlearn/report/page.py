@@ -15,7 +15,7 @@ from PIL import Image
 
 from mlflow_unlearn.evidence.policy import Verdict
 from mlflow_unlearn.evidence.record import Evidence, Measured, RequestRecord
-from mlflow_unlearn.metrics.catalog import METRICS, READING
+from mlflow_unlearn.metrics.catalog import MATCHED_BY_CLASS, METRICS, READING, READING_OF_AUC
 from mlflow_unlearn.metrics.divergence import js_divergence
 from mlflow_unlearn.report import figures
 from mlflow_unlearn.report.figures import MODELS, fit, number
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 2_000_000
 _ROW_KEYS = tuple(key for key, metric in METRICS.items() if not metric.interval_end)
-_APART_KEYS = tuple(key for key in _ROW_KEYS if METRICS[key].by_request)
+_APART_KEYS = tuple(key for key in _ROW_KEYS if METRICS[key].by_request and not METRICS[key].of_null)
 
 
 class Limits(NamedTuple):
@@ -153,7 +153,8 @@ def _context(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample], li
         "samples": samples,
         "limits": limits,
         "MODELS": MODELS,
-        "READING": READING,
+        "MATCHED_BY_CLASS": MATCHED_BY_CLASS,
+        "READING": READING if evidence.policy_schema == 2 else READING_OF_AUC,
         "readings": {m: one.membership for m, one in evidence.metrics.items()} | {"unlearned": evidence.membership},
         "summary": _summary(evidence),
         "metrics": [_metric_row(key, evidence.metrics) for key in _ROW_KEYS],
@@ -215,9 +216,13 @@ def _metric_row(key: str, columns: Mapping[str, Measured]) -> dict[str, Any]:
 def _summary(evidence: Evidence) -> list[tuple[str, str, str]]:
     """What decides, as term, value and a remark."""
     before, after = evidence.metrics["original"], evidence.metrics["unlearned"]
-    shown = "; before ".join(_interval(measured) for measured in (after, before))
-    missing = "mia_auc" not in after.values
-    rows = [("Membership after", evidence.membership, _reason("mia_auc", after) if missing else f"AUC {shown}")]
+    key, name, short = ("mia_auc", "AUC", _interval)
+    if evidence.policy_schema == 2:
+        key, name, short = ("mia_advantage", "advantage", _beside_chance)
+    shown = f"{name} " + "; before ".join(map(short, (after, before)))
+    apart = f"; {MATCHED_BY_CLASS}" if evidence.matched_by_class_only else ""
+    remark = shown + apart if key in after.values else _reason(key, after)
+    rows = [("Membership after", evidence.membership, remark)]
     gold = evidence.metrics.get("gold")
     for key, name in (("acc_forget", "Forget set"), ("acc_retain", "Retain set"), ("acc_test", "Test set")):
         values = [measured.values.get(key) for measured in (before, after)]
@@ -225,6 +230,12 @@ def _summary(evidence: Evidence) -> list[tuple[str, str, str]]:
         unknown = next((m for m in (after, before) if _shown(key, m) == "–"), None)
         rows.append((f"{name} accuracy", " → ".join(map(number, values)), _reason(key, unknown) if unknown else remark))
     return rows
+
+
+def _beside_chance(measured: Measured) -> str:
+    """The advantage beside its null, short."""
+    value, null = (measured.values.get(f"mia_advantage{end}") for end in ("", "_null"))
+    return "–" if value is None or null is None else f"{value:.3f} (by\u00a0chance up\u00a0to\u00a0{null:.3f})"
 
 
 def _interval(measured: Measured) -> str:

@@ -11,7 +11,7 @@ from mlflow_unlearn.console import one_line, stdout
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.evidence.policy import Verdict
 from mlflow_unlearn.metrics.catalog import METRICS, READING
-from mlflow_unlearn.metrics.membership import AucReading, read_after, read_auc
+from mlflow_unlearn.metrics.reading import NOT_MEASURED, read_after, read_membership
 
 if TYPE_CHECKING:
     from mlflow_unlearn.data.source import Source
@@ -24,26 +24,22 @@ def escape(text: str) -> str:
     return without_markup(one_line(text))
 
 
-def auc_reading(metrics: "Metrics", original: "Metrics | None" = None) -> str:
-    """The two-sided membership test in a sentence, in the light of the original's where that is given."""
+def membership_reading(metrics: "Metrics", original: "Metrics | None" = None) -> str:
+    """The membership test in a sentence, in the light of the original's where that is given."""
     if metrics.collapsed is not None:
         return metrics.collapsed
-    if "mia_auc" not in metrics:
-        return f"not computed: {metrics.missing['mia_auc']}"
-    word: str = _word(metrics)
+    word = read_membership(metrics, metrics.missing)
+    if word == NOT_MEASURED:
+        return f"not computed: {metrics.missing['mia_advantage']}"
     if original is not None:
-        word = read_after(word, _word(original) if "mia_auc" in original else "not measured")
+        word = read_after(word, read_membership(original, original.missing))
     return f"{word}: {READING[word]}"
 
 
 def readings(columns: "Mapping[str, Metrics]") -> dict[str, str]:
-    """`auc_reading` of each model; the unlearned one's in the light of the original's, where that is among them."""
+    """`membership_reading` of each model; the unlearned one's in the light of the original's, where that is there."""
     before = {"unlearned": columns.get("original")}
-    return {name: auc_reading(metrics, before.get(name)) for name, metrics in columns.items()}
-
-
-def _word(metrics: "Metrics") -> AucReading:
-    return read_auc(metrics["mia_auc_low"], metrics["mia_auc_high"])
+    return {name: membership_reading(metrics, before.get(name)) for name, metrics in columns.items()}
 
 
 def comparison(columns: "Mapping[str, Metrics]") -> Table:

@@ -7,6 +7,7 @@ import numpy.typing as npt
 from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.console import note
+from mlflow_unlearn.data.forget import exchangeable
 from mlflow_unlearn.data.source import Source
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.record import Evidence, RequestRecord, Step, read_evidence
@@ -61,6 +62,7 @@ def request_record(request_id: str, run_id: str, *, by: str) -> RequestRecord:
         run_id=run_id,
         request_sha256=details["sha256"],
         carried_out_by=by,
+        exchangeable=exchangeable(details["forget"]) if isinstance(details.get("forget"), str) else None,
         metrics={},
         **always,
         **optional,

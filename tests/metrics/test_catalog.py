@@ -29,7 +29,9 @@ def outputs(seed, classes=4):
         scores = rng.normal(size=(size, classes)) + 2 * rng.random((size, 1)) * np.eye(classes)[labels]
         p = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
         sums = np.eye(classes)[labels].T @ p
-        made[split] = SplitOutputs(labels, p.argmax(1), -(p * np.log(p)).sum(1), p.max(1), sums, p)
+        own = np.eye(classes, dtype=bool)[labels]
+        margins = scores[own] - np.where(own, -np.inf, scores).max(1)
+        made[split] = SplitOutputs(labels, p.argmax(1), -(p * np.log(p)).sum(1), p.max(1), margins, sums, p)
     return made
 
 

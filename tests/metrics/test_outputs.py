@@ -17,7 +17,9 @@ def outputs(seed, count, probabilities=True):
     rng = np.random.default_rng(seed)
     p, labels = rng.dirichlet(np.ones(3), count), rng.integers(3, size=count)
     sums = np.eye(3)[labels].T @ p
-    return SplitOutputs(labels, p.argmax(1), rng.random(count), p.max(1), sums, p if probabilities else None)
+    return SplitOutputs(
+        labels, p.argmax(1), rng.random(count), p.max(1), rng.normal(size=count), sums, p if probabilities else None
+    )
 
 
 def same(a, b):
