@@ -27,7 +27,7 @@ from mlflow_unlearn.registry.versions import check_name, find_version
 from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.new_version import new_record
-from mlflow_unlearn.session.recipe import Recipe, training_recipe
+from mlflow_unlearn.session.recipe import Recipe, recorded_params, training_recipe
 from mlflow_unlearn.session.session import Session, open_session
 from mlflow_unlearn.tuning.ladder import Ladder, show_plan
 from mlflow_unlearn.tuning.rungs import Rung, default_rungs, parse_rungs
@@ -67,9 +67,13 @@ def unlearn(options: config.Unlearn) -> None:
             gold_module = open_gold(session, options)
             session.log_manifests()
 
-        recipe = None
+        recipe, method = None, get_method(options.method)
         if options.method == "retrain" or policy is not None or options.plan:
             recipe = training_recipe(session, options)
+            recorded = recipe.params if options.method == "retrain" else method.recorded(recipe.params)
+        else:
+            recorded = recorded_params(session, options, [options.method]).get(options.method, {})
+        params = {**recorded, **params}
         if options.plan and recipe is not None:
             _plan(session, options, params, recipe, rungs, models=3 if gold_module else 2)
             return
@@ -120,9 +124,6 @@ def _once(
     teacher: Teacher | None,
 ) -> tuple[Result, Provenance, Checkpoint]:
     """Run the one method that was asked for, which goes on where this command was killed."""
-    retrains = options.method == "retrain" and recipe is not None
-    if recipe is not None and retrains:
-        params = {**recipe.params, **params}
     trained_as = {"augment": recipe.augment, "architecture": recipe.architecture} if recipe is not None else {}
     checkpoint = Checkpoint("unlearn", run_id, {**session.identity, **trained_as})
     run_options = RunOptions(
@@ -169,9 +170,9 @@ def _check(options: config.Unlearn, params: dict[str, Any]) -> tuple[Policy | No
 
 
 def _rungs(session: Session, recipe: Recipe, options: config.Unlearn) -> tuple[Rung, ...]:
-    trained_as = get_method("retrain")(recipe.params).params.model_dump()
+    epochs = get_method("retrain")(recipe.params).params.model_dump()["epochs"]
     forget, retain = len(session.forget), len(session.retain)
-    return default_rungs(model_family(session.module), trained_as, forget=forget, retain=retain, budget=options.budget)
+    return default_rungs(model_family(session.module), epochs, forget=forget, retain=retain, budget=options.budget)
 
 
 def _plan(
@@ -185,8 +186,6 @@ def _plan(
 ) -> None:
     """Print what the command will take, and beside it what the other ways would."""
     retrains = options.method == "retrain"
-    if retrains:
-        params = {**recipe.params, **params}
     record = new_record(session, options, Provenance(method=options.method, params=params, seed=options.seed))
     workloads = [dry_run.Workload(options.method, params, options.seed, recipe if retrains else None)]
     estimate = dry_run.estimate(session, workloads, prefix=options.prefix, models=models, record=record)

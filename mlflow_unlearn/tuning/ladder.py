@@ -158,7 +158,7 @@ class Ladder:
         method = get_method(rung.method)
         mlflow.set_tags({"unlearn.method": rung.method})
         retrains = rung.method == "retrain"
-        params = {**self.recipe.params, **rung.params} if retrains else dict(rung.params)
+        params = self._params(rung)
         checkpoint = Checkpoint("unlearn", run_id, {**self.session.identity, "augment": self.recipe.augment})
         options = RunOptions(
             self.seed,
@@ -215,10 +215,17 @@ class Ladder:
             "policy="
         )
 
+    def _params(self, rung: Rung) -> dict[str, Any]:
+        """With what the method takes of the recorded training."""
+        recorded = (
+            self.recipe.params if rung.method == "retrain" else get_method(rung.method).recorded(self.recipe.params)
+        )
+        return {**recorded, **rung.params}
+
     def _key(self, rung: Rung) -> dict[str, Any] | None:
         """All that an attempt's outcome depends on; None where a part of it cannot be told."""
         session = self.session
-        params = get_method(rung.method)(rung.params, family=model_family(session.module)).params
+        params = get_method(rung.method)(self._params(rung), family=model_family(session.module)).params
         parts = {
             **reuse_key(session),
             "code_sha256": code_digest([rung.method]),

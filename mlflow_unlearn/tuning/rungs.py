@@ -33,30 +33,26 @@ class Rung:
     share: float | None = None
 
 
-def default_rungs(
-    family: str, recipe: Mapping[str, Any], *, forget: int, retain: int, budget: float
-) -> tuple[Rung, ...]:
+def default_rungs(family: str, epochs: int, *, forget: int, retain: int, budget: float) -> tuple[Rung, ...]:
     """The ladder for a model.
 
     Args:
         family: "cnn" or "vit".
-        recipe: hyperparameters of ``retrain`` for the version: its repair takes as high a learning rate.
+        epochs: of the version's recorded training.
         forget: samples of the forget set.
         retain: samples of the retain set.
         budget: in retrainings; what alone goes beyond it is left out.
     """
-    epochs = int(recipe["epochs"])
     lotus = get_method("lotus")(family=family).params.model_dump()
     epoch = (forget + lotus["retain_fraction"] * retain) / (epochs * retain)
     most = min(lotus["epochs"], max(1, int(LOTUS_SHARE / epoch)))
     gentle = {} if most == lotus["epochs"] else {"epochs": most}
     disturb = "perturb" if family == "vit" else "transpose"
-    repair = {"lr": recipe["lr"], "batch_size": recipe["batch_size"]}
     lengths = dict.fromkeys(max(1, round(share * epochs)) for share in SHARES)
     rungs = [
         Rung("lotus", gentle, most * epoch),
         Rung("lotus", {"alpha": STRONGER, **gentle}, most * epoch),
-        *(Rung(disturb, {"epochs": length, **repair}, length / epochs) for length in lengths),
+        *(Rung(disturb, {"epochs": length}, length / epochs) for length in lengths),
     ]
     if budget >= RETRAIN_FROM:
         rungs.append(Rung("retrain", {}, 1.0))
