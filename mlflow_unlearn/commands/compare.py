@@ -53,15 +53,17 @@ def compare(options: config.Compare) -> None:
         session.log_manifests()
         recipe = training_recipe(session, options)
         recipe = replace(recipe, params={**recipe.params, **given.pop("retrain", {})})
+        recorded = {method: get_method(method).recorded(recipe.params) for method in methods}
+        given = {method: {**recorded[method], **given.get(method, {})} for method in methods}
         if options.plan:
-            _dry_run(session, recipe, {method: given.get(method, {}) for method in methods}, seeds, options)
+            _dry_run(session, recipe, given, seeds, options)
             return
         runner = ComparisonRunner(session, recipe, experiment, force=options.force, prefix=options.prefix)
         golds = golds_for(runner, given_gold, seeds, progress)
         runner.teacher_logits()
 
         family = model_family(session.module)
-        complete = {m: get_method(m)(given.get(m, {}), family=family).params.model_dump(mode="json") for m in methods}
+        complete = {m: get_method(m)(given[m], family=family).params.model_dump(mode="json") for m in methods}
         tasks = [(method, seed, gold) for method in methods for seed, gold in zip(seeds, golds.of_seeds, strict=True)]
         trials: dict[str, list[Trial]] = {method: [] for method in methods}
         for method, seed, gold in track(tasks, "methods × seeds", enabled=progress):

@@ -1,8 +1,9 @@
 """`tune`: search hyperparameters with Optuna and register the winner."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -23,6 +24,7 @@ from mlflow_unlearn.registry.versions import check_name
 from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.new_version import new_record
+from mlflow_unlearn.session.recipe import recorded_params
 from mlflow_unlearn.session.session import Session, open_session
 from mlflow_unlearn.tuning.runner import (
     StudyRunner,
@@ -63,11 +65,13 @@ def tune(options: config.Tune) -> None:
             name = target_name(session, name)
         gold_module = open_gold(session, options)
         session.log_manifests()
-        space = search_space(methods, model_family(session.module), _prefixes(session, options), options.space)
+        recorded = recorded_params(session, options, methods)
+        family, prefixes = model_family(session.module), _prefixes(session, options)
+        space = search_space(methods, family, prefixes, options.space, recorded)
         for prefix in space.prefixes():
             split_at(session.module, prefix)  # a misspelt module fails the command, not a trial
         if options.plan:
-            _dry_run(session, methods, options)
+            _dry_run(session, recorded, methods, options)
             return
         teacher = session.teacher()
         original = session.evaluate_original(force=options.force, teacher=teacher)
@@ -131,9 +135,12 @@ def _prefixes(session: Session, options: config.Tune) -> list[str]:
         return ["none"]
 
 
-def _dry_run(session: Session, methods: Sequence[str], options: config.Tune) -> None:
+def _dry_run(
+    session: Session, recorded: Mapping[str, Mapping[str, Any]], methods: Sequence[str], options: config.Tune
+) -> None:
     times = map(len, np.array_split(range(options.n_trials), len(methods)))
-    workloads = [dry_run.Workload(m, {}, options.seed, times=n) for m, n in zip(methods, times, strict=True) if n]
+    counts = [(method, count) for method, count in zip(methods, times, strict=True) if count]
+    workloads = [dry_run.Workload(m, recorded.get(m, {}), options.seed, times=n) for m, n in counts]
     record = None
     if options.register_ == "best":
         record = new_record(session, options, Provenance(method=methods[0], params={}, seed=options.seed))

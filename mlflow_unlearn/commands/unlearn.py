@@ -24,7 +24,7 @@ from mlflow_unlearn.registry.versions import check_name, find_version
 from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.new_version import new_record
-from mlflow_unlearn.session.recipe import training_recipe
+from mlflow_unlearn.session.recipe import recorded_params, training_recipe
 from mlflow_unlearn.session.session import open_session
 
 
@@ -67,6 +67,7 @@ def unlearn(options: config.Unlearn) -> None:
         recipe = training_recipe(session, options) if options.method == "retrain" else None
         if recipe is not None:
             params = {**recipe.params, **params}
+        params = {**recorded_params(session, options, [options.method]).get(options.method, {}), **params}
         if options.plan:
             workload = dry_run.Workload(options.method, params, options.seed, recipe)
             record = new_record(session, options, Provenance(method=options.method, params=params, seed=options.seed))

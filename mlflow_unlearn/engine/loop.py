@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 from torch.utils.data import Dataset
 
 from mlflow_unlearn.console import track
@@ -95,7 +95,7 @@ def run(model: nn.Module, method: Method, datasets: Datasets, hardware: Hardware
         options: the rest.
 
     Raises:
-        UnlearnError: no parameter can be trained, or the loss is not finite.
+        UnlearnError: no parameter can be trained, the method refuses the model, or the loss is not finite.
     """
     start = time.perf_counter()
     home = next(model.parameters()).device
@@ -117,6 +117,9 @@ def run(model: nn.Module, method: Method, datasets: Datasets, hardware: Hardware
             datasets, hardware = teacher.datasets, replace(hardware, num_workers=None)
         if not any(p.requires_grad for p in trained.parameters()):
             raise UnlearnError("all parameters of the model are frozen: set requires_grad on those to be trained")
+        refusal = method.unsuited(trained)
+        if refusal is not None:
+            raise UnlearnError(refusal)
         state = TrainerState(trained, datasets, teacher, hardware, options)
         workspace: TrainerState | ResumableWorkspace = state
         if options.checkpoint is not None and ranks.size() == 1:
@@ -446,6 +449,9 @@ class TrainerState:
         optimizer.zero_grad(set_to_none=True)
         # The mean over ranks, which DDP takes, of the gradients through each one's own samples is to be their sum.
         (loss * (ranks.size() if len(images) < count else 1)).backward()  # type: ignore[no-untyped-call]
+        if phase.before_step is not None:
+            with torch.no_grad():
+                phase.before_step(self.model)
         optimizer.step()
         if phase.after_step is not None:
             with torch.no_grad():
@@ -470,7 +476,10 @@ class TrainerState:
 
     def _optimizer(self, spec: OptimizerSpec, steps_per_epoch: int) -> tuple[torch.optim.Optimizer, LRScheduler | None]:
         if spec not in self._optimizers:
-            optimizer, scheduler = _build_optimizer(spec, [p for p in self.model.parameters() if p.requires_grad]), None
+            optimizer = _build_optimizer(spec, [p for p in self.model.parameters() if p.requires_grad])
+            scheduler: LRScheduler | None = None
+            if spec.cosine_epochs:
+                scheduler = CosineAnnealingLR(optimizer, T_max=spec.cosine_epochs * steps_per_epoch)
             if spec.one_cycle_epochs:
                 # One step to spare, since it is taken after the optimiser's; momentum is constant.
                 steps = spec.one_cycle_epochs * steps_per_epoch + 1

@@ -25,7 +25,8 @@ Datasets = Mapping[str, Dataset[Any]]
 class OptimizerSpec:
     """An optimiser by its settings; phases with equal settings share its state and its schedule.
 
-    ``one_cycle_epochs`` > 0 is a one-cycle schedule up to ``lr`` over so many epochs; 0 is a constant learning rate.
+    ``one_cycle_epochs`` > 0 is a one-cycle schedule up to ``lr`` over so many epochs, ``cosine_epochs`` > 0 half a
+    cosine from ``lr`` down to almost 0; with neither the learning rate is constant.
     """
 
     name: Literal["adam", "adamw", "sgd"]
@@ -34,6 +35,12 @@ class OptimizerSpec:
     momentum: float = 0.0
     nesterov: bool = False
     one_cycle_epochs: int = 0
+    cosine_epochs: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse two schedules at once."""
+        if self.one_cycle_epochs and self.cosine_epochs:
+            raise ValueError("an optimiser has one schedule: one_cycle_epochs or cosine_epochs")
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class Phase:
         lr_scale: factor on the optimiser's learning rate during this phase.
         frozen_statistics: BatchNorm normalises by its running statistics and leaves them as they are. It does so in any
             case where the phase has a single sample, which has no statistics.
+        before_step: called with the student before each step of the optimiser, when its gradients are there.
         after_step: called with the student after each step of the optimiser.
     """
 
@@ -85,14 +93,15 @@ class Phase:
     teacher: Literal["original", "random on forget"] | None = None
     lr_scale: float = 1.0
     frozen_statistics: bool = False
+    before_step: Callable[[nn.Module], None] | None = None
     after_step: Callable[[nn.Module], None] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what the loop would otherwise have to ignore."""
         if self.synthetic is not None and self.teacher is not None:
             raise ValueError("a phase with synthetic samples cannot have a teacher: its logits are kept by real sample")
-        if self.optimizer.one_cycle_epochs and self.lr_scale != 1:
-            raise ValueError("lr_scale has no effect beside a one-cycle schedule")
+        if (self.optimizer.one_cycle_epochs or self.optimizer.cosine_epochs) and self.lr_scale != 1:
+            raise ValueError("lr_scale has no effect beside a schedule over epochs")
 
 
 @dataclass(frozen=True)
@@ -269,6 +278,8 @@ class Method:
     """
     final_metrics: ClassVar[tuple[str, ...]] = ("acc_forget", "delta")
     """Which of the values that `plan` returns are logged."""
+    from_recipe: ClassVar[tuple[str, ...]] = ()
+    """Hyperparameters that, where they are not given, commands take from the record of how the version was trained."""
 
     def __init__(self, params: Mapping[str, Any] | None = None, *, family: str = "cnn") -> None:
         """Complete ``params`` with the published settings of the family and validate them."""
@@ -281,6 +292,20 @@ class Method:
             NotImplementedError: a subclass has not written it.
         """
         raise NotImplementedError
+
+    @classmethod
+    def recorded(cls, training: Mapping[str, Any]) -> dict[str, Any]:
+        """What the method takes of a recorded ``training``: the values of `from_recipe` that it has."""
+        return {name: training[name] for name in cls.from_recipe if name in training}
+
+    @classmethod
+    def unsuited(cls, model: nn.Module) -> str | None:
+        """Why the method refuses ``model``, with what would do in its place; None where it does not.
+
+        Args:
+            model: whose trainable parameters count; behind a frozen prefix, its trainable head.
+        """
+        return None
 
     @classmethod
     def nothing_to_unlearn(cls, final: Mapping[str, float]) -> str | None:

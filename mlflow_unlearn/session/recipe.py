@@ -1,6 +1,6 @@
 """How a version was trained, as far as that is recorded."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,8 +41,26 @@ class Recipe:
         return splits if self.augment == "none" else replace(splits, retain=Augmented(splits.retain, self.augment))
 
 
-def training_recipe(session: Session, options: ReadOptions) -> Recipe:
-    """The recipe of the version, or of the one that it was unlearned from."""
+def recorded_params(session: Session, options: ReadOptions, methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """By method the hyperparameters that it takes of the version's recorded training: a repair's learning rate, say."""
+    taking = {method: get_method(method) for method in methods if get_method(method).from_recipe}
+    if not taking:
+        return {}
+    defaults = [f"{name} takes lr = {method.Params.model_fields['lr'].default:g}" for name, method in taking.items()]
+    recipe = training_recipe(session, options, without=f"{', '.join(defaults)}, the default")
+    return {name: method.recorded(recipe.params) for name, method in taking.items()}
+
+
+def training_recipe(
+    session: Session, options: ReadOptions, *, without: str = "retraining takes the defaults of `retrain`"
+) -> Recipe:
+    """The recipe of the version, or of the one that it was unlearned from.
+
+    Args:
+        session: the version opened for work.
+        options: of the command.
+        without: what happens where nothing is recorded, for the note that says so.
+    """
     version, record = session.version, session.version.record
     while record is not None and record.provenance.method not in ("train", "retrain") and record.source_uri is not None:
         try:
@@ -57,7 +75,7 @@ def training_recipe(session: Session, options: ReadOptions) -> Recipe:
     with isolated_rng(0):
         model_factory = builder_like(session.module, architecture, len(session.view.classes), session.image_shape)
     if record is None or record.provenance.method not in ("train", "retrain"):
-        note(f"Note: {version.uri} does not record how it was trained; retraining takes the defaults of `retrain`.")
+        note(f"Note: {version.uri} does not record how it was trained; {without}.")
         return Recipe({}, "none", None, architecture, model_factory)
     recorded, fields = record.provenance, get_method("retrain").Params.model_fields
     params = {key: value for key, value in recorded.params.items() if key in fields}

@@ -25,7 +25,7 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.testing.models import FORGET, MODELS, RETAIN, TEST, TRAIN, VAL, original
 from mlflow_unlearn.testing.probe import MethodProbe, Run, recipe_of
-from mlflow_unlearn.testing.properties import GENERAL, PROMISED, PROPERTIES, Property
+from mlflow_unlearn.testing.properties import GENERAL, PROMISED, PROPERTIES, Property, refuses
 from mlflow_unlearn.testing.settings import BATCH_SIZE, PROMISES, SETTINGS, Promises, Unlearner
 
 __all__ = [
@@ -77,7 +77,8 @@ def check_method(
 ) -> list[Finding]:
     """Look for properties that ``method`` lacks; an empty list is a pass.
 
-    An exception that the method raises is a finding of the property that met it.
+    An exception that the method raises is a finding of the property that met it. Of a model that the method refuses
+    (`Method.unsuited`) it is only checked that it does.
 
     Args:
         method: a registered name, a `Method` (registered or not), or a callable ``(model, splits, seed)`` → model.
@@ -96,9 +97,11 @@ def check_method(
     findings = []
     for model in _known("model", MODELS, models):
         probe = MethodProbe(method, model, params or {}, promises, stochastic)
-        for name in _known("property", PROPERTIES, expected if properties is None else properties):
+        names = _known("property", PROPERTIES, expected if properties is None else properties)
+        checked = {name: PROPERTIES[name] for name in names} if probe.refusal() is None else {"refuses": refuses}
+        for name, prop in checked.items():
             try:
-                sentence = PROPERTIES[name](probe)
+                sentence = prop(probe)
             except Exception as error:  # A method may raise anything, and the other properties are still to be checked.
                 sentence = f"raised {type(error).__name__}: {error}"
             if sentence is not None:

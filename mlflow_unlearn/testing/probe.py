@@ -145,6 +145,15 @@ class MethodProbe:
         datasets: Mapping[str, Dataset[Any]] = vars(splits)
         return run(model, method, datasets, Hardware(torch.device("cpu")), RunOptions(seed)).model
 
+    def refusal(self, freeze: Iterable[str] = ()) -> str | None:
+        """Why a `Method` refuses the model, with some parameters frozen; None where it does not."""
+        if self.recipe is None:
+            return None
+        model = copy.deepcopy(self.original)
+        for name in freeze:
+            model.get_parameter(name).requires_grad = False
+        return self.recipe.unsuited(model)
+
     @cached_property
     def plain(self) -> Run:
         """The run with nothing special about it."""

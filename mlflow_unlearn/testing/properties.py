@@ -91,6 +91,8 @@ def frozen_parameters(probe: MethodProbe) -> str | None:
     """Catches an optimiser over everything, and ``requires_grad`` switched on again: here the first half is frozen."""
     names = [name for name, _ in probe.original.named_parameters()]
     frozen = names[: len(names) // 2]
+    if probe.refusal(frozen) is not None:
+        return None  # what is left is too little for it, as `refuses` would find
     run = probe.run(freeze=frozen)
     moved = differing({name: probe.original.get_parameter(name) for name in frozen}, run.tensors)
     return _sentence("frozen parameters moved:", moved) or probe.worse(run)
@@ -190,6 +192,19 @@ def _sentence(what: str, names: Sequence[str]) -> str | None:
     if not names:
         return None
     return f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+
+
+def refuses(probe: MethodProbe) -> str | None:
+    """Catches a method that says it does nothing for a model and runs all the same: the run has to end by its sentence.
+
+    In the place of all other properties, where `Method.unsuited` has a reason.
+    """
+    reason = probe.refusal()
+    try:
+        probe.run()
+    except UnlearnError as error:
+        return None if str(error) == reason else f"the refusal is {str(error)!r}, and announced was {reason!r}"
+    return f"it runs, although it refuses the model: {reason}"
 
 
 Property = Callable[[MethodProbe], str | None]

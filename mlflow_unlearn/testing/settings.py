@@ -26,6 +26,8 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "unsir": {"epochs": 1, "noise_steps": 2, "copies": 1},
     # With frozen statistics a ResNet diverges within two epochs at the default learning rate.
     "salun": {"epochs": 1, "lr": 1e-3},
+    "transpose": {"epochs": 1},
+    "perturb": {"epochs": 1},
     "retrain": {"epochs": 1},
 }
 """What makes a method cheap, or effective on a few samples.

@@ -185,7 +185,13 @@ class Space:
         return name if len(self.methods) == 1 else f"{method}.{name}"
 
 
-def search_space(methods: Sequence[str], family: str, prefixes: Sequence[str], given: str | None) -> Space:
+def search_space(
+    methods: Sequence[str],
+    family: str,
+    prefixes: Sequence[str],
+    given: str | None,
+    recorded: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Space:
     """The declared space of the methods, changed by what the user gives (JSON, or a YAML file).
 
     ``{"alpha": [1, 16]}`` is a range, ``{"alpha": {"low": 1, "high": 16, "log": true}}`` the same in full,
@@ -197,6 +203,7 @@ def search_space(methods: Sequence[str], family: str, prefixes: Sequence[str], g
         family: of the model, whose published hyperparameters count.
         prefixes: what to try for ``prefix``, unless ``given`` has it.
         given: the option ``space``.
+        recorded: by method hyperparameters that take the place of its defaults, from the version's training.
 
     Raises:
         UnlearnError: an unknown key, or a value that the hyperparameter does not take.
@@ -206,13 +213,15 @@ def search_space(methods: Sequence[str], family: str, prefixes: Sequence[str], g
     fixed: dict[str, dict[str, Any]] = {}
     nearest: dict[str, dict[str, Any]] = {}
     for method in methods:
-        published = get_method(method)(family=family).params
+        of_training = (recorded or {}).get(method, {})
+        published = get_method(method)(of_training, family=family).params
         own = {_searched(name): value for name, value in published.model_dump().items()}
         found: dict[str, Any] = {**_declared(published), PREFIX: Choices(choices=list(prefixes))}
         found |= {name: _entry(method, published, name, value) for name, value in parts[method].items()}
         kinds = {name: _distribution(method, published, name, entry) for name, entry in found.items()}
         distributions[method] = {name: kind for name, kind in kinds.items() if not kind.single()}
-        fixed[method] = {name: _points(kind)[0] for name, kind in kinds.items() if kind.single()}
+        fixed[method] = {name: value for name, value in of_training.items() if name not in kinds}
+        fixed[method] |= {name: _points(kind)[0] for name, kind in kinds.items() if kind.single()}
         nearest[method] = {**own, PREFIX: prefixes[0]}
         # A study begins with what it has in common with the paper.
         nearest[method] |= {name: _nearest(kind, nearest[method][name]) for name, kind in distributions[method].items()}

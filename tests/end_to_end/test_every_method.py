@@ -19,6 +19,8 @@ CHEAP = {
     "ssd": {"alpha": 1.0},
     "unsir": {"noise_steps": 2, "copies": 1, "batch_size": 16},
     "salun": {"epochs": 2, "objective": "lotus"},
+    "transpose": {"epochs": 2},
+    "perturb": {"epochs": 2},
     "retrain": {"epochs": 4},
 }
 

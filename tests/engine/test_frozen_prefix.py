@@ -18,6 +18,7 @@ from mlflow_unlearn.rng import isolated_rng
 SPLIT = "3"
 """Of the toy network: behind convolution, BatchNorm and ReLU, before pooling, dropout and the linear layer."""
 BEFORE, BEHIND = {"0.weight", "0.bias", "1.weight", "1.bias"}, {"6.weight", "6.bias"}
+TRAINS_A_HEAD = [name for name in BUILTIN if name not in ("retrain", "transpose", "perturb")]
 CHEAP = {"epochs": 2, "batch_size": 16, "alpha": 1.0, "noise_steps": 2, "copies": 1}
 quiet = pytest.mark.filterwarnings("ignore::mlflow_unlearn.errors.UnlearnWarning")
 
@@ -305,7 +306,7 @@ def forget(name="lotus", sets=None, model=None, prefix=SPLIT, **options):
 
 @quiet
 class TestUnlearning:
-    @pytest.mark.parametrize("name", [name for name in BUILTIN if name != "retrain"])
+    @pytest.mark.parametrize("name", TRAINS_A_HEAD)
     def test_every_method_trains_what_lies_behind_and_nothing_before(self, name):
         model = original()
         before = state(model)
@@ -315,7 +316,7 @@ class TestUnlearning:
         assert same(state(model), before)
 
     @pytest.mark.machine("bfloat16")
-    @pytest.mark.parametrize("name", [name for name in BUILTIN if name != "retrain"])
+    @pytest.mark.parametrize("name", TRAINS_A_HEAD)
     def test_every_method_in_bfloat16(self, name):
         """What leaves the prefix is bfloat16; the weights stay float32."""
         before = state(original())
@@ -330,6 +331,11 @@ class TestUnlearning:
     def test_retraining_is_refused(self):
         with pytest.raises(UnlearnError, match="retraining starts every layer anew.*use prefix=none"):
             forget("retrain")
+
+    @pytest.mark.parametrize("name", ["transpose", "perturb"])
+    def test_what_disturbs_features_refuses_a_head_without_any(self, name):
+        with pytest.raises(UnlearnError, match=f"{name} would change 0 of the 1 layers that are trained here"):
+            forget(name)
 
     def test_lotus_does_what_it_does_with_the_first_layers_frozen(self):
         """The plain loop on a model whose first layers are frozen differs by rounding alone."""

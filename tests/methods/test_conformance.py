@@ -25,8 +25,12 @@ FORGETS_A_CLASS = {
     "ssd": {"alpha": 3.0},
     "unsir": {"batch_size": 16, "copies": 2, "retain_fraction": 1, "epochs": 2, "repair_epochs": 5},
     "salun": {"epochs": 10, "lr": 0.03, "batch_size": 32},
+    "transpose": {"epochs": 20, "lr": 0.2, "batch_size": 32},
+    "perturb": {"epochs": 20, "batch_size": 32},
     "retrain": {"epochs": 20, "batch_size": 32},
 }
+DISTURBING = ("transpose", "perturb")
+RETAIN_ALONE = ("finetune", "retrain", *DISTURBING)
 each = pytest.mark.parametrize("name", BUILTIN)
 pytestmark = pytest.mark.filterwarnings("ignore::mlflow_unlearn.errors.UnlearnWarning")
 
@@ -39,7 +43,7 @@ def test_the_suite_finds_nothing(name, model):
     assert check_method(name, models=[model]) == []
 
 
-@pytest.mark.parametrize("name", [name for name in BUILTIN if name not in ("ssd", "unsir", "salun")])
+@pytest.mark.parametrize("name", [name for name in BUILTIN if name not in ("ssd", "unsir", "salun", *DISTURBING)])
 def test_the_suite_finds_nothing_about_norms(name):
     assert check_method(name, models=["resnet18"], properties=OF_NORM) == []
 
@@ -145,7 +149,7 @@ def test_outputs_that_are_no_logits(name):
 @each
 def test_a_label_without_an_output(name):
     sets = vars(splits())
-    unread = {"unsir": {"retain"}, "finetune": {"forget"}, "retrain": {"forget"}}.get(name, set())
+    unread = {"unsir": {"retain"}, **dict.fromkeys(RETAIN_ALONE, {"forget"})}.get(name, set())
     for split in {"forget", "retain"} - unread:
         images, labels = sets[split].tensors
         wrong = TensorDataset(images, labels.where(torch.arange(len(labels)) > 0, torch.tensor(10)))

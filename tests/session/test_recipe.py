@@ -8,7 +8,7 @@ import toy
 
 from mlflow_unlearn.data.datasets import Augmented
 from mlflow_unlearn.evidence.provenance import Provenance
-from mlflow_unlearn.session.recipe import training_recipe
+from mlflow_unlearn.session.recipe import recorded_params, training_recipe
 
 
 def test_of_a_trained_version(opened, options):
@@ -35,3 +35,14 @@ def test_nothing_is_recorded(opened, options, capsys, recorded):
     assert (recipe.params, recipe.augment, recipe.seed) == ({}, "none", None)
     assert "retraining takes the defaults of `retrain`" in " ".join(capsys.readouterr().err.split())
     assert np.isfinite(toy.state(recipe.model_factory())["6.weight"].numpy()).all()
+
+
+def test_a_repair_takes_the_recorded_rate_and_says_so_where_there_is_none(opened, options, capsys):
+    recorded = recorded_params(opened, options, ["lotus", "transpose"])
+    assert recorded == {"transpose": {"lr": 0.05, "batch_size": 32, "weight_decay": 5e-4}}
+    assert not capsys.readouterr().err
+    unknown = replace(opened, version=replace(opened.version, record=None))
+    assert recorded_params(unknown, options, ["transpose"]) == {"transpose": {}}
+    assert "does not record how it was trained; transpose takes lr = 0.05, the default" in " ".join(
+        capsys.readouterr().err.split()
+    )

@@ -32,6 +32,16 @@ def test_every_declared_space_is_legal_and_contains_the_published_hyperparameter
         get_method(method)(chosen.params, family=family)
 
 
+def test_what_is_recorded_takes_the_place_of_a_default():
+    """Around the recorded rate is searched, and what is not searched is fixed at what is recorded."""
+    recorded = {"transpose": {"lr": 0.2, "batch_size": 32}}
+    searched = search_space(["transpose"], "cnn", ["none"], None, recorded)
+    assert searched.first()["lr"] == 0.2 and searched.distributions["transpose"]["lr"].high == pytest.approx(0.8)
+    assert {chosen.params["batch_size"] for chosen in configs(searched, 5)} == {32}
+    given = search_space(["transpose"], "cnn", ["none"], '{"batch_size": 64, "lr": 0.1}', recorded)
+    assert {(c.params["batch_size"], c.params["lr"]) for c in configs(given, 5)} == {(64, 0.1)}
+
+
 def test_the_user_changes_a_part():
     searched = space('{"alpha": [2, 3], "epochs": 4, "keep": ["last", "closest"], "lr": {"low": 0.1, "high": 0.2}}')
     found = configs(searched)
