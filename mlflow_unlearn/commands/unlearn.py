@@ -27,10 +27,8 @@ from mlflow_unlearn.registry.versions import check_name, find_version
 from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.new_version import new_record
-from mlflow_unlearn.session.recipe import Recipe, recorded_params, training_recipe
-from mlflow_unlearn.session.session import Session, open_session
-from mlflow_unlearn.tuning.ladder import Ladder, show_plan
-from mlflow_unlearn.tuning.rungs import Rung, default_rungs, parse_rungs
+from mlflow_unlearn.session.recipe import recorded_params, training_recipe
+from mlflow_unlearn.session.session import open_session
 
 
 def unlearn(options: config.Unlearn) -> None:
@@ -67,15 +65,15 @@ def unlearn(options: config.Unlearn) -> None:
             gold_module = open_gold(session, options)
             session.log_manifests()
 
-        recipe, method = None, get_method(options.method)
-        if options.method == "retrain" or policy is not None or options.plan:
-            recipe = training_recipe(session, options)
-            recorded = recipe.params if options.method == "retrain" else method.recorded(recipe.params)
-        else:
-            recorded = recorded_params(session, options, [options.method]).get(options.method, {})
-        params = {**recorded, **params}
-        if options.plan and recipe is not None:
-            _plan(session, options, params, recipe, rungs, models=3 if gold_module else 2)
+        recipe = training_recipe(session, options) if options.method == "retrain" else None
+        if recipe is not None:
+            params = {**recipe.params, **params}
+        params = {**recorded_params(session, options, [options.method]).get(options.method, {}), **params}
+        if options.plan:
+            workload = dry_run.Workload(options.method, params, options.seed, recipe)
+            record = new_record(session, options, Provenance(method=options.method, params=params, seed=options.seed))
+            models = 3 if gold_module else 2
+            dry_run.show(dry_run.estimate(session, [workload], prefix=options.prefix, models=models, record=record))
             return
         teacher = session.teacher(options.prefix) if options.method != "retrain" else None
         with tracking.timed("original"):
