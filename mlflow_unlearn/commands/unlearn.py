@@ -27,8 +27,10 @@ from mlflow_unlearn.registry.versions import check_name, find_version
 from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.new_version import new_record
-from mlflow_unlearn.session.recipe import recorded_params, training_recipe
-from mlflow_unlearn.session.session import open_session
+from mlflow_unlearn.session.recipe import Recipe, recorded_params, training_recipe
+from mlflow_unlearn.session.session import Session, open_session
+from mlflow_unlearn.tuning.ladder import Ladder, show_plan
+from mlflow_unlearn.tuning.rungs import Rung, default_rungs, parse_rungs
 
 
 def unlearn(options: config.Unlearn) -> None:
