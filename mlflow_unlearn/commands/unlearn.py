@@ -67,15 +67,15 @@ def unlearn(options: config.Unlearn) -> None:
             gold_module = open_gold(session, options)
             session.log_manifests()
 
-        recipe = training_recipe(session, options) if options.method == "retrain" else None
-        if recipe is not None:
-            params = {**recipe.params, **params}
-        params = {**recorded_params(session, options, [options.method]).get(options.method, {}), **params}
-        if options.plan:
-            workload = dry_run.Workload(options.method, params, options.seed, recipe)
-            record = new_record(session, options, Provenance(method=options.method, params=params, seed=options.seed))
-            models = 3 if gold_module else 2
-            dry_run.show(dry_run.estimate(session, [workload], prefix=options.prefix, models=models, record=record))
+        recipe, method = None, get_method(options.method)
+        if options.method == "retrain" or policy is not None or options.plan:
+            recipe = training_recipe(session, options)
+            recorded = recipe.params if options.method == "retrain" else method.recorded(recipe.params)
+        else:
+            recorded = recorded_params(session, options, [options.method]).get(options.method, {})
+        params = {**recorded, **params}
+        if options.plan and recipe is not None:
+            _plan(session, options, params, recipe, rungs, models=3 if gold_module else 2)
             return
         teacher = session.teacher(options.prefix) if options.method != "retrain" else None
         with tracking.timed("original"):
