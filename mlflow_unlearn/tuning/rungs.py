@@ -12,9 +12,9 @@ RETRAIN_FROM = 1.2
 """The budget, in retrainings, from which retraining itself is the last rung."""
 STRONGER = 8.0
 """LoTUS's α in its second rung: four times the published one."""
-LOTUS_SHARE = 0.05
+LOTUS_SHARE = 0.025
 """What a rung of LoTUS may train on, as a fraction of what retraining does, where its own rule does not stop it."""
-SHARES = (0.25, 0.4, 0.6)
+SHARES = (0.3, 0.6)
 """Of the training's epochs, for which a disturbed model is repaired."""
 
 

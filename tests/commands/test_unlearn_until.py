@@ -1,0 +1,157 @@
+"""`unlearn --until pass`: what it registers, when it registers nothing, and how it goes on after a kill."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+import yaml
+from stores import FORGET
+
+from mlflow_unlearn.evidence.record import read_evidence
+
+# By accuracies that are the same on the validation and on the test set: what passes does not depend on luck.
+RULES = [
+    {"metric": "acc_forget", "relative_to": "original", "at_most": -0.01},
+    {"metric": "acc_retain", "at_least": 0.3},
+]
+RUNGS = json.dumps(
+    [
+        {"method": "lotus", "params": {"epochs": 1}},
+        {"method": "finetune", "params": {"epochs": 1, "lr": 0.05}},
+        {"method": "perturb", "params": {"epochs": 3, "amount": 1.0}},
+    ]
+)
+UNTIL = ("unlearn", "--model-uri", "models:/clf/1", "--until", "pass", "--budget", "2")
+
+
+@pytest.fixture
+def policy(store):
+    def written(**changes):
+        path = store.folder / "policy.yaml"
+        path.write_text(yaml.safe_dump({"name": "ours", "membership": None, "rules": RULES, **changes}))
+        return ("--policy", str(path))
+
+    return written
+
+
+@pytest.fixture
+def filed(store, cli):
+    assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
+    return store
+
+
+def test_the_first_that_passes_is_registered_with_all_attempts(filed, cli, policy):
+    lenient = policy()
+    done = cli(*UNTIL, *lenient, "--rungs", RUNGS)
+    assert done.code == 0, done.err
+    version = filed.client.get_model_version("clf", "2")
+    evidence, _ = read_evidence(Path(mlflow.artifacts.download_artifacts(version.source)))
+    selection = evidence.provenance.selection
+    attempts = selection.attempts
+    assert selection.by == "until" and version.tags["unlearn.n_attempts"] == str(len(attempts))
+    assert [attempt.passed for attempt in attempts] == [False] * (len(attempts) - 1) + [True]
+    assert attempts[-1].weights_sha256 == evidence.result.weights_sha256
+    assert evidence.provenance.method == attempts[-1].method
+    # Each is a run inside the command's, and what was chosen by stands beside the figure on the test set.
+    for attempt in attempts:
+        run = filed.client.get_run(attempt.run_id)
+        assert run.data.tags["mlflow.parentRunId"] == version.run_id and run.info.status == "FINISHED"
+        assert run.data.metrics["validation.mia_advantage"] == attempt.metrics["mia_advantage"]
+    assert {"mia_advantage", "acc_test"} <= evidence.metrics["unlearned"].values.keys()
+    assert f"Attempt {len(attempts)}: " in done.out
+    # By its own policy it passes a review, and the requests are done: nothing is left for the same command.
+    assert cli("review", "--model-uri", "models:/clf/2", *lenient).code == 0
+    again = cli(*UNTIL, *lenient, "--rungs", RUNGS)
+    assert again.code == 2 and "no pending forget request" in again.err and filed.versions() == ["1", "2"]
+
+
+def test_a_request_that_a_weaker_version_fulfilled_is_taken_up_again(filed, cli, policy):
+    assert cli("unlearn", "--model-uri", "models:/clf/1", "--params", '{"epochs": 1}').code == 0
+    done = cli(*UNTIL, *policy(rules=RULES[1:]), "--rungs", "finetune")
+    assert done.code == 0, done.err
+    assert "it is carried out again here" in " ".join(done.err.split()) and filed.versions() == ["1", "2", "3"]
+
+
+def test_nothing_passes(filed, cli, policy):
+    impossible = policy(rules=[{"metric": "acc_test", "relative_to": "original", "at_least": 0.9}])
+    before = filed.everything_registered()
+    refused = cli(*UNTIL, *impossible, "--rungs", RUNGS, "--budget", "1")
+    assert refused.code == 3, refused.err
+    assert "none of 3 attempts passed the policy 'ours'" in refused.err and "the nearest was" in refused.err
+    assert filed.everything_registered() == before
+    # The same command knows what it has tried.
+    again = cli(*UNTIL, *impossible, "--rungs", RUNGS, "--budget", "1")
+    assert again.code == 3 and again.err.count("tried before") == 3
+
+
+def test_the_budget_counts_what_was_trained_on(filed, cli, policy):
+    impossible = policy(rules=[{"metric": "acc_test", "relative_to": "original", "at_least": 0.9}])
+    refused = cli(*UNTIL, *impossible, "--rungs", "finetune,finetune,lotus", "--budget", "0.1")
+    assert refused.code == 3 and "none of 1 attempts" in refused.err
+
+
+def test_too_few_samples_are_said_before_anything_is_trained(store, cli):
+    assert cli("request", "--model-uri", "models:/clf/1", "--forget", "random:12").code == 0
+    refused = cli(*UNTIL)
+    assert refused.code == 3 and "12 forgotten samples are too few to be judged" in refused.err
+    assert "Attempt" not in refused.out and store.versions() == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--until", "pass", "--budget", "0"), "budget"),
+        (("--until", "pass", "--budget", "11"), "budget"),
+        (("--until", "pass", "--method", "scrub"), "method = 'scrub' and until = 'pass' contradict"),
+        (("--until", "pass", "--prefix", "auto"), "prefix = 'auto' and until = 'pass' contradict"),
+        (("--until", "pass", "--rungs", "lotos"), "unknown method 'lotos'"),
+        (("--until", "pass", "--policy", "missing.yaml"), "cannot be read"),
+        (("--budget", "1"), "budget = 1.0 is of no use here: give until=pass"),
+        (("--rungs", "lotus"), "rungs = lotus is of no use here"),
+        (("--until", "pas"), "until"),
+    ],
+)
+def test_options_that_do_not_go_together(filed, cli, arguments, sentence):
+    refused = cli("unlearn", "--model-uri", "models:/clf/1", *arguments)
+    assert refused.code == 2 and sentence in refused.err and "Traceback" not in refused.err
+    assert filed.versions() == ["1"]
+
+
+def test_a_policy_that_needs_what_the_validation_set_cannot_give(filed, cli, policy):
+    needs_gold = policy(rules=[{"metric": "jsd", "at_most": 0.1}])
+    refused = cli(*UNTIL, *needs_gold)
+    assert refused.code == 2 and "cannot be judged on the validation set: jsd" in refused.err
+
+
+def test_the_plan_compares_the_ways(filed, cli):
+    planned = cli(*UNTIL, "--plan", "true")
+    assert planned.code == 0 and "of retraining" in planned.out and "until=pass" in planned.out
+    assert filed.versions() == ["1"]
+
+
+@pytest.mark.slow
+def test_killed_on_the_way_it_comes_to_the_same_weights(filed, cli, policy, tmp_path, monkeypatch):
+    arguments = (*UNTIL, *policy(), "--rungs", RUNGS, "--seed", "5")
+    command = [sys.executable, "-m", "mlflow_unlearn", *arguments]
+    monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", str(tmp_path / "cache"))
+    for moment in range(2):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        for line in process.stdout:
+            if line.startswith(f"Attempt {moment + 1}"):
+                break
+        time.sleep(0.2)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = cli(*arguments)
+    assert done.code == 0, done.err
+    killed = filed.tags("2")["unlearn.weights_sha256"]
+    monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", "off")
+    [request_id] = filed.requests()
+    whole = cli(*arguments, "--forget", f"request:{request_id}")
+    assert whole.code == 0, whole.err
+    assert filed.tags("3")["unlearn.weights_sha256"] == killed
