@@ -185,7 +185,7 @@ class RequestRecord(FrozenRecord):
     matched: Matched | None = Field(None, description="What its spec named when it was filed; None: not recorded.")
     exchangeable: bool | None = Field(
         None,
-        description="Whether its samples were drawn as unseen ones were, at random or a whole class; None: not recorded.",
+        description="Whether its samples were drawn as unseen ones were, at random or a whole class; None: unknown.",
     )
     metrics: dict[str, Measured] = Field(description="By model, where several requests are told apart.")
 
