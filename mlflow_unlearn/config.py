@@ -220,8 +220,8 @@ class Tune(HardwareOptions, PublishOptions, Command):
         description="constrained: one objective under constraints; pareto: the front of it and of acc_val.",
     )
     objective: Objective = Field(
-        "rf_jsd_mia_val",
-        description="What to minimise; rf_jsd_mia_val = rf_jsd_val + |mia_excess_val|; the last one needs gold_uri.",
+        "rf_jsd_advantage_val",
+        description="What to minimise; rf_jsd_advantage_val = rf_jsd_val + mia_advantage_val; avg_gap_… need gold_uri.",
     )
     space: Text = Field(
         None, description='Search space, JSON or a YAML file: {"alpha": [1, 16]}; default: that of the methods.'

@@ -43,6 +43,16 @@ def measured(**values: float) -> Measured:
         "acc_retain": 0.9961,
         "acc_val": 0.9533,
         "acc_test": 0.9511,
+        "mia_advantage": 0.0613,
+        "mia_advantage_null": 0.0812,
+        "mia_advantage_null_mean": 0.0502,
+        "mia_advantage_null_80": 0.0631,
+        "mia_advantage_se": 0.0151,
+        "mia_advantage_residual": 0.0613,
+        "mia_advantage_over": 0.0211,
+        "mia_margin_auc": 0.5171,
+        "mia_margin_auc_low": 0.4682,
+        "mia_margin_auc_high": 0.5319,
         "mia": 0.6123,
         "mia_test": 0.6011,
         "mia_excess": 0.0112,
@@ -55,7 +65,7 @@ def measured(**values: float) -> Measured:
     }
     missing = {
         "acc_test_forgotten": "no class is wholly forgotten",
-        **dict.fromkeys(("jsd", "jsd_published", "avg_gap", "avg_gap_excess"), "no gold model was given"),
+        **dict.fromkeys(AGAINST, "no gold model was given"),
     }
     both = base | values
     return Measured(
@@ -65,12 +75,21 @@ def measured(**values: float) -> Measured:
     )
 
 
+def of_before(measured: Measured) -> Measured:
+    """As releases left it that did not measure ``mia_advantage``."""
+
+    def known(of: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in of.items() if not key.startswith(("mia_advantage", "mia_margin"))}
+
+    parts = {"values": known(measured.values), "not_computed": known(measured.not_computed)}
+    return measured.model_copy(update=parts)
+
+
 def unmeasured() -> Measured:
-    """Of a forget set of three samples."""
-    few = "3 forgotten samples have a class of the test set, and 10 are needed"
+    """Of a forget set of three samples, whose class has no test sample."""
     left = {key: value for key, value in measured().values.items() if not key.startswith(("mia", "rf_jsd"))}
     missing = dict.fromkeys((key for key in KEYS if key not in left), "no gold model was given")
-    return Measured(values=left, not_computed=missing | dict.fromkeys(MEMBERSHIP, few), counts={"n_forget": 3})
+    return Measured(values=left, not_computed=missing | dict.fromkeys(MEMBERSHIP, UNMATCHED), counts={"n_forget": 3})
 
 
 COLLAPSED = "collapsed: acc_retain 0.1000 is at most 0.1202, the share of the largest class + 2 SE"
@@ -85,11 +104,15 @@ def collapsed() -> Evidence:
     return plain.model_copy(update={"metrics": plain.metrics | {"unlearned": ruined}})
 
 
-MEMBERSHIP = ("mia", "mia_test", "mia_excess", "mia_auc", "mia_auc_low", "mia_auc_high")
+MEMBERSHIP = tuple(key for key in KEYS if key.startswith("mia"))
+UNMATCHED = "no class of the forget set occurs in the test set"
 BEFORE = {"acc_forget": 0.9976, "acc_test": 0.9556, "mia_auc": 0.6524, "mia_auc_low": 0.6192, "mia_auc_high": 0.6857}
-BEFORE |= {"mia": 0.8431, "mia_excess": 0.2311, "entropy_ks": 0.2933, "rf_jsd": 0.0214, "acc_retain": 0.9977}
+APART = {"mia_advantage": 0.2213, "mia_advantage_residual": 0.2213, "mia_advantage_over": 0.0, "mia_margin_auc": 0.6604}
+BEFORE |= APART | {"mia": 0.8431, "mia_excess": 0.2311, "entropy_ks": 0.2933, "rf_jsd": 0.0214, "acc_retain": 0.9977}
 GOLD = {"acc_forget": 0.9452, "acc_retain": 0.9973, "mia_auc": 0.4981, "mia_auc_low": 0.4622, "mia_auc_high": 0.5347}
+GOLD |= {"mia_advantage": 0.0402, "mia_advantage_residual": 0.0311, "mia_advantage_over": 0.0402}
 AGAINST = {"jsd": 0.0181, "jsd_published": 2.151e-5, "avg_gap": 0.0213, "avg_gap_excess": 0.0092}
+AGAINST |= {"avg_gap_advantage": 0.0113}
 
 
 def request(id: str, **changes: Any) -> RequestRecord:
@@ -222,7 +245,8 @@ def evidence(*, gold: bool = True, classes: list[str] = CLASSES, **changes: Any)
 
 def sequence() -> Evidence:
     """Two requests after an earlier one, each measured by itself; incomplete, from a pickle, with frozen layers."""
-    apart = {"original": measured(**BEFORE), "unlearned": measured(mia_auc=0.512, mia_auc_low=0.44, mia_auc_high=0.58)}
+    wide = measured(mia_auc=0.512, mia_auc_low=0.44, mia_auc_high=0.58, mia_advantage=0.12, mia_advantage_null=0.21)
+    apart = {"original": measured(**BEFORE), "unlearned": wide}
     own = ["2026-11-20-withdrawal", "2026-11-22-mislabelled"]
     first = request("2026-08-01-licence", of="models:/digits/1", carried_out_by="models:/digits/3", samples=51)
     plain = evidence()

@@ -36,7 +36,7 @@ from mlflow_unlearn.tuning.runner import (
     task_of,
     worthwhile,
 )
-from mlflow_unlearn.tuning.selection import needs_gold
+from mlflow_unlearn.tuning.selection import needs_gold, noise_floor
 from mlflow_unlearn.tuning.space import search_space
 from mlflow_unlearn.tuning.storage import LeaderLock, open_storage, storage_errors
 from mlflow_unlearn.tuning.trials import Aborted, Objective
@@ -86,6 +86,8 @@ def tune(options: config.Tune) -> None:
         study = open_study(storage, options, space, default_name, run_id)
         mlflow.set_tags({"unlearn.study": study.study_name, "unlearn.objective": options.objective})
         objective = Objective(session, study, space, teacher, original, gold, options, run_id)
+        if floor := noise_floor(objective.before):
+            note(f"Note: {floor}.")
         task = task_of(session, space, gold_module, options)
         runner = StudyRunner(objective, LeaderLock(options.storage, study), task)
         try:

@@ -144,7 +144,7 @@ def notes(rows: Sequence[Row], pearson: Spread | None) -> list[str]:
     """What a reader of the table must know."""
     lines = [
         "Mean ± standard deviation over seeds. `retrain` is the gold standard of each seed, `floor` a second gold "
-        "measured against it: no method can be expected to come nearer. `avg_gap_excess` decides; the published "
+        "measured against it: no method can be expected to come nearer. `avg_gap_advantage` decides; the published "
         "`avg_gap` follows a model's overall confidence.",
         "`seconds_relative` is the time to unlearn in units of retraining; the original's outputs are computed once "
         "for all methods and not counted.",
@@ -182,7 +182,7 @@ def figure(rows: Sequence[Row], pearson: Spread | None) -> "Figure":
 
     fig = Figure(figsize=(15, 5.6), layout="constrained")
     axes = fig.subplots(1, 3)
-    for ax, column in zip(axes[:2], ("avg_gap_excess", "avg_gap"), strict=True):
+    for ax, column in zip(axes[:2], ("avg_gap_advantage", "avg_gap"), strict=True):
         _scatter(ax, rows, "seconds_relative", column)
         floor = next((row[column] for row in rows if row.method == "floor"), None)
         if floor is not None:

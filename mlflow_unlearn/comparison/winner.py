@@ -6,14 +6,14 @@ from mlflow_unlearn.comparison.runs import Trial
 from mlflow_unlearn.metrics.suite import Metrics
 from mlflow_unlearn.tuning.selection import constraints
 
-RULE = "avg_gap_excess_val"
+RULE = "avg_gap_advantage_val"
 
 
 def best_method(trials: Mapping[str, Sequence[Trial]], before: Metrics, seeds: int) -> Trial | None:
-    """The method with the lowest mean ``avg_gap_excess_val`` among those that meet the constraints with every seed.
+    """The method with the lowest mean ``avg_gap_advantage_val`` among those that meet the constraints with every seed.
 
-    Of that method the seed with the lowest one. Over-forgetting breaks a constraint, and a model whose weights did not
-    move is not a candidate. The test set is not used.
+    Of that method the seed with the lowest one. A forget set that is told apart breaks a constraint, and a model whose
+    weights did not move is not a candidate. The test set is not used.
     """
     eligible = [
         done

@@ -258,7 +258,8 @@ def read_policy(path: str | None, *, schema: Literal[1, 2] = 2) -> Policy:
             near = get_close_matches(str(first["loc"][-1]), keys, cutoff=0.5)
             reason = "there is no such key" + (f"; did you mean {near[0]!r}?" if near else "")
         given = "" if first["type"] == "value_error" else f" = {first['input']!r}"
-        raise UnlearnError(f"the policy {path!r} is not usable: {where}{given}: {reason}") from error
+        at = f"{where}{given}: " if where else ""
+        raise UnlearnError(f"the policy {path!r} is not usable: {at}{reason}") from error
     # Not by the model: such policies of earlier releases are stored in reviews.
     if not (policy.rules or policy.membership or policy.minimum or policy.required):
         raise UnlearnError(

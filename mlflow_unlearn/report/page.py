@@ -157,7 +157,7 @@ def _context(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample], li
         "READING": READING if evidence.policy_schema == 2 else READING_OF_AUC,
         "readings": {m: one.membership for m, one in evidence.metrics.items()} | {"unlearned": evidence.membership},
         "summary": _summary(evidence),
-        "metrics": [_metric_row(key, evidence.metrics) for key in _ROW_KEYS],
+        "metrics": [_metric_row(key, evidence.metrics) for key in _ROW_KEYS if key in evidence.definitions],
         "apart": apart,
         "apart_keys": apart_keys,
         "apart_reasons": _apart_reasons(apart, apart_keys),

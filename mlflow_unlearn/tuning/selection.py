@@ -4,10 +4,15 @@ from collections.abc import Mapping
 
 from mlflow_unlearn.metrics.catalog import OBJECTIVES, ON_VALIDATION
 from mlflow_unlearn.metrics.outputs import Outputs
+from mlflow_unlearn.metrics.reading import LARGEST_DECIDED_NULL, samples_needed
 from mlflow_unlearn.metrics.suite import Metrics, compute_metrics
 
 MAX_LOSS_VAL, MAX_LOSS_RETAIN = 0.01, 0.02
-CONSTRAINTS = f"acc_val loss ≤ {MAX_LOSS_VAL}, acc_retain loss ≤ {MAX_LOSS_RETAIN}, mia_auc_val_high ≥ 0.5"
+CONSTRAINTS = (
+    f"acc_val loss ≤ {MAX_LOSS_VAL}, acc_retain loss ≤ {MAX_LOSS_RETAIN}, mia_advantage_val ≤ mia_advantage_null_val"
+)
+ADVANTAGE = "mia_advantage_val"
+"""The part of an objective that has a standard error, ``mia_advantage_se_val``."""
 SELECTION_SPLITS = ("forget", "retain", "val")
 """The splits on which candidates are measured. The test set is used once, for the winner."""
 
@@ -18,7 +23,7 @@ def needs_gold(objective: str) -> bool:
 
 
 def criterion(name: str, metrics: Mapping[str, float]) -> float:
-    """One of `OBJECTIVES`, 0 at its best: ``rf_jsd_mia_val = rf_jsd_val + |mia_excess_val|``.
+    """One of `OBJECTIVES`, 0 at its best: ``rf_jsd_advantage_val = rf_jsd_val + mia_advantage_val``.
 
     Metrics count by their distance from the ideal on either side, an AUC above it alone: below, a constraint decides.
     Of a collapsed model none was computed, and each is as far from its ideal as it can be.
@@ -77,6 +82,7 @@ def on_validation(outputs: Outputs, original: Outputs, *, gold: Outputs | None =
     """
     measured = as_if_tested(outputs, original, gold=gold, seed=seed)
     renamed = Metrics()
+    renamed.counts.update(measured.counts)
     for name, metric in ON_VALIDATION.items():
         if metric.key in measured:
             renamed[name] = measured[metric.key]
@@ -86,20 +92,38 @@ def on_validation(outputs: Outputs, original: Outputs, *, gold: Outputs | None =
 
 
 def constraints(metrics: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
-    """Each is met where it is ≤ 0: little utility lost, and no significant over-forgetting (where it was measured).
+    """Each is met where it is ≤ 0: little utility lost, and the forget set not told apart (where that was measured).
 
-    A collapsed model meets none that it was not measured by: "collapsed" stands in the place of over-forgetting, or of
-    the accuracy on the retain set, since samplers compare constraints by their number.
+    Told apart is what reads *residual*, *over-forgotten* or *spread*. A collapsed model meets none that it was not
+    measured by: "collapsed" stands in the place of "told_apart", or of the accuracy on the retain set, since samplers
+    compare constraints by their number.
     """
     values = {
         "acc_val": before["acc_val"] - metrics["acc_val"] - MAX_LOSS_VAL,
         "acc_retain": before["acc_retain"] - metrics["acc_retain"] - MAX_LOSS_RETAIN,
     }
-    if "mia_auc_val_high" in metrics:  # else too few samples are forgotten to measure it
-        values["over_forgetting"] = 0.5 - metrics["mia_auc_val_high"]
+    if "mia_advantage_val" in metrics:  # else no class of the forget set is in the validation set
+        values["told_apart"] = metrics["mia_advantage_val"] - metrics["mia_advantage_null_val"]
     if isinstance(metrics, Metrics) and metrics.collapsed is not None:
-        if "mia_auc_val_high" not in before:
+        if "mia_advantage_val" not in before:
             del values["acc_retain"]
         values["collapsed"] = 1.0
     # 0.9 − 0.89 is a hair above 0.01 in floating point.
     return {name: 0.0 if abs(value) < 1e-12 else value for name, value in values.items()}
+
+
+def noise_floor(before: Metrics) -> str:
+    """What chance alone makes of ``mia_advantage_val``, in a sentence; empty where it is not computed.
+
+    Args:
+        before: of the original, from `on_validation`.
+    """
+    if "mia_advantage_val" not in before:
+        return ""
+    mean, null = before["mia_advantage_null_mean_val"], before["mia_advantage_null_val"]
+    told = f"mia_advantage_val is {mean:.3f} by chance alone in the mean, and up to {null:.3f} in 95 % of the cases"
+    if null <= LARGEST_DECIDED_NULL:
+        return told
+    needed = samples_needed(null, before.counts["n_forget"], before.counts["n_test"])
+    enough = "more validation samples" if needed is None else f"about {needed} forgotten samples"
+    return f"{told}: these are too few samples to tune by, {enough} would do"

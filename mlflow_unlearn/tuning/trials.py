@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -32,9 +32,17 @@ from mlflow_unlearn.metrics.outputs import Outputs
 from mlflow_unlearn.metrics.suite import Metrics
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.session.session import Session
-from mlflow_unlearn.tuning.selection import SELECTION_SPLITS, constraints, criterion, on_validation, penalised
+from mlflow_unlearn.tuning.selection import (
+    ADVANTAGE,
+    SELECTION_SPLITS,
+    constraints,
+    criterion,
+    on_validation,
+    penalised,
+)
 from mlflow_unlearn.tuning.space import Space, TrialConfig
 from mlflow_unlearn.tuning.storage import queue_again, retry
+from mlflow_unlearn.tuning.winner import STANDARD_ERROR, WEIGHT_CHANGE, Candidate, candidate, gentlest
 
 RUN, COMMAND_RUN, DIGEST = "run_id", "command_run_id", "weights_sha256"
 """User attributes of a trial: its run, the run of the command that ran it, and the digest of its weights."""
@@ -46,11 +54,17 @@ class Aborted(BaseException):
 
 @dataclass
 class _Best:
-    """The best feasible trial of this process, kept so that its very weights are registered."""
+    """The trial of this process that would win so far, kept so that its very weights are registered."""
 
-    value: float = math.inf
+    candidates: list[Candidate] = field(default_factory=list)
     number: int = -1
     result: Result | None = None
+
+    def add(self, candidate: Candidate, result: Result) -> None:
+        """A feasible trial; one that is overtaken now and wins later is made again."""
+        self.candidates.append(candidate)
+        if gentlest(self.candidates).number == candidate.number:
+            self.number, self.result = candidate.number, result
 
 
 class Objective:
@@ -187,12 +201,15 @@ class Objective:
         for name, violation in violations.items():
             trial.set_constraint(name, violation)
         trial.set_user_attr(DIGEST, digest)
+        trial.set_user_attr(WEIGHT_CHANGE, weight_change(self.session.module, result.model))
+        if ADVANTAGE in OBJECTIVES[self.options.objective] and "mia_advantage_se_val" in metrics:
+            trial.set_user_attr(STANDARD_ERROR, metrics["mia_advantage_se_val"])
         feasible = all(violation <= 0 for violation in violations.values())
         value = criterion(self.options.objective, metrics)
         mlflow.log_metrics({**metrics, "objective": value, "feasible": float(feasible), **seconds})
         mlflow.set_tags({"unlearn.weights_sha256": digest, "unlearn.trial_state": "complete"})
-        if feasible and value < self._best.value:
-            self._best = _Best(value, trial.number, result)
+        if feasible:
+            self._best.add(candidate(value, trial.number, trial.user_attrs), result)
         return value, metrics["acc_val"]
 
     def _report(
@@ -228,6 +245,16 @@ class Objective:
 
     def _left(self, trial: optuna.Trial) -> optuna.trial.FrozenTrial:
         return self.study.get_trials(deepcopy=False)[trial.number]
+
+
+def weight_change(before: nn.Module, after: nn.Module) -> float:
+    """``‖w − w₀‖ / ‖w₀‖`` over all parameters of a model after and before unlearning; float64."""
+    moved = size = 0.0
+    for old, new in zip(before.parameters(), after.parameters(), strict=True):
+        start = old.detach().double().cpu()
+        moved += float((new.detach().double().cpu() - start).square().sum())
+        size += float(start.square().sum())
+    return math.sqrt(moved / size) if size else 0.0
 
 
 def _spread_subset(labels: torch.Tensor, size: int) -> Sequence[int]:

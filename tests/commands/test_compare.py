@@ -75,20 +75,22 @@ def test_the_table(result):
     assert list(rows) == ["original", "retrain", "floor", *METHODS]
     for method in METHODS:
         values = [
-            run.data.metrics["mia_excess"] for run in nested(store, parent) if run.data.tags["unlearn.method"] == method
+            run.data.metrics["mia_advantage"]
+            for run in nested(store, parent)
+            if run.data.tags["unlearn.method"] == method
         ]
-        assert rows[method]["mia_excess"] == pytest.approx(sum(values) / 2)
-        assert rows[method]["mia_excess_sd"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+        assert rows[method]["mia_advantage"] == pytest.approx(sum(values) / 2)
+        assert rows[method]["mia_advantage_sd"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
         assert rows[method]["seconds_relative"] == pytest.approx(rows[method]["seconds"] / rows["retrain"]["seconds"])
-    assert rows["retrain"]["avg_gap"] == rows["retrain"]["avg_gap_excess"] == rows["retrain"]["jsd"] == 0
-    assert rows["floor"]["jsd"] > 0 < rows["floor"]["avg_gap_excess"]
+    assert rows["retrain"]["avg_gap"] == rows["retrain"]["avg_gap_advantage"] == rows["retrain"]["jsd"] == 0
+    assert rows["floor"]["jsd"] > 0 < rows["floor"]["avg_gap_advantage"]
     assert rows["floor"]["seeds"] == 1 and rows["floor"]["jsd_sd"] is None, "two golds have but one distance"
     assert rows["original"]["seconds"] is None
     text = mlflow.artifacts.load_text(f"runs:/{parent.info.run_id}/compare/table.md")
-    assert text.startswith("| method | avg_gap_excess | avg_gap | acc_forget | acc_retain |")
+    assert text.startswith("| method | avg_gap_advantage | avg_gap_excess | avg_gap | acc_forget | acc_retain |")
     lines = mlflow.artifacts.load_text(f"runs:/{parent.info.run_id}/compare/table.csv").splitlines()
     assert len(lines) == 1 + len(rows)
-    assert lines[0].split(",")[:4] == ["method", "seeds", "avg_gap_excess", "avg_gap_excess_sd"]
+    assert lines[0].split(",")[:4] == ["method", "seeds", "avg_gap_advantage", "avg_gap_advantage_sd"]
     names = {file.path for file in store.client.list_artifacts(parent.info.run_id, "compare")}
     assert names == {f"compare/{name}" for name in ("table.md", "table.csv", "table.json", "figure.png")}
     for method in METHODS:
@@ -225,7 +227,7 @@ def test_the_best_is_registered_by_the_stated_rule(result, tmp_path):
         tags = own.tags("2")
         assert f"The best is {tags['unlearn.method']} with seed" in done.out
         same = [run for run in runs if run.data.tags["unlearn.method"] == tags["unlearn.method"]]
-        best = min(same, key=lambda run: run.data.metrics["avg_gap_excess_val"])
+        best = min(same, key=lambda run: run.data.metrics["avg_gap_advantage_val"])
         assert tags["unlearn.weights_sha256"] == best.data.tags["unlearn.weights_sha256"]
         assert [state for state, _ in own.requests().values()] == ["done"]
         assert "gold.acc_test" in parents(own)[0].data.metrics

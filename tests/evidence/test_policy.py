@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from records import COLLAPSED, collapsed, evidence, measured, request, sequence, unmeasured
+from records import APART, COLLAPSED, UNMATCHED, collapsed, evidence, measured, of_before, request, sequence, unmeasured
 
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.policy import Check, Policy, Rule, Verdict, judge, read_policy
@@ -28,6 +28,20 @@ def outcomes(record: Evidence, **policy) -> dict[str, str]:
 def as_told(record: Evidence, **policy) -> list[tuple[str, ...]]:
     """Rule, value, threshold, outcome and note of each line, as reports and commands show them."""
     return [tuple(check.model_dump().values()) for check in checks(record, **policy)]
+
+
+AUC = {"attack": "mia_auc"}
+
+
+def of_schema_1(record: Evidence) -> Evidence:
+    """With what an earlier release measured."""
+    columns = {model: of_before(one) for model, one in record.metrics.items()}
+    apart = {"metrics": columns, "union": {model: of_before(one) for model, one in record.union.items()}}
+    requests = [
+        one.model_copy(update={"metrics": {model: of_before(each) for model, each in one.metrics.items()}})
+        for one in record.requests
+    ]
+    return record.model_copy(update=apart | {"requests": requests})
 
 
 def with_unlearned(**values: float) -> Evidence:
@@ -148,10 +162,10 @@ def test_what_was_not_measured_has_not_passed():
 )
 def test_membership_is_read_by_its_interval(low, high, word, strict, lenient):
     record = with_unlearned(mia_auc=(low + high) / 2, mia_auc_low=low, mia_auc_high=high)
-    assert record.metrics["unlearned"].membership == word
-    assert outcomes(record, membership={})["membership"] == strict
+    assert of_schema_1(record).metrics["unlearned"].membership == word
+    assert outcomes(record, membership=AUC)["membership"] == strict
     accepting = {"accept": ["indistinguishable", "undecided"]}
-    assert outcomes(record, membership=accepting)["membership"] == lenient
+    assert outcomes(record, membership=AUC | accepting)["membership"] == lenient
 
 
 @pytest.mark.parametrize(
@@ -177,7 +191,7 @@ def test_membership_is_read_by_its_interval(low, high, word, strict, lenient):
 def test_membership_as_it_is_told(values, accept, told):
     interval, threshold, outcome, note = told
     word = "indistinguishable" if outcome == "pass" else "residual"
-    assert as_told(with_unlearned(**values), membership={"accept": accept}) == [
+    assert as_told(with_unlearned(**values), membership=AUC | {"accept": accept}) == [
         ("membership", f"{word}: {interval}", threshold, outcome, note)
     ]
 
@@ -185,11 +199,13 @@ def test_membership_as_it_is_told(values, accept, told):
 def test_membership_that_was_not_measured_says_why():
     plain = evidence()
     for few, note in (
-        (unmeasured(), "3 forgotten samples have a class of the test set, and 10 are needed"),
-        (unmeasured().model_copy(update={"not_computed": {}}), ""),
+        (unmeasured(), UNMATCHED),
+        (of_before(measured()), "mia_advantage was not measured"),
     ):
         record = plain.model_copy(update={"metrics": plain.metrics | {"unlearned": few}})
         assert as_told(record, membership={}) == [("membership", "–", "indistinguishable", "not measured", note)]
+    record = plain.model_copy(update={"metrics": plain.metrics | {"unlearned": unmeasured()}})
+    assert as_told(record, membership=AUC) == [("membership", "–", "indistinguishable", "not measured", UNMATCHED)]
 
 
 RESIDUAL, OVER, WIDE, ALIKE = (0.6, 0.7), (0.3, 0.4), (0.35, 0.65), (0.46, 0.53)
@@ -199,7 +215,8 @@ def columns(before: tuple[float, float] | None, now: tuple[float, float]) -> dic
     """The two models by the ends of their intervals; None: not measured."""
 
     def of(ends: tuple[float, float] | None) -> Measured:
-        return measured(mia_auc=sum(ends) / 2, mia_auc_low=ends[0], mia_auc_high=ends[1]) if ends else unmeasured()
+        found = measured(mia_auc=sum(ends) / 2, mia_auc_low=ends[0], mia_auc_high=ends[1]) if ends else unmeasured()
+        return of_before(found)
 
     return {"original": of(before), "unlearned": of(now)}
 
@@ -222,14 +239,14 @@ def test_a_pass_that_tells_nothing_is_none(before, now, outcome):
     """Where the attack could not tell the original's forget set from unseen samples either, a pass is no evidence."""
     plain = evidence()
     record = plain.model_copy(update={"metrics": plain.metrics | columns(before, now)})
-    verdict = judge(record, Policy(rules=[], minimum={}), signature=None)
+    verdict = judge(record, Policy(schema_version=1, rules=[], minimum={}), signature=None)
     [check] = verdict.checks
     assert check.outcome == outcome and verdict.passed is (outcome == "pass")
     alone = record.metrics["unlearned"].membership
     assert record.membership == ("uninformative" if outcome == "uninformative" else alone)
     assert ("in the original either: a pass says nothing" in check.note) is (outcome == "uninformative")
     # By choice, and with the words of before, so that a review of then leads to the same outcomes.
-    [accepted] = checks(record, membership={"uninformative": "accept"})
+    [accepted] = checks(record, membership=AUC | {"uninformative": "accept"})
     assert accepted.outcome == ("pass" if outcome == "uninformative" else outcome) and accepted.value == check.value
 
 
@@ -240,7 +257,7 @@ def test_the_requests_of_earlier_steps_need_not_be_told_apart_in_the_source():
     record = evidence(
         requests=[request(earlier, metrics=both), request(own, metrics=both)], request_ids=[own], union=both
     )
-    found = outcomes(record, membership={})
+    found = outcomes(record, membership=AUC)
     assert found[f"membership, request {own}"] == "uninformative"
     assert found[f"membership, request {earlier}"] == found["membership, everything forgotten"] == "pass"
 
@@ -252,21 +269,90 @@ def test_over_forgetting_cannot_be_accepted():
 
 def test_each_request_has_to_pass():
     record = sequence()
-    found = outcomes(record, membership={"accept": ["indistinguishable", "undecided"]})
+    found = outcomes(record, membership=AUC | {"accept": ["indistinguishable", "undecided"]})
     assert found["membership, request 2026-11-22-mislabelled"] == "not measured"
     assert found["membership, everything forgotten"] == "pass"
-    assert set(outcomes(record, membership={"each_request": False})) == {"membership"}
+    assert set(outcomes(record, membership=AUC | {"each_request": False})) == {"membership"}
 
 
 def test_requests_are_judged_by_their_own_figures():
     """The first one's interval is [0.440, 0.580], the second's [0.471, 0.544], the third has three samples."""
-    assert [(rule, value) for rule, value, *_ in as_told(sequence(), membership={})] == [
+    assert [(rule, value) for rule, value, *_ in as_told(sequence(), membership=AUC)] == [
         ("membership", "indistinguishable: 0.507 [0.471, 0.544]"),
         ("membership, request 2026-08-01-licence", "undecided: 0.512 [0.440, 0.580]"),
         ("membership, request 2026-11-20-withdrawal", "indistinguishable: 0.507 [0.471, 0.544]"),
         ("membership, request 2026-11-22-mislabelled", "–"),
         ("membership, everything forgotten", "undecided: 0.512 [0.440, 0.580]"),
     ]
+
+
+ALIKE_NOW, FEW = {}, {"mia_advantage": 0.12, "mia_advantage_null": 0.21}
+SPREAD = {"mia_advantage": 0.2, "mia_margin_auc": 0.5}
+UNDER = {"mia_advantage": 0.2, "mia_margin_auc": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "word", "strict", "lenient"),
+    [
+        (APART, ALIKE_NOW, "indistinguishable", "pass", "pass"),
+        (SPREAD, ALIKE_NOW, "indistinguishable", "pass", "pass"),
+        (APART, APART, "residual", "fail", "fail"),
+        (APART, UNDER, "over-forgotten", "fail", "fail"),
+        (APART, SPREAD, "spread", "fail", "fail"),
+        (APART, FEW, "undecided", "fail", "pass"),
+        (ALIKE_NOW, ALIKE_NOW, "indistinguishable", "uninformative", "uninformative"),
+        (FEW, ALIKE_NOW, "indistinguishable", "uninformative", "uninformative"),
+        (FEW, FEW, "undecided", "fail", "pass"),
+    ],
+)
+def test_membership_by_the_advantage(before, now, word, strict, lenient):
+    """Alone it is all that was forgotten; one of several requests may be undecided, and so is its original."""
+    both = {"original": measured(**before), "unlearned": measured(**now)}
+    plain = evidence()
+    record = plain.model_copy(update={"metrics": plain.metrics | both})
+    [check] = checks(record, membership={})
+    assert (check.outcome, check.threshold) == (strict, "indistinguishable")
+    assert check.value == f"{word}: {both['unlearned'].values['mia_advantage']:.3f}, by chance up to " + (
+        "0.210" if now is FEW else "0.081"
+    )
+    own, earlier = "2026-11-20-withdrawal", "2026-08-01-licence"
+    decided = {"original": measured(**APART), "unlearned": measured()}
+    requests = [request(earlier, metrics=decided), request(own, metrics=both)]
+    chain = record.model_copy(update={"requests": requests, "request_ids": [own], "union": decided})
+    found = outcomes(chain, membership={})
+    assert found["membership"] == found[f"membership, request {own}"] == lenient
+    assert found["membership, everything forgotten"] == "pass"
+    undecided = chain.model_copy(update={"union": {"unlearned": measured(**FEW)}})
+    assert outcomes(undecided, membership={})["membership, everything forgotten"] == "fail"
+
+
+def test_undecided_says_how_many_samples_would_decide():
+    [check] = checks(with_unlearned(**FEW), membership={})
+    assert check.note == (
+        "too few samples to tell; a larger forget or test set would; about 1492 forgotten samples are needed"
+    )
+    plain = measured(**FEW)
+    bare = plain.model_copy(update={"counts": {}})
+    record = evidence().model_copy(update={"metrics": evidence().metrics | {"unlearned": bare}})
+    assert checks(record, membership={})[0].note == "too few samples to tell; a larger forget or test set would"
+
+
+@pytest.mark.parametrize(
+    ("kind", "outcome", "note"),
+    [
+        (True, "pass", ""),
+        (False, "fail", "; matched by class only: the null takes forgotten samples to be drawn as unseen ones were"),
+        (None, "not measured", "; how the samples were chosen is not recorded"),
+    ],
+)
+def test_samples_that_were_not_drawn_as_unseen_ones(kind, outcome, note):
+    """A group or a list passes with a note, and not where the policy wants them drawn alike."""
+    record = evidence(requests=[request("2026-11-20-withdrawal", exchangeable=kind)])
+    [refused] = checks(record, membership={"exchangeable": "required"})
+    assert refused.outcome == outcome and refused.note.endswith(note)
+    [noted] = checks(record, membership={})
+    assert noted.outcome == "pass" and ("matched by class only" in noted.note) is (kind is False)
+    assert record.matched_by_class_only is (kind is False)
 
 
 def test_a_forget_set_of_one_sample():
@@ -462,7 +548,22 @@ class TestTheFile:
                 "rules: [{metric: acc_test, at_mst: 1}]",
                 "rules.0.at_mst = 1: there is no such key; did you mean 'at_most'?",
             ),
-            ("membership: {each: 1}", "membership.each = 1: there is no such key; did you mean 'each_request'?"),
+            (
+                "membership: {each_req: 1}",
+                "membership.each_req = 1: there is no such key; did you mean 'each_request'?",
+            ),
+            (
+                "membership: {attack: mia_auc, exchangeable: required}",
+                "membership: exchangeable goes with attack: mia_advantage, not with mia_auc",
+            ),
+            (
+                "{schema_version: 1, membership: {attack: mia_advantage}}",
+                "schema 1 knows no mia_advantage: write schema_version: 2",
+            ),
+            (
+                "{schema_version: 2, membership: {attack: mia_auc}}",
+                "by schema 2 mia_advantage decides: write schema_version: 1 to keep mia_auc",
+            ),
             ("must: 1", "must = 1: there is no such key; did you mean 'at_most'?"),
             ("zzz: 1", "zzz = 1: there is no such key"),
             (
@@ -547,6 +648,43 @@ def test_the_same_policy_has_one_digest():
 def test_every_metric_may_have_a_rule():
     for key in KEYS:
         Rule(metric=key, at_most=1)
+
+
+SHA256_OF_SCHEMA_1 = "029e5058f1dd4ca08f80e6c22eb5cc963e24534bc78d2a65a0f0b96c13d78ba4"
+
+
+class TestSchema1:
+    """Policies that were written before ``mia_advantage`` was measured decide by what they decided by."""
+
+    def test_it_is_dumped_and_digested_as_it_was(self):
+        """Reviews store both, and `promote` compares the digest: that of the default policy before schema 2."""
+        before = Policy(schema_version=1)
+        assert before.membership.model_dump() == {
+            "attack": "mia_auc",
+            "accept": ["indistinguishable"],
+            "each_request": True,
+            "uninformative": "fail",
+        }
+        assert before.sha256 == SHA256_OF_SCHEMA_1
+        assert Policy.model_validate_json(before.model_dump_json()) == before
+
+    @pytest.mark.parametrize("content", ["schema_version: 1", "membership: {attack: mia_auc}"])
+    def test_a_file_says_so(self, content, tmp_path):
+        (tmp_path / "policy.yaml").write_text(content)
+        assert read_policy(str(tmp_path / "policy.yaml")) == Policy(schema_version=1)
+
+    def test_one_that_says_nothing_has_the_schema_of_the_evidence(self, tmp_path):
+        (tmp_path / "policy.yaml").write_text("name: ours")
+        path, plain = str(tmp_path / "policy.yaml"), evidence()
+        assert read_policy(path, schema=plain.policy_schema).membership.attack == "mia_advantage"
+        before = {key: n for key, n in plain.definitions.items() if not key.startswith("mia_advantage")}
+        old = plain.model_copy(update={"definitions": before})
+        for given in (path, None):
+            assert read_policy(given, schema=old.policy_schema).membership.attack == "mia_auc"
+
+    def test_what_it_accepts_it_accepts_of_each(self):
+        lenient = Policy(membership=AUC | {"accept": ["undecided"]}).membership
+        assert lenient.accept_each == ["undecided"] and "accept_each" not in lenient.model_dump()
 
 
 def test_the_documented_default_policy():

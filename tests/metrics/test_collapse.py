@@ -11,14 +11,15 @@ from mlflow_unlearn.metrics.collapse import chance_accuracy, collapse, stated_co
 from mlflow_unlearn.metrics.outputs import MetricInputs, SplitOutputs
 
 
-def outputs(labels, predictions, entropies=None) -> SplitOutputs:
+def outputs(labels, predictions, margins=None) -> SplitOutputs:
     count = len(labels)
-    entropies = np.linspace(0.1, 0.9, count) if entropies is None else np.full(count, entropies)
-    return SplitOutputs(np.array(labels), np.array(predictions), entropies, 1 - entropies, np.zeros((4, 4)))
+    margins = np.linspace(-1, 9, count) if margins is None else np.array(margins)
+    halves = np.full(count, 0.5)
+    return SplitOutputs(np.array(labels), np.array(predictions), halves, halves, margins, np.zeros((4, 4)))
 
 
-def found(labels, predictions, entropies=None, test=None) -> str | None:
-    retain = outputs(labels, predictions, entropies)
+def found(labels, predictions, margins=None, test=None) -> str | None:
+    retain = outputs(labels, predictions, margins)
     return collapse(MetricInputs({"retain": retain, "test": retain if test is None else test}))
 
 
@@ -51,14 +52,23 @@ class TestCollapse:
     def test_nor_where_one_class_is_retained(self):
         assert found([2] * 50, [2] * 50) is None
 
-    def test_equal_outputs_are_always_a_collapse(self):
-        assert found([2] * 50, [2] * 50, entropies=0.5) == "collapsed: every sample is given the same output"
-        assert found(self.LABELS, [0] * 100, entropies=0.5).endswith("the same output")
-        assert found([2] * 50, [2] * 50, entropies=0.5, test=outputs([1, 2], [1, 2])) is None
+    SAME = "collapsed: every sample of a class is given the same margin"
 
-    def test_a_confident_model_gives_no_equal_outputs(self):
-        """Entropies of 0 throughout, and different classes."""
-        assert found(self.LABELS, self.LABELS, entropies=0.0) is None
+    def test_equal_margins_within_the_classes_are_always_a_collapse(self):
+        """Whatever differs between the classes: no sample is told from another one of its class."""
+        assert found([2] * 50, [2] * 50, margins=[0.5] * 50) == self.SAME
+        assert found(self.LABELS, self.LABELS, margins=[3.0] * 50 + [7.0] * 50) == self.SAME
+        assert found(self.LABELS, [0] * 100, margins=[3.0] * 100).endswith("the same margin")
+        assert found([2] * 50, [2] * 50, margins=[0.5] * 50, test=outputs([1, 1], [1, 2])) is None
+
+    @pytest.mark.parametrize(("gap", "collapsed"), [(1e-6, True), (2e-6, False)])
+    def test_how_equal(self, gap, collapsed):
+        """Two classes of two: an SD of sqrt(4 · (gap / 2)² / 2) = gap / sqrt(2), below 1e-6 for 1e-6."""
+        assert (found([0, 0, 1, 1], [0, 0, 1, 1], margins=[0, gap, 5, 5 + gap]) == self.SAME) is collapsed
+
+    def test_of_classes_with_one_sample_each_nothing_is_said(self):
+        alone = outputs([3], [3])
+        assert found([0, 1, 2], [0, 1, 2], margins=[1.0] * 3, test=alone) is None
 
     def test_it_is_found_among_reasons(self):
         assert stated_collapse({"a": "no gold", "b": "collapsed: so"}) == "collapsed: so"
@@ -81,12 +91,14 @@ class TestMetrics:
 
     @pytest.mark.parametrize("sets", [splits(), class_splits()])
     def test_only_its_accuracies_are_computed(self, ruined, sets):
-        """It would have had a mia_auc of 0.5 and a mia_excess of 0, the ideal values."""
+        """It would have had a mia_auc of 0.5 and a mia_advantage within its null, as is ideal."""
         metrics = evaluate(ruined, sets, original(), original())
         assert {key for key in metrics if not key.startswith("acc_")} == set()
         assert {"acc_forget", "acc_retain", "acc_val", "acc_test"} <= metrics.keys()
-        assert metrics.collapsed == metrics.missing["mia_auc"] == metrics.missing["avg_gap_excess"]
+        assert metrics.collapsed == metrics.missing["mia_advantage"] == metrics.missing["avg_gap_excess"]
 
     def test_of_others_all_are(self):
         metrics = evaluate(original(), splits(), original(), original())
-        assert metrics.collapsed is None and {"mia_auc", "mia_excess", "rf_jsd", "avg_gap_excess"} <= metrics.keys()
+        assert (
+            metrics.collapsed is None and {"mia_advantage", "mia_auc", "rf_jsd", "avg_gap_advantage"} <= metrics.keys()
+        )

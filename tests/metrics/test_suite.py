@@ -46,6 +46,9 @@ class ByHand:
         self.p = {split: logits(model, getattr(sets, split)).double().softmax(1).numpy() for split in SPLIT_NAMES}
         self.y = {split: getattr(sets, split).tensors[1].numpy() for split in SPLIT_NAMES}
         self.h = {split: -(p * np.log(p)).sum(1) for split, p in self.p.items()}
+        # Of logarithms of probabilities, which are logits less one number a sample.
+        own = {split: np.eye(p.shape[1], dtype=bool)[self.y[split]] for split, p in self.p.items()}
+        self.m = {s: np.log(p[own[s]]) - np.log(np.where(own[s], 0.0, p).max(1)) for s, p in self.p.items()}
 
     def acc(self, split, keep=slice(None)):
         return accuracy_score(self.y[split][keep], self.p[split].argmax(1)[keep])
@@ -78,6 +81,20 @@ class ByHand:
         below = [(self.h["forget"] <= e, self.h["test"] <= e) for e in grid]
         return max(abs(forget[f].sum() / forget.sum() - test[t].sum() / test.sum()) for f, t in below)
 
+    def sides(self):
+        """The largest TPR − FPR, and FPR − TPR, over all margins as thresholds."""
+        forget, test = self.weights
+        above = [
+            (self.m["forget"] >= t, self.m["test"] >= t) for t in np.concatenate([self.m["forget"], self.m["test"]])
+        ]
+        gaps = [forget[f].sum() / forget.sum() - test[t].sum() / test.sum() for f, t in above]
+        return max(gaps), -min(gaps)
+
+    def margin_auc(self):
+        is_forget = np.repeat([1, 0], [len(self.m["forget"]), len(self.m["test"])])
+        margins = np.concatenate([self.m["forget"], self.m["test"]])
+        return roc_auc_score(is_forget, margins, sample_weight=np.concatenate(self.weights))
+
     def class_mean(self, split, label):
         mean = self.p[split][self.y[split] == label].mean(0)
         return mean / mean.sum()
@@ -99,7 +116,9 @@ def test_parity_with_scikit_learn_and_scipy_for_every_key():
     expected = {f"acc_{split}": ours.acc(split) for split in SPLIT_NAMES}
     mia, mia_test = ours.mia()
     expected |= {"mia": mia, "mia_test": mia_test, "mia_excess": mia - mia_test}
-    expected |= {"mia_auc": ours.auc(), "entropy_ks": ours.ks()}
+    expected |= {"mia_auc": ours.auc(), "entropy_ks": ours.ks(), "mia_margin_auc": ours.margin_auc()}
+    (residual, over), gold_sides = ours.sides(), theirs.sides()
+    expected |= {"mia_advantage_residual": residual, "mia_advantage_over": over, "mia_advantage": max(residual, over)}
     usable = sorted(set(ours.y["forget"]) & set(ours.y["test"]) & set(ours.y["retain"]))
     p = np.array([ours.class_mean("forget", label) for label in usable])
     q = np.array([before.class_mean("test", label) for label in usable])
@@ -111,6 +130,8 @@ def test_parity_with_scikit_learn_and_scipy_for_every_key():
     gaps = [abs(ours.acc(split) - theirs.acc(split)) for split in ("forget", "retain", "test")]
     gold_mia, gold_mia_test = theirs.mia()
     expected["avg_gap"] = np.mean([abs(mia - gold_mia), *gaps])
+    attack = max(abs(residual - gold_sides[0]), abs(over - gold_sides[1]))
+    expected["avg_gap_advantage"] = np.mean([attack, *gaps])
     expected["avg_gap_excess"] = np.mean([abs(mia - mia_test - gold_mia + gold_mia_test), *gaps])
     low, high = metrics["mia_auc_low"], metrics["mia_auc_high"]
     h, y = ours.h, ours.y
@@ -202,7 +223,9 @@ class TestPasses:
 class TestMissing:
     def test_without_references(self):
         metrics = evaluate(other(), splits())
-        gold = dict.fromkeys(("jsd", "jsd_published", "avg_gap", "avg_gap_excess"), "no gold model was given")
+        gold = dict.fromkeys(
+            ("jsd", "jsd_published", "avg_gap_advantage", "avg_gap", "avg_gap_excess"), "no gold model was given"
+        )
         rf = dict.fromkeys(("rf_jsd", "rf_jsd_published"), "no original model was given")
         assert metrics.missing == {"acc_test_forgotten": "no class is wholly forgotten"} | gold | rf
 
@@ -361,9 +384,10 @@ class TestReferences:
             with pytest.raises(UnlearnError, match=f"the {name} model has 12 outputs and the measured one 10"):
                 evaluate(other(), splits(), **{name: net(classes=12)})
 
-    def test_the_seed_moves_the_interval_alone(self):
+    def test_the_seed_moves_intervals_and_nulls_alone(self):
         a, b = evaluate(other(), splits(), seed=0), evaluate(other(), splits(), seed=1)
-        assert {key for key in a if a[key] != b[key]} <= {"mia_auc_low", "mia_auc_high"} != set()
+        drawn = {key for key, metric in METRICS.items() if metric.interval_end or metric.of_null}
+        assert {key for key in a if a[key] != b[key]} <= drawn != set()
         assert a["mia_auc_low"] != b["mia_auc_low"] and a == evaluate(other(), splits(), seed=0)
         with pytest.raises(UnlearnError, match="seed = -1 is not usable"):
             evaluate(other(), splits(), seed=-1)

@@ -104,7 +104,7 @@ def test_the_verdict_comes_first_with_every_check():
 def test_what_was_not_measured_has_not_passed(story):
     assert "FAIL" in story.text
     assert "what was not measured has not passed" in story.text
-    assert "3 forgotten samples have a class of the test set, and 10 are needed" in story.text
+    assert records.UNMATCHED in story.text
 
 
 def test_a_verdict_without_checks_and_one_of_a_policy_with_a_name():
@@ -120,10 +120,31 @@ def test_a_pass_that_tells_nothing_is_called_so_wherever_it_stands():
     record = records.evidence(metrics={"original": alike, "unlearned": alike})
     text = Parsed(page(record, records.verdict(record))).text
     assert "1 of 5 checks of the policy default did not pass" in text and "uninformative membership" in text
-    assert f"Membership after uninformative AUC {figures.number(alike.values['mia_auc'])[:5]}" in text
+    assert "Membership after uninformative advantage 0.061 (by chance up to 0.081)" in text
     assert f"after: uninformative. {READING['uninformative'].capitalize()}." in text
     drawn = figures.intervals(record, [])["rows"]
     assert [row["word"] for row in drawn] == ["indistinguishable", "uninformative"]
+
+
+def test_a_record_of_before_is_drawn_by_its_intervals():
+    """Its readings are those of ``mia_auc``, with the words of then."""
+    plain = records.evidence(gold=False)
+    columns = {model: records.of_before(one) for model, one in plain.metrics.items()}
+    columns["unlearned"] = columns["unlearned"].model_copy(
+        update={"values": columns["unlearned"].values | {"mia_auc_low": 0.4, "mia_auc_high": 0.6}}
+    )
+    known = {key: n for key, n in plain.definitions.items() if not key.startswith(("mia_advantage", "mia_margin"))}
+    text = parsed(plain, metrics=columns, definitions=known).text
+    assert "Membership after undecided AUC 0.507 [0.400, 0.600]; before 0.652 [0.619, 0.686]" in text
+    assert "AUC of telling forgotten from unseen, with 95 % intervals" in text
+    assert "The interval is too wide to tell" in text and "by chance" not in text
+
+
+def test_samples_that_were_not_drawn_as_unseen_ones_are_called_so():
+    request = records.request("2026-11-20-withdrawal", exchangeable=False)
+    text = parsed(records.evidence(), requests=[request]).text
+    assert "; matched by class only" in text
+    assert "Matched by class only." in text and "Compare with gold where there is one." in text
 
 
 def test_the_report_of_a_review_says_that_it_is_recorded():
@@ -136,7 +157,7 @@ def test_the_report_of_a_review_says_that_it_is_recorded():
 def test_every_metric_is_shown_with_its_meaning(plain):
     record = records.evidence()
     for key, metric in METRICS.items():
-        if key not in ("mia_auc_low", "mia_auc_high"):
+        if not metric.interval_end:
             assert f"{key} {metric.meaning}" in plain.text
         for measured in record.metrics.values():
             if key in measured.values:
@@ -211,7 +232,7 @@ def test_each_request_and_their_union_are_measured_apart(plain, story):
     ):
         assert name in section
     assert "0.5120 [0.4400, 0.5800]" in section
-    assert "mia, mia_test, mia_excess, mia_auc not computed: 3 forgotten samples" in section
+    assert f"mia, mia_test, mia_excess, mia_auc not computed: {records.UNMATCHED}" in section
 
 
 def test_every_figure_has_titles_a_text_equivalent_and_no_colour_alone(plain, story):
@@ -400,7 +421,7 @@ def test_a_tiny_forget_set_has_reasons_in_the_place_of_figures():
     rows = [row.model_copy(update={"acc_test": {}, "rf_jsd": {}}) for row in record.figures.classes]
     few = {model: records.unmeasured() for model in record.metrics}
     text = parsed(record, metrics=few, figures=record.figures.model_copy(update={"classes": rows})).text
-    assert "Membership was not measured: 3 forgotten samples have a class" in text
+    assert f"Membership was not measured: {records.UNMATCHED}" in text
     assert "no class has a test sample" in text
     assert "RF-JSD by class: – no gold model was given" in text
 

@@ -12,24 +12,25 @@ def metrics(**values: float) -> Metrics:
     made = Metrics()
     made.update(values)
     made.missing.update({key: "no gold model was given" for key in ("jsd", "avg_gap")})
-    if "mia_auc" not in values:
-        made.missing["mia_auc"] = "too few"
+    if "mia_advantage" not in values:
+        made.missing["mia_advantage"] = "too few"
     return made
 
 
-AUC = {"mia_auc": 0.51, "mia_auc_low": 0.48, "mia_auc_high": 0.54}
-KNOWN = {"mia_auc": 0.61, "mia_auc_low": 0.58, "mia_auc_high": 0.64}
+CHANCE = {"mia_advantage_null": 0.08, "mia_margin_auc_low": 0.46, "mia_margin_auc_high": 0.54}
+ALIKE = {"mia_advantage": 0.05, "mia_margin_auc": 0.51, **CHANCE}
+KNOWN = {"mia_advantage": 0.21, "mia_margin_auc": 0.61, **CHANCE}
 
 
 def test_a_collapse_is_in_the_words_beside_the_table(capsys):
     ruined = metrics(acc_forget=0.1)
-    ruined.missing["mia_auc"] = records.COLLAPSED
-    table.show({"original": metrics(acc_forget=1.0, **AUC), "unlearned": ruined})
+    ruined.missing["mia_advantage"] = records.COLLAPSED
+    table.show({"original": metrics(acc_forget=1.0, **ALIKE), "unlearned": ruined})
     assert f"unlearned: {records.COLLAPSED}" in capsys.readouterr().out.splitlines()
 
 
 def test_before_and_after_side_by_side_with_what_is_good(capsys):
-    table.show({"original": metrics(acc_forget=1.0, **KNOWN), "unlearned": metrics(acc_forget=0.75, **AUC)})
+    table.show({"original": metrics(acc_forget=1.0, **KNOWN), "unlearned": metrics(acc_forget=0.75, **ALIKE)})
     out = capsys.readouterr().out
     [row] = [line for line in out.splitlines() if "acc_forget" in line]
     assert "1.0000" in row and "0.7500" in row and METRICS["acc_forget"].meaning in row
@@ -75,11 +76,11 @@ def test_every_method_is_listed_with_its_defaults(capsys):
 
 
 def test_a_pass_where_the_original_passes_as_well_is_uninformative(capsys):
-    for before, word in ((AUC, "uninformative: the attack could not tell"), ({}, "uninformative"), (KNOWN, "indist")):
-        table.show({"original": metrics(**before), "unlearned": metrics(**AUC), "gold": metrics(**AUC)})
+    for before, word in ((ALIKE, "uninformative: the attack could not tell"), ({}, "uninformative"), (KNOWN, "indist")):
+        table.show({"original": metrics(**before), "unlearned": metrics(**ALIKE), "gold": metrics(**ALIKE)})
         out = capsys.readouterr().out
         assert f"unlearned: {word}" in out and "gold: indistinguishable" in out
     table.show({"original": metrics(acc_forget=1.0)})
     assert "original: not computed: too few" in capsys.readouterr().out
     # Alone it is read as it is.
-    assert table.readings({"unlearned": metrics(**AUC)})["unlearned"].startswith("indistinguishable")
+    assert table.readings({"unlearned": metrics(**ALIKE)})["unlearned"].startswith("indistinguishable")

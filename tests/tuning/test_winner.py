@@ -7,7 +7,7 @@ from optuna.trial import TrialState
 
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
 from mlflow_unlearn.tuning.selection import CONSTRAINTS
-from mlflow_unlearn.tuning.winner import broken, choose, front, rule
+from mlflow_unlearn.tuning.winner import STANDARD_ERROR, WEIGHT_CHANGE, broken, choose, front, rule
 
 MET = {"acc_val": -0.01, "acc_retain": 0.0}
 BROKEN = {"acc_val": 0.02, "acc_retain": -0.01}
@@ -34,6 +34,46 @@ def test_the_smallest_feasible_value_wins():
     made = study(([0.3], MET), "the loss became nan", ([0.1], BROKEN), ([0.2], MET), ([0.2], MET))
     assert choose(made).number == 3
     assert broken(made.trials[2]) == ["acc_val"]
+
+
+class TestGentlest:
+    """Of those within a standard error of the best the one that changed the weights least."""
+
+    @staticmethod
+    def study(*trials):
+        made = optuna.create_study()
+        for value, error, change in trials:
+            trial = made.ask()
+            for name, attribute in ((STANDARD_ERROR, error), (WEIGHT_CHANGE, change)):
+                if attribute is not None:
+                    trial.set_user_attr(name, attribute)
+            for name, violation in MET.items():
+                trial.set_constraint(name, violation)
+            made.tell(trial, value)
+        return made
+
+    @pytest.mark.parametrize(
+        ("trials", "winner"),
+        [
+            # 0.1 ± 0.02: the third one is beyond, however gentle; the error is that of the best.
+            ([(0.1, 0.02, 0.9), (0.12, 0.5, 0.3), (0.121, 0.5, 0.1)], 1),
+            ([(0.1, 0.02, 0.3), (0.12, 0.02, 0.3)], 0),
+            ([(0.12, 0.02, 0.3), (0.1, 0.02, 0.3)], 0),
+            ([(0.1, 0.02, 0.2), (0.11, 0.02, 0.3)], 0),
+            # An objective without an error, and trials of an earlier release: the smallest one.
+            ([(0.1, None, 0.9), (0.1001, None, 0.1)], 0),
+            ([(0.1, None, None), (0.1, None, None)], 0),
+            ([(0.2, None, None), (0.1, 0.2, 0.5)], 1),
+        ],
+    )
+    def test_the_winner(self, trials, winner):
+        assert choose(self.study(*trials)).number == winner
+
+    def test_in_words(self):
+        assert rule("rf_jsd_advantage_val", "constrained") == (
+            "the smallest rf_jsd_advantage_val among the trials that meet the constraints, and of those within one "
+            "standard error of it the one that changed the weights least; of equal ones the first"
+        )
 
 
 def test_of_the_front_the_one_nearest_to_the_best_of_both():
