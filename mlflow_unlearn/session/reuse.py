@@ -16,13 +16,17 @@ Part = str | int | None
 """A part of a key; None where it cannot be told."""
 
 
-def reuse_key(session: Session) -> dict[str, Part]:
+def reuse_key(session: Session, splits: Sequence[str] = ("forget", "retain", "val", "test")) -> dict[str, Part]:
     """By part: what the samples look like to the model, the code of the model and of this package, where they run.
 
     The code of a method is another part, by `code_digest`. The source stands for this package's code, since development
     goes on between two versions.
+
+    Args:
+        session: the version opened for work.
+        splits: that are read.
     """
-    pixels = {name: content_digest(dataset) for name, dataset in vars(session.splits).items()}
+    pixels = {name: content_digest(getattr(session.splits, name)) for name in splits}
     hardware = session.hardware
     return {
         "pixels_sha256": None if None in pixels.values() else _sha256(pixels),

@@ -227,7 +227,7 @@ class Ladder:
         session = self.session
         params = get_method(rung.method)(self._params(rung), family=model_family(session.module)).params
         parts = {
-            **reuse_key(session),
+            **reuse_key(session, SELECTION_SPLITS),
             "code_sha256": code_digest([rung.method]),
             **({} if self.gold is None else {"gold_sha256": _outputs_digest(self.gold)}),
         }
@@ -279,6 +279,12 @@ def show_plan(session: Session, recipe: Recipe, rungs: Sequence[Rung], options: 
     """Print what LoTUS, the ladder up to its likely end, and retraining would take: seconds, and in retrainings.
 
     The likely end is the first rung that disturbs the weights: LoTUS alone seldom passes.
+
+    Args:
+        session: the version opened for work.
+        recipe: by which retraining would train.
+        rungs: of the ladder.
+        options: of the command.
     """
     trained_as = get_method("retrain")(recipe.params).params.model_dump()
     retraining = dry_run.method_seconds(session, dry_run.Workload("retrain", trained_as, options.seed, recipe))

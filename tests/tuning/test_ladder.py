@@ -67,7 +67,7 @@ def test_rungs_that_all_refuse_the_model(opened):
         UnlearnError, match="none of the rungs can be used here; the first one: transpose.*perturb"
     ) as e:
         ladder(replace(session, module=flat), recipe, Rung("transpose")).climb()
-    assert e.value.exit_code == 2
+    assert error.value.exit_code == 2
 
 
 def measured(**values: float) -> Measured:
