@@ -21,6 +21,7 @@ from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.signing import check_key
 from mlflow_unlearn.governance.publish import log_epoch, log_final, nothing_to_unlearn, publish, target_name
 from mlflow_unlearn.methods import get_method
+from mlflow_unlearn.metrics.reading import tells_apart
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.lock import model_lock
 from mlflow_unlearn.registry.versions import check_name, find_version
@@ -111,8 +112,8 @@ def unlearn(options: config.Unlearn) -> None:
             outputs = {"original": outputs["original"], "unlearned": unlearned, **outputs}
         evidence = publish(session, run_id, name, result, provenance, outputs, options, lock, policy=policy)
         checkpoint.remove()
-        if evidence.reading == "residual" and policy is None:
-            print(f"The forget set is still recognised. To go on until it is not:\n  {_until_pass(session)}")
+        if policy is None and tells_apart(str(evidence.reading)):
+            print(f"The forget set still stands out. To go on until it does not:\n  {_until_pass(session)}")
 
 
 def _once(

@@ -71,7 +71,9 @@ def test_the_first_that_passes_is_registered_with_all_attempts(filed, cli, polic
 
 
 def test_a_request_that_a_weaker_version_fulfilled_is_taken_up_again(filed, cli, policy):
-    assert cli("unlearn", "--model-uri", "models:/clf/1", "--params", '{"epochs": 1}').code == 0
+    weaker = cli("unlearn", "--model-uri", "models:/clf/1", "--params", '{"epochs": 1}')
+    # What is left of the forget set is said, with the command that goes on.
+    assert weaker.code == 0 and weaker.out.endswith(f"  mlflow-unlearn {' '.join(UNTIL[:5])}\n")
     done = cli(*UNTIL, *policy(rules=RULES[1:]), "--rungs", "finetune")
     assert done.code == 0, done.err
     assert "it is carried out again here" in " ".join(done.err.split()) and filed.versions() == ["1", "2", "3"]

@@ -84,4 +84,4 @@ def test_what_is_slow_is_timed_on_less(store, cli, monkeypatch, slow, batch, epo
     params = {"epochs": epochs, "batch_size": batch}
     done = cli(*UNLEARN, "--plan", "true", "--method", "finetune", "--params", json.dumps(params))
     assert done.code == 0, done.err
-    assert tried == expected
+    assert tried[: len(expected)] == expected  # then those of the other ways
