@@ -116,15 +116,15 @@ def write_page(story: Story) -> None:
         return f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts/evidence/report.html"
 
     story.write("## Before: a model in production")
-    recipe = "--epochs 12 --lr 0.02 --batch-size 16"
-    story.run("erin", f"mlflow-unlearn train --data digits,train=30% --name digits {recipe}")
+    recipe = "--architecture timm:test_resnet --epochs 70 --lr 0.1 --weight-decay 0"
+    story.run("erin", f"mlflow-unlearn train --data digits,train=50% --name digits {recipe}")
     grant(story.uri, "c.grant_user_permission('ravi', 'registered_model', 'digits', 'EDIT')")
     client.set_registered_model_alias("digits", "champion", "1")
 
     story.write("## Request\n\nThe ids of the scans to forget are in `ids.csv`. Erin files the request.")
-    story.run("erin", "mlflow-unlearn data --data digits,train=30% --ids all.csv | head -4")
+    story.run("erin", "mlflow-unlearn data --data digits,train=50% --ids all.csv | head -4")
     command = "python -c \"import pandas; s = pandas.read_csv('all.csv'); "
-    command += "s[s.split == 'train'].sample(130, random_state=1)[['id']].to_csv('ids.csv', index=False)\""
+    command += "s[s.split == 'train'].sample(180, random_state=1)[['id']].to_csv('ids.csv', index=False)\""
     subprocess.run(command, shell=True, check=True, cwd=story.folder, env=story.environment("erin"))
     story.run(
         "erin",
@@ -136,8 +136,10 @@ def write_page(story: Story) -> None:
         "request", "models/digits/versions/1", "Version 1 with the pending request among its tags", wait="pending"
     )
 
-    story.write("## Unlearn\n\nOn so few samples the published strength, α = 2, changes little. Erin uses more.")
-    story.run("erin", "mlflow-unlearn unlearn --model-uri models:/digits/1 --params '{\"alpha\": 64}'")
+    story.write(
+        "## Unlearn\n\nErin has settings tried, cheapest first, until one passes the default policy on the validation set."
+    )
+    story.run("erin", "mlflow-unlearn unlearn --model-uri models:/digits/1 --until pass")
     story.write("Version 2 has the description and the tags that a reviewer reads first:")
     story.picture(
         "version",

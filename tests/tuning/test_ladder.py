@@ -65,7 +65,7 @@ def test_rungs_that_all_refuse_the_model(opened):
     flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
     with pytest.raises(
         UnlearnError, match="none of the rungs can be used here; the first one: transpose.*perturb"
-    ) as e:
+    ) as error:
         ladder(replace(session, module=flat), recipe, Rung("transpose")).climb()
     assert error.value.exit_code == 2
 
