@@ -184,6 +184,10 @@ class ResumableWorkspace:
         """Entropies ``[N]`` of the teacher, nats, or those of the first time."""
         return self._answer(lambda: self._state.teacher_entropies(role))
 
+    def teacher_margins(self, role: SplitName) -> Tensor:
+        """Margins ``[N]`` of the teacher, or those of the first time."""
+        return self._answer(lambda: self._state.teacher_margins(role))
+
     def _answer(self, ask: Callable[[], Tensor]) -> Tensor:
         number = len(self._answers)
         told: Tensor | None = None

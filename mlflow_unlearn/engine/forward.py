@@ -40,3 +40,19 @@ def forward(
 def predict(model: nn.Module, dataset: Dataset[Any], hardware: Hardware) -> Tensor:
     """Predicted classes ``[N]`` on the CPU."""
     return torch.cat([logits.argmax(dim=1).cpu() for logits, _ in forward(model, dataset, hardware)])
+
+
+def true_class_margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """``z_y − max_{j≠y} z_j`` ``[N]``, float64; of logits and not of probabilities, which saturate.
+
+    Args:
+        logits: ``[N, K]``.
+        labels: ``[N]``, in ``[0, K)``.
+
+    >>> true_class_margins(torch.tensor([[3.0, 1.0, 2.5], [3.0, 1.0, 2.5]]), torch.tensor([0, 1])).tolist()
+    [0.5, -2.0]
+    """
+    if logits.shape[1] == 1:  # no other class to be confused with
+        return torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
+    z, y = logits.double(), labels[:, None]
+    return z.gather(1, y)[:, 0] - z.scatter(1, y, -torch.inf).amax(dim=1)

@@ -238,6 +238,10 @@ class TrainerState:
         """The entropies ``[N]`` of the teacher's softmax outputs, nats, on the CPU."""
         return self.teacher.entropies(role)
 
+    def teacher_margins(self, role: SplitName) -> Tensor:
+        """The margins ``[N]`` of the true class in the teacher's logits, on the CPU."""
+        return self.teacher.margins(role)
+
     def batches(self, role: SplitName, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images ``[B, C, H, W]`` and labels ``[B]``, in order, on the device."""
         dataset = self._datasets[role]

@@ -139,6 +139,9 @@ class Workspace(Protocol):
     def teacher_entropies(self, role: SplitName) -> Tensor:
         """The entropies ``[N]`` of the teacher's softmax outputs on a set, nats, float64."""
 
+    def teacher_margins(self, role: SplitName) -> Tensor:
+        """The margins ``[N]`` of the true class in the teacher's logits on a set, float64."""
+
     def batches(self, role: SplitName, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images ``[B, C, H, W]`` and labels ``[B]`` of a set, in order, where the student computes."""
 
@@ -321,7 +324,11 @@ class Method:
 
     @classmethod
     def not_worthwhile(
-        cls, labels: Mapping[str, Tensor], predictions: Mapping[str, Tensor], entropies: Mapping[str, Tensor]
+        cls,
+        labels: Mapping[str, Tensor],
+        predictions: Mapping[str, Tensor],
+        entropies: Mapping[str, Tensor],
+        margins: Mapping[str, Tensor],
     ) -> str | None:
         """Why no hyperparameters would unlearn anything here, before any training; None where some may.
 
@@ -329,5 +336,6 @@ class Method:
             labels: by set ("forget", "retain", "val"), ``[N]``.
             predictions: the original's predicted classes on the same sets, ``[N]``.
             entropies: of the original's softmax outputs on the same sets, nats, ``[N]``.
+            margins: of the true class in the original's logits on the same sets, ``[N]``.
         """
         return None

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from mlflow_unlearn.data.functions import users_code
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.distributed.ranks import on_all_ranks
+from mlflow_unlearn.engine.forward import true_class_margins
 from mlflow_unlearn.engine.hardware import Hardware
 from mlflow_unlearn.engine.output_cache import CacheKey, cached_forward, model_cache_key
 from mlflow_unlearn.engine.teacher import Teacher
@@ -80,22 +81,6 @@ def evaluate_split(
         sums.cpu().numpy(),
         torch.cat(probabilities).numpy() if probabilities else None,
     )
-
-
-def true_class_margins(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """``z_y − max_{j≠y} z_j`` ``[N]``, float64; of logits and not of probabilities, which saturate.
-
-    Args:
-        logits: ``[N, K]``.
-        labels: ``[N]``, in ``[0, K)``.
-
-    >>> true_class_margins(torch.tensor([[3.0, 1.0, 2.5], [3.0, 1.0, 2.5]]), torch.tensor([0, 1])).tolist()
-    [0.5, -2.0]
-    """
-    if logits.shape[1] == 1:  # no other class to be confused with
-        return torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
-    z, y = logits.double(), labels[:, None]
-    return z.gather(1, y)[:, 0] - z.scatter(1, y, -torch.inf).amax(dim=1)
 
 
 @on_all_ranks

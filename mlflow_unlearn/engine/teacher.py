@@ -11,8 +11,9 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from mlflow_unlearn.data.buffers import RowStore
 from mlflow_unlearn.data.functions import users_code
+from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.distributed import ranks
-from mlflow_unlearn.engine.forward import forward
+from mlflow_unlearn.engine.forward import forward, true_class_margins
 from mlflow_unlearn.engine.frozen_prefix import Activations, split_at
 from mlflow_unlearn.engine.hardware import Hardware
 from mlflow_unlearn.engine.method import Datasets
@@ -156,6 +157,12 @@ class Teacher:
         """Entropies ``[N]`` of the softmax outputs on a split, nats, float64, on the CPU."""
         outputs = (torch.log_softmax(logits.double(), dim=1) for logits in self._all_logits(split))
         return torch.cat([-(log_p.exp() * log_p).sum(dim=1).cpu() for log_p in outputs]).clamp_min(0)
+
+    @users_code("the model or its data")
+    def margins(self, split: str) -> Tensor:
+        """Margins ``[N]`` of the true class on a split, float64, on the CPU: see `true_class_margins`."""
+        outputs = torch.cat([logits.cpu() for logits in self._all_logits(split)])
+        return true_class_margins(outputs, labels_of(self._given[split]))
 
     def logits(self, split: str, indices: Tensor, images: Tensor) -> Tensor:
         """The teacher's logits ``[B, K]`` for samples ``indices [B]`` of a split, whose inputs are ``images``."""

@@ -26,6 +26,7 @@ from mlflow_unlearn.engine.method import (
     random_subset,
 )
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.metrics.advantage import Advantage, advantage
 from mlflow_unlearn.metrics.membership import MIN_FORGET_SAMPLES, AucInterval, read_auc, two_sided_auc
 
 MAX_ALPHA = 64.0
@@ -182,13 +183,15 @@ class Lotus(Method):
             delta = acc_forget - a_u
             if epoch == 0 and has_forgotten(acc_forget, a_u):
                 entropies = ws.teacher_entropies("forget"), ws.teacher_entropies("val")
+                margins = ws.teacher_margins("forget"), ws.teacher_margins("val")
                 interval = unseen_auc(*entropies, labels_forget, labels_val)
-                if interval is not None and not trace(interval):
+                found = unseen_advantage(*margins, labels_forget, labels_val)
+                if interval is not None and not trace(interval, found):
                     refused = {"mia_auc_val": interval.auc}
                 else:
                     decides = False
                     few = f"membership shows nothing of fewer than {MIN_FORGET_SAMPLES}"
-                    why = few if interval is None else trace(interval)
+                    why = few if interval is None else trace(interval, found)
                     ws.warn(
                         f"accuracy shows no trace of these samples (acc_forget {acc_forget:.4f}, A_u {a_u:.4f}), but "
                         f"{why}: all epochs are run, and the stopping rule decides nothing"
@@ -220,9 +223,13 @@ class Lotus(Method):
 
     @classmethod
     def not_worthwhile(
-        cls, labels: Mapping[str, Tensor], predictions: Mapping[str, Tensor], entropies: Mapping[str, Tensor]
+        cls,
+        labels: Mapping[str, Tensor],
+        predictions: Mapping[str, Tensor],
+        entropies: Mapping[str, Tensor],
+        margins: Mapping[str, Tensor],
     ) -> str | None:
-        """What ends every plan before its first pass: the stopping rule, and no trace by ``entropies [N]`` either."""
+        """What ends every plan before its first pass: the stopping rule, and no trace by membership ``[N]`` either."""
         right = {split: predictions[split] == labels[split] for split in ("forget", "val")}
         try:
             a_u, counted = unseen_accuracy(labels["forget"], labels["retain"], labels["val"], right["val"])
@@ -232,7 +239,8 @@ class Lotus(Method):
         if not has_forgotten(acc_forget, a_u):
             return None
         interval = unseen_auc(entropies["forget"], entropies["val"], labels["forget"], labels["val"])
-        if interval is None or trace(interval):
+        found = unseen_advantage(margins["forget"], margins["val"], labels["forget"], labels["val"])
+        if interval is None or trace(interval, found):
             return None
         return cls.nothing_to_unlearn({"acc_forget": acc_forget, "acc_val": a_u, "mia_auc_val": interval.auc})
 
@@ -299,16 +307,36 @@ def unseen_auc(
     return two_sided_auc(entropies_forget.numpy(), entropies_val.numpy(), forget, val, classes, seed=0)
 
 
-def trace(interval: AucInterval) -> str:
+def unseen_advantage(
+    margins_forget: Tensor, margins_val: Tensor, labels_forget: Tensor, labels_val: Tensor
+) -> Advantage | None:
+    """`advantage` of telling the forget set from the validation set, classes matched; None without a common class.
+
+    Args:
+        margins_forget: of the true class in the original's logits, ``[N_f]``.
+        margins_val: likewise ``[N_v]``.
+        labels_forget: ``[N_f]``.
+        labels_val: ``[N_v]``.
+    """
+    forget, val = labels_forget.numpy(), labels_val.numpy()
+    classes = int(max(forget.max(), val.max())) + 1
+    return advantage(margins_forget.numpy(), margins_val.numpy(), forget, val, classes, seed=0)
+
+
+def trace(interval: AucInterval, found: Advantage | None = None) -> str:
     """The trace that membership shows, in words; empty where it shows none.
+
+    By the AUC of the entropy, or by the side of the advantage on which forgotten samples look like members.
 
     >>> trace(AucInterval(0.4, 0.3, 0.55)), trace(AucInterval(0.6, 0.55, 0.65))
     ('', 'membership does (mia_auc 0.6000, residual)')
     """
     reading = read_auc(interval.low, interval.high)
-    if interval.auc <= 0.5 or reading == "indistinguishable":
-        return ""
-    return f"membership does (mia_auc {interval.auc:.4f}, {reading})"
+    if interval.auc > 0.5 and reading != "indistinguishable":
+        return f"membership does (mia_auc {interval.auc:.4f}, {reading})"
+    if found is not None and found.sides.residual > found.null.q95:
+        return f"membership does (mia_advantage {found.sides.residual:.4f}, by chance up to {found.null.q95:.4f})"
+    return ""
 
 
 def has_forgotten(acc_forget: float, a_u: float) -> bool:

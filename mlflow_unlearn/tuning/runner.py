@@ -219,14 +219,14 @@ def worthwhile(methods: Sequence[str], original: Outputs) -> list[str]:
 
     Args:
         methods: names.
-        original: outputs of the version, with labels, predictions and entropies ``[N]`` of each split.
+        original: outputs of the version, with labels, predictions, entropies and margins ``[N]`` of each split.
 
     Raises:
         NothingToUnlearn: there is none.
     """
     given = [
         {split: torch.from_numpy(np.asarray(getattr(original[split], field))) for split in SELECTION_SPLITS}
-        for field in ("labels", "predictions", "entropies")
+        for field in ("labels", "predictions", "entropies", "margins")
     ]
     reasons = {method: get_method(method).not_worthwhile(*given) for method in methods}
     left = [method for method, reason in reasons.items() if reason is None]

@@ -7,7 +7,7 @@ import optuna
 import pytest
 import torch
 import toy
-from stores import CLASSES, DATA, FORGET, call, copied, digits_folder, reset_mlflow, use
+from stores import CLASSES, DATA, call, copied, digits_folder, reset_mlflow, use
 
 from mlflow_unlearn import config
 from mlflow_unlearn.commands.tune import tune
@@ -15,6 +15,8 @@ from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.errors import UnlearnError
 
 TUNE = ("tune", "--model-uri", "models:/clf/1")
+FORGET = "random:8%"
+"""So few that chance reaches as far as the model tells them apart: else no trial of LoTUS would be feasible."""
 SEARCHED = {"alpha", "lr", "epochs"}
 SELECTION = ("unlearn.study", "unlearn.trial", "unlearn.selection", "unlearn.n_trials")
 

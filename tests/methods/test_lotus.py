@@ -14,6 +14,7 @@ from toy import CPU, Listed, accuracy, class_splits, digits, logits, net, origin
 
 from mlflow_unlearn import Splits, unlearn
 from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.engine.forward import true_class_margins
 from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import Batch
@@ -27,8 +28,11 @@ from mlflow_unlearn.methods.lotus import (
     lotus_targets,
     soft_cross_entropy,
     temperature,
+    trace,
     unseen_accuracy,
+    unseen_advantage,
 )
+from mlflow_unlearn.metrics.membership import AucInterval
 
 KEYS = ["epoch", "acc_forget", "acc_val", "delta", "temperature", "loss", "seconds"]
 
@@ -325,13 +329,26 @@ class TestRefusal:
         assert len(result.history) == epochs
         assert any("membership shows nothing of fewer than 10" in w for w in result.warnings) is bool(epochs)
 
+    def test_by_either_measure(self):
+        """Larger margins than chance gives keep it going where entropies are alike; smaller ones do not."""
+        alike, margins = AucInterval(0.5, 0.48, 0.52), torch.linspace(0, 10, 60).double()
+        labels = torch.zeros(60, dtype=torch.long)
+        found = [unseen_advantage(margins + by, margins, labels, labels) for by in (4, 0, -4)]
+        assert [bool(trace(alike, each)) for each in found] == [True, False, False]
+        assert re.fullmatch(
+            r"membership does \(mia_advantage 0\.4\d+, by chance up to 0\.2\d+\)", trace(alike, found[0])
+        )
+        assert trace(AucInterval(0.6, 0.55, 0.65), found[1]) == "membership does (mia_auc 0.6000, residual)"
+
     def test_a_study_is_refused_by_the_same_rule(self):
         def reason(sets):
             parts = {split: getattr(sets, split) for split in ("forget", "retain", "val")}
             z = {split: logits(original(), data).double() for split, data in parts.items()}
             entropies = {split: torch.distributions.Categorical(logits=one).entropy() for split, one in z.items()}
             predictions = {split: one.argmax(1) for split, one in z.items()}
-            return Lotus.not_worthwhile({s: d.tensors[1] for s, d in parts.items()}, predictions, entropies)
+            labels = {split: data.tensors[1] for split, data in parts.items()}
+            margins = {split: true_class_margins(z[split], labels[split]) for split in parts}
+            return Lotus.not_worthwhile(labels, predictions, entropies, margins)
 
         assert "no better than unseen ones (acc_forget 0.0000" in reason(self.wrong(40))
         assert reason(self.wrong(9)) is None and reason(self.hard_class()) is None and reason(splits()) is None

@@ -11,7 +11,7 @@ from torch import nn
 from toy import original, splits
 
 from mlflow_unlearn import evaluate
-from mlflow_unlearn.engine.predictions import true_class_margins
+from mlflow_unlearn.engine.forward import true_class_margins
 from mlflow_unlearn.metrics import advantage as module
 from mlflow_unlearn.metrics.advantage import Sides, advantage, sides
 from mlflow_unlearn.metrics.membership import class_matched_weights

@@ -7,7 +7,7 @@ import mlflow
 import optuna
 import pytest
 import torch
-from stores import FORGET, copied
+from stores import copied
 
 from mlflow_unlearn import config
 from mlflow_unlearn.engine.architectures import weights_digest
@@ -24,7 +24,7 @@ SPACE = '{"alpha": [1, 8], "lr": 0.001, "epochs": 1, "prefix": "none"}'
 def objective(template, tmp_path_factory) -> Iterator[Objective]:
     folder = tmp_path_factory.mktemp("trials")
     with copied(template, folder / "store") as store, mlflow.start_run() as run:
-        options = config.Tune(model_uri="models:/clf/1", forget=FORGET, device="cpu", seed=3)
+        options = config.Tune(model_uri="models:/clf/1", forget="random:8%", device="cpu", seed=3)
         session = open_session(store.client, run.info.run_id, options, folder, progress=False)
         space, teacher = search_space(["lotus"], "cnn", ["none"], SPACE), session.teacher()
         original = session.evaluate_original(force=False, teacher=teacher)
