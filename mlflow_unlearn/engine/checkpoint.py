@@ -200,10 +200,10 @@ class ResumableWorkspace:
         self._answers.append(told)
         return told
 
-    def batches(self, role: SplitName, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images ``[B, C, H, W]`` and labels ``[B]``, in order."""
+    def batches(self, role: SplitName, batch_size: int, index: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images ``[B, C, H, W]`` and labels ``[B]``, in order; of all samples, or of ``index [M]``."""
         self._looks()
-        return self._state.batches(role, batch_size)
+        return self._state.batches(role, batch_size, index)
 
     def optimise_inputs(
         self, images: Tensor, labels: Tensor, loss: InputLoss, optimizer: OptimizerSpec, steps: int
@@ -225,6 +225,11 @@ class ResumableWorkspace:
     def reinitialise(self) -> None:
         """Fresh random weights."""
         self._state.reinitialise()
+
+    def freeze_before(self, name: str) -> None:
+        """Freeze the layers before the module ``name``."""
+        self._looks()
+        self._state.freeze_before(name)
 
     def warn(self, sentence: str) -> None:
         """Keep ``sentence`` for the outcome."""

@@ -7,7 +7,7 @@ Frozen layers cannot forget what they encode.
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,13 +84,22 @@ def split_at(model: nn.Module, name: str) -> SplitModel:
 
 def split_points(model: nn.Module) -> list[str]:
     """Where ``model`` can be split, from front to back: before its children, and before the blocks of long stacks."""
+    return list(_split_points(model))
+
+
+def can_be_split(model: nn.Module) -> bool:
+    """Whether `split_points` finds any."""
+    return next(_split_points(model), None) is not None
+
+
+def _split_points(model: nn.Module) -> Iterator[str]:
     names = []
     for name, _ in model.named_modules():
         stack = model.get_submodule(name.rpartition(".")[0]) if name else model
         # The blocks of a stage of four count as one.
         if name and (stack is model or (isinstance(stack, nn.Sequential) and len(stack) > STAGE)):
             names.append(name)
-    possible: list[str] = []
+    last = ""
     behind: set[int] = set()
     for name in names:
         try:
@@ -98,10 +107,10 @@ def split_points(model: nn.Module) -> list[str]:
         except UnlearnError:
             continue
         # A module and the first one inside it begin at the same place.
-        if not (head == behind and name.startswith(f"{possible[-1]}.")):
-            possible.append(name)
+        if not (head == behind and name.startswith(f"{last}.")):
+            last = name
+            yield name
         behind = head
-    return possible
 
 
 STAGE = 4

@@ -128,6 +128,8 @@ def run(model: nn.Module, method: Method, datasets: Datasets, hardware: Hardware
             datasets, hardware = teacher.datasets, replace(hardware, num_workers=None)
         if not any(p.requires_grad for p in trained.parameters()):
             raise UnlearnError("all parameters of the model are frozen: set requires_grad on those to be trained")
+        if method.own_prefix and teacher.prefix is not None:
+            raise UnlearnError(f"{method.name} decides itself which layers stay frozen: use prefix=none")
         refusal = method.unsuited(trained)
         if refusal is not None:
             raise UnlearnError(refusal)
@@ -201,6 +203,7 @@ class TrainerState:
             options: those of `run`.
         """
         self.model, self.teacher, self.hardware = model, teacher, hardware
+        self._given_prefix = teacher.prefix
         self.generator = torch.Generator().manual_seed(options.seed)
         self.history: list[Epoch] = []
         self.warnings: list[str] = []
@@ -242,10 +245,11 @@ class TrainerState:
         """The margins ``[N]`` of the true class in the teacher's logits, on the CPU."""
         return self.teacher.margins(role)
 
-    def batches(self, role: SplitName, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images ``[B, C, H, W]`` and labels ``[B]``, in order, on the device."""
+    def batches(self, role: SplitName, batch_size: int, index: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images ``[B, C, H, W]`` and labels ``[B]``, in order, on the device; of all samples, or of ``index [M]``."""
         dataset = self._datasets[role]
-        for images, labels in self.hardware.batches(dataset, in_order(dataset, batch_size)):
+        order = in_order(dataset, batch_size) if index is None else _parts(index, batch_size)
+        for images, labels in self.hardware.batches(dataset, order):
             self.trained += len(labels)
             yield self.hardware.images(images), labels.to(self.hardware.device).long()
 
@@ -280,12 +284,27 @@ class TrainerState:
         Raises:
             UnlearnError: layers are frozen by a prefix.
         """
-        if self.teacher.prefix is not None:
+        if self._given_prefix is not None:
             raise UnlearnError(RETRAIN_ALL)
         build = self._options.model_factory or partial(reinitialised_copy, self.model)
         # Frozen parameters have learned nothing from these data, and nothing would train them again.
         frozen = {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
-        self.model.load_state_dict(build().state_dict() | frozen)
+        fresh = build().state_dict()
+        self.model.load_state_dict({name: fresh[name] for name in self.model.state_dict()} | frozen)
+
+    def freeze_before(self, name: str) -> None:
+        """As `Workspace` describes it; to be called before any phase.
+
+        Raises:
+            UnlearnError: the model cannot be split there, or a prefix has been given.
+        """
+        if self._given_prefix is not None:
+            raise UnlearnError(f"the layers before {self._given_prefix!r} are frozen already: use prefix=none")
+        self.teacher = Teacher(
+            self.teacher.model, self._datasets, self.hardware, cache=self._options.cache_teacher, prefix=name
+        )
+        self.model = split_at(self.model, name).trainable_head
+        self._datasets, self.hardware = self.teacher.datasets, replace(self.hardware, num_workers=None)
 
     def warn(self, sentence: str) -> None:
         """Keep ``sentence`` for the `Outcome`."""
@@ -510,6 +529,10 @@ class TrainerState:
                 scheduler = OneCycleLR(optimizer, max_lr=spec.lr, total_steps=steps, cycle_momentum=False)
             self._optimizers[spec], self._steps[spec] = (optimizer, scheduler), steps_per_epoch
         return self._optimizers[spec]
+
+
+def _parts(index: Tensor, size: int) -> list[list[int]]:
+    return [part.tolist() for part in torch.split(index, size)]
 
 
 def _generator(state: Tensor) -> torch.Generator:

@@ -142,8 +142,14 @@ class Workspace(Protocol):
     def teacher_margins(self, role: SplitName) -> Tensor:
         """The margins ``[N]`` of the true class in the teacher's logits on a set, float64."""
 
-    def batches(self, role: SplitName, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images ``[B, C, H, W]`` and labels ``[B]`` of a set, in order, where the student computes."""
+    def batches(self, role: SplitName, batch_size: int, index: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images ``[B, C, H, W]`` and labels ``[B]`` of a set, in order, where the student computes.
+
+        Args:
+            role: which set.
+            batch_size: B, but for the last batch.
+            index: samples ``[M]`` of the set, in their order; None for all of them.
+        """
 
     def optimise_inputs(
         self, images: Tensor, labels: Tensor, loss: InputLoss, optimizer: OptimizerSpec, steps: int
@@ -167,6 +173,12 @@ class Workspace(Protocol):
 
     def reinitialise(self) -> None:
         """Give the student fresh random weights; frozen parameters stay as they are."""
+
+    def freeze_before(self, name: str) -> None:
+        """Freeze the layers before the module ``name``: they run once, and from here on the student is the rest.
+
+        `reinitialise` then draws anew what is behind.
+        """
 
     def warn(self, sentence: str) -> None:
         """Warn the user of what does not stop the method."""
@@ -281,6 +293,8 @@ class Method:
     """
     final_metrics: ClassVar[tuple[str, ...]] = ("acc_forget", "delta")
     """Which of the values that `plan` returns are logged."""
+    own_prefix: ClassVar[bool] = False
+    """Whether the method itself decides which layers stay frozen, so that it takes no prefix."""
     from_recipe: ClassVar[tuple[str, ...]] = ()
     """Hyperparameters that, where they are not given, commands take from the record of how the version was trained."""
 

@@ -3,7 +3,7 @@
 Fan et al., "SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency", ICLR 2024, arXiv 2310.12508.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -12,30 +12,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mlflow_unlearn.engine.hardware import checked_logits
 from mlflow_unlearn.engine.method import Method, Params, Plan, Workspace, override_phases
-from mlflow_unlearn.engine.modes import eval_mode
-from mlflow_unlearn.methods._gradients import gradients
+from mlflow_unlearn.methods._gradients import mean_gradient
 from mlflow_unlearn.methods.lotus import Lotus
 from mlflow_unlearn.methods.random_labels import RandomLabels
-
-
-def forget_gradient(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """``∇ mean CE`` over all samples by name of each trainable parameter, of its shape; the model is in eval mode.
-
-    ``batches`` yields images ``[B, C, H, W]`` and labels ``[B]``.
-    """
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    total = {name: torch.zeros_like(p) for name, p in trainable.items()}
-    count = 0
-    with eval_mode(model):
-        for images, labels in batches:
-            logits = checked_logits(model(images), labels)
-            loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-            for name, gradient in gradients(loss, trainable):
-                total[name] += gradient
-            count += len(labels)
-    return {name: value / count for name, value in total.items()}
 
 
 def saliency_mask(gradient: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:
@@ -119,6 +99,6 @@ class SalUn(Method):
         p, ws = self.params, workspace
         objective = _OBJECTIVES[p.objective]
         inner = objective(p.model_dump(include=set(objective.Params.model_fields)))
-        mask = saliency_mask(forget_gradient(ws.model, ws.batches("forget", p.batch_size)), p.share)
+        mask = saliency_mask(mean_gradient(ws.model, ws.batches("forget", p.batch_size)), p.share)
         put_back = partial(restore, weights=unmasked_weights(ws.model, mask))
         return override_phases(inner.plan(ws), after_step=put_back, frozen_statistics=True)

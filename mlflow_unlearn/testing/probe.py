@@ -196,7 +196,9 @@ class _InBatches(Method):
 
     def plan(self, workspace: Workspace) -> Plan:
         served = copy.copy(workspace)
-        served.batches = lambda role, batch_size: workspace.batches(role, self._size)  # type: ignore[method-assign]
+        served.batches = (  # type: ignore[method-assign]
+            lambda role, batch_size, index=None: workspace.batches(role, self._size, index)
+        )
         return self._method.plan(served)
 
 

@@ -28,6 +28,9 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "salun": {"epochs": 1, "lr": 1e-3},
     "transpose": {"epochs": 1},
     "perturb": {"epochs": 1},
+    "msg": {"epochs": 1},
+    "retrain_from": {"epochs": 1},
+    "amun": {"epochs": 1},
     "retrain": {"epochs": 1},
 }
 """What makes a method cheap, or effective on a few samples.

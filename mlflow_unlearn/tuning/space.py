@@ -215,14 +215,15 @@ def search_space(
     for method in methods:
         of_training = (recorded or {}).get(method, {})
         published = get_method(method)(of_training, family=family).params
+        own_prefixes = ["none"] if get_method(method).own_prefix else list(prefixes)
         own = {_searched(name): value for name, value in published.model_dump().items()}
-        found: dict[str, Any] = {**_declared(published), PREFIX: Choices(choices=list(prefixes))}
+        found: dict[str, Any] = {**_declared(published), PREFIX: Choices(choices=own_prefixes)}
         found |= {name: _entry(method, published, name, value) for name, value in parts[method].items()}
         kinds = {name: _distribution(method, published, name, entry) for name, entry in found.items()}
         distributions[method] = {name: kind for name, kind in kinds.items() if not kind.single()}
         fixed[method] = {name: value for name, value in of_training.items() if name not in kinds}
         fixed[method] |= {name: _points(kind)[0] for name, kind in kinds.items() if kind.single()}
-        nearest[method] = {**own, PREFIX: prefixes[0]}
+        nearest[method] = {**own, PREFIX: own_prefixes[0]}
         # A study begins with what it has in common with the paper.
         nearest[method] |= {name: _nearest(kind, nearest[method][name]) for name, kind in distributions[method].items()}
     return Space(distributions, fixed, nearest)

@@ -21,6 +21,9 @@ CHEAP = {
     "salun": {"epochs": 2, "objective": "lotus"},
     "transpose": {"epochs": 2},
     "perturb": {"epochs": 2},
+    "msg": {"epochs": 2},
+    "retrain_from": {"epochs": 2, "split": "6"},
+    "amun": {"epochs": 2, "steps": 5},
     "retrain": {"epochs": 4},
 }
 

@@ -18,7 +18,8 @@ from mlflow_unlearn.rng import isolated_rng
 SPLIT = "3"
 """Of the toy network: behind convolution, BatchNorm and ReLU, before pooling, dropout and the linear layer."""
 BEFORE, BEHIND = {"0.weight", "0.bias", "1.weight", "1.bias"}, {"6.weight", "6.bias"}
-TRAINS_A_HEAD = [name for name in BUILTIN if name not in ("retrain", "transpose", "perturb")]
+DISTURBING = ("transpose", "perturb", "msg")
+TRAINS_A_HEAD = [name for name in BUILTIN if name not in ("retrain", "retrain_from", *DISTURBING)]
 CHEAP = {"epochs": 2, "batch_size": 16, "alpha": 1.0, "noise_steps": 2, "copies": 1}
 quiet = pytest.mark.filterwarnings("ignore::mlflow_unlearn.errors.UnlearnWarning")
 
@@ -332,7 +333,11 @@ class TestUnlearning:
         with pytest.raises(UnlearnError, match="retraining starts every layer anew.*use prefix=none"):
             forget("retrain")
 
-    @pytest.mark.parametrize("name", ["transpose", "perturb"])
+    def test_what_freezes_layers_itself_takes_no_prefix(self):
+        with pytest.raises(UnlearnError, match="retrain_from decides itself which layers stay frozen: use prefix=none"):
+            forget("retrain_from")
+
+    @pytest.mark.parametrize("name", DISTURBING)
     def test_what_disturbs_features_refuses_a_head_without_any(self, name):
         with pytest.raises(UnlearnError, match=f"{name} would change 0 of the 1 layers that are trained here"):
             forget(name)

@@ -468,6 +468,17 @@ class TestWorkspace:
 
         assert follow(plan, datasets=SETS | {"retain": data}).final == {"right": True} and data.readings == 170
 
+    def test_batches_of_some_samples_in_their_order(self):
+        data, index = Listed(SETS["retain"]), torch.tensor([5, 2, 9])
+
+        def plan(workspace):
+            (images, first), (_, last) = workspace.batches("retain", 2, index)
+            right = torch.equal(images, data.data.tensors[0][[5, 2]])
+            return {"right": right and torch.equal(torch.cat([first, last]), data.data.tensors[1][index])}
+            yield
+
+        assert follow(plan, datasets=SETS | {"retain": data}).final == {"right": True} and data.readings == 3
+
     @pytest.mark.parametrize("name", ["optimise_inputs", "learn_inputs"])
     def test_inputs_are_learned_by_their_loss(self, name):
         """d/dx of ½‖x‖² is x, so that SGD at 0.1 leaves 0.9 of it each step: 0.9³ = 0.729 after three."""

@@ -7,8 +7,9 @@ from mlflow_unlearn import unlearn
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import get_method
+from mlflow_unlearn.methods._gradients import mean_gradient
 from mlflow_unlearn.methods.random_labels import RandomLabels
-from mlflow_unlearn.methods.salun import SalUn, forget_gradient, restore, saliency_mask, unmasked_weights
+from mlflow_unlearn.methods.salun import SalUn, restore, saliency_mask, unmasked_weights
 
 FAST = {"epochs": 3, "batch_size": 32}
 FORGET = splits().forget
@@ -34,7 +35,7 @@ class TestForgetGradient:
     def test_parity_with_one_backward_pass_whatever_the_batches(self, size):
         model = original().train()
         batches = zip(*(part.split(size) for part in FORGET.tensors), strict=True)
-        found = forget_gradient(model, batches)
+        found = mean_gradient(model, batches)
         for name, value in gradient().items():
             torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
         assert all(module.training for module in model.modules()) and model[6].weight.grad is None
@@ -44,7 +45,7 @@ class TestForgetGradient:
         model[0].requires_grad_(False)
         model.register_parameter("unused", None)
         model[1].unused = torch.nn.Parameter(torch.ones(3))
-        found = forget_gradient(model, [FORGET.tensors])
+        found = mean_gradient(model, [FORGET.tensors])
         assert found.keys() == {"1.weight", "1.bias", "1.unused", "6.weight", "6.bias"}
         assert found["1.unused"].tolist() == [0, 0, 0]
 
