@@ -137,7 +137,7 @@ def write_page(story: Story) -> None:
     )
 
     story.write(
-        "## Unlearn\n\nErin has settings tried, cheapest first, until one passes the default policy on the validation set."
+        "## Unlearn\n\nErin has settings tried, cheapest first, until one passes the default policy."
     )
     story.run("erin", "mlflow-unlearn unlearn --model-uri models:/digits/1 --until pass")
     story.write("Version 2 has the description and the tags that a reviewer reads first:")
