@@ -49,8 +49,8 @@ step "11. Is version 3 still the one that was measured? Measure it again" \
 
 cat <<'END'
 
-What to see: the published setting is gentle, and the forget set is still recognised in version 2 (*residual*: the interval of
-mia_auc is above 0.5). Tuning looks for more strength while the accuracies stay. docs/reading-the-numbers.md explains how to
+What to see: the published setting is gentle, and the forget set is still recognised in version 2 (*residual*: mia_advantage
+is above what chance gives). Tuning looks for more strength while the accuracies stay. docs/reading-the-numbers.md explains how to
 read figures from so few samples.
 END
 printf '\nclf has version 1 (trained), version 2 (unlearned) and version 3 (unlearned, tuned). Look at them:\n'
