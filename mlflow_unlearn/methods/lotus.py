@@ -229,7 +229,14 @@ class Lotus(Method):
         entropies: Mapping[str, Tensor],
         margins: Mapping[str, Tensor],
     ) -> str | None:
-        """What ends every plan before its first pass: the stopping rule, and no trace by membership ``[N]`` either."""
+        """What ends every plan before its first pass: the stopping rule, and no trace by membership either.
+
+        Args:
+            labels: by set, ``[N]``.
+            predictions: the original's, likewise.
+            entropies: of its softmax outputs, likewise.
+            margins: of the true class in its logits, likewise.
+        """
         right = {split: predictions[split] == labels[split] for split in ("forget", "val")}
         try:
             a_u, counted = unseen_accuracy(labels["forget"], labels["retain"], labels["val"], right["val"])

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlflow_unlearn.metrics import _arrays
-from mlflow_unlearn.metrics.advantage import Sides, advantage_sides
+from mlflow_unlearn.metrics.advantage import SIDES, advantage_sides
 from mlflow_unlearn.metrics.membership import attack_fractions
 from mlflow_unlearn.metrics.outputs import Compute, Computed, MetricInputs
 
@@ -133,11 +133,11 @@ def average_gap_advantage(inputs: MetricInputs) -> Computed:
     Source: ours, after Avg Gap, Spartalis et al., LoTUS, CVPR 2025 (arXiv 2503.18314).
     """
     ours, theirs = _terms(inputs, advantage_sides)
-    reason = _missing(ours, theirs, (*Sides._fields, *GAP_ACCURACIES))
+    reason = _missing(ours, theirs, (*SIDES, *GAP_ACCURACIES))
     if reason is not None:
         return {"avg_gap_advantage": reason}
     mine, golds = _numbers(ours), _numbers(theirs)
-    attack = max(abs(mine[side] - golds[side]) for side in Sides._fields)
+    attack = max(abs(mine[side] - golds[side]) for side in SIDES)
     return {"avg_gap_advantage": avg_gap({**mine, "attack": attack}, {**golds, "attack": 0.0}, mia_key="attack")}
 
 

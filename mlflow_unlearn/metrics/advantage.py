@@ -39,6 +39,9 @@ class Sides(NamedTuple):
         return max(self)
 
 
+SIDES = Sides._fields
+
+
 class Null(NamedTuple):
     """What is left where forgotten and unseen samples are drawn alike.
 
@@ -187,7 +190,7 @@ def advantage_sides(inputs: MetricInputs) -> Computed:
     """
     forget, test = inputs.model["forget"], inputs.model["test"]
     found = sides(forget.margins, test.margins, forget.labels, test.labels, len(test.class_sums))
-    return dict.fromkeys(Sides._fields, UNMATCHED) if found is None else found._asdict()
+    return dict.fromkeys(SIDES, UNMATCHED) if found is None else found._asdict()
 
 
 _KEYS = (

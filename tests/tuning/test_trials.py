@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import mlflow
 import optuna
@@ -14,8 +15,8 @@ from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
 from mlflow_unlearn.session.session import open_session
 from mlflow_unlearn.tuning.space import search_space
-from mlflow_unlearn.tuning.trials import Objective
-from mlflow_unlearn.tuning.winner import choose
+from mlflow_unlearn.tuning.trials import Objective, _Best, weight_change
+from mlflow_unlearn.tuning.winner import Candidate, choose
 
 SPACE = '{"alpha": [1, 8], "lr": 0.001, "epochs": 1, "prefix": "none"}'
 
@@ -43,6 +44,51 @@ def test_the_winner_is_made_again_bit_by_bit_or_refused(objective):
     study.add_trial(optuna.create_trial(**kept, user_attrs={"weights_sha256": "another"}))
     with pytest.raises(UnlearnError, match="trial 1 ran elsewhere, with another seed or other versions"):
         objective.result(study.trials[1])
+
+
+class Unread(torch.utils.data.Dataset):
+    """A test set that is there, and that nobody may read."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        raise AssertionError("the test set was read")
+
+
+def test_selection_reads_no_test_set(objective):
+    """Trials, their pruner and the winner's rule: with a dataset that raises when it is read."""
+    session = objective.session
+    sealed = replace(session, splits=replace(session.splits, test=Unread()))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    without = {split: outputs for split, outputs in objective.original.items() if split != "test"}
+    arguments = (sealed, study, objective.space, sealed.teacher(), without)
+    blind = Objective(*arguments, None, objective.options, objective.command_run)
+    study.optimize(blind, n_trials=2)
+    assert [trial.state for trial in study.trials] == [optuna.trial.TrialState.COMPLETE] * 2
+    assert blind.value_during_training(session.module, vars(sealed.splits)) >= 0
+    assert blind.result(choose(study)).model is not None
+    with pytest.raises(AssertionError, match="the test set was read"):
+        sealed.evaluate_original(force=False)
+
+
+def test_the_winner_is_kept_or_made_again():
+    """Whichever of this process's trials would win so far: one that is overtaken is given up."""
+    best = _Best()
+    for number, (value, error, change) in enumerate([(0.2, 0.05, 0.3), (0.22, 0.05, 0.2), (0.1, 0.05, 0.9)]):
+        best.add(Candidate(value, number, error, change), f"result {number}")
+        assert (best.number, best.result) == (number, f"result {number}")
+    best.add(Candidate(0.11, 3, 0.05, 0.95), "result 3")
+    assert (best.number, best.result) == (2, "result 2")
+
+
+def test_how_far_weights_moved():
+    """‖(3, 4)‖ / ‖(0, 10)‖ over both parameters."""
+    before, after = (torch.nn.Linear(1, 1) for _ in range(2))
+    for model, values in ((before, (0.0, 10.0)), (after, (3.0, 14.0))):
+        for parameter, value in zip(model.parameters(), values, strict=True):
+            torch.nn.init.constant_(parameter, value)
+    assert weight_change(before, after) == pytest.approx(0.5) and weight_change(before, before) == 0
 
 
 def test_a_trial_that_collapses_is_complete_and_infeasible(objective):
