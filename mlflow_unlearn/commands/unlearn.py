@@ -47,6 +47,7 @@ def unlearn(options: config.Unlearn) -> None:
         client, lock = tracking.client(), None
         name = check_name(options.register_as) if options.register_as else None
         method = get_method(options.method)
+        params = {**method.preset(options.preset), **params}
         method(params)  # a misspelt hyperparameter is refused before anything is loaded
         check_key(options.sign_key)
         if options.method == "retrain" and options.prefix != "none":
