@@ -126,6 +126,10 @@ def main() -> None:
         passes(model, *f, 1, BATCH)
         passes(model, *both, EPOCHS, BATCH, train=False)
 
+    def msg_bare():
+        passes(model, *(tuple(torch.cat([part[: len(f[0])], mine]) for part, mine in zip(r, f, strict=True))), 1, 64)
+        passes(model, *r, EPOCHS, BATCH)
+
     def bad_teacher_bare():
         forward_pass(model, mixed[0])
         passes(model, *mixed, EPOCHS, BATCH, torch.optim.Adam)
@@ -155,6 +159,9 @@ def main() -> None:
         ("scrub", common, scrub_bare),
         ("unsir", unsir, unsir_bare),
         ("salun", common, salun_bare),
+        ("transpose", common, lambda: passes(model, *r, EPOCHS, BATCH)),
+        ("perturb", common, lambda: passes(model, *r, EPOCHS, BATCH)),
+        ("msg", common, msg_bare),
     ]
     worst = max(ratio(name, lambda n=name, p=p: unlearn(model, sets, n, p), bare) for name, p, bare in cases)
     print(f"worst ratio {worst:.3f} (at most 1.10)")

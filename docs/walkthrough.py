@@ -136,9 +136,7 @@ def write_page(story: Story) -> None:
         "request", "models/digits/versions/1", "Version 1 with the pending request among its tags", wait="pending"
     )
 
-    story.write(
-        "## Unlearn\n\nErin has settings tried, cheapest first, until one passes the default policy."
-    )
+    story.write("## Unlearn\n\nErin has settings tried, cheapest first, until one passes the default policy.")
     story.run("erin", "mlflow-unlearn unlearn --model-uri models:/digits/1 --until pass")
     story.write("Version 2 has the description and the tags that a reviewer reads first:")
     story.picture(

@@ -182,6 +182,9 @@ class Unlearn(HardwareOptions, PublishOptions, Command):
     hash_ids: HashIds = False
     method: str = Field("lotus", description="Unlearning method; see `mlflow-unlearn methods`.")
     params: Text = Field(None, description="Hyperparameters: JSON or a YAML file; default: the published settings.")
+    preset: Text = Field(
+        None, description="Other published settings by name, such as authors-large; see `mlflow-unlearn methods`."
+    )
     until: Literal["once", "pass"] = Field(
         "once",
         description="once: the method, once; pass: ever stronger settings, until one passes the policy on the "

@@ -53,8 +53,9 @@ def unlearn(options: config.Unlearn) -> None:
             raise failure
         client, lock = tracking.client(), None
         name = check_name(options.register_as) if options.register_as else None
+        params = {**get_method(options.method).preset(options.preset), **params}
         get_method(options.method)(params)  # a misspelt hyperparameter is refused before anything is loaded
-        policy, rungs = _check(options, params)
+        policy, rungs = _check(options)
         with tracking.timed("open"):
             registered = find_version(client, options.model_uri)
             if registered is not None and not options.plan:
@@ -146,7 +147,7 @@ def _once(
     return result, provenance, checkpoint
 
 
-def _check(options: config.Unlearn, params: dict[str, Any]) -> tuple[Policy | None, tuple[Rung, ...]]:
+def _check(options: config.Unlearn) -> tuple[Policy | None, tuple[Rung, ...]]:
     """Refuse options that do not go together; the policy of ``until=pass``, and the rungs that are named.
 
     Raises:
@@ -161,7 +162,7 @@ def _check(options: config.Unlearn, params: dict[str, Any]) -> tuple[Policy | No
             if getattr(options, name) != defaults[name].default:
                 raise UnlearnError(f"{name} = {getattr(options, name)} is of no use here: give until=pass with it")
         return None, ()
-    for name in ("method", "params", "prefix"):
+    for name in ("method", "params", "preset", "prefix"):
         if getattr(options, name) != defaults[name].default:
             raise UnlearnError(
                 f"{name} = {getattr(options, name)!r} and until = 'pass' contradict each other: name the settings to "

@@ -282,6 +282,8 @@ class Method:
     Params: ClassVar[type[Params]]
     by_family: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Published settings that differ from the defaults of `Params`, by model family ("cnn", "vit")."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Published settings by name, which the option ``preset`` of `unlearn` takes; sources are on the method's page."""
     position: ClassVar[int] = 50
     """Of one of ours in tables and in ``methods=all``: the smallest comes first, and retraining last."""
     stochastic: ClassVar[bool] = True
@@ -309,6 +311,20 @@ class Method:
             NotImplementedError: a subclass has not written it.
         """
         raise NotImplementedError
+
+    @classmethod
+    def preset(cls, name: str | None) -> Mapping[str, Any]:
+        """The hyperparameters of one of `presets`; none for None.
+
+        Raises:
+            UnlearnError: the method has no such preset; the message lists those that it has.
+        """
+        if name is None:
+            return {}
+        if name not in cls.presets:
+            known = ", ".join(cls.presets) or "none, so leave preset out"
+            raise UnlearnError(f"unknown preset {name!r} of {cls.name}: valid values: {known}")
+        return cls.presets[name]
 
     @classmethod
     def recorded(cls, training: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class MsgParams(RepairParams):
     """Hyperparameters of MSG: the fraction drawn anew, the factor on the gradients of what is kept, the repair's."""
 
     reset: float = Field(0.3, gt=0, le=1, json_schema_extra={"search": {"low": 0.1, "high": 0.9}})
-    kept: float = Field(0.1, ge=0, le=1)
+    kept: float = Field(0.1, ge=0, le=1, json_schema_extra={"search": {"low": 0.03, "high": 1.0, "log": True}})
 
 
 class Msg(Method):
@@ -56,6 +56,7 @@ class Msg(Method):
     Params = MsgParams
     params: MsgParams
     from_recipe = FROM_RECIPE
+    presets = {"authors": {"epochs": 5, "lr": 1e-3, "batch_size": 64, "weight_decay": 5e-4, "reset": 0.3, "kept": 0.1}}
 
     @classmethod
     def unsuited(cls, model: nn.Module) -> str | None:

@@ -18,16 +18,23 @@ from mlflow_unlearn.methods.lotus import Lotus
 from mlflow_unlearn.methods.random_labels import RandomLabels
 
 
-def saliency_mask(gradient: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:
+def saliency_mask(
+    gradient: Mapping[str, Tensor], fraction: float, *, of: Literal["all", "nonzero"] = "all"
+) -> dict[str, Tensor]:
     """Bool tensors ``[…]`` by name, true at the ``fraction`` of all coordinates with the largest |gradient| (eq. 4).
 
     All tensors are ranked together.
+
+    Args:
+        gradient: ``[…]`` by name.
+        fraction: in (0, 1].
+        of: what it is a fraction of: all coordinates, or those whose gradient is not 0.
 
     >>> saliency_mask({"w": torch.tensor([3.0, -4.0]), "b": torch.tensor([0.1, -1.0])}, 0.5)
     {'w': tensor([True, True]), 'b': tensor([False, False])}
     """
     sizes = torch.cat([value.detach().abs().flatten() for value in gradient.values()])
-    count = max(1, round(fraction * len(sizes)))
+    count = max(1, round(fraction * (len(sizes) if of == "all" else int((sizes > 0).sum()))))
     # Selecting the threshold is many times faster than sorting, but not among the equal zeros of inactive units.
     positive = sizes[sizes > 0].cpu().numpy()
     place = len(positive) - count
@@ -61,11 +68,14 @@ _OBJECTIVES: Mapping[str, type[Method]] = {"random_labels": RandomLabels, "lotus
 class SalUnParams(Params):
     """Hyperparameters of SalUn; the inner objective has its own settings for those that are not given.
 
-    ``share`` is the fraction of the weights that may move; ``alpha`` and ``retain_fraction`` are LoTUS's.
+    ``share`` is the fraction of the weights that may move, of all or of those that the forget loss depends on
+    (``share_of``); ``alpha`` and ``retain_fraction`` are LoTUS's.
     """
 
     objective: Literal["random_labels", "lotus"] = "random_labels"
     share: float = Field(0.5, gt=0, le=1, json_schema_extra={"search": {"low": 0.1, "high": 1.0}})
+    share_of: Literal["all", "nonzero"] = "all"
+    statistics: Literal["frozen", "train"] = "frozen"
     epochs: int = Field(10, ge=1, le=1000, json_schema_extra={"search": {"factor": 2.0}})
     lr: float = Field(0.01, gt=0, le=10, json_schema_extra={"search": {"factor": 10.0, "log": True}})
     batch_size: int = Field(128, ge=2, le=65536)
@@ -78,13 +88,15 @@ class SalUnParams(Params):
 class SalUn(Method):
     """The inner objective's plan, with every weight outside the mask restored after each step.
 
-    Normalisation: running statistics frozen throughout, since they are not under the mask.
+    Normalisation: running statistics frozen throughout, since they are not under the mask, unless ``statistics`` says
+    otherwise.
     """
 
     name = "salun"
     position = 8
     Params = SalUnParams
     params: SalUnParams
+    presets = {"authors": {"share": 0.5, "share_of": "nonzero", "statistics": "train"}}
 
     def __init__(self, params: Mapping[str, Any] | None = None, *, family: str = "cnn") -> None:
         """Take the settings of the inner objective for the family, where nothing else is given."""
@@ -99,6 +111,6 @@ class SalUn(Method):
         p, ws = self.params, workspace
         objective = _OBJECTIVES[p.objective]
         inner = objective(p.model_dump(include=set(objective.Params.model_fields)))
-        mask = saliency_mask(mean_gradient(ws.model, ws.batches("forget", p.batch_size)), p.share)
+        mask = saliency_mask(mean_gradient(ws.model, ws.batches("forget", p.batch_size)), p.share, of=p.share_of)
         put_back = partial(restore, weights=unmasked_weights(ws.model, mask))
-        return override_phases(inner.plan(ws), after_step=put_back, frozen_statistics=True)
+        return override_phases(inner.plan(ws), after_step=put_back, frozen_statistics=p.statistics == "frozen")

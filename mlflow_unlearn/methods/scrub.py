@@ -38,10 +38,10 @@ def _teacher(batch: Batch) -> Tensor:
 
 
 class ScrubParams(Params):
-    """Hyperparameters of SCRUB; the defaults are the authors' large setting.
+    """Hyperparameters of SCRUB; losses and rates by default are those of the authors' large setting.
 
-    Their small one is ``alpha`` 0.5, ``gamma`` 1, ``temperature`` 2, ``msteps`` 3. ``msteps`` epochs begin with a max
-    pass; the learning rate is multiplied by ``lr_decay`` at the start of each of ``lr_decay_epochs`` (counted from 0).
+    ``msteps`` epochs begin with a max pass, in batches of ``forget_batch_size`` (0: as ``batch_size``); the learning
+    rate is multiplied by ``lr_decay`` at the start of each of ``lr_decay_epochs`` (counted from 0).
     """
 
     alpha: float = Field(0.001, ge=0, le=100, json_schema_extra={"search": {"low": 1e-4, "high": 1.0, "log": True}})
@@ -53,6 +53,7 @@ class ScrubParams(Params):
     lr_decay: float = Field(0.1, gt=0, le=1)
     lr_decay_epochs: tuple[NonNegativeInt, ...] = (5, 8)
     batch_size: int = Field(128, ge=2, le=65536)
+    forget_batch_size: int = Field(0, ge=0, le=65536)
     weight_decay: float = Field(5e-4, ge=0, le=1)
     momentum: float = Field(0.9, ge=0, lt=1)
 
@@ -68,6 +69,10 @@ class Scrub(Method):
     position = 5
     Params = ScrubParams
     params: ScrubParams
+    presets = {
+        "authors-large": {"epochs": 3, "msteps": 2, "batch_size": 128, "forget_batch_size": 512},
+        "authors-small": {"alpha": 0.5, "gamma": 1.0, "temperature": 2.0, "msteps": 3},
+    }
 
     def plan(self, workspace: Workspace) -> Plan:
         """Each epoch: a max pass over the forget set (in the first ``msteps``), then a min pass over the retain set."""
@@ -75,7 +80,6 @@ class Scrub(Method):
         phase = partial(
             Phase,
             optimizer=OptimizerSpec("sgd", p.lr, p.weight_decay, p.momentum),
-            batch_size=p.batch_size,
             teacher="original",
         )
         forget, retain = all_indices(ws.labels("forget")), all_indices(ws.labels("retain"))
@@ -85,8 +89,10 @@ class Scrub(Method):
             lr_scale = p.lr_decay ** sum(epoch >= start for start in p.lr_decay_epochs)
             loss_max, seconds = {}, 0.0
             if epoch < p.msteps:
-                away = yield phase(ascend, forget=forget, lr_scale=lr_scale)
+                away = yield phase(
+                    ascend, batch_size=p.forget_batch_size or p.batch_size, forget=forget, lr_scale=lr_scale
+                )
                 loss_max, seconds = {"loss_max": away.loss}, away.seconds
-            stats = yield phase(descend, retain=retain, lr_scale=lr_scale)
+            stats = yield phase(descend, batch_size=p.batch_size, retain=retain, lr_scale=lr_scale)
             ws.record(epoch=epoch, loss=stats.loss, **loss_max, seconds=stats.seconds + seconds)
         return {}

@@ -49,6 +49,7 @@ class Transpose(Method):
     Params = TransposeParams
     params: TransposeParams
     from_recipe = FROM_RECIPE
+    presets = {"authors": {"epochs": 3, "lr": 1e-3, "schedule": "cosine", "batch_size": 64, "weight_decay": 5e-4}}
 
     @classmethod
     def unsuited(cls, model: nn.Module) -> str | None:

@@ -121,6 +121,8 @@ def show_methods(methods: "Mapping[str, type[Method]]") -> None:
         module = sys.modules[method.__module__].__doc__ or method.__doc__ or ""
         fields = method.Params.model_fields.items()
         defaults = ", ".join(f"{key} = {field.default}" for key, field in fields)
+        if method.presets:
+            defaults += f"; presets: {', '.join(method.presets)}"
         table.add_row(
             name, escape(module.strip().splitlines()[0] if module else ""), escape(defaults), end_section=True
         )

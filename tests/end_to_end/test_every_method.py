@@ -51,6 +51,17 @@ def test_every_method_registers_a_version(method, store, cli):
         assert len(store.client.get_metric_history(run.info.run_id, "loss")) >= min(2, CHEAP[method]["epochs"])
 
 
+def test_a_preset_gives_way_to_what_is_given(store, cli):
+    unlearn = ("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET, "--method", "scrub")
+    done = cli(*unlearn, "--preset", "authors-small", "--params", '{"epochs": 1, "msteps": 1}')
+    assert done.code == 0, done.err
+    recipe = recorded("2")["recipe"]
+    assert {key: recipe[key] for key in ("alpha", "gamma", "temperature", "msteps")} == {
+        **{"alpha": 0.5, "gamma": 1.0, "temperature": 2.0},
+        "msteps": 1,
+    }
+
+
 def test_a_warning_reaches_the_terminal_and_the_version(store, cli):
     done = cli(
         *("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET, "--method", "unsir"),
@@ -106,6 +117,7 @@ def test_retraining_without_a_record_says_so(store, cli, tmp_path):
     [
         (("--method", "skrub"), "unknown method 'skrub': known methods, nearest first, are scrub,"),
         (("--method", "scrub", "--params", '{"alhpa": 1}'), "temperature (> 0, ≤ 100)"),
+        (("--method", "scrub", "--preset", "large"), "unknown preset 'large' of scrub: valid values: authors-large,"),
         (("--method", "salun", "--params", '{"objective": "x"}'), "objective (random_labels | lotus)"),
     ],
 )

@@ -38,6 +38,18 @@ class TestParams:
         assert Made(family="vit").params.rate == 0.1
         assert Made({"rate": 0.2}, family="vit").params.model_dump() == {"rate": 0.2, "steps": 3}
 
+    def test_every_preset_is_one_of_the_method(self):
+        for method in BUILTIN.values():
+            for name, preset in method.presets.items():
+                assert method(preset).params.model_dump().items() >= preset.items(), (method.name, name)
+
+    def test_an_unknown_preset_lists_the_known_ones(self):
+        assert Made.preset(None) == {}
+        with pytest.raises(UnlearnError, match="unknown preset 'authors' of scrub: valid values: authors-large, auth"):
+            BUILTIN["scrub"].preset("authors")
+        with pytest.raises(UnlearnError, match="unknown preset 'a' of made: valid values: none, so leave preset out"):
+            Made.preset("a")
+
     def test_frozen(self):
         with pytest.raises(ValidationError):
             Made().params.rate = 1

@@ -65,6 +65,13 @@ class TestMask:
             mask = saliency_mask(gradient, share)
             assert mask["w"].tolist() == w and mask["b"].tolist() == b
 
+    def test_of_those_with_a_gradient_alone(self):
+        """Two of four weights have one: half of these is one weight, half of all are two."""
+        gradient = {"w": torch.tensor([0.0, -4.0, 0.0, 1.0])}
+        assert saliency_mask(gradient, 0.5, of="nonzero")["w"].tolist() == [False, True, False, False]
+        assert int(saliency_mask(gradient, 0.5)["w"].sum()) == 2
+        assert int(saliency_mask({"w": torch.zeros(4)}, 0.5, of="nonzero")["w"].sum()) == 1
+
     def test_ties_do_not_exceed_the_share(self):
         mask = saliency_mask({"w": torch.zeros(6, 2), "b": torch.zeros(4)}, 0.25)
         assert sum(part.sum().item() for part in mask.values()) == 4
@@ -99,6 +106,8 @@ class TestParameters:
             assert SalUn(given).params.model_dump() == {
                 "objective": "random_labels",
                 "share": 0.5,
+                "share_of": "all",
+                "statistics": "frozen",
                 "epochs": 10,
                 "lr": 0.01,
                 "batch_size": 128,
@@ -239,3 +248,15 @@ def test_buffers_of_other_norms():
     result = unlearn(model, splits(), "salun", FAST)
     assert weights_digest(result.model) != weights_digest(model)
     assert torch.equal(result.model[1].running_mean, model[1].running_mean)
+
+
+def test_as_its_authors_run_it():
+    """Statistics move with the batches, and the weights outside the mask stay all the same."""
+    params = {**SalUn.preset("authors"), **FAST}
+    _, phases = watch(SalUn(params))
+    assert not any(phase.phase.frozen_statistics for phase in phases)
+    before, after = phases[0].before, phases[-1].after
+    assert not torch.equal(before["1.running_mean"], after["1.running_mean"])
+    mask = saliency_mask(gradient(), 0.5, of="nonzero")
+    for name, part in mask.items():
+        assert torch.equal(before[name][~part], after[name][~part])

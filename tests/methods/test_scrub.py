@@ -55,6 +55,7 @@ def test_published_defaults():
         "lr_decay": 0.1,
         "lr_decay_epochs": (5, 8),
         "batch_size": 128,
+        "forget_batch_size": 0,
         "weight_decay": 5e-4,
         "momentum": 0.9,
     }
@@ -85,6 +86,15 @@ def test_the_losses_on_record_are_those_of_the_passes():
     (away,), (stay,) = (phase.batches for phase in phases)
     assert outcome.history[0]["loss_max"] == pytest.approx(max_loss(away, 2.0).item(), rel=1e-4)
     assert outcome.history[0]["loss"] == pytest.approx(min_loss(stay, 0.5, 0.99, 2.0).item(), rel=1e-4)
+
+
+def test_as_its_authors_run_it():
+    """Three epochs, two with a max pass first, which has batches of its own size."""
+    preset = Scrub.preset("authors-large")
+    assert (preset["epochs"], preset["forget_batch_size"], preset["batch_size"]) == (3, 512, 128)
+    _, phases = watch(Scrub({**preset, "forget_batch_size": 10, "batch_size": 85}))
+    assert passes(phases) == "max min max min min".split()
+    assert [len(phase.batches) for phase in phases] == [3, 2, 3, 2, 2]
 
 
 class TestLearningRate:
