@@ -187,6 +187,7 @@ def test_the_best_setting_makes_the_same_weights(result, searched, tmp_path):
         assert "params names method = 'scrub', and method = 'salun' is given: leave out one of them" in refused.err
 
 
+@pytest.mark.slow
 def test_a_study_goes_on(store, cli):
     """Until there are as many trials as asked for; the winner of the first command is made again, bit by bit."""
     storage = f"sqlite:///{store.folder / 'studies.db'}"
@@ -280,6 +281,7 @@ def test_a_pruner_does_not_change_a_trial(store, cli):
     assert store.tags("2")["unlearn.weights_sha256"] == store.tags("3")["unlearn.weights_sha256"]
 
 
+@pytest.mark.slow
 def test_a_grid_ends_with_its_points(store, cli):
     space = '{"alpha": {"choices": [1, 8]}, "lr": {"choices": [1e-4, 1e-3]}, "epochs": 2, "prefix": "none"}'
     done = cli(
@@ -372,6 +374,7 @@ def test_bad_input(store, cli, arguments, sentence):
     assert {run.info.status for run in store.runs()[: len(store.runs()) - known]} <= {"FAILED"}
 
 
+@pytest.mark.slow
 def test_a_study_is_about_one_task(store, cli):
     """Trials with another seed or forget set cannot be compared with those that are there."""
     before = store.everything_registered()
@@ -404,6 +407,7 @@ def test_a_study_is_about_one_task(store, cli):
     assert cli(*spec, "--forget", FORGET).code == 0
 
 
+@pytest.mark.slow
 def test_the_same_seed_searches_the_same(result, tmp_path):
     store, parent = result
     with copied(store, tmp_path / "again") as own:

@@ -282,6 +282,7 @@ def test_a_study_goes_on(earlier, loadable, cli):
     assert other.code == 2 and "study 'ours' was started with another seed" in other.err
 
 
+@pytest.mark.slow
 def test_a_comparison_is_made_again(earlier, loadable, cli):
     """What was finished then did not record pixels, code, torch and threads: it is not taken over."""
     [before] = earlier.commands("compare")
