@@ -399,7 +399,10 @@ def test_a_study_is_about_one_task(store, cli):
     assert parent.info.status == "FINISHED" and parent.data.metrics["best_trial"] == 0
     for options, different in (
         (("--forget", FORGET, "--seed", "1"), "seed"),
-        (("--forget", FORGET, "--objective", "entropy_ks_val"), "objective"),
+        (
+            ("--forget", FORGET, "--objective", "entropy_ks_val"),
+            "objective (rf_jsd_advantage_val, here entropy_ks_val)",
+        ),
         (("--forget", FORGET, "--space", '{"alpha": [1, 8]}'), "space"),
         (("--forget", "random:10%"), "forget_sha256, pixels_sha256"),
         (("--forget", "random:10%", "--seed", "1"), "forget_sha256, seed, pixels_sha256"),
