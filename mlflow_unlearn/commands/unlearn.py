@@ -64,6 +64,9 @@ def unlearn(options: config.Unlearn) -> None:
             name = target_name(session, name)
             gold_module = open_gold(session, options)
             session.log_manifests()
+        refusal = method.unsuited(session.module)
+        if refusal is not None:
+            raise UnlearnError(refusal)
 
         recipe = training_recipe(session, options) if options.method == "retrain" else None
         if recipe is not None:
