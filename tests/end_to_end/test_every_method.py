@@ -68,6 +68,16 @@ def test_a_preset_gives_way_to_what_is_given(store, cli):
     }
 
 
+def test_a_method_that_refuses_the_model_ends_before_anything_is_measured(store, cli, monkeypatch, tmp_path):
+    monkeypatch.setattr(BUILTIN["transpose"], "unsuited", classmethod(lambda cls, model: "transpose would do nothing"))
+    on = ("--model-uri", "models:/clf/1", "--forget", FORGET)
+    tune = ("tune", *on, "--n-trials", "1", "--register", "none", "--storage", f"sqlite:///{tmp_path}/optuna.db")
+    for arguments in (("unlearn", *on, "--method", "transpose"), (*tune, "--methods", "transpose")):
+        done = cli(*arguments)
+        assert done.code == 2 and "transpose would do nothing" in done.err
+        assert not any(key.startswith("acc_") for key in store.runs()[0].data.metrics)
+
+
 def test_a_warning_reaches_the_terminal_and_the_version(store, cli):
     done = cli(
         *("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET, "--method", "unsir"),
