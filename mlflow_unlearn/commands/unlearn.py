@@ -53,8 +53,9 @@ def unlearn(options: config.Unlearn) -> None:
             raise failure
         client, lock = tracking.client(), None
         name = check_name(options.register_as) if options.register_as else None
-        params = {**get_method(options.method).preset(options.preset), **params}
-        get_method(options.method)(params)  # a misspelt hyperparameter is refused before anything is loaded
+        method = get_method(options.method)
+        params = {**method.preset(options.preset), **params}
+        method(params)  # a misspelt hyperparameter is refused before anything is loaded
         policy, rungs = _check(options)
         with tracking.timed("open"):
             registered = find_version(client, options.model_uri)
@@ -72,7 +73,7 @@ def unlearn(options: config.Unlearn) -> None:
         if refusal is not None:
             raise UnlearnError(refusal)
 
-        recipe, method = None, get_method(options.method)
+        recipe = None
         if options.method == "retrain" or policy is not None or options.plan:
             recipe = training_recipe(session, options)
             recorded = recipe.params if options.method == "retrain" else method.recorded(recipe.params)
