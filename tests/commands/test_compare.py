@@ -380,7 +380,7 @@ def test_tuned_rows(store, cli):
 
 @pytest.mark.slow
 def test_tuning_resumes(store, cli):
-    """What a killed one has not done is done, with the same rows at the end; given as params, what was chosen is not run again."""
+    """What a killed one has not done is done, with the same rows at the end; what was chosen can be given as params."""
     first = cli(*TUNED)
     assert first.code == 0, first.err
     undisturbed = parents(store)[0]

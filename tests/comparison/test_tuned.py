@@ -30,8 +30,9 @@ class Unread(Dataset):
 def blind(runner, monkeypatch):
     """The comparison once it has measured the original, with its test set sealed."""
     session = runner.session
-    test = Unread(len(session.splits.test))
-    monkeypatch.setattr(runner, "session", replace(session, splits=replace(session.splits, test=test)))
+    sealed = replace(session, splits=replace(session.splits, test=Unread(len(session.splits.test))))
+    monkeypatch.setattr(runner, "session", sealed)
+    monkeypatch.setattr(runner, "teacher", sealed.teacher())
     return runner
 
 
