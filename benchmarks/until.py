@@ -1,7 +1,7 @@
 """`unlearn --until pass` on digits: how often it registers a version, and whether each of these passes its review.
 
-Splits × numbers of threads, each with its own data split, request and seeds, by the commands of the demo. Exit code 1 where
-fewer than four fifths register a version, or one that was registered does not pass.
+Splits × numbers of threads, each with its own data split, request and seeds, by the commands of the demo. Exit code 1
+where fewer than four fifths register a version, or one that was registered does not pass.
 
     python benchmarks/until.py [SPLITS]
 """

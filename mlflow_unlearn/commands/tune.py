@@ -18,7 +18,7 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.signing import check_key
 from mlflow_unlearn.governance.publish import target_name
-from mlflow_unlearn.methods import chosen_methods
+from mlflow_unlearn.methods import chosen_methods, get_method
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.versions import check_name
 from mlflow_unlearn.session import dry_run
@@ -65,6 +65,7 @@ def tune(options: config.Tune) -> None:
             name = target_name(session, name)
         gold_module = open_gold(session, options)
         session.log_manifests()
+        methods = _suited(methods, session)
         recorded = recorded_params(session, options, methods)
         family, prefixes = model_family(session.module), _prefixes(session, options)
         space = search_space(methods, family, prefixes, options.space, recorded)
@@ -123,6 +124,21 @@ def _check(options: config.Tune) -> None:
     for name in ("pruner", "workers"):
         if max(options.processes, ranks.world()) > 1 and getattr(options, name) not in ("none", 1):
             raise UnlearnError(f"{name} = {getattr(options, name)} and several ranks do not go together: use one")
+
+
+def _suited(methods: Sequence[str], session: Session) -> list[str]:
+    """The methods that do not refuse the model; the others are left out with a note.
+
+    Raises:
+        UnlearnError: all of them refuse it.
+    """
+    found = {method: get_method(method).unsuited(session.module) for method in methods}
+    refusals = {method: reason for method, reason in found.items() if reason is not None}
+    if len(refusals) == len(methods):
+        raise UnlearnError("; ".join(refusals.values()))
+    for method, reason in refusals.items():
+        note(f"Note: {method} is left out of the study: {reason}")
+    return [method for method in methods if method not in refusals]
 
 
 def _prefixes(session: Session, options: config.Tune) -> list[str]:

@@ -68,6 +68,9 @@ def unlearn(options: config.Unlearn) -> None:
             name = target_name(session, name)
             gold_module = open_gold(session, options)
             session.log_manifests()
+        refusal = method.unsuited(session.module)
+        if refusal is not None:
+            raise UnlearnError(refusal)
 
         recipe, method = None, get_method(options.method)
         if options.method == "retrain" or policy is not None or options.plan:

@@ -62,7 +62,10 @@ SALT_OF_TASKS = "00"
 """For the forget set's digest in the study, which only has to be comparable."""
 TASK, PARENT, SIZE = "task", "parent_run_id", "n_trials"
 """User attributes of a study: what it is about, the leader's run, trials asked for."""
-_READABLE, _BY_CONTENT = ("torch", "threads", "device"), ("pixels_sha256", "model_code_sha256", "method_code_sha256")
+_READABLE, _BY_CONTENT = (
+    ("objective", "torch", "threads", "device"),
+    ("pixels_sha256", "model_code_sha256", "method_code_sha256"),
+)
 """Of the task, what is no digest; and what may be impossible to tell."""
 PARENT_TAG = "unlearn.study_run"
 """On the run of a command that does not lead: the run that does."""

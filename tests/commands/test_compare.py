@@ -274,6 +274,7 @@ def test_another_order_of_classes_runs_again(store, cli):
     assert nested(store, parents(store)[0]) == [], "the same again is reused"
 
 
+@pytest.mark.slow
 def test_a_source_that_was_deleted(store, cli):
     """After a request is fulfilled its version may be deleted; its record of the training goes with it."""
     assert cli("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
@@ -287,6 +288,7 @@ def test_a_source_that_was_deleted(store, cli):
     assert "retraining takes the defaults" in done.err
 
 
+@pytest.mark.slow
 def test_a_gold_differs_from_an_original_with_its_seed(empty_store, cli):
     train = ("train", "--data", "digits,train=15%", "--name", "clf", "--architecture", "toy:trainable", "--epochs", "5")
     assert cli(*train, "--seed", "1000").code == 0
@@ -327,6 +329,7 @@ def test_a_given_gold_is_not_retrained(store, cli):
     assert rows["finetune"]["seconds_relative"] > 0
 
 
+@pytest.mark.slow
 def test_a_method_that_fails_is_a_row(store, cli):
     done = cli(
         *("compare", "--model-uri", "models:/clf/1", "--methods", "finetune,scrub", "--seeds", "1", "--forget", FORGET),

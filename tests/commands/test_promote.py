@@ -135,7 +135,7 @@ def test_an_unfinished_run_excuses_only_its_own_promotion(promoted):
     assert seen.code == 3 and "it was moved back by hand: version 3 was promoted later" in seen.err
 
 
-@pytest.mark.parametrize("what", ["retired", "reviewed again"])
+@pytest.mark.parametrize("what", ["retired", pytest.param("reviewed again", marks=pytest.mark.slow)])
 def test_what_happened_while_it_was_examined(promoted, monkeypatch, what):
     approver = command.approver_of
 

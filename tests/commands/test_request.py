@@ -114,6 +114,7 @@ def test_other_versions_have_requests_of_their_own(store, cli):
     assert list(store.requests()) == [first]
 
 
+@pytest.mark.slow
 def test_carried_out_again_the_tag_names_both_versions(store, cli):
     assert cli(*ASK, "--forget", "random:20%").code == 0
     [request_id] = store.requests()

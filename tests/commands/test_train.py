@@ -110,6 +110,7 @@ def test_the_input_example_shows_test_images_alone(store):
     assert shown(source.train) == [False, False]
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights(store, cli):
     for seed in ("7", "7", "8"):
         assert cli("train", *SHORT, "--name", "again", "--seed", seed).code == 0
@@ -161,6 +162,7 @@ def test_requirements_name_releases_and_never_this_package(store, cli):
     assert all("==" in line and "+" not in line and "unlearn" not in line for line in lines)
 
 
+@pytest.mark.slow
 def test_shards_are_trained_on_and_unlearned_from_the_command_line(empty_store, cli):
     """The path in the record is absolute: `unlearn` finds the shards without data=."""
     data = load_digits()

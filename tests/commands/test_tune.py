@@ -201,6 +201,7 @@ def test_the_best_setting_makes_the_same_weights(result, searched, tmp_path):
         assert "params names method = 'scrub', and method = 'salun' is given: leave out one of them" in refused.err
 
 
+@pytest.mark.slow
 def test_a_study_goes_on(store, cli):
     """Until there are as many trials as asked for; the winner of the first command is made again, bit by bit."""
     storage = f"sqlite:///{store.folder / 'studies.db'}"
@@ -294,6 +295,7 @@ def test_a_pruner_does_not_change_a_trial(store, cli):
     assert store.tags("2")["unlearn.weights_sha256"] == store.tags("3")["unlearn.weights_sha256"]
 
 
+@pytest.mark.slow
 def test_a_grid_ends_with_its_points(store, cli):
     space = '{"alpha": {"choices": [1, 8]}, "lr": {"choices": [1e-4, 1e-3]}, "epochs": 2, "prefix": "none"}'
     done = cli(
@@ -386,6 +388,7 @@ def test_bad_input(store, cli, arguments, sentence):
     assert {run.info.status for run in store.runs()[: len(store.runs()) - known]} <= {"FAILED"}
 
 
+@pytest.mark.slow
 def test_a_study_is_about_one_task(store, cli):
     """Trials with another seed or forget set cannot be compared with those that are there."""
     before = store.everything_registered()
@@ -396,7 +399,10 @@ def test_a_study_is_about_one_task(store, cli):
     assert parent.info.status == "FINISHED" and parent.data.metrics["best_trial"] == 0
     for options, different in (
         (("--forget", FORGET, "--seed", "1"), "seed"),
-        (("--forget", FORGET, "--objective", "entropy_ks_val"), "objective"),
+        (
+            ("--forget", FORGET, "--objective", "entropy_ks_val"),
+            "objective (rf_jsd_advantage_val, here entropy_ks_val)",
+        ),
         (("--forget", FORGET, "--space", '{"alpha": [1, 8]}'), "space"),
         (("--forget", "random:10%"), "forget_sha256, pixels_sha256"),
         (("--forget", "random:10%", "--seed", "1"), "forget_sha256, seed, pixels_sha256"),
@@ -418,6 +424,7 @@ def test_a_study_is_about_one_task(store, cli):
     assert cli(*spec, "--forget", FORGET).code == 0
 
 
+@pytest.mark.slow
 def test_the_same_seed_searches_the_same(result, tmp_path):
     store, parent = result
     with copied(store, tmp_path / "again") as own:

@@ -392,6 +392,7 @@ def test_a_model_outside_the_registry(store, cli):
     assert cli("evaluate", "--model-uri", "models:/forgetful/1").code == 0
 
 
+@pytest.mark.slow
 def test_a_source_whose_name_cannot_be_registered_by(store, cli):
     """Another tool has; it is said before anything is measured, and what only reads goes on."""
     store.client.copy_model_version("models:/clf/1", "plain")
@@ -687,7 +688,7 @@ def logged_models(store) -> set[str]:
     [
         ("mlflow_unlearn.governance.publish.complete", OSError),
         ("mlflow_unlearn.registry.forget_requests.mark_done", KeyboardInterrupt),
-        ("mlflow.MlflowClient.log_model_artifacts", OSError),
+        pytest.param("mlflow.MlflowClient.log_model_artifacts", OSError, marks=pytest.mark.slow),
     ],
 )
 def test_a_failure_after_registration_takes_the_version_back(store, cli, monkeypatch, late, error):
@@ -727,7 +728,9 @@ def test_interrupted_once_its_requests_are_marked(store, cli, monkeypatch):
     assert cli("unlearn", "--model-uri", "models:/clf/1", *QUICK).code == 0
 
 
-@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (OSError, 2)])
+@pytest.mark.parametrize(
+    ("error", "code"), [(KeyboardInterrupt, 130), pytest.param(OSError, 2, marks=pytest.mark.slow)]
+)
 def test_interrupted_once_it_is_complete(store, cli, monkeypatch, error, code):
     """The server has taken the mark away, and the command does not hear of it: the version is there, and it says so."""
     assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
@@ -766,6 +769,7 @@ def acquired(lock):
     return lock._read()
 
 
+@pytest.mark.slow
 def test_a_request_whose_version_was_deleted_by_hand_is_open_again(store, cli):
     asked = ("request", "--model-uri", "models:/clf/1", "--forget", FORGET)
     assert cli(*asked).code == 0
@@ -780,6 +784,7 @@ def test_a_request_whose_version_was_deleted_by_hand_is_open_again(store, cli):
     assert state == "pending"
 
 
+@pytest.mark.slow
 def test_the_number_of_a_deleted_version_is_not_given_again(store, cli):
     """The evidence was written for version 2, and is written again for version 3 before that is complete."""
     store.client.create_model_version("clf", "models:/clf/1")

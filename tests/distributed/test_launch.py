@@ -235,6 +235,7 @@ def test_more_ranks_than_devices_are_refused():
         launch(["sum"], 2, device="cuda:0", module="ranks")
 
 
+@pytest.mark.slow
 def test_more_ranks_than_cores_are_only_warned_of(monkeypatch):
     """In this process, so that the warning can be seen; its signal handlers are as before."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})

@@ -890,12 +890,9 @@ def test_full_disk(store, known):
     assert store.everything_registered() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "code", "word"),
-    [
-        pytest.param(signal.SIGINT, 130, "Interrupted", marks=pytest.mark.slow),
-        (signal.SIGTERM, 143, "Terminated"),
-    ],
+    ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")]
 )
 def test_signals(store, pending, number, code, word):
     before, known = store.everything_registered(), len(store.runs())

@@ -20,7 +20,8 @@ UNSIGNED = ("tuned/1", "pickled/2")
 LENIENT = ("--policy", "lenient.yaml", "--key", "public.pem")
 QUICK = json.dumps({"epochs": 2, "lr": 0.003})
 TUNE = ("tune", "--model-uri", "models:/clf/1", "--forget", "random:20%", "--study", "ours",
-        "--storage", "sqlite:///optuna.db", "--space", '{"epochs": [1, 3]}', "--device", "cpu")  # fmt: skip
+        "--storage", "sqlite:///optuna.db", "--space", '{"epochs": [1, 3]}', "--device", "cpu",
+        "--objective", "rf_jsd_mia_val")  # fmt: skip
 PARAMS = json.dumps({"neggrad_plus": {"epochs": 2}, "ssd": {"alpha": 1.0}})
 COMPARE = ("compare", "--model-uri", "models:/clf/1", "--forget", "random:20%", "--seeds", "2",
            "--device", "cpu")  # fmt: skip
@@ -282,6 +283,7 @@ def test_a_study_goes_on(earlier, loadable, cli):
     assert other.code == 2 and "study 'ours' was started with another seed" in other.err
 
 
+@pytest.mark.slow
 def test_a_comparison_is_made_again(earlier, loadable, cli):
     """What was finished then did not record pixels, code, torch and threads: it is not taken over."""
     [before] = earlier.commands("compare")

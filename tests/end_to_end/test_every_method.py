@@ -32,7 +32,13 @@ def recorded(version: str) -> dict:
     return mlflow.models.get_model_info(f"models:/clf/{version}").metadata["mlflow_unlearn"]
 
 
-@pytest.mark.parametrize("method", BUILTIN)
+# A plain one, one that steers itself, one without epochs; the conformance suite trains the others by default.
+BY_DEFAULT = ("finetune", "lotus", "ssd")
+
+
+@pytest.mark.parametrize(
+    "method", [name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in BUILTIN]
+)
 def test_every_method_registers_a_version(method, store, cli):
     unlearn = ("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET, "--method", method)
     done = cli(*unlearn, "--params", json.dumps(CHEAP[method]))
@@ -60,6 +66,16 @@ def test_a_preset_gives_way_to_what_is_given(store, cli):
         **{"alpha": 0.5, "gamma": 1.0, "temperature": 2.0},
         "msteps": 1,
     }
+
+
+def test_a_method_that_refuses_the_model_ends_before_anything_is_measured(store, cli, monkeypatch, tmp_path):
+    monkeypatch.setattr(BUILTIN["transpose"], "unsuited", classmethod(lambda cls, model: "transpose would do nothing"))
+    on = ("--model-uri", "models:/clf/1", "--forget", FORGET)
+    tune = ("tune", *on, "--n-trials", "1", "--register", "none", "--storage", f"sqlite:///{tmp_path}/optuna.db")
+    for arguments in (("unlearn", *on, "--method", "transpose"), (*tune, "--methods", "transpose")):
+        done = cli(*arguments)
+        assert done.code == 2 and "transpose would do nothing" in done.err
+        assert not any(key.startswith("acc_") for key in store.runs()[0].data.metrics)
 
 
 def test_a_warning_reaches_the_terminal_and_the_version(store, cli):

@@ -157,6 +157,7 @@ def test_a_plugin_that_cannot_be_imported_is_named_and_harms_no_other(environmen
     assert "the method 'half_written' cannot be used" in refused and "no such library" in refused
 
 
+@pytest.mark.slow
 def test_a_name_that_is_taken_is_refused(environment, tmp_path):
     second = distribution(tmp_path, "second-scrub", "scrub", "from mlflow_unlearn.methods import Method\n")
     shown = environment("-m", "mlflow_unlearn", "methods", path=[second])

@@ -281,6 +281,7 @@ def test_outputs_in_another_order(empty_store, cli, folder):
     ]
 
 
+@pytest.mark.slow
 def test_a_pickled_timm_model(empty_store, cli, tmp_path):
     """Its own configuration says how images are read: no transform= is needed."""
     import timm

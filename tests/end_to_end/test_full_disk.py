@@ -103,6 +103,7 @@ def test_at_some_steps(chain, disk, command):
         check(chain, disk, COMMANDS[command], count - 1)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_at_every_step(chain, disk, command):

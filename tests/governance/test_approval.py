@@ -118,6 +118,7 @@ def test_a_review_is_judged_again(chain):
     assert "champion" not in chain.client.get_registered_model("clf").aliases
 
 
+@pytest.mark.slow
 def test_a_required_signature_is_checked_again(chain, keys):
     (chain.folder / "signed.yaml").write_text(LENIENT + "required: [signature]\n")
     ours, theirs = str(keys / "ours.pub"), str(keys / "theirs.pub")

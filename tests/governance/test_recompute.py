@@ -71,7 +71,7 @@ def test_ids_of_every_kind(empty_store, tmp_path):
     assert Manifest.from_csv(folder_of("2") / "extra_files" / "training_manifest.csv").salt is not None
 
 
-@pytest.mark.parametrize("stored", [(), ("--hash-ids", "true")])
+@pytest.mark.parametrize("stored", [pytest.param((), marks=pytest.mark.slow), ("--hash-ids", "true")])
 def test_hashed_ids_of_a_filed_request_are_measured_again(store, stored):
     """The digest of the forget set has the salt of the request, or, where that keeps plain ids, one in the record."""
     assert call("request", "--model-uri", "models:/clf/1", "--forget", "random:20", *stored).code == 0

@@ -38,6 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::mlflow_unlearn.errors.UnlearnWa
 
 # What BatchNorm can break. All else shows in the small models as well.
 OF_NORM = ("moves", "input_untouched", "no_shared_storage", "globals_restored", "eval_mode", "finite", "one_sample")
+WITH_NORMS = ("lotus", "neggrad_plus", "scrub", "retrain")
 
 
 @pytest.mark.parametrize(
@@ -51,13 +52,16 @@ def test_the_suite_finds_nothing(name, model):
     assert check_method(name, models=[model]) == []
 
 
-@pytest.mark.parametrize("name", [name for name in BUILTIN if name not in ("ssd", "unsir", "salun", *DISTURBING)])
+@pytest.mark.parametrize("name", WITH_NORMS)
 def test_the_suite_finds_nothing_about_norms(name):
+    """The others are among the slow ones, with all properties."""
     assert check_method(name, models=["resnet18"], properties=OF_NORM) == []
 
 
 @pytest.mark.slow
-@each
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.nightly] * (name in WITH_NORMS)) for name in BUILTIN]
+)
 def test_the_suite_finds_nothing_on_the_large_model(name):
     assert check_method(name, models=["resnet18"]) == []
 

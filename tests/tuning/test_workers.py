@@ -201,8 +201,9 @@ def test_two_sweeps_at_once(store, database):
     assert {store.tags(version)["unlearn.study"] for version in "23"} == {"a", "b"}
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.nightly), 2])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_waits_for_the_trial(store, tmp_path, workers):
     """The first one; what is left is done by the command that it prints."""
     storage = f"sqlite:///{tmp_path}/trials.db"
