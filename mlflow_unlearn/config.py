@@ -264,7 +264,7 @@ class Evaluate(HardwareOptions, ReadOptions, Command):
 class Compare(HardwareOptions, PublishOptions, Command):
     """Compare unlearning methods with each other and with retraining, over several seeds; resumes where it stopped."""
 
-    example = "mlflow-unlearn compare --model-uri models:/clf/1 --methods lotus,scrub,salun --seeds 3"
+    example = "mlflow-unlearn compare --model-uri models:/clf/1 --methods lotus,scrub,salun --seeds 3 --tuned 10"
 
     model_uri: str = Field(description="The version to unlearn: models:/NAME/VERSION, models:/NAME@ALIAS, …")
     methods: str = Field("all", description="Methods, separated by commas, or all; see `mlflow-unlearn methods`.")
@@ -272,6 +272,9 @@ class Compare(HardwareOptions, PublishOptions, Command):
     forget: Text = Field(None, description="Forget spec instead of the pending requests; one set for all seeds.")
     hash_ids: HashIds = False
     params: Text = Field(None, description='Hyperparameters by method, JSON or a YAML file: {"scrub": {"alpha": 0.5}}.')
+    tuned: int = Field(
+        0, ge=0, le=1000, description="Also tune each method, in so many trials that see neither gold nor test set."
+    )
     prefix: Prefix = "none"
     gold_uri: Text = Field(
         None, description="A model retrained without the forget set; default: retrained here, once a seed."

@@ -12,6 +12,8 @@ from mlflow_unlearn.comparison import table
 from mlflow_unlearn.comparison.golds import Golds, golds_for
 from mlflow_unlearn.comparison.rows import measured_rows
 from mlflow_unlearn.comparison.runs import ComparisonRunner, Trial
+from mlflow_unlearn.comparison.table import TUNED
+from mlflow_unlearn.comparison.tuned import OBJECTIVE, check_tunable, tune_method
 from mlflow_unlearn.comparison.winner import RULE, best_method
 from mlflow_unlearn.config import parse_params, parse_seeds
 from mlflow_unlearn.console import track
@@ -30,7 +32,10 @@ from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.new_version import new_record
 from mlflow_unlearn.session.recipe import Recipe, training_recipe
 from mlflow_unlearn.session.session import Session, open_session
-from mlflow_unlearn.tuning.selection import CONSTRAINTS, on_validation
+from mlflow_unlearn.tuning.selection import CONSTRAINTS
+
+Setting = tuple[str, Mapping[str, Any]]
+"""A method and all its hyperparameters."""
 
 
 def compare(options: config.Compare) -> None:
@@ -59,19 +64,25 @@ def compare(options: config.Compare) -> None:
             _dry_run(session, recipe, given, seeds, options)
             return
         runner = ComparisonRunner(session, recipe, experiment, force=options.force, prefix=options.prefix)
+        if options.tuned:
+            check_tunable(runner, options.tuned)
         golds = golds_for(runner, given_gold, seeds, progress)
         runner.teacher_logits()
 
         family = model_family(session.module)
         complete = {m: get_method(m)(given[m], family=family).params.model_dump(mode="json") for m in methods}
-        tasks = [(method, seed, gold) for method in methods for seed, gold in zip(seeds, golds.of_seeds, strict=True)]
-        trials: dict[str, list[Trial]] = {method: [] for method in methods}
-        for method, seed, gold in track(tasks, "methods × seeds", enabled=progress):
-            trial = runner.trial(method, complete[method], seed, gold)
+        settings: dict[str, Setting] = {method: (method, complete[method]) for method in methods}
+        remarks: dict[str, str] = {}
+        if options.tuned:
+            settings, remarks = _tuned(runner, settings, options.tuned, seeds[0], progress)
+        tasks = [(row, *pair) for row in settings for pair in zip(seeds, golds.of_seeds, strict=True)]
+        trials: dict[str, list[Trial]] = {row: [] for row in settings}
+        for row, seed, gold in track(tasks, "methods × seeds", enabled=progress):
+            trial = runner.trial(*settings[row], seed, gold, row)
             if trial is not None:
-                trials[method].append(trial)
+                trials[row].append(trial)
 
-        rows = measured_rows(runner, trials, golds, seeds)
+        rows = measured_rows(runner, trials, golds, seeds, remarks)
         correlation = table.correlation(rows, methods)
         mlflow.log_metrics({"pearson_rf_jsd_jsd": correlation.mean} if correlation is not None else {})
         table.log(rows, correlation)
@@ -80,6 +91,25 @@ def compare(options: config.Compare) -> None:
             _register_best(runner, trials, golds, run_id, str(name), options)
         else:
             print(f"Compared {len(methods)} methods over {len(seeds)} seeds (run {run_id}); nothing was registered.")
+
+
+def _tuned(
+    runner: ComparisonRunner, settings: Mapping[str, Setting], n_trials: int, seed: int, progress: bool
+) -> tuple[dict[str, Setting], dict[str, str]]:
+    """Tune each method: its setting by row, the tuned one behind its own, and remarks by row."""
+    rows: dict[str, Setting] = {}
+    remarks: dict[str, str] = {}
+    chosen = {}
+    for method, own in track(list(settings.values()), f"tuning, {n_trials} trials each", enabled=progress):
+        tuned = tune_method(runner, method, own, n_trials, seed)
+        rows[method] = (method, own)
+        if tuned.params is None:
+            remarks[method] = tuned.remark
+        else:
+            rows[method + TUNED], remarks[method + TUNED] = (method, tuned.params), tuned.remark
+            chosen[method] = dict(tuned.params)
+    mlflow.log_dict(chosen, "compare/tuned.json")  # as `params` takes it
+    return rows, remarks
 
 
 def _dry_run(
@@ -91,11 +121,12 @@ def _dry_run(
     workloads = [dry_run.Workload("retrain", recipe.params, seeds[0], recipe, times=golds)]
     for method in methods:
         times = len(seeds) if get_method(method).stochastic else 1
+        times = 2 * times + options.tuned if options.tuned else times
         workloads.append(dry_run.Workload(method, params[method], seeds[0], times=times))
     record = None
     if options.register_ == "best":
         record = new_record(session, options, Provenance(method=methods[0], params={}, seed=seeds[0]))
-    models = 1 + golds + len(methods) * len(seeds)
+    models = 1 + golds + len(methods) * (len(seeds) if not options.tuned else 2 * len(seeds) + options.tuned)
     dry_run.show(dry_run.estimate(session, workloads, prefix=options.prefix, models=models, record=record))
 
 
@@ -126,27 +157,31 @@ def _register_best(
     name: str,
     options: config.Compare,
 ) -> None:
-    before = on_validation(runner.original, runner.original, seed=0)
-    winner = best_method(trials, before, len(golds.of_seeds))
+    winner = best_method(trials, runner.before, len(golds.of_seeds))
     if winner is None:
         raise NothingToUnlearn(
             f"no method moved the weights, met the constraints with every seed ({CONSTRAINTS}) and had its {RULE} "
             "measured: nothing was registered"
         )
     result = runner.unlearned(winner)
-    gold = golds.of_seeds[next(i for i, trial in enumerate(trials[winner.method]) if trial is winner)]
+    row, number = next(
+        (row, number) for row, done in trials.items() for number, trial in enumerate(done) if trial is winner
+    )
     outputs = {
         "original": runner.original,
         "unlearned": evaluate_splits(result.model, runner.session.splits, runner.session.hardware, name=winner.method),
-        "gold": gold.outputs,
+        "gold": golds.of_seeds[number].outputs,
     }
     session = runner.session.filed(options)
-    print(f"The best is {winner.method} with seed {winner.seed}, by {RULE} under the constraints {CONSTRAINTS}.")
+    print(f"The best is {row} with seed {winner.seed}, by {RULE} under the constraints {CONSTRAINTS}.")
+    rule = RULE
+    if row.endswith(TUNED):
+        rule += f", with the hyperparameters of the best of {options.tuned} trials by {OBJECTIVE}"
     provenance = Provenance(
         method=winner.method,
         params=dict(result.params),
         seed=winner.seed,
         prefix=runner.teacher.prefix,
-        selection=Selection(by="compare", rule=RULE),
+        selection=Selection(by="compare", rule=rule),
     )
     publish(session, run_id, name, result, provenance, outputs, options)

@@ -9,15 +9,20 @@ from mlflow_unlearn.metrics.outputs import Outputs
 
 
 def measured_rows(
-    runner: ComparisonRunner, trials: Mapping[str, list[Trial]], golds: Golds, seeds: Sequence[int]
+    runner: ComparisonRunner,
+    trials: Mapping[str, list[Trial]],
+    golds: Golds,
+    seeds: Sequence[int],
+    remarks: Mapping[str, str],
 ) -> list[Row]:
-    """The reference rows and one per method; seconds are relative to the mean of the models retrained here.
+    """The reference rows and one per method and setting; seconds are relative to the mean of the models retrained here.
 
     Args:
         runner: that measures.
-        trials: of each method, those that did not fail.
+        trials: of each row, those that did not fail.
         golds: what they are measured against.
         seeds: of the unlearning.
+        remarks: what a reader must know of a row beside the warnings of its trials.
     """
     retrained = {id(g): g.seconds for pair in golds.floor for g in pair if g.seconds is not None}
     unit = sum(retrained.values()) / len(retrained)
@@ -32,9 +37,10 @@ def measured_rows(
         reference("retrain", [(gold.outputs, gold) for gold in own], own),
         reference("floor", [(one.outputs, two) for one, two in golds.floor], [one for one, _ in golds.floor]),
     ]
-    for method, done in trials.items():
-        warnings = list(dict.fromkeys(sentence for trial in done for sentence in trial.warnings))
+    for name, done in trials.items():
+        warnings = [remarks[name]] if name in remarks else []
+        warnings += dict.fromkeys(sentence for trial in done for sentence in trial.warnings)
         if len(done) < len(seeds):
             warnings.append(f"failed with {len(seeds) - len(done)} of {len(seeds)} seeds")
-        rows.append(Row(method, {t.seed: t.metrics for t in done}, [t.seconds for t in done], warnings, unit))
+        rows.append(Row(name, {t.seed: t.metrics for t in done}, [t.seconds for t in done], warnings, unit))
     return rows

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.hardware import processor
 from mlflow_unlearn.engine.loop import RunOptions
 from mlflow_unlearn.engine.output_cache import fingerprint
-from mlflow_unlearn.engine.predictions import evaluate_splits
+from mlflow_unlearn.engine.predictions import SPLIT_NAMES, evaluate_splits
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.governance.publish import log_history
 from mlflow_unlearn.methods import get_method
@@ -34,7 +35,8 @@ from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.session.recipe import Recipe
 from mlflow_unlearn.session.reuse import Part, code_digest, reuse_key
 from mlflow_unlearn.session.session import Session
-from mlflow_unlearn.tuning.selection import on_validation
+from mlflow_unlearn.tuning.selection import SELECTION_SPLITS, on_validation
+from mlflow_unlearn.tuning.trials import weight_change
 
 KEY_TAG = "unlearn.compare.key"
 RESULT, WEIGHTS = "result.json", "weights.pt"
@@ -52,7 +54,20 @@ class Gold:
 
 @dataclass(frozen=True)
 class Trial:
-    """The result of one method with one seed; ``moved``: whether a weight changed."""
+    """The result of one method with one seed.
+
+    Attributes:
+        method: registered name.
+        params: all its hyperparameters.
+        seed: of the unlearning and of the metrics.
+        metrics: on the test set; none of a candidate.
+        selection_metrics: on the validation set.
+        seconds: of the unlearning.
+        digest: of the weights.
+        moved: whether a weight changed.
+        warnings: of the method.
+        weight_change: how far the weights moved, relative to their size.
+    """
 
     method: str
     params: Mapping[str, Any]
@@ -63,6 +78,7 @@ class Trial:
     digest: str
     moved: bool
     warnings: tuple[str, ...]
+    weight_change: float
 
 
 class ComparisonRunner:
@@ -83,7 +99,7 @@ class ComparisonRunner:
         # From here on the progress bar is that of the whole comparison.
         self.session = replace(session, hardware=replace(session.hardware, progress=False))
         self.recipe, self._experiment = recipe, experiment
-        self._deterministic: dict[str, Result] = {}
+        self._deterministic: dict[str, tuple[Mapping[str, Any], Result]] = {}
         self._source = weights_digest(session.module)
         self._sets = [session.manifest(split).digest for split in (session.forget, session.retain)]
         self._reused: dict[str, Part] = {
@@ -92,6 +108,11 @@ class ComparisonRunner:
             "answers_sha256": fingerprint(self.teacher.model, session.splits.test, session.hardware),
         }
         self._untold: set[str] = set()
+
+    @cached_property
+    def before(self) -> Metrics:
+        """The original on the validation set, by which the constraints are judged."""
+        return on_validation(self.original, self.original, seed=0)
 
     def teacher_logits(self) -> None:
         """Compute them before any method is timed: the first one would pay for all."""
@@ -115,7 +136,7 @@ class ComparisonRunner:
             module.load_state_dict(state)
             seconds = float(found.data.metrics["unlearn_seconds"])
         else:
-            with self._run("retrain", seed, key, params):
+            with self._run(f"retrain, seed {seed}", "retrain", seed, key, params):
                 result = self._unlearn("retrain", params, seed, recipe.splits(self.session.splits))
                 with tempfile.TemporaryDirectory(dir=self.session.folder) as folder:
                     torch.save(result.model.state_dict(), Path(folder) / WEIGHTS)
@@ -125,7 +146,7 @@ class ComparisonRunner:
         outputs = evaluate_splits(module, self.session.splits, self.session.hardware, cached=True)
         return Gold(module, outputs, weights_digest(module), seconds)
 
-    def trial(self, method: str, params: Mapping[str, Any], seed: int, gold: Gold) -> Trial | None:
+    def trial(self, method: str, params: Mapping[str, Any], seed: int, gold: Gold, row: str = "") -> Trial | None:
         """Unlearn and measure, or reuse what a finished run has measured; None where the method failed.
 
         Args:
@@ -133,42 +154,71 @@ class ComparisonRunner:
             params: all its hyperparameters.
             seed: of the unlearning and of the metrics.
             gold: the model that is compared with.
+            row: of the table that this belongs to; default: that of the method.
         """
+        name = f"{row or method}, seed {seed}"
+        try:
+            return self._trial(name, method, params, seed, gold)
+        except UnlearnError as error:
+            # Hyperparameters that diverge are a row's result, not the end of the comparison.
+            note(f"Note: {row or method} with seed {seed} failed: {error}")
+            return None
+
+    def candidate(self, method: str, params: Mapping[str, Any], seed: int, number: int) -> Trial:
+        """The same for a trial of tuning: measured on the validation set, without test set and gold.
+
+        Args:
+            method: a registered name.
+            params: all its hyperparameters.
+            seed: of the unlearning and of the metrics.
+            number: of the trial.
+
+        Raises:
+            UnlearnError: the method failed, or left every weight as it was.
+        """
+        found = self._trial(f"{method}, trial {number}", method, params, seed, None)
+        if not found.moved:
+            raise UnlearnError("; ".join(found.warnings))
+        return found
+
+    def _trial(self, name: str, method: str, params: Mapping[str, Any], seed: int, gold: Gold | None) -> Trial:
         key = self._key(method, params, seed, gold)
         found = self._finished(key)
         if found is not None:
             uri = f"runs:/{found.info.run_id}/{RESULT}"
             stored = mlflow.artifacts.load_dict(uri)
-            digest, seconds, warnings = stored["weights_sha256"], stored["seconds"], tuple(stored["warnings"])
-            metrics, selection = _metrics(stored["metrics"]), _metrics(stored["judged"])
-            return Trial(method, params, seed, metrics, selection, seconds, digest, digest != self._source, warnings)
-        try:
-            with self._run(method, seed, key, params):
-                result = self._result(method, params, seed)
-                outputs = evaluate_splits(result.model, self.session.splits, self.session.hardware)
-                metrics = self.measure(outputs, gold, seed)
-                selection = on_validation(outputs, self.original, gold=gold.outputs, seed=seed)
-                digest = weights_digest(result.model)
-                moved = digest != self._source
-                warnings = result.warnings if moved else (*result.warnings, "left every weight as it was")
-                figures = {"metrics": _to_json(metrics), "judged": _to_json(selection), "seconds": result.seconds}
-                mlflow.log_dict({**figures, "weights_sha256": digest, "warnings": list(warnings)}, RESULT)
-                mlflow.set_tag("unlearn.weights_sha256", digest)
-                mlflow.log_metrics({**metrics, **selection})
-                log_history(get_method(method), result)
-                return Trial(method, params, seed, metrics, selection, result.seconds, digest, moved, warnings)
-        except UnlearnError as error:
-            # Hyperparameters that diverge are a row's result, not the end of the comparison.
-            note(f"Note: {method} with seed {seed} failed: {error}")
-            return None
+            return _from_json(mlflow.artifacts.load_dict(uri), method, params, seed, self._source)
+        splits, hardware = self.session.splits, self.session.hardware
+        with self._run(name, method, seed, key, params):
+            result = self._result(method, params, seed)
+            outputs = evaluate_splits(
+                result.model, splits, hardware, only=SELECTION_SPLITS if gold is None else SPLIT_NAMES
+            )
+            metrics = Metrics() if gold is None else self.measure(outputs, gold, seed)
+            selection = on_validation(outputs, self.original, gold=None if gold is None else gold.outputs, seed=seed)
+            digest = weights_digest(result.model)
+            warnings = result.warnings if digest != self._source else (*result.warnings, "left every weight as it was")
+            stored = {
+                "metrics": _to_json(metrics),
+                "judged": _to_json(selection),
+                "seconds": result.seconds,
+                "weight_change": weight_change(self.session.module, result.model),
+                "weights_sha256": digest,
+                "warnings": list(warnings),
+            }
+            mlflow.log_dict(stored, RESULT)
+            mlflow.set_tag("unlearn.weights_sha256", digest)
+            mlflow.log_metrics({**metrics, **selection})
+            log_history(get_method(method), result)
+            return _from_json(stored, method, params, seed, self._source)
 
     def _result(self, method: str, params: Mapping[str, Any], seed: int) -> Result:
         """A deterministic method runs once for all seeds."""
         if get_method(method).stochastic:
             return self._unlearn(method, params, seed)
-        if method not in self._deterministic:
-            self._deterministic[method] = self._unlearn(method, params, seed)
-        return self._deterministic[method]
+        if method not in self._deterministic or self._deterministic[method][0] != params:
+            self._deterministic[method] = params, self._unlearn(method, params, seed)
+        return self._deterministic[method][1]
 
     def measure(self, outputs: Outputs, gold: Gold, seed: int) -> Metrics:
         """Every metric of a model, against the original and a gold."""
@@ -194,8 +244,8 @@ class ComparisonRunner:
         return self.session.unlearn(method, params, options, splits=training)
 
     @contextmanager
-    def _run(self, method: str, seed: int, key: str | None, params: Mapping[str, Any]) -> Iterator[None]:
-        with tracking.nested_run(f"{method}, seed {seed}"):
+    def _run(self, name: str, method: str, seed: int, key: str | None, params: Mapping[str, Any]) -> Iterator[None]:
+        with tracking.nested_run(name):
             mlflow.set_tags({"unlearn.method": method, **({} if key is None else {KEY_TAG: key})})
             mlflow.log_params({"unlearn.seed": seed, **{f"unlearn.params.{k}": v for k, v in params.items()}})
             yield
@@ -237,6 +287,24 @@ class ComparisonRunner:
 
 def _to_json(metrics: Metrics) -> dict[str, Any]:
     return {"values": dict(metrics), "not_computed": metrics.missing, "counts": metrics.counts}
+
+
+def _from_json(
+    stored: Mapping[str, Any], method: str, params: Mapping[str, Any], seed: int, source_digest: str
+) -> Trial:
+    digest = stored["weights_sha256"]
+    return Trial(
+        method,
+        params,
+        seed,
+        metrics=_metrics(stored["metrics"]),
+        selection_metrics=_metrics(stored["judged"]),
+        seconds=stored["seconds"],
+        digest=digest,
+        moved=digest != source_digest,
+        warnings=tuple(stored["warnings"]),
+        weight_change=stored["weight_change"],
+    )
 
 
 def _metrics(stored: Mapping[str, Any]) -> Metrics:

@@ -24,6 +24,8 @@ REFERENCES = ("original", "retrain", "floor")
 COLUMNS = (*(metric.key for metric in ranked("comparison")), "seconds", "seconds_relative")
 """Of the table, in this order; the first one decides."""
 _PRINTED = (*(metric.key for metric in ranked("comparison") if metric.printed), "seconds_relative")
+TUNED = ", tuned"
+"""Behind a method's name: the row of what tuning has chosen."""
 PAPER = "0.92 ± 0.04"
 """Pearson correlation of RF-JSD with JSD over methods, as the LoTUS paper reports it."""
 
@@ -47,7 +49,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One row: a method's registry name, ``original``, ``retrain`` or ``floor``, with the metrics by seed.
+    """One row: a method's registry name, that and `TUNED`, or one of `REFERENCES`; with the metrics by seed.
 
     ``unit`` is what retraining costs in seconds, of which ``seconds_relative`` is a multiple.
     """
@@ -199,11 +201,14 @@ def figure(rows: Sequence[Row], pearson: Spread | None) -> "Figure":
 
 
 def _scatter(ax: "Axes", rows: Sequence[Row], x: str, y: str) -> None:
-    for number, row in enumerate(rows):
+    numbers: dict[str, int] = {}  # a method has one colour
+    for row in rows:
+        number = numbers.setdefault(row.method.removesuffix(TUNED), len(numbers))
         # The original costs nothing.
         across, up = row[x] or (Spread(0.0, None) if x == "seconds_relative" else None), row[y]
         if across is None or up is None or row.method == "floor":
             continue
-        style: dict[str, Any] = {"fmt": "s" if row.method in REFERENCES else "o", "color": f"C{number % 10}"}
+        shape = "s" if row.method in REFERENCES else "^" if row.method.endswith(TUNED) else "o"
+        style: dict[str, Any] = {"fmt": shape, "color": f"C{number % 10}"}
         style |= {"label": row.method, "mfc": "none" if number >= 10 else None}
         ax.errorbar(across.mean, up.mean, xerr=across.sd, yerr=up.sd, **style)

@@ -12,6 +12,8 @@ RULE = "avg_gap_advantage_val"
 def best_method(trials: Mapping[str, Sequence[Trial]], before: Metrics, seeds: int) -> Trial | None:
     """The method with the lowest mean ``avg_gap_advantage_val`` among those that meet the constraints with every seed.
 
+    A method and what tuning has made of it are two of them.
+
     Of that method the seed with the lowest one. A forget set that is told apart breaks a constraint, and a model whose
     weights did not move is not a candidate. The test set is not used.
     """

@@ -160,7 +160,7 @@ class StudyRunner:
         options, space = self.options, self.objective.space
         # What it begins with is the same for the same seed; a continued study does not draw its first trials again.
         done = sum(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False))
-        self.study.sampler = _sampler(options, options.seed + done)
+        self.study.sampler = new_sampler(options.sampler, options.n_trials, options.seed + done)
         grid = space.grid(options.seed) if options.sampler == "grid" else None
         queue_trials(self.study, options.n_trials, space.first(), grid)
         self.study.set_user_attr(SIZE, max(options.n_trials, self.study.user_attrs.get(SIZE, 0)))
@@ -259,7 +259,7 @@ def open_study(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     name = options.study or f"{default_name}-{run_id[:8]}"
     # Workers that begin at once must not draw the same trials.
-    sampler = _sampler(options, options.seed + zlib.crc32(run_id.encode()))
+    sampler = new_sampler(options.sampler, options.n_trials, options.seed + zlib.crc32(run_id.encode()))
     directions = [StudyDirection.MINIMIZE, *([StudyDirection.MAXIMIZE] if options.mode == "pareto" else [])]
     named: dict[str, Any] = {"storage": storage, "study_name": name, "load_if_exists": True}
     study = optuna.create_study(**named, directions=directions, sampler=sampler, pruner=_pruner(options, space))
@@ -268,12 +268,19 @@ def open_study(
     return study
 
 
-def _sampler(options: config.Tune, seed: int) -> optuna.samplers.BaseSampler:
+def new_sampler(kind: str, n_trials: int, seed: int) -> optuna.samplers.BaseSampler:
+    """A sampler for a study of so many trials.
+
+    Args:
+        kind: as the option ``sampler`` of `tune`.
+        n_trials: of the study, a quarter of which are drawn at random before it learns from them.
+        seed: of the sampler.
+    """
     seed %= 2**32
-    startup = min(10, max(4, options.n_trials // 4))
+    startup = min(10, max(4, n_trials // 4))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        match options.sampler:
+        match kind:
             case "tpe":
                 # Trials that others are running count as bad: workers spread out.
                 return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
@@ -283,7 +290,7 @@ def _sampler(options: config.Tune, seed: int) -> optuna.samplers.BaseSampler:
                 return optuna.samplers.NSGAIISampler(seed=seed, population_size=startup)
             case "qmc":
                 return optuna.samplers.QMCSampler(seed=seed, scramble=True)
-            case "random" | "grid":  # of a grid each point is queued
+            case _:  # random; of a grid each point is queued
                 return optuna.samplers.RandomSampler(seed=seed)
 
 
@@ -398,9 +405,12 @@ def finish(runner: StudyRunner, name: str | None) -> None:
     study, objective, options = runner.study, runner.objective, runner.options
     try:
         winner = choose(study)
-    except UnlearnError:
+    except UnlearnError as error:
         report.log(study, runner.description())
         report.show(study, None, options.objective)
+        if isinstance(error, NothingToUnlearn):
+            way_out = "nothing was registered, give more trials or another space"
+            raise NothingToUnlearn(f"{error}; {way_out}") from None
         raise
     chosen = objective.space.config(winner.params)
     report.log(study, runner.description(), winner, chosen)

@@ -22,6 +22,17 @@ def needs_gold(objective: str) -> bool:
     return any("gold" in ON_VALIDATION[part].needs for part in OBJECTIVES[objective])
 
 
+def not_computed(objective: str, before: Metrics) -> str:
+    """Why one of `OBJECTIVES` cannot be computed on these data, in a part of a sentence; empty where it can.
+
+    Args:
+        objective: its name.
+        before: of the original, from `on_validation`.
+    """
+    missing = next((part for part in OBJECTIVES[objective] if part in before.missing), None)
+    return "" if missing is None else f"{missing}, which is not computed here ({before.missing[missing]})"
+
+
 def criterion(name: str, metrics: Mapping[str, float]) -> float:
     """One of `OBJECTIVES`, 0 at its best: ``rf_jsd_advantage_val = rf_jsd_val + mia_advantage_val``.
 

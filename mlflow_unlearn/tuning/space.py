@@ -221,7 +221,7 @@ def search_space(
         found |= {name: _entry(method, published, name, value) for name, value in parts[method].items()}
         kinds = {name: _distribution(method, published, name, entry) for name, entry in found.items()}
         distributions[method] = {name: kind for name, kind in kinds.items() if not kind.single()}
-        fixed[method] = {name: value for name, value in of_training.items() if name not in kinds}
+        fixed[method] = {_searched(n): value for n, value in of_training.items() if _searched(n) not in kinds}
         fixed[method] |= {name: _points(kind)[0] for name, kind in kinds.items() if kind.single()}
         nearest[method] = {**own, PREFIX: own_prefixes[0]}
         # A study begins with what it has in common with the paper.
@@ -262,7 +262,8 @@ def _declared(published: Params) -> dict[str, Range | Choices]:
             space[name] = Choices(**search)
             continue
         factor = search.get("factor")
-        low, high = (value / factor, value * factor) if factor else (search["low"], search["high"])
+        most = min((getattr(bound, "le", math.inf) for bound in field.metadata), default=math.inf)
+        low, high = (value / factor, min(value * factor, most)) if factor else (search["low"], search["high"])
         if isinstance(value, int):
             low, high = max(1, int(low)), int(high)
         space[name] = Range(low=low, high=high, log=bool(search.get("log")))

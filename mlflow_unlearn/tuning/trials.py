@@ -37,6 +37,7 @@ from mlflow_unlearn.tuning.selection import (
     SELECTION_SPLITS,
     constraints,
     criterion,
+    not_computed,
     on_validation,
     penalised,
 )
@@ -102,12 +103,10 @@ class Objective:
         self._best = _Best()
         self._source = weights_digest(session.module)
         self.before = self._on_validation(original)
-        missing = [name for name in OBJECTIVES[options.objective] if name in self.before.missing]
-        if missing:
-            reason = self.before.missing[missing[0]]
-            others = [name for name, parts in OBJECTIVES.items() if not set(parts) & self.before.missing.keys()]
+        if missing := not_computed(options.objective, self.before):
+            others = [name for name in OBJECTIVES if not not_computed(name, self.before)]
             raise UnlearnError(
-                f"objective = {options.objective!r} needs {missing[0]}, which is not computed here ({reason}): "
+                f"objective = {options.objective!r} needs {missing}: "
                 f"{'use ' + ' or '.join(others) if others else 'nothing else is, either: use unlearn'}"
             )
 
@@ -197,15 +196,9 @@ class Objective:
             evaluate_splits(result.model, self.session.splits, self.session.hardware, only=SELECTION_SPLITS)
         )
         seconds = {"unlearn_seconds": result.seconds, "judge_seconds": time.perf_counter() - start}
-        violations = constraints(metrics, self.before)
-        for name, violation in violations.items():
-            trial.set_constraint(name, violation)
         trial.set_user_attr(DIGEST, digest)
-        trial.set_user_attr(WEIGHT_CHANGE, weight_change(self.session.module, result.model))
-        if ADVANTAGE in OBJECTIVES[self.options.objective] and "mia_advantage_se_val" in metrics:
-            trial.set_user_attr(STANDARD_ERROR, metrics["mia_advantage_se_val"])
-        feasible = all(violation <= 0 for violation in violations.values())
-        value = criterion(self.options.objective, metrics)
+        moved_by = weight_change(self.session.module, result.model)
+        value, feasible = judge(trial, self.options.objective, metrics, self.before, moved_by)
         mlflow.log_metrics({**metrics, "objective": value, "feasible": float(feasible), **seconds})
         mlflow.set_tags({"unlearn.weights_sha256": digest, "unlearn.trial_state": "complete"})
         if feasible:
@@ -245,6 +238,27 @@ class Objective:
 
     def _left(self, trial: optuna.Trial) -> optuna.trial.FrozenTrial:
         return self.study.get_trials(deepcopy=False)[trial.number]
+
+
+def judge(
+    trial: optuna.Trial, objective: str, metrics: Metrics, before: Metrics, moved_by: float
+) -> tuple[float, bool]:
+    """The trial's value and whether it meets the constraints; what `choose` goes by is noted on the trial.
+
+    Args:
+        trial: that is running.
+        objective: one of `OBJECTIVES`.
+        metrics: of what the trial has made, from `on_validation`.
+        before: of the original, likewise.
+        moved_by: the `weight_change`.
+    """
+    violations = constraints(metrics, before)
+    for name, violation in violations.items():
+        trial.set_constraint(name, violation)
+    trial.set_user_attr(WEIGHT_CHANGE, moved_by)
+    if ADVANTAGE in OBJECTIVES[objective] and "mia_advantage_se_val" in metrics:
+        trial.set_user_attr(STANDARD_ERROR, metrics["mia_advantage_se_val"])
+    return criterion(objective, metrics), all(violation <= 0 for violation in violations.values())
 
 
 def weight_change(before: nn.Module, after: nn.Module) -> float:

@@ -102,7 +102,7 @@ def choose(study: optuna.Study) -> FrozenTrial:
         raise NothingToUnlearn(
             f"none of {len(complete)} complete trials met the constraints ({CONSTRAINTS}): "
             f"{', '.join(f'{name} was broken by {n}' for name, n in counts.most_common())}; trial {nearest.number} "
-            f"came nearest ({by_how_much}); nothing was registered, give more trials or another space"
+            f"came nearest ({by_how_much})"
         )
     if len(study.directions) == 1:
         chosen = gentlest([candidate(trial.values[0], trial.number, trial.user_attrs) for trial in feasible])

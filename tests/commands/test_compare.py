@@ -345,6 +345,65 @@ def test_a_method_that_fails_is_a_row(store, cli):
     assert "finetune with seed 0 failed: the loss became" in done.err
 
 
+TUNED = (
+    *("compare", "--model-uri", "models:/clf/1", "--methods", "neggrad_plus,ssd", "--seeds", "1", "--forget", FORGET),
+    *("--params", '{"neggrad_plus": {"epochs": 2}, "ssd": {"alpha": 1000}, "retrain": {"epochs": 3}}', "--tuned", "3"),
+)
+
+
+def test_tuned_rows(store, cli):
+    """Beside the defaults, by the rule of `tune` from figures of the validation set; SSD has none, and says why."""
+    done = cli(*TUNED, "--register", "best")
+    assert done.code == 0, done.err
+    [parent] = parents(store)
+    rows = {row["method"]: row for row in table(parent)}
+    assert list(rows)[3:] == ["neggrad_plus", "neggrad_plus, tuned", "ssd"]
+    [reason] = [sentence for sentence in rows["ssd"]["warnings"] if sentence.startswith("not tuned: ")]
+    assert "3 failed" in reason and reason in " ".join(done.out.split())
+    runs = {run.info.run_name: run for run in nested(store, parent)}
+    trials = [run for name, run in sorted(runs.items()) if name.startswith("neggrad_plus, trial")]
+    values = [run.data.metrics["rf_jsd_val"] + run.data.metrics["mia_advantage_val"] for run in trials]
+    feasible = [
+        number
+        for number, run in enumerate(trials)
+        if run.data.metrics["mia_advantage_val"] <= run.data.metrics["mia_advantage_null_val"]
+        and run.data.metrics["acc_val"] >= rows["original"]["acc_val"] - 0.01
+        and run.data.metrics["acc_retain"] >= rows["original"]["acc_retain"] - 0.02
+    ]
+    best = min(feasible, key=lambda number: values[number])
+    near = [n for n in feasible if values[n] <= values[best] + trials[best].data.metrics["mia_advantage_se_val"]]
+    chosen = next(n for n in range(3) if rows["neggrad_plus, tuned"]["warnings"][0].startswith(f"trial {n} of 3, "))
+    assert chosen in near
+    params = mlflow.artifacts.load_dict(f"runs:/{parent.info.run_id}/compare/tuned.json")
+    assert list(params) == ["neggrad_plus"]
+    own = trials[chosen].data.params
+    assert float(own["unlearn.params.beta"]) == params["neggrad_plus"]["beta"]
+    assert "The best is neggrad_plus" in done.out and store.versions() == ["1", "2"]
+
+
+@pytest.mark.slow
+def test_tuning_resumes(store, cli):
+    """What a killed one has not done is done, with the same rows at the end; what was chosen can be given as params."""
+    first = cli(*TUNED)
+    assert first.code == 0, first.err
+    undisturbed = parents(store)[0]
+    runs = nested(store, undisturbed)
+    at = next(number for number, run in enumerate(runs) if run.info.run_name == "neggrad_plus, trial 1")
+    for run in runs[at:]:  # as if it had been killed before that trial
+        store.client.delete_run(run.info.run_id)
+    assert cli(*TUNED).code == 0
+    again = parents(store)[0]
+    assert [run.info.run_name for run in nested(store, again)] == [run.info.run_name for run in runs[at:]]
+    assert without_times(table(again)) == without_times(table(undisturbed))
+    params = mlflow.artifacts.load_dict(f"runs:/{again.info.run_id}/compare/tuned.json") | {"retrain": {"epochs": 3}}
+    done = cli(*TUNED[:3], "--methods", "neggrad_plus", *TUNED[5:9], "--params", json.dumps(params))
+    assert done.code == 0, done.err
+    assert nested(store, parents(store)[0]) == []
+    [_, _, _, given] = table(parents(store)[0])
+    [tuned] = [row for row in table(again) if row["method"] == "neggrad_plus, tuned"]
+    assert given["jsd"] == tuned["jsd"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

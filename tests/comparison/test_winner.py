@@ -9,7 +9,7 @@ def trial(method: str, seed: int = 0, **selection: float) -> Trial:
     values = Metrics()
     values.update({"acc_val": 0.9, "acc_retain": 0.99, "mia_advantage_val": 0.05, "mia_advantage_null_val": 0.08})
     values.update({"avg_gap_advantage_val": 0.1} | selection)
-    return Trial(method, {}, seed, Metrics(), values, 1.0, "", method != "unmoved", ())
+    return Trial(method, {}, seed, Metrics(), values, 1.0, "", method != "unmoved", (), 0.1)
 
 
 def test_the_rule():
