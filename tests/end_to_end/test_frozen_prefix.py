@@ -104,7 +104,7 @@ def test_retraining_has_none(store, cli):
 
 
 def test_tuning_with_one(store, cli):
-    spec = ("tune", "--model-uri", "models:/clf/1", "--forget", FORGET, "--study", "ours", "--n-trials", "1")
+    spec = ("tune", "--model-uri", "models:/clf/1", "--forget", "random:8%", "--study", "ours", "--n-trials", "1")
     done = cli(*spec, "--prefix", "3")
     assert done.code == 0, done.err
     assert changed(store, "2") == {"6.weight", "6.bias"} and store.tags("2")["unlearn.prefix"] == "3"
@@ -115,7 +115,17 @@ def test_tuning_with_one(store, cli):
 def test_comparing_with_one(store, cli):
     """Retrained models are the same ones with and without; the trials are not."""
     spec = (
-        *("compare", "--model-uri", "models:/clf/1", "--methods", "finetune,ssd", "--seeds", "1", "--forget", FORGET),
+        *(
+            "compare",
+            "--model-uri",
+            "models:/clf/1",
+            "--methods",
+            "finetune,ssd",
+            "--seeds",
+            "1",
+            "--forget",
+            "random:8%",
+        ),
         *("--params", json.dumps({"finetune": {"epochs": 2}, "ssd": {"alpha": 1.0}})),
     )
     assert cli(*spec).code == 0

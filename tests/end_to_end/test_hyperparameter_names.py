@@ -6,9 +6,10 @@ import sys
 import mlflow
 import pytest
 import yaml
-from stores import FORGET
 
 from mlflow_unlearn import methods
+
+FORGET = "random:8%"
 
 PLUGIN = """
 from pydantic import Field
