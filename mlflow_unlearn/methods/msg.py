@@ -44,8 +44,8 @@ def scale_gradients(model: nn.Module, factors: Mapping[str, Tensor]) -> None:
 class MsgParams(RepairParams):
     """Hyperparameters of MSG: the fraction drawn anew, the factor on the gradients of what is kept, the repair's."""
 
-    reset: float = Field(0.3, gt=0, le=1, json_schema_extra={"search": {"low": 0.1, "high": 0.9}})
-    kept: float = Field(0.1, ge=0, le=1, json_schema_extra={"search": {"low": 0.03, "high": 1.0, "log": True}})
+    reset: float = Field(0.6, gt=0, le=1, json_schema_extra={"search": {"low": 0.1, "high": 0.9}})
+    kept: float = Field(1.0, ge=0, le=1, json_schema_extra={"search": {"low": 0.03, "high": 1.0, "log": True}})
 
 
 class Msg(Method):

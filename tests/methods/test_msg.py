@@ -22,7 +22,7 @@ def test_gradients_are_scaled_where_there_are_any():
 
 def test_a_fraction_is_drawn_anew_and_the_rest_stays():
     """72 entries in the one kernel, 30 % of them are 22; statistics see no forget sample before the repair."""
-    _, phases = watch(Msg({"epochs": 1}))
+    _, phases = watch(Msg({"epochs": 1, "reset": 0.3}))
     before, after = original().state_dict(), phases[0].before
     assert int((before["0.weight"] != after["0.weight"]).sum()) == 22
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["0.weight"]

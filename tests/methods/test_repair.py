@@ -1,6 +1,7 @@
 """The repair that follows a disturbance, and what it takes of the training's record."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -25,6 +26,29 @@ def test_the_loss_by_hand():
     assert repair_loss(batch, 0.0).item() == pytest.approx(math.log(4))
     with pytest.raises(ValueError, match="the phase must name it as teacher"):
         repair_loss(Batch(student, torch.tensor([0]), torch.tensor([False]), None), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "measured", "front", "back"),
+    [
+        ("transpose", {}, 0, 3 * 170, 3 * 170),
+        ("perturb", {}, 0, 3 * 170, 3 * 170),
+        ("msg", {}, 2 * 30, 3 * 170, 3 * 170),
+        ("retrain_from", {"split": "6"}, 170, 0, 3 * 170),
+    ],
+)
+def test_what_it_costs_in_passes_is_what_its_page_says(name, params, measured, front, back):
+    """Samples through the first and the last layer, in eval mode (gradients, frozen layers) and in training mode."""
+    counts = Counter()
+    model = original()
+    for place in (0, 6):
+
+        def count(module, inputs, place=place):
+            counts[place, module.training] += len(inputs[0])
+
+        model[place].register_forward_pre_hook(count)
+    run(model, BUILTIN[name]({"epochs": 3, **params}), vars(splits()), CPU, RunOptions(0))
+    assert (counts[0, False], counts[0, True], counts[6, True]) == (measured, front, back)
 
 
 @each
