@@ -111,8 +111,9 @@ def write_page(story: Story) -> None:
     client = MlflowClient()
 
     def report_of(experiment: str) -> str:
-        """Path in the UI to the report of the newest run of an experiment."""
-        [run] = client.search_runs([client.get_experiment_by_name(experiment).experiment_id], max_results=1)
+        """Path in the UI to the report of the newest command of an experiment; its attempts are runs inside its own."""
+        found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+        run = next(run for run in found if "mlflow.parentRunId" not in run.data.tags)
         return f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts/evidence/report.html"
 
     story.write("## Before: a model in production")

@@ -185,6 +185,7 @@ _RECORDS = (
         ideal=0.0,
         good="compare with gold's",
         val_name="mia_advantage_residual_val",
+        by_request=False,
     ),
     _ADVANTAGE(
         "mia_advantage_over",
@@ -192,6 +193,7 @@ _RECORDS = (
         ideal=0.0,
         good="compare with gold's",
         val_name="mia_advantage_over_val",
+        by_request=False,
     ),
     _ADVANTAGE(
         "mia_margin_auc",
@@ -199,6 +201,7 @@ _RECORDS = (
         ideal=0.5,
         good="both sides are failures",
         val_name="mia_margin_auc_val",
+        by_request=False,
     ),
     _ADVANTAGE(
         "mia_margin_auc_low",
@@ -282,7 +285,7 @@ _RECORDS = (
         objective=1,
         comparison=6,
     ),
-    _RF_JSD("rf_jsd_published", _PUBLISHED, section="published-variants", range=(0.0, math.inf)),
+    _RF_JSD("rf_jsd_published", _PUBLISHED, section="published-variants", range=(0.0, math.inf), by_request=False),
     _JSD(
         "jsd",
         "divergence from gold on the forget set; see the floor",

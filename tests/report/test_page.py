@@ -134,7 +134,7 @@ def test_a_record_of_before_is_drawn_by_its_intervals():
         update={"values": columns["unlearned"].values | {"mia_auc_low": 0.4, "mia_auc_high": 0.6}}
     )
     known = {key: n for key, n in plain.definitions.items() if not key.startswith(("mia_advantage", "mia_margin"))}
-    text = parsed(plain, metrics=columns, definitions=known).text
+    text = parsed(plain.model_copy(update={"metrics": columns, "definitions": known})).text
     assert "Membership after undecided AUC 0.507 [0.400, 0.600]; before 0.652 [0.619, 0.686]" in text
     assert "AUC of telling forgotten from unseen, with 95 % intervals" in text
     assert "The interval is too wide to tell" in text and "by chance" not in text

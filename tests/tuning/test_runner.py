@@ -38,6 +38,7 @@ class SplitLike:
         self.labels = np.zeros(size, np.int64)
         self.predictions = (np.arange(size) >= right).astype(np.int64)
         self.entropies = np.linspace(0.5, 1.0, size) if right < 9 else np.linspace(0.0, 0.5, size)
+        self.margins = np.linspace(-0.5, 0.5, size) if right < 9 else np.linspace(0.5, 1.5, size)
 
 
 def test_a_study_keeps_its_mode():
