@@ -144,6 +144,7 @@ def test_done_again_it_runs_nothing(result):
     assert table(again) == table(parent)
 
 
+@pytest.mark.slow
 def test_another_setting_runs_again(result):
     """Only the method whose setting is another one."""
     store, _, _ = result
@@ -219,6 +220,7 @@ def test_two_at_once(store, cli):
     assert [run.info.status for run in parents(store)] == ["FAILED", "FAILED", "KILLED"]
 
 
+@pytest.mark.slow
 def test_the_best_is_registered_by_the_stated_rule(result, tmp_path):
     """Selected on the validation set, from runs that are finished; the table's figures come from the test set."""
     store, parent, _ = result
@@ -235,6 +237,7 @@ def test_the_best_is_registered_by_the_stated_rule(result, tmp_path):
         assert "gold.acc_test" in parents(own)[0].data.metrics
 
 
+@pytest.mark.slow
 def test_what_did_not_move_is_not_registered(store, cli):
     """An unmoved model meets every constraint, and has unlearned nothing all the same."""
     done = cli(
@@ -310,6 +313,7 @@ def test_a_run_with_another_lock_stays_as_it_is(store, cli):
     assert store.client.get_run(alive).info.status == "RUNNING"
 
 
+@pytest.mark.slow
 def test_a_given_gold_is_not_retrained(store, cli):
     trained = cli(
         *("train", "--data", "digits,train=15%", "--name", "gold", "--architecture", "toy:trainable", "--seed", "3"),
@@ -351,6 +355,7 @@ TUNED = (
 )
 
 
+@pytest.mark.slow
 def test_tuned_rows(store, cli):
     """Beside the defaults, by the rule of `tune` from figures of the validation set; SSD has none, and says why."""
     done = cli(*TUNED, "--register", "best")

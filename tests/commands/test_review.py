@@ -105,6 +105,7 @@ def test_a_failing_review_that_is_gone_from_the_version_with_its_place_in_the_ch
     refused_everywhere(f"recorded as number '2 {head[:18]}' is not among them")
 
 
+@pytest.mark.slow
 def test_all_reviews_are_gone_from_the_version(reviewed):
     without(reviewed, "unlearn.review.1", "unlearn.review.2", "unlearn.verdict", "unlearn.reviews")
     refused_everywhere("recorded as number '1 ")
@@ -122,6 +123,7 @@ def test_a_verdict_that_was_changed(reviewed):
         refused_everywhere("review 2 says pass, and its run")
 
 
+@pytest.mark.slow
 def test_two_at_once_get_two_numbers(reviewed, monkeypatch):
     """The other one begins later and ends before this one takes its number."""
     examine = command.examine

@@ -118,10 +118,10 @@ def test_too_few_samples_are_said_before_anything_is_trained(store, cli):
         (("--until", "pas"), "until"),
     ],
 )
-def test_options_that_do_not_go_together(filed, cli, arguments, sentence):
+def test_options_that_do_not_go_together(store, cli, arguments, sentence):
     refused = cli("unlearn", "--model-uri", "models:/clf/1", *arguments)
     assert refused.code == 2 and sentence in refused.err and "Traceback" not in refused.err
-    assert filed.versions() == ["1"]
+    assert store.versions() == ["1"]
 
 
 def test_a_policy_that_needs_what_the_validation_set_cannot_give(filed, cli, policy):

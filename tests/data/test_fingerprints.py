@@ -199,7 +199,7 @@ class TestModule:
         elsewhere = type("Elsewhere", (nn.Sequential,), {"__module__": "nowhere"})
         assert module_digest(elsewhere(nn.Linear(2, 2))) is None
 
-    @pytest.mark.parametrize("architecture", ["resnet18", "vit_tiny"])
+    @pytest.mark.parametrize("architecture", ["resnet18", pytest.param("vit_tiny", marks=pytest.mark.slow)])
     def test_of_known_packages_all_can_be_told(self, architecture):
         model = build_model(architecture, 2, (3, 32, 32)).eval()
         assert module_digest(model) == module_digest(copy.deepcopy(model)) is not None

@@ -98,6 +98,7 @@ def listed(out):
     return set(re.findall(r"\w+", out))
 
 
+@pytest.mark.slow
 def test_the_command_lists_it_beside_ours_and_it_unlearns(environment):
     done = environment("-c", USE, "neggrad_early_stop")
     assert done.returncode == 0, done.stderr

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::mlflow_unlearn.errors.UnlearnWa
 OF_NORM = ("moves", "input_untouched", "no_shared_storage", "globals_restored", "eval_mode", "finite", "one_sample")
 ON_A_LARGE_MODEL = ("transpose", "perturb", "finetune")
 """The others every night."""
-WITH_NORMS = ("lotus", "neggrad_plus", "scrub", "retrain")
+WITH_NORMS = ("neggrad_plus", "scrub")
 
 
 @pytest.mark.parametrize(

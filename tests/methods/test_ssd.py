@@ -89,7 +89,7 @@ class TestSquaredGradients:
             torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-9)
             assert value.dtype == torch.float64
 
-    @pytest.mark.parametrize("architecture", ["resnet18", "vit_tiny"])
+    @pytest.mark.parametrize("architecture", [pytest.param("resnet18", marks=pytest.mark.slow), "vit_tiny"])
     def test_of_real_architectures_too(self, architecture):
         # In float64: a unit that rounding moves across zero has another gradient.
         model = build_model(architecture, 10, (1, 8, 8)).eval().double()

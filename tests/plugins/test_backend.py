@@ -142,6 +142,7 @@ def run_here(empty_store, installed, project, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_two_processes_in_one_run(empty_store, run_here, tmp_path, monkeypatch):
     """1 + 2 over two ranks; one run, MLflow's own, which rank 0 has resumed. A relative store is found from there."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
