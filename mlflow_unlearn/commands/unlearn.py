@@ -2,24 +2,19 @@
 
 import sys
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
-import mlflow
-
 from mlflow_unlearn import config
-from mlflow_unlearn.api import Result
 from mlflow_unlearn.config import parse_params
-from mlflow_unlearn.engine.architectures import model_family, weights_digest
-from mlflow_unlearn.engine.checkpoint import Checkpoint
-from mlflow_unlearn.engine.loop import RETRAIN_ALL, RunOptions
+from mlflow_unlearn.engine.architectures import model_family
+from mlflow_unlearn.engine.loop import RETRAIN_ALL
 from mlflow_unlearn.engine.predictions import evaluate_splits
-from mlflow_unlearn.engine.teacher import Teacher
-from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
+from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.policy import Policy, read_policy
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.signing import check_key
-from mlflow_unlearn.governance.publish import log_epoch, log_final, nothing_to_unlearn, publish, target_name
+from mlflow_unlearn.governance.publish import log_result, publish, target_name
+from mlflow_unlearn.governance.setting import Setting
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.reading import tells_apart
 from mlflow_unlearn.registry import tracking
@@ -91,26 +86,17 @@ def unlearn(options: config.Unlearn) -> None:
         session = session.filed(options)
         with tracking.timed("method"):
             if policy is not None and recipe is not None and teacher is not None:
+                rungs = rungs or _rungs(session, recipe, options)
+                gold = outputs.get("gold")
                 ladder = Ladder(
-                    session,
-                    policy,
-                    rungs or _rungs(session, recipe, options),
-                    recipe,
-                    options.budget,
-                    options.seed,
-                    teacher,
-                    outputs["original"],
-                    outputs.get("gold"),
+                    session, policy, rungs, recipe, options.budget, options.seed, teacher, outputs["original"], gold
                 )
                 result, provenance, checkpoint = ladder.climb()
-                mlflow.set_tag("unlearn.method", provenance.method)
+                log_result(get_method(provenance.method), result)
             else:
-                result, provenance, checkpoint = _once(session, run_id, options, params, recipe, teacher)
-        mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})
-        log_final(get_method(provenance.method), result)
-        if weights_digest(result.model) == weights_digest(session.module):
-            checkpoint.remove()
-            raise NothingToUnlearn(nothing_to_unlearn(get_method(provenance.method), result))
+                setting = Setting(options.method, params, options.seed, teacher, recipe)
+                result, checkpoint = setting.run(session, run_id)
+                provenance = setting.provenance(result)
 
         with tracking.timed("result"):
             unlearned = evaluate_splits(result.model, session.splits, session.hardware, name="unlearned")
@@ -119,36 +105,6 @@ def unlearn(options: config.Unlearn) -> None:
         checkpoint.remove()
         if policy is None and tells_apart(str(evidence.reading)):
             print(f"The forget set still stands out. To go on until it does not:\n  {_until_pass(session)}")
-
-
-def _once(
-    session: Session,
-    run_id: str,
-    options: config.Unlearn,
-    params: dict[str, Any],
-    recipe: Recipe | None,
-    teacher: Teacher | None,
-) -> tuple[Result, Provenance, Checkpoint]:
-    """Run the one method that was asked for, which goes on where this command was killed."""
-    trained_as = {"augment": recipe.augment, "architecture": recipe.architecture} if recipe is not None else {}
-    checkpoint = Checkpoint("unlearn", run_id, {**session.identity, **trained_as})
-    run_options = RunOptions(
-        options.seed,
-        teacher=teacher,
-        model_factory=recipe.model_factory if recipe is not None else None,
-        on_epoch=partial(log_epoch, get_method(options.method)),
-        checkpoint=checkpoint,
-    )
-    splits = recipe.splits(session.splits) if recipe is not None else None
-    result = session.unlearn(options.method, params, run_options, splits=splits)
-    provenance = Provenance(
-        method=options.method,
-        params=dict(result.params),
-        seed=options.seed,
-        prefix=teacher.prefix if teacher is not None else None,
-        augment=recipe.augment if recipe is not None else None,
-    )
-    return result, provenance, checkpoint
 
 
 def _check(options: config.Unlearn) -> tuple[Policy | None, tuple[Rung, ...]]:
@@ -191,12 +147,14 @@ def _plan(
     models: int,
 ) -> None:
     """Print what the command will take, and beside it what the other ways would."""
-    retrains = options.method == "retrain"
+    own = recipe if options.method == "retrain" else None
     record = new_record(session, options, Provenance(method=options.method, params=params, seed=options.seed))
-    workloads = [dry_run.Workload(options.method, params, options.seed, recipe if retrains else None)]
+    workloads = [dry_run.Workload(options.method, params, options.seed, own)]
     estimate = dry_run.estimate(session, workloads, prefix=options.prefix, models=models, record=record)
     dry_run.show(estimate)
-    show_plan(session, recipe, rungs or _rungs(session, recipe, options), options)
+    published = not options.params and options.prefix == "none"
+    known = {method: s for method, s in estimate.seconds.items() if method == options.method and published}
+    show_plan(session, recipe, rungs or _rungs(session, recipe, options), options.seed, known)
 
 
 def _until_pass(session: Session) -> str:

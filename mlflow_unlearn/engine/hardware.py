@@ -139,6 +139,7 @@ def _step_seconds(
 
     def once(precision: Precision, channels_last: bool) -> float:
         layout = torch.channels_last if channels_last else torch.contiguous_format
+        # torch's stubs know the argument in some versions alone.
         placed = trial.to(memory_format=layout)  # type: ignore[call-overload, unused-ignore]
         batch = images.to(memory_format=layout)
         start = time.perf_counter()

@@ -337,7 +337,9 @@ class TrainerState:
 
     def samples_of(self, phase: Phase) -> int:
         """How many samples all epochs of ``phase`` train on, those that repeat counted as often."""
-        return phase.epochs * sum(map(len, _TaggedSamples(self._datasets, phase).epoch(phase, None)))
+        data = _TaggedSamples(self._datasets, phase)
+        # Of a pair of sets the shorter one cycles.
+        return phase.epochs * (sum(map(len, data.epoch(phase, None))) if phase.paired else len(data))
 
     def fill(self, phase: Phase) -> None:
         """Run the frozen layers, where there are any, over the samples of ``phase`` that they have not seen yet."""

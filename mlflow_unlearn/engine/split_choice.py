@@ -15,10 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from mlflow_unlearn.engine.forward import true_class_margins
 from mlflow_unlearn.engine.hardware import checked_logits
 from mlflow_unlearn.engine.method import SplitName
 from mlflow_unlearn.engine.modes import evaluating
-from mlflow_unlearn.metrics.membership import class_matched_weights
+from mlflow_unlearn.metrics.advantage import advantage
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
@@ -30,7 +31,6 @@ GRID = 4
 RIDGE = 1e-3
 """Penalty of the probe, as a fraction of the mean variance of its features."""
 PERMUTATIONS = 200
-QUANTILE = 0.95
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,8 @@ class SplitMemory:
 
     Attributes:
         name: of the module behind the split.
-        distance: the largest |TPR − FPR| over all thresholds on the probe's margin, forget against unseen samples,
-            class-matched, in ``[0, 1]``.
-        null: the 95 % quantile of it when the two are shuffled within each class.
+        distance: `mlflow_unlearn.metrics.advantage.advantage` by the probe's margin, in ``[0, 1]``.
+        null: its 95 % quantile under permutation within classes.
     """
 
     name: str
@@ -124,37 +123,8 @@ def margins(train: tuple[Floats, Labels], features: Floats, labels: Labels, num_
     gram = x.T @ x + RIDGE * len(x) * np.eye(x.shape[1])
     weights = np.linalg.solve(gram, x.T @ np.eye(num_classes)[classes])
     outputs = np.column_stack([(features - mean) / scale, np.ones(len(features))]) @ weights
-    rows = np.arange(len(labels))
-    true = outputs[rows, labels].copy()
-    outputs[rows, labels] = -np.inf
-    result: Floats = true - outputs.max(axis=1)
+    result: Floats = true_class_margins(torch.from_numpy(outputs), torch.from_numpy(labels)).numpy()
     return result
-
-
-def distance_with_null(
-    forget: tuple[Floats, Labels], unseen: tuple[Floats, Labels], num_classes: int, seed: int
-) -> tuple[float, float]:
-    """The class-matched KS distance of two sets of margins, and its 95 % quantile under permutation within classes.
-
-    Args:
-        forget: margins ``[Nf]`` and labels ``[Nf]``.
-        unseen: margins ``[Nu]`` and labels ``[Nu]``.
-        num_classes: K.
-        seed: of the permutations.
-    """
-    values = np.concatenate([forget[0], unseen[0]])
-    labels = np.concatenate([forget[1], unseen[1]])
-    sides = class_matched_weights(forget[1], unseen[1], num_classes)
-    weights = np.concatenate([sides[0] / sides[0].sum(), -sides[1] / sides[1].sum()])
-    rng = np.random.default_rng(seed)
-    rows = np.tile(weights, (PERMUTATIONS + 1, 1))
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        rows[1:, members] = rng.permuted(rows[1:, members], axis=1)
-    order = np.argsort(values)
-    last_of_ties = np.append(np.diff(values[order]) > 0, True)
-    distances = np.abs(np.cumsum(rows[:, order], axis=1)[:, last_of_ties]).max(axis=1)
-    return float(distances[0]), float(np.quantile(distances[1:], QUANTILE))
 
 
 def memory_by_split(
@@ -172,6 +142,9 @@ def memory_by_split(
         batches: images and labels of "retain", "forget" and "val"; each is read once.
         num_classes: K.
         seed: of projections and permutations.
+
+    Raises:
+        ValueError: no class of the forget set occurs in the validation set.
     """
     sets = {split: features(model, names, part, torch.Generator().manual_seed(seed)) for split, part in batches.items()}
     (retain, learned), (forget, forgotten), (unseen, others) = (sets[split] for split in ("retain", "forget", "val"))
@@ -180,9 +153,12 @@ def memory_by_split(
         if name not in retain:
             continue
         probe = retain[name], learned
-        mine = margins(probe, forget[name], forgotten, num_classes), forgotten
-        theirs = margins(probe, unseen[name], others, num_classes), others
-        found.append(SplitMemory(name, *distance_with_null(mine, theirs, num_classes, seed)))
+        mine = margins(probe, forget[name], forgotten, num_classes)
+        theirs = margins(probe, unseen[name], others, num_classes)
+        shown = advantage(mine, theirs, forgotten, others, num_classes, seed=seed, permutations=PERMUTATIONS)
+        if shown is None:
+            raise ValueError("no class of the forget set occurs in the validation set")
+        found.append(SplitMemory(name, shown.sides.advantage, shown.null.q95))
     return found
 
 

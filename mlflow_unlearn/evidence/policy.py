@@ -1,6 +1,5 @@
 """Policy: what a version must show before it may replace another, and the verdict on one evidence record."""
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -318,14 +317,17 @@ def applies(models: Mapping[str, Measured], rule: Rule) -> bool:
 
 
 def bound(models: Mapping[str, Measured], rule: Rule) -> tuple[Check, float]:
-    """A rule on the metrics of ``unlearned`` and what it is compared with, and by how much it fails (0: it passes)."""
+    """A rule on the metrics of ``unlearned`` and what it is compared with, and by how much it fails.
+
+    By 0 where it passes, and by 1 where there is nothing to compare.
+    """
     value, missing = _value(models, "unlearned", rule.metric)
     if value is not None and rule.relative_to is not None:
         other, missing = _value(models, rule.relative_to, rule.metric)
         value = None if other is None else value - other
     if value is None:
-        not_measured = Check(rule=rule.name, value="–", threshold=rule.threshold, outcome="not measured", note=missing)
-        return not_measured, math.inf
+        check = Check(rule=rule.name, value="–", threshold=rule.threshold, outcome="not measured", note=missing)
+        return check, 1.0
     shortfall = max(
         0.0 if rule.at_least is None else rule.at_least - value, 0.0 if rule.at_most is None else value - rule.at_most
     )

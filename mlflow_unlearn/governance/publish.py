@@ -249,6 +249,12 @@ def log_history(method: type[Method], result: Result) -> None:
     log_final(method, result)
 
 
+def log_result(method: type[Method], result: Result) -> None:
+    """The hyperparameters of a finished run, and what is known of its model; its epochs were logged as they ended."""
+    mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})
+    log_final(method, result)
+
+
 def log_final(method: type[Method], result: Result) -> None:
     """What is known of the returned model, one step after the last epoch; seconds of the whole."""
     values = {key: value for key, value in result.final.items() if key in method.final_metrics}

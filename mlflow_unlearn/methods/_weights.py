@@ -1,6 +1,9 @@
 """The weights in which a model keeps its features, for the methods that disturb them."""
 
-from torch import nn
+import math
+
+import torch
+from torch import Tensor, nn
 
 
 def feature_weights(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -30,6 +33,27 @@ def _weights(model: nn.Module) -> tuple[dict[str, nn.Parameter], nn.Parameter | 
                 if weight.requires_grad and not any(weight is known for known in found.values()):
                     found[key] = weight
     return found, output
+
+
+def towards_noise(weight: Tensor, amount: float, generator: torch.Generator) -> Tensor:
+    """``√(1 − a²) · w + a · σ_w · n`` with n ~ N(0, 1), of the shape of ``weight [...]``.
+
+    σ_w is the root mean square of w, so that the size of the weights stays as it is. The noise is drawn on the CPU.
+
+    Args:
+        weight: w.
+        amount: a, from 0 (the weight itself) to 1 (noise alone).
+        generator: of the noise.
+    """
+    noise = torch.randn(weight.shape, generator=generator).to(weight)
+    return math.sqrt(1 - amount**2) * weight + amount * weight.square().mean().sqrt() * noise
+
+
+def too_few_features(method: str, model: nn.Module) -> str | None:
+    """The refusal of a method that disturbs all `feature_weights`, where there are hardly any."""
+    what = "kernels and matrices before the output layer"
+    instead = "train more layers (no prefix, none frozen), or use finetune with a learning rate as in training"
+    return too_few(method, what, len(feature_weights(model)), model, instead)
 
 
 def too_few(method: str, what: str, changed: int, model: nn.Module, instead: str) -> str | None:

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from mlflow_unlearn.engine.forward import true_class_margins
 from mlflow_unlearn.engine.hardware import checked_logits
 from mlflow_unlearn.engine.method import Method, OptimizerSpec, Params, Phase, Plan, Workspace, all_indices
 from mlflow_unlearn.engine.modes import eval_mode
@@ -58,24 +59,23 @@ def nearest_mistakes(
                 if step == steps or not right.any():
                     searching = searching[right]
                     break
-                true = logits.gather(1, labels[searching, None])[:, 0]
-                others = logits.scatter(1, labels[searching, None], -torch.inf).amax(dim=1)
-                (gradient,) = torch.autograd.grad((true - others)[right].sum(), place)
+                margins = true_class_margins(logits, labels[searching])
+                (gradient,) = torch.autograd.grad(margins[right].sum(), place)
                 searching, at = searching[right], at[right]
-                place = place.detach()[right] - 0.1 * epsilon * _direction(gradient[right])
+                direction = gradient[right] / _lengths(gradient[right])
+                place = place.detach()[right] - 0.1 * epsilon * direction
                 away = place - at
-                length = away.flatten(1).norm(dim=1).view(-1, *[1] * (away.ndim - 1))
-                place = (at + away * (epsilon / length.clamp_min(1e-12)).clamp(max=1.0)).clamp(low, high)
+                place = (at + away * (epsilon / _lengths(away)).clamp(max=1.0)).clamp(low, high)
             left = searching
             if not len(left):
                 break
     return found, taken_for, passes
 
 
-def _direction(gradient: Tensor) -> Tensor:
-    length = gradient.flatten(1).norm(dim=1).view(-1, *[1] * (gradient.ndim - 1))
-    unit: Tensor = gradient / length.clamp_min(1e-12)
-    return unit
+def _lengths(vectors: Tensor) -> Tensor:
+    """The ℓ2 norm of each of ``[N, ...]``, ``[N, 1, ...]``, never quite 0."""
+    lengths: Tensor = vectors.flatten(1).norm(dim=1).clamp_min(1e-12)
+    return lengths.view(-1, *[1] * (vectors.ndim - 1))
 
 
 class AmunParams(Params):

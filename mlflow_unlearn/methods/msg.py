@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mlflow_unlearn.engine.method import Method, Plan, Workspace, override_phases, random_subset
 from mlflow_unlearn.methods._gradients import mean_gradient
 from mlflow_unlearn.methods._repair import FROM_RECIPE, RepairParams, repair
-from mlflow_unlearn.methods._weights import feature_weights, too_few
+from mlflow_unlearn.methods._weights import feature_weights, too_few_features, towards_noise
 
 BATCH = 64
 """Samples of which the gradients are taken at once."""
@@ -61,9 +61,7 @@ class Msg(Method):
     @classmethod
     def unsuited(cls, model: nn.Module) -> str | None:
         """There are hardly layers before the output layer."""
-        what = "kernels and matrices before the output layer"
-        instead = "train more layers (no prefix, none frozen), or use finetune with a learning rate as in training"
-        return too_few(cls.name, what, len(feature_weights(model)), model, instead)
+        return too_few_features(cls.name, model)
 
     def plan(self, workspace: Workspace) -> Plan:
         """A gradient of each set, the reset, and the repair with smaller gradients for what was kept."""
@@ -76,7 +74,6 @@ class Msg(Method):
         with torch.no_grad():
             for name, weight in feature_weights(ws.model).items():
                 anew = smallest(towards[name] - away[name], p.reset)
-                noise = torch.randn(weight.shape, generator=ws.generator).to(weight) * weight.square().mean().sqrt()
-                weight.copy_(torch.where(anew, noise, weight))
+                weight.copy_(torch.where(anew, towards_noise(weight, 1.0, ws.generator), weight))
                 factors[name] = torch.where(anew, 1.0, p.kept)
         return override_phases(repair(ws, p), before_step=partial(scale_gradients, factors=factors))

@@ -4,29 +4,13 @@ Ours, after the noise that entries of the NeurIPS 2023 machine unlearning challe
 making progress in unlearning?", arXiv 2406.09073).
 """
 
-import math
-
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from mlflow_unlearn.engine.method import Method, Plan, Workspace
 from mlflow_unlearn.methods._repair import FROM_RECIPE, RepairParams, repair
-from mlflow_unlearn.methods._weights import feature_weights, too_few
-
-
-def towards_noise(weight: Tensor, amount: float, generator: torch.Generator) -> Tensor:
-    """``√(1 − a²) · w + a · σ_w · n`` with n ~ N(0, 1), of the shape of ``weight [...]``.
-
-    σ_w is the root mean square of w, so that the size of the weights stays as it is. The noise is drawn on the CPU.
-
-    Args:
-        weight: w.
-        amount: a, from 0 (the weight itself) to 1 (noise alone).
-        generator: of the noise.
-    """
-    noise = torch.randn(weight.shape, generator=generator).to(weight)
-    return math.sqrt(1 - amount**2) * weight + amount * weight.square().mean().sqrt() * noise
+from mlflow_unlearn.methods._weights import feature_weights, too_few_features, towards_noise
 
 
 class PerturbParams(RepairParams):
@@ -48,9 +32,7 @@ class Perturb(Method):
     @classmethod
     def unsuited(cls, model: nn.Module) -> str | None:
         """There are hardly layers before the output layer."""
-        what = "kernels and matrices before the output layer"
-        instead = "train more layers (no prefix, none frozen), or use finetune with a learning rate as in training"
-        return too_few(cls.name, what, len(feature_weights(model)), model, instead)
+        return too_few_features(cls.name, model)
 
     def plan(self, workspace: Workspace) -> Plan:
         """Disturb, then repair."""

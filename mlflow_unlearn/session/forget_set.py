@@ -140,8 +140,8 @@ def requested_forget_set(
         note(f"Note: request {request.id} came with a copy of {request.of}, it is not about {version.uri}.")
     read = _Manifests(client, own)
     if options.forget is None:
-        again = getattr(options, "until", "once") == "pass" and not _passed(client, own)
-        requests, indices, matched = *_of_requests(version, own, source, mask, read, again=again), None
+        requests, indices = _of_requests(version, _asked(client, version, own, options), source, mask, read)
+        matched = None
     else:
         indices, matched = select(options.forget, version, source, mask, read)
         requests = _naming(options.forget, version, own, Manifest(tuple(source.train.ids[i] for i in indices)))
@@ -151,21 +151,49 @@ def requested_forget_set(
     return ForgetSet(indices, salts[0] if salts else new_salt, requests, matched)
 
 
-def _passed(client: MlflowClient, own: list[ForgetRequest]) -> bool:
-    """Whether a version that went on until it passed has fulfilled one of these requests."""
-    made = {uri for request in own for uri in request.done_by}
-    found = [find_version(client, uri) for uri in made]
-    return any(version is not None and ATTEMPTS_TAG in version.tags for version in found)
+def _asked(
+    client: MlflowClient, version: Version, own: list[ForgetRequest], options: Unlearning
+) -> list[ForgetRequest]:
+    """The version's requests, if one is still to be fulfilled: a pending one, or for ``until=pass`` any filed one.
+
+    Args:
+        client: of the registry.
+        version: that is to forget.
+        own: its requests.
+        options: of the command.
+
+    Raises:
+        UnlearnError: there is none, or the version that passed is there already.
+    """
+    if any(request.pending for request in own):
+        return own
+    filed = [request for request in own if not request.ad_hoc]
+    if getattr(options, "until", "once") == "pass" and filed:
+        for uri in dict.fromkeys(uri for request in filed for uri in request.done_by):
+            if _went_on(client, uri):
+                raise UnlearnError(
+                    f"{version.uri} has no pending forget request: {uri} has fulfilled them, and went on until it "
+                    "passed; give forget= to do it again"
+                )
+        return own
+    raise UnlearnError(
+        f"{version.uri} has no pending forget request: file one with `request`, or give forget="
+        if version.name is not None
+        else f"{version.uri} is not a registered version and carries no request: give forget="
+    )
+
+
+def _went_on(client: MlflowClient, uri: str) -> bool:
+    """Whether a version is there that ``until=pass`` has made. Whoever edits its tag can make us ask, nothing else."""
+    try:
+        found = find_version(client, uri)
+    except UnlearnError:  # deleted since, or not a version's URI: it stands in no one's way
+        return False
+    return found is not None and ATTEMPTS_TAG in found.tags
 
 
 def _of_requests(
-    version: Version,
-    own: list[ForgetRequest],
-    source: Source,
-    mask: npt.NDArray[np.bool_],
-    read: _Manifests,
-    *,
-    again: bool,
+    version: Version, own: list[ForgetRequest], source: Source, mask: npt.NDArray[np.bool_], read: _Manifests
 ) -> tuple[tuple[ForgetRequest, ...], npt.NDArray[np.int64]]:
     """The pending requests, and those fulfilled by other versions, since this one still contains their samples.
 
@@ -175,18 +203,11 @@ def _of_requests(
         source: of its data.
         mask: what of ``source.train`` it was trained on ``[N]``.
         read: gives the manifest of a request.
-        again: whether requests that other versions have fulfilled are enough.
 
     Raises:
-        UnlearnError: no request is pending, or all samples are requested.
+        UnlearnError: all samples are requested.
     """
     pending = [request for request in own if request.pending]
-    if not pending and not (again and any(not request.ad_hoc for request in own)):
-        raise UnlearnError(
-            f"{version.uri} has no pending forget request: file one with `request`, or give forget="
-            if version.name is not None
-            else f"{version.uri} is not a registered version and carries no request: give forget="
-        )
     earlier = [request for request in own if not request.pending and not request.ad_hoc]
     for request in earlier:
         note(

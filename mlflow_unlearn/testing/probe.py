@@ -196,6 +196,7 @@ class _InBatches(Method):
 
     def plan(self, workspace: Workspace) -> Plan:
         served = copy.copy(workspace)
+        # One method of one copy: whatever else the plan asks for is the workspace's own.
         served.batches = (  # type: ignore[method-assign]
             lambda role, batch_size, index=None: workspace.batches(role, self._size, index)
         )

@@ -8,20 +8,19 @@ nothing there, and little on the validation set, where a candidate has to stay b
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property
 from typing import Any
 
 import mlflow
 import numpy as np
 from rich.table import Table
 
-from mlflow_unlearn import cache, config
+from mlflow_unlearn import cache
 from mlflow_unlearn.api import Result
 from mlflow_unlearn.console import note, stdout
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.architectures import model_family, weights_digest
 from mlflow_unlearn.engine.checkpoint import Checkpoint
-from mlflow_unlearn.engine.loop import RunOptions
 from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
@@ -30,7 +29,7 @@ from mlflow_unlearn.evidence.policy import Policy
 from mlflow_unlearn.evidence.provenance import Attempt, Provenance, Selection
 from mlflow_unlearn.evidence.record import Measured
 from mlflow_unlearn.governance.evidence_builder import measured
-from mlflow_unlearn.governance.publish import log_epoch, log_final, nothing_to_unlearn
+from mlflow_unlearn.governance.setting import Setting
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.outputs import Outputs
 from mlflow_unlearn.metrics.reading import LARGEST_DECIDED_NULL, samples_needed, tells_apart
@@ -91,19 +90,19 @@ class Ladder:
                 continue
             found = self._attempt(rung)
             if found is not None:
-                return found[0], self._provenance(rung, found[0]), found[1]
+                return found
         raise self._nothing_passed()
 
-    @property
-    def retraining(self) -> int:
+    @cached_property
+    def _retraining(self) -> int:
         """Samples that retraining trains on."""
         epochs = get_method("retrain")(self.recipe.params).params.model_dump()["epochs"]
         return int(epochs) * len(self.session.retain)
 
     def _check_measurable(self) -> None:
         """Before anything is trained: whether a pass could say something."""
-        before = judge_candidate(self._models(self.original), self.policy)
-        own = measured(self._metrics(self.original))
+        own = self._references["original"]
+        before = judge_candidate({**self._references, "unlearned": own}, self.policy)
         if before.unmeasured:
             check = before.unmeasured[0]
             raise UnlearnError(
@@ -114,7 +113,7 @@ class Ladder:
         if rule is None:
             return
         word = own.read_by(rule.attack)
-        if word == "undecided" and "undecided" not in rule.accept:
+        if word == "undecided" and "undecided" not in rule.accept and rule.attack == "mia_advantage":
             raise NothingToUnlearn(self._too_few(own))
         if rule.uninformative == "fail" and not tells_apart(word):
             raise NothingToUnlearn(
@@ -133,69 +132,64 @@ class Ladder:
             "give a policy whose membership accepts undecided"
         )
 
-    def _attempt(self, rung: Rung) -> tuple[Result, Checkpoint] | None:
+    def _attempt(self, rung: Rung) -> tuple[Result, Provenance, Checkpoint] | None:
         """Run and judge one; what it made if it passes."""
         key = self._key(rung)
         known = None if key is None else _read(key)
         if known is not None and not known.passed:
-            note(f"Note: tried before this command was killed: {known}")
+            note(f"Note: tried before: {known}")
             self.attempts.append(known)
             return None
-        made: tuple[Result, Checkpoint] | None = None
-        number = len(self.attempts) + 1
-        try:
-            with tracking.nested_run(f"attempt {number}: {rung.method}") as run_id:
-                made, attempt = self._run(rung, run_id)
-        except UnlearnError as error:  # also where the method changed nothing: a result of the climb, not its end
-            attempt = self._failed(rung, error)
-        self.attempts.append(attempt)
-        if key is not None:
-            _write(key, attempt)
-        print(f"Attempt {number}: {attempt}")
-        return made if attempt.passed else None
-
-    def _run(self, rung: Rung, run_id: str) -> tuple[tuple[Result, Checkpoint], Attempt]:
-        method = get_method(rung.method)
-        mlflow.set_tags({"unlearn.method": rung.method})
-        retrains = rung.method == "retrain"
-        params = self._params(rung)
-        checkpoint = Checkpoint("unlearn", run_id, {**self.session.identity, "augment": self.recipe.augment})
-        options = RunOptions(
+        number, retrains = len(self.attempts) + 1, rung.method == "retrain"
+        setting = Setting(
+            rung.method,
+            self._params(rung),
             self.seed,
             teacher=None if retrains else self.teacher,
-            model_factory=self.recipe.model_factory if retrains else None,
-            on_epoch=partial(log_epoch, method),
-            checkpoint=checkpoint,
+            recipe=self.recipe if retrains else None,
         )
-        splits = self.recipe.splits(self.session.splits) if retrains else None
-        result = self.session.unlearn(rung.method, params, options, splits=splits)
-        mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})
-        log_final(method, result)
-        digest = weights_digest(result.model)
-        if digest == weights_digest(self.session.module):
-            checkpoint.remove()
-            raise NothingToUnlearn(nothing_to_unlearn(method, result))
-        outputs = evaluate_splits(result.model, self.session.splits, self.session.hardware, only=SELECTION_SPLITS)
-        metrics = self._metrics(outputs)
-        judgement = judge_candidate(self._models(outputs), self.policy)
-        attempt = Attempt(
-            method=rung.method,
-            params=dict(rung.params),
-            passed=judgement.passed,
-            outcome="passed" if judgement.passed else judgement.failures,
-            metrics=dict(metrics),
-            shortfall=judgement.shortfall,
-            trained=result.trained,
-            share=result.trained / self.retraining,
-            seconds=result.seconds,
-            run_id=run_id,
-            weights_sha256=digest,
+        made: tuple[Result, Checkpoint] | None = None
+        attempt = Attempt(method=rung.method, params=dict(rung.params), passed=False, outcome="")
+        try:
+            with tracking.nested_run(f"attempt {number}: {rung.method}") as run_id:
+                attempt = attempt.model_copy(update={"run_id": run_id})
+                mlflow.set_tag("unlearn.method", rung.method)
+                made = setting.run(self.session, run_id)
+                attempt = self._judged(attempt, made[0])
+        except UnlearnError as error:  # also where the method changed nothing: a result of the climb, not its end
+            attempt = attempt.model_copy(update={"outcome": str(error)})
+        self.attempts.append(attempt)
+        # What failed may have failed by the data or the machine, which can be mended.
+        if key is not None and attempt.shortfall is not None:
+            _write(key, attempt)
+        print(f"Attempt {number}: {attempt}")
+        if made is None:
+            return None
+        if not attempt.passed:
+            made[1].remove()
+            return None
+        return made[0], setting.provenance(made[0], self._selection()), made[1]
+
+    def _judged(self, attempt: Attempt, result: Result) -> Attempt:
+        """The attempt with what the policy says of its result on the validation set, which its run records."""
+        session = self.session
+        metrics = self._metrics(evaluate_splits(result.model, session.splits, session.hardware, only=SELECTION_SPLITS))
+        judgement = judge_candidate({**self._references, "unlearned": measured(metrics)}, self.policy)
+        judged = attempt.model_copy(
+            update={
+                "passed": judgement.passed,
+                "outcome": "passed" if judgement.passed else judgement.failures,
+                "metrics": dict(metrics),
+                "shortfall": judgement.shortfall,
+                "trained": result.trained,
+                "share": result.trained / self._retraining,
+                "seconds": result.seconds,
+                "weights_sha256": weights_digest(result.model),
+            }
         )
-        mlflow.log_metrics({**{f"validation.{name}": value for name, value in metrics.items()}, "share": attempt.share})
-        mlflow.set_tags({"unlearn.outcome": attempt.outcome, "unlearn.weights_sha256": digest})
-        if not judgement.passed:
-            checkpoint.remove()
-        return (result, checkpoint), attempt
+        mlflow.log_metrics({**{f"validation.{name}": value for name, value in metrics.items()}, "share": judged.share})
+        mlflow.set_tags({"unlearn.outcome": judged.outcome, "unlearn.weights_sha256": str(judged.weights_sha256)})
+        return judged
 
     def _nothing_passed(self) -> UnlearnError:
         ran = [attempt for attempt in self.attempts if attempt.shortfall is not None]
@@ -224,58 +218,50 @@ class Ladder:
 
     def _key(self, rung: Rung) -> dict[str, Any] | None:
         """All that an attempt's outcome depends on; None where a part of it cannot be told."""
-        session = self.session
-        params = get_method(rung.method)(self._params(rung), family=model_family(session.module)).params
-        parts = {
-            **reuse_key(session, SELECTION_SPLITS),
+        params = get_method(rung.method)(self._params(rung), family=model_family(self.session.module)).params
+        key = {
+            **self._common_key,
             "code_sha256": code_digest([rung.method]),
-            **({} if self.gold is None else {"gold_sha256": _outputs_digest(self.gold)}),
-        }
-        if cache.off() or None in parts.values():
-            return None
-        return {
-            **parts,
-            **session.identity,
-            "source": weights_digest(session.module),
             "method": rung.method,
             "params": params.model_dump(mode="json"),
-            "recipe": [dict(self.recipe.params), self.recipe.augment, self.recipe.architecture],
-            "seed": self.seed,
-            "policy": self.policy.sha256,
-            "prefix": self.teacher.prefix,
-            "compile": session.hardware.compile,
-            "ranks": ranks.world(),
         }
-
-    def _failed(self, rung: Rung, error: UnlearnError) -> Attempt:
-        return Attempt(method=rung.method, params=dict(rung.params), passed=False, outcome=str(error))
+        return None if cache.off() or None in key.values() else key
 
     def _metrics(self, outputs: Outputs) -> Metrics:
         return as_if_tested(outputs, self.original, gold=self.gold, seed=self.seed)
 
-    def _models(self, outputs: Outputs) -> dict[str, Measured]:
-        models = {"original": self.original, "unlearned": outputs}
-        if self.gold is not None:
-            models["gold"] = self.gold
-        return {name: measured(self._metrics(own)) for name, own in models.items()}
+    @cached_property
+    def _references(self) -> dict[str, Measured]:
+        """Metrics of the models that every attempt is compared with."""
+        models = {"original": self.original, **({} if self.gold is None else {"gold": self.gold})}
+        return {name: measured(self._metrics(outputs)) for name, outputs in models.items()}
 
-    def _provenance(self, rung: Rung, result: Result) -> Provenance:
+    @cached_property
+    def _common_key(self) -> dict[str, Any]:
+        """What the outcomes of all attempts depend on; a part that cannot be told is None."""
+        session = self.session
+        return {
+            **reuse_key(session, SELECTION_SPLITS),
+            **session.identity,
+            "gold_sha256": "" if self.gold is None else _outputs_digest(self.gold),
+            "source": weights_digest(session.module),
+            "recipe": [dict(self.recipe.params), self.recipe.augment, self.recipe.architecture],
+            "seed": self.seed,
+            "policy": self.policy.sha256,
+            "prefix": self.teacher.prefix or "",
+            "compile": session.hardware.compile,
+            "ranks": ranks.world(),
+        }
+
+    def _selection(self) -> Selection:
         rule = (
-            f"the first of {len(self.rungs)} settings, cheapest first, that passes the policy {self.policy.name!r} on "
+            f"the first of {len(self.rungs)} settings, in their order, that passes the policy {self.policy.name!r} on "
             "the validation set"
         )
-        retrains = rung.method == "retrain"
-        return Provenance(
-            method=rung.method,
-            params=dict(result.params),
-            seed=self.seed,
-            prefix=None if retrains else self.teacher.prefix,
-            augment=self.recipe.augment if retrains else None,
-            selection=Selection(by="until", rule=rule, attempts=self.attempts),
-        )
+        return Selection(by="until", rule=rule, attempts=self.attempts)
 
 
-def show_plan(session: Session, recipe: Recipe, rungs: Sequence[Rung], options: config.Unlearn) -> None:
+def show_plan(session: Session, recipe: Recipe, rungs: Sequence[Rung], seed: int, known: Mapping[str, float]) -> None:
     """Print what LoTUS, the ladder up to its likely end, and retraining would take: seconds, and in retrainings.
 
     The likely end is the first rung that disturbs the weights: LoTUS alone seldom passes.
@@ -284,18 +270,22 @@ def show_plan(session: Session, recipe: Recipe, rungs: Sequence[Rung], options: 
         session: the version opened for work.
         recipe: by which retraining would train.
         rungs: of the ladder.
-        options: of the command.
+        seed: of the calibration.
+        known: seconds of published settings that have been calibrated already, by method.
     """
-    trained_as = get_method("retrain")(recipe.params).params.model_dump()
-    retraining = dry_run.method_seconds(session, dry_run.Workload("retrain", trained_as, options.seed, recipe))
-    lotus = dry_run.method_seconds(session, dry_run.Workload("lotus", {}, options.seed))
+
+    def seconds_of(method: str, params: Mapping[str, Any]) -> float:
+        own = recipe if method == "retrain" else None
+        params = {**recipe.params, **params} if own is not None else params
+        return dry_run.method_seconds(session, dry_run.Workload(method, params, seed, own))
+
+    lotus, retraining = (
+        known[method] if method in known else seconds_of(method, {}) for method in ("lotus", "retrain")
+    )
     end = next((n for n, rung in enumerate(rungs) if rung.method not in ("lotus", "retrain")), len(rungs) - 1)
     climbed = rungs[: end + 1]
     seconds = sum(
-        rung.share * retraining
-        if rung.share is not None
-        else dry_run.method_seconds(session, dry_run.Workload(rung.method, rung.params, options.seed))
-        for rung in climbed
+        rung.share * retraining if rung.share is not None else seconds_of(rung.method, rung.params) for rung in climbed
     )
     rows = [
         ("LoTUS, published setting", lotus),

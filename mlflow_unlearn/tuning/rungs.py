@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.methods import chosen_methods, get_method
+from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.parsing import load_options, read_text
 
 RETRAIN_FROM = 1.2
@@ -77,8 +77,7 @@ def parse_rungs(text: str) -> tuple[Rung, ...]:
         except OSError as error:
             raise UnlearnError(f"rungs = {text!r} cannot be read ({error.strerror}): give a YAML file") from error
     else:
-        named = [part.strip() for part in text.split(",") if part.strip()]
-        values = named if "retrain" in named else chosen_methods(text)
+        values = [part.strip() for part in text.split(",") if part.strip()]
     if not isinstance(values, list) or not values:
         raise UnlearnError(
             f"rungs = {text[:80]!r} names no setting: give methods such as lotus,transpose, or a list such as "

@@ -67,7 +67,7 @@ def test_the_first_that_passes_is_registered_with_all_attempts(filed, cli, polic
     # By its own policy it passes a review, and the requests are done: nothing is left for the same command.
     assert cli("review", "--model-uri", "models:/clf/2", *lenient).code == 0
     again = cli(*UNTIL, *lenient, "--rungs", RUNGS)
-    assert again.code == 2 and "no pending forget request" in again.err and filed.versions() == ["1", "2"]
+    assert again.code == 2 and "models:/clf/2 has fulfilled them" in again.err and filed.versions() == ["1", "2"]
 
 
 def test_a_request_that_a_weaker_version_fulfilled_is_taken_up_again(filed, cli, policy):
@@ -79,6 +79,31 @@ def test_a_request_that_a_weaker_version_fulfilled_is_taken_up_again(filed, cli,
     assert "it is carried out again here" in " ".join(done.err.split()) and filed.versions() == ["1", "2", "3"]
 
 
+def test_a_weaker_version_that_was_deleted_is_in_no_ones_way(filed, cli, policy):
+    assert cli("unlearn", "--model-uri", "models:/clf/1", "--params", '{"epochs": 1}').code == 0
+    filed.client.delete_model_version("clf", "2")
+    done = cli(*UNTIL, *policy(rules=RULES[1:]), "--rungs", "finetune")
+    assert done.code == 0, done.err
+
+
+def test_what_passes_on_the_validation_set_alone_is_not_registered(filed, cli, policy):
+    before, models = filed.everything_registered(), filed.client.search_logged_models(["1"])
+    refused = cli(*UNTIL, *policy(minimum={"test": 100_000}), "--rungs", RUNGS)
+    assert refused.code == 3 and "does not on the test set: samples, test set is" in refused.err
+    assert ": passed" in refused.out and filed.everything_registered() == before
+    assert len(filed.client.search_logged_models(["1"])) == len(models)
+
+
+def test_a_rung_that_fails_is_recorded_and_the_next_one_tried(filed, cli, policy):
+    rungs = json.dumps([{"method": "retrain_from", "params": {"split": "nowhere"}}, "finetune"])
+    done = cli(*UNTIL, *policy(rules=RULES[1:]), "--rungs", rungs)
+    assert done.code == 0, done.err
+    evidence, _ = read_evidence(Path(mlflow.artifacts.download_artifacts("models:/clf/2")))
+    failed, passed = evidence.provenance.selection.attempts
+    assert "nowhere" in failed.outcome and not failed.passed and passed.passed
+    assert filed.client.get_run(failed.run_id).info.status == "FAILED"
+
+
 def test_nothing_passes(filed, cli, policy):
     impossible = policy(rules=[{"metric": "acc_test", "relative_to": "original", "at_least": 0.9}])
     before = filed.everything_registered()
@@ -88,7 +113,7 @@ def test_nothing_passes(filed, cli, policy):
     assert filed.everything_registered() == before
     # The same command knows what it has tried.
     again = cli(*UNTIL, *impossible, "--rungs", RUNGS, "--budget", "1")
-    assert again.code == 3 and again.err.count("tried before") == 3
+    assert again.code == 3 and again.err.count("Note: tried before") == 3
 
 
 def test_the_budget_counts_what_was_trained_on(filed, cli, policy):

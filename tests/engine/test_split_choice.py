@@ -1,7 +1,6 @@
 """Where a prefix may end, by what its activations show of the forget set."""
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 from toy import digits, original
@@ -10,13 +9,11 @@ from mlflow_unlearn.engine.split_choice import (
     FEATURES,
     SplitMemory,
     chosen_split,
-    distance_with_null,
     features,
     margins,
     memory_by_split,
     pooled,
 )
-from mlflow_unlearn.metrics.membership import class_matched_weights, entropy_ks
 
 
 def random():
@@ -50,32 +47,6 @@ def test_margins_by_hand():
     train = np.repeat([[0.0], [1.0]], 50, axis=0), np.repeat([0, 1], 50)
     found = margins(train, np.array([[1.0], [0.75], [0.0]]), np.array([1, 0, 0]), 2)
     np.testing.assert_allclose(found, [1.0, -0.5, 1.0], atol=5e-3)
-
-
-class TestDistance:
-    def test_it_is_the_weighted_ks(self):
-        rng = np.random.default_rng(0)
-        forget = rng.normal(0.4, 1, 60).round(1), rng.integers(0, 3, 60)
-        unseen = rng.normal(0, 1, 90).round(1), rng.integers(0, 4, 90)
-        value, _ = distance_with_null(forget, unseen, 4, seed=0)
-        weights = class_matched_weights(forget[1], unseen[1], 4)
-        assert value == pytest.approx(entropy_ks(forget[0], unseen[0], *weights))
-
-    def test_alike_sets_exceed_their_null_one_time_in_twenty(self):
-        rng = np.random.default_rng(1)
-        above = 0
-        for trial in range(200):
-            labels = rng.integers(0, 3, 120)
-            both = rng.normal(labels, 1.0)
-            value, null = distance_with_null((both[:50], labels[:50]), (both[50:], labels[50:]), 3, seed=trial)
-            above += value > null
-        assert above <= 18
-
-    def test_what_stands_out_does(self):
-        rng = np.random.default_rng(2)
-        forget, unseen = (rng.normal(1, 1, 100), np.zeros(100, int)), (rng.normal(0, 1, 200), np.zeros(200, int))
-        value, null = distance_with_null(forget, unseen, 1, seed=0)
-        assert value > 2 * null
 
 
 def test_the_last_place_before_it_shows():

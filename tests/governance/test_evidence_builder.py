@@ -48,6 +48,7 @@ def test_requests_add_up(chain):
     assert [step.evidence_sha256 for step in third.lineage] == [first.sha256, second.sha256]
     assert third.source.evidence_sha256 == second.sha256
     assert {r.requester for r in third.requests} == {"pseudonym-7"}
+    assert {r.exchangeable for r in third.requests} == {True}  # drawn at random
     assert (first.data.forgotten_before, third.data.forgotten_before.samples) == (None, 40)
     assert [e.data.retain.samples for e in (first, second, third)] == [250, 230, 210]
 

@@ -4,7 +4,8 @@ from torch import nn
 from toy import original
 from watching import watch
 
-from mlflow_unlearn.methods.perturb import Perturb, towards_noise
+from mlflow_unlearn.methods._weights import towards_noise
+from mlflow_unlearn.methods.perturb import Perturb
 
 
 def test_noise_by_hand():

@@ -1,0 +1,79 @@
+"""One method with its hyperparameters on an opened version: what `unlearn` runs, once or as one rung of several."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from mlflow_unlearn.api import Result
+from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.engine.checkpoint import Checkpoint
+from mlflow_unlearn.engine.loop import RunOptions
+from mlflow_unlearn.engine.teacher import Teacher
+from mlflow_unlearn.errors import NothingToUnlearn
+from mlflow_unlearn.evidence.provenance import Provenance, Selection
+from mlflow_unlearn.governance.publish import log_epoch, log_result, nothing_to_unlearn
+from mlflow_unlearn.methods import get_method
+from mlflow_unlearn.session.recipe import Recipe
+from mlflow_unlearn.session.session import Session
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What decides the weights, beside the version and its data.
+
+    Attributes:
+        method: registered name.
+        params: hyperparameters that differ from the method's own.
+        seed: of everything random.
+        teacher: the version, for every method but ``retrain``.
+        recipe: of the version's training, for ``retrain`` alone.
+    """
+
+    method: str
+    params: Mapping[str, Any]
+    seed: int
+    teacher: Teacher | None = None
+    recipe: Recipe | None = None
+
+    def run(self, session: Session, run_id: str) -> tuple[Result, Checkpoint]:
+        """Unlearn and log it on the active run, going on where this command was killed.
+
+        The checkpoint is to be removed once what came of it is registered, or is known not to be.
+
+        Args:
+            session: the version opened for work.
+            run_id: of the active run.
+
+        Raises:
+            UnlearnError: the method refuses the model or the hyperparameters, or fails.
+            NothingToUnlearn: it left every weight as it was.
+        """
+        method, recipe = get_method(self.method), self.recipe
+        trained_as = {} if recipe is None else {"augment": recipe.augment, "architecture": recipe.architecture}
+        checkpoint = Checkpoint("unlearn", run_id, {**session.identity, **trained_as})
+        options = RunOptions(
+            self.seed,
+            teacher=self.teacher,
+            model_factory=None if recipe is None else recipe.model_factory,
+            on_epoch=partial(log_epoch, method),
+            checkpoint=checkpoint,
+        )
+        splits = None if recipe is None else recipe.splits(session.splits)
+        result = session.unlearn(self.method, self.params, options, splits=splits)
+        log_result(method, result)
+        if weights_digest(result.model) == weights_digest(session.module):
+            checkpoint.remove()
+            raise NothingToUnlearn(nothing_to_unlearn(method, result))
+        return result, checkpoint
+
+    def provenance(self, result: Result, selection: Selection | None = None) -> Provenance:
+        """How ``result`` came about."""
+        return Provenance(
+            method=self.method,
+            params=dict(result.params),
+            seed=self.seed,
+            prefix=None if self.teacher is None else self.teacher.prefix,
+            augment=None if self.recipe is None else self.recipe.augment,
+            selection=selection,
+        )
