@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import mlflow
@@ -163,19 +162,23 @@ def test_the_plan_compares_the_ways(filed, cli):
 
 @pytest.mark.slow
 def test_killed_on_the_way_it_comes_to_the_same_weights(filed, cli, policy, tmp_path, monkeypatch):
-    arguments = (*UNTIL, *policy(), "--rungs", RUNGS, "--seed", "5")
+    # A last rung that is long enough to be killed in, however fast the machine is.
+    rungs = json.loads(RUNGS)
+    rungs[-1]["params"]["epochs"] = 30
+    arguments = (*UNTIL, *policy(), "--rungs", json.dumps(rungs), "--seed", "5")
     command = [sys.executable, "-m", "mlflow_unlearn", *arguments]
     monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", str(tmp_path / "cache"))
-    for moment in range(2):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        for line in process.stdout:
-            if line.startswith(f"Attempt {moment + 1}"):
-                break
-        time.sleep(0.2)
+    # The first one dies after an attempt that is noted, the second one while it trains the last rung.
+    for told in ("Attempt 1", "Note: tried before: lotus"):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert any(line.startswith(told) for line in process.stdout)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        process.stdout.close()
+    assert filed.versions() == ["1"]
     done = cli(*arguments)
     assert done.code == 0, done.err
+    assert "tried before: lotus" in done.err
     killed = filed.tags("2")["unlearn.weights_sha256"]
     monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", "off")
     [request_id] = filed.requests()
