@@ -212,12 +212,19 @@ class Tune(HardwareOptions, PublishOptions, Command):
 
     model_uri: str = Field(description="The version to unlearn: models:/NAME/VERSION, models:/NAME@ALIAS, …")
     n_trials: int = Field(
-        20, ge=1, le=100000, description="Trials of the study, in all; the first one is the published setting."
+        20,
+        ge=1,
+        le=100000,
+        description="Trials of the study, in all; the first ones are the methods' published settings.",
     )
     timeout: Annotated[Annotated[float, Field(gt=0)] | None, _EMPTY_IS_NONE] = Field(
         None, description="Seconds after which no trial is started; the best so far is registered."
     )
-    methods: str = Field("lotus", description="Methods to search over, separated by commas, or all.")
+    methods: str = Field(
+        "auto",
+        description="Methods to search over, separated by commas, or all; auto: lotus, and what disturbs and repairs "
+        "such a model.",
+    )
     mode: Literal["constrained", "pareto"] = Field(
         "constrained",
         description="constrained: one objective under constraints; pareto: the front of it and of acc_val.",

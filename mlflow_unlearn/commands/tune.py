@@ -26,6 +26,7 @@ from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.new_version import new_record
 from mlflow_unlearn.session.recipe import recorded_params
 from mlflow_unlearn.session.session import Session, open_session
+from mlflow_unlearn.tuning.rungs import disturbing
 from mlflow_unlearn.tuning.runner import (
     StudyRunner,
     close_dead,
@@ -42,6 +43,9 @@ from mlflow_unlearn.tuning.storage import LeaderLock, open_storage, storage_erro
 from mlflow_unlearn.tuning.trials import Aborted, Objective
 from mlflow_unlearn.tuning.workers import local_workers, sharing_cores
 
+AUTOMATIC = "auto"
+"""The value of ``methods`` that leaves the choice to the command."""
+
 
 def tune(options: config.Tune) -> None:
     """Run the trials of a study as nested runs; register the winner, if this command leads.
@@ -57,7 +61,7 @@ def tune(options: config.Tune) -> None:
         storage_errors(options.storage),
     ):
         _check(options)
-        methods = chosen_methods(options.methods)
+        methods = None if options.methods == AUTOMATIC else chosen_methods(options.methods)
         name = check_name(options.register_as) if options.register_as else None
         storage = open_storage(options.storage, close_dead(run_id))
         session = open_session(tracking.client(), run_id, options, folder, progress=progress)
@@ -65,7 +69,7 @@ def tune(options: config.Tune) -> None:
             name = target_name(session, name)
         gold_module = open_gold(session, options)
         session.log_manifests()
-        methods = _suited(methods, session)
+        methods = _automatic(session, options) if methods is None else _suited(methods, session)
         recorded = recorded_params(session, options, methods)
         family, prefixes = model_family(session.module), _prefixes(session, options)
         space = search_space(methods, family, prefixes, options.space, recorded)
@@ -124,6 +128,14 @@ def _check(options: config.Tune) -> None:
     for name in ("pruner", "workers"):
         if max(options.processes, ranks.world()) > 1 and getattr(options, name) not in ("none", 1):
             raise UnlearnError(f"{name} = {getattr(options, name)} and several ranks do not go together: use one")
+
+
+def _automatic(session: Session, options: config.Tune) -> list[str]:
+    """LoTUS and the strongest method for the model; LoTUS alone where the other options are about one method."""
+    both = ["lotus", disturbing(session.module)]
+    space = config.parse_params(options.space, where="space")
+    of_methods = all(name in both and isinstance(part, dict) for name, part in space.items())
+    return both if of_methods and options.sampler != "grid" else both[:1]
 
 
 def _suited(methods: Sequence[str], session: Session) -> list[str]:

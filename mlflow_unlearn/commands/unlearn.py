@@ -6,7 +6,6 @@ from typing import Any
 
 from mlflow_unlearn import config
 from mlflow_unlearn.config import parse_params
-from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.engine.loop import RETRAIN_ALL
 from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.errors import UnlearnError
@@ -134,7 +133,7 @@ def _check(options: config.Unlearn) -> tuple[Policy | None, tuple[Rung, ...]]:
 def _rungs(session: Session, recipe: Recipe, options: config.Unlearn) -> tuple[Rung, ...]:
     epochs = get_method("retrain")(recipe.params).params.model_dump()["epochs"]
     forget, retain = len(session.forget), len(session.retain)
-    return default_rungs(model_family(session.module), epochs, forget=forget, retain=retain, budget=options.budget)
+    return default_rungs(session.module, epochs, forget=forget, retain=retain, budget=options.budget)
 
 
 def _plan(

@@ -87,9 +87,10 @@ def tune_method(runner: ComparisonRunner, method: str, own: Mapping[str, Any], n
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=new_sampler("tpe", n_trials, seed))
-    own_is_searched = complete(space.config(space.first()).params) == own
+    [published] = space.published_settings()
+    own_is_searched = complete(space.config(published).params) == own
     if own_is_searched:
-        study.enqueue_trial(space.first())
+        study.enqueue_trial(published)
     study.optimize(objective, n_trials=n_trials, catch=(UnlearnError,))
     try:
         best = choose(study)

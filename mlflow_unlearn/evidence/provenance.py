@@ -44,6 +44,14 @@ class Selection(BaseModel):
     trial: int | None = None
     trials: int | None = Field(None, description="How many there were to choose from.")
     attempts: list[Attempt] = Field([], description="Of `unlearn --until pass`, in their order; the last one passed.")
+    metrics: dict[str, float] = Field(
+        {}, description="Of what was chosen, with the validation set in the place of the test set; of `tune`."
+    )
+
+    @property
+    def on_validation(self) -> Mapping[str, float]:
+        """The figures of what was chosen where it was chosen, with the validation set in the place of the test set."""
+        return self.attempts[-1].metrics if self.attempts else self.metrics
 
     def tags(self) -> dict[str, str]:
         """The version's tags about a study or attempts; `compare` leaves none."""

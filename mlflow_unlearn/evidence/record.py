@@ -6,7 +6,7 @@ Tags, description, model card and report are made from one `Evidence`, so they c
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -298,6 +298,18 @@ class Evidence(FrozenRecord):
     def membership(self) -> str:
         """How the membership test reads the unlearned model, in the light of the original's reading."""
         return read_after(self.metrics["unlearned"].membership, self.metrics["original"].membership)
+
+    def chosen_on_validation(self) -> Iterator[tuple[str, str]]:
+        """The figures by which the setting was chosen, each beside that on the test set, for people."""
+        selection, tested = self.provenance.selection, self.metrics["unlearned"].values
+        chosen_by = selection.on_validation if selection is not None else {}
+        for key in ("mia_advantage", "rf_jsd", "acc_test"):
+            if key in chosen_by and key in tested:
+                name = key.removesuffix("_test")
+                yield (
+                    f"{name} where it was chosen",
+                    f"{chosen_by[key]:.4f} (validation set), {tested[key]:.4f} (test set)",
+                )
 
     def to_json(self) -> str:
         """What is stored; its SHA-256 is what the version's tag and every review name."""

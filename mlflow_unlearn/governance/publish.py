@@ -122,6 +122,8 @@ def publish(
         table.show(columns)
         forget_requests.mark_done(client, session.requests, evidence.result.uri)
         complete(client, version)
+    for what, values in evidence.chosen_on_validation():
+        print(f"{what}: {values}")
     print(f"Registered {name} version {version.version} from {session.version.uri}.")
     if session.version.model_id is None:
         print(f"Note: {session.version.uri} has no LoggedModel: its lineage is in the tags and in evidence.json alone.")

@@ -33,7 +33,7 @@ def model_card(evidence: Evidence) -> str:
             [("method", provenance.method), *provenance.rows()]
             + [("seconds", f"{evidence.learning.seconds:.1f}"), ("made by", evidence.made_by.display_name())]
             + [("run", evidence.run.id), ("made at", evidence.created)]
-            + [*(selection.rows() if selection is not None else ())]
+            + [*(selection.rows() if selection is not None else ()), *evidence.chosen_on_validation()]
             + list(evidence.hardware.items())
         ),
         "## Data",

@@ -275,7 +275,8 @@ def _made(evidence: Evidence) -> list[tuple[str, list[tuple[str, str]]]]:
             "Method",
             [("method", evidence.provenance.method), *evidence.provenance.rows()]
             + [(f"final {key}", number(value)) for key, value in learning.final.items()]
-            + [("seconds", f"{learning.seconds:.1f}"), *(selection.rows() if selection is not None else ())],
+            + [("seconds", f"{learning.seconds:.1f}"), *(selection.rows() if selection is not None else ())]
+            + [*evidence.chosen_on_validation()],
         ),
         (
             "Run",

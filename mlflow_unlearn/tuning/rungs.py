@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
+from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.parsing import load_options, read_text
@@ -33,26 +36,30 @@ class Rung:
     share: float | None = None
 
 
-def default_rungs(family: str, epochs: int, *, forget: int, retain: int, budget: float) -> tuple[Rung, ...]:
+def disturbing(model: nn.Module) -> str:
+    """The strongest method that disturbs and repairs ``model``: the kernels transposed, or where it has none, noise."""
+    return "transpose" if get_method("transpose").unsuited(model) is None else "perturb"
+
+
+def default_rungs(model: nn.Module, epochs: int, *, forget: int, retain: int, budget: float) -> tuple[Rung, ...]:
     """The ladder for a model.
 
     Args:
-        family: "cnn" or "vit".
+        model: that is to forget.
         epochs: of the version's recorded training.
         forget: samples of the forget set.
         retain: samples of the retain set.
         budget: in retrainings; what alone goes beyond it is left out.
     """
-    lotus = get_method("lotus")(family=family).params.model_dump()
+    lotus = get_method("lotus")(family=model_family(model)).params.model_dump()
     epoch = (forget + lotus["retain_fraction"] * retain) / (epochs * retain)
     most = min(lotus["epochs"], max(1, int(LOTUS_SHARE / epoch)))
     gentle = {} if most == lotus["epochs"] else {"epochs": most}
-    disturb = "perturb" if family == "vit" else "transpose"
     lengths = dict.fromkeys(max(1, round(share * epochs)) for share in SHARES)
     rungs = [
         Rung("lotus", gentle, most * epoch),
         Rung("lotus", {"alpha": STRONGER, **gentle}, most * epoch),
-        *(Rung(disturb, {"epochs": length}, length / epochs) for length in lengths),
+        *(Rung(disturbing(model), {"epochs": length}, length / epochs) for length in lengths),
     ]
     if budget >= RETRAIN_FROM:
         rungs.append(Rung("retrain", {}, 1.0))

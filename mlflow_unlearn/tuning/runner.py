@@ -44,7 +44,7 @@ from mlflow_unlearn.registry.uris import absolute_uri
 from mlflow_unlearn.session.reuse import code_digest, reuse_key
 from mlflow_unlearn.session.session import Session
 from mlflow_unlearn.tuning import study_report as report
-from mlflow_unlearn.tuning.selection import CONSTRAINTS, SELECTION_SPLITS, needs_gold
+from mlflow_unlearn.tuning.selection import CONSTRAINTS, SELECTION_SPLITS, as_if_tested, needs_gold
 from mlflow_unlearn.tuning.space import Space
 from mlflow_unlearn.tuning.storage import (
     GRACE_SECONDS,
@@ -162,7 +162,7 @@ class StudyRunner:
         done = sum(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False))
         self.study.sampler = new_sampler(options.sampler, options.n_trials, options.seed + done)
         grid = space.grid(options.seed) if options.sampler == "grid" else None
-        queue_trials(self.study, options.n_trials, space.first(), grid)
+        queue_trials(self.study, options.n_trials, space.published_settings(), grid)
         self.study.set_user_attr(SIZE, max(options.n_trials, self.study.user_attrs.get(SIZE, 0)))
 
     def _may_begin(self) -> bool:
@@ -191,8 +191,8 @@ class StudyRunner:
         if different:
             raise UnlearnError(
                 f"study {name!r} was started with another {', '.join(different)}: continue it with the same model, "
-                "data, forget set, objective, mode, space, prefix, seed, code and versions, on the same kind of device "
-                "with as many threads (OMP_NUM_THREADS), or give another study="
+                "data, forget set, objective, mode, methods, space, prefix, seed, code and versions, on the same kind "
+                "of device with as many threads (OMP_NUM_THREADS), or give another study="
             )
         if unrecorded := [key for key in self.task if key not in stored]:
             note(
@@ -437,7 +437,15 @@ def finish(runner: StudyRunner, name: str | None) -> None:
         mlflow.set_tag("unlearn.prefix", prefix)
         note(f"Note: the layers before {prefix} stayed frozen and cannot forget what they encode.")
     reason, trials = rule(options.objective, options.mode), count(study, TrialState.COMPLETE, TrialState.PRUNED)
-    selection = Selection(by="tune", rule=reason, study=study.study_name, trial=winner.number, trials=trials)
+    chosen_by = as_if_tested(unlearned, objective.original, gold=objective.gold, seed=options.seed)
+    selection = Selection(
+        by="tune",
+        rule=reason,
+        study=study.study_name,
+        trial=winner.number,
+        trials=trials,
+        metrics=dict(chosen_by),
+    )
     provenance = Provenance(
         method=chosen.method, params=dict(result.params), seed=options.seed, prefix=prefix, selection=selection
     )

@@ -104,7 +104,7 @@ class Space:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Trial 0 has the published hyperparameters of the first one."""
+        """The first trials have their published hyperparameters, in this order."""
         return tuple(self.distributions)
 
     def of(self, methods: Sequence[str]) -> "Space":
@@ -133,11 +133,14 @@ class Space:
         prefix = str(complete.pop(PREFIX))
         return TrialConfig(method, prefix, {name.removeprefix(_APART): value for name, value in complete.items()})
 
-    def first(self) -> dict[str, Any]:
-        """The published hyperparameters of the first method as parameters of a trial, as near as the space has them."""
-        method = self.methods[0]
-        params: dict[str, Any] = {METHOD: method} if len(self.methods) > 1 else {}
-        return params | {self._key(method, name): self.published[method][name] for name in self.distributions[method]}
+    def published_settings(self) -> list[dict[str, Any]]:
+        """Of each method the published hyperparameters as parameters of a trial, as near as the space has them."""
+        several = len(self.methods) > 1
+        return [
+            ({METHOD: method} if several else {})
+            | {self._key(method, name): self.published[method][name] for name in distributions}
+            for method, distributions in self.distributions.items()
+        ]
 
     def grid(self, seed: int) -> list[dict[str, Any]]:
         """Every combination of all of few values and `GRID_POINTS` of a range, in an order by the seed.

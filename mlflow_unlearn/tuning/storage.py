@@ -249,18 +249,19 @@ def queue_again(study: optuna.Study, trial: FrozenTrial, more: Mapping[str, Any]
 
 
 def queue_trials(
-    study: optuna.Study, n_trials: int, first: dict[str, Any], grid: Sequence[dict[str, Any]] | None = None
+    study: optuna.Study, n_trials: int, first: Sequence[dict[str, Any]], grid: Sequence[dict[str, Any]] | None = None
 ) -> None:
     """Queue what is missing to ``n_trials``.
 
     Args:
         study: to which the trials belong.
         n_trials: how many are to be done in all, waiting or running.
-        first: parameters of the study's very first one.
+        first: parameters of the study's very first ones.
         grid: points that are queued, each once, in the place of trials that the sampler draws; may be fewer.
     """
     if not study.get_trials(deepcopy=False):
-        study.enqueue_trial(first)
+        for params in first[:n_trials]:
+            study.enqueue_trial(params)
     missing = n_trials - count(study, *COUNTED)
     for point in grid or ():
         known = len(study.get_trials(deepcopy=False))

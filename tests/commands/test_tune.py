@@ -1,5 +1,6 @@
 """`tune`: nested runs, selected without the test set, and the very weights of the best one."""
 
+import html
 import json
 
 import mlflow
@@ -14,7 +15,8 @@ from mlflow_unlearn.commands.tune import tune
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.errors import UnlearnError
 
-TUNE = ("tune", "--model-uri", "models:/clf/1")
+DEFAULT = ("tune", "--model-uri", "models:/clf/1")
+TUNE = (*DEFAULT, "--methods", "lotus")
 FORGET = "random:8%"
 """So few that chance reaches as far as the model tells them apart: else no trial of LoTUS would be feasible."""
 SEARCHED = {"alpha", "lr", "epochs"}
@@ -126,6 +128,34 @@ def test_the_winner_is_registered_as_it_was(result):
     assert selection["trial"] == trials.index(best)
     keys = {"study": "study", "trial": "trial", "selection": "rule", "n_trials": "trials"}
     assert {f"unlearn.{tag}": str(selection[key]) for tag, key in keys.items()} == {k: tags[k] for k in SELECTION}
+
+
+def test_what_it_was_chosen_by_stands_beside_the_test_set(result, searched):
+    """The winner's own figures on the validation set, in evidence, report, card and terminal."""
+    store, parent = result
+    best = trials_of(store, parent)[int(parent.data.metrics["best_trial"])].data.metrics
+    run_id = parent.info.run_id
+    evidence = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/evidence/evidence.json"))
+    on_validation = evidence["provenance"]["selection"]["metrics"]
+    tested = evidence["metrics"]["unlearned"]["values"]
+    for key, name in (("mia_advantage", "mia_advantage_val"), ("rf_jsd", "rf_jsd_val"), ("acc_test", "acc_val")):
+        assert on_validation[key] == best[name] != tested[key]
+        line = f"{best[name]:.4f} (validation set), {tested[key]:.4f} (test set)"
+        assert line in searched[1].out
+        assert line in html.unescape(mlflow.artifacts.load_text(f"runs:/{run_id}/evidence/report.html"))
+        assert line in html.unescape(mlflow.artifacts.load_text(f"runs:/{run_id}/evidence/model_card.md"))
+
+
+def test_by_default_lotus_and_the_strongest_method_are_searched(store, cli):
+    """The published setting of each comes first; the repair's rate is that of the recorded training."""
+    space = '{"transpose": {"epochs": 1}}'
+    done = cli(*DEFAULT, "--forget", FORGET, "--n-trials", "3", "--space", space, "--register", "none")
+    assert done.code in (0, 3), done.err
+    trials = trials_of(store, command_runs(store)[0])
+    assert [run.data.tags["unlearn.method"] for run in trials][:2] == ["lotus", "transpose"]
+    assert float(trials[0].data.params["unlearn.params.alpha"]) == 2.0
+    recorded = mlflow.models.get_model_info("models:/clf/1").metadata["mlflow_unlearn"]["recipe"]["lr"]
+    assert float(trials[1].data.params["unlearn.params.lr"]) == recorded
 
 
 def test_feasible_is_what_the_constraints_say(result):

@@ -85,4 +85,4 @@ def test_a_range_by_a_factor_ends_where_the_hyperparameter_does():
     space = search_space(["finetune"], "cnn", ["none"], None, {"finetune": complete("finetune", lr=5.0)})
     lr = space.distributions["finetune"]["lr"]
     assert (lr.low, lr.high) == (0.5, 10.0)
-    assert space.config(space.first()).params["lr"] == 5.0
+    assert space.config(space.published_settings()[0]).params["lr"] == 5.0

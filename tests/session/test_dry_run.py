@@ -27,7 +27,10 @@ VERSION = "disk: the new version"
     [
         ("unlearn", (), ("lotus", "measure 1 more", VERSION)),
         ("unlearn", ("--method", "retrain"), ("retrain", VERSION)),
-        ("tune", ("--n-trials", "7"), ("lotus, 7 times", "measure 8 more", VERSION)),
+        ("tune", ("--n-trials", "7"), ("lotus, 4 times", "transpose, 3 times", "measure 8 more", VERSION)),
+        ("tune", ("--n-trials", "7", "--space", '{"alpha": [1, 4]}'), ("lotus, 7 times",)),
+        ("tune", ("--n-trials", "7", "--sampler", "grid"), ("lotus, 7 times",)),
+        ("tune", ("--n-trials", "2", "--space", '{"transpose": {"epochs": 1}}'), ("lotus", "transpose")),
         ("compare", ("--methods", "finetune,ssd"), ("retrain, 3 times", "finetune, 3 times", "ssd", "measure 9 more")),
         ("evaluate", (), ("measure the original", "metrics")),
     ],

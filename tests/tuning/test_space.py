@@ -27,7 +27,7 @@ def test_every_declared_space_is_legal_and_contains_the_published_hyperparameter
     searched = space(methods=(method,), family=family)
     published = get_method(method)(family=family).params.model_dump()
     assert searched.distributions[method]
-    assert searched.first() == {name: published[name] for name in searched.distributions[method]}
+    assert searched.published_settings() == [{name: published[name] for name in searched.distributions[method]}]
     for chosen in configs(searched, 20):
         get_method(method)(chosen.params, family=family)
 
@@ -36,7 +36,8 @@ def test_what_is_recorded_takes_the_place_of_a_default():
     """Around the recorded rate is searched, and what is not searched is fixed at what is recorded."""
     recorded = {"transpose": {"lr": 0.2, "batch_size": 32}}
     searched = search_space(["transpose"], "cnn", ["none"], None, recorded)
-    assert searched.first()["lr"] == 0.2 and searched.distributions["transpose"]["lr"].high == pytest.approx(0.8)
+    [published] = searched.published_settings()
+    assert published["lr"] == 0.2 and searched.distributions["transpose"]["lr"].high == pytest.approx(0.8)
     assert {chosen.params["batch_size"] for chosen in configs(searched, 5)} == {32}
     given = search_space(["transpose"], "cnn", ["none"], '{"batch_size": 64, "lr": 0.1}', recorded)
     assert {(c.params["batch_size"], c.params["lr"]) for c in configs(given, 5)} == {(64, 0.1)}
@@ -51,7 +52,7 @@ def test_the_user_changes_a_part():
     assert searched.distributions["lotus"]["alpha"].log  # as the hyperparameter declares it
     assert searched.most_epochs() == 4
     # The published values are beyond: the nearest that there are.
-    assert searched.first() == {"alpha": 2.0, "lr": 0.1, "keep": "last"}
+    assert searched.published_settings() == [{"alpha": 2.0, "lr": 0.1, "keep": "last"}]
 
 
 def test_ranges_in_full():
@@ -82,7 +83,9 @@ def test_several_methods_have_parts_of_their_own():
         assert {name.split(".")[0] for name in trial.params} == {"method", method}
         assert searched.config(trial.params) == chosen
         assert chosen.params["alpha"] == 0.5 or method == "lotus"
-    assert searched.first()["method"] == "lotus" and searched.first()["lotus.alpha"] == 2.0
+    published = searched.published_settings()
+    assert [params["method"] for params in published] == list(searched.methods)
+    assert published[0]["lotus.alpha"] == 2.0
 
 
 def test_different_spaces_have_different_records():
@@ -104,7 +107,7 @@ def test_grid():
 
 def test_the_first_trial_lies_on_the_steps():
     given = '{"alpha": {"low": 1, "high": 9, "log": false, "step": 4}, "epochs": {"low": 2, "high": 8, "step": 3}}'
-    first = space(given).first()
+    [first] = space(given).published_settings()
     assert (first["alpha"], first["epochs"]) == (1.0, 8)
 
 

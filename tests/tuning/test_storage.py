@@ -47,8 +47,8 @@ def x_squared(trial):
 
 def test_a_study_has_the_trials_that_were_queued(url):
     study = opened(url)
-    queue_trials(study, 4, FIRST)
-    queue_trials(study, 4, FIRST)  # another leader: nothing is missing
+    queue_trials(study, 4, [FIRST])
+    queue_trials(study, 4, [FIRST])  # another leader: nothing is missing
     assert count(study, TrialState.WAITING) == 4
     for _ in range(4):
         study.optimize(x_squared, n_trials=1)
@@ -57,20 +57,20 @@ def test_a_study_has_the_trials_that_were_queued(url):
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 4
     assert study.trials[0].params == FIRST
     assert FIRST not in [trial.params for trial in study.trials[1:]]
-    queue_trials(study, 6, FIRST)
+    queue_trials(study, 6, [FIRST])
     assert count(study, TrialState.WAITING) == 2
 
 
 def test_failed_trials_are_made_up_for_by_the_next_leader(url):
     study = opened(url)
-    queue_trials(study, 2, FIRST)
+    queue_trials(study, 2, [FIRST])
 
     def failing(trial):
         trial.suggest_float("x", 0, 10)
         raise UnlearnError("diverged")
 
     study.optimize(failing, n_trials=1, catch=(UnlearnError,))
-    queue_trials(study, 2, FIRST)
+    queue_trials(study, 2, [FIRST])
     assert count(study, TrialState.WAITING) == 2
     assert sum(t.system_attrs.get("fixed_params") == FIRST for t in study.trials) == 1
 
@@ -83,7 +83,7 @@ def test_samplers_sample_for_queued_trials(tmp_path, sampler):
         "random": lambda: optuna.samplers.RandomSampler(seed=0),
         "gp": lambda: optuna.samplers.GPSampler(seed=0, n_startup_trials=2),
     }[sampler]()
-    queue_trials(study, 4, FIRST)
+    queue_trials(study, 4, [FIRST])
     for _ in range(4):
         study.optimize(x_squared, n_trials=1)
     found = [trial.params["x"] for trial in study.trials]
@@ -93,10 +93,10 @@ def test_samplers_sample_for_queued_trials(tmp_path, sampler):
 def test_points_of_a_grid_are_queued_once(url):
     study = opened(url)
     points = [{"x": float(x)} for x in range(5)]
-    queue_trials(study, 3, FIRST, points)
-    queue_trials(study, 3, FIRST, points)
+    queue_trials(study, 3, [FIRST], points)
+    queue_trials(study, 3, [FIRST], points)
     assert count(study, TrialState.WAITING) == 3
-    queue_trials(study, 40, FIRST, points)
+    queue_trials(study, 40, [FIRST], points)
     while count(study, TrialState.WAITING):
         study.optimize(x_squared, n_trials=1)
     assert study.trials[0].params == FIRST
@@ -107,7 +107,7 @@ def test_a_claim_is_a_sign_of_life(tmp_path):
     """A process may die between its claim and the first heartbeat: the trial must be missed all the same."""
     url = f"sqlite:///{tmp_path}/optuna.db"
     study = opened(url)
-    queue_trials(study, 1, FIRST)
+    queue_trials(study, 1, [FIRST])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         study.ask()
@@ -132,7 +132,7 @@ def test_a_dead_trial_fails_once(tmp_path):
     """The process that sees it fail queues it again: with plain SQLite storage of Optuna's two processes may."""
     url = f"sqlite:///{tmp_path}/optuna.db"
     study = opened(url)
-    queue_trials(study, 20, FIRST)
+    queue_trials(study, 20, [FIRST])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in range(20):
@@ -167,7 +167,7 @@ def _work(url, barrier, results):
 
 def test_two_processes_never_take_the_same_trial(url):
     """On plain SQLite storage of Optuna they do."""
-    queue_trials(opened(url), 20, FIRST)
+    queue_trials(opened(url), 20, [FIRST])
     taken = in_processes(_work, url, 2)
     assert sum(taken) == 20 and max(taken) < 20
     assert [trial.state for trial in opened(url).trials] == [TrialState.COMPLETE] * 20
@@ -210,7 +210,7 @@ def test_leadership_ends_with_its_process(url):
 
 def test_a_dead_trial_is_retried_once(url):
     study = opened(url)
-    queue_trials(study, 1, FIRST)
+    queue_trials(study, 1, [FIRST])
 
     def dying(trial):
         trial.suggest_float("x", 0, 10)
