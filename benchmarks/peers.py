@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader
 
 from mlflow_unlearn import evaluate, unlearn
 
-PEER = "supreme-unlearning"
+PEER = ("supreme-unlearning", "debugpy")
+"""With what it imports and does not declare."""
 TURNS = 3
 METHODS = {
     "finetune": {"epochs": 5, "lr": 0.02, "batch_size": 128},
@@ -41,7 +42,7 @@ def environment(folder: Path) -> Path:
     python = folder / "peer" / "bin" / "python"
     if not python.exists():
         venv.create(folder / "peer", with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", PEER], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *PEER], check=True)
     return python
 
 

@@ -58,7 +58,8 @@ def compare(options: config.Compare) -> None:
         session.log_manifests()
         recipe = training_recipe(session, options)
         recipe = replace(recipe, params={**recipe.params, **given.pop("retrain", {})})
-        recorded = {method: get_method(method).recorded(recipe.params) for method in methods}
+        family = model_family(session.module)
+        recorded = {method: get_method(method).recorded(recipe.params, family) for method in methods}
         given = {method: {**recorded[method], **given.get(method, {})} for method in methods}
         if options.plan:
             _dry_run(session, recipe, given, seeds, options)
@@ -69,7 +70,6 @@ def compare(options: config.Compare) -> None:
         golds = golds_for(runner, given_gold, seeds, progress)
         runner.teacher_logits()
 
-        family = model_family(session.module)
         complete = {m: get_method(m)(given[m], family=family).params.model_dump(mode="json") for m in methods}
         settings: dict[str, Setting] = {method: (method, complete[method]) for method in methods}
         remarks: dict[str, str] = {}

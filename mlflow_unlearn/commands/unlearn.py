@@ -6,6 +6,7 @@ from typing import Any
 
 from mlflow_unlearn import config
 from mlflow_unlearn.config import parse_params
+from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.engine.loop import RETRAIN_ALL
 from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.errors import UnlearnError
@@ -70,7 +71,8 @@ def unlearn(options: config.Unlearn) -> None:
         recipe = None
         if options.method == "retrain" or policy is not None or options.plan:
             recipe = training_recipe(session, options)
-            recorded = recipe.params if options.method == "retrain" else method.recorded(recipe.params)
+            own = method.recorded(recipe.params, model_family(session.module))
+            recorded = recipe.params if options.method == "retrain" else own
         else:
             recorded = recorded_params(session, options, [options.method]).get(options.method, {})
         params = {**recorded, **params}

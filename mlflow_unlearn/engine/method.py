@@ -299,6 +299,8 @@ class Method:
     """Whether the method itself decides which layers stay frozen, so that it takes no prefix."""
     from_recipe: ClassVar[tuple[str, ...]] = ()
     """Hyperparameters that, where they are not given, commands take from the record of how the version was trained."""
+    epochs_of_training: ClassVar[Mapping[str, float]] = {}
+    """By model family the fraction of the recorded training's epochs that are the default of ``epochs``."""
 
     def __init__(self, params: Mapping[str, Any] | None = None, *, family: str = "cnn") -> None:
         """Complete ``params`` with the published settings of the family and validate them."""
@@ -327,9 +329,17 @@ class Method:
         return cls.presets[name]
 
     @classmethod
-    def recorded(cls, training: Mapping[str, Any]) -> dict[str, Any]:
-        """What the method takes of a recorded ``training``: the values of `from_recipe` that it has."""
-        return {name: training[name] for name in cls.from_recipe if name in training}
+    def recorded(cls, training: Mapping[str, Any], family: str = "cnn") -> dict[str, Any]:
+        """What the method takes of a recorded ``training``: the values of `from_recipe` and a fraction of its epochs.
+
+        Args:
+            training: hyperparameters of the training, as far as they are recorded.
+            family: of the model.
+        """
+        taken = {name: training[name] for name in cls.from_recipe if name in training}
+        if "epochs" in training and family in cls.epochs_of_training:
+            taken["epochs"] = max(1, round(cls.epochs_of_training[family] * training["epochs"]))
+        return taken
 
     @classmethod
     def unsuited(cls, model: nn.Module) -> str | None:

@@ -28,6 +28,8 @@ TEMPERATURE = 4.0
 
 FROM_RECIPE = ("lr", "batch_size", "weight_decay")
 """What a repair has in common with the training of the version."""
+EPOCHS_OF_TRAINING = {"cnn": 1 / 3, "vit": 1 / 2}
+"""How long it goes on, as a fraction of that training (docs/benchmarks.md)."""
 
 
 def repair_loss(batch: Batch, distill: float) -> Tensor:
@@ -51,7 +53,8 @@ def repair_loss(batch: Batch, distill: float) -> Tensor:
 class RepairParams(Params):
     """Hyperparameters of a repair; ``distill`` is the weight of the original's outputs beside the labels."""
 
-    epochs: int = Field(5, ge=1, le=1000, json_schema_extra={"search": {"factor": 2.0}})
+    # A longer one is hardly cheaper than retraining.
+    epochs: int = Field(5, ge=1, le=1000, json_schema_extra={"search": {"factor": 2.0, "up": 1.0}})
     lr: float = Field(0.05, gt=0, le=10, json_schema_extra={"search": {"factor": 4.0, "log": True}})
     schedule: Literal["one_cycle", "cosine"] = "one_cycle"
     distill: float = Field(0.0, ge=0, le=1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mlflow_unlearn.engine.method import Method, Plan, Workspace, override_phases, random_subset
 from mlflow_unlearn.methods._gradients import mean_gradient
-from mlflow_unlearn.methods._repair import FROM_RECIPE, RepairParams, repair
+from mlflow_unlearn.methods._repair import EPOCHS_OF_TRAINING, FROM_RECIPE, RepairParams, repair
 from mlflow_unlearn.methods._weights import feature_weights, too_few_features, towards_noise
 
 BATCH = 64
@@ -56,6 +56,7 @@ class Msg(Method):
     Params = MsgParams
     params: MsgParams
     from_recipe = FROM_RECIPE
+    epochs_of_training = EPOCHS_OF_TRAINING
     presets = {"authors": {"epochs": 5, "lr": 1e-3, "batch_size": 64, "weight_decay": 5e-4, "reset": 0.3, "kept": 0.1}}
 
     @classmethod

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from mlflow_unlearn.engine.method import Method, Plan, Workspace
-from mlflow_unlearn.methods._repair import FROM_RECIPE, RepairParams, repair
+from mlflow_unlearn.methods._repair import EPOCHS_OF_TRAINING, FROM_RECIPE, RepairParams, repair
 from mlflow_unlearn.methods._weights import feature_weights, too_few_features, towards_noise
 
 
@@ -28,6 +28,7 @@ class Perturb(Method):
     params: PerturbParams
     by_family = {"vit": {"amount": 1.0, "epochs": 20}}
     from_recipe = FROM_RECIPE
+    epochs_of_training = EPOCHS_OF_TRAINING
 
     @classmethod
     def unsuited(cls, model: nn.Module) -> str | None:

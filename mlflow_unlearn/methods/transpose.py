@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from mlflow_unlearn.engine.method import Method, Plan, Workspace
-from mlflow_unlearn.methods._repair import FROM_RECIPE, RepairParams, repair
+from mlflow_unlearn.methods._repair import EPOCHS_OF_TRAINING, FROM_RECIPE, RepairParams, repair
 from mlflow_unlearn.methods._weights import too_few
 
 INSTEAD = "use perturb, which disturbs every layer before the output"
@@ -38,7 +38,7 @@ def transpose(kernel: torch.Tensor) -> None:
 class TransposeParams(RepairParams):
     """Hyperparameters of CT: the fraction of the kernels that are transposed, the last ones first, and the repair's."""
 
-    fraction: float = Field(1.0, gt=0, le=1)
+    fraction: float = Field(1.0, gt=0, le=1, json_schema_extra={"search": {"low": 0.5, "high": 1.0}})
 
 
 class Transpose(Method):
@@ -49,6 +49,7 @@ class Transpose(Method):
     Params = TransposeParams
     params: TransposeParams
     from_recipe = FROM_RECIPE
+    epochs_of_training = EPOCHS_OF_TRAINING
     presets = {"authors": {"epochs": 3, "lr": 1e-3, "schedule": "cosine", "batch_size": 64, "weight_decay": 5e-4}}
 
     @classmethod

@@ -10,7 +10,7 @@ from mlflow_unlearn.config import ReadOptions
 from mlflow_unlearn.console import note
 from mlflow_unlearn.data.datasets import Augmented
 from mlflow_unlearn.data.splits import Splits
-from mlflow_unlearn.engine.architectures import builder_like
+from mlflow_unlearn.engine.architectures import builder_like, model_family
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.registry.versions import open_version
@@ -48,7 +48,8 @@ def recorded_params(session: Session, options: ReadOptions, methods: Iterable[st
         return {}
     defaults = [f"{name} takes lr = {method.Params.model_fields['lr'].default:g}" for name, method in taking.items()]
     recipe = training_recipe(session, options, without=f"{', '.join(defaults)}, the default")
-    return {name: method.recorded(recipe.params) for name, method in taking.items()}
+    family = model_family(session.module)
+    return {name: method.recorded(recipe.params, family) for name, method in taking.items()}
 
 
 def training_recipe(

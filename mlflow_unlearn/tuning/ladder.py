@@ -211,9 +211,8 @@ class Ladder:
 
     def _params(self, rung: Rung) -> dict[str, Any]:
         """With what the method takes of the recorded training."""
-        recorded = (
-            self.recipe.params if rung.method == "retrain" else get_method(rung.method).recorded(self.recipe.params)
-        )
+        params, method = self.recipe.params, get_method(rung.method)
+        recorded = params if rung.method == "retrain" else method.recorded(params, model_family(self.session.module))
         return {**recorded, **rung.params}
 
     def _key(self, rung: Rung) -> dict[str, Any] | None:

@@ -265,8 +265,9 @@ def _declared(published: Params) -> dict[str, Range | Choices]:
             space[name] = Choices(**search)
             continue
         factor = search.get("factor")
+        up = search.get("up", factor)
         most = min((getattr(bound, "le", math.inf) for bound in field.metadata), default=math.inf)
-        low, high = (value / factor, min(value * factor, most)) if factor else (search["low"], search["high"])
+        low, high = (value / factor, min(value * up, most)) if factor else (search["low"], search["high"])
         if isinstance(value, int):
             low, high = max(1, int(low)), int(high)
         space[name] = Range(low=low, high=high, log=bool(search.get("log")))

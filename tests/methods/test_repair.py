@@ -70,7 +70,11 @@ def test_it_costs_its_epochs_over_the_retain_set_and_reads_nothing_else(name):
 @each
 def test_what_it_takes_of_the_recorded_training(name):
     recorded = {"epochs": 20, "lr": 0.2, "batch_size": 32, "weight_decay": 1e-4, "alpha": 3}
-    assert BUILTIN[name].recorded(recorded) == {"lr": 0.2, "batch_size": 32, "weight_decay": 1e-4}
+    taken = {"lr": 0.2, "batch_size": 32, "weight_decay": 1e-4}
+    longer = {"retrain_from": (13, 13)}.get(name, (7, 10))  # of 20 epochs
+    for family, epochs in zip(("cnn", "vit"), longer, strict=True):
+        assert BUILTIN[name].recorded(recorded, family) == taken | {"epochs": epochs}
+    assert BUILTIN[name].recorded({"epochs": 1}) == {"epochs": 1}
     assert BUILTIN[name].recorded({}) == {} == BUILTIN["lotus"].recorded(recorded)
 
 
