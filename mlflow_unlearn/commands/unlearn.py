@@ -71,8 +71,8 @@ def unlearn(options: config.Unlearn) -> None:
         recipe = None
         if options.method == "retrain" or policy is not None or options.plan:
             recipe = training_recipe(session, options)
-            own = method.recorded(recipe.params, model_family(session.module))
-            recorded = recipe.params if options.method == "retrain" else own
+            of_method = method.recorded(recipe.params, model_family(session.module))
+            recorded = dict(recipe.params) if options.method == "retrain" else of_method
         else:
             recorded = recorded_params(session, options, [options.method]).get(options.method, {})
         params = {**recorded, **params}
