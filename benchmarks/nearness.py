@@ -1,14 +1,15 @@
 """How near to retraining `unlearn --until pass` and `tune` come, by the commands, gold unseen until they have chosen.
 
 A setting and a seed at a time: an original, a gold standard and a second one (the floor between retrained models), what
-the ladder registers, what `tune` registers, and `evaluate` of each beside gold. Everything lies in a folder and is found
-there again, so that the script can be interrupted, and two can run at once on different settings.
+the ladder registers, what `tune` registers, and `evaluate` of each beside gold. Everything lies in a folder and is
+found there again, so that the script can be interrupted, and two can run at once on different settings.
 
     python benchmarks/nearness.py run DIR [--only REGEX] [--seeds 3]
-    python benchmarks/nearness.py table DIR [--only REGEX]        # exit code 1 where a bar is missed
+    python benchmarks/nearness.py table DIR [--only REGEX]
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -129,12 +130,19 @@ class Store:
     def record(self, name: str, **row: object) -> None:
         self.figures[name] = row
         self.file.write_text(json.dumps(self.figures, indent=1))
-        print(self.folder.name, name, {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+        print(
+            self.folder.name, name, {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True
+        )
+
+
+def folder_name(name: str, seed: int) -> str:
+    """Of a setting and seed."""
+    return f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}-{seed}"
 
 
 def measure(name: str, setting: Setting, seed: int, folder: Path) -> None:
     """Everything of one setting and seed that is missing."""
-    store = Store(folder / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}-{seed}")
+    store = Store(folder / folder_name(name, seed))
     forget = listed(setting, store.folder, seed)
     data = setting.data.format(seed=seed)
     training = ("train", "--data", data, "--architecture", setting.network, *setting.train)
@@ -148,7 +156,11 @@ def measure(name: str, setting: Setting, seed: int, folder: Path) -> None:
         code, line = store.command(*arguments)
         return code, line, time.perf_counter() - start
 
-    for kind, version, own_seed in (("clf", "original", seed), ("gold", "gold", GOLD + seed), ("second", "second gold", SECOND + seed)):
+    for kind, version, own_seed in (
+        ("clf", "original", seed),
+        ("gold", "gold", GOLD + seed),
+        ("second", "second gold", SECOND + seed),
+    ):
         if version not in store.figures:
             without = () if kind == "clf" else ("--exclude", forget)
             _, line, seconds = timed(*training, "--name", kind, "--seed", str(own_seed), *without)
@@ -176,21 +188,86 @@ def measure(name: str, setting: Setting, seed: int, folder: Path) -> None:
         evidence, _ = read_evidence(Path(download_artifacts(made.source, tracking_uri=store.uri)))
         attempts = evidence.provenance.selection.attempts
         loop = sum(attempt.seconds for attempt in attempts) if way == "until" else evidence.result.seconds
-        row = {"seconds": seconds, "loop": loop, "method": made.tags["unlearn.method"], "params": evidence.provenance.params}
+        row = {
+            "seconds": seconds,
+            "loop": loop,
+            "method": made.tags["unlearn.method"],
+            "params": evidence.provenance.params,
+        }
         row |= {"share": sum(attempt.share for attempt in attempts)} if way == "until" else {}
         store.record(way, **row, **evaluate(f"models:/{way}/1"))
 
 
+def bars(rows: list[dict[str, dict]]) -> Iterator[tuple[str, float, float, bool]]:
+    """Of a setting what is asked of each way: name, value, bound and whether it is kept; means over the seeds."""
+
+    def mean(version: str, key: str) -> float:
+        return statistics.fmean(row[version][key] for row in rows)
+
+    for way in ("until", "tune"):
+        if not all("acc_test" in row[way] for row in rows):
+            continue
+        gap, floor = mean(way, "avg_gap_advantage"), mean("second gold", "avg_gap_advantage")
+        bound = max(mean("original", "avg_gap_advantage") / 2, floor)
+        yield f"{way}: avg_gap_advantage", gap, bound, gap <= bound
+        share = statistics.fmean(row[way]["loop"] / row["gold"]["seconds"] for row in rows)
+        for name, value, most in (
+            ("avg_gap_advantage", gap, 0.015),
+            ("avg_gap_excess", mean(way, "avg_gap_excess"), 0.015),
+            ("acc_forget beside gold's", abs(mean(way, "acc_forget") - mean("gold", "acc_forget")), 0.03),
+            ("jsd ÷ the floor", mean(way, "jsd") / mean("second gold", "jsd"), 1.3),
+            ("acc_test below gold's", mean("gold", "acc_test") - mean(way, "acc_test"), 0.01),
+            ("share of retraining's time", share, 0.35),
+        ):
+            yield f"{way}: {name} (ResNet18's bar)", value, most, value <= most
+
+
+def table(name: str, rows: list[dict[str, dict]]) -> None:
+    """A row a version, means over the seeds with standard deviations in brackets, and what is kept of the bars."""
+    print(f"\n**{name}**, {len(rows)} seeds\n")
+    print(f"| version | {' | '.join(KEPT)} | registered |\n|---{'|---:' * (len(KEPT) + 1)}|")
+    for version in ("original", "gold", "second gold", "until", "tune"):
+        made = [row[version] for row in rows if "acc_test" in row.get(version, {})]
+        cells = []
+        for key in KEPT:
+            values = [row[key] for row in made if row[key] is not None]
+            spread = f" ({statistics.stdev(values):.3f})" if len(values) > 1 else ""
+            cells.append(f"{statistics.fmean(values):.4f}{spread}" if values else "–")
+        print(f"| {version} | {' | '.join(cells)} | {len(made)} of {len(rows)} |")
+    for row in rows:
+        for way in ("until", "tune"):
+            found = row.get(way, {})
+            chosen = {
+                k: v for k, v in found.get("params", {}).items() if k in ("alpha", "epochs", "lr", "amount", "fraction")
+            }
+            said = (
+                found.get("nothing")
+                or f"{found.get('method')} {chosen}, {found.get('loop', 0) / row['gold']['loop']:.2f} of retraining"
+            )
+            print(f"- {way}: {said[:300]}")
+    for what, value, bound, kept in bars(rows):
+        print(f"  - {what}: {value:.4f} (≤ {bound:.4f}): {'kept' if kept else 'missed'}")
+
+
 def main() -> None:
+    """Measure what is missing, or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("folder", type=lambda path: Path(path).resolve())
     parser.add_argument("--only", default="", help="regular expression: only these settings")
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     chosen = {name: setting for name, setting in SETTINGS.items() if re.search(args.only, name)}
-    for name, setting in chosen.items():
-        for seed in range(args.seeds):
+    if args.what == "run":
+        for (name, setting), seed in itertools.product(chosen.items(), range(args.seeds)):
             measure(name, setting, seed, args.folder)
+        return
+    for name in chosen:
+        files = [args.folder / folder_name(name, seed) / "figures.json" for seed in range(args.seeds)]
+        rows = [json.loads(file.read_text()) for file in files if file.exists()]
+        rows = [row for row in rows if "tune" in row]
+        if rows:
+            table(name, rows)
 
 
 if __name__ == "__main__":
