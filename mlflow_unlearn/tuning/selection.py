@@ -7,7 +7,8 @@ from mlflow_unlearn.metrics.outputs import Outputs
 from mlflow_unlearn.metrics.reading import LARGEST_DECIDED_NULL, samples_needed
 from mlflow_unlearn.metrics.suite import Metrics, compute_metrics
 
-MAX_LOSS_VAL, MAX_LOSS_RETAIN = 0.01, 0.02
+MAX_LOSS_VAL, MAX_LOSS_RETAIN = 0.01, 0.05
+"""A repair of a few epochs does not learn every retained sample by heart again: that is no loss on unseen ones."""
 CONSTRAINTS = (
     f"acc_val loss ≤ {MAX_LOSS_VAL}, acc_retain loss ≤ {MAX_LOSS_RETAIN}, mia_advantage_val ≤ mia_advantage_null_val"
 )

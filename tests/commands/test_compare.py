@@ -373,7 +373,7 @@ def test_tuned_rows(store, cli):
         for number, run in enumerate(trials)
         if run.data.metrics["mia_advantage_val"] <= run.data.metrics["mia_advantage_null_val"]
         and run.data.metrics["acc_val"] >= rows["original"]["acc_val"] - 0.01
-        and run.data.metrics["acc_retain"] >= rows["original"]["acc_retain"] - 0.02
+        and run.data.metrics["acc_retain"] >= rows["original"]["acc_retain"] - 0.05
     ]
     best = min(feasible, key=lambda number: values[number])
     near = [n for n in feasible if values[n] <= values[best] + trials[best].data.metrics["mia_advantage_se_val"]]

@@ -166,7 +166,7 @@ def test_feasible_is_what_the_constraints_say(result):
         after = run.data.metrics
         met = (
             before["original.acc_val"] - after["acc_val"] <= 0.01 + 1e-12
-            and before["original.acc_retain"] - after["acc_retain"] <= 0.02 + 1e-12
+            and before["original.acc_retain"] - after["acc_retain"] <= 0.05 + 1e-12
             and after["mia_advantage_val"] <= after["mia_advantage_null_val"] + 1e-12
         )
         assert bool(after["feasible"]) == met

@@ -659,6 +659,7 @@ class TestSchema1:
     def test_it_is_dumped_and_digested_as_it_was(self):
         """Reviews store both, and `promote` compares the digest: that of the default policy before schema 2."""
         before = Policy(schema_version=1)
+        assert [rule.at_least for rule in before.rules] == [-0.01, -0.02, None] != [r.at_least for r in Policy().rules]
         assert before.membership.model_dump() == {
             "attack": "mia_auc",
             "accept": ["indistinguishable"],
