@@ -193,7 +193,7 @@ def measure(name: str, setting: Setting, seed: int, folder: Path) -> None:
         made = MlflowClient().get_model_version(way, "1")
         evidence, _ = read_evidence(Path(download_artifacts(made.source)))
         attempts = evidence.provenance.selection.attempts
-        loop = sum(attempt.seconds for attempt in attempts) if way == "until" else evidence.result.seconds
+        loop = sum(attempt.seconds for attempt in attempts) if way == "until" else evidence.learning.seconds
         row = {
             "seconds": seconds,
             "loop": loop,
