@@ -49,6 +49,11 @@ class Setting:
     trials: int = 8
 
     @property
+    def objective(self) -> tuple[str, ...]:
+        """Of `tune`; RF-JSD is over the classes that are partly retained."""
+        return ("--objective", "mia_advantage_val") if "class" in self.forget else ()
+
+    @property
     def train(self) -> tuple[str, ...]:
         return tuple(part for name, value in self.recipe.items() for part in (f"--{name}", str(value)))
 
@@ -178,7 +183,7 @@ def measure(name: str, setting: Setting, seed: int, folder: Path) -> None:
     strict = name.startswith(("ResNet18", "ViT", "digits"))
     ways = {
         "until": ("unlearn", "--until", "pass", *(() if strict else ("--policy", str(policy)))),
-        "tune": ("tune", "--n-trials", str(setting.trials), "--storage", "sqlite:///optuna.db"),
+        "tune": ("tune", "--n-trials", str(setting.trials), "--storage", "sqlite:///optuna.db", *setting.objective),
     }
     for way, arguments in ways.items():
         if way in store.figures:

@@ -5,7 +5,7 @@ peer is installed into an environment of its own, as its users have it; every ru
 thread, theirs and ours in turns, and the clock covers the method alone. Ours runs with its own defaults, and once more
 with the peer's epochs, rate and batch size where it has these.
 
-    python benchmarks/peers.py FOLDER                       # keeps the environment and the models there
+    python benchmarks/peers.py FOLDER [METHODS]             # keeps the environment and the models there
 """
 
 import json
@@ -96,7 +96,7 @@ def main() -> None:
     row("original", "", [original], None)
     row("gold", "", [gold], gold_seconds)
     row("second gold", "", [second], None)
-    for method in METHODS:
+    for method in sys.argv[2].split(",") if len(sys.argv) > 2 else METHODS:
         tools = ("supreme", "ours", "ours, their settings")
         runs = {tool: [] for tool in tools}
         for turn in range(TURNS):

@@ -14,7 +14,7 @@ from supreme.methods.unlearning_methods.finetune import finetune
 from supreme.methods.unlearning_methods.random_labeling import random_labeling
 from supreme.methods.unlearning_methods.scrub import scrub
 from supreme.methods.unlearning_methods.ssd import ssd
-from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torchvision.models.resnet import BasicBlock, ResNet
 
 BATCH = 128
@@ -26,6 +26,19 @@ def network() -> ResNet:
     return model
 
 
+class Labelled(Dataset):
+    """Its data sets give a class beside the label, both as integers."""
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.images, self.labels = images, labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
+        return self.images[index], self.labels[index], self.labels[index]
+
+
 def main() -> None:
     path, method, seed, out = sys.argv[1:]
     random.seed(int(seed))
@@ -33,8 +46,7 @@ def main() -> None:
     task = torch.load(path)
     model = network()
     model.load_state_dict(task["original"])
-    # Its data sets give a class beside the label.
-    forget, retain, test = (TensorDataset(x, y, y) for x, y in (task["forget"], task["retain"], task["val"]))
+    forget, retain, test = (Labelled(*task[name]) for name in ("forget", "retain", "val"))
     fabric = Fabric(accelerator="cpu", devices=1)
     fabric.launch()
     loader = lambda data: fabric.setup_dataloaders(DataLoader(data, BATCH, shuffle=True))  # noqa: E731
