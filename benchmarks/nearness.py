@@ -253,7 +253,7 @@ def table(name: str, rows: list[dict[str, dict]]) -> None:
             }
             said = (
                 found.get("nothing")
-                or f"{found.get('method')} {chosen}, {found.get('loop', 0) / row['gold']['loop']:.2f} of retraining"
+                or f"{found.get('method')} {chosen}, {found.get('loop', 0) / row['gold']['seconds']:.2f} of retraining"
             )
             print(f"- {way}: {said[:300]}")
     for what, value, bound, kept in bars(rows):
