@@ -62,8 +62,9 @@ RESNET = {"epochs": 15, "lr": 0.05}
 VIT = {"epochs": 40, "lr": 0.1}
 DIGITS = {"epochs": 70, "lr": 0.1, "weight-decay": 0}
 SMALL_RESNET, DIGITS_DATA = "disturb:resnet", "digits,train=50%,seed={seed}"
+STRICTEST = "ResNet18, 9,000 + 1,000"
 SETTINGS = {
-    "ResNet18, 9,000 + 1,000": Setting(FASHION, "fashion_mnist:network", TENTH, RESNET),
+    STRICTEST: Setting(FASHION, "fashion_mnist:network", TENTH, RESNET),
     "ViT, 2,700 + 300": Setting(SMALL, "disturb:vit", TENTH, VIT),
     "digits, 20 %": Setting(DIGITS_DATA, "timm:test_resnet", "random:20%,seed={seed}", DIGITS),
     **{
@@ -209,8 +210,8 @@ def measure(name: str, setting: Setting, seed: int, folder: Path) -> None:
         store.record(way, **row, **evaluate(f"models:/{way}/1"))
 
 
-def bars(rows: list[dict[str, dict]]) -> Iterator[tuple[str, float, float, bool]]:
-    """Of a setting what is asked of each way: name, value, bound and whether it is kept; means over the seeds."""
+def bars(name: str, rows: list[dict[str, dict]]) -> Iterator[tuple[str, float, float, bool]]:
+    """What is asked of each way: name, value, bound and whether it is kept; means over the seeds of a setting."""
 
     def mean(version: str, key: str) -> float:
         return statistics.fmean(row[version][key] for row in rows)
@@ -221,8 +222,10 @@ def bars(rows: list[dict[str, dict]]) -> Iterator[tuple[str, float, float, bool]
         gap, floor = mean(way, "avg_gap_advantage"), mean("second gold", "avg_gap_advantage")
         bound = max(mean("original", "avg_gap_advantage") / 2, floor)
         yield f"{way}: avg_gap_advantage", gap, bound, gap <= bound
+        if name != STRICTEST:
+            continue
         share = statistics.fmean(row[way]["loop"] / row["gold"]["seconds"] for row in rows)
-        for name, value, most in (
+        for what, value, most in (
             ("avg_gap_advantage", gap, 0.015),
             ("avg_gap_excess", mean(way, "avg_gap_excess"), 0.015),
             ("acc_forget beside gold's", abs(mean(way, "acc_forget") - mean("gold", "acc_forget")), 0.03),
@@ -230,7 +233,7 @@ def bars(rows: list[dict[str, dict]]) -> Iterator[tuple[str, float, float, bool]
             ("acc_test below gold's", mean("gold", "acc_test") - mean(way, "acc_test"), 0.01),
             ("share of retraining's time", share, 0.35),
         ):
-            yield f"{way}: {name} (ResNet18's bar)", value, most, value <= most
+            yield f"{way}: {what}", value, most, value <= most
 
 
 def table(name: str, rows: list[dict[str, dict]]) -> None:
@@ -256,7 +259,7 @@ def table(name: str, rows: list[dict[str, dict]]) -> None:
                 or f"{found.get('method')} {chosen}, {found.get('loop', 0) / row['gold']['seconds']:.2f} of retraining"
             )
             print(f"- {way}: {said[:300]}")
-    for what, value, bound, kept in bars(rows):
+    for what, value, bound, kept in bars(name, rows):
         print(f"  - {what}: {value:.4f} (≤ {bound:.4f}): {'kept' if kept else 'missed'}")
 
 
