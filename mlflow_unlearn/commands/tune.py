@@ -69,7 +69,7 @@ def tune(options: config.Tune) -> None:
             name = target_name(session, name)
         gold_module = open_gold(session, options)
         session.log_manifests()
-        methods = _automatic(session, options) if methods is None else _suited(methods, session)
+        methods = _suited(methods or _automatic(session, options), session)
         recorded = recorded_params(session, options, methods)
         family, prefixes = model_family(session.module), _prefixes(session, options)
         space = search_space(methods, family, prefixes, options.space, recorded)
