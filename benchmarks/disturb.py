@@ -69,8 +69,8 @@ ROWS: dict[str, list[tuple[str, str, dict]]] = {
         ("LoTUS", "lotus", {}),
         ("finetune, lr .1", "finetune", {"lr": 0.1, "epochs": 5}),
         ("perturb, a .8, 5 epochs", "perturb", {"amount": 0.8, "epochs": 5}),
-        ("perturb, 10 epochs", "perturb", {"epochs": 10}),
-        ("perturb", "perturb", {}),
+        ("perturb, a 1, 10 epochs", "perturb", {"amount": 1.0, "epochs": 10}),
+        ("perturb, a 1, 20 epochs", "perturb", {"amount": 1.0, "epochs": 20}),
         ("msg", "msg", {}),
         ("retrain_from", "retrain_from", {}),
         ("amun", "amun", {}),
@@ -122,7 +122,7 @@ def main() -> None:
             if not re.search(args.rows, name):
                 continue
             try:
-                recorded = get_method(method).recorded(MODELS[kind][1])
+                recorded = get_method(method).recorded({"lr": MODELS[kind][1]["lr"]})  # the epochs are the rows'
                 result = unlearn(original, sets, method, {**recorded, **params}, num_workers=0)
             except UnlearnError as error:
                 print(f"{name:<24}{error}", file=sys.stderr)

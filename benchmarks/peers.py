@@ -30,7 +30,7 @@ METHODS = {
     "finetune": {"epochs": 5, "lr": 0.02, "batch_size": 128},
     "bad_teacher": {"epochs": 1, "lr": 1e-4, "batch_size": 256},
     "random_labels": {"epochs": 3, "batch_size": 128},
-    "scrub": {"epochs": 10, "lr": 5e-4, "batch_size": 128, "msteps": 3},
+    "scrub": {"epochs": 10, "lr": 5e-4, "batch_size": 128, "msteps": 3, "alpha": 0.5, "gamma": 1.0, "temperature": 2.0},
     "ssd": {"alpha": 10.0, "lam": 1.0},
 }
 """With the peer's settings, as far as ours has the hyperparameter."""

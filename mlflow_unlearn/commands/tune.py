@@ -61,7 +61,8 @@ def tune(options: config.Tune) -> None:
         storage_errors(options.storage),
     ):
         _check(options)
-        methods = None if options.methods == AUTOMATIC else chosen_methods(options.methods)
+        automatic = options.methods == AUTOMATIC
+        methods = [] if automatic else chosen_methods(options.methods)
         name = check_name(options.register_as) if options.register_as else None
         storage = open_storage(options.storage, close_dead(run_id))
         session = open_session(tracking.client(), run_id, options, folder, progress=progress)
@@ -69,7 +70,7 @@ def tune(options: config.Tune) -> None:
             name = target_name(session, name)
         gold_module = open_gold(session, options)
         session.log_manifests()
-        methods = _suited(methods or _automatic(session, options), session)
+        methods = _suited(_automatic(session, options) if automatic else methods, session)
         recorded = recorded_params(session, options, methods)
         family, prefixes = model_family(session.module), _prefixes(session, options)
         space = search_space(methods, family, prefixes, options.space, recorded)
@@ -82,7 +83,9 @@ def tune(options: config.Tune) -> None:
         original = session.evaluate_original(force=options.force, teacher=teacher)
         # From here on the progress bar is that of the whole study.
         session = replace(session, hardware=replace(session.hardware, progress=False))
-        space = space.of(worthwhile(methods, original))
+        # LoTUS's rule is about the samples: where it finds that they are not known, no other method is tried unasked.
+        left = worthwhile(methods[:1] if automatic else methods, original)
+        space = space.of(methods if automatic else left)
         gold = None
         if gold_module is not None:
             gold = evaluate_splits(gold_module, session.splits, session.hardware, name="gold", cached=True)

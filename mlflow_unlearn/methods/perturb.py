@@ -26,7 +26,7 @@ class Perturb(Method):
     position = 11
     Params = PerturbParams
     params: PerturbParams
-    by_family = {"vit": {"amount": 1.0, "epochs": 20}}
+    by_family = {"vit": {"epochs": 20}}
     from_recipe = FROM_RECIPE
     epochs_of_training = EPOCHS_OF_TRAINING
 

@@ -34,7 +34,7 @@ def test_what_is_before_the_output_layer_moves_and_nothing_else():
 
 def test_a_vit_has_its_own_defaults():
     assert (Perturb().params.amount, Perturb().params.epochs) == (0.8, 5)
-    assert (Perturb(family="vit").params.amount, Perturb(family="vit").params.epochs) == (1.0, 20)
+    assert (Perturb(family="vit").params.amount, Perturb(family="vit").params.epochs) == (0.8, 20)
 
 
 def test_an_output_layer_alone_is_refused():

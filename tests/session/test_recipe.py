@@ -39,7 +39,7 @@ def test_nothing_is_recorded(opened, options, capsys, recorded):
 
 def test_a_repair_takes_the_recorded_rate_and_says_so_where_there_is_none(opened, options, capsys):
     recorded = recorded_params(opened, options, ["lotus", "transpose"])
-    assert recorded == {"transpose": {"lr": 0.05, "batch_size": 32, "weight_decay": 5e-4}}
+    assert recorded == {"transpose": {"lr": 0.05, "batch_size": 32, "weight_decay": 5e-4, "epochs": 7}}
     assert not capsys.readouterr().err
     unknown = replace(opened, version=replace(opened.version, record=None))
     assert recorded_params(unknown, options, ["transpose"]) == {"transpose": {}}
