@@ -111,6 +111,8 @@ def unlearn(
         on_epoch=on_epoch,
     )
     result = unlearn_on(hardware, model, splits, method, params, options)
+    for sentence in result.warnings:
+        warnings.warn(sentence, UnlearnWarning, stacklevel=2)
     return replace(result, seconds=time.perf_counter() - start)
 
 
@@ -122,7 +124,7 @@ def unlearn_on(
     params: Mapping[str, Any] | None,
     options: RunOptions,
 ) -> Result:
-    """`unlearn` where device, precision and layout are decided.
+    """`unlearn` where device, precision and layout are decided; what the method warns of is in the result alone.
 
     Args:
         hardware: device, precision and layout.
@@ -141,8 +143,6 @@ def unlearn_on(
     if options.teacher is not None:
         options.teacher.check(model, vars(splits))
     outcome = run(model, recipe, vars(splits), hardware, options)
-    for sentence in outcome.warnings:
-        warnings.warn(sentence, UnlearnWarning, stacklevel=3)
     seconds = time.perf_counter() - start
     return Result(**{**vars(outcome), "seconds": seconds, "params": recipe.params.model_dump()})
 

@@ -57,6 +57,7 @@ class Session:
         earlier: what the version has forgotten before, which is neither forgotten now nor retained.
         matched: where the samples lie that a forget spec names, for its request.
         code: what loading has run so far, in words; the gold standard's is added when that is loaded.
+        told: warnings of methods that the terminal has had already.
     """
 
     client: MlflowClient
@@ -73,6 +74,7 @@ class Session:
     earlier: tuple[Earlier, ...] = ()
     matched: Matched | None = None
     code: list[str] = field(default_factory=list)
+    told: set[str] = field(default_factory=set)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -185,7 +187,13 @@ class Session:
         Raises:
             UnlearnError: the method does not take these hyperparameters, or fails.
         """
-        return unlearn_on(self.hardware, self.module, splits or self.splits, method, params, options)
+        result = unlearn_on(self.hardware, self.module, splits or self.splits, method, params, options)
+        # Not by Python's warnings, which a library's thread that catches its own can take from the terminal.
+        for sentence in dict.fromkeys(result.warnings):
+            if sentence not in self.told:
+                self.told.add(sentence)
+                note(f"Warning: {sentence}")
+        return result
 
 
 def _check_own_name(version: Version, options: Unlearning) -> None:
