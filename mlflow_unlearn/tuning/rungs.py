@@ -17,7 +17,7 @@ STRONGER = 8.0
 """LoTUS's α in its second rung: four times the published one."""
 LOTUS_SHARE = 0.025
 """What a rung of LoTUS may train on, as a fraction of what retraining does, where its own rule does not stop it."""
-SHARES = (1 / 3, 2 / 3)
+SHARES = (0.3, 0.6)
 """Of the training's epochs, for which a disturbed model is repaired."""
 
 
