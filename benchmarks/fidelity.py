@@ -44,7 +44,7 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     source = load_source("digits,train=30%")
     everything = as_dataset(source.train, build_transform("none", channels=1))
-    space = search_space(("lotus",), "cnn", ["none"], None)
+    space = search_space(("lotus",), "cnn", ["none"], {})
     rows = []
     for seed in range(args.seeds):
         sets = sets_of(source, stratified(source.train.labels, 0.1, seed))

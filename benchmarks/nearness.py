@@ -174,16 +174,16 @@ def measure(name: str, setting: Setting, seed: int, folder: Path) -> None:
     ):
         if version not in store.figures:
             without = () if kind == "clf" else ("--exclude", forget)
-            _, line, seconds = timed(*training, "--name", kind, "--seed", str(own_seed), *without)
+            _, _, seconds = timed(*training, "--name", kind, "--seed", str(own_seed), *without)
             store.record(version, seconds=seconds)
     for kind, version in (("clf", "original"), ("gold", "gold"), ("second", "second gold")):
         if "acc_test" not in store.figures[version]:
             store.record(version, **store.figures[version], **evaluate(f"models:/{kind}/1"))
     policy = store.folder / "lenient.yaml"
     policy.write_text(LENIENT)
-    strict = name.startswith(("ResNet18", "ViT", "digits"))
+    judged_by = ("--policy", str(policy)) if setting.network == SMALL_RESNET else ()
     ways = {
-        "until": ("unlearn", "--until", "pass", *(() if strict else ("--policy", str(policy)))),
+        "until": ("unlearn", "--until", "pass", *judged_by),
         "tune": ("tune", "--n-trials", str(setting.trials), "--storage", "sqlite:///optuna.db", *setting.objective),
     }
     for way, arguments in ways.items():

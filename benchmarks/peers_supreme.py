@@ -49,7 +49,10 @@ def main() -> None:
     forget, retain, test = (Labelled(*task[name]) for name in ("forget", "retain", "val"))
     fabric = Fabric(accelerator="cpu", devices=1)
     fabric.launch()
-    loader = lambda data: fabric.setup_dataloaders(DataLoader(data, BATCH, shuffle=True))  # noqa: E731
+
+    def loader(data: Dataset) -> DataLoader:
+        return fabric.setup_dataloaders(DataLoader(data, BATCH, shuffle=True))
+
     # It measures on this one after each epoch, which is not unlearning: one batch.
     few = fabric.setup_dataloaders(DataLoader(torch.utils.data.Subset(test, range(BATCH)), BATCH))
     common = {"fabric": fabric, "num_gpus": 0, "wandb_logging_flag": False, "model": model}

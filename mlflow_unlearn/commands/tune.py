@@ -63,6 +63,7 @@ def tune(options: config.Tune) -> None:
         _check(options)
         automatic = options.methods == AUTOMATIC
         methods = [] if automatic else chosen_methods(options.methods)
+        given = config.parse_params(options.space, where="space")
         name = check_name(options.register_as) if options.register_as else None
         storage = open_storage(options.storage, close_dead(run_id))
         session = open_session(tracking.client(), run_id, options, folder, progress=progress)
@@ -70,10 +71,10 @@ def tune(options: config.Tune) -> None:
             name = target_name(session, name)
         gold_module = open_gold(session, options)
         session.log_manifests()
-        methods = _suited(_automatic(session, options) if automatic else methods, session)
+        methods = _suited(_automatic(session, options, given) if automatic else methods, session)
         recorded = recorded_params(session, options, methods)
         family, prefixes = model_family(session.module), _prefixes(session, options)
-        space = search_space(methods, family, prefixes, options.space, recorded)
+        space = search_space(methods, family, prefixes, given, recorded)
         for prefix in space.prefixes():
             split_at(session.module, prefix)  # a misspelt module fails the command, not a trial
         if options.plan:
@@ -133,10 +134,9 @@ def _check(options: config.Tune) -> None:
             raise UnlearnError(f"{name} = {getattr(options, name)} and several ranks do not go together: use one")
 
 
-def _automatic(session: Session, options: config.Tune) -> list[str]:
+def _automatic(session: Session, options: config.Tune, space: Mapping[str, Any]) -> list[str]:
     """LoTUS and the strongest method for the model; LoTUS alone where the other options are about one method."""
     both = ["lotus", disturbing(session.module)]
-    space = config.parse_params(options.space, where="space")
     of_methods = all(name in both and isinstance(part, dict) for name, part in space.items())
     return both if of_methods and options.sampler != "grid" else both[:1]
 

@@ -65,7 +65,7 @@ def tune_method(runner: ComparisonRunner, method: str, own: Mapping[str, Any], n
         seed: of the sampler and of every trial.
     """
     family = model_family(runner.session.module)
-    space = search_space([method], family, ["none"], None, {method: own})
+    space = search_space([method], family, ["none"], {}, {method: own})
     if not space.distributions[method]:
         return Tuned(None, "not tuned: it declares nothing to search")
 

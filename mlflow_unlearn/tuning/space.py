@@ -17,7 +17,6 @@ from optuna.distributions import (
 )
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mlflow_unlearn.config import parse_params
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import Params, get_method
 from mlflow_unlearn.parsing import NumbersAreNumbers, message
@@ -192,10 +191,10 @@ def search_space(
     methods: Sequence[str],
     family: str,
     prefixes: Sequence[str],
-    given: str | None,
+    given: Mapping[str, Any],
     recorded: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Space:
-    """The declared space of the methods, changed by what the user gives (JSON, or a YAML file).
+    """The declared space of the methods, changed by what the user gives.
 
     ``{"alpha": [1, 16]}`` is a range, ``{"alpha": {"low": 1, "high": 16, "log": true}}`` the same in full,
     ``{"keep": {"choices": ["last", "closest"]}}`` a choice and ``{"epochs": 5}`` a fixed value; with several methods
@@ -205,13 +204,13 @@ def search_space(
         methods: names.
         family: of the model, whose published hyperparameters count.
         prefixes: what to try for ``prefix``, unless ``given`` has it.
-        given: the option ``space``.
+        given: the option ``space``, parsed.
         recorded: by method hyperparameters that take the place of its defaults, from the version's training.
 
     Raises:
         UnlearnError: an unknown key, or a value that the hyperparameter does not take.
     """
-    parts = _by_method(parse_params(given, where="space"), methods)
+    parts = _by_method(given, methods)
     distributions: dict[str, dict[str, _Kind]] = {}
     fixed: dict[str, dict[str, Any]] = {}
     nearest: dict[str, dict[str, Any]] = {}
@@ -240,7 +239,7 @@ def _suggest(trial: optuna.Trial, name: str, kind: _Kind) -> Any:
     return trial.suggest_float(name, kind.low, kind.high, step=kind.step, log=kind.log)
 
 
-def _by_method(values: dict[str, Any], methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _by_method(values: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Mapping[str, Any]]:
     nested = [name for name in values if name in methods and isinstance(values[name], dict)]
     if len(methods) == 1 and methods[0] not in nested:
         return {methods[0]: values}

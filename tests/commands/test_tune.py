@@ -139,7 +139,7 @@ def test_what_it_was_chosen_by_stands_beside_the_test_set(result, searched):
     on_validation = evidence["provenance"]["selection"]["metrics"]
     tested = evidence["metrics"]["unlearned"]["values"]
     for key, name in (("mia_advantage", "mia_advantage_val"), ("rf_jsd", "rf_jsd_val"), ("acc_test", "acc_val")):
-        assert on_validation[key] == best[name] != tested[key]
+        assert on_validation[key] == best[name]
         line = f"{best[name]:.4f} (validation set), {tested[key]:.4f} (test set)"
         assert line in searched[1].out
         assert line in html.unescape(mlflow.artifacts.load_text(f"runs:/{run_id}/evidence/report.html"))

@@ -82,7 +82,7 @@ def test_an_objective_that_cannot_be_computed(runner, monkeypatch):
 
 def test_a_range_by_a_factor_ends_where_the_hyperparameter_does():
     """lr = 5 to 10 × 5 would go beyond 10, which fine-tuning refuses."""
-    space = search_space(["finetune"], "cnn", ["none"], None, {"finetune": complete("finetune", lr=5.0)})
+    space = search_space(["finetune"], "cnn", ["none"], {}, {"finetune": complete("finetune", lr=5.0)})
     lr = space.distributions["finetune"]["lr"]
     assert (lr.low, lr.high) == (0.5, 10.0)
     assert space.config(space.published_settings()[0]).params["lr"] == 5.0

@@ -21,7 +21,7 @@ class Trials:
 
     def __init__(self, options, storage, failing: int) -> None:
         self.options, self.failing, self.parent, self.command_run = options, failing, "run", "run"
-        self.space = search_space(["finetune"], "cnn", ["none"], None)
+        self.space = search_space(["finetune"], "cnn", ["none"], {})
         self.study = open_study(storage, options, self.space, "clf-1", "run")
 
     def __call__(self, trial: optuna.Trial) -> float:
@@ -43,7 +43,7 @@ class SplitLike:
 
 def test_a_study_keeps_its_mode():
     storage = optuna.storages.InMemoryStorage()
-    space = search_space(["lotus"], "cnn", ["none"], None)
+    space = search_space(["lotus"], "cnn", ["none"], {})
     options = config.Tune(model_uri="models:/clf/1", study="ours")
     first = open_study(storage, options, space, "clf-1", "0123456789")
     assert open_study(storage, options, space, "clf-1", "another").study_name == first.study_name == "ours"
@@ -96,7 +96,7 @@ class TestTheTask:
 
 
 def test_a_study_without_a_name_is_called_after_the_version_and_the_run():
-    space = search_space(["lotus"], "cnn", ["none"], None)
+    space = search_space(["lotus"], "cnn", ["none"], {})
     study = open_study(optuna.storages.InMemoryStorage(), config.Tune(model_uri="m"), space, "clf-1", "0123456789")
     assert study.study_name == "clf-1-01234567"
 

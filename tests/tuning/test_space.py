@@ -5,6 +5,7 @@ import json
 import optuna
 import pytest
 
+from mlflow_unlearn.config import parse_params
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import all_methods, get_method
 from mlflow_unlearn.tuning.space import GRID_POINTS, search_space
@@ -13,7 +14,7 @@ SEARCHED = [name for name in all_methods() if name != "retrain"]
 
 
 def space(given=None, *, methods=("lotus",), family="cnn", prefixes=("none",)):
-    return search_space(methods, family, list(prefixes), given)
+    return search_space(methods, family, list(prefixes), parse_params(given, "space"))
 
 
 def configs(searched, count=40, seed=0):
@@ -35,14 +36,14 @@ def test_every_declared_space_is_legal_and_contains_the_published_hyperparameter
 def test_what_is_recorded_takes_the_place_of_a_default():
     """Around the recorded rate is searched, and what is not searched is fixed at what is recorded."""
     recorded = {"transpose": {"lr": 0.2, "batch_size": 32, "epochs": 9}}
-    searched = search_space(["transpose"], "cnn", ["none"], None, recorded)
+    searched = search_space(["transpose"], "cnn", ["none"], {}, recorded)
     [published] = searched.published_settings()
     assert published["lr"] == 0.2 and searched.distributions["transpose"]["lr"].high == pytest.approx(0.8)
     assert {chosen.params["batch_size"] for chosen in configs(searched, 5)} == {32}
     # A longer repair would hardly be cheaper than retraining.
     epochs = searched.distributions["transpose"]["epochs"]
     assert (epochs.low, epochs.high) == (4, 9)
-    given = search_space(["transpose"], "cnn", ["none"], '{"batch_size": 64, "lr": 0.1}', recorded)
+    given = search_space(["transpose"], "cnn", ["none"], {"batch_size": 64, "lr": 0.1}, recorded)
     assert {(c.params["batch_size"], c.params["lr"]) for c in configs(given, 5)} == {(64, 0.1)}
 
 

@@ -18,7 +18,7 @@ from mlflow_unlearn.tuning.space import search_space
 from mlflow_unlearn.tuning.trials import Objective, _Best, weight_change
 from mlflow_unlearn.tuning.winner import Candidate, choose
 
-SPACE = '{"alpha": [1, 8], "lr": 0.001, "epochs": 1, "prefix": "none"}'
+SPACE = {"alpha": [1, 8], "lr": 0.001, "epochs": 1, "prefix": "none"}
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_how_far_weights_moved():
 
 def test_a_trial_that_collapses_is_complete_and_infeasible(objective):
     """SSD takes nearly all weights away: an attack finds nothing, and would have made it the winner."""
-    space = search_space(["ssd"], "cnn", ["none"], '{"alpha": 0.01, "lam": [0.0001, 0.0002], "prefix": "none"}')
+    space = search_space(["ssd"], "cnn", ["none"], {"alpha": 0.01, "lam": [0.0001, 0.0002], "prefix": "none"})
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     arguments = (objective.session, study, space, objective.session.teacher(), objective.original)
     study.optimize(Objective(*arguments, None, objective.options, objective.command_run), n_trials=1)
