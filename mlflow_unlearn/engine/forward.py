@@ -42,6 +42,22 @@ def predict(model: nn.Module, dataset: Dataset[Any], hardware: Hardware) -> Tens
     return torch.cat([logits.argmax(dim=1).cpu() for logits, _ in forward(model, dataset, hardware)])
 
 
+def true_class_log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """``z_y − logsumexp_{j≠y} z_j = log p_y − log(1 − p_y)`` ``[N]``, float64; never from p, which saturates.
+
+    Args:
+        logits: ``[N, K]``.
+        labels: ``[N]``, in ``[0, K)``.
+
+    >>> true_class_log_odds(torch.tensor([[3.0, 1.0, 1.0]]), torch.tensor([0])).round(decimals=4).tolist()
+    [1.3069]
+    """
+    if logits.shape[1] == 1:  # as `true_class_margins`
+        return torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
+    z, y = logits.double(), labels[:, None]
+    return z.gather(1, y)[:, 0] - z.scatter(1, y, -torch.inf).logsumexp(dim=1)
+
+
 def true_class_margins(logits: Tensor, labels: Tensor) -> Tensor:
     """``z_y − max_{j≠y} z_j`` ``[N]``, float64; of logits and not of probabilities, which saturate.
 

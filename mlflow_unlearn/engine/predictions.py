@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from mlflow_unlearn.data.functions import users_code
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.distributed.ranks import on_all_ranks
-from mlflow_unlearn.engine.forward import true_class_margins
+from mlflow_unlearn.engine.forward import true_class_log_odds, true_class_margins
 from mlflow_unlearn.engine.hardware import Hardware
 from mlflow_unlearn.engine.output_cache import CacheKey, cached_forward, model_cache_key
 from mlflow_unlearn.engine.teacher import Teacher
@@ -49,7 +49,7 @@ def evaluate_split(
     Raises:
         UnlearnError: the model's outputs are not finite logits ``[N, K]``.
     """
-    labels, predictions, entropies, confidences, margins, probabilities = [], [], [], [], [], []
+    labels, predictions, entropies, confidences, margins, log_odds, probabilities = [], [], [], [], [], [], []
     sums: torch.Tensor | None = None
     for logits, batch_labels in cached_forward(model, dataset, hardware, cache_key, description=description):
         # float64: the entropies of confident outputs differ far below float32's resolution of a probability near 1.
@@ -66,6 +66,7 @@ def evaluate_split(
         confidences.append(largest.cpu())
         entropies.append(-(p * log_p).sum(dim=1).cpu())
         margins.append(true_class_margins(logits, batch_labels).cpu())
+        log_odds.append(true_class_log_odds(logits, batch_labels).cpu())
         if keep_probabilities:
             probabilities.append(p.cpu())
         if keep_logits is not None:
@@ -78,6 +79,7 @@ def evaluate_split(
         torch.cat(entropies).clamp_min(0).numpy(),
         torch.cat(confidences).numpy(),
         torch.cat(margins).numpy(),
+        torch.cat(log_odds).numpy(),
         sums.cpu().numpy(),
         torch.cat(probabilities).numpy() if probabilities else None,
     )

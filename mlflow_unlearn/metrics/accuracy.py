@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from mlflow_unlearn.metrics import _arrays
+from mlflow_unlearn.metrics import arrays
 from mlflow_unlearn.metrics.advantage import SIDES, advantage_sides
 from mlflow_unlearn.metrics.membership import attack_fractions
 from mlflow_unlearn.metrics.outputs import Compute, Computed, MetricInputs
@@ -36,12 +36,12 @@ def accuracy(predictions: npt.ArrayLike, labels: npt.ArrayLike, mask: npt.ArrayL
         >>> accuracy([0, 1, 2, 2], [0, 1, 1, 2], mask=[False, False, True, True])
         0.5
     """
-    predicted, actual = _arrays.integers(predictions, "predictions"), _arrays.integers(labels, "labels")
+    predicted, actual = arrays.integers(predictions, "predictions"), arrays.integers(labels, "labels")
     if predicted.shape != actual.shape:
         raise ValueError(f"predictions and labels must have one length, got {predicted.size} and {actual.size}.")
     hits = predicted == actual
     if mask is not None:
-        hits = hits[_arrays.mask(mask, "mask", actual.size)]
+        hits = hits[arrays.mask(mask, "mask", actual.size)]
     if hits.size == 0:
         raise ValueError("mask: no sample is left to count.")
     return float(hits.mean())

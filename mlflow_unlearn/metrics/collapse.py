@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from mlflow_unlearn.metrics import _arrays
+from mlflow_unlearn.metrics import arrays
 from mlflow_unlearn.metrics.accuracy import accuracy
 from mlflow_unlearn.metrics.outputs import MetricInputs
 
@@ -35,7 +35,7 @@ def chance_accuracy(labels: npt.ArrayLike) -> float:
         >>> chance_accuracy([0] * 50 + [1] * 50)
         0.6
     """
-    found = _arrays.integers(labels, "labels")
+    found = arrays.integers(labels, "labels")
     share = float(np.unique(found, return_counts=True)[1].max() / found.size)
     return share + 2 * float(np.sqrt(share * (1 - share) / found.size))
 
@@ -59,8 +59,8 @@ def spread_within_classes(values: npt.ArrayLike, labels: npt.ArrayLike) -> float
         >>> spread_within_classes([1.0, 3.0, 10.0, 12.0], [0, 0, 1, 1])
         1.4142135623730951
     """
-    found = _arrays.vector(values, "values")
-    _, classes, counts = np.unique(_arrays.integers(labels, "labels"), return_inverse=True, return_counts=True)
+    found = arrays.vector(values, "values")
+    _, classes, counts = np.unique(arrays.integers(labels, "labels"), return_inverse=True, return_counts=True)
     if found.size == counts.size:
         return None
     offsets = found - (np.bincount(classes, found) / counts)[classes]

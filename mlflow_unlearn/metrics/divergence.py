@@ -9,8 +9,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from mlflow_unlearn.metrics import _arrays
-from mlflow_unlearn.metrics._arrays import Floats, Ints
+from mlflow_unlearn.metrics import arrays
+from mlflow_unlearn.metrics.arrays import Floats, Ints
 from mlflow_unlearn.metrics.outputs import Computed, MetricInputs
 
 LN2 = math.log(2.0)
@@ -40,7 +40,7 @@ def js_divergence(p: npt.ArrayLike, q: npt.ArrayLike) -> Floats:
         >>> js_divergence([[1.0, 0.0], [0.3, 0.7]], [[0.0, 1.0], [0.3, 0.7]]).round(4).tolist()
         [0.6931, 0.0]
     """
-    rows_p, rows_q = _arrays.two_distributions(p, q)
+    rows_p, rows_q = arrays.two_distributions(p, q)
     # p log(p / m) as p log(2 p / (p + q)): m itself would underflow to 0 under the smallest floats. In the place of 0
     # the smallest of them is divided by, and its logarithm taken: either is multiplied by 0.
     total = np.maximum(rows_p + rows_q, SMALLEST)
@@ -84,7 +84,7 @@ def js_divergence_published(p: npt.ArrayLike, q: npt.ArrayLike) -> float:
         >>> round(js_divergence_published([[0.5, 0.5]] * 10, [[0.25, 0.75]] * 10), 7)
         0.0034841
     """
-    rows_p, rows_q = _arrays.two_distributions(p, q)
+    rows_p, rows_q = arrays.two_distributions(p, q)
     whole_p, whole_q = _published_matrix(rows_p), _published_matrix(rows_q)
     middle = (whole_p + whole_q) / 2.0
     terms: Floats = middle * (2.0 * np.log(middle) - np.log(whole_p) - np.log(whole_q))
@@ -110,10 +110,10 @@ def class_means(sums: npt.ArrayLike, classes: npt.ArrayLike) -> Floats:
         >>> class_means([[0.0, 0.0], [0.5, 1.5]], [1]).tolist()
         [[0.25, 0.75]]
     """
-    rows = _arrays.non_negative(sums, "sums")
+    rows = arrays.non_negative(sums, "sums")
     if rows.shape[0] != rows.shape[1]:
         raise ValueError(f"sums: expected shape [K, K], got {list(rows.shape)}.")
-    chosen = _arrays.indices(classes, "classes", len(rows))
+    chosen = arrays.indices(classes, "classes", len(rows))
     if np.unique(chosen).size != chosen.size:
         raise ValueError("classes: each class may occur once.")
     totals = rows[chosen].sum(axis=1, keepdims=True)

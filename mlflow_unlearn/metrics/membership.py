@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mlflow_unlearn.metrics import _arrays
-from mlflow_unlearn.metrics._arrays import Bools, Floats, Ints
+from mlflow_unlearn.metrics import arrays
+from mlflow_unlearn.metrics.arrays import Bools, Floats, Ints
 from mlflow_unlearn.metrics.outputs import Computed, MetricInputs
 
 CROSS_FIT_BELOW = 100
@@ -77,8 +77,8 @@ def class_matched_weights(
         >>> test.tolist()
         [3.0, 0.5, 0.5, 0.0]
     """
-    classes_forget = _arrays.indices(labels_forget, "labels_forget", num_classes)
-    classes_test = _arrays.indices(labels_test, "labels_test", num_classes)
+    classes_forget = arrays.indices(labels_forget, "labels_forget", num_classes)
+    classes_test = arrays.indices(labels_test, "labels_test", num_classes)
     counts_test = np.bincount(classes_test, minlength=num_classes)
     matched = (counts_test > 0)[classes_forget]
     counts_forget = np.bincount(classes_forget, minlength=num_classes)
@@ -137,14 +137,14 @@ def membership_attack(
         >>> attack
         MembershipAttack(mia=0.75, mia_test=0.0, mia_excess=0.75)
     """
-    retain = _arrays.vector(entropy_retain, "entropy_retain")
-    forget = _arrays.vector(entropy_forget, "entropy_forget")
-    test = _arrays.vector(entropy_test, "entropy_test")
-    classes_forget = _arrays.indices(labels_forget, "labels_forget", num_classes, length=forget.size)
-    classes_test = _arrays.indices(labels_test, "labels_test", num_classes, length=test.size)
+    retain = arrays.vector(entropy_retain, "entropy_retain")
+    forget = arrays.vector(entropy_forget, "entropy_forget")
+    test = arrays.vector(entropy_test, "entropy_test")
+    classes_forget = arrays.indices(labels_forget, "labels_forget", num_classes, length=forget.size)
+    classes_test = arrays.indices(labels_test, "labels_test", num_classes, length=test.size)
     learned = np.ones(test.size, dtype=np.bool_)
     if nonmembers is not None:
-        learned = _arrays.mask(nonmembers, "nonmembers", test.size)
+        learned = arrays.mask(nonmembers, "nonmembers", test.size)
     if not learned.any():
         return None
     attack = _fit_attack(retain, test[learned])
@@ -204,10 +204,10 @@ def two_sided_auc(
         >>> result.auc, result.low < 0.5 < result.high
         (0.5, True)
     """
-    forget = _arrays.vector(entropy_forget, "entropy_forget")
-    test = _arrays.vector(entropy_test, "entropy_test")
-    classes_forget = _arrays.indices(labels_forget, "labels_forget", num_classes, length=forget.size)
-    classes_test = _arrays.indices(labels_test, "labels_test", num_classes, length=test.size)
+    forget = arrays.vector(entropy_forget, "entropy_forget")
+    test = arrays.vector(entropy_test, "entropy_test")
+    classes_forget = arrays.indices(labels_forget, "labels_forget", num_classes, length=forget.size)
+    classes_test = arrays.indices(labels_test, "labels_test", num_classes, length=test.size)
     if resamples < 1:
         raise ValueError(f"resamples: expected at least 1, got {resamples}.")
     matched = class_matched_weights(classes_forget, classes_test, num_classes)[0] > 0
@@ -292,8 +292,8 @@ def entropy_ks(
         >>> entropy_ks([0.1, 0.2], [0.1, 0.2, 0.3, 0.4], [1.0, 1.0], [1.0, 1.0, 1.0, 1.0])
         0.5
     """
-    forget = _arrays.vector(entropy_forget, "entropy_forget")
-    test = _arrays.vector(entropy_test, "entropy_test")
+    forget = arrays.vector(entropy_forget, "entropy_forget")
+    test = arrays.vector(entropy_test, "entropy_test")
     grid = np.union1d(forget, test)
     forget_curve = _cumulative(forget, weights_forget, "weights_forget", grid)
     test_curve = _cumulative(test, weights_test, "weights_test", grid)
@@ -437,7 +437,7 @@ def _tally(values: Ints, size: int) -> Ints:
 
 def _cumulative(values: Floats, weights: npt.ArrayLike, name: str, grid: Floats) -> Floats:
     """Weighted fraction of ``values`` at or below each point of ``grid``."""
-    checked = _arrays.vector(weights, name)
+    checked = arrays.vector(weights, name)
     if checked.size != values.size or (checked < 0.0).any() or checked.sum() == 0.0:
         raise ValueError(f"{name}: expected {values.size} weights, none negative, not all 0.")
     order = np.argsort(values)

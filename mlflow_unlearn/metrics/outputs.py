@@ -19,6 +19,7 @@ class SplitOutputs:
         entropies: of the softmax outputs, ``[N]``, nats.
         confidences: largest softmax output, ``[N]``.
         margins: logit of the label less the largest of the other classes', ``[N]``.
+        log_odds: ``log p − log(1 − p)`` of the softmax output of the label, ``[N]``, nats.
         class_sums: row c is the sum of the softmax outputs of the samples with label c, ``[K, K]``.
         probabilities: the softmax outputs ``[N, K]``, kept for the forget set alone.
     """
@@ -28,6 +29,7 @@ class SplitOutputs:
     entropies: npt.NDArray[np.float64]
     confidences: npt.NDArray[np.float64]
     margins: npt.NDArray[np.float64]
+    log_odds: npt.NDArray[np.float64]
     class_sums: npt.NDArray[np.float64]
     probabilities: npt.NDArray[np.float64] | None = field(default=None, repr=False)
 
@@ -123,5 +125,5 @@ def concatenate_outputs(parts: Sequence[SplitOutputs], samples: npt.NDArray[Any]
     labels, probabilities = joined("labels"), joined("probabilities")
     sums = np.zeros_like(parts[0].class_sums)
     np.add.at(sums, labels, probabilities)
-    by_sample = {name: joined(name) for name in ("predictions", "entropies", "confidences", "margins")}
+    by_sample = {name: joined(name) for name in ("predictions", "entropies", "confidences", "margins", "log_odds")}
     return SplitOutputs(labels, class_sums=sums, probabilities=probabilities, **by_sample)

@@ -217,6 +217,7 @@ def _metrics_seconds(session: Session, models: int) -> float:
             np.resize(few.entropies, size),
             np.resize(few.confidences, size),
             np.resize(few.margins, size),
+            np.resize(few.log_odds, size),
             few.class_sums + 1,  # no class without a sample
             None if few.probabilities is None else np.resize(few.probabilities, (size, few.probabilities.shape[1])),
         )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlflow_unlearn.metrics._arrays import (
+from mlflow_unlearn.metrics.arrays import (
     distributions,
     indices,
     integers,

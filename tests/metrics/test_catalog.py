@@ -31,7 +31,7 @@ def outputs(seed, classes=4):
         sums = np.eye(classes)[labels].T @ p
         own = np.eye(classes, dtype=bool)[labels]
         margins = scores[own] - np.where(own, -np.inf, scores).max(1)
-        made[split] = SplitOutputs(labels, p.argmax(1), -(p * np.log(p)).sum(1), p.max(1), margins, sums, p)
+        made[split] = SplitOutputs(labels, p.argmax(1), -(p * np.log(p)).sum(1), p.max(1), margins, margins, sums, p)
     return made
 
 

@@ -15,7 +15,7 @@ def outputs(labels, predictions, margins=None) -> SplitOutputs:
     count = len(labels)
     margins = np.linspace(-1, 9, count) if margins is None else np.array(margins)
     halves = np.full(count, 0.5)
-    return SplitOutputs(np.array(labels), np.array(predictions), halves, halves, margins, np.zeros((4, 4)))
+    return SplitOutputs(np.array(labels), np.array(predictions), halves, halves, margins, margins, np.zeros((4, 4)))
 
 
 def found(labels, predictions, margins=None, test=None) -> str | None:

@@ -18,7 +18,13 @@ def outputs(seed, count, probabilities=True):
     p, labels = rng.dirichlet(np.ones(3), count), rng.integers(3, size=count)
     sums = np.eye(3)[labels].T @ p
     return SplitOutputs(
-        labels, p.argmax(1), rng.random(count), p.max(1), rng.normal(size=count), sums, p if probabilities else None
+        labels,
+        p.argmax(1),
+        rng.random(count),
+        p.max(1),
+        *rng.normal(size=(2, count)),
+        sums,
+        p if probabilities else None,
     )
 
 

@@ -456,7 +456,7 @@ def test_a_file_name_that_is_no_unicode_does_not_break_the_page():
 
 def split_outputs(probabilities) -> SplitOutputs:
     p = np.asarray(probabilities, dtype=float)
-    return SplitOutputs(np.zeros(len(p), int), p.argmax(1), np.zeros(len(p)), p.max(1), p.max(1), np.zeros((2, 2)), p)
+    return SplitOutputs(np.zeros(len(p), int), p.argmax(1), np.zeros(len(p)), *[p.max(1)] * 3, np.zeros((2, 2)), p)
 
 
 def test_moved_takes_the_samples_that_moved_most_and_least():
@@ -474,7 +474,7 @@ def test_moved_takes_the_samples_that_moved_most_and_least():
 
 
 def test_moved_needs_the_probabilities():
-    bare = SplitOutputs(*[np.zeros(1, int)] * 2, *[np.zeros(1)] * 3, np.zeros((2, 2)))
+    bare = SplitOutputs(*[np.zeros(1, int)] * 2, *[np.zeros(1)] * 4, np.zeros((2, 2)))
     with pytest.raises(ValueError, match="keep_probabilities"):
         moved({"original": {"forget": bare}, "unlearned": {"forget": bare}}, [], [], [])
 

@@ -107,3 +107,46 @@ def mask(values: npt.ArrayLike, name: str, length: int) -> Bools:
     if array.dtype != np.bool_ or array.shape != (length,):
         raise ValueError(f"{name}: expected a bool array of shape [{length}], got {array.dtype} {list(array.shape)}.")
     return array
+
+
+def log_likelihoods(values: npt.ArrayLike, name: str) -> Floats:
+    """Return ``values`` as float64 ``[N]``, finite and at most 0.
+
+    Raises:
+        ValueError: ``values`` is anything else.
+    """
+    array = vector(values, name)
+    if (array > 0).any():
+        raise ValueError(f"{name}: a log-likelihood is at most 0, got {array.max():.3g}.")
+    return array
+
+
+def matrix(values: npt.ArrayLike, name: str, columns: int) -> Floats:
+    """Return ``values`` as float64 ``[K, columns]``, K at least 1, finite.
+
+    Raises:
+        ValueError: ``values`` is anything else.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 2 or array.size == 0 or array.shape[1] != columns or not np.isfinite(array).all():
+        raise ValueError(f"{name}: expected finite values of shape [K, {columns}], got shape {list(array.shape)}.")
+    return array
+
+
+def references(values: npt.ArrayLike, name: str, columns: int) -> tuple[Floats, Ints]:
+    """Return ``values`` as float64 ``[K, columns]``, and how many of each column are there ``[columns]``, at least 1.
+
+    A value is NaN where the reference was trained on the sample, and so says nothing of it.
+
+    Raises:
+        ValueError: ``values`` is anything else, or infinite, or a sample has no reference that left it out.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 2 or array.size == 0 or array.shape[1] != columns or np.isinf(array).any():
+        raise ValueError(f"{name}: expected values of shape [K, {columns}], got shape {list(array.shape)}.")
+    counts = (~np.isnan(array)).sum(axis=0)
+    if not counts.all():
+        raise ValueError(
+            f"{name}: every sample needs a reference that left it out, and {(counts == 0).sum()} have none."
+        )
+    return array, counts

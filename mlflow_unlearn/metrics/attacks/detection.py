@@ -1,0 +1,181 @@
+"""How well scores tell forgotten samples from unseen ones: one number, its interval, its tail and its chance."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mlflow_unlearn.metrics import arrays
+from mlflow_unlearn.metrics.advantage import permutation_test
+from mlflow_unlearn.metrics.arrays import Floats
+from mlflow_unlearn.metrics.membership import class_matched_weights, two_sided_auc
+
+FPR = 0.01
+FALSE_ALARMS = 10
+"""A rate of false alarms is resolved by so many of them: 1 % by 1,000 unseen samples."""
+
+
+class Tail(NamedTuple):
+    """True positive rate at a rate of false alarms, with its 95 % interval, all in ``[0, 1]``."""
+
+    tpr: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What an attack's scores, high for members, say of ``D_f`` and ``D_t``.
+
+    Attributes:
+        n_forget: samples of ``D_f`` that have a class of ``D_t``.
+        n_unseen: samples of ``D_t``.
+        auc: class-matched; 0.5 where nothing is told apart, below it where forgotten samples look less seen than unseen
+            ones.
+        auc_low: lower end of its 95 % bootstrap interval.
+        auc_high: upper end.
+        advantage: of the best threshold on either side, as ``mia_advantage``.
+        p_value: chance of that advantage where both sets are drawn alike, by permutation within classes.
+        tail: at 1 % false alarms; None where there are too few unseen samples to resolve them.
+    """
+
+    n_forget: int
+    n_unseen: int
+    auc: float
+    auc_low: float
+    auc_high: float
+    advantage: float
+    p_value: float
+    tail: Tail | None
+
+
+def detect(
+    scores_forget: npt.ArrayLike,
+    scores_unseen: npt.ArrayLike,
+    labels_forget: npt.ArrayLike,
+    labels_unseen: npt.ArrayLike,
+    num_classes: int,
+    *,
+    seed: int,
+) -> Detection | None:
+    """Everything of :class:`Detection` from the scores of one attack.
+
+    The chance is exact where ``D_f`` and ``D_t`` were drawn from one pool and the score treats both alike.
+
+    Args:
+        scores_forget: Scores of ``D_f`` ``[Nf]``, high for members.
+        scores_unseen: Scores of ``D_t`` ``[Nt]``.
+        labels_forget: Labels of ``D_f`` ``[Nf]``, integers in ``[0, num_classes)``.
+        labels_unseen: Labels of ``D_t`` ``[Nt]``, likewise.
+        num_classes: Number of classes K.
+        seed: Seed of the bootstrap and of the permutations.
+
+    Returns:
+        The values, or ``None`` if fewer than 10 samples of ``D_f`` have a class that occurs in ``D_t``.
+
+    Raises:
+        ValueError: Bad shapes, values that are not finite, or labels out of range.
+
+    Source: as of :func:`two_sided_auc`, :func:`mlflow_unlearn.metrics.advantage.sides` and :func:`tail`.
+
+    Example:
+        >>> scores = np.arange(100.0)
+        >>> found = detect(scores, scores, [0] * 100, [0] * 100, 1, seed=0)
+        >>> found.auc, found.advantage, found.p_value, found.tail
+        (0.5, 0.0, 1.0, None)
+    """
+    forget, unseen = arrays.vector(scores_forget, "scores_forget"), arrays.vector(scores_unseen, "scores_unseen")
+    # two_sided_auc takes what is low for members.
+    interval = two_sided_auc(-forget, -unseen, labels_forget, labels_unseen, num_classes, seed=seed)
+    if interval is None:
+        return None
+    advantage, p_value = permutation_test(forget, unseen, labels_forget, labels_unseen, num_classes, seed=seed)
+    matched, weights = class_matched_weights(labels_forget, labels_unseen, num_classes)
+    return Detection(
+        n_forget=int(matched.sum()),
+        n_unseen=int((weights > 0).sum()),
+        auc=interval.auc,
+        auc_low=interval.low,
+        auc_high=interval.high,
+        advantage=advantage,
+        p_value=p_value,
+        tail=tail(forget[matched > 0], unseen, weights),
+    )
+
+
+def tail(
+    scores_forget: npt.ArrayLike, scores_unseen: npt.ArrayLike, weights: npt.ArrayLike, fpr: float = FPR
+) -> Tail | None:
+    """True positive rate at the threshold above which ``fpr`` of the unseen samples lie.
+
+    The threshold is the lowest score ``t`` at which the weighted fraction of ``D_t`` with a score above ``t`` is at
+    most ``fpr``; the rate is the fraction of ``D_f`` above it. The interval is that of Clopper and Pearson, which
+    takes the threshold as known.
+
+    Args:
+        scores_forget: Scores of ``D_f`` ``[Nf]``, high for members.
+        scores_unseen: Scores of ``D_t`` ``[Nt]``.
+        weights: Of the unseen samples ``[Nt]``, not negative.
+        fpr: Rate of false alarms, in ``(0, 1)``.
+
+    Returns:
+        The rate and its interval; ``None`` where fewer than ``10 / fpr`` unseen samples have weight: not resolvable.
+
+    Raises:
+        ValueError: Bad shapes, values that are not finite, or ``fpr`` out of range.
+
+    Source: Carlini et al., S&P 2022 (arXiv 2112.03570); Clopper and Pearson, Biometrika 1934.
+
+    Example:
+        >>> found = tail([2000.0, 5.0], np.arange(1000.0), np.ones(1000))
+        >>> found.tpr, round(found.low, 4), round(found.high, 4)
+        (0.5, 0.0126, 0.9874)
+    """
+    from scipy.stats import binomtest  # a second to import, and only audits need it
+
+    forget, unseen = arrays.vector(scores_forget, "scores_forget"), arrays.vector(scores_unseen, "scores_unseen")
+    counted = arrays.vector(weights, "weights")
+    if not 0.0 < fpr < 1.0 or counted.size != unseen.size:
+        raise ValueError(f"expected fpr in (0, 1) and a weight for each unseen sample, got {fpr} and {counted.size}.")
+    if (counted > 0).sum() < math.ceil(FALSE_ALARMS / fpr):
+        return None
+    values, inverse = np.unique(unseen, return_inverse=True)
+    above = counted.sum() - np.cumsum(np.bincount(inverse, counted))
+    # What rounding leaves of a sum of weights is not a false alarm.
+    threshold = values[np.argmax(above <= (fpr + 1e-12) * counted.sum())]
+    found = int((forget > threshold).sum())
+    interval = binomtest(found, forget.size).proportion_ci(0.95, method="exact")
+    return Tail(found / forget.size, float(interval.low), float(interval.high))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number, so that the chance of any false alarm among them is at most the level.
+
+    In ascending order ``p_(i)`` becomes ``max_{j≤i} min(1, (n − j + 1) p_(j))``.
+
+    Args:
+        p_values: Of the tests of one audit, each in ``[0, 1]``.
+
+    Returns:
+        The corrected values, in the order given.
+
+    Raises:
+        ValueError: A value outside ``[0, 1]``.
+
+    Source: Holm, Scandinavian Journal of Statistics 1979.
+
+    Example:
+        >>> holm([0.03, 0.01, 0.5])
+        [0.06, 0.03, 0.5]
+    """
+    if not all(0.0 <= p <= 1.0 for p in p_values):
+        raise ValueError(f"expected p-values in [0, 1], got {list(p_values)}.")
+    values: Floats = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    stepped = np.minimum(1.0, values[order] * np.arange(values.size, 0, -1))
+    corrected = np.empty_like(values)
+    corrected[order] = np.maximum.accumulate(stepped)
+    return [float(value) for value in corrected]
