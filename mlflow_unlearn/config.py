@@ -268,6 +268,27 @@ class Evaluate(HardwareOptions, ReadOptions, Command):
     seed: Seed = Field(0, description="Seed of the bootstrap and of the attack's folds.")
 
 
+class Audit(HardwareOptions, ReadOptions, Command):
+    """Attack a version, calibrated by retrained models, with controls. Exit code 3: told apart, or not decided."""
+
+    example = "mlflow-unlearn audit --model-uri models:/clf/4 --gold-uri models:/clf-gold/1,models:/clf-gold/2"
+
+    model_uri: str = Field(description="The version to attack.")
+    original_uri: Text = Field(None, description="The version before unlearning; default: the recorded source.")
+    gold_uri: Text = Field(
+        None, description="Models retrained without the forget set, separated by commas: the more, the stronger."
+    )
+    references: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Train so many models on halves of the training set, once for all requests: of each sample, half "
+        "of them have not seen it.",
+    )
+    forget: Text = Field(None, description="Forget spec; default: the requests that the version carried out.")
+    seed: Seed = Field(0, description="Seed of halves, folds, permutations and the bootstrap.")
+
+
 class Compare(HardwareOptions, PublishOptions, Command):
     """Compare unlearning methods with each other and with retraining, over several seeds; resumes where it stopped."""
 
@@ -368,10 +389,12 @@ class Data(Command):
 
 Unlearning = Unlearn | Tune | Compare
 """The commands that unlearn what a request or a forget spec names."""
+Measuring = Evaluate | Audit
+"""The commands that look at what has been unlearned."""
 
 COMMANDS: dict[str, type[Command]] = {
     command.__name__.lower(): command
-    for command in (Train, Request, Unlearn, Tune, Evaluate, Compare, Review)
+    for command in (Train, Request, Unlearn, Tune, Evaluate, Audit, Compare, Review)
     + (Promote, Verify, Exposure, Retire, Methods, Data)
 }
 

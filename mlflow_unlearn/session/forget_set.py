@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from mlflow.tracking import MlflowClient
 
-from mlflow_unlearn.config import Evaluate, Unlearning
+from mlflow_unlearn.config import Measuring, Unlearning
 from mlflow_unlearn.console import note
 from mlflow_unlearn.data.forget import ReadRequest, Selected, resolve_forget
 from mlflow_unlearn.data.manifest import Manifest
@@ -93,7 +93,7 @@ def evaluated_forget_set(
     original: Version,
     source: Source,
     mask: npt.NDArray[np.bool_],
-    options: Evaluate,
+    options: Measuring,
 ) -> ForgetSet:
     """The spec's samples, else those that the version has forgotten, else those of its pending requests.
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from mlflow_unlearn.config import Evaluate, Unlearning
+from mlflow_unlearn.config import Measuring, Unlearning
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.loading import admitted
@@ -11,11 +11,16 @@ from mlflow_unlearn.session.checks import check_alike, check_outputs
 from mlflow_unlearn.session.session import Session
 
 
-def open_gold(session: Session, options: Unlearning | Evaluate) -> nn.Module | None:
+class SawForgotten(UnlearnError):
+    """A model was trained on samples that are forgotten: it is not a gold standard."""
+
+
+def open_gold(session: Session, options: Unlearning | Measuring) -> nn.Module | None:
     """The gold standard's module, if one is named.
 
     Raises:
-        UnlearnError: its inputs or outputs differ, or it was trained on samples that are forgotten, now or earlier.
+        SawForgotten: it was trained on samples that are forgotten, now or earlier.
+        UnlearnError: its inputs or outputs differ.
     """
     if options.gold_uri is None:
         return None
@@ -28,7 +33,7 @@ def open_gold(session: Session, options: Unlearning | Evaluate) -> nn.Module | N
         seen = manifest.mask(view.source.train.ids)
         seen[session.retain] = False
         if seen.any():
-            raise UnlearnError(
+            raise SawForgotten(
                 f"{version.uri} was trained on {seen.sum()} samples that are to be forgotten or were forgotten before: "
                 "it is not a gold standard; train one with exclude="
             )

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from mlflow.tracking import MlflowClient
 
-from mlflow_unlearn.config import Evaluate
+from mlflow_unlearn.config import Evaluate, Measuring
 from mlflow_unlearn.data.forget import retained
 from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.metrics.outputs import Outputs
@@ -27,7 +27,7 @@ Chosen = tuple[InputSpec, npt.NDArray[np.int64], npt.NDArray[np.int64], str | No
 
 def open_measured(
     client: MlflowClient,
-    options: Evaluate,
+    options: Measuring,
     folder: Path,
     *,
     progress: bool,

@@ -57,7 +57,7 @@ def test_components_of_unseen_samples():
 
 
 def test_bad_values():
-    with pytest.raises(ValueError, match="at least 10 unseen samples, got 3"):
+    with pytest.raises(ValueError, match="at least 20 unseen samples, got 3"):
         exceeded([1.0], [1.0] * 3, [[0.0]], [[0.0]] * 3, seed=0)
     with pytest.raises(ValueError, match="features of each sample"):
-        exceeded([1.0], [1.0] * 10, [[0.0]], [[0.0, 1.0]] * 10, seed=0)
+        exceeded([1.0], [1.0] * 20, [[0.0]], [[0.0, 1.0]] * 20, seed=0)

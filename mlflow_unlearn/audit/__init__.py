@@ -1,0 +1,1 @@
+"""`audit`: attacks that decide, and controls that keep them honest."""

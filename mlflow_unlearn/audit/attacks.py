@@ -1,0 +1,150 @@
+"""Every attack that the models at hand allow, on one of them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlflow_unlearn.metrics.arrays import Floats
+from mlflow_unlearn.metrics.attacks.detection import Detection, detect
+from mlflow_unlearn.metrics.attacks.iam import remembered
+from mlflow_unlearn.metrics.attacks.posterior import predictive_scores
+from mlflow_unlearn.metrics.attacks.probe import LEAST, probe
+from mlflow_unlearn.metrics.attacks.quantile import exceeded, reduced
+from mlflow_unlearn.metrics.attacks.rmia import log_ratios
+from mlflow_unlearn.metrics.outputs import Outputs
+
+ATTACKS = ("margin", "quantile", "probe", "rmia", "iam", "posterior")
+"""In the order of what they need: no reference, one, two."""
+NO_FEATURES = "the model has no linear last layer whose inputs could be seen"
+FEW = "fewer than 10 forgotten samples have a class of the unseen set"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model to be attacked.
+
+    Attributes:
+        outputs: on ``forget`` and ``test``.
+        features: before its last layer ``[N, F]``, of ``forget`` and ``test``; None where it has none to be seen.
+    """
+
+    outputs: Outputs
+    features: Mapping[str, npt.NDArray[np.float32]] | None
+
+    def log_odds(self, split: str) -> Floats:
+        """Of one split ``[N]``."""
+        return self.outputs[split].log_odds
+
+
+@dataclass(frozen=True)
+class References:
+    """Log odds under models that did not see a sample, NaN under those that did: ``[K, N]`` of both sets."""
+
+    forget: Floats
+    unseen: Floats
+
+    @property
+    def least(self) -> int:
+        """How many of them left out every sample that any has left out."""
+        if not len(self.forget):
+            return 0
+        counts = [(~np.isnan(part)).sum(axis=0) for part in (self.forget, self.unseen)]
+        return int(min(part[part > 0].min(initial=len(self.forget)) for part in counts))
+
+    @property
+    def usable(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Which samples of both sets some reference left out."""
+        forget, unseen = (np.asarray((~np.isnan(part)).any(axis=0)) for part in (self.forget, self.unseen))
+        return forget, unseen
+
+
+def log_likelihood(log_odds: npt.ArrayLike) -> Floats:
+    """``log p = −log(1 + exp(−m))`` of log odds m, of any shape; NaN stays.
+
+    >>> log_likelihood([0.0, 800.0]).round(4).tolist()
+    [-0.6931, 0.0]
+    """
+    values: Floats = -np.logaddexp(0.0, -np.asarray(log_odds, dtype=np.float64))
+    return values
+
+
+def attack_all(target: Target, references: References, *, seed: int) -> tuple[dict[str, Detection], dict[str, str]]:
+    """What each attack says, and of the others why they were not measured.
+
+    Args:
+        target: the model.
+        references: that it is not one of.
+        seed: of halves, folds, permutations and the bootstrap.
+    """
+    found: dict[str, Detection] = {}
+    missing: dict[str, str] = {}
+    labels = target.outputs["forget"].labels, target.outputs["test"].labels
+    classes = len(target.outputs["test"].class_sums)
+    for name, scored in _scores(target, references, seed):
+        if isinstance(scored, str):
+            missing[name] = scored
+            continue
+        scores, samples = scored
+        known = [own if part is None else own[part] for own, part in zip(labels, samples, strict=True)]
+        detection = detect(scores[0], scores[1], known[0], known[1], classes, seed=seed)
+        if detection is None:
+            missing[name] = FEW
+        else:
+            found[name] = detection
+    return found, missing
+
+
+_Scored = tuple[tuple[Floats, Floats], tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None]]
+"""Scores of both sets, and of which of their samples: indices, masks, or None for all."""
+
+
+def _scores(target: Target, references: References, seed: int) -> Iterator[tuple[str, _Scored | str]]:
+    forget, unseen = target.log_odds("forget"), target.log_odds("test")
+    whole = (None, None)
+    yield "margin", ((forget, unseen), whole)
+    yield from _by_features(target, seed)
+    if not references.least:
+        yield from ((name, "needs a model that was trained without the samples") for name in ("rmia", "iam"))
+        yield "posterior", "needs two models that were trained without the samples"
+        return
+    samples = references.usable
+    of_forget, of_unseen = references.forget[:, samples[0]], references.unseen[:, samples[1]]
+    own = forget[samples[0]], unseen[samples[1]]
+    likelihoods = [log_likelihood(part) for part in own]
+    of_both = [log_likelihood(part) for part in (of_forget, of_unseen)]
+    ratios = [log_ratios(p, others) for p, others in zip(likelihoods, of_both, strict=True)]
+    yield "rmia", ((ratios[0], ratios[1]), samples)
+    # Offline: what the original knows of a sample would tell which ones it was trained on.
+    lines = remembered(np.concatenate(likelihoods), np.concatenate(of_both, axis=1), 0.0)
+    yield "iam", ((lines[: own[0].size], lines[own[0].size :]), samples)
+    if references.least < 2:
+        yield "posterior", "needs two models that were trained without the samples"
+        return
+    labels = [target.outputs[split].labels[part] for split, part in zip(("forget", "test"), samples, strict=True)]
+    placed = predictive_scores(
+        np.concatenate(own),
+        np.concatenate([of_forget, of_unseen], axis=1),
+        np.concatenate(labels),
+        len(target.outputs["test"].class_sums),
+    )
+    yield "posterior", ((placed[: own[0].size], placed[own[0].size :]), samples)
+
+
+def _by_features(target: Target, seed: int) -> Iterator[tuple[str, _Scored | str]]:
+    if target.features is None:
+        yield from ((name, NO_FEATURES) for name in ("quantile", "probe"))
+        return
+    features = target.features["forget"], target.features["test"]
+    labels = target.outputs["forget"].labels, target.outputs["test"].labels
+    classes = len(target.outputs["test"].class_sums)
+    components = [reduced(part, features[1]) for part in features]
+    known = [np.hstack([part, np.eye(classes)[of]]) for part, of in zip(components, labels, strict=True)]
+    yield "quantile", (exceeded(target.log_odds("forget"), target.log_odds("test"), *known, seed=seed), (None, None))
+    if min(map(len, labels)) < LEAST:
+        yield "probe", f"needs {LEAST} forgotten and {LEAST} unseen samples"
+        return
+    probed = probe(*features, *labels, classes, seed=seed)
+    yield "probe", ((probed.scores_forget, probed.scores_unseen), (probed.forget, probed.unseen))

@@ -1,0 +1,82 @@
+"""`audit`: attack a version as strongly as the models at hand allow, with a control for each attack."""
+
+import sys
+from dataclasses import replace
+
+import mlflow
+
+from mlflow_unlearn import config
+from mlflow_unlearn.audit.audit import Audit, AuditGold
+from mlflow_unlearn.audit.references import Reference, ReferenceTrainer
+from mlflow_unlearn.console import note
+from mlflow_unlearn.errors import Refused
+from mlflow_unlearn.evidence.audit import AUDIT_FILE
+from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.dataset_inputs import log_source_model
+from mlflow_unlearn.registry.flavor import load_module
+from mlflow_unlearn.registry.versions import Version
+from mlflow_unlearn.report import audit_table
+from mlflow_unlearn.session.checks import check_outputs
+from mlflow_unlearn.session.gold import SawForgotten, open_gold
+from mlflow_unlearn.session.measured import open_measured
+from mlflow_unlearn.session.recipe import training_recipe
+from mlflow_unlearn.session.session import Session
+from mlflow_unlearn.session.view import training_mask
+
+
+def audit(options: config.Audit) -> None:
+    """Print what every attack says of the version and of each control, and log the record.
+
+    Raises:
+        Refused: nothing can be decided, or the forgotten samples are told apart.
+    """
+    progress = sys.stderr.isatty()
+    with tracking.run("audit", options) as run_id, tracking.scratch() as folder:
+        client = tracking.client()
+        session, original_version = open_measured(client, options, folder, progress=progress)
+        log_source_model(client, run_id, session.version.model_id)
+        session.log_manifests()
+        own = original_version is session.version
+        original = (
+            session.module
+            if own
+            else load_module(original_version, options.architecture, len(session.view.classes), trainable=False)
+        )
+        golds, unusable = _golds(session, options)
+        references = _references(session, original_version, options, run_id) if options.references else []
+        record = Audit(session, original_version.uri, original, golds, references, unusable).record(options.seed)
+        mlflow.log_text(record.to_json(), AUDIT_FILE)
+        mlflow.log_metrics(audit_table.metrics(record))
+        decision, why = record.decision
+        mlflow.set_tags({"unlearn.audit.decision": decision, "unlearn.model_uri": session.version.uri})
+        audit_table.show(record)
+        if decision != "not told apart":
+            raise Refused(f"{session.version.uri}: {decision} ({why}); the record is in run {run_id}")
+        print(f"{session.version.uri}: {decision} ({why}; run {run_id}).")
+
+
+def _golds(session: Session, options: config.Audit) -> tuple[list[AuditGold], dict[str, str]]:
+    """The gold standards that were named, and those that are none."""
+    golds, unusable = [], {}
+    for uri in filter(None, (part.strip() for part in (options.gold_uri or "").split(","))):
+        try:
+            module = open_gold(session, options.model_copy(update={"gold_uri": uri}))
+        except SawForgotten as error:
+            unusable[uri] = str(error)
+            note(f"Note: {error}; it is left out.")
+            continue
+        if module is not None:
+            golds.append(AuditGold(uri, module))
+    return golds, unusable
+
+
+def _references(session: Session, original: Version, options: config.Audit, run_id: str) -> list[Reference]:
+    source = session.view.source
+    module = load_module(original, options.architecture, len(session.view.classes))
+    shape = check_outputs(module, session.splits.test, session.view.classes, original.uri)
+    trained = replace(session, module=module, version=original, view=replace(session.view, shape=shape))
+    recipe = training_recipe(trained, options)
+    mask = training_mask(original, source)
+    everything = session.view.dataset(source.train, module, "the training set", session.hardware.progress)
+    experiment = mlflow.get_run(run_id).info.experiment_id
+    return ReferenceTrainer(trained, recipe, everything, mask.nonzero()[0], experiment).references(options.references)

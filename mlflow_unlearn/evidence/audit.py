@@ -1,0 +1,166 @@
+"""The record of an audit: what each attack says of each model, and the verdict that follows from it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from mlflow_unlearn.evidence.record import FrozenRecord, Person
+from mlflow_unlearn.metrics.attacks.detection import Detection, holm
+
+AUDIT_FILE = "evidence/audit.json"
+LEVEL = 0.05
+AUDITED, ORIGINAL, GOLD = "audited", "original", "gold"
+
+Decision = Literal["told apart", "not told apart", "not decided"]
+
+
+class TailRecord(FrozenRecord):
+    """True positive rate at 1 % false alarms, with Clopper's and Pearson's interval."""
+
+    tpr: float
+    low: float
+    high: float
+
+
+class DetectionRecord(FrozenRecord):
+    """What one attack says of one model."""
+
+    n_forget: int
+    n_unseen: int
+    auc: float
+    auc_low: float
+    auc_high: float
+    advantage: float
+    p_value: float = Field(description="Of this attack alone, by permutation within classes.")
+    corrected: float = Field(description="By Holm, for the attacks on this model.")
+    tail: TailRecord | None = Field(description="None: too few unseen samples to resolve 1 % false alarms.")
+
+    @property
+    def flagged(self) -> bool:
+        """Whether it tells the samples apart, in the light of the other attacks on the model."""
+        return self.corrected <= LEVEL
+
+    @property
+    def side(self) -> str:
+        """How the forgotten samples stand out."""
+        if self.auc_low > 0.5:
+            return "residual"
+        return "over-forgotten" if self.auc_high < 0.5 else "spread"
+
+
+class ShareRecord(FrozenRecord):
+    """Share remembered, with what it is made from."""
+
+    value: float
+    low: float
+    high: float
+    tpr: float
+    fpr: float
+    golds: int
+
+
+class SampleRecord(FrozenRecord):
+    """How far one sample lies from never seen (0) to trained on (1)."""
+
+    id: str = Field(description="Hashed where the request hides it.")
+    remembered: float
+
+
+class ReferenceRecord(FrozenRecord):
+    """A model that an attack is calibrated by."""
+
+    uri: str
+    sha256: str = Field(description="Of its weights, or of the file of its outputs.")
+    kind: Literal["gold", "reference"]
+
+
+class AuditRecord(FrozenRecord):
+    """One audit of one version."""
+
+    schema_version: Literal[1] = 1
+    at: str
+    by: Person
+    uri: str
+    weights_sha256: str
+    original_uri: str
+    forget_sha256: str
+    data_sha256: str
+    seed: int
+    tier: int = Field(description="0: no retrained model; 1: one that left each sample out; 2: two or more.")
+    references: list[ReferenceRecord]
+    unusable: dict[str, str] = Field(description="Models that were named and are no reference, and why.")
+    attacks: dict[str, dict[str, DetectionRecord]] = Field(description="By model, then by attack.")
+    not_measured: dict[str, str] = Field(description="By attack.")
+    share_remembered: ShareRecord | None
+    share_missing: str = Field(description="Why there is none; empty where there is one.")
+    completeness: float | None = Field(description="1 − the mean of remembered, by IAM; None without a reference.")
+    remembered_p95: float | None
+    worst: list[SampleRecord]
+    two_versions_auc: float | None = Field(
+        description="What someone reads who has both versions: of the difference of log odds; no part of the verdict."
+    )
+    seconds: float
+
+    @property
+    def golds(self) -> list[str]:
+        """Names of the held-back gold standards among the models."""
+        return [name for name in self.attacks if name.startswith(GOLD)]
+
+    @property
+    def decision(self) -> tuple[Decision, str]:
+        """The verdict, and why."""
+        return decide(self.attacks)
+
+    def to_json(self) -> str:
+        """What is stored."""
+        return self.model_dump_json(indent=1) + "\n"
+
+
+def recorded(found: Mapping[str, Detection]) -> dict[str, DetectionRecord]:
+    """The attacks on one model, their chances corrected for their number."""
+    corrected = holm([one.p_value for one in found.values()])
+    return {
+        name: DetectionRecord(
+            **{key: value for key, value in vars(one).items() if key != "tail"},
+            corrected=p,
+            tail=None if one.tail is None else TailRecord(**one.tail._asdict()),
+        )
+        for (name, one), p in zip(found.items(), corrected, strict=True)
+    }
+
+
+def decide(attacks: Mapping[str, Mapping[str, DetectionRecord]]) -> tuple[Decision, str]:
+    """The verdict of an audit, never a pass without power or with a control that fails.
+
+    The original must be told apart, else the attacks have no power here; no held-back gold standard may be, else they
+    see something else than training. Of several golds the chances are corrected by Holm for all their attacks together.
+
+    Args:
+        attacks: by model (``audited``, ``original``, and ``gold 1``, … where two or more are there), then by attack.
+    """
+    before = _flagged(attacks[ORIGINAL])
+    if not before:
+        return "not decided", "the original shows no memory of these samples to these attacks"
+    controls = [(name, attack) for name in attacks if name.startswith(GOLD) for attack in attacks[name]]
+    corrected = holm([attacks[name][attack].p_value for name, attack in controls])
+    failing = [f"{name} by {attack}" for (name, attack), p in zip(controls, corrected, strict=True) if p <= LEVEL]
+    if failing:
+        return "not decided", (
+            f"a retrained model is told apart as well ({', '.join(failing)}): the forgotten samples differ from the "
+            "unseen ones by more than training"
+        )
+    found = _flagged(attacks[AUDITED])
+    control = "" if controls else "; no gold control"
+    if found:
+        return "told apart", f"{'; '.join(_in_words(attacks[AUDITED], found))}{control}"
+    return "not told apart", f"by none of {', '.join(attacks[AUDITED])}{control}"
+
+
+def _flagged(found: Mapping[str, DetectionRecord]) -> list[str]:
+    return [name for name, one in found.items() if one.flagged]
+
+
+def _in_words(found: Mapping[str, DetectionRecord], names: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        yield f"{name}: {found[name].side}, AUC {found[name].auc:.3f}, p {found[name].corrected:.3f}"

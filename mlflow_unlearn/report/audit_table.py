@@ -1,0 +1,70 @@
+"""An audit in the terminal, and as metrics of its run."""
+
+from rich.table import Table
+
+from mlflow_unlearn.console import stdout
+from mlflow_unlearn.evidence.audit import AUDITED, AuditRecord
+from mlflow_unlearn.report.table import escape
+
+
+def metrics(record: AuditRecord) -> dict[str, float]:
+    """What is logged with the run: ``audit.MODEL.ATTACK.auc`` and more."""
+    found: dict[str, float] = {"audit.seconds": record.seconds, "audit.tier": record.tier}
+    for model, attacks in record.attacks.items():
+        for attack, one in attacks.items():
+            name = f"audit.{model.replace(' ', '_')}.{attack}"
+            found |= {f"{name}.auc": one.auc, f"{name}.advantage": one.advantage, f"{name}.p": one.p_value}
+            found |= {} if one.tail is None else {f"{name}.tpr_at_fpr_1": one.tail.tpr}
+    share = record.share_remembered
+    if share is not None:
+        found |= {f"audit.share_remembered{end}": getattr(share, key) for key, end in _ENDS.items()}
+    optional = {"completeness": record.completeness, "remembered_p95": record.remembered_p95}
+    optional |= {"two_versions_auc": record.two_versions_auc}
+    return found | {f"audit.{key}": value for key, value in optional.items() if value is not None}
+
+
+_ENDS = {"value": "", "low": "_low", "high": "_high"}
+
+
+def show(record: AuditRecord) -> None:
+    """Print one row an attack, one column a model, and what follows."""
+    console = stdout(130)
+    models = list(record.attacks)
+    counts = {kind: sum(r.kind == kind for r in record.references) for kind in ("gold", "reference")}
+    table = Table(
+        title=escape(
+            f"{record.uri}: AUC (p), tier {record.tier}, {counts['gold']} golds, {counts['reference']} references"
+        ),
+        title_justify="left",
+    )
+    table.add_column("attack")
+    for model in models:
+        table.add_column(model, justify="right")
+    table.add_column("TPR at 1 % FPR", justify="right")
+    for attack, own in record.attacks[AUDITED].items():
+        cells = []
+        for model in models:
+            one = record.attacks[model].get(attack)
+            cells.append("–" if one is None else f"{one.auc:.3f} ({one.corrected:.3f}){'*' if one.flagged else ' '}")
+        tail = own.tail
+        resolved = "not resolvable" if tail is None else f"{tail.tpr:.3f} [{tail.low:.3f}, {tail.high:.3f}]"
+        table.add_row(attack, *cells, resolved)
+    console.print(table)
+    lines = ["* told apart at 5 %, p corrected for the number of attacks (Holm)"]
+    share = record.share_remembered
+    if share is None:
+        lines.append(f"share remembered: not measurable ({record.share_missing})")
+    else:
+        lines.append(
+            f"share remembered: {share.value:.3f} [{share.low:.3f}, {share.high:.3f}] (1: all, 0: as retrained)"
+        )
+    if record.completeness is not None:
+        lines.append(
+            f"completeness by sample: mean {record.completeness:.3f}, 95 % above {1 - (record.remembered_p95 or 0):.3f}"
+        )
+        lines.append(f"most remembered: {', '.join(f'{s.id} ({s.remembered:.2f})' for s in record.worst)}")
+    if record.two_versions_auc is not None:
+        lines.append(f"with both versions: AUC {record.two_versions_auc:.3f} (no part of the verdict; see `exposure`)")
+    lines += [f"not measured: {attack} ({why})" for attack, why in record.not_measured.items()]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

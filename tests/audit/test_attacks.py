@@ -1,0 +1,122 @@
+"""Which attacks are possible with which models, and what they see."""
+
+import numpy as np
+import pytest
+
+from mlflow_unlearn.audit.attacks import ATTACKS, References, Target, attack_all, log_likelihood
+from mlflow_unlearn.metrics.outputs import SplitOutputs
+
+CLASSES = 3
+
+
+class Task:
+    """Samples of different hardness, models that know some of them, and features that follow the hardness."""
+
+    def __init__(self, seed=0, forget=120, unseen=300):
+        self.rng = np.random.default_rng(seed)
+        self.labels = {
+            "forget": self.rng.integers(CLASSES, size=forget),
+            "test": self.rng.integers(CLASSES, size=unseen),
+        }
+        self.hard = {split: 2 * self.rng.normal(size=len(part)) for split, part in self.labels.items()}
+
+    def odds(self, memory=0.0):
+        return {
+            split: hard + 0.5 * self.rng.normal(size=len(hard)) + (memory if split == "forget" else 0)
+            for split, hard in self.hard.items()
+        }
+
+    def target(self, memory=0.0, features=True):
+        outputs = {split: outputs_of(self.labels[split], odds) for split, odds in self.odds(memory).items()}
+        seen = {
+            split: (hard[:, None] + self.rng.normal(size=(len(hard), 4))).astype(np.float32)
+            for split, hard in self.hard.items()
+        }
+        return Target(outputs, seen if features else None)
+
+    def references(self, count):
+        drawn = [self.odds() for _ in range(count)]
+        return References(
+            *(
+                np.array([each[split] for each in drawn]).reshape(count, len(self.labels[split]))
+                for split in ("forget", "test")
+            )
+        )
+
+
+def outputs_of(labels, odds):
+    zeros = np.zeros(len(labels))
+    return SplitOutputs(labels, labels, zeros, zeros, odds, odds, np.zeros((CLASSES, CLASSES)))
+
+
+@pytest.mark.parametrize(("count", "measured"), [(0, ATTACKS[:3]), (1, ATTACKS[:5]), (2, ATTACKS), (4, ATTACKS)])
+def test_more_references_allow_more(count, measured):
+    task = Task()
+    found, missing = attack_all(task.target(), task.references(count), seed=0)
+    assert tuple(found) == measured
+    assert set(missing) == set(ATTACKS) - set(measured)
+    assert all("trained without the samples" in why for why in missing.values())
+
+
+def test_references_see_what_one_threshold_does_not():
+    task = Task()
+    found, _ = attack_all(task.target(memory=0.8), task.references(2), seed=0)
+    for name in ("rmia", "iam", "posterior"):
+        assert found[name].auc > found["margin"].auc + 0.08, name
+        assert found[name].p_value < 0.01
+
+
+def test_what_forgot_too_much_is_on_the_other_side():
+    task = Task()
+    found, _ = attack_all(task.target(memory=-0.8), task.references(2), seed=0)
+    for name in ("rmia", "posterior"):
+        assert found[name].auc_high < 0.5 and found[name].p_value < 0.01
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_model_that_never_saw_them_is_seldom_told_apart(count):
+    alarms = dict.fromkeys(ATTACKS, 0)
+    for seed in range(20):
+        task = Task(seed, forget=60, unseen=120)
+        found, _ = attack_all(task.target(features=False), task.references(count), seed=seed)
+        for name, one in found.items():
+            alarms[name] += one.p_value <= 0.05
+    assert max(alarms.values()) <= 4, alarms  # 99.7 % of Binomial(20, 0.05)
+
+
+def test_a_reference_that_saw_a_sample_does_not_count_for_it():
+    task = Task()
+    references = task.references(2)
+    references.forget[0, :50] = np.nan
+    assert references.least == 1
+    found, missing = attack_all(task.target(), references, seed=0)
+    assert "posterior" in missing and found["rmia"].n_forget == 120
+    references.forget[1, :50] = np.nan
+    assert references.usable[0].sum() == 70 and references.usable[1].all()
+    found, _ = attack_all(task.target(), references, seed=0)
+    assert found["rmia"].n_forget == 70 and found["margin"].n_forget == 120
+
+
+def test_a_model_whose_features_cannot_be_seen():
+    task = Task()
+    _, missing = attack_all(task.target(features=False), task.references(2), seed=0)
+    assert set(missing) == {"quantile", "probe"} and "no linear last layer" in missing["probe"]
+
+
+def test_few_forgotten_samples_leave_the_probe_out():
+    task = Task(forget=40)
+    _, missing = attack_all(task.target(), task.references(2), seed=0)
+    assert missing == {"probe": "needs 50 forgotten and 50 unseen samples"}
+
+
+def test_too_few_to_say_anything():
+    task = Task(forget=9)
+    found, missing = attack_all(task.target(features=False), task.references(2), seed=0)
+    assert found == {} and "fewer than 10" in missing["rmia"]
+
+
+def test_log_odds_keep_what_a_probability_loses():
+    odds = np.array([-800.0, -1.0, 0.0, 40.0, np.nan])
+    found = log_likelihood(odds)
+    assert found[0] == -800.0 and found[2] == pytest.approx(np.log(0.5))
+    assert -1e-17 < found[3] < 0 and np.isnan(found[4])

@@ -1,0 +1,139 @@
+"""`audit`: what a version gives away, by the models at hand."""
+
+import json
+import re
+
+import mlflow
+import pytest
+from stores import TRAIN, copied
+
+from mlflow_unlearn.evidence.audit import AuditRecord
+
+GOLDS = "models:/gold/1,models:/gold/2"
+
+
+@pytest.fixture(scope="module")
+def audited(gold_template, tmp_path_factory):
+    """clf/1, clf/2 that has forgotten a fifth, and two models that never saw it."""
+    with copied(gold_template, tmp_path_factory.mktemp("audited")) as store:
+        from stores import call
+
+        [request_id] = store.requests()
+        assert call("train", *TRAIN, "--name", "gold", "--exclude", request_id, "--seed", "2").code == 0
+        yield store
+
+
+@pytest.fixture
+def audit(audited, cli):
+    """Run it; returns the outcome and the record. Whatever it says, the registry stays as it was."""
+
+    def run(*arguments):
+        before = audited.everything_registered()
+        outcome = cli("audit", *arguments)
+        assert audited.everything_registered() == before
+        run = audited.runs()[0]
+        while "mlflow.parentRunId" in run.data.tags:
+            run = audited.client.get_run(run.data.tags["mlflow.parentRunId"])
+        assert run.info.status == ("FINISHED" if outcome.code == 0 else "FAILED")
+        try:
+            text = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/evidence/audit.json")
+        except mlflow.MlflowException:
+            return outcome, None
+        return outcome, AuditRecord.model_validate_json(text)
+
+    return run
+
+
+def test_with_two_golds_the_original_is_told_apart(audit, audited):
+    [request_id] = audited.requests()
+    outcome, record = audit("--model-uri", "models:/clf/1", "--forget", f"request:{request_id}", "--gold-uri", GOLDS)
+    assert outcome.code == 3, outcome.out
+    assert record.decision[0] == "told apart" and "told apart" in outcome.err
+    assert list(record.attacks) == ["audited", "original", "gold 1", "gold 2"]
+    assert set(record.attacks["audited"]) == {"margin", "quantile", "probe", "rmia", "iam", "posterior"}
+    assert record.attacks["audited"] == record.attacks["original"]
+    assert record.share_remembered.value == 1.0
+    assert record.tier == 2 and record.two_versions_auc is None
+    assert len(record.worst) == 10 and record.worst[0].id.startswith("digits/")
+    assert "share remembered: 1.000" in outcome.out and record.worst[0].id in outcome.out
+
+
+def test_of_a_gold_standard_nothing_is_told_apart(audit, audited):
+    """Audited as if it were what came of unlearning."""
+    [request_id] = audited.requests()
+    forget = ("--forget", f"request:{request_id}", "--original-uri", "models:/clf/1")
+    outcome, record = audit("--model-uri", "models:/gold/1", *forget, "--gold-uri", "models:/gold/2")
+    assert record.decision[0] == "not told apart" and outcome.code == 0, outcome.out + outcome.err
+    assert "no gold control" in outcome.out and record.tier == 1
+    assert record.not_measured.keys() == {"posterior"}
+    share = record.share_remembered
+    assert share.low <= 0 <= share.high and share.golds == 1
+
+
+def test_a_version_by_its_own_record(audit):
+    outcome, record = audit("--model-uri", "models:/clf/2", "--gold-uri", GOLDS)
+    assert record.uri == "models:/clf/2" and record.original_uri == "models:/clf/1"
+    assert record.two_versions_auc is not None
+    assert outcome.code == (0 if record.decision[0] == "not told apart" else 3)
+    assert [r.uri for r in record.references] == GOLDS.split(",")
+
+
+def test_without_any_retrained_model(audit):
+    outcome, record = audit("--model-uri", "models:/clf/2")
+    assert record.tier == 0 and set(record.attacks["audited"]) == {"margin", "quantile", "probe"}
+    assert record.share_remembered is None and "needs a gold standard" in record.share_missing
+    assert record.completeness is None and record.worst == []
+    assert "share remembered: not measurable" in outcome.out
+
+
+def test_a_gold_standard_that_saw_the_samples_is_none(audit):
+    outcome, record = audit("--model-uri", "models:/clf/2", "--gold-uri", "models:/gold/1,models:/clf/1")
+    assert record.unusable.keys() == {"models:/clf/1"}
+    assert "models:/clf/1 was trained on 54 samples" in outcome.err and "it is left out" in outcome.err
+    assert [r.uri for r in record.references] == ["models:/gold/1"]
+
+
+def test_references_are_trained_once(audit, audited):
+    arguments = ("--model-uri", "models:/clf/2", "--references", "4")
+    outcome, record = audit(*arguments)
+    assert "of 4 references 4 were trained now" in outcome.err
+    assert [r.kind for r in record.references] == ["reference"] * 4 and record.tier == 2
+    assert "posterior" in record.attacks["audited"]
+    again, same = audit(*arguments)
+    assert "of 4 references 0 were trained now" in again.err
+    assert same.attacks == record.attacks and same.references == record.references
+    # Another request on the same source.
+    other, _ = audit("--model-uri", "models:/clf/1", "--forget", "random:40,seed=5", "--references", "4")
+    assert "of 4 references 0 were trained now" in other.err
+
+
+def test_ids_stay_hidden_where_the_request_hides_them(gold_template, cli, tmp_path):
+    with copied(gold_template, tmp_path / "hidden") as store:
+        forget = ("--forget", "random:20%,seed=4", "--hash-ids", "true")
+        assert cli("request", "--model-uri", "models:/clf/1", *forget).code == 0
+        [request_id] = [key for key, (state, _) in store.requests().items() if state == "pending"]
+        arguments = ("--model-uri", "models:/clf/1", "--forget", f"request:{request_id}", "--references", "2")
+        outcome = cli("audit", *arguments)
+        assert re.search("[0-9a-f]{64}", outcome.out) and "digits/" not in outcome.out
+
+
+def test_metrics_of_the_run(audit, audited):
+    _, record = audit("--model-uri", "models:/clf/2", "--gold-uri", GOLDS)
+    run = next(run for run in audited.runs() if run.data.tags["unlearn.command"] == "audit")
+    assert run.data.metrics["audit.audited.rmia.auc"] == pytest.approx(record.attacks["audited"]["rmia"].auc)
+    assert run.data.metrics["audit.gold_1.margin.p"] == record.attacks["gold 1"]["margin"].p_value
+    assert run.data.tags["unlearn.audit.decision"] == record.decision[0]
+    assert json.loads(record.to_json())["tier"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--gold-uri", "models:/nothing/1"), "no registered model 'nothing'"),
+        (("--data", "digits,train=98%,seed=0"), "unseen samples are too few to audit by"),
+    ],
+)
+def test_bad_input(audit, arguments, sentence):
+    outcome, _ = audit("--model-uri", "models:/clf/2", *arguments)
+    assert outcome.code == 2 and sentence in outcome.err, outcome.err
+    assert "Traceback" not in outcome.err

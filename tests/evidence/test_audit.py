@@ -1,0 +1,63 @@
+"""What an audit decides: never a pass without power, nor with a control that fails."""
+
+import pytest
+
+from mlflow_unlearn.evidence.audit import DetectionRecord, decide, recorded
+from mlflow_unlearn.metrics.attacks.detection import Detection, Tail
+
+
+def attack(p, corrected=None, low=0.45, high=0.55):
+    return DetectionRecord(
+        **{"n_forget": 50, "n_unseen": 500, "auc": (low + high) / 2, "auc_low": low, "auc_high": high},
+        **{"advantage": 0.1, "p_value": p, "corrected": p if corrected is None else corrected, "tail": None},
+    )
+
+
+SEEN, UNSEEN = {"rmia": attack(0.001, low=0.6, high=0.7)}, {"rmia": attack(0.4)}
+
+
+def test_what_has_forgotten():
+    word, why = decide({"audited": UNSEEN, "original": SEEN, "gold 1": UNSEEN, "gold 2": UNSEEN})
+    assert (word, why) == ("not told apart", "by none of rmia")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "side"), [(0.6, 0.7, "residual"), (0.3, 0.4, "over-forgotten"), (0.4, 0.6, "spread")]
+)
+def test_what_has_not(low, high, side):
+    found = {"rmia": attack(0.001, low=low, high=high), "margin": attack(0.5)}
+    word, why = decide({"audited": found, "original": SEEN, "gold 1": UNSEEN, "gold 2": UNSEEN})
+    assert word == "told apart"
+    assert why == f"rmia: {side}, AUC {(low + high) / 2:.3f}, p 0.001"
+
+
+def test_without_power_nothing_passes():
+    word, why = decide({"audited": UNSEEN, "original": UNSEEN, "gold 1": UNSEEN, "gold 2": UNSEEN})
+    assert (word, why) == ("not decided", "the original shows no memory of these samples to these attacks")
+
+
+@pytest.mark.parametrize("audited", [SEEN, UNSEEN])
+def test_where_a_retrained_model_is_told_apart_nothing_is_decided(audited):
+    word, why = decide({"audited": audited, "original": SEEN, "gold 1": UNSEEN, "gold 2": SEEN})
+    assert word == "not decided" and "gold 2 by rmia" in why and "more than training" in why
+
+
+def test_the_chances_of_all_golds_are_corrected_together():
+    """Each by itself would fail; of forty that is what chance gives."""
+    golds = {f"gold {n}": {"rmia": attack(0.03 if n == 1 else 0.5)} for n in range(1, 41)}
+    assert decide({"audited": UNSEEN, "original": SEEN, **golds})[0] == "not told apart"
+    assert decide({"audited": UNSEEN, "original": SEEN, "gold 1": golds["gold 1"]})[0] == "not decided"
+
+
+def test_without_a_control_it_is_said():
+    assert decide({"audited": UNSEEN, "original": SEEN})[1] == "by none of rmia; no gold control"
+    assert decide({"audited": SEEN, "original": SEEN})[1].endswith("; no gold control")
+
+
+def test_the_attacks_on_one_model_are_corrected_together():
+    values = {"n_forget": 9, "n_unseen": 9, "auc": 0.5, "auc_low": 0.4, "auc_high": 0.6, "advantage": 0.1}
+    made = {name: Detection(**values, p_value=p, tail=Tail(0.1, 0.0, 0.2)) for name, p in (("a", 0.02), ("b", 0.04))}
+    found = recorded(made)
+    assert [one.corrected for one in found.values()] == [0.04, 0.04]
+    assert found["a"].tail.tpr == 0.1 and found["a"].flagged
+    assert DetectionRecord.model_validate_json(found["a"].model_dump_json()) == found["a"]
