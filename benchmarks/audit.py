@@ -1,0 +1,222 @@
+"""Whether `audit`'s attacks are honest, strong, and not to be fooled.
+
+``null``: 20 models that never saw the forget set, each audited as if it had come of unlearning; each attack may raise
+false alarms in 4 of 20 at the 5 % level. ``power``: 10 originals, each of which has to be told apart. ``cheats``: what
+does not forget and looks as if, or forgets too much. Digits, a fifth of 898 scans forgotten; a small ResNet, 70 epochs.
+References are two further golds, in turn.
+
+    python benchmarks/audit.py train FOLDER --only gold --part 0/2     # also original; side by side, one thread each
+    python benchmarks/audit.py null FOLDER
+    python benchmarks/audit.py power FOLDER
+    python benchmarks/audit.py cheats FOLDER
+"""
+
+import argparse
+import copy
+import statistics
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, Subset
+
+from mlflow_unlearn import Splits, unlearn
+from mlflow_unlearn.audit.attacks import ATTACKS, References, Target, attack_all
+from mlflow_unlearn.data.datasets import as_dataset
+from mlflow_unlearn.data.loaders import load_source
+from mlflow_unlearn.data.source import stratified
+from mlflow_unlearn.data.transforms import build_transform
+from mlflow_unlearn.engine.features import last_features, last_linear
+from mlflow_unlearn.engine.hardware import resolve_hardware
+from mlflow_unlearn.engine.loop import RunOptions, run
+from mlflow_unlearn.engine.predictions import evaluate_split
+from mlflow_unlearn.evidence.audit import recorded
+from mlflow_unlearn.methods.retrain import Training
+from mlflow_unlearn.metrics.attacks.share import share_remembered
+from mlflow_unlearn.rng import isolated_rng
+
+RECIPE = {"epochs": 70, "lr": 0.1, "weight_decay": 0.0}
+GOLDS, ORIGINALS = 20, 10
+
+
+class Softened(nn.Module):
+    """All logits divided by one number: no decision changes."""
+
+    def __init__(self, model: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.model, self.temperature = model, temperature
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images) / self.temperature
+        return logits
+
+
+class ConstantMargin(nn.Module):
+    """The decision of the model, by the same margin for every image."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        return 5.0 * nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits.dtype)
+
+
+def task() -> Splits:
+    source = load_source("digits,train=50%,seed=0")
+    read = build_transform("none", channels=1)
+    forget = stratified(source.train.labels, 0.2, 0)
+    retain = np.setdiff1d(np.arange(len(source.train)), forget)
+    train = as_dataset(source.train, read)
+    parts = (Subset(train, part.tolist()) for part in (forget, retain))
+    return Splits(*parts, as_dataset(source.val, read), as_dataset(source.test, read))
+
+
+def fresh(seed: int) -> nn.Module:
+    with isolated_rng(seed):
+        return timm.create_model("test_resnet", num_classes=10, in_chans=1)
+
+
+def trained(kind: str, number: int, splits: Splits, folder: Path) -> nn.Module:
+    """Gold or original by number, from the folder where it has been trained before."""
+    seed = number + {"gold": 1000, "original": 0}[kind]
+    model, file = fresh(seed), folder / f"{kind}-{number}.pt"
+    if file.exists():
+        model.load_state_dict(torch.load(file, weights_only=True))
+        return model.eval()
+    data = splits.retain if kind == "gold" else ConcatDataset([splits.forget, splits.retain])
+    model = run(model, Training(RECIPE), {"retain": data}, resolve_hardware(model, data), RunOptions(seed)).model
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), file)
+    print(file, flush=True)
+    return model
+
+
+def target(model: nn.Module, splits: Splits) -> Target:
+    hardware = resolve_hardware(model, splits.test)
+    outputs, features = {}, {}
+    for split in ("forget", "test"):
+        with last_features(model) as caught:
+            outputs[split] = evaluate_split(model, getattr(splits, split), hardware)
+        if caught:
+            features[split] = torch.cat(caught).numpy()
+    return Target(outputs, features or None)
+
+
+def calibrated(golds: list[Target], numbers: list[int]) -> References:
+    return References(*(np.stack([golds[n % GOLDS].log_odds(s) for n in numbers]) for s in ("forget", "test")))
+
+
+def shown(found: list[dict], what: str) -> None:
+    print(
+        f"\n**{what}**, {len(found)} models\n\n| attack | alarms, p ≤ 0.05 | after Holm | mean AUC |\n|---|---:|---:|---:|"
+    )
+    for name in ATTACKS:
+        ones = [one[name] for one in found if name in one]
+        alarms = sum(one.p_value <= 0.05 for one in ones), sum(one.flagged for one in ones)
+        print(f"| {name} | {alarms[0]} | {alarms[1]} | {statistics.fmean(one.auc for one in ones):.3f} |")
+    print(f"| any, after Holm | | {sum(any(one.flagged for one in f.values()) for f in found)} | |", flush=True)
+
+
+def cheats(original: nn.Module, golds: list[nn.Module], splits: Splits) -> dict[str, Callable[[], nn.Module]]:
+    def head() -> nn.Module:
+        """The backbone as it was, a new last layer fitted to the retain set."""
+        model = copy.deepcopy(original)
+        layer = last_linear(model)
+        with isolated_rng(7):
+            layer.reset_parameters()
+        for parameter in model.parameters():
+            parameter.requires_grad_(any(parameter is own for own in layer.parameters()))
+        recipe = {"epochs": 20, "lr": 0.1, "weight_decay": 0.0}
+        hardware = resolve_hardware(model, splits.retain)
+        return run(model, Training(recipe), {"retain": splits.retain}, hardware, RunOptions(7)).model
+
+    def by(method: str, **params) -> Callable[[], nn.Module]:
+        return lambda: unlearn(original, splits, method, params or None).model
+
+    return {
+        "nothing done": lambda: original,
+        "head refitted": head,
+        "softened, T = 4": lambda: Softened(original, 4.0),
+        "constant margin": lambda: ConstantMargin(original),
+        "LoTUS, alpha 2": by("lotus"),
+        "LoTUS, alpha 8": by("lotus", alpha=8.0),
+        "LoTUS, alpha 64": by("lotus", alpha=64.0),
+        "NegGrad+, over-forgotten": by("neggrad_plus", alpha=0.5, epochs=10, lr=0.01),
+        "transpose": by("transpose", lr=0.1, epochs=23, weight_decay=0.0),
+        "another gold": lambda: golds[5],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["train", "null", "power", "cheats"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", choices=["gold", "original"])
+    parser.add_argument("--part", default="0/1", help="which of how many parts: 0/2")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    splits = task()
+    if args.what == "train":
+        part, parts = map(int, args.part.split("/"))
+        for kind, count in (("original", ORIGINALS), ("gold", GOLDS)):
+            for number in range(part, count, parts) if args.only in (None, kind) else ():
+                trained(kind, number, splits, args.folder)
+        return
+    models = [trained("gold", number, splits, args.folder) for number in range(GOLDS)]
+    golds = [target(model, splits) for model in models]
+    if args.what == "null":
+        for count in (1, 2, 4):
+            found = [
+                recorded(attack_all(gold, calibrated(golds, list(range(n + 1, n + 1 + count))), seed=n)[0])
+                for n, gold in enumerate(golds)
+            ]
+            shown(found, f"golds as results, {count} references")
+        original = target(trained("original", 0, splits, args.folder), splits)
+        for count in (1, 2, 4):
+            shares = [
+                share_remembered(
+                    gold.log_odds("forget"),
+                    original.log_odds("forget"),
+                    calibrated(golds, list(range(n + 1, n + 1 + count))).forget,
+                    seed=n,
+                )
+                for n, gold in enumerate(golds)
+            ]
+            inside = sum(share.low <= 0 <= share.high for share in shares)
+            mean = statistics.fmean(share.value for share in shares)
+            print(f"share remembered, {count} golds: mean {mean:.3f}, interval holds 0 in {inside} of {len(shares)}")
+    elif args.what == "power":
+        originals = [target(trained("original", n, splits, args.folder), splits) for n in range(ORIGINALS)]
+        for count in (1, 2):
+            found = [
+                recorded(attack_all(one, calibrated(golds, list(range(2 * n, 2 * n + count))), seed=n)[0])
+                for n, one in enumerate(originals)
+            ]
+            shown(found, f"originals, {count} references")
+    else:
+        original = trained("original", 0, splits, args.folder)
+        before = target(original, splits)
+        print(
+            f"| model | {' | '.join(ATTACKS)} | told apart by | share remembered |\n|---{'|---:' * (len(ATTACKS) + 2)}|"
+        )
+        for name, make in cheats(original, models, splits).items():
+            one = target(make(), splits)
+            references = calibrated(golds, [1, 2])
+            found = recorded(attack_all(one, references, seed=0)[0])
+            share = share_remembered(one.log_odds("forget"), before.log_odds("forget"), references.forget, seed=0)
+            cells = [f"{found[a].auc:.3f} ({found[a].corrected:.3f})" if a in found else "–" for a in ATTACKS]
+            by = ", ".join(a for a in ATTACKS if a in found and found[a].flagged) or "none"
+            print(
+                f"| {name} | {' | '.join(cells)} | {by} | {share.value:.2f} [{share.low:.2f}, {share.high:.2f}] |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
