@@ -286,7 +286,6 @@ class Audit(HardwareOptions, ReadOptions, Command):
         "of them have not seen it.",
     )
     forget: Text = Field(None, description="Forget spec; default: the requests that the version carried out.")
-    seed: Seed = Field(0, description="Seed of halves, folds, permutations and the bootstrap.")
 
 
 class Compare(HardwareOptions, PublishOptions, Command):

@@ -26,6 +26,7 @@ from mlflow_unlearn.evidence.audit import (
     ShareRecord,
     recorded,
 )
+from mlflow_unlearn.evidence.record import sha256
 from mlflow_unlearn.metrics.arrays import Floats
 from mlflow_unlearn.metrics.attacks.detection import detect
 from mlflow_unlearn.metrics.attacks.iam import remembered
@@ -67,17 +68,20 @@ class Audit:
     references: Sequence[Reference]
     unusable: Mapping[str, str] = field(default_factory=dict)
 
-    def record(self, seed: int) -> AuditRecord:
+    def record(self, run_id: str) -> AuditRecord:
         """Run every attack and control.
 
         Args:
-            seed: of halves, folds, permutations and the bootstrap.
+            run_id: of the audit.
 
         Raises:
             UnlearnError: there are too few unseen samples, or a single class.
         """
         start = time.perf_counter()
         session = self.session
+        weights, forget = weights_digest(session.module), session.forget_manifest.digest
+        # Nobody chooses the seed of halves, folds and permutations, or would choose it until the version passes.
+        seed = int(sha256(f"{weights} {session.manifest(session.forget).digest}".encode())[:8], 16)
         if len(session.view.classes) < 2:
             raise UnlearnError("the version knows a single class: there is nothing that its outputs could give away")
         if (unseen := len(session.view.source.test)) < LEAST_UNSEEN:
@@ -101,12 +105,13 @@ class Audit:
         scores, ids = self._by_sample(audited, original, calibrating)
         order = np.argsort(-scores, kind="stable")[:WORST]
         return AuditRecord(
+            run_id=run_id,
             at=datetime.now(UTC).isoformat(timespec="seconds"),
             by=whoami(),
             uri=session.version.uri,
-            weights_sha256=weights_digest(session.module),
+            weights_sha256=weights,
             original_uri=self.original_uri,
-            forget_sha256=session.forget_manifest.digest,
+            forget_sha256=forget,
             data_sha256=session.view.source.digest,
             seed=seed,
             tier=min(calibrating.least, 2),

@@ -11,6 +11,7 @@ from mlflow_unlearn.audit.references import Reference, ReferenceTrainer
 from mlflow_unlearn.console import note
 from mlflow_unlearn.errors import Refused
 from mlflow_unlearn.evidence.audit import AUDIT_FILE
+from mlflow_unlearn.evidence.review import MODEL_URI_TAG
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.dataset_inputs import log_source_model
 from mlflow_unlearn.registry.flavor import load_module
@@ -44,11 +45,11 @@ def audit(options: config.Audit) -> None:
         )
         golds, unusable = _golds(session, options)
         references = _references(session, original_version, options, run_id) if options.references else []
-        record = Audit(session, original_version.uri, original, golds, references, unusable).record(options.seed)
+        record = Audit(session, original_version.uri, original, golds, references, unusable).record(run_id)
         mlflow.log_text(record.to_json(), AUDIT_FILE)
         mlflow.log_metrics(audit_table.metrics(record))
         decision, why = record.decision
-        mlflow.set_tags({"unlearn.audit.decision": decision, "unlearn.model_uri": session.version.uri})
+        mlflow.set_tags({"unlearn.audit.decision": decision, MODEL_URI_TAG: session.version.uri})
         audit_table.show(record)
         if decision != "not told apart":
             raise Refused(f"{session.version.uri}: {decision} ({why}); the record is in run {run_id}")

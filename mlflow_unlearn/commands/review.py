@@ -21,6 +21,7 @@ from mlflow_unlearn.evidence.review import (
     ReviewRecord,
     read_chain,
 )
+from mlflow_unlearn.governance.audits import last_audit
 from mlflow_unlearn.governance.integrity import examine
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.clients import registry_client
@@ -44,7 +45,8 @@ def review(options: config.Review) -> None:
         examined = examine(client, options.model_uri, folder, key=options.key)
         examined.refuse_differences("cannot be reviewed")
         policy = read_policy(options.policy, schema=examined.evidence.policy_schema)
-        verdict = judge(examined.evidence, policy, signature=examined.signature)
+        audited = last_audit(client, examined) if policy.audit is not None else None
+        verdict = judge(examined.evidence, policy, signature=examined.signature, audit=audited)
         registry = registry_client(client)
         name, version, by = examined.registered.name, str(examined.registered.version), whoami()
         with model_lock(client, name) as (lock, _):
@@ -63,6 +65,7 @@ def review(options: config.Review) -> None:
                 evidence_sha256=examined.sha256,
                 policy=policy,
                 verdict=verdict,
+                audit=audited,
             )
             reviewed = _of_a_killed_command(chain, draft)
             if reviewed is not None and chain.last is not None:

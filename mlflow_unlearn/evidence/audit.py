@@ -79,6 +79,7 @@ class AuditRecord(FrozenRecord):
     """One audit of one version."""
 
     schema_version: Literal[1] = 1
+    run_id: str
     at: str
     by: Person
     uri: str
@@ -86,7 +87,7 @@ class AuditRecord(FrozenRecord):
     original_uri: str
     forget_sha256: str
     data_sha256: str
-    seed: int
+    seed: int = Field(description="By the weights and the forget set: nobody chooses it.")
     tier: int = Field(description="0: no retrained model; 1: one that left each sample out; 2: two or more.")
     references: list[ReferenceRecord]
     unusable: dict[str, str] = Field(description="Models that were named and are no reference, and why.")

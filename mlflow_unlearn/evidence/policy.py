@@ -18,6 +18,7 @@ from pydantic import (
 
 from mlflow_unlearn.console import first_line, without_passwords
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evidence.audit import AUDITED, AuditRecord
 from mlflow_unlearn.evidence.record import Evidence, FrozenRecord, Measured, RequestRecord, sha256
 from mlflow_unlearn.evidence.signing import Signature, fingerprint
 from mlflow_unlearn.metrics.catalog import KEYS, MATCHED_BY_CLASS, READING, READING_OF_AUC
@@ -126,6 +127,23 @@ class Membership(FrozenRecord):
 _SINCE_SCHEMA_2 = {"accept_each", "exchangeable"}
 
 
+class AtMost(FrozenRecord):
+    """A bound, inclusive."""
+
+    at_most: Number
+
+
+class AuditRules(FrozenRecord):
+    """What an audit of the version must have come to: `mlflow-unlearn audit`."""
+
+    tier: Literal[0, 1, 2] = Field(
+        1, description="The least: 0 needs no retrained model, 1 one that left each sample out, 2 two."
+    )
+    accept: list[Literal["not told apart", "told apart", "not decided"]] = ["not told apart"]
+    share_remembered: AtMost | None = Field(None, description="The upper end of its interval.")
+    tpr_at_fpr_1: AtMost | None = Field(None, description="The upper end of every attack's rate at 1 % false alarms.")
+
+
 def _default_rules(acc_retain: float) -> list[Rule]:
     """Utility, and that a class which is forgotten is gone.
 
@@ -151,6 +169,7 @@ class Policy(FrozenRecord):
     rules: list[Rule] = _default_rules(-0.05)
     membership: Membership | None = Membership()
     minimum: dict[Literal["forget", "retain", "val", "test"], Annotated[int, Field(ge=1)]] = {"forget": 10, "test": 100}
+    audit: AuditRules | None = Field(None, description="Without it no audit is needed.")
     required: list[Required] = []
     signers: list[str] = Field(
         [], description="Public keys that a required signature may be by: PEM, the path of a PEM file, or fingerprint."
@@ -179,6 +198,12 @@ class Policy(FrozenRecord):
         if schema == 1 and isinstance(membership, dict):
             values = values | {"membership": {"attack": "mia_auc"} | membership}
         return values | {"schema_version": schema}
+
+    @model_serializer(mode="wrap")
+    def _without_what_it_does_not_ask(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Digests of policies without an audit are compared with those of earlier releases."""
+        dumped: dict[str, Any] = handler(self)
+        return {key: value for key, value in dumped.items() if key != "audit" or value is not None}
 
     @field_validator("signers")
     @classmethod
@@ -269,15 +294,16 @@ def read_policy(path: str | None, *, schema: Literal[1, 2] = 2) -> Policy:
         reason = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             keys = [*Policy.model_fields, *Rule.model_fields, *Membership.model_fields]
+            keys += [*AuditRules.model_fields, *AtMost.model_fields]
             near = get_close_matches(str(first["loc"][-1]), keys, cutoff=0.5)
             reason = "there is no such key" + (f"; did you mean {near[0]!r}?" if near else "")
         given = "" if first["type"] == "value_error" else f" = {first['input']!r}"
         at = f"{where}{given}: " if where else ""
         raise UnlearnError(f"the policy {path!r} is not usable: {at}{reason}") from error
     # Not by the model: such policies of earlier releases are stored in reviews.
-    if not (policy.rules or policy.membership or policy.minimum or policy.required):
+    if not (policy.rules or policy.membership or policy.minimum or policy.audit or policy.required):
         raise UnlearnError(
-            f"the policy {path!r} judges nothing: give it at least one of rules, membership, minimum and required"
+            f"the policy {path!r} judges nothing: give it at least one of rules, membership, minimum, audit, required"
         )
     if policy.signers and "signature" not in policy.required:
         raise UnlearnError(f"the policy {path!r} names signers and requires no signature: add it to required")
@@ -301,19 +327,23 @@ def _fingerprint(value: str, folder: Path | None) -> str:
         ) from error
 
 
-def judge(evidence: Evidence, policy: Policy, *, signature: Signature | None) -> Verdict:
+def judge(
+    evidence: Evidence, policy: Policy, *, signature: Signature | None, audit: AuditRecord | None = None
+) -> Verdict:
     """Every rule of the policy on the record.
 
     Args:
         evidence: the record.
         policy: the rules.
         signature: what came of checking the one that is stored beside it; None: there is none.
+        audit: of the version, the one that counts; None: there is none.
     """
     checks = [
         *_collapses(evidence),
         *(bound(evidence.metrics, rule)[0] for rule in policy.rules if applies(evidence.metrics, rule)),
         *(_memberships(evidence, policy.membership) if policy.membership is not None else ()),
         *(_size(evidence, role, least) for role, least in policy.minimum.items()),
+        *(_audits(evidence, policy.audit, audit) if policy.audit is not None else ()),
         *(_required(evidence, name, policy, signature) for name in policy.required),
     ]
     return Verdict(policy=policy.name, policy_sha256=policy.sha256, checks=checks)
@@ -452,6 +482,58 @@ def _size(evidence: Evidence, role: str, least: int) -> Check:
     samples = getattr(evidence.data, role).samples
     outcome: Literal["pass", "fail"] = "pass" if samples >= least else "fail"
     return Check(rule=f"samples, {role} set", value=str(samples), threshold=f"≥ {least}", outcome=outcome)
+
+
+def _audits(evidence: Evidence, rules: AuditRules, audit: AuditRecord | None) -> Iterator[Check]:
+    """What an audit says; of one that is missing, or about something else, that it was not measured."""
+    accepted = " or ".join(rules.accept)
+    if audit is None or (foreign := _about_something_else(evidence, audit)):
+        why = "there is none of this version: `mlflow-unlearn audit` makes one" if audit is None else foreign
+        yield Check(rule="audit", value="–", threshold=accepted, outcome="not measured", note=why)
+        return
+    decision, why = audit.decision
+    outcome: Outcome = "pass" if decision in rules.accept else "not measured" if decision == "not decided" else "fail"
+    yield Check(rule="audit", value=decision, threshold=accepted, outcome=outcome, note=why)
+    tier = f"tier {audit.tier}"
+    enough: Outcome = "pass" if audit.tier >= rules.tier else "fail"
+    note = f"calibrated by {len(audit.references)} retrained models"
+    yield Check(rule="audit: tier", value=tier, threshold=f"≥ {rules.tier}", outcome=enough, note=note)
+    if rules.share_remembered is not None:
+        yield _share_remembered(audit, rules.share_remembered.at_most)
+    if rules.tpr_at_fpr_1 is not None:
+        yield from _tails(audit, rules.tpr_at_fpr_1.at_most)
+
+
+def _about_something_else(evidence: Evidence, audit: AuditRecord) -> str:
+    """What an audit is about, where that is not this version and its forget set; else nothing."""
+    if (audit.uri, audit.weights_sha256) != (evidence.result.uri, evidence.result.weights_sha256):
+        return f"it is about {audit.uri}, or about other weights"
+    return "" if audit.forget_sha256 == evidence.data.forget.sha256 else "it is about another forget set"
+
+
+def _share_remembered(audit: AuditRecord, most: float) -> Check:
+    share, threshold = audit.share_remembered, f"upper end ≤ {most:g}"
+    if share is None:
+        value, outcome, note = "–", "not measured", audit.share_missing
+    else:
+        value = f"{share.value:.3f} [{share.low:.3f}, {share.high:.3f}]".replace("-", "−")
+        outcome, note = "pass" if share.high <= most + SLACK else "fail", "1: as if nothing was done, 0: as retrained"
+    return Check.model_validate(
+        {"rule": "share remembered", "value": value, "threshold": threshold, "outcome": outcome, "note": note}
+    )
+
+
+def _tails(audit: AuditRecord, most: float) -> Iterator[Check]:
+    for name, found in audit.attacks[AUDITED].items():
+        tail, threshold = found.tail, f"upper end ≤ {most:g}"
+        rule = f"TPR at 1 % FPR, {name}"
+        if tail is None:
+            note = "too few unseen samples to resolve 1 % false alarms"
+            yield Check(rule=rule, value="–", threshold=threshold, outcome="not measured", note=note)
+            continue
+        value = f"{tail.tpr:.3f} [{tail.low:.3f}, {tail.high:.3f}]"
+        outcome: Outcome = "pass" if tail.high <= most + SLACK else "fail"
+        yield Check(rule=rule, value=value, threshold=threshold, outcome=outcome)
 
 
 def _required(evidence: Evidence, name: Required, policy: Policy, signature: Signature | None) -> Check:

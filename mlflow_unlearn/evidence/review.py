@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from mlflow_unlearn.evidence.audit import AuditRecord
 from mlflow_unlearn.evidence.policy import Policy, Verdict
 from mlflow_unlearn.evidence.record import FOLDER, FrozenRecord, Person
 from mlflow_unlearn.parsing import load_json
@@ -52,6 +53,7 @@ class ReviewRecord(FrozenRecord):
     evidence_sha256: str
     policy: Policy
     verdict: Verdict
+    audit: AuditRecord | None = Field(None, description="What the policy's rules on an audit were judged by.")
 
     @model_validator(mode="before")
     @classmethod

@@ -12,6 +12,7 @@ from mlflow_unlearn.errors import Refused
 from mlflow_unlearn.evidence.policy import Policy, Verdict, judge, signed_by
 from mlflow_unlearn.evidence.record import FOLDER, Evidence, Person, RequestRecord, sha256
 from mlflow_unlearn.evidence.review import Head, ReviewRecord, read_chain
+from mlflow_unlearn.governance.audits import check_audit
 from mlflow_unlearn.governance.integrity import Examined, IntegrityFinding, hidden
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.identity import whoami
@@ -135,6 +136,8 @@ def check_reviews(examined: Examined) -> Iterator[IntegrityFinding]:
     else:
         more = f", which has to be signed: {how}" if "signature" in reviewed.policy.required and not signed else ""
         yield IntegrityFinding(part, "differs", f"its policy does not say the same of the evidence{more}")
+    if reviewed.audit is not None:
+        yield check_audit(reviewed.audit)
 
 
 def _last_review(examined: Examined) -> ReviewRecord:
@@ -167,7 +170,7 @@ def _last_review(examined: Examined) -> ReviewRecord:
 
 
 def _says_what_its_policy_says(reviewed: ReviewRecord, examined: Examined) -> bool:
-    judged = judge(examined.evidence, reviewed.policy, signature=examined.signature)
+    judged = judge(examined.evidence, reviewed.policy, signature=examined.signature, audit=reviewed.audit)
     return _outcomes(judged) == _outcomes(reviewed.verdict)
 
 

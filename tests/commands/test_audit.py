@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -86,6 +87,7 @@ def test_without_any_retrained_model(audit):
     assert "share remembered: not measurable" in outcome.out
 
 
+@pytest.mark.slow
 def test_a_gold_standard_that_saw_the_samples_is_none(audit):
     outcome, record = audit("--model-uri", "models:/clf/2", "--gold-uri", "models:/gold/1,models:/clf/1")
     assert record.unusable.keys() == {"models:/clf/1"}
@@ -93,6 +95,7 @@ def test_a_gold_standard_that_saw_the_samples_is_none(audit):
     assert [r.uri for r in record.references] == ["models:/gold/1"]
 
 
+@pytest.mark.slow
 def test_references_are_trained_once(audit, audited):
     arguments = ("--model-uri", "models:/clf/2", "--references", "4")
     outcome, record = audit(*arguments)
@@ -117,6 +120,48 @@ def test_ids_stay_hidden_where_the_request_hides_them(gold_template, cli, tmp_pa
         assert re.search("[0-9a-f]{64}", outcome.out) and "digits/" not in outcome.out
 
 
+POLICY = """
+rules: [{metric: acc_test, at_least: 0.1}]
+membership: null
+minimum: {}
+audit: {tier: 2, accept: [told apart, not told apart, not decided]}
+"""
+
+
+@pytest.mark.slow
+def test_a_review_is_judged_by_it(gold_template, cli, tmp_path):
+    """No audit, too weak a one, a strong one; then what becomes of its record."""
+    with copied(gold_template, tmp_path / "reviewed") as store:
+        (store.folder / "policy.yaml").write_text(POLICY)
+        review = ("review", "--model-uri", "models:/clf/2", "--policy", "policy.yaml")
+        refused = cli(*review)
+        assert refused.code == 3 and "`mlflow-unlearn audit` makes one" in " ".join(refused.out.split())
+        cli("audit", "--model-uri", "models:/clf/2")
+        weak = cli(*review)
+        assert weak.code == 3 and "audit: tier is tier 0, needs ≥ 2" in weak.err
+        cli("audit", "--model-uri", "models:/clf/2", "--references", "4")
+        passed = cli(*review)
+        assert passed.code == 0, passed.out + passed.err
+        verified = cli("verify", "--model-uri", "models:/clf/2")
+        assert verified.code == 0 and "says what its review has" in " ".join(verified.out.replace("│", " ").split())
+        run = next(run for run in store.runs() if run.data.params.get("unlearn.references") == "4")
+        path = Path(run.info.artifact_uri.removeprefix("file://")) / "evidence" / "audit.json"
+        path.write_text(path.read_text().replace('"tier": 2', '"tier": 1'))
+        changed = cli("verify", "--model-uri", "models:/clf/2")
+        assert changed.code == 3 and "says something else than its review has it" in changed.err
+        assert cli(*review).code == 3, "the strongest that is left has too low a tier"
+
+
+@pytest.mark.slow
+def test_an_audit_of_another_forget_set_does_not_count(gold_template, cli, tmp_path):
+    with copied(gold_template, tmp_path / "other") as store:
+        (store.folder / "policy.yaml").write_text(POLICY)
+        cli("audit", "--model-uri", "models:/clf/2", "--original-uri", "models:/clf/1", "--forget", "random:60,seed=9")
+        refused = cli("review", "--model-uri", "models:/clf/2", "--policy", "policy.yaml")
+        assert refused.code == 3 and "makes one" in refused.err, refused.err
+
+
+@pytest.mark.slow
 def test_metrics_of_the_run(audit, audited):
     _, record = audit("--model-uri", "models:/clf/2", "--gold-uri", GOLDS)
     run = next(run for run in audited.runs() if run.data.tags["unlearn.command"] == "audit")

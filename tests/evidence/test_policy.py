@@ -598,7 +598,8 @@ class TestTheFile:
         with pytest.raises(UnlearnError) as error:
             policy(content)
         assert str(error.value) == (
-            "the policy 'policy.yaml' judges nothing: give it at least one of rules, membership, minimum and required"
+            "the policy 'policy.yaml' judges nothing: give it at least one of rules, membership, minimum, audit, "
+            "required"
         )
         for more in ({"membership": {}}, {"minimum": {"test": 1}}, {"required": ["gold"]}):
             policy(yaml.safe_dump({"rules": [], "membership": None, "minimum": {}} | more))

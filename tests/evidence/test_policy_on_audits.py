@@ -1,0 +1,129 @@
+"""What a policy asks of an audit: its decision, its tier, the share remembered and the tails."""
+
+import pytest
+from records import ANN, digest, evidence
+
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evidence.audit import AuditRecord, DetectionRecord, ShareRecord, TailRecord
+from mlflow_unlearn.evidence.policy import AuditRules, Policy, judge, read_policy
+
+RECORD = evidence()
+
+
+def attack(corrected, tail=None):
+    return DetectionRecord(
+        **{"n_forget": 50, "n_unseen": 500, "auc": 0.6, "auc_low": 0.55, "auc_high": 0.65, "advantage": 0.1},
+        **{"p_value": corrected, "corrected": corrected, "tail": tail},
+    )
+
+
+def audit(found=0.5, before=0.001, **changes) -> AuditRecord:
+    values = {
+        "run_id": "r",
+        "at": "2026-11-26T12:00:00+00:00",
+        "by": ANN,
+        "uri": RECORD.result.uri,
+        "weights_sha256": RECORD.result.weights_sha256,
+        "original_uri": RECORD.source.uri,
+        "forget_sha256": RECORD.data.forget.sha256,
+        "data_sha256": digest(1),
+        "seed": 1,
+        "tier": 1,
+        "references": [],
+        "unusable": {},
+        "attacks": {"audited": {"rmia": attack(found, TailRecord(tpr=0.02, low=0.0, high=0.05))}}
+        | {"original": {"rmia": attack(before)}},
+        "not_measured": {},
+        "share_remembered": ShareRecord(value=0.01, low=-0.07, high=0.09, tpr=0.9, fpr=0.5, golds=1),
+        "share_missing": "",
+        "completeness": 0.6,
+        "remembered_p95": 0.7,
+        "worst": [],
+        "two_versions_auc": 0.6,
+        "seconds": 1.0,
+    }
+    return AuditRecord(**values | changes)
+
+
+def checks(record, **rules):
+    policy = Policy(rules=[], membership=None, minimum={}, audit=AuditRules(**rules))
+    return {c.rule: c for c in judge(RECORD, policy, signature=None, audit=record).checks}
+
+
+def outcomes(record, **rules):
+    return {rule: check.outcome for rule, check in checks(record, **rules).items()}
+
+
+def test_what_has_passed():
+    assert outcomes(audit()) == {"audit": "pass", "audit: tier": "pass"}
+
+
+def test_what_was_told_apart_or_not_decided():
+    assert outcomes(audit(found=0.001))["audit"] == "fail"
+    assert outcomes(audit(before=0.5))["audit"] == "not measured"
+    assert outcomes(audit(before=0.5), accept=["not told apart", "not decided"])["audit"] == "pass"
+    assert "shows no memory" in checks(audit(before=0.5))["audit"].note
+
+
+def test_no_audit_is_no_pass():
+    [check] = checks(None).values()
+    assert (check.outcome, check.value) == ("not measured", "–")
+    assert "`mlflow-unlearn audit` makes one" in check.note
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"uri": "models:/clf/9"}, "it is about models:/clf/9, or about other weights"),
+        ({"weights_sha256": digest(9)}, "or about other weights"),
+        ({"forget_sha256": digest(9)}, "it is about another forget set"),
+    ],
+)
+def test_an_audit_of_something_else_is_none(changes, why):
+    [check] = checks(audit(**changes)).values()
+    assert check.outcome == "not measured" and why in check.note
+
+
+def test_no_one_passes_for_having_no_reference():
+    assert outcomes(audit(tier=0))["audit: tier"] == "fail"
+    assert outcomes(audit(tier=0), tier=0)["audit: tier"] == "pass"
+    assert outcomes(audit(tier=1), tier=2)["audit: tier"] == "fail"
+
+
+def test_the_share_is_judged_by_the_upper_end():
+    for most, outcome in ((0.09, "pass"), (0.08, "fail")):
+        assert outcomes(audit(), share_remembered={"at_most": most})["share remembered"] == outcome
+    missing = audit(share_remembered=None, share_missing="needs a gold standard")
+    check = checks(missing, share_remembered={"at_most": 0.1})["share remembered"]
+    assert (check.outcome, check.note) == ("not measured", "needs a gold standard")
+    assert checks(audit(), share_remembered={"at_most": 0.1})["share remembered"].value == "0.010 [−0.070, 0.090]"
+
+
+def test_so_is_the_tail_of_every_attack():
+    for most, outcome in ((0.05, "pass"), (0.04, "fail")):
+        assert outcomes(audit(), tpr_at_fpr_1={"at_most": most})["TPR at 1 % FPR, rmia"] == outcome
+    unresolved = audit(attacks={"audited": {"margin": attack(0.5)}, "original": {"margin": attack(0.001)}})
+    assert outcomes(unresolved, tpr_at_fpr_1={"at_most": 0.1})["TPR at 1 % FPR, margin"] == "not measured"
+
+
+def test_a_policy_without_it_has_the_digest_of_before():
+    """By which reviews of earlier releases name theirs."""
+    assert "audit" not in Policy().model_dump() and "audit" in Policy(audit=AuditRules()).model_dump()
+    assert Policy().sha256 != Policy(audit=AuditRules()).sha256
+    assert Policy.model_validate(Policy(audit=AuditRules(tier=2)).model_dump()).audit.tier == 2
+
+
+def test_from_a_file(tmp_path):
+    path = tmp_path / "policy.yaml"
+    path.write_text("rules: []\nmembership: null\nminimum: {}\naudit: {tier: 2, share_remembered: {at_most: 0.1}}\n")
+    rules = read_policy(str(path)).audit
+    assert rules.tier == 2 and rules.share_remembered.at_most == 0.1 and rules.accept == ["not told apart"]
+    path.write_text("audit: {tier: 1, share_remembred: 0.1}\n")
+    with pytest.raises(UnlearnError, match="there is no such key; did you mean 'share_remembered'"):
+        read_policy(str(path))
+
+
+def test_it_is_stored_and_read():
+    record = audit()
+    assert AuditRecord.model_validate_json(record.to_json()) == record
+    assert record.decision == ("not told apart", "by none of rmia; no gold control")
