@@ -25,18 +25,18 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Subset
 
 from mlflow_unlearn import Splits, unlearn
-from mlflow_unlearn.audit.attacks import ATTACKS, References, Target, attack_all
 from mlflow_unlearn.data.datasets import as_dataset
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.source import stratified
 from mlflow_unlearn.data.transforms import build_transform
-from mlflow_unlearn.engine.features import last_features, last_linear
+from mlflow_unlearn.engine.features import last_linear
 from mlflow_unlearn.engine.hardware import resolve_hardware
 from mlflow_unlearn.engine.loop import RunOptions, run
-from mlflow_unlearn.engine.predictions import evaluate_split
+from mlflow_unlearn.engine.predictions import attack_target
 from mlflow_unlearn.evidence.audit import recorded
 from mlflow_unlearn.methods.retrain import Training
 from mlflow_unlearn.metrics.attacks.share import share_remembered
+from mlflow_unlearn.metrics.attacks.suite import ATTACKS, References, Target, attack_all
 from mlflow_unlearn.rng import isolated_rng
 
 RECIPE = {"epochs": 70, "lr": 0.1, "weight_decay": 0.0}
@@ -98,14 +98,7 @@ def trained(kind: str, number: int, splits: Splits, folder: Path) -> nn.Module:
 
 
 def target(model: nn.Module, splits: Splits) -> Target:
-    hardware = resolve_hardware(model, splits.test)
-    outputs, features = {}, {}
-    for split in ("forget", "test"):
-        with last_features(model) as caught:
-            outputs[split] = evaluate_split(model, getattr(splits, split), hardware)
-        if caught:
-            features[split] = torch.cat(caught).numpy()
-    return Target(outputs, features or None)
+    return attack_target(model, splits, resolve_hardware(model, splits.test))
 
 
 def calibrated(golds: list[Target], numbers: list[int]) -> References:
@@ -113,9 +106,8 @@ def calibrated(golds: list[Target], numbers: list[int]) -> References:
 
 
 def shown(found: list[dict], what: str) -> None:
-    print(
-        f"\n**{what}**, {len(found)} models\n\n| attack | alarms, p ≤ 0.05 | after Holm | mean AUC |\n|---|---:|---:|---:|"
-    )
+    print(f"\n**{what}**, {len(found)} models\n")
+    print("| attack | alarms, p ≤ 0.05 | after Holm | mean AUC |\n|---|---:|---:|---:|")
     for name in ATTACKS:
         ones = [one[name] for one in found if name in one]
         alarms = sum(one.p_value <= 0.05 for one in ones), sum(one.flagged for one in ones)
@@ -212,10 +204,8 @@ def main() -> None:
             share = share_remembered(one.log_odds("forget"), before.log_odds("forget"), references.forget, seed=0)
             cells = [f"{found[a].auc:.3f} ({found[a].corrected:.3f})" if a in found else "–" for a in ATTACKS]
             by = ", ".join(a for a in ATTACKS if a in found and found[a].flagged) or "none"
-            print(
-                f"| {name} | {' | '.join(cells)} | {by} | {share.value:.2f} [{share.low:.2f}, {share.high:.2f}] |",
-                flush=True,
-            )
+            remembered = share if isinstance(share, str) else f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]"
+            print(f"| {name} | {' | '.join(cells)} | {by} | {remembered} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,15 +13,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlflow_unlearn.api import Result, evaluate, unlearn
+    from mlflow_unlearn.api import AuditResult, Result, audit, evaluate, unlearn
     from mlflow_unlearn.data.splits import Splits
     from mlflow_unlearn.metrics.suite import Metrics
 
-__all__ = ["Metrics", "Result", "Splits", "evaluate", "unlearn"]
+__all__ = ["AuditResult", "Metrics", "Result", "Splits", "audit", "evaluate", "unlearn"]
 __version__ = "0.1.0"
 
 # Loaded on first use: `mlflow-unlearn --help` must not wait for torch.
 _HOME = {
+    "AuditResult": "mlflow_unlearn.api",
+    "audit": "mlflow_unlearn.api",
     "Metrics": "mlflow_unlearn.metrics.suite",
     "Result": "mlflow_unlearn.api",
     "Splits": "mlflow_unlearn.data.splits",

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +14,14 @@ from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.engine.frozen_prefix import resolve
 from mlflow_unlearn.engine.hardware import Hardware, Precision, resolve_hardware
 from mlflow_unlearn.engine.loop import Epoch, Outcome, RunOptions, run
-from mlflow_unlearn.engine.predictions import evaluate_splits
+from mlflow_unlearn.engine.predictions import attack_target, evaluate_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
+from mlflow_unlearn.evidence.audit import decide, recorded
 from mlflow_unlearn.methods import get_method
+from mlflow_unlearn.metrics.attacks.detection import Detection
+from mlflow_unlearn.metrics.attacks.share import Share
+from mlflow_unlearn.metrics.attacks.suite import attack_with_controls, share_between
 from mlflow_unlearn.metrics.suite import Metrics, compute_metrics
 from mlflow_unlearn.rng import checked_seed
 
@@ -38,6 +42,25 @@ class Result(Outcome):
     """
 
     params: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """The outcome of `audit`.
+
+    Attributes:
+        attacks: by model (``audited``, ``original``, and of two golds on ``gold 1``, …), then by attack.
+        not_measured: attacks that the models at hand do not allow, and why.
+        share_remembered: 1 where nothing was done, 0 for retraining; or why it cannot be measured.
+        decision: "told apart", "not told apart" or "not decided".
+        why: in a sentence.
+    """
+
+    attacks: Mapping[str, Mapping[str, Detection]]
+    not_measured: Mapping[str, str]
+    share_remembered: Share | str
+    decision: str
+    why: str
 
 
 def unlearn(
@@ -192,3 +215,44 @@ def evaluate(
     elif original is not None:
         original_test = evaluate_splits(original, splits, hardware, only=("test",), name="original")["test"]
     return compute_metrics(outputs, original_test=original_test, gold=gold_outputs, seed=seed)
+
+
+def audit(
+    model: nn.Module,
+    splits: Splits,
+    original: nn.Module,
+    golds: Sequence[nn.Module] = (),
+    seed: int = 0,
+    *,
+    device: str | torch.device | None = None,
+    precision: Precision = "fp32",
+    num_workers: int | None = 0,
+    progress: bool = False,
+) -> AuditResult:
+    """Attack ``model`` as strongly as ``golds`` allow, with a control for each attack; see ``docs/audit.md``.
+
+    Args:
+        model: to be attacked; left exactly as it was found, as are the others.
+        splits: the four sets; of these, the forget set and the test set, which no model has seen, are read.
+        original: the model before unlearning, which the attacks must tell apart.
+        golds: retrained without the forget set: with one, attacks are calibrated by sample; from two on, each is held
+            back in turn, and must not be told apart.
+        seed: of halves, folds, permutations and the bootstrap.
+        device: "cpu", "cuda", …; None takes CUDA where there is one.
+        precision: "fp32", "tf32", "bf16" or "auto".
+        num_workers: data-loading processes; None: by data and machine.
+        progress: bars on standard error, if that is a terminal.
+
+    Raises:
+        UnlearnError: outputs that are not finite logits ``[N, K]``, or not of one K; labels ≥ K.
+    """
+    checked_seed(seed)
+    hardware = resolve_hardware(
+        model, splits.test, device=device, precision=precision, num_workers=num_workers, progress=progress
+    )
+    audited = attack_target(model, splits, hardware)
+    before = audited if original is model else attack_target(original, splits, hardware, name="original")
+    retrained = [attack_target(gold, splits, hardware, name="gold") for gold in golds]
+    found, missing = attack_with_controls(audited, before, retrained, None, seed=seed)
+    decision, why = decide({name: recorded(detections) for name, detections in found.items()})
+    return AuditResult(found, missing, share_between(audited, before, retrained, seed=seed), decision, why)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
-from toy import CPU, Net, accuracy, class_splits, global_state, net, original, same, splits, state
+from torch.utils.data import ConcatDataset, TensorDataset
+from toy import CPU, Net, accuracy, class_splits, digits, global_state, net, original, same, splits, state, take
 
-from mlflow_unlearn import Splits, unlearn
+from mlflow_unlearn import Splits, audit, unlearn
 from mlflow_unlearn.api import unlearn_on
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.hardware import Hardware
@@ -257,3 +257,37 @@ class TestOptions:
         result = forget(sets=sets, params={"epochs": 20, "lr": 3e-3, "retain_fraction": 1})
         assert accuracy(result.model, sets.forget) <= 0.05
         assert accuracy(result.model, sets.retain) > 0.95
+
+
+class TestAudit:
+    @pytest.fixture(scope="class")
+    def drawn(self):
+        """Splits drawn at random, a model that knows the forget set by heart, and two that never saw it."""
+        order = torch.randperm(900, generator=torch.Generator().manual_seed(0))
+        parts = order.split([100, 200, 200, 400])
+        sets = Splits(*(take(digits(0, 900), part) for part in parts))
+        known = Splits(sets.forget, ConcatDataset([sets.forget, sets.retain]), sets.val, sets.test)
+        recipe = {"epochs": 60, "batch_size": 32, "weight_decay": 0.0}
+        make = [unlearn(net(), which, "retrain", recipe, seed).model for seed, which in enumerate((known, sets, sets))]
+        return sets, make[0], make[1:]
+
+    def test_the_original_is_told_apart_and_left_as_it_was(self, drawn):
+        sets, model, golds = drawn
+        before, random = state(model), global_state()
+        found = audit(model, sets, model, golds, device="cpu")
+        assert found.decision == "told apart", found.why
+        assert list(found.attacks) == ["audited", "original", "gold 1", "gold 2"]
+        assert found.share_remembered.value == 1.0
+        assert same(state(model), before) and global_state() == random
+
+    def test_a_retrained_model_is_not(self, drawn):
+        sets, model, golds = drawn
+        found = audit(golds[0], sets, model, golds[1:], device="cpu")
+        assert found.decision != "told apart", found.why
+        assert set(found.not_measured) == {"posterior"}
+        assert set(found.attacks["gold 1"]) == {"margin", "quantile", "probe"}, "what needs no other gold"
+
+    def test_without_a_retrained_model(self):
+        found = audit(original(), splits(), original(), device="cpu")
+        assert set(found.attacks["audited"]) == {"margin", "quantile"}
+        assert "needs a gold standard" in found.share_remembered and "probe" in found.not_measured

@@ -6,8 +6,8 @@ from dataclasses import replace
 import mlflow
 
 from mlflow_unlearn import config
-from mlflow_unlearn.audit.audit import Audit, AuditGold
-from mlflow_unlearn.audit.references import Reference, ReferenceTrainer
+from mlflow_unlearn.auditing.audit import Audit, AuditGold
+from mlflow_unlearn.auditing.references import ReferenceTrainer
 from mlflow_unlearn.console import note
 from mlflow_unlearn.errors import Refused
 from mlflow_unlearn.evidence.audit import AUDIT_FILE
@@ -17,6 +17,7 @@ from mlflow_unlearn.registry.dataset_inputs import log_source_model
 from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.versions import Version
 from mlflow_unlearn.report import audit_table
+from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.checks import check_outputs
 from mlflow_unlearn.session.gold import SawForgotten, open_gold
 from mlflow_unlearn.session.measured import open_measured
@@ -26,7 +27,7 @@ from mlflow_unlearn.session.view import training_mask
 
 
 def audit(options: config.Audit) -> None:
-    """Print what every attack says of the version and of each control, and log the record.
+    """Print what every attack says of the version and of each control, and log the record; with ``plan`` what it costs.
 
     Raises:
         Refused: nothing can be decided, or the forgotten samples are told apart.
@@ -44,7 +45,11 @@ def audit(options: config.Audit) -> None:
             else load_module(original_version, options.architecture, len(session.view.classes), trainable=False)
         )
         golds, unusable = _golds(session, options)
-        references = _references(session, original_version, options, run_id) if options.references else []
+        trainer = _trainer(session, original_version, options, run_id) if options.references else None
+        if options.plan:
+            _dry_run(session, trainer, options, models=1 + (not own) + len(golds))
+            return
+        references = trainer.references(options.references) if trainer is not None else []
         record = Audit(session, original_version.uri, original, golds, references, unusable).record(run_id)
         mlflow.log_text(record.to_json(), AUDIT_FILE)
         mlflow.log_metrics(audit_table.metrics(record))
@@ -71,7 +76,17 @@ def _golds(session: Session, options: config.Audit) -> tuple[list[AuditGold], di
     return golds, unusable
 
 
-def _references(session: Session, original: Version, options: config.Audit, run_id: str) -> list[Reference]:
+def _dry_run(session: Session, trainer: ReferenceTrainer | None, options: config.Audit, *, models: int) -> None:
+    """As if no reference had been trained before; each sees half of the training set."""
+    halves = -(-options.references // 2)
+    workloads = []
+    if trainer is not None:
+        workloads = [dry_run.Workload("retrain", trainer.recipe.params, 0, trainer.recipe, times=halves)]
+        session = trainer.session
+    dry_run.show(dry_run.estimate(session, workloads, models=models + options.references, record=None))
+
+
+def _trainer(session: Session, original: Version, options: config.Audit, run_id: str) -> ReferenceTrainer:
     source = session.view.source
     module = load_module(original, options.architecture, len(session.view.classes))
     shape = check_outputs(module, session.splits.test, session.view.classes, original.uri)
@@ -80,4 +95,4 @@ def _references(session: Session, original: Version, options: config.Audit, run_
     mask = training_mask(original, source)
     everything = session.view.dataset(source.train, module, "the training set", session.hardware.progress)
     experiment = mlflow.get_run(run_id).info.experiment_id
-    return ReferenceTrainer(trained, recipe, everything, mask.nonzero()[0], experiment).references(options.references)
+    return ReferenceTrainer(trained, recipe, everything, mask.nonzero()[0], experiment)

@@ -1,12 +1,14 @@
 """`exposure`: where forgotten data still lives, as far as the tracking server and this machine can tell."""
 
 from mlflow_unlearn import config
+from mlflow_unlearn.evidence.audit import REFERENCE_FILE
 from mlflow_unlearn.governance.holders import (
     ENDPOINT_TAG,
     cached,
     checkpoints,
     forgotten_by,
     logged_models,
+    references,
     unregistered,
     version_exposures,
 )
@@ -42,6 +44,9 @@ def exposure(options: config.Exposure) -> None:
             {
                 "LoggedModels that were never registered": [f"models:/{m}" for m in unregistered(models, found)],
                 "runs that logged these models": sorted({p.registered.run_id for p in holders if p.registered.run_id}),
+                "outputs of references that audits have trained": [
+                    f"runs:/{run.info.run_id}/{REFERENCE_FILE}" for run in references(client, holders)
+                ],
                 "outputs in this machine's cache": [str(path) for path in cached(holders)],
                 "checkpoints of commands that were killed on this machine": [
                     str(path) for path in checkpoints(holders, of_train=True)

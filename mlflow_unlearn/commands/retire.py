@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import mlflow
+from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -20,6 +21,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow_unlearn import config
 from mlflow_unlearn.console import first_line, one_line, storable
 from mlflow_unlearn.errors import AlreadyDone, Refused, UnlearnError, shortlist
+from mlflow_unlearn.evidence.audit import REFERENCE_FILE
 from mlflow_unlearn.governance.holders import (
     Logged,
     VersionExposure,
@@ -28,6 +30,7 @@ from mlflow_unlearn.governance.holders import (
     exposure_of,
     logged_models,
     model_of,
+    references,
     sharing,
 )
 from mlflow_unlearn.governance.location import FILE
@@ -63,6 +66,7 @@ class Retirement:
         files: names of what lies at its location.
         model_id: the LoggedModel.
         cached: outputs and checkpoints on this machine.
+        references: runs with outputs of models that audits have trained on halves of what it knows.
         models: every LoggedModel of the store.
         known: where the files of each registered version are.
     """
@@ -73,6 +77,7 @@ class Retirement:
     files: Sequence[str]
     model_id: str | None
     cached: Sequence[Path]
+    references: Sequence[Run]
     models: Sequence[Logged]
     known: dict[str, str]
 
@@ -89,6 +94,7 @@ class Retirement:
             *([f"delete the LoggedModel {self.model_id}"] if self.model_id is not None else []),
             *([f"delete all files at {self.location}"] if self.files else []),
             *(f"delete {path} from this machine's cache" for path in self.cached),
+            *(f"delete the outputs of the reference of run {run.info.run_id}" for run in self.references),
         ]
         return [one_line(step) for step in steps]
 
@@ -184,6 +190,8 @@ def retire(options: config.Retire) -> None:
             _delete_files(retirement.location)
         for path in retirement.cached:
             path.unlink(missing_ok=True)
+        for run in retirement.references:
+            _delete_reference(run)
         if left := [entry.uri for entry in retirement.entries if can_be_read(entry.uri)]:
             raise UnlearnError(
                 f"{', '.join(left)} can still be read after the deletion of {retirement.location}; {_AGAIN}"
@@ -245,7 +253,8 @@ def _retirement(client: MlflowClient, options: config.Retire) -> Retirement:
             "of an endpoint remove the tag once it serves another version"
         )
     here = [*cached(found), *checkpoints(found)]
-    return Retirement(target, found, _aliases(found), folder.entries, model_id, here, models, known)
+    trained = references(client, found)
+    return Retirement(target, found, _aliases(found), folder.entries, model_id, here, trained, models, known)
 
 
 def _by_a_killed_command(version: ModelVersion) -> bool:
@@ -325,6 +334,19 @@ def _delete_logged_model(client: MlflowClient, model_id: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # else an interrupted command has done it
             raise
+
+
+def _delete_reference(run: Run) -> None:
+    """One file, of its outputs; the run stays.
+
+    Raises:
+        UnlearnError: the store does not delete it.
+    """
+    try:
+        get_artifact_repository(run.info.artifact_uri).delete_artifacts(REFERENCE_FILE)
+    except (NotImplementedError, MlflowException, OSError) as error:
+        where = f"runs:/{run.info.run_id}/{REFERENCE_FILE}"
+        raise UnlearnError(f"{where} cannot be deleted ({first_line(error)}); {_AGAIN}") from error
 
 
 def _delete_files(location: str) -> None:

@@ -12,11 +12,13 @@ from torch.utils.data import Dataset
 from mlflow_unlearn.data.functions import users_code
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.distributed.ranks import on_all_ranks
+from mlflow_unlearn.engine.features import last_features
 from mlflow_unlearn.engine.forward import true_class_log_odds, true_class_margins
 from mlflow_unlearn.engine.hardware import Hardware
 from mlflow_unlearn.engine.output_cache import CacheKey, cached_forward, model_cache_key
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.metrics.attacks.suite import Target
 from mlflow_unlearn.metrics.outputs import Outputs, SplitOutputs
 
 SPLIT_NAMES = ("forget", "retain", "val", "test")
@@ -83,6 +85,31 @@ def evaluate_split(
         sums.cpu().numpy(),
         torch.cat(probabilities).numpy() if probabilities else None,
     )
+
+
+@users_code("the model or its data")
+def attack_target(model: nn.Module, splits: Splits, hardware: Hardware, *, name: str = "model") -> Target:
+    """What attacks read of a model: one pass over the forget and the test set, which leaves outputs and features.
+
+    Args:
+        model: images ``[N, C, H, W]`` to logits ``[N, K]``; left as it was found.
+        splits: the four sets.
+        hardware: where and in which precision.
+        name: of the model, on the progress bars.
+
+    Raises:
+        UnlearnError: as `evaluate_split`.
+    """
+    placed = hardware.place(copy.deepcopy(model))
+    outputs, features = {}, {}
+    for split in ("forget", "test"):
+        with last_features(placed) as caught:
+            outputs[split] = evaluate_split(
+                placed, getattr(splits, split), hardware, description=f"evaluating {name} on {split}"
+            )
+        if caught:
+            features[split] = torch.cat(caught).numpy()
+    return Target(outputs, features or None)
 
 
 @on_all_ranks

@@ -7,11 +7,14 @@ from pydantic import Field
 
 from mlflow_unlearn.evidence.record import FrozenRecord, Person
 from mlflow_unlearn.metrics.attacks.detection import Detection, holm
+from mlflow_unlearn.metrics.attacks.suite import AUDITED, GOLD, ORIGINAL
 
 AUDIT_FILE = "evidence/audit.json"
+REFERENCE_FILE = "reference.npz"
+"""Outputs of a model that an audit has trained, in its run; its weights are not kept."""
+REFERENCE_TAG = "unlearn.reference.source_sha256"
+"""Of its run: the weights of the version whose training samples it knows."""
 LEVEL = 0.05
-AUDITED, ORIGINAL, GOLD = "audited", "original", "gold"
-
 Decision = Literal["told apart", "not told apart", "not decided"]
 
 
@@ -135,10 +138,11 @@ def decide(attacks: Mapping[str, Mapping[str, DetectionRecord]]) -> tuple[Decisi
     """The verdict of an audit, never a pass without power or with a control that fails.
 
     The original must be told apart, else the attacks have no power here; no held-back gold standard may be, else they
-    see something else than training. Of several golds the chances are corrected by Holm for all their attacks together.
+    see something else than training. The chances of all golds and attacks are corrected together.
 
     Args:
-        attacks: by model (``audited``, ``original``, and ``gold 1``, … where two or more are there), then by attack.
+        attacks: by model (``audited``, ``original``, ``gold 1``, …), then by attack; those on which no held-back gold
+            standard was tried, for want of another one to calibrate by, are named.
     """
     before = _flagged(attacks[ORIGINAL])
     if not before:
@@ -152,7 +156,8 @@ def decide(attacks: Mapping[str, Mapping[str, DetectionRecord]]) -> tuple[Decisi
             "unseen ones by more than training"
         )
     found = _flagged(attacks[AUDITED])
-    control = "" if controls else "; no gold control"
+    without = [attack for attack in attacks[AUDITED] if attack not in {each for _, each in controls}]
+    control = f"; no gold control of {', '.join(without)}" if without else ""
     if found:
         return "told apart", f"{'; '.join(_in_words(attacks[AUDITED], found))}{control}"
     return "not told apart", f"by none of {', '.join(attacks[AUDITED])}{control}"

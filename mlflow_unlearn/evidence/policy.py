@@ -18,9 +18,10 @@ from pydantic import (
 
 from mlflow_unlearn.console import first_line, without_passwords
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.evidence.audit import AUDITED, AuditRecord
+from mlflow_unlearn.evidence.audit import AuditRecord
 from mlflow_unlearn.evidence.record import Evidence, FrozenRecord, Measured, RequestRecord, sha256
 from mlflow_unlearn.evidence.signing import Signature, fingerprint
+from mlflow_unlearn.metrics.attacks.suite import AUDITED
 from mlflow_unlearn.metrics.catalog import KEYS, MATCHED_BY_CLASS, READING, READING_OF_AUC
 from mlflow_unlearn.metrics.collapse import COLLAPSED
 from mlflow_unlearn.metrics.reading import NOT_MEASURED, Attack, samples_needed, tells_apart

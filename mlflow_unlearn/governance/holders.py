@@ -3,9 +3,11 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from mlflow.entities import Run, ViewType
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -15,10 +17,11 @@ from mlflow.tracking import MlflowClient
 from mlflow_unlearn import cache
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import Refused, UnlearnError
+from mlflow_unlearn.evidence.audit import REFERENCE_FILE, REFERENCE_TAG
 from mlflow_unlearn.governance.location import Location, locate, relation
 from mlflow_unlearn.governance.model_folder import is_gone
 from mlflow_unlearn.registry import forget_requests
-from mlflow_unlearn.registry.clients import experiment_ids, registry_client
+from mlflow_unlearn.registry.clients import experiment_ids, quoted, registry_client
 from mlflow_unlearn.registry.versions import MANIFEST_FILE, fetched, retired
 
 ENDPOINT_TAG = "unlearn.endpoint."
@@ -217,6 +220,16 @@ def unregistered(models: Sequence[Logged], found: Sequence[VersionExposure]) -> 
 def cached(holders: Sequence[VersionExposure]) -> list[Path]:
     """Entries of this machine's cache with outputs of these models."""
     return [path for path, facts in cache.entries("outputs") if facts.get("weights") in _digests(holders)]
+
+
+def references(client: MlflowClient, holders: Sequence[VersionExposure]) -> list[Run]:
+    """Runs with outputs of models that audits have trained on halves of what these versions know."""
+    found: list[Run] = []
+    for digest in sorted(filter(None, _digests(holders))):
+        where = f"tags.`{REFERENCE_TAG}` = {quoted(digest)}"
+        search = partial(client.search_runs, experiment_ids(client), where, ViewType.ALL)
+        found += _pages(lambda token, search=search: search(page_token=token))  # type: ignore[misc]
+    return [run for run in found if REFERENCE_FILE in [file.path for file in client.list_artifacts(run.info.run_id)]]
 
 
 def checkpoints(holders: Sequence[VersionExposure], *, of_train: bool = False) -> list[Path]:

@@ -3,7 +3,8 @@
 from rich.table import Table
 
 from mlflow_unlearn.console import stdout
-from mlflow_unlearn.evidence.audit import AUDITED, AuditRecord
+from mlflow_unlearn.evidence.audit import AuditRecord
+from mlflow_unlearn.metrics.attacks.suite import AUDITED
 from mlflow_unlearn.report.table import escape
 
 

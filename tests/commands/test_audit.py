@@ -6,9 +6,9 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from stores import TRAIN, copied
+from stores import FORGET, TRAIN, copied
 
-from mlflow_unlearn.evidence.audit import AuditRecord
+from mlflow_unlearn.evidence.audit import REFERENCE_FILE, REFERENCE_TAG, AuditRecord
 
 GOLDS = "models:/gold/1,models:/gold/2"
 
@@ -65,7 +65,7 @@ def test_of_a_gold_standard_nothing_is_told_apart(audit, audited):
     forget = ("--forget", f"request:{request_id}", "--original-uri", "models:/clf/1")
     outcome, record = audit("--model-uri", "models:/gold/1", *forget, "--gold-uri", "models:/gold/2")
     assert record.decision[0] == "not told apart" and outcome.code == 0, outcome.out + outcome.err
-    assert "no gold control" in outcome.out and record.tier == 1
+    assert "no gold control of rmia, iam" in outcome.out and record.tier == 1
     assert record.not_measured.keys() == {"posterior"}
     share = record.share_remembered
     assert share.low <= 0 <= share.high and share.golds == 1
@@ -153,12 +153,39 @@ def test_a_review_is_judged_by_it(gold_template, cli, tmp_path):
 
 
 @pytest.mark.slow
+def test_references_are_exposure_and_go_with_the_version(gold_template, cli, tmp_path):
+    """Their outputs tell what they were trained on."""
+    with copied(gold_template, tmp_path / "exposed") as store:
+        # The files of the template are shared: a version of this store alone.
+        assert cli("train", *TRAIN, "--name", "own").code == 0
+        assert cli("request", "--model-uri", "models:/own/1", "--forget", FORGET).code == 0
+        assert "references that audits have trained: none" in cli("exposure", "--model-uri", "models:/own/1").out
+        cli("audit", "--model-uri", "models:/own/1", "--forget", FORGET, "--references", "2")
+        runs = [run for run in store.runs() if REFERENCE_TAG in run.data.tags]
+        shown = cli("exposure", "--model-uri", "models:/own/1").out
+        assert len(runs) == 2 and all(f"runs:/{run.info.run_id}/{REFERENCE_FILE}" in shown for run in runs)
+        done = cli("retire", "--model-uri", "models:/own/1", "--yes", "true")
+        assert done.code == 0, done.err
+        for run in runs:
+            assert f"done: delete the outputs of the reference of run {run.info.run_id}" in done.out
+            assert not store.client.list_artifacts(run.info.run_id)
+
+
+@pytest.mark.slow
 def test_an_audit_of_another_forget_set_does_not_count(gold_template, cli, tmp_path):
     with copied(gold_template, tmp_path / "other") as store:
         (store.folder / "policy.yaml").write_text(POLICY)
         cli("audit", "--model-uri", "models:/clf/2", "--original-uri", "models:/clf/1", "--forget", "random:60,seed=9")
         refused = cli("review", "--model-uri", "models:/clf/2", "--policy", "policy.yaml")
         assert refused.code == 3 and "makes one" in refused.err, refused.err
+
+
+def test_a_dry_run_trains_nothing(audit, audited):
+    known = len(audited.runs())
+    outcome, record = audit("--model-uri", "models:/clf/2", "--references", "8", "--plan", "true")
+    assert outcome.code == 0 and record is None, outcome.err
+    assert "retrain, 4 times" in outcome.out, "halves are half of the work"
+    assert len(audited.runs()) == known + 1
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ def test_what_has_not(low, high, side):
     found = {"rmia": attack(0.001, low=low, high=high), "margin": attack(0.5)}
     word, why = decide({"audited": found, "original": SEEN, "gold 1": UNSEEN, "gold 2": UNSEEN})
     assert word == "told apart"
-    assert why == f"rmia: {side}, AUC {(low + high) / 2:.3f}, p 0.001"
+    assert why == f"rmia: {side}, AUC {(low + high) / 2:.3f}, p 0.001; no gold control of margin"
 
 
 def test_without_power_nothing_passes():
@@ -50,8 +50,8 @@ def test_the_chances_of_all_golds_are_corrected_together():
 
 
 def test_without_a_control_it_is_said():
-    assert decide({"audited": UNSEEN, "original": SEEN})[1] == "by none of rmia; no gold control"
-    assert decide({"audited": SEEN, "original": SEEN})[1].endswith("; no gold control")
+    assert decide({"audited": UNSEEN, "original": SEEN})[1] == "by none of rmia; no gold control of rmia"
+    assert decide({"audited": SEEN, "original": SEEN})[1].endswith("; no gold control of rmia")
 
 
 def test_the_attacks_on_one_model_are_corrected_together():

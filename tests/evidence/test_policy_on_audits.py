@@ -126,4 +126,4 @@ def test_from_a_file(tmp_path):
 def test_it_is_stored_and_read():
     record = audit()
     assert AuditRecord.model_validate_json(record.to_json()) == record
-    assert record.decision == ("not told apart", "by none of rmia; no gold control")
+    assert record.decision == ("not told apart", "by none of rmia; no gold control of rmia")

@@ -8,7 +8,8 @@ import pytest
 from stores import copied
 
 from mlflow_unlearn import config
-from mlflow_unlearn.audit.references import FILE, ReferenceTrainer, as_references, halves
+from mlflow_unlearn.auditing.references import ReferenceTrainer, as_references, halves
+from mlflow_unlearn.evidence.audit import REFERENCE_FILE
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.session.recipe import training_recipe
 from mlflow_unlearn.session.session import open_session
@@ -54,7 +55,7 @@ def test_a_second_request_trains_none(trainer, capsys):
     for reference in first:
         run = one.session.client.get_run(reference.run_id)
         assert run.info.status == "FINISHED" and run.inputs.dataset_inputs
-        assert [file.path for file in one.session.client.list_artifacts(reference.run_id)] == [FILE]
+        assert [file.path for file in one.session.client.list_artifacts(reference.run_id)] == [REFERENCE_FILE]
         known = reference.train[reference.trained_on].mean() - reference.train[~reference.trained_on].mean()
         assert known > 0, "what it was trained on it knows better"
     other = trainer("random:30,seed=2")
@@ -72,7 +73,7 @@ def test_another_recipe_or_a_deleted_file_trains_anew(trainer, capsys):
     assert "of 1 references 1 were trained now" in capsys.readouterr().err
     [reference] = made_by(trainer(), 1)
     location = trainer().session.client.get_run(reference.run_id).info.artifact_uri.removeprefix("file://")
-    with open(f"{location}/{FILE}", "r+b") as file:
+    with open(f"{location}/{REFERENCE_FILE}", "r+b") as file:
         file.truncate(100)
     capsys.readouterr()
     [other] = made_by(trainer(), 1)

@@ -1,6 +1,6 @@
-"""Every attack that the models at hand allow, on one of them."""
+"""Every attack that the models at hand allow: on one of them, and on all with their controls."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,15 @@ from mlflow_unlearn.metrics.attacks.posterior import predictive_scores
 from mlflow_unlearn.metrics.attacks.probe import LEAST, probe
 from mlflow_unlearn.metrics.attacks.quantile import exceeded, reduced
 from mlflow_unlearn.metrics.attacks.rmia import log_ratios
+from mlflow_unlearn.metrics.attacks.share import Share, best_threshold, share_remembered
+from mlflow_unlearn.metrics.membership import class_matched_weights
 from mlflow_unlearn.metrics.outputs import Outputs
 
 ATTACKS = ("margin", "quantile", "probe", "rmia", "iam", "posterior")
 """In the order of what they need: no reference, one, two."""
 NO_FEATURES = "the model has no linear last layer whose inputs could be seen"
+NO_GOLD = "needs a gold standard: a model retrained without the forget set"
+AUDITED, ORIGINAL, GOLD = "audited", "original", "gold"
 FEW = "fewer than 10 forgotten samples have a class of the unseen set"
 
 
@@ -49,8 +53,6 @@ class References:
     @property
     def least(self) -> int:
         """How many of them left out every sample that any has left out."""
-        if not len(self.forget):
-            return 0
         counts = [(~np.isnan(part)).sum(axis=0) for part in (self.forget, self.unseen)]
         return int(min(part[part > 0].min(initial=len(self.forget)) for part in counts))
 
@@ -59,6 +61,69 @@ class References:
         """Which samples of both sets some reference left out."""
         forget, unseen = (np.asarray((~np.isnan(part)).any(axis=0)) for part in (self.forget, self.unseen))
         return forget, unseen
+
+
+def references_from(golds: Sequence[Target], halves: References | None = None) -> References | None:
+    """Gold standards, which left out every sample, and behind them models that left out half of them."""
+    parts = [References(*(np.stack([g.log_odds(s) for g in golds]) for s in ("forget", "test")))] if golds else []
+    parts += [halves] if halves is not None else []
+    if not parts:
+        return None
+    return References(*(np.vstack([getattr(part, name) for part in parts]) for name in ("forget", "unseen")))
+
+
+def attack_with_controls(
+    audited: Target, original: Target, golds: Sequence[Target], halves: References | None, *, seed: int
+) -> tuple[dict[str, dict[str, Detection]], dict[str, str]]:
+    """What each attack says of the audited model, of the original, and of each gold standard held back in turn.
+
+    Args:
+        audited: the model that is judged; the original itself where that is audited.
+        original: the positive control.
+        golds: the negative controls, each attacked by means of the others: a single one by what needs none.
+        halves: further references, which left out half of the samples each.
+        seed: of halves, folds, permutations and the bootstrap.
+
+    Returns:
+        Detections by model (``audited``, ``original``, ``gold 1``, …), then by attack; and of the attacks on the
+        audited model that were not measured, why.
+    """
+    calibrating = references_from(golds, halves)
+    found: dict[str, dict[str, Detection]] = {}
+    found[AUDITED], missing = attack_all(audited, calibrating, seed=seed)
+    found[ORIGINAL] = found[AUDITED] if original is audited else attack_all(original, calibrating, seed=seed)[0]
+    for number, gold in enumerate(golds):
+        rest = [*golds[:number], *golds[number + 1 :]]
+        found[f"{GOLD} {number + 1}"], _ = attack_all(gold, references_from(rest, halves), seed=seed)
+    return found, missing
+
+
+def share_between(audited: Target, original: Target, golds: Sequence[Target], *, seed: int) -> Share | str:
+    """:func:`share_remembered` by the log odds of the label.
+
+    Of a single gold standard, what another one would differ by is taken from the rates at which unseen samples, classes
+    matched, are called member under it and under the audited model.
+
+    Args:
+        audited: the model that is judged.
+        original: trained on the forget set.
+        golds: not trained on it.
+        seed: of the bootstrap.
+
+    Returns:
+        The share, or why there is none.
+    """
+    if not golds:
+        return NO_GOLD
+    before, retrained = original.log_odds("forget"), np.stack([gold.log_odds("forget") for gold in golds])
+    threshold = best_threshold(before, retrained)
+    labels = [audited.outputs[split].labels for split in ("forget", "test")]
+    _, weights = class_matched_weights(labels[0], labels[1], len(audited.outputs["test"].class_sums))
+    shift = 0.0
+    if weights.any():
+        rates = [np.average(each.log_odds("test") >= threshold, weights=weights) for each in (audited, golds[0])]
+        shift = float(abs(rates[0] - rates[1]) / np.sqrt(2))
+    return share_remembered(audited.log_odds("forget"), before, retrained, shift, seed=seed)
 
 
 def log_likelihood(log_odds: npt.ArrayLike) -> Floats:
@@ -71,12 +136,14 @@ def log_likelihood(log_odds: npt.ArrayLike) -> Floats:
     return values
 
 
-def attack_all(target: Target, references: References, *, seed: int) -> tuple[dict[str, Detection], dict[str, str]]:
+def attack_all(
+    target: Target, references: References | None, *, seed: int
+) -> tuple[dict[str, Detection], dict[str, str]]:
     """What each attack says, and of the others why they were not measured.
 
     Args:
         target: the model.
-        references: that it is not one of.
+        references: that it is not one of; None where there are none.
         seed: of halves, folds, permutations and the bootstrap.
     """
     found: dict[str, Detection] = {}
@@ -101,12 +168,12 @@ _Scored = tuple[tuple[Floats, Floats], tuple[npt.NDArray[Any] | None, npt.NDArra
 """Scores of both sets, and of which of their samples: indices, masks, or None for all."""
 
 
-def _scores(target: Target, references: References, seed: int) -> Iterator[tuple[str, _Scored | str]]:
+def _scores(target: Target, references: References | None, seed: int) -> Iterator[tuple[str, _Scored | str]]:
     forget, unseen = target.log_odds("forget"), target.log_odds("test")
     whole = (None, None)
     yield "margin", ((forget, unseen), whole)
     yield from _by_features(target, seed)
-    if not references.least:
+    if references is None:
         yield from ((name, "needs a model that was trained without the samples") for name in ("rmia", "iam"))
         yield "posterior", "needs two models that were trained without the samples"
         return

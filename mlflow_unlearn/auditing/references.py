@@ -14,16 +14,17 @@ import numpy.typing as npt
 from mlflow.exceptions import MlflowException
 from torch.utils.data import Dataset, Subset
 
-from mlflow_unlearn.audit.attacks import References
 from mlflow_unlearn.console import note, track
 from mlflow_unlearn.data.content import content_digest
 from mlflow_unlearn.data.fingerprints import module_digest
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.loop import RunOptions
 from mlflow_unlearn.engine.predictions import evaluate_split
+from mlflow_unlearn.evidence.audit import REFERENCE_FILE, REFERENCE_TAG
 from mlflow_unlearn.evidence.record import sha256
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.arrays import Bools, Floats
+from mlflow_unlearn.metrics.attacks.suite import References
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests
 from mlflow_unlearn.registry.versions import read_artifact
@@ -33,7 +34,6 @@ from mlflow_unlearn.session.session import Session
 
 KEY_TAG = "unlearn.reference.key"
 _UNREADABLE = (MlflowException, OSError, ValueError, KeyError, TypeError, BadZipFile)
-FILE = "reference.npz"
 SEED = 3000
 """Of the first reference; others count on from it. No original, gold or unlearning has such a seed by default."""
 
@@ -116,7 +116,7 @@ class ReferenceTrainer:
                 name: evaluate_split(model, data, session.hardware, description=f"reference on {name}").log_odds
                 for name, data in sets.items()
             }
-            path = session.folder / FILE
+            path = session.folder / REFERENCE_FILE
             with path.open("wb") as file:
                 np.savez_compressed(file, allow_pickle=False, trained_on=chosen, **odds)
             mlflow.log_artifact(str(path))
@@ -124,6 +124,7 @@ class ReferenceTrainer:
             mlflow.set_tags(
                 {
                     "unlearn.weights_sha256": weights_digest(result.model),
+                    REFERENCE_TAG: weights_digest(session.module),
                     **({KEY_TAG: key} if key is not None else {}),
                 }
             )
@@ -158,7 +159,7 @@ class ReferenceTrainer:
         where = f"attributes.status = 'FINISHED' and tags.`{KEY_TAG}` = '{key}'"
         for run in self.session.client.search_runs([self.experiment], where):
             try:
-                found = _read(run.info.run_id, read_artifact(run.info.run_id, FILE))
+                found = _read(run.info.run_id, read_artifact(run.info.run_id, REFERENCE_FILE))
             except _UNREADABLE:  # deleted or changed since: it is trained again
                 continue
             source = self.session.view.source

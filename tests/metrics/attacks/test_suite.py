@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlflow_unlearn.audit.attacks import ATTACKS, References, Target, attack_all, log_likelihood
+from mlflow_unlearn.metrics.attacks.suite import ATTACKS, References, Target, attack_all, log_likelihood
 from mlflow_unlearn.metrics.outputs import SplitOutputs
 
 CLASSES = 3
@@ -35,6 +35,8 @@ class Task:
         return Target(outputs, seen if features else None)
 
     def references(self, count):
+        if not count:
+            return None
         drawn = [self.odds() for _ in range(count)]
         return References(
             *(

@@ -8,19 +8,13 @@ from datetime import UTC, datetime
 import numpy as np
 from torch import nn
 
-from mlflow_unlearn.audit.attacks import References, Target, attack_all, log_likelihood
-from mlflow_unlearn.audit.references import Reference, as_references
+from mlflow_unlearn.auditing.references import Reference, as_references
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.engine.architectures import weights_digest
-from mlflow_unlearn.engine.features import last_features
-from mlflow_unlearn.engine.predictions import evaluate_split
+from mlflow_unlearn.engine.predictions import attack_target
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.audit import (
-    AUDITED,
-    GOLD,
-    ORIGINAL,
     AuditRecord,
-    DetectionRecord,
     ReferenceRecord,
     SampleRecord,
     ShareRecord,
@@ -30,14 +24,20 @@ from mlflow_unlearn.evidence.record import sha256
 from mlflow_unlearn.metrics.arrays import Floats
 from mlflow_unlearn.metrics.attacks.detection import detect
 from mlflow_unlearn.metrics.attacks.iam import remembered
-from mlflow_unlearn.metrics.attacks.share import best_threshold, share_remembered
-from mlflow_unlearn.metrics.membership import class_matched_weights
+from mlflow_unlearn.metrics.attacks.share import Share
+from mlflow_unlearn.metrics.attacks.suite import (
+    References,
+    Target,
+    attack_with_controls,
+    log_likelihood,
+    references_from,
+    share_between,
+)
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.session.session import Session
 
 LEAST_UNSEEN = 100
 WORST = 10
-NO_GOLD = "needs a gold standard: give gold_uri="
 
 
 @dataclass(frozen=True)
@@ -89,19 +89,10 @@ class Audit:
         audited = self._target(session.module, "audited version")
         original = audited if self.original is session.module else self._target(self.original, "original")
         golds = [self._target(gold.module, f"gold {number + 1}") for number, gold in enumerate(self.golds)]
-        calibrating = self._references(golds)
-        found = {AUDITED: (audited, calibrating), ORIGINAL: (original, calibrating)}
-        if len(golds) > 1:
-            for number, gold in enumerate(golds):
-                rest = golds[:number] + golds[number + 1 :]
-                found[f"{GOLD} {number + 1}"] = (gold, self._references(rest))
-        attacks: dict[str, dict[str, DetectionRecord]] = {}
-        missing: dict[str, str] = {}
-        for name, (target, references) in found.items():
-            detections, absent = attack_all(target, references, seed=seed)
-            attacks[name] = recorded(detections)
-            missing |= absent if name == AUDITED else {}
-        share = _share(audited, original, golds, seed)
+        halves = as_references(self.references, session) if self.references else None
+        found, missing = attack_with_controls(audited, original, golds, halves, seed=seed)
+        share = share_between(audited, original, golds, seed=seed)
+        calibrating = references_from(golds, halves)
         scores, ids = self._by_sample(audited, original, calibrating)
         order = np.argsort(-scores, kind="stable")[:WORST]
         return AuditRecord(
@@ -114,15 +105,15 @@ class Audit:
             forget_sha256=forget,
             data_sha256=session.view.source.digest,
             seed=seed,
-            tier=min(calibrating.least, 2),
+            tier=0 if calibrating is None else min(calibrating.least, 2),
             references=[
                 *(ReferenceRecord(uri=g.uri, sha256=weights_digest(g.module), kind="gold") for g in self.golds),
                 *(ReferenceRecord(uri=f"runs:/{r.run_id}", sha256=r.sha256, kind="reference") for r in self.references),
             ],
             unusable=dict(self.unusable),
-            attacks=attacks,
+            attacks={model: recorded(detections) for model, detections in found.items()},
             not_measured=missing,
-            share_remembered=None if isinstance(share, str) else share,
+            share_remembered=None if isinstance(share, str) else _share_record(share),
             share_missing=share if isinstance(share, str) else "",
             completeness=1 - float(scores.mean()) if scores.size else None,
             remembered_p95=float(np.quantile(scores, 0.95)) if scores.size else None,
@@ -132,31 +123,13 @@ class Audit:
         )
 
     def _target(self, module: nn.Module, name: str) -> Target:
-        """One pass over the forget and the test set, which leaves outputs and features."""
-        hardware = self.session.hardware
-        model = hardware.place(module)
-        outputs, features = {}, {}
-        for split in ("forget", "test"):
-            with last_features(model) as caught:
-                data = getattr(self.session.splits, split)
-                outputs[split] = evaluate_split(model, data, hardware, description=f"{name} on {split}")
-            if caught:
-                features[split] = np.concatenate([part.numpy() for part in caught])
-        return Target(outputs, features or None)
+        return attack_target(module, self.session.splits, self.session.hardware, name=name)
 
-    def _references(self, golds: Sequence[Target]) -> References:
-        """AuditGold standards have left out every sample, the others half of them."""
-        parts = [References(*(np.stack([g.log_odds(s) for g in golds]) for s in ("forget", "test")))] if golds else []
-        parts += [as_references(self.references, self.session)] if self.references else []
-        if not parts:
-            sizes = len(self.session.forget), len(self.session.view.source.test)
-            return References(*(np.empty((0, size)) for size in sizes))
-        return References(*(np.vstack([getattr(p, name) for p in parts]) for name in ("forget", "unseen")))
-
-    def _by_sample(self, audited: Target, original: Target, references: References) -> tuple[Floats, tuple[str, ...]]:
+    def _by_sample(
+        self, audited: Target, original: Target, references: References | None
+    ) -> tuple[Floats, tuple[str, ...]]:
         """How far each forgotten sample is remembered, and its id, of those that a reference left out."""
-        samples = references.usable[0] if references.least else np.zeros(0, dtype=np.bool_)
-        if not samples.any():
+        if references is None or not (samples := references.usable[0]).any():
             return np.zeros(0), ()
         own, before = (log_likelihood(each.log_odds("forget")[samples]) for each in (audited, original))
         scores = remembered(own, log_likelihood(references.forget[:, samples]), before)
@@ -167,25 +140,8 @@ class Audit:
         return scores, tuple(hidden)
 
 
-def _share(audited: Target, original: Target, golds: Sequence[Target], seed: int) -> ShareRecord | str:
-    if not golds:
-        return NO_GOLD
-    own, before = audited.log_odds("forget"), original.log_odds("forget")
-    retrained = np.stack([gold.log_odds("forget") for gold in golds])
-    # What one gold standard differs by from another: by the rates of unseen samples under it and the audited model.
-    threshold = best_threshold(before, retrained)
-    _, weights = class_matched_weights(
-        audited.outputs["forget"].labels, audited.outputs["test"].labels, len(audited.outputs["test"].class_sums)
-    )
-    rates = (
-        [float(np.average(each.log_odds("test") >= threshold, weights=weights)) for each in (audited, golds[0])]
-        if weights.any()
-        else [0.0, 0.0]
-    )
-    found = share_remembered(own, before, retrained, abs(rates[0] - rates[1]) / np.sqrt(2), seed=seed)
-    if isinstance(found, str):
-        return found
-    return ShareRecord(**{name: getattr(found, name) for name in ShareRecord.model_fields})
+def _share_record(share: Share) -> ShareRecord:
+    return ShareRecord(**{name: getattr(share, name) for name in ShareRecord.model_fields})
 
 
 def _two_versions(audited: Target, original: Target, seed: int) -> float | None:
