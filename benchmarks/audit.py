@@ -110,6 +110,8 @@ def shown(found: list[dict], what: str) -> None:
     print("| attack | alarms, p ≤ 0.05 | after Holm | mean AUC |\n|---|---:|---:|---:|")
     for name in ATTACKS:
         ones = [one[name] for one in found if name in one]
+        if not ones:
+            continue
         alarms = sum(one.p_value <= 0.05 for one in ones), sum(one.flagged for one in ones)
         print(f"| {name} | {alarms[0]} | {alarms[1]} | {statistics.fmean(one.auc for one in ones):.3f} |")
     print(f"| any, after Holm | | {sum(any(one.flagged for one in f.values()) for f in found)} | |", flush=True)
