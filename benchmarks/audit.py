@@ -35,8 +35,7 @@ from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.engine.predictions import attack_target
 from mlflow_unlearn.evidence.audit import recorded
 from mlflow_unlearn.methods.retrain import Training
-from mlflow_unlearn.metrics.attacks.share import share_remembered
-from mlflow_unlearn.metrics.attacks.suite import ATTACKS, References, Target, attack_all
+from mlflow_unlearn.metrics.attacks.suite import ATTACKS, References, Target, attack_all, share_between
 from mlflow_unlearn.rng import isolated_rng
 
 RECIPE = {"epochs": 70, "lr": 0.1, "weight_decay": 0.0}
@@ -141,7 +140,7 @@ def cheats(original: nn.Module, golds: list[nn.Module], splits: Splits) -> dict[
         "LoTUS, alpha 2": by("lotus"),
         "LoTUS, alpha 8": by("lotus", alpha=8.0),
         "LoTUS, alpha 64": by("lotus", alpha=64.0),
-        "NegGrad+, over-forgotten": by("neggrad_plus", alpha=0.5, epochs=10, lr=0.01),
+        "NegGrad+, over-forgotten": by("neggrad_plus", beta=0.5, epochs=10, lr=0.01),
         "transpose": by("transpose", lr=0.1, epochs=23, weight_decay=0.0),
         "another gold": lambda: golds[5],
     }
@@ -174,12 +173,7 @@ def main() -> None:
         original = target(trained("original", 0, splits, args.folder), splits)
         for count in (1, 2, 4):
             shares = [
-                share_remembered(
-                    gold.log_odds("forget"),
-                    original.log_odds("forget"),
-                    calibrated(golds, list(range(n + 1, n + 1 + count))).forget,
-                    seed=n,
-                )
+                share_between(gold, original, [golds[k % GOLDS] for k in range(n + 1, n + 1 + count)], seed=n)
                 for n, gold in enumerate(golds)
             ]
             inside = sum(share.low <= 0 <= share.high for share in shares)
@@ -203,7 +197,7 @@ def main() -> None:
             one = target(make(), splits)
             references = calibrated(golds, [1, 2])
             found = recorded(attack_all(one, references, seed=0)[0])
-            share = share_remembered(one.log_odds("forget"), before.log_odds("forget"), references.forget, seed=0)
+            share = share_between(one, before, [golds[1], golds[2]], seed=0)
             cells = [f"{found[a].auc:.3f} ({found[a].corrected:.3f})" if a in found else "–" for a in ATTACKS]
             by = ", ".join(a for a in ATTACKS if a in found and found[a].flagged) or "none"
             remembered = share if isinstance(share, str) else f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]"

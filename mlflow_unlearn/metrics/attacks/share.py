@@ -55,9 +55,9 @@ def share_remembered(
     standard deviation of the rate among them, or what the caller knows of it (``shift``) where there is one only.
 
     Args:
-        signal: Of ``D_f`` under the audited model ``[N]``, large for members.
-        signal_original: Under the original ``[N]``.
-        signal_golds: Under the gold standards ``[K, N]``.
+        signal: Of ``D_f`` under the audited model ``[N]``, large for members; or ``[K, N]``, calibrated as gold k is.
+        signal_original: Under the original, likewise.
+        signal_golds: Under the gold standards ``[K, N]``, each calibrated without itself.
         shift: Standard deviation of the rate between gold standards where ``K = 1``, at least 0.
         seed: Seed of the bootstrap.
 
@@ -79,27 +79,33 @@ def share_remembered(
         >>> share_remembered(gold, gold, [gold], seed=0)
         'the original shows no memory of these samples to this attack'
     """
-    own, before = arrays.vector(signal, "signal"), arrays.vector(signal_original, "signal_original")
-    golds = arrays.matrix(signal_golds, "signal_golds", own.size)
-    if own.size != before.size or not shift >= 0.0:
+    golds = np.atleast_2d(np.asarray(signal_golds, dtype=np.float64))
+    own, before, retrained = (
+        arrays.matrix(np.atleast_2d(values), name, golds.shape[1])
+        for values, name in ((signal, "signal"), (signal_original, "signal_original"), (golds, "signal_golds"))
+    )
+    if not {len(own), len(before)} <= {1, len(golds)} or not shift >= 0.0:
         raise ValueError(
-            f"expected signals of the same {own.size} samples and a shift of at least 0, got {before.size} and {shift}."
+            f"expected signals [N] or [{len(golds)}, N] and a shift of at least 0, got {list(own.shape)}, "
+            f"{list(before.shape)} and {shift}."
         )
-    threshold = best_threshold(before, golds)
-    called = np.stack([own >= threshold, before >= threshold]).astype(np.float64)
-    called_golds = golds >= threshold
-    false, true = float(called_golds.mean()), float(called[1].mean())
+    threshold = best_threshold(before, retrained)
+    called_golds = retrained >= threshold
+    rates = np.stack([(own >= threshold).mean(axis=0), (before >= threshold).mean(axis=0), called_golds.mean(axis=0)])
+    current, true, false = map(float, rates.mean(axis=1))
     if true - false < LEAST_MEMORY:
         return NO_MEMORY
-    rates = np.vstack([called, called_golds.mean(axis=0)])
-    value = _debiased(*rates.mean(axis=1))
-    draws = np.random.default_rng(seed).multinomial(own.size, np.full(own.size, 1 / own.size), size=RESAMPLES)
-    drawn = _debiased(*(rates @ draws.T / own.size))
+    value = (current - false) / (true - false)
+    # Samples that the same models call member are alike, so that a resample is how many of each kind it has.
+    kinds, counts = np.unique(rates, axis=1, return_counts=True)
+    size = golds.shape[1]
+    draws = np.random.default_rng(seed).multinomial(size, counts / size, size=RESAMPLES)
+    drawn = _debiased(*(kinds @ draws.T / size))
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     between = float(called_golds.mean(axis=1).std(ddof=1)) if len(golds) > 1 else shift
     wide = 1.96 * between * np.sqrt(1 + 1 / len(golds)) / (true - false)
     return Share(
-        value=float(value),
+        value=value,
         low=float(value - np.hypot(value - low, wide)),
         high=float(value + np.hypot(high - value, wide)),
         threshold=threshold,

@@ -74,12 +74,38 @@ def test_the_order_of_golds_changes_nothing():
     assert (one.value, one.low, one.high) == pytest.approx((other.value, other.low, other.high), abs=1e-12)
 
 
+def test_calibrated_by_gold():
+    """A signal for each gold: the rates are means over these."""
+    original, golds, rng, hard = models(golds=3, n=50)
+    less = rng.normal(size=golds.shape)
+    own = hard + 0.4
+    found = share_remembered(own - less, original - less, golds - less, seed=0)
+    called = [[(row >= found.threshold).mean() for row in part] for part in (own - less, original - less, golds - less)]
+    current, true, false = np.mean(called, axis=1)
+    assert found.value == pytest.approx((current - false) / (true - false), abs=1e-9)
+
+
+def test_the_bootstrap_is_over_samples():
+    """Drawn one by one, as it is defined."""
+    original, golds, rng, hard = models(n=200)
+    own = hard + 0.5
+    found = share_remembered(own, original, golds, seed=0)
+    called = np.stack([own, original, golds[0]]) >= found.threshold
+    drawn = []
+    for _ in range(2000):
+        current, true, false = called[:, rng.integers(200, size=200)].mean(axis=1)
+        drawn.append((current - false) / (true - false))
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.02)
+
+
 def test_the_lowest_of_equal_thresholds():
     assert best_threshold([2.0, 3.0], [2.0, 1.0, 0.0]) == 2.0
 
 
 def test_bad_values():
-    with pytest.raises(ValueError, match=r"\[K, 2\]"):
+    with pytest.raises(ValueError, match=r"signal: expected finite values of shape \[K, 1\]"):
         share_remembered([1.0, 2.0], [1.0, 2.0], [[1.0]], seed=0)
+    with pytest.raises(ValueError, match=r"signals \[N\] or \[3, N\]"):
+        share_remembered([[1.0], [1.0]], [1.0], [[1.0]] * 3, seed=0)
     with pytest.raises(ValueError, match="shift of at least 0"):
         share_remembered([1.0], [1.0], [[1.0]], -1.0, seed=0)

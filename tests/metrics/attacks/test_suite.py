@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from mlflow_unlearn.metrics.attacks.suite import ATTACKS, References, Target, attack_all, log_likelihood
+from mlflow_unlearn.metrics.attacks.suite import (
+    ATTACKS,
+    NO_GOLD,
+    References,
+    Target,
+    attack_all,
+    log_likelihood,
+    share_between,
+)
 from mlflow_unlearn.metrics.outputs import SplitOutputs
 
 CLASSES = 3
@@ -122,3 +130,28 @@ def test_log_odds_keep_what_a_probability_loses():
     found = log_likelihood(odds)
     assert found[0] == -800.0 and found[2] == pytest.approx(np.log(0.5))
     assert -1e-17 < found[3] < 0 and np.isnan(found[4])
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_share_of_a_model_that_remembers_half(count):
+    """Half of the samples as trained on, half as never seen; by golds alone, and calibrated by each other."""
+    task = Task(forget=400)
+    original, golds = task.target(memory=2.0), [task.target() for _ in range(count)]
+    half = task.target()
+    half.log_odds("forget")[::2] += 2.0
+    found = share_between(half, original, golds, seed=0)
+    assert found.low < 0.5 < found.high and found.golds == count
+    assert share_between(original, original, golds, seed=0).value == 1.0
+    assert share_between(task.target(), original, golds, seed=0).low < 0
+    assert share_between(half, original, [], seed=0) == NO_GOLD
+
+
+def test_calibration_narrows_the_share():
+    task = Task(forget=200)
+    original, golds, own = task.target(memory=1.0), [task.target()], task.target(memory=0.5)
+    alone = share_between(own, original, golds, seed=0)
+    calibrated = share_between(own, original, golds, task.references(4), seed=0)
+    assert calibrated.tpr - calibrated.fpr > alone.tpr - alone.fpr + 0.1
+    unusable = task.references(2)
+    unusable.forget[:, 0] = np.nan
+    assert "in every reference" in share_between(own, original, golds, unusable, seed=0)
