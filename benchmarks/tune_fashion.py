@@ -127,27 +127,31 @@ def tables(out: Path) -> None:
 
 
 def across() -> None:
-    """The criteria over the results of ``forget_sets.py``: nine methods, five alphas, 1 to 50 % forgotten, test set."""
+    """The criteria over the results of ``forget_sets.py``: all methods, five alphas, 1 to 50 % forgotten, test set."""
     kinds = {
         "rf_jsd": lambda m: m["rf_jsd"],
         "abs(mia_excess)": lambda m: abs(m["mia_excess"]),
+        "mia_advantage": lambda m: m["mia_advantage"],
         "rf_jsd + abs(mia_excess)": lambda m: m["rf_jsd"] + abs(m["mia_excess"]),
+        "rf_jsd + mia_advantage": lambda m: m["rf_jsd"] + m["mia_advantage"],
     }
-    print("| data | criterion | avg_gap_excess | jsd |\n|---|---|---:|---:|")
+    distances = ("avg_gap_advantage", "avg_gap_excess", "jsd")
+    print(f"| data | criterion | {' | '.join(distances)} | rows |\n|---|---{'|---:' * (len(distances) + 1)}|")
     for data in ("digits", "fashion"):
         groups: dict[str, list[dict[str, float]]] = {}
         for key, row in json.loads((OUT.parent / f"forget_sets_{data}.json").read_text()).items():
             share, method, seed = key.split("/")
-            if "%" in share and method not in ("original", "retrain", "floor") and "rf_jsd" in row:
+            if "%" in share and method not in ("original", "retrain", "floor") and "mia_advantage" in row:
                 groups.setdefault(f"{share}/{seed}", []).append(row)
         for name, criterion in kinds.items():
             cells = []
-            for distance in ("avg_gap_excess", "jsd"):
+            for distance in distances:
                 pairs = [
                     [(criterion(row), row[distance]) for row in rows if distance in row] for rows in groups.values()
                 ]
                 cells.append(np.mean([spearmanr(*zip(*each, strict=True))[0] for each in pairs if len(each) > 4]))
-            print(f"| {data} | {name} | {cells[0]:.2f} | {cells[1]:.2f} |")
+            shown = " | ".join(f"{cell:.2f}" for cell in cells)
+            print(f"| {data} | {name} | {shown} | {sum(map(len, groups.values()))} |")
 
 
 def main() -> None:
