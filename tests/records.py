@@ -7,6 +7,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mlflow_unlearn.evidence.audit import (
+    AuditFigures,
+    AuditRecord,
+    DetectionRecord,
+    SampleRecord,
+    ShareRecord,
+    TailRecord,
+)
 from mlflow_unlearn.evidence.policy import Policy, Verdict, judge
 from mlflow_unlearn.evidence.provenance import Provenance, Selection
 from mlflow_unlearn.evidence.record import (
@@ -305,3 +313,50 @@ def samples(count: int = 12, named: bool = True) -> list[Sample]:
         )
         for index in range(count)
     ]
+
+
+def attack(corrected: float, tail: TailRecord | None = None) -> DetectionRecord:
+    return DetectionRecord(
+        **{"n_forget": 50, "n_unseen": 500, "auc": 0.6, "auc_low": 0.55, "auc_high": 0.65, "advantage": 0.1},
+        **{"p_value": corrected, "corrected": corrected, "tail": tail},
+    )
+
+
+def audit(found: float = 0.5, before: float = 0.001, **changes: Any) -> AuditRecord:
+    """Of the version of `evidence`."""
+    record = evidence()
+    values = {
+        "run_id": "r",
+        "at": "2026-11-26T12:00:00+00:00",
+        "by": ANN,
+        "uri": record.result.uri,
+        "weights_sha256": record.result.weights_sha256,
+        "original_uri": record.source.uri,
+        "forget_sha256": record.data.forget.sha256,
+        "data_sha256": digest(1),
+        "seed": 1,
+        "tier": 1,
+        "references": [],
+        "unusable": {},
+        "attacks": {"audited": {"rmia": attack(found, TailRecord(tpr=0.02, low=0.0, high=0.05))}}
+        | {"original": {"rmia": attack(before)}},
+        "not_measured": {},
+        "share_remembered": ShareRecord(value=0.01, low=-0.07, high=0.09, tpr=0.9, fpr=0.5, golds=1),
+        "share_missing": "",
+        "completeness": 0.6,
+        "remembered_p95": 0.7,
+        "worst": [SampleRecord(id="digits/7", remembered=0.93), SampleRecord(id="digits/9", remembered=0.91)],
+        "drawn": AuditFigures(
+            attack="rmia",
+            rates=[0.001, 0.01, 0.1, 1.0],
+            curves={
+                "audited": [0.0, 0.02, 0.1, 1.0],
+                "original": [0.05, 0.1, 0.3, 1.0],
+                "gold 1": [0.0, 0.0, 0.1, 1.0],
+            },
+            remembered={"audited": [0.2, 0.6, 0.2], "original": [0.1, 0.3, 0.6], "gold 1": [0.3, 0.5, 0.2]},
+        ),
+        "two_versions_auc": 0.6,
+        "seconds": 1.0,
+    }
+    return AuditRecord(**values | changes)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from mlflow_unlearn.auditing.references import Reference, as_references
@@ -14,6 +15,7 @@ from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.predictions import attack_target
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.audit import (
+    AuditFigures,
     AuditRecord,
     ReferenceRecord,
     SampleRecord,
@@ -22,10 +24,13 @@ from mlflow_unlearn.evidence.audit import (
 )
 from mlflow_unlearn.evidence.record import sha256
 from mlflow_unlearn.metrics.arrays import Floats
-from mlflow_unlearn.metrics.attacks.detection import detect
+from mlflow_unlearn.metrics.attacks.detection import RATES, Detection, detect
 from mlflow_unlearn.metrics.attacks.iam import remembered
 from mlflow_unlearn.metrics.attacks.share import Share
 from mlflow_unlearn.metrics.attacks.suite import (
+    AUDITED,
+    GOLD,
+    ORIGINAL,
     References,
     Target,
     attack_with_controls,
@@ -38,6 +43,7 @@ from mlflow_unlearn.session.session import Session
 
 LEAST_UNSEEN = 100
 WORST = 10
+BINS = 20
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,10 @@ class Audit:
         calibrating = references_from(golds, halves)
         scores, ids = self._by_sample(audited, original, calibrating)
         order = np.argsort(-scores, kind="stable")[:WORST]
+        by_model = {AUDITED: scores, ORIGINAL: _remembered(original, original, calibrating)[0]}
+        for k, gold in enumerate(golds):
+            rest = references_from([*golds[:k], *golds[k + 1 :]], halves)
+            by_model[f"{GOLD} {k + 1}"] = _remembered(gold, original, rest)[0]
         return AuditRecord(
             run_id=run_id,
             at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -117,6 +127,7 @@ class Audit:
             share_missing=share if isinstance(share, str) else "",
             completeness=1 - float(scores.mean()) if scores.size else None,
             remembered_p95=float(np.quantile(scores, 0.95)) if scores.size else None,
+            drawn=_figures(found, by_model),
             worst=[SampleRecord(id=ids[i], remembered=float(scores[i])) for i in order],
             two_versions_auc=None if audited is original else _two_versions(audited, original, seed),
             seconds=time.perf_counter() - start,
@@ -129,15 +140,40 @@ class Audit:
         self, audited: Target, original: Target, references: References | None
     ) -> tuple[Floats, tuple[str, ...]]:
         """How far each forgotten sample is remembered, and its id, of those that a reference left out."""
-        if references is None or not (samples := references.usable[0]).any():
-            return np.zeros(0), ()
-        own, before = (log_likelihood(each.log_odds("forget")[samples]) for each in (audited, original))
-        scores = remembered(own, log_likelihood(references.forget[:, samples]), before)
+        scores, samples = _remembered(audited, original, references)
         session = self.session
         plain = session.manifest(session.forget[samples])
         # Hashed one at a time, since a manifest is sorted.
         hidden = [Manifest((i,)).hashed(session.salt).ids[0] if session.salt is not None else i for i in plain.ids]
         return scores, tuple(hidden)
+
+
+def _remembered(
+    target: Target, original: Target, references: References | None
+) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """How far each sample that a reference left out is remembered, and which these are; none without a reference."""
+    if references is None:
+        return np.zeros(0), np.zeros(len(target.log_odds("forget")), dtype=np.bool_)
+    samples = references.usable[0]
+    if not samples.any():
+        return np.zeros(0), samples
+    own, before = (log_likelihood(each.log_odds("forget")[samples]) for each in (target, original))
+    return remembered(own, log_likelihood(references.forget[:, samples]), before), samples
+
+
+def _figures(found: Mapping[str, Mapping[str, Detection]], by_model: Mapping[str, Floats]) -> AuditFigures:
+    before = found[ORIGINAL]
+    attack = max(before, key=lambda name: before[name].auc) if before else ""
+    return AuditFigures(
+        attack=attack,
+        curves={model: list(one[attack].curve) for model, one in found.items() if attack in one},
+        rates=list(RATES),
+        remembered={
+            model: (np.histogram(scores, BINS, (0.0, 1.0))[0] / scores.size).tolist()
+            for model, scores in by_model.items()
+            if scores.size
+        },
+    )
 
 
 def _share_record(share: Share) -> ShareRecord:

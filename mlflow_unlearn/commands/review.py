@@ -74,7 +74,9 @@ def review(options: config.Review) -> None:
                 reviewed, content = draft, draft.to_json()
                 mlflow.log_text(content, reviewed.file)
                 recorded = f"review {reviewed.n} by {by.display_name()}, {reviewed.at[:10]}"
-                mlflow.log_text(page(examined.evidence, verdict, recorded=recorded), f"{FOLDER}/{REPORT}")
+                mlflow.log_text(
+                    page(examined.evidence, verdict, recorded=recorded, audit=audited), f"{FOLDER}/{REPORT}"
+                )
                 head = Head(n=reviewed.n, sha256=sha256(content.encode()))
                 recorded_as = {
                     "verdict": verdict.word,

@@ -70,6 +70,17 @@ class SampleRecord(FrozenRecord):
     remembered: float
 
 
+class AuditFigures(FrozenRecord):
+    """What the report draws."""
+
+    attack: str = Field(description="Of the curves: the one that tells the original apart best.")
+    curves: dict[str, list[float]] = Field(description="By model, true positive rates at the false alarms of `rates`.")
+    rates: list[float]
+    remembered: dict[str, list[float]] = Field(
+        description="By model, shares of the forget set by how far a sample is remembered, in equal bins from 0 to 1."
+    )
+
+
 class ReferenceRecord(FrozenRecord):
     """A model that an attack is calibrated by."""
 
@@ -101,6 +112,7 @@ class AuditRecord(FrozenRecord):
     completeness: float | None = Field(description="1 − the mean of remembered, by IAM; None without a reference.")
     remembered_p95: float | None
     worst: list[SampleRecord]
+    drawn: AuditFigures
     two_versions_auc: float | None = Field(
         description="What someone reads who has both versions: of the difference of log odds; no part of the verdict."
     )
@@ -126,7 +138,7 @@ def recorded(found: Mapping[str, Detection]) -> dict[str, DetectionRecord]:
     corrected = holm([one.p_value for one in found.values()])
     return {
         name: DetectionRecord(
-            **{key: value for key, value in vars(one).items() if key != "tail"},
+            **{key: value for key, value in vars(one).items() if key not in ("tail", "curve")},
             corrected=p,
             tail=None if one.tail is None else TailRecord(**one.tail._asdict()),
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mlflow_unlearn.evidence.audit import AuditFigures
 from mlflow_unlearn.evidence.record import ClassRow, Evidence, Histogram, Measured
 
 MODELS = {"original": "before", "unlearned": "after", "gold": "gold"}
@@ -148,6 +149,42 @@ def histogram(histogram: Histogram) -> dict[str, Any]:
         for i, (low, high) in enumerate(zip(edges, edges[1:], strict=False))
     ]
     return {"panels": panels, "models": models, "roles": list(histogram.shares), "table": table}
+
+
+def audit_curves(drawn: AuditFigures) -> dict[str, Any]:
+    """True positives over false alarms, both axes logarithmic; what a small figure cannot show is at its edge."""
+    decades = [-3.0, -2.0, -1.0, 0.0]
+    panel = _panel(drawn.attack, decades, decades)
+    anchors = ("start", "middle", "middle", "end")
+    panel["x_ticks"] = [(panel["x"](at), f"{10**at:g}", anchor) for at, anchor in zip(decades, anchors, strict=True)]
+    panel["y_ticks"] = [(panel["y"](tick), f"{10**tick:g}") for tick in decades]
+
+    def line(rates: Sequence[float]) -> str:
+        logs = [(math.log10(x), math.log10(max(y, 1e-3))) for x, y in zip(drawn.rates, rates, strict=True)]
+        return "M" + "L".join(f"{panel['x'](x)},{panel['y'](y)}" for x, y in logs)
+
+    shown = {_audit_model(model): model for model in reversed(list(drawn.curves))}
+    panel["lines"] = [{"style": style, "d": line(drawn.curves[model])} for style, model in sorted(shown.items())]
+    panel["lines"].append({"style": "middle", "d": line(drawn.rates)})
+    return panel
+
+
+def audit_scores(drawn: AuditFigures) -> dict[str, Any] | None:
+    """How far samples are remembered, in the mean over golds; None where no reference allows it."""
+    rows: dict[str, list[list[float]]] = {}
+    for model, shares in drawn.remembered.items():
+        rows.setdefault(_audit_model(model), []).append(shares)
+    if not rows:
+        return None
+    means = {model: np.mean(shares, axis=0).tolist() for model, shares in rows.items()}
+    bins = len(next(iter(means.values())))
+    edges = [index / bins for index in range(bins + 1)]
+    return histogram(Histogram(edges=edges, shares={"forget": means}))
+
+
+def _audit_model(name: str) -> str:
+    """A model of an audit as the other figures call it."""
+    return "gold" if name.startswith("gold") else {"audited": "unlearned"}.get(name, name)
 
 
 def classes(rows: Sequence[ClassRow], field: str) -> dict[str, Any]:

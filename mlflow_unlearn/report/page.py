@@ -13,6 +13,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from mlflow_unlearn.evidence.audit import AuditRecord
 from mlflow_unlearn.evidence.policy import Verdict
 from mlflow_unlearn.evidence.record import Evidence, Measured, RequestRecord
 from mlflow_unlearn.metrics.catalog import MATCHED_BY_CLASS, METRICS, READING, READING_OF_AUC
@@ -105,7 +106,14 @@ def moved(
     ]
 
 
-def page(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample] = (), *, recorded: str = "") -> str:
+def page(
+    evidence: Evidence,
+    verdict: Verdict,
+    samples: Sequence[Sample] = (),
+    *,
+    recorded: str = "",
+    audit: AuditRecord | None = None,
+) -> str:
     """The text of ``report.html``, at most `MAX_BYTES`: where the record is huge, long texts and lists are cut.
 
     Args:
@@ -113,11 +121,12 @@ def page(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample] = (), *
         verdict: a policy's verdict on it.
         samples: that moved most and least, with their pictures.
         recorded: which review by whom; empty: the version has not been reviewed yet.
+        audit: that the verdict rests on.
     """
     template = _template()
     text = ""
     for limits in _LIMITS:
-        text = template.render(_context(evidence, verdict, samples, limits), recorded=recorded)
+        text = template.render(_context(evidence, verdict, samples, limits), recorded=recorded, **_audit(audit))
         text = text.encode("utf-8", "replace").decode()  # file names may hold what is not Unicode
         if len(text.encode()) <= MAX_BYTES:
             break
@@ -172,6 +181,16 @@ def _context(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample], li
         "curves": figures.curves(evidence.learning.history),
         "lineage": figures.lineage(evidence, limits.lines // 5),
         "made": _made(evidence),
+    }
+
+
+def _audit(audit: AuditRecord | None) -> dict[str, Any]:
+    if audit is None:
+        return {"audit": None}
+    return {
+        "audit": audit,
+        "audit_curves": figures.audit_curves(audit.drawn) if audit.drawn.curves else None,
+        "audit_scores": figures.audit_scores(audit.drawn),
     }
 
 

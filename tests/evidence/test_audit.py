@@ -56,7 +56,10 @@ def test_without_a_control_it_is_said():
 
 def test_the_attacks_on_one_model_are_corrected_together():
     values = {"n_forget": 9, "n_unseen": 9, "auc": 0.5, "auc_low": 0.4, "auc_high": 0.6, "advantage": 0.1}
-    made = {name: Detection(**values, p_value=p, tail=Tail(0.1, 0.0, 0.2)) for name, p in (("a", 0.02), ("b", 0.04))}
+    made = {
+        name: Detection(**values, p_value=p, tail=Tail(0.1, 0.0, 0.2), curve=())
+        for name, p in (("a", 0.02), ("b", 0.04))
+    }
     found = recorded(made)
     assert [one.corrected for one in found.values()] == [0.04, 0.04]
     assert found["a"].tail.tpr == 0.1 and found["a"].flagged

@@ -1,48 +1,13 @@
 """What a policy asks of an audit: its decision, its tier, the share remembered and the tails."""
 
 import pytest
-from records import ANN, digest, evidence
+from records import attack, audit, digest, evidence
 
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.evidence.audit import AuditRecord, DetectionRecord, ShareRecord, TailRecord
+from mlflow_unlearn.evidence.audit import AuditRecord
 from mlflow_unlearn.evidence.policy import AuditRules, Policy, judge, read_policy
 
 RECORD = evidence()
-
-
-def attack(corrected, tail=None):
-    return DetectionRecord(
-        **{"n_forget": 50, "n_unseen": 500, "auc": 0.6, "auc_low": 0.55, "auc_high": 0.65, "advantage": 0.1},
-        **{"p_value": corrected, "corrected": corrected, "tail": tail},
-    )
-
-
-def audit(found=0.5, before=0.001, **changes) -> AuditRecord:
-    values = {
-        "run_id": "r",
-        "at": "2026-11-26T12:00:00+00:00",
-        "by": ANN,
-        "uri": RECORD.result.uri,
-        "weights_sha256": RECORD.result.weights_sha256,
-        "original_uri": RECORD.source.uri,
-        "forget_sha256": RECORD.data.forget.sha256,
-        "data_sha256": digest(1),
-        "seed": 1,
-        "tier": 1,
-        "references": [],
-        "unusable": {},
-        "attacks": {"audited": {"rmia": attack(found, TailRecord(tpr=0.02, low=0.0, high=0.05))}}
-        | {"original": {"rmia": attack(before)}},
-        "not_measured": {},
-        "share_remembered": ShareRecord(value=0.01, low=-0.07, high=0.09, tpr=0.9, fpr=0.5, golds=1),
-        "share_missing": "",
-        "completeness": 0.6,
-        "remembered_p95": 0.7,
-        "worst": [],
-        "two_versions_auc": 0.6,
-        "seconds": 1.0,
-    }
-    return AuditRecord(**values | changes)
 
 
 def checks(record, **rules):

@@ -54,6 +54,9 @@ def reports(tmp_path_factory) -> dict[str, Path]:
         paths[name] = folder / f"{name}.html"
         shown = records.samples(named=name == "plain")
         paths[name].write_text(page(record, records.verdict(record), shown), encoding="utf-8")
+    paths["audited"] = folder / "audited.html"
+    told = page(records.evidence(), records.verdict(records.evidence()), audit=records.audit())
+    paths["audited"].write_text(told, encoding="utf-8")
     return paths
 
 
@@ -98,7 +101,14 @@ DRAWINGS = """[...document.querySelectorAll('svg[role=img]')].map(svg => ({
 
 @pytest.mark.parametrize(
     ("name", "scheme", "width"),
-    [("story", "light", "wide"), ("story", "dark", "narrow"), ("hostile", "dark", "narrow"), ("plain", "light", "wide")]
+    [
+        ("story", "light", "wide"),
+        ("story", "dark", "narrow"),
+        ("hostile", "dark", "narrow"),
+        ("plain", "light", "wide"),
+        ("audited", "light", "wide"),
+        ("audited", "dark", "narrow"),
+    ]
     + [
         pytest.param(*view, marks=pytest.mark.slow)
         for view in (

@@ -503,3 +503,21 @@ def test_a_collapse_is_said_above_everything():
     text = Parsed(page(record, judge(record, Policy(), signature=None))).text
     assert text.index(f"Collapsed: the metrics are void – {records.COLLAPSED}") < text.index("Membership after")
     assert "Collapsed" not in Parsed(page(records.evidence(), judge(records.evidence(), Policy(), signature=None))).text
+
+
+class TestAudit:
+    def test_a_review_that_rests_on_one_shows_it(self):
+        record, audit = records.evidence(), records.audit()
+        text = Parsed(page(record, records.verdict(record), audit=audit)).text
+        for part in ("Not told apart", "Share remembered", "0.0100", "rmia", "digits/7 (0.93)", "True positives over"):
+            assert part in text, part
+        assert "Share remembered" not in Parsed(page(record, records.verdict(record))).text
+
+    def test_without_figures_and_share(self):
+        record = records.evidence()
+        bare = {"share_remembered": None, "share_missing": "needs a gold standard", "worst": [], "completeness": None}
+        drawn = records.AuditFigures(attack="", curves={}, rates=[], remembered={})
+        shown = records.audit(**bare, drawn=drawn, not_measured={"iam": "<b>needs a model</b>"})
+        text = Parsed(page(record, records.verdict(record), audit=shown)).text
+        assert "needs a gold standard" in text and "iam was not measured: <b>needs a model</b>." in text
+        assert "True positives over" not in text

@@ -14,6 +14,8 @@ from mlflow_unlearn.metrics.arrays import Floats
 from mlflow_unlearn.metrics.membership import class_matched_weights, two_sided_auc
 
 FPR = 0.01
+RATES = tuple(float(f"{rate:.4g}") for rate in np.logspace(-3, 0, 31))
+"""Of false alarms, at which a curve is drawn."""
 FALSE_ALARMS = 10
 """A rate of false alarms is resolved by so many of them: 1 % by 1,000 unseen samples."""
 
@@ -40,6 +42,7 @@ class Detection:
         advantage: of the best threshold on either side, as ``mia_advantage``.
         p_value: chance of that advantage where both sets are drawn alike, by permutation within classes.
         tail: at 1 % false alarms; None where there are too few unseen samples to resolve them.
+        curve: true positive rates at the false alarms of `RATES`.
     """
 
     n_forget: int
@@ -50,6 +53,7 @@ class Detection:
     advantage: float
     p_value: float
     tail: Tail | None
+    curve: tuple[float, ...]
 
 
 def detect(
@@ -103,6 +107,7 @@ def detect(
         advantage=advantage,
         p_value=p_value,
         tail=tail(forget[matched > 0], unseen, weights),
+        curve=tuple(_above(forget[matched > 0], threshold) for threshold in thresholds(unseen, weights, RATES)),
     )
 
 
@@ -142,13 +147,38 @@ def tail(
         raise ValueError(f"expected fpr in (0, 1) and a weight for each unseen sample, got {fpr} and {counted.size}.")
     if (counted > 0).sum() < math.ceil(FALSE_ALARMS / fpr):
         return None
-    values, inverse = np.unique(unseen, return_inverse=True)
-    above = counted.sum() - np.cumsum(np.bincount(inverse, counted))
-    # What rounding leaves of a sum of weights is not a false alarm.
-    threshold = values[np.argmax(above <= (fpr + 1e-12) * counted.sum())]
+    [threshold] = thresholds(unseen, counted, [fpr])
     found = int((forget > threshold).sum())
     interval = binomtest(found, forget.size).proportion_ci(0.95, method="exact")
     return Tail(found / forget.size, float(interval.low), float(interval.high))
+
+
+def thresholds(scores_unseen: npt.ArrayLike, weights: npt.ArrayLike, rates: Sequence[float]) -> list[float]:
+    """For each rate the lowest score above which at most that fraction of the unseen samples lies.
+
+    Args:
+        scores_unseen: Scores of ``D_t`` ``[Nt]``, high for members.
+        weights: Of the unseen samples ``[Nt]``, not negative, not all 0.
+        rates: Of false alarms, in ``(0, 1]``; at 1 every score is above.
+
+    Returns:
+        A threshold a rate.
+
+    Source: Carlini et al., S&P 2022 (arXiv 2112.03570).
+
+    Example:
+        >>> thresholds([1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 1.0, 1.0], [0.25, 0.5, 1.0])
+        [3.0, 2.0, -inf]
+    """
+    values, inverse = np.unique(np.asarray(scores_unseen, dtype=np.float64), return_inverse=True)
+    counts = np.bincount(inverse, np.asarray(weights, dtype=np.float64))
+    values, above = np.concatenate([[-np.inf], values]), counts.sum() - np.cumsum(np.concatenate([[0.0], counts]))
+    # What rounding leaves of a sum of weights is not a false alarm.
+    return [float(values[np.argmax(above <= (rate + 1e-12) * counts.sum())]) for rate in rates]
+
+
+def _above(scores: Floats, threshold: float) -> float:
+    return float((scores > threshold).mean())
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
