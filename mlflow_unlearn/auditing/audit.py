@@ -97,7 +97,7 @@ class Audit:
         golds = [self._target(gold.module, f"gold {number + 1}") for number, gold in enumerate(self.golds)]
         halves = as_references(self.references, session) if self.references else None
         found, missing = attack_with_controls(audited, original, golds, halves, seed=seed)
-        share = share_between(audited, original, golds, halves, seed=seed)
+        share = share_between(audited, original, golds, seed=seed)
         calibrating = references_from(golds, halves)
         scores, ids = self._by_sample(audited, original, calibrating)
         order = np.argsort(-scores, kind="stable")[:WORST]

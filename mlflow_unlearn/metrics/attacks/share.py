@@ -25,7 +25,7 @@ class Share:
         threshold: of the signal, at and above which a sample is called member.
         tpr: fraction of ``D_f`` that is called member under the original.
         fpr: under the gold standards, in the mean.
-        golds: how many there are; with one, what they differ by is taken from unseen samples.
+        golds: how many there are.
     """
 
     value: float
@@ -51,14 +51,15 @@ def share_remembered(
     the original (trained on it) and under the gold standards (not), the lowest of equal ones.
 
     The interval: percentiles of a bootstrap over the samples, drawn jointly for all models, widened on each side, in
-    quadrature, by ``1.96 s √(1 + 1/K) / (TPR − FPR)`` for what gold standards differ by among themselves: s is the
-    standard deviation of the rate among them, or what the caller knows of it (``shift``) where there is one only.
+    quadrature, by ``1.96 s √(1 + 1/K) / (TPR − FPR)`` for what one retrained model differs by from K others as a whole,
+    with s the ``shift``.
 
     Args:
-        signal: Of ``D_f`` under the audited model ``[N]``, large for members; or ``[K, N]``, calibrated as gold k is.
-        signal_original: Under the original, likewise.
-        signal_golds: Under the gold standards ``[K, N]``, each calibrated without itself.
-        shift: Standard deviation of the rate between gold standards where ``K = 1``, at least 0.
+        signal: Of ``D_f`` under the audited model ``[N]``, large for members.
+        signal_original: Under the original ``[N]``.
+        signal_golds: Under the gold standards ``[K, N]``.
+        shift: Standard deviation, between models that were not trained on them, of the rate at which samples are called
+            member; at least 0.
         seed: Seed of the bootstrap.
 
     Returns:
@@ -79,31 +80,24 @@ def share_remembered(
         >>> share_remembered(gold, gold, [gold], seed=0)
         'the original shows no memory of these samples to this attack'
     """
-    golds = np.atleast_2d(np.asarray(signal_golds, dtype=np.float64))
-    own, before, retrained = (
-        arrays.matrix(np.atleast_2d(values), name, golds.shape[1])
-        for values, name in ((signal, "signal"), (signal_original, "signal_original"), (golds, "signal_golds"))
-    )
-    if not {len(own), len(before)} <= {1, len(golds)} or not shift >= 0.0:
+    own, before = arrays.vector(signal, "signal"), arrays.vector(signal_original, "signal_original")
+    retrained = arrays.matrix(signal_golds, "signal_golds", own.size)
+    if own.size != before.size or not shift >= 0.0:
         raise ValueError(
-            f"expected signals [N] or [{len(golds)}, N] and a shift of at least 0, got {list(own.shape)}, "
-            f"{list(before.shape)} and {shift}."
+            f"expected signals of the same {own.size} samples and a shift of at least 0, got {before.size} and {shift}."
         )
     threshold = best_threshold(before, retrained)
-    called_golds = retrained >= threshold
-    rates = np.stack([(own >= threshold).mean(axis=0), (before >= threshold).mean(axis=0), called_golds.mean(axis=0)])
+    rates = np.stack([own >= threshold, before >= threshold, (retrained >= threshold).mean(axis=0)])
     current, true, false = map(float, rates.mean(axis=1))
     if true - false < LEAST_MEMORY:
         return NO_MEMORY
     value = (current - false) / (true - false)
     # Samples that the same models call member are alike, so that a resample is how many of each kind it has.
     kinds, counts = np.unique(rates, axis=1, return_counts=True)
-    size = golds.shape[1]
-    draws = np.random.default_rng(seed).multinomial(size, counts / size, size=RESAMPLES)
-    drawn = _debiased(*(kinds @ draws.T / size))
+    draws = np.random.default_rng(seed).multinomial(own.size, counts / own.size, size=RESAMPLES)
+    drawn = _debiased(*(kinds @ draws.T / own.size))
     low, high = np.nanquantile(drawn, [0.025, 0.975])
-    between = float(called_golds.mean(axis=1).std(ddof=1)) if len(golds) > 1 else shift
-    wide = 1.96 * between * np.sqrt(1 + 1 / len(golds)) / (true - false)
+    wide = 1.96 * shift * np.sqrt(1 + 1 / len(retrained)) / (true - false)
     return Share(
         value=value,
         low=float(value - np.hypot(value - low, wide)),
@@ -111,7 +105,7 @@ def share_remembered(
         threshold=threshold,
         tpr=true,
         fpr=false,
-        golds=len(golds),
+        golds=len(retrained),
     )
 
 

@@ -15,7 +15,7 @@ from mlflow_unlearn.metrics.attacks.probe import LEAST, probe
 from mlflow_unlearn.metrics.attacks.quantile import exceeded, reduced
 from mlflow_unlearn.metrics.attacks.rmia import log_ratios
 from mlflow_unlearn.metrics.attacks.share import Share, best_threshold, share_remembered
-from mlflow_unlearn.metrics.membership import class_matched_weights
+from mlflow_unlearn.metrics.membership import UNMATCHED, class_matched_weights
 from mlflow_unlearn.metrics.outputs import Outputs
 
 ATTACKS = ("margin", "quantile", "probe", "rmia", "iam", "posterior")
@@ -98,20 +98,16 @@ def attack_with_controls(
     return found, missing
 
 
-def share_between(
-    audited: Target, original: Target, golds: Sequence[Target], halves: References | None = None, *, seed: int
-) -> Share | str:
-    """:func:`share_remembered` by the log odds of the label, less what other models that left the sample out have.
+def share_between(audited: Target, original: Target, golds: Sequence[Target], *, seed: int) -> Share | str:
+    """:func:`share_remembered` by the log odds of the label.
 
-    Those are, for gold k and for what is compared with it, the other gold standards and the halves; a single gold
-    standard without halves leaves the log odds as they are. Of a single one, what another would differ by is taken from
-    the rates at which unseen samples, classes matched, are called member under it and under the audited model.
+    What retrained models differ by as a whole is the standard deviation, over the audited model and the golds, of the
+    rate at which unseen samples are called member, classes matched: none of these has seen them.
 
     Args:
         audited: the model that is judged.
         original: trained on the forget set.
         golds: not trained on it.
-        halves: further references, which left out half of the samples each.
         seed: of the bootstrap.
 
     Returns:
@@ -119,28 +115,14 @@ def share_between(
     """
     if not golds:
         return NO_GOLD
-    others = [references_from([*golds[:k], *golds[k + 1 :]], halves) for k in range(len(golds))]
-    if any(each is not None and not each.usable[0].all() for each in others):
-        return "some forgotten samples were in every reference: give another gold standard, or an even number of them"
-
-    def signal(target: Target, k: int, split: str = "forget") -> Floats:
-        calibrating = others[k]
-        odds = target.log_odds(split)
-        if calibrating is None:
-            return odds
-        hard: Floats = np.nanmean(calibrating.forget if split == "forget" else calibrating.unseen, axis=0)
-        return odds - hard
-
-    own, before = (np.stack([signal(each, k) for k in range(len(golds))]) for each in (audited, original))
-    retrained = np.stack([signal(gold, k) for k, gold in enumerate(golds)])
+    before, retrained = original.log_odds("forget"), np.stack([gold.log_odds("forget") for gold in golds])
     threshold = best_threshold(before, retrained)
     labels = [audited.outputs[split].labels for split in ("forget", "test")]
     _, weights = class_matched_weights(labels[0], labels[1], len(audited.outputs["test"].class_sums))
-    shift = 0.0
-    if weights.any():
-        rates = [np.average(signal(each, 0, "test") >= threshold, weights=weights) for each in (audited, golds[0])]
-        shift = float(abs(rates[0] - rates[1]) / np.sqrt(2))
-    return share_remembered(own, before, retrained, shift, seed=seed)
+    if not weights.any():
+        return UNMATCHED
+    rates = [np.average(each.log_odds("test") >= threshold, weights=weights) for each in (audited, *golds)]
+    return share_remembered(audited.log_odds("forget"), before, retrained, float(np.std(rates, ddof=1)), seed=seed)
 
 
 def log_likelihood(log_odds: npt.ArrayLike) -> Floats:
