@@ -145,6 +145,12 @@ class Train(HardwareOptions, Command):
     transform: str = Field("none", description="Input transform: none, timm, imagenet or python:module:function.")
     augment: Literal["none", "crop-flip"] = Field("none", description="Random augmentation, for training alone.")
     exclude: Text = Field(None, description="Request id or forget spec to leave out of training: the gold standard.")
+    canaries: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Pairs of which a coin has one trained and the other left out, for `audit`'s exact test.",
+    )
     epochs: int = Field(15, ge=1, le=10000, description="Passes over the training set.")
     batch_size: int = Field(128, ge=2, le=65536, description="Samples a step.")
     lr: float = Field(0.05, gt=0, le=10, description="Peak of the one-cycle learning rate (SGD, Nesterov momentum).")
@@ -168,6 +174,10 @@ class Request(LoadOptions, Command):
     reason: Reason = None
     requester: Remark = Field(None, description="Pseudonym of who asks, for the record.")
     hash_ids: bool = Field(False, description="Store salted SHA-256 of the ids instead of the ids.")
+    canaries: Annotated[Annotated[int, Field(ge=0)] | None, _EMPTY_IS_NONE] = Field(
+        None,
+        description="Trained canaries that join the request; default: a fifth of all, at least 48.",
+    )
 
 
 class Unlearn(HardwareOptions, PublishOptions, Command):

@@ -345,6 +345,7 @@ def audit(found: float = 0.5, before: float = 0.001, **changes: Any) -> AuditRec
         "share_missing": "",
         "completeness": 0.6,
         "remembered_p95": 0.7,
+        "canaries": {},
         "worst": [SampleRecord(id="digits/7", remembered=0.93), SampleRecord(id="digits/9", remembered=0.91)],
         "drawn": AuditFigures(
             attack="rmia",

@@ -1,5 +1,6 @@
 """One audit: the models, what each attack says of each, and the record."""
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,13 +11,15 @@ import numpy.typing as npt
 from torch import nn
 
 from mlflow_unlearn.auditing.references import Reference, as_references
+from mlflow_unlearn.data.canaries import Canaries
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.engine.architectures import weights_digest
-from mlflow_unlearn.engine.predictions import attack_target
+from mlflow_unlearn.engine.predictions import attack_target, evaluate_split
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.audit import (
     AuditFigures,
     AuditRecord,
+    CanaryRecord,
     ReferenceRecord,
     SampleRecord,
     ShareRecord,
@@ -24,6 +27,7 @@ from mlflow_unlearn.evidence.audit import (
 )
 from mlflow_unlearn.evidence.record import sha256
 from mlflow_unlearn.metrics.arrays import Floats
+from mlflow_unlearn.metrics.attacks.canaries import e_value, sign_test
 from mlflow_unlearn.metrics.attacks.detection import RATES, Detection, detect
 from mlflow_unlearn.metrics.attacks.iam import remembered
 from mlflow_unlearn.metrics.attacks.share import Share
@@ -65,6 +69,7 @@ class Audit:
         golds: that have seen no forgotten sample.
         references: trained on halves.
         unusable: URIs that were given as gold standards and are none, and why.
+        canaries: of the original's training.
     """
 
     session: Session
@@ -73,6 +78,7 @@ class Audit:
     golds: Sequence[AuditGold]
     references: Sequence[Reference]
     unusable: Mapping[str, str] = field(default_factory=dict)
+    canaries: Canaries | None = None
 
     def record(self, run_id: str) -> AuditRecord:
         """Run every attack and control.
@@ -105,6 +111,7 @@ class Audit:
         for k, gold in enumerate(golds):
             rest = references_from([*golds[:k], *golds[k + 1 :]], halves)
             by_model[f"{GOLD} {k + 1}"] = _remembered(gold, original, rest)[0]
+        coins = self._coins(audited, original)
         return AuditRecord(
             run_id=run_id,
             at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -121,7 +128,8 @@ class Audit:
                 *(ReferenceRecord(uri=f"runs:/{r.run_id}", sha256=r.sha256, kind="reference") for r in self.references),
             ],
             unusable=dict(self.unusable),
-            attacks={model: recorded(detections) for model, detections in found.items()},
+            attacks={model: recorded(detections, coins.get(model)) for model, detections in found.items()},
+            canaries=coins,
             not_measured=missing,
             share_remembered=None if isinstance(share, str) else _share_record(share),
             share_missing=share if isinstance(share, str) else "",
@@ -135,6 +143,30 @@ class Audit:
 
     def _target(self, module: nn.Module, name: str) -> Target:
         return attack_target(module, self.session.splits, self.session.hardware, name=name)
+
+    def _coins(self, audited: Target, original: Target) -> dict[str, CanaryRecord]:
+        """The test on the pairs whose trained twin is in the forget set, by its log odds and its ghost's."""
+        session, train = self.session, self.session.view.source.train
+        places = {name: index for index, name in enumerate(train.ids)}
+        rows = {index: row for row, index in enumerate(session.forget.tolist())}
+        pairs = [
+            (rows[places[pair.twin]], places[pair.ghost])
+            for pair in (self.canaries.pairs if self.canaries is not None else ())
+            if places.get(pair.twin) in rows and pair.ghost in places
+        ]
+        if not pairs:
+            return {}
+        twins, ghosts = (np.array(column) for column in zip(*pairs, strict=True))
+        dataset = session.view.dataset(train.subset(ghosts), session.module, "the ghosts", session.hardware.progress)
+        found = {}
+        for name, module, target in ((AUDITED, session.module, audited), (ORIGINAL, self.original, original)):
+            model = session.hardware.place(copy.deepcopy(module))
+            unseen = evaluate_split(model, dataset, session.hardware, description=f"{name} on ghosts").log_odds
+            own = target.log_odds("forget")[twins]
+            if (test := sign_test(own, unseen)) is not None:
+                signs = np.sign(own - unseen).astype(int)
+                found[name] = CanaryRecord(**test._asdict(), e_value=e_value(signs[signs != 0].tolist()))
+        return found
 
     def _by_sample(
         self, audited: Target, original: Target, references: References | None

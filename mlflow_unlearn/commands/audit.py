@@ -18,6 +18,7 @@ from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.versions import Version
 from mlflow_unlearn.report import audit_table
 from mlflow_unlearn.session import dry_run
+from mlflow_unlearn.session.canaries import canaries_of
 from mlflow_unlearn.session.checks import check_outputs
 from mlflow_unlearn.session.gold import SawForgotten, open_gold
 from mlflow_unlearn.session.measured import open_measured
@@ -50,7 +51,9 @@ def audit(options: config.Audit) -> None:
             _dry_run(session, trainer, options, models=1 + (not own) + len(golds))
             return
         references = trainer.references(options.references) if trainer is not None else []
-        record = Audit(session, original_version.uri, original, golds, references, unusable).record(run_id)
+        canaries = canaries_of(original_version)
+        audited = Audit(session, original_version.uri, original, golds, references, unusable, canaries)
+        record = audited.record(run_id)
         mlflow.log_text(record.to_json(), AUDIT_FILE)
         mlflow.log_metrics(audit_table.metrics(record))
         decision, why = record.decision

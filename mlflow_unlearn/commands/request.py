@@ -3,6 +3,8 @@
 import secrets
 from functools import partial
 
+import numpy as np
+
 from mlflow_unlearn import config
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
@@ -11,6 +13,7 @@ from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests
 from mlflow_unlearn.registry.loading import admitted
 from mlflow_unlearn.registry.versions import open_version
+from mlflow_unlearn.session.canaries import next_tranche
 from mlflow_unlearn.session.forget_set import select
 from mlflow_unlearn.session.view import data_spec, training_mask
 
@@ -31,10 +34,14 @@ def request(options: config.Request) -> None:
             )
         source = load_source(data_spec(version, options.data, options.split))
         read = partial(forget_requests.read_manifest, client)
-        forget, matched = select(options.forget, version, source, training_mask(version, source), read)
+        mask = training_mask(version, source)
+        forget, matched = select(options.forget, version, source, mask, read)
+        twins = next_tranche(version, source, mask, forget, options.canaries)
+        forget = np.union1d(forget, twins)
         manifest = Manifest(tuple(source.train.ids[i] for i in forget))
         salt = secrets.token_hex(16) if options.hash_ids else None
         details = tracking.recorded_options(options, "forget", "reason", "requester", "hash_ids")
+        details |= {"canaries": len(twins)} if len(twins) else {}
         filed, new = forget_requests.file_request(
             client,
             version,
@@ -46,7 +53,8 @@ def request(options: config.Request) -> None:
         if new:
             log_manifests(source.spec, {"forget": manifest if salt is None else manifest.hashed(salt)})
             print(
-                f"Filed request {filed.id}: {len(forget)} samples of {version.uri} are to be forgotten (run {run_id})."
+                f"Filed request {filed.id}: {len(forget)} samples of {version.uri} are to be forgotten"
+                f"{f', {len(twins)} of them canaries' if len(twins) else ''} (run {run_id})."
             )
         else:
             state = "is pending" if filed.pending else f"was carried out by {', '.join(filed.done_by)}"

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn import config
+from mlflow_unlearn.data.canaries import draw_canaries
 from mlflow_unlearn.data.datasets import Augmented
 from mlflow_unlearn.data.forget import resolve_forget, retained
 from mlflow_unlearn.data.functions import users_code
@@ -30,8 +31,10 @@ from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests
 from mlflow_unlearn.registry.flavor import NewModel, example_images, log_model
 from mlflow_unlearn.registry.registration import complete, register
-from mlflow_unlearn.registry.versions import Record, check_name
+from mlflow_unlearn.registry.versions import Commitment, Record, check_name, open_version
 from mlflow_unlearn.rng import isolated_rng
+from mlflow_unlearn.session.canaries import FILE as CANARIES
+from mlflow_unlearn.session.canaries import canaries_of
 from mlflow_unlearn.session.checks import check_outputs
 from mlflow_unlearn.session.hardware import pick_hardware
 from mlflow_unlearn.session.view import InputSpec
@@ -45,6 +48,13 @@ def train(options: config.Train) -> None:
         check_name(options.name)
         source = load_source(options.data)
         kept = _not_excluded(client, source, options.exclude)
+        canaries = None
+        if options.canaries:
+            canaries = draw_canaries(source.train.ids, source.train.labels, kept, options.canaries)
+            ghosts = Manifest(tuple(pair.ghost for pair in canaries.pairs)).mask(source.train.ids)
+            kept = kept[~ghosts[kept]]
+            mlflow.set_tag("unlearn.canaries_sha256", canaries.digest)
+            mlflow.log_text(canaries.model_dump_json(indent=1), CANARIES)
         view = InputSpec(source, options.transform, source.classes, None)
         module_for_transform = None
         if options.transform == "timm":
@@ -87,6 +97,7 @@ def train(options: config.Train) -> None:
             data=source.spec,
             provenance=Provenance(method="train", params=recipe, seed=options.seed, augment=options.augment),
             exclude=options.exclude,
+            canaries=canaries and Commitment(run_id=run_id, sha256=canaries.digest, pairs=len(canaries.pairs)),
         )
         # Never of a training image: the example travels with every later version.
         example = example_images([unseen["test"][i % len(source.test)][0] for i in range(2)])
@@ -105,7 +116,8 @@ def train(options: config.Train) -> None:
         complete(client, version)
         checkpoint.remove()
         shown = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items())
-        print(f"Registered {options.name} version {version.version}: {len(kept)} training samples, {shown}.")
+        planted = f", {options.canaries} pairs of canaries" if canaries is not None else ""
+        print(f"Registered {options.name} version {version.version}: {len(kept)} training samples{planted}, {shown}.")
 
 
 def _not_excluded(client: MlflowClient, source: Source, exclude: str | None) -> npt.NDArray[np.int64]:
@@ -114,6 +126,17 @@ def _not_excluded(client: MlflowClient, source: Source, exclude: str | None) -> 
         return np.arange(len(source.train))
     if len(exclude) == 12 and not Path(exclude).exists() and ":" not in exclude:
         exclude = f"request:{exclude}"
-    everything = np.ones(len(source.train), dtype=np.bool_)
+    everything = ~_ghosts(client, source, exclude)
     read = partial(forget_requests.read_manifest, client)
     return retained(everything, resolve_forget(exclude, source, everything, read).indices)
+
+
+def _ghosts(client: MlflowClient, source: Source, exclude: str) -> npt.NDArray[np.bool_]:
+    """What the version that a request is about left out as ghosts ``[N]``: its gold standard does so as well."""
+    none = np.zeros(len(source.train), dtype=np.bool_)
+    if not exclude.startswith("request:"):
+        return none
+    request = forget_requests.read_details(forget_requests.run_of(client, exclude.removeprefix("request:")))
+    with tracking.scratch() as folder:
+        canaries = canaries_of(open_version(client, request["of"], folder))
+    return none if canaries is None else Manifest(tuple(pair.ghost for pair in canaries.pairs)).mask(source.train.ids)

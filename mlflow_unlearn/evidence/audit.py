@@ -14,6 +14,7 @@ REFERENCE_FILE = "reference.npz"
 """Outputs of a model that an audit has trained, in its run; its weights are not kept."""
 REFERENCE_TAG = "unlearn.reference.source_sha256"
 """Of its run: the weights of the version whose training samples it knows."""
+CANARIES = "canaries"
 LEVEL = 0.05
 Decision = Literal["told apart", "not told apart", "not decided"]
 
@@ -70,6 +71,17 @@ class SampleRecord(FrozenRecord):
     remembered: float
 
 
+class CanaryRecord(FrozenRecord):
+    """The exact test on twins, of which a coin had one trained."""
+
+    pairs: int = Field(description="Whose trained twin was forgotten, ties left out.")
+    larger: int = Field(description="In how many the trained twin has the larger log odds.")
+    p_value: float = Field(description="Two-sided, exact.")
+    advantage: float = Field(description="2 p − 1 for the fraction p of these.")
+    bound: float = Field(description="The largest advantage that the pairs leave possible, with 95 % confidence.")
+    e_value: float = Field(description="Evidence against fair coins; those of a chain of requests multiply.")
+
+
 class AuditFigures(FrozenRecord):
     """What the report draws."""
 
@@ -111,6 +123,7 @@ class AuditRecord(FrozenRecord):
     share_missing: str = Field(description="Why there is none; empty where there is one.")
     completeness: float | None = Field(description="1 − the mean of remembered, by IAM; None without a reference.")
     remembered_p95: float | None
+    canaries: dict[str, CanaryRecord] = Field(description="By model, audited and original; empty without canaries.")
     worst: list[SampleRecord]
     drawn: AuditFigures
     two_versions_auc: float | None = Field(
@@ -126,16 +139,17 @@ class AuditRecord(FrozenRecord):
     @property
     def decision(self) -> tuple[Decision, str]:
         """The verdict, and why."""
-        return decide(self.attacks)
+        return decide(self.attacks, self.canaries)
 
     def to_json(self) -> str:
         """What is stored."""
         return self.model_dump_json(indent=1) + "\n"
 
 
-def recorded(found: Mapping[str, Detection]) -> dict[str, DetectionRecord]:
-    """The attacks on one model, their chances corrected for their number."""
-    corrected = holm([one.p_value for one in found.values()])
+def recorded(found: Mapping[str, Detection], canaries: CanaryRecord | None = None) -> dict[str, DetectionRecord]:
+    """The attacks on one model, their chances corrected for their number, the test on canaries among them."""
+    others = [] if canaries is None else [canaries.p_value]
+    corrected = holm([*(one.p_value for one in found.values()), *others])[: len(found)]
     return {
         name: DetectionRecord(
             **{key: value for key, value in vars(one).items() if key not in ("tail", "curve")},
@@ -146,7 +160,9 @@ def recorded(found: Mapping[str, Detection]) -> dict[str, DetectionRecord]:
     }
 
 
-def decide(attacks: Mapping[str, Mapping[str, DetectionRecord]]) -> tuple[Decision, str]:
+def decide(
+    attacks: Mapping[str, Mapping[str, DetectionRecord]], canaries: Mapping[str, CanaryRecord] | None = None
+) -> tuple[Decision, str]:
     """The verdict of an audit, never a pass without power or with a control that fails.
 
     The original must be told apart, else the attacks have no power here; no held-back gold standard may be, else they
@@ -155,8 +171,10 @@ def decide(attacks: Mapping[str, Mapping[str, DetectionRecord]]) -> tuple[Decisi
     Args:
         attacks: by model (``audited``, ``original``, ``gold 1``, …), then by attack; those on which no held-back gold
             standard was tried, for want of another one to calibrate by, are named.
+        canaries: by model, ``audited`` and ``original``: a test that needs no control, since coins were fair.
     """
-    before = _flagged(attacks[ORIGINAL])
+    coins = canaries or {}
+    before = _flagged(attacks[ORIGINAL], coins.get(ORIGINAL))
     if not before:
         return "not decided", "the original shows no memory of these samples to these attacks"
     controls = [(name, attack) for name in attacks if name.startswith(GOLD) for attack in attacks[name]]
@@ -167,18 +185,25 @@ def decide(attacks: Mapping[str, Mapping[str, DetectionRecord]]) -> tuple[Decisi
             f"a retrained model is told apart as well ({', '.join(failing)}): the forgotten samples differ from the "
             "unseen ones by more than training"
         )
-    found = _flagged(attacks[AUDITED])
+    found = _flagged(attacks[AUDITED], coins.get(AUDITED))
     without = [attack for attack in attacks[AUDITED] if attack not in {each for _, each in controls}]
     control = f"; no gold control of {', '.join(without)}" if without else ""
     if found:
-        return "told apart", f"{'; '.join(_in_words(attacks[AUDITED], found))}{control}"
-    return "not told apart", f"by none of {', '.join(attacks[AUDITED])}{control}"
+        return "told apart", f"{'; '.join(_in_words(attacks[AUDITED], found, coins.get(AUDITED)))}{control}"
+    tried = [*attacks[AUDITED], *([CANARIES] if AUDITED in coins else [])]
+    return "not told apart", f"by none of {', '.join(tried)}{control}"
 
 
-def _flagged(found: Mapping[str, DetectionRecord]) -> list[str]:
-    return [name for name, one in found.items() if one.flagged]
+def _flagged(found: Mapping[str, DetectionRecord], coins: CanaryRecord | None) -> list[str]:
+    """Of one model, in the light of all that was tried on it."""
+    names = [*found, *([CANARIES] if coins is not None else [])]
+    values = [*(one.p_value for one in found.values()), *([coins.p_value] if coins is not None else [])]
+    return [name for name, corrected in zip(names, holm(values), strict=True) if corrected <= LEVEL]
 
 
-def _in_words(found: Mapping[str, DetectionRecord], names: Sequence[str]) -> Iterator[str]:
+def _in_words(found: Mapping[str, DetectionRecord], names: Sequence[str], coins: CanaryRecord | None) -> Iterator[str]:
     for name in names:
-        yield f"{name}: {found[name].side}, AUC {found[name].auc:.3f}, p {found[name].corrected:.3f}"
+        if name in found:
+            yield f"{name}: {found[name].side}, AUC {found[name].auc:.3f}, p {found[name].corrected:.3f}"
+        elif coins is not None:
+            yield f"{name}: {coins.larger} of {coins.pairs} trained twins are the surer ones, p {coins.p_value:.3g}"

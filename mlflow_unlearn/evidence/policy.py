@@ -142,6 +142,7 @@ class AuditRules(FrozenRecord):
     )
     accept: list[Literal["not told apart", "told apart", "not decided"]] = ["not told apart"]
     share_remembered: AtMost | None = Field(None, description="The upper end of its interval.")
+    canaries: AtMost | None = Field(None, description="The advantage that the pairs leave possible.")
     tpr_at_fpr_1: AtMost | None = Field(None, description="The upper end of every attack's rate at 1 % false alarms.")
 
 
@@ -501,6 +502,8 @@ def _audits(evidence: Evidence, rules: AuditRules, audit: AuditRecord | None) ->
     yield Check(rule="audit: tier", value=tier, threshold=f"≥ {rules.tier}", outcome=enough, note=note)
     if rules.share_remembered is not None:
         yield _share_remembered(audit, rules.share_remembered.at_most)
+    if rules.canaries is not None:
+        yield _canaries(audit, rules.canaries.at_most)
     if rules.tpr_at_fpr_1 is not None:
         yield from _tails(audit, rules.tpr_at_fpr_1.at_most)
 
@@ -522,6 +525,16 @@ def _share_remembered(audit: AuditRecord, most: float) -> Check:
     return Check.model_validate(
         {"rule": "share remembered", "value": value, "threshold": threshold, "outcome": outcome, "note": note}
     )
+
+
+def _canaries(audit: AuditRecord, most: float) -> Check:
+    rule, threshold, found = "canaries", f"advantage ≤ {most:g}, with 95 % confidence", audit.canaries.get(AUDITED)
+    if found is None:
+        note = "no canary was planted, or none of those that were forgotten tells anything"
+        return Check(rule=rule, value="–", threshold=threshold, outcome="not measured", note=note)
+    outcome: Outcome = "pass" if found.bound <= most + SLACK else "fail"
+    note = f"in {found.larger} of {found.pairs} pairs the trained twin is the surer one, p {found.p_value:.3g}"
+    return Check(rule=rule, value=f"≤ {found.bound:.3f}", threshold=threshold, outcome=outcome, note=note)
 
 
 def _tails(audit: AuditRecord, most: float) -> Iterator[Check]:

@@ -47,6 +47,22 @@ REGISTERING_TAG = "unlearn.registering"
 """Of a version that is not complete yet: the run that is registering it, see `mlflow_unlearn.registry.registration`."""
 
 
+class Commitment(BaseModel):
+    """To canaries, before they were trained.
+
+    Attributes:
+        run_id: of the training, which keeps them.
+        sha256: over a salt and the pairs.
+        pairs: how many.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    sha256: str
+    pairs: int
+
+
 class Record(BaseModel):
     """What a version that we registered records of itself, in the MLmodel's metadata.
 
@@ -62,6 +78,7 @@ class Record(BaseModel):
         request_ids: what was fulfilled.
         provenance: how the weights came about.
         exclude: what a training left out: a request id or a forget spec.
+        canaries: what the first training committed to; None without canaries.
     """
 
     # Versions written by a later release may record more.
@@ -78,6 +95,7 @@ class Record(BaseModel):
     request_ids: tuple[str, ...] = ()
     provenance: Provenance
     exclude: str | None = None
+    canaries: Commitment | None = None
 
     @model_validator(mode="before")
     @classmethod

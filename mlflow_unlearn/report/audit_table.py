@@ -19,6 +19,8 @@ def metrics(record: AuditRecord) -> dict[str, float]:
     share = record.share_remembered
     if share is not None:
         found |= {f"audit.share_remembered{end}": getattr(share, key) for key, end in _ENDS.items()}
+    for model, coins in record.canaries.items():
+        found |= {f"audit.{model}.canaries.p": coins.p_value, f"audit.{model}.canaries.bound": coins.bound}
     optional = {"completeness": record.completeness, "remembered_p95": record.remembered_p95}
     optional |= {"two_versions_auc": record.two_versions_auc}
     return found | {f"audit.{key}": value for key, value in optional.items() if value is not None}
@@ -64,6 +66,9 @@ def show(record: AuditRecord) -> None:
             f"completeness by sample: mean {record.completeness:.3f}, 95 % above {1 - (record.remembered_p95 or 0):.3f}"
         )
         lines.append(f"most remembered: {', '.join(f'{s.id} ({s.remembered:.2f})' for s in record.worst)}")
+    for name, coins in record.canaries.items():
+        shown = f"{coins.larger} of {coins.pairs} trained twins are surer than their ghosts, p {coins.p_value:.3g}"
+        lines.append(f"canaries, {name}: {shown}; advantage {coins.advantage:.3f}, at most {coins.bound:.3f} (95 %)")
     if record.two_versions_auc is not None:
         lines.append(f"with both versions: AUC {record.two_versions_auc:.3f} (no part of the verdict; see `exposure`)")
     lines += [f"not measured: {attack} ({why})" for attack, why in record.not_measured.items()]

@@ -29,6 +29,7 @@ def new_record(session: Session, options: ReadOptions, provenance: Provenance) -
         source_uri=session.version.uri,
         request_ids=tuple(request.id for request in session.requests),
         provenance=provenance,
+        canaries=old.canaries if old is not None else None,
     )
 
 

@@ -4,7 +4,7 @@ import pytest
 from records import attack, audit, digest, evidence
 
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.evidence.audit import AuditRecord
+from mlflow_unlearn.evidence.audit import AuditRecord, CanaryRecord
 from mlflow_unlearn.evidence.policy import AuditRules, Policy, judge, read_policy
 
 RECORD = evidence()
@@ -69,6 +69,25 @@ def test_so_is_the_tail_of_every_attack():
         assert outcomes(audit(), tpr_at_fpr_1={"at_most": most})["TPR at 1 % FPR, rmia"] == outcome
     unresolved = audit(attacks={"audited": {"margin": attack(0.5)}, "original": {"margin": attack(0.001)}})
     assert outcomes(unresolved, tpr_at_fpr_1={"at_most": 0.1})["TPR at 1 % FPR, margin"] == "not measured"
+
+
+def test_canaries_are_judged_by_what_the_pairs_leave_possible():
+    coins = CanaryRecord(pairs=60, larger=31, p_value=0.9, advantage=0.03, bound=0.29, e_value=0.2)
+    audited = audit(canaries={"audited": coins, "original": coins})
+    for most, outcome in ((0.29, "pass"), (0.28, "fail")):
+        assert outcomes(audited, canaries={"at_most": most})["canaries"] == outcome
+    assert "in 31 of 60 pairs" in checks(audited, canaries={"at_most": 0.3})["canaries"].note
+    assert outcomes(audit(), canaries={"at_most": 0.3})["canaries"] == "not measured"
+
+
+def test_canaries_alone_may_tell_it_apart():
+    fair = CanaryRecord(pairs=60, larger=31, p_value=0.9, advantage=0.03, bound=0.29, e_value=0.2)
+    leak = CanaryRecord(pairs=60, larger=50, p_value=1e-7, advantage=0.67, bound=0.85, e_value=1e5)
+    word, why = audit(canaries={"audited": leak, "original": leak}).decision
+    assert word == "told apart" and "canaries: 50 of 60 trained twins are the surer ones, p 1e-07" in why
+    assert audit(canaries={"audited": fair, "original": leak}).decision[0] == "not told apart"
+    assert audit(before=0.5, canaries={"audited": fair, "original": leak}).decision[0] == "not told apart", "has power"
+    assert audit(before=0.5, canaries={"audited": fair, "original": fair}).decision[0] == "not decided"
 
 
 def test_a_policy_without_it_has_the_digest_of_before():
