@@ -14,6 +14,7 @@ from mlflow_unlearn.evidence.audit import (
     SampleRecord,
     ShareRecord,
     TailRecord,
+    WithinRecord,
 )
 from mlflow_unlearn.evidence.policy import Policy, Verdict, judge
 from mlflow_unlearn.evidence.provenance import Provenance, Selection
@@ -346,6 +347,7 @@ def audit(found: float = 0.5, before: float = 0.001, **changes: Any) -> AuditRec
         "completeness": 0.6,
         "remembered_p95": 0.7,
         "canaries": {},
+        "within_golds": {"margin_gap": WithinRecord(value=1.4, low=0.7, high=1.1)},
         "worst": [SampleRecord(id="digits/7", remembered=0.93), SampleRecord(id="digits/9", remembered=0.91)],
         "drawn": AuditFigures(
             attack="rmia",

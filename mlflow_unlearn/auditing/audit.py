@@ -23,6 +23,7 @@ from mlflow_unlearn.evidence.audit import (
     ReferenceRecord,
     SampleRecord,
     ShareRecord,
+    WithinRecord,
     recorded,
 )
 from mlflow_unlearn.evidence.record import sha256
@@ -41,6 +42,7 @@ from mlflow_unlearn.metrics.attacks.suite import (
     log_likelihood,
     references_from,
     share_between,
+    within_golds,
 )
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.session.session import Session
@@ -136,6 +138,10 @@ class Audit:
             completeness=1 - float(scores.mean()) if scores.size else None,
             remembered_p95=float(np.quantile(scores, 0.95)) if scores.size else None,
             drawn=_figures(found, by_model),
+            within_golds={
+                metric: WithinRecord(value=value, low=interval.low, high=interval.high)
+                for metric, (value, interval) in within_golds(found, audited, golds).items()
+            },
             worst=[SampleRecord(id=ids[i], remembered=float(scores[i])) for i in order],
             two_versions_auc=None if audited is original else _two_versions(audited, original, seed),
             seconds=time.perf_counter() - start,

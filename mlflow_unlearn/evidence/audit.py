@@ -82,6 +82,19 @@ class CanaryRecord(FrozenRecord):
     e_value: float = Field(description="Evidence against fair coins; those of a chain of requests multiply.")
 
 
+class WithinRecord(FrozenRecord):
+    """A metric of the audited model, and where one more retrained model would lie with a chance of 95 %."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def inside(self) -> bool:
+        """Whether it could be a retrained model's."""
+        return self.low <= self.value <= self.high
+
+
 class AuditFigures(FrozenRecord):
     """What the report draws."""
 
@@ -124,6 +137,7 @@ class AuditRecord(FrozenRecord):
     completeness: float | None = Field(description="1 − the mean of remembered, by IAM; None without a reference.")
     remembered_p95: float | None
     canaries: dict[str, CanaryRecord] = Field(description="By model, audited and original; empty without canaries.")
+    within_golds: dict[str, WithinRecord] = Field(description="By metric; empty with fewer than four golds.")
     worst: list[SampleRecord]
     drawn: AuditFigures
     two_versions_auc: float | None = Field(

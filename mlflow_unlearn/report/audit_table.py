@@ -21,6 +21,7 @@ def metrics(record: AuditRecord) -> dict[str, float]:
         found |= {f"audit.share_remembered{end}": getattr(share, key) for key, end in _ENDS.items()}
     for model, coins in record.canaries.items():
         found |= {f"audit.{model}.canaries.p": coins.p_value, f"audit.{model}.canaries.bound": coins.bound}
+    found |= {f"audit.within.{name.replace(' ', '_')}": float(one.inside) for name, one in record.within_golds.items()}
     optional = {"completeness": record.completeness, "remembered_p95": record.remembered_p95}
     optional |= {"two_versions_auc": record.two_versions_auc}
     return found | {f"audit.{key}": value for key, value in optional.items() if value is not None}
@@ -66,6 +67,10 @@ def show(record: AuditRecord) -> None:
             f"completeness by sample: mean {record.completeness:.3f}, 95 % above {1 - (record.remembered_p95 or 0):.3f}"
         )
         lines.append(f"most remembered: {', '.join(f'{s.id} ({s.remembered:.2f})' for s in record.worst)}")
+    if record.within_golds:
+        outside = [f"{name} ({one.value:.3f})" for name, one in record.within_golds.items() if not one.inside]
+        what = f"{', '.join(outside)} outside" if outside else f"all {len(record.within_golds)} metrics within"
+        lines.append(f"{what} of what retrained models differ among themselves (95 %)")
     for name, coins in record.canaries.items():
         shown = f"{coins.larger} of {coins.pairs} trained twins are surer than their ghosts, p {coins.p_value:.3g}"
         lines.append(f"canaries, {name}: {shown}; advantage {coins.advantage:.3f}, at most {coins.bound:.3f} (95 %)")

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from mlflow_unlearn.metrics.arrays import Floats
 from mlflow_unlearn.metrics.attacks.detection import Detection, detect
+from mlflow_unlearn.metrics.attacks.held_back import LEAST_GOLDS, PredictionInterval, margin_gap, spread_of_golds
 from mlflow_unlearn.metrics.attacks.iam import remembered
 from mlflow_unlearn.metrics.attacks.posterior import predictive_scores
 from mlflow_unlearn.metrics.attacks.probe import LEAST, probe
@@ -96,6 +97,32 @@ def attack_with_controls(
         rest = [*golds[:number], *golds[number + 1 :]]
         found[f"{GOLD} {number + 1}"], _ = attack_all(gold, references_from(rest, halves), seed=seed)
     return found, missing
+
+
+def within_golds(
+    found: Mapping[str, Mapping[str, Detection]], audited: Target, golds: Sequence[Target]
+) -> dict[str, tuple[float, PredictionInterval]]:
+    """By metric the audited model's value, and what retrained models differ by among themselves.
+
+    Each gold is measured against the others, and the interval says where one more would lie; the audited model's gap is
+    the mean of those against all but one. Metrics: the AUC of each attack, and :func:`margin_gap`.
+
+    Args:
+        found: from `attack_with_controls`.
+        audited: the model that is judged.
+        golds: at least 4; with fewer nothing comes out.
+    """
+    if len(golds) < LEAST_GOLDS:
+        return {}
+    own, odds = audited.log_odds("forget"), np.stack([gold.log_odds("forget") for gold in golds])
+    others = [np.delete(odds, k, axis=0) for k in range(len(golds))]
+    gaps = [margin_gap(odds[k], rest) for k, rest in enumerate(others)]
+    within = {"margin_gap": (float(np.mean([margin_gap(own, rest) for rest in others])), spread_of_golds(gaps))}
+    for attack, one in found[AUDITED].items():
+        of_golds = [found[f"{GOLD} {k + 1}"] for k in range(len(golds))]
+        if all(attack in each for each in of_golds):
+            within[f"AUC by {attack}"] = (one.auc, spread_of_golds([each[attack].auc for each in of_golds]))
+    return within
 
 
 def share_between(audited: Target, original: Target, golds: Sequence[Target], *, seed: int) -> Share | str:

@@ -9,8 +9,10 @@ from mlflow_unlearn.metrics.attacks.suite import (
     References,
     Target,
     attack_all,
+    attack_with_controls,
     log_likelihood,
     share_between,
+    within_golds,
 )
 from mlflow_unlearn.metrics.outputs import SplitOutputs
 
@@ -157,3 +159,19 @@ def test_models_that_are_surer_of_unseen_samples_widen_it():
     only = own.outputs["forget"].labels
     only[only == 0] = 1
     assert "no class of the forget set" in share_between(own, original, golds, seed=0)
+
+
+def test_within_what_golds_differ_by():
+    """From four golds on; a model that remembers is outside, another gold seldom is."""
+    outside = []
+    for seed in range(8):
+        task = Task(seed, forget=150, unseen=200)
+        golds = [task.target(features=False) for _ in range(5)]
+        for own in (task.target(features=False), task.target(memory=1.0, features=False)):
+            found, _ = attack_with_controls(own, task.target(memory=1.0, features=False), golds, None, seed=seed)
+            within = within_golds(found, own, golds)
+            assert set(within) == {"margin_gap", "AUC by margin", "AUC by rmia", "AUC by iam", "AUC by posterior"}
+            outside.append(sum(not interval.low <= value <= interval.high for value, interval in within.values()))
+    assert min(outside[1::2]) >= 4, outside
+    assert sum(outside[::2]) <= 8, outside  # of 40, which hang together
+    assert within_golds(found, own, golds[:3]) == {}
