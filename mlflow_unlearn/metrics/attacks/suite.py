@@ -156,7 +156,7 @@ def log_likelihood(log_odds: npt.ArrayLike) -> Floats:
     """``log p = −log(1 + exp(−m))`` of log odds m, of any shape; NaN stays.
 
     >>> log_likelihood([0.0, 800.0]).round(4).tolist()
-    [-0.6931, 0.0]
+    [-0.6931, -0.0]
     """
     values: Floats = -np.logaddexp(0.0, -np.asarray(log_odds, dtype=np.float64))
     return values

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from mlflow_unlearn.metrics.attacks.detection import detect, holm, tail
+from mlflow_unlearn.metrics.attacks.detection import auc_interval, detect, holm, tail
 
 
 def drawn(seed, shift=0.0, n=100, m=1000):
@@ -106,3 +106,37 @@ def test_bad_values():
         tail([1.0], [1.0, 2.0], [1.0])
     with pytest.raises(ValueError, match="finite"):
         detect([np.nan] * 10, np.arange(50.0), [0] * 10, [0] * 50, 1, seed=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_interval_is_that_of_delong(seed):
+    """Sample by sample, as its paper states it; with weights as if samples stood there as often."""
+    rng = np.random.default_rng(seed)
+    forget, unseen = rng.integers(6, size=12) + 0.5 * seed, rng.integers(6, size=15) * 1.0
+    times = rng.integers(1, 4, 15)
+
+    def wins(x, y):
+        return 1.0 if x > y else 0.5 if x == y else 0.0
+
+    v = [np.mean([wins(f, u) for u in np.repeat(unseen, times)]) for f in forget]
+    u = [np.mean([wins(f, x) for f in forget]) for x in unseen]
+    auc = np.mean(v)
+    of_unseen = sum(t**2 * (each - auc) ** 2 for t, each in zip(times, u, strict=True)) / times.sum() ** 2
+    half = 1.96 * (np.var(v, ddof=1) / 12 + of_unseen) ** 0.5
+    expected = (auc, max(0, auc - half), min(1, auc + half))
+    assert tuple(auc_interval(forget, unseen, times)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_interval_holds_the_area_as_often_as_it_says():
+    inside = 0
+    for seed in range(300):
+        forget, unseen, *_ = drawn(seed, shift=0.5, n=80, m=200)
+        low, high = auc_interval(forget, unseen, np.ones(200))[1:]
+        inside += low <= stats.norm.cdf(0.5 / 2**0.5) <= high
+    assert inside >= 273  # 99.5 % of Binomial(300, 0.95)
+
+
+def test_many_samples_take_fewer_permutations():
+    rng = np.random.default_rng(0)
+    sets = rng.normal(size=1000) + 1, rng.normal(size=19_001), np.zeros(1000, int), np.zeros(19_001, int)
+    assert detect(*sets, 1, seed=0).p_value == pytest.approx(1 / 201)
