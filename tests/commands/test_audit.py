@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import mlflow
@@ -150,6 +153,28 @@ def test_a_review_is_judged_by_it(gold_template, cli, tmp_path):
         changed = cli("verify", "--model-uri", "models:/clf/2")
         assert changed.code == 3 and "says something else than its review has it" in changed.err
         assert cli(*review).code == 3, "the strongest that is left has too low a tier"
+
+
+@pytest.mark.slow
+def test_killed_midway_it_goes_on(gold_template, cli, tmp_path):
+    """What has been trained is kept."""
+    with copied(gold_template, tmp_path / "killed") as store:
+        arguments = ("audit", "--model-uri", "models:/clf/2", "--references", "12")
+        process = subprocess.Popen([sys.executable, "-m", "mlflow_unlearn", *arguments], stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 300
+        while len(finished(store)) < 2:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+        kept = len(finished(store))
+        again = cli(*arguments)
+        assert f"of 12 references {12 - kept} were trained now" in again.err, again.err
+        assert {run.info.status for run in store.runs()} <= {"FINISHED", "FAILED", "KILLED"}
+
+
+def finished(store):
+    return [run for run in store.runs() if REFERENCE_TAG in run.data.tags and run.info.status == "FINISHED"]
 
 
 @pytest.mark.slow
