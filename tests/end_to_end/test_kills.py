@@ -91,8 +91,8 @@ def undisturbed(forge, another):
 
 
 def test_all_commands_that_register_or_mark_something_are_killed():
-    """Of the others `data`, `methods`, `verify` and `exposure` write nothing, and `evaluate` only its own run."""
-    assert {*config.COMMANDS} - {*COMMANDS} == {"data", "methods", "verify", "exposure", "evaluate"}
+    """Of the others `data`, `methods`, `verify` and `exposure` write nothing, `evaluate` and `audit` only their runs."""
+    assert {*config.COMMANDS} - {*COMMANDS} == {"data", "methods", "verify", "exposure", "evaluate", "audit"}
 
 
 @pytest.mark.slow
