@@ -91,7 +91,7 @@ def undisturbed(forge, another):
 
 
 def test_all_commands_that_register_or_mark_something_are_killed():
-    """Of the others `data`, `methods`, `verify` and `exposure` write nothing, `evaluate` and `audit` only their runs."""
+    """Of the others `data`, `methods`, `verify` and `exposure` write nothing, `evaluate` and `audit` but their runs."""
     assert {*config.COMMANDS} - {*COMMANDS} == {"data", "methods", "verify", "exposure", "evaluate", "audit"}
 
 

@@ -158,7 +158,8 @@ def log_likelihood(log_odds: npt.ArrayLike) -> Floats:
     >>> log_likelihood([0.0, 800.0]).round(4).tolist()
     [-0.6931, -0.0]
     """
-    values: Floats = -np.logaddexp(0.0, -np.asarray(log_odds, dtype=np.float64))
+    with np.errstate(invalid="ignore"):  # NaN says that there is none
+        values: Floats = -np.logaddexp(0.0, -np.asarray(log_odds, dtype=np.float64))
     return values
 
 

@@ -127,6 +127,7 @@ def test_too_few_to_say_anything():
     assert found == {} and "fewer than 10" in missing["rmia"]
 
 
+@pytest.mark.filterwarnings("error")
 def test_log_odds_keep_what_a_probability_loses():
     odds = np.array([-800.0, -1.0, 0.0, 40.0, np.nan])
     found = log_likelihood(odds)
