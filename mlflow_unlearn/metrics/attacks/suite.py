@@ -237,8 +237,11 @@ def _by_features(target: Target, seed: int) -> Iterator[tuple[str, _Scored | str
     components = [reduced(part, features[1]) for part in features]
     known = [np.hstack([part, np.eye(classes)[of]]) for part, of in zip(components, labels, strict=True)]
     yield "quantile", (exceeded(target.log_odds("forget"), target.log_odds("test"), *known, seed=seed), (None, None))
-    if min(map(len, labels)) < LEAST:
-        yield "probe", f"needs {LEAST} forgotten and {LEAST} unseen samples"
+    weights = class_matched_weights(labels[0], labels[1], classes)
+    own, unseen = (np.flatnonzero(weight) for weight in weights)
+    if min(own.size, unseen.size) < LEAST:
+        yield "probe", f"needs {LEAST} forgotten and {LEAST} unseen samples of the same classes"
         return
-    probed = probe(*features, *labels, classes, seed=seed)
-    yield "probe", ((probed.scores_forget, probed.scores_unseen), (probed.forget, probed.unseen))
+    probed = probe(features[0][own], features[1][unseen], labels[0][own], labels[1][unseen], classes, seed=seed)
+    of_probed = own[probed.forget], unseen[probed.unseen]
+    yield "probe", ((probed.scores_forget, probed.scores_unseen), of_probed)

@@ -118,7 +118,7 @@ def test_a_model_whose_features_cannot_be_seen():
 def test_few_forgotten_samples_leave_the_probe_out():
     task = Task(forget=40)
     _, missing = attack_all(task.target(), task.references(2), seed=0)
-    assert missing == {"probe": "needs 50 forgotten and 50 unseen samples"}
+    assert missing == {"probe": "needs 50 forgotten and 50 unseen samples of the same classes"}
 
 
 def test_too_few_to_say_anything():
@@ -176,3 +176,20 @@ def test_within_what_golds_differ_by():
     assert min(outside[1::2]) >= 4, outside
     assert sum(outside[::2]) <= 8, outside  # of 40, which hang together
     assert within_golds(found, own, golds[:3]) == {}
+
+
+def test_a_class_that_the_unseen_set_does_not_have():
+    """Half of the forgotten samples, then all of them."""
+    task = Task(forget=200)
+    target, references = task.target(), task.references(2)
+    labels, unseen = target.outputs["forget"].labels, target.outputs["test"].labels
+    unseen[unseen == 0] = 1
+    labels[:] = np.arange(200) % 2
+    found, missing = attack_all(target, references, seed=0)
+    assert not missing and {one.n_forget for name, one in found.items() if name != "probe"} == {100}
+    labels[40:] = 0
+    found, missing = attack_all(target, references, seed=0)
+    assert set(missing) == {"probe"} and {one.n_forget for one in found.values()} == {20}
+    labels[:] = 0
+    found, missing = attack_all(target, references, seed=0)
+    assert found == {} and set(missing) == set(ATTACKS)
