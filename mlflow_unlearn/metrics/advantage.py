@@ -180,6 +180,7 @@ def permutation_test(
     *,
     seed: int,
     permutations: int = PERMUTATIONS,
+    one_sided: bool = False,
 ) -> tuple[float, float]:
     """The advantage of the best threshold on any score, and how likely chance alone gives as much.
 
@@ -194,6 +195,7 @@ def permutation_test(
         num_classes: Number of classes K.
         seed: Seed of the permutations.
         permutations: How many are drawn.
+        one_sided: D is ``D⁺``: only larger scores of forgotten samples count, as of a score that learned which are.
 
     Returns:
         ``(D, p)``.
@@ -214,8 +216,10 @@ def permutation_test(
     pool = _pool(scores_forget, scores_test, labels_forget, labels_test, num_classes)
     if pool is None:
         raise ValueError(f"{UNMATCHED}.")
-    found = _own(pool)[0].advantage
-    drawn = np.concatenate([np.maximum(*pool.statistics(b)[:2]) for b in pool.permuted(seed, permutations)])
+    own = _own(pool)[0]
+    found = own.residual if one_sided else own.advantage
+    both = [pool.statistics(chosen)[:2] for chosen in pool.permuted(seed, permutations)]
+    drawn = np.concatenate([residual if one_sided else np.maximum(residual, over) for residual, over in both])
     return found, (1 + int((drawn >= found - ROUNDING).sum())) / (1 + permutations)
 
 

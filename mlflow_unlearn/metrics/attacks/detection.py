@@ -41,7 +41,7 @@ class Detection:
             ones.
         auc_low: lower end of its 95 % interval.
         auc_high: upper end.
-        advantage: of the best threshold on either side, as ``mia_advantage``.
+        advantage: of the best threshold on either side, as ``mia_advantage``; on one, where only that counts.
         p_value: chance of that advantage where both sets are drawn alike, by permutation within classes.
         tail: at 1 % false alarms; None where there are too few unseen samples to resolve them.
         curve: true positive rates at the false alarms of `RATES`.
@@ -66,6 +66,7 @@ def detect(
     num_classes: int,
     *,
     seed: int,
+    one_sided: bool = False,
 ) -> Detection | None:
     """Everything of :class:`Detection` from the scores of one attack.
 
@@ -78,6 +79,7 @@ def detect(
         labels_unseen: Labels of ``D_t`` ``[Nt]``, likewise.
         num_classes: Number of classes K.
         seed: Seed of the permutations: 1,000, or 200 of more than 20,000 samples.
+        one_sided: Only larger scores of forgotten samples count.
 
     Returns:
         The values, or ``None`` if fewer than 10 samples of ``D_f`` have a class that occurs in ``D_t``.
@@ -102,7 +104,14 @@ def detect(
     interval = auc_interval(forget[matched > 0], unseen, weights)
     permutations = PERMUTATIONS if forget.size + unseen.size <= MANY else PERMUTATIONS // 5
     advantage, p_value = permutation_test(
-        forget, unseen, labels_forget, labels_unseen, num_classes, seed=seed, permutations=permutations
+        forget,
+        unseen,
+        labels_forget,
+        labels_unseen,
+        num_classes,
+        seed=seed,
+        permutations=permutations,
+        one_sided=one_sided,
     )
     return Detection(
         n_forget=int(matched.sum()),

@@ -183,7 +183,9 @@ def attack_all(
             continue
         scores, samples = scored
         known = [own if part is None else own[part] for own, part in zip(labels, samples, strict=True)]
-        detection = detect(scores[0], scores[1], known[0], known[1], classes, seed=seed)
+        # A probe has learned which side members are on: that it is wrong tells nothing.
+        one_sided = name == "probe"
+        detection = detect(scores[0], scores[1], known[0], known[1], classes, seed=seed, one_sided=one_sided)
         if detection is None:
             missing[name] = FEW
         else:

@@ -140,3 +140,17 @@ def test_many_samples_take_fewer_permutations():
     rng = np.random.default_rng(0)
     sets = rng.normal(size=1000) + 1, rng.normal(size=19_001), np.zeros(1000, int), np.zeros(19_001, int)
     assert detect(*sets, 1, seed=0).p_value == pytest.approx(1 / 201)
+
+
+def test_one_side_alone():
+    """The other one is nothing, however far it goes."""
+    rng = np.random.default_rng(0)
+    sets = rng.normal(size=100), rng.normal(size=300), np.zeros(100, int), np.zeros(300, int)
+    above = detect(sets[0] + 1, *sets[1:], 1, seed=0, one_sided=True)
+    below = detect(sets[0] - 1, *sets[1:], 1, seed=0, one_sided=True)
+    assert above.p_value < 0.01 < 0.5 < below.p_value
+    assert above.advantage == pytest.approx(
+        stats.ks_2samp(sets[0] + 1, sets[1], alternative="less").statistic, abs=1e-9
+    )
+    values = [detect(*drawn(seed, n=60, m=200), 3, seed=seed, one_sided=True).p_value for seed in range(100)]
+    assert sum(p <= 0.05 for p in values) <= 12  # 99.6 % of Binomial(100, 0.05)
