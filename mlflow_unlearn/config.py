@@ -292,6 +292,7 @@ class Audit(HardwareOptions, ReadOptions, Command):
         0,
         ge=0,
         le=1024,
+        multiple_of=2,
         description="Train so many models on halves of the training set, once for all requests: of each sample, half "
         "of them have not seen it.",
     )

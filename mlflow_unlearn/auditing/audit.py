@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -87,19 +88,12 @@ class Audit:
 
         Args:
             run_id: of the audit.
-
-        Raises:
-            UnlearnError: there are too few unseen samples, or a single class.
         """
         start = time.perf_counter()
         session = self.session
         weights, forget = weights_digest(session.module), session.forget_manifest.digest
         # Nobody chooses the seed of halves, folds and permutations, or would choose it until the version passes.
         seed = int(sha256(f"{weights} {session.manifest(session.forget).digest}".encode())[:8], 16)
-        if len(session.view.classes) < 2:
-            raise UnlearnError("the version knows a single class: there is nothing that its outputs could give away")
-        if (unseen := len(session.view.source.test)) < LEAST_UNSEEN:
-            raise UnlearnError(f"{unseen} unseen samples are too few to audit by: give data= with {LEAST_UNSEEN}")
         audited = self._target(session.module, "audited version")
         original = audited if self.original is session.module else self._target(self.original, "original")
         golds = [self._target(gold.module, f"gold {number + 1}") for number, gold in enumerate(self.golds)]
@@ -121,6 +115,8 @@ class Audit:
             uri=session.version.uri,
             weights_sha256=weights,
             original_uri=self.original_uri,
+            original_sha256=weights_digest(self.original),
+            transform=session.view.transform,
             forget_sha256=forget,
             data_sha256=session.view.source.digest,
             seed=seed,
@@ -154,10 +150,15 @@ class Audit:
         """The test on the pairs whose trained twin is in the forget set, by its log odds and its ghost's."""
         session, train = self.session, self.session.view.source.train
         places = {name: index for index, name in enumerate(train.ids)}
-        rows = {index: row for row, index in enumerate(session.forget.tolist())}
+        rows, known = {index: row for row, index in enumerate(session.forget.tolist())}, set(session.retain.tolist())
+        # In the order that was committed to, as far as all are forgotten: someone who picks twins by how they behave
+        # would leave others out.
+        tranches = takewhile(
+            lambda pair: places.get(pair.twin) not in known, self.canaries.pairs if self.canaries else ()
+        )
         pairs = [
             (rows[places[pair.twin]], places[pair.ghost])
-            for pair in (self.canaries.pairs if self.canaries is not None else ())
+            for pair in tranches
             if places.get(pair.twin) in rows and pair.ghost in places
         ]
         if not pairs:
@@ -184,6 +185,18 @@ class Audit:
         # Hashed one at a time, since a manifest is sorted.
         hidden = [Manifest((i,)).hashed(session.salt).ids[0] if session.salt is not None else i for i in plain.ids]
         return scores, tuple(hidden)
+
+
+def check_auditable(session: Session) -> None:
+    """Before hours are spent on it.
+
+    Raises:
+        UnlearnError: there are too few unseen samples, or a single class.
+    """
+    if len(session.view.classes) < 2:
+        raise UnlearnError("the version knows a single class: there is nothing that its outputs could give away")
+    if (unseen := len(session.view.source.test)) < LEAST_UNSEEN:
+        raise UnlearnError(f"{unseen} unseen samples are too few to audit by: give data= with {LEAST_UNSEEN}")
 
 
 def _remembered(

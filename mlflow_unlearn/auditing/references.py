@@ -22,6 +22,7 @@ from mlflow_unlearn.engine.loop import RunOptions
 from mlflow_unlearn.engine.predictions import evaluate_split
 from mlflow_unlearn.evidence.audit import REFERENCE_FILE, REFERENCE_TAG
 from mlflow_unlearn.evidence.record import sha256
+from mlflow_unlearn.evidence.review import MODEL_URI_TAG
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.arrays import Bools, Floats
 from mlflow_unlearn.metrics.attacks.suite import References
@@ -91,16 +92,21 @@ class ReferenceTrainer:
         made, found = 0, []
         for number in track(list(range(count)), "references", enabled=self.session.hardware.progress):
             key = self._key(number)
-            reference = self._finished(key)
+            reference = self._finished(key, number)
             made += reference is None
             found.append(reference or self._train(number, key))
         note(f"Note: of {count} references {made} were trained now.")
         return found
 
+    def _half(self, number: int) -> Bools:
+        """What of the source's training set reference ``number`` is trained on ``[Ntrain]``."""
+        chosen = np.zeros(len(self.session.view.source.train), dtype=np.bool_)
+        chosen[self.trained[halves(len(self.trained), number)]] = True
+        return chosen
+
     def _train(self, number: int, key: str | None) -> Reference:
         session = self.session
-        chosen = np.zeros(len(session.view.source.train), dtype=np.bool_)
-        chosen[self.trained[halves(len(self.trained), number)]] = True
+        chosen = self._half(number)
         half = np.flatnonzero(chosen)
         splits = self.recipe.splits(replace(session.splits, retain=Subset(self.everything, half.tolist())))
         params = get_method("retrain")(self.recipe.params).params.model_dump(mode="json")
@@ -125,6 +131,7 @@ class ReferenceTrainer:
                 {
                     "unlearn.weights_sha256": weights_digest(result.model),
                     REFERENCE_TAG: weights_digest(session.module),
+                    MODEL_URI_TAG: session.version.uri,
                     **({KEY_TAG: key} if key is not None else {}),
                 }
             )
@@ -153,7 +160,7 @@ class ReferenceTrainer:
         }
         return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
 
-    def _finished(self, key: str | None) -> Reference | None:
+    def _finished(self, key: str | None, number: int) -> Reference | None:
         if key is None:
             return None
         where = f"attributes.status = 'FINISHED' and tags.`{KEY_TAG}` = '{key}'"
@@ -164,8 +171,10 @@ class ReferenceTrainer:
                 continue
             source = self.session.view.source
             sizes = (len(source.train), len(source.val), len(source.test))
-            if (len(found.train), len(found.val), len(found.test)) == sizes:
-                return found
+            finite = all(np.isfinite(part).all() for part in (found.train, found.val, found.test))
+            if (len(found.train), len(found.val), len(found.test)) == sizes and finite:
+                if np.array_equal(found.trained_on, self._half(number)):  # else somebody says it was another one
+                    return found
         return None
 
 

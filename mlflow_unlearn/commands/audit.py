@@ -4,13 +4,16 @@ import sys
 from dataclasses import replace
 
 import mlflow
+from torch import nn
 
 from mlflow_unlearn import config
-from mlflow_unlearn.auditing.audit import Audit, AuditGold
+from mlflow_unlearn.auditing.audit import Audit, AuditGold, check_auditable
 from mlflow_unlearn.auditing.references import ReferenceTrainer
 from mlflow_unlearn.console import note
+from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.errors import Refused
 from mlflow_unlearn.evidence.audit import AUDIT_FILE
+from mlflow_unlearn.evidence.record import read_evidence
 from mlflow_unlearn.evidence.review import MODEL_URI_TAG
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.dataset_inputs import log_source_model
@@ -20,7 +23,7 @@ from mlflow_unlearn.report import audit_table
 from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.canaries import canaries_of
 from mlflow_unlearn.session.checks import check_outputs
-from mlflow_unlearn.session.gold import SawForgotten, open_gold
+from mlflow_unlearn.session.gold import SawForgotten, open_retrained
 from mlflow_unlearn.session.measured import open_measured
 from mlflow_unlearn.session.recipe import training_recipe
 from mlflow_unlearn.session.session import Session
@@ -38,6 +41,7 @@ def audit(options: config.Audit) -> None:
         client = tracking.client()
         session, original_version = open_measured(client, options, folder, progress=progress)
         log_source_model(client, run_id, session.version.model_id)
+        session = _hashed_as_recorded(session, options)
         session.log_manifests()
         own = original_version is session.version
         original = (
@@ -45,7 +49,8 @@ def audit(options: config.Audit) -> None:
             if own
             else load_module(original_version, options.architecture, len(session.view.classes), trainable=False)
         )
-        golds, unusable = _golds(session, options)
+        check_auditable(session)
+        golds, unusable = _golds(session, original, options)
         trainer = _trainer(session, original_version, options, run_id) if options.references else None
         if options.plan:
             _dry_run(session, trainer, options, models=1 + (not own) + len(golds))
@@ -54,29 +59,50 @@ def audit(options: config.Audit) -> None:
         canaries = canaries_of(original_version)
         audited = Audit(session, original_version.uri, original, golds, references, unusable, canaries)
         record = audited.record(run_id)
+        decision, why = record.decision
+        # Before the record, so that none is there that no search finds.
+        mlflow.set_tags({"unlearn.audit.decision": decision, MODEL_URI_TAG: session.version.uri})
         mlflow.log_text(record.to_json(), AUDIT_FILE)
         mlflow.log_metrics(audit_table.metrics(record))
-        decision, why = record.decision
-        mlflow.set_tags({"unlearn.audit.decision": decision, MODEL_URI_TAG: session.version.uri})
         audit_table.show(record)
         if decision != "not told apart":
             raise Refused(f"{session.version.uri}: {decision} ({why}); the record is in run {run_id}")
         print(f"{session.version.uri}: {decision} ({why}; run {run_id}).")
 
 
-def _golds(session: Session, options: config.Audit) -> tuple[list[AuditGold], dict[str, str]]:
-    """The gold standards that were named, and those that are none."""
-    golds, unusable = [], {}
+def _golds(session: Session, original: nn.Module, options: config.Audit) -> tuple[list[AuditGold], dict[str, str]]:
+    """The gold standards that were named, and those that are none: a control that is not retrained controls nothing."""
+    golds: list[AuditGold] = []
+    unusable: dict[str, str] = {}
+    taken = {weights_digest(session.module): "the audited version", weights_digest(original): "the original"}
     for uri in filter(None, (part.strip() for part in (options.gold_uri or "").split(","))):
         try:
-            module = open_gold(session, options.model_copy(update={"gold_uri": uri}))
+            version, module = open_retrained(session, options, uri)
         except SawForgotten as error:
             unusable[uri] = str(error)
-            note(f"Note: {error}; it is left out.")
-            continue
-        if module is not None:
-            golds.append(AuditGold(uri, module))
+        else:
+            digest, record = weights_digest(module), version.record
+            if record is None or version.training_manifest is None or record.method not in ("train", "retrain"):
+                unusable[uri] = f"{uri} does not record that it was trained anew, and on what: it is no gold standard"
+            elif digest in taken:
+                unusable[uri] = f"{uri} has the weights of {taken[digest]}: it is not another gold standard"
+            else:
+                taken[digest] = uri
+                golds.append(AuditGold(uri, module))
+    for why in unusable.values():
+        note(f"Note: {why}; it is left out.")
     return golds, unusable
+
+
+def _hashed_as_recorded(session: Session, options: config.Audit) -> Session:
+    """With the salt of the version's evidence, so that its forget set has the digest that the evidence has."""
+    if options.forget is not None:
+        return session
+    try:
+        evidence, _ = read_evidence(session.version.path)
+    except FileNotFoundError:
+        return session
+    return session if evidence.data.salt is None else replace(session, salt=evidence.data.salt)
 
 
 def _dry_run(session: Session, trainer: ReferenceTrainer | None, options: config.Audit, *, models: int) -> None:

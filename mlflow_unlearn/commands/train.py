@@ -31,7 +31,7 @@ from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests
 from mlflow_unlearn.registry.flavor import NewModel, example_images, log_model
 from mlflow_unlearn.registry.registration import complete, register
-from mlflow_unlearn.registry.versions import Commitment, Record, check_name, open_version
+from mlflow_unlearn.registry.versions import Commitment, Record, check_name, open_version, retired, version_there
 from mlflow_unlearn.rng import isolated_rng
 from mlflow_unlearn.session.canaries import FILE as CANARIES
 from mlflow_unlearn.session.canaries import canaries_of
@@ -137,6 +137,9 @@ def _ghosts(client: MlflowClient, source: Source, exclude: str) -> npt.NDArray[n
     if not exclude.startswith("request:"):
         return none
     request = forget_requests.read_details(forget_requests.run_of(client, exclude.removeprefix("request:")))
+    registered = version_there(client, request["of"])
+    if registered is None or retired(registered) is not None:
+        return none  # nothing is left that says which they are
     with tracking.scratch() as folder:
         canaries = canaries_of(open_version(client, request["of"], folder))
     return none if canaries is None else Manifest(tuple(pair.ghost for pair in canaries.pairs)).mask(source.train.ids)

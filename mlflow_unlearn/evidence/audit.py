@@ -1,9 +1,10 @@
 """The record of an audit: what each attack says of each model, and the verdict that follows from it."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mlflow_unlearn.evidence.record import FrozenRecord, Person
 from mlflow_unlearn.metrics.attacks.detection import Detection, holm
@@ -36,8 +37,8 @@ class DetectionRecord(FrozenRecord):
     auc_low: float
     auc_high: float
     advantage: float
-    p_value: float = Field(description="Of this attack alone, by permutation within classes.")
-    corrected: float = Field(description="By Holm, for the attacks on this model.")
+    p_value: float = Field(ge=0, le=1, description="Of this attack alone, by permutation within classes.")
+    corrected: float = Field(ge=0, le=1, description="By Holm, for the attacks on this model.")
     tail: TailRecord | None = Field(description="None: too few unseen samples to resolve 1 % false alarms.")
 
     @property
@@ -76,7 +77,7 @@ class CanaryRecord(FrozenRecord):
 
     pairs: int = Field(description="Whose trained twin was forgotten, ties left out.")
     larger: int = Field(description="In how many the trained twin has the larger log odds.")
-    p_value: float = Field(description="Two-sided, exact.")
+    p_value: float = Field(ge=0, le=1, description="Two-sided, exact.")
     advantage: float = Field(description="2 p − 1 for the fraction p of these.")
     bound: float = Field(description="The largest advantage that the pairs leave possible, with 95 % confidence.")
     e_value: float = Field(description="Evidence against fair coins; those of a chain of requests multiply.")
@@ -124,6 +125,8 @@ class AuditRecord(FrozenRecord):
     uri: str
     weights_sha256: str
     original_uri: str
+    original_sha256: str = Field(description="Of its weights.")
+    transform: str
     forget_sha256: str
     data_sha256: str
     seed: int = Field(description="By the weights and the forget set: nobody chooses it.")
@@ -144,6 +147,13 @@ class AuditRecord(FrozenRecord):
         description="What someone reads who has both versions: of the difference of log odds; no part of the verdict."
     )
     seconds: float
+
+    @model_validator(mode="after")
+    def _of_two_models(self) -> "AuditRecord":
+        """What decides is there."""
+        if not {AUDITED, ORIGINAL} <= self.attacks.keys():
+            raise ValueError("an audit is of the audited version and of the original")
+        return self
 
     @property
     def golds(self) -> list[str]:
@@ -188,13 +198,16 @@ def decide(
         canaries: by model, ``audited`` and ``original``: a test that needs no control, since coins were fair.
     """
     coins = canaries or {}
-    before = _flagged(attacks[ORIGINAL], coins.get(ORIGINAL))
-    if not before:
+    if not _powerful(attacks, coins):
         return "not decided", "the original shows no memory of these samples to these attacks"
     controls = [(name, attack) for name in attacks if name.startswith(GOLD) for attack in attacks[name]]
     corrected = holm([attacks[name][attack].p_value for name, attack in controls])
     failing = [f"{name} by {attack}" for (name, attack), p in zip(controls, corrected, strict=True) if p <= LEVEL]
-    if failing:
+    # With many golds no chance of a permutation is small enough for all together: then their number tells.
+    alarms = [name for name in attacks if name.startswith(GOLD) and any(one.flagged for one in attacks[name].values())]
+    golds = sum(name.startswith(GOLD) for name in attacks)
+    if failing or (alarms and _chance_of_alarms(len(alarms), golds) <= LEVEL):
+        failing = failing or alarms
         return "not decided", (
             f"a retrained model is told apart as well ({', '.join(failing)}): the forgotten samples differ from the "
             "unseen ones by more than training"
@@ -206,6 +219,20 @@ def decide(
         return "told apart", f"{'; '.join(_in_words(attacks[AUDITED], found, coins.get(AUDITED)))}{control}"
     tried = [*attacks[AUDITED], *([CANARIES] if AUDITED in coins else [])]
     return "not told apart", f"by none of {', '.join(tried)}{control}"
+
+
+def _powerful(attacks: Mapping[str, Mapping[str, DetectionRecord]], coins: Mapping[str, CanaryRecord]) -> bool:
+    """Whether something that was tried on the audited model as well sees the original's memory."""
+    tried = {*attacks[AUDITED], *([CANARIES] if AUDITED in coins else [])}
+    before, own = attacks[ORIGINAL], coins.get(ORIGINAL)
+    seen = [name for name in _flagged(before, own) if name in tried]
+    return any(own is not None and own.advantage > 0 if name == CANARIES else before[name].auc > 0.5 for name in seen)
+
+
+def _chance_of_alarms(count: int, golds: int) -> float:
+    """That so many of the golds or more are told apart by chance, each in one case of twenty."""
+    below = sum(math.comb(golds, k) * LEVEL**k * (1 - LEVEL) ** (golds - k) for k in range(count))
+    return 1 - below
 
 
 def _flagged(found: Mapping[str, DetectionRecord], coins: CanaryRecord | None) -> list[str]:

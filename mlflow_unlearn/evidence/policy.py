@@ -512,7 +512,12 @@ def _about_something_else(evidence: Evidence, audit: AuditRecord) -> str:
     """What an audit is about, where that is not this version and its forget set; else nothing."""
     if (audit.uri, audit.weights_sha256) != (evidence.result.uri, evidence.result.weights_sha256):
         return f"it is about {audit.uri}, or about other weights"
-    return "" if audit.forget_sha256 == evidence.data.forget.sha256 else "it is about another forget set"
+    if audit.forget_sha256 != evidence.data.forget.sha256:
+        return "it is about another forget set"
+    if audit.original_sha256 != evidence.source.weights_sha256:
+        return f"its original, {audit.original_uri}, is not the version that was unlearned"
+    read = (audit.data_sha256, audit.transform), (evidence.data.digest, evidence.data.transform)
+    return "" if read[0] == read[1] else "it has read other data, or by another transform"
 
 
 def _share_remembered(audit: AuditRecord, most: float) -> Check:
@@ -538,13 +543,13 @@ def _canaries(audit: AuditRecord, most: float) -> Check:
 
 
 def _tails(audit: AuditRecord, most: float) -> Iterator[Check]:
-    for name, found in audit.attacks[AUDITED].items():
-        tail, threshold = found.tail, f"upper end ≤ {most:g}"
+    threshold = f"upper end ≤ {most:g}"
+    resolved = {name: found.tail for name, found in audit.attacks[AUDITED].items() if found.tail is not None}
+    if not resolved:
+        note = "too few unseen samples to resolve 1 % false alarms"
+        yield Check(rule="TPR at 1 % FPR", value="–", threshold=threshold, outcome="not measured", note=note)
+    for name, tail in resolved.items():
         rule = f"TPR at 1 % FPR, {name}"
-        if tail is None:
-            note = "too few unseen samples to resolve 1 % false alarms"
-            yield Check(rule=rule, value="–", threshold=threshold, outcome="not measured", note=note)
-            continue
         value = f"{tail.tpr:.3f} [{tail.low:.3f}, {tail.high:.3f}]"
         outcome: Outcome = "pass" if tail.high <= most + SLACK else "fail"
         yield Check(rule=rule, value=value, threshold=threshold, outcome=outcome)

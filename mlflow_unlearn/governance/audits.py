@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
+from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from pydantic import ValidationError
 
 from mlflow_unlearn.console import first_line, note
 from mlflow_unlearn.evidence.audit import AUDIT_FILE, AuditRecord
@@ -15,7 +15,9 @@ from mlflow_unlearn.registry.versions import read_artifact
 
 
 def last_audit(client: MlflowClient, examined: Examined) -> AuditRecord | None:
-    """Of the strongest ones the newest; a note says where others of the version came to something else.
+    """Of the strongest ones one that tells the version apart, else the newest: no one tries again until it passes.
+
+    A note says where others of the version came to something else.
 
     Only those of these very weights and of the forget set of its evidence.
 
@@ -31,7 +33,7 @@ def last_audit(client: MlflowClient, examined: Examined) -> AuditRecord | None:
     ]
     if not found:
         return None
-    counted = max(found, key=lambda audit: (audit.tier, audit.at))
+    counted = max(found, key=lambda audit: (audit.tier, audit.decision[0] == "told apart", audit.at))
     others = [one for one in found if one is not counted and one.decision[0] != counted.decision[0]]
     if others:
         listed = "; ".join(f"{one.decision[0]} (tier {one.tier}, run {one.run_id})" for one in others[:5])
@@ -46,7 +48,7 @@ def check_audit(stored: AuditRecord) -> IntegrityFinding:
         found = AuditRecord.model_validate_json(read_artifact(stored.run_id, AUDIT_FILE))
     except (MlflowException, OSError) as error:
         return IntegrityFinding(part, "not checked", f"its run cannot be read ({first_line(error)})")
-    except (ValueError, ValidationError) as error:
+    except ValueError as error:  # pydantic's too
         return IntegrityFinding(part, "differs", f"the record of run {stored.run_id} is none ({first_line(error)})")
     if found != stored:
         return IntegrityFinding(part, "differs", f"run {stored.run_id} says something else than its review has it")
@@ -56,7 +58,9 @@ def check_audit(stored: AuditRecord) -> IntegrityFinding:
 def _audits(client: MlflowClient, uri: str) -> Iterator[AuditRecord]:
     """All audits of a version whose records can be read."""
     where = f"tags.`unlearn.command` = 'audit' and tags.`{MODEL_URI_TAG}` = {quoted(uri)}"
-    for run in client.search_runs(experiment_ids(client), where, order_by=["attributes.start_time DESC"]):
+    order = ["attributes.start_time DESC"]
+    # Deleted runs too: an audit does not become undone by that.
+    for run in client.search_runs(experiment_ids(client), where, run_view_type=ViewType.ALL, order_by=order):
         try:
             audit = AuditRecord.model_validate_json(read_artifact(run.info.run_id, AUDIT_FILE))
         except (MlflowException, OSError, ValueError):  # it did not come to one

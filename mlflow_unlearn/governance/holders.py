@@ -18,6 +18,7 @@ from mlflow_unlearn import cache
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence.audit import REFERENCE_FILE, REFERENCE_TAG
+from mlflow_unlearn.evidence.review import MODEL_URI_TAG
 from mlflow_unlearn.governance.location import Location, locate, relation
 from mlflow_unlearn.governance.model_folder import is_gone
 from mlflow_unlearn.registry import forget_requests
@@ -225,11 +226,14 @@ def cached(holders: Sequence[VersionExposure]) -> list[Path]:
 def references(client: MlflowClient, holders: Sequence[VersionExposure]) -> list[Run]:
     """Runs with outputs of models that audits have trained on halves of what these versions know."""
     found: list[Run] = []
-    for digest in sorted(filter(None, _digests(holders))):
-        where = f"tags.`{REFERENCE_TAG}` = {quoted(digest)}"
+    # Also by URI: versions of other tools do not state the digest of their weights.
+    asked = [f"tags.`{REFERENCE_TAG}` = {quoted(digest)}" for digest in sorted(filter(None, _digests(holders)))]
+    asked += [f"tags.`{REFERENCE_TAG}` LIKE '%' and tags.`{MODEL_URI_TAG}` = {quoted(h.uri)}" for h in holders]
+    for where in asked:
         search = partial(client.search_runs, experiment_ids(client), where, ViewType.ALL)
         found += _pages(lambda token, search=search: search(page_token=token))  # type: ignore[misc]
-    return [run for run in found if REFERENCE_FILE in [file.path for file in client.list_artifacts(run.info.run_id)]]
+    runs = {run.info.run_id: run for run in found}.values()
+    return [run for run in runs if REFERENCE_FILE in [file.path for file in client.list_artifacts(run.info.run_id)]]
 
 
 def checkpoints(holders: Sequence[VersionExposure], *, of_train: bool = False) -> list[Path]:

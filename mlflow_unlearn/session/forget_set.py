@@ -117,7 +117,7 @@ def evaluated_forget_set(
     if not specs:
         raise UnlearnError(f"{version.uri} carried out no forget request and none is pending: give forget=")
     indices = np.unique(np.concatenate([select(spec, original, source, mask, read)[0] for spec in specs]))
-    return ForgetSet(indices, read.salts[-1] if read.salts else None)
+    return ForgetSet(indices, next((salt for salt in read.salts if salt is not None), None))
 
 
 def requested_forget_set(

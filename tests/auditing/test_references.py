@@ -82,6 +82,21 @@ def test_another_recipe_or_a_deleted_file_trains_anew(trainer, capsys):
     np.testing.assert_array_equal(other.train, reference.train)
 
 
+def test_outputs_that_somebody_else_has_put_there_are_not_taken(trainer):
+    """Who may write a run could say that other samples were left out."""
+    [reference] = made_by(trainer(), 1)
+    path = trainer().session.client.get_run(reference.run_id).info.artifact_uri.removeprefix("file://")
+    arrays = {name: getattr(reference, name) for name in ("train", "val", "test")}
+    for forged in (
+        {"trained_on": ~reference.trained_on},
+        {"trained_on": reference.trained_on, "val": np.nan * arrays["val"]},
+    ):
+        np.savez(f"{path}/{REFERENCE_FILE}", **arrays | forged)
+        [other] = made_by(trainer(), 1)
+        assert other.run_id != reference.run_id
+    np.savez(f"{path}/{REFERENCE_FILE}", **arrays)
+
+
 def test_unseen_samples_are_drawn_into_halves_as_well(trainer):
     one = trainer()
     found = as_references(made_by(one, 4), one.session)

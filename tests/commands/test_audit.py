@@ -99,6 +99,17 @@ def test_a_gold_standard_that_saw_the_samples_is_none(audit):
 
 
 @pytest.mark.slow
+def test_what_was_not_retrained_controls_nothing(audit):
+    """The audited version, one that was unlearned as well, and the same gold twice."""
+    golds = "models:/clf/2,models:/gold/1,models:/gold/1"
+    outcome, record = audit("--model-uri", "models:/clf/2", "--gold-uri", golds)
+    assert [r.uri for r in record.references] == ["models:/gold/1"] and record.tier == 1
+    assert set(record.unusable) == {"models:/clf/2", "models:/gold/1"}
+    assert "does not record that it was trained anew" in outcome.err
+    assert "has the weights of models:/gold/1: it is not another gold standard" in outcome.err
+
+
+@pytest.mark.slow
 def test_references_are_trained_once(audit, audited):
     arguments = ("--model-uri", "models:/clf/2", "--references", "4")
     outcome, record = audit(*arguments)
@@ -226,6 +237,7 @@ def test_metrics_of_the_run(audit, audited):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (("--references", "3"), "--references = 3 is not usable"),
         (("--gold-uri", "models:/nothing/1"), "no registered model 'nothing'"),
         (("--data", "digits,train=98%,seed=0"), "unseen samples are too few to audit by"),
     ],

@@ -90,6 +90,18 @@ def test_an_audit_tests_them_and_a_policy_may_ask(store, cli, tmp_path):
 
 
 @pytest.mark.slow
+def test_twins_that_were_picked_count_for_nothing(store, cli, tmp_path):
+    """Not those that behave well, but the next ones in the order that was committed to."""
+    run = next(run for run in store.runs() if "unlearn.canaries_sha256" in run.data.tags)
+    canaries = Canaries.model_validate_json(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/canaries.json"))
+    for pairs, counted in ((canaries.pairs[:20], True), (canaries.pairs[1:40], False)):
+        chosen = tmp_path / "chosen.csv"
+        chosen.write_text("id\n" + "\n".join(pair.twin for pair in pairs))
+        outcome = cli("audit", "--model-uri", "models:/clf/1", "--forget", str(chosen))
+        assert ("canaries, audited: " in outcome.out) == counted, outcome.out + outcome.err
+
+
+@pytest.mark.slow
 def test_a_coin_that_was_turned_is_tampering(store, cli):
     run = mlflow.get_run(next(run for run in store.runs() if "unlearn.canaries_sha256" in run.data.tags).info.run_id)
     path = Path(run.info.artifact_uri.removeprefix("file://")) / "canaries.json"

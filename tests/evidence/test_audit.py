@@ -36,6 +36,18 @@ def test_without_power_nothing_passes():
     assert (word, why) == ("not decided", "the original shows no memory of these samples to these attacks")
 
 
+def test_power_is_of_what_was_tried_and_of_memory():
+    """An attack that the audited model escaped, or that sees the original on the wrong side, proves nothing."""
+    golds = {"gold 1": UNSEEN, "gold 2": UNSEEN}
+    for audited, original in (
+        ({"margin": attack(0.5)}, SEEN | {"margin": attack(0.5)}),
+        (UNSEEN, {"rmia": attack(0.001, low=0.3, high=0.4)}),
+        ({}, SEEN),
+        ({}, {}),
+    ):
+        assert decide({"audited": audited, "original": original, **golds})[0] == "not decided"
+
+
 @pytest.mark.parametrize("audited", [SEEN, UNSEEN])
 def test_where_a_retrained_model_is_told_apart_nothing_is_decided(audited):
     word, why = decide({"audited": audited, "original": SEEN, "gold 1": UNSEEN, "gold 2": SEEN})
@@ -47,6 +59,17 @@ def test_the_chances_of_all_golds_are_corrected_together():
     golds = {f"gold {n}": {"rmia": attack(0.03 if n == 1 else 0.5)} for n in range(1, 41)}
     assert decide({"audited": UNSEEN, "original": SEEN, **golds})[0] == "not told apart"
     assert decide({"audited": UNSEEN, "original": SEEN, "gold 1": golds["gold 1"]})[0] == "not decided"
+
+
+def test_many_golds_that_all_stand_out_are_seen():
+    """Though no chance of a permutation is small enough to be corrected for all of them."""
+    shifted = {f"attack {n}": attack(1 / 1001, 6 / 1001, low=0.1, high=0.2) for n in range(6)}
+    golds = {f"gold {n}": shifted for n in range(1, 10)}
+    audited = {name: attack(0.5) for name in shifted}
+    word, why = decide(
+        {"audited": audited, "original": {name: attack(0.001, low=0.6, high=0.7) for name in shifted}, **golds}
+    )
+    assert word == "not decided" and "gold 9" in why
 
 
 def test_without_a_control_it_is_said():

@@ -42,6 +42,9 @@ def test_no_audit_is_no_pass():
         ({"uri": "models:/clf/9"}, "it is about models:/clf/9, or about other weights"),
         ({"weights_sha256": digest(9)}, "or about other weights"),
         ({"forget_sha256": digest(9)}, "it is about another forget set"),
+        ({"original_sha256": digest(9)}, "is not the version that was unlearned"),
+        ({"data_sha256": digest(9)}, "it has read other data, or by another transform"),
+        ({"transform": "imagenet"}, "it has read other data, or by another transform"),
     ],
 )
 def test_an_audit_of_something_else_is_none(changes, why):
@@ -68,7 +71,7 @@ def test_so_is_the_tail_of_every_attack():
     for most, outcome in ((0.05, "pass"), (0.04, "fail")):
         assert outcomes(audit(), tpr_at_fpr_1={"at_most": most})["TPR at 1 % FPR, rmia"] == outcome
     unresolved = audit(attacks={"audited": {"margin": attack(0.5)}, "original": {"margin": attack(0.001)}})
-    assert outcomes(unresolved, tpr_at_fpr_1={"at_most": 0.1})["TPR at 1 % FPR, margin"] == "not measured"
+    assert outcomes(unresolved, tpr_at_fpr_1={"at_most": 0.1})["TPR at 1 % FPR"] == "not measured"
 
 
 def test_canaries_are_judged_by_what_the_pairs_leave_possible():
@@ -105,6 +108,15 @@ def test_from_a_file(tmp_path):
     path.write_text("audit: {tier: 1, share_remembred: 0.1}\n")
     with pytest.raises(UnlearnError, match="there is no such key; did you mean 'share_remembered'"):
         read_policy(str(path))
+
+
+def test_a_record_that_lacks_what_decides_is_none():
+    for attacks in ({}, {"audited": {}}):
+        with pytest.raises(ValueError, match="of the audited version and of the original"):
+            audit(attacks=attacks)
+    text = audit().to_json().replace('"p_value": 0.5', '"p_value": 2')
+    with pytest.raises(ValueError, match="p_value"):
+        AuditRecord.model_validate_json(text)
 
 
 def test_it_is_stored_and_read():

@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 from mlflow_unlearn.metrics import arrays
 
+LARGEST = 700.0
+"""Of a logarithm, beyond which a number of 64 bits ends: so much evidence is enough."""
 BETS = tuple(round(0.1 * step, 1) for step in range(-9, 10) if step)
 
 
@@ -99,7 +101,8 @@ def e_value(signs: Sequence[int]) -> float:
         raise ValueError(f"expected signs of 1 and -1, got {sorted(set(signs) - {1, -1})}.")
     up, down = sum(sign == 1 for sign in signs), sum(sign == -1 for sign in signs)
     bets = np.asarray(BETS)
-    return float(np.exp(up * np.log1p(bets) + down * np.log1p(-bets)).mean())
+    wealth = up * np.log1p(bets) + down * np.log1p(-bets)
+    return float(np.exp(np.minimum(wealth, LARGEST)).mean())
 
 
 def commitment(pairs: Sequence[Mapping[str, str]], salt: str) -> str:

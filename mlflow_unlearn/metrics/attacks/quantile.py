@@ -50,7 +50,8 @@ def exceeded(
         >>> bool(forget.min() > 4 > unseen.mean())
         True
     """
-    from sklearn.ensemble import HistGradientBoostingRegressor  # a second to import, and only audits need it
+    from scipy.stats import rankdata  # a second to import, and only audits need them
+    from sklearn.ensemble import HistGradientBoostingRegressor
 
     own, unseen = arrays.vector(log_odds_forget, "log_odds_forget"), arrays.vector(log_odds_unseen, "log_odds_unseen")
     x_own, x_unseen = (np.asarray(x, dtype=np.float64) for x in (features_forget, features_unseen))
@@ -75,16 +76,17 @@ def exceeded(
                 part = folds == fold
                 if part.any():
                     counts[part] += values[part] > regression.predict(x[part])
-    ranks = np.argsort(np.argsort(np.concatenate([own, unseen]), kind="stable")) / (own.size + unseen.size)
+    ranks = rankdata(np.concatenate([own, unseen])) / (own.size + unseen.size + 1)
     return counts_own + ranks[: own.size], counts_unseen + ranks[own.size :]
 
 
 def reduced(features: npt.ArrayLike, fitted: npt.ArrayLike, components: int = COMPONENTS) -> Floats:
-    """The leading principal components of features, by those of unseen samples.
+    """The leading principal components of features.
 
     Args:
         features: ``[N, F]``.
-        fitted: Of unseen samples, which the components are taken from ``[M, F]``.
+        fitted: That the components are taken from ``[M, F]``: of all samples that are compared, since those that they
+            are taken from lie nearer to them than others do.
         components: At most so many.
 
     Returns:

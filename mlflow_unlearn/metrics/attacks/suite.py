@@ -236,7 +236,7 @@ def _by_features(target: Target, seed: int) -> Iterator[tuple[str, _Scored | str
     features = target.features["forget"], target.features["test"]
     labels = target.outputs["forget"].labels, target.outputs["test"].labels
     classes = len(target.outputs["test"].class_sums)
-    components = [reduced(part, features[1]) for part in features]
+    components = [reduced(part, np.concatenate(features)) for part in features]
     known = [np.hstack([part, np.eye(classes)[of]]) for part, of in zip(components, labels, strict=True)]
     yield "quantile", (exceeded(target.log_odds("forget"), target.log_odds("test"), *known, seed=seed), (None, None))
     weights = class_matched_weights(labels[0], labels[1], classes)

@@ -66,6 +66,7 @@ def test_looking_after_every_coin_raises_no_false_alarm():
     )
     assert alarms <= 31  # 99.5 % of Binomial(400, 0.05)
     assert e_value([1] * 30) > 1000
+    assert 1e300 < e_value([1] * 5000) < np.inf, "a number that JSON can hold"
 
 
 def test_a_commitment_changes_with_every_coin():

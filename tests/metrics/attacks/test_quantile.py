@@ -33,6 +33,11 @@ def test_what_is_drawn_alike_is_seldom_told_apart():
     assert sum(p <= 0.05 for p in found) <= 2  # 99.4 % of Binomial(8, 0.05)
 
 
+def test_equal_signals_tell_nothing():
+    scores = exceeded(np.ones(50), np.ones(100), np.zeros((50, 1)), np.zeros((100, 1)), seed=0)
+    assert detect(*scores, np.zeros(50, int), np.zeros(100, int), 1, seed=0).auc == pytest.approx(0.5)
+
+
 def test_a_sample_s_threshold_is_fitted_without_its_fold():
     own, unseen, x, z = drawn(0, n=20, m=30)
     _, scores = exceeded(own, unseen, x, z, seed=5)

@@ -193,3 +193,18 @@ def test_a_class_that_the_unseen_set_does_not_have():
     labels[:] = 0
     found, missing = attack_all(target, references, seed=0)
     assert found == {} and set(missing) == set(ATTACKS)
+
+
+def test_features_of_many_dimensions_that_tell_nothing():
+    """Components of one set alone would lie nearer to its samples than to the others."""
+    alarms = 0
+    for seed in range(10):
+        task = Task(seed, forget=150, unseen=300)
+        target = task.target()
+        for split, features in target.features.items():
+            size = len(features)
+            scale = np.exp(0.5 * task.rng.normal(size=(size, 1)))
+            target.features[split] = (scale * task.rng.normal(size=(size, 300))).astype(np.float32)
+            target.log_odds(split)[:] = np.log(scale[:, 0]) + 0.1 * task.rng.normal(size=size)
+        alarms += attack_all(target, None, seed=seed)[0]["quantile"].p_value <= 0.05
+    assert alarms <= 3  # 99.9 % of Binomial(10, 0.05)
