@@ -48,9 +48,9 @@ def predictive_scores(
     counts = np.bincount(classes, minlength=num_classes)
     prior_mean = (np.bincount(classes, mean, minlength=num_classes) / np.maximum(counts, 1))[classes]
     within = np.nansum((references - mean) ** 2, axis=0)
-    pooled = within.sum() / (k - 1).sum() if (k > 1).any() else ((mean - prior_mean) ** 2).mean()
+    variance = within.sum() / (k - 1).sum() if (k > 1).any() else ((mean - prior_mean) ** 2).mean()
     # Of references that agree on every sample that of the smallest difference that counts.
-    pooled = max(float(pooled), float(np.finfo(np.float32).eps))
+    pooled = max(float(variance), float(np.finfo(np.float32).eps))
     kappa, alpha = 1.0 + k, 1.0 + k / 2
     location = (prior_mean + k * mean) / kappa
     beta = pooled + 0.5 * within + k * (mean - prior_mean) ** 2 / (2 * kappa)
