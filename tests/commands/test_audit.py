@@ -234,10 +234,14 @@ def test_metrics_of_the_run(audit, audited):
     assert json.loads(record.to_json())["tier"] == 2
 
 
+def test_an_odd_number_of_references_leaves_samples_without_one(cli):
+    outcome = cli("audit", "--model-uri", "models:/clf/2", "--references", "3")
+    assert outcome.code == 2 and "--references = 3 is not usable: input should be a multiple of 2" in outcome.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--references", "3"), "--references = 3 is not usable"),
         (("--gold-uri", "models:/nothing/1"), "no registered model 'nothing'"),
         (("--data", "digits,train=98%,seed=0"), "unseen samples are too few to audit by"),
     ],
