@@ -30,7 +30,7 @@ from mlflow_unlearn.evidence.audit import (
 from mlflow_unlearn.evidence.record import sha256
 from mlflow_unlearn.metrics.arrays import Floats
 from mlflow_unlearn.metrics.attacks.canaries import e_value, sign_test
-from mlflow_unlearn.metrics.attacks.detection import RATES, Detection, detect
+from mlflow_unlearn.metrics.attacks.detection import RATES, Detection, auc_interval
 from mlflow_unlearn.metrics.attacks.iam import remembered
 from mlflow_unlearn.metrics.attacks.share import Share
 from mlflow_unlearn.metrics.attacks.suite import (
@@ -45,6 +45,7 @@ from mlflow_unlearn.metrics.attacks.suite import (
     share_between,
     within_golds,
 )
+from mlflow_unlearn.metrics.membership import class_matched_weights
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.session.session import Session
 
@@ -55,10 +56,11 @@ BINS = 20
 
 @dataclass(frozen=True)
 class AuditGold:
-    """A gold standard by its version's URI."""
+    """A gold standard by its version's URI, with the digest of its weights."""
 
     uri: str
     module: nn.Module
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class Audit:
             seed=seed,
             tier=0 if calibrating is None else min(calibrating.least, 2),
             references=[
-                *(ReferenceRecord(uri=g.uri, sha256=weights_digest(g.module), kind="gold") for g in self.golds),
+                *(ReferenceRecord(uri=g.uri, sha256=g.sha256, kind="gold") for g in self.golds),
                 *(ReferenceRecord(uri=f"runs:/{r.run_id}", sha256=r.sha256, kind="reference") for r in self.references),
             ],
             unusable=dict(self.unusable),
@@ -139,7 +141,7 @@ class Audit:
                 for metric, (value, interval) in within_golds(found, audited, golds).items()
             },
             worst=[SampleRecord(id=ids[i], remembered=float(scores[i])) for i in order],
-            two_versions_auc=None if audited is original else _two_versions(audited, original, seed),
+            two_versions_auc=None if audited is original else _two_versions(audited, original),
             seconds=time.perf_counter() - start,
         )
 
@@ -165,8 +167,11 @@ class Audit:
             return {}
         twins, ghosts = (np.array(column) for column in zip(*pairs, strict=True))
         dataset = session.view.dataset(train.subset(ghosts), session.module, "the ghosts", session.hardware.progress)
-        found = {}
+        found: dict[str, CanaryRecord] = {}
         for name, module, target in ((AUDITED, session.module, audited), (ORIGINAL, self.original, original)):
+            if found and module is session.module:
+                found[name] = found[AUDITED]
+                continue
             model = session.hardware.place(copy.deepcopy(module))
             unseen = evaluate_split(model, dataset, session.hardware, description=f"{name} on ghosts").log_odds
             own = target.log_odds("forget")[twins]
@@ -231,9 +236,9 @@ def _share_record(share: Share) -> ShareRecord:
     return ShareRecord(**{name: getattr(share, name) for name in ShareRecord.model_fields})
 
 
-def _two_versions(audited: Target, original: Target, seed: int) -> float | None:
+def _two_versions(audited: Target, original: Target) -> float | None:
     """AUC of ``m_original − m_audited`` between forgotten and unseen samples, for someone who has both."""
-    parts = [original.log_odds(split) - audited.log_odds(split) for split in ("forget", "test")]
+    forget, unseen = (original.log_odds(split) - audited.log_odds(split) for split in ("forget", "test"))
     labels = [audited.outputs[split].labels for split in ("forget", "test")]
-    found = detect(parts[0], parts[1], labels[0], labels[1], len(audited.outputs["test"].class_sums), seed=seed)
-    return None if found is None else found.auc
+    matched, weights = class_matched_weights(labels[0], labels[1], len(audited.outputs["test"].class_sums))
+    return auc_interval(forget[matched > 0], unseen, weights).auc if matched.sum() > 1 else None

@@ -48,7 +48,6 @@ class Reference:
         sha256: of the file of its outputs.
         trained_on: which training samples of the source it has seen ``[Ntrain]``.
         train: log odds of all training samples of the source ``[Ntrain]``.
-        val: of its validation set.
         test: of its test set.
     """
 
@@ -56,7 +55,6 @@ class Reference:
     sha256: str
     trained_on: Bools
     train: Floats
-    val: Floats
     test: Floats
 
 
@@ -117,7 +115,7 @@ class ReferenceTrainer:
             options = RunOptions(SEED + number, teacher=None, model_factory=self.recipe.model_factory)
             result = session.unlearn("retrain", params, options, splits=splits)
             model = session.hardware.place(result.model)
-            sets = {"train": self.everything, "val": session.splits.val, "test": session.splits.test}
+            sets = {"train": self.everything, "test": session.splits.test}
             odds = {
                 name: evaluate_split(model, data, session.hardware, description=f"reference on {name}").log_odds
                 for name, data in sets.items()
@@ -141,7 +139,7 @@ class ReferenceTrainer:
         """Digest of what the outputs depend on, machine and library aside; None where a part cannot be told."""
         session, view = self.session, self.session.view
         digests = {
-            "pixels": [content_digest(data) for data in (self.everything, session.splits.val, session.splits.test)],
+            "pixels": [content_digest(data) for data in (self.everything, session.splits.test)],
             "code": [module_digest(session.module), code_digest(["retrain"])],
         }
         if None in [part for parts in digests.values() for part in parts]:
@@ -170,9 +168,9 @@ class ReferenceTrainer:
             except _UNREADABLE:  # deleted or changed since: it is trained again
                 continue
             source = self.session.view.source
-            sizes = (len(source.train), len(source.val), len(source.test))
-            finite = all(np.isfinite(part).all() for part in (found.train, found.val, found.test))
-            if (len(found.train), len(found.val), len(found.test)) == sizes and finite:
+            sizes = (len(source.train), len(source.test))
+            finite = all(np.isfinite(part).all() for part in (found.train, found.test))
+            if (len(found.train), len(found.test)) == sizes and finite:
                 if np.array_equal(found.trained_on, self._half(number)):  # else somebody says it was another one
                     return found
         return None

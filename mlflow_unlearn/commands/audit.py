@@ -88,7 +88,7 @@ def _golds(session: Session, original: nn.Module, options: config.Audit) -> tupl
                 unusable[uri] = f"{uri} has the weights of {taken[digest]}: it is not another gold standard"
             else:
                 taken[digest] = uri
-                golds.append(AuditGold(uri, module))
+                golds.append(AuditGold(uri, module, digest))
     for why in unusable.values():
         note(f"Note: {why}; it is left out.")
     return golds, unusable
@@ -107,10 +107,10 @@ def _hashed_as_recorded(session: Session, options: config.Audit) -> Session:
 
 def _dry_run(session: Session, trainer: ReferenceTrainer | None, options: config.Audit, *, models: int) -> None:
     """As if no reference had been trained before; each sees half of the training set."""
-    halves = -(-options.references // 2)
     workloads = []
     if trainer is not None:
-        workloads = [dry_run.Workload("retrain", trainer.recipe.params, 0, trainer.recipe, times=halves)]
+        recipe, half = trainer.recipe, options.references // 2
+        workloads = [dry_run.Workload("retrain", recipe.params, 0, recipe, times=half)]
         session = trainer.session
     dry_run.show(dry_run.estimate(session, workloads, models=models + options.references, record=None))
 

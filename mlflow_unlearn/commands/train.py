@@ -51,8 +51,7 @@ def train(options: config.Train) -> None:
         canaries = None
         if options.canaries:
             canaries = draw_canaries(source.train.ids, source.train.labels, kept, options.canaries)
-            ghosts = Manifest(tuple(pair.ghost for pair in canaries.pairs)).mask(source.train.ids)
-            kept = kept[~ghosts[kept]]
+            kept = kept[~canaries.ghosts_among(source.train.ids)[kept]]
             mlflow.set_tag("unlearn.canaries_sha256", canaries.digest)
             mlflow.log_text(canaries.model_dump_json(indent=1), CANARIES)
         view = InputSpec(source, options.transform, source.classes, None)
@@ -142,4 +141,4 @@ def _ghosts(client: MlflowClient, source: Source, exclude: str) -> npt.NDArray[n
         return none  # nothing is left that says which they are
     with tracking.scratch() as folder:
         canaries = canaries_of(open_version(client, request["of"], folder))
-    return none if canaries is None else Manifest(tuple(pair.ghost for pair in canaries.pairs)).mask(source.train.ids)
+    return none if canaries is None else canaries.ghosts_among(source.train.ids)

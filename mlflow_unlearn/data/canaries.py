@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.metrics.attacks.canaries import commitment
 
@@ -34,6 +35,10 @@ class Canaries(BaseModel):
     def digest(self) -> str:
         """SHA-256 over the salt and the pairs, with which twin was trained."""
         return commitment([pair.model_dump() for pair in self.pairs], self.salt)
+
+    def ghosts_among(self, ids: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Which of these ids are ghosts ``[N]``."""
+        return Manifest(tuple(pair.ghost for pair in self.pairs)).mask(ids)
 
 
 def draw_canaries(

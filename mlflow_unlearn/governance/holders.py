@@ -225,15 +225,19 @@ def cached(holders: Sequence[VersionExposure]) -> list[Path]:
 
 def references(client: MlflowClient, holders: Sequence[VersionExposure]) -> list[Run]:
     """Runs with outputs of models that audits have trained on halves of what these versions know."""
-    found: list[Run] = []
     # Also by URI: versions of other tools do not state the digest of their weights.
     asked = [f"tags.`{REFERENCE_TAG}` = {quoted(digest)}" for digest in sorted(filter(None, _digests(holders)))]
     asked += [f"tags.`{REFERENCE_TAG}` LIKE '%' and tags.`{MODEL_URI_TAG}` = {quoted(h.uri)}" for h in holders]
-    for where in asked:
-        search = partial(client.search_runs, experiment_ids(client), where, ViewType.ALL)
-        found += _pages(lambda token, search=search: search(page_token=token))  # type: ignore[misc]
+    search = partial(client.search_runs, experiment_ids(client), run_view_type=ViewType.ALL)
+    found = (run for where in asked for run in _pages(partial(_page_of, search, where)))
     runs = {run.info.run_id: run for run in found}.values()
-    return [run for run in runs if REFERENCE_FILE in [file.path for file in client.list_artifacts(run.info.run_id)]]
+    # A file and no folder: whoever may tag a run may have put anything there.
+    files = {run.info.run_id: [f.path for f in client.list_artifacts(run.info.run_id) if not f.is_dir] for run in runs}
+    return [run for run in runs if REFERENCE_FILE in files[run.info.run_id]]
+
+
+def _page_of(search: Callable[..., Any], where: str, token: str | None) -> Any:
+    return search(where, page_token=token)
 
 
 def checkpoints(holders: Sequence[VersionExposure], *, of_train: bool = False) -> list[Path]:

@@ -75,7 +75,7 @@ def _requested(version: Version, source: Source, asked: set[int], twins: set[int
     """What other requests on the version name; not the same one as it was filed before, which keeps its tranche."""
     own, _ = forget_requests.of_version(version)
     for request in own:
-        named = forget_requests.read_manifest_of(request.run_id).mask(source.train.ids)
+        named = forget_requests.read_filed(request).mask(source.train.ids)
         indices = set(np.flatnonzero(named).tolist())
         if indices - twins != asked - twins:
             yield indices

@@ -208,6 +208,45 @@ def test_references_are_exposure_and_go_with_the_version(gold_template, cli, tmp
 
 
 @pytest.mark.slow
+def test_references_of_a_version_that_does_not_state_its_weights(gold_template, cli, tmp_path):
+    """As one of another tool: they are found by what they say of it."""
+    with copied(gold_template, tmp_path / "foreign") as store:
+        assert cli("train", *TRAIN, "--name", "own").code == 0
+        assert cli("request", "--model-uri", "models:/own/1", "--forget", FORGET).code == 0
+        cli("audit", "--model-uri", "models:/own/1", "--forget", FORGET, "--references", "2")
+        store.client.delete_model_version_tag("own", "1", "unlearn.weights_sha256")
+        runs = [run for run in store.runs() if REFERENCE_TAG in run.data.tags]
+        shown = cli("exposure", "--model-uri", "models:/own/1").out
+        assert len(runs) == 2 and all(f"runs:/{run.info.run_id}/{REFERENCE_FILE}" in shown for run in runs)
+
+
+@pytest.mark.slow
+def test_a_folder_of_that_name_is_no_reference(gold_template, cli, tmp_path):
+    """Whoever may tag a run could have `retire` delete one."""
+    with copied(gold_template, tmp_path / "forged") as store:
+        weights = store.tags("1")["unlearn.weights_sha256"]
+        with mlflow.start_run(tags={REFERENCE_TAG: weights}) as run:
+            mlflow.log_text("precious", f"{REFERENCE_FILE}/data.txt")
+        assert run.info.run_id not in cli("retire", "--model-uri", "models:/clf/1").out
+        assert "audits have trained: none" in cli("exposure", "--model-uri", "models:/clf/2").out
+
+
+@pytest.mark.slow
+def test_an_audit_has_the_digest_of_the_evidence(gold_template, cli, tmp_path):
+    """A request in plain ids that was unlearned with hashed ones: it counts, and names no sample."""
+    with copied(gold_template, tmp_path / "salted") as store:
+        filed = cli("request", "--model-uri", "models:/clf/1", "--forget", "random:20%,seed=4")
+        assert filed.code == 0, filed.err
+        made = cli("unlearn", "--model-uri", "models:/clf/1", "--params", '{"epochs": 1}', "--hash-ids", "true")
+        version = re.search(r"Registered clf version (\d+)", made.out)[1]
+        shown = cli("audit", "--model-uri", f"models:/clf/{version}", "--references", "4").out
+        assert re.search("most remembered: [0-9a-f]{64}", shown) and "digits/" not in shown
+        (store.folder / "policy.yaml").write_text(POLICY)
+        judged = cli("review", "--model-uri", f"models:/clf/{version}", "--policy", "policy.yaml")
+        assert "makes one" not in judged.out + judged.err and "tier 2" in judged.out, judged.out
+
+
+@pytest.mark.slow
 def test_an_audit_of_another_forget_set_does_not_count(gold_template, cli, tmp_path):
     with copied(gold_template, tmp_path / "other") as store:
         (store.folder / "policy.yaml").write_text(POLICY)

@@ -80,26 +80,43 @@ def exceeded(
     return counts_own + ranks[: own.size], counts_unseen + ranks[own.size :]
 
 
-def reduced(features: npt.ArrayLike, fitted: npt.ArrayLike, components: int = COMPONENTS) -> Floats:
-    """The leading principal components of features.
+def known_of_samples(
+    features_forget: npt.ArrayLike,
+    features_unseen: npt.ArrayLike,
+    labels_forget: npt.ArrayLike,
+    labels_unseen: npt.ArrayLike,
+    num_classes: int,
+) -> tuple[Floats, Floats]:
+    """What the threshold of a sample may depend on: the leading principal components of its features, and its class.
+
+    The components are those of both sets together: samples that they are taken from lie nearer to them than others do.
 
     Args:
-        features: ``[N, F]``.
-        fitted: That the components are taken from ``[M, F]``: of all samples that are compared, since those that they
-            are taken from lie nearer to them than others do.
-        components: At most so many.
+        features_forget: Of ``D_f`` ``[Nf, F]``.
+        features_unseen: Of ``D_t`` ``[Nt, F]``.
+        labels_forget: ``[Nf]``, integers in ``[0, num_classes)``.
+        labels_unseen: ``[Nt]``, likewise.
+        num_classes: Number of classes K.
 
     Returns:
-        ``[N, min(components, F, M)]``.
+        ``[Nf, C + K]`` and ``[Nt, C + K]`` with ``C = min(32, F, Nf + Nt)``.
 
-    Source: Pearson, 1901.
+    Raises:
+        ValueError: Labels out of range.
+
+    Source: ours; Bertran et al. take all features.
 
     Example:
-        >>> reduced([[3.0, 0.0]], [[-1.0, 0.0], [1.0, 0.0]], 1).shape
-        (1, 1)
+        >>> known_of_samples([[3.0, 0.0]], [[-1.0, 0.0], [1.0, 0.0]], [1], [0, 0], 2)[0].shape
+        (1, 4)
     """
-    values, unseen = np.asarray(features, dtype=np.float64), np.asarray(fitted, dtype=np.float64)
-    mean = unseen.mean(axis=0)
-    _, _, directions = np.linalg.svd(unseen - mean, full_matrices=False)
-    projected: Floats = (values - mean) @ directions[:components].T
-    return projected
+    from sklearn.decomposition import PCA
+
+    features = np.concatenate([np.asarray(part, dtype=np.float64) for part in (features_forget, features_unseen)])
+    labels = [
+        arrays.indices(labels_forget, "labels_forget", num_classes),
+        arrays.indices(labels_unseen, "labels_unseen", num_classes),
+    ]
+    components = PCA(min(COMPONENTS, *features.shape), svd_solver="full").fit_transform(features)
+    known: Floats = np.hstack([components, np.eye(num_classes)[np.concatenate(labels)]])
+    return known[: labels[0].size], known[labels[0].size :]

@@ -1,4 +1,4 @@
-"""RMIA: how much likelier a model finds a label than models that never saw the sample, beside a population."""
+"""RMIA: how much likelier a model finds a label than models that never saw the sample."""
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +8,6 @@ from mlflow_unlearn.metrics.arrays import Floats
 
 A = 0.3
 """What a mean over OUT references alone says of one over both kinds; the default of Privacy Meter."""
-GRID = tuple(round(0.1 * step, 1) for step in range(11))
 
 
 def log_ratios(log_p: npt.ArrayLike, log_p_references: npt.ArrayLike, a: float = A) -> Floats:
@@ -28,6 +27,9 @@ def log_ratios(log_p: npt.ArrayLike, log_p_references: npt.ArrayLike, a: float =
     Raises:
         ValueError: Bad shapes, values that are not finite or above 0, or ``a`` out of range.
 
+    The score of the paper, the fraction of a population z with ``r(x) / r(z) ≥ γ``, has the order of ``r`` whatever γ
+    and the population are, so that nothing that is told apart by it is not told apart by this.
+
     Source: Zarifzadeh, Liu and Shokri, ICML 2024 (arXiv 2312.03262), section 3 and appendix B.2.2 (offline).
 
     Example:
@@ -44,34 +46,3 @@ def log_ratios(log_p: npt.ArrayLike, log_p_references: npt.ArrayLike, a: float =
     # A likelihood that float64 takes for 0 under every reference still gives a number.
     ratios: Floats = own - np.log(np.maximum(mixed, np.finfo(np.float64).tiny))
     return ratios
-
-
-def rmia(log_ratio: npt.ArrayLike, log_ratio_population: npt.ArrayLike, gamma: float = 1.0) -> Floats:
-    """Fraction of the population ``Z`` that a sample dominates: ``score(x) = |{z : r(x) / r(z) ≥ γ}| / |Z|``.
-
-    With ``γ = 1``, one less the score is an empirical p-value of the sample among ``Z``. Its order is that of ``r``
-    whatever ``γ`` and ``Z`` are.
-
-    Args:
-        log_ratio: ``log r(x)`` of the samples ``[N]``, from :func:`log_ratios`.
-        log_ratio_population: ``log r(z)`` of samples that no model has seen ``[M]``.
-        gamma: Above 0.
-
-    Returns:
-        The scores ``[N]``, in ``[0, 1]``.
-
-    Raises:
-        ValueError: Bad shapes, values that are not finite, or ``gamma`` not above 0.
-
-    Source: Zarifzadeh, Liu and Shokri, ICML 2024 (arXiv 2312.03262), eq. 3 and 4.
-
-    Example:
-        >>> rmia([0.5, 2.0], [0.0, 1.0, 1.5, 3.0]).tolist()
-        [0.25, 0.75]
-    """
-    own, population = arrays.vector(log_ratio, "log_ratio"), arrays.vector(log_ratio_population, "population")
-    if not gamma > 0.0:
-        raise ValueError(f"gamma: expected a number above 0, got {gamma}.")
-    dominated = np.searchsorted(np.sort(population), own - np.log(gamma), side="right")
-    scores: Floats = dominated / population.size
-    return scores

@@ -13,7 +13,7 @@ from mlflow_unlearn.metrics.attacks.held_back import LEAST_GOLDS, PredictionInte
 from mlflow_unlearn.metrics.attacks.iam import remembered
 from mlflow_unlearn.metrics.attacks.posterior import predictive_scores
 from mlflow_unlearn.metrics.attacks.probe import LEAST, probe
-from mlflow_unlearn.metrics.attacks.quantile import exceeded, reduced
+from mlflow_unlearn.metrics.attacks.quantile import exceeded, known_of_samples
 from mlflow_unlearn.metrics.attacks.rmia import log_ratios
 from mlflow_unlearn.metrics.attacks.share import Share, best_threshold, share_remembered
 from mlflow_unlearn.metrics.membership import UNMATCHED, class_matched_weights
@@ -236,9 +236,10 @@ def _by_features(target: Target, seed: int) -> Iterator[tuple[str, _Scored | str
     features = target.features["forget"], target.features["test"]
     labels = target.outputs["forget"].labels, target.outputs["test"].labels
     classes = len(target.outputs["test"].class_sums)
-    components = [reduced(part, np.concatenate(features)) for part in features]
-    known = [np.hstack([part, np.eye(classes)[of]]) for part, of in zip(components, labels, strict=True)]
-    yield "quantile", (exceeded(target.log_odds("forget"), target.log_odds("test"), *known, seed=seed), (None, None))
+    scores = exceeded(
+        target.log_odds("forget"), target.log_odds("test"), *known_of_samples(*features, *labels, classes), seed=seed
+    )
+    yield "quantile", (scores, (None, None))
     weights = class_matched_weights(labels[0], labels[1], classes)
     own, unseen = (np.flatnonzero(weight) for weight in weights)
     if min(own.size, unseen.size) < LEAST:

@@ -5,7 +5,7 @@ import pytest
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from mlflow_unlearn.metrics.attacks.detection import detect
-from mlflow_unlearn.metrics.attacks.quantile import FOLDS, TAUS, exceeded, reduced
+from mlflow_unlearn.metrics.attacks.quantile import FOLDS, TAUS, exceeded, known_of_samples
 
 
 def drawn(seed, memory=0.0, n=150, m=400):
@@ -52,13 +52,17 @@ def test_a_sample_s_threshold_is_fitted_without_its_fold():
     np.testing.assert_array_equal(np.floor(scores), expected)
 
 
-def test_components_of_unseen_samples():
+def test_components_of_both_sets_and_classes():
     rng = np.random.default_rng(0)
-    unseen = rng.normal(size=(50, 4)) * [10, 1, 0.1, 0.1]
-    found = reduced(unseen, unseen, 2)
-    assert found.shape == (50, 2)
-    assert found[:, 0].var() > 50 * found[:, 1].var()
-    np.testing.assert_allclose(found.mean(axis=0), 0, atol=1e-9)
+    features = rng.normal(size=(50, 40)) * np.linspace(10, 0.1, 40)
+    labels = rng.integers(3, size=50)
+    own, unseen = known_of_samples(features[:20], features[20:], labels[:20], labels[20:], 3)
+    together = np.vstack([own, unseen])
+    assert own.shape == (20, 35) and unseen.shape == (30, 35)
+    assert together[:, 32:].argmax(axis=1).tolist() == labels.tolist()
+    variances = together[:, :32].var(axis=0)
+    assert (np.diff(variances) <= 0).all() and variances[0] > 20 * variances[-1]
+    np.testing.assert_allclose(together[:, :32].mean(axis=0), 0, atol=1e-9)
 
 
 def test_bad_values():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlflow_unlearn.metrics.attacks.rmia import log_ratios, rmia
+from mlflow_unlearn.metrics.attacks.rmia import log_ratios
 
 
 def drawn(seed=0, n=40, k=3):
@@ -35,13 +35,14 @@ def test_a_reference_that_was_trained_on_a_sample_says_nothing_of_it():
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
-def test_the_double_loop(gamma):
+def test_the_score_of_the_paper_has_its_order(gamma):
+    """By the double loop over samples and population."""
     p, references = drawn()
     z, of_z = drawn(1, 30)
-    mine, theirs = by_hand(p, references, 0.3), by_hand(z, of_z, 0.3)
-    expected = [sum(r / other >= gamma for other in theirs) / len(theirs) for r in mine]
-    found = rmia(log_ratios(np.log(p), np.log(references)), log_ratios(np.log(z), np.log(of_z)), gamma)
-    np.testing.assert_allclose(found, expected, atol=1e-9)
+    population = by_hand(z, of_z, 0.3)
+    scores = [sum(r / other >= gamma for other in population) / len(population) for r in by_hand(p, references, 0.3)]
+    in_order = np.array(scores)[np.argsort(log_ratios(np.log(p), np.log(references)))]
+    assert (np.diff(in_order) >= 0).all() and in_order[0] < in_order[-1]
 
 
 def test_what_every_reference_finds_impossible_is_still_a_number():
@@ -60,5 +61,3 @@ def test_bad_values():
         log_ratios([-0.1], [[-1.0]], 2)
     with pytest.raises(ValueError, match="1 have none"):
         log_ratios([-0.1, -0.1], [[-1.0, np.nan]])
-    with pytest.raises(ValueError, match="gamma"):
-        rmia([0.0], [0.0], 0.0)
