@@ -116,6 +116,20 @@ def test_a_coin_that_was_turned_is_tampering(store, cli):
     assert outcome.code == 3 and "not those that the version committed to" in outcome.err
 
 
+def test_a_request_that_was_changed_takes_no_part(store, cli):
+    """Else someone could free twins that are taken."""
+    [(_, details)] = store.requests().values()
+    run = mlflow.get_run(details["run_id"])
+    path = Path(run.info.artifact_uri.removeprefix("file://")) / "request" / "manifest.csv"
+    text = path.read_text()
+    path.write_text("\n".join(text.splitlines()[:3]) + "\n")
+    try:
+        outcome = cli("request", "--model-uri", "models:/clf/1", "--forget", "random:10,seed=8")
+    finally:
+        path.write_text(text)
+    assert outcome.code == 2 and "is not what was filed" in outcome.err, outcome.err
+
+
 def test_bad_input(store, cli):
     many = cli("train", *TRAIN, "--name", "other", "--canaries", "500")
     assert many.code == 2 and "canaries = 500 is too many for 270 training samples" in many.err
