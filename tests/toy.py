@@ -53,6 +53,14 @@ def splits(forget: int = 30, retain: int = 170) -> Splits:
     return Splits(digits(0, forget), digits(forget, forget + retain), digits(200, 350), digits(350, 500))
 
 
+def shuffled_splits() -> Splits:
+    """Labels by lot, which a model gets right for what it has memorised and for nothing else; of 500 digits."""
+    images, labels = digits(0, 500).tensors
+    by_lot = TensorDataset(images, labels[torch.randperm(500, generator=torch.Generator().manual_seed(0))])
+    parts = torch.arange(500).split([30, 270, 50, 150])
+    return Splits(*(take(by_lot, part) for part in parts))
+
+
 def class_splits(forgotten: int = 3) -> Splits:
     """One class wholly forgotten."""
     train = digits(0, 200)
