@@ -317,6 +317,9 @@ class Compare(HardwareOptions, PublishOptions, Command):
     gold_uri: Text = Field(
         None, description="A model retrained without the forget set; default: retrained here, once a seed."
     )
+    by: Literal["gap", "audit"] = Field(
+        "gap", description="What ranks the methods: distances to gold, or what an audit tells apart."
+    )
     register_: Literal["none", "best"] = Field("none", alias="register", description="What to register: none or best.")
     register_as: RegisterAs = None
 

@@ -46,6 +46,11 @@ def compare(options: config.Compare) -> None:
     """
     progress = sys.stderr.isatty()
     with tracking.run("compare", options) as run_id, tracking.scratch() as folder, experiment_lock("compare", run_id):
+        if options.by == "audit" and options.register_ == "best":
+            raise UnlearnError(
+                "by=audit ranks by attacks on the test set, which may choose no version: give register=none, and "
+                "`unlearn` with the method that you take"
+            )
         experiment = mlflow.get_run(run_id).info.experiment_id
         methods, seeds = chosen_methods(options.methods), parse_seeds(options.seeds)
         given = params_by_method(options.params, methods)
@@ -68,6 +73,8 @@ def compare(options: config.Compare) -> None:
         if options.tuned:
             check_tunable(runner, options.tuned)
         golds = golds_for(runner, given_gold, seeds, progress)
+        if options.by == "audit":
+            runner.audit_by(golds.different)
         runner.teacher_logits()
 
         complete = {m: get_method(m)(given[m], family=family).params.model_dump(mode="json") for m in methods}
@@ -83,6 +90,8 @@ def compare(options: config.Compare) -> None:
                 trials[row].append(trial)
 
         rows = measured_rows(runner, trials, golds, seeds, remarks)
+        if options.by == "audit":
+            rows = table.by_audit(rows)
         correlation = table.correlation(rows, methods)
         mlflow.log_metrics({"pearson_rf_jsd_jsd": correlation.mean} if correlation is not None else {})
         table.log(rows, correlation)

@@ -26,6 +26,12 @@ class Golds:
     given: bool
     floor: list[tuple[Gold, Gold]]
 
+    @property
+    def different(self) -> list[Gold]:
+        """Each of them once, those of the seeds first."""
+        every = [*self.of_seeds, *(gold for pair in self.floor for gold in pair)]
+        return list({gold.digest: gold for gold in every}.values())
+
 
 def golds_for(runner: ComparisonRunner, given: nn.Module | None, seeds: Sequence[int], progress: bool) -> Golds:
     """One gold per seed, each the second gold of another; with a given gold, one retrained model beside it.

@@ -28,13 +28,23 @@ def measured_rows(
     unit = sum(retrained.values()) / len(retrained)
     own = golds.of_seeds[:1] if golds.given else golds.of_seeds
 
-    def reference(name: str, measured: Sequence[tuple[Outputs, Gold]], timed: Sequence[Gold]) -> Row:
+    def reference(
+        name: str,
+        measured: Sequence[tuple[Outputs, Gold]],
+        timed: Sequence[Gold],
+        audited: Sequence[Mapping[str, float]] = (),
+    ) -> Row:
         metrics = {seed: runner.measure(*pair, seed) for seed, pair in zip(seeds, measured, strict=False)}
+        for found, more in zip(metrics.values(), audited, strict=False):
+            found.update(more)
         return Row(name, metrics, [gold.seconds for gold in timed if gold.seconds is not None], unit=unit)
 
+    audit = runner.audit
+    original = [] if audit is None else [audit.of_original()] * len(own)
+    retrain = [] if audit is None else [audit.of_gold(number) for number in range(len(own))]
     rows = [
-        reference("original", [(runner.original, gold) for gold in own], []),
-        reference("retrain", [(gold.outputs, gold) for gold in own], own),
+        reference("original", [(runner.original, gold) for gold in own], [], original),
+        reference("retrain", [(gold.outputs, gold) for gold in own], own, retrain),
         reference("floor", [(one.outputs, two) for one, two in golds.floor], [one for one, _ in golds.floor]),
     ]
     for name, done in trials.items():

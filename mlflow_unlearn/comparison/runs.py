@@ -5,7 +5,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +18,7 @@ from mlflow.entities import Run
 from torch import nn
 
 from mlflow_unlearn.api import Result
+from mlflow_unlearn.comparison.audits import ComparisonAudit
 from mlflow_unlearn.console import note
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.distributed import ranks
@@ -25,7 +26,7 @@ from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.hardware import processor
 from mlflow_unlearn.engine.loop import RunOptions
 from mlflow_unlearn.engine.output_cache import fingerprint
-from mlflow_unlearn.engine.predictions import SPLIT_NAMES, evaluate_splits
+from mlflow_unlearn.engine.predictions import SPLIT_NAMES, attack_target, evaluate_splits
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.governance.publish import log_history
 from mlflow_unlearn.methods import get_method
@@ -108,11 +109,24 @@ class ComparisonRunner:
             "answers_sha256": fingerprint(self.teacher.model, session.splits.test, session.hardware),
         }
         self._untold: set[str] = set()
+        self.audit: ComparisonAudit | None = None
+        self._audited_by: list[str] = []
 
     @cached_property
     def before(self) -> Metrics:
         """The original on the validation set, by which the constraints are judged."""
         return on_validation(self.original, self.original, seed=0)
+
+    def audit_by(self, golds: Sequence[Gold]) -> None:
+        """From now on attack each model that is measured as well, by means of these golds.
+
+        Args:
+            golds: at least two, with different weights.
+        """
+        modules = [self.session.module, *(gold.module for gold in golds)]
+        original, *others = (attack_target(m, self.session.splits, self.session.hardware) for m in modules)
+        self.audit = ComparisonAudit(original, others)
+        self._audited_by = [gold.digest for gold in golds]
 
     def teacher_logits(self) -> None:
         """Compute them before any method is timed: the first one would pay for all."""
@@ -191,10 +205,14 @@ class ComparisonRunner:
         splits, hardware = self.session.splits, self.session.hardware
         with self._run(name, method, seed, key, params):
             result = self._result(method, params, seed)
-            outputs = evaluate_splits(
-                result.model, splits, hardware, only=SELECTION_SPLITS if gold is None else SPLIT_NAMES
-            )
+            attacked = None if self.audit is None or gold is None else attack_target(result.model, splits, hardware)
+            seen = {} if attacked is None else dict(attacked.outputs)
+            wanted = SELECTION_SPLITS if gold is None else SPLIT_NAMES
+            rest = evaluate_splits(result.model, splits, hardware, only=tuple(s for s in wanted if s not in seen))
+            outputs = {**seen, **rest}
             metrics = Metrics() if gold is None else self.measure(outputs, gold, seed)
+            if self.audit is not None and attacked is not None:
+                metrics.update(self.audit.of_model(attacked, seed))
             selection = on_validation(outputs, self.original, gold=None if gold is None else gold.outputs, seed=seed)
             digest = weights_digest(result.model)
             warnings = result.warnings if digest != self._source else (*result.warnings, "left every weight as it was")
@@ -269,6 +287,7 @@ class ComparisonRunner:
             "classes": list(view.classes),
             "sets": self._sets,
             "gold": None if gold is None else gold.digest,
+            "audit": None if gold is None else self._audited_by,
             "method": method,
             "params": dict(params),
             "seed": seed,

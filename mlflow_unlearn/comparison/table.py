@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 from rich.table import Table
 
+from mlflow_unlearn.comparison.audits import AUDIT_COLUMNS
 from mlflow_unlearn.console import stdout
 from mlflow_unlearn.metrics.catalog import ranked
 from mlflow_unlearn.metrics.suite import Metrics
@@ -21,13 +22,21 @@ if TYPE_CHECKING:
 
 REFERENCES = ("original", "retrain", "floor")
 """Rows beside the methods; ``floor`` is the retrain-vs-retrain baseline, a second gold measured against each gold."""
-COLUMNS = (*(metric.key for metric in ranked("comparison")), "seconds", "seconds_relative")
-"""Of the table, in this order; the first one decides."""
-_PRINTED = (*(metric.key for metric in ranked("comparison") if metric.printed), "seconds_relative")
+COLUMNS = (*AUDIT_COLUMNS, *(metric.key for metric in ranked("comparison")), "seconds", "seconds_relative")
+"""Of the table, in this order; the first one that is there decides."""
+_PRINTED = (*AUDIT_COLUMNS, *(metric.key for metric in ranked("comparison") if metric.printed), "seconds_relative")
 TUNED = ", tuned"
 """Behind a method's name: the row of what tuning has chosen."""
 PAPER = "0.92 ± 0.04"
 """Pearson correlation of RF-JSD with JSD over methods, as the LoTUS paper reports it."""
+
+
+BY_GAP = "`avg_gap_advantage` decides."
+BY_AUDIT = (
+    "`audit_gap` decides: how far the AUC of an attack lies from that of the golds, each held back in turn, for the "
+    "attack where it is farthest. `share_remembered` is 1 where nothing was done and 0 for retraining; `told_apart` is "
+    "the share of seeds in which an audit tells the forget set apart."
+)
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,22 @@ def correlation(rows: Sequence[Row], methods: Sequence[str]) -> Spread | None:
     return Spread.of(found) if found else None
 
 
+def by_audit(rows: Sequence[Row]) -> list[Row]:
+    """The reference rows as they stand, and behind them the methods from the lowest ``audit_gap`` up."""
+    far = {row.method: row["audit_gap"] for row in rows}
+    return sorted(rows, key=lambda row: _place(row.method, far[row.method]))
+
+
+def _place(method: str, gap: Spread | None) -> float:
+    if method in REFERENCES:
+        return REFERENCES.index(method) - len(REFERENCES)
+    return float("inf") if gap is None else gap.mean
+
+
+def _audited(rows: Sequence[Row]) -> bool:
+    return any(row["audit_gap"] is not None for row in rows)
+
+
 def log(rows: Sequence[Row], pearson: Spread | None) -> None:
     """The table as Markdown, CSV and JSON and the figure, as artifacts of the active run."""
     mlflow.log_text(markdown(rows, pearson), "compare/table.md")
@@ -146,8 +171,9 @@ def notes(rows: Sequence[Row], pearson: Spread | None) -> list[str]:
     """What a reader of the table must know."""
     lines = [
         "Mean ± standard deviation over seeds. `retrain` is the gold standard of each seed, `floor` a second gold "
-        "measured against it: no method can be expected to come nearer. `avg_gap_advantage` decides; the published "
-        "`avg_gap` follows a model's overall confidence.",
+        "measured against it: no method can be expected to come nearer. "
+        + (BY_AUDIT if _audited(rows) else BY_GAP)
+        + " The published `avg_gap` follows a model's overall confidence.",
         "`seconds_relative` is the time to unlearn in units of retraining; the original's outputs are computed once "
         "for all methods and not counted.",
     ]
@@ -179,12 +205,13 @@ def show(rows: Sequence[Row], pearson: Spread | None) -> None:
 
 
 def figure(rows: Sequence[Row], pearson: Spread | None) -> "Figure":
-    """Both gaps against cost, and RF-JSD against JSD."""
+    """Two gaps against cost, and RF-JSD against JSD."""
     from matplotlib.figure import Figure  # not needed when a command starts
 
     fig = Figure(figsize=(15, 5.6), layout="constrained")
     axes = fig.subplots(1, 3)
-    for ax, column in zip(axes[:2], ("avg_gap_advantage", "avg_gap"), strict=True):
+    second = "audit_gap" if _audited(rows) else "avg_gap"
+    for ax, column in zip(axes[:2], ("avg_gap_advantage", second), strict=True):
         _scatter(ax, rows, "seconds_relative", column)
         floor = next((row[column] for row in rows if row.method == "floor"), None)
         if floor is not None:

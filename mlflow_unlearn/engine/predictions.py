@@ -105,7 +105,11 @@ def attack_target(model: nn.Module, splits: Splits, hardware: Hardware, *, name:
     for split in ("forget", "test"):
         with last_features(placed) as caught:
             outputs[split] = evaluate_split(
-                placed, getattr(splits, split), hardware, description=f"evaluating {name} on {split}"
+                placed,
+                getattr(splits, split),
+                hardware,
+                keep_probabilities=split == "forget",
+                description=f"evaluating {name} on {split}",
             )
         if caught:
             features[split] = torch.cat(caught).numpy()
