@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 REFERENCES = ("original", "retrain", "floor")
 """Rows beside the methods; ``floor`` is the retrain-vs-retrain baseline, a second gold measured against each gold."""
-COLUMNS = (*AUDIT_COLUMNS, *(metric.key for metric in ranked("comparison")), "seconds", "seconds_relative")
-"""Of the table, in this order; the first one that is there decides."""
-_PRINTED = (*AUDIT_COLUMNS, *(metric.key for metric in ranked("comparison") if metric.printed), "seconds_relative")
+COLUMNS = (*(metric.key for metric in ranked("comparison")), "seconds", "seconds_relative")
+"""Of the table, in this order, behind `AUDIT_COLUMNS` where audits rank; the first one decides."""
+_PRINTED = (*(metric.key for metric in ranked("comparison") if metric.printed), "seconds_relative")
 TUNED = ", tuned"
 """Behind a method's name: the row of what tuning has chosen."""
 PAPER = "0.92 ± 0.04"
@@ -119,6 +119,10 @@ def _place(method: str, gap: Spread | None) -> float:
     return float("inf") if gap is None else gap.mean
 
 
+def _columns(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> tuple[str, ...]:
+    return (*(AUDIT_COLUMNS if _audited(rows) else ()), *columns)
+
+
 def _audited(rows: Sequence[Row]) -> bool:
     return any(row["audit_gap"] is not None for row in rows)
 
@@ -139,7 +143,7 @@ def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     objects = []
     for row in rows:
         cells: dict[str, Any] = {"method": row.method, "seeds": len(row.metrics)}
-        for column in COLUMNS:
+        for column in _columns(rows):
             spread = row[column]
             cells[column] = None if spread is None else spread.mean
             cells[f"{column}_sd"] = None if spread is None else spread.sd
@@ -159,7 +163,7 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 def markdown(rows: Sequence[Row], pearson: Spread | None) -> str:
     """The table with its notes."""
-    shown = [column for column in COLUMNS if any(row[column] is not None for row in rows)]
+    shown = [column for column in _columns(rows) if any(row[column] is not None for row in rows)]
     lines = [f"| method | {' | '.join(shown)} |", "|---" + "|---:" * len(shown) + "|"]
     for row in rows:
         cells = [str(row[column]) if row[column] is not None else "–" for column in shown]
@@ -193,7 +197,7 @@ def show(rows: Sequence[Row], pearson: Spread | None) -> None:
     console = stdout(160)
     table = Table(title="methods against retraining", title_justify="left")
     table.add_column("method")
-    columns = [c for c in _PRINTED if any(row[c] is not None for row in rows)]
+    columns = [c for c in _columns(rows, _PRINTED) if any(row[c] is not None for row in rows)]
     for column in columns:
         table.add_column("cost" if column == "seconds_relative" else column, justify="right")
     for row in rows:

@@ -238,6 +238,26 @@ def test_the_best_is_registered_by_the_stated_rule(result, tmp_path):
 
 
 @pytest.mark.slow
+def test_audits_rank_the_methods(result, tmp_path):
+    """The golds of the comparison calibrate the attacks; what was measured without them is measured again."""
+    store, _, _ = result
+    with copied(store, tmp_path / "store") as own:
+        refused = call(*COMPARE, "--by", "audit", "--register", "best")
+        assert refused.code == 2 and "by=audit ranks by attacks on the test set" in refused.err
+        done = call(*COMPARE, "--by", "audit")
+        assert done.code == 0, done.err
+        parent = parents(own)[0]
+        assert {run.data.tags["unlearn.method"] for run in nested(own, parent)} == set(METHODS), "golds are reused"
+        rows = {row["method"]: row for row in table(parent)}
+        assert rows["original"]["share_remembered"] == 1
+        gaps = [rows[method]["audit_gap"] for method in list(rows)[3:]]
+        assert gaps == sorted(gaps) and set(list(rows)[3:]) == set(METHODS)
+        assert all("audit_gap" in run.data.metrics for run in nested(own, parent))
+        assert call(*COMPARE, "--by", "audit").code == 0
+        assert nested(own, parents(own)[0]) == [], "the same again is reused"
+
+
+@pytest.mark.slow
 def test_what_did_not_move_is_not_registered(store, cli):
     """An unmoved model meets every constraint, and has unlearned nothing all the same."""
     done = cli(

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_unlearn.comparison.table import COLUMNS, Row, Spread, as_csv, as_json, correlation, markdown
+from mlflow_unlearn.comparison.audits import AUDIT_COLUMNS
+from mlflow_unlearn.comparison.table import COLUMNS, Row, Spread, as_csv, as_json, by_audit, correlation, markdown
 from mlflow_unlearn.metrics.suite import Metrics
 
 
@@ -44,7 +45,25 @@ def test_correlation_where_a_method_failed_with_a_seed():
 
 def test_every_column_is_in_the_docs():
     text = (Path(__file__).parents[2] / "docs" / "compare.md").read_text()
-    assert all(f"`{column}`" in text for column in COLUMNS)
+    assert all(f"`{column}`" in text for column in (*AUDIT_COLUMNS, *COLUMNS))
+
+
+def test_audits_rank():
+    """The nearest method first, one that was not audited last, reference rows before all."""
+
+    def row(method: str, gap: float | None) -> Row:
+        metrics = Metrics()
+        metrics.update({"acc_test": 0.5} if gap is None else {"audit_gap": gap, "acc_test": 0.5})
+        return Row(method, {0: metrics}, [1.0])
+
+    gaps = {"original": 0.3, "retrain": 0.02, "floor": None, "a": 0.2, "failed": None, "b": 0.01}
+    rows = by_audit([row(*each) for each in gaps.items()])
+    assert [one.method for one in rows] == ["original", "retrain", "floor", "b", "a", "failed"]
+    assert markdown(rows, None).startswith("| method | audit_gap | acc_test |") and "`audit_gap` decides" in markdown(
+        rows, None
+    )
+    without = [row("a", None)]
+    assert "audit_gap" not in as_json(without)[0] and "`avg_gap_advantage` decides" in markdown(without, None)
 
 
 def test_a_row_by_hand():
