@@ -12,7 +12,6 @@ References are two further golds, in turn.
 """
 
 import argparse
-import copy
 import statistics
 import warnings
 from collections.abc import Callable
@@ -25,16 +24,17 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Subset
 
 from mlflow_unlearn import Splits, unlearn
+from mlflow_unlearn.auditing.known_cheat import known_cheat
+from mlflow_unlearn.auditing.relearning import Relearning, relearning
 from mlflow_unlearn.data.datasets import as_dataset
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.source import stratified
 from mlflow_unlearn.data.transforms import build_transform
-from mlflow_unlearn.engine.features import last_linear
 from mlflow_unlearn.engine.hardware import resolve_hardware
 from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.engine.predictions import attack_target
 from mlflow_unlearn.evidence.audit import recorded
-from mlflow_unlearn.methods.retrain import Training
+from mlflow_unlearn.methods.retrain import RetrainParams, Training
 from mlflow_unlearn.metrics.attacks.suite import ATTACKS, References, Target, attack_all, share_between
 from mlflow_unlearn.rng import isolated_rng
 
@@ -104,6 +104,14 @@ def calibrated(golds: list[Target], numbers: list[int]) -> References:
     return References(*(np.stack([golds[n % GOLDS].log_odds(s) for n in numbers]) for s in ("forget", "test")))
 
 
+def relearned(original: nn.Module, splits: Splits) -> Relearning:
+    """By the loss of one original."""
+    made = relearning(target(original, splits), splits, RECIPE["lr"], resolve_hardware(original, splits.test), seed=0)
+    if isinstance(made, str):
+        raise SystemExit(made)
+    return made
+
+
 def shown(found: list[dict], what: str) -> None:
     print(f"\n**{what}**, {len(found)} models\n")
     print("| attack | alarms, p ≤ 0.05 | after Holm | mean AUC |\n|---|---:|---:|---:|")
@@ -119,15 +127,8 @@ def shown(found: list[dict], what: str) -> None:
 def cheats(original: nn.Module, golds: list[nn.Module], splits: Splits) -> dict[str, Callable[[], nn.Module]]:
     def head() -> nn.Module:
         """The backbone as it was, a new last layer fitted to the retain set."""
-        model = copy.deepcopy(original)
-        layer = last_linear(model)
-        with isolated_rng(7):
-            layer.reset_parameters()
-        for parameter in model.parameters():
-            parameter.requires_grad_(any(parameter is own for own in layer.parameters()))
-        recipe = {"epochs": 20, "lr": 0.1, "weight_decay": 0.0}
-        hardware = resolve_hardware(model, splits.retain)
-        return run(model, Training(recipe), {"retain": splits.retain}, hardware, RunOptions(7)).model
+        hardware = resolve_hardware(original, splits.retain)
+        return known_cheat(original, splits, RetrainParams(**RECIPE), hardware, seed=7)
 
     def by(method: str, **params) -> Callable[[], nn.Module]:
         return lambda: unlearn(original, splits, method, params or None).model
@@ -170,7 +171,11 @@ def main() -> None:
                 for n, gold in enumerate(golds)
             ]
             shown(found, f"golds as results, {count} references")
-        original = target(trained("original", 0, splits, args.folder), splits)
+        module = trained("original", 0, splits, args.folder)
+        original, again = target(module, splits), relearned(module, splits)
+        found = [again.of(model, "gold") for model in models]
+        alarms, ratio = sum(one.p_value <= 0.05 for one in found), statistics.fmean(one.ratio for one in found)
+        print(f"relearning: {alarms} of {len(found)} at p ≤ 0.05, mean ratio {ratio:.2f}", flush=True)
         for count in (1, 2, 4):
             shares = [
                 share_between(gold, original, [golds[k % GOLDS] for k in range(n + 1, n + 1 + count)], seed=n)
@@ -187,18 +192,26 @@ def main() -> None:
                 for n, one in enumerate(originals)
             ]
             shown(found, f"originals, {count} references")
+        own = [trained("original", n, splits, args.folder) for n in range(ORIGINALS)]
+        found = [relearned(one, splits).of(one, "original") for one in own]
+        alarms, ratio = sum(one.p_value <= 0.05 for one in found), statistics.fmean(one.ratio for one in found)
+        print(f"relearning: {alarms} of {len(found)} at p ≤ 0.05, mean ratio {ratio:.2f}", flush=True)
     else:
         original = trained("original", 0, splits, args.folder)
         before = target(original, splits)
         print(
-            f"| model | {' | '.join(ATTACKS)} | told apart by | share remembered |\n|---{'|---:' * (len(ATTACKS) + 2)}|"
+            f"| model | {' | '.join(ATTACKS)} | relearning | told apart by | share remembered |\n"
+            f"|---{'|---:' * (len(ATTACKS) + 3)}|"
         )
+        again = relearned(original, splits)
         for name, make in cheats(original, models, splits).items():
-            one = target(make(), splits)
+            model = make()
+            one, slow = target(model, splits), again.of(model, name)
             references = calibrated(golds, [1, 2])
-            found = recorded(attack_all(one, references, seed=0)[0])
+            found = recorded(attack_all(one, references, seed=0)[0], [slow.p_value])
             share = share_between(one, before, [golds[1], golds[2]], seed=0)
             cells = [f"{found[a].auc:.3f} ({found[a].corrected:.3f})" if a in found else "–" for a in ATTACKS]
+            cells.append(f"{slow.ratio:.2f} ({slow.p_value:.3f})")
             by = ", ".join(a for a in ATTACKS if a in found and found[a].flagged) or "none"
             remembered = share if isinstance(share, str) else f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]"
             print(f"| {name} | {' | '.join(cells)} | {by} | {remembered} |", flush=True)

@@ -296,6 +296,12 @@ class Audit(HardwareOptions, ReadOptions, Command):
         description="Train so many models on halves of the training set, once for all requests: of each sample, half "
         "of them have not seen it.",
     )
+    relearn: bool = Field(
+        False, description="Also measure how fast forgotten samples are learned again, beside unseen ones."
+    )
+    cheat: bool = Field(
+        False, description="Also make a known cheat, the original with a new last layer, which has to be caught."
+    )
     forget: Text = Field(None, description="Forget spec; default: the requests that the version carried out.")
 
 

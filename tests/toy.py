@@ -61,6 +61,14 @@ def shuffled_splits() -> Splits:
     return Splits(*(take(by_lot, part) for part in parts))
 
 
+def build_small_resnet(seed: int = 0) -> nn.Module:
+    """That `mislabelled_splits` are for."""
+    import timm  # seconds, and few tests need it
+
+    with isolated_rng(seed):
+        return timm.create_model("test_resnet", num_classes=10, in_chans=1)
+
+
 def mislabelled_splits() -> Splits:
     """Of digits a fifth has a label by lot: what is memorised shows, and a small ResNet learns them in seconds."""
     images, labels = digits(0, 1797).tensors

@@ -12,16 +12,19 @@ import numpy.typing as npt
 from torch import nn
 
 from mlflow_unlearn.auditing.references import Reference, as_references
+from mlflow_unlearn.auditing.relearning import relearning
 from mlflow_unlearn.data.canaries import Canaries
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.predictions import attack_target, evaluate_split
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.audit import (
+    RELEARNING,
     AuditFigures,
     AuditRecord,
     CanaryRecord,
     ReferenceRecord,
+    RelearnRecord,
     SampleRecord,
     ShareRecord,
     WithinRecord,
@@ -35,10 +38,12 @@ from mlflow_unlearn.metrics.attacks.iam import remembered
 from mlflow_unlearn.metrics.attacks.share import Share
 from mlflow_unlearn.metrics.attacks.suite import (
     AUDITED,
+    CHEAT,
     GOLD,
     ORIGINAL,
     References,
     Target,
+    attack_all,
     attack_with_controls,
     log_likelihood,
     references_from,
@@ -72,18 +77,22 @@ class Audit:
         original_uri: of the version before unlearning.
         original: its module; that of the session where the audited version is the original.
         golds: that have seen no forgotten sample.
-        references: trained on halves.
         unusable: URIs that were given as gold standards and are none, and why.
         canaries: of the original's training.
+        references: trained on halves.
+        cheat: a model that has forgotten nothing and looks as if, to be caught; None if it was not asked for.
+        relearn: peak learning rate of the original's training, by which samples are learned again; None: they are not.
     """
 
     session: Session
     original_uri: str
     original: nn.Module
     golds: Sequence[AuditGold]
-    references: Sequence[Reference]
     unusable: Mapping[str, str] = field(default_factory=dict)
     canaries: Canaries | None = None
+    references: Sequence[Reference] = ()
+    cheat: nn.Module | None = None
+    relearn: float | None = None
 
     def record(self, run_id: str) -> AuditRecord:
         """Run every attack and control.
@@ -101,6 +110,10 @@ class Audit:
         golds = [self._target(gold.module, f"gold {number + 1}") for number, gold in enumerate(self.golds)]
         halves = as_references(self.references, session) if self.references else None
         found, missing = attack_with_controls(audited, original, golds, halves, seed=seed)
+        if self.cheat is not None:
+            cheat = self._target(self.cheat, CHEAT)
+            found[CHEAT], _ = attack_all(cheat, references_from(golds, halves), seed=seed)
+        relearned = self._relearned(original, seed, missing)
         share = share_between(audited, original, golds, seed=seed)
         calibrating = references_from(golds, halves)
         scores, ids = self._by_sample(audited, original, calibrating)
@@ -128,8 +141,12 @@ class Audit:
                 *(ReferenceRecord(uri=f"runs:/{r.run_id}", sha256=r.sha256, kind="reference") for r in self.references),
             ],
             unusable=dict(self.unusable),
-            attacks={model: recorded(detections, coins.get(model)) for model, detections in found.items()},
+            attacks={
+                model: recorded(one, [test[model].p_value for test in (coins, relearned) if model in test])
+                for model, one in found.items()
+            },
             canaries=coins,
+            relearning=relearned,
             not_measured=missing,
             share_remembered=None if isinstance(share, str) else _share_record(share),
             share_missing=share if isinstance(share, str) else "",
@@ -147,6 +164,23 @@ class Audit:
 
     def _target(self, module: nn.Module, name: str) -> Target:
         return attack_target(module, self.session.splits, self.session.hardware, name=name)
+
+    def _relearned(self, original: Target, seed: int, missing: dict[str, str]) -> dict[str, RelearnRecord]:
+        """By model; what cannot be measured goes to ``missing``."""
+        session = self.session
+        if self.relearn is None:
+            return {}
+        made = relearning(original, session.splits, self.relearn, session.hardware, seed=seed)
+        if isinstance(made, str):
+            missing[RELEARNING] = made
+            return {}
+        modules = {AUDITED: session.module, ORIGINAL: self.original}
+        modules |= {f"{GOLD} {number + 1}": gold.module for number, gold in enumerate(self.golds)}
+        modules |= {} if self.cheat is None else {CHEAT: self.cheat}
+        if self.original is session.module:
+            del modules[ORIGINAL]
+        found = {name: made.of(module, name) for name, module in modules.items()}
+        return {AUDITED: found[AUDITED], ORIGINAL: found[AUDITED], **found}
 
     def _coins(self, audited: Target, original: Target) -> dict[str, CanaryRecord]:
         """The test on the pairs whose trained twin is in the forget set, by its log odds and its ghost's."""

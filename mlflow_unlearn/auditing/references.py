@@ -23,7 +23,7 @@ from mlflow_unlearn.engine.predictions import evaluate_split
 from mlflow_unlearn.evidence.audit import REFERENCE_FILE, REFERENCE_TAG
 from mlflow_unlearn.evidence.record import sha256
 from mlflow_unlearn.evidence.review import MODEL_URI_TAG
-from mlflow_unlearn.methods import get_method
+from mlflow_unlearn.methods.retrain import RetrainParams
 from mlflow_unlearn.metrics.arrays import Bools, Floats
 from mlflow_unlearn.metrics.attacks.suite import References
 from mlflow_unlearn.registry import tracking
@@ -85,6 +85,11 @@ class ReferenceTrainer:
     trained: npt.NDArray[np.int64]
     experiment: str
 
+    @property
+    def training(self) -> RetrainParams:
+        """All hyperparameters of the recipe."""
+        return RetrainParams.parse(self.recipe.params, method="retrain")
+
     def references(self, count: int) -> list[Reference]:
         """So many of them."""
         made, found = 0, []
@@ -107,7 +112,7 @@ class ReferenceTrainer:
         chosen = self._half(number)
         half = np.flatnonzero(chosen)
         splits = self.recipe.splits(replace(session.splits, retain=Subset(self.everything, half.tolist())))
-        params = get_method("retrain")(self.recipe.params).params.model_dump(mode="json")
+        params = self.training.model_dump(mode="json")
         with tracking.nested_run(f"reference {number + 1}") as run_id:
             mlflow.set_tag("unlearn.method", "retrain")
             mlflow.log_params({"unlearn.seed": SEED + number, **{f"unlearn.params.{k}": v for k, v in params.items()}})
@@ -152,7 +157,7 @@ class ReferenceTrainer:
             "transform": view.transform,
             "classes": list(view.classes),
             "trained": session.manifest(self.trained).digest,
-            "params": get_method("retrain")(self.recipe.params).params.model_dump(mode="json"),
+            "params": self.training.model_dump(mode="json"),
             "recipe": [self.recipe.augment, self.recipe.architecture],
             "number": number,
         }

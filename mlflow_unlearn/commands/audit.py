@@ -8,7 +8,9 @@ from torch import nn
 
 from mlflow_unlearn import config
 from mlflow_unlearn.auditing.audit import Audit, AuditGold, check_auditable
+from mlflow_unlearn.auditing.known_cheat import known_cheat
 from mlflow_unlearn.auditing.references import ReferenceTrainer
+from mlflow_unlearn.auditing.relearning import CAP, LARGEST
 from mlflow_unlearn.console import note
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.errors import Refused
@@ -28,6 +30,9 @@ from mlflow_unlearn.session.measured import open_measured
 from mlflow_unlearn.session.recipe import training_recipe
 from mlflow_unlearn.session.session import Session
 from mlflow_unlearn.session.view import training_mask
+
+CHEAT_SEED = 4000
+"""Of the known cheat."""
 
 
 def audit(options: config.Audit) -> None:
@@ -51,13 +56,14 @@ def audit(options: config.Audit) -> None:
         )
         check_auditable(session)
         golds, unusable = _golds(session, original, options)
-        trainer = _trainer(session, original_version, options, run_id) if options.references else None
+        trains = options.references or options.relearn or options.cheat
+        trainer = _trainer(session, original_version, options, run_id) if trains else None
         if options.plan:
-            _dry_run(session, trainer, options, models=1 + (not own) + len(golds))
+            _dry_run(session, trainer, options, models=1 + (not own) + len(golds) + options.cheat)
             return
-        references = trainer.references(options.references) if trainer is not None else []
-        canaries = canaries_of(original_version)
-        audited = Audit(session, original_version.uri, original, golds, references, unusable, canaries)
+        audited = Audit(session, original_version.uri, original, golds, unusable, canaries_of(original_version))
+        if trainer is not None:
+            audited = _with_trained(audited, trainer, options)
         record = audited.record(run_id)
         decision, why = record.decision
         # Before the record, so that none is there that no search finds.
@@ -94,6 +100,21 @@ def _golds(session: Session, original: nn.Module, options: config.Audit) -> tupl
     return golds, unusable
 
 
+def _with_trained(audit: Audit, trainer: ReferenceTrainer, options: config.Audit) -> Audit:
+    """With what has to be trained for it."""
+    original, training = trainer.session, trainer.training
+    cheat = None
+    if options.cheat:
+        splits = trainer.recipe.splits(original.splits)
+        cheat = known_cheat(original.module, splits, training, original.hardware, seed=CHEAT_SEED)
+    return replace(
+        audit,
+        references=trainer.references(options.references) if options.references else [],
+        cheat=cheat,
+        relearn=training.lr if options.relearn else None,
+    )
+
+
 def _hashed_as_recorded(session: Session, options: config.Audit) -> Session:
     """With the salt of the version's evidence, so that its forget set has the digest that the evidence has."""
     if options.forget is not None:
@@ -110,8 +131,10 @@ def _dry_run(session: Session, trainer: ReferenceTrainer | None, options: config
     workloads = []
     if trainer is not None:
         recipe, half = trainer.recipe, options.references // 2
-        workloads = [dry_run.Workload("retrain", recipe.params, 0, recipe, times=half)]
+        workloads = [dry_run.Workload("retrain", recipe.params, 0, recipe, times=half + options.cheat)]
         session = trainer.session
+    if options.relearn:
+        note(f"Note: relearning takes up to {2 * LARGEST * CAP} samples more for each model, which are not counted.")
     dry_run.show(dry_run.estimate(session, workloads, models=models + options.references, record=None))
 
 

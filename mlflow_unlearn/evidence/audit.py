@@ -1,22 +1,25 @@
 """The record of an audit: what each attack says of each model, and the verdict that follows from it."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from mlflow_unlearn.evidence.record import FrozenRecord, Person
 from mlflow_unlearn.metrics.attacks.detection import Detection, holm
-from mlflow_unlearn.metrics.attacks.suite import AUDITED, GOLD, ORIGINAL
+from mlflow_unlearn.metrics.attacks.suite import AUDITED, CHEAT, GOLD, ORIGINAL
 
 AUDIT_FILE = "evidence/audit.json"
 REFERENCE_FILE = "reference.npz"
 """Outputs of a model that an audit has trained, in its run; its weights are not kept."""
 REFERENCE_TAG = "unlearn.reference.source_sha256"
 """Of its run: the weights of the version whose training samples it knows."""
-CANARIES = "canaries"
+CANARIES, RELEARNING = "canaries", "relearning"
 LEVEL = 0.05
+COARSE = 0.5
+"""Of the share of samples with log odds of their own under the original, below which outputs are coarse."""
 Decision = Literal["told apart", "not told apart", "not decided"]
 
 
@@ -39,6 +42,7 @@ class DetectionRecord(FrozenRecord):
     advantage: float
     p_value: float = Field(ge=0, le=1, description="Of this attack alone, by permutation within classes.")
     corrected: float = Field(ge=0, le=1, description="By Holm, for the attacks on this model.")
+    distinct: float = Field(1.0, ge=0, le=1, description="Share of the samples whose score no other one has.")
     tail: TailRecord | None = Field(description="None: too few unseen samples to resolve 1 % false alarms.")
 
     @property
@@ -81,6 +85,39 @@ class CanaryRecord(FrozenRecord):
     advantage: float = Field(description="2 p − 1 for the fraction p of these.")
     bound: float = Field(description="The largest advantage that the pairs leave possible, with 95 % confidence.")
     e_value: float = Field(description="Evidence against fair coins; those of a chain of requests multiply.")
+
+    @property
+    def residual(self) -> bool:
+        """Whether it is the trained twins that the model is surer of."""
+        return self.advantage > 0
+
+    @property
+    def words(self) -> str:
+        """What they say, in a clause."""
+        return f"{self.larger} of {self.pairs} trained twins are the surer ones, p {self.p_value:.3g}"
+
+
+class RelearnRecord(FrozenRecord):
+    """How fast forgotten samples are learned again, beside as many unseen ones."""
+
+    forget: list[float] = Field(description="Epochs by part of the forget set, until it is known as the original does.")
+    unseen: list[float] = Field(description="By part of the unseen set.")
+    ratio: float = Field(description="Of these, in the geometric mean: below 1 forgotten samples are learned faster.")
+    p_value: float = Field(ge=0, le=1, description="Two-sided, over all ways to draw the parts.")
+    censored: float = Field(description="Share of the parts that had not got there when the audit stopped.")
+
+    @property
+    def residual(self) -> bool:
+        """Whether forgotten samples are learned faster."""
+        return self.ratio < 1
+
+    @property
+    def words(self) -> str:
+        """What it says, in a clause."""
+        how = "faster" if self.residual else "slower"
+        return (
+            f"forgotten samples are learned again {how} than unseen ones, ratio {self.ratio:.2f}, p {self.p_value:.3f}"
+        )
 
 
 class WithinRecord(FrozenRecord):
@@ -140,6 +177,7 @@ class AuditRecord(FrozenRecord):
     completeness: float | None = Field(description="1 − the mean of remembered, by IAM; None without a reference.")
     remembered_p95: float | None
     canaries: dict[str, CanaryRecord] = Field(description="By model, audited and original; empty without canaries.")
+    relearning: dict[str, RelearnRecord] = Field(default_factory=dict, description="By model; empty if not asked for.")
     within_golds: dict[str, WithinRecord] = Field(description="By metric; empty with fewer than four golds.")
     worst: list[SampleRecord]
     drawn: AuditFigures
@@ -163,16 +201,20 @@ class AuditRecord(FrozenRecord):
     @property
     def decision(self) -> tuple[Decision, str]:
         """The verdict, and why."""
-        return decide(self.attacks, self.canaries)
+        return decide(self.attacks, self.canaries, self.relearning)
 
     def to_json(self) -> str:
         """What is stored."""
         return self.model_dump_json(indent=1) + "\n"
 
 
-def recorded(found: Mapping[str, Detection], canaries: CanaryRecord | None = None) -> dict[str, DetectionRecord]:
-    """The attacks on one model, their chances corrected for their number, the test on canaries among them."""
-    others = [] if canaries is None else [canaries.p_value]
+def recorded(found: Mapping[str, Detection], others: Sequence[float] = ()) -> dict[str, DetectionRecord]:
+    """The attacks on one model, their chances corrected for their number.
+
+    Args:
+        found: by attack.
+        others: chances of further tests of the model, on canaries and by relearning, which count as well.
+    """
     corrected = holm([*(one.p_value for one in found.values()), *others])[: len(found)]
     return {
         name: DetectionRecord(
@@ -184,67 +226,110 @@ def recorded(found: Mapping[str, Detection], canaries: CanaryRecord | None = Non
     }
 
 
+Attacks = Mapping[str, Mapping[str, DetectionRecord]]
+"""By model (``audited``, ``original``, ``gold 1``, …), then by attack."""
+
+
 def decide(
-    attacks: Mapping[str, Mapping[str, DetectionRecord]], canaries: Mapping[str, CanaryRecord] | None = None
+    attacks: Attacks,
+    canaries: Mapping[str, CanaryRecord] | None = None,
+    relearning: Mapping[str, RelearnRecord] | None = None,
 ) -> tuple[Decision, str]:
     """The verdict of an audit, never a pass without power or with a control that fails.
 
-    The original must be told apart, else the attacks have no power here; no held-back gold standard may be, else they
-    see something else than training. The chances of all golds and attacks are corrected together.
+    The original must be told apart, else the attacks have no power here, and so must the known cheat, where it was
+    asked for; no held-back gold standard may be, else they see something else than training. The chances of all golds
+    and attacks are corrected together. Where the outputs were made so coarse that most samples have the same ones,
+    attacks on single samples are blind.
 
     Args:
-        attacks: by model (``audited``, ``original``, ``gold 1``, …), then by attack; those on which no held-back gold
-            standard was tried, for want of another one to calibrate by, are named.
-        canaries: by model, ``audited`` and ``original``: a test that needs no control, since coins were fair.
+        attacks: those on which no held-back gold standard was tried, for want of another one to calibrate by, are
+            named.
+        canaries: by model: a test that needs no control, since coins were fair.
+        relearning: by model.
     """
-    coins = canaries or {}
-    if not _powerful(attacks, coins):
+    tests = _Tests(attacks, {CANARIES: canaries or {}, RELEARNING: relearning or {}})
+    if not tests.powerful():
         return "not decided", "the original shows no memory of these samples to these attacks"
-    controls = [(name, attack) for name in attacks if name.startswith(GOLD) for attack in attacks[name]]
-    corrected = holm([attacks[name][attack].p_value for name, attack in controls])
-    failing = [f"{name} by {attack}" for (name, attack), p in zip(controls, corrected, strict=True) if p <= LEVEL]
+    if (coarse := _coarse(attacks)) is not None:
+        return "not decided", coarse
+    if CHEAT in tests.models and not tests.flagged(CHEAT):
+        return (
+            "not decided",
+            "a known cheat, the original with a new last layer, is told apart by nothing that was tried",
+        )
+    golds = [name for name in tests.models if name.startswith(GOLD)]
+    controls = [(name, test, tested.p_value) for name in golds for test, tested in tests.of(name).items()]
+    corrected = holm([p for _, _, p in controls])
+    failing = [f"{name} by {test}" for (name, test, _), p in zip(controls, corrected, strict=True) if p <= LEVEL]
     # With many golds no chance of a permutation is small enough for all together: then their number tells.
-    alarms = [name for name in attacks if name.startswith(GOLD) and any(one.flagged for one in attacks[name].values())]
-    golds = sum(name.startswith(GOLD) for name in attacks)
-    if failing or (alarms and _chance_of_alarms(len(alarms), golds) <= LEVEL):
+    alarms = [name for name in golds if tests.flagged(name)]
+    if failing or (alarms and _chance_of_alarms(len(alarms), len(golds)) <= LEVEL):
         failing = failing or alarms
         return "not decided", (
             f"a retrained model is told apart as well ({', '.join(failing)}): the forgotten samples differ from the "
             "unseen ones by more than training"
         )
-    found = _flagged(attacks[AUDITED], coins.get(AUDITED))
-    without = [attack for attack in attacks[AUDITED] if attack not in {each for _, each in controls}]
+    own = tests.of(AUDITED)
+    without = [test for test in own if test != CANARIES and test not in {each for _, each, _ in controls}]
     control = f"; no gold control of {', '.join(without)}" if without else ""
+    found = tests.flagged(AUDITED)
     if found:
-        return "told apart", f"{'; '.join(_in_words(attacks[AUDITED], found, coins.get(AUDITED)))}{control}"
-    tried = [*attacks[AUDITED], *([CANARIES] if AUDITED in coins else [])]
-    return "not told apart", f"by none of {', '.join(tried)}{control}"
+        return "told apart", f"{'; '.join(f'{test}: {own[test].words}' for test in found)}{control}"
+    return "not told apart", f"by none of {', '.join(own)}{control}"
 
 
-def _powerful(attacks: Mapping[str, Mapping[str, DetectionRecord]], coins: Mapping[str, CanaryRecord]) -> bool:
-    """Whether something that was tried on the audited model as well sees the original's memory."""
-    tried = {*attacks[AUDITED], *([CANARIES] if AUDITED in coins else [])}
-    before, own = attacks[ORIGINAL], coins.get(ORIGINAL)
-    seen = [name for name in _flagged(before, own) if name in tried]
-    return any(own is not None and own.advantage > 0 if name == CANARIES else before[name].auc > 0.5 for name in seen)
+class _Tested(NamedTuple):
+    p_value: float
+    residual: bool
+    words: str
+
+
+@dataclass(frozen=True)
+class _Tests:
+    """Attacks and further tests of every model, as the decision reads them."""
+
+    attacks: Attacks
+    others: Mapping[str, Mapping[str, CanaryRecord] | Mapping[str, RelearnRecord]]
+
+    @property
+    def models(self) -> list[str]:
+        return list(self.attacks)
+
+    def of(self, model: str) -> dict[str, _Tested]:
+        found = {
+            name: _Tested(one.p_value, one.auc > 0.5, f"{one.side}, AUC {one.auc:.3f}, p {one.corrected:.3f}")
+            for name, one in self.attacks[model].items()
+        }
+        for test, by_model in self.others.items():
+            if (other := by_model.get(model)) is not None:
+                found[test] = _Tested(other.p_value, other.residual, other.words)
+        return found
+
+    def flagged(self, model: str) -> list[str]:
+        """What tells a model apart, in the light of all that was tried on it."""
+        tested = self.of(model)
+        corrected = holm([one.p_value for one in tested.values()])
+        return [name for name, p in zip(tested, corrected, strict=True) if p <= LEVEL]
+
+    def powerful(self) -> bool:
+        """Whether something that was tried on the audited model as well sees the original's memory."""
+        tried, original = self.of(AUDITED), self.of(ORIGINAL)
+        return any(original[name].residual for name in self.flagged(ORIGINAL) if name in tried)
+
+
+def _coarse(attacks: Attacks) -> str | None:
+    """Why attacks on single samples are blind; None where they are not."""
+    shares = [one.distinct for model in (AUDITED, ORIGINAL) if (one := attacks[model].get("margin")) is not None]
+    if len(shares) < 2 or shares[0] >= COARSE * shares[1]:
+        return None
+    return (
+        f"the outputs of the audited version are coarse: {shares[0]:.1%} of the samples have log odds of their own, "
+        f"{shares[1]:.1%} under the original, and what single samples give away is hidden in ties"
+    )
 
 
 def _chance_of_alarms(count: int, golds: int) -> float:
     """That so many of the golds or more are told apart by chance, each in one case of twenty."""
     below = sum(math.comb(golds, k) * LEVEL**k * (1 - LEVEL) ** (golds - k) for k in range(count))
     return 1 - below
-
-
-def _flagged(found: Mapping[str, DetectionRecord], coins: CanaryRecord | None) -> list[str]:
-    """Of one model, in the light of all that was tried on it."""
-    names = [*found, *([CANARIES] if coins is not None else [])]
-    values = [*(one.p_value for one in found.values()), *([coins.p_value] if coins is not None else [])]
-    return [name for name, corrected in zip(names, holm(values), strict=True) if corrected <= LEVEL]
-
-
-def _in_words(found: Mapping[str, DetectionRecord], names: Sequence[str], coins: CanaryRecord | None) -> Iterator[str]:
-    for name in names:
-        if name in found:
-            yield f"{name}: {found[name].side}, AUC {found[name].auc:.3f}, p {found[name].corrected:.3f}"
-        elif coins is not None:
-            yield f"{name}: {coins.larger} of {coins.pairs} trained twins are the surer ones, p {coins.p_value:.3g}"

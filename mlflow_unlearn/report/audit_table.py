@@ -21,6 +21,9 @@ def metrics(record: AuditRecord) -> dict[str, float]:
         found |= {f"audit.share_remembered{end}": getattr(share, key) for key, end in _ENDS.items()}
     for model, coins in record.canaries.items():
         found |= {f"audit.{model}.canaries.p": coins.p_value, f"audit.{model}.canaries.bound": coins.bound}
+    for model, again in record.relearning.items():
+        name = f"audit.{model.replace(' ', '_')}.relearning"
+        found |= {f"{name}.ratio": again.ratio, f"{name}.p": again.p_value}
     found |= {f"audit.within.{name.replace(' ', '_')}": float(one.inside) for name, one in record.within_golds.items()}
     optional = {"completeness": record.completeness, "remembered_p95": record.remembered_p95}
     optional |= {"two_versions_auc": record.two_versions_auc}
@@ -74,6 +77,9 @@ def show(record: AuditRecord) -> None:
     for name, coins in record.canaries.items():
         shown = f"{coins.larger} of {coins.pairs} trained twins are surer than their ghosts, p {coins.p_value:.3g}"
         lines.append(f"canaries, {name}: {shown}; advantage {coins.advantage:.3f}, at most {coins.bound:.3f} (95 %)")
+    if record.relearning:
+        shown = ", ".join(f"{name} {one.ratio:.2f} (p {one.p_value:.3f})" for name, one in record.relearning.items())
+        lines.append(f"relearning, epochs of forgotten to those of unseen samples (1: as unseen): {shown}")
     if record.two_versions_auc is not None:
         lines.append(f"with both versions: AUC {record.two_versions_auc:.3f} (no part of the verdict; see `exposure`)")
     lines += [f"not measured: {attack} ({why})" for attack, why in record.not_measured.items()]

@@ -124,6 +124,21 @@ def test_references_are_trained_once(audit, audited):
     assert "of 4 references 0 were trained now" in other.err
 
 
+@pytest.mark.slow
+def test_relearning_and_a_known_cheat(audit, audited):
+    """Each model is measured by both, the golds as controls; nothing of it is registered."""
+    outcome, record = audit("--model-uri", "models:/clf/2", "--gold-uri", GOLDS, "--relearn", "true", "--cheat", "true")
+    assert list(record.attacks) == ["audited", "original", "gold 1", "gold 2", "known cheat"]
+    assert list(record.relearning) == ["audited", "original", "gold 1", "gold 2", "known cheat"]
+    assert all(len(one.forget) == len(one.unseen) == 6 for one in record.relearning.values())
+    assert "relearning, epochs of forgotten to those of unseen samples" in outcome.out
+    assert "known cheat" in outcome.out
+    run = audited.runs()[0]
+    assert run.data.metrics["audit.gold_1.relearning.p"] == record.relearning["gold 1"].p_value
+    again = audit("--model-uri", "models:/clf/2", "--gold-uri", GOLDS, "--relearn", "true", "--cheat", "true")[1]
+    assert again.relearning == record.relearning and again.attacks == record.attacks, "nobody chooses a seed"
+
+
 def test_ids_stay_hidden_where_the_request_hides_them(gold_template, cli, tmp_path):
     with copied(gold_template, tmp_path / "hidden") as store:
         forget = ("--forget", "random:20%,seed=4", "--hash-ids", "true")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlflow_unlearn.evidence.audit import DetectionRecord, decide, recorded
+from mlflow_unlearn.evidence.audit import DetectionRecord, RelearnRecord, decide, recorded
 from mlflow_unlearn.metrics.attacks.detection import Detection, Tail
 
 
@@ -75,6 +75,49 @@ def test_many_golds_that_all_stand_out_are_seen():
 def test_without_a_control_it_is_said():
     assert decide({"audited": UNSEEN, "original": SEEN})[1] == "by none of rmia; no gold control of rmia"
     assert decide({"audited": SEEN, "original": SEEN})[1].endswith("; no gold control of rmia")
+
+
+def test_a_cheat_that_is_not_caught_decides_nothing():
+    models = {"audited": UNSEEN, "original": SEEN, "gold 1": UNSEEN, "gold 2": UNSEEN}
+    word, why = decide({**models, "known cheat": UNSEEN})
+    assert word == "not decided" and "a known cheat" in why
+    assert decide({**models, "known cheat": SEEN})[0] == "not told apart"
+    assert decide({**models, "known cheat": UNSEEN}, relearning={"known cheat": again(0.3, 0.002)})[0] == (
+        "not told apart"
+    ), "relearning catches it"
+
+
+def again(ratio: float, p: float) -> RelearnRecord:
+    return RelearnRecord(forget=[1.0], unseen=[2.0], ratio=ratio, p_value=p, censored=0.0)
+
+
+@pytest.mark.parametrize(("ratio", "how"), [(0.3, "faster"), (2.0, "slower")])
+def test_who_learns_them_again_at_another_speed_is_told_apart(ratio, how):
+    models = {"audited": UNSEEN, "original": SEEN, "gold 1": UNSEEN, "gold 2": UNSEEN}
+    even, own = again(1.0, 0.9), again(ratio, 0.002)
+    relearning = {"audited": own, "original": again(0.1, 0.002), "gold 1": even, "gold 2": even}
+    word, why = decide(models, relearning=relearning)
+    figures = f"ratio {ratio:.2f}, p 0.002"
+    assert word == "told apart"
+    assert why == f"relearning: forgotten samples are learned again {how} than unseen ones, {figures}"
+    word, why = decide(models, relearning={**relearning, "audited": even, "gold 2": own})
+    assert word == "not decided" and "gold 2 by relearning" in why
+
+
+def test_relearning_may_be_the_only_power():
+    blind = {"audited": UNSEEN, "original": UNSEEN}
+    for before, word in ((again(0.1, 0.002), "not told apart"), (again(3.0, 0.002), "not decided")):
+        assert decide(blind, relearning={"audited": again(1.0, 0.9), "original": before})[0] == word
+
+
+def test_coarse_outputs_decide_nothing():
+    """Nine in ten samples have the log odds of another one: no attack on single samples can see them."""
+    own = {"margin": attack(0.4).model_copy(update={"distinct": 0.1}), **UNSEEN}
+    before = {"margin": attack(0.4), **SEEN}
+    word, why = decide({"audited": own, "original": before})
+    assert word == "not decided" and "coarse: 10.0% of the samples have log odds of their own, 100.0%" in why
+    saturated = {"margin": attack(0.4).model_copy(update={"distinct": 0.15}), **SEEN}
+    assert decide({"audited": own, "original": saturated})[0] == "not told apart", "so were the original's"
 
 
 def test_the_attacks_on_one_model_are_corrected_together():

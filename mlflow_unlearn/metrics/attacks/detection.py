@@ -45,6 +45,7 @@ class Detection:
         p_value: chance of that advantage where both sets are drawn alike, by permutation within classes.
         tail: at 1 % false alarms; None where there are too few unseen samples to resolve them.
         curve: true positive rates at the false alarms of `RATES`.
+        distinct: share of all these samples whose score no other one has.
     """
 
     n_forget: int
@@ -56,6 +57,7 @@ class Detection:
     p_value: float
     tail: Tail | None
     curve: tuple[float, ...]
+    distinct: float = 1.0
 
 
 def detect(
@@ -123,7 +125,12 @@ def detect(
         p_value=p_value,
         tail=tail(forget[matched > 0], unseen, weights),
         curve=tuple(_above(forget[matched > 0], threshold) for threshold in thresholds(unseen, weights, RATES)),
+        distinct=_distinct(np.concatenate([forget[matched > 0], unseen[weights > 0]])),
     )
+
+
+def _distinct(scores: Floats) -> float:
+    return float((np.unique(scores, return_counts=True)[1] == 1).sum() / scores.size)
 
 
 def auc_interval(scores_forget: npt.ArrayLike, scores_unseen: npt.ArrayLike, weights: npt.ArrayLike) -> AucInterval:

@@ -23,7 +23,7 @@ ATTACKS = ("margin", "quantile", "probe", "rmia", "iam", "posterior")
 """In the order of what they need: no reference, one, two."""
 NO_FEATURES = "the model has no linear last layer whose inputs could be seen"
 NO_GOLD = "needs a gold standard: a model retrained without the forget set"
-AUDITED, ORIGINAL, GOLD = "audited", "original", "gold"
+AUDITED, ORIGINAL, GOLD, CHEAT = "audited", "original", "gold", "known cheat"
 FEW = "fewer than 10 forgotten samples have a class of the unseen set"
 
 
