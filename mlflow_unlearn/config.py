@@ -296,6 +296,9 @@ class Audit(HardwareOptions, ReadOptions, Command):
         description="Train so many models on halves of the training set, once for all requests: of each sample, half "
         "of them have not seen it.",
     )
+    recipe: Literal["recorded", "fast"] = Field(
+        "recorded", description="How references are trained: as the original was, or in a third of its epochs."
+    )
     relearn: bool = Field(
         False, description="Also measure how fast forgotten samples are learned again, beside unseen ones."
     )

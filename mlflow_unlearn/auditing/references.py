@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 from zipfile import BadZipFile
 
 import mlflow
@@ -37,6 +37,8 @@ KEY_TAG = "unlearn.reference.key"
 _UNREADABLE = (MlflowException, OSError, ValueError, KeyError, TypeError, BadZipFile)
 SEED = 3000
 """Of the first reference; others count on from it. No original, gold or unlearning has such a seed by default."""
+FAST = 1 / 3
+"""Of the recorded epochs, by the fast recipe."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,17 @@ class ReferenceTrainer:
     def training(self) -> RetrainParams:
         """All hyperparameters of the recipe."""
         return RetrainParams.parse(self.recipe.params, method="retrain")
+
+    def by(self, recipe: Literal["recorded", "fast"]) -> "ReferenceTrainer":
+        """One that trains by the recorded recipe, or in a third of its epochs, the schedule with them.
+
+        What a reference says is how hard a sample is for who has not seen it; it need not be as good as the original
+        (docs/benchmarks.md).
+        """
+        if recipe == "recorded":
+            return self
+        epochs = max(1, round(FAST * self.training.epochs))
+        return replace(self, recipe=replace(self.recipe, params={**self.recipe.params, "epochs": epochs}))
 
     def references(self, count: int) -> list[Reference]:
         """So many of them."""

@@ -13,7 +13,7 @@ from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.engine.hardware import Hardware
 from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.engine.method import Method, OptimizerSpec, Params, Phase, Plan, Workspace, all_indices
-from mlflow_unlearn.engine.modes import evaluating
+from mlflow_unlearn.engine.modes import eval_mode, evaluating
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.audit import RelearnRecord
 from mlflow_unlearn.methods.retrain import cross_entropy
@@ -54,12 +54,20 @@ class Relearn(Method):
     params: RelearnParams
 
     def plan(self, workspace: Workspace) -> Plan:
-        """One phase an epoch, until the loss is down or `CAP` is reached."""
+        """One phase an epoch, until the loss is down or `CAP` is reached.
+
+        Raises:
+            UnlearnError: the model cannot learn, or its loss is not finite.
+        """
         p = self.params
         optimizer = OptimizerSpec("sgd", p.lr, momentum=p.momentum, nesterov=True)
         every = all_indices(workspace.labels("retain"))
         phase = Phase(cross_entropy, optimizer, p.batch_size, retain=every, frozen_statistics=True)
         losses = [_loss(workspace)]
+        images, _ = next(workspace.batches("retain", 1))
+        with eval_mode(workspace.model):
+            if not workspace.model(images).requires_grad:
+                raise UnlearnError("the model's outputs have no gradient, so that it learns nothing: leave relearn out")
         while losses[-1] > p.target and len(losses) <= CAP:
             yield phase
             losses.append(_loss(workspace))

@@ -109,7 +109,7 @@ def _with_trained(audit: Audit, trainer: ReferenceTrainer, options: config.Audit
         cheat = known_cheat(original.module, splits, training, original.hardware, seed=CHEAT_SEED)
     return replace(
         audit,
-        references=trainer.references(options.references) if options.references else [],
+        references=trainer.by(options.recipe).references(options.references) if options.references else [],
         cheat=cheat,
         relearn=training.lr if options.relearn else None,
     )
@@ -130,8 +130,10 @@ def _dry_run(session: Session, trainer: ReferenceTrainer | None, options: config
     """As if no reference had been trained before; each sees half of the training set."""
     workloads = []
     if trainer is not None:
-        recipe, half = trainer.recipe, options.references // 2
-        workloads = [dry_run.Workload("retrain", recipe.params, 0, recipe, times=half + options.cheat)]
+        recipe, half = trainer.recipe, trainer.by(options.recipe).recipe
+        workloads = [dry_run.Workload("retrain", half.params, 0, half, options.references // 2)]
+        workloads += [dry_run.Workload("retrain", recipe.params, 0, recipe, int(options.cheat), "known cheat")]
+        workloads = [one for one in workloads if one.times]
         session = trainer.session
     if options.relearn:
         note(f"Note: relearning takes up to {2 * LARGEST * CAP} samples more for each model, which are not counted.")

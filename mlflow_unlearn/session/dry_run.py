@@ -69,6 +69,7 @@ class Workload:
         seed: of the calibration.
         recipe: for retraining.
         times: how often.
+        name: in the table; default: the method.
     """
 
     method: str
@@ -76,11 +77,13 @@ class Workload:
     seed: int
     recipe: Recipe | None = None
     times: int = 1
+    name: str = ""
 
     @property
     def label(self) -> str:
         """Its row in the table."""
-        return self.method if self.times == 1 else f"{self.method}, {self.times} times"
+        name = self.name or self.method
+        return name if self.times == 1 else f"{name}, {self.times} times"
 
 
 def estimate(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import toy
+from torch import nn
 from torch.utils.data import ConcatDataset
 
 from mlflow_unlearn.auditing.known_cheat import known_cheat
@@ -84,6 +85,22 @@ def test_too_few_samples(original):
     few.forget.tensors = tuple(part[:40] for part in few.forget.tensors)
     found = relearning(attack_target(original, few, toy.CPU), few, 0.1, toy.CPU, seed=0)
     assert found == "needs 48 forgotten and 48 unseen samples of the same classes"
+
+
+class Decided(nn.Module):
+    """Tells the class alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return nn.functional.one_hot(self.model(images).argmax(dim=1), 10).float()
+
+
+def test_outputs_without_a_gradient(parts):
+    with pytest.raises(UnlearnError, match="outputs have no gradient, so that it learns nothing: leave relearn out"):
+        parts.of(Decided(toy.net()), "audited")
 
 
 def test_a_model_without_a_last_layer_that_can_be_trained():

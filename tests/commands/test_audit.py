@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
 from stores import FORGET, TRAIN, copied
 
@@ -122,6 +123,38 @@ def test_references_are_trained_once(audit, audited):
     # Another request on the same source.
     other, _ = audit("--model-uri", "models:/clf/1", "--forget", "random:40,seed=5", "--references", "4")
     assert "of 4 references 0 were trained now" in other.err
+
+
+@pytest.mark.slow
+def test_eight_halves_serve_every_later_request(audit, audited):
+    """Of each sample half of them have not seen it, whatever is forgotten."""
+    first = audit("--model-uri", "models:/clf/2", "--references", "8")[0]
+    # Those of the test before are among them, where it ran.
+    assert re.search(r"of 8 references [48] were trained now", first.err)
+    other, record = audit("--model-uri", "models:/clf/1", "--forget", "random:40,seed=6", "--references", "8")
+    assert "of 8 references 0 were trained now" in other.err
+    assert record.attacks["audited"]["rmia"].n_forget == 40, "each forgotten sample was left out by some"
+    runs = [r.uri.removeprefix("runs:/") for r in record.references]
+    outputs = []
+    for run in runs:
+        path = mlflow.artifacts.download_artifacts(f"runs:/{run}/{REFERENCE_FILE}")
+        with np.load(path) as stored:
+            outputs.append(stored["trained_on"])
+    trained = np.stack(outputs)
+    known = trained.any(axis=0)
+    assert set(trained[:, known].sum(axis=0)) == {4}, "the original's samples, each in four of eight"
+
+
+@pytest.mark.slow
+def test_a_fast_recipe_is_another_reference(audit):
+    outcome, record = audit("--model-uri", "models:/clf/2", "--references", "2", "--recipe", "fast")
+    assert "of 2 references 2 were trained now" in outcome.err
+    epochs = {
+        mlflow.get_run(r.uri.removeprefix("runs:/")).data.params["unlearn.params.epochs"] for r in record.references
+    }
+    assert epochs == {"7"}, "a third of twenty"
+    again, _ = audit("--model-uri", "models:/clf/2", "--references", "2", "--recipe", "fast")
+    assert "of 2 references 0 were trained now" in again.err
 
 
 @pytest.mark.slow
@@ -272,9 +305,11 @@ def test_an_audit_of_another_forget_set_does_not_count(gold_template, cli, tmp_p
 
 def test_a_dry_run_trains_nothing(audit, audited):
     known = len(audited.runs())
-    outcome, record = audit("--model-uri", "models:/clf/2", "--references", "8", "--plan", "true")
+    more = ("--relearn", "true", "--cheat", "true")
+    outcome, record = audit("--model-uri", "models:/clf/2", "--references", "8", *more, "--plan", "true")
     assert outcome.code == 0 and record is None, outcome.err
-    assert "retrain, 4 times" in outcome.out, "halves are half of the work"
+    assert "retrain, 4 times" in outcome.out and "known cheat" in outcome.out, "halves are half of the work"
+    assert "relearning takes up to 18000 samples more for each model" in outcome.err
     assert len(audited.runs()) == known + 1
 
 
