@@ -2,17 +2,20 @@
 
 ``null``: 20 models that never saw the forget set, each audited as if it had come of unlearning; each attack may raise
 false alarms in 4 of 20 at the 5 % level. ``power``: 10 originals, each of which has to be told apart. ``cheats``: what
-does not forget and looks as if, or forgets too much. Digits, a fifth of 898 scans forgotten; a small ResNet, 70 epochs.
+does not forget and looks as if, or forgets too much. ``references``: how strong those are that `audit` trains on
+halves, by the recorded recipe and by the fast one. Digits, a fifth of 898 scans forgotten; a small ResNet, 70 epochs.
 References are two further golds, in turn.
 
     python benchmarks/audit.py train FOLDER --only gold --part 0/2     # also original; side by side, one thread each
     python benchmarks/audit.py null FOLDER
     python benchmarks/audit.py power FOLDER
     python benchmarks/audit.py cheats FOLDER
+    python benchmarks/audit.py references FOLDER
 """
 
 import argparse
 import statistics
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +28,7 @@ from torch.utils.data import ConcatDataset, Subset
 
 from mlflow_unlearn import Splits, unlearn
 from mlflow_unlearn.auditing.known_cheat import known_cheat
+from mlflow_unlearn.auditing.references import FAST, SEED, Reference, as_references, halves
 from mlflow_unlearn.auditing.relearning import Relearning, relearning
 from mlflow_unlearn.data.datasets import as_dataset
 from mlflow_unlearn.data.loaders import load_source
@@ -32,7 +36,7 @@ from mlflow_unlearn.data.source import stratified
 from mlflow_unlearn.data.transforms import build_transform
 from mlflow_unlearn.engine.hardware import resolve_hardware
 from mlflow_unlearn.engine.loop import RunOptions, run
-from mlflow_unlearn.engine.predictions import attack_target
+from mlflow_unlearn.engine.predictions import attack_target, evaluate_split
 from mlflow_unlearn.evidence.audit import recorded
 from mlflow_unlearn.methods.retrain import RetrainParams, Training
 from mlflow_unlearn.metrics.attacks.suite import ATTACKS, References, Target, attack_all, share_between
@@ -104,6 +108,21 @@ def calibrated(golds: list[Target], numbers: list[int]) -> References:
     return References(*(np.stack([golds[n % GOLDS].log_odds(s) for n in numbers]) for s in ("forget", "test")))
 
 
+def by_halves(splits: Splits, epochs: int, count: int) -> tuple[References, float]:
+    """References as `audit --references` trains them, in so many epochs, and the seconds that all of them took."""
+    everything = ConcatDataset([splits.forget, splits.retain])
+    made, start = [], time.perf_counter()
+    for number in range(count):
+        seen = halves(len(everything), number)
+        half, model = Subset(everything, np.flatnonzero(seen).tolist()), fresh(SEED + number)
+        recipe, hardware = Training({**RECIPE, "epochs": epochs}), resolve_hardware(model, half)
+        model = run(model, recipe, {"retain": half}, hardware, RunOptions(SEED + number)).model
+        odds = (evaluate_split(model, data, hardware).log_odds for data in (everything, splits.test))
+        made.append(Reference("", "", seen, *odds))
+    seconds = time.perf_counter() - start
+    return as_references(made, np.arange(len(splits.forget))), seconds
+
+
 def relearned(original: nn.Module, splits: Splits) -> Relearning:
     """By the loss of one original."""
     made = relearning(target(original, splits), splits, RECIPE["lr"], resolve_hardware(original, splits.test), seed=0)
@@ -149,7 +168,7 @@ def cheats(original: nn.Module, golds: list[nn.Module], splits: Splits) -> dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "null", "power", "cheats"])
+    parser.add_argument("what", choices=["train", "null", "power", "cheats", "references"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", choices=["gold", "original"])
     parser.add_argument("--part", default="0/1", help="which of how many parts: 0/2")
@@ -196,6 +215,15 @@ def main() -> None:
         found = [relearned(one, splits).of(one, "original") for one in own]
         alarms, ratio = sum(one.p_value <= 0.05 for one in found), statistics.fmean(one.ratio for one in found)
         print(f"relearning: {alarms} of {len(found)} at p ≤ 0.05, mean ratio {ratio:.2f}", flush=True)
+    elif args.what == "references":
+        originals = [target(trained("original", n, splits, args.folder), splits) for n in range(ORIGINALS)]
+        for epochs in (RECIPE["epochs"], round(FAST * RECIPE["epochs"])):
+            for count in (2, 4, 8):
+                references, seconds = by_halves(splits, epochs, count)
+                print(f"\n{count} references of {epochs} epochs: {seconds:.0f} s")
+                for models, what in ((originals, "originals"), (golds, "golds as results")):
+                    found = [recorded(attack_all(one, references, seed=n)[0]) for n, one in enumerate(models)]
+                    shown(found, f"{what}, {count} references of {epochs} epochs")
     else:
         original = trained("original", 0, splits, args.folder)
         before = target(original, splits)

@@ -108,7 +108,7 @@ class Audit:
         audited = self._target(session.module, "audited version")
         original = audited if self.original is session.module else self._target(self.original, "original")
         golds = [self._target(gold.module, f"gold {number + 1}") for number, gold in enumerate(self.golds)]
-        halves = as_references(self.references, session) if self.references else None
+        halves = as_references(self.references, session.forget) if self.references else None
         found, missing = attack_with_controls(audited, original, golds, halves, seed=seed)
         if self.cheat is not None:
             cheat = self._target(self.cheat, CHEAT)

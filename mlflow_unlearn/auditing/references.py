@@ -200,8 +200,8 @@ def _read(run_id: str, content: bytes) -> Reference:
     return Reference(run_id, sha256(content), **arrays)
 
 
-def as_references(references: Sequence[Reference], session: Session) -> References:
-    """Their log odds of the forget and test set; of each sample those that it was not in.
+def as_references(references: Sequence[Reference], forget: npt.NDArray[np.int64]) -> References:
+    """Their log odds of the forget set (indices ``[F]``) and the test set; of each sample those that it was not in.
 
     Unseen samples are drawn into imaginary halves by the same law, so that both sets are told by as many references.
     """
@@ -210,5 +210,5 @@ def as_references(references: Sequence[Reference], session: Session) -> Referenc
     coins = rng.random((-(-len(references) // 2), test.shape[1])) < 0.5
     for number in range(len(references)):
         test[number, coins[number // 2] == (number % 2 == 0)] = np.nan
-    forget = np.stack([np.where(r.trained_on, np.nan, r.train)[session.forget] for r in references])
-    return References(forget, test)
+    left_out = np.stack([np.where(r.trained_on, np.nan, r.train)[forget] for r in references])
+    return References(left_out, test)

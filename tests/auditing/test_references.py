@@ -62,7 +62,7 @@ def test_a_second_request_trains_none(trainer, capsys):
     again = made_by(other, 4)
     assert "of 4 references 0 were trained now" in capsys.readouterr().err
     assert [r.run_id for r in again] == [r.run_id for r in first]
-    left_out = (~np.isnan(as_references(again, other.session).forget)).sum(axis=0)
+    left_out = (~np.isnan(as_references(again, other.session.forget).forget)).sum(axis=0)
     assert left_out.tolist() == [2] * 30, "each forgotten sample was left out by half of them"
 
 
@@ -99,7 +99,7 @@ def test_outputs_that_somebody_else_has_put_there_are_not_taken(trainer):
 
 def test_unseen_samples_are_drawn_into_halves_as_well(trainer):
     one = trainer()
-    found = as_references(made_by(one, 4), one.session)
+    found = as_references(made_by(one, 4), one.session.forget)
     assert ((~np.isnan(found.unseen)).sum(axis=0) == 2).all()
     share = np.isnan(found.unseen[0]).mean()
     assert 0.4 < share < 0.6
