@@ -4,15 +4,14 @@ import sys
 from dataclasses import replace
 
 import mlflow
-from torch import nn
 
 from mlflow_unlearn import config
-from mlflow_unlearn.auditing.audit import Audit, AuditGold, check_auditable
+from mlflow_unlearn.auditing.audit import Audit
 from mlflow_unlearn.auditing.known_cheat import known_cheat
+from mlflow_unlearn.auditing.opening import listed, open_audit
 from mlflow_unlearn.auditing.references import ReferenceTrainer
 from mlflow_unlearn.auditing.relearning import CAP, LARGEST
 from mlflow_unlearn.console import note
-from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.errors import Refused
 from mlflow_unlearn.evidence.audit import AUDIT_FILE
 from mlflow_unlearn.evidence.record import read_evidence
@@ -23,9 +22,7 @@ from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.versions import Version
 from mlflow_unlearn.report import audit_table
 from mlflow_unlearn.session import dry_run
-from mlflow_unlearn.session.canaries import canaries_of
 from mlflow_unlearn.session.checks import check_outputs
-from mlflow_unlearn.session.gold import SawForgotten, open_retrained
 from mlflow_unlearn.session.measured import open_measured
 from mlflow_unlearn.session.recipe import training_recipe
 from mlflow_unlearn.session.session import Session
@@ -48,23 +45,14 @@ def audit(options: config.Audit) -> None:
         log_source_model(client, run_id, session.version.model_id)
         session = _hashed_as_recorded(session, options)
         session.log_manifests()
-        own = original_version is session.version
-        original = (
-            session.module
-            if own
-            else load_module(original_version, options.architecture, len(session.view.classes), trainable=False)
-        )
-        check_auditable(session)
-        golds, unusable = _golds(session, original, options)
+        opened = open_audit(session, original_version, options, listed(options.gold_uri))
         trains = options.references or options.relearn or options.cheat
         trainer = _trainer(session, original_version, options, run_id) if trains else None
         if options.plan:
-            _dry_run(session, trainer, options, models=1 + (not own) + len(golds) + options.cheat)
+            models = 2 - (opened.original is session.module) + len(opened.golds) + options.cheat
+            _dry_run(session, trainer, options, models=models)
             return
-        audited = Audit(session, original_version.uri, original, golds, unusable, canaries_of(original_version))
-        if trainer is not None:
-            audited = _with_trained(audited, trainer, options)
-        record = audited.record(run_id)
+        record = (opened if trainer is None else _with_trained(opened, trainer, options)).record(run_id)
         decision, why = record.decision
         # Before the record, so that none is there that no search finds.
         mlflow.set_tags({"unlearn.audit.decision": decision, MODEL_URI_TAG: session.version.uri})
@@ -74,30 +62,6 @@ def audit(options: config.Audit) -> None:
         if decision != "not told apart":
             raise Refused(f"{session.version.uri}: {decision} ({why}); the record is in run {run_id}")
         print(f"{session.version.uri}: {decision} ({why}; run {run_id}).")
-
-
-def _golds(session: Session, original: nn.Module, options: config.Audit) -> tuple[list[AuditGold], dict[str, str]]:
-    """The gold standards that were named, and those that are none: a control that is not retrained controls nothing."""
-    golds: list[AuditGold] = []
-    unusable: dict[str, str] = {}
-    taken = {weights_digest(session.module): "the audited version", weights_digest(original): "the original"}
-    for uri in filter(None, (part.strip() for part in (options.gold_uri or "").split(","))):
-        try:
-            version, module = open_retrained(session, options, uri)
-        except SawForgotten as error:
-            unusable[uri] = str(error)
-        else:
-            digest, record = weights_digest(module), version.record
-            if record is None or version.training_manifest is None or record.method not in ("train", "retrain"):
-                unusable[uri] = f"{uri} does not record that it was trained anew, and on what: it is no gold standard"
-            elif digest in taken:
-                unusable[uri] = f"{uri} has the weights of {taken[digest]}: it is not another gold standard"
-            else:
-                taken[digest] = uri
-                golds.append(AuditGold(uri, module, digest))
-    for why in unusable.values():
-        note(f"Note: {why}; it is left out.")
-    return golds, unusable
 
 
 def _with_trained(audit: Audit, trainer: ReferenceTrainer, options: config.Audit) -> Audit:

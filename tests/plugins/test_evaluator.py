@@ -23,6 +23,7 @@ from mlflow_unlearn import Splits, evaluate
 from mlflow_unlearn.data.forget import resolve_forget
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.evidence.audit import AuditRecord
 from mlflow_unlearn.metrics.catalog import KEYS
 
 ROOT = Path(__file__).parents[2]
@@ -202,6 +203,24 @@ def test_the_figures_are_those_of_the_command(used, measured, samples, tmp_path)
     assert "jsd" not in part["metrics"]
 
 
+@pytest.mark.slow
+def test_an_audit_is_that_of_the_command(used, measured, samples, tmp_path):
+    assert call("audit", "--model-uri", "models:/clf/2", "--gold-uri", "models:/gold/1").code in (0, 3)
+    run = next(run for run in used.runs() if run.data.tags["unlearn.command"] == "audit")
+    expected = AuditRecord.model_validate_json(
+        mlflow.artifacts.load_text(f"{run.info.artifact_uri}/evidence/audit.json")
+    )
+    before = used.everything_registered()
+    # The second one is the original, and left out.
+    golds = "models:/gold/1,models:/clf/1"
+    [found] = measured(case("models:/clf/2", samples, {"gold_uri": golds, "audit": True}, targets="label"))
+    record = AuditRecord.model_validate(EvaluationResult.load(tmp_path / "out" / "0").artifacts["audit"].content)
+    assert record.attacks == expected.attacks and record.decision == expected.decision
+    assert list(record.unusable) == ["models:/clf/1"]
+    assert found["metrics"]["audit.audited.rmia.auc"] == expected.attacks["audited"]["rmia"].auc
+    assert "jsd" in found["metrics"] and used.everything_registered() == before
+
+
 def tensors(part) -> TensorDataset:
     images = np.stack([np.asarray(part.images[i], np.float32) / 255 for i in range(len(part))])
     return TensorDataset(torch.from_numpy(images[:, None]), torch.from_numpy(part.labels))
@@ -293,6 +312,10 @@ def test_bad_input_ends_in_a_sentence(used, measured, source, samples):
         "evaluator_config: seed = 'x' is not usable": case("models:/clf/2", forget, {"seed": "x"}),
         "models:/clf/1 was trained on 54 samples that are to be forgotten": case(
             "models:/clf/2", forget, {"gold_uri": "models:/clf/1"}
+        ),
+        "audit = 'yes' is not usable: give True or False": case("models:/clf/2", forget, {"audit": "yes"}),
+        "names 2 models, and metrics are measured against one: audit=True takes all": case(
+            "models:/clf/2", forget, {"gold_uri": "models:/gold/1,models:/gold/2"}
         ),
         "has no version '7'": case("models:/clf/2", forget, {"original_uri": "models:/clf/7"}),
         "is not a PyTorch model": case(trees.model_uri, forget, {"data": DATA}),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from mlflow_unlearn.config import Evaluate
     from mlflow_unlearn.data.source import Source
+    from mlflow_unlearn.evidence.audit import AuditRecord
     from mlflow_unlearn.metrics.outputs import Outputs
     from mlflow_unlearn.metrics.suite import Metrics
     from mlflow_unlearn.registry.versions import Version
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
 MODEL_TYPE = "unlearning"
 OPTIONS = (
     *("data", "split", "original_uri", "gold_uri", "transform", "classes", "architecture", "model_uri"),
-    *("device", "precision", "num_workers", "seed", "force"),
+    *("device", "precision", "num_workers", "seed", "force", "audit"),
 )
-"""Keys of ``evaluator_config``: options of the command ``evaluate``."""
+"""Keys of ``evaluator_config``: options of the command ``evaluate``, and ``audit``."""
 
 _PART_OF = {"forget": "training", "retain": "training", "val": "validation", "test": "test"}
 _LOWEST_DRAWN = 1e-6
@@ -96,12 +97,18 @@ class UnlearningEvaluator(ModelEvaluator):  # type: ignore[misc]
         try:
             with tracking.scratch() as folder:
                 table = read_table(dataset)
-                options = _options(evaluator_config or {}, model, model_id)
-                measured = _measure(table, options, folder)
+                given = dict(evaluator_config or {})
+                golds = _gold_uris(given)
+                options = _options(given | ({"gold_uri": golds[0]} if golds else {}), model, model_id)
+                measured = _measure(table, options, folder, run_id, golds if given.get("audit") else None)
                 artifacts = _log_artifacts(measured, run_id, folder)
         except UnlearnError as error:
             raise _refusal(str(error)) from error
         metrics = {key: float(value) for key, value in measured.own.items()}
+        if measured.audit is not None:
+            from mlflow_unlearn.report import audit_table
+
+            metrics |= audit_table.metrics(measured.audit)
         # With a model_id MLflow logs them itself; on SQLite it does not get the id of a registered version.
         if model_id is None:
             mlflow.log_metrics(metrics, run_id=run_id, model_id=measured.model_id)
@@ -118,6 +125,7 @@ class _Evaluation:
         columns: their metrics, each against the others.
         name: of the evaluated model: ``original`` where it came from no other.
         model_id: of the evaluated model, where it has one.
+        audit: what attacks say, where it was asked for.
     """
 
     uris: Mapping[str, str]
@@ -125,6 +133,7 @@ class _Evaluation:
     columns: Mapping[str, "Metrics"]
     name: str
     model_id: str | None
+    audit: "AuditRecord | None" = None
 
     @property
     def own(self) -> "Metrics":
@@ -240,6 +249,7 @@ def _options(config: Mapping[str, object], model: "PyFuncModel | None", model_id
     for key in config:
         if key not in OPTIONS:
             raise _refusal(f"unknown key {key!r} in evaluator_config: {did_you_mean(key, OPTIONS)}")
+    config = {key: value for key, value in config.items() if key != "audit"}
     try:
         return Evaluate.model_validate({**config, "model_uri": _uri(model, model_id, config.get("model_uri"))})
     except ValidationError as error:
@@ -247,6 +257,23 @@ def _options(config: Mapping[str, object], model: "PyFuncModel | None", model_id
         raise _refusal(
             f"evaluator_config: {first['loc'][0]} = {first['input']!r} is not usable: {first['msg'].lower()}"
         ) from error
+
+
+def _gold_uris(config: Mapping[str, object]) -> list[str]:
+    """Several only for an audit: metrics are measured against the first one.
+
+    Raises:
+        MlflowException: ``audit`` is no boolean, or there are several without it.
+    """
+    from mlflow_unlearn.auditing.opening import listed
+
+    audit, given = config.get("audit", False), config.get("gold_uri")
+    if not isinstance(audit, bool):
+        raise _refusal(f"evaluator_config: audit = {audit!r} is not usable: give True or False")
+    uris = listed(given) if isinstance(given, str) else []
+    if len(uris) > 1 and not audit:
+        raise _refusal(f"gold_uri names {len(uris)} models, and metrics are measured against one: audit=True takes all")
+    return uris
 
 
 def _uri(model: "PyFuncModel | None", model_id: str | None, given: object) -> str:
@@ -268,8 +295,11 @@ def _uri(model: "PyFuncModel | None", model_id: str | None, given: object) -> st
     return str(uri or given)
 
 
-def _measure(table: "pd.DataFrame", options: "Evaluate", folder: Path) -> _Evaluation:
-    """Open the models and the data, evaluate each model once, and compute every metric."""
+def _measure(
+    table: "pd.DataFrame", options: "Evaluate", folder: Path, run_id: str, golds: list[str] | None
+) -> _Evaluation:
+    """Open the models and the data, evaluate each model and compute every metric; with a list of golds, audit it."""
+    from mlflow_unlearn.auditing.opening import open_audit
     from mlflow_unlearn.metrics.suite import compare
     from mlflow_unlearn.registry import tracking
     from mlflow_unlearn.session.measured import evaluate_measured, open_measured
@@ -279,7 +309,9 @@ def _measure(table: "pd.DataFrame", options: "Evaluate", folder: Path) -> _Evalu
     outputs, name = evaluate_measured(session, original, options)
     uris = {"original": original.uri, name: session.version.uri, "gold": str(options.gold_uri)}
     shown = {model: uris[model] for model in outputs}
-    return _Evaluation(shown, outputs, compare(outputs, seed=options.seed), name, session.version.model_id)
+    audit = None if golds is None else open_audit(session, original, options, golds).record(run_id)
+    metrics = compare(outputs, seed=options.seed)
+    return _Evaluation(shown, outputs, metrics, name, session.version.model_id, audit)
 
 
 def _chosen(table: "pd.DataFrame", version: "Version", original: "Version", view: "InputSpec") -> "Chosen":
@@ -335,12 +367,16 @@ def _log_artifacts(measured: _Evaluation, run_id: str, folder: Path) -> dict[str
     entropy_figure(measured.outputs).savefig(out / "entropies.png", dpi=120)
     with Image.open(out / "entropies.png") as file:
         image = file.copy()
+    if measured.audit is not None:
+        (out / "audit.json").write_text(measured.audit.to_json(), encoding="utf-8")
     MlflowClient().log_artifacts(run_id, str(out), MODEL_TYPE)
 
     def uri(name: str) -> str:
         return str(get_artifact_uri(run_id, f"{MODEL_TYPE}/{name}"))
 
-    return {
+    audit = measured.audit
+    audited = {} if audit is None else {"audit": JsonEvaluationArtifact(uri("audit.json"), audit.model_dump())}
+    return audited | {
         "before_and_after": CsvEvaluationArtifact(uri("before_and_after.csv"), table),
         "measured": JsonEvaluationArtifact(uri("measured.json"), details),
         "entropies": ImageEvaluationArtifact(uri("entropies.png"), image),

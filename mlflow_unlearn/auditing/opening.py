@@ -1,0 +1,71 @@
+"""An audit opened: the original, and the gold standards that were named as far as they are such."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from mlflow_unlearn.auditing.audit import Audit, AuditGold, check_auditable
+from mlflow_unlearn.config import Measuring
+from mlflow_unlearn.console import note
+from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.registry.flavor import load_module
+from mlflow_unlearn.registry.versions import Version
+from mlflow_unlearn.session.canaries import canaries_of
+from mlflow_unlearn.session.gold import SawForgotten, open_retrained
+from mlflow_unlearn.session.session import Session
+
+
+def open_audit(session: Session, original_version: Version, options: Measuring, gold_uris: Sequence[str]) -> Audit:
+    """What is there to audit a version by, with nothing trained for it.
+
+    Args:
+        session: of the version, as `open_measured` gives it.
+        original_version: beside it, which may be the same.
+        options: of the command.
+        gold_uris: models retrained without the forget set; those that are none are left out, and named.
+
+    Raises:
+        UnlearnError: there are too few unseen samples, or a single class.
+    """
+    if original_version is session.version:
+        original = session.module
+    else:
+        original = load_module(original_version, options.architecture, len(session.view.classes), trainable=False)
+    check_auditable(session)
+    golds, unusable = _golds(session, original, options, gold_uris)
+    return Audit(session, original_version.uri, original, golds, unusable, canaries_of(original_version))
+
+
+def listed(uris: str | None) -> list[str]:
+    """URIs that commas separate.
+
+    >>> listed("models:/a/1, models:/a/2,"), listed(None)
+    (['models:/a/1', 'models:/a/2'], [])
+    """
+    return [part.strip() for part in (uris or "").split(",") if part.strip()]
+
+
+def _golds(
+    session: Session, original: nn.Module, options: Measuring, uris: Sequence[str]
+) -> tuple[list[AuditGold], dict[str, str]]:
+    """The gold standards that were named, and those that are none: a control that is not retrained controls nothing."""
+    golds: list[AuditGold] = []
+    unusable: dict[str, str] = {}
+    taken = {weights_digest(session.module): "the audited version", weights_digest(original): "the original"}
+    for uri in uris:
+        try:
+            version, module = open_retrained(session, options, uri)
+        except SawForgotten as error:
+            unusable[uri] = str(error)
+        else:
+            digest, record = weights_digest(module), version.record
+            if record is None or version.training_manifest is None or record.method not in ("train", "retrain"):
+                unusable[uri] = f"{uri} does not record that it was trained anew, and on what: it is no gold standard"
+            elif digest in taken:
+                unusable[uri] = f"{uri} has the weights of {taken[digest]}: it is not another gold standard"
+            else:
+                taken[digest] = uri
+                golds.append(AuditGold(uri, module, digest))
+    for why in unusable.values():
+        note(f"Note: {why}; it is left out.")
+    return golds, unusable
