@@ -13,6 +13,7 @@ from torch import nn
 
 from mlflow_unlearn.auditing.references import Reference, as_references
 from mlflow_unlearn.auditing.relearning import relearning
+from mlflow_unlearn.auditing.retained import retained_samples
 from mlflow_unlearn.data.canaries import Canaries
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.engine.architectures import weights_digest
@@ -114,6 +115,8 @@ class Audit:
             cheat = self._target(self.cheat, CHEAT)
             found[CHEAT], _ = attack_all(cheat, references_from(golds, halves), seed=seed)
         relearned = self._relearned(original, seed, missing)
+        modules = self._modules
+        targets = dict(zip(modules, [audited, *([original] if ORIGINAL in modules else []), *golds], strict=True))
         share = share_between(audited, original, golds, seed=seed)
         calibrating = references_from(golds, halves)
         scores, ids = self._by_sample(audited, original, calibrating)
@@ -147,6 +150,7 @@ class Audit:
             },
             canaries=coins,
             relearning=relearned,
+            retained=retained_samples(session, modules, targets, self._names, seed=seed),
             not_measured=missing,
             share_remembered=None if isinstance(share, str) else _share_record(share),
             share_missing=share if isinstance(share, str) else "",
@@ -162,6 +166,20 @@ class Audit:
             seconds=time.perf_counter() - start,
         )
 
+    @property
+    def _modules(self) -> dict[str, nn.Module]:
+        """By name: audited, original where that is another one, golds."""
+        own = {AUDITED: self.session.module}
+        before = {} if self.original is self.session.module else {ORIGINAL: self.original}
+        return own | before | {f"{GOLD} {number + 1}": gold.module for number, gold in enumerate(self.golds)}
+
+    def _names(self, samples: npt.NDArray[np.int64]) -> list[str]:
+        """Ids of training samples, in their order, hashed where the request hides them."""
+        train, salt = self.session.view.source.train, self.session.salt
+        ids = [train.ids[index] for index in samples]
+        # One at a time, since a manifest is sorted.
+        return ids if salt is None else [Manifest((name,)).hashed(salt).ids[0] for name in ids]
+
     def _target(self, module: nn.Module, name: str) -> Target:
         return attack_target(module, self.session.splits, self.session.hardware, name=name)
 
@@ -174,11 +192,7 @@ class Audit:
         if isinstance(made, str):
             missing[RELEARNING] = made
             return {}
-        modules = {AUDITED: session.module, ORIGINAL: self.original}
-        modules |= {f"{GOLD} {number + 1}": gold.module for number, gold in enumerate(self.golds)}
-        modules |= {} if self.cheat is None else {CHEAT: self.cheat}
-        if self.original is session.module:
-            del modules[ORIGINAL]
+        modules = self._modules | ({} if self.cheat is None else {CHEAT: self.cheat})
         found = {name: made.of(module, name) for name, module in modules.items()}
         return {AUDITED: found[AUDITED], ORIGINAL: found[AUDITED], **found}
 
@@ -219,11 +233,7 @@ class Audit:
     ) -> tuple[Floats, tuple[str, ...]]:
         """How far each forgotten sample is remembered, and its id, of those that a reference left out."""
         scores, samples = _remembered(audited, original, references)
-        session = self.session
-        plain = session.manifest(session.forget[samples])
-        # Hashed one at a time, since a manifest is sorted.
-        hidden = [Manifest((i,)).hashed(session.salt).ids[0] if session.salt is not None else i for i in plain.ids]
-        return scores, tuple(hidden)
+        return scores, tuple(self._names(self.session.forget[samples]))
 
 
 def check_auditable(session: Session) -> None:

@@ -39,6 +39,10 @@ BY_AUDIT = (
 )
 
 
+DAMAGE = 0.05
+"""Of acc_test, which a reader of a ranking by audits is told of."""
+
+
 @dataclass(frozen=True)
 class Spread:
     """Mean and sample standard deviation (None for a single value) over seeds."""
@@ -188,8 +192,17 @@ def notes(rows: Sequence[Row], pearson: Spread | None) -> list[str]:
         for row in rows
         if row.collapsed
     ]
+    if _audited(rows):
+        lines += _damaged(rows)
     lines += [f"{row.method}: {sentence}." for row in rows for sentence in row.warnings]
     return lines
+
+
+def _damaged(rows: Sequence[Row]) -> list[str]:
+    """Who has lost much: an audit asks what a model still knows of the forget set, not what it is good for."""
+    accuracies = {row.method: spread.mean for row in rows if (spread := row["acc_test"]) is not None}
+    lost = {method: accuracies.get("original", 0.0) - accuracy for method, accuracy in accuracies.items()}
+    return [f"{m}: has lost {loss:.2f} of acc_test, which no audit sees." for m, loss in lost.items() if loss > DAMAGE]
 
 
 def show(rows: Sequence[Row], pearson: Spread | None) -> None:

@@ -120,6 +120,22 @@ class RelearnRecord(FrozenRecord):
         )
 
 
+class ExposedRecord(FrozenRecord):
+    """A retained sample that the model is surer of than before."""
+
+    id: str = Field(description="Hashed where the request hides it.")
+    rise: float = Field(description="Of its log odds over the original's.")
+
+
+class RetainedRecord(FrozenRecord):
+    """What becomes of those who stay; no part of the verdict, since they are members."""
+
+    samples: int = Field(description="Of the retain set, drawn at random.")
+    attacks: dict[str, DetectionRecord] = Field(description="By model: the margin, against unseen samples.")
+    rise_p95: float = Field(description="95 % quantile of the log odds' rise over the original's.")
+    worst: list[ExposedRecord]
+
+
 class WithinRecord(FrozenRecord):
     """A metric of the audited model, and where one more retrained model would lie with a chance of 95 %."""
 
@@ -177,6 +193,7 @@ class AuditRecord(FrozenRecord):
     completeness: float | None = Field(description="1 − the mean of remembered, by IAM; None without a reference.")
     remembered_p95: float | None
     canaries: dict[str, CanaryRecord] = Field(description="By model, audited and original; empty without canaries.")
+    retained: RetainedRecord | None = Field(None, description="None: no class of them is in the unseen set.")
     relearning: dict[str, RelearnRecord] = Field(default_factory=dict, description="By model; empty if not asked for.")
     within_golds: dict[str, WithinRecord] = Field(description="By metric; empty with fewer than four golds.")
     worst: list[SampleRecord]

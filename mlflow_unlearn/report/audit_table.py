@@ -21,6 +21,9 @@ def metrics(record: AuditRecord) -> dict[str, float]:
         found |= {f"audit.share_remembered{end}": getattr(share, key) for key, end in _ENDS.items()}
     for model, coins in record.canaries.items():
         found |= {f"audit.{model}.canaries.p": coins.p_value, f"audit.{model}.canaries.bound": coins.bound}
+    if record.retained is not None:
+        for model, one in record.retained.attacks.items():
+            found[f"audit.{model.replace(' ', '_')}.retained.auc"] = one.auc
     for model, again in record.relearning.items():
         name = f"audit.{model.replace(' ', '_')}.relearning"
         found |= {f"{name}.ratio": again.ratio, f"{name}.p": again.p_value}
@@ -77,6 +80,10 @@ def show(record: AuditRecord) -> None:
     for name, coins in record.canaries.items():
         shown = f"{coins.larger} of {coins.pairs} trained twins are surer than their ghosts, p {coins.p_value:.3g}"
         lines.append(f"canaries, {name}: {shown}; advantage {coins.advantage:.3f}, at most {coins.bound:.3f} (95 %)")
+    if record.retained is not None:
+        kept = record.retained
+        shown = ", ".join(f"{name} {one.auc:.3f}" for name, one in kept.attacks.items())
+        lines.append(f"retained samples against unseen ones, AUC by margin: {shown} (members; no part of the verdict)")
     if record.relearning:
         shown = ", ".join(f"{name} {one.ratio:.2f} (p {one.p_value:.3f})" for name, one in record.relearning.items())
         lines.append(f"relearning, epochs of forgotten to those of unseen samples (1: as unseen): {shown}")

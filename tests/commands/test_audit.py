@@ -61,6 +61,9 @@ def test_with_two_golds_the_original_is_told_apart(audit, audited):
     assert record.tier == 2 and record.two_versions_auc is None
     assert len(record.worst) == 10 and record.worst[0].id.startswith("digits/")
     assert "share remembered: 1.000" in outcome.out and record.worst[0].id in outcome.out
+    kept = record.retained
+    assert kept.samples == 216 and list(kept.attacks) == ["audited", "gold 1", "gold 2"]
+    assert kept.rise_p95 == 0.0 and "retained samples against unseen ones, AUC by margin: audited" in outcome.out
 
 
 def test_of_a_gold_standard_nothing_is_told_apart(audit, audited):
@@ -78,6 +81,9 @@ def test_of_a_gold_standard_nothing_is_told_apart(audit, audited):
 def test_a_version_by_its_own_record(audit):
     outcome, record = audit("--model-uri", "models:/clf/2", "--gold-uri", GOLDS)
     assert record.uri == "models:/clf/2" and record.original_uri == "models:/clf/1"
+    kept = record.retained
+    assert list(kept.attacks) == ["audited", "original", "gold 1", "gold 2"] and len(kept.worst) == 10
+    assert kept.worst[0].rise >= kept.worst[-1].rise >= kept.rise_p95 and kept.worst[0].id.startswith("digits/")
     assert record.two_versions_auc is not None
     assert outcome.code == (0 if record.decision[0] == "not told apart" else 3)
     assert [r.uri for r in record.references] == GOLDS.split(",")

@@ -62,6 +62,9 @@ def test_audits_rank():
     assert markdown(rows, None).startswith("| method | audit_gap | acc_test |") and "`audit_gap` decides" in markdown(
         rows, None
     )
+    ruined = row("b", 0.01)
+    ruined.metrics[0]["acc_test"] = 0.2
+    assert "- b: has lost 0.30 of acc_test, which no audit sees." in markdown([*rows[:3], ruined], None)
     without = [row("a", None)]
     assert "audit_gap" not in as_json(without)[0] and "`avg_gap_advantage` decides" in markdown(without, None)
 
