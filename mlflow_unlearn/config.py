@@ -288,6 +288,11 @@ class Audit(HardwareOptions, ReadOptions, Command):
     gold_uri: Text = Field(
         None, description="Models retrained without the forget set, separated by commas: the more, the stronger."
     )
+    alike_uri: Text = Field(
+        None,
+        description="Versions made as this one with other seeds, separated by commas: 16 with it, and 16 golds, for "
+        "U-LiRA and KLoM.",
+    )
     references: int = Field(
         0,
         ge=0,

@@ -24,6 +24,7 @@ from mlflow_unlearn.evidence.audit import (
     AuditFigures,
     AuditRecord,
     CanaryRecord,
+    ManyRecord,
     ReferenceRecord,
     RelearnRecord,
     SampleRecord,
@@ -36,6 +37,7 @@ from mlflow_unlearn.metrics.arrays import Floats
 from mlflow_unlearn.metrics.attacks.canaries import e_value, sign_test
 from mlflow_unlearn.metrics.attacks.detection import RATES, Detection, auc_interval
 from mlflow_unlearn.metrics.attacks.iam import remembered
+from mlflow_unlearn.metrics.attacks.many import LEAST_MODELS, klom, u_lira
 from mlflow_unlearn.metrics.attacks.share import Share
 from mlflow_unlearn.metrics.attacks.suite import (
     AUDITED,
@@ -82,6 +84,7 @@ class Audit:
         canaries: of the original's training.
         references: trained on halves.
         cheat: a model that has forgotten nothing and looks as if, to be caught; None if it was not asked for.
+        alike: modules of versions that were made as the audited one, with other seeds.
         relearn: peak learning rate of the original's training, by which samples are learned again; None: they are not.
     """
 
@@ -94,6 +97,7 @@ class Audit:
     references: Sequence[Reference] = ()
     cheat: nn.Module | None = None
     relearn: float | None = None
+    alike: Sequence[nn.Module] = ()
 
     def record(self, run_id: str) -> AuditRecord:
         """Run every attack and control.
@@ -150,6 +154,7 @@ class Audit:
             },
             canaries=coins,
             relearning=relearned,
+            many=self._many(audited, golds, missing),
             retained=retained_samples(session, modules, targets, self._names, seed=seed),
             not_measured=missing,
             share_remembered=None if isinstance(share, str) else _share_record(share),
@@ -195,6 +200,29 @@ class Audit:
         modules = self._modules | ({} if self.cheat is None else {CHEAT: self.cheat})
         found = {name: made.of(module, name) for name, module in modules.items()}
         return {AUDITED: found[AUDITED], ORIGINAL: found[AUDITED], **found}
+
+    def _many(self, audited: Target, golds: Sequence[Target], missing: dict[str, str]) -> ManyRecord | None:
+        """What the method gives away, where there are models enough; else ``missing`` says so, if it was asked for."""
+        if not self.alike:
+            return None
+        if min(1 + len(self.alike), len(golds)) < LEAST_MODELS:
+            had = f"there are {1 + len(self.alike)} and {len(golds)}"
+            missing["u-lira, klom"] = f"need {LEAST_MODELS} versions made alike and {LEAST_MODELS} golds: {had}"
+            return None
+        made = [audited, *(self._target(module, "version made alike") for module in self.alike)]
+        odds = {s: [np.stack([m.log_odds(s) for m in kind]) for kind in (made, golds)] for s in ("forget", "test")}
+        lira = u_lira(*odds["forget"])
+        far, unseen = (float(np.quantile(klom(*odds[split]), 0.95)) for split in ("forget", "test"))
+        return ManyRecord(
+            unlearned=len(made),
+            golds=len(golds),
+            u_lira=lira.auc,
+            u_lira_low=lira.low,
+            u_lira_high=lira.high,
+            u_lira_p95=float(np.quantile(lira.by_sample, 0.95)),
+            klom_p95=far,
+            klom_p95_unseen=unseen,
+        )
 
     def _coins(self, audited: Target, original: Target) -> dict[str, CanaryRecord]:
         """The test on the pairs whose trained twin is in the forget set, by its log odds and its ghost's."""

@@ -8,6 +8,7 @@ from mlflow_unlearn.auditing.audit import Audit, AuditGold, check_auditable
 from mlflow_unlearn.config import Measuring
 from mlflow_unlearn.console import note
 from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.versions import Version
 from mlflow_unlearn.session.canaries import canaries_of
@@ -15,7 +16,13 @@ from mlflow_unlearn.session.gold import SawForgotten, open_retrained
 from mlflow_unlearn.session.session import Session
 
 
-def open_audit(session: Session, original_version: Version, options: Measuring, gold_uris: Sequence[str]) -> Audit:
+def open_audit(
+    session: Session,
+    original_version: Version,
+    options: Measuring,
+    gold_uris: Sequence[str],
+    alike_uris: Sequence[str] = (),
+) -> Audit:
     """What is there to audit a version by, with nothing trained for it.
 
     Args:
@@ -23,17 +30,20 @@ def open_audit(session: Session, original_version: Version, options: Measuring, 
         original_version: beside it, which may be the same.
         options: of the command.
         gold_uris: models retrained without the forget set; those that are none are left out, and named.
+        alike_uris: versions made as the audited one, with other seeds.
 
     Raises:
-        UnlearnError: there are too few unseen samples, or a single class.
+        UnlearnError: there are too few unseen samples, a single class, or a version that was made otherwise.
     """
     if original_version is session.version:
         original = session.module
     else:
         original = load_module(original_version, options.architecture, len(session.view.classes), trainable=False)
     check_auditable(session)
+    alike = _alike(session, options, alike_uris)
     golds, unusable = _golds(session, original, options, gold_uris)
-    return Audit(session, original_version.uri, original, golds, unusable, canaries_of(original_version))
+    canaries = canaries_of(original_version)
+    return Audit(session, original_version.uri, original, golds, unusable, canaries, alike=alike)
 
 
 def listed(uris: str | None) -> list[str]:
@@ -43,6 +53,39 @@ def listed(uris: str | None) -> list[str]:
     (['models:/a/1', 'models:/a/2'], [])
     """
     return [part.strip() for part in (uris or "").split(",") if part.strip()]
+
+
+def _alike(session: Session, options: Measuring, uris: Sequence[str]) -> list[nn.Module]:
+    """Modules of versions that differ from the audited one by the seed alone."""
+    modules: list[nn.Module] = []
+    taken = {weights_digest(session.module): session.version.uri}
+    for uri in uris:
+        version, module = open_retrained(session, options, uri)
+        own, other = (_making(each, session.view.source.train.ids) for each in (session.version, version))
+        for what, made in own.items():
+            if other[what] != made:
+                raise UnlearnError(
+                    f"alike_uri: {uri} was made otherwise than {session.version.uri}, its {what} differ: give versions "
+                    "of one method, one setting, one source and one forget set"
+                )
+        digest = weights_digest(module)
+        if digest in taken:
+            raise UnlearnError(f"alike_uri: {uri} has the weights of {taken[digest]}: it counts once")
+        taken[digest] = uri
+        modules.append(module)
+    return modules
+
+
+def _making(version: Version, ids: Sequence[str]) -> dict[str, object]:
+    record, trained = version.record, version.training_manifest
+    if record is None:
+        raise UnlearnError(f"alike_uri: {version.uri} does not record how it was made: nothing is known to be like it")
+    made = record.provenance
+    return {
+        "method and setting": (made.method, made.params, made.prefix),
+        "source": record.source_uri,
+        "samples": None if trained is None else trained.mask(ids).tolist(),
+    }
 
 
 def _golds(

@@ -45,11 +45,11 @@ def audit(options: config.Audit) -> None:
         log_source_model(client, run_id, session.version.model_id)
         session = _hashed_as_recorded(session, options)
         session.log_manifests()
-        opened = open_audit(session, original_version, options, listed(options.gold_uri))
+        opened = open_audit(session, original_version, options, listed(options.gold_uri), listed(options.alike_uri))
         trains = options.references or options.relearn or options.cheat
         trainer = _trainer(session, original_version, options, run_id) if trains else None
         if options.plan:
-            models = 2 - (opened.original is session.module) + len(opened.golds) + options.cheat
+            models = 2 - (opened.original is session.module) + len(opened.golds) + len(opened.alike) + options.cheat
             _dry_run(session, trainer, options, models=models)
             return
         record = (opened if trainer is None else _with_trained(opened, trainer, options)).record(run_id)

@@ -136,6 +136,19 @@ class RetainedRecord(FrozenRecord):
     worst: list[ExposedRecord]
 
 
+class ManyRecord(FrozenRecord):
+    """What many models made in the same way give away: about their method, and no part of the verdict."""
+
+    unlearned: int = Field(description="Models, the audited one among them.")
+    golds: int
+    u_lira: float = Field(description="AUC: 0.5 where unlearned and retrained models are alike on a forgotten sample.")
+    u_lira_low: float
+    u_lira_high: float
+    u_lira_p95: float = Field(description="95 % quantile over the forgotten samples.")
+    klom_p95: float = Field(description="95 % quantile over the forgotten samples, nats.")
+    klom_p95_unseen: float = Field(description="Over the unseen ones.")
+
+
 class WithinRecord(FrozenRecord):
     """A metric of the audited model, and where one more retrained model would lie with a chance of 95 %."""
 
@@ -193,6 +206,7 @@ class AuditRecord(FrozenRecord):
     completeness: float | None = Field(description="1 − the mean of remembered, by IAM; None without a reference.")
     remembered_p95: float | None
     canaries: dict[str, CanaryRecord] = Field(description="By model, audited and original; empty without canaries.")
+    many: ManyRecord | None = Field(None, description="With 16 models of each kind.")
     retained: RetainedRecord | None = Field(None, description="None: no class of them is in the unseen set.")
     relearning: dict[str, RelearnRecord] = Field(default_factory=dict, description="By model; empty if not asked for.")
     within_golds: dict[str, WithinRecord] = Field(description="By metric; empty with fewer than four golds.")

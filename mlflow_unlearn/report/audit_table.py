@@ -21,6 +21,8 @@ def metrics(record: AuditRecord) -> dict[str, float]:
         found |= {f"audit.share_remembered{end}": getattr(share, key) for key, end in _ENDS.items()}
     for model, coins in record.canaries.items():
         found |= {f"audit.{model}.canaries.p": coins.p_value, f"audit.{model}.canaries.bound": coins.bound}
+    if record.many is not None:
+        found |= {"audit.u_lira": record.many.u_lira, "audit.klom_p95": record.many.klom_p95}
     if record.retained is not None:
         for model, one in record.retained.attacks.items():
             found[f"audit.{model.replace(' ', '_')}.retained.auc"] = one.auc
@@ -80,6 +82,13 @@ def show(record: AuditRecord) -> None:
     for name, coins in record.canaries.items():
         shown = f"{coins.larger} of {coins.pairs} trained twins are surer than their ghosts, p {coins.p_value:.3g}"
         lines.append(f"canaries, {name}: {shown}; advantage {coins.advantage:.3f}, at most {coins.bound:.3f} (95 %)")
+    if record.many is not None:
+        many = record.many
+        lines.append(
+            f"of the method, by {many.unlearned} versions and {many.golds} golds: U-LiRA {many.u_lira:.3f} "
+            f"[{many.u_lira_low:.3f}, {many.u_lira_high:.3f}], 95 % of samples below {many.u_lira_p95:.3f}; KLoM "
+            f"P95 {many.klom_p95:.3f}, of unseen samples {many.klom_p95_unseen:.3f}"
+        )
     if record.retained is not None:
         kept = record.retained
         shown = ", ".join(f"{name} {one.auc:.3f}" for name, one in kept.attacks.items())

@@ -164,6 +164,28 @@ def test_a_fast_recipe_is_another_reference(audit):
 
 
 @pytest.mark.slow
+def test_versions_made_alike(audit, audited):
+    """Two of them are too few for distributions, and what was made otherwise is none of them."""
+    from stores import call
+
+    again = ("unlearn", "--model-uri", "models:/clf/1", "--params", '{"epochs": 2, "lr": 0.003}', "--seed", "5")
+    [request_id] = audited.requests()
+    made = call(*again, "--forget", f"request:{request_id}", "--register-as", "alike")
+    assert made.code == 0, made.err
+    arguments = ("--model-uri", "models:/clf/2", "--gold-uri", GOLDS, "--alike-uri")
+    outcome, record = audit(*arguments, "models:/alike/1")
+    assert record is not None, outcome.err
+    assert record.many is None
+    assert "not measured: u-lira, klom (need 16 versions made alike and 16 golds: there are 2 and 2)" in outcome.out
+    for uri, sentence in (
+        ("models:/gold/1", "models:/gold/1 was made otherwise than models:/clf/2, its method and setting differ"),
+        ("models:/clf/2", "has the weights of models:/clf/2: it counts once"),
+    ):
+        refused, _ = audit(*arguments, uri)
+        assert refused.code == 2 and sentence in refused.err, refused.err
+
+
+@pytest.mark.slow
 def test_relearning_and_a_known_cheat(audit, audited):
     """Each model is measured by both, the golds as controls; nothing of it is registered."""
     outcome, record = audit("--model-uri", "models:/clf/2", "--gold-uri", GOLDS, "--relearn", "true", "--cheat", "true")
