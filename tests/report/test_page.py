@@ -10,6 +10,7 @@ import pytest
 import records
 import torch
 
+from mlflow_unlearn.evidence.audit import ManyRecord, RelearnRecord, RetainedRecord
 from mlflow_unlearn.evidence.policy import Check, Policy, Verdict, judge
 from mlflow_unlearn.evidence.record import Matched, Measured
 from mlflow_unlearn.metrics.catalog import METRICS, READING
@@ -512,6 +513,23 @@ class TestAudit:
         for part in ("Not told apart", "Share remembered", "0.0100", "rmia", "digits/7 (0.93)", "True positives over"):
             assert part in text, part
         assert "Share remembered" not in Parsed(page(record, records.verdict(record))).text
+
+    def test_what_was_asked_for_besides(self):
+        """Relearning as a row of the attacks, with a column for the known cheat; the method; those who stay."""
+        again = RelearnRecord(forget=[1.0], unseen=[3.0], ratio=0.52, p_value=0.013, censored=0.0)
+        many = {"u_lira": 0.61, "u_lira_low": 0.58, "u_lira_high": 0.64, "u_lira_p95": 0.9}
+        shown = records.audit(
+            attacks={name: {"rmia": records.attack(0.5)} for name in ("audited", "original", "known cheat")},
+            relearning={"audited": again, "known cheat": again.model_copy(update={"ratio": 0.07})},
+            many=ManyRecord(unlearned=16, golds=17, klom_p95=1.25, klom_p95_unseen=1.0, **many),
+            retained=RetainedRecord(samples=9, attacks={"audited": records.attack(0.5)}, rise_p95=0.1, worst=[]),
+        )
+        record = records.evidence()
+        text = Parsed(page(record, records.verdict(record), audit=shown)).text
+        for part in ("known cheat", "epochs of forgotten to those of unseen samples", "0.52", "0.013", "0.07"):
+            assert part in text, part
+        assert "by 16 versions made alike and 17 retrained models: U-LiRA 0.610 (0.580 to 0.640; 0.5: alike)" in text
+        assert "KLoM P95 1.250" in text and "with an AUC of 0.600 (audited)" in text
 
     def test_without_figures_and_share(self):
         record = records.evidence()
