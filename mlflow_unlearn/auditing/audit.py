@@ -36,6 +36,7 @@ from mlflow_unlearn.evidence.record import sha256
 from mlflow_unlearn.metrics.arrays import Floats
 from mlflow_unlearn.metrics.attacks.canaries import e_value, sign_test
 from mlflow_unlearn.metrics.attacks.detection import RATES, Detection, auc_interval
+from mlflow_unlearn.metrics.attacks.held_back import LEAST_GOLDS
 from mlflow_unlearn.metrics.attacks.iam import remembered
 from mlflow_unlearn.metrics.attacks.many import LEAST_MODELS, klom, u_lira
 from mlflow_unlearn.metrics.attacks.share import Share
@@ -130,6 +131,13 @@ class Audit:
             rest = references_from([*golds[:k], *golds[k + 1 :]], halves)
             by_model[f"{GOLD} {k + 1}"] = _remembered(gold, original, rest)[0]
         coins = self._coins(audited, original)
+        of_golds = [name for name in by_model if name.startswith(GOLD)]
+        more = {}
+        if scores.size and len(golds) >= LEAST_GOLDS:
+            more["completeness"] = 1 - float(scores.mean()), [1 - float(by_model[name].mean()) for name in of_golds]
+        if relearned:
+            ratios = {name: float(np.log(one.ratio)) for name, one in relearned.items()}
+            more["log ratio of relearning"] = ratios[AUDITED], [ratios[name] for name in of_golds]
         return AuditRecord(
             run_id=run_id,
             at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -164,7 +172,7 @@ class Audit:
             drawn=_figures(found, by_model),
             within_golds={
                 metric: WithinRecord(value=value, low=interval.low, high=interval.high)
-                for metric, (value, interval) in within_golds(found, audited, golds).items()
+                for metric, (value, interval) in within_golds(found, audited, golds, more).items()
             },
             worst=[SampleRecord(id=ids[i], remembered=float(scores[i])) for i in order],
             two_versions_auc=None if audited is original else _two_versions(audited, original),

@@ -100,17 +100,22 @@ def attack_with_controls(
 
 
 def within_golds(
-    found: Mapping[str, Mapping[str, Detection]], audited: Target, golds: Sequence[Target]
+    found: Mapping[str, Mapping[str, Detection]],
+    audited: Target,
+    golds: Sequence[Target],
+    more: Mapping[str, tuple[float, Sequence[float]]] | None = None,
 ) -> dict[str, tuple[float, PredictionInterval]]:
     """By metric the audited model's value, and what retrained models differ by among themselves.
 
     Each gold is measured against the others, and the interval says where one more would lie; the audited model's gap is
-    the mean of those against all but one. Metrics: the AUC of each attack, and :func:`margin_gap`.
+    the mean of those against all but one. Metrics: the AUC and, where it is resolved, the true positive rate at 1 %
+    false alarms of each attack, :func:`margin_gap`, and what ``more`` has.
 
     Args:
         found: from `attack_with_controls`.
         audited: the model that is judged.
         golds: at least 4; with fewer nothing comes out.
+        more: further metrics by name, of the audited model and of each gold.
     """
     if len(golds) < LEAST_GOLDS:
         return {}
@@ -119,10 +124,14 @@ def within_golds(
     gaps = [margin_gap(odds[k], rest) for k, rest in enumerate(others)]
     within = {"margin_gap": (float(np.mean([margin_gap(own, rest) for rest in others])), spread_of_golds(gaps))}
     for attack, one in found[AUDITED].items():
-        of_golds = [found[f"{GOLD} {k + 1}"] for k in range(len(golds))]
-        if all(attack in each for each in of_golds):
-            within[f"AUC by {attack}"] = (one.auc, spread_of_golds([each[attack].auc for each in of_golds]))
-    return within
+        of_golds = [each[attack] for k in range(len(golds)) if attack in (each := found[f"{GOLD} {k + 1}"])]
+        if len(of_golds) < len(golds):
+            continue
+        within[f"AUC by {attack}"] = (one.auc, spread_of_golds([each.auc for each in of_golds]))
+        rates = [each.tail.tpr for each in of_golds if each.tail is not None]
+        if one.tail is not None and len(rates) == len(golds):
+            within[f"TPR at 1 % FPR by {attack}"] = (one.tail.tpr, spread_of_golds(rates))
+    return within | {name: (value, spread_of_golds(values)) for name, (value, values) in (more or {}).items()}
 
 
 def share_between(audited: Target, original: Target, golds: Sequence[Target], *, seed: int) -> Share | str:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mlflow_unlearn.metrics.attacks.held_back import spread_of_golds
 from mlflow_unlearn.metrics.attacks.suite import (
     ATTACKS,
     NO_GOLD,
@@ -176,6 +177,19 @@ def test_within_what_golds_differ_by():
     assert min(outside[1::2]) >= 4, outside
     assert sum(outside[::2]) <= 8, outside  # of 40, which hang together
     assert within_golds(found, own, golds[:3]) == {}
+
+
+def test_rates_and_further_metrics_within_what_golds_differ_by():
+    """A thousand unseen samples resolve 1 % false alarms; what else was measured stands beside it."""
+    task = Task(0, forget=100, unseen=1000)
+    golds = [task.target(features=False) for _ in range(4)]
+    own = task.target(features=False)
+    found, _ = attack_with_controls(own, task.target(memory=2.0, features=False), golds, None, seed=0)
+    within = within_golds(found, own, golds, {"another": (9.0, [1.0, 2.0, 3.0, 4.0])})
+    value, interval = within["TPR at 1 % FPR by rmia"]
+    assert value == found["audited"]["rmia"].tail.tpr
+    assert interval == spread_of_golds([found[f"gold {k}"]["rmia"].tail.tpr for k in range(1, 5)])
+    assert within["another"] == (9.0, spread_of_golds([1.0, 2.0, 3.0, 4.0]))
 
 
 def test_a_class_that_the_unseen_set_does_not_have():
