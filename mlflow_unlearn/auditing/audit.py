@@ -12,7 +12,7 @@ import numpy.typing as npt
 from torch import nn
 
 from mlflow_unlearn.auditing.references import Reference, as_references
-from mlflow_unlearn.auditing.relearning import relearning
+from mlflow_unlearn.auditing.relearning import CAP, relearning
 from mlflow_unlearn.auditing.retained import retained_samples
 from mlflow_unlearn.data.canaries import Canaries
 from mlflow_unlearn.data.manifest import Manifest
@@ -20,6 +20,7 @@ from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.predictions import attack_target, evaluate_split
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.audit import (
+    CENSORED,
     RELEARNING,
     AuditFigures,
     AuditRecord,
@@ -38,7 +39,7 @@ from mlflow_unlearn.metrics.attacks.canaries import e_value, sign_test
 from mlflow_unlearn.metrics.attacks.detection import RATES, Detection, auc_interval
 from mlflow_unlearn.metrics.attacks.held_back import LEAST_GOLDS
 from mlflow_unlearn.metrics.attacks.iam import remembered
-from mlflow_unlearn.metrics.attacks.many import LEAST_MODELS, klom, u_lira
+from mlflow_unlearn.metrics.attacks.many import LEAST_MODELS, klom, relabelled, u_lira
 from mlflow_unlearn.metrics.attacks.share import Share
 from mlflow_unlearn.metrics.attacks.suite import (
     AUDITED,
@@ -135,9 +136,10 @@ class Audit:
         more = {}
         if scores.size and len(golds) >= LEAST_GOLDS:
             more["completeness"] = 1 - float(scores.mean()), [1 - float(by_model[name].mean()) for name in of_golds]
-        if relearned:
+        if relearned and len(golds) >= LEAST_GOLDS:
             ratios = {name: float(np.log(one.ratio)) for name, one in relearned.items()}
-            more["log ratio of relearning"] = ratios[AUDITED], [ratios[name] for name in of_golds]
+            if {AUDITED, *of_golds} <= ratios.keys():
+                more["log ratio of relearning"] = ratios[AUDITED], [ratios[name] for name in of_golds]
         return AuditRecord(
             run_id=run_id,
             at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -153,7 +155,10 @@ class Audit:
             tier=0 if calibrating is None else min(calibrating.least, 2),
             references=[
                 *(ReferenceRecord(uri=g.uri, sha256=g.sha256, kind="gold") for g in self.golds),
-                *(ReferenceRecord(uri=f"runs:/{r.run_id}", sha256=r.sha256, kind="reference") for r in self.references),
+                *(
+                    ReferenceRecord(uri=f"runs:/{r.run_id}", sha256=r.sha256, kind="reference", epochs=r.epochs)
+                    for r in self.references
+                ),
             ],
             unusable=dict(self.unusable),
             attacks={
@@ -162,7 +167,7 @@ class Audit:
             },
             canaries=coins,
             relearning=relearned,
-            many=self._many(audited, golds, missing),
+            many=self._many(audited, golds, missing, seed),
             retained=retained_samples(session, modules, targets, self._names, seed=seed),
             not_measured=missing,
             share_remembered=None if isinstance(share, str) else _share_record(share),
@@ -206,10 +211,19 @@ class Audit:
             missing[RELEARNING] = made
             return {}
         modules = self._modules | ({} if self.cheat is None else {CHEAT: self.cheat})
-        found = {name: made.of(module, name) for name, module in modules.items()}
-        return {AUDITED: found[AUDITED], ORIGINAL: found[AUDITED], **found}
+        measured = {name: made.of(module, name) for name, module in modules.items()}
+        found = {name: one for name, one in measured.items() if not isinstance(one, str)}
+        for name, why in measured.items():
+            if isinstance(why, str):
+                missing[RELEARNING if name == AUDITED else f"{RELEARNING}, {name}"] = why
+        own = found.get(AUDITED)
+        if own is not None and own.censored > CENSORED:
+            missing[RELEARNING] = f"{own.censored:.0%} of the parts were not learned again in {CAP} epochs"
+        if ORIGINAL not in modules and own is not None:
+            found = {AUDITED: own, ORIGINAL: own, **found}
+        return found
 
-    def _many(self, audited: Target, golds: Sequence[Target], missing: dict[str, str]) -> ManyRecord | None:
+    def _many(self, audited: Target, golds: Sequence[Target], missing: dict[str, str], seed: int) -> ManyRecord | None:
         """What the method gives away, where there are models enough; else ``missing`` says so, if it was asked for."""
         if not self.alike:
             return None
@@ -218,18 +232,18 @@ class Audit:
             missing["u-lira, klom"] = f"need {LEAST_MODELS} versions made alike and {LEAST_MODELS} golds: {had}"
             return None
         made = [audited, *(self._target(module, "version made alike") for module in self.alike)]
-        odds = {s: [np.stack([m.log_odds(s) for m in kind]) for kind in (made, golds)] for s in ("forget", "test")}
-        lira = u_lira(*odds["forget"])
-        far, unseen = (float(np.quantile(klom(*odds[split]), 0.95)) for split in ("forget", "test"))
+        odds = [np.stack([model.log_odds("forget") for model in kind]) for kind in (made, golds)]
+        lira, far = float(u_lira(*odds).mean()), _p95_of_klom(*odds)
+        by_lot = relabelled(lambda a, b: float(u_lira(a, b).mean()), *odds, seed=seed)
+        low, high = np.quantile(by_lot, [0.025, 0.975])
         return ManyRecord(
             unlearned=len(made),
             golds=len(golds),
-            u_lira=lira.auc,
-            u_lira_low=lira.low,
-            u_lira_high=lira.high,
-            u_lira_p95=float(np.quantile(lira.by_sample, 0.95)),
+            u_lira=lira,
+            u_lira_low=float(low),
+            u_lira_high=float(high),
             klom_p95=far,
-            klom_p95_unseen=unseen,
+            klom_p95_null=float(np.quantile(relabelled(_p95_of_klom, *odds, seed=seed), 0.95)),
         )
 
     def _coins(self, audited: Target, original: Target) -> dict[str, CanaryRecord]:
@@ -270,6 +284,10 @@ class Audit:
         """How far each forgotten sample is remembered, and its id, of those that a reference left out."""
         scores, samples = _remembered(audited, original, references)
         return scores, tuple(self._names(self.session.forget[samples]))
+
+
+def _p95_of_klom(unlearned: Floats, retrained: Floats) -> float:
+    return float(np.quantile(klom(unlearned, retrained), 0.95))
 
 
 def check_auditable(session: Session) -> None:

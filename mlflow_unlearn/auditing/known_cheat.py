@@ -51,7 +51,11 @@ def known_cheat(
     with isolated_rng(seed):
         layer.reset_parameters()
     own = {id(parameter) for parameter in layer.parameters()}
+    free = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in own)
     method = _RefitHead(params.model_dump())
-    return run(model, method, {"retain": splits.retain}, hardware, RunOptions(seed)).model
+    found = run(model, method, {"retain": splits.retain}, hardware, RunOptions(seed)).model
+    for name, parameter in found.named_parameters():
+        parameter.requires_grad_(free[name])
+    return found

@@ -1,6 +1,7 @@
 """An audit opened: the original, and the gold standards that were named as far as they are such."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -9,6 +10,7 @@ from mlflow_unlearn.config import Measuring
 from mlflow_unlearn.console import note
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evidence.record import read_evidence
 from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.versions import Version
 from mlflow_unlearn.session.canaries import canaries_of
@@ -40,10 +42,22 @@ def open_audit(
     else:
         original = load_module(original_version, options.architecture, len(session.view.classes), trainable=False)
     check_auditable(session)
+    session = _hidden_as_recorded(session)
     alike = _alike(session, options, alike_uris)
     golds, unusable = _golds(session, original, options, gold_uris)
     canaries = canaries_of(original_version)
     return Audit(session, original_version.uri, original, golds, unusable, canaries, alike=alike)
+
+
+def _hidden_as_recorded(session: Session) -> Session:
+    """With the salt of the version's evidence: it has hidden ids there, and digests are compared with it."""
+    if session.salt is not None:
+        return session
+    try:
+        evidence, _ = read_evidence(session.version.path)
+    except FileNotFoundError:
+        return session
+    return replace(session, salt=evidence.data.salt)
 
 
 def listed(uris: str | None) -> list[str]:
@@ -60,7 +74,10 @@ def _alike(session: Session, options: Measuring, uris: Sequence[str]) -> list[nn
     modules: list[nn.Module] = []
     taken = {weights_digest(session.module): session.version.uri}
     for uri in uris:
-        version, module = open_retrained(session, options, uri)
+        try:
+            version, module = open_retrained(session, options, uri)
+        except SawForgotten as error:
+            raise UnlearnError(f"alike_uri: {uri} knows samples that {session.version.uri} has forgotten") from error
         own, other = (_making(each, session.view.source.train.ids) for each in (session.version, version))
         for what, made in own.items():
             if other[what] != made:

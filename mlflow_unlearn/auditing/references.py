@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 from zipfile import BadZipFile
@@ -38,7 +38,8 @@ _UNREADABLE = (MlflowException, OSError, ValueError, KeyError, TypeError, BadZip
 SEED = 3000
 """Of the first reference; others count on from it. No original, gold or unlearning has such a seed by default."""
 FAST = 1 / 3
-"""Of the recorded epochs, by the fast recipe."""
+"""Of the recorded epochs, by the fast recipe, but not below `FEWEST`."""
+FEWEST = 5
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Reference:
         trained_on: which training samples of the source it has seen ``[Ntrain]``.
         train: log odds of all training samples of the source ``[Ntrain]``.
         test: of its test set.
+        epochs: that it was trained for.
     """
 
     run_id: str
@@ -58,6 +60,7 @@ class Reference:
     trained_on: Bools
     train: Floats
     test: Floats
+    epochs: int | None = None
 
 
 def halves(count: int, number: int) -> Bools:
@@ -100,7 +103,7 @@ class ReferenceTrainer:
         """
         if recipe == "recorded":
             return self
-        epochs = max(1, round(FAST * self.training.epochs))
+        epochs = max(min(FEWEST, self.training.epochs), round(FAST * self.training.epochs))
         return replace(self, recipe=replace(self.recipe, params={**self.recipe.params, "epochs": epochs}))
 
     def references(self, count: int) -> list[Reference]:
@@ -110,7 +113,7 @@ class ReferenceTrainer:
             key = self._key(number)
             reference = self._finished(key, number)
             made += reference is None
-            found.append(reference or self._train(number, key))
+            found.append(replace(reference or self._train(number, key), epochs=self.training.epochs))
         note(f"Note: of {count} references {made} were trained now.")
         return found
 
@@ -196,8 +199,8 @@ class ReferenceTrainer:
 
 def _read(run_id: str, content: bytes) -> Reference:
     with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-        arrays: Mapping[str, npt.NDArray[Any]] = {name: stored[name] for name in stored.files}
-    return Reference(run_id, sha256(content), **arrays)
+        arrays = stored["trained_on"], stored["train"], stored["test"]
+    return Reference(run_id, sha256(content), *arrays)
 
 
 def as_references(references: Sequence[Reference], forget: npt.NDArray[np.int64]) -> References:

@@ -1,7 +1,8 @@
 """Relearning: how many epochs bring forgotten and unseen samples to the loss that the original has."""
 
+import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pydantic import Field
@@ -67,7 +68,7 @@ class Relearn(Method):
         images, _ = next(workspace.batches("retain", 1))
         with eval_mode(workspace.model):
             if not workspace.model(images).requires_grad:
-                raise UnlearnError("the model's outputs have no gradient, so that it learns nothing: leave relearn out")
+                raise UnlearnError("its outputs have no gradient")
         while losses[-1] > p.target and len(losses) <= CAP:
             yield phase
             losses.append(_loss(workspace))
@@ -83,7 +84,7 @@ def _loss(workspace: Workspace) -> float:
             total += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
     mean = total / len(workspace.labels("retain"))
     if not math.isfinite(mean):
-        raise UnlearnError("relearning diverges on this model, so that nothing can be said: leave relearn out")
+        raise UnlearnError("its loss is not finite")
     return max(mean, FLOOR)
 
 
@@ -98,6 +99,7 @@ class Relearning:
         params: until the original's loss.
         hardware: where and in which precision.
         seed: of the order of the samples.
+        progress: whether a bar is shown for each model.
     """
 
     splits: Splits
@@ -106,21 +108,28 @@ class Relearning:
     params: RelearnParams
     hardware: Hardware
     seed: int
+    progress: bool = False
 
-    def of(self, module: nn.Module, name: str) -> RelearnRecord:
-        """Relearn every part, each from the model as it is.
+    def of(self, module: nn.Module, name: str) -> RelearnRecord | str:
+        """Relearn every part, each from the model as it is with all of its weights free; or why it cannot be.
 
         Args:
             module: the model; left as it was found.
             name: on the progress bar.
         """
+        module = copy.deepcopy(module)
+        for parameter in module.parameters():
+            parameter.requires_grad_(True)
         epochs: dict[str, list[float]] = {"forget": [], "test": []}
         censored = 0.0
         parts = [("forget", part) for part in self.forget] + [("test", part) for part in self.unseen]
-        for number, (split, part) in enumerate(track(parts, f"{name} relearns", enabled=self.hardware.progress)):
+        for number, (split, part) in enumerate(track(parts, f"{name} relearns", enabled=self.progress)):
             data = Subset(getattr(self.splits, split), part.tolist())
             options = RunOptions(self.seed + number % PARTS)
-            final = run(module, Relearn(self.params.model_dump()), {"retain": data}, self.hardware, options).final
+            try:
+                final = run(module, Relearn(self.params.model_dump()), {"retain": data}, self.hardware, options).final
+            except UnlearnError as error:  # of one model, and the others are audited all the same
+                return f"{name} cannot be trained on ({error})"
             epochs[split].append(final["epochs"])
             censored += final["censored"] / len(parts)
         test = relearn_test(epochs["forget"], epochs["test"])
@@ -144,7 +153,8 @@ def relearning(original: Target, splits: Splits, lr: float, hardware: Hardware, 
     loss = -float(log_likelihood(original.log_odds("forget")[forget]).mean())
     params = RelearnParams(target=max(SLACK * loss, LOW), lr=FRACTION * lr)
     of_forget, of_unseen = ([chosen[number::PARTS] for number in range(PARTS)] for chosen in (forget, unseen))
-    return Relearning(splits, of_forget, of_unseen, params, hardware, seed)
+    quiet = replace(hardware, progress=False)
+    return Relearning(splits, of_forget, of_unseen, params, quiet, seed, progress=hardware.progress)
 
 
 def _matched(forget: Ints, unseen: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:

@@ -54,7 +54,8 @@ def retained_samples(
             return None
         found[name], odds[name] = recorded({"margin": one})["margin"], outputs.log_odds
     rise: Floats = odds[AUDITED] - odds.get(ORIGINAL, odds[AUDITED])
-    worst = np.argsort(-rise, kind="stable")[:WORST]
+    order = np.argsort(-rise, kind="stable")[:WORST]
+    worst = order[rise[order] > 0]
     ids = names(session.retain[chosen[worst]])
     return RetainedRecord(
         samples=len(chosen),

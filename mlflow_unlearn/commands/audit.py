@@ -14,7 +14,6 @@ from mlflow_unlearn.auditing.relearning import CAP, LARGEST
 from mlflow_unlearn.console import note
 from mlflow_unlearn.errors import Refused
 from mlflow_unlearn.evidence.audit import AUDIT_FILE
-from mlflow_unlearn.evidence.record import read_evidence
 from mlflow_unlearn.evidence.review import MODEL_URI_TAG
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.dataset_inputs import log_source_model
@@ -43,9 +42,9 @@ def audit(options: config.Audit) -> None:
         client = tracking.client()
         session, original_version = open_measured(client, options, folder, progress=progress)
         log_source_model(client, run_id, session.version.model_id)
-        session = _hashed_as_recorded(session, options)
-        session.log_manifests()
         opened = open_audit(session, original_version, options, listed(options.gold_uri), listed(options.alike_uri))
+        session = opened.session
+        session.log_manifests()
         trains = options.references or options.relearn or options.cheat
         trainer = _trainer(session, original_version, options, run_id) if trains else None
         if options.plan:
@@ -77,17 +76,6 @@ def _with_trained(audit: Audit, trainer: ReferenceTrainer, options: config.Audit
         cheat=cheat,
         relearn=training.lr if options.relearn else None,
     )
-
-
-def _hashed_as_recorded(session: Session, options: config.Audit) -> Session:
-    """With the salt of the version's evidence, so that its forget set has the digest that the evidence has."""
-    if options.forget is not None:
-        return session
-    try:
-        evidence, _ = read_evidence(session.version.path)
-    except FileNotFoundError:
-        return session
-    return session if evidence.data.salt is None else replace(session, salt=evidence.data.salt)
 
 
 def _dry_run(session: Session, trainer: ReferenceTrainer | None, options: config.Audit, *, models: int) -> None:

@@ -18,6 +18,7 @@ from mlflow.entities import Run
 from torch import nn
 
 from mlflow_unlearn.api import Result
+from mlflow_unlearn.auditing.audit import check_auditable
 from mlflow_unlearn.comparison.audits import ComparisonAudit
 from mlflow_unlearn.console import note
 from mlflow_unlearn.data.splits import Splits
@@ -121,8 +122,17 @@ class ComparisonRunner:
         """From now on attack each model that is measured as well, by means of these golds.
 
         Args:
-            golds: at least two, with different weights.
+            golds: that are there.
+
+        Raises:
+            UnlearnError: they are all alike, or there is too little to audit by.
         """
+        check_auditable(self.session)
+        if len(golds) < 2:
+            raise UnlearnError(
+                "by=audit needs two gold standards with different weights, to attack each by means of the other: give "
+                "another gold_uri, or leave it out"
+            )
         modules = [self.session.module, *(gold.module for gold in golds)]
         original, *others = (attack_target(m, self.session.splits, self.session.hardware) for m in modules)
         self.audit = ComparisonAudit(original, others)
@@ -211,7 +221,8 @@ class ComparisonRunner:
             rest = evaluate_splits(result.model, splits, hardware, only=tuple(s for s in wanted if s not in seen))
             outputs = {**seen, **rest}
             metrics = Metrics() if gold is None else self.measure(outputs, gold, seed)
-            if self.audit is not None and attacked is not None:
+            # Of a collapsed model only accuracies count.
+            if self.audit is not None and attacked is not None and metrics.collapsed is None:
                 metrics.update(self.audit.of_model(attacked, seed))
             selection = on_validation(outputs, self.original, gold=None if gold is None else gold.outputs, seed=seed)
             digest = weights_digest(result.model)

@@ -35,7 +35,7 @@ BY_GAP = "`avg_gap_advantage` decides."
 BY_AUDIT = (
     "`audit_gap` decides: how far the AUC of an attack lies from that of the golds, each held back in turn, for the "
     "attack where it is farthest. `share_remembered` is 1 where nothing was done and 0 for retraining; `told_apart` is "
-    "the share of seeds in which an audit tells the forget set apart."
+    "the share of the seeds on which an audit decides in which it tells the forget set apart."
 )
 
 

@@ -18,8 +18,10 @@ REFERENCE_TAG = "unlearn.reference.source_sha256"
 """Of its run: the weights of the version whose training samples it knows."""
 CANARIES, RELEARNING = "canaries", "relearning"
 LEVEL = 0.05
-COARSE = 0.5
-"""Of the share of samples with log odds of their own under the original, below which outputs are coarse."""
+FLAT = 0.01
+"""Of the width of the original's log odds, below which those of a version tell nothing of single samples."""
+CENSORED = 0.5
+"""Of the parts: where more of them are not learned again in time, relearning says nothing."""
 Decision = Literal["told apart", "not told apart", "not decided"]
 
 
@@ -42,7 +44,7 @@ class DetectionRecord(FrozenRecord):
     advantage: float
     p_value: float = Field(ge=0, le=1, description="Of this attack alone, by permutation within classes.")
     corrected: float = Field(ge=0, le=1, description="By Holm, for the attacks on this model.")
-    distinct: float = Field(1.0, ge=0, le=1, description="Share of the samples whose score no other one has.")
+    half_width: float = Field(1.0, ge=0, description="Of the shortest interval that holds half of the scores.")
     tail: TailRecord | None = Field(description="None: too few unseen samples to resolve 1 % false alarms.")
 
     @property
@@ -142,11 +144,10 @@ class ManyRecord(FrozenRecord):
     unlearned: int = Field(description="Models, the audited one among them.")
     golds: int
     u_lira: float = Field(description="AUC: 0.5 where unlearned and retrained models are alike on a forgotten sample.")
-    u_lira_low: float
+    u_lira_low: float = Field(description="What it is in 95 % of the ways to call as many of all models unlearned.")
     u_lira_high: float
-    u_lira_p95: float = Field(description="95 % quantile over the forgotten samples.")
     klom_p95: float = Field(description="95 % quantile over the forgotten samples, nats.")
-    klom_p95_unseen: float = Field(description="Over the unseen ones.")
+    klom_p95_null: float = Field(description="Below which it is in 95 % of these ways.")
 
 
 class WithinRecord(FrozenRecord):
@@ -179,6 +180,7 @@ class ReferenceRecord(FrozenRecord):
     uri: str
     sha256: str = Field(description="Of its weights, or of the file of its outputs.")
     kind: Literal["gold", "reference"]
+    epochs: int | None = Field(None, description="Of a reference's training.")
 
 
 class AuditRecord(FrozenRecord):
@@ -208,7 +210,9 @@ class AuditRecord(FrozenRecord):
     canaries: dict[str, CanaryRecord] = Field(description="By model, audited and original; empty without canaries.")
     many: ManyRecord | None = Field(None, description="With 16 models of each kind.")
     retained: RetainedRecord | None = Field(None, description="None: no class of them is in the unseen set.")
-    relearning: dict[str, RelearnRecord] = Field(default_factory=dict, description="By model; empty if not asked for.")
+    relearning: dict[str, RelearnRecord] = Field(
+        default_factory=dict, description="By model that could be measured; empty if not asked for."
+    )
     within_golds: dict[str, WithinRecord] = Field(description="By metric; empty with fewer than four golds.")
     worst: list[SampleRecord]
     drawn: AuditFigures
@@ -230,9 +234,15 @@ class AuditRecord(FrozenRecord):
         return [name for name in self.attacks if name.startswith(GOLD)]
 
     @property
+    def strength(self) -> tuple[int, int, int]:
+        """By which one audit counts before another: tier, what was asked for besides, models that calibrate it."""
+        besides = (bool(self.relearning) or RELEARNING in self.not_measured) + (CHEAT in self.attacks)
+        return self.tier, besides, len(self.references)
+
+    @property
     def decision(self) -> tuple[Decision, str]:
         """The verdict, and why."""
-        return decide(self.attacks, self.canaries, self.relearning)
+        return decide(self.attacks, self.canaries, self.relearning, self.not_measured.get(RELEARNING, ""))
 
     def to_json(self) -> str:
         """What is stored."""
@@ -265,25 +275,27 @@ def decide(
     attacks: Attacks,
     canaries: Mapping[str, CanaryRecord] | None = None,
     relearning: Mapping[str, RelearnRecord] | None = None,
+    unmeasured: str = "",
 ) -> tuple[Decision, str]:
     """The verdict of an audit, never a pass without power or with a control that fails.
 
     The original must be told apart, else the attacks have no power here, and so must the known cheat, where it was
     asked for; no held-back gold standard may be, else they see something else than training. The chances of all golds
-    and attacks are corrected together. Where the outputs were made so coarse that most samples have the same ones,
-    attacks on single samples are blind.
+    and attacks are corrected together. Where the log odds were made flat, so that half of the samples have nearly the
+    same ones, attacks on single samples are blind. What was asked for and could not be measured is no pass either.
 
     Args:
         attacks: those on which no held-back gold standard was tried, for want of another one to calibrate by, are
             named.
         canaries: by model: a test that needs no control, since coins were fair.
         relearning: by model.
+        unmeasured: what was asked for and could not be measured on the audited model, and why.
     """
     tests = _Tests(attacks, {CANARIES: canaries or {}, RELEARNING: relearning or {}})
     if not tests.powerful():
         return "not decided", "the original shows no memory of these samples to these attacks"
-    if (coarse := _coarse(attacks)) is not None:
-        return "not decided", coarse
+    if (flat := _flat(attacks)) is not None:
+        return "not decided", flat
     if CHEAT in tests.models and not tests.flagged(CHEAT):
         return (
             "not decided",
@@ -307,6 +319,8 @@ def decide(
     found = tests.flagged(AUDITED)
     if found:
         return "told apart", f"{'; '.join(f'{test}: {own[test].words}' for test in found)}{control}"
+    if unmeasured:
+        return "not decided", f"relearning was asked for and not measured: {unmeasured}"
     return "not told apart", f"by none of {', '.join(own)}{control}"
 
 
@@ -333,7 +347,8 @@ class _Tests:
             for name, one in self.attacks[model].items()
         }
         for test, by_model in self.others.items():
-            if (other := by_model.get(model)) is not None:
+            other = by_model.get(model)
+            if other is not None and not (isinstance(other, RelearnRecord) and other.censored > CENSORED):
                 found[test] = _Tested(other.p_value, other.residual, other.words)
         return found
 
@@ -349,14 +364,14 @@ class _Tests:
         return any(original[name].residual for name in self.flagged(ORIGINAL) if name in tried)
 
 
-def _coarse(attacks: Attacks) -> str | None:
+def _flat(attacks: Attacks) -> str | None:
     """Why attacks on single samples are blind; None where they are not."""
-    shares = [one.distinct for model in (AUDITED, ORIGINAL) if (one := attacks[model].get("margin")) is not None]
-    if len(shares) < 2 or shares[0] >= COARSE * shares[1]:
+    widths = [one.half_width for model in (AUDITED, ORIGINAL) if (one := attacks[model].get("margin")) is not None]
+    if len(widths) < 2 or widths[0] >= FLAT * widths[1]:
         return None
     return (
-        f"the outputs of the audited version are coarse: {shares[0]:.1%} of the samples have log odds of their own, "
-        f"{shares[1]:.1%} under the original, and what single samples give away is hidden in ties"
+        f"the outputs of the audited version are flat: the log odds of half of the samples lie within {widths[0]:.2g}, "
+        f"under the original within {widths[1]:.2g}, which hides what single samples give away"
     )
 
 

@@ -18,10 +18,10 @@ from pydantic import (
 
 from mlflow_unlearn.console import first_line, without_passwords
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.evidence.audit import AuditRecord
+from mlflow_unlearn.evidence.audit import RELEARNING, AuditRecord
 from mlflow_unlearn.evidence.record import Evidence, FrozenRecord, Measured, RequestRecord, sha256
 from mlflow_unlearn.evidence.signing import Signature, fingerprint
-from mlflow_unlearn.metrics.attacks.suite import AUDITED
+from mlflow_unlearn.metrics.attacks.suite import AUDITED, CHEAT
 from mlflow_unlearn.metrics.catalog import KEYS, MATCHED_BY_CLASS, READING, READING_OF_AUC
 from mlflow_unlearn.metrics.collapse import COLLAPSED
 from mlflow_unlearn.metrics.reading import NOT_MEASURED, Attack, samples_needed, tells_apart
@@ -144,6 +144,8 @@ class AuditRules(FrozenRecord):
     share_remembered: AtMost | None = Field(None, description="The upper end of its interval.")
     canaries: AtMost | None = Field(None, description="The advantage that the pairs leave possible.")
     tpr_at_fpr_1: AtMost | None = Field(None, description="The upper end of every attack's rate at 1 % false alarms.")
+    relearning: bool = Field(False, description="Relearning has to have been measured: `audit --relearn true`.")
+    known_cheat: bool = Field(False, description="A known cheat has to have been tried: `audit --cheat true`.")
 
 
 def _default_rules(acc_retain: float) -> list[Rule]:
@@ -506,6 +508,24 @@ def _audits(evidence: Evidence, rules: AuditRules, audit: AuditRecord | None) ->
         yield _canaries(audit, rules.canaries.at_most)
     if rules.tpr_at_fpr_1 is not None:
         yield from _tails(audit, rules.tpr_at_fpr_1.at_most)
+    if rules.relearning:
+        missing = audit.not_measured.get(RELEARNING, "")
+        yield _tried("relearning", AUDITED in audit.relearning and not missing, missing)
+    if rules.known_cheat:
+        yield _tried("known cheat", CHEAT in audit.attacks, "")
+
+
+def _tried(rule: str, there: bool, why: str) -> Check:
+    option = {"relearning": "relearn", "known cheat": "cheat"}[rule]
+    return Check.model_validate(
+        {
+            "rule": f"audit: {rule}",
+            "value": "tried" if there else "–",
+            "threshold": "tried",
+            "outcome": "pass" if there else "not measured",
+            "note": "" if there else why or f"`mlflow-unlearn audit --{option} true` tries it",
+        }
+    )
 
 
 def _about_something_else(evidence: Evidence, audit: AuditRecord) -> str:

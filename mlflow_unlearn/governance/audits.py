@@ -15,7 +15,10 @@ from mlflow_unlearn.registry.versions import read_artifact
 
 
 def last_audit(client: MlflowClient, examined: Examined) -> AuditRecord | None:
-    """Of the strongest ones one that tells the version apart, else the newest: no one tries again until it passes.
+    """Of the strongest ones one that tells the version apart, else one that decides nothing, else the newest.
+
+    So no one tries again until it passes, nor leaves out what did not: tier, then relearning and a known cheat, then
+    the number of retrained models say which is the stronger one.
 
     A note says where others of the version came to something else.
 
@@ -33,7 +36,8 @@ def last_audit(client: MlflowClient, examined: Examined) -> AuditRecord | None:
     ]
     if not found:
         return None
-    counted = max(found, key=lambda audit: (audit.tier, audit.decision[0] == "told apart", audit.at))
+    worse = ("not told apart", "not decided", "told apart")
+    counted = max(found, key=lambda audit: (audit.strength, worse.index(audit.decision[0]), audit.at))
     others = [one for one in found if one is not counted and one.decision[0] != counted.decision[0]]
     if others:
         listed = "; ".join(f"{one.decision[0]} (tier {one.tier}, run {one.run_id})" for one in others[:5])

@@ -13,7 +13,7 @@ def metrics(record: AuditRecord) -> dict[str, float]:
     found: dict[str, float] = {"audit.seconds": record.seconds, "audit.tier": record.tier}
     for model, attacks in record.attacks.items():
         for attack, one in attacks.items():
-            name = f"audit.{model.replace(' ', '_')}.{attack}"
+            name = f"audit.{model}.{attack}"
             found |= {f"{name}.auc": one.auc, f"{name}.advantage": one.advantage, f"{name}.p": one.p_value}
             found |= {} if one.tail is None else {f"{name}.tpr_at_fpr_1": one.tail.tpr}
     share = record.share_remembered
@@ -25,14 +25,16 @@ def metrics(record: AuditRecord) -> dict[str, float]:
         found |= {"audit.u_lira": record.many.u_lira, "audit.klom_p95": record.many.klom_p95}
     if record.retained is not None:
         for model, one in record.retained.attacks.items():
-            found[f"audit.{model.replace(' ', '_')}.retained.auc"] = one.auc
+            found[f"audit.{model}.retained.auc"] = one.auc
     for model, again in record.relearning.items():
-        name = f"audit.{model.replace(' ', '_')}.relearning"
+        name = f"audit.{model}.relearning"
         found |= {f"{name}.ratio": again.ratio, f"{name}.p": again.p_value}
-    found |= {f"audit.within.{name.replace(' ', '_')}": float(one.inside) for name, one in record.within_golds.items()}
+    found |= {f"audit.within.{name}": float(one.inside) for name, one in record.within_golds.items()}
     optional = {"completeness": record.completeness, "remembered_p95": record.remembered_p95}
     optional |= {"two_versions_auc": record.two_versions_auc}
-    return found | {f"audit.{key}": value for key, value in optional.items() if value is not None}
+    found |= {f"audit.{key}": value for key, value in optional.items() if value is not None}
+    # MLflow takes no % in a name.
+    return {name.replace(" %", "").replace(" ", "_"): value for name, value in found.items()}
 
 
 _ENDS = {"value": "", "low": "_low", "high": "_high"}
@@ -85,9 +87,9 @@ def show(record: AuditRecord) -> None:
     if record.many is not None:
         many = record.many
         lines.append(
-            f"of the method, by {many.unlearned} versions and {many.golds} golds: U-LiRA {many.u_lira:.3f} "
-            f"[{many.u_lira_low:.3f}, {many.u_lira_high:.3f}], 95 % of samples below {many.u_lira_p95:.3f}; KLoM "
-            f"P95 {many.klom_p95:.3f}, of unseen samples {many.klom_p95_unseen:.3f}"
+            f"of the method, by {many.unlearned} versions and {many.golds} golds: U-LiRA {many.u_lira:.3f} (alike: "
+            f"{many.u_lira_low:.3f} to {many.u_lira_high:.3f}); KLoM P95 {many.klom_p95:.3f} (alike: up to "
+            f"{many.klom_p95_null:.3f})"
         )
     if record.retained is not None:
         kept = record.retained

@@ -42,6 +42,6 @@ def test_sixteen_of_each(session):
         audit = Audit(replace(session, module=first), "models:/clf/1", session.module, named, alike=alike)
         many[name] = audit.record("0" * 32).many
     assert (many["retrained"].unlearned, many["retrained"].golds) == (16, 16)
-    assert many["nothing done"].u_lira_low > 0.55 > many["retrained"].u_lira
-    assert abs(many["retrained"].u_lira - 0.5) < 0.06
-    assert many["nothing done"].klom_p95 > many["retrained"].klom_p95
+    nothing, again = many["nothing done"], many["retrained"]
+    assert nothing.u_lira > nothing.u_lira_high and nothing.klom_p95 > again.klom_p95
+    assert abs(again.u_lira - 0.5) < 0.08 < nothing.u_lira - 0.5

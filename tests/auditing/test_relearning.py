@@ -67,6 +67,7 @@ def test_a_new_head_on_the_old_backbone_is_caught(parts, original, cheat):
     }
     heads = {name for name, parameter in cheat.named_parameters() if id(parameter) in own}
     assert {name for name, moved in changed.items() if moved} == heads, "BatchNorm's statistics stay as well"
+    assert all(parameter.requires_grad for parameter in cheat.parameters()), "it is attacked as the others are"
 
 
 def test_parts_have_the_same_classes_and_share_nothing(parts):
@@ -99,8 +100,26 @@ class Decided(nn.Module):
 
 
 def test_outputs_without_a_gradient(parts):
-    with pytest.raises(UnlearnError, match="outputs have no gradient, so that it learns nothing: leave relearn out"):
-        parts.of(Decided(toy.net()), "audited")
+    assert parts.of(Decided(toy.net()), "audited") == "audited cannot be trained on (its outputs have no gradient)"
+
+
+def test_a_model_that_diverges(parts):
+    """Why it cannot be measured, in a sentence: the other models are all the same."""
+    wild = toy.net()
+    with torch.no_grad():
+        last_linear(wild).weight.mul_(1e18)
+    found = parts.of(wild, "gold 1")
+    assert isinstance(found, str) and found.startswith("gold 1 cannot be trained on (")
+
+
+def test_frozen_weights_are_free_again(parts):
+    """Whoever freezes a version's weights does not decide how it is attacked."""
+    model = toy.net()
+    free = parts.of(model, "audited")
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    assert parts.of(model, "audited") == free
+    assert not any(parameter.requires_grad for parameter in model.parameters()), "and it is left as it was"
 
 
 def test_a_model_without_a_last_layer_that_can_be_trained():

@@ -1,5 +1,6 @@
 """Runs that a comparison makes once and finds again."""
 
+import copy
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -33,6 +34,39 @@ def test_a_gold_is_loaded_from_its_run(runner, gold):
     assert number_of_runs() == before
     assert (again.digest, again.seconds) == (gold.digest, gold.seconds)
     assert again.digest == weights_digest(again.module) != weights_digest(runner.session.module)
+
+
+def test_audited_by_two_golds_and_no_fewer(runner, gold):
+    """What was measured without the audit is measured again, once."""
+    with pytest.raises(UnlearnError, match="by=audit needs two gold standards with different weights"):
+        runner.audit_by([gold])
+    audited = copy.copy(runner)
+    audited.audit_by([gold, runner.gold(1001)])
+    plain = runner.trial("finetune", PARAMS, 4, gold)
+    before = number_of_runs()
+    trial = audited.trial("finetune", PARAMS, 4, gold)
+    assert number_of_runs() == before + 1 and trial.digest == plain.digest
+    assert trial.metrics["audit_gap"] >= 0 and "audit_gap" not in plain.metrics
+    assert {key: value for key, value in trial.metrics.items() if key in plain.metrics} == plain.metrics
+    assert audited.trial("finetune", PARAMS, 4, gold).metrics == trial.metrics
+    assert number_of_runs() == before + 1
+
+
+def test_a_collapsed_model_is_not_audited(runner, gold, monkeypatch):
+    """It would be among the best: who knows nothing remembers nobody."""
+    audited = copy.copy(runner)
+    audited.audit_by([gold, runner.gold(1001)])
+
+    def collapsed(method, params, seed):
+        result = runner._result(method, params, seed)
+        with torch.no_grad():
+            for parameter in result.model.parameters():
+                parameter.zero_()
+        return result
+
+    monkeypatch.setattr(audited, "_result", collapsed)
+    trial = audited.trial("finetune", PARAMS, 5, gold)
+    assert trial.metrics.collapsed is not None and "audit_gap" not in trial.metrics
 
 
 def test_a_trial_is_reused_and_its_model_made_again(runner, gold):

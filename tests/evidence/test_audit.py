@@ -110,14 +110,29 @@ def test_relearning_may_be_the_only_power():
         assert decide(blind, relearning={"audited": again(1.0, 0.9), "original": before})[0] == word
 
 
-def test_coarse_outputs_decide_nothing():
-    """Nine in ten samples have the log odds of another one: no attack on single samples can see them."""
-    own = {"margin": attack(0.4).model_copy(update={"distinct": 0.1}), **UNSEEN}
-    before = {"margin": attack(0.4), **SEEN}
+def test_flat_outputs_decide_nothing():
+    """Half of the samples lie within a two hundredth of what they do under the original."""
+    own = {"margin": attack(0.4).model_copy(update={"half_width": 0.015}), **UNSEEN}
+    before = {"margin": attack(0.4).model_copy(update={"half_width": 3.0}), **SEEN}
     word, why = decide({"audited": own, "original": before})
-    assert word == "not decided" and "coarse: 10.0% of the samples have log odds of their own, 100.0%" in why
-    saturated = {"margin": attack(0.4).model_copy(update={"distinct": 0.15}), **SEEN}
-    assert decide({"audited": own, "original": saturated})[0] == "not told apart", "so were the original's"
+    assert word == "not decided" and "lie within 0.015, under the original within 3" in why
+    assert decide({"audited": own, "original": own | SEEN})[0] == "not told apart", "so were the original's"
+
+
+def test_relearning_that_ends_nowhere_is_no_test():
+    """A version that learns nothing is neither cleared by it nor is the original's memory its power."""
+    stuck, before = again(1.0, 1.0).model_copy(update={"censored": 1.0}), again(0.1, 0.002)
+    blind = {"audited": UNSEEN, "original": UNSEEN}
+    assert decide(blind, relearning={"audited": stuck, "original": before})[0] == "not decided"
+    word, why = decide({"audited": UNSEEN, "original": SEEN}, relearning={"audited": stuck, "original": before})
+    assert (word, why) == ("not told apart", "by none of rmia; no gold control of rmia")
+
+
+def test_what_was_asked_for_and_not_measured_is_no_pass():
+    models = {"audited": UNSEEN, "original": SEEN}
+    word, why = decide(models, unmeasured="it cannot be trained")
+    assert (word, why) == ("not decided", "relearning was asked for and not measured: it cannot be trained")
+    assert decide({**models, "audited": SEEN}, unmeasured="it cannot be trained")[0] == "told apart"
 
 
 def test_the_attacks_on_one_model_are_corrected_together():

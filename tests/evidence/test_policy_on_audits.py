@@ -4,7 +4,7 @@ import pytest
 from records import attack, audit, digest, evidence
 
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.evidence.audit import AuditRecord, CanaryRecord
+from mlflow_unlearn.evidence.audit import AuditRecord, CanaryRecord, RelearnRecord
 from mlflow_unlearn.evidence.policy import AuditRules, Policy, judge, read_policy
 
 RECORD = evidence()
@@ -81,6 +81,20 @@ def test_canaries_are_judged_by_what_the_pairs_leave_possible():
         assert outcomes(audited, canaries={"at_most": most})["canaries"] == outcome
     assert "in 31 of 60 pairs" in checks(audited, canaries={"at_most": 0.3})["canaries"].note
     assert outcomes(audit(), canaries={"at_most": 0.3})["canaries"] == "not measured"
+
+
+def test_what_has_to_have_been_tried():
+    rules = {"relearning": True, "known_cheat": True}
+    found = checks(audit(), **rules)
+    for rule, option in (("audit: relearning", "relearn"), ("audit: known cheat", "cheat")):
+        assert found[rule].outcome == "not measured" and f"audit --{option} true` tries it" in found[rule].note
+    again = RelearnRecord(forget=[1.0], unseen=[1.0], ratio=1.0, p_value=1.0, censored=0.0)
+    tried = audit(relearning={"audited": again})
+    tried = tried.model_copy(update={"attacks": {**tried.attacks, "known cheat": {"rmia": attack(0.001)}}})
+    assert set(outcomes(tried, **rules).values()) == {"pass"}
+    refused = audit(not_measured={"relearning": "audited cannot be trained on (it is stubborn)"})
+    assert "it is stubborn" in checks(refused, **rules)["audit: relearning"].note
+    assert outcomes(refused)["audit"] == "not measured", "what was asked for and not measured decides nothing"
 
 
 def test_canaries_alone_may_tell_it_apart():

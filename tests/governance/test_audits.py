@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import mlflow
 import pytest
+import records
 from records import audit, evidence
 
-from mlflow_unlearn.evidence.audit import AUDIT_FILE
+from mlflow_unlearn.evidence.audit import AUDIT_FILE, ReferenceRecord, RelearnRecord
 from mlflow_unlearn.evidence.review import MODEL_URI_TAG
 from mlflow_unlearn.governance.audits import check_audit, last_audit
 
@@ -40,6 +41,32 @@ def test_no_one_tries_again_until_it_passes(examined, empty_store, capsys):
     empty_store.client.delete_run(told_apart)
     assert last_audit(empty_store.client, examined).run_id == told_apart
     assert "others came to: not told apart" in capsys.readouterr().err
+
+
+def test_no_one_leaves_out_what_did_not_pass(examined, empty_store):
+    """A known cheat that was not caught; then the same without it, and with more models without it."""
+    client = empty_store.client
+    attacks = audit().attacks
+    uncaught = {**attacks, "known cheat": {"rmia": records.attack(0.5)}}
+    not_decided = logged(tier=2, attacks=uncaught, at="2026-11-01T12:00:00+00:00")
+    logged(tier=2, at="2026-11-02T12:00:00+00:00")
+    references = [ReferenceRecord(uri="runs:/1", sha256="0" * 64, kind="reference", epochs=3)]
+    logged(tier=2, references=references, at="2026-11-03T12:00:00+00:00")
+    assert last_audit(client, examined).run_id == not_decided
+    unmeasured = logged(tier=2, attacks=uncaught, not_measured={"relearning": "it cannot be trained on"})
+    assert last_audit(client, examined).run_id == unmeasured, "that relearning was refused counts as well"
+    caught = {**attacks, "known cheat": {"rmia": records.attack(0.001)}}
+    again = RelearnRecord(forget=[1.0], unseen=[1.0], ratio=1.0, p_value=1.0, censored=0.0)
+    whole = logged(tier=2, attacks=caught, relearning={"audited": again}, references=references)
+    assert last_audit(client, examined).run_id == whole
+
+
+def test_more_models_count_before_fewer(examined, empty_store):
+    """With a second gold an audit may decide what one could not."""
+    logged(before=0.5, at="2026-11-02T12:00:00+00:00")
+    references = [ReferenceRecord(uri="models:/gold/1", sha256="0" * 64, kind="gold")]
+    more = logged(references=references, at="2026-11-01T12:00:00+00:00")
+    assert last_audit(empty_store.client, examined).run_id == more
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"attacks": {}}', "x" * 1000])

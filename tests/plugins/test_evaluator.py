@@ -216,6 +216,8 @@ def test_an_audit_is_that_of_the_command(used, measured, samples, tmp_path):
     [found] = measured(case("models:/clf/2", samples, {"gold_uri": golds, "audit": True}, targets="label"))
     record = AuditRecord.model_validate(EvaluationResult.load(tmp_path / "out" / "0").artifacts["audit"].content)
     assert record.attacks == expected.attacks and record.decision == expected.decision
+    shown = [sample.id for sample in (*record.worst, *record.retained.worst)]
+    assert shown and all(re.fullmatch("[0-9a-f]{64}", name) for name in shown)
     assert list(record.unusable) == ["models:/clf/1"]
     assert found["metrics"]["audit.audited.rmia.auc"] == expected.attacks["audited"]["rmia"].auc
     assert "jsd" in found["metrics"] and used.everything_registered() == before

@@ -9,13 +9,22 @@ import numpy as np
 import pytest
 import records
 import torch
+from mlflow.utils.validation import _validate_metric_name
 
-from mlflow_unlearn.evidence.audit import ManyRecord, RelearnRecord, RetainedRecord
+from mlflow_unlearn.evidence.audit import (
+    CanaryRecord,
+    ManyRecord,
+    RelearnRecord,
+    RetainedRecord,
+    TailRecord,
+    WithinRecord,
+)
 from mlflow_unlearn.evidence.policy import Check, Policy, Verdict, judge
 from mlflow_unlearn.evidence.record import Matched, Measured
 from mlflow_unlearn.metrics.catalog import METRICS, READING
 from mlflow_unlearn.metrics.outputs import SplitOutputs
 from mlflow_unlearn.report import figures
+from mlflow_unlearn.report.audit_table import metrics
 from mlflow_unlearn.report.page import MAX_BYTES, moved, page
 
 VOID = {"meta", "link", "br", "img"}
@@ -517,19 +526,41 @@ class TestAudit:
     def test_what_was_asked_for_besides(self):
         """Relearning as a row of the attacks, with a column for the known cheat; the method; those who stay."""
         again = RelearnRecord(forget=[1.0], unseen=[3.0], ratio=0.52, p_value=0.013, censored=0.0)
-        many = {"u_lira": 0.61, "u_lira_low": 0.58, "u_lira_high": 0.64, "u_lira_p95": 0.9}
+        many = {"u_lira": 0.61, "u_lira_low": 0.48, "u_lira_high": 0.53}
         shown = records.audit(
             attacks={name: {"rmia": records.attack(0.5)} for name in ("audited", "original", "known cheat")},
             relearning={"audited": again, "known cheat": again.model_copy(update={"ratio": 0.07})},
-            many=ManyRecord(unlearned=16, golds=17, klom_p95=1.25, klom_p95_unseen=1.0, **many),
+            many=ManyRecord(unlearned=16, golds=17, klom_p95=1.25, klom_p95_null=1.0, **many),
             retained=RetainedRecord(samples=9, attacks={"audited": records.attack(0.5)}, rise_p95=0.1, worst=[]),
         )
         record = records.evidence()
         text = Parsed(page(record, records.verdict(record), audit=shown)).text
         for part in ("known cheat", "epochs of forgotten to those of unseen samples", "0.52", "0.013", "0.07"):
             assert part in text, part
-        assert "by 16 versions made alike and 17 retrained models: U-LiRA 0.610 (0.580 to 0.640; 0.5: alike)" in text
-        assert "KLoM P95 1.250" in text and "with an AUC of 0.600 (audited)" in text
+        assert "by 16 versions made alike and 17 retrained models: U-LiRA 0.610 (alike: 0.480 to 0.530)" in text
+        assert "KLoM P95 1.250 (alike: up to 1.000)" in text and "with an AUC of 0.600 (audited)" in text
+
+    def test_its_metrics_have_names_that_mlflow_takes(self):
+        """Of everything that a record can hold."""
+        within = {name: WithinRecord(value=1.0, low=0.0, high=2.0) for name in ("TPR at 1 % FPR by rmia", "AUC by iam")}
+        coins = CanaryRecord(pairs=9, larger=5, p_value=0.5, advantage=0.1, bound=0.4, e_value=1.0)
+        again = RelearnRecord(forget=[1.0], unseen=[3.0], ratio=0.52, p_value=0.013, censored=0.0)
+        many = ManyRecord(
+            unlearned=16, golds=17, u_lira=0.6, u_lira_low=0.4, u_lira_high=0.5, klom_p95=1.0, klom_p95_null=2.0
+        )
+        attacks = {
+            name: {"rmia": records.attack(0.5, TailRecord(tpr=0.1, low=0.0, high=0.2))}
+            for name in ("audited", "original", "gold 1", "known cheat")
+        }
+        kept = RetainedRecord(samples=9, attacks={"gold 1": records.attack(0.5)}, rise_p95=0.1, worst=[])
+        shown = records.audit(
+            attacks=attacks, within_golds=within, canaries={"audited": coins}, relearning={"known cheat": again},
+            many=many, retained=kept,
+        )  # fmt: skip
+        found = metrics(shown)
+        assert {"audit.within.TPR_at_1_FPR_by_rmia", "audit.known_cheat.relearning.p", "audit.klom_p95"} <= found.keys()
+        for name in found:
+            _validate_metric_name(name)
 
     def test_without_figures_and_share(self):
         record = records.evidence()

@@ -45,7 +45,7 @@ class Detection:
         p_value: chance of that advantage where both sets are drawn alike, by permutation within classes.
         tail: at 1 % false alarms; None where there are too few unseen samples to resolve them.
         curve: true positive rates at the false alarms of `RATES`.
-        distinct: share of all these samples whose score no other one has.
+        half_width: of the shortest interval that holds half of all these scores.
     """
 
     n_forget: int
@@ -57,7 +57,7 @@ class Detection:
     p_value: float
     tail: Tail | None
     curve: tuple[float, ...]
-    distinct: float = 1.0
+    half_width: float = 1.0
 
 
 def detect(
@@ -125,12 +125,14 @@ def detect(
         p_value=p_value,
         tail=tail(forget[matched > 0], unseen, weights),
         curve=tuple(_above(forget[matched > 0], threshold) for threshold in thresholds(unseen, weights, RATES)),
-        distinct=_distinct(np.concatenate([forget[matched > 0], unseen[weights > 0]])),
+        half_width=_shortest_half(np.concatenate([forget[matched > 0], unseen[weights > 0]])),
     )
 
 
-def _distinct(scores: Floats) -> float:
-    return float((np.unique(scores, return_counts=True)[1] == 1).sum() / scores.size)
+def _shortest_half(scores: Floats) -> float:
+    """Its length: a scale that neither tails nor a second cluster of wrong answers widen."""
+    ordered, count = np.sort(scores), -(-scores.size // 2)
+    return float((ordered[count - 1 :] - ordered[: ordered.size - count + 1]).min())
 
 
 def auc_interval(scores_forget: npt.ArrayLike, scores_unseen: npt.ArrayLike, weights: npt.ArrayLike) -> AucInterval:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from mlflow_unlearn.metrics.attacks.many import klom, u_lira
+from mlflow_unlearn.metrics.attacks.many import klom, relabelled, u_lira
 
 
 @pytest.fixture
@@ -27,19 +27,41 @@ def test_u_lira_by_its_loops(models):
         for scored, fitted in ((slice(0, None, 2), slice(1, None, 2)), (slice(1, None, 2), slice(0, None, 2))):
             ours, theirs = ([score(m, own[fitted], other[fitted]) for m in part[scored]] for part in (own, other))
             found.append(np.mean([(a > b) + 0.5 * (a == b) for a in ours for b in theirs]))
-        assert u_lira(unlearned, retrained).by_sample[i] == pytest.approx(np.mean(found), abs=1e-9)
+        assert u_lira(unlearned, retrained)[i] == pytest.approx(np.mean(found), abs=1e-9)
 
 
-def test_u_lira_of_equal_kinds_is_at_chance():
-    """Its interval holds 0.5 in nineteen cases of twenty."""
-    random = np.random.default_rng(1)
-    inside = [u.low <= 0.5 <= u.high for u in (u_lira(*random.normal(size=(2, 16, 60))) for _ in range(200))]
-    assert 0.9 < np.mean(inside) < 0.99
+@pytest.mark.parametrize("shared", [0.0, 1.0])
+def test_u_lira_of_equal_kinds_is_within_its_null(shared):
+    """Also where the samples of one model have something in common; in 19 cases of 20."""
+    random = np.random.default_rng(5)
+    inside = []
+    for _ in range(40):
+        unlearned, retrained = random.normal(size=(2, 16, 20)) + shared * random.normal(size=(2, 16, 1))
+        null = relabelled(lambda a, b: u_lira(a, b).mean(), unlearned, retrained, seed=0)
+        low, high = np.quantile(null, [0.025, 0.975])
+        inside.append(low <= u_lira(unlearned, retrained).mean() <= high)
+    assert np.mean(inside) > 0.85
 
 
 def test_u_lira_sees_spread_as_well():
     random = np.random.default_rng(2)
-    assert u_lira(random.normal(0, 5, (16, 100)), random.normal(0, 1, (16, 100))).low > 0.6
+    unlearned, retrained = random.normal(0, 5, (16, 100)), random.normal(0, 1, (16, 100))
+    null = relabelled(lambda a, b: u_lira(a, b).mean(), unlearned, retrained, seed=0)
+    assert u_lira(unlearned, retrained).mean() > max(0.6, null.max())
+
+
+def test_the_null_is_over_models():
+    """Each value is of a split of all of them into as many of each kind; the same seed draws the same ones."""
+    sizes = []
+    models = np.arange(40.0)[:, None]
+
+    def total(a, b):
+        sizes.append((len(a), len(b)))
+        return float(a.sum() - b.sum())
+
+    found = relabelled(total, models[:16], models[16:], seed=4)
+    assert set(sizes) == {(16, 24)} and len(set(found.tolist())) > 50
+    assert found.tolist() == relabelled(total, models[:16], models[16:], seed=4).tolist()
 
 
 def test_klom_by_its_loops(models):

@@ -5,6 +5,7 @@ module for every evaluation of every user: what takes time to import is imported
 """
 
 import json
+import secrets
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -309,7 +310,11 @@ def _measure(
     outputs, name = evaluate_measured(session, original, options)
     uris = {"original": original.uri, name: session.version.uri, "gold": str(options.gold_uri)}
     shown = {model: uris[model] for model in outputs}
-    audit = None if golds is None else open_audit(session, original, options, golds).record(run_id)
+    audit = None
+    if golds is not None:
+        # A table does not say whether a request hides its ids.
+        session = replace(session, salt=session.salt or secrets.token_hex(16))
+        audit = open_audit(session, original, options, golds).record(run_id)
     metrics = compare(outputs, seed=options.seed)
     return _Evaluation(shown, outputs, metrics, name, session.version.model_id, audit)
 
