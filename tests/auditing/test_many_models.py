@@ -31,7 +31,7 @@ def trained(session, seed: int, *, everything: bool = False):
     return run(toy.net(seed), method, {"retain": data}, session.hardware, RunOptions(seed)).model
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_sixteen_of_each(session):
     """Versions that did nothing are told from retrained ones, and retrained ones are not."""
     golds = [trained(session, 100 + seed) for seed in range(16)]

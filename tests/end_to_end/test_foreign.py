@@ -301,7 +301,7 @@ def test_a_pickled_timm_model(empty_store, cli, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["vit_tiny", "resnet18"])
+@pytest.mark.parametrize("architecture", [pytest.param("vit_tiny", marks=pytest.mark.nightly), "resnet18"])
 def test_the_published_architectures(empty_store, cli, tmp_path, architecture):
     """End to end on a handful of samples, by their short names; the ViT takes the published settings of a ViT."""
     data = f"folder:{digits_folder(tmp_path / 'few', train=40, held_out=40)}"

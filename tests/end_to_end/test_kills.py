@@ -17,7 +17,7 @@ from stores import DATA, Store, make_store, relocate, reset_mlflow
 
 from mlflow_unlearn import config
 
-KILLS = int(os.environ.get("MLFLOW_UNLEARN_KILLS", "5"))
+KILLS = int(os.environ.get("MLFLOW_UNLEARN_KILLS", "4"))
 SEED = int(os.environ.get("MLFLOW_UNLEARN_KILL_SEED", "0"))
 TRAIN = ("--data", DATA, "--architecture", "toy:trainable", "--lr", "0.05", "--batch-size", "32")
 LAST = ("--model-uri", "models:/clf/2")

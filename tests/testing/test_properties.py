@@ -52,7 +52,7 @@ MASKED = {"promises": {"masked": {"share": 0.1}}}
 INVARIANT = {"promises": {"batch_invariant": {}}, "stochastic": False}
 
 
-LARGE = [pytest.param(name, marks=[pytest.mark.slow] * (name == "resnet18")) for name in MODELS]
+LARGE = [pytest.param(name, marks=[pytest.mark.nightly] * (name == "resnet18")) for name in MODELS]
 
 
 @pytest.mark.parametrize("model", LARGE)
