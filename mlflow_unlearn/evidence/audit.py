@@ -294,8 +294,6 @@ def decide(
     tests = _Tests(attacks, {CANARIES: canaries or {}, RELEARNING: relearning or {}})
     if not tests.powerful():
         return "not decided", "the original shows no memory of these samples to these attacks"
-    if (flat := _flat(attacks)) is not None:
-        return "not decided", flat
     if CHEAT in tests.models and not tests.flagged(CHEAT):
         return (
             "not decided",
@@ -319,6 +317,8 @@ def decide(
     found = tests.flagged(AUDITED)
     if found:
         return "told apart", f"{'; '.join(f'{test}: {own[test].words}' for test in found)}{control}"
+    if (flat := _flat(attacks)) is not None:
+        return "not decided", flat
     if unmeasured:
         return "not decided", f"relearning was asked for and not measured: {unmeasured}"
     return "not told apart", f"by none of {', '.join(own)}{control}"

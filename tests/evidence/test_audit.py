@@ -117,6 +117,8 @@ def test_flat_outputs_decide_nothing():
     word, why = decide({"audited": own, "original": before})
     assert word == "not decided" and "lie within 0.015, under the original within 3" in why
     assert decide({"audited": own, "original": own | SEEN})[0] == "not told apart", "so were the original's"
+    caught = {"audited": again(0.1, 0.002), "original": again(0.1, 0.002)}
+    assert decide({"audited": own, "original": before}, relearning=caught)[0] == "told apart", "what is seen counts"
 
 
 def test_relearning_that_ends_nowhere_is_no_test():

@@ -553,11 +553,8 @@ class TestAudit:
             for name in ("audited", "original", "gold 1", "known cheat")
         }
         kept = RetainedRecord(samples=9, attacks={"gold 1": records.attack(0.5)}, rise_p95=0.1, worst=[])
-        shown = records.audit(
-            attacks=attacks, within_golds=within, canaries={"audited": coins}, relearning={"known cheat": again},
-            many=many, retained=kept,
-        )  # fmt: skip
-        found = metrics(shown)
+        besides = {"canaries": {"audited": coins}, "relearning": {"known cheat": again}, "many": many, "retained": kept}
+        found = metrics(records.audit(attacks=attacks, within_golds=within, **besides))
         assert {"audit.within.TPR_at_1_FPR_by_rmia", "audit.known_cheat.relearning.p", "audit.klom_p95"} <= found.keys()
         for name in found:
             _validate_metric_name(name)

@@ -48,9 +48,8 @@ def u_lira(unlearned: npt.ArrayLike, retrained: npt.ArrayLike) -> Floats:
         ((50,), True)
     """
     own, other = _many(unlearned, retrained)
-    halves = [_above(*(part[first::2] for part in (own, other)), *(part[1 - first :: 2] for part in (own, other)))
-              for first in (0, 1)]  # fmt: skip
-    found: Floats = np.mean(halves, axis=0)
+    even, odd = ((own[first::2], other[first::2]) for first in (0, 1))
+    found: Floats = (_above(*even, *odd) + _above(*odd, *even)) / 2
     return found
 
 
