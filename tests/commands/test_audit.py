@@ -63,6 +63,7 @@ def test_with_two_golds_the_original_is_told_apart(audit, audited):
     assert "share remembered: 1.000" in outcome.out and record.worst[0].id in outcome.out
     kept = record.retained
     assert kept.samples == 216 and list(kept.attacks) == ["audited", "gold 1", "gold 2"]
+    assert kept.worst == [], "nobody stands out more than before"
     assert kept.rise_p95 == 0.0 and "retained samples against unseen ones, AUC by margin: audited" in outcome.out
 
 
@@ -159,6 +160,7 @@ def test_a_fast_recipe_is_another_reference(audit):
         mlflow.get_run(r.uri.removeprefix("runs:/")).data.params["unlearn.params.epochs"] for r in record.references
     }
     assert epochs == {"7"}, "a third of twenty"
+    assert [reference.epochs for reference in record.references] == [7, 7]
     again, _ = audit("--model-uri", "models:/clf/2", "--references", "2", "--recipe", "fast")
     assert "of 2 references 0 were trained now" in again.err
 
