@@ -78,6 +78,9 @@ class Command(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     example: ClassVar[str] = ""
 
+    format: Literal["table", "json"] = Field(
+        "table", description="table: for people; json: one JSON document, and nothing else on standard output."
+    )
     debug: bool = Field(False, description="Show the traceback of an error.")
 
 
@@ -429,7 +432,8 @@ COMMANDS: dict[str, type[Command]] = {
 def options(command: type[Command]) -> dict[str, Any]:
     """The options of a command, name → pydantic's field: required ones first, then its own, then the shared ones."""
     own, fields = command.__annotations__, command.model_fields
-    ranked = sorted(fields, key=lambda name: (not fields[name].is_required(), name not in own, name == "debug"))
+    last = ("format", "debug")
+    ranked = sorted(fields, key=lambda name: (name in last, not fields[name].is_required(), name not in own))
     return {fields[name].alias or name: fields[name] for name in ranked}
 
 

@@ -9,14 +9,19 @@ class UnlearnError(Exception):
 
     exit_code = 2
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, result: object = None) -> None:
         """Keep the sentence alone where a data-loading worker has wrapped it in its traceback.
 
         ``torch.utils.data`` raises a worker's error again as ``type(error)("Caught … Original Traceback …")``.
+
+        Args:
+            message: the sentence.
+            result: what the command has found nevertheless, such as the verdict of a review that refuses.
         """
         if "Original Traceback" in message:
             message = message.strip().rsplit("UnlearnError: ", 1)[-1]
         super().__init__(message)
+        self.result = result
 
 
 class NothingToUnlearn(UnlearnError):

@@ -16,10 +16,10 @@ def test_the_commands_are_the_classes():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_required_options_come_first_and_debug_last(name):
+def test_required_options_come_first_and_format_and_debug_last(name):
     listed = options(COMMANDS[name])
     required = [field.is_required() for field in listed.values()]
-    assert required == sorted(required, reverse=True) and list(listed)[-1] == "debug"
+    assert required == sorted(required, reverse=True) and list(listed)[-2:] == ["format", "debug"]
     assert all(field.description for field in listed.values())
 
 
