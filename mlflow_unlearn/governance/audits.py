@@ -1,8 +1,8 @@
 """The audits of a version: which one a review is judged by, and whether it is still what it was."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from mlflow.entities import ViewType
+from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -36,13 +36,18 @@ def last_audit(client: MlflowClient, examined: Examined) -> AuditRecord | None:
     ]
     if not found:
         return None
-    worse = ("not told apart", "not decided", "told apart")
-    counted = max(found, key=lambda audit: (audit.strength, worse.index(audit.decision[0]), audit.at))
+    counted = strongest(found)
     others = [one for one in found if one is not counted and one.decision[0] != counted.decision[0]]
     if others:
         listed = "; ".join(f"{one.decision[0]} (tier {one.tier}, run {one.run_id})" for one in others[:5])
         note(f"Note: the audit of run {counted.run_id} counts; others came to: {listed}.")
     return counted
+
+
+def strongest(audits: Sequence[AuditRecord]) -> AuditRecord:
+    """Of the audits of one version the one that counts, as `last_audit` says."""
+    worse = ("not told apart", "not decided", "told apart")
+    return max(audits, key=lambda audit: (audit.strength, worse.index(audit.decision[0]), audit.at))
 
 
 def check_audit(stored: AuditRecord) -> IntegrityFinding:
@@ -59,12 +64,16 @@ def check_audit(stored: AuditRecord) -> IntegrityFinding:
     return IntegrityFinding(part, "same", f"run {stored.run_id} says what its review has")
 
 
-def _audits(client: MlflowClient, uri: str) -> Iterator[AuditRecord]:
-    """All audits of a version whose records can be read."""
+def audit_runs(client: MlflowClient, uri: str) -> list[Run]:
+    """Of all audits of a version, the newest first; deleted ones too: an audit does not become undone by that."""
     where = f"tags.`unlearn.command` = 'audit' and tags.`{MODEL_URI_TAG}` = {quoted(uri)}"
     order = ["attributes.start_time DESC"]
-    # Deleted runs too: an audit does not become undone by that.
-    for run in client.search_runs(experiment_ids(client), where, run_view_type=ViewType.ALL, order_by=order):
+    return list(client.search_runs(experiment_ids(client), where, run_view_type=ViewType.ALL, order_by=order))
+
+
+def _audits(client: MlflowClient, uri: str) -> Iterator[AuditRecord]:
+    """All audits of a version whose records can be read."""
+    for run in audit_runs(client, uri):
         try:
             audit = AuditRecord.model_validate_json(read_artifact(run.info.run_id, AUDIT_FILE))
         except (MlflowException, OSError, ValueError):  # it did not come to one
