@@ -293,7 +293,7 @@ class _Gathering:
                     self._found.missing.pop(path)
                 continue
             try:
-                audit = AuditRecord.model_validatemapping(content)
+                audit = AuditRecord.model_validate_json(content)
             except ValidationError:
                 self._found.edited(path)
                 continue
@@ -315,7 +315,7 @@ class _Gathering:
             if content is None:
                 continue
             try:
-                review = ReviewRecord.model_validatemapping(content)
+                review = ReviewRecord.model_validate_json(content)
             except ValidationError:
                 self._found.edited(path)
                 continue

@@ -9,6 +9,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_unlearn.console import without_passwords
 from mlflow_unlearn.governance.integrity import hidden
+from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry.versions import MANIFEST_FILE, fetched, read_artifact
 
 _MODEL_FILES = ("MLmodel", f"extra_files/{MANIFEST_FILE}")
@@ -58,10 +59,7 @@ def model_digests(uri: str) -> dict[str, str]:
         try:
             with fetched(f"{uri}/{name}") as path:
                 digests[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        except (
-            MlflowException,
-            OSError,
-        ):  # another tool's version has no manifest, and of a deleted one nothing is left
+        except (MlflowException, OSError):  # another tool's version has no manifest, a deleted one nothing
             continue
     return digests
 
@@ -81,7 +79,7 @@ def component(text: str) -> str:
 def mapping(content: str | bytes | None) -> dict[str, Any]:
     """A mapping; empty for what is none."""
     try:
-        found = loadmapping(content) if content is not None else None
+        found = load_json(content) if content is not None else None
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
