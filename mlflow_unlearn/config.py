@@ -402,6 +402,23 @@ class Retire(Command):
     yes: bool = Field(False, description="Do it; without it only the plan is printed.")
 
 
+class Dossier(Command):
+    """Write everything about one case into one zip that checks itself offline. Exit code 3: something is missing."""
+
+    example = "mlflow-unlearn dossier --request 1f0c9a7be2d4"
+
+    request: Text = Field(None, description="Id of a request, or of a case: the dossier is of the whole case.")
+    output: Text = Field(None, description="The zip to write; default: dossier-CASE.zip.")
+    force: bool = Field(False, description="Write it although there is a file of that name.")
+    attach: bool = Field(False, description="Also store the zip with the run that records the dossier.")
+    sign_key: Text = Field(
+        None, description="Private EC key (PEM file) to sign the manifest with; needs the extra [sign]."
+    )
+    verify: Text = Field(None, description="Check this dossier instead, a zip or a folder, offline. Makes no run.")
+    key: Text = Field(None, description="With verify: public EC key (PEM file) that it must be signed with.")
+    digest: Text = Field(None, description="With verify: SHA-256 of its manifest, as it was printed.")
+
+
 class Methods(Command):
     """List the unlearning methods with their hyperparameters, those of plugins too. Makes no run."""
 
@@ -425,7 +442,7 @@ Measuring = Evaluate | Audit
 COMMANDS: dict[str, type[Command]] = {
     command.__name__.lower(): command
     for command in (Train, Request, Unlearn, Tune, Evaluate, Audit, Compare, Review)
-    + (Promote, Verify, Exposure, Retire, Methods, Data)
+    + (Promote, Verify, Exposure, Retire, Dossier, Methods, Data)
 }
 
 

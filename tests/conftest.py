@@ -11,7 +11,7 @@ import mlflow
 import pytest
 from chains import LENIENT, QUICK, STRICT
 from machine import pytest_collection_modifyitems, pytest_sessionfinish  # noqa: F401  (hooks)
-from stores import DATA, FORGET, TRAIN, Outcome, Store, call, copied, make_store, reset_mlflow
+from stores import DATA, FORGET, TRAIN, Outcome, Store, call, copied, make_store, relocate, reset_mlflow, use
 
 from mlflow_unlearn.cli import main
 
@@ -129,6 +129,50 @@ def chain(chain_template, tmp_path_factory) -> Iterator[Store]:
     with copied(chain_template, tmp_path_factory.mktemp("chain")) as store:
         for name in ("lenient.yaml", "strict.yaml"):
             shutil.copy(chain_template.folder / name, store.folder / name)
+        yield store
+
+
+@pytest.fixture(scope="session")
+def closed_template(template, keys, tmp_path_factory) -> Store:
+    """clf: 1 → 2 by one signed request; audited, failed, passed, champion, and 1 is retired. Its files are its own."""
+    store = Store(tmp_path_factory.mktemp("closed") / "store")
+    shutil.copytree(template.folder, store.folder)
+    relocate(store.folder, str(template.folder))
+    with pytest.MonkeyPatch.context() as patch:
+        use(store, patch)
+        (store.folder / "lenient.yaml").write_text(LENIENT)
+        (store.folder / "strict.yaml").write_text(STRICT)
+        new = ("--model-uri", "models:/clf/2")
+        for code, *arguments in (
+            (
+                0,
+                "request",
+                "--model-uri",
+                "models:/clf/1",
+                "--forget",
+                "random:20",
+                "--requester",
+                "p-7",
+                "--reason",
+                "&",
+            ),
+            (0, "unlearn", "--model-uri", "models:/clf/1", "--params", QUICK, "--sign-key", keys / "ours.pem"),
+            (3, "audit", *new),
+            (3, "review", *new, "--policy", "strict.yaml"),
+            (0, "review", *new, "--policy", "lenient.yaml"),
+            (0, "promote", *new),
+            (0, "retire", "--model-uri", "models:/clf/1", "--reason", "replaced", "--yes", "true"),
+        ):
+            done = call(*arguments)
+            assert done.code == code, done.err
+    reset_mlflow()
+    return store
+
+
+@pytest.fixture(scope="module")
+def closed(closed_template, tmp_path_factory) -> Iterator[Store]:
+    """A copy of its database; its files are shared and only read."""
+    with copied(closed_template, tmp_path_factory.mktemp("closed")) as store:
         yield store
 
 

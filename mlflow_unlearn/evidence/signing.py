@@ -35,16 +35,22 @@ class Signature:
     covers: Sequence[str] = ()
 
 
-def sign(folder: Path, key: str) -> None:
+def sign(folder: Path, key: str, files: Sequence[str] = (FILE, REPORT, CARD), to: str = SIGNATURE) -> None:
     """Sign the record in ``folder`` and what is made from it with the private key; the signature is stored beside them.
+
+    Args:
+        folder: where they are.
+        key: private EC key, a PEM file.
+        files: names of what is signed, as far as it exists.
+        to: name of the signature.
 
     Raises:
         UnlearnError: the key cannot be used, or the extra is not installed.
     """
     config = _library("signing").Config()
-    with _only(folder, [name for name in (FILE, REPORT, CARD) if (folder / name).exists()]) as signed:
+    with _only(folder, [name for name in files if (folder / name).exists()]) as signed:
         try:
-            config.use_elliptic_key_signer(private_key=Path(key)).sign(Path(signed), folder / SIGNATURE)
+            config.use_elliptic_key_signer(private_key=Path(key)).sign(Path(signed), folder / to)
         except Exception as error:  # The cryptography library's own, of many kinds.
             raise _bad_private_key(key, error) from error
 

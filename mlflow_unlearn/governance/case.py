@@ -337,7 +337,7 @@ class _Gathering:
                 self._found.edited(path)
                 continue
             spite = f", in spite of its review: {record['override']}" if record.get("override") else ""
-            message = f"{alias} is {uri} from now on{spite}"
+            message = f"{alias} was moved to {uri}{spite}"
             self._event("promoted", uri, message, at=record["at"], by=record["by"], run_id=run_id, file=path)
 
     def _retirement(self, registered: ModelVersion) -> None:

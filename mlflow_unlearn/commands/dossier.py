@@ -1,0 +1,166 @@
+"""`dossier`: everything about one case in one zip, and the check of such a zip, offline."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import mlflow
+from pydantic import Field
+
+from mlflow_unlearn import config
+from mlflow_unlearn.answer import Result
+from mlflow_unlearn.console import first_line, without_passwords
+from mlflow_unlearn.errors import Refused, UnlearnError
+from mlflow_unlearn.evidence import dossier_verify
+from mlflow_unlearn.evidence.case import Case
+from mlflow_unlearn.evidence.dossier import CASE, CHECKER, PAGE, checker, with_manifest, write_zip
+from mlflow_unlearn.evidence.dossier_verify import MANIFEST, SIGNATURE, DossierCheck, NotADossier
+from mlflow_unlearn.evidence.record import sha256
+from mlflow_unlearn.evidence.signing import check_key, sign
+from mlflow_unlearn.governance.case import open_case
+from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.report import table
+from mlflow_unlearn.report.case_page import case_page
+
+CASE_OF_DOSSIER, DIGEST_OF_DOSSIER = "unlearn.dossier.case", "unlearn.dossier.sha256"
+"""Tags of the run that records a dossier: the case, and the digest of the manifest."""
+_OUTCOMES = {"ok": "same", "failed": "differs"}
+
+
+class DossierResult(Result):
+    """A dossier that was written or checked."""
+
+    file: str
+    case: str | None = Field(None, description="Id of the case; None where a dossier was only checked.")
+    manifest_sha256: str = Field(description="Of the list of all digests: it stands for the whole dossier.")
+    files: dict[str, str] = Field(description="Path in the dossier → SHA-256.")
+    missing: dict[str, str] = Field({}, description="Path → why that file is not there.")
+    still_open: list[str] = Field([], description="What is still to be done in this case, in words.")
+    failures: list[str] = Field(description="What does not agree, in words.")
+    not_checked: list[str] = Field(description="What could not be checked, and why.")
+
+
+def dossier(options: config.Dossier) -> DossierResult:
+    """Write the dossier of a case, or check one.
+
+    Raises:
+        UnlearnError: there is no such case, or the zip cannot be written or read.
+        Refused: files are missing or records do not agree, which the dossier that was written says; or a check failed.
+    """
+    if (options.request is None) == (options.verify is None):
+        raise UnlearnError("dossier takes one of request= (to write one) and verify= (to check one)")
+    return _check(options, options.verify) if options.verify is not None else _write(options, str(options.request))
+
+
+def _write(options: config.Dossier, request: str) -> DossierResult:
+    if options.output is not None:
+        _check_output(Path(options.output), options)
+    check_key(options.sign_key)
+    with tracking.run("dossier", options) as run_id, tracking.scratch() as folder:
+        case = open_case(tracking.client(), request)
+        path = Path(options.output or f"dossier-{case.id}.zip")
+        _check_output(path, options)
+        files = _files(case)
+        if options.sign_key is not None:
+            (folder / MANIFEST).write_bytes(files[MANIFEST])
+            sign(folder, options.sign_key, [MANIFEST], to=SIGNATURE)
+            files[SIGNATURE] = (folder / SIGNATURE).read_bytes()
+        begun = path.with_name(f".{path.name}.{run_id[:8]}")
+        try:
+            _write_zip(files, begun, path)
+            _record(case, files, begun if options.attach else None, path.name, folder)
+            os.replace(begun, path)  # only what is recorded is there
+        finally:
+            begun.unlink(missing_ok=True)
+        result = _result(path, files, dossier_verify.check(files), case)
+        print(f"Wrote {path}: {len(files)} files about case {case.id} (run {run_id}).")
+        print(f"SHA-256 of its {MANIFEST}, by which it can be told from every other: {result.manifest_sha256}")
+        for point in case.open_points:
+            print(f"Still open: {point}.")
+        _refuse(result, f"{path} was written, and is not whole")
+        return result
+
+
+def _check_output(path: Path, options: config.Dossier) -> None:
+    """Before any work.
+
+    Raises:
+        UnlearnError: there is such a file, or no such folder.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise UnlearnError(
+            f"output = {str(path)!r} cannot be written: give the name of a file in a folder that is there"
+        )
+    if path.exists() and not options.force:
+        raise UnlearnError(f"output = {str(path)!r} is there already: give another name, or --force true to replace it")
+
+
+def _files(case: Case) -> dict[str, bytes]:
+    """All files of a dossier but for its signature."""
+    files = {**case.files, CASE: without_passwords(case.to_json()).encode(), CHECKER: checker()}
+    failures = [_words(one) for one in dossier_verify.check_records(files) if one.outcome == "failed"]
+    files[PAGE] = without_passwords(case_page(case, failures=failures, linked=True)).encode()
+    return with_manifest(files)
+
+
+def _write_zip(files: dict[str, bytes], begun: Path, path: Path) -> None:
+    try:
+        write_zip(files, begun)
+    except OSError as error:
+        raise UnlearnError(f"output = {str(path)!r} cannot be written ({error.strerror})") from error
+
+
+def _record(case: Case, files: dict[str, bytes], attached: Path | None, name: str, folder: Path) -> None:
+    """On the run: that there is this dossier, and all its digests."""
+    mlflow.set_tags({CASE_OF_DOSSIER: case.id, DIGEST_OF_DOSSIER: sha256(files[MANIFEST])})
+    mlflow.log_text(files[MANIFEST].decode(), f"dossier/{MANIFEST}")
+    if attached is not None:
+        named = folder / name
+        named.write_bytes(attached.read_bytes())
+        mlflow.log_artifact(str(named), "dossier")
+
+
+def _check(options: config.Dossier, name: str) -> DossierResult:
+    try:
+        files = dossier_verify.read(Path(name))
+        key = Path(options.key).read_bytes() if options.key is not None else None
+    except NotADossier as error:
+        raise UnlearnError(
+            f"verify = {name!r} cannot be checked ({first_line(error)}): give a zip or its folder"
+        ) from error
+    except OSError as error:
+        raise UnlearnError(f"key = {options.key!r} cannot be read ({error.strerror}): give a PEM file") from error
+    found = dossier_verify.check(files, digest=options.digest, key=key)
+    if files.get(CHECKER) != checker():
+        found.append(DossierCheck("not checked", CHECKER, "it is not this release's, whose own was used"))
+    table.show_findings(name, [(one.part, _OUTCOMES.get(one.outcome, one.outcome), one.message) for one in found])
+    result = _result(Path(name), files, found)
+    _refuse(result, f"{name} does not agree with itself")
+    print(f"{name} agrees with itself (SHA-256 of its {MANIFEST}: {result.manifest_sha256}).")
+    return result
+
+
+def _result(
+    path: Path, files: dict[str, bytes], found: Sequence[DossierCheck], case: Case | None = None
+) -> DossierResult:
+    return DossierResult(
+        file=str(path),
+        case=case.id if case is not None else None,
+        manifest_sha256=sha256(files[MANIFEST]),
+        files={name: sha256(content) for name, content in sorted(files.items())},
+        missing=case.missing if case is not None else {},
+        still_open=case.open_points if case is not None else [],
+        failures=[_words(one) for one in found if one.outcome == "failed"],
+        not_checked=[_words(one) for one in found if one.outcome == "not checked"],
+    )
+
+
+def _refuse(result: DossierResult, what: str) -> None:
+    reasons = [*(f"{path} is missing: {why}" for path, why in result.missing.items()), *result.failures]
+    if reasons:
+        listed = "; ".join(reasons[:10]) + (f"; … ({len(reasons)} in all)" if len(reasons) > 10 else "")
+        raise Refused(f"{what} ({listed})", result)
+
+
+def _words(one: DossierCheck) -> str:
+    return f"{one.part}: {one.message}"
