@@ -133,13 +133,15 @@ def chain(chain_template, tmp_path_factory) -> Iterator[Store]:
 
 
 @pytest.fixture(scope="session")
-def closed_template(template, keys, tmp_path_factory) -> Store:
+def closed_template(blank, template, keys, tmp_path_factory) -> Store:
     """clf: 1 → 2 by one signed request; audited, failed, passed, champion, and 1 is retired. Its files are its own."""
     store = Store(tmp_path_factory.mktemp("closed") / "store")
-    shutil.copytree(template.folder, store.folder)
-    relocate(store.folder, str(template.folder))
+    shutil.copytree(blank.folder, store.folder)  # where the files of the template are as well
+    shutil.copy(template.folder / "mlflow.db", store.folder / "mlflow.db")
+    relocate(store.folder, str(blank.folder))
     with pytest.MonkeyPatch.context() as patch:
         use(store, patch)
+        patch.setenv("MLFLOW_UNLEARN_CACHE", str(store.folder / "cache"))  # `retire` deletes from it
         (store.folder / "lenient.yaml").write_text(LENIENT)
         (store.folder / "strict.yaml").write_text(STRICT)
         new = ("--model-uri", "models:/clf/2")

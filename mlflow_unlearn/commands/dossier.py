@@ -99,7 +99,8 @@ def _files(case: Case) -> dict[str, bytes]:
     """All files of a dossier but for its signature."""
     files = {**case.files, CASE: without_passwords(case.to_json()).encode(), CHECKER: checker()}
     failures = [_words(one) for one in dossier_verify.check_records(files) if one.outcome == "failed"]
-    files[PAGE] = without_passwords(case_page(case, failures=failures, linked=True)).encode()
+    digests = {name: sha256(content) for name, content in files.items()}
+    files[PAGE] = without_passwords(case_page(case, failures=failures, digests=digests)).encode()
     return with_manifest(files)
 
 

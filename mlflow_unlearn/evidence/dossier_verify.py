@@ -19,8 +19,10 @@ import hashlib
 import io
 import json
 import re
+import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +30,7 @@ from typing import Any, NamedTuple
 MANIFEST, SIGNATURE = "MANIFEST", "MANIFEST.sig"
 LARGEST = 2**31
 """Bytes of a dossier, unpacked."""
-_WRONG_SHAPE = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
+_WRONG_SHAPE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, csv.Error)
 """What reading a record raises that is not one; a Unicode error is a ValueError."""
 
 
@@ -52,7 +54,9 @@ def read(path: Path) -> dict[str, bytes]:
     """
     try:
         files = _folder(path) if path.is_dir() else _zip(path)
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except NotADossier:
+        raise
+    except (*_WRONG_SHAPE, OSError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error) as error:
         raise NotADossier(f"{path} cannot be read: {error}") from error
     if MANIFEST not in files:
         raise NotADossier(f"{path} is not a dossier: it has no {MANIFEST}")
@@ -96,13 +100,10 @@ def check_manifest(files: Mapping[str, bytes], digest: str | None = None) -> Ite
     found = _sha256(files[MANIFEST])
     if digest is not None:
         yield _same(MANIFEST, digest.strip().lower(), found, "its digest is the given one")
-    listed: dict[str, str] = {}
-    for line in files[MANIFEST].decode("utf-8", "replace").splitlines():
-        match = re.fullmatch("([0-9a-f]{64})  (.+)", line)
-        if match is None or match[2] in listed:
-            yield DossierCheck("failed", MANIFEST, f"a line of it names no file, or one twice: {line[:80]!r}")
-            continue
-        listed[match[2]] = match[1]
+    lines = re.findall("^([0-9a-f]{64})  (.+)$", files[MANIFEST].decode("utf-8", "replace"), re.MULTILINE)
+    listed = {name: of_file for of_file, name in lines}
+    if "".join(f"{of_file}  {name}\n" for name, of_file in sorted(listed.items())).encode() != files[MANIFEST]:
+        yield DossierCheck("failed", MANIFEST, "it is not the list of files and digests that was written")
     own = set(files) - {MANIFEST, SIGNATURE}
     wrong = 0
     for name in sorted(own | set(listed)):
@@ -135,6 +136,7 @@ def check_records(files: Mapping[str, bytes]) -> list[DossierCheck]:
             *((f"promotions of {uri}", _promotions(files, version)) for uri, version in versions.items()),
             *((name, _retirement(files, name, versions)) for name in _below(files, "retirements/")),
             ("case.json", _missing(files, case)),
+            ("index.html", _page(files)),
         ]
     except _WRONG_SHAPE as error:
         return [DossierCheck("failed", "case.json", f"it is not the record of a case ({_words(error)})")]
@@ -208,7 +210,8 @@ def _request(
         noted = json.loads(rest)
         if noted.get("sha256") is not None:
             yield _same(part, _sha256(content), noted["sha256"], "the tag of its version names the digest of its file")
-        yield _same(part, noted.get("due"), filed.get("due"), "its tag has its due date")
+        named_in = [{key: one.get(key) for key in ("case", "due")} for one in (noted, filed)]
+        yield _same(part, *named_in, "its tag has its case and when it is due")
         done = state == "done" and bool(noted.get("by"))
         yield _same(part, done, bool(said["done_by"]), "its tag says whether it was carried out")
     for uri in said["done_by"]:
@@ -393,6 +396,16 @@ def _missing(files: Mapping[str, bytes], case: dict[str, Any]) -> Iterator[Dossi
         yield DossierCheck("failed" if path in files else "not checked", path, str(why))
 
 
+def _page(files: Mapping[str, bytes]) -> Iterator[DossierCheck]:
+    """The page lists every other file with its digest."""
+    if "index.html" not in files:  # it is made when all others are there
+        return
+    page = files["index.html"].decode("utf-8")
+    for name in sorted(set(files) - {"index.html", MANIFEST, SIGNATURE}):
+        listed = re.search(re.escape(name) + r"(</a>)?</th><td class=.digest.>([0-9a-f]{64})</td>", page)
+        yield _same("index.html", listed[2] if listed else None, _sha256(files[name]), f"it has the digest of {name}")
+
+
 # Signatures
 
 
@@ -427,12 +440,17 @@ def _signature(
     try:
         bundle = json.loads(files[name])
         envelope = bundle["dsseEnvelope"]
-        payload = base64.b64decode(envelope["payload"], validate=True)
+        payload = _decoded(envelope["payload"])
         signed = {one["name"]: one["digest"] for one in json.loads(payload)["predicate"]["resources"]}
         for file, digest in signed.items():
             yield _same(name, _sha256(files[covers[file]]), digest, f"it is over {file}")
-        hint = bundle["verificationMaterial"]["publicKey"]["hint"]
-        kind, signature = envelope["payloadType"], base64.b64decode(envelope["signatures"][0]["sig"], validate=True)
+        material = bundle["verificationMaterial"]
+        hint = material["publicKey"]["hint"]
+        [made] = envelope["signatures"]
+        kind, signature = envelope["payloadType"], _decoded(made["sig"])
+        known = bundle["mediaType"] == "application/vnd.dev.sigstore.bundle.v0.3+json" and not made["keyid"]
+        if not known or set(material) - {"publicKey", "tlogEntries"}:
+            raise ValueError("it is of another kind")
     except _WRONG_SHAPE as error:
         yield DossierCheck("failed", name, f"it is not a signature of these files ({_words(error)})")
         return
@@ -456,12 +474,14 @@ def _signature(
             raise ValueError("it is not an EC key")
         pem = public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
         size: hashes.HashAlgorithm = {256: hashes.SHA256(), 384: hashes.SHA384(), 521: hashes.SHA512()}[public.key_size]
+        if hint != _sha256(pem):
+            raise ValueError(f"the signature names another one, sha256:{hint}")
         said = f"DSSEv1 {len(kind)} {kind} {len(payload)} ".encode() + payload
         public.verify(signature, said, ec.ECDSA(size))
     except InvalidSignature:
         yield DossierCheck("failed", name, "it was not made by the holder of this key, or over something else")
     except (ValueError, KeyError, TypeError, UnsupportedAlgorithm) as error:
-        yield DossierCheck("failed", name, f"the key cannot be used ({_words(error)})")
+        yield DossierCheck("failed", name, f"it does not hold for this key ({_words(error)})")
     else:
         message = f"it was made by the holder of the key sha256:{_sha256(pem)}"
         if trusted is not None and _body(trusted) == _body(pem):
@@ -474,6 +494,14 @@ def _signature(
 
 def _body(pem: bytes) -> bytes:
     return b"".join(pem.split())
+
+
+def _decoded(text: str) -> bytes:
+    """Of base64, which may be written in several ways: only the usual one."""
+    found = base64.b64decode(text, validate=True)
+    if base64.b64encode(found).decode() != text:
+        raise ValueError("its base64 is not written as it was")
+    return found
 
 
 # Small things

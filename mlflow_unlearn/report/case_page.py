@@ -1,7 +1,6 @@
 """The page of a case: the answer in the first screen, then a timeline, versions, and what the records can support."""
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from urllib.parse import quote
@@ -101,16 +100,16 @@ _TEXTS = (
 )
 
 
-def case_page(case: Case, *, failures: Sequence[str] = (), linked: bool = False) -> str:
+def case_page(case: Case, *, failures: Sequence[str] = (), digests: Mapping[str, str] | None = None) -> str:
     """The page as one self-contained HTML text.
 
     Args:
         case: what it is about.
         failures: where its records do not agree with each other, in words.
-        linked: whether the page lies beside the files of the case, so that it names them and what they can support.
+        digests: of the files beside the page, which it then links to and lists, with what they can support; None for a
+            page that stands alone.
     """
     workers = dict.fromkeys(f"{e.by}, {e.at[:10]}" for e in case.events if e.kind == "unlearned")
-    digests = [(path, hashlib.sha256(content).hexdigest()) for path, content in case.files.items()]
     return (
         _template()
         .render(
@@ -118,8 +117,8 @@ def case_page(case: Case, *, failures: Sequence[str] = (), linked: bool = False)
             word=_word(case, failures),
             failures=failures,
             workers=list(workers),
-            linked=linked,
-            digests=digests,
+            linked=digests is not None,
+            digests=dict(sorted((digests or {}).items())),
             most=_MOST,
             ROLES=_ROLES,
             PARTS=_PARTS,

@@ -1,38 +1,326 @@
 """`dossier`: one zip about a case, that checks itself wherever it is."""
 
+import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import mlflow
 import pytest
-from chains import folder_of
+from chains import changed
 from stores import call
 
-from mlflow_unlearn.evidence.dossier import checker, with_manifest, write_zip
-from mlflow_unlearn.evidence.dossier_verify import MANIFEST, check, read
+from mlflow_unlearn.evidence import dossier_verify
+from mlflow_unlearn.evidence.dossier import with_manifest, write_zip
+from mlflow_unlearn.evidence.dossier_verify import MANIFEST, SIGNATURE, NotADossier, check, read
+
+DOCS = Path(__file__).parents[2] / "docs" / "dossier.md"
 
 
-@pytest.fixture(scope="module")
-def made(closed):
-    """The dossier of the case that is closed."""
-    [request_id] = closed.requests()
-    done = call("dossier", "--request", request_id, "--output", "made.zip")
-    assert done.code == 0, done.err
-    assert re.search("SHA-256 of its MANIFEST.*[0-9a-f]{64}", done.out)
-    return closed.folder / "made.zip"
+def alone(*arguments, cwd=None):
+    """`verify.py` as a process that sees neither our code nor any package."""
+    return subprocess.run([sys.executable, "-I", "-S", *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
 
 
-def failed(files, **more):
+def failures(files, **more):
     return [f"{one.part}: {one.message}" for one in check(files, **more) if one.outcome == "failed"]
 
 
-def test_everything_is_in_it(closed, made):
-    files = read(made)
-    for one in files:
-        print(one, len(files[one]))
-    print(*check(files), sep="\n")
-    assert failed(files) == []
-    raise SystemError
+def flips(content, count):
+    """The content with one byte changed: the first, the last, and those between at equal distances."""
+    for position in sorted({step * (len(content) - 1) // count for step in range(count + 1)}):
+        yield content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
+
+
+def made_again(files, path):
+    """What somebody does who has changed a file: the same zip with it."""
+    write_zip(files, path)
+    return read(path)
+
+
+@pytest.fixture(scope="module")
+def request_id(closed):
+    [found] = closed.requests()
+    return found
+
+
+@pytest.fixture(scope="module")
+def made(closed, request_id):
+    """The dossier of the case that is closed."""
+    done = call("dossier", "--request", request_id, "--output", "made.zip")
+    assert done.code == 0, done.err
+    return closed.folder / "made.zip"
+
+
+@pytest.fixture(scope="module")
+def files(made):
+    return read(made)
+
+
+def test_everything_is_in_it(closed, request_id, files):
+    names = {re.sub("[0-9a-f]{12,}", "ID", name) for name in files}
+    assert names == {
+        *("MANIFEST", "case.json", "index.html", "verify.py", "retirements/ID.json", "versions/clf-1/version.json"),
+        *("requests/ID/request.json", "requests/ID/manifest.csv"),
+        *(f"versions/clf-2/{name}" for name in ("version.json", "audits/ID.json", "promotions/champion.json")),
+        *(f"versions/clf-2/reviews/review-{n}.json" for n in (1, 2)),
+        *(f"versions/clf-2/evidence/{n}" for n in ("evidence.json", "evidence.sig", "model_card.md", "report.html")),
+    }
+    case = json.loads(files["case.json"])
+    told = [event["kind"] for event in case["events"]]
+    assert told == ["filed", "unlearned", "audited", "reviewed", "reviewed", "promoted", "retired"]
+    assert (case["id"], case["missing"]) == (request_id, {})
+    assert {one["uri"]: one["role"] for one in case["versions"]} == {
+        "models:/clf/1": "source",
+        "models:/clf/2": "fulfilled",
+    }
+    stored = mlflow.artifacts.load_text(f"runs:/{closed.tags('2')['unlearn.run_id']}/evidence/evidence.json")
+    assert files["versions/clf-2/evidence/evidence.json"].decode() == stored
+    assert json.loads(files["versions/clf-2/version.json"])["tags"] == closed.tags("2")
+    page = files["index.html"].decode()
+    for word in ("Closed", "p-7", "&amp;", "models:/clf/2 by lotus", "clf@champion", "not legal advice"):
+        assert word in page
+
+
+def test_it_is_the_same_again_and_a_run_says_that_it_was_made(closed, request_id, made):
+    again = call("dossier", "--request", request_id, "--output", "again.zip", "--attach", "true", "--format", "json")
+    assert again.code == 0, again.err
+    assert (closed.folder / "again.zip").read_bytes() == made.read_bytes()
+    answer = json.loads(again.out)["result"]
+    run = closed.runs()[0]
+    assert run.data.tags["unlearn.dossier.sha256"] == answer["manifest_sha256"]
+    assert run.data.tags["unlearn.dossier.case"] == answer["case"] == request_id
+    assert answer["failures"] == answer["still_open"] == [] and answer["missing"] == {}
+    stored = {file.path for file in closed.client.list_artifacts(run.info.run_id, "dossier")}
+    assert stored == {"dossier/MANIFEST", "dossier/again.zip"}
+
+
+def test_it_names_no_path_of_this_machine_but_where_records_do(closed, files):
+    places = {name for name, content in files.items() if str(closed.folder.parent).encode() in content}
+    assert {re.sub("/.*", "", name) for name in places} <= {"retirements"}
+
+
+def test_it_checks_itself_without_any_package(made, tmp_path):
+    """As a folder and as a zip, in a process that finds nothing but the standard library."""
+    shutil.unpack_archive(made, tmp_path / "here")
+    for ended in (alone("verify.py", cwd=tmp_path / "here"), alone(tmp_path / "here" / "verify.py", made)):
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert "Everything that was checked agrees." in ended.stdout
+        assert "signature not checked: install cryptography" in ended.stdout
+    seen = alone(
+        "-c", f"import sys; sys.path.insert(0, {str(tmp_path / 'here')!r}); import verify; print(*sys.modules)"
+    )
+    assert "zipfile" in seen.stdout.split()
+    assert not {"mlflow", "mlflow_unlearn", "numpy", "pydantic", "cryptography"} & set(seen.stdout.split())
+
+
+def test_it_can_be_read_by_python_3_9():
+    source = Path(dossier_verify.__file__).read_text(encoding="utf-8")
+    ast.parse(source, feature_version=(3, 9))
+    imported = {node.module or "" for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)}
+    imported |= {alias.name for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Import) for alias in n.names}
+    tops = {name.partition(".")[0] for name in imported}
+    assert tops - {"__future__", "cryptography"} <= sys.stdlib_module_names
+
+
+def test_one_changed_byte_is_found(files, tmp_path):
+    """In every file, zipped anew."""
+    for name, content in files.items():
+        for other in flips(content, 4):
+            assert failures(made_again({**files, name: other}, tmp_path / "forged.zip")), name
+
+
+def alone_protected() -> set[str]:
+    """The files that docs/dossier.md says the manifest's digest alone protects."""
+    section = DOCS.read_text(encoding="utf-8").split("### What only the digest")[1].split("\n#")[0]
+    return {name for row in re.findall(r"^\| (.*?) \|", section, re.M) for name in re.findall("`(.*?)`", row)}
+
+
+def test_one_changed_byte_is_found_although_the_manifest_was_rewritten(files):
+    """By what records say of each other; but for the files that the docs name, of which it is true."""
+    unseen = set()
+    for name, content in files.items():
+        for other in flips(content, 25) if name != MANIFEST else ():
+            rest = {one: files[one] for one in files if one != MANIFEST}
+            unseen |= {name} if not failures(with_manifest({**rest, name: other})) else set()
+    assert unseen == alone_protected()
+
+
+def test_a_zip_with_one_byte_changed_ends_in_a_sentence(made, tmp_path):
+    """The zip itself, not what is in it: it cannot be read, something differs, or what is read is the same."""
+    right = read(made)
+    for other in flips(made.read_bytes(), 400):
+        (tmp_path / "broken.zip").write_bytes(other)
+        try:
+            found = read(tmp_path / "broken.zip")
+        except NotADossier as error:
+            assert "cannot be read" in str(error) or "has no MANIFEST" in str(error)
+        else:
+            assert found == right or failures(found)
+
+
+def test_files_that_are_added_removed_or_swapped(files):
+    rest = dict(files)
+    rest.pop("versions/clf-2/evidence/report.html")
+    assert "versions/clf-2/evidence/report.html: it is missing: the manifest says otherwise" in failures(rest)
+    assert "notes.txt: it was added: the manifest says otherwise" in failures({**files, "notes.txt": b""})
+    one, two = (f"versions/clf-2/reviews/review-{n}.json" for n in (1, 2))
+    swapped = with_manifest({n: c for n, c in {**files, one: files[two], two: files[one]}.items() if n != MANIFEST})
+    found = failures(swapped)
+    assert any("not so: the tag of review 1 names the digest of its file" in each for each in found)
+    assert any("review 1 is the first" in each for each in found)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "sentence"),
+    [
+        ("version.json", '"unlearn.verdict": "pass"', '"unlearn.verdict": "fail"', "the tags have the last verdict"),
+        ("version.json", "unlearn.review.1", "unlearn.review.7", "no tag names review 1"),
+        ("version.json", '"unlearn.method"', '"unlearn.metric.x"', "its tags have its metrics"),
+        ("promotions/champion.json", '"review": 2', '"review": 1', "champion rests on review 1, which passed"),
+        ("reviews/review-2.json", '"n":2', '"n":3', "review 2 is about this version"),
+        ("evidence/evidence.json", '"weights_sha256": "', '"weights_sha256": "0', "its tag names the digest of its"),
+        ("audits", '"uri": "models:/clf/2"', '"uri": "models:/clf/3"', "is of this version"),
+        ("version.json", "{", "[", "is not the record of a case"),
+        ("reviews/review-1.json", "{", "", "its records cannot be read"),
+    ],
+)
+def test_records_that_say_something_else_of_each_other(files, name, old, new, sentence):
+    path = next(one for one in files if one.startswith(f"versions/clf-2/{name}"))
+    text = files[path].decode()
+    text = text if old in text else re.sub(r'": ', '":', text)
+    assert (old if old in text else old.replace(": ", ":")) in text
+    edited = text.replace(old, new, 1) if old in text else text.replace(old.replace(": ", ":"), new, 1)
+    found = failures(with_manifest({**{n: c for n, c in files.items() if n != MANIFEST}, path: edited.encode()}))
+    assert any(sentence in each for each in found), found
+
+
+def test_signed_and_checked_by_the_tool(closed, request_id, keys):
+    done = call("dossier", "--request", request_id, "--output", "signed.zip", "--sign-key", keys / "ours.pem")
+    assert done.code == 0, done.err
+    files = read(closed.folder / "signed.zip")
+    digest = re.search("other: ([0-9a-f]{64})", done.out)[1]
+    right = call("dossier", "--verify", "signed.zip", "--key", keys / "ours.pub", "--digest", digest)
+    assert right.code == 0 and f"agrees with itself (SHA-256 of its MANIFEST: {digest})" in right.out, right.err
+    mine = (keys / "ours.pub").read_bytes()
+    holds = {one.part for one in check(files, key=mine) if one.message.startswith("it was made by the holder")}
+    assert holds == {SIGNATURE, "versions/clf-2/evidence/evidence.sig"}
+    other = call("dossier", "--verify", "signed.zip", "--key", keys / "theirs.pub")
+    assert other.code == 3 and "MANIFEST.sig: it does not hold for this key" in other.err
+    wrong = call("dossier", "--verify", "signed.zip", "--digest", "0" * 64)
+    assert wrong.code == 3 and "MANIFEST: not so: its digest is the given one" in wrong.err
+    forged = with_manifest({n: c for n, c in {**files, "case.json": b"{}"}.items() if n not in (MANIFEST, SIGNATURE)})
+    assert any(
+        "MANIFEST.sig: not so: it is over MANIFEST" in e for e in failures({**forged, SIGNATURE: files[SIGNATURE]})
+    )
+    for each in flips(files[SIGNATURE], 300):
+        assert SIGNATURE in str(failures({**files, SIGNATURE: each}, key=mine))
+
+
+def test_a_case_of_which_nothing_is_done(store, cli):
+    assert cli("request", "--model-uri", "models:/clf/1", "--forget", "random:9", "--hash-ids", "true").code == 0
+    [request_id] = store.requests()
+    done = cli("dossier", "--request", request_id)
+    assert done.code == 0, done.err
+    assert f"Still open: request {request_id} was not carried out." in done.out
+    found = read(store.folder / f"dossier-{request_id}.zip")
+    assert failures(found) == []
+    assert found[f"requests/{request_id}/manifest.csv"].startswith(b"# salt=") and b"digits/" not in b"".join(
+        content for name, content in found.items() if name != "verify.py"
+    )
+    page = found["index.html"].decode()
+    assert "Open: 2 points" in page and "nothing yet" in page and "the ids are stored hashed" in page
+    for other in flips(found[f"requests/{request_id}/manifest.csv"], 60):  # the salt too, by the page
+        rest = {name: content for name, content in found.items() if name != MANIFEST}
+        assert failures(with_manifest({**rest, f"requests/{request_id}/manifest.csv": other}))
+
+
+def test_what_is_gone_is_named_and_the_rest_is_there(closed, request_id):
+    """The file of a review, and one that holds a password."""
+    run_id = json.loads(closed.tags("2")["unlearn.review.1"])["run_id"]
+    gone = Path(closed.client.get_run(run_id).info.artifact_uri.removeprefix("file://")) / "evidence" / "review-1.json"
+    filed = closed.requests()[request_id][1]["run_id"]
+    stored = Path(closed.client.get_run(filed).info.artifact_uri.removeprefix("file://")) / "request" / "request.json"
+    secret = stored.read_text().replace('"p-7"', '"http://ann:hidden@host"').encode()
+    with changed(gone, None), changed(stored, secret):
+        done = call("dossier", "--request", request_id, "--output", "gone.zip", "--format", "json")
+    assert done.code == 3
+    answer = json.loads(done.out)
+    assert answer["result"]["missing"] == {
+        f"requests/{request_id}/request.json": f"it holds a password, and stays in run {filed}",
+        "versions/clf-2/reviews/review-1.json": f"it is not in run {run_id} any more",
+    }
+    assert "gone.zip was written, and is not whole" in answer["error"]["message"]
+    found = read(closed.folder / "gone.zip")
+    assert not any(b"hidden@host" in content or b":hidden" in content for content in found.values())
+    assert "is not in run" in found["index.html"].decode()
+    assert failures(found) == []  # what is missing is said, and not checked
+    assert {one.part for one in check(found) if one.outcome == "not checked"} >= set(answer["result"]["missing"])
+
+
+def test_a_record_that_was_edited_in_the_store(closed, request_id):
+    run_id = json.loads(closed.tags("2")["unlearn.review.2"])["run_id"]
+    path = Path(closed.client.get_run(run_id).info.artifact_uri.removeprefix("file://")) / "evidence" / "review-2.json"
+    with changed(path, path.read_bytes().replace(b'"lenient"', b'"Lenient"')):
+        done = call("dossier", "--request", request_id, "--output", "edited.zip")
+    assert done.code == 3 and "the tag of review 2 names the digest of its file" in done.err
+    assert "Records differ" in read(closed.folder / "edited.zip")["index.html"].decode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "dossier takes one of request= (to write one) and verify= (to check one)"),
+        (("--request", "1" * 12, "--verify", "a.zip"), "dossier takes one of request="),
+        (
+            ("--request", "1" * 12),
+            "there is neither a forget request nor a case '111111111111' on this tracking server",
+        ),
+        (("--request", "nope"), "'nope' is not the id of a request or of a case: it has 12 hexadecimal digits"),
+        (
+            ("--request", "1" * 12, "--output", "made.zip"),
+            "output = 'made.zip' is there already: give another name, or",
+        ),
+        (("--request", "1" * 12, "--output", "no/where.zip"), "output = 'no/where.zip' cannot be written"),
+        (("--request", "1" * 12, "--sign-key", "none.pem"), "sign_key = 'none.pem' cannot sign"),
+        (("--verify", "none.zip"), "verify = 'none.zip' cannot be checked"),
+        (("--verify", "lenient.yaml"), "is not a zip file"),
+        (("--verify", "made.zip", "--key", "none.pem"), "key = 'none.pem' cannot be read (No such file or directory)"),
+    ],
+)
+def test_bad_input(closed, made, arguments, sentence):
+    shutil.copy(made, closed.folder / "lenient.zip")
+    (closed.folder / "lenient.yaml").write_text("no zip")
+    before = made.read_bytes(), sorted(path.name for path in closed.folder.iterdir())
+    refused = call("dossier", *arguments)
+    assert refused.code == 2 and sentence in refused.err and "Traceback" not in refused.err, refused.err
+    assert (made.read_bytes(), sorted(path.name for path in closed.folder.iterdir())) == before
+
+
+@pytest.mark.parametrize("name", ["two.zip", "link", "other.zip"])
+def test_what_is_not_a_dossier(made, tmp_path, name):
+    if name == "two.zip":
+        with zipfile.ZipFile(tmp_path / name, "w") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr(MANIFEST, "")
+            archive.writestr(MANIFEST, "")
+    elif name == "link":
+        shutil.unpack_archive(made, tmp_path / name)
+        (tmp_path / name / "more").symlink_to(made)
+    else:
+        write_zip({"case.json": b"{}"}, tmp_path / name)
+    with pytest.raises(NotADossier, match="two files of one name|more is a link|it has no MANIFEST"):
+        read(tmp_path / name)
+    ended = alone(dossier_verify.__file__, tmp_path / name)
+    assert ended.returncode == 2 and ended.stderr.startswith("Error: ") and ended.stdout == ""
+
+
+def test_it_replaces_a_file_only_by_force(closed, request_id, made):
+    (closed.folder / "kept.zip").write_bytes(b"mine")
+    assert call("dossier", "--request", request_id, "--output", "kept.zip").code == 2
+    assert (closed.folder / "kept.zip").read_bytes() == b"mine"
+    assert call("dossier", "--request", request_id, "--output", "kept.zip", "--force", "true").code == 0
+    assert (closed.folder / "kept.zip").read_bytes() == made.read_bytes()

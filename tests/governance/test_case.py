@@ -1,0 +1,134 @@
+"""Which requests, versions and records belong to a case."""
+
+import re
+
+import pytest
+from chains import review, tagged
+from stores import call
+
+from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evidence.dossier_verify import check_records
+from mlflow_unlearn.governance.case import open_case
+from mlflow_unlearn.governance.case_files import component, folder_of
+from mlflow_unlearn.registry.forget_requests import CASE_TAG, file_request
+from mlflow_unlearn.registry.versions import open_version
+
+
+def only(chain, version) -> str:
+    """The request that was filed on a version of the chain."""
+    [found] = chain.requests(version)
+    return found
+
+
+def failed(case) -> list[str]:
+    files = {**case.files, "case.json": case.to_json().encode()}
+    return [one.message for one in check_records(files) if one.outcome == "failed"]
+
+
+def test_one_request_of_a_chain(chain):
+    """The second: the first version has its samples as well, and the version after the next one is promoted."""
+    assert review("4").code == 0
+    assert call("promote", "--model-uri", "models:/clf/4").code == 0
+    case = open_case(chain.client, only(chain, "2"))
+    assert {v.uri: v.role for v in case.versions} == {
+        "models:/clf/2": "source",
+        "models:/clf/1": "source",
+        "models:/clf/3": "fulfilled",
+        "models:/clf/4": "later",
+    }
+    assert [e.kind for e in case.events] == ["filed", "unlearned", "unlearned", "reviewed", "promoted"]
+    assert case.serving == ["clf@champion"] and case.missing == {} and failed(case) == []
+    assert [v.knows for v in case.versions] == [[case.id], [case.id], [], []]
+    chain.client.delete_registered_model_alias("clf", "champion")
+    chain.client.delete_model_version_tag("clf", "4", "unlearn.promotion.champion")
+    assert [v.uri for v in open_case(chain.client, case.id).versions if v.role == "later"] == []
+
+
+def test_requests_of_one_case(chain):
+    """Two of three: the version between them has forgotten one and knows the other."""
+    first, second = only(chain, "1"), only(chain, "2")
+    runs = [chain.requests("1")[first][1]["run_id"], chain.requests("2")[second][1]["run_id"]]
+    for run_id in runs:
+        chain.client.set_tag(run_id, CASE_TAG, "ca5e0ca5e0ca")
+    try:
+        case, same = (open_case(chain.client, each) for each in ("ca5e0ca5e0ca", second))
+    finally:
+        for run_id in runs:
+            chain.client.delete_tag(run_id, CASE_TAG)
+    assert case == same and case.id == "ca5e0ca5e0ca"
+    assert [request.id for request in case.requests] == sorted([first, second])
+    between = next(version for version in case.versions if version.uri == "models:/clf/2")
+    assert (between.role, between.request_ids, between.knows) == ("fulfilled", [first], [second])
+    assert {v.uri: v.knows for v in case.versions}["models:/clf/1"] == [first, second]
+    assert all("it belongs to this case" in each for each in failed(case)) and len(failed(case)) == 2
+
+
+def test_a_case_on_two_models(store, tmp_path):
+    """As `request` files them for one subject: each names the case and when it is due, in its file and in its tag."""
+    store.client.copy_model_version("models:/clf/1", "other")
+    with mlflow.start_run():
+        for uri in ("models:/clf/1", "models:/other/1"):
+            version = open_version(store.client, uri, tmp_path)
+            filed = {"case": "ca5e0ca5e0ca", "due": "2027-01-01", "folder": tmp_path}
+            with mlflow.start_run(nested=True):
+                file_request(store.client, version, Manifest(("digits/1", "digits/2")), {"requester": "p-7"}, **filed)
+    case = open_case(store.client, "ca5e0ca5e0ca")
+    assert {(one.of, one.due) for one in case.requests} == {(f"models:/{n}/1", "2027-01-01") for n in ("clf", "other")}
+    assert failed(case) == []
+    assert open_case(store.client, case.requests[1].id) == case
+    assert sum("was not carried out, due 2027-01-01" in point for point in case.open_points) == 2
+
+
+def test_copies_have_their_tags_alone(chain):
+    chain.client.copy_model_version("models:/clf/2", "production")
+    case = open_case(chain.client, only(chain, "1"))
+    copy = next(version for version in case.versions if version.uri == "models:/production/1")
+    assert copy.role == "copy" and case.requests[0].done_by == ["models:/clf/2"]
+    assert [name for name in case.files if name.startswith("versions/production")] == [
+        "versions/production-1/version.json"
+    ]
+    assert failed(case) == []
+    chain.client.delete_registered_model("production")
+
+
+def test_tags_that_were_edited(chain):
+    """It is opened nevertheless, and what differs is found."""
+    request_id = only(chain, "1")
+    with tagged(chain, "1", **{f"unlearn__request__{request_id}": "done nonsense"}):
+        case = open_case(chain.client, request_id)
+    assert case.requests[0].done_by == ["models:/clf/2"]  # which says so itself
+    assert failed(case)
+    with tagged(chain, "2", unlearn__evidence_sha256="0" * 64):
+        assert any(
+            "its tag names the digest of its evidence" in each for each in failed(open_case(chain.client, request_id))
+        )
+
+
+def test_a_version_that_was_deleted(gold_store):
+    [request_id] = gold_store.requests()
+    gold_store.client.delete_model_version("clf", "2")
+    case = open_case(gold_store.client, request_id)
+    assert case.missing == {"versions/clf-2/version.json": "models:/clf/2 is not in the registry any more"}
+    assert case.requests[0].done_by == ["models:/clf/2"] and case.carried_out == []
+    gold_store.client.delete_model_version("clf", "1")
+    case = open_case(gold_store.client, request_id)
+    assert case.requests[0].samples == 54 and "versions/clf-1/version.json" in case.missing
+
+
+@pytest.mark.parametrize("wrong", ["", "0123", "0123456789AB", "x' or 1=1", "f" * 12])
+def test_ids_that_are_of_nothing(chain, wrong):
+    with pytest.raises(UnlearnError, match="is not the id of a request or of a case|there is neither a forget request"):
+        open_case(chain.client, wrong)
+
+
+@pytest.mark.parametrize("name", ["clf", "..", "a b", "CON*", "日本", "x" * 300, "a/../b", "~"])
+def test_names_make_one_folder_each(name):
+    made = component(name)
+    assert re.fullmatch("[A-Za-z0-9%_-]{1,80}", made)
+    assert folder_of(f"models:/{name}/7") == f"versions/{made}-7"
+
+
+def test_different_names_make_different_folders():
+    names = ["a.b", "a-b", "a%2Eb", "x" * 300, "x" * 301]
+    assert len({component(name) for name in names}) == len(names)
