@@ -16,6 +16,7 @@ from mlflow_unlearn.evidence.audit import (
     TailRecord,
     WithinRecord,
 )
+from mlflow_unlearn.evidence.case import Case, CaseEvent, CaseRequest, CaseVersion
 from mlflow_unlearn.evidence.policy import Policy, Verdict, judge
 from mlflow_unlearn.evidence.provenance import Provenance, Selection
 from mlflow_unlearn.evidence.record import (
@@ -365,3 +366,27 @@ def audit(found: float = 0.5, before: float = 0.001, **changes: Any) -> AuditRec
         "seconds": 1.0,
     }
     return AuditRecord(**values | changes)
+
+
+def case(word: str = "plain", many: int = 1, **changes) -> Case:
+    """One that is open, full of one text."""
+    request = CaseRequest(
+        **{"id": "0123456789ab", "of": word, "run_id": word, "filed": "2026-11-20T09:14:05+00:00", "filed_by": word},
+        **{"requester": word, "reason": word, "due": "2026-12-20", "samples": 3, "hashed": True},
+        **{"done_by": [word], "folder": "requests/0123456789ab"},
+    )
+    version = CaseVersion(
+        **{"uri": word, "role": "fulfilled", "request_ids": [request.id], "knows": [], "source_uri": word},
+        **{"method": word, "membership": "indistinguishable", "audit": "not told apart", "verdict": "pass"},
+        **{"aliases": [word], "retired": False, "folder": "versions/clf-2"},
+    )
+    events = [
+        CaseEvent(
+            **{"at": f"2026-11-2{n}T09:14:05+00:00", "kind": kind, "about": word, "message": word, "by": word},
+            **{"run_id": word, "file": "requests/0123456789ab/request.json", "sha256": digest(n)},
+        )
+        for n, kind in enumerate(("filed", "unlearned", "audited", "reviewed", "promoted", "retired"))
+    ]
+    source = version.model_copy(update={"uri": f"{word} 1", "role": "source", "knows": [request.id], "request_ids": []})
+    values = {"id": request.id, "requests": [request] * many, "versions": [version, source] * many, "events": events}
+    return Case(**values | {"missing": {"versions/clf-2/version.json": word}, "files": {}} | changes)

@@ -2,6 +2,7 @@
 
 import re
 
+import mlflow
 import pytest
 from chains import review, tagged
 from stores import call

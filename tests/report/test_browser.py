@@ -8,6 +8,7 @@ import pytest
 import records
 from servers import mlflow_server
 
+from mlflow_unlearn.report.case_page import case_page
 from mlflow_unlearn.report.page import page
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -157,6 +158,34 @@ def test_it_prints_in_light_colours_without_the_tables_behind_figures(browser, r
         assert window.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert window.page.locator("figure .data").first.is_hidden()
         assert window.page.locator(".skip").is_hidden()
+        window.page.set_viewport_size({"width": 673, "height": 1000})  # A4 within its margins
+        assert window.page.evaluate(OVERFLOW) <= 0
+
+
+@pytest.mark.parametrize(("scheme", "width"), VIEWS)
+@pytest.mark.parametrize("name", ["case", "hostile-case"])
+def test_a_case(browser, shots, tmp_path, name, scheme, width):
+    """As in a dossier: one file, no script, nothing loaded, every wide table within reach of the keyboard."""
+    case = records.case(records.HOSTILE * 3, many=20) if name == "hostile-case" else records.case()
+    path = tmp_path / "index.html"
+    digests = {f"versions/clf-{n}/{'x' * 40}.json": records.digest(n) for n in range(9)}
+    path.write_text(case_page(case, failures=["y" * 400][: len(name) - 4], digests=digests), encoding="utf-8")
+    with Opened(browser, scheme, WIDTHS[width]) as window:
+        window.page.goto(path.as_uri())
+        window.page.screenshot(path=shots / f"{name}-{scheme}-{width}.png", full_page=True)
+        assert window.page.evaluate(OVERFLOW) <= 0
+        assert window.page.evaluate(UNREACHABLE) == 0
+        assert serious(axe.Axe().run(window.page)) == []
+        assert window.errors == []
+        assert [url for url in window.requests if not url.startswith("data:")] == [path.as_uri()]
+        if name == "case" and width == "wide":
+            bottom = window.page.evaluate("document.querySelector('#answer').getBoundingClientRect().bottom")
+            assert bottom <= 900  # the whole answer, without scrolling
+        window.page.keyboard.press("Tab")
+        window.page.keyboard.press("Enter")
+        assert window.page.evaluate("document.activeElement.id") == "main"
+        window.page.emulate_media(media="print", color_scheme=scheme)
+        assert window.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         window.page.set_viewport_size({"width": 673, "height": 1000})  # A4 within its margins
         assert window.page.evaluate(OVERFLOW) <= 0
 

@@ -1,0 +1,67 @@
+"""The page of a case: its first screen, and hostile text."""
+
+import re
+from html.parser import HTMLParser
+
+import records
+
+from mlflow_unlearn.report.case_page import case_page
+
+
+class Tags(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append(tag)
+
+
+def said(text: str) -> str:
+    return " ".join(re.sub("<style>.*?</style>|<[^>]+>", " ", text, flags=re.S).split())
+
+
+def test_the_answer_comes_first():
+    text = said(case_page(records.case()))
+    answer = text[text.index("In short") : text.index("Timeline")]
+    words = (
+        "Open: 2 points",
+        "3 samples of plain",
+        "filed by plain",
+        "2026-12-20",
+        "membership test indistinguishable",
+    )
+    places = [answer.index(word) for word in words]
+    assert places == sorted(places)
+    assert "audit: not told apart" in answer and "last review: pass" in answer
+    assert "knows the samples, was not retired" in answer and "is missing: plain" in answer
+
+
+def test_closed_and_failed():
+    closed = records.case(missing={}, versions=[])
+    assert "Closed" in said(case_page(closed))
+    failed = said(case_page(closed, failures=["the chain is broken"]))
+    assert "Records differ" in failed and "the chain is broken" in failed and "Closed" not in failed
+
+
+def test_alone_it_names_no_files():
+    alone, beside = case_page(records.case()), case_page(records.case(), digests={"case.json": "f" * 64})
+    assert "href" not in alone.replace('href="#main"', "").replace('href="data:,"', "")
+    assert "legal" not in alone and "case.json" not in alone
+    assert '<a href="case.json">case.json</a></th><td class="digest">' + "f" * 64 in beside
+    assert "not legal advice" in said(beside)
+    for name in ("GDPR Art. 17", "GDPR Art. 5(2)", "EDPB Opinion 28/2024", "Art. 12", "Art. 18", "Art. 19", "AB 1008"):
+        assert name in said(beside)
+
+
+def test_hostile_text_stays_text():
+    text = case_page(records.case(records.HOSTILE), failures=[records.HOSTILE], digests={"a'b\".json": "f" * 64})
+    assert "script" not in Tags(text).found and "&lt;script&gt;" in text
+    assert Tags(text).found == Tags(case_page(records.case(), failures=["plain"], digests={"a": "f" * 64})).found
+
+
+def test_nothing_is_loaded():
+    text = case_page(records.case(), digests={"a.json": "f" * 64})
+    assert not re.search(r"(src|href|url\()\s*=?\s*[\"']?\s*(https?:)?//", text)
+    assert "default-src 'none'" in text
