@@ -61,7 +61,9 @@ def test_importing_the_package_does_not_wait_for_torch():
 
 def test_deciding_does_not_wait_for_torch():
     """To review or promote only reads files."""
-    modules = ", ".join(f"mlflow_unlearn.commands.{name}" for name in ("review", "promote", "verify", "retire"))
+    modules = ", ".join(
+        f"mlflow_unlearn.commands.{name}" for name in ("review", "promote", "verify", "retire", "dossier")
+    )
     assert python(f"import sys, {modules}; print({{'torch', 'optuna', 'matplotlib'}} & set(sys.modules))") == "set()"
 
 

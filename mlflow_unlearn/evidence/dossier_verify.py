@@ -210,8 +210,8 @@ def _request(
         noted = json.loads(rest)
         if noted.get("sha256") is not None:
             yield _same(part, _sha256(content), noted["sha256"], "the tag of its version names the digest of its file")
-        named_in = [{key: one.get(key) for key in ("case", "due")} for one in (noted, filed)]
-        yield _same(part, *named_in, "its tag has its case and when it is due")
+        in_tag, in_file = ([one.get(key) for key in ("case", "due")] for one in (noted, filed))
+        yield _same(part, in_tag, in_file, "its tag has its case and when it is due")
         done = state == "done" and bool(noted.get("by"))
         yield _same(part, done, bool(said["done_by"]), "its tag says whether it was carried out")
     for uri in said["done_by"]:

@@ -12,7 +12,8 @@ from pathlib import Path
 import mlflow
 import pytest
 from chains import changed
-from stores import call
+from servers import mlflow_server
+from stores import call, shell
 
 from mlflow_unlearn.evidence import dossier_verify
 from mlflow_unlearn.evidence.dossier import with_manifest, write_zip
@@ -97,6 +98,16 @@ def test_it_is_the_same_again_and_a_run_says_that_it_was_made(closed, request_id
     assert answer["failures"] == answer["still_open"] == [] and answer["missing"] == {}
     stored = {file.path for file in closed.client.list_artifacts(run.info.run_id, "dossier")}
     assert stored == {"dossier/MANIFEST", "dossier/again.zip"}
+
+
+@pytest.mark.slow
+def test_over_http_it_is_the_same(closed, request_id, made, tmp_path):
+    with mlflow_server(tmp_path, closed.uri) as uri:
+        done = shell(
+            "dossier", "--request", request_id, "--output", tmp_path / "http.zip", env={"MLFLOW_TRACKING_URI": uri}
+        )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "http.zip").read_bytes() == made.read_bytes()
 
 
 def test_it_names_no_path_of_this_machine_but_where_records_do(closed, files):
