@@ -49,6 +49,8 @@ def dossier(options: config.Dossier) -> DossierResult:
     """
     if (options.request is None) == (options.verify is None):
         raise UnlearnError("dossier takes one of request= (to write one) and verify= (to check one)")
+    if options.request is not None and (options.key is not None or options.digest is not None):
+        raise UnlearnError("key= and digest= go with verify=: leave them out; sign_key= signs a dossier")
     return _check(options, options.verify) if options.verify is not None else _write(options, str(options.request))
 
 

@@ -353,12 +353,16 @@ def _promotions(files: Mapping[str, bytes], version: _Version) -> Iterator[Dossi
 def _retirement(files: Mapping[str, bytes], name: str, versions: Mapping[str, _Version]) -> Iterator[DossierCheck]:
     """A retirement has ended, and the versions that it names say so and have no files."""
     record = _json(files, name)
-    yield _same(name, record["done"], True, "it has ended")
     for uri in record["versions"]:
         version = versions.get(uri)
         if version is None:  # a copy under another name, perhaps
             continue
         mark = json.loads(version.tags["unlearn.retired"])
+        begun = mark.pop("unfinished", None) is not None
+        yield _same(name, record["done"], not begun, f"the tag of {uri} says whether it has ended")
+        if begun:
+            yield DossierCheck("not checked", name, f"it was begun and has not ended: {uri} may still have files")
+            continue
         yield _same(name, {k: record[k] for k in ("at", "by", "run_id", "reason")}, mark, f"the tag of {uri} says so")
         yield _same(name, version.now["files"], None, f"{uri} has no files any more")
         yield _same(name, version.said["retired"], True, f"the case says that {uri} was retired")

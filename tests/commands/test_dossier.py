@@ -291,6 +291,7 @@ def test_a_record_that_was_edited_in_the_store(closed, request_id):
             ("--request", "1" * 12),
             "there is neither a forget request nor a case '111111111111' on this tracking server",
         ),
+        (("--request", "1" * 12, "--key", "ours.pub"), "key= and digest= go with verify="),
         (("--request", "nope"), "'nope' is not the id of a request or of a case: it has 12 hexadecimal digits"),
         (
             ("--request", "1" * 12, "--output", "made.zip"),
