@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from chains import changed
+from chains import changed, tagged
 from servers import mlflow_server
 from stores import call, shell
 
@@ -280,6 +280,22 @@ def test_a_record_that_was_edited_in_the_store(closed, request_id):
         done = call("dossier", "--request", request_id, "--output", "edited.zip")
     assert done.code == 3 and "the tag of review 2 names the digest of its file" in done.err
     assert "Records differ" in read(closed.folder / "edited.zip")["index.html"].decode()
+
+
+def test_a_retirement_that_was_begun(closed, request_id):
+    """It is open, and nothing is wrong with its records."""
+    mark = json.loads(closed.tags("1")["unlearn.retired"])
+    path = Path(closed.client.get_run(mark["run_id"]).info.artifact_uri.removeprefix("file://"))
+    record = json.loads((path / "evidence" / "retirement.json").read_text())
+    begun = json.dumps(record | {"done": False}).encode()
+    with changed(path / "evidence" / "retirement.json", begun):
+        lied = call("dossier", "--request", request_id, "--output", "lied.zip")
+        with tagged(closed, "1", unlearn__retired=json.dumps(mark | {"unfinished": []})):
+            done = call("dossier", "--request", request_id, "--output", "begun.zip")
+    assert lied.code == 3 and "the tag of models:/clf/1 says whether it has ended" in lied.err
+    assert done.code == 0, done.err
+    assert "Still open: models:/clf/1, which knows the samples, was not retired." in done.out
+    assert "it was begun, and did not end" in read(closed.folder / "begun.zip")["index.html"].decode()
 
 
 @pytest.mark.parametrize(

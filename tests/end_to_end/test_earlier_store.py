@@ -58,6 +58,17 @@ def test_verified(earlier, cli, version):
     assert all(found[part].startswith("same") for part in found if part.startswith(("chain", "request", "alias")))
 
 
+def test_dossiers_of_its_requests(earlier, cli):
+    """Its reviews name no review before them, and its requests no digest: what they do say agrees."""
+    asked = requests(earlier, "clf/1")
+    assert asked
+    for request_id in asked:
+        done = cli("dossier", "--request", request_id)
+        assert done.code == 0, done.err
+        checked = cli("dossier", "--verify", f"dossier-{request_id}.zip")
+        assert checked.code == 0 and "agrees with itself" in checked.out, checked.err
+
+
 @pytest.mark.parametrize("version", SIGNED)
 def test_signatures_hold(earlier, cli, version):
     done = cli("verify", "--model-uri", f"models:/{version}", "--key", "public.pem")
