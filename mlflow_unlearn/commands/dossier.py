@@ -18,6 +18,7 @@ from mlflow_unlearn.evidence.dossier_verify import MANIFEST, SIGNATURE, DossierC
 from mlflow_unlearn.evidence.record import sha256
 from mlflow_unlearn.evidence.signing import check_key, sign
 from mlflow_unlearn.governance.case import open_case
+from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.report import table
 from mlflow_unlearn.report.case_page import case_page
@@ -100,10 +101,27 @@ def _check_output(path: Path, options: config.Dossier) -> None:
 def _files(case: Case) -> dict[str, bytes]:
     """All files of a dossier but for its signature."""
     files = {**case.files, CASE: without_passwords(case.to_json()).encode(), CHECKER: checker()}
+    return with_manifest({**files, PAGE: _page(case, files)})
+
+
+def _page(case: Case, files: dict[str, bytes]) -> bytes:
+    """The page beside these files."""
     failures = [_words(one) for one in dossier_verify.check_records(files) if one.outcome == "failed"]
     digests = {name: sha256(content) for name, content in files.items()}
-    files[PAGE] = without_passwords(case_page(case, failures=failures, digests=digests)).encode()
-    return with_manifest(files)
+    return without_passwords(case_page(case, failures=failures, digests=digests)).encode()
+
+
+def _check_page(files: dict[str, bytes]) -> DossierCheck:
+    """Whether the page, which no other file names, is what its files say."""
+    rest = {name: content for name, content in files.items() if name not in (PAGE, MANIFEST, SIGNATURE)}
+    try:
+        case = Case.model_validate(load_json(files[CASE]) | {"files": {}})
+    except (KeyError, TypeError, ValueError):  # pydantic's too
+        return DossierCheck("failed", CASE, "it is not the record of a case")
+    if files.get(PAGE) == _page(case, rest):
+        return DossierCheck("ok", PAGE, "it says what the records say")
+    message = "it is not what this release makes of the records: another one made it, or it was changed"
+    return DossierCheck("not checked", PAGE, message)
 
 
 def _write_zip(files: dict[str, bytes], begun: Path, path: Path) -> None:
@@ -134,6 +152,7 @@ def _check(options: config.Dossier, name: str) -> DossierResult:
     except OSError as error:
         raise UnlearnError(f"key = {options.key!r} cannot be read ({error.strerror}): give a PEM file") from error
     found = dossier_verify.check(files, digest=options.digest, key=key)
+    found.append(_check_page(files))
     if files.get(CHECKER) != checker():
         found.append(DossierCheck("not checked", CHECKER, "it is not this release's, whose own was used"))
     table.show_findings(name, [(one.part, _OUTCOMES.get(one.outcome, one.outcome), one.message) for one in found])

@@ -44,6 +44,7 @@ from mlflow_unlearn.registry.versions import (
 )
 
 RETIREMENT = "retirement.json"
+_ID = re.compile("[0-9a-f]{12}")
 _MOST_RUNS = 50_000
 """As many a store gives at once."""
 
@@ -58,14 +59,14 @@ def open_case(client: MlflowClient, case_id: str) -> Case:
     Raises:
         UnlearnError: there is neither.
     """
-    if not re.fullmatch(r"[0-9a-f]{12}", case_id):
+    if not _ID.fullmatch(case_id):
         raise UnlearnError(
             f"{case_id!r} is not the id of a request or of a case: it has 12 hexadecimal digits, as `request` prints"
         )
     runs = _request_runs(client, f"tags.`{RUN_TAG}` = '{case_id}'")
-    case = next((run.data.tags[CASE_TAG] for run in runs if CASE_TAG in run.data.tags), case_id)
+    case = next((found for run in runs if _ID.fullmatch(found := run.data.tags.get(CASE_TAG, ""))), case_id)
     if case != case_id or not runs:
-        runs += _request_runs(client, f"tags.`{CASE_TAG}` = {quoted(case)}")
+        runs += _request_runs(client, f"tags.`{CASE_TAG}` = '{case}'")
     if not runs:
         raise UnlearnError(
             f"there is neither a forget request nor a case {case_id!r} on this tracking server: `request` prints ids"
@@ -85,7 +86,7 @@ def _request_runs(client: MlflowClient, where: str) -> list[Run]:
         max_results=_MOST_RUNS,
         order_by=["attributes.start_time DESC"],
     )
-    return [run for run in found if RUN_TAG in run.data.tags]
+    return [run for run in found if _ID.fullmatch(run.data.tags.get(RUN_TAG, ""))]  # it is to name a folder
 
 
 class _Gathering:

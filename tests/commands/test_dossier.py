@@ -216,6 +216,7 @@ def test_signed_and_checked_by_the_tool(closed, request_id, keys):
     files = read(closed.folder / "signed.zip")
     digest = re.search("other: ([0-9a-f]{64})", done.out)[1]
     right = call("dossier", "--verify", "signed.zip", "--key", keys / "ours.pub", "--digest", digest)
+    assert "it says what the records say" in right.out and "not checked" not in right.out
     assert right.code == 0 and f"agrees with itself (SHA-256 of its MANIFEST: {digest})" in right.out, right.err
     mine = (keys / "ours.pub").read_bytes()
     holds = {one.part for one in check(files, key=mine) if one.message.startswith("it was made by the holder")}
@@ -230,6 +231,22 @@ def test_signed_and_checked_by_the_tool(closed, request_id, keys):
     )
     for each in flips(files[SIGNATURE], 300):
         assert SIGNATURE in str(failures({**files, SIGNATURE: each}, key=mine))
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "sentence"),
+    [
+        ("index.html", 0, "it is not what this release makes of the records: another one made it, or it was changed"),
+        ("verify.py", 3, "it is not this release's, whose own was used"),
+        ("case.json", 3, "it is not the record of a case"),
+    ],
+)
+def test_what_the_tool_sees_besides(closed, files, name, code, sentence):
+    other = files[name].replace(b"Closed", b"Opened") if name == "index.html" else b"pass\n"
+    rest = {one: content for one, content in files.items() if one != MANIFEST}
+    write_zip(with_manifest({**rest, name: other}), closed.folder / "forged.zip")
+    done = call("dossier", "--verify", "forged.zip")
+    assert done.code == code and sentence in " ".join(re.sub("[│]", " ", done.out).split()), done.err
 
 
 def test_a_case_of_which_nothing_is_done(store, cli):

@@ -12,7 +12,7 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.dossier_verify import check_records
 from mlflow_unlearn.governance.case import open_case
 from mlflow_unlearn.governance.case_files import component, folder_of
-from mlflow_unlearn.registry.forget_requests import CASE_TAG, file_request
+from mlflow_unlearn.registry.forget_requests import CASE_TAG, RUN_TAG, file_request
 from mlflow_unlearn.registry.versions import open_version
 
 
@@ -79,6 +79,21 @@ def test_a_case_on_two_models(store, tmp_path):
     assert failed(case) == []
     assert open_case(store.client, case.requests[1].id) == case
     assert sum("was not carried out, due 2027-01-01" in point for point in case.open_points) == 2
+
+
+def test_a_tag_that_would_lead_out_of_the_dossier(chain):
+    """Whoever may write a run may write its tags."""
+    run_id = chain.requests("1")[only(chain, "1")][1]["run_id"]
+    with mlflow.start_run() as run:
+        mlflow.set_tags({RUN_TAG: "../../elsewhere", CASE_TAG: "ca5e0ca5e0ca"})
+    chain.client.set_tag(run_id, CASE_TAG, "../case")
+    try:
+        assert open_case(chain.client, only(chain, "1")).id == only(chain, "1")
+        with pytest.raises(UnlearnError, match="there is neither a forget request nor a case"):
+            open_case(chain.client, "ca5e0ca5e0ca")
+    finally:
+        chain.client.delete_tag(run_id, CASE_TAG)
+        chain.client.delete_run(run.info.run_id)
 
 
 def test_copies_have_their_tags_alone(chain):
