@@ -387,6 +387,35 @@ class Exposure(Command):
     model_uri: str = Field(description="A version that holds the data, or one that has forgotten it.")
 
 
+class Locate(LoadOptions, Command):
+    """Find which versions of the whole registry were trained on some samples. Makes no run."""
+
+    example = "mlflow-unlearn locate --forget ids.csv"
+
+    forget: str = Field(
+        description="Samples to look for: a file of ids, group:COLUMN=VALUE, class:NAME or request:ID.",
+    )
+    data: Text = Field(
+        None, description=f"{_SOURCES}: whose samples are meant; default: of every source that a version records."
+    )
+    fail_on: Literal["nothing", "contains", "unknown"] = Field(
+        "nothing",
+        description="Exit code 3 where a version contains them, or also where that cannot be told (unknown).",
+    )
+
+
+class Manifest(LoadOptions, Command):
+    """Record what a version was trained on that another tool has made, so that requests and `locate` know it."""
+
+    example = "mlflow-unlearn manifest --model-uri models:/theirs/1 --data folder:/data/flowers --ids trained.csv"
+
+    model_uri: str = Field(description="The version: models:/NAME/VERSION.")
+    data: str = Field(description=f"{_SOURCES}: what it was trained on.")
+    ids: Text = Field(
+        None, description="File of the ids that it was trained on; default: all that the source trains on."
+    )
+
+
 class Retire(Command):
     """Remove what still holds forgotten data: first a plan, then with --yes for good. Exit code 3: refused."""
 
@@ -425,7 +454,7 @@ Measuring = Evaluate | Audit
 COMMANDS: dict[str, type[Command]] = {
     command.__name__.lower(): command
     for command in (Train, Request, Unlearn, Tune, Evaluate, Audit, Compare, Review)
-    + (Promote, Verify, Exposure, Retire, Methods, Data)
+    + (Promote, Verify, Exposure, Locate, Manifest, Retire, Methods, Data)
 }
 
 

@@ -1,6 +1,5 @@
 """`request`: file a forget request."""
 
-import secrets
 from functools import partial
 
 import numpy as np
@@ -15,7 +14,7 @@ from mlflow_unlearn.registry.loading import admitted
 from mlflow_unlearn.registry.versions import open_version
 from mlflow_unlearn.session.canaries import next_tranche
 from mlflow_unlearn.session.forget_set import select
-from mlflow_unlearn.session.view import data_spec, training_mask
+from mlflow_unlearn.session.view import data_spec, salt_of, training_mask
 
 
 def request(options: config.Request) -> None:
@@ -39,7 +38,7 @@ def request(options: config.Request) -> None:
         twins = next_tranche(version, source, mask, forget, options.canaries)
         forget = np.union1d(forget, twins)
         manifest = Manifest(tuple(source.train.ids[i] for i in forget))
-        salt = secrets.token_hex(16) if options.hash_ids else None
+        salt = salt_of(version, source) if options.hash_ids else None
         details = tracking.recorded_options(options, "forget", "reason", "requester", "hash_ids")
         details |= {"canaries": len(twins)} if len(twins) else {}
         filed, new = forget_requests.file_request(

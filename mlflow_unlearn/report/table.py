@@ -94,14 +94,12 @@ def show_findings(uri: str, findings: Sequence[tuple[str, str, str]]) -> None:
     console.print(lines)
 
 
-def show_exposure(
-    requests: Sequence[str], rows: Sequence[tuple[str, ...]], elsewhere: Mapping[str, Sequence[str]]
-) -> None:
-    """Print which versions hold what the requests name, and where else there is something of it."""
+def show_places(asked: str, rows: Sequence[tuple[str, ...]], elsewhere: Mapping[str, Sequence[str]]) -> None:
+    """Print which versions hold some samples, and where else there is something of them."""
     console = stdout(130)
-    console.print(one_line(f"Forget requests: {', '.join(requests)}"), highlight=False, markup=False)
+    console.print(one_line(asked), highlight=False, markup=False)
     lines = Table()
-    for column in ("version", "forgotten samples", "aliases", "endpoints", "how that is known"):
+    for column in ("version", "state", "samples", "aliases", "endpoints", "unlearned by", "how that is known"):
         lines.add_column(column, overflow="fold")
     for row in rows:
         lines.add_row(*map(escape, row))
