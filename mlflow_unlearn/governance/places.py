@@ -1,5 +1,6 @@
 """Where samples still live: versions, LoggedModels, runs, references, this machine's cache."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from mlflow.tracking import MlflowClient
@@ -12,7 +13,7 @@ from mlflow_unlearn.governance.holders import cached, checkpoints, references
 from mlflow_unlearn.governance.locating import ENDPOINT_TAG, Found, Located, State, Wanted, find
 from mlflow_unlearn.registry.walk import Registry
 
-PRINTED = {"unlearned": "unlearned", "unknown": "cannot be told"}
+PRINTED = {"unknown": "cannot be told"}
 """State → what people read; other states say it themselves."""
 UNSEEN = (
     "Not seen from here: downloads, backups, and copies on other machines and servers; endpoints are known by the "
@@ -89,19 +90,33 @@ def _place(entry: Located) -> Place:
 
 
 def rows(places: Places) -> list[tuple[str, ...]]:
-    """Of the table for people."""
-    return [
-        (
-            place.uri,
-            PRINTED.get(place.state, place.state),
-            str(place.samples) if place.samples else "–",
-            ", ".join(place.aliases) or "–",
-            ", ".join(f"{name} ({url})" for name, url in place.endpoints.items()) or "–",
-            ", ".join(place.unlearned_by) or "–",
-            place.why,
+    """Of the table for people: what holds them first, and one row for all versions of a model that cannot be told."""
+    order = ("contains", "unknown", "another source", "unlearned", "retired")
+    alike = Counter(filter(None, map(_alike, places.places)))
+    found = list[tuple[str, ...]]()
+    for place in sorted(places.places, key=lambda place: order.index(place.state)):
+        kind = _alike(place)
+        more = alike.pop(kind, 0) - 1 if kind is not None else 0
+        if more < 0:
+            continue  # it is in a row above
+        found.append(
+            (
+                place.uri + (f" and {more} more" if more else ""),
+                PRINTED.get(place.state, place.state),
+                str(place.samples) if place.samples else "–",
+                ", ".join(place.aliases) or "–",
+                ", ".join(f"{name} ({url})" for name, url in place.endpoints.items()) or "–",
+                ", ".join(place.unlearned_by) or "–",
+                place.why,
+            )
         )
-        for place in places.places
-    ]
+    return found
+
+
+def _alike(place: Place) -> tuple[str, str] | None:
+    """What versions have in common that share a row; None for one that has its own."""
+    shared = place.state == "unknown" and not place.aliases and not place.endpoints
+    return (place.uri.rpartition("/")[0], place.why) if shared else None
 
 
 def elsewhere(places: Places) -> Mapping[str, Sequence[str]]:
