@@ -4,6 +4,7 @@ import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -129,59 +130,55 @@ def endpoints(tags: Mapping[str, str]) -> dict[str, str]:
     return {key.removeprefix(ENDPOINT_TAG): value for key, value in tags.items() if key.startswith(ENDPOINT_TAG)}
 
 
-def find(client: MlflowClient, registry: Registry, index: ManifestIndex, wanted: Sequence[Wanted]) -> Found:
-    """Which versions, and LoggedModels that no version names, were trained on some samples.
+class Search:
+    """Of one registry, for any number of samples; it stops to ask once the server does not answer.
 
-    Args:
-        client: of the registry.
-        registry: all that is there.
-        index: of lists; those that it has not are read and added.
-        wanted: the samples.
+    Attributes:
+        unanswered: why some of what it was to ask is missing; None where nothing is.
     """
-    search = _Search(client, registry, index, wanted)
-    found = [search.version(version) for version in registry.versions]
-    holders = [entry for entry in found if entry.state == "contains"]
-    found = _with_copies(found, holders)
-    found = _with_descent(found)
-    known = {entry.model_id for entry in found}
-    models = [search.model(model) for model in registry.models if model.model_id not in known]
-    return Found(found, _with_copies(models, holders), registry.unanswered or search.unanswered)
 
+    def __init__(self, client: MlflowClient, registry: Registry, index: ManifestIndex) -> None:
+        """Ask nothing yet.
 
-class _Search:
-    """One search; it stops to ask once the server does not answer."""
-
-    def __init__(
-        self, client: MlflowClient, registry: Registry, index: ManifestIndex, wanted: Sequence[Wanted]
-    ) -> None:
-        self._client, self._models = client, {model.id: model for model in located(registry.models)}
+        Args:
+            client: of the registry.
+            registry: all that is there.
+            index: of lists; those that it has not are read and added.
+        """
+        self._client, self._registry, self._index = client, registry, index
+        self._models = {model.id: model for model in located(registry.models)}
         self._store = hashlib.sha256(mlflow.get_tracking_uri().encode()).hexdigest()[:12]
-        self._registry, self._index, self._wanted = registry, index, wanted
-        self._keys: dict[tuple[int, str | None], Hashes | None] = {}
-        self.unanswered: str | None = None
+        self._lists: dict[str, TrainedOn | str] = {}
+        """URI → its list of training ids, which is in the index, or why there is none."""
+        self.unanswered = registry.unanswered
 
-    def version(self, version: ModelVersion) -> Located:
-        uri, model = uri_of(version), self._registry.logged_as(version)
-        model_id = None if model is None else model.model_id
-        entry = Located(uri, "unknown", "", version, model_id=model_id, location=self._location(version, model_id))
-        key = f"{self._store} {version.name}/{version.version}/{version.creation_timestamp}"
-        how, told = retired(version), trained_on(version.tags)
-        if how is not None and self._gone(f"gone {key}", entry):
-            # Of what it held only its tag can tell.
-            known = told is not None and self._index.salt(told.manifest_sha256) is not None
-            entry = self._state(entry, told, key, f"{uri}/", model) if known else entry
-            return replace(entry, state="retired", why=how)
-        about = sorted(r for one in self._wanted if uri in one.about for r in one.requests)
-        entry = self._state(entry, told, key, f"{uri}/", model)
-        if entry.state not in ("contains", "unlearned") and about:
-            return replace(entry, state="contains", why=f"request {', '.join(about)} is about it")
-        return entry
+    def find(self, wanted: Sequence[Wanted]) -> Found:
+        """Which versions, and LoggedModels that no version names, were trained on these samples."""
+        counts = _Counts(self._index, wanted)
+        found = [self._version(entry, wanted, counts) for entry in self._entries]
+        holders = [entry for entry in found if entry.state == "contains"]
+        found = _with_descent(_with_copies(found, holders))
+        models = [self._state(entry, wanted, counts) for entry in self._unregistered]
+        return Found(found, _with_copies(models, holders), self.unanswered)
 
-    def model(self, model: LoggedModel) -> Located:
-        uri = f"models:/{model.model_id}"
-        location = self._models[model.model_id].location
-        entry = Located(uri, "unknown", "", model, model_id=model.model_id, location=location)
-        return self._state(entry, trained_on(model.tags), f"{self._store} {model.model_id}", f"{uri}/", model)
+    @cached_property
+    def _entries(self) -> list[Located]:
+        entries = []
+        for version in self._registry.versions:
+            model = self._registry.logged_as(version)
+            model_id = None if model is None else model.model_id
+            location = self._location(version, model_id)
+            entries.append(Located(uri_of(version), "unknown", "", version, model_id=model_id, location=location))
+        return entries
+
+    @cached_property
+    def _unregistered(self) -> list[Located]:
+        registered = {entry.model_id for entry in self._entries}
+        return [
+            Located(f"models:/{id}", "unknown", "", model, model_id=id, location=self._models[id].location)
+            for id, model in self._registry.by_model_id.items()
+            if id not in registered
+        ]
 
     def _location(self, version: ModelVersion, model_id: str | None) -> Location:
         """Without a request, where its LoggedModel or its source tells."""
@@ -197,8 +194,24 @@ class _Search:
             self.unanswered = self.unanswered or str(error)
             return Location(source, doubt="the server gave no answer")
 
-    def _gone(self, key: str, entry: Located) -> bool:
+    def _version(self, entry: Located, wanted: Sequence[Wanted], counts: "_Counts") -> Located:
+        how = retired(entry.registered)
+        if how is not None and self._gone(entry):
+            # Of what it held only its tag can tell, where another version has the same list.
+            told = trained_on(entry.registered.tags)
+            if told is not None and self._index.salt(told.manifest_sha256) is not None:
+                self._lists[entry.uri] = told
+                entry = self._state(entry, wanted, counts)
+            return replace(entry, state="retired", why=how)
+        about = sorted(request for one in wanted if entry.uri in one.about for request in one.requests)
+        entry = self._state(entry, wanted, counts)
+        if entry.state not in ("contains", "unlearned") and about:
+            return replace(entry, state="contains", why=f"request {', '.join(about)} is about it")
+        return entry
+
+    def _gone(self, entry: Located) -> bool:
         """Whether a retired version's files are gone: what is gone once stays so."""
+        key = f"gone {self._key(entry)}"
         if self._index.read(key) is not None:
             return True
         try:
@@ -211,44 +224,58 @@ class _Search:
             self._index.remember(key, Read(None))
         return gone
 
-    def _state(
-        self, entry: Located, told: TrainedOn | None, key: str, files: str, model: LoggedModel | None
-    ) -> Located:
-        """By its list, which its tag names or its files have."""
-        try:
-            found = told or self._learnt(key, files, model)
-            if isinstance(found, str):
-                return replace(entry, why=f"{found}: {SUPPLY}")
-            if self._index.salt(found.manifest_sha256) is None:
-                self._fetch(found, files, model)
-        except NoAnswer as error:
-            self.unanswered = self.unanswered or str(error)
-            return replace(entry, why="the server gave no answer")
-        except UnlearnError as error:
-            return replace(entry, why=str(error))
-        counts = [(one, self._count(at, one, found)) for at, one in enumerate(self._wanted)]
-        entry = replace(entry, source=found.source)
-        own = sum(count or 0 for one, count in counts if one.same_source(found))
+    def _state(self, entry: Located, wanted: Sequence[Wanted], counts: "_Counts") -> Located:
+        """By its list of training ids."""
+        listed = self._list(entry)
+        if isinstance(listed, str):
+            return replace(entry, why=listed)
+        entry = replace(entry, source=listed.source)
+        done = set(entry.registered.tags.get("unlearn.request_ids", "").split(","))
+        own, other, unclear = 0, 0, False
+        for at, one in enumerate(wanted):
+            count = counts.of(listed, at)
+            if count is None:
+                unclear |= one.same_source(listed) and not done & one.requests
+            elif one.same_source(listed):
+                own += count
+            else:
+                other += count
         if own:
             return replace(entry, state="contains", samples=own, why="by its list of training ids")
-        done = set(entry.registered.tags.get("unlearn.request_ids", "").split(","))
-        for one, count in counts:
-            if count is None and one.same_source(found) and not done & one.requests:
-                return replace(entry, why="the request's ids are hashed in another way than its list of training ids")
-        if done & {request for one in self._wanted for request in one.requests}:
+        if unclear:
+            return replace(entry, why="the request's ids are hashed in another way than its list of training ids")
+        if done & {request for one in wanted for request in one.requests}:
             return replace(entry, state="unlearned", why=f"carried out {', '.join(sorted(done))}")
-        if other := sum(count or 0 for _, count in counts):
-            why = f"samples of the same ids, of another source: {found.source}"
+        if other:
+            why = f"samples of the same ids, of another source: {listed.source}"
             return replace(entry, state="another source", samples=other, why=why)
         return replace(entry, state="never contained", why="none of them is in its list of training ids")
 
-    def _count(self, at: int, one: Wanted, of: TrainedOn) -> int | None:
-        """How many of the samples a list has; None where they cannot be compared."""
-        salt, _ = self._index.salt(of.manifest_sha256) or (None, 0)
-        if (at, salt) not in self._keys:
-            self._keys[at, salt] = keys_of(one.samples, salt)
-        keys = self._keys[at, salt]
-        return None if keys is None else self._index.count(of.manifest_sha256, keys)
+    def _list(self, entry: Located) -> TrainedOn | str:
+        """The list that its tag names or its files have, which is in the index then; why there is none."""
+        if entry.uri not in self._lists:
+            self._lists[entry.uri] = self._read_list(entry)
+        return self._lists[entry.uri]
+
+    def _read_list(self, entry: Located) -> TrainedOn | str:
+        model = self._registry.by_model_id.get(entry.model_id or "")
+        try:
+            found = trained_on(entry.registered.tags) or self._learnt(self._key(entry), f"{entry.uri}/", model)
+            if isinstance(found, TrainedOn) and self._index.salt(found.manifest_sha256) is None:
+                self._fetch(found, f"{entry.uri}/", model)
+        except NoAnswer as error:
+            self.unanswered = self.unanswered or str(error)
+            return "the server gave no answer"
+        except UnlearnError as error:
+            return str(error)
+        return f"{found}: {SUPPLY}" if isinstance(found, str) else found
+
+    def _key(self, entry: Located) -> str:
+        """Of what was read of a model, in the index of all stores."""
+        version = entry.registered
+        if entry.uri.count("/") == 1:
+            return f"{self._store} {entry.model_id}"
+        return f"{self._store} {version.name}/{version.version}/{version.creation_timestamp}"
 
     def _learnt(self, key: str, files: str, model: LoggedModel | None) -> TrainedOn | str:
         """What a model's own files say, whose tags say nothing; why not, in words."""
@@ -300,6 +327,26 @@ class _Search:
     def _ask(self) -> None:
         if self.unanswered is not None:
             raise NoAnswer(self.unanswered)
+
+
+class _Counts:
+    """How many of some samples each list names: counted once."""
+
+    def __init__(self, index: ManifestIndex, wanted: Sequence[Wanted]) -> None:
+        self._index, self._wanted = index, wanted
+        self._keys: dict[tuple[int, str | None], Hashes | None] = {}
+        self._counts: dict[tuple[int, str], int | None] = {}
+
+    def of(self, listed: TrainedOn, at: int) -> int | None:
+        """Of the samples ``wanted[at]``; None where they are hashed in another way."""
+        digest = listed.manifest_sha256
+        if (at, digest) not in self._counts:
+            salt, _ = self._index.salt(digest) or (None, 0)
+            if (at, salt) not in self._keys:
+                self._keys[at, salt] = keys_of(self._wanted[at].samples, salt)
+            keys = self._keys[at, salt]
+            self._counts[at, digest] = None if keys is None else self._index.count(digest, keys)
+        return self._counts[at, digest]
 
 
 def _stored_manifest(files: str, model: LoggedModel | None) -> Manifest:

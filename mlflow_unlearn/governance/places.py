@@ -10,7 +10,7 @@ from mlflow_unlearn.answer import Result
 from mlflow_unlearn.evidence.audit import REFERENCE_FILE
 from mlflow_unlearn.governance import manifest_index
 from mlflow_unlearn.governance.holders import cached, checkpoints, references
-from mlflow_unlearn.governance.locating import ENDPOINT_TAG, Found, Located, State, Wanted, find
+from mlflow_unlearn.governance.locating import ENDPOINT_TAG, Found, Located, Search, State, Wanted
 from mlflow_unlearn.registry.walk import Registry
 
 PRINTED = {"unknown": "cannot be told"}
@@ -55,7 +55,7 @@ class Places(Result):
 def look(client: MlflowClient, registry: Registry, wanted: Sequence[Wanted]) -> Places:
     """Search all of a registry, the store's LoggedModels and references, and this machine's cache."""
     with manifest_index.opened() as index:
-        found = find(client, registry, index, wanted)
+        found = Search(client, registry, index).find(wanted)
     return _places(client, wanted, found)
 
 

@@ -6,7 +6,7 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.governance import manifest_index
 from mlflow_unlearn.governance.files import logged_models
 from mlflow_unlearn.governance.holders import exposure_of, forgotten_by, sharing
-from mlflow_unlearn.governance.locating import find
+from mlflow_unlearn.governance.locating import Search
 from mlflow_unlearn.registry.walk import walk
 
 
@@ -17,7 +17,7 @@ def version(chain, number: str):
 def states(chain, number: str) -> dict[str, str]:
     wanted = forgotten_by(chain.client, version(chain, number))
     with manifest_index.opened() as index:
-        found = find(chain.client, walk(chain.client), index, wanted)
+        found = Search(chain.client, walk(chain.client), index).find(wanted)
     return {entry.uri.rpartition("/")[2]: entry.state for entry in found.versions}
 
 
