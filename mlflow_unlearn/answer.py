@@ -37,13 +37,13 @@ class Problem(BaseModel):
 
 
 class Answer(BaseModel, Generic[R]):
-    """What a command has done. A command that refuses may have a result beside its error, such as a verdict."""
+    """What a command has done. Beside an error there may be a result as well, such as the verdict that refuses."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     command: str
-    exit_code: int = Field(description="0 done or passed, 2 bad input, 3 judged and refused, 130 and 143 stopped.")
+    exit_code: int = Field(description="0 done or passed, 1 crashed, 2 bad input, 3 judged and refused, 130 or 143 stopped.")
     result: SerializeAsAny[R] | None = None
     error: Problem | None = None
     note: str | None = Field(None, description="What else is to be known, such as that it was done before.")
@@ -87,6 +87,9 @@ def schema(command: str, result: type[Result]) -> str:
     described["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     described["title"] = f"Answer of mlflow-unlearn {command}"
     described["properties"]["command"]["const"] = command
+    for record in (described, *described["$defs"].values()):
+        if "properties" in record:
+            record["required"] = sorted(record["properties"])  # what has a default is written as well
     return json.dumps(described, indent=1, sort_keys=True) + "\n"
 
 
