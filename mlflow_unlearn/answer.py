@@ -16,13 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 from mlflow_unlearn.errors import NothingToUnlearn, Refused, UnlearnError
 
 
-class Result(BaseModel):
+class CommandResult(BaseModel):
     """Base of what commands return: the part of the answer that differs from command to command."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
 
 
-R = TypeVar("R", bound=Result)
+Result = CommandResult
+"""Its short name."""
+
+R = TypeVar("R", bound=CommandResult)
 
 Kind = Literal["bad input", "refused", "nothing to unlearn", "stopped", "crashed"]
 
@@ -43,7 +46,9 @@ class Answer(BaseModel, Generic[R]):
 
     schema_version: Literal[1] = 1
     command: str
-    exit_code: int = Field(description="0 done or passed, 1 crashed, 2 bad input, 3 judged and refused, 130 or 143 stopped.")
+    exit_code: int = Field(
+        description="0 done or passed, 1 crashed, 2 bad input, 3 judged and refused, 130 or 143 stopped."
+    )
     result: SerializeAsAny[R] | None = None
     error: Problem | None = None
     note: str | None = Field(None, description="What else is to be known, such as that it was done before.")
@@ -72,7 +77,7 @@ def problem(error: BaseException, message: str) -> Problem:
 
 
 @contextmanager
-def found_so_far(result: Callable[[], Result]) -> Iterator[None]:
+def found_so_far(result: Callable[[], CommandResult]) -> Iterator[None]:
     """An error of ours that leaves the block takes along what the command has found until then."""
     try:
         yield
@@ -81,7 +86,7 @@ def found_so_far(result: Callable[[], Result]) -> Iterator[None]:
         raise
 
 
-def schema(command: str, result: type[Result]) -> str:
+def schema(command: str, result: type[CommandResult]) -> str:
     """The text of ``docs/schemas/COMMAND.schema.json``."""
     described = Answer[result].model_json_schema()  # type: ignore[valid-type]
     described["$schema"] = "https://json-schema.org/draft/2020-12/schema"
@@ -93,10 +98,10 @@ def schema(command: str, result: type[Result]) -> str:
     return json.dumps(described, indent=1, sort_keys=True) + "\n"
 
 
-def result_of(function: Callable[..., Any]) -> type[Result] | None:
+def result_of(function: Callable[..., Any]) -> type[CommandResult] | None:
     """What a command's function returns, by its annotation; None where that is nothing."""
     returned = typing.get_type_hints(function).get("return")
-    return returned if isinstance(returned, type) and issubclass(returned, Result) else None
+    return returned if isinstance(returned, type) and issubclass(returned, CommandResult) else None
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from mlflow_unlearn.answer import (
     Answer,
     Kind,
     Problem,
-    Result,
+    CommandResult,
     answers_of_ranks,
     deliver,
     nothing_else,
@@ -41,16 +41,16 @@ from mlflow_unlearn.errors import AlreadyDone, UnlearnError, UnlearnWarning
 from mlflow_unlearn.parsing import message
 
 
-def command_function(name: str) -> Callable[[Any], Result | None]:
+def command_function(name: str) -> Callable[[Any], CommandResult | None]:
     """The function that runs the command ``name``: the one of that name in the file of that name.
 
     Imported when it is called: a decision about a version needs no tuner.
     """
-    function: Callable[[Any], Result | None] = getattr(import_module(f"mlflow_unlearn.commands.{name}"), name)
+    function: Callable[[Any], CommandResult | None] = getattr(import_module(f"mlflow_unlearn.commands.{name}"), name)
     return function
 
 
-def result_class(name: str) -> type[Result]:
+def result_class(name: str) -> type[CommandResult]:
     """What the command ``name`` returns."""
     returned = result_of(command_function(name))
     if returned is None:
@@ -113,7 +113,7 @@ def _option(name: str, field: FieldInfo) -> click.Option:
 
 
 def _command(name: str, config: type[Command]) -> click.Command:
-    def callback(**values: Any) -> Result | None:
+    def callback(**values: Any) -> CommandResult | None:
         try:
             checked = config.model_validate(values)
         except ValidationError as error:
@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     answer: dict[str, Any] = {}  # nothing, where another process has answered, or there is no question
     try:
         returned = cli.main(arguments, standalone_mode=False)
-        answer = {"result": returned} if isinstance(returned, Result) else {}  # else it was --help
+        answer = {"result": returned} if isinstance(returned, CommandResult) else {}  # else it was --help
         code = 0
     except (click.ClickException, UnlearnError) as error:
         # The launcher ends a rank that is telling why it ends; one of them may still wait for a transaction's end.
@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except AlreadyDone as done:
         print(str(done), file=sys.stderr if _answers(arguments) else sys.stdout)
         answer["note"] = str(done)
-        if isinstance(done.result, Result):  # a part of what the command returns
+        if isinstance(done.result, CommandResult):  # a part of what the command returns
             answer["result"] = result_class(_name_of(arguments))(**dict(done.result))
         code = 0
     except _Ended as ended:
@@ -264,7 +264,7 @@ def _show_crash(
 
 def _answer(arguments: list[str], code: int, **parts: Any) -> None:
     """Give the one document of a command."""
-    answer = Answer[Result](command=_name_of(arguments), exit_code=code, **parts)
+    answer = Answer[CommandResult](command=_name_of(arguments), exit_code=code, **parts)
     # A signal must not leave half a document, nor, as a crash, have a second one follow.
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
     deliver(without_passwords(answer.to_json()))

@@ -7,7 +7,7 @@ import mlflow
 from pydantic import Field
 
 from mlflow_unlearn import config
-from mlflow_unlearn.answer import Result
+from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.auditing.audit import Audit
 from mlflow_unlearn.auditing.known_cheat import known_cheat
 from mlflow_unlearn.auditing.opening import listed, open_audit
@@ -33,7 +33,7 @@ CHEAT_SEED = 4000
 """Of the known cheat."""
 
 
-class AuditResult(Result):
+class AuditOutcome(CommandResult):
     """Whether the forgotten samples are told apart, and by what."""
 
     run_id: str
@@ -44,7 +44,7 @@ class AuditResult(Result):
     plan: dry_run.Estimate | None = Field(None, description="With plan=true.")
 
 
-def audit(options: config.Audit) -> AuditResult:
+def audit(options: config.Audit) -> AuditOutcome:
     """Print what every attack says of the version and of each control, and log the record; with ``plan`` what it costs.
 
     Raises:
@@ -63,7 +63,7 @@ def audit(options: config.Audit) -> AuditResult:
         if options.plan:
             models = 2 - (opened.original is session.module) + len(opened.golds) + len(opened.alike) + options.cheat
             plan = _dry_run(session, trainer, options, models=models)
-            return AuditResult(run_id=run_id, uri=session.version.uri, plan=plan)
+            return AuditOutcome(run_id=run_id, uri=session.version.uri, plan=plan)
         record = (opened if trainer is None else _with_trained(opened, trainer, options)).record(run_id)
         decision, why = record.decision
         # Before the record, so that none is there that no search finds.
@@ -71,7 +71,7 @@ def audit(options: config.Audit) -> AuditResult:
         mlflow.log_text(record.to_json(), AUDIT_FILE)
         mlflow.log_metrics(audit_table.metrics(record))
         audit_table.show(record)
-        found = AuditResult(run_id=run_id, uri=session.version.uri, decision=decision, why=why, audit=record)
+        found = AuditOutcome(run_id=run_id, uri=session.version.uri, decision=decision, why=why, audit=record)
         if decision != "not told apart":
             raise Refused(f"{session.version.uri}: {decision} ({why}); the record is in run {run_id}", found)
         print(f"{session.version.uri}: {decision} ({why}; run {run_id}).")

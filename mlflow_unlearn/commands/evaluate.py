@@ -5,7 +5,7 @@ import sys
 from pydantic import Field
 
 from mlflow_unlearn import config
-from mlflow_unlearn.answer import Result
+from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.evidence.record import Measured
 from mlflow_unlearn.governance.evidence_builder import measured
 from mlflow_unlearn.governance.publish import log_metrics
@@ -17,7 +17,7 @@ from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.measured import evaluate_measured, open_measured
 
 
-class EvaluateResult(Result):
+class EvaluateResult(CommandResult):
     """What the models are like."""
 
     run_id: str

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from mlflow_unlearn import config
-from mlflow_unlearn.answer import Result
+from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.evidence.audit import REFERENCE_FILE
 from mlflow_unlearn.evidence.record import FrozenRecord
 from mlflow_unlearn.governance.holders import (
@@ -35,7 +35,7 @@ class ExposedVersion(FrozenRecord):
     endpoints: dict[str, str] = Field(description="Name → URL, by its tags.")
 
 
-class ExposureResult(Result):
+class ExposureResult(CommandResult):
     """Where the data lives, as far as can be seen from here."""
 
     uri: str

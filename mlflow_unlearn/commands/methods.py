@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import Field
 
 from mlflow_unlearn import config
-from mlflow_unlearn.answer import Result
+from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.console import note
 from mlflow_unlearn.evidence.record import FrozenRecord
 from mlflow_unlearn.methods import BUILTIN, all_methods, plugin_failures
@@ -21,7 +21,7 @@ class MethodRecord(FrozenRecord):
     params: dict[str, Any] = Field(description="The JSON Schema of its hyperparameters, with defaults and bounds.")
 
 
-class MethodsResult(Result):
+class MethodsResult(CommandResult):
     """The methods that there are."""
 
     methods: dict[str, MethodRecord] = Field(description="By name, in the order of tables.")

@@ -11,7 +11,7 @@ from mlflow.utils.validation import _validate_model_alias_name, _validate_model_
 from pydantic import Field
 
 from mlflow_unlearn import config
-from mlflow_unlearn.answer import Result
+from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.console import note
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence.policy import read_policy
@@ -42,7 +42,7 @@ class PromotionRecord(FrozenRecord):
     run_id: str
 
 
-class PromoteResult(Result):
+class PromoteResult(CommandResult):
     """Whether the alias was moved, and what spoke against it."""
 
     run_id: str

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from mlflow_unlearn import config
-from mlflow_unlearn.answer import Result
+from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
@@ -20,7 +20,7 @@ from mlflow_unlearn.session.forget_set import select
 from mlflow_unlearn.session.view import data_spec, training_mask
 
 
-class RequestResult(Result):
+class RequestResult(CommandResult):
     """The request as it is filed now."""
 
     run_id: str

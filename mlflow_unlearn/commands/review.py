@@ -9,7 +9,7 @@ from mlflow.exceptions import MlflowException
 from pydantic import Field
 
 from mlflow_unlearn import config
-from mlflow_unlearn.answer import Result
+from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.errors import Refused
 from mlflow_unlearn.evidence.policy import Verdict, judge, read_policy
 from mlflow_unlearn.evidence.record import FOLDER, REPORT, Person, sha256
@@ -35,7 +35,7 @@ from mlflow_unlearn.report import table
 from mlflow_unlearn.report.page import page
 
 
-class ReviewResult(Result):
+class ReviewResult(CommandResult):
     """The verdict on a version."""
 
     run_id: str

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from mlflow_unlearn import config
-from mlflow_unlearn.answer import Result
+from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.errors import Refused
 from mlflow_unlearn.governance.aliases import check_aliases
 from mlflow_unlearn.governance.approval import check_reviews
@@ -12,7 +12,7 @@ from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.report import table
 
 
-class VerifyResult(Result):
+class VerifyResult(CommandResult):
     """Whether a version is still what its evidence says."""
 
     uri: str

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from mlflow_unlearn.answer import Result
+from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.record import Evidence, FrozenRecord, Measured
 
@@ -69,7 +69,7 @@ class Registered(FrozenRecord):
         )
 
 
-class Registering(Result):
+class Registering(CommandResult):
     """Base of what commands return that register a version."""
 
     run_id: str = Field(description="Of the command's MLflow run.")

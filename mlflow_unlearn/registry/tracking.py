@@ -340,7 +340,8 @@ def _same_options(store: MlflowClient, dead: RunNote, version: ModelVersion, con
 
 
 def _digest(config: Command) -> str:
-    return hashlib.sha256(config.model_dump_json(by_alias=True).encode()).hexdigest()
+    """Of the options, but for how it answers: by which a command knows itself."""
+    return hashlib.sha256(config.model_dump_json(by_alias=True, exclude={"format"}).encode()).hexdigest()
 
 
 @contextmanager

@@ -1,35 +1,22 @@
 """`--format json`: one document on standard output, as the command's schema has it, and nothing else there."""
 
 import json
-from pathlib import Path
 
+import mlflow
 import pytest
-from chains import QUICK, tagged
+from answers import EACH, SCHEMAS, V1, V2, answer, checked
+from chains import QUICK
 from jsonschema import Draft202012Validator
-from stores import DATA, FORGET, TRAIN, Outcome, call
+from stores import DATA, FORGET, TRAIN, Outcome, call, shell
 
 from mlflow_unlearn import cli
 from mlflow_unlearn.config import COMMANDS
+from mlflow_unlearn.data.loaders import load_source
 
-SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
-V1, V2, V3, V4 = (("--model-uri", f"models:/clf/{number}") for number in range(1, 5))
-
-
-def checked(done: Outcome, command: str, *, code: int = 0) -> dict:
-    """The one document, which is as the schema has it and gives the exit code."""
-    answer = json.loads(done.out)  # which fails where anything else stands there
-    schema = json.loads((SCHEMAS / f"{command}.schema.json").read_text(encoding="utf-8"))
-    Draft202012Validator(schema).validate(answer)
-    assert (done.code, answer["exit_code"]) == (code, code), done.err
-    assert (answer["error"] is None) == (code == 0)
-    return answer
+EPOCHS = ("--params", '{"lotus": {"epochs": 1}, "retrain": {"epochs": 1}}')
 
 
-def answer(command: str, *arguments: object, code: int = 0) -> dict:
-    return checked(call(command, *arguments, "--format", "json"), command, code=code)
-
-
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", EACH)
 def test_schemas_are_what_the_code_generates(name):
     schema = (SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8")
     assert schema == cli.answer_schema(name)
@@ -70,11 +57,17 @@ def test_train(empty_store):
     assert new["provenance"]["params"]["epochs"] == 1
 
 
-def test_request_then_unlearn(store):
-    filed = answer("request", *V1, "--forget", FORGET)["result"]
+def test_request_then_unlearn_then_audit(store):
+    """Ids that a request hides are in no answer."""
+    ids = load_source(DATA).train.ids[:54]
+    (store.folder / "ids.csv").write_text("\n".join(ids))
+    request = ("request", *V1, "--forget", "ids.csv", "--hash-ids", "true", "--format", "json")
+    outcomes = [call(*request)]
+    filed = checked(outcomes[0], "request")["result"]
     assert (filed["new"], filed["done_by"], filed["samples"]) == (True, [], 54)
     assert list(store.requests()) == [filed["request_id"]]
-    result = answer("unlearn", *V1, "--params", QUICK)["result"]
+    outcomes.append(call("unlearn", *V1, "--params", QUICK, "--format", "json"))
+    result = checked(outcomes[1], "unlearn")["result"]
     new = result["registered"]
     assert (new["uri"], new["source_uri"]) == ("models:/clf/2", "models:/clf/1")
     assert new["request_ids"] == [filed["request_id"]] and new["provenance"]["method"] == "lotus"
@@ -82,17 +75,77 @@ def test_request_then_unlearn(store):
     unlearned = new["metrics"]["unlearned"]
     assert float(store.tags("2")["unlearn.metric.acc_test"]) == unlearned["values"]["acc_test"]
     assert "jsd" in unlearned["not_computed"] and result["plan"] is None and result["attempts"] == []
-    again = answer("request", *V1, "--forget", FORGET)["result"]
+    outcomes += [call(*request), call("audit", *V2, "--format", "json")]
+    again, audited = checked(outcomes[2], "request")["result"], checked(outcomes[3], "audit", code=3)["result"]
     assert (again["new"], again["done_by"]) == (False, ["models:/clf/2"])
-
-
-def test_hidden_ids_stay_hidden(store):
-    ids = [sample.split(",")[0] for sample in _training_rows(store)][:30]
-    (store.folder / "ids.csv").write_text("\n".join(ids))
-    filed = call("request", *V1, "--forget", "ids.csv", "--hash-ids", "true", "--format", "json")
-    done = call("unlearn", *V1, "--params", QUICK, "--format", "json")
-    audited = call("audit", *V2, "--format", "json")
-    assert checked(filed, "request")["result"]["samples"] == 30 and checked(done, "unlearn")
-    checked(audited, "audit", code=3)
-    for outcome in (filed, done, audited):
+    assert audited["decision"] and audited["audit"]["attacks"]
+    for outcome in outcomes:
         assert not [id for id in ids if f'"{id}"' in outcome.out]
+
+
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [
+        ("evaluate", ()),
+        ("audit", ()),
+        pytest.param("unlearn", (), marks=pytest.mark.slow),
+        pytest.param("tune", ("--n-trials", "2"), marks=pytest.mark.slow),
+        pytest.param("compare", ("--methods", "lotus", "--seeds", "1"), marks=pytest.mark.slow),
+    ],
+)
+def test_plans(gold_store, command, more):
+    """Of every command that has them; nothing is registered."""
+    result = answer(command, *V1, "--forget", FORGET, *more, "--plan", "true")["result"]
+    seconds = result["plan"]["seconds"]
+    assert seconds["metrics"] > 0 and result["plan"]["disk"] and not result.get("registered")
+    run = gold_store.client.get_run(result["run_id"])
+    assert run.data.metrics["plan.seconds"] == pytest.approx(sum(seconds.values()))
+    assert (len(result["ways"]) == 3) if command == "unlearn" else "ways" not in result
+
+
+def test_evaluate(gold_store):
+    result = answer("evaluate", *V2, "--gold-uri", "models:/gold/1")["result"]
+    assert list(result["metrics"]) == ["original", "unlearned", "gold"]
+    assert (result["uri"], result["original_uri"]) == ("models:/clf/2", "models:/clf/1")
+    logged = gold_store.client.get_run(result["run_id"]).data.metrics
+    for model, measured in result["metrics"].items():
+        assert measured["values"] == {key: logged[f"{model}.{key}"] for key in measured["values"]}
+
+
+def test_audit(gold_store):
+    told = answer("audit", *V1, "--forget", FORGET, code=3)
+    result = told["result"]
+    assert result["decision"] in told["error"]["message"] and result["why"] in told["error"]["message"]
+    stored = mlflow.artifacts.load_dict(f"runs:/{result['run_id']}/evidence/audit.json")
+    assert stored == result["audit"] and stored["attacks"]["audited"]["margin"]["p_value"] <= 1
+
+
+def test_compare(gold_store):
+    result = answer("compare", *V1, "--forget", FORGET, "--methods", "lotus", "--seeds", "1", *EPOCHS)["result"]
+    stored = mlflow.artifacts.load_dict(f"runs:/{result['run_id']}/compare/table.json")
+    assert [row["method"] for row in result["rows"]] == ["original", "retrain", "floor", "lotus"]
+    for row, cells in zip(result["rows"], stored, strict=True):
+        assert {column: spread and spread["mean"] for column, spread in row["columns"].items()} == {
+            column: cells[column] for column in row["columns"]
+        }
+
+
+TUNE = ("tune", *V1, "--forget", "random:8%", "--methods", "lotus", "--seed", "2")
+
+
+def test_tune(store):
+    result = answer(*TUNE, "--n-trials", "1", "--register", "none")["result"]
+    assert result["trials"] == 1 and result["study_run_id"] == result["run_id"]
+    best = result["best"]
+    assert best["setting"]["method"] == "lotus" and len(best["values"]) == 1 and result["registered"] is None
+
+
+@pytest.mark.slow
+def test_tune_with_workers_registers(store):
+    """In a process of its own, whose workers answer as well: to nobody."""
+    ran = shell(*TUNE, "--n-trials", "4", "--workers", "2", "--format", "json")
+    result = checked(Outcome(ran.returncode, ran.stdout, ran.stderr), "tune")["result"]
+    chosen = result["registered"]["provenance"]["selection"]
+    assert (chosen["study"], chosen["trial"]) == (result["study"], result["best"]["number"])
+    again = answer(*TUNE, "--n-trials", "4", "--study", result["study"])["result"]
+    assert again["registered"]["uri"] == result["registered"]["uri"] == "models:/clf/2"
