@@ -6,7 +6,7 @@ import mlflow
 from pydantic import Field
 
 from mlflow_unlearn import config
-from mlflow_unlearn.answer import Result
+from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.data.forget import read_ids
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
@@ -18,7 +18,7 @@ from mlflow_unlearn.registry.lock import model_lock
 from mlflow_unlearn.registry.versions import MANIFEST_PATH, TRAINED_ON_TAG, TrainedOn, registered_version, trained_on
 
 
-class ManifestResult(Result):
+class ManifestResult(CommandResult):
     """What was recorded."""
 
     uri: str

@@ -3,8 +3,10 @@
 from functools import partial
 
 import numpy as np
+from pydantic import Field
 
 from mlflow_unlearn import config
+from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
@@ -17,7 +19,19 @@ from mlflow_unlearn.session.forget_set import select
 from mlflow_unlearn.session.view import data_spec, salt_of, training_mask
 
 
-def request(options: config.Request) -> None:
+class RequestResult(CommandResult):
+    """The request as it is filed now."""
+
+    run_id: str
+    request_id: str
+    uri: str = Field(description="The version that it is about.")
+    new: bool = Field(description="False: it was filed before, and nothing has changed.")
+    samples: int = Field(description="To be forgotten, canaries among them.")
+    canaries: int
+    done_by: list[str] = Field(description="Versions that have fulfilled it; empty: it is pending.")
+
+
+def request(options: config.Request) -> RequestResult:
     """File a forget request: its manifest in a run of its own, its state on the version.
 
     Raises:
@@ -58,3 +72,12 @@ def request(options: config.Request) -> None:
         else:
             state = "is pending" if filed.pending else f"was carried out by {', '.join(filed.done_by)}"
             print(f"Request {filed.id} was filed before and {state}.")
+        return RequestResult(
+            run_id=run_id,
+            request_id=filed.id,
+            uri=version.uri,
+            new=new,
+            samples=len(forget),
+            canaries=len(twins),
+            done_by=list(filed.done_by),
+        )

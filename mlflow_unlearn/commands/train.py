@@ -9,6 +9,7 @@ import mlflow
 import numpy as np
 import numpy.typing as npt
 from mlflow.tracking import MlflowClient
+from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.data.canaries import draw_canaries
@@ -24,7 +25,8 @@ from mlflow_unlearn.engine.checkpoint import Checkpoint
 from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.engine.predictions import evaluate_split
 from mlflow_unlearn.evidence.provenance import Provenance
-from mlflow_unlearn.evidence.record import metric_tags
+from mlflow_unlearn.evidence.record import Measured, metric_tags
+from mlflow_unlearn.evidence.registered import Registered, Registering
 from mlflow_unlearn.governance.publish import log_epoch
 from mlflow_unlearn.methods.retrain import Training
 from mlflow_unlearn.metrics.accuracy import accuracy
@@ -49,7 +51,14 @@ from mlflow_unlearn.session.hardware import pick_hardware
 from mlflow_unlearn.session.view import InputSpec
 
 
-def train(options: config.Train) -> None:
+class TrainResult(Registering):
+    """The classifier that was registered."""
+
+    samples: int | None = Field(None, description="It was trained on so many; null if it was done before a kill.")
+    excluded: str | None = Field(None, description="What it was not trained on; null: nothing was left out.")
+
+
+def train(options: config.Train) -> TrainResult:
     """Train a classifier on the source's training part, less what is excluded, and register it."""
     progress = sys.stderr.isatty()
     with tracking.run("train", options) as run_id, tracking.scratch() as folder:
@@ -129,6 +138,16 @@ def train(options: config.Train) -> None:
         shown = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items())
         planted = f", {options.canaries} pairs of canaries" if canaries is not None else ""
         print(f"Registered {options.name} version {version.version}: {len(kept)} training samples{planted}, {shown}.")
+        registered = Registered(
+            name=options.name,
+            version=str(version.version),
+            uri=f"models:/{options.name}/{version.version}",
+            model_id=info.model_id,
+            weights_sha256=tags["unlearn.weights_sha256"],
+            provenance=record.provenance,
+            metrics={"trained": Measured(values=metrics, not_computed={}, counts={})},
+        )
+        return TrainResult(run_id=run_id, registered=registered, samples=len(kept), excluded=options.exclude)
 
 
 def _not_excluded(client: MlflowClient, source: Source, exclude: str | None) -> npt.NDArray[np.int64]:

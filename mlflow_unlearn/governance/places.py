@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from mlflow.tracking import MlflowClient
 from pydantic import Field
 
-from mlflow_unlearn.answer import Result
+from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.evidence.audit import REFERENCE_FILE
 from mlflow_unlearn.governance import manifest_index
 from mlflow_unlearn.governance.holders import cached, checkpoints, references
@@ -21,7 +21,7 @@ UNSEEN = (
 )
 
 
-class Place(Result):
+class Place(CommandResult):
     """One version, or one LoggedModel that no version names."""
 
     uri: str
@@ -34,7 +34,7 @@ class Place(Result):
     unlearned_by: list[str] = Field(description="Versions that came of it and do not contain them.")
 
 
-class Places(Result):
+class Places(CommandResult):
     """Where samples still live, as far as the tracking server and this machine can tell."""
 
     looked_for: int = Field(description="Number of samples.")

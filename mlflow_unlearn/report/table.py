@@ -116,15 +116,18 @@ def show_methods(methods: "Mapping[str, type[Method]]") -> None:
     for column in ("method", "what it does", "hyperparameters (defaults)"):
         table.add_column(column)
     for name, method in methods.items():
-        module = sys.modules[method.__module__].__doc__ or method.__doc__ or ""
         fields = method.Params.model_fields.items()
         defaults = ", ".join(f"{key} = {field.default}" for key, field in fields)
         if method.presets:
             defaults += f"; presets: {', '.join(method.presets)}"
-        table.add_row(
-            name, escape(module.strip().splitlines()[0] if module else ""), escape(defaults), end_section=True
-        )
+        table.add_row(name, escape(summary(method)), escape(defaults), end_section=True)
     console.print(table)
+
+
+def summary(method: "type[Method]") -> str:
+    """What a method is, in the first line of its module's docstring, or of its own."""
+    described = sys.modules[method.__module__].__doc__ or method.__doc__ or ""
+    return next(iter(described.strip().splitlines()), "")
 
 
 def show_source(source: "Source") -> None:

@@ -130,8 +130,8 @@ def estimate(
     )
 
 
-def show(estimate: Estimate) -> None:
-    """Print it, and log the sums on the run."""
+def show(estimate: Estimate) -> Estimate:
+    """Print it, log the sums on the run, and return it."""
     total = sum(estimate.seconds.values())
     table = Table(title="plan", title_justify="left")
     table.add_column("what")
@@ -148,6 +148,7 @@ def show(estimate: Estimate) -> None:
     mlflow.log_metrics({"plan.seconds": total, "plan.disk_bytes": float(sum(estimate.disk.values()))})
     if estimate.memory is not None:
         mlflow.log_metric("plan.memory_bytes", estimate.memory)
+    return estimate
 
 
 def _evaluation_seconds(session: Session) -> tuple[float, float, int]:
