@@ -5,6 +5,7 @@ means "not given", since MLproject has no other way to say it.
 """
 
 import os
+from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -70,6 +71,14 @@ def _storage_url(value: str) -> str:
     if value.startswith(_VARIABLE) and not os.environ.get(name):
         raise ValueError(f"there is no environment variable {name!r}: set it to the database's URL")
     return conceal(os.environ[name] if value.startswith(_VARIABLE) else value)
+
+
+def _day(value: str | None) -> str | None:
+    """An ISO date."""
+    try:
+        return value and date.fromisoformat(value).isoformat()
+    except ValueError as error:
+        raise ValueError("give a day as YYYY-MM-DD, such as 2026-12-24") from error
 
 
 class Command(BaseModel):
@@ -167,10 +176,19 @@ class Request(LoadOptions, Command):
 
     example = "mlflow-unlearn request --model-uri models:/clf/1 --forget ids.csv --reason 'GDPR article 17'"
 
-    model_uri: str = Field(description="The version whose training data holds the samples: models:/NAME/VERSION.")
     forget: str = Field(
         description="Samples to forget: a file of ids, random:10% or random:500 (,seed=N ,plain), class:NAME, "
         "group:COLUMN=VALUE, request:ID."
+    )
+    model_uri: Text = Field(
+        None,
+        description="The versions whose training data holds the samples: models:/NAME/VERSION, several with commas.",
+    )
+    all_: bool = Field(
+        False, alias="all", description="Instead of model_uri: on each version that `locate` finds; one case."
+    )
+    due: Annotated[Text, AfterValidator(_day)] = Field(
+        None, description="Day by which it is to be fulfilled, such as 2026-12-24; default: in 30 days."
     )
     data: Text = Field(None, description="Data source; default: the version's own record.")
     split: SplitBy = None
