@@ -422,6 +422,32 @@ class Locate(LoadOptions, Command):
     )
 
 
+class Requests(Command):
+    """List all forget requests of the server, the most urgent first, or carry them out. Exit code 3: one failed."""
+
+    example = 'mlflow-unlearn requests --fulfil true --unlearn-options \'{"until": "pass"}\''
+
+    state: Literal["open", "overdue", "done", "all"] = Field(
+        "open", description="Which cases: open (overdue ones too), overdue, done or all."
+    )
+    model: Text = Field(None, description="Only cases on registered models of this name, or pattern such as clf*.")
+    subject: Text = Field(None, description="Only cases with this in their forget spec or requester, or with this id.")
+    fulfil: bool = Field(
+        False, description="Run `unlearn` on every version with a request of these cases, and go on after a failure."
+    )
+    within: Annotated[Annotated[int, Field(ge=0, le=36500)] | None, _EMPTY_IS_NONE] = Field(
+        None, description="With fulfil: only what is due within so many days, or overdue; default: all."
+    )
+    unlearn_options: Text = Field(
+        None, description='With fulfil: options of `unlearn`, JSON or a YAML file: {"method": "transpose"}.'
+    )
+    output: Text = Field(None, description="With format=html: the file; default: inbox.html.")
+    format: Literal["table", "json", "html"] = Field(  # type: ignore[assignment]
+        "table",
+        description="table: for people; json: one JSON document, and nothing else on standard output; html: a page.",
+    )
+
+
 class Manifest(LoadOptions, Command):
     """Record what a version was trained on that another tool has made, so that requests and `locate` know it."""
 
@@ -472,7 +498,7 @@ Measuring = Evaluate | Audit
 COMMANDS: dict[str, type[Command]] = {
     command.__name__.lower(): command
     for command in (Train, Request, Unlearn, Tune, Evaluate, Audit, Compare, Review)
-    + (Promote, Verify, Exposure, Locate, Manifest, Retire, Methods, Data)
+    + (Promote, Verify, Requests, Exposure, Locate, Manifest, Retire, Methods, Data)
 }
 
 

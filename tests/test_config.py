@@ -9,7 +9,7 @@ from mlflow_unlearn.errors import UnlearnError
 
 def test_the_commands_are_the_classes():
     assert list(COMMANDS) == (
-        "train request unlearn tune evaluate audit compare review promote verify exposure locate manifest "
+        "train request unlearn tune evaluate audit compare review promote verify requests exposure locate manifest "
         "retire methods data".split()
     )
     for name, command in COMMANDS.items():

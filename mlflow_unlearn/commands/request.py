@@ -1,6 +1,5 @@
 """`request`: file a forget request, on one version or on all that hold the samples."""
 
-import os
 import sys
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
@@ -20,9 +19,9 @@ from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.source import Source
 from mlflow_unlearn.data.spec import without_options
 from mlflow_unlearn.errors import NoAnswer, Refused, UnlearnError
+from mlflow_unlearn.governance.inbox import due_days
 from mlflow_unlearn.governance.looking import wanted_by
 from mlflow_unlearn.governance.places import Places, look
-from mlflow_unlearn.parsing import whole_number
 from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests
 from mlflow_unlearn.registry.loading import admitted
@@ -31,9 +30,6 @@ from mlflow_unlearn.registry.walk import walk
 from mlflow_unlearn.session.canaries import next_tranche
 from mlflow_unlearn.session.forget_set import select
 from mlflow_unlearn.session.view import data_spec, salt_of, training_mask
-
-DAYS_VARIABLE, DAYS = "MLFLOW_UNLEARN_DUE_DAYS", 30
-"""Days after which a request is due for which no day was given."""
 
 
 class FiledRequest(CommandResult):
@@ -66,7 +62,7 @@ def request(options: config.Request) -> RequestResult:
         Refused: on some of several versions it could not be filed.
     """
     with tracking.run("request", options) as run_id, tracking.scratch() as folder:
-        client, due = tracking.client(), _due(options.due)
+        client, due = tracking.client(), options.due or _in_days(due_days())
         uris = _named(client, options)
         lenient = options.all_ or len(uris) > 1
         filed: list[FiledRequest] = []
@@ -199,16 +195,5 @@ def _case(spec: str, source: Source, forget: np.ndarray) -> str:
     return forget_requests.case_id(without_options(source.spec), named)
 
 
-def _due(given: str | None) -> str:
-    """The day, by default some days from now.
-
-    Raises:
-        UnlearnError: the environment names no number of days.
-    """
-    if given is not None:
-        return given
-    text = os.environ.get(DAYS_VARIABLE) or str(DAYS)
-    days = whole_number(text)
-    if days is None or not 0 < days <= 36500:
-        raise UnlearnError(f"{DAYS_VARIABLE} = {text!r} is not a number of days from 1 to 36500: correct or unset it")
+def _in_days(days: int) -> str:
     return (datetime.now(UTC) + timedelta(days=days)).date().isoformat()
