@@ -1,10 +1,14 @@
 """What a command says to a program: with ``--format json``, one document on standard output and nothing else there."""
 
+import json
+import math
 import os
 import sys
+import tempfile
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
@@ -12,13 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 from mlflow_unlearn.errors import NothingToUnlearn, Refused, UnlearnError
 
 
-class Result(BaseModel):
+class CommandResult(BaseModel):
     """Base of what commands return: the part of the answer that differs from command to command."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
 
 
-R = TypeVar("R", bound=Result)
+Result = CommandResult
+"""Its short name."""
+
+R = TypeVar("R", bound=CommandResult)
 
 Kind = Literal["bad input", "refused", "nothing to unlearn", "stopped", "crashed"]
 
@@ -33,20 +40,30 @@ class Problem(BaseModel):
 
 
 class Answer(BaseModel, Generic[R]):
-    """What a command has done. A command that refuses may have a result beside its error, such as a verdict."""
+    """What a command has done. Beside an error there may be a result as well, such as the verdict that refuses."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     command: str
-    exit_code: int = Field(description="0 done or passed, 2 bad input, 3 judged and refused, 130 and 143 stopped.")
+    exit_code: int = Field(
+        description="0 done or passed, 1 crashed, 2 bad input, 3 judged and refused, 130 or 143 stopped."
+    )
     result: SerializeAsAny[R] | None = None
     error: Problem | None = None
     note: str | None = Field(None, description="What else is to be known, such as that it was done before.")
 
     def to_json(self) -> str:
-        """One document; numbers that are not finite are null."""
-        return self.model_dump_json(indent=1) + "\n"
+        """One document in ASCII, whatever the terminal's encoding; numbers that are not finite are null."""
+        return json.dumps(_finite(self.model_dump()), indent=1) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def problem(error: BaseException, message: str) -> Problem:
@@ -54,15 +71,37 @@ def problem(error: BaseException, message: str) -> Problem:
     kind: Kind = "stopped"
     if isinstance(error, Exception):
         kinds: dict[type[Exception], Kind] = {NothingToUnlearn: "nothing to unlearn", Refused: "refused"}
-        of_usage: Kind = "bad input" if isinstance(error, UnlearnError) or hasattr(error, "exit_code") else "crashed"
+        of_usage: Kind = "bad input" if getattr(error, "exit_code", 1) != 1 else "crashed"
         kind = next((name for of, name in kinds.items() if isinstance(error, of)), of_usage)
     return Problem(kind=kind, message=message)
 
 
-def result_of(function: Callable[..., Any]) -> type[Result] | None:
+@contextmanager
+def found_so_far(result: Callable[[], CommandResult]) -> Iterator[None]:
+    """An error of ours that leaves the block takes along what the command has found until then."""
+    try:
+        yield
+    except UnlearnError as error:
+        error.result = error.result or result()
+        raise
+
+
+def schema(command: str, result: type[CommandResult]) -> str:
+    """The text of ``docs/schemas/COMMAND.schema.json``."""
+    described = Answer[result].model_json_schema()  # type: ignore[valid-type]
+    described["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    described["title"] = f"Answer of mlflow-unlearn {command}"
+    described["properties"]["command"]["const"] = command
+    for record in (described, *described["$defs"].values()):
+        if "properties" in record:
+            record["required"] = sorted(record["properties"])  # what has a default is written as well
+    return json.dumps(described, indent=1, sort_keys=True) + "\n"
+
+
+def result_of(function: Callable[..., Any]) -> type[CommandResult] | None:
     """What a command's function returns, by its annotation; None where that is nothing."""
     returned = typing.get_type_hints(function).get("return")
-    return returned if isinstance(returned, type) and issubclass(returned, Result) else None
+    return returned if isinstance(returned, type) and issubclass(returned, CommandResult) else None
 
 
 @contextmanager
@@ -86,3 +125,42 @@ def nothing_else() -> Iterator[None]:
         if kept is not None:
             os.dup2(kept, 1)
             os.close(kept)
+
+
+ANSWERS_VARIABLE = "MLFLOW_UNLEARN_ANSWERS"
+"""The folder in which the ranks of a command leave their answers; who has started them prints one."""
+
+
+def deliver(text: str) -> None:
+    """Print an answer; a rank leaves it to the process that has started it, and without one the first rank prints."""
+    rank, folder = os.environ.get("RANK"), os.environ.get(ANSWERS_VARIABLE)
+    if rank is not None and folder is not None:
+        begun = Path(folder, f"{rank}.begun")
+        begun.write_text(text, encoding="utf-8")
+        begun.replace(begun.with_suffix(".json"))
+    elif rank in (None, "0"):
+        print(text, end="")
+
+
+@contextmanager
+def answers_of_ranks() -> Iterator[Callable[[int], str | None]]:
+    """Inside the block, ranks leave their answers; yields what gives, of a command's exit code, the one that counts.
+
+    It is that of a rank with this code, which may not be the first one's: that only sees that another one has ended.
+    None where no rank of this machine has answered, and none has failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-answers-") as folder:
+        os.environ[ANSWERS_VARIABLE] = folder
+
+        def chosen(code: int) -> str | None:
+            files = sorted(Path(folder).glob("*.json"), key=lambda file: int(file.stem))
+            found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+            if not found:
+                return None
+            answer = next((one for one in reversed(found) if one["exit_code"] == code), found[0])
+            return json.dumps({**answer, "exit_code": code}, indent=1) + "\n"
+
+        try:
+            yield chosen
+        finally:
+            del os.environ[ANSWERS_VARIABLE]

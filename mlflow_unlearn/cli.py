@@ -23,28 +23,52 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from mlflow_unlearn import __version__
-from mlflow_unlearn.answer import Answer, Result, nothing_else, problem
+from mlflow_unlearn.answer import (
+    Answer,
+    Kind,
+    Problem,
+    CommandResult,
+    answers_of_ranks,
+    deliver,
+    nothing_else,
+    problem,
+    result_of,
+    schema,
+)
 from mlflow_unlearn.config import COMMANDS, STORAGE_VARIABLE, Command, HardwareOptions, Tune, as_arguments, options
 from mlflow_unlearn.data.functions import no_exit
 from mlflow_unlearn.errors import AlreadyDone, UnlearnError, UnlearnWarning
 from mlflow_unlearn.parsing import message
 
 
-def command_function(name: str) -> Callable[[Any], Result | None]:
+def command_function(name: str) -> Callable[[Any], CommandResult | None]:
     """The function that runs the command ``name``: the one of that name in the file of that name.
 
     Imported when it is called: a decision about a version needs no tuner.
     """
-    function: Callable[[Any], Result | None] = getattr(import_module(f"mlflow_unlearn.commands.{name}"), name)
+    function: Callable[[Any], CommandResult | None] = getattr(import_module(f"mlflow_unlearn.commands.{name}"), name)
     return function
 
 
-class _Ended(Exception):
-    """The ranks have ended and printed their messages."""
+def result_class(name: str) -> type[CommandResult]:
+    """What the command ``name`` returns."""
+    returned = result_of(command_function(name))
+    if returned is None:
+        raise TypeError(f"the command {name} returns no result: annotate its function")
+    return returned
 
-    def __init__(self, code: int) -> None:
+
+def answer_schema(name: str) -> str:
+    """The text of ``docs/schemas/NAME.schema.json``."""
+    return schema(name, result_class(name))
+
+
+class _Ended(Exception):
+    """The ranks have ended and printed their messages; one of them may have left an answer."""
+
+    def __init__(self, code: int, answer: str | None = None) -> None:
         super().__init__(code)
-        self.code = code
+        self.code, self.answer = code, answer
 
 
 class Terminated(BaseException):
@@ -89,7 +113,7 @@ def _option(name: str, field: FieldInfo) -> click.Option:
 
 
 def _command(name: str, config: type[Command]) -> click.Command:
-    def callback(**values: Any) -> Result | None:
+    def callback(**values: Any) -> CommandResult | None:
         try:
             checked = config.model_validate(values)
         except ValidationError as error:
@@ -107,8 +131,9 @@ def _command(name: str, config: type[Command]) -> click.Command:
             if isinstance(checked, Tune):
                 os.environ[STORAGE_VARIABLE] = checked.storage
             arguments = [name, *as_arguments(checked)]
-            code = launch.launch(arguments, checked.processes, device=checked.device, on_lost_run=_fail_lost_run)
-            raise _Ended(code)  # the first of them has answered
+            with alone(), answers_of_ranks() as answer:
+                code = launch.launch(arguments, checked.processes, device=checked.device, on_lost_run=_fail_lost_run)
+                raise _Ended(code, answer(code))
         from mlflow_unlearn.distributed import ranks
 
         with alone(), ranks.joined_up() as leads:
@@ -164,7 +189,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     answer: dict[str, Any] = {}  # nothing, where another process has answered, or there is no question
     try:
         returned = cli.main(arguments, standalone_mode=False)
-        answer = {"result": returned} if isinstance(returned, Result) else {}  # else it was --help
+        answer = {"result": returned} if isinstance(returned, CommandResult) else {}  # else it was --help
         code = 0
     except (click.ClickException, UnlearnError) as error:
         # The launcher ends a rank that is telling why it ends; one of them may still wait for a transaction's end.
@@ -185,9 +210,16 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except AlreadyDone as done:
         print(str(done), file=sys.stderr if _answers(arguments) else sys.stdout)
         answer["note"] = str(done)
+        if isinstance(done.result, CommandResult):  # a part of what the command returns
+            answer["result"] = result_class(_name_of(arguments))(**dict(done.result))
         code = 0
     except _Ended as ended:
         code = ended.code
+        if ended.answer is not None and _answers(arguments):
+            deliver(ended.answer)
+        elif code and "RANK" not in os.environ:  # killed before they could say anything
+            kind: Kind = "stopped" if code in (130, 143) else "crashed"
+            answer["error"] = Problem(kind=kind, message="a process of this command was killed")
     except (click.Abort, KeyboardInterrupt) as error:
         _print_error(f"Interrupted: {_outcome(error)}.")
         answer["error"] = problem(error, _outcome(error))
@@ -231,10 +263,20 @@ def _show_crash(
 
 
 def _answer(arguments: list[str], code: int, **parts: Any) -> None:
-    """Print the one document of a command; of several ranks, the first one's."""
-    command = next((argument for argument in arguments if argument in COMMANDS), "")
-    answer = Answer[Result](command=command, exit_code=code, **parts)
-    print(without_passwords(answer.to_json()), end="")
+    """Give the one document of a command."""
+    answer = Answer[CommandResult](command=_name_of(arguments), exit_code=code, **parts)
+    # A signal must not leave half a document, nor, as a crash, have a second one follow.
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
+    deliver(without_passwords(answer.to_json()))
+    sys.stdout.flush()
+    sys.excepthook = partial(_show_crash, [])
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def _name_of(arguments: list[str]) -> str:
+    """The command; empty where there is none of that name."""
+    return next((argument for argument in arguments if argument in COMMANDS), "")
 
 
 _show_other_warning = warnings.showwarning
@@ -250,7 +292,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *where: Any, 
 
 def _given(arguments: list[str], option: str) -> str | None:
     """An option's value in the raw arguments, since the error may have come before they were parsed; None without."""
-    for position, argument in enumerate(arguments):
+    for position, argument in reversed([*enumerate(arguments)]):  # the last one counts
         name, _, value = argument.partition("=")
         if name == option:
             return (value or "".join(arguments[position + 1 : position + 2])).lower()
@@ -264,8 +306,8 @@ def _wants_debug(arguments: list[str]) -> bool:
 
 
 def _answers(arguments: list[str]) -> bool:
-    """Whether this process is to print the answer for programs."""
-    return _given(arguments, "--format") == "json" and os.environ.get("RANK", "0") == "0"
+    """Whether there is to be an answer for programs."""
+    return _given(arguments, "--format") == "json"
 
 
 def _fail_lost_run(run_id: str) -> None:

@@ -39,6 +39,11 @@ class Refused(UnlearnError):
 class AlreadyDone(Exception):
     """What the command is to do was done by the same command before, which was killed a moment later: exit code 0."""
 
+    def __init__(self, message: str, result: object = None) -> None:
+        """A sentence, and what is known of what was done."""
+        super().__init__(message)
+        self.result = result
+
 
 class NoAnswer(Exception):
     """A server or the way to it failed: nothing is known of what was asked for, nor can anything be decided about it.

@@ -8,10 +8,10 @@ import pytest
 from pydantic import Field
 
 from mlflow_unlearn import errors
-from mlflow_unlearn.answer import Answer, Result, nothing_else, problem, result_of
+from mlflow_unlearn.answer import Answer, CommandResult, nothing_else, problem, result_of
 
 
-class Counted(Result):
+class Counted(CommandResult):
     count: float = Field(description="How many.")
 
 
@@ -20,9 +20,9 @@ def counted() -> Counted:
 
 
 def test_an_answer_has_its_own_result():
-    content = json.loads(Answer[Result](command="data", exit_code=3, result=Counted(count=2)).to_json())
+    content = json.loads(Answer[CommandResult](command="data", exit_code=3, result=Counted(count=2)).to_json())
     assert content["result"] == {"count": 2.0} and content["exit_code"] == 3 and content["error"] is None
-    assert json.loads(Answer[Result](command="x", exit_code=0, result=Counted(count=float("nan"))).to_json())[
+    assert json.loads(Answer[CommandResult](command="x", exit_code=0, result=Counted(count=float("nan"))).to_json())[
         "result"
     ] == {"count": None}
 

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from mlflow_unlearn import config
-from mlflow_unlearn.answer import Result
+from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
@@ -11,7 +11,7 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.report import table
 
 
-class DataResult(Result):
+class DataResult(CommandResult):
     """What a source contains."""
 
     spec: str

@@ -8,7 +8,7 @@ import mlflow
 from pydantic import Field
 
 from mlflow_unlearn import config
-from mlflow_unlearn.answer import Result
+from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.console import first_line, without_passwords
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence import dossier_verify
@@ -28,7 +28,7 @@ CASE_OF_DOSSIER, DIGEST_OF_DOSSIER = "unlearn.dossier.case", "unlearn.dossier.sh
 _OUTCOMES = {"ok": "same", "failed": "differs"}
 
 
-class DossierResult(Result):
+class DossierResult(CommandResult):
     """A dossier that was written or checked."""
 
     file: str

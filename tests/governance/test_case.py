@@ -1,6 +1,7 @@
 """Which requests, versions and records belong to a case."""
 
 import re
+from contextlib import contextmanager
 
 import mlflow
 import pytest
@@ -22,6 +23,17 @@ def only(chain, version) -> str:
     return found
 
 
+@contextmanager
+def case_tagged(chain, case, *runs):
+    """Requests are of another case inside the block."""
+    before = {run_id: chain.client.get_run(run_id).data.tags[CASE_TAG] for run_id in runs}
+    for run_id in runs:
+        chain.client.set_tag(run_id, CASE_TAG, case)
+    yield
+    for run_id, value in before.items():
+        chain.client.set_tag(run_id, CASE_TAG, value)
+
+
 def failed(case) -> list[str]:
     files = {**case.files, "case.json": case.to_json().encode()}
     return [one.message for one in check_records(files) if one.outcome == "failed"]
@@ -31,7 +43,8 @@ def test_one_request_of_a_chain(chain):
     """The second: the first version has its samples as well, and the version after the next one is promoted."""
     assert review("4").code == 0
     assert call("promote", "--model-uri", "models:/clf/4").code == 0
-    case = open_case(chain.client, only(chain, "2"))
+    asked = only(chain, "2")
+    case = open_case(chain.client, asked)
     assert {v.uri: v.role for v in case.versions} == {
         "models:/clf/2": "source",
         "models:/clf/1": "source",
@@ -40,7 +53,7 @@ def test_one_request_of_a_chain(chain):
     }
     assert [e.kind for e in case.events] == ["filed", "unlearned", "unlearned", "reviewed", "promoted"]
     assert case.serving == ["clf@champion"] and case.missing == {} and failed(case) == []
-    assert [v.knows for v in case.versions] == [[case.id], [case.id], [], []]
+    assert [v.knows for v in case.versions] == [[asked], [asked], [], []]
     chain.client.delete_registered_model_alias("clf", "champion")
     chain.client.delete_model_version_tag("clf", "4", "unlearn.promotion.champion")
     assert [v.uri for v in open_case(chain.client, case.id).versions if v.role == "later"] == []
@@ -50,13 +63,8 @@ def test_requests_of_one_case(chain):
     """Two of three: the version between them has forgotten one and knows the other."""
     first, second = only(chain, "1"), only(chain, "2")
     runs = [chain.requests("1")[first][1]["run_id"], chain.requests("2")[second][1]["run_id"]]
-    for run_id in runs:
-        chain.client.set_tag(run_id, CASE_TAG, "ca5e0ca5e0ca")
-    try:
+    with case_tagged(chain, "ca5e0ca5e0ca", *runs):
         case, same = (open_case(chain.client, each) for each in ("ca5e0ca5e0ca", second))
-    finally:
-        for run_id in runs:
-            chain.client.delete_tag(run_id, CASE_TAG)
     assert case == same and case.id == "ca5e0ca5e0ca"
     assert [request.id for request in case.requests] == sorted([first, second])
     between = next(version for version in case.versions if version.uri == "models:/clf/2")
@@ -86,14 +94,11 @@ def test_a_tag_that_would_lead_out_of_the_dossier(chain):
     run_id = chain.requests("1")[only(chain, "1")][1]["run_id"]
     with mlflow.start_run() as run:
         mlflow.set_tags({RUN_TAG: "../../elsewhere", CASE_TAG: "ca5e0ca5e0ca"})
-    chain.client.set_tag(run_id, CASE_TAG, "../case")
-    try:
+    with case_tagged(chain, "../case", run_id):
         assert open_case(chain.client, only(chain, "1")).id == only(chain, "1")
         with pytest.raises(UnlearnError, match="there is neither a forget request nor a case"):
             open_case(chain.client, "ca5e0ca5e0ca")
-    finally:
-        chain.client.delete_tag(run_id, CASE_TAG)
-        chain.client.delete_run(run.info.run_id)
+    chain.client.delete_run(run.info.run_id)
 
 
 def test_copies_have_their_tags_alone(chain):
