@@ -35,6 +35,7 @@ from mlflow_unlearn.evidence.signing import Signature, check
 from mlflow_unlearn.governance.holders import ENDPOINT_TAG
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import forget_requests
+from mlflow_unlearn.registry.artifacts import locate, remember, run_folder
 from mlflow_unlearn.registry.clients import experiment_ids, quoted
 from mlflow_unlearn.registry.digests import file_digests, stored_weights_digest
 from mlflow_unlearn.registry.network import persistently
@@ -43,7 +44,6 @@ from mlflow_unlearn.registry.versions import (
     MANIFEST_FILE,
     REGISTERING_TAG,
     WEIGHTS_FILE,
-    artifact,
     download,
     read_artifact,
     registered_version,
@@ -146,14 +146,16 @@ def examine(client: MlflowClient, uri: str, folder: Path, *, key: str | None = N
     except UnlearnError as error:
         raise Refused(f"{uri}: {error}") from error
     signature = check(path / FOLDER, key, evidence.public_key)
+    experiments = experiment_ids(client)
+    locate(client, _runs_of(registered, evidence), experiments)
     findings = [
         same("evidence", registered.tags.get(DIGEST_TAG), digest, "the version's tag names its digest"),
-        *_run_copy(evidence, path / FOLDER),
+        *_run_copy(evidence, path / FOLDER, folder),
         _bound(registered, evidence),
         *_files(path, evidence),
         *_made_from_it(registered, path / FOLDER, evidence),
         *_tags(registered, evidence),
-        *_reviews(client, registered),
+        *_reviews(client, registered, experiments),
         *_description(registered, evidence),
         _config(evidence),
         *_manifests(path, evidence),
@@ -184,11 +186,11 @@ def _short(value: str | None) -> str:
     return value[:12] + "…" if re.fullmatch(r"[0-9a-f]{64}", value) else repr(value[:80])
 
 
-def _run_copy(evidence: Evidence, folder: Path) -> Iterator[IntegrityFinding]:
-    part = "evidence on the run"
+def _run_copy(evidence: Evidence, own: Path, folder: Path) -> Iterator[IntegrityFinding]:
+    part, target = "evidence on the run", folder / "evidence on the run"
+    target.mkdir()
     try:
-        with artifact(evidence.run.id, FOLDER) as copy:
-            changed = _changed(_contents(copy), _contents(folder))
+        changed = _changed(_contents(run_folder(evidence.run.id, FOLDER, target)), _contents(own))
     except (MlflowException, OSError) as error:
         yield IntegrityFinding(part, "not checked", f"the run cannot be read ({first_line(error)})")
         return
@@ -251,11 +253,22 @@ def _tags(registered: ModelVersion, evidence: Evidence) -> Iterator[IntegrityFin
         yield IntegrityFinding("tags", "same", f"all {len(expected)} tags are as the evidence has them")
 
 
-def _reviews(client: MlflowClient, registered: ModelVersion) -> Iterator[IntegrityFinding]:
+def _runs_of(registered: ModelVersion, evidence: Evidence) -> Iterator[str]:
+    """The runs whose files are read: of the evidence, its requests, and what the version was given since."""
+    yield evidence.run.id
+    yield from (request.run_id for request in evidence.requests)
+    for key, value in registered.tags.items():
+        if key.startswith(LATER_PREFIXES):
+            yield from re.findall('"run_id": "([0-9a-f]{32})"', value)
+
+
+def _reviews(
+    client: MlflowClient, registered: ModelVersion, experiments: list[str]
+) -> Iterator[IntegrityFinding]:
     """The chain that the version's tags form, and what the reviews' own runs say, as far as this user may read them."""
     uri = f"models:/{registered.name}/{registered.version}"
     condition = f"tags.`{MODEL_URI_TAG}` = {quoted(uri)} and tags.`{HEAD_TAG}` LIKE '%'"
-    found = client.search_runs(experiment_ids(client), condition, run_view_type=ViewType.ALL)
+    found = client.search_runs(experiments, condition, run_view_type=ViewType.ALL)
     runs = {run.info.run_id: run.data.tags for run in found}
     chain = read_chain(registered.tags)
     if chain.problems or any(chain.missing(runs)):
