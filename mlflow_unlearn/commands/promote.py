@@ -5,7 +5,6 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
-import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import _validate_model_alias_name, _validate_model_alias_name_reserved
 
@@ -18,6 +17,7 @@ from mlflow_unlearn.governance.approval import approver_of, check_approver, open
 from mlflow_unlearn.governance.integrity import PROMOTION, PROMOTION_TAG, examine
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.artifacts import store_text
 from mlflow_unlearn.registry.clients import registry_client
 from mlflow_unlearn.registry.lock import model_lock
 from mlflow_unlearn.registry.network import persistently
@@ -78,7 +78,7 @@ def promote(options: config.Promote) -> None:
                 "before": came_from,
                 "run_id": run_id,
             }
-            mlflow.log_dict(record, f"{FOLDER}/{PROMOTION}")
+            store_text(run_id, json.dumps(record, indent=2), f"{FOLDER}/{PROMOTION}")
             registry = registry_client(client)
             lock.check()
             # The tag first: an alias without it was moved by hand, and a tag whose run did not finish was interrupted.

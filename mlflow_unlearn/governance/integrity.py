@@ -85,6 +85,7 @@ class Examined:
         sha256: of the record's file.
         signature: what came of checking the signature; None: the evidence is unsigned.
         findings: everything that was checked.
+        experiments: the ids of all that this user may read, in which runs about the version may be.
     """
 
     registered: ModelVersion
@@ -93,6 +94,7 @@ class Examined:
     sha256: str
     signature: Signature | None
     findings: Sequence[IntegrityFinding]
+    experiments: list[str]
 
     @property
     def uri(self) -> str:
@@ -163,7 +165,7 @@ def examine(client: MlflowClient, uri: str, folder: Path, *, key: str | None = N
         *_chain(client, evidence, folder),
         _signature(signature, key, evidence),
     ]
-    return Examined(registered, path, evidence, digest, signature, findings)
+    return Examined(registered, path, evidence, digest, signature, findings, experiments)
 
 
 def same(part: str, found: str | None, expected: str | None, message: str) -> IntegrityFinding:
@@ -262,13 +264,12 @@ def _runs_of(registered: ModelVersion, evidence: Evidence) -> Iterator[str]:
             yield from re.findall('"run_id": "([0-9a-f]{32})"', value)
 
 
-def _reviews(
-    client: MlflowClient, registered: ModelVersion, experiments: list[str]
-) -> Iterator[IntegrityFinding]:
+def _reviews(client: MlflowClient, registered: ModelVersion, experiments: list[str]) -> Iterator[IntegrityFinding]:
     """The chain that the version's tags form, and what the reviews' own runs say, as far as this user may read them."""
     uri = f"models:/{registered.name}/{registered.version}"
     condition = f"tags.`{MODEL_URI_TAG}` = {quoted(uri)} and tags.`{HEAD_TAG}` LIKE '%'"
     found = client.search_runs(experiments, condition, run_view_type=ViewType.ALL)
+    remember(found)
     runs = {run.info.run_id: run.data.tags for run in found}
     chain = read_chain(registered.tags)
     if chain.problems or any(chain.missing(runs)):
