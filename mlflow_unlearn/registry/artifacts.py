@@ -31,18 +31,18 @@ class _ServedFolder(MlflowArtifactsRepository):  # type: ignore[misc]
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
         self._listed: dict[str | None, list[FileInfo]] = {}
+        self._largest = 0  # of the files so far: threads fetch them while other folders are listed
 
     def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
         if path not in self._listed:
             self._listed[path] = super().list_artifacts(path)
+            self._largest = max(self._largest, *(file.file_size or 0 for file in self._listed[path]), 0)
         return self._listed[path]
 
     def _is_multipart_download_enabled(self) -> bool:
         """Parts of one file are fetched at once from where the server keeps it; a small one has only one part."""
-        sizes = [file.file_size or 0 for files in self._listed.values() for file in files]
-        return max(sizes, default=0) > MLFLOW_MULTIPART_DOWNLOAD_CHUNK_SIZE.get() and bool(
-            super()._is_multipart_download_enabled()
-        )
+        large = self._largest > MLFLOW_MULTIPART_DOWNLOAD_CHUNK_SIZE.get()
+        return large and bool(super()._is_multipart_download_enabled())
 
 
 class _ServedFile(_ServedFolder):
