@@ -1,5 +1,6 @@
 """`requests`: the inbox of all forget requests, and what carries them out."""
 
+import os
 import subprocess
 import sys
 import time
