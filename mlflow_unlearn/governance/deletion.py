@@ -70,11 +70,11 @@ class Proof(BaseModel):
 
     def summary(self) -> str:
         """In one sentence."""
-        looked = f"{self.files} files in {len(self.looked_at)} artifact root{'s' if len(self.looked_at) != 1 else ''}"
+        looked = f"{self.files} files in {len(self.looked_at)} artifact root{'' if len(self.looked_at) == 1 else 's'}"
         if self.proven:
             return f"Proven: none of {looked} has its weights."
         why = " and ".join(
-            ([f"{len(self.found)} copies were found"] if self.found else [])
+            ([f"{len(self.found)} cop{'y was' if len(self.found) == 1 else 'ies were'} found"] if self.found else [])
             + (["not everything could be looked at"] if self.not_looked_at else [])
         )
         return f"Not proven, since {why}: {looked} were looked at."
@@ -256,6 +256,7 @@ def out_of_reach(location: Location) -> tuple[str, ...]:
     if location.store != FILE and not location.store.startswith("s3://"):
         kept = f"older versions of objects behind {location.store}, if it keeps some"
     return (
+        "experiments that this user may not read",
         "backups of the tracking database and of the artifacts",
         kept,
         "downloads, exports, and caches of other machines",

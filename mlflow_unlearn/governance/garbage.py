@@ -57,6 +57,6 @@ def gc_warning(client: MlflowClient) -> str:
     runs = client.search_runs([e.experiment_id for e in found], run_view_type=ViewType.DELETED_ONLY, max_results=1000)
     more = "at least " if runs.token else ""
     return (
-        "`mlflow gc` removes with it every run and experiment that is marked as deleted: "
-        f"{more}{len(runs)} runs and {deleted} experiments now"
+        "`mlflow gc` removes with it every run and experiment that is marked as deleted "
+        f"(runs: {more}{len(runs)}, experiments: {deleted})"
     )

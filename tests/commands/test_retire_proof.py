@@ -76,7 +76,7 @@ def test_proven(files):
     files.client.delete_run(run.info.run_id)
     done = retire()
     assert done.code == 0, done.err
-    assert "Proven: none of" in done.out and "Out of reach from here: backups" in done.out
+    assert "Proven: none of" in done.out and "Out of reach from here: experiments" in done.out
     assert "mlflow gc" not in done.out
     record = record_of(files.client)
     assert record.done and record.proof.proven and record.gc is None
@@ -104,7 +104,7 @@ def test_a_copy_in_another_run(files):
         assert refused.code == 3, refused.out + refused.err
         assert f"{copy} (the same bytes as data/model.pth: delete it)" in refused.err
         assert "as large.bin" not in refused.err and "requirements.txt" not in refused.err
-        assert "Not proven, since 1 copies were found" in refused.out
+        assert "Not proven, since 1 copy was found" in refused.out
         assert ("done: " in refused.out) == (attempt == 0)
         record = record_of(client)
         assert record.done and not record.proof.proven
@@ -259,7 +259,7 @@ def test_behind_a_server(blank, tmp_path, monkeypatch):
         refused = retire()
         assert refused.code == 3 and f"{copy}/kept/old.bin (the same bytes" in refused.err, refused.err
         assert f"--backend-store-uri DATABASE --tracking-uri '{uri.replace('//', '//erin:***@')}'" in refused.out
-        assert f"--logged-model-ids {model_id}" in refused.out and "1 runs and 0 experiments now" in refused.out
+        assert f"--logged-model-ids {model_id}" in refused.out and "(runs: 1, experiments: 0)" in refused.out
         assert "older versions of objects behind mlflow-artifacts://" in refused.out
         assert "secret-word" not in refused.out + refused.err
         get_artifact_repository(copy).delete_artifacts("kept/old.bin")
