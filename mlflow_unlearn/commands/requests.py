@@ -1,5 +1,6 @@
 """`requests`: the inbox of all forget requests, and what carries them out."""
 
+import os
 import subprocess
 import sys
 import time
@@ -20,10 +21,14 @@ from mlflow_unlearn.governance.inbox import Inbox, InboxCase, chosen, due_days
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.forget_requests import has_pending
+from mlflow_unlearn.registry.lock import WAIT_VARIABLE
 from mlflow_unlearn.registry.versions import retired, version_there
 from mlflow_unlearn.registry.walk import Registry, walk
 from mlflow_unlearn.report import table
 from mlflow_unlearn.report.inbox_page import inbox_page
+
+_PATIENCE = "86400"
+"""Seconds to wait for another command that works on the same version."""
 
 
 class Fulfilled(CommandResult):
@@ -154,7 +159,9 @@ def _fulfil(
 def _unlearned(client: MlflowClient, uri: str, options: Sequence[str]) -> tuple[str, str | None, str]:
     """Outcome, the version that came of it, and why not."""
     command = [sys.executable, "-m", "mlflow_unlearn", "unlearn", "--model-uri", uri, *options, "--format", "json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    # Where another command unlearns this version, the child waits for it, and finds nothing left to do.
+    environment = {WAIT_VARIABLE: _PATIENCE, **os.environ}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         out, _ = process.communicate()
     except BaseException:  # it closes its run before it ends

@@ -2,9 +2,11 @@
 
 import json
 import re
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, get_args
 
 from mlflow.entities import Run, ViewType
@@ -32,13 +34,13 @@ from mlflow_unlearn.evidence.review import ReviewRecord, read_chain
 from mlflow_unlearn.governance.audits import audit_runs, strongest
 from mlflow_unlearn.governance.case_files import CaseFiles, component, folder_of, mapping, model_digests, why
 from mlflow_unlearn.governance.integrity import PROMOTION, PROMOTION_TAG
+from mlflow_unlearn.registry.artifacts import run_folder
 from mlflow_unlearn.registry.clients import experiment_ids, quoted
 from mlflow_unlearn.registry.forget_requests import CASE_TAG, RUN_TAG, TAG, ForgetRequest
 from mlflow_unlearn.registry.forget_requests import FOLDER as REQUEST_FOLDER
 from mlflow_unlearn.registry.versions import (
     REGISTERING_TAG,
     RETIRED_TAG,
-    artifact,
     unfinished,
     version_there,
 )
@@ -94,6 +96,7 @@ class _Gathering:
 
     def __init__(self, client: MlflowClient) -> None:
         self._client = client
+        self._experiments = experiment_ids(client)
         self._found = CaseFiles()
         self._events: list[CaseEvent] = []
 
@@ -225,7 +228,8 @@ class _Gathering:
             return None
         run_id, folder = registered.tags.get("unlearn.run_id", ""), f"{folder_of(uri)}/{FOLDER}"
         try:
-            with artifact(run_id, FOLDER) as stored:
+            with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-") as scratch:
+                stored = run_folder(run_id, FOLDER, Path(scratch))
                 evidence, _ = read_evidence(stored.parent)
                 if evidence.result.uri != uri:  # a copy
                     return evidence
@@ -285,7 +289,7 @@ class _Gathering:
 
     def _audits(self, uri: str, folder: str, evidence: Evidence | None) -> str | None:
         of_these = []
-        for run in audit_runs(self._client, uri):
+        for run in audit_runs(self._client, uri, self._experiments):
             run_id = run.info.run_id
             path = f"{folder}/audits/{component(run_id)}.json"
             content = self._found.artifact(path, run_id, AUDIT_FILE)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +15,6 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 from mlflow.types import TensorSpec
 from mlflow.utils.validation import _validate_model_name
@@ -27,6 +25,7 @@ from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError, shortlist
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.parsing import load_json
+from mlflow_unlearn.registry.artifacts import download_model, run_file
 from mlflow_unlearn.registry.clients import quoted
 from mlflow_unlearn.registry.network import persistently
 
@@ -399,7 +398,7 @@ def download(uri: str, folder: Path) -> Path:
     """
     target = folder / hashlib.sha256(uri.encode()).hexdigest()[:16]  # a name may be too long for a folder
     target.mkdir(exist_ok=True)
-    path = Path(persistently(lambda: mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target))))
+    path = persistently(lambda: download_model(uri, target))
     if links := [str(found.relative_to(path)) for found in path.rglob("*") if found.is_symlink()]:
         raise UnlearnError(f"the files of {uri} hold symbolic links ({shortlist(links)}): store the files themselves")
     return path
@@ -416,13 +415,7 @@ def fetched(uri: str) -> Iterator[Path]:
 def artifact(run_id: str, path: str) -> Iterator[Path]:
     """One of a run's files inside the block: without looking for a model of that name, as ``runs:/`` does."""
     with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-") as folder:
-        repository = get_artifact_repository(_artifacts_of(mlflow.get_tracking_uri(), run_id))
-        yield Path(persistently(lambda: repository.download_artifacts(path, folder)))
-
-
-@cache  # a run's files stay where they are
-def _artifacts_of(tracking_uri: str, run_id: str) -> str:
-    return str(persistently(lambda: MlflowClient(tracking_uri).get_run(run_id)).info.artifact_uri)
+        yield run_file(run_id, path, Path(folder))
 
 
 def read_artifact(run_id: str, path: str) -> bytes:
