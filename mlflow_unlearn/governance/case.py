@@ -361,7 +361,9 @@ class _Gathering:
         about = ", ".join(map(str, record["versions"]))
         state = "" if record["done"] else "; it was begun, and did not end"
         how = f": {record['reason']}" if record.get("reason") else ""
-        message = f"the files of {about} were removed{how}{state}"
+        proof = record.get("proof")
+        looked = "" if not isinstance(proof, dict) else "; proven" if proof.get("proven") is True else "; not proven"
+        message = f"the files of {about} were removed{how}{state}{looked}"
         self._event("retired", about, message, at=record["at"], by=record["by"], run_id=run_id, file=path)
 
 

@@ -86,6 +86,9 @@ def test_everything_is_in_it(closed, request_id, files):
     assert files["versions/clf-2/evidence/evidence.json"].decode() == stored
     assert json.loads(files["versions/clf-2/version.json"])["tags"] == closed.tags("2")
     page = files["index.html"].decode()
+    [retirement] = [json.loads(files[name]) for name in files if name.startswith("retirements/")]
+    proven = "; proven" if retirement["proof"]["proven"] else "; not proven"
+    assert case["events"][-1]["message"] == f"the files of models:/clf/1 were removed: replaced{proven}"
     for word in ("Closed", "p-7", "&amp;", "models:/clf/2 by lotus", "clf@champion", "not legal advice"):
         assert word in page
 
