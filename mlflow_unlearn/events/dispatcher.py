@@ -197,10 +197,10 @@ class Dispatcher:
 
         A step may be so although nothing was noted: we were killed, or somebody else has fulfilled the requests.
         """
-        if job.kind == "request" and step.place == 0:
-            return findings.fulfilled(self._client, job)
         if step.began is None:
-            return None
+            return findings.fulfilled(self._client, job) if job.kind == "request" and step.place == 0 else None
+        if job.kind == "request" and step.place == 0:
+            return self._result(job, step, key)
         runs = findings.runs_of(self._client, key, step.command)
         if not any(run.info.status == "FINISHED" for run in runs):
             return None
@@ -208,11 +208,14 @@ class Dispatcher:
 
     def _result(self, job: Job, step: JobStep, key: str) -> str | None:
         """The version with which the chain goes on after a step that has succeeded; None if there should be one."""
-        if job.kind == "request" and step.place == 0:
-            return findings.fulfilled(self._client, job)
         if step.command not in PRODUCING:
             return step.uri
-        return findings.registered_by(self._client, findings.runs_of(self._client, key, step.command))
+        own = findings.registered_by(self._client, findings.runs_of(self._client, key, step.command))
+        if job.kind == "request" and step.place == 0:
+            # Its own, as long as all requests are fulfilled: later versions have forgotten them, too.
+            others = findings.fulfilled(self._client, job)
+            return others and (own or others)
+        return own
 
     def _run_id(self, key: str, step: JobStep) -> str:
         runs = findings.runs_of(self._client, key, step.command)
