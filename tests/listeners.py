@@ -46,8 +46,8 @@ models:
 class Listener:
     """`listen` as a process of its own, which leads a session: its commands do not."""
 
-    def __init__(self, config: Path, *options: str, **environment: str) -> None:
-        self.config, self._options, self._environment = config, options, environment
+    def __init__(self, config: Path) -> None:
+        self.config = config
         self.log = config.parent / "listen.log"
         self.start()
 
@@ -58,7 +58,7 @@ class Listener:
                 [*(sys.executable, "-m", "mlflow_unlearn", "listen", "--config", str(self.config), "--port", "0")],
                 stdout=log,
                 stderr=log,
-                env=os.environ | {VARIABLE: SECRET} | self._environment,
+                env=os.environ | {VARIABLE: SECRET},
                 cwd=self.config.parent,
             )
 
