@@ -107,7 +107,7 @@ def wait_for(what: Callable[[], Any], seconds: float = 60, said: Callable[[], st
     return found
 
 
-def event(name: str, **data: str) -> bytes:
+def event(name: str, /, **data: str) -> bytes:
     """The body of a delivery."""
     entity, action = name.split(".")
     content = {"entity": entity, "action": action, "timestamp": "2026-01-01T00:00:00+00:00", "data": data}

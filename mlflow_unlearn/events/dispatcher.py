@@ -25,8 +25,8 @@ _TURN = 0.2
 """Seconds between two looks into the queue."""
 _DISK_PAUSE = 5.0
 """Seconds after which a queue that could not be written is tried again."""
-_SLACK = 5.0
-"""Seconds by which the clocks of the server and of this machine may differ."""
+_SLACK = 60.0
+"""Seconds that an event may wait in the server, and by which its clock may differ from that of this machine."""
 _LONGEST_PAUSE = 3600.0
 
 
@@ -245,6 +245,6 @@ class Dispatcher:
                     rule = self._file.rule(event.model, event.kind, event.detail)
                     if rule is not None and not self._queue.knows(event):
                         self._queue.accept(f"found {uuid.uuid4().hex}", event, rule.then)
-            except FAILURES as error:
+            except (UnlearnError, sqlite3.Error, *FAILURES) as error:
                 note(f"Note: the registry could not be searched for pending requests ({first_line(error)}).")
             self._stop.wait(self._file.sweep)

@@ -8,6 +8,7 @@ import json
 import socket
 import socketserver
 import sqlite3
+import sys
 import time
 from contextlib import suppress
 from functools import partial
@@ -56,6 +57,11 @@ class Receiver(ThreadingHTTPServer):
         """Without the name of the host, for which a DNS server may be asked for seconds."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that has gone is none; all else is a bug, with its traceback."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:

@@ -217,8 +217,8 @@ def read_file(path: str) -> ListenFile:
 
 
 def _reason(error: ValidationError) -> str:
-    """The first error: where it is, what is there, and what would be right."""
-    first = error.errors()[0]
+    """Where the first error is, what is there, and what would be right; a misspelt key explains others."""
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         fields = ModelRule.model_fields if len(first["loc"]) > 1 else ListenFile.model_fields

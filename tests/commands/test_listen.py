@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 from listeners import CHAIN, SECRET, VARIABLE, Listener, headers, pending, post
-from stores import shell
+from stores import reset_mlflow, shell
 
 from mlflow_unlearn.events.queue import Queue
 from mlflow_unlearn.events.webhook import RegistryEvent
@@ -27,6 +27,7 @@ def test_what_is_refused_before_anything_listens(cli, config, empty_store, monke
         port = taken.getsockname()[1]
         refused = cli("listen", "--config", config, "--port", port)
     assert refused.code == 2 and f"Error: port {port} of '127.0.0.1' cannot be listened on" in refused.err
+    reset_mlflow()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert "cannot be reached" in cli("listen", "--config", config).err
     monkeypatch.delenv(VARIABLE)
@@ -39,6 +40,7 @@ def test_what_is_refused_before_anything_listens(cli, config, empty_store, monke
 
 
 def test_a_registry_in_files_sends_no_webhooks(cli, config, tmp_path, monkeypatch):
+    reset_mlflow()
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
     refused = cli("listen", "--config", config, "--port", 0)

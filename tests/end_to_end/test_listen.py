@@ -83,8 +83,15 @@ def kill(listener, with_command):
         os.kill(pid, signal.SIGKILL)
 
 
-def check_kills(client, folder, store, kills, requests, seed):
-    """File requests while `listen` is killed again and again; then each has been fulfilled, and once."""
+@pytest.mark.slow
+def test_kills_lose_nothing_and_do_nothing_twice(served, store):
+    """File requests while `listen` is killed again and again; then each has been fulfilled, and once.
+
+    ``MLFLOW_UNLEARN_LISTEN_KILLS`` times, and 3 times where that is not set.
+    """
+    kills = int(os.environ.get("MLFLOW_UNLEARN_LISTEN_KILLS", "3"))
+    seed = int(os.environ.get("MLFLOW_UNLEARN_KILL_SEED", "0"))
+    (client, folder), requests = served, max(kills // 4, 2)
     draw = random.Random(seed)
     listener = Listener(folder / "listen.yaml")
     hook = subscribe(client, f"{listener.url}/")
@@ -118,15 +125,3 @@ def check_kills(client, folder, store, kills, requests, seed):
         assert tags["unlearn.verdict"] == "pass"
         assert not [key for key in tags if key == "unlearn.review.2"], tags
     assert not [run for run in store.runs() if run.info.status == "RUNNING"]
-
-
-@pytest.mark.slow
-def test_a_kill_loses_nothing_and_does_nothing_twice(served, store):
-    check_kills(*served, store, kills=3, requests=2, seed=0)
-
-
-@pytest.mark.nightly
-def test_many_kills_lose_nothing_and_do_nothing_twice(served, store):
-    """``MLFLOW_UNLEARN_LISTEN_KILLS`` moments, 20 where it is not set."""
-    kills = int(os.environ.get("MLFLOW_UNLEARN_LISTEN_KILLS", "20"))
-    check_kills(*served, store, kills=kills, requests=max(kills // 4, 1), seed=int(time.time()))

@@ -110,6 +110,25 @@ def test_what_a_listener_has_registered_is_not_answered(chain, tmp_path):
     assert own.steps[0].began is None and other.state == "done"
 
 
+def test_an_alias_that_a_listener_has_set_is_not_answered(chain, tmp_path):
+    """Nor is it after a restart: a rule that ends with `promote` would call itself."""
+    shutil.copy(chain.folder / "lenient.yaml", tmp_path / "lenient.yaml")
+    rules = """
+  - {name: clf, when: [version, "alias:champion"], then: [review, promote], options: {review: {policy: lenient.yaml}}}
+"""
+    with dispatching(tmp_path, rules, version(3)) as queue:
+        [promoted] = ended(queue)
+    assert promoted.state == "done", promoted.sentence
+    assert str(chain.client.get_model_version_by_alias("clf", "champion").version) == "3"
+    now = promoted.steps[1].ended
+    moved = [RegistryEvent("alias", "champion", "clf", "3", now), RegistryEvent("alias", "champion", "clf", "2", now)]
+    with dispatching(tmp_path, rules, *moved) as queue:
+        _, own, other = ended(queue)
+    assert (own.state, own.sentence) == ("ignored", "set by job 1")
+    assert other.state == "done"
+    chain.client.delete_registered_model_alias("clf", "champion")
+
+
 def test_jobs_that_cannot_begin(chain, tmp_path):
     rules = "  - {name: clf, when: [request], then: [unlearn]}\n  - {name: clf, when: [version], then: [verify]}\n"
     events = (RegistryEvent("request", "0" * 12, "clf", "1"), version(99))

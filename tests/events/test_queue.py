@@ -127,13 +127,13 @@ def test_many_deliveries_at_once(queue):
     assert sum(len(job.details) for job in queue.jobs()) == 50
 
 
-def test_a_file_that_is_not_a_queue(tmp_path, store):
+def test_a_file_that_is_not_a_queue(tmp_path, empty_store):
     (tmp_path / "text").write_text("no database, but long enough to be read as one" * 100)
     with pytest.raises(UnlearnError, match=r"^queue = .*text' cannot be used \(file is not a database\)"):
         Queue(tmp_path / "text")
-    before = (store.folder / "mlflow.db").read_bytes()
+    before = (empty_store.folder / "mlflow.db").read_bytes()
     with pytest.raises(UnlearnError, match="it is another program's database"):
-        Queue(store.folder / "mlflow.db")
-    assert (store.folder / "mlflow.db").read_bytes() == before
+        Queue(empty_store.folder / "mlflow.db")
+    assert (empty_store.folder / "mlflow.db").read_bytes() == before
     with pytest.raises(UnlearnError, match="unable to open database file"):
         Queue(tmp_path / "none" / "queue.sqlite")

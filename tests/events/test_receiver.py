@@ -27,7 +27,7 @@ def served(tmp_path):
     file = read_file(str(tmp_path / "listen.yaml"))
     with closing(Queue(file.queue_path)) as queue:
         with Receiver("127.0.0.1", 0, file, queue, SECRET.encode()) as server:
-            thread = threading.Thread(target=server.serve_forever)
+            thread = threading.Thread(target=server.serve_forever, args=(0.02,))
             thread.start()
             yield SimpleNamespace(url=server.url, port=server.server_port, queue=queue, file=file)
             server.shutdown()

@@ -74,7 +74,7 @@ HEAD = "secret: env:S\nmodels:\n  - "
         ("secret: env:S\nmodels: []", "models = .*: tuple should have at least 1 item"),
         ("secret: env:S\nworkerz: 2\nmodels: []", "there is no key 'workerz'; did you mean 'workers'"),
         ("secret: env:S\nworkers: true\nmodels: []", "workers.*true and false are not numbers"),
-        (HEAD + "{nam: clf, when: [request], then: [unlearn]}", "the key 'models.0.name' is missing"),
+        (HEAD + "{nam: clf, when: [request], then: [unlearn]}", "there is no key 'models.0.nam'; did you mean 'name'"),
         (HEAD + "{name: clf, wen: [request], when: [request], then: [unlearn]}", "no key 'models.0.wen'; did you mean"),
         (
             HEAD + "{name: clf, when: [requests], then: [unlearn]}",
