@@ -53,6 +53,7 @@ def runs(store):
     return [run.data.tags["unlearn.command"] for run in store.runs() if "unlearn.command" in run.data.tags]
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_is_tried_again_and_others_go_on(chain, tmp_path):
     rules = """
   - {name: clf, when: [version], then: [review, verify], options: {review: {policy: none.yaml}}}
@@ -72,6 +73,7 @@ def test_a_step_that_fails_is_tried_again_and_others_go_on(chain, tmp_path):
         assert [job.state for job in ended(queue)] == ["done", "done"]
 
 
+@pytest.mark.slow
 def test_a_refusal_is_not_tried_again_and_ends_the_chain_unless_it_is_to_go_on(chain, tmp_path):
     shutil.copy(chain.folder / "strict.yaml", tmp_path / "strict.yaml")
     rules = """
@@ -110,6 +112,7 @@ def test_what_a_listener_has_registered_is_not_answered(chain, tmp_path):
     assert own.steps[0].began is None and other.state == "done"
 
 
+@pytest.mark.slow
 def test_an_alias_that_a_listener_has_set_is_not_answered(chain, tmp_path):
     """Nor is it after a restart: a rule that ends with `promote` would call itself."""
     shutil.copy(chain.folder / "lenient.yaml", tmp_path / "lenient.yaml")
@@ -152,7 +155,9 @@ def test_pending_requests_are_found_without_an_event(store, tmp_path):
   - {name: other, when: [request], then: [unlearn]}
   - {name: clf, when: [request], then: [unlearn], options: {unlearn: {params: none.json}}}
 """
-    with dispatching(tmp_path / "a", rules, head=HEAD.replace("86400", "1")) as queue:
+    with dispatching(
+        tmp_path / "a", rules, head=HEAD.replace("86400", "1").replace("attempts: 2", "attempts: 1")
+    ) as queue:
         [job] = ended(queue)
         assert (job.details, job.state) == ((request,), "failed")
         time.sleep(2.5)  # and searched again
