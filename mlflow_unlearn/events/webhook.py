@@ -56,7 +56,14 @@ class RegistryEvent:
 
 
 def signature(secret: bytes, delivery: str, timestamp: str, body: bytes) -> str:
-    """What MLflow puts into the header of a delivery: the HMAC-SHA256 of ``ID.TIMESTAMP.BODY``."""
+    """What MLflow puts into the header of a delivery: the HMAC-SHA256 of ``ID.TIMESTAMP.BODY``.
+
+    Args:
+        secret: of the webhook.
+        delivery: its id.
+        timestamp: when it was sent, as its header has it.
+        body: as it was sent.
+    """
     digest = hmac.new(secret, f"{delivery}.{timestamp}.".encode() + body, hashlib.sha256).digest()
     return f"{WEBHOOK_SIGNATURE_VERSION},{base64.b64encode(digest).decode()}"
 
@@ -115,7 +122,14 @@ def parse(body: bytes) -> RegistryEvent | None:
 
 
 def pending(model: str, version: str, key: str, value: str) -> ForgetRequest | None:
-    """The request that a tag says is pending about this very version; a copy of the tag on another one is not."""
+    """The request that a tag says is pending about this very version; a copy of the tag on another one is not.
+
+    Args:
+        model: name of the registered model.
+        version: that has the tag.
+        key: of the tag.
+        value: of the tag.
+    """
     if not key.startswith(TAG) or value.partition(" ")[0] != "pending":
         return None
     try:
