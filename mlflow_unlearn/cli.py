@@ -12,6 +12,8 @@ import types
 import typing
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from importlib import import_module
 from types import FrameType
 from typing import Any, NoReturn
@@ -21,27 +23,52 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from mlflow_unlearn import __version__
+from mlflow_unlearn.answer import (
+    Answer,
+    Kind,
+    Problem,
+    CommandResult,
+    answers_of_ranks,
+    deliver,
+    nothing_else,
+    problem,
+    result_of,
+    schema,
+)
 from mlflow_unlearn.config import COMMANDS, STORAGE_VARIABLE, Command, HardwareOptions, Tune, as_arguments, options
 from mlflow_unlearn.data.functions import no_exit
 from mlflow_unlearn.errors import AlreadyDone, UnlearnError, UnlearnWarning
 from mlflow_unlearn.parsing import message
 
 
-def command_function(name: str) -> Callable[[Any], None]:
+def command_function(name: str) -> Callable[[Any], CommandResult | None]:
     """The function that runs the command ``name``: the one of that name in the file of that name.
 
     Imported when it is called: a decision about a version needs no tuner.
     """
-    function: Callable[[Any], None] = getattr(import_module(f"mlflow_unlearn.commands.{name}"), name)
+    function: Callable[[Any], CommandResult | None] = getattr(import_module(f"mlflow_unlearn.commands.{name}"), name)
     return function
 
 
-class _Ended(Exception):
-    """The ranks have ended and printed their messages."""
+def result_class(name: str) -> type[CommandResult]:
+    """What the command ``name`` returns."""
+    returned = result_of(command_function(name))
+    if returned is None:
+        raise TypeError(f"the command {name} returns no result: annotate its function")
+    return returned
 
-    def __init__(self, code: int) -> None:
+
+def answer_schema(name: str) -> str:
+    """The text of ``docs/schemas/NAME.schema.json``."""
+    return schema(name, result_class(name))
+
+
+class _Ended(Exception):
+    """The ranks have ended and printed their messages; one of them may have left an answer."""
+
+    def __init__(self, code: int, answer: str | None = None) -> None:
         super().__init__(code)
-        self.code = code
+        self.code, self.answer = code, answer
 
 
 class Terminated(BaseException):
@@ -86,17 +113,17 @@ def _option(name: str, field: FieldInfo) -> click.Option:
 
 
 def _command(name: str, config: type[Command]) -> click.Command:
-    def callback(**values: Any) -> None:
+    def callback(**values: Any) -> CommandResult | None:
         try:
             checked = config.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
             option = "--" + str(first["loc"][0]).replace("_", "-")
             raise click.UsageError(f"{option} = {first['input']!r} is not usable: {message(first)}") from error
+        alone = nothing_else if checked.format == "json" else nullcontext
         if not isinstance(checked, HardwareOptions):
-            with no_exit("code of the user's own"):
-                command_function(name)(checked)
-            return
+            with no_exit("code of the user's own"), alone():
+                return command_function(name)(checked)
         # Here and not above: --help must not wait for torch and mlflow.
         from mlflow_unlearn.distributed import launch
 
@@ -104,17 +131,16 @@ def _command(name: str, config: type[Command]) -> click.Command:
             if isinstance(checked, Tune):
                 os.environ[STORAGE_VARIABLE] = checked.storage
             arguments = [name, *as_arguments(checked)]
-            code = launch.launch(arguments, checked.processes, device=checked.device, on_lost_run=_fail_lost_run)
-            if code:
-                raise _Ended(code)
-            return
+            with alone(), answers_of_ranks() as answer:
+                code = launch.launch(arguments, checked.processes, device=checked.device, on_lost_run=_fail_lost_run)
+                raise _Ended(code, answer(code))
         from mlflow_unlearn.distributed import ranks
 
-        with ranks.joined_up() as leads:
+        with alone(), ranks.joined_up() as leads:
             if leads:
-                command_function(name)(checked)
-            else:
-                ranks.worker_loop()
+                return command_function(name)(checked)
+            ranks.worker_loop()
+            raise _Ended(0)
 
     return click.Command(
         name,
@@ -156,12 +182,14 @@ def main(argv: list[str] | None = None) -> NoReturn:
     # Read when torch is loaded, by this process and by those that it starts.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     warnings.showwarning = _show_warning
-    sys.excepthook = _show_crash
+    sys.excepthook = partial(_show_crash, arguments)
     signal.signal(signal.SIGTERM, _stop)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else Ctrl-C is ignored, as in background jobs
         signal.signal(signal.SIGINT, _stop)
+    answer: dict[str, Any] = {}  # nothing, where another process has answered, or there is no question
     try:
-        cli.main(arguments, standalone_mode=False)
+        returned = cli.main(arguments, standalone_mode=False)
+        answer = {"result": returned} if isinstance(returned, CommandResult) else {}  # else it was --help
         code = 0
     except (click.ClickException, UnlearnError) as error:
         # The launcher ends a rank that is telling why it ends; one of them may still wait for a transaction's end.
@@ -176,19 +204,32 @@ def main(argv: list[str] | None = None) -> NoReturn:
             error.show(usage)
         _print_error(usage.getvalue().replace(whole, sentence) or f"Error: {sentence}")
         _tag_project_run(sentence)  # only if the command has made no run, which takes the variable away
+        answer |= {"error": problem(error, sentence), "result": getattr(error, "result", None)}
         code = error.exit_code
         signal.signal(signal.SIGTERM, _stop)
     except AlreadyDone as done:
-        click.echo(str(done))
+        print(str(done), file=sys.stderr if _answers(arguments) else sys.stdout)
+        answer["note"] = str(done)
+        if isinstance(done.result, CommandResult):  # a part of what the command returns
+            answer["result"] = result_class(_name_of(arguments))(**dict(done.result))
         code = 0
     except _Ended as ended:
         code = ended.code
+        if ended.answer is not None and _answers(arguments):
+            deliver(ended.answer)
+        elif code and "RANK" not in os.environ:  # killed before they could say anything
+            kind: Kind = "stopped" if code in (130, 143) else "crashed"
+            answer["error"] = Problem(kind=kind, message="a process of this command was killed")
     except (click.Abort, KeyboardInterrupt) as error:
         _print_error(f"Interrupted: {_outcome(error)}.")
+        answer["error"] = problem(error, _outcome(error))
         code = 130
     except Terminated as error:
         _print_error(f"Terminated: {_outcome(error)}.")
+        answer["error"] = problem(error, _outcome(error))
         code = 143
+    if answer and _answers(arguments):
+        _answer(arguments, code, **answer)
     atexit.register(_ignore_signals)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -212,9 +253,30 @@ def _print_error(text: str) -> None:
     print(without_passwords(text.rstrip("\n")), file=sys.stderr)
 
 
-def _show_crash(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
+def _show_crash(
+    arguments: list[str], kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
+) -> None:
     """In the place of Python's own traceback, which would show passwords."""
     _print_error("".join(traceback.format_exception(kind, error, trace)))
+    if _answers(arguments):
+        _answer(arguments, 1, error=problem(error, one_line(f"{kind.__name__}: {error}")))
+
+
+def _answer(arguments: list[str], code: int, **parts: Any) -> None:
+    """Give the one document of a command."""
+    answer = Answer[CommandResult](command=_name_of(arguments), exit_code=code, **parts)
+    # A signal must not leave half a document, nor, as a crash, have a second one follow.
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
+    deliver(without_passwords(answer.to_json()))
+    sys.stdout.flush()
+    sys.excepthook = partial(_show_crash, [])
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def _name_of(arguments: list[str]) -> str:
+    """The command; empty where there is none of that name."""
+    return next((argument for argument in arguments if argument in COMMANDS), "")
 
 
 _show_other_warning = warnings.showwarning
@@ -228,15 +290,24 @@ def _show_warning(message: Warning | str, category: type[Warning], *where: Any, 
         _show_other_warning(without_passwords(str(message)), category, *where, **more)
 
 
-def _wants_debug(arguments: list[str]) -> bool:
-    """Whether --debug is on, read from the raw arguments: the error may have come before they were parsed."""
-    for position, argument in enumerate(arguments):
+def _given(arguments: list[str], option: str) -> str | None:
+    """An option's value in the raw arguments, since the error may have come before they were parsed; None without."""
+    for position, argument in reversed([*enumerate(arguments)]):  # the last one counts
         name, _, value = argument.partition("=")
-        if name == "--debug":
-            following = arguments[position + 1] if position + 1 < len(arguments) else ""
-            given = (value or following).lower()
-            return given.startswith("--") or given in ("", "true", "1", "yes", "on", "t", "y")
-    return False
+        if name == option:
+            return (value or "".join(arguments[position + 1 : position + 2])).lower()
+    return None
+
+
+def _wants_debug(arguments: list[str]) -> bool:
+    """Whether --debug is on."""
+    given = _given(arguments, "--debug")
+    return given is not None and (given.startswith("--") or given in ("", "true", "1", "yes", "on", "t", "y"))
+
+
+def _answers(arguments: list[str]) -> bool:
+    """Whether there is to be an answer for programs."""
+    return _given(arguments, "--format") == "json"
 
 
 def _fail_lost_run(run_id: str) -> None:

@@ -9,14 +9,19 @@ class UnlearnError(Exception):
 
     exit_code = 2
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, result: object = None) -> None:
         """Keep the sentence alone where a data-loading worker has wrapped it in its traceback.
 
         ``torch.utils.data`` raises a worker's error again as ``type(error)("Caught … Original Traceback …")``.
+
+        Args:
+            message: the sentence.
+            result: what the command has found nevertheless, such as the verdict of a review that refuses.
         """
         if "Original Traceback" in message:
             message = message.strip().rsplit("UnlearnError: ", 1)[-1]
         super().__init__(message)
+        self.result = result
 
 
 class NothingToUnlearn(UnlearnError):
@@ -33,6 +38,11 @@ class Refused(UnlearnError):
 
 class AlreadyDone(Exception):
     """What the command is to do was done by the same command before, which was killed a moment later: exit code 0."""
+
+    def __init__(self, message: str, result: object = None) -> None:
+        """A sentence, and what is known of what was done."""
+        super().__init__(message)
+        self.result = result
 
 
 class NoAnswer(Exception):

@@ -9,18 +9,18 @@ from mlflow_unlearn.errors import UnlearnError
 
 def test_the_commands_are_the_classes():
     assert list(COMMANDS) == (
-        "train request unlearn tune evaluate audit compare review promote verify exposure retire".split()
-        + "listen methods data".split()
+        "train request unlearn tune evaluate audit compare review promote verify requests exposure locate manifest "
+        "retire listen methods data".split()
     )
     for name, command in COMMANDS.items():
         assert command.example.startswith(f"mlflow-unlearn {name}")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_required_options_come_first_and_debug_last(name):
+def test_required_options_come_first_and_format_and_debug_last(name):
     listed = options(COMMANDS[name])
     required = [field.is_required() for field in listed.values()]
-    assert required == sorted(required, reverse=True) and list(listed)[-1] == "debug"
+    assert required == sorted(required, reverse=True) and list(listed)[-2:] == ["format", "debug"]
     assert all(field.description for field in listed.values())
 
 

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from answers import EACH
 
 import mlflow_unlearn
 from mlflow_unlearn import errors
+from mlflow_unlearn.answer import result_of
+from mlflow_unlearn.cli import command_function
 from mlflow_unlearn.methods import BUILTIN
 
 ROOT = Path(__file__).parents[1]
@@ -242,6 +245,12 @@ def test_plugins_import_public_names_only():
     paths = list((ROOT / "plugins").glob("*/src/**/*.py"))
     found = {str(path): foreign_privates(path.read_text(encoding="utf-8"), "", None) for path in paths}
     assert found and not any(found.values()), found
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_every_command_says_what_it_returns(name):
+    """So that its answer for programs has a schema."""
+    assert result_of(command_function(name)) is not None
 
 
 PAGES = ROOT / "docs" / "methods"

@@ -4,8 +4,10 @@ import sys
 from dataclasses import replace
 
 import mlflow
+from pydantic import Field
 
 from mlflow_unlearn import config
+from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.auditing.audit import Audit
 from mlflow_unlearn.auditing.known_cheat import known_cheat
 from mlflow_unlearn.auditing.opening import listed, open_audit
@@ -13,7 +15,7 @@ from mlflow_unlearn.auditing.references import ReferenceTrainer
 from mlflow_unlearn.auditing.relearning import CAP, LARGEST
 from mlflow_unlearn.console import note
 from mlflow_unlearn.errors import Refused
-from mlflow_unlearn.evidence.audit import AUDIT_FILE
+from mlflow_unlearn.evidence.audit import AUDIT_FILE, AuditRecord, Decision
 from mlflow_unlearn.evidence.review import MODEL_URI_TAG
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.dataset_inputs import log_source_model
@@ -31,7 +33,18 @@ CHEAT_SEED = 4000
 """Of the known cheat."""
 
 
-def audit(options: config.Audit) -> None:
+class AuditOutcome(CommandResult):
+    """Whether the forgotten samples are told apart, and by what."""
+
+    run_id: str
+    uri: str = Field(description="The audited version.")
+    decision: Decision | None = Field(None, description="Null with plan=true.")
+    why: str | None = Field(None, description="In words.")
+    audit: AuditRecord | None = Field(None, description="As stored with the run: attacks by model, with p-values.")
+    plan: dry_run.Estimate | None = Field(None, description="With plan=true.")
+
+
+def audit(options: config.Audit) -> AuditOutcome:
     """Print what every attack says of the version and of each control, and log the record; with ``plan`` what it costs.
 
     Raises:
@@ -49,8 +62,8 @@ def audit(options: config.Audit) -> None:
         trainer = _trainer(session, original_version, options, run_id) if trains else None
         if options.plan:
             models = 2 - (opened.original is session.module) + len(opened.golds) + len(opened.alike) + options.cheat
-            _dry_run(session, trainer, options, models=models)
-            return
+            plan = _dry_run(session, trainer, options, models=models)
+            return AuditOutcome(run_id=run_id, uri=session.version.uri, plan=plan)
         record = (opened if trainer is None else _with_trained(opened, trainer, options)).record(run_id)
         decision, why = record.decision
         # Before the record, so that none is there that no search finds.
@@ -58,9 +71,11 @@ def audit(options: config.Audit) -> None:
         mlflow.log_text(record.to_json(), AUDIT_FILE)
         mlflow.log_metrics(audit_table.metrics(record))
         audit_table.show(record)
+        found = AuditOutcome(run_id=run_id, uri=session.version.uri, decision=decision, why=why, audit=record)
         if decision != "not told apart":
-            raise Refused(f"{session.version.uri}: {decision} ({why}); the record is in run {run_id}")
+            raise Refused(f"{session.version.uri}: {decision} ({why}); the record is in run {run_id}", found)
         print(f"{session.version.uri}: {decision} ({why}; run {run_id}).")
+        return found
 
 
 def _with_trained(audit: Audit, trainer: ReferenceTrainer, options: config.Audit) -> Audit:
@@ -78,7 +93,9 @@ def _with_trained(audit: Audit, trainer: ReferenceTrainer, options: config.Audit
     )
 
 
-def _dry_run(session: Session, trainer: ReferenceTrainer | None, options: config.Audit, *, models: int) -> None:
+def _dry_run(
+    session: Session, trainer: ReferenceTrainer | None, options: config.Audit, *, models: int
+) -> dry_run.Estimate:
     """As if no reference had been trained before; each sees half of the training set."""
     workloads = []
     if trainer is not None:
@@ -89,7 +106,7 @@ def _dry_run(session: Session, trainer: ReferenceTrainer | None, options: config
         session = trainer.session
     if options.relearn:
         note(f"Note: relearning takes up to {2 * LARGEST * CAP} samples more for each model, which are not counted.")
-    dry_run.show(dry_run.estimate(session, workloads, models=models + options.references, record=None))
+    return dry_run.show(dry_run.estimate(session, workloads, models=models + options.references, record=None))
 
 
 def _trainer(session: Session, original: Version, options: config.Audit, run_id: str) -> ReferenceTrainer:

@@ -2,17 +2,20 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import mlflow
+from pydantic import Field
 
 from mlflow_unlearn import config
+from mlflow_unlearn.answer import found_so_far
 from mlflow_unlearn.comparison import table
 from mlflow_unlearn.comparison.golds import Golds, golds_for
 from mlflow_unlearn.comparison.rows import measured_rows
 from mlflow_unlearn.comparison.runs import ComparisonRunner, Trial
-from mlflow_unlearn.comparison.table import TUNED
+from mlflow_unlearn.comparison.table import TUNED, RowRecord, Spread
 from mlflow_unlearn.comparison.tuned import OBJECTIVE, check_tunable, tune_method
 from mlflow_unlearn.comparison.winner import RULE, best_method
 from mlflow_unlearn.config import parse_params, parse_seeds
@@ -21,6 +24,7 @@ from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance, Selection
+from mlflow_unlearn.evidence.registered import Registered, Registering
 from mlflow_unlearn.evidence.signing import check_key
 from mlflow_unlearn.governance.publish import publish, target_name
 from mlflow_unlearn.methods import chosen_methods, get_method
@@ -38,14 +42,27 @@ Setting = tuple[str, Mapping[str, Any]]
 """A method and all its hyperparameters."""
 
 
-def compare(options: config.Compare) -> None:
+class CompareResult(Registering):
+    """The methods beside each other; with register=best the best one's version."""
+
+    rows: list[RowRecord] = Field([], description="As in the table; empty with plan=true.")
+    correlation: Spread | None = Field(None, description="Of RF-JSD with JSD over the methods; null below three.")
+    plan: dry_run.Estimate | None = Field(None, description="With plan=true.")
+
+
+def compare(options: config.Compare) -> CompareResult:
     """Run each method with each seed as a nested run, or reuse the run that did it before; write the table.
 
     Raises:
         NothingToUnlearn: the best was to be registered and no method meets the constraints.
     """
     progress = sys.stderr.isatty()
-    with tracking.run("compare", options) as run_id, tracking.scratch() as folder, experiment_lock("compare", run_id):
+    with (
+        tracking.run("compare", options) as run_id,
+        tracking.scratch() as folder,
+        experiment_lock("compare", run_id),
+        ExitStack() as stack,
+    ):
         if options.by == "audit" and options.register_ == "best":
             raise UnlearnError(
                 "by=audit ranks by attacks on the test set, which may choose no version: give register=none, and "
@@ -67,8 +84,7 @@ def compare(options: config.Compare) -> None:
         recorded = {method: get_method(method).recorded(recipe.params, family) for method in methods}
         given = {method: {**recorded[method], **given.get(method, {})} for method in methods}
         if options.plan:
-            _dry_run(session, recipe, given, seeds, options)
-            return
+            return CompareResult(run_id=run_id, plan=_dry_run(session, recipe, given, seeds, options))
         runner = ComparisonRunner(session, recipe, experiment, force=options.force, prefix=options.prefix)
         if options.tuned:
             check_tunable(runner, options.tuned)
@@ -96,10 +112,13 @@ def compare(options: config.Compare) -> None:
         mlflow.log_metrics({"pearson_rf_jsd_jsd": correlation.mean} if correlation is not None else {})
         table.log(rows, correlation)
         table.show(rows, correlation)
+        result = CompareResult(run_id=run_id, rows=table.records(rows), correlation=correlation)
+        stack.enter_context(found_so_far(lambda: result))
         if options.register_ == "best":
-            _register_best(runner, trials, golds, run_id, str(name), options)
-        else:
-            print(f"Compared {len(methods)} methods over {len(seeds)} seeds (run {run_id}); nothing was registered.")
+            registered = _register_best(runner, trials, golds, run_id, str(name), options)
+            return result.model_copy(update={"registered": registered})
+        print(f"Compared {len(methods)} methods over {len(seeds)} seeds (run {run_id}); nothing was registered.")
+        return result
 
 
 def _tuned(
@@ -123,7 +142,7 @@ def _tuned(
 
 def _dry_run(
     session: Session, recipe: Recipe, params: Mapping[str, Mapping[str, Any]], seeds: list[int], options: config.Compare
-) -> None:
+) -> dry_run.Estimate:
     """As if nothing had been finished before."""
     methods = list(params)
     golds = 1 if options.gold_uri is not None else max(2, len(seeds))
@@ -136,7 +155,7 @@ def _dry_run(
     if options.register_ == "best":
         record = new_record(session, options, Provenance(method=methods[0], params={}, seed=seeds[0]))
     models = 1 + golds + len(methods) * (len(seeds) if not options.tuned else 2 * len(seeds) + options.tuned)
-    dry_run.show(dry_run.estimate(session, workloads, prefix=options.prefix, models=models, record=record))
+    return dry_run.show(dry_run.estimate(session, workloads, prefix=options.prefix, models=models, record=record))
 
 
 def params_by_method(text: str | None, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -165,7 +184,7 @@ def _register_best(
     run_id: str,
     name: str,
     options: config.Compare,
-) -> None:
+) -> Registered:
     winner = best_method(trials, runner.before, len(golds.of_seeds))
     if winner is None:
         raise NothingToUnlearn(
@@ -193,4 +212,4 @@ def _register_best(
         prefix=runner.teacher.prefix,
         selection=Selection(by="compare", rule=rule),
     )
-    publish(session, run_id, name, result, provenance, outputs, options)
+    return Registered.of(publish(session, run_id, name, result, provenance, outputs, options))

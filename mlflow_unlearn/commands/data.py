@@ -1,13 +1,28 @@
 """`data`: what a data source contains."""
 
+from pydantic import Field
+
 from mlflow_unlearn import config
+from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.data.loaders import load_source
+from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.report import table
 
 
-def data(options: config.Data) -> None:
+class DataResult(CommandResult):
+    """What a source contains."""
+
+    spec: str
+    split: str = Field(description="Who decided what is trained on, in words.")
+    sha256: str = Field(description="Over ids, labels and splits.")
+    samples: dict[str, dict[str, int]] = Field(description="Split → class → number of samples.")
+    ids_sha256: dict[str, str] = Field(description="Split → digest of its ids.")
+    groups: dict[str, int] = Field(description="Group column → how many values it has among the training samples.")
+
+
+def data(options: config.Data) -> DataResult:
     """Print counts by split and class, and digests.
 
     Raises:
@@ -24,3 +39,15 @@ def data(options: config.Data) -> None:
     table.show_source(source)
     if options.ids is not None:
         print(f"Wrote the ids of all splits to {options.ids}: a forget set takes rows with split train.")
+    splits = {"train": source.train, "val": source.val, "test": source.test}
+    return DataResult(
+        spec=source.spec,
+        split=source.split,
+        sha256=source.digest,
+        samples={
+            name: {label: int((split.labels == index).sum()) for index, label in enumerate(source.classes)}
+            for name, split in splits.items()
+        },
+        ids_sha256={name: Manifest(split.ids).digest for name, split in splits.items()},
+        groups={column: len(set(values)) for column, values in source.train.groups.items()},
+    )

@@ -2,7 +2,12 @@
 
 import sys
 
+from pydantic import Field
+
 from mlflow_unlearn import config
+from mlflow_unlearn.answer import CommandResult
+from mlflow_unlearn.evidence.record import Measured
+from mlflow_unlearn.governance.evidence_builder import measured
 from mlflow_unlearn.governance.publish import log_metrics
 from mlflow_unlearn.metrics.suite import compare
 from mlflow_unlearn.registry import tracking
@@ -12,7 +17,18 @@ from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.measured import evaluate_measured, open_measured
 
 
-def evaluate(options: config.Evaluate) -> None:
+class EvaluateResult(CommandResult):
+    """What the models are like."""
+
+    run_id: str
+    uri: str = Field(description="The version that was measured.")
+    original_uri: str = Field(description="What it was measured against; itself, if it came from no other.")
+    gold_uri: str | None
+    metrics: dict[str, Measured] = Field(description="By model: original, unlearned, gold; empty with plan=true.")
+    plan: dry_run.Estimate | None = Field(None, description="With plan=true.")
+
+
+def evaluate(options: config.Evaluate) -> EvaluateResult:
     """Measure a version, the version that it came from, and a gold standard, side by side."""
     progress = sys.stderr.isatty()
     with tracking.run("evaluate", options) as run_id, tracking.scratch() as folder:
@@ -21,12 +37,14 @@ def evaluate(options: config.Evaluate) -> None:
         version = session.version
         log_source_model(client, run_id, version.model_id)
         session.log_manifests()
+        uris = {"uri": version.uri, "original_uri": original_version.uri, "gold_uri": options.gold_uri}
         if options.plan:
             models = 1 + (original_version is not version) + (options.gold_uri is not None)
-            dry_run.show(dry_run.estimate(session, [], models=models, record=None))
-            return
+            plan = dry_run.show(dry_run.estimate(session, [], models=models, record=None))
+            return EvaluateResult(run_id=run_id, **uris, metrics={}, plan=plan)
         outputs, name = evaluate_measured(session, original_version, options)
         columns = compare(outputs, seed=options.seed)
         log_metrics(columns, model_ids={"original": original_version.model_id, name: version.model_id})
         table.show(columns)
         print(f"Measured {version.uri} (run {run_id}); nothing was registered.")
+        return EvaluateResult(run_id=run_id, **uris, metrics={name: measured(own) for name, own in columns.items()})

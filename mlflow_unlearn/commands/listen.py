@@ -3,23 +3,58 @@
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from filelock import FileLock, Timeout
+from pydantic import Field
 
 from mlflow_unlearn import config
+from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.events.dispatcher import Dispatcher
 from mlflow_unlearn.events.findings import check_registry
 from mlflow_unlearn.events.queue import Job, Queue, logs_of
 from mlflow_unlearn.events.receiver import Receiver
 from mlflow_unlearn.events.rules import read_file
+from mlflow_unlearn.evidence.record import FrozenRecord
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.report import table
 
 
-def listen(options: config.Listen) -> None:
+class StepRecord(FrozenRecord):
+    """One command of a job."""
+
+    command: str
+    state: Literal["waiting", "running", "done", "refused", "failed"]
+    attempts: int = Field(description="How often it has ended with an error.")
+    result: str | None = Field(description="The version with which the chain goes on, as models:/NAME/VERSION.")
+    run_id: str | None = Field(description="Its MLflow run.")
+    message: str | None = Field(description="Of its last error.")
+
+
+class JobRecord(FrozenRecord):
+    """What one event, or several that are answered together, have brought about."""
+
+    id: int
+    model_uri: str = Field(description="The version of the event.")
+    event: Literal["request", "version", "alias"]
+    details: list[str] = Field(description="Ids of the requests, or the alias.")
+    state: Literal["waiting", "running", "done", "refused", "failed", "ignored"]
+    message: str | None = Field(description="Why it has not ended well.")
+    changed: str = Field(description="When its state last changed.")
+    steps: list[StepRecord]
+
+
+class ListenResult(CommandResult):
+    """The queue."""
+
+    queue: str = Field(description="Its file.")
+    jobs: list[JobRecord] = Field(description="The oldest first.")
+
+
+def listen(options: config.Listen) -> ListenResult:
     """Take deliveries and work them off until SIGTERM or Ctrl-C; or print the queue, or have failed jobs go on.
 
     Raises:
@@ -27,9 +62,9 @@ def listen(options: config.Listen) -> None:
     """
     file = read_file(options.config)
     if options.status:
-        jobs = [] if not file.queue_path.exists() else _jobs(file.queue_path)
-        table.show_jobs(str(file.queue_path), list(map(_row, jobs)))
-        return
+        result = _status(file.queue_path)
+        table.show_jobs(result.queue, list(map(_row, result.jobs)))
+        return result
     secret = file.read_secret()
     with tracking.read_only_client() as client:
         check_registry(client)
@@ -50,6 +85,7 @@ def listen(options: config.Listen) -> None:
             finally:
                 server.shutdown()
                 dispatcher.stop()
+    return _status(file.queue_path)
 
 
 @contextmanager
@@ -73,17 +109,45 @@ def _locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _jobs(path: Path) -> list[Job]:
+def _status(path: Path) -> ListenResult:
+    """The queue as it is; it is not made by looking at it."""
+    if not path.exists():
+        return ListenResult(queue=str(path), jobs=[])
     with closing(Queue(path)) as queue:
-        return queue.jobs()
+        return ListenResult(queue=str(path), jobs=list(map(_record, queue.jobs())))
 
 
-def _row(job: Job) -> tuple[str, ...]:
+def _record(job: Job) -> JobRecord:
+    steps = [
+        {
+            "command": step.command,
+            "state": step.state,
+            "attempts": step.attempts,
+            "result": step.result or None,
+            "run_id": step.run_id or None,
+            "message": step.sentence or None,
+        }
+        for step in job.steps
+    ]
+    return JobRecord.model_validate(
+        {
+            "id": job.id,
+            "model_uri": job.uri,
+            "event": job.kind,
+            "details": list(filter(None, job.details)),
+            "state": job.state,
+            "message": job.sentence or None,
+            "changed": datetime.fromtimestamp(job.changed, UTC).isoformat(timespec="seconds"),
+            "steps": steps,
+        }
+    )
+
+
+def _row(job: JobRecord) -> tuple[str, ...]:
     """What `--status true` shows of a job."""
-    at = next((step for step in job.steps if step.state not in ("done", "refused")), job.steps[-1])
+    about = " ".join((job.event, ", ".join(job.details))).strip()
     chain = " → ".join(f"{step.command} {step.state}" for step in job.steps)
-    sentence = job.sentence or (at.sentence if at.attempts else "")
-    result = job.steps[-1].result or next((step.result for step in reversed(job.steps) if step.result), "")
-    changed = datetime.fromtimestamp(job.changed).astimezone().isoformat(sep=" ", timespec="seconds")
-    about = " ".join((job.kind, ", ".join(filter(None, job.details)))).strip()
-    return str(job.id), job.uri, about, job.state, chain, result.removeprefix("models:/"), changed, sentence
+    result = next((step.result for step in reversed(job.steps) if step.result), "")
+    changed = datetime.fromisoformat(job.changed).astimezone().isoformat(sep=" ", timespec="seconds")
+    message = job.message or next((step.message for step in job.steps if step.message), "")
+    return str(job.id), job.model_uri, about, job.state, chain, result.removeprefix("models:/"), changed, message

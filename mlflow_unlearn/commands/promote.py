@@ -8,12 +8,14 @@ from datetime import UTC, datetime
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import _validate_model_alias_name, _validate_model_alias_name_reserved
+from pydantic import Field
 
 from mlflow_unlearn import config
+from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.console import note
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence.policy import read_policy
-from mlflow_unlearn.evidence.record import FOLDER
+from mlflow_unlearn.evidence.record import FOLDER, FrozenRecord
 from mlflow_unlearn.governance.approval import approver_of, check_approver, open_requests, reviewed_by
 from mlflow_unlearn.governance.integrity import PROMOTION, PROMOTION_TAG, examine
 from mlflow_unlearn.parsing import load_json
@@ -24,7 +26,33 @@ from mlflow_unlearn.registry.network import persistently
 from mlflow_unlearn.registry.versions import retired
 
 
-def promote(options: config.Promote) -> None:
+class PromotionRecord(FrozenRecord):
+    """One move of an alias, as the run and the version's tag have it."""
+
+    uri: str
+    alias: str
+    weights_sha256: str
+    evidence_sha256: str
+    review: int | None = Field(description="The number of the review that it is based on.")
+    by: str = Field(description="Who approved.")
+    at: str
+    override: str | None = Field(description="The reason given, where there were objections.")
+    objections: list[str]
+    before: str | None = Field(description="The version that had the alias; null: none had.")
+    run_id: str
+
+
+class PromoteResult(CommandResult):
+    """Whether the alias was moved, and what spoke against it."""
+
+    run_id: str
+    uri: str
+    alias: str
+    objections: list[str] = Field(description="Why it may not be promoted, or may only with override.")
+    promotion: PromotionRecord | None = Field(None, description="Null where it was refused.")
+
+
+def promote(options: config.Promote) -> PromoteResult:
     """Move the alias, if the version is intact, reviewed and passed, and no request on its source is open.
 
     Raises:
@@ -54,7 +82,8 @@ def promote(options: config.Promote) -> None:
                 )
             objections += open_requests(client, examined.evidence)
             if objections and options.override is None:
-                raise Refused(f"{examined.uri} cannot be promoted: {'; '.join(objections)}")
+                refused = PromoteResult(run_id=run_id, uri=examined.uri, alias=options.alias, objections=objections)
+                raise Refused(f"{examined.uri} cannot be promoted: {'; '.join(objections)}", refused)
             for each in policies:
                 check_approver(approver, examined.evidence, each)
             for objection in objections:
@@ -65,19 +94,20 @@ def promote(options: config.Promote) -> None:
             if before == version:  # once more, or after it was interrupted
                 with suppress(ValueError, KeyError, TypeError):  # not by `promote`, or the tag was edited
                     came_from = load_json(examined.registered.tags[key])["before"]
-            record = {
-                "uri": examined.uri,
-                "alias": options.alias,
-                "weights_sha256": examined.evidence.result.weights_sha256,
-                "evidence_sha256": examined.sha256,
-                "review": reviewed.n if reviewed is not None else None,
-                "by": approver.display_name(),
-                "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                "override": options.override if objections else None,
-                "objections": objections,
-                "before": came_from,
-                "run_id": run_id,
-            }
+            promotion = PromotionRecord(
+                uri=examined.uri,
+                alias=options.alias,
+                weights_sha256=examined.evidence.result.weights_sha256,
+                evidence_sha256=examined.sha256,
+                review=reviewed.n if reviewed is not None else None,
+                by=approver.display_name(),
+                at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+                override=options.override if objections else None,
+                objections=objections,
+                before=came_from,
+                run_id=run_id,
+            )
+            record = promotion.model_dump()
             mlflow.log_dict(record, f"{FOLDER}/{PROMOTION}")
             registry = registry_client(client)
             lock.check()
@@ -86,6 +116,9 @@ def promote(options: config.Promote) -> None:
             persistently(lambda: registry.set_registered_model_alias(name, options.alias, version))
         moved = f" (it was version {before})" if before not in (None, version) else ""
         print(f"{name}@{options.alias} is version {version} now{moved}, approved by {approver.display_name()}.")
+        return PromoteResult(
+            run_id=run_id, uri=examined.uri, alias=options.alias, objections=objections, promotion=promotion
+        )
 
 
 def _check_alias(alias: str) -> None:

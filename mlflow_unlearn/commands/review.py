@@ -6,11 +6,13 @@ from datetime import UTC, datetime
 import mlflow
 from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
+from pydantic import Field
 
 from mlflow_unlearn import config
+from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.errors import Refused
-from mlflow_unlearn.evidence.policy import judge, read_policy
-from mlflow_unlearn.evidence.record import FOLDER, REPORT, sha256
+from mlflow_unlearn.evidence.policy import Verdict, judge, read_policy
+from mlflow_unlearn.evidence.record import FOLDER, REPORT, Person, sha256
 from mlflow_unlearn.evidence.review import (
     HEAD_TAG,
     MODEL_URI_TAG,
@@ -33,7 +35,18 @@ from mlflow_unlearn.report import table
 from mlflow_unlearn.report.page import page
 
 
-def review(options: config.Review) -> None:
+class ReviewResult(CommandResult):
+    """The verdict on a version."""
+
+    run_id: str
+    uri: str
+    passed: bool
+    verdict: Verdict = Field(description="Each rule of the policy, and its outcome.")
+    review: Head = Field(description="The review by its number and the SHA-256 of its file.")
+    by: Person
+
+
+def review(options: config.Review) -> ReviewResult:
     """Judge the evidence, print each rule, and record the verdict in a run and on the version.
 
     Raises:
@@ -95,9 +108,13 @@ def review(options: config.Review) -> None:
         tags = {VERDICT_TAG: verdict.word, MODEL_URI_TAG: examined.uri, HEAD_TAG: str(head)}
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     table.show_verdict(examined.uri, verdict)
+    result = ReviewResult(
+        run_id=run_id, uri=examined.uri, passed=verdict.passed, verdict=verdict, review=head, by=reviewed.by
+    )
     if not verdict.passed:
-        raise Refused(f"{examined.uri} does not pass the policy {policy.name!r}: {verdict.failures}")
+        raise Refused(f"{examined.uri} does not pass the policy {policy.name!r}: {verdict.failures}", result)
     print(f"{examined.uri} passes the policy {policy.name!r} (review {reviewed.n}, run {run_id}).")
+    return result
 
 
 def _of_a_killed_command(chain: ReviewChain, draft: ReviewRecord) -> ReviewRecord | None:

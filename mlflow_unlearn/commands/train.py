@@ -9,6 +9,7 @@ import mlflow
 import numpy as np
 import numpy.typing as npt
 from mlflow.tracking import MlflowClient
+from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.data.canaries import draw_canaries
@@ -18,12 +19,14 @@ from mlflow_unlearn.data.functions import users_code
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.source import Source
+from mlflow_unlearn.data.spec import without_options
 from mlflow_unlearn.engine.architectures import build_model, weights_digest
 from mlflow_unlearn.engine.checkpoint import Checkpoint
 from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.engine.predictions import evaluate_split
 from mlflow_unlearn.evidence.provenance import Provenance
-from mlflow_unlearn.evidence.record import metric_tags
+from mlflow_unlearn.evidence.record import Measured, metric_tags
+from mlflow_unlearn.evidence.registered import Registered, Registering
 from mlflow_unlearn.governance.publish import log_epoch
 from mlflow_unlearn.methods.retrain import Training
 from mlflow_unlearn.metrics.accuracy import accuracy
@@ -31,7 +34,15 @@ from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests
 from mlflow_unlearn.registry.flavor import NewModel, example_images, log_model
 from mlflow_unlearn.registry.registration import complete, register
-from mlflow_unlearn.registry.versions import Commitment, Record, check_name, open_version, retired, version_there
+from mlflow_unlearn.registry.versions import (
+    Commitment,
+    Record,
+    TrainedOn,
+    check_name,
+    open_version,
+    retired,
+    version_there,
+)
 from mlflow_unlearn.rng import isolated_rng
 from mlflow_unlearn.session.canaries import FILE as CANARIES
 from mlflow_unlearn.session.canaries import canaries_of
@@ -40,7 +51,14 @@ from mlflow_unlearn.session.hardware import pick_hardware
 from mlflow_unlearn.session.view import InputSpec
 
 
-def train(options: config.Train) -> None:
+class TrainResult(Registering):
+    """The classifier that was registered."""
+
+    samples: int | None = Field(None, description="It was trained on so many; null if it was done before a kill.")
+    excluded: str | None = Field(None, description="What it was not trained on; null: nothing was left out.")
+
+
+def train(options: config.Train) -> TrainResult:
     """Train a classifier on the source's training part, less what is excluded, and register it."""
     progress = sys.stderr.isatty()
     with tracking.run("train", options) as run_id, tracking.scratch() as folder:
@@ -87,6 +105,7 @@ def train(options: config.Train) -> None:
             if trained_on.any():
                 metrics[f"acc_{split}"] = accuracy(outputs.predictions, outputs.labels, trained_on)
         log_manifests(source.spec, {"retain": manifest})
+        stored = manifest.hashed(Manifest.salt_of(source.samples_digest))
         record = Record(
             architecture=options.architecture,
             num_classes=len(source.classes),
@@ -96,11 +115,12 @@ def train(options: config.Train) -> None:
             data=source.spec,
             provenance=Provenance(method="train", params=recipe, seed=options.seed, augment=options.augment),
             exclude=options.exclude,
+            trained_on=TrainedOn.of(stored, without_options(source.spec), source.samples_digest),
             canaries=canaries and Commitment(run_id=run_id, sha256=canaries.digest, pairs=len(canaries.pairs)),
         )
         # Never of a training image: the example travels with every later version.
         example = example_images([unseen["test"][i % len(source.test)][0] for i in range(2)])
-        new = NewModel(outcome.model, record, manifest, folder, example=example, serialization=options.serialization)
+        new = NewModel(outcome.model, record, stored, folder, example=example, serialization=options.serialization)
         without = f", without `{options.exclude}` (a gold standard)" if options.exclude else ""
         description = f"`{options.architecture}` trained on {len(kept)} samples of `{source.spec}`{without}."
         tags = {
@@ -108,6 +128,7 @@ def train(options: config.Train) -> None:
             "unlearn.run_id": run_id,
             "unlearn.weights_sha256": weights_digest(outcome.model),
             **metric_tags(metrics),
+            **record.tags(),
         }
         info = log_model(client, new, run_id)
         mlflow.log_metrics(metrics, model_id=info.model_id)
@@ -117,6 +138,16 @@ def train(options: config.Train) -> None:
         shown = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items())
         planted = f", {options.canaries} pairs of canaries" if canaries is not None else ""
         print(f"Registered {options.name} version {version.version}: {len(kept)} training samples{planted}, {shown}.")
+        registered = Registered(
+            name=options.name,
+            version=str(version.version),
+            uri=f"models:/{options.name}/{version.version}",
+            model_id=info.model_id,
+            weights_sha256=tags["unlearn.weights_sha256"],
+            provenance=record.provenance,
+            metrics={"trained": Measured(values=metrics, not_computed={}, counts={})},
+        )
+        return TrainResult(run_id=run_id, registered=registered, samples=len(kept), excluded=options.exclude)
 
 
 def _not_excluded(client: MlflowClient, source: Source, exclude: str | None) -> npt.NDArray[np.int64]:

@@ -2,13 +2,17 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import mlflow
 import numpy as np
+from optuna.trial import TrialState
+from pydantic import Field
 
 from mlflow_unlearn import config
+from mlflow_unlearn.answer import found_so_far
 from mlflow_unlearn.console import note, track
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.architectures import model_family
@@ -16,6 +20,7 @@ from mlflow_unlearn.engine.frozen_prefix import resolve, split_at
 from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance
+from mlflow_unlearn.evidence.registered import Registering
 from mlflow_unlearn.evidence.signing import check_key
 from mlflow_unlearn.governance.publish import target_name
 from mlflow_unlearn.methods import chosen_methods, get_method
@@ -28,6 +33,7 @@ from mlflow_unlearn.session.recipe import recorded_params
 from mlflow_unlearn.session.session import Session, open_session
 from mlflow_unlearn.tuning.rungs import disturbing
 from mlflow_unlearn.tuning.runner import (
+    BestTrial,
     StudyRunner,
     close_dead,
     finish,
@@ -39,7 +45,7 @@ from mlflow_unlearn.tuning.runner import (
 )
 from mlflow_unlearn.tuning.selection import needs_gold, noise_floor
 from mlflow_unlearn.tuning.space import search_space
-from mlflow_unlearn.tuning.storage import LeaderLock, open_storage, storage_errors
+from mlflow_unlearn.tuning.storage import LeaderLock, count, open_storage, storage_errors
 from mlflow_unlearn.tuning.trials import Aborted, Objective
 from mlflow_unlearn.tuning.workers import local_workers, sharing_cores
 
@@ -47,7 +53,17 @@ AUTOMATIC = "auto"
 """The value of ``methods`` that leaves the choice to the command."""
 
 
-def tune(options: config.Tune) -> None:
+class TuneResult(Registering):
+    """What a study has found, as far as this command had a part in it."""
+
+    study: str | None = Field(None, description="Its name; null with plan=true.")
+    study_run_id: str | None = Field(None, description="Of the run of the command that leads: the trials are below it.")
+    trials: int = Field(0, description="Complete or pruned.")
+    best: BestTrial | None = Field(None, description="Null where another command leads, or no trial is feasible.")
+    plan: dry_run.Estimate | None = Field(None, description="With plan=true.")
+
+
+def tune(options: config.Tune) -> TuneResult:
     """Run the trials of a study as nested runs; register the winner, if this command leads.
 
     Raises:
@@ -59,6 +75,7 @@ def tune(options: config.Tune) -> None:
         tracking.run("tune", options) as run_id,
         tracking.scratch() as folder,
         storage_errors(options.storage),
+        ExitStack() as stack,
     ):
         _check(options)
         automatic = options.methods == AUTOMATIC
@@ -78,8 +95,7 @@ def tune(options: config.Tune) -> None:
         for prefix in space.prefixes():
             split_at(session.module, prefix)  # a misspelt module fails the command, not a trial
         if options.plan:
-            _dry_run(session, recorded, methods, options)
-            return
+            return TuneResult(run_id=run_id, plan=_dry_run(session, recorded, methods, options))
         teacher = session.teacher()
         original = session.evaluate_original(force=options.force, teacher=teacher)
         # From here on the progress bar is that of the whole study.
@@ -97,6 +113,14 @@ def tune(options: config.Tune) -> None:
         objective = Objective(session, study, space, teacher, original, gold, options, run_id)
         if floor := noise_floor(objective.before):
             note(f"Note: {floor}.")
+
+        def found() -> TuneResult:
+            trials = count(study, TrialState.COMPLETE, TrialState.PRUNED)
+            return TuneResult(
+                run_id=run_id, study=study.study_name, study_run_id=objective.parent or None, trials=trials
+            )
+
+        stack.enter_context(found_so_far(found))
         task = task_of(session, space, gold_module, options)
         runner = StudyRunner(objective, LeaderLock(options.storage, study), task)
         try:
@@ -106,9 +130,10 @@ def tune(options: config.Tune) -> None:
             if runner.stop.is_set():
                 stop_early(runner)
             if runner.finishes():
-                finish(runner, name)
-            else:
-                print(f"Study {study.study_name}: nothing is left to do here; its run is {objective.parent}.")
+                best, registered = finish(runner, name)
+                return found().model_copy(update={"best": best, "registered": registered})
+            print(f"Study {study.study_name}: nothing is left to do here; its run is {objective.parent}.")
+            return found()
         except Aborted as stop:
             raise (stop.__cause__ or stop) from None
         finally:
@@ -170,7 +195,7 @@ def _prefixes(session: Session, options: config.Tune) -> list[str]:
 
 def _dry_run(
     session: Session, recorded: Mapping[str, Mapping[str, Any]], methods: Sequence[str], options: config.Tune
-) -> None:
+) -> dry_run.Estimate:
     times = map(len, np.array_split(range(options.n_trials), len(methods)))
     counts = [(method, count) for method, count in zip(methods, times, strict=True) if count]
     workloads = [dry_run.Workload(m, recorded.get(m, {}), options.seed, times=n) for m, n in counts]
@@ -179,4 +204,4 @@ def _dry_run(
         record = new_record(session, options, Provenance(method=methods[0], params={}, seed=options.seed))
     prefix = "none" if options.prefix == "search" else options.prefix
     models = options.n_trials + (3 if options.gold_uri else 2)
-    dry_run.show(dry_run.estimate(session, workloads, prefix=prefix, models=models, record=record))
+    return dry_run.show(dry_run.estimate(session, workloads, prefix=prefix, models=models, record=record))

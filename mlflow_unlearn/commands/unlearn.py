@@ -4,14 +4,18 @@ import sys
 from contextlib import ExitStack
 from typing import Any
 
+from pydantic import Field
+
 from mlflow_unlearn import config
+from mlflow_unlearn.answer import found_so_far
 from mlflow_unlearn.config import parse_params
 from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.engine.loop import RETRAIN_ALL
 from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.policy import Policy, read_policy
-from mlflow_unlearn.evidence.provenance import Provenance
+from mlflow_unlearn.evidence.provenance import Attempt, Provenance
+from mlflow_unlearn.evidence.registered import Registered, Registering
 from mlflow_unlearn.evidence.signing import check_key
 from mlflow_unlearn.governance.publish import log_result, publish, target_name
 from mlflow_unlearn.governance.setting import Setting
@@ -29,7 +33,15 @@ from mlflow_unlearn.tuning.ladder import Ladder, show_plan
 from mlflow_unlearn.tuning.rungs import Rung, default_rungs, parse_rungs
 
 
-def unlearn(options: config.Unlearn) -> None:
+class UnlearnResult(Registering):
+    """What the command has registered, tried or planned."""
+
+    attempts: list[Attempt] = Field([], description="Of until=pass, in their order; also where none has passed.")
+    plan: dry_run.Estimate | None = Field(None, description="With plan=true.")
+    ways: dict[str, float] = Field({}, description="With plan=true: seconds of LoTUS, of until=pass, of retraining.")
+
+
+def unlearn(options: config.Unlearn) -> UnlearnResult:
     """Fulfil the pending requests of a version: open, measure, unlearn, measure again, register, mark done.
 
     Raises:
@@ -77,21 +89,23 @@ def unlearn(options: config.Unlearn) -> None:
             recorded = recorded_params(session, options, [options.method]).get(options.method, {})
         params = {**recorded, **params}
         if options.plan and recipe is not None:
-            _plan(session, options, params, recipe, rungs, models=3 if gold_module else 2)
-            return
+            models = 3 if gold_module else 2
+            plan, ways = _plan(session, options, params, recipe, rungs, models=models)
+            return UnlearnResult(run_id=run_id, plan=plan, ways=ways)
         teacher = session.teacher(options.prefix) if options.method != "retrain" else None
         with tracking.timed("original"):
             outputs = {"original": session.evaluate_original(force=options.force, teacher=teacher)}
         if gold_module is not None:
             outputs["gold"] = evaluate_splits(gold_module, session.splits, session.hardware, name="gold", cached=True)
         session = session.filed(options)
+        attempts: list[Attempt] = []
+        stack.enter_context(found_so_far(lambda: UnlearnResult(run_id=run_id, attempts=attempts)))
         with tracking.timed("method"):
             if policy is not None and recipe is not None and teacher is not None:
                 rungs = rungs or _rungs(session, recipe, options)
                 gold = outputs.get("gold")
-                ladder = Ladder(
-                    session, policy, rungs, recipe, options.budget, options.seed, teacher, outputs["original"], gold
-                )
+                original, budget, seed = outputs["original"], options.budget, options.seed
+                ladder = Ladder(session, policy, rungs, recipe, budget, seed, teacher, original, gold, attempts)
                 result, provenance, checkpoint = ladder.climb()
                 log_result(get_method(provenance.method), result)
             else:
@@ -106,6 +120,7 @@ def unlearn(options: config.Unlearn) -> None:
         checkpoint.remove()
         if policy is None and tells_apart(str(evidence.reading)):
             print(f"The forget set still stands out. To go on until it does not:\n  {_until_pass(session)}")
+        return UnlearnResult(run_id=run_id, registered=Registered.of(evidence), attempts=attempts)
 
 
 def _check(options: config.Unlearn) -> tuple[Policy | None, tuple[Rung, ...]]:
@@ -146,16 +161,16 @@ def _plan(
     rungs: tuple[Rung, ...],
     *,
     models: int,
-) -> None:
+) -> tuple[dry_run.Estimate, dict[str, float]]:
     """Print what the command will take, and beside it what the other ways would."""
     own = recipe if options.method == "retrain" else None
     record = new_record(session, options, Provenance(method=options.method, params=params, seed=options.seed))
     workloads = [dry_run.Workload(options.method, params, options.seed, own)]
-    estimate = dry_run.estimate(session, workloads, prefix=options.prefix, models=models, record=record)
-    dry_run.show(estimate)
+    estimate = dry_run.show(dry_run.estimate(session, workloads, prefix=options.prefix, models=models, record=record))
     published = not options.params and options.prefix == "none"
     known = {method: s for method, s in estimate.seconds.items() if method == options.method and published}
-    show_plan(session, recipe, rungs or _rungs(session, recipe, options), options.seed, known)
+    rungs = rungs or _rungs(session, recipe, options)
+    return estimate, show_plan(session, recipe, rungs, options.seed, known)
 
 
 def _until_pass(session: Session) -> str:

@@ -1,15 +1,26 @@
 """`verify`: does a version still agree with its evidence?"""
 
+from pydantic import Field
+
 from mlflow_unlearn import config
+from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.errors import Refused
 from mlflow_unlearn.governance.aliases import check_aliases
 from mlflow_unlearn.governance.approval import check_reviews
-from mlflow_unlearn.governance.integrity import examine
+from mlflow_unlearn.governance.integrity import IntegrityFinding, examine
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.report import table
 
 
-def verify(options: config.Verify) -> None:
+class VerifyResult(CommandResult):
+    """Whether a version is still what its evidence says."""
+
+    uri: str
+    agrees: bool = Field(description="Whether nothing differs; what was not checked is among the findings.")
+    findings: list[IntegrityFinding]
+
+
+def verify(options: config.Verify) -> VerifyResult:
     """Check everything and print it.
 
     Raises:
@@ -25,10 +36,11 @@ def verify(options: config.Verify) -> None:
             findings += recompute(client, examined, options.data, folder, no_code=options.no_code)
     table.show_findings(examined.uri, [(f.part, f.outcome, f.message) for f in findings])
     different = [finding for finding in findings if finding.outcome == "differs"]
+    result = VerifyResult(uri=examined.uri, agrees=not different, findings=findings)
     if different:
-        raise Refused(
-            f"{examined.uri} does not agree with its evidence: {'; '.join(f'{f.part}: {f.message}' for f in different)}"
-        )
+        differences = "; ".join(f"{finding.part}: {finding.message}" for finding in different)
+        raise Refused(f"{examined.uri} does not agree with its evidence: {differences}", result)
     same = sum(finding.outcome == "same" for finding in findings)
     rest = f", {len(findings) - same} not checked" if same < len(findings) else ""
     print(f"{examined.uri} agrees with its evidence ({same} checks{rest}).")
+    return result

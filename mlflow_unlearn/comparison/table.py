@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+from pydantic import Field
 from rich.table import Table
 
 from mlflow_unlearn.comparison.audits import AUDIT_COLUMNS
 from mlflow_unlearn.console import stdout
+from mlflow_unlearn.evidence.record import FrozenRecord
 from mlflow_unlearn.metrics.catalog import ranked
 from mlflow_unlearn.metrics.suite import Metrics
 
@@ -95,6 +97,31 @@ class Row:
         """The column's mean and spread, or None where it was not computed."""
         values = self.values(column)
         return Spread.of(values) if values else None
+
+
+class RowRecord(FrozenRecord):
+    """One row, as programs read it."""
+
+    method: str = Field(description="Of a method, ', tuned' behind it where tuned; or original, retrain, floor.")
+    seeds: int
+    columns: dict[str, Spread | None] = Field(description="Over the seeds; null where it was not computed.")
+    collapsed: int = Field(description="So many of the seeds count by their accuracies alone.")
+    warnings: list[str]
+
+
+def records(rows: Sequence[Row]) -> list[RowRecord]:
+    """The table, row by row."""
+    columns = _columns(rows)
+    return [
+        RowRecord(
+            method=row.method,
+            seeds=len(row.metrics),
+            columns={column: row[column] for column in columns},
+            collapsed=len(row.collapsed),
+            warnings=row.warnings,
+        )
+        for row in rows
+    ]
 
 
 def correlation(rows: Sequence[Row], methods: Sequence[str]) -> Spread | None:

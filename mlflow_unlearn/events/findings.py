@@ -1,6 +1,7 @@
 """What the registry says of a job: whether a step is done already, what came of it, who caused the event."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
@@ -13,6 +14,7 @@ from mlflow_unlearn.events.webhook import RegistryEvent, pending
 from mlflow_unlearn.registry.clients import experiment_ids, quoted, registry_client
 from mlflow_unlearn.registry.forget_requests import TAG, ForgetRequest
 from mlflow_unlearn.registry.network import persistently
+from mlflow_unlearn.registry.walk import pages
 
 STEP_TAG = "unlearn.listen.step"
 """Of every run that a listener has caused, from its first moment: QUEUE/JOB/PLACE."""
@@ -92,35 +94,15 @@ def caused_by(client: MlflowClient, job: Job) -> str | None:
 
 
 def pending_requests(client: MlflowClient, file: ListenFile) -> Iterator[RegistryEvent]:
-    """Every pending request of a version for which there is a rule: events may have come while nobody listened.
-
-    Raises:
-        NoAnswer: the registry cannot be asked.
-    """
+    """Every pending request of a version for which there is a rule: events may have come while nobody listened."""
     registry = registry_client(client)
-    for name in _names(client):
-        if file.rule(name, "request", "") is None:
+    for model in pages(lambda token: client.search_registered_models(page_token=token)):
+        if file.rule(model.name, "request", "") is None:
             continue
-        token = None
-        while True:
-            page = persistently(
-                lambda name=name, token=token: registry.search_model_versions(  # type: ignore[misc]
-                    f"name = {quoted(name)}", page_token=token
-                )
-            )
-            for version in page:
-                for key, value in version.tags.items():
-                    request = pending(name, str(version.version), key, value)
-                    if request is not None:
-                        yield RegistryEvent("request", request.id, name, str(version.version))
-            if not (token := page.token):
-                break
-
-
-def _names(client: MlflowClient) -> Iterator[str]:
-    token = None
-    while True:
-        page = persistently(lambda token=token: client.search_registered_models(page_token=token))  # type: ignore[misc]
-        yield from (model.name for model in page)
-        if not (token := page.token):
-            return
+        search = partial(registry.search_model_versions, f"name = {quoted(model.name)}")
+        for version in pages(lambda token, search=search: search(page_token=token)):  # type: ignore[misc]
+            number = str(version.version)
+            for key, value in version.tags.items():
+                request = pending(model.name, number, key, value)
+                if request is not None:
+                    yield RegistryEvent("request", request.id, model.name, number)

@@ -84,6 +84,8 @@ class ModelRule(NumbersAreNumbers):
             if first["type"] == "extra_forbidden":
                 known = [field.alias or key for key, field in command.model_fields.items()]
                 raise ValueError(f"{name} has no option {where!r}; {did_you_mean(where, known)}") from error
+            if first["type"] == "missing":
+                raise ValueError(f"{name} needs the option {where!r}: give it under options.{name}") from error
             raise ValueError(f"options.{name}.{where} = {first['input']!r}: {message(first)}") from error
 
     def _check_fulfilling(self) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 from mlflow.entities import ViewType
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 from mlflow.tracking import MlflowClient
 from safetensors import SafetensorError
 
@@ -32,7 +33,7 @@ from mlflow_unlearn.evidence.record import (
 from mlflow_unlearn.evidence.review import HEAD_TAG, MODEL_URI_TAG, VERDICT_TAG, read_chain
 from mlflow_unlearn.evidence.review import TAG as REVIEW_TAG
 from mlflow_unlearn.evidence.signing import Signature, check
-from mlflow_unlearn.governance.holders import ENDPOINT_TAG
+from mlflow_unlearn.governance.locating import ENDPOINT_TAG
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.clients import experiment_ids, quoted
@@ -41,8 +42,11 @@ from mlflow_unlearn.registry.network import persistently
 from mlflow_unlearn.registry.versions import (
     DESCRIPTION_LIMIT,
     MANIFEST_FILE,
+    METADATA_KEY,
     REGISTERING_TAG,
+    TRAINED_ON_TAG,
     WEIGHTS_FILE,
+    Record,
     artifact,
     download,
     read_artifact,
@@ -54,7 +58,7 @@ from mlflow_unlearn.report import card_of_schema_2
 from mlflow_unlearn.report.card import describe, model_card
 
 PROMOTION_TAG, PROMOTION = "unlearn.promotion.", "promotion.json"
-LATER_TAGS = {DIGEST_TAG, REPORT_TAG, VERDICT_TAG, HEAD_TAG}
+LATER_TAGS = {DIGEST_TAG, REPORT_TAG, VERDICT_TAG, HEAD_TAG, TRAINED_ON_TAG}
 LATER_PREFIXES = (PROMOTION_TAG, REVIEW_TAG, forget_requests.TAG, ENDPOINT_TAG)
 """What a version is given after its evidence was written; each is checked by itself, but for users' endpoints."""
 
@@ -156,6 +160,7 @@ def examine(client: MlflowClient, uri: str, folder: Path, *, key: str | None = N
         *_reviews(client, registered),
         *_description(registered, evidence),
         _config(evidence),
+        *_trained_on(registered, path),
         *_manifests(path, evidence),
         *_later_requests(client, registered),
         *_chain(client, evidence, folder),
@@ -296,6 +301,23 @@ def _config(evidence: Evidence) -> IntegrityFinding:
             "config", "differs", f"config.yaml of run {evidence.run.id} cannot be read ({first_line(error)})"
         )
     return same("config", sha256(found), evidence.run.config_sha256, "config.yaml of the run")
+
+
+def _trained_on(registered: ModelVersion, path: Path) -> Iterator[IntegrityFinding]:
+    """The tag by which `locate` finds a version, beside the list that it is about."""
+    try:
+        model = Model.load(str(path))
+        recorded = Record.model_validate((model.metadata or {})[METADATA_KEY]).trained_on
+        manifest = Manifest.from_csv(path / "extra_files" / MANIFEST_FILE)
+    except (KeyError, ValueError, OSError, MlflowException, UnlearnError):
+        return  # missing or changed, which the files' digests tell
+    if recorded is None and TRAINED_ON_TAG not in registered.tags:
+        return  # of an earlier release
+    part = f"tag {TRAINED_ON_TAG}"
+    expected = recorded.tag()[TRAINED_ON_TAG] if recorded is not None else None
+    yield same(part, registered.tags.get(TRAINED_ON_TAG), expected, "as the model records it")
+    if recorded is not None:
+        yield same(part, manifest.digest, recorded.manifest_sha256, "the list of what it was trained on")
 
 
 def _manifests(path: Path, evidence: Evidence) -> Iterator[IntegrityFinding]:

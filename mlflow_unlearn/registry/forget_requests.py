@@ -15,10 +15,10 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from mlflow_unlearn.console import note
+from mlflow_unlearn.console import note, storable
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.evidence.record import FrozenRecord
+from mlflow_unlearn.evidence.record import FrozenRecord, Person
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry.clients import experiment_ids, registry_client
 from mlflow_unlearn.registry.identity import whoami
@@ -28,6 +28,10 @@ from mlflow_unlearn.registry.versions import Version, artifact
 
 TAG = "unlearn.request."
 RUN_TAG = "unlearn.request_id"
+CASE_TAG = "unlearn.case_id"
+"""Of the runs of all requests that belong together: one subject, on several models."""
+SUMMARY_TAG = "unlearn.request"
+"""Of a request's run: `Summary` as JSON, by which all requests are listed without their files."""
 FOLDER = "request"
 
 
@@ -39,6 +43,22 @@ class _Details(FrozenRecord):
     by: list[str] = []
     ad_hoc: bool = False
     sha256: str | None = None
+    case: str | None = None
+    due: str | None = None
+
+
+class Summary(FrozenRecord):
+    """What a list of all requests shows of one; what counts is in its files."""
+
+    of: str
+    filed: str
+    filed_by: Person
+    samples: int
+    manifest_sha256: str
+    source: str | None = None
+    source_sha256: str | None = None
+    forget: str | None = None
+    requester: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +72,8 @@ class ForgetRequest:
         done_by: URIs of the versions that fulfilled it.
         ad_hoc: given with ``forget=`` and not filed with `request`: a trial, that no later command fulfils again.
         sha256: of its ``request.json`` as it was filed; None for one that an earlier release has filed.
+        case: id of the case that it belongs to; None for one that is a case by itself.
+        due: the day by which it is to be fulfilled, as ISO date; None where nobody said.
     """
 
     id: str
@@ -60,6 +82,13 @@ class ForgetRequest:
     done_by: tuple[str, ...] = ()
     ad_hoc: bool = False
     sha256: str | None = None
+    case: str | None = None
+    due: str | None = None
+
+    @property
+    def case_id(self) -> str:
+        """Of its case."""
+        return self.case or self.id
 
     @property
     def pending(self) -> bool:
@@ -73,8 +102,7 @@ class ForgetRequest:
             details["by"] = list(self.done_by)
         if self.ad_hoc:
             details["ad_hoc"] = True
-        if self.sha256 is not None:
-            details["sha256"] = self.sha256
+        details |= {key: value for key in ("sha256", "case", "due") if (value := getattr(self, key)) is not None}
         return f"{'pending' if self.pending else 'done'} {json.dumps(details)}"
 
     @classmethod
@@ -88,7 +116,8 @@ class ForgetRequest:
             said = _Details.model_validate(load_json(value.partition(" ")[2]))
         except ValueError as error:  # pydantic's too
             raise UnlearnError(f"the tag {key} = {value!r} is not a forget request any more: file it again") from error
-        return cls(key.removeprefix(TAG), said.of, said.run_id, tuple(said.by), said.ad_hoc, said.sha256)
+        rest = (said.ad_hoc, said.sha256, said.case, said.due)
+        return cls(key.removeprefix(TAG), said.of, said.run_id, tuple(said.by), *rest)
 
 
 def of_version(version: Version) -> tuple[list[ForgetRequest], list[ForgetRequest]]:
@@ -112,6 +141,16 @@ def _requests(tags: Mapping[str, str]) -> list[ForgetRequest]:
     ]
 
 
+def case_id(source: str, named: str) -> str:
+    """The id of the case of all requests that name the same of the same source.
+
+    Args:
+        source: spec of the data source.
+        named: the forget spec where it says who is meant, such as ``group:subject=17``; else the sorted ids.
+    """
+    return hashlib.sha256(f"case\n{source}\n{named}".encode()).hexdigest()[:12]
+
+
 def request_id(version: Version, manifest: Manifest) -> str:
     """The id of a request to forget these samples (plain ids) of this version."""
     text = "\n".join([version.uri, *sorted(manifest.ids)])
@@ -127,6 +166,8 @@ def file_request(
     folder: Path,
     salt: str | None = None,
     ad_hoc: bool = False,
+    case: str | None = None,
+    due: str | None = None,
 ) -> tuple[ForgetRequest, bool]:
     """File a request in the active run, or find the one for the same samples.
 
@@ -138,6 +179,8 @@ def file_request(
         folder: for temporary files.
         salt: to store the ids hashed; None stores them as they are.
         ad_hoc: given with ``forget=``: only `mark_done` tags the version, so that a command that fails leaves no trace.
+        case: that it belongs to.
+        due: ISO date by which it is to be fulfilled.
 
     Returns:
         The request, and whether it is new.
@@ -177,13 +220,18 @@ def file_request(
             "samples": len(manifest.ids),
             "manifest_sha256": stored.digest,
             **details,
+            **{key: value for key, value in {"case": case, "due": due}.items() if value is not None},
         }
         content = json.dumps(record, indent=2) + "\n"
         mlflow.log_artifact(str(folder / "manifest.csv"), FOLDER)
         mlflow.log_text(content, f"{FOLDER}/request.json")
-        mlflow.set_tag(RUN_TAG, new_id)
+        shown = {name: record[name] for name in Summary.model_fields if name in record}
+        marks = {RUN_TAG: new_id, SUMMARY_TAG: json.dumps(storable(shown))}
+        mlflow.set_tags(marks | ({CASE_TAG: case} if case is not None else {}))
         digest = hashlib.sha256(content.encode()).hexdigest()
-        request = ForgetRequest(new_id, version.uri, active.info.run_id, ad_hoc=ad_hoc, sha256=digest)
+        request = ForgetRequest(
+            new_id, version.uri, active.info.run_id, ad_hoc=ad_hoc, sha256=digest, case=case, due=due
+        )
         if not ad_hoc and version.name is not None:
             registry.set_model_version_tag(version.name, version.version, TAG + new_id, request.tag())
         return request, True

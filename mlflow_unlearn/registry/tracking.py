@@ -30,6 +30,7 @@ from mlflow_unlearn.console import STARTED, conceal, first_line, hidden_password
 from mlflow_unlearn.data.functions import no_exit
 from mlflow_unlearn.distributed.launch import RUN_FILE_VARIABLE
 from mlflow_unlearn.errors import AlreadyDone, NoAnswer, UnlearnError, shortlist
+from mlflow_unlearn.evidence.registered import Registered, Registering
 from mlflow_unlearn.registry.clients import experiment_ids
 from mlflow_unlearn.registry.dead import COMMAND_VARIABLE, PROCESS_TAG, RunNote, died, notes, of_run
 from mlflow_unlearn.registry.forget_requests import has_pending
@@ -299,9 +300,11 @@ def _settle_dead(store: MlflowClient, config: Command, name: str, settled: list[
             if (match := re.fullmatch("models:/([^/]+)/[0-9]+", uri)) is not None:
                 take_down_ended(store, match.group(1))
         source = f" from {done.tags['unlearn.source_uri']}" if "unlearn.source_uri" in done.tags else ""
+        found = Registered.by_tags(done.name, str(done.version), done.model_id, done.tags)
         raise AlreadyDone(
             f"Registered {done.name} version {done.version}{source}: this command had done so before it was killed, "
-            f"in run {done.run_id}."
+            f"in run {done.run_id}.",
+            Registering(run_id=str(done.run_id), registered=found),
         )
 
 
@@ -337,7 +340,8 @@ def _same_options(store: MlflowClient, dead: RunNote, version: ModelVersion, con
 
 
 def _digest(config: Command) -> str:
-    return hashlib.sha256(config.model_dump_json(by_alias=True).encode()).hexdigest()
+    """Of the options, but for how it answers: by which a command knows itself."""
+    return hashlib.sha256(config.model_dump_json(by_alias=True, exclude={"format"}).encode()).hexdigest()
 
 
 @contextmanager

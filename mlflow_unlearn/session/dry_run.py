@@ -115,7 +115,7 @@ def estimate(
         if record is not None:
             start = time.perf_counter()
             path = session.folder / "planned"
-            trained_on = session.manifest(session.retain)
+            trained_on = session.stored_manifest(session.retain)
             save_model(NewModel(session.module, record, trained_on, session.folder, source=session.version), path)
             seconds["save the version"] = time.perf_counter() - start
             version = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -130,8 +130,8 @@ def estimate(
     )
 
 
-def show(estimate: Estimate) -> None:
-    """Print it, and log the sums on the run."""
+def show(estimate: Estimate) -> Estimate:
+    """Print it, log the sums on the run, and return it."""
     total = sum(estimate.seconds.values())
     table = Table(title="plan", title_justify="left")
     table.add_column("what")
@@ -148,6 +148,7 @@ def show(estimate: Estimate) -> None:
     mlflow.log_metrics({"plan.seconds": total, "plan.disk_bytes": float(sum(estimate.disk.values()))})
     if estimate.memory is not None:
         mlflow.log_metric("plan.memory_bytes", estimate.memory)
+    return estimate
 
 
 def _evaluation_seconds(session: Session) -> tuple[float, float, int]:

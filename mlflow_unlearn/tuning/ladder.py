@@ -260,7 +260,9 @@ class Ladder:
         return Selection(by="until", rule=rule, attempts=self.attempts)
 
 
-def show_plan(session: Session, recipe: Recipe, rungs: Sequence[Rung], seed: int, known: Mapping[str, float]) -> None:
+def show_plan(
+    session: Session, recipe: Recipe, rungs: Sequence[Rung], seed: int, known: Mapping[str, float]
+) -> dict[str, float]:
     """Print what LoTUS, the ladder up to its likely end, and retraining would take: seconds, and in retrainings.
 
     The likely end is the first rung that disturbs the weights: LoTUS alone seldom passes.
@@ -271,6 +273,9 @@ def show_plan(session: Session, recipe: Recipe, rungs: Sequence[Rung], seed: int
         rungs: of the ladder.
         seed: of the calibration.
         known: seconds of published settings that have been calibrated already, by method.
+
+    Returns:
+        The seconds of each way.
     """
 
     def seconds_of(method: str, params: Mapping[str, Any]) -> float:
@@ -298,6 +303,7 @@ def show_plan(session: Session, recipe: Recipe, rungs: Sequence[Rung], seed: int
         table.add_row(way, f"{taken:.1f}", f"{taken / retraining:.2f}")
     stdout().print(table)
     mlflow.log_metrics({"plan.lotus": lotus, "plan.until_pass": seconds, "plan.retraining": retraining})
+    return dict(rows)
 
 
 def _value(own: Measured, attack: str) -> str:

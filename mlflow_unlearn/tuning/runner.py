@@ -27,6 +27,7 @@ from mlflow.exceptions import MlflowException
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import Field
 from torch import nn
 
 from mlflow_unlearn import config
@@ -35,6 +36,8 @@ from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance, Selection
+from mlflow_unlearn.evidence.record import FrozenRecord
+from mlflow_unlearn.evidence.registered import Registered
 from mlflow_unlearn.governance.publish import log_history, publish
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.outputs import Outputs
@@ -395,8 +398,19 @@ def stop_early(runner: StudyRunner) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def finish(runner: StudyRunner, name: str | None) -> None:
+class BestTrial(FrozenRecord):
+    """The winner of a study."""
+
+    number: int
+    setting: dict[str, Any] = Field(description="Method, prefix and hyperparameters, as `unlearn` takes params.")
+    values: list[float] = Field(description="Of the objective, and in mode pareto acc_val; on the validation set.")
+
+
+def finish(runner: StudyRunner, name: str | None) -> tuple[BestTrial, Registered | None]:
     """Choose the winner, keep the study as artifacts, measure the winner on the test set and register it as ``name``.
+
+    Returns:
+        The winner, and the version that it is registered as, now or before.
 
     Raises:
         UnlearnError: every trial failed, or the winner's weights come out otherwise here.
@@ -416,14 +430,15 @@ def finish(runner: StudyRunner, name: str | None) -> None:
     report.log(study, runner.description(), winner, chosen)
     report.show(study, winner, options.objective)
     mlflow.log_metric("best_trial", winner.number)
+    best = BestTrial(number=winner.number, setting=chosen.to_yaml(), values=winner.values)
     if options.register_ == "none":
         values = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in chosen.to_yaml().items()]
         print(f"The best trial is {winner.number} ({', '.join(values)}); nothing was registered, as asked.")
-        return
+        return best, None
     registered = _registered(str(name), study.study_name, winner)
     if registered is not None:
-        print(f"The best trial is still {winner.number}, which is registered as {registered}.")
-        return
+        print(f"The best trial is still {winner.number}, which is registered as {registered.uri}.")
+        return best, registered
     result = objective.result(winner)
     mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})
     log_history(get_method(chosen.method), result)
@@ -449,13 +464,14 @@ def finish(runner: StudyRunner, name: str | None) -> None:
     provenance = Provenance(
         method=chosen.method, params=dict(result.params), seed=options.seed, prefix=prefix, selection=selection
     )
-    publish(session, objective.command_run, str(name), result, provenance, outputs, options)
+    evidence = publish(session, objective.command_run, str(name), result, provenance, outputs, options)
+    return best, Registered.of(evidence)
 
 
-def _registered(name: str, study: str, winner: FrozenTrial) -> str | None:
+def _registered(name: str, study: str, winner: FrozenTrial) -> Registered | None:
     """The version that an earlier command on the study has made of the same trial."""
     sought = {"unlearn.study": study, "unlearn.weights_sha256": winner.user_attrs.get(DIGEST)}
     for version in tracking.client().search_model_versions(f"name = {quoted(name)}"):
         if all(version.tags.get(key) == value for key, value in sought.items()):
-            return f"models:/{name}/{version.version}"
+            return Registered.by_tags(name, str(version.version), version.model_id, version.tags)
     return None

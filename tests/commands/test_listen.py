@@ -5,6 +5,7 @@ import socket
 from contextlib import closing
 
 import pytest
+from answers import checked
 from listeners import CHAIN, SECRET, VARIABLE, Listener, headers, pending, post
 from stores import reset_mlflow
 
@@ -65,6 +66,12 @@ def test_the_queue_as_a_table(cli, config, monkeypatch):
     for part in ("request id1", "failed", "unlearn done", "clf/3", "review: [no]"):
         assert part in first
     assert "request id2" in second and "waiting" in second
+    answer = checked(cli("listen", "--config", config, "--status", "true", "--format", "json"), "listen")
+    assert [(job["id"], job["state"], job["details"]) for job in answer["result"]["jobs"]] == [
+        (1, "failed", ["id1"]),
+        (2, "waiting", ["id2"]),
+    ]
+    assert answer["result"]["jobs"][0]["steps"][0]["result"] == "models:/clf/3"
 
 
 def test_it_listens_until_it_is_stopped_and_goes_on(cli, config, empty_store):

@@ -99,6 +99,10 @@ HEAD = "secret: env:S\nmodels:\n  - "
             "options names 'review', which is",
         ),
         (
+            HEAD + "{name: clf, when: [version], then: [request], options: {request: {reason: asked}}}",
+            "request needs the option 'forget': give it under options.request",
+        ),
+        (
             HEAD + "{name: clf, when: [request], then: [unlearn], options: {unlearn: {metod: ssd}}}",
             "unlearn has no option 'metod'; did you mean 'method'",
         ),
