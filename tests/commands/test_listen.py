@@ -86,7 +86,7 @@ def test_it_listens_until_it_is_stopped_and_goes_on(cli, config, empty_store):
         listener.start()
         assert post(listener.url, body, given) == (200, "accepted before\n")
         [job] = listener.ended()
-        assert job.state == "failed" and "Registered Model with name=clf not found" in job.sentence
+        assert job.state == "failed" and "(name=clf, version=1) not found" in job.sentence
         second = cli("listen", "--config", config, "--port", 0)
         assert second.code == 2 and "is in use by another listener: end that one first" in second.err
     finally:

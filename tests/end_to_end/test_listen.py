@@ -38,6 +38,7 @@ def subscribe(client, url):
     )
 
 
+@pytest.mark.slow
 def test_a_request_becomes_a_reviewed_version(served, store):
     """Once: neither the tags nor the version that this leaves behind are answered again."""
     client, folder = served
