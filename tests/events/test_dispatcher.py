@@ -140,8 +140,9 @@ def test_jobs_that_cannot_begin(chain, tmp_path):
         assert gone.state == missing.state == "failed"
         assert gone.sentence == "models:/clf/1 has no request 000000000000 any more: its tag was removed"
         assert "not found" in missing.sentence
-        queue.retry()
-        queue.update(gone, state="done")
+    with closing(Queue(queue.path)) as again:
+        assert again.retry() == [1, 2]
+        again.update(gone, state="done")
     with dispatching(tmp_path, "  - {name: other, when: [version], then: [verify]}\n") as queue:
         [job] = [job for job in ended(queue) if job.kind == "version"]
     assert job.state == "failed" and "the file has no rule any more that answers to version of 'clf'" in job.sentence
