@@ -1,5 +1,9 @@
 """The file of `listen`, and what is refused before anything listens."""
 
+import re
+import textwrap
+from pathlib import Path
+
 import pytest
 from listeners import CHAIN, SECRET, VARIABLE
 
@@ -59,6 +63,17 @@ def test_options_become_arguments_of_the_shell():
     )
     assert rule.arguments("audit") == ["--references", "2", "--relearn", "true", "--forget", ""]
     assert rule.arguments("compare") == ["--methods", "lotus,ssd", "--params", '{"ssd": {"alpha": 1.0}}']
+
+
+def test_the_files_in_the_documentation_are_usable(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "events.md").read_text(encoding="utf-8")
+    found = [
+        textwrap.dedent(block) for block in re.findall(r"^ *```yaml\n(.*?)^ *```$", page, re.MULTILINE | re.DOTALL)
+    ]
+    rules = [block for block in found if "models:" in block]
+    assert len(rules) == 2
+    for block in rules:
+        assert read_file(write(tmp_path, block if "secret:" in block else f"secret: env:S\n{block}")).models
 
 
 HEAD = "secret: env:S\nmodels:\n  - "
