@@ -35,6 +35,7 @@ nightly: .venv/test.stamp
 	MLFLOW_UNLEARN_PROCESSES=8 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 \
 		$(BIN)/pytest -n 2 --dist worksteal -m "slow or not slow"
 	MLFLOW_UNLEARN_KILLS=50 MLFLOW_UNLEARN_KILL_SEED=$$(date +%s) OMP_NUM_THREADS=1 $(BIN)/pytest -m slow tests/end_to_end/test_kills.py
+	MLFLOW_UNLEARN_LISTEN_KILLS=20 MLFLOW_UNLEARN_KILL_SEED=$$(date +%s) OMP_NUM_THREADS=1 $(BIN)/pytest -m slow tests/end_to_end/test_listen.py
 	MLFLOW_UNLEARN_FAULTS=50 MLFLOW_UNLEARN_FAULT_SEED=$$(date +%s) OMP_NUM_THREADS=1 $(BIN)/pytest -m slow tests/end_to_end/test_faults.py
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 $(BIN)/pytest tests/engine tests/methods tests/testing
 	$(MAKE) coverage mutants

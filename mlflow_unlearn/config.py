@@ -492,6 +492,18 @@ class Dossier(Command):
     digest: Text = Field(None, description="With verify: SHA-256 of its manifest, as it was printed.")
 
 
+class Listen(Command):
+    """Answer webhooks of the registry with commands, by rules in a YAML file. Makes no run of its own."""
+
+    example = "mlflow-unlearn listen --config listen.yaml"
+
+    config: str = Field(description="The rules, a YAML file; see docs/events.md.")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8400, ge=0, le=65535, description="Port to listen on; 0: any that is free.")
+    status: bool = Field(False, description="Only print the queue: what waits, runs, is done, refused or failed.")
+    retry: bool = Field(False, description="Have jobs that failed, or were refused, go on where they ended.")
+
+
 class Methods(Command):
     """List the unlearning methods with their hyperparameters, those of plugins too. Makes no run."""
 
@@ -515,7 +527,7 @@ Measuring = Evaluate | Audit
 COMMANDS: dict[str, type[Command]] = {
     command.__name__.lower(): command
     for command in (Train, Request, Unlearn, Tune, Evaluate, Audit, Compare, Review)
-    + (Promote, Verify, Requests, Exposure, Locate, Manifest, Retire, Dossier, Methods, Data)
+    + (Promote, Verify, Requests, Exposure, Locate, Manifest, Retire, Dossier, Listen, Methods, Data)
 }
 
 

@@ -109,6 +109,19 @@ def show_places(asked: str, rows: Sequence[tuple[str, ...]], elsewhere: Mapping[
         console.print(f"{what}: {listed}", highlight=False, markup=False, soft_wrap=True)
 
 
+def show_jobs(queue: str, rows: Sequence[tuple[str, ...]]) -> None:
+    """Print the jobs of `listen`: about what, how far, and why one has not ended well."""
+    console = stdout(180)
+    console.print(one_line(f"Queue {queue}: {len(rows)} jobs"), highlight=False, markup=False, soft_wrap=True)
+    lines = Table()
+    for column in ("job", "version", "event", "state", "steps", "result", "since", "message"):
+        lines.add_column(column, overflow="fold")
+    for row in rows:
+        lines.add_row(*map(escape, row))
+    if rows:
+        console.print(lines)
+
+
 def show_inbox(cases: Sequence[Any]) -> None:
     """Print one row a case, the most urgent first."""
     console = stdout(130)

@@ -1,0 +1,1 @@
+"""What `listen` does: webhooks of the registry, a queue on disk, and workers that run commands."""

@@ -1,0 +1,84 @@
+"""Commands as processes: how they end, and that a later listener knows of one that still runs."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+from listeners import wait_for
+
+from mlflow_unlearn.events.child import alive, run, wait_until_ended
+
+WAITING = """
+import sys
+from mlflow_unlearn.events.child import run
+from pathlib import Path
+log = Path(sys.argv[1])
+run(["data", "--data", "python:slow:data"], log=log, folder=log.parent, environment=__import__("os").environ,
+    stopping=lambda: False)
+"""
+SLOW = """
+import time
+def data():
+    print("begun", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_command_ends_with_its_code_and_its_sentence(tmp_path):
+    log = tmp_path / "log"
+    environment = dict(os.environ)
+
+    def ended(*arguments):
+        return run(arguments, log=log, folder=tmp_path, environment=environment, stopping=lambda: False)
+
+    assert ended("data", "--data", "digits") == (0, "")
+    before = log.read_text()
+    code, sentence = ended("data", "--data", "nothing:x")
+    assert code == 2 and sentence.startswith("unknown data source 'nothing:x'")
+    assert len(before) > 100 and log.read_text().startswith(before)  # added to, not overwritten
+    assert not alive(log)
+
+
+def test_a_command_that_outlives_its_listener_is_waited_for(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    log = tmp_path / "log"
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    assert not alive(log)
+    listener = subprocess.Popen([sys.executable, "-c", WAITING, str(log)], env=environment, start_new_session=True)
+    wait_for(lambda: log.exists() and "begun" in log.read_text())
+    [command] = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and _parent(pid) == listener.pid]
+    listener.kill()
+    listener.wait()
+    assert alive(log)
+    assert not wait_until_ended(log, lambda: True)  # but not once we are to stop
+    waited = threading.Thread(target=wait_until_ended, args=(log, lambda: False))
+    waited.start()
+    time.sleep(0.3)
+    assert waited.is_alive()
+    os.kill(command, 9)
+    waited.join(timeout=10)
+    assert not waited.is_alive() and not alive(log)
+
+
+def _parent(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return int(file.read().rpartition(")")[2].split()[1])
+    except OSError:  # it has ended
+        return None
+
+
+def test_a_command_is_terminated_when_its_listener_is_to_stop(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    log = tmp_path / "log"
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    code, _ = run(
+        ["data", "--data", "python:slow:data"],
+        log=log,
+        folder=tmp_path,
+        environment=environment,
+        stopping=lambda: log.exists() and "begun" in log.read_text(),
+    )
+    assert code == 143 and "Terminated" in log.read_text()
