@@ -112,6 +112,7 @@ def test_evaluate(gold_store):
         assert measured["values"] == {key: logged[f"{model}.{key}"] for key in measured["values"]}
 
 
+@pytest.mark.slow
 def test_audit(gold_store):
     told = answer("audit", *V1, "--forget", FORGET, code=3)
     result = told["result"]
@@ -120,6 +121,7 @@ def test_audit(gold_store):
     assert stored == result["audit"] and stored["attacks"]["audited"]["margin"]["p_value"] <= 1
 
 
+@pytest.mark.slow
 def test_compare(gold_store):
     result = answer("compare", *V1, "--forget", FORGET, "--methods", "lotus", "--seeds", "1", *EPOCHS)["result"]
     stored = mlflow.artifacts.load_dict(f"runs:/{result['run_id']}/compare/table.json")
@@ -133,6 +135,7 @@ def test_compare(gold_store):
 TUNE = ("tune", *V1, "--forget", "random:8%", "--methods", "lotus", "--seed", "2")
 
 
+@pytest.mark.slow
 def test_tune(store):
     result = answer(*TUNE, "--n-trials", "1", "--register", "none")["result"]
     assert result["trials"] == 1 and result["study_run_id"] == result["run_id"]
@@ -145,6 +148,9 @@ def test_tune_with_workers_registers(store):
     """In a process of its own, whose workers answer as well: to nobody."""
     ran = shell(*TUNE, "--n-trials", "4", "--workers", "2", "--format", "json")
     result = checked(Outcome(ran.returncode, ran.stdout, ran.stderr), "tune")["result"]
+    print(
+        ran.stdout, ran.stderr, store.tags("2"), [(r.info.run_name, r.info.run_id, r.info.status) for r in store.runs()]
+    )
     chosen = result["registered"]["provenance"]["selection"]
     assert (chosen["study"], chosen["trial"]) == (result["study"], result["best"]["number"])
     again = answer(*TUNE, "--n-trials", "4", "--study", result["study"])["result"]
