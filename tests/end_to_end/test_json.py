@@ -148,9 +148,6 @@ def test_tune_with_workers_registers(store):
     """In a process of its own, whose workers answer as well: to nobody."""
     ran = shell(*TUNE, "--n-trials", "4", "--workers", "2", "--format", "json")
     result = checked(Outcome(ran.returncode, ran.stdout, ran.stderr), "tune")["result"]
-    print(
-        ran.stdout, ran.stderr, store.tags("2"), [(r.info.run_name, r.info.run_id, r.info.status) for r in store.runs()]
-    )
     chosen = result["registered"]["provenance"]["selection"]
     assert (chosen["study"], chosen["trial"]) == (result["study"], result["best"]["number"])
     again = answer(*TUNE, "--n-trials", "4", "--study", result["study"])["result"]
