@@ -148,6 +148,7 @@ def test_tune_with_workers_registers(store):
     """In a process of its own, whose workers answer as well: to nobody."""
     ran = shell(*TUNE, "--n-trials", "4", "--workers", "2", "--format", "json")
     result = checked(Outcome(ran.returncode, ran.stdout, ran.stderr), "tune")["result"]
+    assert store.tags("2")["unlearn.run_id"] == result["run_id"]  # it leads, from the first trial to the last
     chosen = result["registered"]["provenance"]["selection"]
     assert (chosen["study"], chosen["trial"]) == (result["study"], result["best"]["number"])
     again = answer(*TUNE, "--n-trials", "4", "--study", result["study"])["result"]
