@@ -5,6 +5,7 @@ means "not given", since MLproject has no other way to say it.
 """
 
 import os
+from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -70,6 +71,14 @@ def _storage_url(value: str) -> str:
     if value.startswith(_VARIABLE) and not os.environ.get(name):
         raise ValueError(f"there is no environment variable {name!r}: set it to the database's URL")
     return conceal(os.environ[name] if value.startswith(_VARIABLE) else value)
+
+
+def _day(value: str | None) -> str | None:
+    """An ISO date."""
+    try:
+        return value and date.fromisoformat(value).isoformat()
+    except ValueError as error:
+        raise ValueError("give a day as YYYY-MM-DD, such as 2026-12-24") from error
 
 
 class Command(BaseModel):
@@ -168,10 +177,19 @@ class Request(LoadOptions, Command):
 
     example = "mlflow-unlearn request --model-uri models:/clf/1 --forget ids.csv --reason 'GDPR article 17'"
 
-    model_uri: str = Field(description="The version whose training data holds the samples: models:/NAME/VERSION.")
     forget: str = Field(
         description="Samples to forget: a file of ids, random:10% or random:500 (,seed=N ,plain), class:NAME, "
         "group:COLUMN=VALUE, request:ID."
+    )
+    model_uri: Text = Field(
+        None,
+        description="The versions whose training data holds the samples: models:/NAME/VERSION, several with commas.",
+    )
+    all_: bool = Field(
+        False, alias="all", description="Instead of model_uri: on each version that `locate` finds; one case."
+    )
+    due: Annotated[Text, AfterValidator(_day)] = Field(
+        None, description="Day by which it is to be fulfilled, such as 2026-12-24; default: in 30 days."
     )
     data: Text = Field(None, description="Data source; default: the version's own record.")
     split: SplitBy = None
@@ -388,6 +406,61 @@ class Exposure(Command):
     model_uri: str = Field(description="A version that holds the data, or one that has forgotten it.")
 
 
+class Locate(LoadOptions, Command):
+    """Find which versions of the whole registry were trained on some samples. Makes no run."""
+
+    example = "mlflow-unlearn locate --forget ids.csv"
+
+    forget: str = Field(
+        description="Samples to look for: a file of ids, group:COLUMN=VALUE, class:NAME or request:ID.",
+    )
+    data: Text = Field(
+        None, description=f"{_SOURCES}: whose samples are meant; default: of every source that a version records."
+    )
+    fail_on: Literal["nothing", "contains", "unknown"] = Field(
+        "nothing",
+        description="Exit code 3 where a version contains them, or also where that cannot be told (unknown).",
+    )
+
+
+class Requests(Command):
+    """List all forget requests of the server, the most urgent first, or carry them out. Exit code 3: one failed."""
+
+    example = 'mlflow-unlearn requests --fulfil true --unlearn-options \'{"until": "pass"}\''
+
+    state: Literal["open", "overdue", "done", "all"] = Field(
+        "open", description="Which cases: open (overdue ones too), overdue, done or all."
+    )
+    model: Text = Field(None, description="Only cases on registered models of this name, or pattern such as clf*.")
+    subject: Text = Field(None, description="Only cases with this in their forget spec or requester, or with this id.")
+    fulfil: bool = Field(
+        False, description="Run `unlearn` on every version with a request of these cases, and go on after a failure."
+    )
+    within: Annotated[Annotated[int, Field(ge=0, le=36500)] | None, _EMPTY_IS_NONE] = Field(
+        None, description="With fulfil: only what is due within so many days, or overdue; default: all."
+    )
+    unlearn_options: Text = Field(
+        None, description='With fulfil: options of `unlearn`, JSON or a YAML file: {"method": "transpose"}.'
+    )
+    output: Text = Field(None, description="With format=html: the file; default: inbox.html.")
+    format: Literal["table", "json", "html"] = Field(  # type: ignore[assignment]
+        "table",
+        description="table: for people; json: one JSON document, and nothing else on standard output; html: a page.",
+    )
+
+
+class Manifest(LoadOptions, Command):
+    """Record what a version was trained on that another tool has made, so that requests and `locate` know it."""
+
+    example = "mlflow-unlearn manifest --model-uri models:/theirs/1 --data folder:/data/flowers --ids trained.csv"
+
+    model_uri: str = Field(description="The version: models:/NAME/VERSION.")
+    data: str = Field(description=f"{_SOURCES}: what it was trained on.")
+    ids: Text = Field(
+        None, description="File of the ids that it was trained on; default: all that the source trains on."
+    )
+
+
 class Retire(Command):
     """Remove what still holds forgotten data: first a plan, then with --yes for good. Exit code 3: refused."""
 
@@ -426,7 +499,7 @@ Measuring = Evaluate | Audit
 COMMANDS: dict[str, type[Command]] = {
     command.__name__.lower(): command
     for command in (Train, Request, Unlearn, Tune, Evaluate, Audit, Compare, Review)
-    + (Promote, Verify, Exposure, Retire, Methods, Data)
+    + (Promote, Verify, Requests, Exposure, Locate, Manifest, Retire, Methods, Data)
 }
 
 

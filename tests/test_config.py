@@ -9,7 +9,8 @@ from mlflow_unlearn.errors import UnlearnError
 
 def test_the_commands_are_the_classes():
     assert list(COMMANDS) == (
-        "train request unlearn tune evaluate audit compare review promote verify exposure retire methods data".split()
+        "train request unlearn tune evaluate audit compare review promote verify requests exposure locate manifest "
+        "retire methods data".split()
     )
     for name, command in COMMANDS.items():
         assert command.example.startswith(f"mlflow-unlearn {name}")

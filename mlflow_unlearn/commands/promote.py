@@ -5,7 +5,6 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
-import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import _validate_model_alias_name, _validate_model_alias_name_reserved
 from pydantic import Field
@@ -20,6 +19,7 @@ from mlflow_unlearn.governance.approval import approver_of, check_approver, open
 from mlflow_unlearn.governance.integrity import PROMOTION, PROMOTION_TAG, examine
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.artifacts import store_text
 from mlflow_unlearn.registry.clients import registry_client
 from mlflow_unlearn.registry.lock import model_lock
 from mlflow_unlearn.registry.network import persistently
@@ -108,7 +108,7 @@ def promote(options: config.Promote) -> PromoteResult:
                 run_id=run_id,
             )
             record = promotion.model_dump()
-            mlflow.log_dict(record, f"{FOLDER}/{PROMOTION}")
+            store_text(run_id, json.dumps(record, indent=2), f"{FOLDER}/{PROMOTION}")
             registry = registry_client(client)
             lock.check()
             # The tag first: an alias without it was moved by hand, and a tag whose run did not finish was interrupted.

@@ -22,13 +22,12 @@ from mlflow_unlearn import config
 from mlflow_unlearn.console import first_line, one_line, storable
 from mlflow_unlearn.errors import AlreadyDone, Refused, UnlearnError, shortlist
 from mlflow_unlearn.evidence.audit import REFERENCE_FILE
+from mlflow_unlearn.governance.files import Logged, logged_models
 from mlflow_unlearn.governance.holders import (
-    Logged,
     VersionExposure,
     cached,
     checkpoints,
     exposure_of,
-    logged_models,
     model_of,
     references,
     sharing,

@@ -3,7 +3,6 @@
 import json
 from datetime import UTC, datetime
 
-import mlflow
 from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 from pydantic import Field
@@ -26,6 +25,7 @@ from mlflow_unlearn.evidence.review import (
 from mlflow_unlearn.governance.audits import last_audit
 from mlflow_unlearn.governance.integrity import examine
 from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.artifacts import store_text
 from mlflow_unlearn.registry.clients import registry_client
 from mlflow_unlearn.registry.dead import killed
 from mlflow_unlearn.registry.identity import whoami
@@ -85,11 +85,10 @@ def review(options: config.Review) -> ReviewResult:
                 head, run_id = chain.head, chain.last.run_id
             else:
                 reviewed, content = draft, draft.to_json()
-                mlflow.log_text(content, reviewed.file)
+                store_text(run_id, content, reviewed.file)
                 recorded = f"review {reviewed.n} by {by.display_name()}, {reviewed.at[:10]}"
-                mlflow.log_text(
-                    page(examined.evidence, verdict, recorded=recorded, audit=audited), f"{FOLDER}/{REPORT}"
-                )
+                report = page(examined.evidence, verdict, recorded=recorded, audit=audited)
+                store_text(run_id, report, f"{FOLDER}/{REPORT}")
                 head = Head(n=reviewed.n, sha256=sha256(content.encode()))
                 recorded_as = {
                     "verdict": verdict.word,

@@ -19,6 +19,7 @@ from mlflow_unlearn.data.functions import users_code
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.source import Source
+from mlflow_unlearn.data.spec import without_options
 from mlflow_unlearn.engine.architectures import build_model, weights_digest
 from mlflow_unlearn.engine.checkpoint import Checkpoint
 from mlflow_unlearn.engine.loop import RunOptions, run
@@ -33,7 +34,15 @@ from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests
 from mlflow_unlearn.registry.flavor import NewModel, example_images, log_model
 from mlflow_unlearn.registry.registration import complete, register
-from mlflow_unlearn.registry.versions import Commitment, Record, check_name, open_version, retired, version_there
+from mlflow_unlearn.registry.versions import (
+    Commitment,
+    Record,
+    TrainedOn,
+    check_name,
+    open_version,
+    retired,
+    version_there,
+)
 from mlflow_unlearn.rng import isolated_rng
 from mlflow_unlearn.session.canaries import FILE as CANARIES
 from mlflow_unlearn.session.canaries import canaries_of
@@ -96,6 +105,7 @@ def train(options: config.Train) -> TrainResult:
             if trained_on.any():
                 metrics[f"acc_{split}"] = accuracy(outputs.predictions, outputs.labels, trained_on)
         log_manifests(source.spec, {"retain": manifest})
+        stored = manifest.hashed(Manifest.salt_of(source.samples_digest))
         record = Record(
             architecture=options.architecture,
             num_classes=len(source.classes),
@@ -105,11 +115,12 @@ def train(options: config.Train) -> TrainResult:
             data=source.spec,
             provenance=Provenance(method="train", params=recipe, seed=options.seed, augment=options.augment),
             exclude=options.exclude,
+            trained_on=TrainedOn.of(stored, without_options(source.spec), source.samples_digest),
             canaries=canaries and Commitment(run_id=run_id, sha256=canaries.digest, pairs=len(canaries.pairs)),
         )
         # Never of a training image: the example travels with every later version.
         example = example_images([unseen["test"][i % len(source.test)][0] for i in range(2)])
-        new = NewModel(outcome.model, record, manifest, folder, example=example, serialization=options.serialization)
+        new = NewModel(outcome.model, record, stored, folder, example=example, serialization=options.serialization)
         without = f", without `{options.exclude}` (a gold standard)" if options.exclude else ""
         description = f"`{options.architecture}` trained on {len(kept)} samples of `{source.spec}`{without}."
         tags = {
@@ -117,6 +128,7 @@ def train(options: config.Train) -> TrainResult:
             "unlearn.run_id": run_id,
             "unlearn.weights_sha256": weights_digest(outcome.model),
             **metric_tags(metrics),
+            **record.tags(),
         }
         info = log_model(client, new, run_id)
         mlflow.log_metrics(metrics, model_id=info.model_id)

@@ -69,7 +69,7 @@ def resolve_forget(
     if colon and scheme == "class":
         matches = partial(_of_class, _class_index(value, source))
     elif colon and scheme == "group":
-        matches = partial(_in_group, *_group(value, source))
+        matches = partial(_in_group, *_group(value, source, [source.train]))
     else:
         listed = read_request(value) if colon and scheme == "request" else read_ids(Path(os.path.expanduser(spec)))
         matches = partial(_in_list, listed)
@@ -89,6 +89,36 @@ def resolve_forget(
     if listed is not None and any(elsewhere.values()):
         _refuse_listed(spec, source, listed, training)
     return _some(spec, selected, training)
+
+
+def named_ids(spec: str, source: Source | None) -> Manifest:
+    """The ids that a spec names in whichever split of a source, as far as it goes without a model: for a search.
+
+    Args:
+        spec: a file of ids, ``class:NAME`` or ``group:COLUMN=VALUE``.
+        source: the data; a file of ids does without, and then also names what no source has any more.
+
+    Raises:
+        UnlearnError: it is another spec, or the source has nothing that it names.
+    """
+    scheme, colon, value = spec.partition(":")
+    if colon and scheme == "random":
+        raise UnlearnError(f"{spec!r} draws other samples of every version: name those that are looked for")
+    splits = [] if source is None else [s for s in (source.train, source.val, source.test, source.unused) if s]
+    if not (colon and scheme in ("class", "group")):
+        listed = read_ids(Path(os.path.expanduser(spec)))
+        if not listed.ids:
+            raise UnlearnError(f"{spec!r} lists no id: there is nothing to look for")
+        if source is not None and not any(listed.mask(split.ids).any() for split in splits):
+            raise UnlearnError(f"{source.spec!r} has none of the {len(listed.ids)} ids of {spec!r}: give another data=")
+        return listed
+    if source is None:
+        raise UnlearnError(f"{spec!r} needs a data source that knows it: give data=")
+    if scheme == "class":
+        matches = partial(_of_class, _class_index(value, source))
+    else:
+        matches = partial(_in_group, *_group(value, source, splits))
+    return Manifest(tuple(split.ids[i] for split in splits for i in np.flatnonzero(matches(split))))
 
 
 def exchangeable(spec: str) -> bool:
@@ -143,8 +173,8 @@ def _class_index(name: str, source: Source) -> int:
     raise UnlearnError(f"unknown class {name!r}: {did_you_mean(name, source.classes)}")
 
 
-def _group(text: str, source: Source) -> tuple[str, str]:
-    """Column and value, which some training sample has."""
+def _group(text: str, source: Source, splits: Sequence[Split]) -> tuple[str, str]:
+    """Column and value, which some sample of these splits has."""
     column, equals, value = text.partition("=")
     groups = source.train.groups
     if not equals:
@@ -152,9 +182,10 @@ def _group(text: str, source: Source) -> tuple[str, str]:
     if column not in groups:
         what = did_you_mean(column, groups) if groups else "the source has none"
         raise UnlearnError(f"unknown group column {column!r}: {what}")
-    if value not in groups[column]:
-        values = sorted(set(groups[column]))
-        raise UnlearnError(f"no training sample with {column}={value!r}: {did_you_mean(value, values)}")
+    values = sorted({known for split in splits for known in split.groups.get(column, ())})
+    if value not in values:
+        what = "training sample" if len(splits) == 1 else f"sample of {source.spec!r}"
+        raise UnlearnError(f"no {what} with {column}={value!r}: {did_you_mean(value, values)}")
     return column, value
 
 

@@ -30,9 +30,9 @@ from mlflow_unlearn.data.batching import leaves
 from mlflow_unlearn.data.forget import read_ids
 from mlflow_unlearn.data.functions import import_function, users_code
 from mlflow_unlearn.data.source import ImageStore, Indices, Source, Split, check_classes, rest, stratified
+from mlflow_unlearn.data.spec import DRAWN, SpecOptions, parse_options, resolved
 from mlflow_unlearn.data.splits import Splits, labels_of
 from mlflow_unlearn.errors import UnlearnError, did_you_mean, shortlist
-from mlflow_unlearn.parsing import whole_number
 
 __all__ = ["Split", "Source", "load_source", "stratified"]
 
@@ -68,7 +68,7 @@ def load_source(spec: str) -> Source:
     Raises:
         UnlearnError: unknown scheme or option, missing or inconsistent data.
     """
-    options = _options(spec)
+    options = parse_options(spec)
     body = options.body
     name, colon, text = body.partition(":")
     if name not in _SCHEMES:
@@ -111,71 +111,16 @@ def load_source(spec: str) -> Source:
     )
 
 
-def _resolved(path: str) -> Path:
-    return Path(os.path.abspath(os.path.expanduser(path)))
-
-
 def _absolute(path: str) -> str:
-    return str(_resolved(path))
+    return str(resolved(path))
 
 
 def _absolute_root(text: str) -> str:
     name, _, folder = text.partition("@")
-    return f"{name}@{_resolved(folder)}"
+    return f"{name}@{resolved(folder)}"
 
 
-DRAWN = "drawn"
-"""``split=drawn``: the model was trained on just what this tool draws."""
-
-
-class _Options(NamedTuple):
-    """What stands behind the body of a spec; ``recorded`` is its text for later commands in other folders."""
-
-    body: str
-    recorded: str
-    seed: int
-    fraction: float | None
-    split: str
-
-    @property
-    def listed(self) -> Path | None:
-        """The file of ids that ``split`` names."""
-        return _resolved(self.split) if self.split not in ("", DRAWN) else None
-
-
-def _options(spec: str) -> _Options:
-    """Take ``,key=value`` off the end; a comma before anything else belongs to a path."""
-    options: dict[str, str | None] = {"seed": None, "train": None, "split": None}
-    body = spec
-    while match := re.search(r",\s*(?:(split)=([^,]*)|([A-Za-z_]\w*)=([^,/]*))$", body):
-        key, value = (match[1], match[2]) if match[1] else (match[3], match[4])
-        if key not in options:
-            raise UnlearnError(f"unknown option {key!r} in {spec!r}: {did_you_mean(key, options)}")
-        if options[key] is not None:
-            raise UnlearnError(f"{spec!r} gives {key}= twice: leave out one of them")
-        options[key], body = value.strip(), body[: match.start()]
-    seed, train, split = (options["seed"] or "", options["train"], options["split"] or "")
-    if (number := whole_number(seed or "0")) is None or (options["seed"] is not None and not seed):
-        raise UnlearnError(f"seed={seed} in {spec!r} is not a seed: write a whole number from 0")
-    found = _Options(body, spec[len(body) :], number, _fraction(train, spec) if train else None, split)
-    if found.listed is None:
-        return found
-    if train:
-        raise UnlearnError(f"{spec!r} has train= and a list of what is trained on: leave out one of them")
-    return found._replace(recorded=found.recorded.replace(f"split={split}", f"split={found.listed}"))
-
-
-def _fraction(text: str, spec: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)(%?)", text)
-    fraction = float(match[1]) / (100 if match[2] else 1) if match else 0.0
-    if not 0 < fraction <= 1:
-        raise UnlearnError(
-            f"train={text} in {spec!r} is not a fraction: write one like 20% or 0.2, above 0 and up to 100%"
-        )
-    return fraction
-
-
-def _three_splits(splits: dict[str, Split], options: _Options) -> tuple[Split, Split, Split, Split | None]:
+def _three_splits(splits: dict[str, Split], options: SpecOptions) -> tuple[Split, Split, Split, Split | None]:
     """Training, validation and test split, and the training data that are left out.
 
     Validation data never come out of what a model was trained on.
@@ -242,7 +187,7 @@ def _torchvision(body: str) -> _Loaded:
             f"torchvision:{body} is not a dataset: write torchvision:NAME@ROOT with one of torchvision's names "
             f"({did_you_mean(name, torchvision.datasets.__all__)})"
         )
-    root = _resolved(folder)
+    root = resolved(folder)
     arguments = inspect.signature(kind).parameters
     choices: dict[str, dict[str, Any]] = {}
     if "train" in arguments:
@@ -295,7 +240,7 @@ def _numbered(labels: Iterable[Indices], names: Sequence[str] = ()) -> tuple[str
 
 
 def _csv(body: str) -> _Loaded:
-    path = _resolved(body)
+    path = resolved(body)
     root, table = path.parent, read_table(path, ("path", "label"))
     if len(table) == 0 or any((table[name] == "").any() for name in table.columns if name in ("path", "label", "id")):
         raise UnlearnError(f"{str(path)!r} has no rows, or some with an empty path, label or id: fill these in")
@@ -351,8 +296,8 @@ def _labels(dataset: Any, name: str) -> Indices:
 _SCHEMES = {
     "digits": _Scheme(_digits),
     "torchvision": _Scheme(_torchvision, _absolute_root),
-    "folder": _Scheme(lambda path: _Loaded(*list_folder(_resolved(path))), _absolute),
-    "shards": _Scheme(lambda path: _Loaded(*list_shards(_resolved(path))), _absolute),
+    "folder": _Scheme(lambda path: _Loaded(*list_folder(resolved(path))), _absolute),
+    "shards": _Scheme(lambda path: _Loaded(*list_shards(resolved(path))), _absolute),
     "csv": _Scheme(_csv, _absolute),
     "python": _Scheme(_python),
 }

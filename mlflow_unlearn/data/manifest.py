@@ -32,6 +32,17 @@ class Manifest:
         if broken := [i for i in self.ids if "\n" in i or "\r" in i]:
             raise UnlearnError(f"ids with line breaks: {shortlist(broken)}: rename these samples")
 
+    @classmethod
+    def salt_of(cls, samples_digest: str) -> str:
+        """The salt under which the ids of one source are hashed: of all its versions and requests the same.
+
+        So that two lists of one source can be compared, and those of two sources have nothing in common.
+
+        Args:
+            samples_digest: of the source.
+        """
+        return hashlib.sha256(f"mlflow-unlearn ids\n{samples_digest}".encode()).hexdigest()[:32]
+
     @property
     def digest(self) -> str:
         """SHA-256 (hex) over the sorted ids as they are stored, one a line."""

@@ -172,6 +172,20 @@ class Source:
         )
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
+    @cached_property
+    def samples_digest(self) -> str:
+        r"""SHA-256 (hex) over the sorted lines ``id\tlabel name`` of all samples: the same in whatever way it is split.
+
+        With it an id names one sample: ``train/17`` of two datasets are two samples.
+        """
+        splits = filter(None, (self.train, self.val, self.test, self.unused))
+        lines = sorted(
+            f"{i}\t{self.classes[label]}"
+            for split in splits
+            for i, label in zip(split.ids, split.labels.tolist(), strict=True)
+        )
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
 
 def stratified(labels: NDArray[Any], amount: int | float, seed: int) -> Indices:
     r"""Draw a random sample in which each class keeps its fraction, and return its sorted indices.

@@ -19,13 +19,17 @@ GUARDED = "champion"
 
 def check_aliases(client: MlflowClient, examined: Examined) -> Iterator[IntegrityFinding]:
     """An alias that was moved by hand is not prevented, but seen."""
-    name = examined.registered.name
+    name, own = examined.registered.name, examined.registered.tags
+    promoted = {key.removeprefix(PROMOTION_TAG) for key in own if key.startswith(PROMOTION_TAG)}
+    elsewhere = promoted.difference(examined.registered.aliases)
+    if not (promoted or examined.registered.aliases):
+        return  # the other versions' aliases are theirs
     versions = client.search_model_versions(f"name={quoted(name)}")
     guarded = {key.removeprefix(PROMOTION_TAG) for v in versions for key in v.tags if key.startswith(PROMOTION_TAG)}
     tags = {str(version.version): version.tags for version in versions}
     for alias in examined.registered.aliases:
         part, key = f"alias {alias}", PROMOTION_TAG + alias
-        promotion = examined.registered.tags.get(key)
+        promotion = own.get(key)
         later, begun = [], []
         for number, theirs in tags.items():
             if _promoted_at(theirs.get(key)) > _promoted_at(promotion):
@@ -42,11 +46,10 @@ def check_aliases(client: MlflowClient, examined: Examined) -> Iterator[Integrit
             yield _same_promotion(part, promotion, examined)
             yield from (IntegrityFinding(part, "not checked", f"the promotion of {one}") for one in begun)
     # An alias that `promote` gave to this version, and that a version without a later promotion has now.
-    for alias, number in client.get_registered_model(name).aliases.items():
-        key = PROMOTION_TAG + alias
-        promotion = examined.registered.tags.get(key)
-        if promotion is None or alias in examined.registered.aliases:
-            continue
+    now = client.get_registered_model(name).aliases if elsewhere else {}
+    for alias in sorted(elsewhere & now.keys()):
+        key, number = PROMOTION_TAG + alias, now[alias]
+        promotion = own[key]
         if _promoted_at(tags[str(number)].get(key)) > _promoted_at(promotion):
             continue
         if how := _unfinished(client, promotion):
@@ -54,10 +57,8 @@ def check_aliases(client: MlflowClient, examined: Examined) -> Iterator[Integrit
         else:
             yield IntegrityFinding(f"alias {alias}", "differs", f"it was moved by hand from here to version {number}")
     # A promotion that is over, or that never was.
-    for key, promotion in sorted(examined.registered.tags.items()):
-        alias = key.removeprefix(PROMOTION_TAG)
-        if alias != key and alias not in examined.registered.aliases:
-            yield _same_promotion(f"promotion to {alias}", promotion, examined)
+    for alias in sorted(elsewhere):
+        yield _same_promotion(f"promotion to {alias}", own[PROMOTION_TAG + alias], examined)
 
 
 def _promoted_at(tag: str | None) -> str:

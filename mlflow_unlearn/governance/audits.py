@@ -10,7 +10,8 @@ from mlflow_unlearn.console import first_line, note
 from mlflow_unlearn.evidence.audit import AUDIT_FILE, AuditRecord
 from mlflow_unlearn.evidence.review import MODEL_URI_TAG
 from mlflow_unlearn.governance.integrity import Examined, IntegrityFinding
-from mlflow_unlearn.registry.clients import experiment_ids, quoted
+from mlflow_unlearn.registry.artifacts import remember
+from mlflow_unlearn.registry.clients import quoted
 from mlflow_unlearn.registry.versions import read_artifact
 
 
@@ -31,7 +32,7 @@ def last_audit(client: MlflowClient, examined: Examined) -> AuditRecord | None:
     evidence = examined.evidence
     found = [
         audit
-        for audit in _audits(client, examined.uri)
+        for audit in _audits(client, examined.uri, examined.experiments)
         if audit.weights_sha256 == evidence.result.weights_sha256 and audit.forget_sha256 == evidence.data.forget.sha256
     ]
     if not found:
@@ -59,12 +60,14 @@ def check_audit(stored: AuditRecord) -> IntegrityFinding:
     return IntegrityFinding(part, "same", f"run {stored.run_id} says what its review has")
 
 
-def _audits(client: MlflowClient, uri: str) -> Iterator[AuditRecord]:
+def _audits(client: MlflowClient, uri: str, experiments: list[str]) -> Iterator[AuditRecord]:
     """All audits of a version whose records can be read."""
     where = f"tags.`unlearn.command` = 'audit' and tags.`{MODEL_URI_TAG}` = {quoted(uri)}"
     order = ["attributes.start_time DESC"]
     # Deleted runs too: an audit does not become undone by that.
-    for run in client.search_runs(experiment_ids(client), where, run_view_type=ViewType.ALL, order_by=order):
+    found = client.search_runs(experiments, where, run_view_type=ViewType.ALL, order_by=order)
+    remember(found)
+    for run in found:
         try:
             audit = AuditRecord.model_validate_json(read_artifact(run.info.run_id, AUDIT_FILE))
         except (MlflowException, OSError, ValueError):  # it did not come to one

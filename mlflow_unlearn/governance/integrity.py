@@ -10,6 +10,7 @@ from typing import Literal
 from mlflow.entities import ViewType
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 from mlflow.tracking import MlflowClient
 from safetensors import SafetensorError
 
@@ -32,18 +33,21 @@ from mlflow_unlearn.evidence.record import (
 from mlflow_unlearn.evidence.review import HEAD_TAG, MODEL_URI_TAG, VERDICT_TAG, read_chain
 from mlflow_unlearn.evidence.review import TAG as REVIEW_TAG
 from mlflow_unlearn.evidence.signing import Signature, check
-from mlflow_unlearn.governance.holders import ENDPOINT_TAG
+from mlflow_unlearn.governance.locating import ENDPOINT_TAG
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import forget_requests
+from mlflow_unlearn.registry.artifacts import locate, remember, run_folder
 from mlflow_unlearn.registry.clients import experiment_ids, quoted
 from mlflow_unlearn.registry.digests import file_digests, stored_weights_digest
 from mlflow_unlearn.registry.network import persistently
 from mlflow_unlearn.registry.versions import (
     DESCRIPTION_LIMIT,
     MANIFEST_FILE,
+    METADATA_KEY,
     REGISTERING_TAG,
+    TRAINED_ON_TAG,
     WEIGHTS_FILE,
-    artifact,
+    Record,
     download,
     read_artifact,
     registered_version,
@@ -54,7 +58,7 @@ from mlflow_unlearn.report import card_of_schema_2
 from mlflow_unlearn.report.card import describe, model_card
 
 PROMOTION_TAG, PROMOTION = "unlearn.promotion.", "promotion.json"
-LATER_TAGS = {DIGEST_TAG, REPORT_TAG, VERDICT_TAG, HEAD_TAG}
+LATER_TAGS = {DIGEST_TAG, REPORT_TAG, VERDICT_TAG, HEAD_TAG, TRAINED_ON_TAG}
 LATER_PREFIXES = (PROMOTION_TAG, REVIEW_TAG, forget_requests.TAG, ENDPOINT_TAG)
 """What a version is given after its evidence was written; each is checked by itself, but for users' endpoints."""
 
@@ -85,6 +89,7 @@ class Examined:
         sha256: of the record's file.
         signature: what came of checking the signature; None: the evidence is unsigned.
         findings: everything that was checked.
+        experiments: the ids of all that this user may read, in which runs about the version may be.
     """
 
     registered: ModelVersion
@@ -93,6 +98,7 @@ class Examined:
     sha256: str
     signature: Signature | None
     findings: Sequence[IntegrityFinding]
+    experiments: list[str]
 
     @property
     def uri(self) -> str:
@@ -146,22 +152,25 @@ def examine(client: MlflowClient, uri: str, folder: Path, *, key: str | None = N
     except UnlearnError as error:
         raise Refused(f"{uri}: {error}") from error
     signature = check(path / FOLDER, key, evidence.public_key)
+    experiments = experiment_ids(client)
+    locate(client, _runs_of(registered, evidence), experiments)
     findings = [
         same("evidence", registered.tags.get(DIGEST_TAG), digest, "the version's tag names its digest"),
-        *_run_copy(evidence, path / FOLDER),
+        *_run_copy(evidence, path / FOLDER, folder),
         _bound(registered, evidence),
         *_files(path, evidence),
         *_made_from_it(registered, path / FOLDER, evidence),
         *_tags(registered, evidence),
-        *_reviews(client, registered),
+        *_reviews(client, registered, experiments),
         *_description(registered, evidence),
         _config(evidence),
+        *_trained_on(registered, path),
         *_manifests(path, evidence),
         *_later_requests(client, registered),
         *_chain(client, evidence, folder),
         _signature(signature, key, evidence),
     ]
-    return Examined(registered, path, evidence, digest, signature, findings)
+    return Examined(registered, path, evidence, digest, signature, findings, experiments)
 
 
 def same(part: str, found: str | None, expected: str | None, message: str) -> IntegrityFinding:
@@ -184,11 +193,11 @@ def _short(value: str | None) -> str:
     return value[:12] + "…" if re.fullmatch(r"[0-9a-f]{64}", value) else repr(value[:80])
 
 
-def _run_copy(evidence: Evidence, folder: Path) -> Iterator[IntegrityFinding]:
-    part = "evidence on the run"
+def _run_copy(evidence: Evidence, own: Path, folder: Path) -> Iterator[IntegrityFinding]:
+    part, target = "evidence on the run", folder / "evidence on the run"
+    target.mkdir()
     try:
-        with artifact(evidence.run.id, FOLDER) as copy:
-            changed = _changed(_contents(copy), _contents(folder))
+        changed = _changed(_contents(run_folder(evidence.run.id, FOLDER, target)), _contents(own))
     except (MlflowException, OSError) as error:
         yield IntegrityFinding(part, "not checked", f"the run cannot be read ({first_line(error)})")
         return
@@ -251,11 +260,21 @@ def _tags(registered: ModelVersion, evidence: Evidence) -> Iterator[IntegrityFin
         yield IntegrityFinding("tags", "same", f"all {len(expected)} tags are as the evidence has them")
 
 
-def _reviews(client: MlflowClient, registered: ModelVersion) -> Iterator[IntegrityFinding]:
+def _runs_of(registered: ModelVersion, evidence: Evidence) -> Iterator[str]:
+    """The runs whose files are read: of the evidence, its requests, and what the version was given since."""
+    yield evidence.run.id
+    yield from (request.run_id for request in evidence.requests)
+    for key, value in registered.tags.items():
+        if key.startswith(LATER_PREFIXES):
+            yield from re.findall('"run_id": "([0-9a-f]{32})"', value)
+
+
+def _reviews(client: MlflowClient, registered: ModelVersion, experiments: list[str]) -> Iterator[IntegrityFinding]:
     """The chain that the version's tags form, and what the reviews' own runs say, as far as this user may read them."""
     uri = f"models:/{registered.name}/{registered.version}"
     condition = f"tags.`{MODEL_URI_TAG}` = {quoted(uri)} and tags.`{HEAD_TAG}` LIKE '%'"
-    found = client.search_runs(experiment_ids(client), condition, run_view_type=ViewType.ALL)
+    found = client.search_runs(experiments, condition, run_view_type=ViewType.ALL)
+    remember(found)
     runs = {run.info.run_id: run.data.tags for run in found}
     chain = read_chain(registered.tags)
     if chain.problems or any(chain.missing(runs)):
@@ -296,6 +315,23 @@ def _config(evidence: Evidence) -> IntegrityFinding:
             "config", "differs", f"config.yaml of run {evidence.run.id} cannot be read ({first_line(error)})"
         )
     return same("config", sha256(found), evidence.run.config_sha256, "config.yaml of the run")
+
+
+def _trained_on(registered: ModelVersion, path: Path) -> Iterator[IntegrityFinding]:
+    """The tag by which `locate` finds a version, beside the list that it is about."""
+    try:
+        model = Model.load(str(path))
+        recorded = Record.model_validate((model.metadata or {})[METADATA_KEY]).trained_on
+        manifest = Manifest.from_csv(path / "extra_files" / MANIFEST_FILE)
+    except (KeyError, ValueError, OSError, MlflowException, UnlearnError):
+        return  # missing or changed, which the files' digests tell
+    if recorded is None and TRAINED_ON_TAG not in registered.tags:
+        return  # of an earlier release
+    part = f"tag {TRAINED_ON_TAG}"
+    expected = recorded.tag()[TRAINED_ON_TAG] if recorded is not None else None
+    yield same(part, registered.tags.get(TRAINED_ON_TAG), expected, "as the model records it")
+    if recorded is not None:
+        yield same(part, manifest.digest, recorded.manifest_sha256, "the list of what it was trained on")
 
 
 def _manifests(path: Path, evidence: Evidence) -> Iterator[IntegrityFinding]:

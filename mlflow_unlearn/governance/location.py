@@ -2,6 +2,7 @@
 
 import os
 import posixpath
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import unquote, urlsplit
@@ -73,6 +74,44 @@ def relation(one: Location, other: Location) -> Relation:
     if inside and around:
         return "same"
     return "inside" if inside else "around" if around else "apart"
+
+
+class Relations:
+    """How one folder lies to many: without comparing it with each of them, where all are of one store."""
+
+    def __init__(self, locations: Mapping[str, Location]) -> None:
+        """Of these, by a name each."""
+        self._locations = locations
+        self._stores = {location.store for location in locations.values()}
+        self._doubtful = any(location.doubt for location in locations.values())
+        self._at: dict[object, list[str]] = {}
+        for name, location in locations.items():
+            # Each folder by itself and by those around it: that is where a relation can come from.
+            for key in {*_prefixes(location.parts), *(node for node in location.nodes if node is not None)}:
+                self._at.setdefault(key, []).append(name)
+
+    def first(self, location: Location) -> tuple[str, Relation]:
+        """The first of them that is not apart, ``same`` before all others; an empty name where all are."""
+        names: Iterable[str] = self._locations
+        if not (self._doubtful or location.doubt or self._stores - {location.store}):
+            keys = {location.parts, *(node for node in location.nodes[:1] if node is not None)}
+            around = {*_prefixes(location.parts), *(node for node in location.nodes if node is not None)}
+            own = {name for key in keys for name in self._at.get(key, ())}
+            # Of a folder around it, only what is that very folder counts, not all that lies in it.
+            own |= {name for key in around for name in self._at.get(key, ()) if self._is(name, key)}
+            names = [name for name in self._locations if name in own]
+        found = [(name, relation(location, self._locations[name])) for name in names]
+        near = [(name, how) for name, how in found if how != "apart"]
+        return next((one for one in near if one[1] == "same"), near[0] if near else ("", "apart"))
+
+    def _is(self, name: str, key: object) -> bool:
+        location = self._locations[name]
+        return key in (location.parts, location.nodes[0])
+
+
+def _prefixes(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    for length in range(1, len(parts) + 1):
+        yield parts[:length]
 
 
 def _local(uri: str) -> Location:

@@ -81,10 +81,11 @@ def publish(
         note(f"Warning: the model has {reason}: its metrics are void, and no policy lets it pass.")
     client = session.client
     with tracking.timed("save"):
+        record = new_record(session, options, provenance)
         new = NewModel(
             result.model,
-            new_record(session, options, provenance),
-            session.manifest(session.retain),
+            record,
+            session.stored_manifest(session.retain),
             session.folder,
             example=example_without_forgotten(session),
             source=session.version,
@@ -107,7 +108,7 @@ def publish(
     # Before there is a version, so that none is ever without; its number is known, but for a coincidence.
     with tracking.timed("evidence.store"):
         evidence, digests = stored_as(next_number(client, name))
-    tags = evidence.tags() | digests
+    tags = evidence.tags() | digests | record.tags()
     with _claimed(session, lock) as claim:
         if claim is not None:
             claim.check()

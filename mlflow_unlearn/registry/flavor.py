@@ -155,7 +155,7 @@ class NewModel:
     Attributes:
         module: moved to the CPU and put in eval mode when it is stored.
         record: for the MLmodel's metadata.
-        training: effective training manifest of the new version; stored hashed.
+        training: effective training manifest of the new version, its ids hashed.
         folder: for temporary files.
         example: input example ``[N, C, H, W]`` where there is no source, or in place of the source's.
         source: the version that the new one replaces.
@@ -177,11 +177,12 @@ def log_model(client: MlflowClient, new: NewModel, run_id: str) -> ModelInfo:
     stored = _stored_beside(new)
     run = persistently(lambda: client.get_run(run_id))
     own = of_run(run_id)
-    tags = {} if own is None else {PROCESS_TAG: own.name}  # by which a command that fails knows its own ones
+    mark = {} if own is None else {PROCESS_TAG: own.name}  # by which a command that fails knows its own ones
+    tags = mark | new.record.tags()
 
     def created() -> LoggedModel | None:
         found = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
-        return next((model for model in found if tags and tags.items() <= model.tags.items()), None)
+        return next((model for model in found if mark and mark.items() <= model.tags.items()), None)
 
     logged = once(
         lambda: mlflow.initialize_logged_model("model", source_run_id=run_id, params=run.data.params, tags=tags),
@@ -203,8 +204,8 @@ def _stored_beside(new: NewModel) -> dict[str, Any]:
         OSError: the disk is full, or the weights cannot be written.
     """
     module, source, folder = new.module, new.source, new.folder
-    # Always hashed, each time with a new salt: comparing two versions' manifests must not name what was forgotten.
-    new.training.hashed().to_csv(folder / MANIFEST_FILE)
+    # Always hashed: comparing two versions' manifests must not name what was forgotten.
+    new.training.to_csv(folder / MANIFEST_FILE)
     weights = {key: value.detach().clone().contiguous() for key, value in module.state_dict().items()}
     try:
         save_file(weights, folder / WEIGHTS_FILE)

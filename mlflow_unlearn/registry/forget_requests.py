@@ -15,10 +15,10 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from mlflow_unlearn.console import note
+from mlflow_unlearn.console import note, storable
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.evidence.record import FrozenRecord
+from mlflow_unlearn.evidence.record import FrozenRecord, Person
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry.clients import experiment_ids, registry_client
 from mlflow_unlearn.registry.identity import whoami
@@ -30,6 +30,8 @@ TAG = "unlearn.request."
 RUN_TAG = "unlearn.request_id"
 CASE_TAG = "unlearn.case_id"
 """Of the runs of all requests that belong together: one subject, on several models."""
+SUMMARY_TAG = "unlearn.request"
+"""Of a request's run: `Summary` as JSON, by which all requests are listed without their files."""
 FOLDER = "request"
 
 
@@ -43,6 +45,20 @@ class _Details(FrozenRecord):
     sha256: str | None = None
     case: str | None = None
     due: str | None = None
+
+
+class Summary(FrozenRecord):
+    """What a list of all requests shows of one; what counts is in its files."""
+
+    of: str
+    filed: str
+    filed_by: Person
+    samples: int
+    manifest_sha256: str
+    source: str | None = None
+    source_sha256: str | None = None
+    forget: str | None = None
+    requester: str | None = None
 
 
 @dataclass(frozen=True)
@@ -209,7 +225,9 @@ def file_request(
         content = json.dumps(record, indent=2) + "\n"
         mlflow.log_artifact(str(folder / "manifest.csv"), FOLDER)
         mlflow.log_text(content, f"{FOLDER}/request.json")
-        mlflow.set_tags({RUN_TAG: new_id} | ({CASE_TAG: case} if case is not None else {}))
+        shown = {name: record[name] for name in Summary.model_fields if name in record}
+        marks = {RUN_TAG: new_id, SUMMARY_TAG: json.dumps(storable(shown))}
+        mlflow.set_tags(marks | ({CASE_TAG: case} if case is not None else {}))
         digest = hashlib.sha256(content.encode()).hexdigest()
         request = ForgetRequest(
             new_id, version.uri, active.info.run_id, ad_hoc=ad_hoc, sha256=digest, case=case, due=due

@@ -31,6 +31,7 @@ from mlflow_unlearn.data.functions import no_exit
 from mlflow_unlearn.distributed.launch import RUN_FILE_VARIABLE
 from mlflow_unlearn.errors import AlreadyDone, NoAnswer, UnlearnError, shortlist
 from mlflow_unlearn.evidence.registered import Registering
+from mlflow_unlearn.registry.artifacts import remember, store_text
 from mlflow_unlearn.registry.clients import experiment_ids
 from mlflow_unlearn.registry.dead import COMMAND_VARIABLE, PROCESS_TAG, RunNote, died, notes, of_run
 from mlflow_unlearn.registry.forget_requests import has_pending
@@ -171,6 +172,7 @@ def run(name: str, config: Command) -> Iterator[str]:
         )
         raise UnlearnError(f"no run can be started: {_first_reason(error)}{hint if resumed else ''}") from error
     run_id: str = active.info.run_id
+    remember([active])
     note_of_run.add(run=run_id)
     settled: list[RunNote] = []
     if RUN_FILE_VARIABLE in os.environ:
@@ -190,7 +192,7 @@ def run(name: str, config: Command) -> Iterator[str]:
                 [RunTag(key, str(value)) for key, value in {"unlearn.command": name, **system_facts()}.items()],
             )
             # Also the first write to the artifact store: if it is full or read-only, no training is lost.
-            mlflow.log_text(yaml.safe_dump({name: values}, sort_keys=False, allow_unicode=True), "config.yaml")
+            store_text(run_id, yaml.safe_dump({name: values}, sort_keys=False, allow_unicode=True), "config.yaml")
             _settle_dead(store, config, name, settled)
             with no_exit("code of the user's own"):
                 yield run_id

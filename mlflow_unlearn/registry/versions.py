@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +15,6 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 from mlflow.types import TensorSpec
 from mlflow.utils.validation import _validate_model_name
@@ -27,12 +25,15 @@ from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError, shortlist
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.parsing import load_json
+from mlflow_unlearn.registry.artifacts import download_model, run_file
 from mlflow_unlearn.registry.clients import quoted
 from mlflow_unlearn.registry.network import persistently
 
 Format = Literal["pt2", "pickle"]
 METADATA_KEY = "mlflow_unlearn"
 MANIFEST_FILE = "training_manifest.csv"
+MANIFEST_PATH = f"manifest/{MANIFEST_FILE}"
+"""In the run that has recorded the list of a version that another tool made."""
 WEIGHTS_FILE = "weights.safetensors"
 
 RETIRED_TAG = "unlearn.retired"
@@ -63,6 +64,64 @@ class Commitment(BaseModel):
     pairs: int
 
 
+WEIGHTS_TAG = "unlearn.weights_sha256"
+TRAINED_ON_TAG = "unlearn.trained_on"
+"""Of a version and its LoggedModel: `TrainedOn` as JSON, so that whoever searches need not download the list."""
+
+
+class TrainedOn(BaseModel):
+    """What a version was trained on and has not forgotten, in short.
+
+    Attributes:
+        samples: how many.
+        source: spec of the data source, without what splits it.
+        source_sha256: `Source.samples_digest`.
+        manifest_sha256: of the list as it is stored.
+        salt: of the hashed ids in it.
+        run_id: that holds the list, where the version's own files do not.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    samples: int
+    source: str
+    source_sha256: str
+    manifest_sha256: str
+    salt: str | None
+    run_id: str | None = None
+
+    @classmethod
+    def of(cls, stored: Manifest, source: str, source_sha256: str, run_id: str | None = None) -> "TrainedOn":
+        """Of a list and its source.
+
+        Args:
+            stored: as it is stored.
+            source: spec, without what splits it.
+            source_sha256: of its samples.
+            run_id: that holds the list, where the version's own files do not.
+        """
+        return cls(
+            samples=len(stored.ids),
+            source=source,
+            source_sha256=source_sha256,
+            manifest_sha256=stored.digest,
+            salt=stored.salt,
+            run_id=run_id,
+        )
+
+    def tag(self) -> dict[str, str]:
+        """The tag."""
+        return {TRAINED_ON_TAG: self.model_dump_json(exclude_none=True)}
+
+
+def trained_on(tags: Mapping[str, str]) -> TrainedOn | None:
+    """What the tags of a version or a LoggedModel say; None where they do not, or were edited."""
+    try:
+        return TrainedOn.model_validate(load_json(tags[TRAINED_ON_TAG]))
+    except (KeyError, ValueError):
+        return None
+
+
 class Record(BaseModel):
     """What a version that we registered records of itself, in the MLmodel's metadata.
 
@@ -79,6 +138,7 @@ class Record(BaseModel):
         provenance: how the weights came about.
         exclude: what a training left out: a request id or a forget spec.
         canaries: what the first training committed to; None without canaries.
+        trained_on: its training manifest in short; None of an earlier release's.
     """
 
     # Versions written by a later release may record more.
@@ -96,6 +156,7 @@ class Record(BaseModel):
     provenance: Provenance
     exclude: str | None = None
     canaries: Commitment | None = None
+    trained_on: TrainedOn | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -106,6 +167,10 @@ class Record(BaseModel):
         recipe = values["recipe"]
         provenance = Provenance.from_recipe(str(values.get("method")), recipe)
         return values | {"provenance": provenance, "exclude": recipe.get("exclude")}
+
+    def tags(self) -> dict[str, str]:
+        """What the version's tags repeat of it, so that it can be searched for."""
+        return self.trained_on.tag() if self.trained_on is not None else {}
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -135,6 +200,7 @@ class Version:
         record: ours, None for a version that another tool registered.
         tags: of the version.
         code: what loading it runs, in words; None before `loading.admitted` has looked, when it cannot be loaded.
+        recorded: the list of training ids that `manifest` has recorded, of a version that has none itself.
     """
 
     uri: str
@@ -146,6 +212,7 @@ class Version:
     record: Record | None
     tags: Mapping[str, str]
     code: tuple[str, ...] | None = None
+    recorded: Manifest | None = None
 
     @property
     def format(self) -> Format:
@@ -161,7 +228,7 @@ class Version:
     def training_manifest(self) -> Manifest | None:
         """What the version was trained on and has not forgotten, None where that is not recorded."""
         path = below(self.path, f"extra_files/{MANIFEST_FILE}", self.uri)
-        return Manifest.from_csv(path) if path.exists() else None
+        return Manifest.from_csv(path) if path.exists() else self.recorded
 
     @property
     def input_shape(self) -> tuple[int, int, int] | None:
@@ -331,7 +398,7 @@ def download(uri: str, folder: Path) -> Path:
     """
     target = folder / hashlib.sha256(uri.encode()).hexdigest()[:16]  # a name may be too long for a folder
     target.mkdir(exist_ok=True)
-    path = Path(persistently(lambda: mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target))))
+    path = persistently(lambda: download_model(uri, target))
     if links := [str(found.relative_to(path)) for found in path.rglob("*") if found.is_symlink()]:
         raise UnlearnError(f"the files of {uri} hold symbolic links ({shortlist(links)}): store the files themselves")
     return path
@@ -348,13 +415,7 @@ def fetched(uri: str) -> Iterator[Path]:
 def artifact(run_id: str, path: str) -> Iterator[Path]:
     """One of a run's files inside the block: without looking for a model of that name, as ``runs:/`` does."""
     with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-") as folder:
-        repository = get_artifact_repository(_artifacts_of(mlflow.get_tracking_uri(), run_id))
-        yield Path(persistently(lambda: repository.download_artifacts(path, folder)))
-
-
-@cache  # a run's files stay where they are
-def _artifacts_of(tracking_uri: str, run_id: str) -> str:
-    return str(persistently(lambda: MlflowClient(tracking_uri).get_run(run_id)).info.artifact_uri)
+        yield run_file(run_id, path, Path(folder))
 
 
 def read_artifact(run_id: str, path: str) -> bytes:
@@ -415,8 +476,41 @@ def open_version(client: MlflowClient, uri: str, folder: Path) -> Version:
     if registered is None:
         return Version(uri, None, None, model.model_id, path, model, record, {})
     return Version(
-        uri, registered.name, str(registered.version), model.model_id, path, model, record, dict(registered.tags)
+        uri,
+        registered.name,
+        str(registered.version),
+        model.model_id,
+        path,
+        model,
+        record,
+        dict(registered.tags),
+        recorded=recorded_manifest(registered),
     )
+
+
+def recorded_manifest(version: ModelVersion) -> Manifest | None:
+    """The list of training ids that `manifest` has recorded of a version; None where it has not.
+
+    Raises:
+        UnlearnError: it is gone, or was changed.
+    """
+    found = trained_on(version.tags)
+    if found is None or found.run_id is None:
+        return None
+    uri = f"models:/{version.name}/{version.version}"
+    try:
+        with artifact(found.run_id, MANIFEST_PATH) as path:
+            manifest = Manifest.from_csv(path)
+    except (MlflowException, OSError) as error:
+        raise UnlearnError(
+            f"the list of what {uri} was trained on, in run {found.run_id}, cannot be read ({first_line(error)}): "
+            "record it again with `manifest`"
+        ) from error
+    if manifest.digest != found.manifest_sha256:
+        raise UnlearnError(
+            f"the list of what {uri} was trained on, in run {found.run_id}, was changed: record it by `manifest` again"
+        )
+    return manifest
 
 
 def _named_paths(model: Model) -> Iterator[object]:

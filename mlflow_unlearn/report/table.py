@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape as without_markup
 from rich.table import Table
@@ -94,14 +94,12 @@ def show_findings(uri: str, findings: Sequence[tuple[str, str, str]]) -> None:
     console.print(lines)
 
 
-def show_exposure(
-    requests: Sequence[str], rows: Sequence[tuple[str, ...]], elsewhere: Mapping[str, Sequence[str]]
-) -> None:
-    """Print which versions hold what the requests name, and where else there is something of it."""
+def show_places(asked: str, rows: Sequence[tuple[str, ...]], elsewhere: Mapping[str, Sequence[str]]) -> None:
+    """Print which versions hold some samples, and where else there is something of them."""
     console = stdout(130)
-    console.print(one_line(f"Forget requests: {', '.join(requests)}"), highlight=False, markup=False)
+    console.print(one_line(asked), highlight=False, markup=False)
     lines = Table()
-    for column in ("version", "forgotten samples", "aliases", "endpoints", "how that is known"):
+    for column in ("version", "state", "samples", "aliases", "endpoints", "unlearned by", "how that is known"):
         lines.add_column(column, overflow="fold")
     for row in rows:
         lines.add_row(*map(escape, row))
@@ -109,6 +107,41 @@ def show_exposure(
     for what, items in elsewhere.items():
         listed = "\n  ".join(map(one_line, items)) if items else "none"
         console.print(f"{what}: {listed}", highlight=False, markup=False, soft_wrap=True)
+
+
+def show_inbox(cases: Sequence[Any]) -> None:
+    """Print one row a case, the most urgent first."""
+    console = stdout(130)
+    if not cases:
+        console.print("No forget request here.", highlight=False)
+        return
+    lines = Table()
+    for column in ("case", "state", "due", "subject", "filed by", "on", "still in"):
+        lines.add_column(column, overflow="fold")
+    for case in cases:
+        left = f"{case.days_left} days left" if case.days_left >= 0 else f"{-case.days_left} days overdue"
+        due = case.due if case.state == "done" else f"{case.due}, {left}"
+        on = ", ".join(f"{r.uri.removeprefix('models:/')} {r.state}" for r in case.requests)
+        still = ", ".join(uri.removeprefix("models:/") for uri in case.still_in) or "none"
+        still += f" ({case.unclear} cannot be told)" if case.unclear else ""
+        who = f"{case.subject} ({case.requester})" if case.requester else case.subject
+        filed = f"{case.filed_by}, {case.filed[:10]}"
+        lines.add_row(*map(escape, (case.id, case.state, due, who, filed, on, still)))
+    console.print(lines)
+
+
+def show_fulfilled(rows: Sequence[tuple[str, ...]]) -> None:
+    """Print what came of each version whose requests were to be fulfilled."""
+    console = stdout(130)
+    if not rows:
+        console.print("Nothing was to be fulfilled.", highlight=False)
+        return
+    lines = Table(title="fulfilled", title_justify="left")
+    for column in ("version", "requests", "outcome", "registered", "why not"):
+        lines.add_column(column, overflow="fold")
+    for row in rows:
+        lines.add_row(*map(escape, row))
+    console.print(lines)
 
 
 def show_methods(methods: "Mapping[str, type[Method]]") -> None:

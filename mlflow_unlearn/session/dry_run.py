@@ -115,7 +115,7 @@ def estimate(
         if record is not None:
             start = time.perf_counter()
             path = session.folder / "planned"
-            trained_on = session.manifest(session.retain)
+            trained_on = session.stored_manifest(session.retain)
             save_model(NewModel(session.module, record, trained_on, session.folder, source=session.version), path)
             seconds["save the version"] = time.perf_counter() - start
             version = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

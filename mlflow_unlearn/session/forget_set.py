@@ -1,6 +1,5 @@
 """Which samples a command forgets: those of a spec, or of the pending requests."""
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from mlflow_unlearn.evidence.record import Matched
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.forget_requests import ForgetRequest
 from mlflow_unlearn.registry.versions import Version, find_version
+from mlflow_unlearn.session.view import salt_of
 
 
 @dataclass(frozen=True)
@@ -145,9 +145,9 @@ def requested_forget_set(
     else:
         indices, matched = select(options.forget, version, source, mask, read)
         requests = _naming(options.forget, version, own, Manifest(tuple(source.train.ids[i] for i in indices)))
-    # That of a request, so that its digest is the same everywhere; a new one where its ids are plain.
+    # That of a request, so that its digest is the same everywhere; that of the version where its ids are plain.
     salts = [salt for salt in read.salts if salt is not None]
-    new_salt = secrets.token_hex(16) if options.hash_ids else None
+    new_salt = salt_of(version, source) if options.hash_ids else None
     return ForgetSet(indices, salts[0] if salts else new_salt, requests, matched)
 
 

@@ -7,9 +7,10 @@ import torch
 
 from mlflow_unlearn.config import ReadOptions
 from mlflow_unlearn.console import note
+from mlflow_unlearn.data.spec import without_options
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.registry.flavor import example_images, input_example
-from mlflow_unlearn.registry.versions import Record
+from mlflow_unlearn.registry.versions import Record, TrainedOn
 from mlflow_unlearn.session.session import Session
 
 
@@ -30,6 +31,11 @@ def new_record(session: Session, options: ReadOptions, provenance: Provenance) -
         request_ids=tuple(request.id for request in session.requests),
         provenance=provenance,
         canaries=old.canaries if old is not None else None,
+        trained_on=TrainedOn.of(
+            session.stored_manifest(session.retain),
+            without_options(session.view.source.spec),
+            session.view.source.samples_digest,
+        ),
     )
 
 

@@ -35,7 +35,7 @@ from mlflow_unlearn.session.checks import check_outputs
 from mlflow_unlearn.session.forget_set import requested_forget_set
 from mlflow_unlearn.session.hardware import pick_hardware
 from mlflow_unlearn.session.lineage import Earlier, earlier_requests
-from mlflow_unlearn.session.view import InputSpec, make_splits, open_input_spec, training_mask
+from mlflow_unlearn.session.view import InputSpec, make_splits, open_input_spec, salt_of, training_mask
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,10 @@ class Session:
     def manifest(self, indices: npt.NDArray[np.int64]) -> Manifest:
         """The plain ids of training samples."""
         return Manifest(tuple(self.view.source.train.ids[i] for i in indices))
+
+    def stored_manifest(self, indices: npt.NDArray[np.int64]) -> Manifest:
+        """Their ids as a new version stores them: hashed as those of the version that it came from."""
+        return self.manifest(indices).hashed(salt_of(self.version, self.view.source))
 
     @property
     def identity(self) -> dict[str, Any]:

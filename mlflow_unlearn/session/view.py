@@ -13,6 +13,7 @@ from mlflow_unlearn.config import ReadOptions
 from mlflow_unlearn.console import note, track
 from mlflow_unlearn.data.datasets import as_dataset
 from mlflow_unlearn.data.loaders import load_source
+from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.source import Source, Split
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.data.transforms import build_transform
@@ -164,6 +165,14 @@ def _class_names(text: str) -> tuple[str, ...]:
         except (OSError, ValueError) as error:
             raise UnlearnError(f"the classes file {text!r} cannot be read ({error}): save it as UTF-8 text") from error
     return tuple(name.strip() for name in names if name.strip())
+
+
+def salt_of(version: Version, source: Source) -> str:
+    """Under which the ids of a version's samples are hashed: that of its own list, or else its source's."""
+    manifest = version.training_manifest
+    if manifest is not None and manifest.salt is not None:
+        return manifest.salt
+    return Manifest.salt_of(source.samples_digest)
 
 
 def training_mask(version: Version, source: Source) -> npt.NDArray[np.bool_]:

@@ -3,7 +3,7 @@
 import getpass
 import hashlib
 import json
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import mlflow
@@ -32,7 +32,9 @@ def test_what_is_filed(store, cli):
     [(request_id, (state, details))] = store.requests().items()
     run = store.runs()[0]
     digest = details.pop("sha256")
+    case, due = details.pop("case"), date.fromisoformat(details.pop("due"))
     assert (state, details) == ("pending", {"of": "models:/clf/1", "run_id": run.info.run_id})
+    assert due - before.date() == timedelta(days=30) and run.data.tags["unlearn.case_id"] == case != request_id
     assert f"Filed request {request_id}: 20 samples of models:/clf/1" in filed.out
     assert run.data.tags["unlearn.request_id"] == request_id
     content = artifact(run.info.run_id, "request.json").read_bytes()
@@ -47,6 +49,10 @@ def test_what_is_filed(store, cli):
         "manifest_sha256": manifest.digest,
         "forget": "random:20",
         "data": "digits,train=15%",
+        "source": "digits",
+        "source_sha256": load_source("digits").samples_digest,
+        "case": case,
+        "due": due.isoformat(),
         "split": "made by this tool: 270 samples drawn for training, seed 0",
         "matched": {"trained": 20, "untrained": 0, "val": 0, "test": 0, "nowhere": 0},
         "reason": "GDPR article 17",

@@ -70,9 +70,9 @@ def test_exposure_and_retirement(own):
     shown = call("exposure", "--model-uri", "models:/clf/2")
     assert shown.code == 0, shown.err
     rows = {line.split("│")[1].strip(): line for line in shown.out.splitlines() if line.startswith("│ models:/")}
-    assert "holds it" in rows["models:/clf/1"] and "champion" in rows["models:/clf/1"]
-    assert "forgot it" in rows["models:/clf/2"]
-    assert "holds it" in rows["models:/elsewhere/1"] and "edge" in rows["models:/elsewhere/1"]
+    assert "contains" in rows["models:/clf/1"] and "champion" in rows["models:/clf/1"]
+    assert "unlearned" in rows["models:/clf/2"]
+    assert "contains" in rows["models:/elsewhere/1"] and "edge" in rows["models:/elsewhere/1"]
     entries = [path for path, facts in cache.entries("outputs")]
     assert entries and all(str(path) in shown.out.replace("\n", "") for path in entries)
 
@@ -117,7 +117,7 @@ def test_exposure_and_retirement(own):
     again = call("retire", "--model-uri", "models:/clf/1", "--yes", "true")
     assert again.code == 2 and "was retired by" in again.err and "replaced; there is nothing left" in again.err
     shown = call("exposure", "--model-uri", "models:/clf/2")
-    assert "holds it" not in shown.out and "retired" in shown.out
+    assert "contains" not in shown.out and "retired" in shown.out
 
 
 def test_nothing_to_be_forgotten(own):
@@ -135,7 +135,7 @@ def test_interrupted_and_started_again(own):
     own.client.delete_logged_model(location.parent.name)
     assert (location / "MLmodel").exists()
     shown = call("exposure", "--model-uri", "models:/clf/2")
-    assert re.search(r"models:/clf/1 .*holds it", shown.out)
+    assert re.search(r"models:/clf/1 .*contains", shown.out)
     again = call("retire", "--model-uri", "models:/clf/1", "--yes", "true")
     assert again.code == 0, again.err
     assert not (location / "MLmodel").exists()
@@ -515,7 +515,7 @@ def test_a_deletion_that_broke_off_goes_on(folders, monkeypatch):
     monkeypatch.undo()
     make_request(client, "models:/clf/1")
     shown = call("exposure", "--model-uri", "models:/clf/1")
-    assert re.search(r"models:/clf/1 .*holds it", shown.out), shown.out
+    assert re.search(r"models:/clf/1 .*contains", shown.out), shown.out
     mark = client.get_model_version("clf", "1").tags["unlearn.retired"]
     (folder / "results").write_text("x")
     refused = call(*retire)
@@ -568,8 +568,8 @@ def test_exposure_knows_a_copy_by_another_spelling(folders, tmp_path):
     assert shown.code == 0, shown.err
     rows = {line.split("│")[1].strip(): line for line in shown.out.splitlines() if line.startswith("│ models:/")}
     assert f"request {filed} is about it" in " ".join(shown.out.split())
-    assert "holds it" in rows["models:/spelled/1"] and "holds it" in rows["models:/inner/1"]
-    assert "unknown" in rows["models:/doubtful/1"] and "models:/other/1" not in rows
+    assert "contains" in rows["models:/spelled/1"] and "contains" in rows["models:/inner/1"]
+    assert "cannot be told" in rows["models:/doubtful/1"] and "cannot be told" in rows["models:/other/1"]
 
 
 def make_request(client, uri: str) -> str:

@@ -348,7 +348,7 @@ def test_the_manifest_of_the_new_version_is_what_it_retains(story):
     assert trained_on("1") == set(source().train.ids)
     assert trained_on("2") == set(source().train.ids) - forgotten()
     salts = {(folder_of(v) / "extra_files" / "training_manifest.csv").read_text().splitlines()[0] for v in "12"}
-    assert len(salts) == 2
+    assert len(salts) == 1  # of the source: what two lists have in common can be told
     assert all(salt.startswith("# salt=") for salt in salts)
 
 
@@ -403,7 +403,7 @@ def test_a_source_whose_name_cannot_be_registered_by(store, cli):
     assert "give another name with register_as=" in refused.err
     assert store.versions() == ["1"] and "acc_retain" not in str(store.runs()[0].data.metrics)
     assert cli("request", *uri, "--forget", "random:20").code == 0
-    assert "holds it" in cli("exposure", *uri).out
+    assert "contains" in cli("exposure", *uri).out
     done = cli("unlearn", *uri, "--register-as", "obrien", *QUICK)
     assert done.code == 0, done.err
     assert "did you mean" not in cli("verify", "--model-uri", "models:/o'brien/7").err

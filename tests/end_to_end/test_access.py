@@ -134,7 +134,7 @@ def test_the_story_of_three_people(server, forge, keys, tmp_path):
     signed = ("--sign-key", str(keys / "ours.pem"))
     assert "Registered clf version 2" in done("engineer", "unlearn", *version_1, "--params", '{"epochs": 2}', *signed)
     assert "agrees with its evidence" in done("reader", "verify", *version_2)
-    assert "holds it" in done("reader", "exposure", *version_2)
+    assert "contains" in done("reader", "exposure", *version_2)
     refused("reader", "review", *version_2, "--policy", "policy.yaml")
 
     # A policy says whose signature counts, and has to judge something.
@@ -155,7 +155,7 @@ def test_the_story_of_three_people(server, forge, keys, tmp_path):
     assert "promoted by reviewer" in seen and "its policy says the same of the evidence" in seen
     subprocess.run([sys.executable, "-c", FORGED], check=True, env=environment(server, "engineer"), cwd=tmp_path)
     refused("reader", "verify", *version_2, code=3, sentence="tag unlearn.warning: as the evidence has it: 'none'")
-    assert "holds it" not in done("reader", "exposure", *version_2)
+    assert "contains" not in done("reader", "exposure", *version_2)
 
     # No password is anywhere in what was stored.
     log = subprocess.run(

@@ -157,11 +157,11 @@ def test_exposure(earlier, cli):
     assert done.code == 0, done.err
     found = rows(done.out)
     for version in ("clf/1", "tuned/1", "pickled/1"):
-        assert found[f"models:/{version}"].startswith("holds it")
-    assert found["models:/clf/2"].startswith("holds it"), "the second request, on itself, is about it"
-    assert found["models:/clf/3"].startswith("forgot it")
+        assert found[f"models:/{version}"].startswith("contains")
+    assert found["models:/clf/2"].startswith("contains"), "the second request, on itself, is about it"
+    assert found["models:/clf/3"].startswith("unlearned")
     assert found["models:/spare/1"].startswith("retired") and "retired by alice" in found["models:/spare/1"]
-    assert found["models:/gold/1"].startswith("unknown"), "the second request's ids are hashed"
+    assert found["models:/gold/1"].startswith("cannot be told"), "the second request's ids are hashed"
     for request in requests(earlier, "clf/2"):
         assert f"{request} (30 samples of models:/clf/2)" in done.out
     assert earlier.registered() == before

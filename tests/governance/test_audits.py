@@ -10,11 +10,13 @@ from records import audit, evidence
 from mlflow_unlearn.evidence.audit import AUDIT_FILE, ReferenceRecord, RelearnRecord
 from mlflow_unlearn.evidence.review import MODEL_URI_TAG
 from mlflow_unlearn.governance.audits import check_audit, last_audit
+from mlflow_unlearn.registry.clients import experiment_ids
 
 
 @pytest.fixture
 def examined(empty_store):
-    return SimpleNamespace(uri=evidence().result.uri, evidence=evidence())
+    experiments = experiment_ids(empty_store.client)
+    return SimpleNamespace(uri=evidence().result.uri, evidence=evidence(), experiments=experiments)
 
 
 def logged(text=None, **values):

@@ -1,0 +1,48 @@
+"""`locate`: which versions of the whole registry were trained on some samples."""
+
+from mlflow_unlearn import config
+from mlflow_unlearn.errors import Refused
+from mlflow_unlearn.governance.locating import Wanted
+from mlflow_unlearn.governance.looking import wanted_by
+from mlflow_unlearn.governance.places import UNSEEN, Places, elsewhere, look, rows
+from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.walk import walk
+from mlflow_unlearn.report import table
+
+
+def locate(options: config.Locate) -> Places:
+    """Print every place that holds the samples, or may.
+
+    Raises:
+        UnlearnError: no source knows what is looked for.
+        Refused: it was found and ``fail_on`` says so, or the server stopped to answer on the way.
+    """
+    with tracking.read_only_client() as client:
+        registry = walk(client)
+        wanted = wanted_by(client, registry, options.forget, options.data, options.no_code)
+        places = look(client, registry, wanted)
+    table.show_places(_asked(options.forget, wanted), rows(places), elsewhere(places))
+    print(_summary(places))
+    print(UNSEEN)
+    if places.unanswered is not None:
+        raise Refused(f"the search is not complete, since no answer came ({places.unanswered}): start it again", places)
+    failing = {"nothing": (), "contains": ("contains",), "unknown": ("contains", "unknown")}[options.fail_on]
+    left = [place.uri for place in places.places if place.state in failing]
+    if left := left + (places.logged_models if failing else []):
+        raise Refused(f"the samples are, or may be, in {', '.join(left)}: {_WAY_OUT}", places)
+    return places
+
+
+_WAY_OUT = "`request --all true` files what is to be unlearned, and `manifest` records what cannot be told"
+
+
+def _asked(spec: str, wanted: list[Wanted]) -> str:
+    named = [f"{len(set(one.samples.ids))} samples of {one.source or 'any source'}" for one in wanted]
+    return f"Looked for: {spec} ({'; '.join(named)})"
+
+
+def _summary(places: Places) -> str:
+    counts = {state: len(places.in_state(state)) for state in ("contains", "unlearned", "unknown", "retired")}
+    words = {"contains": "contain them", "unlearned": "have unlearned them", "unknown": "cannot be told"}
+    said = [f"{counts[state]} {text}" for state, text in words.items()]
+    return f"Of {places.versions_looked_at} versions {', '.join(said)}; {counts['retired']} were retired."

@@ -1,0 +1,203 @@
+"""`requests`: the inbox of all forget requests, and what carries them out."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mlflow.tracking import MlflowClient
+from pydantic import Field, ValidationError
+
+from mlflow_unlearn import config
+from mlflow_unlearn.answer import CommandResult
+from mlflow_unlearn.config import parse_params
+from mlflow_unlearn.console import first_line, note
+from mlflow_unlearn.errors import Refused, UnlearnError
+from mlflow_unlearn.governance.inbox import Inbox, InboxCase, chosen, due_days
+from mlflow_unlearn.parsing import load_json
+from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.forget_requests import has_pending
+from mlflow_unlearn.registry.lock import WAIT_VARIABLE
+from mlflow_unlearn.registry.versions import retired, version_there
+from mlflow_unlearn.registry.walk import Registry, walk
+from mlflow_unlearn.report import table
+from mlflow_unlearn.report.inbox_page import inbox_page
+
+_PATIENCE = "86400"
+"""Seconds to wait for another command that works on the same version."""
+
+
+class Fulfilled(CommandResult):
+    """What came of one version."""
+
+    uri: str
+    request_ids: list[str] = Field(description="Of the chosen cases; others that are pending on it go along.")
+    outcome: str = Field(description="fulfilled, failed, or done by another command meanwhile.")
+    registered: str | None = Field(description="The version that came of it.")
+    message: str = Field(description="Why it failed; empty otherwise.")
+    seconds: float
+
+
+class RequestsResult(CommandResult):
+    """The inbox, or what was fulfilled of it."""
+
+    today: str
+    cases: list[InboxCase] = Field(description="The most urgent first.")
+    fulfilled: list[Fulfilled] | None = Field(description="What `fulfil` has done; null without it.")
+    page: str | None = Field(description="The page that was written.")
+    unanswered: str | None = Field(description="Why the rest is missing; null where all was looked at.")
+
+
+def requests(options: config.Requests) -> RequestsResult:
+    """Print the inbox, or write it as a page; with ``fulfil`` carry out what is open.
+
+    Raises:
+        Refused: something could not be fulfilled, or the server stopped to answer on the way.
+    """
+    unlearn_options = _checked(options)
+    today = datetime.now(UTC).date()
+    with tracking.read_only_client() as client:
+        registry = walk(client)
+        inbox = Inbox(client, registry, days=due_days())
+        cases = chosen(inbox.cases(today), state=options.state, model=options.model, subject=options.subject)
+        fulfilled = None
+        if options.fulfil:
+            within = [case for case in cases if options.within is None or case.days_left <= options.within]
+            fulfilled = list(_fulfil(client, registry, within, options.model, unlearn_options))
+            registry = walk(client)
+            inbox = Inbox(client, registry, days=due_days())
+            ids = {case.id for case in cases}
+            cases = [case for case in inbox.cases(today) if case.id in ids]
+        cases, unanswered = inbox.with_holders(cases)
+        page = _write(options, cases, today.isoformat()) if options.format == "html" else None
+    result = RequestsResult(today=today.isoformat(), cases=cases, fulfilled=fulfilled, page=page, unanswered=unanswered)
+    if page is None:
+        table.show_inbox(cases)
+    else:
+        print(f"Wrote {page}.")
+    if fulfilled is not None:
+        table.show_fulfilled(
+            [(f.uri, ", ".join(f.request_ids), f.outcome, f.registered or "–", f.message) for f in fulfilled]
+        )
+    if unanswered is not None:
+        raise Refused(f"the inbox is not complete, since no answer came ({unanswered}): start it again", result)
+    if failed := [one.uri for one in fulfilled or () if one.outcome == "failed"]:
+        raise Refused(f"not fulfilled on {', '.join(failed)}: the table says why; the others are", result)
+    return result
+
+
+def _checked(options: config.Requests) -> list[str]:
+    """The options of `unlearn`, as its command line takes them.
+
+    Raises:
+        UnlearnError: they are none, or belong to something that is not asked for.
+    """
+    for name in ("within", "unlearn_options"):
+        if getattr(options, name) is not None and not options.fulfil:
+            raise UnlearnError(f"{name} = {getattr(options, name)!r} is of no use here: give fulfil=true with it")
+    if options.output is not None and options.format != "html":
+        raise UnlearnError(f"output = {options.output!r} is of no use here: give format=html with it")
+    given = parse_params(options.unlearn_options, "unlearn_options")
+    if taken := given.keys() & {"model_uri", "forget", "plan", "format"}:
+        raise UnlearnError(f"unlearn_options names {sorted(taken)[0]!r}, which `requests` decides: leave it out")
+    try:
+        checked = config.Unlearn.model_validate({**given, "model_uri": "models:/name/1"})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UnlearnError(f"unlearn_options: {where} = {first['input']!r} is not usable: {first['msg']}") from error
+    arguments = config.as_arguments(checked)
+    at = arguments.index("--model-uri")
+    return arguments[:at] + arguments[at + 2 :]
+
+
+def _fulfil(
+    client: MlflowClient, registry: Registry, cases: Sequence[InboxCase], model: str | None, options: Sequence[str]
+) -> Iterator[Fulfilled]:
+    """Unlearn version by version, each in a process of its own: what fails or dies there does not stop the others.
+
+    Args:
+        client: of the registry.
+        registry: as it was read.
+        cases: what is to be fulfilled, the most urgent first.
+        model: only versions of models with this name or pattern.
+        options: of `unlearn`.
+    """
+    wanted: dict[str, list[str]] = {}
+    for case in chosen(cases, state="open", model=model):
+        for request in case.requests:
+            if request.state == "pending":
+                wanted.setdefault(request.uri, []).append(request.id)
+    models = list(dict.fromkeys(uri.rpartition("/")[0] for uri in wanted))  # the most urgent one first
+
+    def rank(uri: str) -> tuple[int, bool, int]:
+        version = registry.by_uri[uri]
+        return models.index(uri.rpartition("/")[0]), not version.aliases, -int(version.version)
+
+    for uri in sorted(wanted, key=rank):
+        version = version_there(client, uri)
+        began = time.monotonic()
+        outcome, registered, message = "done by another command", None, ""
+        # Read again: another command may have been quicker.
+        if version is not None and has_pending(version) and retired(version) is None:
+            note(f"Unlearning {', '.join(wanted[uri])} of {uri} …")
+            outcome, registered, message = _unlearned(client, uri, options)
+        yield Fulfilled(
+            uri=uri,
+            request_ids=wanted[uri],
+            outcome=outcome,
+            registered=registered,
+            message=message,
+            seconds=round(time.monotonic() - began, 1),
+        )
+
+
+def _unlearned(client: MlflowClient, uri: str, options: Sequence[str]) -> tuple[str, str | None, str]:
+    """Outcome, the version that came of it, and why not."""
+    command = [sys.executable, "-m", "mlflow_unlearn", "unlearn", "--model-uri", uri, *options, "--format", "json"]
+    # Where another command unlearns this version, the child waits for it, and finds nothing left to do.
+    environment = {WAIT_VARIABLE: _PATIENCE, **os.environ}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        out, _ = process.communicate()
+    except BaseException:  # it closes its run before it ends
+        process.terminate()
+        process.wait()
+        raise
+    answer = _answer(out)
+    if process.returncode == 0:
+        found = (answer.get("result") or {}).get("registered") or {}
+        return "fulfilled", found.get("uri"), ""
+    version = version_there(client, uri)
+    if version is None or not has_pending(version):
+        return "done by another command", None, ""
+    message = (answer.get("error") or {}).get("message") or f"its process ended with code {process.returncode}"
+    return "failed", None, str(message)
+
+
+def _answer(out: str) -> Mapping[str, Any]:
+    try:
+        found = load_json(out)
+    except ValueError:  # it was killed
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(options: config.Requests, cases: Sequence[InboxCase], today: str) -> str:
+    """The inbox as a page; where it is.
+
+    Raises:
+        UnlearnError: it cannot be written.
+    """
+    path = Path(options.output or "inbox.html").expanduser().absolute()
+    try:
+        path.write_text(inbox_page(cases, today), encoding="utf-8")
+    except OSError as error:
+        raise UnlearnError(
+            f"the page cannot be written to {str(path)!r} ({first_line(error)}): give output="
+        ) from error
+    return str(path)

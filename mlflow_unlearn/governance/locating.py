@@ -1,0 +1,437 @@
+"""Which versions of a whole registry were trained on some samples, by their lists of training ids."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import mlflow
+from mlflow.entities import LoggedModel
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.tracking import MlflowClient
+from pydantic import ValidationError
+
+from mlflow_unlearn.console import first_line
+from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.data.spec import without_options
+from mlflow_unlearn.errors import NoAnswer, UnlearnError
+from mlflow_unlearn.governance.files import files_of, located
+from mlflow_unlearn.governance.location import Location, Relations, locate
+from mlflow_unlearn.governance.manifest_index import Hashes, ManifestIndex, Read, keys_of
+from mlflow_unlearn.governance.model_folder import is_gone
+from mlflow_unlearn.registry.network import persistently
+from mlflow_unlearn.registry.versions import (
+    MANIFEST_FILE,
+    MANIFEST_PATH,
+    METADATA_KEY,
+    WEIGHTS_TAG,
+    Record,
+    TrainedOn,
+    artifact,
+    fetched,
+    retired,
+    trained_on,
+)
+from mlflow_unlearn.registry.walk import Registry, uri_of
+
+State = Literal["contains", "unlearned", "never contained", "another source", "retired", "unknown"]
+ENDPOINT_TAG = "unlearn.endpoint."
+"""A version's tag ``unlearn.endpoint.<name>`` = URL says where it is served: MLflow itself does not know."""
+SUPPLY = "record what it was trained on with `manifest`"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Samples that are looked for: ids of one source, or of whatever source has them.
+
+    Attributes:
+        samples: plain ids, or hashed ones where a request keeps no others.
+        source: spec of their source, without what splits it; None for any.
+        source_sha256: its `Source.samples_digest`, where that is known.
+        about: URIs of versions that a request about these samples names: they hold them by its word.
+        requests: ids of these requests.
+    """
+
+    samples: Manifest
+    source: str | None = None
+    source_sha256: str | None = None
+    about: frozenset[str] = frozenset()
+    requests: frozenset[str] = frozenset()
+
+    def same_source(self, of: TrainedOn) -> bool:
+        """Whether a list is about this source, as it is now or as it was."""
+        if self.source is None and self.source_sha256 is None:
+            return True
+        by_content = self.source_sha256 is not None and (
+            self.source_sha256 == of.source_sha256 or of.salt == Manifest.salt_of(self.source_sha256)
+        )
+        return by_content or of.source in ("", self.source)
+
+
+@dataclass(frozen=True)
+class Located:
+    """One registered version, or one LoggedModel that no version names.
+
+    Attributes:
+        uri: of it.
+        state: whether it was trained on the samples and has not forgotten them.
+        why: how that is known, or why it is not.
+        samples: how many of them are in its list.
+        registered: as the registry has it; a LoggedModel, where no version names it.
+        model_id: of the LoggedModel with its files.
+        location: where these lie.
+        source: spec of its data.
+        unlearned_by: later versions that came of it and do not contain them.
+    """
+
+    uri: str
+    state: State
+    why: str
+    registered: ModelVersion | LoggedModel
+    samples: int = 0
+    model_id: str | None = None
+    location: Location = field(default_factory=lambda: Location(""))
+    source: str = ""
+    unlearned_by: tuple[str, ...] = ()
+
+    @property
+    def endpoints(self) -> dict[str, str]:
+        """Name → URL, by its tags."""
+        return endpoints(self.registered.tags)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of a search.
+
+    Attributes:
+        versions: every registered version.
+        models: every LoggedModel that no version names.
+        unanswered: why some could not be asked; None where all were.
+    """
+
+    versions: Sequence[Located]
+    models: Sequence[Located]
+    unanswered: str | None
+
+    def holders(self) -> list[Located]:
+        """Those that contain the samples."""
+        return [entry for entry in (*self.versions, *self.models) if entry.state == "contains"]
+
+
+def endpoints(tags: Mapping[str, str]) -> dict[str, str]:
+    """Name → URL, by the tags of a version."""
+    return {key.removeprefix(ENDPOINT_TAG): value for key, value in tags.items() if key.startswith(ENDPOINT_TAG)}
+
+
+class Search:
+    """Of one registry, for any number of samples; it stops to ask once the server does not answer.
+
+    Attributes:
+        unanswered: why some of what it was to ask is missing; None where nothing is.
+    """
+
+    def __init__(self, client: MlflowClient, registry: Registry, index: ManifestIndex) -> None:
+        """Ask nothing yet.
+
+        Args:
+            client: of the registry.
+            registry: all that is there.
+            index: of lists; those that it has not are read and added.
+        """
+        self._client, self._registry, self._index = client, registry, index
+        self._models = {model.id: model for model in located(registry.models)}
+        self._store = hashlib.sha256(mlflow.get_tracking_uri().encode()).hexdigest()[:12]
+        self._lists: dict[str, TrainedOn | str] = {}
+        """URI → its list of training ids, which is in the index, or why there is none."""
+        self.unanswered = registry.unanswered
+
+    def find(self, wanted: Sequence[Wanted]) -> Found:
+        """Which versions, and LoggedModels that no version names, were trained on these samples."""
+        counts = _Counts(self._index, wanted)
+        found = [self._version(entry, wanted, counts) for entry in self._entries]
+        holders = [entry for entry in found if entry.state == "contains"]
+        found = _with_descent(_with_copies(found, holders))
+        models = [self._state(entry, wanted, counts) for entry in self._unregistered]
+        return Found(found, _with_copies(models, holders), self.unanswered)
+
+    @cached_property
+    def _entries(self) -> list[Located]:
+        entries = []
+        for version in self._registry.versions:
+            model = self._registry.logged_as(version)
+            model_id = None if model is None else model.model_id
+            location = self._location(version, model_id)
+            entries.append(Located(uri_of(version), "unknown", "", version, model_id=model_id, location=location))
+        return entries
+
+    @cached_property
+    def _unregistered(self) -> list[Located]:
+        registered = {entry.model_id for entry in self._entries}
+        return [
+            Located(f"models:/{id}", "unknown", "", model, model_id=id, location=self._models[id].location)
+            for id, model in self._registry.by_model_id.items()
+            if id not in registered
+        ]
+
+    def _location(self, version: ModelVersion, model_id: str | None) -> Location:
+        """Without a request, where its LoggedModel or its source tells."""
+        source = str(version.source or "").rstrip("/")
+        if model_id is not None:
+            return self._models[model_id].location
+        if not source.startswith(("models:/", "runs:/")):
+            return locate(source)
+        try:
+            self._ask()
+            return files_of(self._client, version, list(self._models.values()))
+        except NoAnswer as error:
+            self.unanswered = self.unanswered or str(error)
+            return Location(source, doubt="the server gave no answer")
+
+    def _version(self, entry: Located, wanted: Sequence[Wanted], counts: "_Counts") -> Located:
+        how = retired(entry.registered)
+        if how is not None and self._gone(entry):
+            # Of what it held only its tag can tell, where another version has the same list.
+            told = trained_on(entry.registered.tags)
+            if told is not None and self._index.salt(told.manifest_sha256) is not None:
+                self._lists[entry.uri] = told
+                entry = self._state(entry, wanted, counts)
+            return replace(entry, state="retired", why=how)
+        about = sorted(request for one in wanted if entry.uri in one.about for request in one.requests)
+        entry = self._state(entry, wanted, counts)
+        if entry.state not in ("contains", "unlearned") and about:
+            return replace(entry, state="contains", why=f"request {', '.join(about)} is about it")
+        return entry
+
+    def _gone(self, entry: Located) -> bool:
+        """Whether a retired version's files are gone: what is gone once stays so."""
+        key = f"gone {self._key(entry)}"
+        if self._index.read(key) is not None:
+            return True
+        try:
+            self._ask()
+            gone = is_gone(entry.uri, entry.location)
+        except NoAnswer as error:
+            self.unanswered = self.unanswered or str(error)
+            return True  # as its tag says
+        if gone:
+            self._index.remember(key, Read(None))
+        return gone
+
+    def _state(self, entry: Located, wanted: Sequence[Wanted], counts: "_Counts") -> Located:
+        """By its list of training ids."""
+        listed = self._list(entry)
+        if isinstance(listed, str):
+            return replace(entry, why=listed)
+        entry = replace(entry, source=listed.source)
+        done = set(entry.registered.tags.get("unlearn.request_ids", "").split(","))
+        own, other, unclear = 0, 0, False
+        for at, one in enumerate(wanted):
+            count = counts.of(listed, at)
+            if count is None:
+                unclear |= one.same_source(listed) and not done & one.requests
+            elif one.same_source(listed):
+                own += count
+            else:
+                other += count
+        if own:
+            return replace(entry, state="contains", samples=own, why="by its list of training ids")
+        if unclear:
+            return replace(entry, why="the request's ids are hashed in another way than its list of training ids")
+        if done & {request for one in wanted for request in one.requests}:
+            return replace(entry, state="unlearned", why=f"carried out {', '.join(sorted(done))}")
+        if other:
+            why = f"samples of the same ids, of another source: {listed.source}"
+            return replace(entry, state="another source", samples=other, why=why)
+        return replace(entry, state="never contained", why="none of them is in its list of training ids")
+
+    def _list(self, entry: Located) -> TrainedOn | str:
+        """The list that its tag names or its files have, which is in the index then; why there is none."""
+        if entry.uri not in self._lists:
+            self._lists[entry.uri] = self._read_list(entry)
+        return self._lists[entry.uri]
+
+    def _read_list(self, entry: Located) -> TrainedOn | str:
+        model = self._registry.by_model_id.get(entry.model_id or "")
+        try:
+            found = trained_on(entry.registered.tags) or self._learnt(self._key(entry), f"{entry.uri}/", model)
+            if isinstance(found, TrainedOn) and self._index.salt(found.manifest_sha256) is None:
+                self._fetch(found, f"{entry.uri}/", model)
+        except NoAnswer as error:
+            self.unanswered = self.unanswered or str(error)
+            return "the server gave no answer"
+        except UnlearnError as error:
+            return str(error)
+        return f"{found}: {SUPPLY}" if isinstance(found, str) else found
+
+    def _key(self, entry: Located) -> str:
+        """Of what was read of a model, in the index of all stores."""
+        version = entry.registered
+        if entry.uri.count("/") == 1:
+            return f"{self._store} {entry.model_id}"
+        return f"{self._store} {version.name}/{version.version}/{version.creation_timestamp}"
+
+    def _learnt(self, key: str, files: str, model: LoggedModel | None) -> TrainedOn | str:
+        """What a model's own files say, whose tags say nothing; why not, in words."""
+        found = self._index.read(key)
+        if found is None or (found.digest is not None and self._index.salt(found.digest) is None):
+            found = self._read(files, model)
+            self._index.remember(key, found)
+        if found.digest is None:
+            return found.problem or "it has no list of training ids"
+        salt, samples = self._index.salt(found.digest) or (None, 0)
+        return TrainedOn(
+            samples=samples,
+            source=found.source or "",
+            source_sha256=found.source_sha256 or "",
+            manifest_sha256=found.digest,
+            salt=salt,
+        )
+
+    def _read(self, files: str, model: LoggedModel | None) -> Read:
+        self._ask()
+        try:
+            manifest = _stored_manifest(files, model)
+        except (MlflowException, OSError) as error:
+            gone = first_line(error)
+            return Read(None, problem=f"no one recorded what it was trained on ({gone})")
+        self._index.add(manifest)
+        source = _recorded_source(files, model)
+        return Read(manifest.digest, source.source if source else None, source.source_sha256 if source else None)
+
+    def _fetch(self, told: TrainedOn, files: str, model: LoggedModel | None) -> None:
+        """Read the list that a tag names.
+
+        Raises:
+            UnlearnError: it is not there, or is another one.
+        """
+        self._ask()
+        try:
+            if told.run_id is not None:
+                with artifact(told.run_id, MANIFEST_PATH) as path:
+                    manifest = Manifest.from_csv(path)
+            else:
+                manifest = _stored_manifest(files, model)
+        except (MlflowException, OSError) as error:
+            raise UnlearnError(f"its list of training ids cannot be read ({first_line(error)})") from error
+        if manifest.digest != told.manifest_sha256:
+            raise UnlearnError("its list of training ids is not the one that its tag names: see `verify`")
+        self._index.add(manifest)
+
+    def _ask(self) -> None:
+        if self.unanswered is not None:
+            raise NoAnswer(self.unanswered)
+
+
+class _Counts:
+    """How many of some samples each list names: counted once."""
+
+    def __init__(self, index: ManifestIndex, wanted: Sequence[Wanted]) -> None:
+        self._index, self._wanted = index, wanted
+        self._keys: dict[tuple[int, str | None], Hashes | None] = {}
+        self._counts: dict[tuple[int, str], int | None] = {}
+
+    def of(self, listed: TrainedOn, at: int) -> int | None:
+        """Of the samples ``wanted[at]``; None where they are hashed in another way."""
+        digest = listed.manifest_sha256
+        if (at, digest) not in self._counts:
+            salt, _ = self._index.salt(digest) or (None, 0)
+            if (at, salt) not in self._keys:
+                self._keys[at, salt] = keys_of(self._wanted[at].samples, salt)
+            keys = self._keys[at, salt]
+            self._counts[at, digest] = None if keys is None else self._index.count(digest, keys)
+        return self._counts[at, digest]
+
+
+def _stored_manifest(files: str, model: LoggedModel | None) -> Manifest:
+    """The list in a model's files: in one request, where it is known where they lie."""
+    path = f"extra_files/{MANIFEST_FILE}"
+    if model is None:
+        with fetched(f"{files}{path}") as local:
+            return Manifest.from_csv(local)
+    with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-") as folder:
+        local = Path(folder) / MANIFEST_FILE
+        repository = get_artifact_repository(model.artifact_location)
+        # What MLflow offers to all would ask first whether it is a folder.
+        persistently(lambda: repository._download_file(path, str(local)))
+        return Manifest.from_csv(local)
+
+
+def _recorded_source(files: str, model: LoggedModel | None) -> TrainedOn | None:
+    """The data source of an earlier release's version, by its MLmodel."""
+    try:
+        with fetched(f"{files}MLmodel") as path:
+            record = Record.model_validate((Model.load(str(path)).metadata or {})[METADATA_KEY])
+    except (MlflowException, OSError, KeyError, TypeError, ValidationError):
+        return None
+    if record.trained_on is not None:
+        return record.trained_on
+    return TrainedOn(samples=0, source=without_options(record.data), source_sha256="", manifest_sha256="", salt=None)
+
+
+def _with_copies(found: Iterable[Located], holders: Sequence[Located]) -> list[Located]:
+    """A copy shares its LoggedModel, its weights or its files with what holds the samples."""
+    by_mark: dict[str, Located] = {}
+    for holder in holders:
+        for mark in _marks(holder):
+            by_mark.setdefault(mark, holder)
+    relations = Relations({holder.uri: holder.location for holder in holders})
+    result = []
+    for entry in found:
+        if entry.state in ("contains", "retired"):
+            result.append(entry)
+            continue
+        same = next((by_mark[mark] for mark in _marks(entry) if mark in by_mark), None)
+        uri, how = (same.uri, "same") if same is not None else relations.first(entry.location)
+        if how == "same":
+            samples = max((holder.samples for holder in holders if holder.uri == uri), default=0)
+            entry = replace(entry, state="contains", samples=samples, why=f"the same model as {uri}")
+        elif how in ("inside", "around"):
+            entry = replace(entry, state="contains", why=f"its files lie {how} those of {uri}")
+        elif how == "unclear" and entry.state == "never contained":
+            entry = replace(entry, state="unknown", why=f"whether it has the files of {uri} cannot be decided")
+        result.append(entry)
+    return result
+
+
+def _marks(entry: Located) -> Iterator[str]:
+    """What two versions have in common when one is a copy of the other."""
+    yield from (mark for mark in (entry.model_id, entry.registered.tags.get(WEIGHTS_TAG)) if mark)
+
+
+def _with_descent(found: Sequence[Located]) -> list[Located]:
+    """A version that came of one that holds the samples, and does not hold them, has unlearned them."""
+    by_uri = {entry.uri: entry for entry in found}
+    by: dict[str, list[str]] = {}
+    result: dict[str, Located] = {}
+    for entry in found:
+        held = [uri for uri in _ancestors(entry, by_uri) if _held(by_uri[uri])]
+        if entry.state in ("never contained", "unlearned"):
+            for uri in held:
+                by.setdefault(uri, []).append(entry.uri)
+            if held and entry.state == "never contained":
+                entry = replace(entry, state="unlearned", why=f"came of {held[0]}, and its list names none of them")
+        result[entry.uri] = entry
+    return [replace(entry, unlearned_by=tuple(by.get(entry.uri, ()))) for entry in result.values()]
+
+
+def _held(entry: Located) -> bool:
+    return entry.state == "contains" or (entry.state == "retired" and entry.samples > 0)
+
+
+def _ancestors(entry: Located, by_uri: Mapping[str, Located]) -> Iterator[str]:
+    """The versions that it came of, the nearest one first."""
+    seen = {entry.uri}
+    while True:
+        uri = entry.registered.tags.get("unlearn.source_uri", "")
+        if uri in seen or uri not in by_uri:
+            return
+        seen.add(uri)
+        entry = by_uri[uri]
+        yield uri

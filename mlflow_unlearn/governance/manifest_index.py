@@ -1,0 +1,167 @@
+"""Which lists of training ids name which samples: read once, kept as sorted hashes that can be made again.
+
+A file in SQLite beside the cache of arrays. It has no id, but the first 64 bits of their hashes: of a thousand ids in
+fifty lists of 100,000 one is found that is not there with a probability of 3 · 10⁻¹⁰.
+"""
+
+import hashlib
+import re
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlflow_unlearn import cache
+from mlflow_unlearn.console import first_line, note
+from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.errors import UnlearnError
+
+FILE = "manifests.sqlite"
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS manifests (digest TEXT PRIMARY KEY, salt TEXT, samples INTEGER, hashes BLOB);
+CREATE TABLE IF NOT EXISTS read (
+    model TEXT PRIMARY KEY, digest TEXT, source TEXT, source_sha256 TEXT, problem TEXT
+);
+"""
+
+Hashes = NDArray[np.uint64]
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+class Read(NamedTuple):
+    """What was read of a model whose tags say nothing of it.
+
+    Attributes:
+        digest: of its list; None where it has none.
+        source: spec of its data source, where that is recorded.
+        source_sha256: of its samples, likewise.
+        problem: why there is no list.
+    """
+
+    digest: str | None
+    source: str | None = None
+    source_sha256: str | None = None
+    problem: str | None = None
+
+
+class ManifestIndex:
+    """Lists by their digest. Whatever happens to its file, it can be deleted: it is filled again."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        """Use `opened`."""
+        self._database = database
+
+    def salt(self, digest: str) -> tuple[str | None, int] | None:
+        """Salt and number of samples of a list; None where it was not read yet."""
+        found = self._database.execute("SELECT salt, samples FROM manifests WHERE digest = ?", (digest,)).fetchone()
+        return None if found is None else (found[0], found[1])
+
+    def add(self, manifest: Manifest) -> None:
+        """Keep a list.
+
+        Raises:
+            UnlearnError: its ids are hashed in another way than ours.
+        """
+        hashed = manifest.salt is not None
+        if hashed and not all(map(_SHA256.fullmatch, manifest.ids)):
+            raise UnlearnError("its ids are not hashed by SHA-256 with a salt, as those of this tool are")
+        row = (manifest.digest, manifest.salt, len(manifest.ids), _hashes(manifest.ids, hashed=hashed).tobytes())
+        self._write("INSERT OR REPLACE INTO manifests VALUES (?, ?, ?, ?)", row)
+
+    def count(self, digest: str, keys: Hashes) -> int:
+        """How many of some samples a list names.
+
+        Args:
+            digest: of a list that is there.
+            keys: `keys_of` the samples, with the list's salt.
+        """
+        (blob,) = self._database.execute("SELECT hashes FROM manifests WHERE digest = ?", (digest,)).fetchone()
+        hashes = np.frombuffer(blob, np.uint64)
+        places = np.searchsorted(hashes, keys)
+        return int((hashes[np.minimum(places, len(hashes) - 1)] == keys).sum()) if len(hashes) else 0
+
+    def read(self, model: str) -> Read | None:
+        """What was read of a model before; None where it was not."""
+        row = self._database.execute(
+            "SELECT digest, source, source_sha256, problem FROM read WHERE model = ?", (model,)
+        ).fetchone()
+        return None if row is None else Read(*row)
+
+    def remember(self, model: str, found: Read) -> None:
+        """Keep what was read of a model."""
+        self._write("INSERT OR REPLACE INTO read VALUES (?, ?, ?, ?, ?)", (model, *found))
+
+    def _write(self, statement: str, row: tuple[object, ...]) -> None:
+        try:
+            with self._database:
+                self._database.execute(statement, row)
+        except sqlite3.Error as error:  # a full disk: what is there is of use, the rest goes on in memory
+            note(f"Note: the index of training lists cannot be written ({first_line(error)}): it is kept in memory.")
+            memory = _with_tables(":memory:")
+            for line in self._database.iterdump():
+                if line.startswith("INSERT"):
+                    memory.execute(line)
+            self._database.close()
+            self._database = memory
+            with memory:
+                memory.execute(statement, row)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._database.close()
+
+
+def keys_of(samples: Manifest, salt: str | None) -> Hashes | None:
+    """The samples as a list with this salt has them; None where they are hashed with another one."""
+    if samples.salt is not None:
+        return _hashes(samples.ids, hashed=True) if samples.salt == salt else None
+    stored = Manifest((), salt)
+    return _hashes(map(stored.key, samples.ids), hashed=salt is not None)
+
+
+def _hashes(ids: Iterable[str], *, hashed: bool) -> Hashes:
+    """The first 64 bits of the SHA-256 of each id, once each: ``[N]``."""
+    digests = ids if hashed else (hashlib.sha256(i.encode()).hexdigest() for i in ids)
+    return np.unique(np.frombuffer(bytes.fromhex("".join(digest[:16] for digest in digests)), ">u8").astype(np.uint64))
+
+
+@contextmanager
+def opened() -> Iterator[ManifestIndex]:
+    """The index of this user; in memory where the cache is off, or its folder cannot be written."""
+    with closing(ManifestIndex(_database())) as index:
+        yield index
+
+
+def _database() -> sqlite3.Connection:
+    path = cache.folder() / FILE
+    if cache.off():
+        return _with_tables(":memory:")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _with_tables(path)
+    except sqlite3.OperationalError as error:  # read-only, full, or locked for long
+        reason = error
+    except sqlite3.DatabaseError:  # not a database any more: a cache
+        with suppress(OSError, sqlite3.Error):
+            path.unlink()
+            return _with_tables(path)
+        reason = sqlite3.OperationalError("it is damaged")
+    except OSError as error:
+        reason = sqlite3.OperationalError(str(error))
+    note(f"Note: the index of training lists {path} cannot be used ({first_line(reason)}): they are read again.")
+    return _with_tables(":memory:")
+
+
+def _with_tables(path: Path | str) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=30)
+    try:
+        database.executescript(_TABLES)
+    except BaseException:
+        database.close()
+        raise
+    return database

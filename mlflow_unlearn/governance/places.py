@@ -1,0 +1,130 @@
+"""Where samples still live: versions, LoggedModels, runs, references, this machine's cache."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from mlflow.tracking import MlflowClient
+from pydantic import Field
+
+from mlflow_unlearn.answer import CommandResult
+from mlflow_unlearn.evidence.audit import REFERENCE_FILE
+from mlflow_unlearn.governance import manifest_index
+from mlflow_unlearn.governance.holders import cached, checkpoints, references
+from mlflow_unlearn.governance.locating import ENDPOINT_TAG, Found, Located, Search, State, Wanted
+from mlflow_unlearn.registry.walk import Registry
+
+PRINTED = {"unknown": "cannot be told"}
+"""State → what people read; other states say it themselves."""
+UNSEEN = (
+    "Not seen from here: downloads, backups, and copies on other machines and servers; endpoints are known by the "
+    f"tag {ENDPOINT_TAG}NAME alone."
+)
+
+
+class Place(CommandResult):
+    """One version, or one LoggedModel that no version names."""
+
+    uri: str
+    state: State
+    samples: int = Field(description="How many of the samples its list of training ids names.")
+    why: str = Field(description="How that is known, or why it is not.")
+    source: str = Field(description="Data source that it records; empty where it records none.")
+    aliases: list[str]
+    endpoints: dict[str, str] = Field(description="Name → URL, by the version's tags.")
+    unlearned_by: list[str] = Field(description="Versions that came of it and do not contain them.")
+
+
+class Places(CommandResult):
+    """Where samples still live, as far as the tracking server and this machine can tell."""
+
+    looked_for: int = Field(description="Number of samples.")
+    versions_looked_at: int
+    places: list[Place] = Field(description="All but what never contained any of them.")
+    logged_models: list[str] = Field(description="LoggedModels that no version names.")
+    runs: list[str] = Field(description="That logged what contains them.")
+    references: list[str] = Field(description="Outputs of models that audits have trained, with them among the data.")
+    cached: list[str] = Field(description="Outputs in this machine's cache.")
+    checkpoints: list[str] = Field(description="Of commands that were killed on this machine.")
+    unanswered: str | None = Field(None, description="Why the rest is missing; null where all was looked at.")
+
+    def in_state(self, state: State) -> list[Place]:
+        """The places in a state."""
+        return [place for place in self.places if place.state == state]
+
+
+def look(client: MlflowClient, registry: Registry, wanted: Sequence[Wanted]) -> Places:
+    """Search all of a registry, the store's LoggedModels and references, and this machine's cache."""
+    with manifest_index.opened() as index:
+        found = Search(client, registry, index).find(wanted)
+    return _places(client, wanted, found)
+
+
+def _places(client: MlflowClient, wanted: Sequence[Wanted], found: Found) -> Places:
+    holders = found.holders()
+    runs = {getattr(h.registered, "run_id", None) or getattr(h.registered, "source_run_id", None) for h in holders}
+    trained = references(client, holders) if found.unanswered is None and holders else []
+    return Places(
+        looked_for=sum(len(set(one.samples.ids)) for one in wanted),
+        versions_looked_at=len(found.versions),
+        places=[_place(entry) for entry in found.versions if entry.state != "never contained"],
+        logged_models=[entry.uri for entry in found.models if entry.state == "contains"],
+        runs=sorted(filter(None, runs)),
+        references=[f"runs:/{run.info.run_id}/{REFERENCE_FILE}" for run in trained],
+        cached=[str(path) for path in cached(holders)],
+        checkpoints=[str(path) for path in checkpoints(holders, of_train=bool(holders))],
+        unanswered=found.unanswered,
+    )
+
+
+def _place(entry: Located) -> Place:
+    return Place(
+        uri=entry.uri,
+        state=entry.state,
+        samples=entry.samples,
+        why=entry.why,
+        source=entry.source,
+        aliases=sorted(entry.registered.aliases),
+        endpoints=entry.endpoints,
+        unlearned_by=list(entry.unlearned_by),
+    )
+
+
+def rows(places: Places) -> list[tuple[str, ...]]:
+    """Of the table for people: what holds them first, and one row for all versions of a model that cannot be told."""
+    order = ("contains", "unknown", "another source", "unlearned", "retired")
+    alike = Counter(filter(None, map(_alike, places.places)))
+    found = list[tuple[str, ...]]()
+    for place in sorted(places.places, key=lambda place: order.index(place.state)):
+        kind = _alike(place)
+        more = alike.pop(kind, 0) - 1 if kind is not None else 0
+        if more < 0:
+            continue  # it is in a row above
+        found.append(
+            (
+                place.uri + (f" and {more} more" if more else ""),
+                PRINTED.get(place.state, place.state),
+                str(place.samples) if place.samples else "–",
+                ", ".join(place.aliases) or "–",
+                ", ".join(f"{name} ({url})" for name, url in place.endpoints.items()) or "–",
+                ", ".join(place.unlearned_by) or "–",
+                place.why,
+            )
+        )
+    return found
+
+
+def _alike(place: Place) -> tuple[str, str] | None:
+    """What versions have in common that share a row; None for one that has its own."""
+    shared = place.state == "unknown" and not place.aliases and not place.endpoints
+    return (place.uri.rpartition("/")[0], place.why) if shared else None
+
+
+def elsewhere(places: Places) -> Mapping[str, Sequence[str]]:
+    """What else there is, by what it is."""
+    return {
+        "LoggedModels that were never registered": places.logged_models,
+        "runs that logged these models": places.runs,
+        "outputs of references that audits have trained": places.references,
+        "outputs in this machine's cache": places.cached,
+        "checkpoints of commands that were killed on this machine": places.checkpoints,
+    }

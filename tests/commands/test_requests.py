@@ -1,0 +1,180 @@
+"""`requests`: the inbox, its page, and carrying out what is open."""
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from stores import call, shell
+
+from mlflow_unlearn.data.loaders import load_source
+
+TRAINED = load_source("digits,train=15%").train.ids
+QUICK = '{"method": "finetune", "params": "{\\"epochs\\": 1}"}'
+
+
+@pytest.fixture
+def ids(tmp_path):
+    path = tmp_path / "ids.txt"
+    path.write_text("\n".join(TRAINED[:12]))
+    return path
+
+
+def inbox(cli, *options: str) -> list[dict]:
+    done = cli("requests", "--format", "json", *options)
+    assert done.code == 0, done.err
+    return json.loads(done.out)["result"]["cases"]
+
+
+def test_one_case_on_all_models(store, cli, ids):
+    store.client.copy_model_version("models:/clf/1", "served")
+    due = (datetime.now(UTC) + timedelta(days=3)).date().isoformat()
+    filed = cli(
+        *("request", "--forget", ids, "--all", "true", "--due", due, "--requester", "person-7"),
+        *("--reason", "letter of Monday", "--format", "json"),
+    )
+    assert filed.code == 0, filed.err
+    result = json.loads(filed.out)["result"]
+    assert [r["uri"] for r in result["requests"]] == ["models:/clf/1", "models:/served/1"] and result["due"] == due
+    [case] = inbox(cli)
+    assert (case["id"], case["state"], case["days_left"]) == (result["case_id"], "open", 3)
+    assert {r["id"] for r in case["requests"]} == {r["request_id"] for r in result["requests"]}
+    assert case["still_in"] == ["models:/clf/1", "models:/served/1"] and case["requester"] == "person-7"
+    # Filed again, it is the same case; and one on a single version joins it.
+    again = cli("request", "--forget", ids, "--model-uri", "models:/clf/1", "--format", "json")
+    assert (
+        json.loads(again.out)["result"]["case_id"] == case["id"]
+        and not json.loads(again.out)["result"]["requests"][0]["new"]
+    )
+    assert len(inbox(cli)) == 1
+
+
+def test_overdue_ones_come_first_and_filters(store, cli, ids, tmp_path):
+    assert cli("request", "--forget", ids, "--model-uri", "models:/clf/1").code == 0
+    (tmp_path / "late.txt").write_text("\n".join(TRAINED[20:25]))
+    assert (
+        cli("request", "--forget", tmp_path / "late.txt", "--model-uri", "models:/clf/1", "--due", "2024-02-29").code
+        == 0
+    )
+    late, open_one = inbox(cli)
+    assert (late["state"], late["due"]) == ("overdue", "2024-02-29") and late["days_left"] < -900
+    assert open_one["state"] == "open"
+    assert [case["id"] for case in inbox(cli, "--state", "overdue")] == [late["id"]]
+    assert inbox(cli, "--state", "done") == [] == inbox(cli, "--model", "other*")
+    assert [case["id"] for case in inbox(cli, "--subject", "late.txt")] == [late["id"]]
+    assert len(inbox(cli, "--model", "cl*")) == 2
+    shown = cli("requests")
+    assert shown.out.index(late["id"]) < shown.out.index(open_one["id"])
+
+
+def test_due_days_of_the_environment(store, cli, ids, monkeypatch):
+    monkeypatch.setenv("MLFLOW_UNLEARN_DUE_DAYS", "7")
+    assert cli("request", "--forget", ids, "--model-uri", "models:/clf/1").code == 0
+    assert inbox(cli)[0]["days_left"] == 7
+    monkeypatch.setenv("MLFLOW_UNLEARN_DUE_DAYS", "soon")
+    refused = cli("requests")
+    assert refused.code == 2 and "MLFLOW_UNLEARN_DUE_DAYS = 'soon' is not a number of days" in refused.err
+
+
+def test_the_page(store, cli, ids, tmp_path):
+    assert cli("request", "--forget", ids, "--model-uri", "models:/clf/1", "--requester", "<b>x</b>").code == 0
+    done = cli("requests", "--format", "html", "--output", tmp_path / "in.html")
+    page = (tmp_path / "in.html").read_text()
+    assert done.code == 0 and "1 open, 0 overdue" in page and "models:/clf/1" in page and "&lt;b&gt;x" in page
+    refused = cli("requests", "--format", "html", "--output", tmp_path / "no" / "in.html")
+    assert refused.code == 2 and "cannot be written" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--within", "3"), "within = 3 is of no use here: give fulfil=true"),
+        (("--output", "x.html"), "output = 'x.html' is of no use here: give format=html"),
+        (("--fulfil", "true", "--unlearn-options", '{"metod": "lotus"}'), "unlearn_options: metod = 'lotus'"),
+        (("--fulfil", "true", "--unlearn-options", '{"forget": "x"}'), "names 'forget', which `requests` decides"),
+        (("--state", "late"), "'late' is not one of"),
+    ],
+)
+def test_options_that_do_not_go_together(store, cli, options, message):
+    refused = cli("requests", *options)
+    assert refused.code == 2 and message in " ".join(refused.err.split()), refused.err
+
+
+def test_an_empty_inbox(store, cli):
+    assert "No forget request here" in cli("requests").out
+    done = cli("requests", "--fulfil", "true")
+    assert done.code == 0 and "Nothing was to be fulfilled" in done.out
+
+
+def test_fulfilling_goes_on_after_a_failure(store, cli, ids, monkeypatch):
+    """Of three versions one has lost its files; the served one comes first; nothing is done twice."""
+    for name in ("served", "lost"):
+        store.client.copy_model_version("models:/clf/1", name)
+    store.client.set_registered_model_alias("served", "champion", "1")
+    filed = cli("request", "--forget", ids, "--all", "true")
+    assert filed.code == 0, filed.err
+    store.client.create_model_version("lost", str(store.folder / "nowhere"))
+    for key, value in store.tags("1", "lost").items():
+        if key.startswith("unlearn.request."):
+            other = value.replace("models:/lost/1", "models:/lost/2")
+            store.client.set_model_version_tag("lost", "2", key, other)
+            store.client.delete_model_version_tag("lost", "1", key)
+    done = cli("requests", "--fulfil", "true", "--unlearn-options", QUICK, "--format", "json")
+    answer = json.loads(done.out)
+    outcomes = {one["uri"]: (one["outcome"], one["registered"]) for one in answer["result"]["fulfilled"]}
+    assert outcomes == {
+        "models:/clf/1": ("fulfilled", "models:/clf/2"),
+        "models:/served/1": ("fulfilled", "models:/served/2"),
+        "models:/lost/2": ("failed", None),
+    }
+    assert done.code == 3 and "not fulfilled on models:/lost/2" in answer["error"]["message"]
+    assert "cannot be read" in next(o["message"] for o in answer["result"]["fulfilled"] if o["outcome"] == "failed")
+    again = json.loads(cli("requests", "--fulfil", "true", "--unlearn-options", QUICK, "--format", "json").out)
+    assert [one["uri"] for one in again["result"]["fulfilled"]] == ["models:/lost/2"]
+    assert store.versions("served") == ["1", "2"]
+
+
+def test_the_newest_served_version_comes_first_and_only_what_is_due(store, cli, ids):
+    for _ in range(2):
+        store.client.copy_model_version("models:/clf/1", "clf")
+    store.client.set_registered_model_alias("clf", "champion", "2")
+    assert cli("request", "--forget", ids, "--all", "true", "--due", "2999-01-01").code == 0
+    none = cli("requests", "--fulfil", "true", "--within", "30")
+    assert none.code == 0 and "Nothing was to be fulfilled" in none.out
+    done = json.loads(cli("requests", "--fulfil", "true", "--unlearn-options", QUICK, "--format", "json").out)
+    assert [one["uri"] for one in done["result"]["fulfilled"]] == [f"models:/clf/{n}" for n in (2, 3, 1)]
+    assert done["result"]["cases"][0]["state"] == "done"
+
+
+@pytest.mark.slow
+def test_two_that_fulfil_at_once(store, ids):
+    """Each version is unlearned once; the second command says that the first one has done it."""
+    store.client.copy_model_version("models:/clf/1", "other")
+    assert call("request", "--forget", ids, "--all", "true").code == 0
+    command = [sys.executable, "-m", "mlflow_unlearn", "requests", "--fulfil", "true", "--unlearn-options", QUICK]
+    both = [
+        subprocess.Popen([*command, "--format", "json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        for _ in range(2)
+    ]
+    answers = [json.loads(process.communicate()[0]) for process in both]
+    outcomes = sorted(one["outcome"] for answer in answers for one in answer["result"]["fulfilled"])
+    assert outcomes.count("fulfilled") == 2, answers
+    assert {name: len(store.versions(name)) for name in ("clf", "other")} == {"clf": 2, "other": 2}
+    assert [answer["exit_code"] for answer in answers] == [0, 0], answers
+    assert shell("requests", "--state", "open", "--format", "json").stdout.count('"state": "pending"') == 0
+
+
+def test_versions_that_were_retired_or_deleted_need_nothing(store, cli, ids):
+    for name in ("gone", "retired"):
+        store.client.copy_model_version("models:/clf/1", name)
+    assert cli("request", "--forget", ids, "--model-uri", "models:/gone/1,models:/retired/1").code == 0
+    mark = json.dumps({"by": "x", "at": "y", "reason": None, "run_id": "0"})
+    store.client.set_model_version_tag("retired", "1", "unlearn.retired", mark)
+    store.client.delete_model_version("gone", "1")
+    [case] = inbox(cli, "--state", "all")
+    assert {(r["uri"], r["state"]) for r in case["requests"]} == {
+        ("models:/gone/1", "gone"),
+        ("models:/retired/1", "retired"),
+    }
+    assert case["state"] == "done" and "models:/clf/1" in case["still_in"]

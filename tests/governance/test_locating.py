@@ -1,0 +1,121 @@
+"""What each version is to samples that are looked for, by its list of training ids."""
+
+import json
+
+import pytest
+from stores import call
+
+from mlflow_unlearn.data.loaders import load_source
+from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.errors import NoAnswer
+from mlflow_unlearn.governance import locating, manifest_index
+from mlflow_unlearn.governance.locating import Search, Wanted
+from mlflow_unlearn.registry.versions import TRAINED_ON_TAG, trained_on
+from mlflow_unlearn.registry.walk import walk
+
+SOURCE = load_source("digits")
+TRAINED = load_source("digits,train=15%").train.ids
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", str(tmp_path))
+    with manifest_index.opened() as opened:
+        yield opened
+
+
+def forgotten(chain, version: str) -> list[str]:
+    """What the request on a version names."""
+    [(_, details)] = chain.requests(version).values()
+    path = chain.client.download_artifacts(details["run_id"], "request/manifest.csv")
+    return list(Manifest.from_csv(path).ids)
+
+
+def states(client, index, *wanted: Wanted) -> dict[str, str]:
+    return {entry.uri: entry.state for entry in Search(client, walk(client), index).find(wanted).versions}
+
+
+def test_by_ids_of_any_source(chain, index):
+    first, second = forgotten(chain, "1"), forgotten(chain, "2")
+    found = Search(chain.client, walk(chain.client), index).find([Wanted(Manifest((*first, *second[:5])))])
+    assert [entry.state for entry in found.versions] == ["contains", "contains", "unlearned", "unlearned"]
+    assert [entry.samples for entry in found.versions] == [25, 5, 0, 0]
+    assert found.versions[0].unlearned_by == ("models:/clf/3", "models:/clf/4")
+    assert {entry.source for entry in found.versions} == {"digits"} and found.unanswered is None
+
+
+def test_an_id_of_another_source_is_another_sample(chain, index):
+    ids = Manifest(TRAINED[:3])
+    same = Wanted(ids, "folder:/elsewhere", SOURCE.samples_digest)
+    moved_and_grown = Wanted(ids, "digits", "0" * 64)
+    other = Wanted(ids, "folder:/elsewhere", "0" * 64)
+    assert set(states(chain.client, index, same).values()) == {"contains"}
+    assert set(states(chain.client, index, moved_and_grown).values()) == {"contains"}
+    assert set(states(chain.client, index, other).values()) == {"another source"}
+
+
+def test_hashed_ids_are_compared_under_the_salt_of_the_source(chain, index):
+    ids = Manifest(tuple(forgotten(chain, "1")))
+    same = Wanted(ids.hashed(Manifest.salt_of(SOURCE.samples_digest)), "digits", SOURCE.samples_digest)
+    found = states(chain.client, index, same)
+    assert [found[f"models:/clf/{n}"] for n in "1234"] == ["contains", "unlearned", "unlearned", "unlearned"]
+    assert set(states(chain.client, index, Wanted(ids.hashed("00"), "digits")).values()) == {"unknown"}
+
+
+def test_lists_are_read_once(chain, index, monkeypatch):
+    wanted = [Wanted(Manifest(TRAINED[:3]))]
+    states(chain.client, index, *wanted)
+    monkeypatch.setattr(locating, "_stored_manifest", lambda *_: pytest.fail("it was read before"))
+    assert set(states(chain.client, index, *wanted).values()) == {"contains"}
+
+
+def test_a_tag_that_names_another_list_is_not_believed(chain, index):
+    before = chain.tags("2")[TRAINED_ON_TAG]
+    told = trained_on(chain.tags("2")).model_copy(update={"manifest_sha256": "0" * 64})
+    chain.client.set_model_version_tag("clf", "2", TRAINED_ON_TAG, told.model_dump_json())
+    try:
+        found = Search(chain.client, walk(chain.client), index).find([Wanted(Manifest(TRAINED[:3]))])
+        assert found.versions[1].state == "unknown" and "not the one that its tag names" in found.versions[1].why
+        assert call("verify", "--model-uri", "models:/clf/2").code == 3
+    finally:
+        chain.client.set_model_version_tag("clf", "2", TRAINED_ON_TAG, before)
+    assert call("verify", "--model-uri", "models:/clf/2").code == 0
+
+
+def test_a_version_of_an_earlier_release_is_known_by_its_files(chain, index):
+    """Without the tag; the source is in its MLmodel."""
+    before = chain.tags("1")[TRAINED_ON_TAG]
+    chain.client.delete_model_version_tag("clf", "1", TRAINED_ON_TAG)
+    try:
+        found = Search(chain.client, walk(chain.client), index).find([Wanted(Manifest(TRAINED[:3]))])
+        assert found.versions[0].state == "contains" and found.versions[0].source == "digits"
+    finally:
+        chain.client.set_model_version_tag("clf", "1", TRAINED_ON_TAG, before)
+
+
+def test_where_the_server_goes_away_the_rest_cannot_be_told(chain, index, monkeypatch):
+    asked = []
+
+    def no_answer(files, model):
+        asked.append(files)
+        raise NoAnswer("connection refused")
+
+    monkeypatch.setattr(locating, "_stored_manifest", no_answer)
+    found = Search(chain.client, walk(chain.client), index).find([Wanted(Manifest(TRAINED[:3]))])
+    assert found.unanswered == "connection refused" and len(asked) == 1
+    assert {(entry.state, entry.why) for entry in found.versions} == {("unknown", "the server gave no answer")}
+
+
+def test_a_copy_holds_what_its_original_holds(chain, index):
+    """Also one without any tag of ours."""
+    chain.client.copy_model_version("models:/clf/1", "copy")
+    for key in chain.tags("1", "copy"):
+        chain.client.delete_model_version_tag("copy", "1", key)
+    found = states(chain.client, index, Wanted(Manifest(tuple(forgotten(chain, "1")))))
+    assert found["models:/copy/1"] == "contains" and found["models:/clf/2"] == "unlearned"
+    chain.client.delete_registered_model("copy")
+
+
+def test_a_tag_is_short_and_names_no_sample(chain):
+    tag = chain.tags("1")[TRAINED_ON_TAG]
+    assert json.loads(tag)["samples"] == 270 and len(tag) < 500 and not any(i in tag for i in TRAINED)
