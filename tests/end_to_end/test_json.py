@@ -63,7 +63,7 @@ def test_request_then_unlearn_then_audit(store):
     (store.folder / "ids.csv").write_text("\n".join(ids))
     request = ("request", *V1, "--forget", "ids.csv", "--hash-ids", "true", "--format", "json")
     outcomes = [call(*request)]
-    filed = checked(outcomes[0], "request")["result"]
+    [filed] = checked(outcomes[0], "request")["result"]["requests"]
     assert (filed["new"], filed["done_by"], filed["samples"]) == (True, [], 54)
     assert list(store.requests()) == [filed["request_id"]]
     outcomes.append(call("unlearn", *V1, "--params", QUICK, "--format", "json"))
@@ -76,7 +76,8 @@ def test_request_then_unlearn_then_audit(store):
     assert float(store.tags("2")["unlearn.metric.acc_test"]) == unlearned["values"]["acc_test"]
     assert "jsd" in unlearned["not_computed"] and result["plan"] is None and result["attempts"] == []
     outcomes += [call(*request), call("audit", *V2, "--format", "json")]
-    again, audited = checked(outcomes[2], "request")["result"], checked(outcomes[3], "audit", code=3)["result"]
+    [again] = checked(outcomes[2], "request")["result"]["requests"]
+    audited = checked(outcomes[3], "audit", code=3)["result"]
     assert (again["new"], again["done_by"]) == (False, ["models:/clf/2"])
     assert audited["decision"] and audited["audit"]["attacks"]
     for outcome in outcomes:
