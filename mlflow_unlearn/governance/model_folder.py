@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from mlflow_unlearn.console import first_line
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import NoAnswer, UnlearnError
 from mlflow_unlearn.evidence.record import FOLDER
 from mlflow_unlearn.governance.location import Location
 from mlflow_unlearn.parsing import load_yaml
@@ -95,7 +95,9 @@ def _listed(location: Location) -> dict[str, bool]:
     """Name → whether it is a folder."""
     try:
         found = persistently(lambda: get_artifact_repository(location.uri).list_artifacts())
-    except (MlflowException, OSError, NotImplementedError) as error:
+    except NoAnswer:
+        raise
+    except Exception as error:  # a store's client raises whatever it likes, also that it is not installed
         if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
             return {}
         raise UnlearnError(f"what lies at {location.uri} cannot be listed ({first_line(error)})") from error

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mlflow.entities import ViewType
+from mlflow.entities import Experiment, ViewType
 from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.errors import UnlearnError
@@ -26,12 +26,17 @@ def quoted(text: str) -> str:
     return f'"{text}"'
 
 
-def experiment_ids(client: MlflowClient) -> list[str]:
-    """Of all experiments that this user may read, deleted ones too: a search comes in pages."""
-    found: list[str] = []
+def experiments(client: MlflowClient) -> list[Experiment]:
+    """All that this user may read, deleted ones too: a search comes in pages."""
+    found: list[Experiment] = []
     token = None
     while True:
         page = client.search_experiments(view_type=ViewType.ALL, page_token=token)
-        found += [experiment.experiment_id for experiment in page]
+        found += page
         if not (token := page.token):
             return found
+
+
+def experiment_ids(client: MlflowClient) -> list[str]:
+    """Of all experiments that this user may read."""
+    return [experiment.experiment_id for experiment in experiments(client)]

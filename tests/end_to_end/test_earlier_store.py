@@ -176,16 +176,21 @@ def test_retired(earlier, cli):
     planned = cli("retire", "--model-uri", "models:/clf/1")
     assert planned.code == 0, planned.err
     assert "would mark models:/clf/1 as retired" in planned.out and "Nothing was done" in planned.out
+    assert "The same weights remain in models:/pickled/1" in planned.out
     assert earlier.registered() == before
     assert sorted(path for path in earlier.folder.rglob("*") if path.is_file()) == files
 
     model_id = mlflow.models.get_model_info("models:/clf/1").model_id
-    done = cli("retire", "--model-uri", "models:/clf/1", "--reason", "replaced", "--yes", "true")
-    assert done.code == 0, done.err
+    retire = ("retire", "--model-uri", "models:/clf/1", "--reason", "replaced", "--yes", "true")
+    done = cli(*retire)
+    assert done.code == 3 and "retire models:/pickled/1 too" in done.err
     folder = earlier.folder / "artifacts" / "models" / model_id
     assert not [path for path in folder.rglob("*") if path.is_file()]
     checked = cli("verify", "--model-uri", "models:/clf/2")
     assert checked.code == 0 and "it was retired by" in words(checked.out)
+    assert cli("retire", "--model-uri", "models:/pickled/1", "--yes", "true").code == 0
+    again = cli(*retire)
+    assert again.code == 0 and "Proven: none of" in again.out, again.err
 
 
 def test_what_was_retired_then(earlier, cli):
