@@ -4,7 +4,7 @@ import json
 
 import mlflow
 import pytest
-from answers import EACH, SCHEMAS, V1, V2, answer, checked
+from answers import SCHEMAS, V1, V2, answer, checked
 from chains import QUICK
 from jsonschema import Draft202012Validator
 from stores import DATA, FORGET, TRAIN, Outcome, call, shell
@@ -16,7 +16,7 @@ from mlflow_unlearn.data.loaders import load_source
 EPOCHS = ("--params", '{"lotus": {"epochs": 1}, "retrain": {"epochs": 1}}')
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_schemas_are_what_the_code_generates(name):
     schema = (SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8")
     assert schema == cli.answer_schema(name)
