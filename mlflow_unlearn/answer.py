@@ -22,9 +22,6 @@ class CommandResult(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
 
 
-Result = CommandResult
-"""Its short name."""
-
 R = TypeVar("R", bound=CommandResult)
 
 Kind = Literal["bad input", "refused", "nothing to unlearn", "stopped", "crashed"]

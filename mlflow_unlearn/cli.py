@@ -222,11 +222,11 @@ def main(argv: list[str] | None = None) -> NoReturn:
             answer["error"] = Problem(kind=kind, message="a process of this command was killed")
     except (click.Abort, KeyboardInterrupt) as error:
         _print_error(f"Interrupted: {_outcome(error)}.")
-        answer["error"] = problem(error, _outcome(error))
+        answer["error"] = Problem(kind="stopped", message=_outcome(error))
         code = 130
     except Terminated as error:
         _print_error(f"Terminated: {_outcome(error)}.")
-        answer["error"] = problem(error, _outcome(error))
+        answer["error"] = Problem(kind="stopped", message=_outcome(error))
         code = 143
     if answer and _answers(arguments):
         _answer(arguments, code, **answer)

@@ -88,7 +88,8 @@ class Command(BaseModel):
     example: ClassVar[str] = ""
 
     format: Literal["table", "json"] = Field(
-        "table", description="table: for people; json: one JSON document, and nothing else on standard output."
+        "table",
+        description="table: for people; json: one JSON document on standard output, the rest on standard error.",
     )
     debug: bool = Field(False, description="Show the traceback of an error.")
 

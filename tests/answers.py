@@ -4,17 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 from jsonschema import Draft202012Validator
 from stores import Outcome, call
 
-from mlflow_unlearn.config import COMMANDS
-
-EACH = [
-    pytest.param(name, marks=[pytest.mark.xfail(strict=True, reason="it returns nothing yet")] * (name == "retire"))
-    for name in COMMANDS
-]
-"""Names of all commands."""
 SCHEMAS = Path(__file__).parents[1] / "docs" / "schemas"
 V1, V2, V3, V4 = (("--model-uri", f"models:/clf/{number}") for number in range(1, 5))
 

@@ -8,7 +8,17 @@ import pytest
 from pydantic import Field
 
 from mlflow_unlearn import errors
-from mlflow_unlearn.answer import Answer, CommandResult, nothing_else, problem, result_of
+from mlflow_unlearn.answer import (
+    Answer,
+    CommandResult,
+    answers_of_ranks,
+    deliver,
+    found_so_far,
+    nothing_else,
+    problem,
+    result_of,
+    schema,
+)
 
 
 class Counted(CommandResult):
@@ -47,6 +57,52 @@ def test_the_result_of_a_command_is_what_it_says_it_returns():
 
 def test_an_error_may_have_a_result():
     assert errors.Refused("no", Counted(count=1)).result == Counted(count=1)
+
+
+def test_an_error_takes_along_what_was_found():
+    with pytest.raises(errors.Refused) as refused, found_so_far(lambda: Counted(count=1)):
+        raise errors.Refused("no")
+    assert refused.value.result == Counted(count=1)
+    with pytest.raises(errors.Refused) as refused, found_so_far(lambda: Counted(count=1)):
+        raise errors.Refused("no", Counted(count=2))
+    assert refused.value.result == Counted(count=2)
+
+
+def test_every_field_is_in_a_document():
+    described = json.loads(schema("data", Counted))
+    assert described["required"] == ["command", "error", "exit_code", "note", "result", "schema_version"]
+    assert described["properties"]["command"]["const"] == "data"
+
+
+def test_text_that_is_not_unicode_is_written_as_ascii():
+    answer = Answer[CommandResult](command="data", exit_code=2, error=problem(errors.UnlearnError("a"), "ü \udcff"))
+    assert answer.to_json().isascii() and json.loads(answer.to_json())["error"]["message"] == "ü \udcff"
+
+
+@pytest.mark.parametrize(
+    ("answers", "code", "counts"),
+    [
+        ({"0": 0}, 0, "0"),
+        ({"0": 1, "1": 2}, 2, "1"),  # the first only sees that the other has ended
+        ({"0": 143}, 130, "0"),  # the signal that was sent is another than the ranks were ended with
+        ({}, 0, None),
+    ],
+)
+def test_one_of_several_ranks_answers(monkeypatch, capsys, answers, code, counts):
+    with answers_of_ranks() as chosen:
+        for rank, own in answers.items():
+            monkeypatch.setenv("RANK", rank)
+            deliver(json.dumps({"exit_code": own, "rank": rank}))
+        answer = chosen(code)
+    assert (None if answer is None else json.loads(answer)) == (counts and {"exit_code": code, "rank": counts})
+    assert capsys.readouterr().out == ""
+
+
+def test_without_a_place_for_answers_the_first_rank_prints(monkeypatch, capsys):
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        deliver(f"{rank}\n")
+    assert capsys.readouterr().out == "0\n"
 
 
 def test_nothing_else_is_on_standard_output():

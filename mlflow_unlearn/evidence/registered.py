@@ -19,9 +19,11 @@ class Registered(FrozenRecord):
     weights_sha256: str = Field(description="Over names, types, shapes and bytes of the state dict.")
     source_uri: str | None = Field(None, description="The version that was unlearned; null for one that was trained.")
     request_ids: list[str] = Field([], description="Of the forget requests that it has fulfilled.")
-    provenance: Provenance | None = Field(None, description="Method and hyperparameters; null if done before a kill.")
+    provenance: Provenance | None = Field(
+        None, description="Method and hyperparameters; null if only its tags are known."
+    )
     metrics: dict[str, Measured] = Field(
-        {}, description="By model: original, unlearned and gold, or trained; empty if it was done before a kill."
+        {}, description="By model: original, unlearned and gold, or trained; empty if only its tags are known."
     )
     reading: str | None = Field(None, description="Of the membership test, in a word.")
     warnings: list[str] = Field([], description="Of the method.")

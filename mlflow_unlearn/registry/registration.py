@@ -19,6 +19,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from mlflow_unlearn import cache
 from mlflow_unlearn.console import note
 from mlflow_unlearn.evidence.record import DIGEST_TAG, FILE, FOLDER, Evidence, sha256
+from mlflow_unlearn.evidence.registered import Registered
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.dead import PROCESS_TAG, RunNote, of_run
@@ -84,6 +85,18 @@ def describe_version(client: MlflowClient, version: ModelVersion, description: s
 def complete(client: MlflowClient, version: ModelVersion) -> None:
     """Take the mark away: all that belongs to the version is stored."""
     persistently(lambda: client.delete_model_version_tag(version.name, version.version, REGISTERING_TAG))
+
+
+def registered_before(version: ModelVersion) -> Registered:
+    """What an earlier command has registered: by its evidence, or where none can be read by its tags."""
+    uri = f"models:/{version.name}/{version.version}"
+    try:
+        evidence = Evidence.model_validate_json(read_artifact(str(version.run_id), f"{FOLDER}/{FILE}"))
+        if evidence.result.uri == uri:
+            return Registered.of(evidence)
+    except (MlflowException, OSError, ValueError):
+        pass  # a version that was trained has none
+    return Registered.by_tags(version.name, str(version.version), version.model_id, version.tags)
 
 
 def settle(client: MlflowClient, run: Run, own: RunNote) -> ModelVersion | None:

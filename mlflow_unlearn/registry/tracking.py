@@ -30,14 +30,14 @@ from mlflow_unlearn.console import STARTED, conceal, first_line, hidden_password
 from mlflow_unlearn.data.functions import no_exit
 from mlflow_unlearn.distributed.launch import RUN_FILE_VARIABLE
 from mlflow_unlearn.errors import AlreadyDone, NoAnswer, UnlearnError, shortlist
-from mlflow_unlearn.evidence.registered import Registered, Registering
+from mlflow_unlearn.evidence.registered import Registering
 from mlflow_unlearn.registry.artifacts import remember, store_text
 from mlflow_unlearn.registry.clients import experiment_ids
 from mlflow_unlearn.registry.dead import COMMAND_VARIABLE, PROCESS_TAG, RunNote, died, notes, of_run
 from mlflow_unlearn.registry.forget_requests import has_pending
 from mlflow_unlearn.registry.lock import take_down_ended
 from mlflow_unlearn.registry.network import once, persistently
-from mlflow_unlearn.registry.registration import settle, take_back
+from mlflow_unlearn.registry.registration import registered_before, settle, take_back
 from mlflow_unlearn.registry.system import system_facts
 from mlflow_unlearn.registry.uris import absolute_uri, hidden_spec
 from mlflow_unlearn.registry.versions import find_version
@@ -302,11 +302,10 @@ def _settle_dead(store: MlflowClient, config: Command, name: str, settled: list[
             if (match := re.fullmatch("models:/([^/]+)/[0-9]+", uri)) is not None:
                 take_down_ended(store, match.group(1))
         source = f" from {done.tags['unlearn.source_uri']}" if "unlearn.source_uri" in done.tags else ""
-        found = Registered.by_tags(done.name, str(done.version), done.model_id, done.tags)
         raise AlreadyDone(
             f"Registered {done.name} version {done.version}{source}: this command had done so before it was killed, "
             f"in run {done.run_id}.",
-            Registering(run_id=str(done.run_id), registered=found),
+            Registering(run_id=str(done.run_id), registered=registered_before(done)),
         )
 
 

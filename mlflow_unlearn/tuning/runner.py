@@ -43,6 +43,7 @@ from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.outputs import Outputs
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.clients import quoted
+from mlflow_unlearn.registry.registration import registered_before
 from mlflow_unlearn.registry.uris import absolute_uri
 from mlflow_unlearn.session.reuse import code_digest, reuse_key
 from mlflow_unlearn.session.session import Session
@@ -473,5 +474,5 @@ def _registered(name: str, study: str, winner: FrozenTrial) -> Registered | None
     sought = {"unlearn.study": study, "unlearn.weights_sha256": winner.user_attrs.get(DIGEST)}
     for version in tracking.client().search_model_versions(f"name = {quoted(name)}"):
         if all(version.tags.get(key) == value for key, value in sought.items()):
-            return Registered.by_tags(name, str(version.version), version.model_id, version.tags)
+            return registered_before(version)
     return None

@@ -153,7 +153,8 @@ class LeaderLock:
         self._engine: sqlalchemy.Engine | None = None
         self._connection: sqlalchemy.Connection | None = None
         dialect = "file" if url.startswith(_JOURNAL) else make_url(url).get_backend_name()
-        database = "" if dialect == "file" else make_url(url).database
+        # The lock of a file lies beside it, by whatever path its URL names it: a worker's is absolute.
+        database = "" if dialect in ("file", "sqlite") else make_url(url).database
         name = f"mlflow-unlearn {database} {study.study_name}"
         number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
         if dialect == "postgresql":

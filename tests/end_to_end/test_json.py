@@ -4,7 +4,7 @@ import json
 
 import mlflow
 import pytest
-from answers import EACH, SCHEMAS, V1, V2, answer, checked
+from answers import SCHEMAS, V1, V2, answer, checked
 from chains import QUICK
 from jsonschema import Draft202012Validator
 from stores import DATA, FORGET, TRAIN, Outcome, call, shell
@@ -16,7 +16,7 @@ from mlflow_unlearn.data.loaders import load_source
 EPOCHS = ("--params", '{"lotus": {"epochs": 1}, "retrain": {"epochs": 1}}')
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_schemas_are_what_the_code_generates(name):
     schema = (SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8")
     assert schema == cli.answer_schema(name)
@@ -63,7 +63,7 @@ def test_request_then_unlearn_then_audit(store):
     (store.folder / "ids.csv").write_text("\n".join(ids))
     request = ("request", *V1, "--forget", "ids.csv", "--hash-ids", "true", "--format", "json")
     outcomes = [call(*request)]
-    filed = checked(outcomes[0], "request")["result"]
+    [filed] = checked(outcomes[0], "request")["result"]["requests"]
     assert (filed["new"], filed["done_by"], filed["samples"]) == (True, [], 54)
     assert list(store.requests()) == [filed["request_id"]]
     outcomes.append(call("unlearn", *V1, "--params", QUICK, "--format", "json"))
@@ -76,7 +76,8 @@ def test_request_then_unlearn_then_audit(store):
     assert float(store.tags("2")["unlearn.metric.acc_test"]) == unlearned["values"]["acc_test"]
     assert "jsd" in unlearned["not_computed"] and result["plan"] is None and result["attempts"] == []
     outcomes += [call(*request), call("audit", *V2, "--format", "json")]
-    again, audited = checked(outcomes[2], "request")["result"], checked(outcomes[3], "audit", code=3)["result"]
+    [again] = checked(outcomes[2], "request")["result"]["requests"]
+    audited = checked(outcomes[3], "audit", code=3)["result"]
     assert (again["new"], again["done_by"]) == (False, ["models:/clf/2"])
     assert audited["decision"] and audited["audit"]["attacks"]
     for outcome in outcomes:
@@ -112,6 +113,7 @@ def test_evaluate(gold_store):
         assert measured["values"] == {key: logged[f"{model}.{key}"] for key in measured["values"]}
 
 
+@pytest.mark.slow
 def test_audit(gold_store):
     told = answer("audit", *V1, "--forget", FORGET, code=3)
     result = told["result"]
@@ -120,6 +122,7 @@ def test_audit(gold_store):
     assert stored == result["audit"] and stored["attacks"]["audited"]["margin"]["p_value"] <= 1
 
 
+@pytest.mark.slow
 def test_compare(gold_store):
     result = answer("compare", *V1, "--forget", FORGET, "--methods", "lotus", "--seeds", "1", *EPOCHS)["result"]
     stored = mlflow.artifacts.load_dict(f"runs:/{result['run_id']}/compare/table.json")
@@ -133,6 +136,7 @@ def test_compare(gold_store):
 TUNE = ("tune", *V1, "--forget", "random:8%", "--methods", "lotus", "--seed", "2")
 
 
+@pytest.mark.slow
 def test_tune(store):
     result = answer(*TUNE, "--n-trials", "1", "--register", "none")["result"]
     assert result["trials"] == 1 and result["study_run_id"] == result["run_id"]
@@ -145,6 +149,7 @@ def test_tune_with_workers_registers(store):
     """In a process of its own, whose workers answer as well: to nobody."""
     ran = shell(*TUNE, "--n-trials", "4", "--workers", "2", "--format", "json")
     result = checked(Outcome(ran.returncode, ran.stdout, ran.stderr), "tune")["result"]
+    assert store.tags("2")["unlearn.run_id"] == result["run_id"]  # it leads, from the first trial to the last
     chosen = result["registered"]["provenance"]["selection"]
     assert (chosen["study"], chosen["trial"]) == (result["study"], result["best"]["number"])
     again = answer(*TUNE, "--n-trials", "4", "--study", result["study"])["result"]

@@ -34,6 +34,6 @@ def test_verify(chain):
 
 def test_exposure(chain):
     found = answer("exposure", *V1)["result"]
-    states = {version["uri"]: version["state"] for version in found["versions"]}
+    states = {place["uri"]: place["state"] for place in found["places"]}
     assert states["models:/clf/1"] == "contains" and states["models:/clf/2"] == "unlearned"
-    assert found["request_ids"] == list(chain.requests("1")) and any(found["others"].values())
+    assert found["looked_for"] == 20 and found["runs"] and found["unanswered"] is None

@@ -107,6 +107,7 @@ def test_a_crash():
     assert "Traceback" in ran.stderr
 
 
+@pytest.mark.slow
 def test_without_an_encoding_for_what_is_said():
     ran = shell("methods", *JSON, env={"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
     methods = checked(Outcome(ran.returncode, ran.stdout, ran.stderr), "methods")["result"]["methods"]

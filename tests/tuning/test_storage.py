@@ -183,6 +183,14 @@ def test_one_leads(url):
     assert second.take() and not first.take()
 
 
+def test_one_leads_by_whatever_path_the_file_is_named(tmp_path, monkeypatch):
+    """A worker is given the absolute one."""
+    monkeypatch.chdir(tmp_path)
+    relative, absolute = "sqlite:///own.db", f"sqlite:///{tmp_path / 'own.db'}"
+    first, second = LeaderLock(relative, opened(relative)), LeaderLock(absolute, opened(absolute))
+    assert first.take() and not second.take()
+
+
 HOLD = """
 import sys, time, optuna
 from mlflow_unlearn.tuning.storage import LeaderLock, open_storage
