@@ -20,6 +20,7 @@ from mlflow_unlearn.governance import manifest_index
 from mlflow_unlearn.governance.locating import Search, Wanted
 from mlflow_unlearn.parsing import whole_number
 from mlflow_unlearn.registry import forget_requests
+from mlflow_unlearn.registry.artifacts import remember
 from mlflow_unlearn.registry.forget_requests import RUN_TAG, SUMMARY_TAG, TAG, ForgetRequest, Summary
 from mlflow_unlearn.registry.versions import retired
 from mlflow_unlearn.registry.walk import Registry, runs_where, uri_of
@@ -75,6 +76,7 @@ class Inbox:
         """
         self._client, self._registry = client, registry
         runs = {run.info.run_id: run for run in runs_where(client, f"tags.`{RUN_TAG}` LIKE '%'")}
+        remember(runs.values())  # so that to read what they name takes one request each
         self._filed: dict[str, list[_Filed]] = {}
         self._summaries: dict[str, Summary] = {}
         for request, state in [*_of_versions(registry), *_of_gone_versions(registry, runs)]:

@@ -13,7 +13,6 @@ from mlflow.entities import LoggedModel
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 from pydantic import ValidationError
 
@@ -25,7 +24,7 @@ from mlflow_unlearn.governance.files import files_of, located
 from mlflow_unlearn.governance.location import Location, Relations, locate
 from mlflow_unlearn.governance.manifest_index import Hashes, ManifestIndex, Read, keys_of
 from mlflow_unlearn.governance.model_folder import is_gone
-from mlflow_unlearn.registry.network import persistently
+from mlflow_unlearn.registry.artifacts import stored_file
 from mlflow_unlearn.registry.versions import (
     MANIFEST_FILE,
     MANIFEST_PATH,
@@ -356,18 +355,19 @@ def _stored_manifest(files: str, model: LoggedModel | None) -> Manifest:
         with fetched(f"{files}{path}") as local:
             return Manifest.from_csv(local)
     with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-") as folder:
-        local = Path(folder) / MANIFEST_FILE
-        repository = get_artifact_repository(model.artifact_location)
-        # What MLflow offers to all would ask first whether it is a folder.
-        persistently(lambda: repository._download_file(path, str(local)))
-        return Manifest.from_csv(local)
+        return Manifest.from_csv(stored_file(model.artifact_location, path, Path(folder)))
 
 
 def _recorded_source(files: str, model: LoggedModel | None) -> TrainedOn | None:
     """The data source of an earlier release's version, by its MLmodel."""
     try:
-        with fetched(f"{files}MLmodel") as path:
-            record = Record.model_validate((Model.load(str(path)).metadata or {})[METADATA_KEY])
+        if model is None:
+            with fetched(f"{files}MLmodel") as path:
+                metadata = Model.load(str(path)).metadata
+        else:
+            with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-") as folder:
+                metadata = Model.load(str(stored_file(model.artifact_location, "MLmodel", Path(folder)))).metadata
+        record = Record.model_validate((metadata or {})[METADATA_KEY])
     except (MlflowException, OSError, KeyError, TypeError, ValidationError):
         return None
     if record.trained_on is not None:

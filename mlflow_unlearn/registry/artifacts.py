@@ -71,6 +71,12 @@ def run_file(run_id: str, path: str, folder: Path) -> Path:
     return Path(persistently(lambda: repository.download_artifacts(path, str(folder))))
 
 
+def stored_file(location: str, path: str, folder: Path) -> Path:
+    """Fetch one file below a location into a folder."""
+    repository = _repository(location, _ServedFile)
+    return Path(persistently(lambda: repository.download_artifacts(path, str(folder))))
+
+
 def run_folder(run_id: str, path: str, folder: Path) -> Path:
     """Fetch one of a run's folders into a folder."""
     repository = _repository(_location_of(run_id), _ServedFolder)
