@@ -35,6 +35,7 @@ from mlflow_unlearn.evidence.record import (
     SourceRecord,
     Step,
 )
+from mlflow_unlearn.governance.inbox import InboxCase, InboxRequest
 from mlflow_unlearn.metrics.catalog import KEYS
 from mlflow_unlearn.report.page import Sample
 
@@ -390,3 +391,28 @@ def case(word: str = "plain", many: int = 1, **changes) -> Case:
     source = version.model_copy(update={"uri": f"{word} 1", "role": "source", "knows": [request.id], "request_ids": []})
     values = {"id": request.id, "requests": [request] * many, "versions": [version, source] * many, "events": events}
     return Case(**values | {"missing": {"versions/clf-2/version.json": word}, "files": {}} | changes)
+
+
+def inbox(count: int, word: str = "plain", versions: int = 2) -> list[InboxCase]:
+    """So many cases, the most urgent first: a few are overdue, half of the rest is done."""
+    cases = []
+    for n in range(count):
+        state = "overdue" if n < count // 8 + 1 else "open" if n < count // 2 else "done"
+        left = {"overdue": n - count // 8 - 1, "open": n, "done": 9}[state]
+        closed = "done" if state == "done" else "pending"
+        requests = [
+            InboxRequest(
+                **{"id": f"{n:06x}{at:06x}", "uri": f"models:/{word}/{at + 1}", "state": closed},
+                **{"done_by": [f"models:/{word}/{at + 9}"] * (state == "done"), "run_id": word, "samples": 3},
+            )
+            for at in range(versions)
+        ]
+        cases.append(
+            InboxCase(
+                **{"id": f"{n:012x}", "subject": f"group:subject={n} {word}", "requester": word, "filed_by": word},
+                **{"filed": "2026-11-20T09:14:05+00:00", "due": f"2026-12-{20 + n % 9}", "days_left": left},
+                **{"state": state, "requests": requests, "unclear": n % 3},
+                still_in=[f"models:/{word}/{at + 1}" for at in range(versions + n % 5)],
+            )
+        )
+    return cases

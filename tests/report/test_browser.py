@@ -9,6 +9,7 @@ import records
 from servers import mlflow_server
 
 from mlflow_unlearn.report.case_page import case_page
+from mlflow_unlearn.report.inbox_page import inbox_page
 from mlflow_unlearn.report.page import page
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -181,6 +182,44 @@ def test_a_case(browser, shots, tmp_path, name, scheme, width):
         if name == "case" and width == "wide":
             bottom = window.page.evaluate("document.querySelector('#answer').getBoundingClientRect().bottom")
             assert bottom <= 900  # the whole answer, without scrolling
+        window.page.keyboard.press("Tab")
+        window.page.keyboard.press("Enter")
+        assert window.page.evaluate("document.activeElement.id") == "main"
+        window.page.emulate_media(media="print", color_scheme=scheme)
+        assert window.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        window.page.set_viewport_size({"width": 673, "height": 1000})  # A4 within its margins
+        assert window.page.evaluate(OVERFLOW) <= 0
+
+
+INBOXES = {
+    "inbox-empty": records.inbox(0),
+    "inbox-one": records.inbox(1),
+    "inbox": records.inbox(12),
+    "inbox-200": records.inbox(200, versions=6),
+    "inbox-hostile": records.inbox(9, records.HOSTILE * 3, versions=20),
+}
+
+
+@pytest.mark.parametrize(("scheme", "width"), VIEWS)
+@pytest.mark.parametrize("name", INBOXES)
+def test_the_inbox(browser, shots, tmp_path, name, scheme, width):
+    """Of no case, one, several, 200, and of hostile ones: one file, nothing loaded, the answer in the first screen."""
+    path = tmp_path / "inbox.html"
+    path.write_text(inbox_page(INBOXES[name], "2026-11-27"), encoding="utf-8")
+    with Opened(browser, scheme, WIDTHS[width]) as window:
+        window.page.goto(path.as_uri())
+        window.page.screenshot(path=shots / f"{name}-{scheme}-{width}.png", full_page=True)
+        assert window.page.evaluate(OVERFLOW) <= 0
+        bottom = window.page.evaluate("document.querySelector('#answer').getBoundingClientRect().bottom")
+        assert bottom <= 900 or name == "inbox-hostile"
+        assert window.page.locator(".cases > li").filter(visible=True).count() <= 24
+        window.page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+        assert window.page.locator(".cases > li").filter(visible=True).count() == len(INBOXES[name])
+        assert window.page.evaluate(OVERFLOW) <= 0
+        if len(INBOXES[name]) < 100:  # there are no other elements among many, and it takes a minute
+            assert serious(axe.Axe().run(window.page)) == []
+        assert window.errors == []
+        assert [url for url in window.requests if not url.startswith("data:")] == [path.as_uri()]
         window.page.keyboard.press("Tab")
         window.page.keyboard.press("Enter")
         assert window.page.evaluate("document.activeElement.id") == "main"
