@@ -28,7 +28,9 @@ def inbox_page(cases: Sequence[Any], today: str) -> str:
         cases=cases,
         today=today,
         **{state: [case for case in cases if case.state == state] for state in ("overdue", "open", "done")},
-        holders=[f"{uri}: samples of {count} {'case' if count == 1 else 'cases'}" for uri, count in holders.most_common()],
+        holders=[
+            f"{uri}: samples of {count} {'case' if count == 1 else 'cases'}" for uri, count in holders.most_common()
+        ],
         few_lines=_FEW,
         most=_MOST,
         unfolded=_UNFOLDED,

@@ -1,25 +1,11 @@
 """The page of a case: its first screen, and hostile text."""
 
 import re
-from html.parser import HTMLParser
 
 import records
+from pages import Tags, said
 
 from mlflow_unlearn.report.case_page import case_page
-
-
-class Tags(HTMLParser):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.found: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.found.append(tag)
-
-
-def said(text: str) -> str:
-    return " ".join(re.sub("<style>.*?</style>|<[^>]+>", " ", text, flags=re.S).split())
 
 
 def test_the_answer_comes_first():
