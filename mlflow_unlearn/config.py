@@ -424,7 +424,7 @@ class Locate(LoadOptions, Command):
 
 
 class Requests(Command):
-    """List all forget requests of the server, the most urgent first, or carry them out. Exit code 3: one failed."""
+    """List all forget requests of the server, the most urgent first, show one case, or carry them out."""
 
     example = 'mlflow-unlearn requests --fulfil true --unlearn-options \'{"until": "pass"}\''
 
@@ -433,6 +433,9 @@ class Requests(Command):
     )
     model: Text = Field(None, description="Only cases on registered models of this name, or pattern such as clf*.")
     subject: Text = Field(None, description="Only cases with this in their forget spec or requester, or with this id.")
+    case: Text = Field(
+        None, description="One case, open or done, with its timeline: its id, or that of one of its requests."
+    )
     fulfil: bool = Field(
         False, description="Run `unlearn` on every version with a request of these cases, and go on after a failure."
     )
@@ -442,7 +445,7 @@ class Requests(Command):
     unlearn_options: Text = Field(
         None, description='With fulfil: options of `unlearn`, JSON or a YAML file: {"method": "transpose"}.'
     )
-    output: Text = Field(None, description="With format=html: the file; default: inbox.html.")
+    output: Text = Field(None, description="With format=html: the file; default: inbox.html, or case-ID.html.")
     format: Literal["table", "json", "html"] = Field(  # type: ignore[assignment]
         "table",
         description="table: for people; json: one JSON document, and nothing else on standard output; html: a page.",

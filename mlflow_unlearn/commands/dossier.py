@@ -12,14 +12,16 @@ from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.console import first_line, without_passwords
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence import dossier_verify
-from mlflow_unlearn.evidence.case import Case
-from mlflow_unlearn.evidence.dossier import CASE, CHECKER, PAGE, checker, with_manifest, write_zip
+from mlflow_unlearn.evidence.case import Case, Holders
+from mlflow_unlearn.evidence.dossier import CASE, CHECKER, HOLDERS, PAGE, checker, with_manifest, write_zip
 from mlflow_unlearn.evidence.dossier_verify import MANIFEST, SIGNATURE, DossierCheck, NotADossier
 from mlflow_unlearn.evidence.record import sha256
 from mlflow_unlearn.evidence.signing import check_key, sign
 from mlflow_unlearn.governance.case import open_case
+from mlflow_unlearn.governance.still_in import held
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.walk import walk
 from mlflow_unlearn.report import table
 from mlflow_unlearn.report.case_page import case_page
 
@@ -60,10 +62,12 @@ def _write(options: config.Dossier, request: str) -> DossierResult:
         _check_output(Path(options.output), options)
     check_key(options.sign_key)
     with tracking.run("dossier", options) as run_id, tracking.scratch() as folder:
-        case = open_case(tracking.client(), request)
+        client = tracking.client()
+        case = open_case(client, request)
         path = Path(options.output or f"dossier-{case.id}.zip")
         _check_output(path, options)
-        files = _files(case)
+        holders = held(client, walk(client), case)
+        files = _files(case, holders)
         if options.sign_key is not None:
             (folder / MANIFEST).write_bytes(files[MANIFEST])
             sign(folder, options.sign_key, [MANIFEST], to=SIGNATURE)
@@ -75,10 +79,10 @@ def _write(options: config.Dossier, request: str) -> DossierResult:
             os.replace(begun, path)  # only what is recorded is there
         finally:
             begun.unlink(missing_ok=True)
-        result = _result(path, files, dossier_verify.check(files), case)
+        result = _result(path, files, dossier_verify.check(files), case, holders)
         print(f"Wrote {path}: {len(files)} files about case {case.id} (run {run_id}).")
         print(f"SHA-256 of its {MANIFEST}, by which it can be told from every other: {result.manifest_sha256}")
-        for point in case.open_points:
+        for point in result.still_open:
             print(f"Still open: {point}.")
         _refuse(result, f"{path} was written, and is not whole")
         return result
@@ -98,27 +102,33 @@ def _check_output(path: Path, options: config.Dossier) -> None:
         raise UnlearnError(f"output = {str(path)!r} is there already: give another name, or --force true to replace it")
 
 
-def _files(case: Case) -> dict[str, bytes]:
+def _files(case: Case, holders: Holders) -> dict[str, bytes]:
     """All files of a dossier but for its signature."""
-    files = {**case.files, CASE: without_passwords(case.to_json()).encode(), CHECKER: checker()}
-    return with_manifest({**files, PAGE: _page(case, files)})
+    own = {CASE: case.to_json(), HOLDERS: holders.to_json()}
+    files = {**case.files, **{name: without_passwords(text).encode() for name, text in own.items()}, CHECKER: checker()}
+    return with_manifest({**files, PAGE: _page(case, holders, files)})
 
 
-def _page(case: Case, files: dict[str, bytes]) -> bytes:
+def _page(case: Case, holders: Holders | None, files: dict[str, bytes]) -> bytes:
     """The page beside these files."""
     failures = [_words(one) for one in dossier_verify.check_records(files) if one.outcome == "failed"]
     digests = {name: sha256(content) for name, content in files.items()}
-    return without_passwords(case_page(case, failures=failures, digests=digests)).encode()
+    return without_passwords(case_page(case, failures=failures, holders=holders, digests=digests)).encode()
 
 
 def _check_page(files: dict[str, bytes]) -> DossierCheck:
     """Whether the page, which no other file names, is what its files say."""
     rest = {name: content for name, content in files.items() if name not in (PAGE, MANIFEST, SIGNATURE)}
+    name = CASE
     try:
         case = Case.model_validate(load_json(files[CASE]) | {"files": {}})
+        name = HOLDERS  # which those of earlier releases have not
+        holders = Holders.model_validate(load_json(files[HOLDERS])) if HOLDERS in files else None
     except (KeyError, TypeError, ValueError):  # pydantic's too
-        return DossierCheck("failed", CASE, "it is not the record of a case")
-    if files.get(PAGE) == _page(case, rest):
+        return DossierCheck(
+            "failed", name, f"it is not the record of {'a case' if name == CASE else 'who holds samples'}"
+        )
+    if files.get(PAGE) == _page(case, holders, rest):
         return DossierCheck("ok", PAGE, "it says what the records say")
     message = "it is not what this release makes of the records: another one made it, or it was changed"
     return DossierCheck("not checked", PAGE, message)
@@ -163,15 +173,29 @@ def _check(options: config.Dossier, name: str) -> DossierResult:
 
 
 def _result(
-    path: Path, files: dict[str, bytes], found: Sequence[DossierCheck], case: Case | None = None
+    path: Path,
+    files: dict[str, bytes],
+    found: Sequence[DossierCheck],
+    case: Case | None = None,
+    holders: Holders | None = None,
 ) -> DossierResult:
+    """What is said of a dossier.
+
+    Args:
+        path: where it is.
+        files: in it.
+        found: by its check.
+        case: of it, where it was written just now.
+        holders: likewise.
+    """
+    points = [*case.open_points, *holders.open_points(case)] if case is not None and holders is not None else []
     return DossierResult(
         file=str(path),
         case=case.id if case is not None else None,
         manifest_sha256=sha256(files[MANIFEST]),
         files={name: sha256(content) for name, content in sorted(files.items())},
         missing=case.missing if case is not None else {},
-        still_open=case.open_points if case is not None else [],
+        still_open=points,
         failures=[_words(one) for one in found if one.outcome == "failed"],
         not_checked=[_words(one) for one in found if one.outcome == "not checked"],
     )

@@ -17,7 +17,11 @@ from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.config import parse_params
 from mlflow_unlearn.console import first_line, note
 from mlflow_unlearn.errors import Refused, UnlearnError
+from mlflow_unlearn.evidence.case import Case
+from mlflow_unlearn.evidence.dossier import differences
+from mlflow_unlearn.governance.case import open_case
 from mlflow_unlearn.governance.inbox import Inbox, InboxCase, chosen, due_days
+from mlflow_unlearn.governance.still_in import held
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.forget_requests import has_pending
@@ -25,6 +29,7 @@ from mlflow_unlearn.registry.lock import WAIT_VARIABLE
 from mlflow_unlearn.registry.versions import retired, version_there
 from mlflow_unlearn.registry.walk import Registry, walk
 from mlflow_unlearn.report import table
+from mlflow_unlearn.report.case_page import case_page
 from mlflow_unlearn.report.inbox_page import inbox_page
 
 _PATIENCE = "86400"
@@ -49,21 +54,28 @@ class RequestsResult(CommandResult):
     cases: list[InboxCase] = Field(description="The most urgent first.")
     fulfilled: list[Fulfilled] | None = Field(description="What `fulfil` has done; null without it.")
     page: str | None = Field(description="The page that was written.")
+    case: Case | None = Field(None, description="With `case`: its requests, versions, and all that was done.")
+    differences: list[str] = Field([], description="Where the records of this case do not agree with each other.")
     unanswered: str | None = Field(description="Why the rest is missing; null where all was looked at.")
 
 
 def requests(options: config.Requests) -> RequestsResult:
-    """Print the inbox, or write it as a page; with ``fulfil`` carry out what is open.
+    """Print the inbox or one case, or write it as a page; with ``fulfil`` carry out what is open.
 
     Raises:
+        UnlearnError: options do not go together, or there is no such case.
         Refused: something could not be fulfilled, or the server stopped to answer on the way.
     """
     unlearn_options = _checked(options)
     today = datetime.now(UTC).date()
     with tracking.read_only_client() as client:
+        record = open_case(client, options.case) if options.case is not None else None
         registry = walk(client)
         inbox = Inbox(client, registry, days=due_days())
-        cases = chosen(inbox.cases(today), state=options.state, model=options.model, subject=options.subject)
+        if record is not None:
+            cases = [case for case in inbox.cases(today) if case.id == record.id]
+        else:
+            cases = chosen(inbox.cases(today), state=options.state, model=options.model, subject=options.subject)
         fulfilled = None
         if options.fulfil:
             within = [case for case in cases if options.within is None or case.days_left <= options.within]
@@ -72,13 +84,31 @@ def requests(options: config.Requests) -> RequestsResult:
             inbox = Inbox(client, registry, days=due_days())
             ids = {case.id for case in cases}
             cases = [case for case in inbox.cases(today) if case.id in ids]
+            record = open_case(client, record.id) if record is not None else None
         cases, unanswered = inbox.with_holders(cases)
-        page = _write(options, cases, today.isoformat()) if options.format == "html" else None
-    result = RequestsResult(today=today.isoformat(), cases=cases, fulfilled=fulfilled, page=page, unanswered=unanswered)
-    if page is None:
-        table.show_inbox(cases)
-    else:
+        wrong = differences(record) if record is not None else []
+        page = None
+        if options.format == "html" and record is not None:
+            text = case_page(record, failures=wrong, holders=held(client, registry, record))
+            page = _write(options, text, f"case-{record.id}.html")
+        elif options.format == "html":
+            page = _write(options, inbox_page(cases, today.isoformat()), "inbox.html")
+    result = RequestsResult(
+        today=today.isoformat(),
+        cases=cases,
+        fulfilled=fulfilled,
+        page=page,
+        case=record,
+        differences=wrong,
+        unanswered=unanswered,
+    )
+    if page is not None:
         print(f"Wrote {page}.")
+    elif record is not None:
+        table.show_inbox(cases)
+        table.show_case(record, wrong)
+    else:
+        table.show_inbox(cases)
     if fulfilled is not None:
         table.show_fulfilled(
             [(f.uri, ", ".join(f.request_ids), f.outcome, f.registered or "–", f.message) for f in fulfilled]
@@ -99,6 +129,9 @@ def _checked(options: config.Requests) -> list[str]:
     for name in ("within", "unlearn_options"):
         if getattr(options, name) is not None and not options.fulfil:
             raise UnlearnError(f"{name} = {getattr(options, name)!r} is of no use here: give fulfil=true with it")
+    for name in ("model", "subject"):
+        if options.case is not None and getattr(options, name) is not None:
+            raise UnlearnError(f"{name} = {getattr(options, name)!r} is of no use with case=: leave one of them out")
     if options.output is not None and options.format != "html":
         raise UnlearnError(f"output = {options.output!r} is of no use here: give format=html with it")
     given = parse_params(options.unlearn_options, "unlearn_options")
@@ -187,15 +220,15 @@ def _answer(out: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _write(options: config.Requests, cases: Sequence[InboxCase], today: str) -> str:
-    """The inbox as a page; where it is.
+def _write(options: config.Requests, page: str, name: str) -> str:
+    """Write a page, to a file of this name unless another one is asked for; where it is.
 
     Raises:
         UnlearnError: it cannot be written.
     """
-    path = Path(options.output or "inbox.html").expanduser().absolute()
+    path = Path(options.output or name).expanduser().absolute()
     try:
-        path.write_text(inbox_page(cases, today), encoding="utf-8")
+        path.write_text(page, encoding="utf-8")
     except OSError as error:
         raise UnlearnError(
             f"the page cannot be written to {str(path)!r} ({first_line(error)}): give output="

@@ -4,6 +4,7 @@ import json
 from typing import Literal
 
 from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 
 from mlflow_unlearn.evidence.record import FrozenRecord
 
@@ -74,7 +75,7 @@ class Case(FrozenRecord):
     versions: list[CaseVersion]
     events: list[CaseEvent] = Field(description="By time.")
     missing: dict[str, str] = Field(description="Path in the dossier → why that file is not there.")
-    files: dict[str, bytes] = Field(exclude=True, repr=False)
+    files: SkipJsonSchema[dict[str, bytes]] = Field(exclude=True, repr=False)
 
     def to_json(self) -> str:
         """What a dossier holds of it besides the records themselves."""
@@ -120,6 +121,41 @@ class Case(FrozenRecord):
                 points.append(f"{version.uri}, which knows the samples, was not retired{still}")
         points += [f"{path} is missing: {why}" for path, why in self.missing.items()]
         return points
+
+
+class Holder(FrozenRecord):
+    """A version of which it is known, or cannot be told, that it contains samples of a case."""
+
+    uri: str
+    samples: int = Field(description="How many of them its list of training ids names.")
+    aliases: list[str]
+    endpoints: dict[str, str] = Field(description="Name → URL, by the version's tags.")
+    why: str = Field(description="How that is known, or why it is not.")
+
+
+class Holders(FrozenRecord):
+    """Which places still hold the samples of a case, as far as the tracking server can tell."""
+
+    schema_version: Literal[1] = 1
+    contain: list[Holder] = Field(description="Versions.")
+    cannot_be_told: list[Holder]
+    logged_models: list[str] = Field(description="LoggedModels with the samples that no version names.")
+    runs: list[str] = Field(description="That logged what contains them.")
+    references: list[str] = Field(description="Outputs of models that audits have trained, with them among the data.")
+    not_looked_for: dict[str, str] = Field(description="Request → why its samples could not be looked for.")
+
+    def to_json(self) -> str:
+        """As a dossier has it."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+
+    def open_points(self, case: Case) -> list[str]:
+        """What is still to be done, in words, besides what the case itself says."""
+        known = {version.uri for version in case.versions}
+        beyond = [*(one.uri for one in self.contain if one.uri not in known), *self.logged_models]
+        points = [f"{uri} contains the samples, and does not belong to this case" for uri in beyond]
+        return points + [
+            f"the samples of request {id} were not looked for: {why}" for id, why in self.not_looked_for.items()
+        ]
 
 
 def _name(uri: str) -> str:

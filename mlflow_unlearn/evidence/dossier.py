@@ -4,11 +4,13 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from mlflow_unlearn.console import without_passwords
 from mlflow_unlearn.evidence import dossier_verify
+from mlflow_unlearn.evidence.case import Case
 from mlflow_unlearn.evidence.dossier_verify import MANIFEST
 from mlflow_unlearn.evidence.record import sha256
 
-CASE, PAGE, CHECKER = "case.json", "index.html", "verify.py"
+CASE, HOLDERS, PAGE, CHECKER = "case.json", "holders.json", "index.html", "verify.py"
 _NO_TIME = (1980, 1, 1, 0, 0, 0)
 """Of every file in the zip, which is the same for the same files."""
 
@@ -16,6 +18,12 @@ _NO_TIME = (1980, 1, 1, 0, 0, 0)
 def checker() -> bytes:
     """The program that a dossier carries: this release's own."""
     return Path(str(dossier_verify.__file__)).read_bytes()
+
+
+def differences(case: Case) -> list[str]:
+    """Where the records of a case do not agree with each other, in words."""
+    files = {**case.files, CASE: without_passwords(case.to_json()).encode()}
+    return [f"{one.part}: {one.message}" for one in dossier_verify.check_records(files) if one.outcome == "failed"]
 
 
 def with_manifest(files: Mapping[str, bytes]) -> dict[str, bytes]:

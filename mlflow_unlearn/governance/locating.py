@@ -231,8 +231,12 @@ class Search:
         entry = replace(entry, source=listed.source)
         done = set(entry.registered.tags.get("unlearn.request_ids", "").split(","))
         own, other, unclear = 0, 0, False
+        counted = set[tuple[str, str | None, str | None]]()
         for at, one in enumerate(wanted):
-            count = counts.of(listed, at)
+            key = (one.samples.digest, one.source, one.source_sha256)
+            # Requests of one case name the same samples, of several versions.
+            count = 0 if key in counted else counts.of(listed, at)
+            counted |= {key} if count is not None else set()
             if count is None:
                 unclear |= one.same_source(listed) and not done & one.requests
             elif one.same_source(listed):

@@ -64,7 +64,7 @@ def _places(client: MlflowClient, wanted: Sequence[Wanted], found: Found) -> Pla
     runs = {getattr(h.registered, "run_id", None) or getattr(h.registered, "source_run_id", None) for h in holders}
     trained = references(client, holders) if found.unanswered is None and holders else []
     return Places(
-        looked_for=sum(len(set(one.samples.ids)) for one in wanted),
+        looked_for=len({sample for one in wanted for sample in one.samples.ids}),
         versions_looked_at=len(found.versions),
         places=[_place(entry) for entry in found.versions if entry.state != "never contained"],
         logged_models=[entry.uri for entry in found.models if entry.state == "contains"],

@@ -7,11 +7,13 @@ from urllib.parse import quote
 
 import jinja2
 
-from mlflow_unlearn.evidence.case import Case
+from mlflow_unlearn.evidence.case import Case, Holders
 from mlflow_unlearn.report.figures import fit
 
 _MOST = 12
 """Lines of each kind in the first screen."""
+_MOST_ROWS = 200
+"""Rows of the table of what holds the samples."""
 _ROLES = {
     "source": "knows the samples",
     "fulfilled": "carried out",
@@ -49,6 +51,11 @@ _PARTS = (
         "retirements/, version.json",
         "What became of the versions that know the samples.",
         (f"{_ERASURE}: copies that were removed, and those that were not",),
+    ),
+    (
+        "holders.json",
+        "Which versions still contain the samples, and of which that cannot be told.",
+        (f"{_ERASURE}: what is left to be done",),
     ),
     (
         "case.json, index.html",
@@ -100,21 +107,32 @@ _TEXTS = (
 )
 
 
-def case_page(case: Case, *, failures: Sequence[str] = (), digests: Mapping[str, str] | None = None) -> str:
+def case_page(
+    case: Case,
+    *,
+    failures: Sequence[str] = (),
+    holders: Holders | None = None,
+    digests: Mapping[str, str] | None = None,
+) -> str:
     """The page as one self-contained HTML text.
 
     Args:
         case: what it is about.
         failures: where its records do not agree with each other, in words.
+        holders: what still holds its samples; None where that was not looked for.
         digests: of the files beside the page, which it then links to and lists, with what they can support; None for a
             page that stands alone.
     """
     workers = dict.fromkeys(f"{e.by}, {e.at[:10]}" for e in case.events if e.kind == "unlearned")
+    points = case.open_points + (holders.open_points(case) if holders is not None else [])
     return (
         _template()
         .render(
             case=case,
-            word=_word(case, failures),
+            word=_word(len(points), failures),
+            points=points,
+            holders=holders,
+            most_rows=_MOST_ROWS,
             failures=failures,
             workers=list(workers),
             linked=digests is not None,
@@ -129,11 +147,10 @@ def case_page(case: Case, *, failures: Sequence[str] = (), digests: Mapping[str,
     )
 
 
-def _word(case: Case, failures: Sequence[str]) -> tuple[str, str]:
-    """The state of the case: its colour and what it says."""
+def _word(count: int, failures: Sequence[str]) -> tuple[str, str]:
+    """The state of a case with so many open points: its colour and what it says."""
     if failures:
         return "fail", "Records differ"
-    count = len(case.open_points)
     return ("open", f"Open: {count} {'point' if count == 1 else 'points'}") if count else ("pass", "Closed")
 
 

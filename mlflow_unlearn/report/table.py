@@ -9,6 +9,7 @@ from rich.table import Table
 
 from mlflow_unlearn.console import one_line, stdout
 from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.evidence.case import Case
 from mlflow_unlearn.evidence.policy import Verdict
 from mlflow_unlearn.metrics.catalog import METRICS, READING
 from mlflow_unlearn.metrics.reading import NOT_MEASURED, read_after, read_membership
@@ -141,6 +142,29 @@ def show_inbox(cases: Sequence[Any]) -> None:
         filed = f"{case.filed_by}, {case.filed[:10]}"
         lines.add_row(*map(escape, (case.id, case.state, due, who, filed, on, still)))
     console.print(lines)
+
+
+def show_case(case: Case, differences: Sequence[str]) -> None:
+    """Print what was done in one case, and what is still open.
+
+    Args:
+        case: it.
+        differences: where its records do not agree with each other, in words.
+    """
+    console = stdout(130)
+    lines = Table(title=f"case {case.id}", title_justify="left")
+    for column in ("when", "what", "about", "by", "run"):
+        lines.add_column(column, overflow="fold")
+    for event in case.events:
+        when = event.at[:16].replace("T", " ")
+        lines.add_row(*map(escape, (when, event.kind, event.message, event.by, event.run_id)))
+    console.print(lines)
+    for one in differences:
+        console.print(f"The records do not agree: {escape(one)}.", highlight=False)
+    for point in case.open_points:
+        console.print(f"Still open: {escape(point)}.", highlight=False)
+    if not (differences or case.open_points):
+        console.print("Nothing is open: the case is closed.", highlight=False)
 
 
 def show_fulfilled(rows: Sequence[tuple[str, ...]]) -> None:

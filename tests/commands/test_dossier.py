@@ -13,6 +13,7 @@ import mlflow
 import pytest
 from answers import checked
 from chains import changed, tagged
+from pages import said
 from servers import mlflow_server
 from stores import call, shell
 
@@ -66,7 +67,8 @@ def files(made):
 def test_everything_is_in_it(closed, request_id, files):
     names = {re.sub("[0-9a-f]{12,}", "ID", name) for name in files}
     assert names == {
-        *("MANIFEST", "case.json", "index.html", "verify.py", "retirements/ID.json", "versions/clf-1/version.json"),
+        *("MANIFEST", "case.json", "holders.json", "index.html", "verify.py", "retirements/ID.json"),
+        "versions/clf-1/version.json",
         *("requests/ID/request.json", "requests/ID/manifest.csv"),
         *(f"versions/clf-2/{name}" for name in ("version.json", "audits/ID.json", "promotions/champion.json")),
         *(f"versions/clf-2/reviews/review-{n}.json" for n in (1, 2)),
@@ -244,6 +246,7 @@ def test_signed_and_checked_by_the_tool(closed, request_id, keys):
         ("index.html", 0, "it is not what this release makes of the records: another one made it, or it was changed"),
         ("verify.py", 3, "it is not this release's, whose own was used"),
         ("case.json", 3, "it is not the record of a case"),
+        ("holders.json", 3, "it is not the record of who holds samples"),
     ],
 )
 def test_what_the_tool_sees_besides(closed, files, name, code, sentence):
@@ -272,6 +275,44 @@ def test_a_case_of_which_nothing_is_done(store, cli):
     for other in flips(found[f"requests/{request_id}/manifest.csv"], 60):  # the salt too, by the page
         rest = {name: content for name, content in found.items() if name != MANIFEST}
         assert failures(with_manifest({**rest, f"requests/{request_id}/manifest.csv": other}))
+
+
+def test_what_still_holds_the_samples(store, cli, tmp_path):
+    """A copy that no request is about is open in the case; of a version without a list it cannot be told."""
+    store.client.copy_model_version("models:/clf/1", "served")
+    store.client.set_registered_model_alias("served", "champion", "1")
+    store.client.create_registered_model("theirs")
+    store.client.create_model_version("theirs", str(tmp_path))
+    assert cli("request", "--model-uri", "models:/clf/1", "--forget", "random:9").code == 0
+    [request_id] = store.requests()
+    answer = checked(cli("dossier", "--request", request_id, "--output", "held.zip", "--format", "json"), "dossier")
+    assert "models:/served/1 contains the samples, and does not belong to this case" in answer["result"]["still_open"]
+    files = read(store.folder / "held.zip")
+    found = json.loads(files["holders.json"])
+    assert {one["uri"]: (one["samples"], one["aliases"]) for one in found["contain"]} == {
+        "models:/clf/1": (9, []),
+        "models:/served/1": (9, ["champion"]),
+    }
+    assert [one["uri"] for one in found["cannot_be_told"]] == ["models:/theirs/1"] and found["not_looked_for"] == {}
+    page = said(files["index.html"].decode())
+    assert "Still in models:/clf/1 models:/served/1 ( champion )" in page and "cannot be told of 1 version" in page
+    # A page that does not say what the list says is found by the tool, and the list itself by the page's digest.
+    other = files["holders.json"].replace(b"models:/served/1", b"models:/served/2")
+    rest = {name: content for name, content in files.items() if name != MANIFEST}
+    assert any(
+        "it has the digest of holders.json" in e for e in failures(with_manifest({**rest, "holders.json": other}))
+    )
+
+
+def test_what_cannot_be_looked_for_is_said(store, cli):
+    """The list of a request is gone."""
+    assert cli("request", "--model-uri", "models:/clf/1", "--forget", "random:9").code == 0
+    [(request_id, (_, details))] = store.requests().items()
+    folder = store.client.get_run(details["run_id"]).info.artifact_uri.removeprefix("file://")
+    (Path(folder) / "request" / "manifest.csv").unlink()
+    done = cli("dossier", "--request", request_id, "--output", "gone.zip")
+    assert done.code == 3 and f"Still open: the samples of request {request_id} were not looked for: " in done.out
+    assert request_id in json.loads(read(store.folder / "gone.zip")["holders.json"])["not_looked_for"]
 
 
 def test_what_is_gone_is_named_and_the_rest_is_there(closed, request_id):

@@ -1,11 +1,14 @@
 """`requests`: the inbox, its page, and carrying out what is open."""
 
 import json
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from answers import checked
 from stores import call, shell
 
 from mlflow_unlearn.data.loaders import load_source
@@ -81,9 +84,42 @@ def test_the_page(store, cli, ids, tmp_path):
     assert cli("request", "--forget", ids, "--model-uri", "models:/clf/1", "--requester", "<b>x</b>").code == 0
     done = cli("requests", "--format", "html", "--output", tmp_path / "in.html")
     page = (tmp_path / "in.html").read_text()
-    assert done.code == 0 and "1 open, 0 overdue" in page and "models:/clf/1" in page and "&lt;b&gt;x" in page
+    assert done.code == 0 and "0 overdue, 1 open" in page and "models:/clf/1" in page and "&lt;b&gt;x" in page
     refused = cli("requests", "--format", "html", "--output", tmp_path / "no" / "in.html")
     assert refused.code == 2 and "cannot be written" in refused.err
+
+
+def test_one_case_with_its_timeline(store, cli, ids, tmp_path):
+    """By the case's id or a request's, open or done: in the terminal, as a page, and for programs."""
+    filed = cli("request", "--forget", ids, "--model-uri", "models:/clf/1", "--requester", "<b>x</b>")
+    assert filed.code == 0, filed.err
+    [request_id] = store.requests()
+    [case] = inbox(cli)
+    shown = cli("requests", "--case", request_id)
+    assert shown.code == 0 and f"case {case['id']}" in shown.out
+    assert re.search(r"│ filed +│ 12 samples of", shown.out), shown.out
+    assert f"Still open: request {request_id} was not carried out, due {case['due']}." in shown.out
+    filled = cli("requests", "--case", case["id"], "--fulfil", "true", "--unlearn-options", QUICK, "--format", "json")
+    result = checked(filled, "requests")["result"]
+    assert [event["kind"] for event in result["case"]["events"]] == ["filed", "unlearned"]
+    assert (result["cases"][0]["state"], result["differences"]) == ("done", [])
+    assert result["case"]["requests"][0]["done_by"] == ["models:/clf/2"]
+    done = cli("requests", "--case", case["id"], "--format", "html")
+    page = (store.folder / f"case-{case['id']}.html").read_text()
+    assert done.code == 0 and "models:/clf/2 by finetune" in page and "&lt;b&gt;x" in page
+
+
+def test_a_case_of_which_a_record_was_edited(store, cli, ids):
+    """The timeline says so, and is shown nevertheless."""
+    assert cli("request", "--forget", ids, "--model-uri", "models:/clf/1").code == 0
+    [case] = inbox(cli)
+    [(_, details)] = store.requests().values()
+    folder = store.client.get_run(details["run_id"]).info.artifact_uri.removeprefix("file://")
+    path = Path(folder) / "request" / "request.json"
+    path.write_text(path.read_text().replace('"samples": 12', '"samples": 11'))
+    result = json.loads(cli("requests", "--case", case["id"], "--format", "json").out)["result"]
+    assert any("its list has as many ids as it says" in one for one in result["differences"])
+    assert "The records do not agree: request " in cli("requests", "--case", case["id"]).out
 
 
 @pytest.mark.parametrize(
@@ -94,6 +130,9 @@ def test_the_page(store, cli, ids, tmp_path):
         (("--fulfil", "true", "--unlearn-options", '{"metod": "lotus"}'), "unlearn_options: metod = 'lotus'"),
         (("--fulfil", "true", "--unlearn-options", '{"forget": "x"}'), "names 'forget', which `requests` decides"),
         (("--state", "late"), "'late' is not one of"),
+        (("--case", "0" * 12), "there is neither a forget request nor a case '000000000000'"),
+        (("--case", "mine"), "'mine' is not the id of a request or of a case"),
+        (("--case", "0" * 12, "--subject", "x"), "subject = 'x' is of no use with case=: leave one of them out"),
     ],
 )
 def test_options_that_do_not_go_together(store, cli, options, message):
