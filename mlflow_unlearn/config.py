@@ -173,7 +173,7 @@ class Train(HardwareOptions, Command):
 
 
 class Request(LoadOptions, Command):
-    """File a forget request against a model version; the next unlearn carries it out."""
+    """File a forget request on one or more model versions; the next `unlearn` of each fulfils it."""
 
     example = "mlflow-unlearn request --model-uri models:/clf/1 --forget ids.csv --reason 'GDPR article 17'"
 
@@ -183,10 +183,10 @@ class Request(LoadOptions, Command):
     )
     model_uri: Text = Field(
         None,
-        description="The versions whose training data holds the samples: models:/NAME/VERSION, several with commas.",
+        description="The version that was trained on the samples: models:/NAME/VERSION; several with commas.",
     )
     all_: bool = Field(
-        False, alias="all", description="Instead of model_uri: on each version that `locate` finds; one case."
+        False, alias="all", description="Instead of model_uri: file it on each version that `locate` finds."
     )
     due: Annotated[Text, AfterValidator(_day)] = Field(
         None, description="Day by which it is to be fulfilled, such as 2026-12-24; default: in 30 days."
@@ -403,11 +403,11 @@ class Exposure(Command):
 
     example = "mlflow-unlearn exposure --model-uri models:/clf/3"
 
-    model_uri: str = Field(description="A version that holds the data, or one that has forgotten it.")
+    model_uri: str = Field(description="A version with a forget request, or one that has fulfilled one.")
 
 
 class Locate(LoadOptions, Command):
-    """Find which versions of the whole registry were trained on some samples. Makes no run."""
+    """Find the versions of the whole registry that were trained on some samples. Makes no run."""
 
     example = "mlflow-unlearn locate --forget ids.csv"
 
@@ -415,7 +415,7 @@ class Locate(LoadOptions, Command):
         description="Samples to look for: a file of ids, group:COLUMN=VALUE, class:NAME or request:ID.",
     )
     data: Text = Field(
-        None, description=f"{_SOURCES}: whose samples are meant; default: of every source that a version records."
+        None, description=f"{_SOURCES}: whose samples are meant; default: every source that a version records."
     )
     fail_on: Literal["nothing", "contains", "unknown"] = Field(
         "nothing",
@@ -424,7 +424,7 @@ class Locate(LoadOptions, Command):
 
 
 class Requests(Command):
-    """List all forget requests of the server, the most urgent first, show one case, or carry them out."""
+    """List all forget requests by due date, show one case, or unlearn what is pending. Exit code 3: one failed."""
 
     example = 'mlflow-unlearn requests --fulfil true --unlearn-options \'{"until": "pass"}\''
 
@@ -437,10 +437,11 @@ class Requests(Command):
         None, description="One case, open or done, with its timeline: its id, or that of one of its requests."
     )
     fulfil: bool = Field(
-        False, description="Run `unlearn` on every version with a request of these cases, and go on after a failure."
+        False,
+        description="Run `unlearn` on every version with a pending request of these cases; go on after a failure.",
     )
     within: Annotated[Annotated[int, Field(ge=0, le=36500)] | None, _EMPTY_IS_NONE] = Field(
-        None, description="With fulfil: only what is due within so many days, or overdue; default: all."
+        None, description="With fulfil: only what is overdue, or due within this many days; default: all."
     )
     unlearn_options: Text = Field(
         None, description='With fulfil: options of `unlearn`, JSON or a YAML file: {"method": "transpose"}.'
@@ -453,7 +454,7 @@ class Requests(Command):
 
 
 class Manifest(LoadOptions, Command):
-    """Record what a version was trained on that another tool has made, so that requests and `locate` know it."""
+    """Record what a version of another tool was trained on, so that `locate` and requests know it."""
 
     example = "mlflow-unlearn manifest --model-uri models:/theirs/1 --data folder:/data/flowers --ids trained.csv"
 
@@ -480,13 +481,13 @@ class Retire(Command):
 
 
 class Dossier(Command):
-    """Write everything about one case into one zip that checks itself offline. Exit code 3: something is missing."""
+    """Write everything about one case into one zip that checks itself offline. Exit code 3: it is not whole."""
 
     example = "mlflow-unlearn dossier --request 1f0c9a7be2d4"
 
     request: Text = Field(None, description="Id of a request, or of a case: the dossier is of the whole case.")
     output: Text = Field(None, description="The zip to write; default: dossier-CASE.zip.")
-    force: bool = Field(False, description="Write it although there is a file of that name.")
+    force: bool = Field(False, description="Replace a file of that name.")
     attach: bool = Field(False, description="Also store the zip with the run that records the dossier.")
     sign_key: Text = Field(
         None, description="Private EC key (PEM file) to sign the manifest with; needs the extra [sign]."
@@ -505,7 +506,7 @@ class Listen(Command):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8400, ge=0, le=65535, description="Port to listen on; 0: any that is free.")
     status: bool = Field(False, description="Only print the queue: what waits, runs, is done, refused or failed.")
-    retry: bool = Field(False, description="Have jobs that failed, or were refused, go on where they ended.")
+    retry: bool = Field(False, description="Let jobs that failed or were refused go on at the step where they ended.")
 
 
 class Methods(Command):

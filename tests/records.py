@@ -16,7 +16,7 @@ from mlflow_unlearn.evidence.audit import (
     TailRecord,
     WithinRecord,
 )
-from mlflow_unlearn.evidence.case import Case, CaseEvent, CaseRequest, CaseVersion
+from mlflow_unlearn.evidence.case import Case, CaseEvent, CaseRequest, CaseVersion, HolderRecord, Holders
 from mlflow_unlearn.evidence.policy import Policy, Verdict, judge
 from mlflow_unlearn.evidence.provenance import Provenance, Selection
 from mlflow_unlearn.evidence.record import (
@@ -391,6 +391,17 @@ def case(word: str = "plain", many: int = 1, **changes) -> Case:
     source = version.model_copy(update={"uri": f"{word} 1", "role": "source", "knows": [request.id], "request_ids": []})
     values = {"id": request.id, "requests": [request] * many, "versions": [version, source] * many, "events": events}
     return Case(**values | {"missing": {"versions/clf-2/version.json": word}, "files": {}} | changes)
+
+
+def holders(word: str = "plain", many: int = 1) -> Holders:
+    """As many that contain the samples, beyond those of `case`, and of which that cannot be told."""
+    contain = [
+        HolderRecord(uri=f"models:/{word}/{n + 7}", samples=3, aliases=[word], endpoints={word: word}, why=word)
+        for n in range(many)
+    ]
+    unknown = [one.model_copy(update={"uri": f"{one.uri}0", "samples": 0}) for one in contain]
+    rest = {"logged_models": [f"models:/m-{word}"], "runs": [word], "references": [word]}
+    return Holders(contain=contain, cannot_be_told=unknown, not_looked_for={"0123456789ab": word}, **rest)
 
 
 def inbox(count: int, word: str = "plain", versions: int = 2) -> list[InboxCase]:

@@ -123,7 +123,7 @@ class Case(FrozenRecord):
         return points
 
 
-class Holder(FrozenRecord):
+class HolderRecord(FrozenRecord):
     """A version of which it is known, or cannot be told, that it contains samples of a case."""
 
     uri: str
@@ -137,8 +137,8 @@ class Holders(FrozenRecord):
     """Which places still hold the samples of a case, as far as the tracking server can tell."""
 
     schema_version: Literal[1] = 1
-    contain: list[Holder] = Field(description="Versions.")
-    cannot_be_told: list[Holder]
+    contain: list[HolderRecord] = Field(description="Versions.")
+    cannot_be_told: list[HolderRecord]
     logged_models: list[str] = Field(description="LoggedModels with the samples that no version names.")
     runs: list[str] = Field(description="That logged what contains them.")
     references: list[str] = Field(description="Outputs of models that audits have trained, with them among the data.")

@@ -4,7 +4,7 @@ from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.errors import NoAnswer, UnlearnError
-from mlflow_unlearn.evidence.case import Case, Holder, Holders
+from mlflow_unlearn.evidence.case import Case, HolderRecord, Holders
 from mlflow_unlearn.governance.holders import named_by
 from mlflow_unlearn.governance.locating import Wanted
 from mlflow_unlearn.governance.places import Place, look
@@ -39,5 +39,5 @@ def held(client: MlflowClient, registry: Registry, case: Case) -> Holders:
     )
 
 
-def _holder(place: Place) -> Holder:
-    return Holder(**place.model_dump(include={"uri", "samples", "aliases", "endpoints", "why"}))
+def _holder(place: Place) -> HolderRecord:
+    return HolderRecord(**place.model_dump(include={"uri", "samples", "aliases", "endpoints", "why"}))

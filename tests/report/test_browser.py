@@ -170,7 +170,9 @@ def test_a_case(browser, shots, tmp_path, name, scheme, width):
     case = records.case(records.HOSTILE * 3, many=20) if name == "hostile-case" else records.case()
     path = tmp_path / "index.html"
     digests = {f"versions/clf-{n}/{'x' * 40}.json": records.digest(n) for n in range(9)}
-    path.write_text(case_page(case, failures=["y" * 400][: len(name) - 4], digests=digests), encoding="utf-8")
+    held = records.holders(records.HOSTILE * 3, many=20) if name == "hostile-case" else records.holders()
+    failures = ["y" * 400][: len(name) - 4]
+    path.write_text(case_page(case, failures=failures, holders=held, digests=digests), encoding="utf-8")
     with Opened(browser, scheme, WIDTHS[width]) as window:
         window.page.goto(path.as_uri())
         window.page.screenshot(path=shots / f"{name}-{scheme}-{width}.png", full_page=True)

@@ -31,6 +31,20 @@ def test_closed_and_failed():
     assert "Records differ" in failed and "the chain is broken" in failed and "Closed" not in failed
 
 
+def test_what_still_holds_the_samples():
+    """It is in the answer and in a table, and a case is not closed while another model contains them."""
+    closed = records.case(missing={}, versions=[])
+    text = said(case_page(closed, holders=records.holders()))
+    assert "Open: 3 points" in text and "Closed" not in text
+    answer = text[text.index("In short") : text.index("Timeline")]
+    assert "Still in models:/plain/7 ( plain ) cannot be told of 1 version" in answer
+    assert "models:/plain/7 contains the samples, and does not belong to this case" in answer
+    assert "models:/m-plain contains the samples" in answer and "the samples of request 0123456789ab were not" in answer
+    assert "models:/plain/70 cannot be told –" in text and "models:/plain/7 yes 3" in text
+    none = records.holders(many=0).model_copy(update={"logged_models": [], "not_looked_for": {}})
+    assert "Closed" in said(case_page(closed, holders=none)) and "Still in" not in said(case_page(closed))
+
+
 def test_alone_it_names_no_files():
     alone, beside = case_page(records.case()), case_page(records.case(), digests={"case.json": "f" * 64})
     assert "href" not in alone.replace('href="#main"', "").replace('href="data:,"', "")
@@ -42,9 +56,12 @@ def test_alone_it_names_no_files():
 
 
 def test_hostile_text_stays_text():
-    text = case_page(records.case(records.HOSTILE), failures=[records.HOSTILE], digests={"a'b\".json": "f" * 64})
-    assert "script" not in Tags(text).found and "&lt;script&gt;" in text
-    assert Tags(text).found == Tags(case_page(records.case(), failures=["plain"], digests={"a": "f" * 64})).found
+    hostile, plain = (
+        case_page(records.case(word), failures=[word], holders=records.holders(word, many=3), digests={name: "f" * 64})
+        for word, name in ((records.HOSTILE, "a'b\".json"), ("plain", "a"))
+    )
+    assert "script" not in Tags(hostile).found and "&lt;script&gt;" in hostile
+    assert Tags(hostile).found == Tags(plain).found
 
 
 def test_nothing_is_loaded():
