@@ -16,6 +16,7 @@ from mlflow_unlearn.config import Unlearning
 from mlflow_unlearn.console import note
 from mlflow_unlearn.data.forget import retained
 from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.data.spec import without_options
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.engine.frozen_prefix import resolve
 from mlflow_unlearn.engine.hardware import Hardware
@@ -138,6 +139,9 @@ class Session:
             self.manifest(self.forget),
             {
                 **tracking.recorded_options(options, "forget", "hash_ids"),
+                "data": self.view.source.spec,
+                "source": without_options(self.view.source.spec),
+                "source_sha256": self.view.source.samples_digest,
                 **({} if self.matched is None else {"matched": self.matched.model_dump()}),
             },
             folder=self.folder,

@@ -2,7 +2,9 @@
 
 import json
 
+import mlflow
 import pytest
+import toy
 from stores import call
 
 from mlflow_unlearn.data.loaders import load_source
@@ -119,3 +121,25 @@ def test_a_copy_holds_what_its_original_holds(chain, index):
 def test_a_tag_is_short_and_names_no_sample(chain):
     tag = chain.tags("1")[TRAINED_ON_TAG]
     assert json.loads(tag)["samples"] == 270 and len(tag) < 500 and not any(i in tag for i in TRAINED)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("# salt=00\nid\nd41d8cd98f00b204e9800998ecf8427e\n", "not hashed by SHA-256 with a salt"),
+        ("# salt=pepper\nid\nx\n", "the salt 'pepper' is not hexadecimal"),
+        ("name\nx\n", "has no column 'id'"),
+        ("id\ndigits/1\n", None),
+    ],
+)
+def test_lists_that_other_tools_have_written(empty_store, index, tmp_path, content, why):
+    """One with plain ids is as good as ours; one that is hashed in another way cannot be told."""
+    (tmp_path / "training_manifest.csv").write_text(content)
+    with mlflow.start_run():
+        mlflow.pytorch.log_model(
+            toy.original(), name="m", registered_model_name="theirs", serialization_format="pickle",
+            pip_requirements=["torch"], extra_files=[str(tmp_path / "training_manifest.csv")],
+        )  # fmt: skip
+    found = Search(empty_store.client, walk(empty_store.client), index).find([Wanted(Manifest(("digits/1",)))])
+    [entry] = found.versions
+    assert entry.state == ("contains" if why is None else "unknown") and (why or "") in entry.why

@@ -2,8 +2,10 @@
 
 import mlflow
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from mlflow_unlearn.governance.location import locate, relation
+from mlflow_unlearn.governance.location import Relations, locate, relation
 
 MODEL = "1/models/m-0123/artifacts"
 
@@ -69,3 +71,34 @@ def test_what_cannot_be_followed(tmp_path):
     for uri in (f"{tmp_path}/circle/model", f"file://{tmp_path}/%00", "", "file:"):
         found = locate(uri)
         assert found.doubt and relation(found, found) == "unclear"
+
+
+NAMES = st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map(lambda parts: "/".join(parts))
+URIS = st.one_of(
+    NAMES.map(lambda path: f"/nowhere/{path}"),
+    NAMES.map(lambda path: f"s3://bucket/{path}"),
+    NAMES.map(lambda path: f"mlflow-artifacts://host/{path}"),
+    st.just("relative/path"),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(many=st.lists(URIS, max_size=8), one=URIS)
+def test_many_are_compared_as_one_by_one(many, one):
+    """The first that is the same; else the first that is not apart."""
+    locations = {str(number): locate(uri) for number, uri in enumerate(many)}
+    found = [(name, relation(locate(one), location)) for name, location in locations.items()]
+    near = [entry for entry in found if entry[1] != "apart"]
+    expected = next((entry for entry in near if entry[1] == "same"), near[0] if near else ("", "apart"))
+    assert Relations(locations).first(locate(one)) == expected
+
+
+def test_links_and_mounts_are_known_among_many(tmp_path):
+    (tmp_path / "real" / "part").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    others = {str(n): locate(str(tmp_path / f"other{n}")) for n in range(3)}
+    many = Relations({**others, "real": locate(str(tmp_path / "real"))})
+    assert many.first(locate(str(tmp_path / "link"))) == ("real", "same")
+    assert many.first(locate(str(tmp_path / "link" / "part"))) == ("real", "inside")
+    assert many.first(locate(str(tmp_path))) == ("0", "around")
+    assert many.first(locate(str(tmp_path / "apart"))) == ("", "apart")
