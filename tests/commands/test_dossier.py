@@ -15,8 +15,9 @@ from answers import checked
 from chains import changed, tagged
 from pages import said
 from servers import mlflow_server
-from stores import call, shell
+from stores import DATA, call, shell
 
+from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.evidence import dossier_verify
 from mlflow_unlearn.evidence.dossier import with_manifest, write_zip
 from mlflow_unlearn.evidence.dossier_verify import MANIFEST, SIGNATURE, NotADossier, check, read
@@ -283,7 +284,8 @@ def test_what_still_holds_the_samples(store, cli, tmp_path):
     store.client.set_registered_model_alias("served", "champion", "1")
     store.client.create_registered_model("theirs")
     store.client.create_model_version("theirs", str(tmp_path))
-    assert cli("request", "--model-uri", "models:/clf/1", "--forget", "random:9").code == 0
+    (tmp_path / "ids.txt").write_text("\n".join(load_source(DATA).train.ids[:9]))
+    assert cli("request", "--model-uri", "models:/clf/1", "--forget", tmp_path / "ids.txt").code == 0
     [request_id] = store.requests()
     answer = checked(cli("dossier", "--request", request_id, "--output", "held.zip", "--format", "json"), "dossier")
     assert "models:/served/1 contains the samples, and does not belong to this case" in answer["result"]["still_open"]
@@ -302,6 +304,12 @@ def test_what_still_holds_the_samples(store, cli, tmp_path):
     assert any(
         "it has the digest of holders.json" in e for e in failures(with_manifest({**rest, "holders.json": other}))
     )
+    # Once there is a request on it too, it belongs to the case, and the samples that both name are counted once.
+    assert cli("request", "--model-uri", "models:/served/1", "--forget", tmp_path / "ids.txt").code == 0
+    answer = checked(cli("dossier", "--request", request_id, "--output", "both.zip", "--format", "json"), "dossier")
+    assert not any("does not belong" in point for point in answer["result"]["still_open"])
+    found = json.loads(read(store.folder / "both.zip")["holders.json"])
+    assert {one["samples"] for one in found["contain"]} == {9}
 
 
 def test_what_cannot_be_looked_for_is_said(store, cli):
