@@ -21,7 +21,10 @@ def test_the_answer_comes_first():
         *("2 days overdue (2026-12-20): group:subject=0 plain for plain, on models:/plain/1", "and 1 more case"),
         *("Due next 2 days left (2026-12-22): group:subject=2 plain", "and 3 more cases"),
         *("Still contained in models:/plain/1: samples of 12 cases", "group:subject=1 plain", "group:subject=3 plain"),
-        *("6 cases of which nothing is left to be unlearned", "Done by models:/plain/9"),
+        *(
+            "6 cases with nothing left to be unlearned; the samples of 6 are still in a version",
+            "Done by models:/plain/9",
+        ),
     )
     text = shown(records.inbox(12))
     places = [text.find(word.replace(" ", "")) for word in words]
