@@ -96,18 +96,17 @@ class Inbox:
 
     def with_holders(self, cases: Sequence[InboxCase]) -> tuple[list[InboxCase], str | None]:
         """The cases with the versions that still contain their samples; and why some could not be asked, if so."""
-        result, unanswered = list[InboxCase](), None
         lists: dict[str, Manifest | None] = {}
+        wanted = [[self._wanted(request, lists) for request in case.requests] for case in cases]
         with manifest_index.opened() as index:
             search = Search(self._client, self._registry, index)
-            for case in cases:
-                wanted = [self._wanted(request, lists) for request in case.requests]
-                found = search.find([one for one in wanted if one is not None])
-                unclear = wanted.count(None) + sum(entry.state == "unknown" for entry in found.versions)
-                holders = [entry.uri for entry in found.holders()]
-                result.append(case.model_copy(update={"still_in": holders, "unclear": unclear}))
-                unanswered = found.unanswered
-        return result, unanswered
+            found = search.find_each([[one for one in named if one is not None] for named in wanted])
+        result = []
+        for case, named, places in zip(cases, wanted, found, strict=True):
+            unclear = named.count(None) + sum(entry.state == "unknown" for entry in places.versions)
+            holders = [entry.uri for entry in places.holders()]
+            result.append(case.model_copy(update={"still_in": holders, "unclear": unclear}))
+        return result, search.unanswered
 
     def _wanted(self, request: InboxRequest, lists: dict[str, Manifest | None]) -> Wanted | None:
         """What a request names; None where its files are gone. Requests of one case have the same list, mostly."""

@@ -2,8 +2,10 @@
 
 import os
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
@@ -77,41 +79,71 @@ def relation(one: Location, other: Location) -> Relation:
 
 
 class Relations:
-    """How one folder lies to many: without comparing it with each of them, where all are of one store."""
+    """How one folder lies to many: compared only with those to which it may lie in any way but apart."""
 
     def __init__(self, locations: Mapping[str, Location]) -> None:
         """Of these, by a name each."""
         self._locations = locations
+        self._order = {name: number for number, name in enumerate(locations)}
         self._stores = {location.store for location in locations.values()}
-        self._doubtful = any(location.doubt for location in locations.values())
-        self._at: dict[object, list[str]] = {}
+        doubtful = [name for name, location in locations.items() if location.doubt]
+        self._vague = [*doubtful[:1], *(name for name, location in locations.items() if not location.parts)]
+        self._at, self._below = _Names(), _Names()
         for name, location in locations.items():
-            # Each folder by itself and by those around it: that is where a relation can come from.
-            for key in {*_prefixes(location.parts), *(node for node in location.nodes if node is not None)}:
-                self._at.setdefault(key, []).append(name)
+            for key in _itself(location):
+                self._at[key].append(name)
+            for key in _around(location):
+                self._below[key].append(name)
 
     def first(self, location: Location) -> tuple[str, Relation]:
         """The first of them that is not apart, ``same`` before all others; an empty name where all are."""
-        names: Iterable[str] = self._locations
-        if not (self._doubtful or location.doubt or self._stores - {location.store}):
-            keys = {location.parts, *(node for node in location.nodes[:1] if node is not None)}
-            around = {*_prefixes(location.parts), *(node for node in location.nodes if node is not None)}
-            own = {name for key in keys for name in self._at.get(key, ())}
-            # Of a folder around it, only what is that very folder counts, not all that lies in it.
-            own |= {name for key in around for name in self._at.get(key, ()) if self._is(name, key)}
-            names = [name for name in self._locations if name in own]
-        found = [(name, relation(location, self._locations[name])) for name in names]
+        if location.doubt:
+            return (next(iter(self._locations)), "unclear") if self._locations else ("", "apart")
+        names = set(self._locations if not location.parts else self._vague)
+        names.update(*(self._below.get(key, ()) for key in _itself(location)))
+        names.update(*(self._at.get(key, ()) for key in _around(location)))
+        if self._stores - {location.store}:
+            tails, runs = self._alike
+            names.update(runs.get(location.parts[-_TAIL:], ()), *(tails.get(run, ()) for run in _runs(location.parts)))
+        found = [
+            (name, relation(location, self._locations[name])) for name in sorted(names, key=self._order.__getitem__)
+        ]
         near = [(name, how) for name, how in found if how != "apart"]
         return next((one for one in near if one[1] == "same"), near[0] if near else ("", "apart"))
 
-    def _is(self, name: str, key: object) -> bool:
-        location = self._locations[name]
-        return key in (location.parts, location.nodes[0])
+    @cached_property
+    def _alike(self) -> tuple["_Names", "_Names"]:
+        """By how their paths end, and by what stands in their paths: for folders of another store."""
+        tails, runs = _Names(), _Names()
+        for name, location in self._locations.items():
+            tails[location.parts[-_TAIL:]].append(name)
+            for run in _runs(location.parts):
+                runs[run].append(name)
+        return tails, runs
 
 
-def _prefixes(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    for length in range(1, len(parts) + 1):
-        yield parts[:length]
+class _Names(defaultdict[object, list[str]]):
+    """Names of locations by something that they have in common."""
+
+    def __init__(self) -> None:
+        super().__init__(list)
+
+
+def _itself(location: Location) -> set[object]:
+    """What a folder is called by."""
+    return {location.parts, *(node for node in location.nodes[:1] if node is not None)}
+
+
+def _around(location: Location) -> set[object]:
+    """What a folder and those around it are called by."""
+    prefixes = (location.parts[:length] for length in range(len(location.parts) + 1))
+    return {*prefixes, *(node for node in location.nodes if node is not None)}
+
+
+def _runs(parts: tuple[str, ...]) -> set[tuple[str, ...]]:
+    """What stands in a path, one name behind the other, up to as many as a tail has."""
+    starts = range(len(parts))
+    return {parts[start : start + length] for start in starts for length in range(1, _TAIL + 1)}
 
 
 def _local(uri: str) -> Location:

@@ -70,20 +70,23 @@ class ManifestIndex:
         hashed = manifest.salt is not None
         if hashed and not all(map(_SHA256.fullmatch, manifest.ids)):
             raise UnlearnError("its ids are not hashed by SHA-256 with a salt, as those of this tool are")
-        row = (manifest.digest, manifest.salt, len(manifest.ids), _hashes(manifest.ids, hashed=hashed).tobytes())
+        hashes = np.sort(_hashes(manifest.ids, hashed=hashed))
+        row = (manifest.digest, manifest.salt, len(manifest.ids), hashes.tobytes())
         self._write("INSERT OR REPLACE INTO manifests VALUES (?, ?, ?, ?)", row)
 
-    def count(self, digest: str, keys: Hashes) -> int:
-        """How many of some samples a list names.
+    def counts(self, digest: str, wanted: Iterable[Hashes]) -> list[int]:
+        """How many of some samples a list names, for each of several such sets.
 
         Args:
             digest: of a list that is there.
-            keys: `keys_of` the samples, with the list's salt.
+            wanted: `keys_of` the samples, with the list's salt.
         """
         (blob,) = self._database.execute("SELECT hashes FROM manifests WHERE digest = ?", (digest,)).fetchone()
         hashes = np.frombuffer(blob, np.uint64)
-        places = np.searchsorted(hashes, keys)
-        return int((hashes[np.minimum(places, len(hashes) - 1)] == keys).sum()) if len(hashes) else 0
+        if not len(hashes):
+            return [0 for _ in wanted]
+        last = len(hashes) - 1
+        return [int((hashes[np.minimum(np.searchsorted(hashes, keys), last)] == keys).sum()) for keys in wanted]
 
     def read(self, model: str) -> Read | None:
         """What was read of a model before; None where it was not."""
@@ -117,17 +120,19 @@ class ManifestIndex:
 
 
 def keys_of(samples: Manifest, salt: str | None) -> Hashes | None:
-    """The samples as a list with this salt has them; None where they are hashed with another one."""
+    """The samples as a list with this salt has them, once each; None where they are hashed with another one."""
     if samples.salt is not None:
-        return _hashes(samples.ids, hashed=True) if samples.salt == salt else None
+        # What was hashed otherwise is in no list of ours.
+        ids = filter(_SHA256.fullmatch, samples.ids)
+        return np.unique(_hashes(ids, hashed=True)) if samples.salt == salt else None
     stored = Manifest((), salt)
-    return _hashes(map(stored.key, samples.ids), hashed=salt is not None)
+    return np.unique(_hashes(map(stored.key, samples.ids), hashed=salt is not None))
 
 
 def _hashes(ids: Iterable[str], *, hashed: bool) -> Hashes:
-    """The first 64 bits of the SHA-256 of each id, once each: ``[N]``."""
-    digests = ids if hashed else (hashlib.sha256(i.encode()).hexdigest() for i in ids)
-    return np.unique(np.frombuffer(bytes.fromhex("".join(digest[:16] for digest in digests)), ">u8").astype(np.uint64))
+    """The first 64 bits of the SHA-256 of each id: ``[N]``."""
+    digests = bytes.fromhex("".join(ids)) if hashed else b"".join(hashlib.sha256(i.encode()).digest() for i in ids)
+    return np.frombuffer(digests, ">u8")[::4].astype(np.uint64)
 
 
 @contextmanager

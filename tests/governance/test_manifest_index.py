@@ -36,7 +36,7 @@ def test_it_counts_what_two_lists_have_in_common(trained, asked, salt, hashed):
             index.add(listed)
             assert index.salt(listed.digest) == (salt, len(trained))
             keys = keys_of(samples, salt)
-            assert index.count(listed.digest, keys) == len(trained & asked)
+            assert index.counts(listed.digest, [keys, keys[:0]]) == [len(trained & asked), 0]
 
 
 def test_lists_that_are_hashed_in_two_ways_cannot_be_compared():
@@ -55,7 +55,7 @@ def test_what_is_kept_is_there_the_next_time(folder):
         index.add(manifest)
         index.remember("clf/1", Read(manifest.digest, "digits", "00", None))
     with opened() as index:
-        assert index.count(manifest.digest, keys_of(Manifest(("b", "c")), None)) == 1
+        assert index.counts(manifest.digest, [keys_of(Manifest(("b", "c")), None)]) == [1]
         assert index.read("clf/1") == Read(manifest.digest, "digits", "00", None) and index.read("clf/2") is None
     content = (folder / FILE).read_bytes()
     assert b"digits" in content and np.sort(keys_of(manifest, None)).tobytes() in content
