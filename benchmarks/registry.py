@@ -20,9 +20,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -46,21 +47,25 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=20, help="with two requests each")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--only", choices=("sqlite", "server", "password"), help="default: all three")
+    parser.add_argument("--folder", type=Path, help="where to keep the registry, or where it was kept")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    result = {"models": args.models, "versions": args.models * args.versions, "requests": 2 * args.cases}
-    with tempfile.TemporaryDirectory(prefix="registry-") as name:
-        folder = Path(name)
-        start = time.perf_counter()
-        make(folder, args.models, args.versions, args.cases)
-        result["seconds to make it"] = round(time.perf_counter() - start, 1)
+    result: dict[str, Any] = {
+        "models": args.models,
+        "versions": args.models * args.versions,
+        "requests": 2 * args.cases,
+    }
+    with ExitStack() as stack:
+        folder = args.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="registry-")))
+        if not (folder / "served.db").exists():
+            start = time.perf_counter()
+            make(folder.absolute(), args.models, args.versions, args.cases)
+            result["seconds to make it"] = round(time.perf_counter() - start, 1)
         result |= {"machine": processor(), "cores": os.cpu_count(), "rows": []}
-        shutil.copy(folder / "mlflow.db", folder / "served.db")
-        served_elsewhere(folder / "served.db", f"file://{folder}/kept")
         for way in ("sqlite", "server", "password"):
             if args.only in (None, way):
-                for row in measured(folder, way, args.repetitions):
+                for row in measured(folder.absolute(), way, args.repetitions):
                     result["rows"].append(row)
                     print(shown(row), flush=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
@@ -68,6 +73,7 @@ def main() -> None:
 
 def make(folder: Path, models: int, versions: int, cases: int) -> None:
     """The registry in ``folder / "mlflow.db"``, its files in ``folder / "kept"``, and ``folder / "ids.txt"``."""
+    folder.mkdir(parents=True, exist_ok=True)
     lists = [training_list(number) for number in range(LISTS)]
     files = [folder / f"list-{number}.csv" for number in range(LISTS)]
     for manifest, file in zip(lists, files, strict=True):
@@ -106,12 +112,14 @@ def make(folder: Path, models: int, versions: int, cases: int) -> None:
                 options = {"folder": Path(temporary), "case": f"{case:012x}", "due": f"2030-01-{case % 28 + 1:02}"}
                 forget_requests.file_request(client, version, ids, details, **options)
     client.set_terminated(run.info.run_id)
+    shutil.copy(folder / "mlflow.db", folder / "served.db")
+    served_elsewhere(folder / "served.db", f"file://{folder}/kept")
 
 
 def training_list(number: int) -> Manifest:
-    """Every second list is hashed."""
+    """Hashed, as all versions of ours have theirs."""
     plain = Manifest(tuple(map(sample, range(number * STRIDE, number * STRIDE + IDS))))
-    return plain.hashed(Manifest.salt_of(SOURCE_SHA256)) if number % 2 else plain
+    return plain.hashed(Manifest.salt_of(SOURCE_SHA256))
 
 
 def sample(number: int) -> str:
@@ -141,6 +149,7 @@ def measured(folder: Path, way: str, repetitions: int) -> Iterator[dict[str, obj
 
 
 def rows(folder: Path, way: str, uri: str, log: Path | None, repetitions: int) -> Iterator[dict[str, object]]:
+    shutil.rmtree(folder / f"cache-{way}", ignore_errors=True)
     environment = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_UNLEARN_CACHE": str(folder / f"cache-{way}")}
     environment |= {"MLFLOW_TRACKING_USERNAME": USERS[0], "MLFLOW_TRACKING_PASSWORD": USERS[1]}
     for what, times, arguments in (
@@ -153,7 +162,8 @@ def rows(folder: Path, way: str, uri: str, log: Path | None, repetitions: int) -
         taken = [command(folder, environment, *arguments) for _ in range(times)]
         row: dict[str, object] = {"way": way, "what": what, "load": round(load, 2)}
         row["seconds"] = [round(seconds, 2) for seconds, _ in taken]
-        row["MB"] = round(max(memory for _, memory in taken))
+        row["CPU seconds"] = [round(used.ru_utime + used.ru_stime, 2) for _, used in taken]
+        row["MB"] = round(max(peak(used) for _, used in taken))
         if log:
             time.sleep(0.5)  # the last line
             requests = re.findall(r'"([A-Z]+ \S+) HTTP/', log.read_text()[before:])
@@ -161,8 +171,8 @@ def rows(folder: Path, way: str, uri: str, log: Path | None, repetitions: int) -
         yield row
 
 
-def command(folder: Path, environment: dict[str, str], *arguments: str) -> tuple[float, float]:
-    """Seconds, start-up included, and MB of memory at the peak."""
+def command(folder: Path, environment: dict[str, str], *arguments: str) -> tuple[float, resource.struct_rusage]:
+    """Seconds, start-up included, and what the process has used."""
     start = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow_unlearn", *arguments],
@@ -177,10 +187,11 @@ def command(folder: Path, environment: dict[str, str], *arguments: str) -> tuple
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(out)
-    return time.perf_counter() - start, peak(used)
+    return time.perf_counter() - start, used
 
 
 def peak(used: resource.struct_rusage) -> float:
+    """MB of memory at the peak."""
     return used.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
@@ -230,9 +241,9 @@ def wait_for(url: str, process: "subprocess.Popen[bytes]") -> None:
 
 
 def shown(row: dict[str, object]) -> str:
-    seconds: Sequence[float] = row["seconds"]  # type: ignore[assignment]
+    seconds, used = (float(np.median(row[name])) for name in ("seconds", "CPU seconds"))  # type: ignore[arg-type]
     asked = f", {row['HTTP requests']:.0f} HTTP requests" if "HTTP requests" in row else ""
-    return f"{row['way']:<9} {row['what']:<20} {np.median(seconds):6.2f} s, {row['MB']} MB{asked} (load {row['load']})"
+    return f"{row['way']:<9} {row['what']:<20} {seconds:6.2f} s, {used:5.2f} s of CPU, {row['MB']} MB{asked} (load {row['load']})"
 
 
 def processor() -> str:
