@@ -87,7 +87,10 @@ class Relations:
         self._order = {name: number for number, name in enumerate(locations)}
         self._stores = {location.store for location in locations.values()}
         doubtful = [name for name, location in locations.items() if location.doubt]
-        self._vague = [*doubtful[:1], *(name for name, location in locations.items() if not location.parts)]
+        self._vague = [
+            *doubtful[:1],
+            *(name for name, location in locations.items() if not (location.parts or location.doubt)),
+        ]
         self._at, self._below = _Names(), _Names()
         for name, location in locations.items():
             for key in _itself(location):
@@ -104,10 +107,10 @@ class Relations:
         names.update(*(self._at.get(key, ()) for key in _around(location)))
         if self._stores - {location.store}:
             tails, runs = self._alike
-            names.update(runs.get(location.parts[-_TAIL:], ()), *(tails.get(run, ()) for run in _runs(location.parts)))
-        found = [
-            (name, relation(location, self._locations[name])) for name in sorted(names, key=self._order.__getitem__)
-        ]
+            names.update(runs.get(location.parts[-_TAIL:], ()))
+            names.update(*(tails.get(run, ()) for run in _runs(location.parts)))
+        in_order = sorted(names, key=self._order.__getitem__)
+        found = [(name, relation(location, self._locations[name])) for name in in_order]
         near = [(name, how) for name, how in found if how != "apart"]
         return next((one for one in near if one[1] == "same"), near[0] if near else ("", "apart"))
 

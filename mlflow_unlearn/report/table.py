@@ -12,6 +12,7 @@ from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.evidence.policy import Verdict
 from mlflow_unlearn.metrics.catalog import METRICS, READING
 from mlflow_unlearn.metrics.reading import NOT_MEASURED, read_after, read_membership
+from mlflow_unlearn.registry.uris import in_ranges
 
 if TYPE_CHECKING:
     from mlflow_unlearn.data.source import Source
@@ -135,7 +136,7 @@ def show_inbox(cases: Sequence[Any]) -> None:
         left = f"{case.days_left} days left" if case.days_left >= 0 else f"{-case.days_left} days overdue"
         due = case.due if case.state == "done" else f"{case.due}, {left}"
         on = ", ".join(f"{r.uri.removeprefix('models:/')} {r.state}" for r in case.requests)
-        still = ", ".join(uri.removeprefix("models:/") for uri in case.still_in) or "none"
+        still = ", ".join(uri.removeprefix("models:/") for uri in in_ranges(case.still_in)) or "none"
         still += f" ({case.unclear} cannot be told)" if case.unclear else ""
         who = f"{case.subject} ({case.requester})" if case.requester else case.subject
         filed = f"{case.filed_by}, {case.filed[:10]}"
