@@ -243,7 +243,8 @@ def wait_for(url: str, process: "subprocess.Popen[bytes]") -> None:
 def shown(row: dict[str, object]) -> str:
     seconds, used = (float(np.median(row[name])) for name in ("seconds", "CPU seconds"))  # type: ignore[arg-type]
     asked = f", {row['HTTP requests']:.0f} HTTP requests" if "HTTP requests" in row else ""
-    return f"{row['way']:<9} {row['what']:<20} {seconds:6.2f} s, {used:5.2f} s of CPU, {row['MB']} MB{asked} (load {row['load']})"
+    taken = f"{seconds:6.2f} s, {used:5.2f} s of CPU, {row['MB']} MB{asked}"
+    return f"{row['way']:<9} {row['what']:<20} {taken} (load {row['load']})"
 
 
 def processor() -> str:

@@ -7,10 +7,11 @@ fifty lists of 100,000 one is found that is not there with a probability of 3 ·
 import hashlib
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +22,18 @@ from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
 
 FILE = "manifests.sqlite"
+PATIENCE = 30.0
+"""Seconds to wait for another command that writes."""
 
 _TABLES = """
-CREATE TABLE IF NOT EXISTS manifests (digest TEXT PRIMARY KEY, salt TEXT, samples INTEGER, hashes BLOB);
+CREATE TABLE IF NOT EXISTS lists (digest TEXT PRIMARY KEY, salt TEXT, samples INTEGER, crc INTEGER, hashes BLOB);
 CREATE TABLE IF NOT EXISTS read (
     model TEXT PRIMARY KEY, digest TEXT, source TEXT, source_sha256 TEXT, problem TEXT
 );
 """
 
 Hashes = NDArray[np.uint64]
+T = TypeVar("T")
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -58,7 +62,7 @@ class ManifestIndex:
 
     def salt(self, digest: str) -> tuple[str | None, int] | None:
         """Salt and number of samples of a list; None where it was not read yet."""
-        found = self._database.execute("SELECT salt, samples FROM manifests WHERE digest = ?", (digest,)).fetchone()
+        found = self._database.execute("SELECT salt, samples FROM lists WHERE digest = ?", (digest,)).fetchone()
         return None if found is None else (found[0], found[1])
 
     def add(self, manifest: Manifest) -> None:
@@ -70,9 +74,9 @@ class ManifestIndex:
         hashed = manifest.salt is not None
         if hashed and not all(map(_SHA256.fullmatch, manifest.ids)):
             raise UnlearnError("its ids are not hashed by SHA-256 with a salt, as those of this tool are")
-        hashes = np.sort(_hashes(manifest.ids, hashed=hashed))
-        row = (manifest.digest, manifest.salt, len(manifest.ids), hashes.tobytes())
-        self._write("INSERT OR REPLACE INTO manifests VALUES (?, ?, ?, ?)", row)
+        hashes = np.sort(_hashes(manifest.ids, hashed=hashed)).tobytes()
+        row = (manifest.digest, manifest.salt, len(manifest.ids), zlib.crc32(hashes), hashes)
+        self._write("INSERT OR REPLACE INTO lists VALUES (?, ?, ?, ?, ?)", row)
 
     def counts(self, digest: str, wanted: Iterable[Hashes]) -> list[int]:
         """How many of some samples a list names, for each of several such sets.
@@ -80,8 +84,13 @@ class ManifestIndex:
         Args:
             digest: of a list that is there.
             wanted: `keys_of` the samples, with the list's salt.
+
+        Raises:
+            sqlite3.DatabaseError: what is kept of it is damaged.
         """
-        (blob,) = self._database.execute("SELECT hashes FROM manifests WHERE digest = ?", (digest,)).fetchone()
+        found = self._database.execute("SELECT crc, hashes FROM lists WHERE digest = ?", (digest,)).fetchone()
+        if found is None or found[0] != zlib.crc32(blob := found[1]):  # it would be taken for one that names none
+            raise sqlite3.DatabaseError("a list in it is not what was written")
         hashes = np.frombuffer(blob, np.uint64)
         if not len(hashes):
             return [0 for _ in wanted]
@@ -135,6 +144,23 @@ def _hashes(ids: Iterable[str], *, hashed: bool) -> Hashes:
     return np.frombuffer(digests, ">u8")[::4].astype(np.uint64)
 
 
+def with_index(work: Callable[[ManifestIndex], T]) -> T:
+    """What comes of some work with the index of this user; from the start, where the index turns out to be damaged."""
+    try:
+        with opened() as index:
+            return work(index)
+    except sqlite3.OperationalError as error:  # locked for long, or the disk fails
+        note(f"Note: the index of training lists cannot be used ({first_line(error)}): they are read again.")
+        with closing(ManifestIndex(_with_tables(":memory:"))) as index:
+            return work(index)
+    except sqlite3.DatabaseError as error:
+        note(f"Note: the index of training lists is damaged ({first_line(error)}): it is made anew.")
+        with suppress(OSError):
+            (cache.folder() / FILE).unlink()
+        with opened() as index:
+            return work(index)
+
+
 @contextmanager
 def opened() -> Iterator[ManifestIndex]:
     """The index of this user; in memory where the cache is off, or its folder cannot be written."""
@@ -163,7 +189,7 @@ def _database() -> sqlite3.Connection:
 
 
 def _with_tables(path: Path | str) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=30)
+    database = sqlite3.connect(path, timeout=PATIENCE)
     try:
         database.executescript(_TABLES)
     except BaseException:

@@ -56,8 +56,7 @@ class Places(CommandResult):
 
 def look(client: MlflowClient, registry: Registry, wanted: Sequence[Wanted]) -> Places:
     """Search all of a registry, the store's LoggedModels and references, and this machine's cache."""
-    with manifest_index.opened() as index:
-        found = Search(client, registry, index).find(wanted)
+    found = manifest_index.with_index(lambda index: Search(client, registry, index).find(wanted))
     return _places(client, wanted, found)
 
 
