@@ -235,27 +235,8 @@ class Search:
         listed = self._list(entry)
         if isinstance(listed, str):
             return replace(entry, why=listed)
-        entry = replace(entry, source=listed.source)
-        done = set(entry.registered.tags.get("unlearn.request_ids", "").split(","))
-        own, other, unclear = 0, 0, False
-        for one in wanted:
-            count = counts.of(listed, one)
-            if count is None:
-                unclear |= one.same_source(listed) and not done & one.requests
-            elif count and one.same_source(listed):
-                own += count
-            else:
-                other += count
-        if own:
-            return replace(entry, state="contains", samples=own, why="by its list of training ids")
-        if unclear:
-            return replace(entry, why="the request's ids are hashed in another way than its list of training ids")
-        if done & {request for one in wanted for request in one.requests}:
-            return replace(entry, state="unlearned", why=f"carried out {', '.join(sorted(done))}")
-        if other:
-            why = f"samples of the same ids, of another source: {listed.source}"
-            return replace(entry, state="another source", samples=other, why=why)
-        return replace(entry, state="never contained", why="none of them is in its list of training ids")
+        state, why, samples = _judged(listed, entry.registered.tags, wanted, counts)
+        return replace(entry, source=listed.source, state=state, why=why, samples=samples)
 
     def _list(self, entry: Located) -> TrainedOn | str:
         """The list that its tag names or its files have, which is in the index then; why there is none."""
@@ -333,6 +314,31 @@ class Search:
     def _ask(self) -> None:
         if self.unanswered is not None:
             raise NoAnswer(self.unanswered)
+
+
+def _judged(
+    listed: TrainedOn, tags: Mapping[str, str], wanted: Sequence[Wanted], counts: "_Counts"
+) -> tuple[State, str, int]:
+    """What a version with this list and these tags is to samples; how that is known, and how many it names."""
+    done = set(tags.get("unlearn.request_ids", "").split(","))
+    own, other, unclear = 0, 0, False
+    for one in wanted:
+        count = counts.of(listed, one)
+        if count is None:
+            unclear |= one.same_source(listed) and not done & one.requests
+        elif count and one.same_source(listed):
+            own += count
+        else:
+            other += count
+    if own:
+        return "contains", "by its list of training ids", own
+    if unclear:
+        return "unknown", "the request's ids are hashed in another way than its list of training ids", 0
+    if done & {request for one in wanted for request in one.requests}:
+        return "unlearned", f"carried out {', '.join(sorted(done))}", 0
+    if other:
+        return "another source", f"samples of the same ids, of another source: {listed.source}", other
+    return "never contained", "none of them is in its list of training ids", 0
 
 
 class _Counts:
@@ -429,7 +435,7 @@ def _with_descent(found: Sequence[Located]) -> list[Located]:
             if held and entry.state == "never contained":
                 entry = replace(entry, state="unlearned", why=f"came of {held[0]}, and its list names none of them")
         result[entry.uri] = entry
-    return [replace(entry, unlearned_by=tuple(by.get(entry.uri, ()))) for entry in result.values()]
+    return [replace(entry, unlearned_by=tuple(by[uri])) if uri in by else entry for uri, entry in result.items()]
 
 
 def _held(entry: Located) -> bool:

@@ -44,6 +44,17 @@ class Location:
     nodes: tuple[tuple[int, int] | None, ...] = (None,)
     doubt: str = ""
 
+    @cached_property
+    def itself(self) -> frozenset[object]:
+        """What it is called by."""
+        return frozenset((self.parts, *(node for node in self.nodes[:1] if node is not None)))
+
+    @cached_property
+    def around(self) -> frozenset[object]:
+        """What it and the folders around it are called by."""
+        prefixes = (self.parts[:length] for length in range(len(self.parts) + 1))
+        return frozenset((*prefixes, *(node for node in self.nodes if node is not None)))
+
     def contains(self, other: "Location") -> bool:
         """Whether the other one of the same store is this one or is inside it."""
         named = other.parts[: len(self.parts)] == self.parts
@@ -93,9 +104,9 @@ class Relations:
         ]
         self._at, self._below = _Names(), _Names()
         for name, location in locations.items():
-            for key in _itself(location):
+            for key in location.itself:
                 self._at[key].append(name)
-            for key in _around(location):
+            for key in location.around:
                 self._below[key].append(name)
 
     def first(self, location: Location) -> tuple[str, Relation]:
@@ -103,8 +114,8 @@ class Relations:
         if location.doubt:
             return (next(iter(self._locations)), "unclear") if self._locations else ("", "apart")
         names = set(self._locations if not location.parts else self._vague)
-        names.update(*(self._below.get(key, ()) for key in _itself(location)))
-        names.update(*(self._at.get(key, ()) for key in _around(location)))
+        names.update(*(self._below[key] for key in location.itself if key in self._below))
+        names.update(*(self._at[key] for key in location.around if key in self._at))
         if self._stores - {location.store}:
             tails, runs = self._alike
             names.update(runs.get(location.parts[-_TAIL:], ()))
@@ -130,17 +141,6 @@ class _Names(defaultdict[object, list[str]]):
 
     def __init__(self) -> None:
         super().__init__(list)
-
-
-def _itself(location: Location) -> set[object]:
-    """What a folder is called by."""
-    return {location.parts, *(node for node in location.nodes[:1] if node is not None)}
-
-
-def _around(location: Location) -> set[object]:
-    """What a folder and those around it are called by."""
-    prefixes = (location.parts[:length] for length in range(len(location.parts) + 1))
-    return {*prefixes, *(node for node in location.nodes if node is not None)}
 
 
 def _runs(parts: tuple[str, ...]) -> set[tuple[str, ...]]:
