@@ -38,7 +38,7 @@ from mlflow_unlearn.registry.versions import MANIFEST_FILE, WEIGHTS_TAG, Trained
 LISTS, IDS, STRIDE = 50, 100_000, 18_000
 """Lists of training ids, how many each has, and how far each begins behind the last one: an id is in 5 or 6 of them."""
 SOURCE, SOURCE_SHA256 = "folder:/data/images", "ab" * 32
-USERS = ("admin", "password1234")
+USERS = ("admin", "of this benchmark")
 
 
 def main() -> None:
@@ -75,7 +75,7 @@ def main() -> None:
                 for row in measured(folder.absolute(), way, args.repetitions):
                     result["rows"].append(row)
                     print(shown(row), flush=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+                    args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def make(folder: Path, models: int, versions: int, cases: int) -> None:
