@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from mlflow_unlearn.metrics.suite import Metrics
 
 
+_MOST = 12
+"""Models of a list that are shown."""
+
+
 def escape(text: str) -> str:
     """A text as a cell or a title shows it: it may quote a tag or a file that others have written."""
     return without_markup(one_line(text))
@@ -136,7 +140,10 @@ def show_inbox(cases: Sequence[Any]) -> None:
         left = f"{case.days_left} days left" if case.days_left >= 0 else f"{-case.days_left} days overdue"
         due = case.due if case.state == "done" else f"{case.due}, {left}"
         on = ", ".join(f"{r.uri.removeprefix('models:/')} {r.state}" for r in case.requests)
-        still = ", ".join(uri.removeprefix("models:/") for uri in in_ranges(case.still_in)) or "none"
+        holders = [uri.removeprefix("models:/") for uri in in_ranges(case.still_in)]
+        if (more := len(holders) - _MOST) > 0:
+            holders[_MOST:] = [f"{more} more models, which `locate` lists"]
+        still = ", ".join(holders) or "none"
         still += f" ({case.unclear} cannot be told)" if case.unclear else ""
         who = f"{case.subject} ({case.requester})" if case.requester else case.subject
         filed = f"{case.filed_by}, {case.filed[:10]}"
