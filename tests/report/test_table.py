@@ -64,7 +64,7 @@ def test_what_others_have_written_steers_no_terminal(capsys):
     verdict = records.verdict(records.evidence()).model_copy(update={"policy": steering})
     table.show_findings(steering, [(steering, "differs", steering)])
     table.show_verdict(steering, verdict)
-    table.show_exposure([steering], [(steering,) * 5], {"runs": [steering]})
+    table.show_places(steering, [(steering,) * 7], {"runs": [steering]})
     out = capsys.readouterr().out
     assert out.count("clean") >= 10
     assert not set(out) & {"\x1b", "\x9b", "\r"} and "secret" not in out
