@@ -4,6 +4,7 @@ from mlflow_unlearn.console import STARTED, one_line, own_outputs, without_passw
 
 import atexit
 import io
+import gc
 import os
 import signal
 import sys
@@ -46,7 +47,17 @@ def command_function(name: str) -> Callable[[Any], CommandResult | None]:
 
     Imported when it is called: a decision about a version needs no tuner.
     """
-    function: Callable[[Any], CommandResult | None] = getattr(import_module(f"mlflow_unlearn.commands.{name}"), name)
+    module = f"mlflow_unlearn.commands.{name}"
+    if module not in sys.modules:
+        # What MLflow and its libraries load stays: to look through it for garbage again and again takes longer than a
+        # search of a large registry.
+        gc.disable()
+        try:
+            import_module(module)
+            gc.freeze()
+        finally:
+            gc.enable()
+    function: Callable[[Any], CommandResult | None] = getattr(sys.modules[module], name)
     return function
 
 

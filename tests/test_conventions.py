@@ -62,10 +62,9 @@ def test_importing_the_package_does_not_wait_for_torch():
 
 
 def test_deciding_does_not_wait_for_torch():
-    """To review or promote only reads files."""
-    modules = ", ".join(
-        f"mlflow_unlearn.commands.{name}" for name in ("review", "promote", "verify", "retire", "dossier")
-    )
+    """To review or promote only reads files, and to look for ids only lists of ids."""
+    commands = ("review", "promote", "verify", "retire", "dossier", "locate", "requests")
+    modules = ", ".join(f"mlflow_unlearn.commands.{name}" for name in commands)
     assert python(f"import sys, {modules}; print({{'torch', 'optuna', 'matplotlib'}} & set(sys.modules))") == "set()"
 
 

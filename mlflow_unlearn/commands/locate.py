@@ -6,6 +6,7 @@ from mlflow_unlearn.governance.locating import Wanted
 from mlflow_unlearn.governance.looking import wanted_by
 from mlflow_unlearn.governance.places import UNSEEN, Places, elsewhere, look, rows
 from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.uris import in_ranges
 from mlflow_unlearn.registry.walk import walk
 from mlflow_unlearn.report import table
 
@@ -29,7 +30,7 @@ def locate(options: config.Locate) -> Places:
     failing = {"nothing": (), "contains": ("contains",), "unknown": ("contains", "unknown")}[options.fail_on]
     left = [place.uri for place in places.places if place.state in failing]
     if left := left + (places.logged_models if failing else []):
-        raise Refused(f"the samples are, or may be, in {', '.join(left)}: {_WAY_OUT}", places)
+        raise Refused(f"the samples are, or may be, in {', '.join(in_ranges(left))}: {_WAY_OUT}", places)
     return places
 
 

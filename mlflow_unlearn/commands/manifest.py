@@ -7,7 +7,7 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.data.forget import read_ids
+from mlflow_unlearn.data.ids import read_ids
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.spec import without_options

@@ -13,7 +13,7 @@ from pydantic import Field
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.console import track
-from mlflow_unlearn.data.forget import named_ids
+from mlflow_unlearn.data.ids import listed_ids
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.source import Source
@@ -191,7 +191,7 @@ def _case(spec: str, source: Source, forget: np.ndarray) -> str:
     elif spec.startswith("random:"):
         named = "\n".join(sorted(source.train.ids[i] for i in forget))
     else:
-        named = "\n".join(sorted(set(named_ids(spec, None).ids)))
+        named = "\n".join(sorted(set(listed_ids(spec).ids)))
     return forget_requests.case_id(without_options(source.spec), named)
 
 

@@ -1,6 +1,5 @@
 """Which training samples to forget: from a spec to indices, with every check that can be made before training."""
 
-import csv
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,16 +11,16 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from mlflow_unlearn.data.ids import listed_ids, read_ids
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.source import Indices, Source, Split, stratified
 from mlflow_unlearn.errors import UnlearnError, did_you_mean, shortlist
-from mlflow_unlearn.parsing import LARGEST_LIST, read_text, whole_number
+from mlflow_unlearn.parsing import whole_number
 
 Mask = NDArray[np.bool_]
 ReadRequest = Callable[[str], Manifest]
 
 ELSEWHERE = ("untrained", "val", "test", "nowhere")
-_FORMS = "a file of ids, random:10%, random:500 (with ,seed=N and ,plain), request:ID, class:NAME or group:COLUMN=VALUE"
 
 
 @dataclass(frozen=True)
@@ -91,29 +90,23 @@ def resolve_forget(
     return _some(spec, selected, training)
 
 
-def named_ids(spec: str, source: Source | None) -> Manifest:
+def named_ids(spec: str, source: Source) -> Manifest:
     """The ids that a spec names in whichever split of a source, as far as it goes without a model: for a search.
 
     Args:
         spec: a file of ids, ``class:NAME`` or ``group:COLUMN=VALUE``.
-        source: the data; a file of ids does without, and then also names what no source has any more.
+        source: the data.
 
     Raises:
         UnlearnError: it is another spec, or the source has nothing that it names.
     """
     scheme, colon, value = spec.partition(":")
-    if colon and scheme == "random":
-        raise UnlearnError(f"{spec!r} draws other samples of every version: name those that are looked for")
-    splits = [] if source is None else [s for s in (source.train, source.val, source.test, source.unused) if s]
+    splits = [split for split in (source.train, source.val, source.test, source.unused) if split]
     if not (colon and scheme in ("class", "group")):
-        listed = read_ids(Path(os.path.expanduser(spec)))
-        if not listed.ids:
-            raise UnlearnError(f"{spec!r} lists no id: there is nothing to look for")
-        if source is not None and not any(listed.mask(split.ids).any() for split in splits):
+        listed = listed_ids(spec)
+        if not any(listed.mask(split.ids).any() for split in splits):
             raise UnlearnError(f"{source.spec!r} has none of the {len(listed.ids)} ids of {spec!r}: give another data=")
         return listed
-    if source is None:
-        raise UnlearnError(f"{spec!r} needs a data source that knows it: give data=")
     if scheme == "class":
         matches = partial(_of_class, _class_index(value, source))
     else:
@@ -199,28 +192,6 @@ def _in_group(column: str, value: str, split: Split) -> Mask:
 
 def _in_list(manifest: Manifest, split: Split) -> Mask:
     return manifest.mask(split.ids)
-
-
-def read_ids(path: Path, what: str = "forget set") -> Manifest:
-    """A list of ids: one a line, or a CSV with a column ``id``, as a manifest has it.
-
-    Raises:
-        UnlearnError: there is no such file, or it is something else.
-    """
-    if not path.is_file():
-        raise UnlearnError(f"no {what} {str(path)!r}: give {_FORMS if what == 'forget set' else 'a file of ids'}")
-    try:
-        text = read_text(path, LARGEST_LIST)
-        lines = [line for line in text.split("\n") if line.strip()]
-        start = lines[0] if lines else ""
-        header = next(csv.reader([start]), [])
-    except (OSError, ValueError, csv.Error) as error:
-        raise UnlearnError(f"can't read the list of ids {str(path)!r} ({error}): save it as UTF-8 text") from error
-    if start.startswith("# salt=") or "id" in header:
-        return Manifest.from_csv(path)
-    if path.suffix == ".csv" and len(header) > 1:
-        raise UnlearnError(f"{str(path)!r} has no column 'id': its columns are {shortlist(header)}")
-    return Manifest(tuple(lines))
 
 
 def _check_trained(spec: str, source: Source, ids: Sequence[str], manifest: Callable[[], Manifest | None]) -> None:

@@ -27,8 +27,8 @@ from mlflow_unlearn.data._layouts import (
 )
 from mlflow_unlearn.data._shards import list_shards
 from mlflow_unlearn.data.batching import leaves
-from mlflow_unlearn.data.forget import read_ids
 from mlflow_unlearn.data.functions import import_function, users_code
+from mlflow_unlearn.data.ids import read_ids
 from mlflow_unlearn.data.source import ImageStore, Indices, Source, Split, check_classes, rest, stratified
 from mlflow_unlearn.data.spec import DRAWN, SpecOptions, parse_options, resolved
 from mlflow_unlearn.data.splits import Splits, labels_of

@@ -94,20 +94,19 @@ class Manifest:
                 salt = _checked(start.removeprefix(_SALT)) if start.startswith(_SALT) else None
                 if salt is None:
                     file.seek(0)
-                rows = csv.DictReader(file, strict=True)
-                if "id" not in (rows.fieldnames or ()):
-                    raise UnlearnError(
-                        f"{str(path)!r} has no column 'id': its columns are {shortlist(rows.fieldnames or ())}"
-                    )
-                ids = []
-                for row in rows:
-                    if None in row or row["id"] is None:
+                rows = csv.reader(file, strict=True)
+                header = next(rows, [])
+                if "id" not in header:
+                    raise UnlearnError(f"{str(path)!r} has no column 'id': its columns are {shortlist(header)}")
+                column, ids = header.index("id"), []
+                for row in filter(None, rows):
+                    if not column < len(row) <= len(header):
                         raise UnlearnError(
                             f"line {rows.line_num} of {str(path)!r} has another number of fields than the header: "
                             "put ids with commas in double quotes"
                         )
-                    if row["id"].strip():
-                        ids.append(row["id"])
+                    if row[column].strip():
+                        ids.append(row[column])
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise UnlearnError(
                 f"can't read the list of ids {str(path)!r} ({error}): give a CSV file in UTF-8"

@@ -17,7 +17,8 @@ from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import NoAnswer, UnlearnError
 from mlflow_unlearn.evidence.record import Person
 from mlflow_unlearn.governance import manifest_index
-from mlflow_unlearn.governance.locating import Search, Wanted
+from mlflow_unlearn.governance.locating import Found, Search, Wanted
+from mlflow_unlearn.governance.manifest_index import ManifestIndex
 from mlflow_unlearn.parsing import whole_number
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.artifacts import remember
@@ -96,18 +97,20 @@ class Inbox:
 
     def with_holders(self, cases: Sequence[InboxCase]) -> tuple[list[InboxCase], str | None]:
         """The cases with the versions that still contain their samples; and why some could not be asked, if so."""
-        result, unanswered = list[InboxCase](), None
         lists: dict[str, Manifest | None] = {}
-        with manifest_index.opened() as index:
-            search = Search(self._client, self._registry, index)
-            for case in cases:
-                wanted = [self._wanted(request, lists) for request in case.requests]
-                found = search.find([one for one in wanted if one is not None])
-                unclear = wanted.count(None) + sum(entry.state == "unknown" for entry in found.versions)
-                holders = [entry.uri for entry in found.holders()]
-                result.append(case.model_copy(update={"still_in": holders, "unclear": unclear}))
-                unanswered = found.unanswered
+        wanted = [[self._wanted(request, lists) for request in case.requests] for case in cases]
+        there = [[one for one in named if one is not None] for named in wanted]
+        found, unanswered = manifest_index.with_index(lambda index: self._found(index, there))
+        result = []
+        for case, named, places in zip(cases, wanted, found, strict=True):
+            unclear = named.count(None) + sum(entry.state == "unknown" for entry in places.versions)
+            holders = [entry.uri for entry in places.holders()]
+            result.append(case.model_copy(update={"still_in": holders, "unclear": unclear}))
         return result, unanswered
+
+    def _found(self, index: ManifestIndex, wanted: Sequence[Sequence[Wanted]]) -> tuple[list[Found], str | None]:
+        search = Search(self._client, self._registry, index)
+        return search.find_each(wanted), search.unanswered
 
     def _wanted(self, request: InboxRequest, lists: dict[str, Manifest | None]) -> Wanted | None:
         """What a request names; None where its files are gone. Requests of one case have the same list, mostly."""

@@ -153,7 +153,14 @@ class Search:
 
     def find(self, wanted: Sequence[Wanted]) -> Found:
         """Which versions, and LoggedModels that no version names, were trained on these samples."""
-        counts = _Counts(self._index, wanted)
+        return self.find_each([wanted])[0]
+
+    def find_each(self, cases: Sequence[Sequence[Wanted]]) -> list[Found]:
+        """The same for several sets of samples: each list of training ids is looked at once."""
+        counts = _Counts(self._index, [one for wanted in cases for one in wanted])
+        return [self._found(wanted, counts) for wanted in cases]
+
+    def _found(self, wanted: Sequence[Wanted], counts: "_Counts") -> Found:
         found = [self._version(entry, wanted, counts) for entry in self._entries]
         holders = [entry for entry in found if entry.state == "contains"]
         found = _with_descent(_with_copies(found, holders))
@@ -228,31 +235,8 @@ class Search:
         listed = self._list(entry)
         if isinstance(listed, str):
             return replace(entry, why=listed)
-        entry = replace(entry, source=listed.source)
-        done = set(entry.registered.tags.get("unlearn.request_ids", "").split(","))
-        own, other, unclear = 0, 0, False
-        counted = set[tuple[str, str | None, str | None]]()
-        for at, one in enumerate(wanted):
-            key = (one.samples.digest, one.source, one.source_sha256)
-            # Requests of one case name the same samples, of several versions.
-            count = 0 if key in counted else counts.of(listed, at)
-            counted |= {key} if count is not None else set()
-            if count is None:
-                unclear |= one.same_source(listed) and not done & one.requests
-            elif one.same_source(listed):
-                own += count
-            else:
-                other += count
-        if own:
-            return replace(entry, state="contains", samples=own, why="by its list of training ids")
-        if unclear:
-            return replace(entry, why="the request's ids are hashed in another way than its list of training ids")
-        if done & {request for one in wanted for request in one.requests}:
-            return replace(entry, state="unlearned", why=f"carried out {', '.join(sorted(done))}")
-        if other:
-            why = f"samples of the same ids, of another source: {listed.source}"
-            return replace(entry, state="another source", samples=other, why=why)
-        return replace(entry, state="never contained", why="none of them is in its list of training ids")
+        state, why, samples = _judged(listed, entry.registered.tags, wanted, counts)
+        return replace(entry, source=listed.source, state=state, why=why, samples=samples)
 
     def _list(self, entry: Located) -> TrainedOn | str:
         """The list that its tag names or its files have, which is in the index then; why there is none."""
@@ -332,24 +316,61 @@ class Search:
             raise NoAnswer(self.unanswered)
 
 
+def _judged(
+    listed: TrainedOn, tags: Mapping[str, str], wanted: Sequence[Wanted], counts: "_Counts"
+) -> tuple[State, str, int]:
+    """What a version with this list and these tags is to samples; how that is known, and how many it names."""
+    done = set(tags.get("unlearn.request_ids", "").split(","))
+    own, other, unclear = 0, 0, False
+    counted = set[object]()
+    for one in wanted:
+        # Requests of one case name the same samples, of several versions.
+        count = 0 if counts.named[id(one)] in counted else counts.of(listed, one)
+        counted |= {counts.named[id(one)]} if count is not None else set()
+        if count is None:
+            unclear |= one.same_source(listed) and not done & one.requests
+        elif count and one.same_source(listed):
+            own += count
+        else:
+            other += count
+    if own:
+        return "contains", "by its list of training ids", own
+    if unclear:
+        return "unknown", "the request's ids are hashed in another way than its list of training ids", 0
+    if done & {request for one in wanted for request in one.requests}:
+        return "unlearned", f"carried out {', '.join(sorted(done))}", 0
+    if other:
+        return "another source", f"samples of the same ids, of another source: {listed.source}", other
+    return "never contained", "none of them is in its list of training ids", 0
+
+
 class _Counts:
-    """How many of some samples each list names: counted once."""
+    """How many of some samples each list names: of all of them at once, since to read a list takes longer.
+
+    Attributes:
+        named: the samples of each by which they are the same as others.
+    """
 
     def __init__(self, index: ManifestIndex, wanted: Sequence[Wanted]) -> None:
         self._index, self._wanted = index, wanted
-        self._keys: dict[tuple[int, str | None], Hashes | None] = {}
-        self._counts: dict[tuple[int, str], int | None] = {}
+        self.named = {id(one): (one.samples.digest, one.source, one.source_sha256) for one in wanted}
+        self._keys: dict[str | None, list[Hashes | None]] = {}
+        self._counts: dict[str, dict[int, int]] = {}
 
-    def of(self, listed: TrainedOn, at: int) -> int | None:
-        """Of the samples ``wanted[at]``; None where they are hashed in another way."""
+    def of(self, listed: TrainedOn, one: Wanted) -> int | None:
+        """Of these samples; None where they are hashed in another way."""
         digest = listed.manifest_sha256
-        if (at, digest) not in self._counts:
-            salt, _ = self._index.salt(digest) or (None, 0)
-            if (at, salt) not in self._keys:
-                self._keys[at, salt] = keys_of(self._wanted[at].samples, salt)
-            keys = self._keys[at, salt]
-            self._counts[at, digest] = None if keys is None else self._index.count(digest, keys)
-        return self._counts[at, digest]
+        if digest not in self._counts:
+            self._counts[digest] = self._count(digest)
+        return self._counts[digest].get(id(one))
+
+    def _count(self, digest: str) -> dict[int, int]:
+        salt, _ = self._index.salt(digest) or (None, 0)
+        if salt not in self._keys:
+            self._keys[salt] = [keys_of(one.samples, salt) for one in self._wanted]
+        pairs = zip(self._wanted, self._keys[salt], strict=True)
+        comparable = {id(one): keys for one, keys in pairs if keys is not None}
+        return dict(zip(comparable, self._index.counts(digest, comparable.values()), strict=True))
 
 
 def _stored_manifest(files: str, model: LoggedModel | None) -> Manifest:
@@ -422,7 +443,7 @@ def _with_descent(found: Sequence[Located]) -> list[Located]:
             if held and entry.state == "never contained":
                 entry = replace(entry, state="unlearned", why=f"came of {held[0]}, and its list names none of them")
         result[entry.uri] = entry
-    return [replace(entry, unlearned_by=tuple(by.get(entry.uri, ()))) for entry in result.values()]
+    return [replace(entry, unlearned_by=tuple(by[uri])) if uri in by else entry for uri, entry in result.items()]
 
 
 def _held(entry: Located) -> bool:

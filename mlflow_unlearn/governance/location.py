@@ -2,8 +2,10 @@
 
 import os
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
@@ -42,6 +44,17 @@ class Location:
     nodes: tuple[tuple[int, int] | None, ...] = (None,)
     doubt: str = ""
 
+    @cached_property
+    def itself(self) -> frozenset[object]:
+        """What it is called by."""
+        return frozenset((self.parts, *(node for node in self.nodes[:1] if node is not None)))
+
+    @cached_property
+    def around(self) -> frozenset[object]:
+        """What it and the folders around it are called by."""
+        prefixes = (self.parts[:length] for length in range(len(self.parts) + 1))
+        return frozenset((*prefixes, *(node for node in self.nodes if node is not None)))
+
     def contains(self, other: "Location") -> bool:
         """Whether the other one of the same store is this one or is inside it."""
         named = other.parts[: len(self.parts)] == self.parts
@@ -77,41 +90,63 @@ def relation(one: Location, other: Location) -> Relation:
 
 
 class Relations:
-    """How one folder lies to many: without comparing it with each of them, where all are of one store."""
+    """How one folder lies to many: compared only with those to which it may lie in any way but apart."""
 
     def __init__(self, locations: Mapping[str, Location]) -> None:
         """Of these, by a name each."""
         self._locations = locations
+        self._order = {name: number for number, name in enumerate(locations)}
         self._stores = {location.store for location in locations.values()}
-        self._doubtful = any(location.doubt for location in locations.values())
-        self._at: dict[object, list[str]] = {}
+        doubtful = [name for name, location in locations.items() if location.doubt]
+        self._vague = [
+            *doubtful[:1],
+            *(name for name, location in locations.items() if not (location.parts or location.doubt)),
+        ]
+        self._at, self._below = _Names(), _Names()
         for name, location in locations.items():
-            # Each folder by itself and by those around it: that is where a relation can come from.
-            for key in {*_prefixes(location.parts), *(node for node in location.nodes if node is not None)}:
-                self._at.setdefault(key, []).append(name)
+            for key in location.itself:
+                self._at[key].append(name)
+            for key in location.around:
+                self._below[key].append(name)
 
     def first(self, location: Location) -> tuple[str, Relation]:
         """The first of them that is not apart, ``same`` before all others; an empty name where all are."""
-        names: Iterable[str] = self._locations
-        if not (self._doubtful or location.doubt or self._stores - {location.store}):
-            keys = {location.parts, *(node for node in location.nodes[:1] if node is not None)}
-            around = {*_prefixes(location.parts), *(node for node in location.nodes if node is not None)}
-            own = {name for key in keys for name in self._at.get(key, ())}
-            # Of a folder around it, only what is that very folder counts, not all that lies in it.
-            own |= {name for key in around for name in self._at.get(key, ()) if self._is(name, key)}
-            names = [name for name in self._locations if name in own]
-        found = [(name, relation(location, self._locations[name])) for name in names]
+        if location.doubt:
+            return (next(iter(self._locations)), "unclear") if self._locations else ("", "apart")
+        names = set(self._locations if not location.parts else self._vague)
+        names.update(*(self._below[key] for key in location.itself if key in self._below))
+        names.update(*(self._at[key] for key in location.around if key in self._at))
+        if self._stores - {location.store}:
+            tails, runs = self._alike
+            names.update(runs.get(location.parts[-_TAIL:], ()))
+            names.update(*(tails.get(run, ()) for run in _runs(location.parts)))
+        in_order = sorted(names, key=self._order.__getitem__)
+        found = [(name, relation(location, self._locations[name])) for name in in_order]
         near = [(name, how) for name, how in found if how != "apart"]
         return next((one for one in near if one[1] == "same"), near[0] if near else ("", "apart"))
 
-    def _is(self, name: str, key: object) -> bool:
-        location = self._locations[name]
-        return key in (location.parts, location.nodes[0])
+    @cached_property
+    def _alike(self) -> tuple["_Names", "_Names"]:
+        """By how their paths end, and by what stands in their paths: for folders of another store."""
+        tails, runs = _Names(), _Names()
+        for name, location in self._locations.items():
+            tails[location.parts[-_TAIL:]].append(name)
+            for run in _runs(location.parts):
+                runs[run].append(name)
+        return tails, runs
 
 
-def _prefixes(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    for length in range(1, len(parts) + 1):
-        yield parts[:length]
+class _Names(defaultdict[object, list[str]]):
+    """Names of locations by something that they have in common."""
+
+    def __init__(self) -> None:
+        super().__init__(list)
+
+
+def _runs(parts: tuple[str, ...]) -> set[tuple[str, ...]]:
+    """What stands in a path, one name behind the other, up to as many as a tail has."""
+    starts = range(len(parts))
+    return {parts[start : start + length] for start in starts for length in range(1, _TAIL + 1)}
 
 
 def _local(uri: str) -> Location:

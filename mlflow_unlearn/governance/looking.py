@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.console import note
+from mlflow_unlearn.data.ids import listed_ids
 from mlflow_unlearn.data.spec import without_options
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.governance.holders import named_by
@@ -32,15 +33,13 @@ def wanted_by(client: MlflowClient, registry: Registry, spec: str, data: str | N
     if data is not None:
         return [_in_source(spec, data, no_code=no_code)]
     if not (colon and scheme in ("class", "group")):
-        from mlflow_unlearn.data.forget import named_ids  # takes torch, as whatever reads data
-
-        return [Wanted(named_ids(spec, None))]
+        return [Wanted(listed_ids(spec))]
     recorded = filter(None, (trained_on(version.tags) for version in registry.versions))
     return _in_all_sources(spec, sorted({one.source for one in recorded} - {""}))
 
 
 def _in_source(spec: str, data: str, *, no_code: bool) -> Wanted:
-    from mlflow_unlearn.data.forget import named_ids
+    from mlflow_unlearn.data.forget import named_ids  # takes torch, as whatever reads data
     from mlflow_unlearn.data.loaders import load_source
 
     if no_code and data.startswith("python:"):

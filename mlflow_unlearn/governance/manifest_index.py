@@ -7,10 +7,11 @@ fifty lists of 100,000 one is found that is not there with a probability of 3 ·
 import hashlib
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +22,18 @@ from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
 
 FILE = "manifests.sqlite"
+PATIENCE = 30.0
+"""Seconds to wait for another command that writes."""
 
 _TABLES = """
-CREATE TABLE IF NOT EXISTS manifests (digest TEXT PRIMARY KEY, salt TEXT, samples INTEGER, hashes BLOB);
+CREATE TABLE IF NOT EXISTS lists (digest TEXT PRIMARY KEY, salt TEXT, samples INTEGER, crc INTEGER, hashes BLOB);
 CREATE TABLE IF NOT EXISTS read (
     model TEXT PRIMARY KEY, digest TEXT, source TEXT, source_sha256 TEXT, problem TEXT
 );
 """
 
 Hashes = NDArray[np.uint64]
+T = TypeVar("T")
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -58,7 +62,7 @@ class ManifestIndex:
 
     def salt(self, digest: str) -> tuple[str | None, int] | None:
         """Salt and number of samples of a list; None where it was not read yet."""
-        found = self._database.execute("SELECT salt, samples FROM manifests WHERE digest = ?", (digest,)).fetchone()
+        found = self._database.execute("SELECT salt, samples FROM lists WHERE digest = ?", (digest,)).fetchone()
         return None if found is None else (found[0], found[1])
 
     def add(self, manifest: Manifest) -> None:
@@ -70,20 +74,28 @@ class ManifestIndex:
         hashed = manifest.salt is not None
         if hashed and not all(map(_SHA256.fullmatch, manifest.ids)):
             raise UnlearnError("its ids are not hashed by SHA-256 with a salt, as those of this tool are")
-        row = (manifest.digest, manifest.salt, len(manifest.ids), _hashes(manifest.ids, hashed=hashed).tobytes())
-        self._write("INSERT OR REPLACE INTO manifests VALUES (?, ?, ?, ?)", row)
+        hashes = np.sort(_hashes(manifest.ids, hashed=hashed)).tobytes()
+        row = (manifest.digest, manifest.salt, len(manifest.ids), zlib.crc32(hashes), hashes)
+        self._write("INSERT OR REPLACE INTO lists VALUES (?, ?, ?, ?, ?)", row)
 
-    def count(self, digest: str, keys: Hashes) -> int:
-        """How many of some samples a list names.
+    def counts(self, digest: str, wanted: Iterable[Hashes]) -> list[int]:
+        """How many of some samples a list names, for each of several such sets.
 
         Args:
             digest: of a list that is there.
-            keys: `keys_of` the samples, with the list's salt.
+            wanted: `keys_of` the samples, with the list's salt.
+
+        Raises:
+            sqlite3.DatabaseError: what is kept of it is damaged.
         """
-        (blob,) = self._database.execute("SELECT hashes FROM manifests WHERE digest = ?", (digest,)).fetchone()
+        found = self._database.execute("SELECT crc, hashes FROM lists WHERE digest = ?", (digest,)).fetchone()
+        if found is None or found[0] != zlib.crc32(blob := found[1]):  # it would be taken for one that names none
+            raise sqlite3.DatabaseError("a list in it is not what was written")
         hashes = np.frombuffer(blob, np.uint64)
-        places = np.searchsorted(hashes, keys)
-        return int((hashes[np.minimum(places, len(hashes) - 1)] == keys).sum()) if len(hashes) else 0
+        if not len(hashes):
+            return [0 for _ in wanted]
+        last = len(hashes) - 1
+        return [int((hashes[np.minimum(np.searchsorted(hashes, keys), last)] == keys).sum()) for keys in wanted]
 
     def read(self, model: str) -> Read | None:
         """What was read of a model before; None where it was not."""
@@ -117,17 +129,36 @@ class ManifestIndex:
 
 
 def keys_of(samples: Manifest, salt: str | None) -> Hashes | None:
-    """The samples as a list with this salt has them; None where they are hashed with another one."""
+    """The samples as a list with this salt has them, once each; None where they are hashed with another one."""
     if samples.salt is not None:
-        return _hashes(samples.ids, hashed=True) if samples.salt == salt else None
+        # What was hashed otherwise is in no list of ours.
+        ids = filter(_SHA256.fullmatch, samples.ids)
+        return np.unique(_hashes(ids, hashed=True)) if samples.salt == salt else None
     stored = Manifest((), salt)
-    return _hashes(map(stored.key, samples.ids), hashed=salt is not None)
+    return np.unique(_hashes(map(stored.key, samples.ids), hashed=salt is not None))
 
 
 def _hashes(ids: Iterable[str], *, hashed: bool) -> Hashes:
-    """The first 64 bits of the SHA-256 of each id, once each: ``[N]``."""
-    digests = ids if hashed else (hashlib.sha256(i.encode()).hexdigest() for i in ids)
-    return np.unique(np.frombuffer(bytes.fromhex("".join(digest[:16] for digest in digests)), ">u8").astype(np.uint64))
+    """The first 64 bits of the SHA-256 of each id: ``[N]``."""
+    digests = bytes.fromhex("".join(ids)) if hashed else b"".join(hashlib.sha256(i.encode()).digest() for i in ids)
+    return np.frombuffer(digests, ">u8")[::4].astype(np.uint64)
+
+
+def with_index(work: Callable[[ManifestIndex], T]) -> T:
+    """What comes of some work with the index of this user; from the start, where the index turns out to be damaged."""
+    try:
+        with opened() as index:
+            return work(index)
+    except sqlite3.OperationalError as error:  # locked for long, or the disk fails
+        note(f"Note: the index of training lists cannot be used ({first_line(error)}): they are read again.")
+        with closing(ManifestIndex(_with_tables(":memory:"))) as index:
+            return work(index)
+    except sqlite3.DatabaseError as error:
+        note(f"Note: the index of training lists is damaged ({first_line(error)}): it is made anew.")
+        with suppress(OSError):
+            (cache.folder() / FILE).unlink()
+        with opened() as index:
+            return work(index)
 
 
 @contextmanager
@@ -158,7 +189,7 @@ def _database() -> sqlite3.Connection:
 
 
 def _with_tables(path: Path | str) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=30)
+    database = sqlite3.connect(path, timeout=PATIENCE)
     try:
         database.executescript(_TABLES)
     except BaseException:

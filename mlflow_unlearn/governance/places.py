@@ -1,6 +1,5 @@
 """Where samples still live: versions, LoggedModels, runs, references, this machine's cache."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from mlflow.tracking import MlflowClient
@@ -11,10 +10,13 @@ from mlflow_unlearn.evidence.audit import REFERENCE_FILE
 from mlflow_unlearn.governance import manifest_index
 from mlflow_unlearn.governance.holders import cached, checkpoints, references
 from mlflow_unlearn.governance.locating import ENDPOINT_TAG, Found, Located, Search, State, Wanted
+from mlflow_unlearn.registry.uris import in_ranges
 from mlflow_unlearn.registry.walk import Registry
 
 PRINTED = {"unknown": "cannot be told"}
 """State → what people read; other states say it themselves."""
+_MANY = 40
+"""Places above which those that are alike share a row."""
 UNSEEN = (
     "Not seen from here: downloads, backups, and copies on other machines and servers; endpoints are known by the "
     f"tag {ENDPOINT_TAG}NAME alone."
@@ -54,8 +56,7 @@ class Places(CommandResult):
 
 def look(client: MlflowClient, registry: Registry, wanted: Sequence[Wanted]) -> Places:
     """Search all of a registry, the store's LoggedModels and references, and this machine's cache."""
-    with manifest_index.opened() as index:
-        found = Search(client, registry, index).find(wanted)
+    found = manifest_index.with_index(lambda index: Search(client, registry, index).find(wanted))
     return _places(client, wanted, found)
 
 
@@ -90,33 +91,40 @@ def _place(entry: Located) -> Place:
 
 
 def rows(places: Places) -> list[tuple[str, ...]]:
-    """Of the table for people: what holds them first, and one row for all versions of a model that cannot be told."""
+    """Of the table for people: what holds them first.
+
+    Versions of a model that cannot be told share a row, and where there are many, all in one state that no alias and no
+    endpoint names: what is in use has a row of its own.
+    """
     order = ("contains", "unknown", "another source", "unlearned", "retired")
-    alike = Counter(filter(None, map(_alike, places.places)))
-    found = list[tuple[str, ...]]()
+    many = len(places.places) > _MANY
+    groups: dict[object, list[Place]] = {}
     for place in sorted(places.places, key=lambda place: order.index(place.state)):
-        kind = _alike(place)
-        more = alike.pop(kind, 0) - 1 if kind is not None else 0
-        if more < 0:
-            continue  # it is in a row above
-        found.append(
-            (
-                place.uri + (f" and {more} more" if more else ""),
-                PRINTED.get(place.state, place.state),
-                str(place.samples) if place.samples else "–",
-                ", ".join(place.aliases) or "–",
-                ", ".join(f"{name} ({url})" for name, url in place.endpoints.items()) or "–",
-                ", ".join(place.unlearned_by) or "–",
-                place.why,
-            )
-        )
-    return found
+        groups.setdefault(_alike(place, many=many) or place.uri, []).append(place)
+    return [_row(group) for group in groups.values()]
 
 
-def _alike(place: Place) -> tuple[str, str] | None:
+def _alike(place: Place, *, many: bool) -> tuple[str, ...] | None:
     """What versions have in common that share a row; None for one that has its own."""
-    shared = place.state == "unknown" and not place.aliases and not place.endpoints
-    return (place.uri.rpartition("/")[0], place.why) if shared else None
+    if place.aliases or place.endpoints or not (many or place.state == "unknown"):
+        return None
+    reason = place.why if place.state == "unknown" else ""
+    return place.uri.rpartition("/")[0], place.state, reason
+
+
+def _row(places: Sequence[Place]) -> tuple[str, ...]:
+    """One version, or several that are alike."""
+    first, reasons = places[0], {place.why for place in places}
+    samples = sorted({place.samples for place in places})
+    return (
+        *in_ranges(place.uri for place in places),
+        PRINTED.get(first.state, first.state),
+        "–".join(map(str, dict.fromkeys((samples[0], samples[-1])))) if samples[-1] else "–",
+        ", ".join(first.aliases) or "–",
+        ", ".join(f"{name} ({url})" for name, url in first.endpoints.items()) or "–",
+        ", ".join(in_ranges(uri for place in places for uri in place.unlearned_by)) or "–",
+        first.why if len(reasons) == 1 else f"{len(reasons)} reasons, each of which --format json has",
+    )
 
 
 def elsewhere(places: Places) -> Mapping[str, Sequence[str]]:

@@ -1,5 +1,7 @@
 """Tracking and storage URIs, and what of them may be shown."""
 
+from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 
 
@@ -24,3 +26,27 @@ def hidden_spec(spec: str) -> str:
     """
     scheme, colon, _ = spec.partition(":")
     return f"{scheme}:…" if colon and scheme in ("random", "request", "class", "group") else "file"
+
+
+def in_ranges(uris: Iterable[str]) -> list[str]:
+    """URIs for people, the versions of one model together; what is not a registered version stays as it is.
+
+    >>> in_ranges(["models:/clf/1", "models:/clf/2", "models:/clf/4", "models:/m-0f", "models:/other/3"])
+    ['models:/clf/1–2, 4', 'models:/m-0f', 'models:/other/3']
+    """
+    versions: dict[str, list[int]] = {}
+    for uri in uris:
+        model, _, number = uri.rpartition("/")
+        if model.startswith("models:/") and number.isdecimal():
+            versions.setdefault(model, []).append(int(number))
+        else:
+            versions[uri] = []
+    return [f"{name}/{_ranges(numbers)}" if numbers else name for name, numbers in versions.items()]
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    found = []
+    for _, run in groupby(enumerate(sorted(set(numbers))), lambda pair: pair[1] - pair[0]):
+        first, *rest = (number for _, number in run)
+        found.append(f"{first}–{rest[-1]}" if rest else str(first))
+    return ", ".join(found)

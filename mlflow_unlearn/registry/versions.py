@@ -77,7 +77,7 @@ class TrainedOn(BaseModel):
         source: spec of the data source, without what splits it.
         source_sha256: `Source.samples_digest`.
         manifest_sha256: of the list as it is stored.
-        salt: of the hashed ids in it.
+        salt: of the hashed ids in it; None where they are plain, which the tag then leaves out.
         run_id: that holds the list, where the version's own files do not.
     """
 
@@ -87,7 +87,7 @@ class TrainedOn(BaseModel):
     source: str
     source_sha256: str
     manifest_sha256: str
-    salt: str | None
+    salt: str | None = None
     run_id: str | None = None
 
     @classmethod

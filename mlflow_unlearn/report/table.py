@@ -13,11 +13,16 @@ from mlflow_unlearn.evidence.case import Case
 from mlflow_unlearn.evidence.policy import Verdict
 from mlflow_unlearn.metrics.catalog import METRICS, READING
 from mlflow_unlearn.metrics.reading import NOT_MEASURED, read_after, read_membership
+from mlflow_unlearn.registry.uris import in_ranges
 
 if TYPE_CHECKING:
     from mlflow_unlearn.data.source import Source
     from mlflow_unlearn.methods import Method
     from mlflow_unlearn.metrics.suite import Metrics
+
+
+_MOST = 12
+"""Models of a list that are shown."""
 
 
 def escape(text: str) -> str:
@@ -136,7 +141,10 @@ def show_inbox(cases: Sequence[Any]) -> None:
         left = f"{case.days_left} days left" if case.days_left >= 0 else f"{-case.days_left} days overdue"
         due = case.due if case.state == "done" else f"{case.due}, {left}"
         on = ", ".join(f"{r.uri.removeprefix('models:/')} {r.state}" for r in case.requests)
-        still = ", ".join(uri.removeprefix("models:/") for uri in case.still_in) or "none"
+        holders = [uri.removeprefix("models:/") for uri in in_ranges(case.still_in)]
+        if (more := len(holders) - _MOST) > 0:
+            holders[_MOST:] = [f"{more} more models, which `locate` lists"]
+        still = ", ".join(holders) or "none"
         still += f" ({case.unclear} cannot be told)" if case.unclear else ""
         who = f"{case.subject} ({case.requester})" if case.requester else case.subject
         filed = f"{case.filed_by}, {case.filed[:10]}"

@@ -4,6 +4,7 @@ import re
 import shutil
 import time
 
+import mlflow
 import pytest
 from chains import LENIENT
 from kills import Forge
@@ -65,6 +66,27 @@ def test_decisions(served):
     for name, *more in (("review", "--policy", "lenient.yaml"), ("promote",), ("verify",)):
         counts[name] = len(run(name, *VERSION, *more))
     assert counts["review"] <= 61 and counts["promote"] <= 60 and counts["verify"] <= 46, counts
+
+
+def test_locate_asks_by_pages_and_for_each_list_that_it_does_not_know(served):
+    """However many versions there are."""
+    run, kept = served
+    (kept.parent / "ids.txt").write_text("nobody/1\n")
+    search = ("locate", "--forget", str(kept.parent / "ids.txt"))
+    cold, warm = run(*search), run(*search)
+    lists = [one for one in cold if ARTIFACTS in one]
+    assert len(lists) == len(set(lists)) == 2 and all(one.endswith("/training_manifest.csv") for one in lists), cold
+    assert len(warm) == len(cold) - 2 <= 8, warm
+    store = Store(kept.parent)
+    mlflow.set_tracking_uri(store.uri)  # where the client looks for the LoggedModel
+    client = store.client
+    original = client.get_model_version("clf", "1")
+    client.create_registered_model("many")
+    for _ in range(60):
+        client.create_model_version("many", original.source, tags=original.tags, model_id=original.model_id)
+    reset_mlflow()
+    assert sorted(run(*search)) == sorted(warm)
+    client.delete_registered_model("many")
 
 
 def test_a_large_file_may_come_in_parts(served):

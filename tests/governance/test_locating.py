@@ -12,6 +12,7 @@ from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import NoAnswer
 from mlflow_unlearn.governance import locating, manifest_index
 from mlflow_unlearn.governance.locating import Search, Wanted
+from mlflow_unlearn.governance.manifest_index import ManifestIndex
 from mlflow_unlearn.registry.versions import TRAINED_ON_TAG, trained_on
 from mlflow_unlearn.registry.walk import walk
 
@@ -69,6 +70,23 @@ def test_lists_are_read_once(chain, index, monkeypatch):
     states(chain.client, index, *wanted)
     monkeypatch.setattr(locating, "_stored_manifest", lambda *_: pytest.fail("it was read before"))
     assert set(states(chain.client, index, *wanted).values()) == {"contains"}
+
+
+def test_a_list_is_looked_at_once_for_all_cases(chain, index, monkeypatch):
+    """And for all versions that share it: four here, and two copies."""
+    for _ in range(2):
+        chain.client.copy_model_version("models:/clf/4", "copies")
+    cases = [[Wanted(Manifest(TRAINED[n : n + 9])), Wanted(Manifest((f"nobody/{n}",)))] for n in range(5)]
+    registry = walk(chain.client)
+    alone = [Search(chain.client, registry, index).find(case) for case in cases]
+    looked_at, counts = [], ManifestIndex.counts
+    monkeypatch.setattr(ManifestIndex, "counts", lambda *given: looked_at.append(given[1]) or counts(*given))
+    found = Search(chain.client, registry, index).find_each(cases)
+    assert len(looked_at) == len(set(looked_at)) == 4 and len(registry.versions) == 6
+    assert [[(e.uri, e.state, e.samples) for e in one.versions] for one in found] == [
+        [(e.uri, e.state, e.samples) for e in one.versions] for one in alone
+    ]
+    chain.client.delete_registered_model("copies")
 
 
 def test_a_tag_that_names_another_list_is_not_believed(chain, index):

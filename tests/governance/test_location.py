@@ -5,6 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mlflow_unlearn.governance import location
 from mlflow_unlearn.governance.location import Relations, locate, relation
 
 MODEL = "1/models/m-0123/artifacts"
@@ -102,3 +103,14 @@ def test_links_and_mounts_are_known_among_many(tmp_path):
     assert many.first(locate(str(tmp_path / "link" / "part"))) == ("real", "inside")
     assert many.first(locate(str(tmp_path))) == ("0", "around")
     assert many.first(locate(str(tmp_path / "apart"))) == ("", "apart")
+
+
+@pytest.mark.parametrize("stores", [("s3://bucket",), ("s3://bucket", "mlflow-artifacts://host", "/nowhere")])
+def test_a_folder_is_compared_only_with_those_near_it(stores, monkeypatch):
+    uris = [f"{stores[n % len(stores)]}/1/models/m-{n:04}/artifacts" for n in range(200)]
+    many, compared = Relations({uri: locate(uri) for uri in uris}), []
+    monkeypatch.setattr(location, "relation", lambda *both: compared.append(both) or relation(*both))
+    for uri in uris:
+        assert many.first(locate(uri)) == (uri, "same")
+    assert many.first(locate(f"{stores[0]}/1/models/m-9999/artifacts")) == ("", "apart")
+    assert len(compared) == 200

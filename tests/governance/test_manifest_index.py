@@ -1,6 +1,7 @@
 """The index of training lists: what it counts, that it outlives a process, and that it can be thrown away."""
 
 import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.governance.manifest_index import FILE, Read, keys_of, opened
+from mlflow_unlearn.governance import manifest_index
+from mlflow_unlearn.governance.manifest_index import FILE, Read, keys_of, opened, with_index
 
 SALT = "ab" * 16
 
@@ -36,7 +38,7 @@ def test_it_counts_what_two_lists_have_in_common(trained, asked, salt, hashed):
             index.add(listed)
             assert index.salt(listed.digest) == (salt, len(trained))
             keys = keys_of(samples, salt)
-            assert index.count(listed.digest, keys) == len(trained & asked)
+            assert index.counts(listed.digest, [keys, keys[:0]]) == [len(trained & asked), 0]
 
 
 def test_lists_that_are_hashed_in_two_ways_cannot_be_compared():
@@ -55,7 +57,7 @@ def test_what_is_kept_is_there_the_next_time(folder):
         index.add(manifest)
         index.remember("clf/1", Read(manifest.digest, "digits", "00", None))
     with opened() as index:
-        assert index.count(manifest.digest, keys_of(Manifest(("b", "c")), None)) == 1
+        assert index.counts(manifest.digest, [keys_of(Manifest(("b", "c")), None)]) == [1]
         assert index.read("clf/1") == Read(manifest.digest, "digits", "00", None) and index.read("clf/2") is None
     content = (folder / FILE).read_bytes()
     assert b"digits" in content and np.sort(keys_of(manifest, None)).tobytes() in content
@@ -68,6 +70,70 @@ def test_a_file_that_is_no_index_is_made_anew(folder, content):
         index.add(Manifest(("a",)))
     with opened() as index:
         assert index.salt(Manifest(("a",)).digest) == (None, 1)
+
+
+def damaged_blob(folder):
+    with sqlite3.connect(folder / FILE) as other:
+        (blob,) = other.execute("SELECT hashes FROM lists").fetchone()
+        other.execute("UPDATE lists SET hashes = ?", (bytes([blob[0] ^ 1]) + blob[1:],))
+
+
+def without_list(folder):
+    with sqlite3.connect(folder / FILE) as other:
+        other.execute("DELETE FROM lists")
+
+
+@pytest.mark.parametrize("damage", [damaged_blob, without_list])
+def test_a_file_that_is_damaged_amid_a_search_is_made_anew(folder, damage, capfd):
+    manifest, keys = Manifest(tuple(map(str, range(1000)))), keys_of(Manifest(("7", "x")), None)
+    damages = [damage]
+
+    def work(index):
+        if index.salt(manifest.digest) is None:
+            index.add(manifest)
+        while damages:
+            damages.pop()(folder)
+        return index.counts(manifest.digest, [keys])
+
+    assert with_index(work) == [1] and "is damaged" in capfd.readouterr().err
+    assert with_index(lambda index: index.counts(manifest.digest, [keys])) == [1]
+
+
+def test_a_file_with_damaged_pages_is_made_anew(folder, capfd):
+    manifest = Manifest(tuple(map(str, range(1000))))
+
+    def work(index):
+        if index.salt(manifest.digest) is None:
+            index.add(manifest)
+        return index.counts(manifest.digest, [keys_of(Manifest(("7", "x")), None)])
+
+    assert with_index(work) == [1]
+    content = (folder / FILE).read_bytes()
+    (folder / FILE).write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    assert with_index(work) == [1] and "is damaged" in capfd.readouterr().err
+    assert with_index(work) == [1] and not capfd.readouterr().err
+
+
+def test_a_file_that_is_locked_for_good_is_done_without(folder, monkeypatch, capfd):
+    with_index(lambda index: index.add(Manifest(("a",))))
+    monkeypatch.setattr(manifest_index, "PATIENCE", 0.1)
+    with closing(sqlite3.connect(folder / FILE)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert with_index(lambda index: index.salt(Manifest(("a",)).digest)) is None
+    assert "cannot be used" in capfd.readouterr().err
+    assert with_index(lambda index: index.salt(Manifest(("a",)).digest)) == (None, 1)
+
+
+def test_a_file_that_is_deleted_amid_a_search(folder):
+    first, second = Manifest(("a",)), Manifest(("b",))
+
+    def work(index):
+        index.add(first)
+        (folder / FILE).unlink(missing_ok=True)
+        index.add(second)
+        return [index.salt(manifest.digest) for manifest in (first, second)]
+
+    assert with_index(work) == [(None, 1), (None, 1)]
 
 
 def test_off_keeps_nothing(tmp_path, monkeypatch):
@@ -93,8 +159,8 @@ def test_a_database_that_cannot_be_written_goes_on_in_memory(folder, capfd):
     with opened() as index:
         index.add(first)
     with opened() as index, sqlite3.connect(folder / FILE) as other:
-        other.execute("DROP TABLE manifests")
-        other.execute("CREATE TABLE manifests (digest TEXT PRIMARY KEY)")
+        other.execute("DROP TABLE lists")
+        other.execute("CREATE TABLE lists (digest TEXT PRIMARY KEY)")
         other.commit()
         index.remember("clf/1", Read(None, problem="kept"))
         index.add(second)

@@ -2,6 +2,7 @@
 
 import records
 
+from mlflow_unlearn.governance.inbox import InboxCase
 from mlflow_unlearn.methods import BUILTIN
 from mlflow_unlearn.metrics.catalog import METRICS
 from mlflow_unlearn.metrics.suite import Metrics
@@ -63,7 +64,7 @@ def test_what_others_have_written_steers_no_terminal(capsys):
     verdict = records.verdict(records.evidence()).model_copy(update={"policy": steering})
     table.show_findings(steering, [(steering, "differs", steering)])
     table.show_verdict(steering, verdict)
-    table.show_exposure([steering], [(steering,) * 5], {"runs": [steering]})
+    table.show_places(steering, [(steering,) * 7], {"runs": [steering]})
     out = capsys.readouterr().out
     assert out.count("clean") >= 10
     assert not set(out) & {"\x1b", "\x9b", "\r"} and "secret" not in out
@@ -84,3 +85,17 @@ def test_a_pass_where_the_original_passes_as_well_is_uninformative(capsys):
     assert "original: not computed: too few" in capsys.readouterr().out
     # Alone it is read as it is.
     assert table.readings({"unlearned": metrics(**ALIKE)})["unlearned"].startswith("indistinguishable")
+
+
+def test_the_inbox_names_the_first_models_that_still_hold_a_sample(capsys):
+    def shown(holders: list[str]) -> str:
+        case = InboxCase(
+            id="0" * 12, subject="group:subject=1", requester=None, filed="2026-01-01", filed_by="anna",
+            due="2026-02-01", days_left=3, state="open", requests=[], still_in=holders, unclear=0,
+        )  # fmt: skip
+        table.show_inbox([case])
+        return "".join(capsys.readouterr().out.replace("│", " ").split())
+
+    assert "clf/1–3,7" in shown([f"models:/clf/{n}" for n in (1, 2, 3, 7)])
+    many = shown([f"models:/m{n:02}/1" for n in range(15)])
+    assert "m11/1" in many and "m12/1" not in many and "3more" in many
