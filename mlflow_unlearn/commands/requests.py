@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 from pydantic import Field, ValidationError
 
@@ -22,6 +23,7 @@ from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.forget_requests import has_pending
 from mlflow_unlearn.registry.lock import WAIT_VARIABLE
+from mlflow_unlearn.registry.network import brief_retries, unhurried
 from mlflow_unlearn.registry.versions import retired, version_there
 from mlflow_unlearn.registry.walk import Registry, walk
 from mlflow_unlearn.report import table
@@ -48,6 +50,7 @@ class RequestsResult(CommandResult):
     today: str
     cases: list[InboxCase] = Field(description="The most urgent first.")
     fulfilled: list[Fulfilled] | None = Field(description="What `fulfil` has done; null without it.")
+    unreadable: list[str] = Field(description="Tags of versions that are not a request any more: to be filed again.")
     page: str | None = Field(description="The page that was written.")
     unanswered: str | None = Field(description="Why the rest is missing; null where all was looked at.")
 
@@ -60,7 +63,7 @@ def requests(options: config.Requests) -> RequestsResult:
     """
     unlearn_options = _checked(options)
     today = datetime.now(UTC).date()
-    with tracking.read_only_client() as client:
+    with brief_retries(), tracking.read_only_client() as client:
         registry = walk(client)
         inbox = Inbox(client, registry, days=due_days())
         cases = chosen(inbox.cases(today), state=options.state, model=options.model, subject=options.subject)
@@ -74,7 +77,14 @@ def requests(options: config.Requests) -> RequestsResult:
             cases = [case for case in inbox.cases(today) if case.id in ids]
         cases, unanswered = inbox.with_holders(cases)
         page = _write(options, cases, today.isoformat()) if options.format == "html" else None
-    result = RequestsResult(today=today.isoformat(), cases=cases, fulfilled=fulfilled, page=page, unanswered=unanswered)
+    result = RequestsResult(
+        today=today.isoformat(),
+        cases=cases,
+        fulfilled=fulfilled,
+        unreadable=inbox.unreadable,
+        page=page,
+        unanswered=unanswered,
+    )
     if page is None:
         table.show_inbox(cases)
     else:
@@ -83,10 +93,14 @@ def requests(options: config.Requests) -> RequestsResult:
         table.show_fulfilled(
             [(f.uri, ", ".join(f.request_ids), f.outcome, f.registered or "–", f.message) for f in fulfilled]
         )
+    for sentence in inbox.unreadable:
+        print(f"Not a request: {sentence}")
     if unanswered is not None:
         raise Refused(f"the inbox is not complete, since no answer came ({unanswered}): start it again", result)
     if failed := [one.uri for one in fulfilled or () if one.outcome == "failed"]:
         raise Refused(f"not fulfilled on {', '.join(failed)}: the table says why; the others are", result)
+    if inbox.unreadable:
+        raise Refused(f"{len(inbox.unreadable)} tags are not a forget request any more: see the lines above", result)
     return result
 
 
@@ -143,7 +157,7 @@ def _fulfil(
         began = time.monotonic()
         outcome, registered, message = "done by another command", None, ""
         # Read again: another command may have been quicker.
-        if version is not None and has_pending(version) and retired(version) is None:
+        if version is not None and _is_open(version) and retired(version) is None:
             note(f"Unlearning {', '.join(wanted[uri])} of {uri} …")
             outcome, registered, message = _unlearned(client, uri, options)
         yield Fulfilled(
@@ -160,7 +174,7 @@ def _unlearned(client: MlflowClient, uri: str, options: Sequence[str]) -> tuple[
     """Outcome, the version that came of it, and why not."""
     command = [sys.executable, "-m", "mlflow_unlearn", "unlearn", "--model-uri", uri, *options, "--format", "json"]
     # Where another command unlearns this version, the child waits for it, and finds nothing left to do.
-    environment = {WAIT_VARIABLE: _PATIENCE, **os.environ}
+    environment = {WAIT_VARIABLE: _PATIENCE, **unhurried(os.environ)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         out, _ = process.communicate()
@@ -173,10 +187,18 @@ def _unlearned(client: MlflowClient, uri: str, options: Sequence[str]) -> tuple[
         found = (answer.get("result") or {}).get("registered") or {}
         return "fulfilled", found.get("uri"), ""
     version = version_there(client, uri)
-    if version is None or not has_pending(version):
+    if version is None or not _is_open(version):
         return "done by another command", None, ""
     message = (answer.get("error") or {}).get("message") or f"its process ended with code {process.returncode}"
     return "failed", None, str(message)
+
+
+def _is_open(version: ModelVersion) -> bool:
+    """Also where a tag beside it was edited, of which `unlearn` itself will tell."""
+    try:
+        return has_pending(version)
+    except UnlearnError:
+        return True
 
 
 def _answer(out: str) -> Mapping[str, Any]:

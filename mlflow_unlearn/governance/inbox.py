@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 from pydantic import Field, ValidationError
 
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import first_line, note
+from mlflow_unlearn.console import first_line, note, one_line
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import NoAnswer, UnlearnError
 from mlflow_unlearn.evidence.record import Person
@@ -64,7 +64,12 @@ class InboxCase(CommandResult):
 
 
 class Inbox:
-    """The requests of one server, as they were when it was opened."""
+    """The requests of one server, as they were when it was opened.
+
+    Attributes:
+        unreadable: tags that are not a request any more, in words.
+        unanswered: why some of what is to be known of the requests is missing; None where nothing is.
+    """
 
     def __init__(self, client: MlflowClient, registry: Registry, *, days: int) -> None:
         """Read all requests.
@@ -75,14 +80,46 @@ class Inbox:
             days: after which a request of an earlier release is due, which names no day.
         """
         self._client, self._registry = client, registry
-        runs = {run.info.run_id: run for run in runs_where(client, f"tags.`{RUN_TAG}` LIKE '%'")}
+        self.unreadable: list[str] = []
+        self.unanswered = registry.unanswered
+        runs = self._runs()
         remember(runs.values())  # so that to read what they name takes one request each
         self._filed: dict[str, list[_Filed]] = {}
         self._summaries: dict[str, Summary] = {}
-        for request, state in [*_of_versions(registry), *_of_gone_versions(registry, runs)]:
+        for request, state in [*self._of_versions(), *_of_gone_versions(registry, runs)]:
             summary = self._summaries[request.run_id] = _summary(runs.get(request.run_id), request)
             due = request.due or (date.fromisoformat(summary.filed[:10]) + timedelta(days=days)).isoformat()
             self._filed.setdefault(request.case_id, []).append(_Filed(request, state, summary, due))
+
+    def _runs(self) -> dict[str, Run]:
+        """Those of all requests, as far as the server still answers."""
+        if self.unanswered is not None:
+            return {}
+        try:
+            found = runs_where(self._client, f"tags.`{RUN_TAG}` LIKE '%'")
+            return {run.info.run_id: run for run in found}
+        except NoAnswer as error:
+            self.unanswered = str(error)
+            return {}
+
+    def _of_versions(self) -> list[tuple[ForgetRequest, RequestState]]:
+        """By the tags of versions; those that came with a copy are about another one."""
+        found: list[tuple[ForgetRequest, RequestState]] = []
+        for version in self._registry.versions:
+            for key, value in sorted(version.tags.items()):
+                if not key.startswith(TAG):
+                    continue
+                try:
+                    request = ForgetRequest.from_tag(key, value)
+                except UnlearnError as error:  # one of them hides no other
+                    self.unreadable.append(one_line(f"{uri_of(version)}: {error}"))
+                    continue
+                if request.of == uri_of(version) and not request.ad_hoc:
+                    closed: RequestState = (
+                        "done" if not request.pending else "retired" if retired(version) else "pending"
+                    )
+                    found.append((request, closed))
+        return found
 
     def cases(self, today: date) -> list[InboxCase]:
         """Every case, the most urgent first; `with_holders` adds which versions hold its samples.
@@ -96,18 +133,19 @@ class Inbox:
 
     def with_holders(self, cases: Sequence[InboxCase]) -> tuple[list[InboxCase], str | None]:
         """The cases with the versions that still contain their samples; and why some could not be asked, if so."""
-        result, unanswered = list[InboxCase](), None
+        result = list[InboxCase]()
         lists: dict[str, Manifest | None] = {}
         with manifest_index.opened() as index:
             search = Search(self._client, self._registry, index)
+            search.unanswered = self.unanswered  # then it does not ask again
             for case in cases:
                 wanted = [self._wanted(request, lists) for request in case.requests]
                 found = search.find([one for one in wanted if one is not None])
                 unclear = wanted.count(None) + sum(entry.state == "unknown" for entry in found.versions)
                 holders = [entry.uri for entry in found.holders()]
                 result.append(case.model_copy(update={"still_in": holders, "unclear": unclear}))
-                unanswered = found.unanswered
-        return result, unanswered
+                self.unanswered = found.unanswered
+        return result, self.unanswered
 
     def _wanted(self, request: InboxRequest, lists: dict[str, Manifest | None]) -> Wanted | None:
         """What a request names; None where its files are gone. Requests of one case have the same list, mostly."""
@@ -146,20 +184,6 @@ class _Filed(NamedTuple):
         )
 
 
-def _of_versions(registry: Registry) -> list[tuple[ForgetRequest, RequestState]]:
-    """By the tags of versions; those that came with a copy are about another one."""
-    found: list[tuple[ForgetRequest, RequestState]] = []
-    for version in registry.versions:
-        for key, value in version.tags.items():
-            if not key.startswith(TAG) or value.partition(" ")[0] not in ("pending", "done"):
-                continue
-            request = ForgetRequest.from_tag(key, value)
-            if request.of == uri_of(version) and not request.ad_hoc:
-                closed: RequestState = "done" if not request.pending else "retired" if retired(version) else "pending"
-                found.append((request, closed))
-    return found
-
-
 def _of_gone_versions(registry: Registry, runs: Mapping[str, Run]) -> list[tuple[ForgetRequest, RequestState]]:
     """Of versions that were deleted with their tags: what was asked stays asked."""
     found: list[tuple[ForgetRequest, RequestState]] = []
@@ -167,7 +191,7 @@ def _of_gone_versions(registry: Registry, runs: Mapping[str, Run]) -> list[tuple
         tags = run.data.tags
         summary = _read_summary(tags.get(SUMMARY_TAG))
         filed = forget_requests.CASE_TAG in tags  # else it was given with forget=
-        if filed and summary is not None and summary.of not in registry.by_uri:
+        if filed and summary is not None and registry.unanswered is None and summary.of not in registry.by_uri:
             case = tags[forget_requests.CASE_TAG]
             found.append((ForgetRequest(tags[RUN_TAG], summary.of, run_id, case=case), "gone"))
     return found

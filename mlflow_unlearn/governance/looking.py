@@ -36,7 +36,16 @@ def wanted_by(client: MlflowClient, registry: Registry, spec: str, data: str | N
 
         return [Wanted(named_ids(spec, None))]
     recorded = filter(None, (trained_on(version.tags) for version in registry.versions))
-    return _in_all_sources(spec, sorted({one.source for one in recorded} - {""}))
+    found, others = _in_all_sources(spec, sorted({one.source for one in recorded} - {""}))
+    # A source that only missing versions record may know it.
+    if not found and registry.unanswered is None:
+        reasons = f" ({'; '.join(others)})" if others else ""
+        raise UnlearnError(
+            f"no data source that a version records knows {spec!r}{reasons}: give data=, or a file of ids"
+        )
+    for reason in others:
+        note(f"Note: not looked for there: {reason}")
+    return found
 
 
 def _in_source(spec: str, data: str, *, no_code: bool) -> Wanted:
@@ -49,8 +58,8 @@ def _in_source(spec: str, data: str, *, no_code: bool) -> Wanted:
     return Wanted(named_ids(spec, source), without_options(source.spec), source.samples_digest)
 
 
-def _in_all_sources(spec: str, sources: Iterable[str]) -> list[Wanted]:
-    """The samples in each source that knows them."""
+def _in_all_sources(spec: str, sources: Iterable[str]) -> tuple[list[Wanted], list[str]]:
+    """The samples in each source that knows them; and why others do not."""
     found, others = [], []
     for source in sources:
         try:
@@ -59,11 +68,4 @@ def _in_all_sources(spec: str, sources: Iterable[str]) -> list[Wanted]:
             found.append(_in_source(spec, source, no_code=True))
         except UnlearnError as error:
             others.append(str(error))
-    if not found:
-        reasons = f" ({'; '.join(others)})" if others else ""
-        raise UnlearnError(
-            f"no data source that a version records knows {spec!r}{reasons}: give data=, or a file of ids"
-        )
-    for reason in others:
-        note(f"Note: not looked for there: {reason}")
-    return found
+    return found, others

@@ -3,10 +3,12 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from pydantic import Field
 
 from mlflow_unlearn.answer import CommandResult
+from mlflow_unlearn.errors import NoAnswer
 from mlflow_unlearn.evidence.audit import REFERENCE_FILE
 from mlflow_unlearn.governance import manifest_index
 from mlflow_unlearn.governance.holders import cached, checkpoints, references
@@ -62,7 +64,11 @@ def look(client: MlflowClient, registry: Registry, wanted: Sequence[Wanted]) -> 
 def _places(client: MlflowClient, wanted: Sequence[Wanted], found: Found) -> Places:
     holders = found.holders()
     runs = {getattr(h.registered, "run_id", None) or getattr(h.registered, "source_run_id", None) for h in holders}
-    trained = references(client, holders) if found.unanswered is None and holders else []
+    trained, unanswered = list[Run](), found.unanswered
+    try:
+        trained = references(client, holders) if unanswered is None and holders else []
+    except NoAnswer as error:
+        unanswered = str(error)
     return Places(
         looked_for=sum(len(set(one.samples.ids)) for one in wanted),
         versions_looked_at=len(found.versions),
@@ -72,7 +78,7 @@ def _places(client: MlflowClient, wanted: Sequence[Wanted], found: Found) -> Pla
         references=[f"runs:/{run.info.run_id}/{REFERENCE_FILE}" for run in trained],
         cached=[str(path) for path in cached(holders)],
         checkpoints=[str(path) for path in checkpoints(holders, of_train=bool(holders))],
-        unanswered=found.unanswered,
+        unanswered=unanswered,
     )
 
 

@@ -6,14 +6,15 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from pydantic import AfterValidator
 
 from mlflow_unlearn.console import note, storable
 from mlflow_unlearn.data.manifest import Manifest
@@ -35,6 +36,11 @@ SUMMARY_TAG = "unlearn.request"
 FOLDER = "request"
 
 
+def _day(text: str) -> str:
+    date.fromisoformat(text)
+    return text
+
+
 class _Details(FrozenRecord):
     """What a tag says after the state; ``by``: which versions fulfilled it."""
 
@@ -44,7 +50,7 @@ class _Details(FrozenRecord):
     ad_hoc: bool = False
     sha256: str | None = None
     case: str | None = None
-    due: str | None = None
+    due: Annotated[str, AfterValidator(_day)] | None = None
 
 
 class Summary(FrozenRecord):
@@ -113,7 +119,10 @@ class ForgetRequest:
             UnlearnError: the tag was edited and cannot be parsed.
         """
         try:
-            said = _Details.model_validate(load_json(value.partition(" ")[2]))
+            state, _, details = value.partition(" ")
+            said = _Details.model_validate(load_json(details))
+            if (state == "done") != bool(said.by) or state not in ("pending", "done"):
+                raise ValueError(f"the state {state!r} does not go with it")
         except ValueError as error:  # pydantic's too
             raise UnlearnError(f"the tag {key} = {value!r} is not a forget request any more: file it again") from error
         rest = (said.ad_hoc, said.sha256, said.case, said.due)
