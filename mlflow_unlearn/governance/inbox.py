@@ -49,7 +49,7 @@ class InboxCase(CommandResult):
     id: str
     subject: str = Field(description="The forget spec, as far as it may be shown.")
     requester: str | None
-    filed: str = Field(description="When the first of its requests was filed.")
+    filed: str = Field(description="When the first of its requests was filed; empty where its run is gone.")
     filed_by: str
     due: str
     days_left: int = Field(description="Until it is due; negative where it is overdue.")
@@ -88,7 +88,7 @@ class Inbox:
         self._summaries: dict[str, Summary] = {}
         for request, state in [*self._of_versions(), *_of_gone_versions(registry, runs)]:
             summary = self._summaries[request.run_id] = _summary(runs.get(request.run_id), request)
-            due = request.due or (date.fromisoformat(summary.filed[:10]) + timedelta(days=days)).isoformat()
+            due = request.due or _default_due(summary, days)
             self._filed.setdefault(request.case_id, []).append(_Filed(request, state, summary, due))
 
     def _runs(self) -> dict[str, Run]:
@@ -208,17 +208,28 @@ def _summary(run: Run | None, request: ForgetRequest) -> Summary:
     """What its run says; of an earlier release's, what MLflow itself says of that."""
     if run is not None and (found := _read_summary(run.data.tags.get(SUMMARY_TAG))) is not None:
         return found
-    started = datetime.fromtimestamp(run.info.start_time / 1000 if run is not None else 0, UTC)
-    params = run.data.params if run is not None else {}
+    started, params, user = "", {}, "unknown"
+    if run is not None:
+        started = datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(timespec="seconds")
+        params, user = run.data.params, run.data.tags.get("mlflow.user", "unknown")
     return Summary(
         of=request.of,
-        filed=started.isoformat(timespec="seconds"),
-        filed_by=Person(name=run.data.tags.get("mlflow.user", "") if run is not None else "", authenticated=False),
+        filed=started,
+        filed_by=Person(name=user, authenticated=False),
         samples=0,
         manifest_sha256="",
         forget=params.get("unlearn.forget"),
         requester=params.get("unlearn.requester"),
     )
+
+
+def _default_due(summary: Summary, days: int) -> str:
+    """Of a request that names no day; today, where its run is gone and nobody knows since when it waits."""
+    try:
+        filed = date.fromisoformat(summary.filed[:10])
+    except ValueError:
+        return datetime.now(UTC).date().isoformat()
+    return (filed + timedelta(days=days)).isoformat()
 
 
 def _case(case_id: str, filed: Sequence[_Filed], today: date) -> InboxCase:

@@ -153,8 +153,8 @@ def test_the_whole_case(served, seed):
     (served.folder / "policy.yaml").write_text(re.findall(r"^```yaml\n(.*?)^```$", page.text, re.M | re.S)[0])
     assert [page.give("review")["passed"] for _ in new] == [True, True]
     assert [page.give("promote")["objections"] for _ in new] == [[], []]
-    aliases = {name: served.client.get_registered_model(name).aliases for name in ("entry", "desk")}
-    assert aliases == {"entry": {"champion": "2"}, "desk": {"champion": "2"}}
+    champions = {name: served.client.get_model_version_by_alias(name, "champion") for name in ("entry", "desk")}
+    assert {name: str(version.version) for name, version in champions.items()} == {"entry": "2", "desk": "2"}
 
     for uri in reversed(old):
         retired = page.give("retire")
