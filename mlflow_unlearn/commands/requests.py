@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.config import parse_params
 from mlflow_unlearn.console import first_line, note
 from mlflow_unlearn.errors import Refused, UnlearnError
-from mlflow_unlearn.governance.inbox import Inbox, InboxCase, chosen, due_days
+from mlflow_unlearn.governance.inbox import Inbox, InboxCase, chosen, due_days, model_of
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.forget_requests import has_pending
@@ -98,7 +99,8 @@ def requests(options: config.Requests) -> RequestsResult:
     if unanswered is not None:
         raise Refused(f"the inbox is not complete, since no answer came ({unanswered}): start it again", result)
     if failed := [one.uri for one in fulfilled or () if one.outcome == "failed"]:
-        raise Refused(f"not fulfilled on {', '.join(failed)}: the table says why; the others are", result)
+        others = "; the others are" if any(one.outcome == "fulfilled" for one in fulfilled or ()) else ""
+        raise Refused(f"not fulfilled on {', '.join(failed)}: the table says why{others}", result)
     if inbox.unreadable:
         raise Refused(f"{len(inbox.unreadable)} tags are not a forget request any more: see the lines above", result)
     return result
@@ -144,7 +146,7 @@ def _fulfil(
     wanted: dict[str, list[str]] = {}
     for case in chosen(cases, state="open", model=model):
         for request in case.requests:
-            if request.state == "pending":
+            if request.state == "pending" and (model is None or fnmatchcase(model_of(request.uri), model)):
                 wanted.setdefault(request.uri, []).append(request.id)
     models = list(dict.fromkeys(uri.rpartition("/")[0] for uri in wanted))  # the most urgent one first
 

@@ -227,9 +227,9 @@ def _default_due(summary: Summary, days: int) -> str:
     """Of a request that names no day; today, where its run is gone and nobody knows since when it waits."""
     try:
         filed = date.fromisoformat(summary.filed[:10])
-    except ValueError:
+        return (filed + timedelta(days=days)).isoformat()
+    except (ValueError, OverflowError):
         return datetime.now(UTC).date().isoformat()
-    return (filed + timedelta(days=days)).isoformat()
 
 
 def _case(case_id: str, filed: Sequence[_Filed], today: date) -> InboxCase:
@@ -269,12 +269,13 @@ def chosen(
         case
         for case in cases
         if case.state in states
-        and (model is None or any(fnmatchcase(_name(request.uri), model) for request in case.requests))
+        and (model is None or any(fnmatchcase(model_of(request.uri), model) for request in case.requests))
         and (subject is None or subject in case.subject or subject in (case.requester or "") or subject == case.id)
     ]
 
 
-def _name(uri: str) -> str:
+def model_of(uri: str) -> str:
+    """The name of the registered model of ``models:/NAME/VERSION``."""
     return uri.removeprefix("models:/").rpartition("/")[0]
 
 

@@ -124,7 +124,9 @@ class ForgetRequest:
             if (state == "done") != bool(said.by) or state not in ("pending", "done"):
                 raise ValueError(f"the state {state!r} does not go with it")
         except ValueError as error:  # pydantic's too
-            raise UnlearnError(f"the tag {key} = {value!r} is not a forget request any more: file it again") from error
+            raise UnlearnError(
+                f"the tag {key} = {value!r} is not a forget request any more: file it again, or delete the tag"
+            ) from error
         rest = (said.ad_hoc, said.sha256, said.case, said.due)
         return cls(key.removeprefix(TAG), said.of, said.run_id, tuple(said.by), *rest)
 
@@ -148,6 +150,14 @@ def _requests(tags: Mapping[str, str]) -> list[ForgetRequest]:
         for key, value in sorted(tags.items())
         if key.startswith(TAG) and value.partition(" ")[0] in ("pending", "done")
     ]
+
+
+def _readable(tags: Mapping[str, str], request_id: str) -> list[ForgetRequest]:
+    """The request with this id, if it is there; what its tag was edited to is filed again in its place."""
+    try:
+        return _requests({key: value for key, value in tags.items() if key == TAG + request_id})
+    except UnlearnError:
+        return []
 
 
 def case_id(source: str, named: str) -> str:
@@ -203,8 +213,8 @@ def file_request(
             stack.enter_context(model_lock(client, version.name))
             # Another command may have filed the same one since the version was opened.
             tags = client.get_model_version(version.name, version.version).tags
-        for request in _requests(tags):
-            if (request.id, request.of) != (new_id, version.uri):
+        for request in _readable(tags, new_id):
+            if request.of != version.uri:
                 continue
             if salt is not None and read_manifest(client, request.id).salt is None:
                 note(f"Note: the ids of request {new_id} were stored unhashed before, in run {request.run_id}.")

@@ -62,7 +62,8 @@ class Page:
         done = call(*shlex.split(command)[1:], *more, "--format", "json")
         ended = done.code if code is None and done.code in (0, 3) else code or 0
         answer = checked(done, name, code=ended)
-        self._compare(command, output, done.err)
+        if code is not None:
+            self._compare(command, output, done.err)
         result: dict[str, Any] = answer["result"]
         return result
 
@@ -75,8 +76,8 @@ class Page:
 
     def _compare(self, command: str, output: str, printed: str) -> None:
         """Each line of the page was printed, but for figures; from now on its ids are those of this store."""
-        there = masked(printed)
-        missing = [line for line in masked(output.replace("…\n", "\n")) if line not in there]
+        there = masked(printed.replace(str(self._folder), "~"))
+        missing = [line for line in masked(output) if line != "…" and line not in there]
         assert not missing, f"{command}\nprinted:\n{printed}\nthe page has {missing} besides"
         if output:
             self._ours |= zip(ID.findall(output), ID.findall(printed), strict=False)
