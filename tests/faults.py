@@ -19,8 +19,8 @@ _OF_THE_CONNECTION = ("connection", "content-length", "keep-alive", "transfer-en
 class Proxy(ThreadingHTTPServer):
     """Listens on a port of its own.
 
-    Besides the `KINDS` a script knows ``gone`` (from now on connections are refused), ``stall`` (half of an answer, then
-    silence) and ``trickle`` (its bytes come one by one, and it has no end).
+    Besides the `KINDS` a script knows ``gone`` (from now on connections are refused), ``stall`` (half of an answer,
+    then silence) and ``trickle`` (its bytes come one by one, and it has no end).
 
     Attributes:
         fraction: of requests that fail.

@@ -38,7 +38,7 @@ _WAY_OUT = "`request --all true` files what is to be unlearned, and `manifest` r
 
 
 def _asked(spec: str, wanted: list[Wanted]) -> str:
-    named = [f"{len(set(one.samples.ids))} samples of {one.source or 'any source'}" for one in wanted]
+    named = [f"{len(set(one.samples.ids))} samples of {one.source or 'any source'}" for one in wanted if not one.unread]
     return f"Looked for: {spec} ({'; '.join(named)})"
 
 

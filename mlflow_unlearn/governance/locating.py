@@ -55,6 +55,7 @@ class Wanted:
         source_sha256: its `Source.samples_digest`, where that is known.
         about: URIs of versions that a request about these samples names: they hold them by its word.
         requests: ids of these requests.
+        unread: why the source cannot be read: whether it has such samples is not known.
     """
 
     samples: Manifest
@@ -62,6 +63,7 @@ class Wanted:
     source_sha256: str | None = None
     about: frozenset[str] = frozenset()
     requests: frozenset[str] = frozenset()
+    unread: str = ""
 
     def same_source(self, of: TrainedOn) -> bool:
         """Whether a list is about this source, as it is now or as it was."""
@@ -230,8 +232,13 @@ class Search:
             return replace(entry, why=listed)
         entry = replace(entry, source=listed.source)
         done = set(entry.registered.tags.get("unlearn.request_ids", "").split(","))
+        unread = next((one.unread for one in wanted if one.unread and one.source == listed.source), None)
+        if unread is not None:
+            return replace(entry, why=f"its data cannot be read: {unread}")
         own, other, unclear = 0, 0, False
         for at, one in enumerate(wanted):
+            if one.unread:
+                continue
             count = counts.of(listed, at)
             if count is None:
                 unclear |= one.same_source(listed) and not done & one.requests

@@ -27,7 +27,7 @@ LONGEST = 60.0
 LONGEST_ANSWER = 180.0
 """Seconds for the whole of an answer: a timeout ends silence alone, and `Retry-After` may name hours."""
 _BRIEF = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-"""Of MLflow's client: half a minute of retries. Its defaults, 7 and 120, are 20 minutes before a silent server fails."""
+"""Of MLflow's client: half a minute of retries. Its defaults, 7 and 120, are 20 minutes before silence fails."""
 _SIGNS = re.compile(  # in one line of a message
     # MLflow's own words for a request without an answer; those of requests and urllib3; what a busy store answers.
     r"API request to .* failed with|Connection (broken|aborted|reset|refused)|IncompleteRead|[Rr]ead timed out|"
