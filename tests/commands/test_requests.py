@@ -130,6 +130,7 @@ def test_an_edited_day_is_not_a_request(store, cli, ids, due):
     assert shown.code == 3 and f"the tag {key}" in shown.out and "Traceback" not in shown.err
 
 
+@pytest.mark.slow
 def test_fulfilling_goes_on_beside_an_edited_tag(store, cli, ids):
     """The version that has it cannot be unlearned: which of its requests are open nobody knows."""
     store.client.copy_model_version("models:/clf/1", "other")
@@ -140,6 +141,7 @@ def test_fulfilling_goes_on_beside_an_edited_tag(store, cli, ids):
     assert done.code == 3 and outcomes == {"models:/clf/1": "failed", "models:/other/1": "fulfilled"}
 
 
+@pytest.mark.slow
 def test_only_on_one_model(store, cli, ids):
     store.client.copy_model_version("models:/clf/1", "other")
     assert cli("request", "--forget", ids, "--all", "true").code == 0
@@ -148,6 +150,7 @@ def test_only_on_one_model(store, cli, ids):
     assert store.versions() == ["1"]
 
 
+@pytest.mark.slow
 def test_hashed_ids_are_found_all_the_same(store, cli, ids):
     """Hashed by the salt of the lists of training ids; until it is done, and after."""
     assert cli("request", "--forget", ids, "--all", "true", "--hash-ids", "true").code == 0
