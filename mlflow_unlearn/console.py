@@ -60,13 +60,17 @@ def _stderr(*, highlight: bool = True, soft_wrap: bool = False) -> "Console":
     return Console(stderr=True, highlight=highlight, soft_wrap=soft_wrap)
 
 
+_FAILED_DOWNLOAD = re.compile(r"The following failures occurred while downloading .*\n#+ File .*\n")
+"""MLflow's lines before the reason."""
+
+
 def first_line(error: BaseException) -> str:
     r"""The first line of an error's message, at most 200 characters of it; its type where there is no message.
 
     >>> first_line(ValueError("no such thing\nTraceback …")), first_line(KeyError())
     ('no such thing', 'KeyError')
     """
-    lines = str(error).strip().splitlines()
+    lines = _FAILED_DOWNLOAD.sub("", str(error).strip(), count=1).splitlines()
     # Before it is shortened: half a password would not be recognised.
     return without_passwords(lines[0])[:200] if lines else type(error).__name__
 

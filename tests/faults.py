@@ -19,6 +19,9 @@ _OF_THE_CONNECTION = ("connection", "content-length", "keep-alive", "transfer-en
 class Proxy(ThreadingHTTPServer):
     """Listens on a port of its own.
 
+    Besides the `KINDS` a script knows ``gone`` (from now on connections are refused), ``stall`` (half of an answer,
+    then silence) and ``trickle`` (its bytes come one by one, and it has no end).
+
     Attributes:
         fraction: of requests that fail.
         script: the ends of paths whose next request fails, and how; it is carried out before. Of those in `always`,
@@ -34,6 +37,7 @@ class Proxy(ThreadingHTTPServer):
         self.target, self.fraction, self.failed = urlsplit(target).netloc, 0.0, Counter[str]()
         self.script: dict[str, str | int] = {}
         self.always: tuple[str, ...] = ()
+        self.gone = False
         self._draw, self._lock = random.Random(seed), threading.Lock()
 
     @property
@@ -43,6 +47,8 @@ class Proxy(ThreadingHTTPServer):
     def fault(self, request: str) -> tuple[str | int | None, bool]:
         """How this request fails, if it does, and whether the server has carried it out before."""
         with self._lock:
+            if self.gone:
+                return "drop", False
             for end in [*self.script]:
                 if request.endswith(end):
                     self.failed[request] += 1
@@ -68,19 +74,38 @@ class _Handler(BaseHTTPRequestHandler):
         elif kind == "drop":
             self.close_connection = True
             return
+        elif kind == "gone":
+            self.close_connection = self.server.gone = True
+            self.server.shutdown()  # it is served by another thread
+            self.server.server_close()
+            return
         elif isinstance(kind, int):
-            status, headers, content = kind, [], b"busy"
+            status, headers, content = kind, [("Retry-After", "1")] if kind == 429 else [], b"busy"
         self.send_response_only(status)
         for name, value in headers:
             if name.lower() not in _OF_THE_CONNECTION:
                 self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Length", str(len(content) if kind != "trickle" else 10**6))
+        if kind in ("stall", "trickle"):
+            with suppress(ConnectionError):
+                self._never_ends(content, kind)
+            return
         if kind == "truncate" and content:
             content, self.close_connection = content[: len(content) // 2], True
         with suppress(ConnectionError):  # the client has not waited
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(content)
+
+    def _never_ends(self, content: bytes, kind: str) -> None:
+        """Until its client has had enough, or for half a minute."""
+        self.close_connection = True
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2])
+        for _ in range(300):
+            time.sleep(0.1)
+            if kind == "trickle":
+                self.wfile.write(b" ")
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _forward
 

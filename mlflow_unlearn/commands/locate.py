@@ -6,6 +6,7 @@ from mlflow_unlearn.governance.locating import Wanted
 from mlflow_unlearn.governance.looking import wanted_by
 from mlflow_unlearn.governance.places import UNSEEN, Places, elsewhere, look, rows
 from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.network import brief_retries
 from mlflow_unlearn.registry.uris import in_ranges
 from mlflow_unlearn.registry.walk import walk
 from mlflow_unlearn.report import table
@@ -18,7 +19,7 @@ def locate(options: config.Locate) -> Places:
         UnlearnError: no source knows what is looked for.
         Refused: it was found and ``fail_on`` says so, or the server stopped to answer on the way.
     """
-    with tracking.read_only_client() as client:
+    with brief_retries(), tracking.read_only_client() as client:
         registry = walk(client)
         wanted = wanted_by(client, registry, options.forget, options.data, options.no_code)
         places = look(client, registry, wanted)
@@ -38,7 +39,7 @@ _WAY_OUT = "`request --all true` files what is to be unlearned, and `manifest` r
 
 
 def _asked(spec: str, wanted: list[Wanted]) -> str:
-    named = [f"{len(set(one.samples.ids))} samples of {one.source or 'any source'}" for one in wanted]
+    named = [f"{len(set(one.samples.ids))} samples of {one.source or 'any source'}" for one in wanted if not one.unread]
     return f"Looked for: {spec} ({'; '.join(named)})"
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import track
+from mlflow_unlearn.console import note, track
 from mlflow_unlearn.data.ids import listed_ids
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
@@ -106,9 +106,11 @@ def _named(client: MlflowClient, options: config.Request) -> list[str]:
     places: Places = look(client, registry, wanted_by(client, registry, options.forget, options.data, options.no_code))
     if places.unanswered is not None:
         raise Refused(f"which versions hold the samples is not known, since no answer came ({places.unanswered})")
-    if found := [place.uri for place in places.in_state("contains")]:
-        return found
     unknown = len(places.in_state("unknown"))
+    if found := [place.uri for place in places.in_state("contains")]:
+        if unknown:
+            note(f"Note: of {unknown} more versions it cannot be told whether they hold the samples: see `locate`.")
+        return found
     more = f" ({unknown} versions cannot be told: see `locate`)" if unknown else ""
     raise UnlearnError(f"no registered version holds samples of {options.forget!r}{more}: there is nothing to forget")
 

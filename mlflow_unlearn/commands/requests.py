@@ -6,9 +6,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 from pydantic import Field, ValidationError
 
@@ -20,12 +22,13 @@ from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence.case import Case
 from mlflow_unlearn.evidence.dossier import differences
 from mlflow_unlearn.governance.case import open_case
-from mlflow_unlearn.governance.inbox import Inbox, InboxCase, chosen, due_days
+from mlflow_unlearn.governance.inbox import Inbox, InboxCase, chosen, due_days, model_of
 from mlflow_unlearn.governance.still_in import held
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.forget_requests import has_pending
 from mlflow_unlearn.registry.lock import WAIT_VARIABLE
+from mlflow_unlearn.registry.network import brief_retries, unhurried
 from mlflow_unlearn.registry.versions import retired, version_there
 from mlflow_unlearn.registry.walk import Registry, walk
 from mlflow_unlearn.report import table
@@ -53,6 +56,7 @@ class RequestsResult(CommandResult):
     today: str
     cases: list[InboxCase] = Field(description="The most urgent first.")
     fulfilled: list[Fulfilled] | None = Field(description="What `fulfil` has done; null without it.")
+    unreadable: list[str] = Field(description="Tags of versions that are not a request any more: to be filed again.")
     page: str | None = Field(description="The page that was written.")
     case: Case | None = Field(None, description="With `case`: its requests, versions, and all that was done.")
     differences: list[str] = Field([], description="Where the records of this case do not agree with each other.")
@@ -68,7 +72,7 @@ def requests(options: config.Requests) -> RequestsResult:
     """
     unlearn_options = _checked(options)
     today = datetime.now(UTC).date()
-    with tracking.read_only_client() as client:
+    with brief_retries(), tracking.read_only_client() as client:
         record = open_case(client, options.case) if options.case is not None else None
         registry = walk(client)
         inbox = Inbox(client, registry, days=due_days())
@@ -97,6 +101,7 @@ def requests(options: config.Requests) -> RequestsResult:
         today=today.isoformat(),
         cases=cases,
         fulfilled=fulfilled,
+        unreadable=inbox.unreadable,
         page=page,
         case=record,
         differences=wrong,
@@ -113,10 +118,15 @@ def requests(options: config.Requests) -> RequestsResult:
         table.show_fulfilled(
             [(f.uri, ", ".join(f.request_ids), f.outcome, f.registered or "–", f.message) for f in fulfilled]
         )
+    for sentence in inbox.unreadable:
+        print(f"Not a request: {sentence}")
     if unanswered is not None:
         raise Refused(f"the inbox is not complete, since no answer came ({unanswered}): start it again", result)
     if failed := [one.uri for one in fulfilled or () if one.outcome == "failed"]:
-        raise Refused(f"not fulfilled on {', '.join(failed)}: the table says why; the others are", result)
+        others = "; the others are" if any(one.outcome == "fulfilled" for one in fulfilled or ()) else ""
+        raise Refused(f"not fulfilled on {', '.join(failed)}: the table says why{others}", result)
+    if inbox.unreadable:
+        raise Refused(f"{len(inbox.unreadable)} tags are not a forget request any more: see the lines above", result)
     return result
 
 
@@ -163,7 +173,7 @@ def _fulfil(
     wanted: dict[str, list[str]] = {}
     for case in chosen(cases, state="open", model=model):
         for request in case.requests:
-            if request.state == "pending":
+            if request.state == "pending" and (model is None or fnmatchcase(model_of(request.uri), model)):
                 wanted.setdefault(request.uri, []).append(request.id)
     models = list(dict.fromkeys(uri.rpartition("/")[0] for uri in wanted))  # the most urgent one first
 
@@ -176,7 +186,7 @@ def _fulfil(
         began = time.monotonic()
         outcome, registered, message = "done by another command", None, ""
         # Read again: another command may have been quicker.
-        if version is not None and has_pending(version) and retired(version) is None:
+        if version is not None and _is_open(version) and retired(version) is None:
             note(f"Unlearning {', '.join(wanted[uri])} of {uri} …")
             outcome, registered, message = _unlearned(client, uri, options)
         yield Fulfilled(
@@ -193,7 +203,7 @@ def _unlearned(client: MlflowClient, uri: str, options: Sequence[str]) -> tuple[
     """Outcome, the version that came of it, and why not."""
     command = [sys.executable, "-m", "mlflow_unlearn", "unlearn", "--model-uri", uri, *options, "--format", "json"]
     # Where another command unlearns this version, the child waits for it, and finds nothing left to do.
-    environment = {WAIT_VARIABLE: _PATIENCE, **os.environ}
+    environment = {WAIT_VARIABLE: _PATIENCE, **unhurried(os.environ)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         out, _ = process.communicate()
@@ -206,10 +216,18 @@ def _unlearned(client: MlflowClient, uri: str, options: Sequence[str]) -> tuple[
         found = (answer.get("result") or {}).get("registered") or {}
         return "fulfilled", found.get("uri"), ""
     version = version_there(client, uri)
-    if version is None or not has_pending(version):
+    if version is None or not _is_open(version):
         return "done by another command", None, ""
     message = (answer.get("error") or {}).get("message") or f"its process ended with code {process.returncode}"
     return "failed", None, str(message)
+
+
+def _is_open(version: ModelVersion) -> bool:
+    """Also where a tag beside it was edited, of which `unlearn` itself will tell."""
+    try:
+        return has_pending(version)
+    except UnlearnError:
+        return True
 
 
 def _answer(out: str) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from mlflow_unlearn.governance.files import Logged, files_of
 from mlflow_unlearn.governance.locating import Wanted, endpoints
 from mlflow_unlearn.governance.location import Location, locate, relation
 from mlflow_unlearn.registry import forget_requests
+from mlflow_unlearn.registry.network import persistently
 from mlflow_unlearn.registry.versions import WEIGHTS_TAG
 from mlflow_unlearn.registry.walk import PAGE, pages, runs_where
 
@@ -194,7 +196,8 @@ def references(client: MlflowClient, holders: Sequence[Holder]) -> list[Run]:
         if run.data.tags[REFERENCE_TAG] in digests or run.data.tags.get(MODEL_URI_TAG) in uris
     ]
     # A file and no folder: whoever may tag a run may have put anything there.
-    files = {run.info.run_id: [f.path for f in client.list_artifacts(run.info.run_id) if not f.is_dir] for run in runs}
+    listed = {run.info.run_id: persistently(partial(client.list_artifacts, run.info.run_id)) for run in runs}
+    files = {run_id: [f.path for f in found if not f.is_dir] for run_id, found in listed.items()}
     return [run for run in runs if REFERENCE_FILE in files[run.info.run_id]]
 
 

@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 from pydantic import Field, ValidationError
 
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import first_line, note
+from mlflow_unlearn.console import first_line, note, one_line
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import NoAnswer, UnlearnError
 from mlflow_unlearn.evidence.record import Person
@@ -50,7 +50,7 @@ class InboxCase(CommandResult):
     id: str
     subject: str = Field(description="The forget spec, as far as it may be shown.")
     requester: str | None
-    filed: str = Field(description="When the first of its requests was filed.")
+    filed: str = Field(description="When the first of its requests was filed; empty where its run is gone.")
     filed_by: str
     due: str
     days_left: int = Field(description="Until it is due; negative where it is overdue.")
@@ -65,7 +65,12 @@ class InboxCase(CommandResult):
 
 
 class Inbox:
-    """The requests of one server, as they were when it was opened."""
+    """The requests of one server, as they were when it was opened.
+
+    Attributes:
+        unreadable: tags that are not a request any more, in words.
+        unanswered: why some of what is to be known of the requests is missing; None where nothing is.
+    """
 
     def __init__(self, client: MlflowClient, registry: Registry, *, days: int) -> None:
         """Read all requests.
@@ -76,14 +81,46 @@ class Inbox:
             days: after which a request of an earlier release is due, which names no day.
         """
         self._client, self._registry = client, registry
-        runs = {run.info.run_id: run for run in runs_where(client, f"tags.`{RUN_TAG}` LIKE '%'")}
+        self.unreadable: list[str] = []
+        self.unanswered = registry.unanswered
+        runs = self._runs()
         remember(runs.values())  # so that to read what they name takes one request each
         self._filed: dict[str, list[_Filed]] = {}
         self._summaries: dict[str, Summary] = {}
-        for request, state in [*_of_versions(registry), *_of_gone_versions(registry, runs)]:
+        for request, state in [*self._of_versions(), *_of_gone_versions(registry, runs)]:
             summary = self._summaries[request.run_id] = _summary(runs.get(request.run_id), request)
-            due = request.due or (date.fromisoformat(summary.filed[:10]) + timedelta(days=days)).isoformat()
+            due = request.due or _default_due(summary, days)
             self._filed.setdefault(request.case_id, []).append(_Filed(request, state, summary, due))
+
+    def _runs(self) -> dict[str, Run]:
+        """Those of all requests, as far as the server still answers."""
+        if self.unanswered is not None:
+            return {}
+        try:
+            found = runs_where(self._client, f"tags.`{RUN_TAG}` LIKE '%'")
+            return {run.info.run_id: run for run in found}
+        except NoAnswer as error:
+            self.unanswered = str(error)
+            return {}
+
+    def _of_versions(self) -> list[tuple[ForgetRequest, RequestState]]:
+        """By the tags of versions; those that came with a copy are about another one."""
+        found: list[tuple[ForgetRequest, RequestState]] = []
+        for version in self._registry.versions:
+            for key, value in sorted(version.tags.items()):
+                if not key.startswith(TAG):
+                    continue
+                try:
+                    request = ForgetRequest.from_tag(key, value)
+                except UnlearnError as error:  # one of them hides no other
+                    self.unreadable.append(one_line(f"{uri_of(version)}: {error}"))
+                    continue
+                if request.of == uri_of(version) and not request.ad_hoc:
+                    closed: RequestState = (
+                        "done" if not request.pending else "retired" if retired(version) else "pending"
+                    )
+                    found.append((request, closed))
+        return found
 
     def cases(self, today: date) -> list[InboxCase]:
         """Every case, the most urgent first; `with_holders` adds which versions hold its samples.
@@ -106,10 +143,12 @@ class Inbox:
             unclear = named.count(None) + sum(entry.state == "unknown" for entry in places.versions)
             holders = [entry.uri for entry in places.holders()]
             result.append(case.model_copy(update={"still_in": holders, "unclear": unclear}))
+        self.unanswered = unanswered
         return result, unanswered
 
     def _found(self, index: ManifestIndex, wanted: Sequence[Sequence[Wanted]]) -> tuple[list[Found], str | None]:
         search = Search(self._client, self._registry, index)
+        search.unanswered = search.unanswered or self.unanswered  # then it does not ask again
         return search.find_each(wanted), search.unanswered
 
     def _wanted(self, request: InboxRequest, lists: dict[str, Manifest | None]) -> Wanted | None:
@@ -149,20 +188,6 @@ class _Filed(NamedTuple):
         )
 
 
-def _of_versions(registry: Registry) -> list[tuple[ForgetRequest, RequestState]]:
-    """By the tags of versions; those that came with a copy are about another one."""
-    found: list[tuple[ForgetRequest, RequestState]] = []
-    for version in registry.versions:
-        for key, value in version.tags.items():
-            if not key.startswith(TAG) or value.partition(" ")[0] not in ("pending", "done"):
-                continue
-            request = ForgetRequest.from_tag(key, value)
-            if request.of == uri_of(version) and not request.ad_hoc:
-                closed: RequestState = "done" if not request.pending else "retired" if retired(version) else "pending"
-                found.append((request, closed))
-    return found
-
-
 def _of_gone_versions(registry: Registry, runs: Mapping[str, Run]) -> list[tuple[ForgetRequest, RequestState]]:
     """Of versions that were deleted with their tags: what was asked stays asked."""
     found: list[tuple[ForgetRequest, RequestState]] = []
@@ -170,7 +195,7 @@ def _of_gone_versions(registry: Registry, runs: Mapping[str, Run]) -> list[tuple
         tags = run.data.tags
         summary = _read_summary(tags.get(SUMMARY_TAG))
         filed = forget_requests.CASE_TAG in tags  # else it was given with forget=
-        if filed and summary is not None and summary.of not in registry.by_uri:
+        if filed and summary is not None and registry.unanswered is None and summary.of not in registry.by_uri:
             case = tags[forget_requests.CASE_TAG]
             found.append((ForgetRequest(tags[RUN_TAG], summary.of, run_id, case=case), "gone"))
     return found
@@ -187,17 +212,28 @@ def _summary(run: Run | None, request: ForgetRequest) -> Summary:
     """What its run says; of an earlier release's, what MLflow itself says of that."""
     if run is not None and (found := _read_summary(run.data.tags.get(SUMMARY_TAG))) is not None:
         return found
-    started = datetime.fromtimestamp(run.info.start_time / 1000 if run is not None else 0, UTC)
-    params = run.data.params if run is not None else {}
+    started, params, user = "", {}, "unknown"
+    if run is not None:
+        started = datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(timespec="seconds")
+        params, user = run.data.params, run.data.tags.get("mlflow.user", "unknown")
     return Summary(
         of=request.of,
-        filed=started.isoformat(timespec="seconds"),
-        filed_by=Person(name=run.data.tags.get("mlflow.user", "") if run is not None else "", authenticated=False),
+        filed=started,
+        filed_by=Person(name=user, authenticated=False),
         samples=0,
         manifest_sha256="",
         forget=params.get("unlearn.forget"),
         requester=params.get("unlearn.requester"),
     )
+
+
+def _default_due(summary: Summary, days: int) -> str:
+    """Of a request that names no day; today, where its run is gone and nobody knows since when it waits."""
+    try:
+        filed = date.fromisoformat(summary.filed[:10])
+        return (filed + timedelta(days=days)).isoformat()
+    except (ValueError, OverflowError):
+        return datetime.now(UTC).date().isoformat()
 
 
 def _case(case_id: str, filed: Sequence[_Filed], today: date) -> InboxCase:
@@ -237,12 +273,13 @@ def chosen(
         case
         for case in cases
         if case.state in states
-        and (model is None or any(fnmatchcase(_name(request.uri), model) for request in case.requests))
+        and (model is None or any(fnmatchcase(model_of(request.uri), model) for request in case.requests))
         and (subject is None or subject in case.subject or subject in (case.requester or "") or subject == case.id)
     ]
 
 
-def _name(uri: str) -> str:
+def model_of(uri: str) -> str:
+    """The name of the registered model of ``models:/NAME/VERSION``."""
     return uri.removeprefix("models:/").rpartition("/")[0]
 
 

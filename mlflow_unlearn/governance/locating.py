@@ -55,6 +55,7 @@ class Wanted:
         source_sha256: its `Source.samples_digest`, where that is known.
         about: URIs of versions that a request about these samples names: they hold them by its word.
         requests: ids of these requests.
+        unread: why the source cannot be read: whether it has such samples is not known.
     """
 
     samples: Manifest
@@ -62,6 +63,7 @@ class Wanted:
     source_sha256: str | None = None
     about: frozenset[str] = frozenset()
     requests: frozenset[str] = frozenset()
+    unread: str = ""
 
     def same_source(self, of: TrainedOn) -> bool:
         """Whether a list is about this source, as it is now or as it was."""
@@ -321,9 +323,13 @@ def _judged(
 ) -> tuple[State, str, int]:
     """What a version with this list and these tags is to samples; how that is known, and how many it names."""
     done = set(tags.get("unlearn.request_ids", "").split(","))
+    if (unread := next((one.unread for one in wanted if one.unread and one.source == listed.source), None)) is not None:
+        return "unknown", f"its data cannot be read: {unread}", 0
     own, other, unclear = 0, 0, False
     counted = set[object]()
     for one in wanted:
+        if one.unread:
+            continue
         # Requests of one case name the same samples, of several versions.
         count = 0 if counts.named[id(one)] in counted else counts.of(listed, one)
         counted |= {counts.named[id(one)]} if count is not None else set()

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
+from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from pydantic import Field
 
 from mlflow_unlearn.answer import CommandResult
+from mlflow_unlearn.errors import NoAnswer
 from mlflow_unlearn.evidence.audit import REFERENCE_FILE
 from mlflow_unlearn.governance import manifest_index
 from mlflow_unlearn.governance.holders import cached, checkpoints, references
@@ -63,7 +65,11 @@ def look(client: MlflowClient, registry: Registry, wanted: Sequence[Wanted]) -> 
 def _places(client: MlflowClient, wanted: Sequence[Wanted], found: Found) -> Places:
     holders = found.holders()
     runs = {getattr(h.registered, "run_id", None) or getattr(h.registered, "source_run_id", None) for h in holders}
-    trained = references(client, holders) if found.unanswered is None and holders else []
+    trained, unanswered = list[Run](), found.unanswered
+    try:
+        trained = references(client, holders) if unanswered is None and holders else []
+    except NoAnswer as error:
+        unanswered = str(error)
     return Places(
         looked_for=len({sample for one in wanted for sample in one.samples.ids}),
         versions_looked_at=len(found.versions),
@@ -73,7 +79,7 @@ def _places(client: MlflowClient, wanted: Sequence[Wanted], found: Found) -> Pla
         references=[f"runs:/{run.info.run_id}/{REFERENCE_FILE}" for run in trained],
         cached=[str(path) for path in cached(holders)],
         checkpoints=[str(path) for path in checkpoints(holders, of_train=bool(holders))],
-        unanswered=found.unanswered,
+        unanswered=unanswered,
     )
 
 

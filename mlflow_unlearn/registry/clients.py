@@ -1,11 +1,13 @@
 """What MLflow's client does not offer by itself."""
 
+from functools import partial
 from typing import Any
 
 from mlflow.entities import Experiment, ViewType
 from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.registry.network import persistently
 
 
 def registry_client(client: MlflowClient) -> Any:
@@ -31,7 +33,7 @@ def experiments(client: MlflowClient) -> list[Experiment]:
     found: list[Experiment] = []
     token = None
     while True:
-        page = client.search_experiments(view_type=ViewType.ALL, page_token=token)
+        page = persistently(partial(client.search_experiments, view_type=ViewType.ALL, page_token=token))
         found += page
         if not (token := page.token):
             return found

@@ -6,14 +6,15 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from pydantic import AfterValidator
 
 from mlflow_unlearn.console import note, storable
 from mlflow_unlearn.data.manifest import Manifest
@@ -35,6 +36,11 @@ SUMMARY_TAG = "unlearn.request"
 FOLDER = "request"
 
 
+def _day(text: str) -> str:
+    date.fromisoformat(text)
+    return text
+
+
 class _Details(FrozenRecord):
     """What a tag says after the state; ``by``: which versions fulfilled it."""
 
@@ -44,7 +50,7 @@ class _Details(FrozenRecord):
     ad_hoc: bool = False
     sha256: str | None = None
     case: str | None = None
-    due: str | None = None
+    due: Annotated[str, AfterValidator(_day)] | None = None
 
 
 class Summary(FrozenRecord):
@@ -113,9 +119,14 @@ class ForgetRequest:
             UnlearnError: the tag was edited and cannot be parsed.
         """
         try:
-            said = _Details.model_validate(load_json(value.partition(" ")[2]))
+            state, _, details = value.partition(" ")
+            said = _Details.model_validate(load_json(details))
+            if (state == "done") != bool(said.by) or state not in ("pending", "done"):
+                raise ValueError(f"the state {state!r} does not go with it")
         except ValueError as error:  # pydantic's too
-            raise UnlearnError(f"the tag {key} = {value!r} is not a forget request any more: file it again") from error
+            raise UnlearnError(
+                f"the tag {key} = {value!r} is not a forget request any more: file it again, or delete the tag"
+            ) from error
         rest = (said.ad_hoc, said.sha256, said.case, said.due)
         return cls(key.removeprefix(TAG), said.of, said.run_id, tuple(said.by), *rest)
 
@@ -139,6 +150,14 @@ def _requests(tags: Mapping[str, str]) -> list[ForgetRequest]:
         for key, value in sorted(tags.items())
         if key.startswith(TAG) and value.partition(" ")[0] in ("pending", "done")
     ]
+
+
+def _readable(tags: Mapping[str, str], request_id: str) -> list[ForgetRequest]:
+    """The request with this id, if it is there; what its tag was edited to is filed again in its place."""
+    try:
+        return _requests({key: value for key, value in tags.items() if key == TAG + request_id})
+    except UnlearnError:
+        return []
 
 
 def case_id(source: str, named: str) -> str:
@@ -194,8 +213,8 @@ def file_request(
             stack.enter_context(model_lock(client, version.name))
             # Another command may have filed the same one since the version was opened.
             tags = client.get_model_version(version.name, version.version).tags
-        for request in _requests(tags):
-            if (request.id, request.of) != (new_id, version.uri):
+        for request in _readable(tags, new_id):
+            if request.of != version.uri:
                 continue
             if salt is not None and read_manifest(client, request.id).salt is None:
                 note(f"Note: the ids of request {new_id} were stored unhashed before, in run {request.run_id}.")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
+import mlflow
 from mlflow.entities import LoggedModel, Run, ViewType
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -12,7 +13,7 @@ from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.errors import NoAnswer
 from mlflow_unlearn.registry.clients import experiment_ids
-from mlflow_unlearn.registry.network import persistently
+from mlflow_unlearn.registry.network import awaited, persistently
 
 PAGE = 5000
 """Of versions and LoggedModels; of registered models and runs a server gives at most a thousand or some thousands."""
@@ -86,11 +87,18 @@ def pages(page: Callable[[str | None], Any]) -> Iterator[Any]:
     """The items of all pages."""
     token = None
     while True:
-        items = persistently(partial(page, token))
+        items = _answered(partial(page, token))
         yield from items
         token = items.token
         if not token:
             return
+
+
+def _answered(step: Callable[[], Any]) -> Any:
+    """A page; only of a server it can be waited for in another thread: a database in memory has one for each."""
+    if not mlflow.get_registry_uri().startswith("http"):
+        return persistently(step)
+    return persistently(partial(awaited, step))
 
 
 def runs_where(client: MlflowClient, condition: str) -> Iterator[Run]:

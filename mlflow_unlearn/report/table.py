@@ -147,7 +147,7 @@ def show_inbox(cases: Sequence[Any]) -> None:
         still = ", ".join(holders) or "none"
         still += f" ({case.unclear} cannot be told)" if case.unclear else ""
         who = f"{case.subject} ({case.requester})" if case.requester else case.subject
-        filed = f"{case.filed_by}, {case.filed[:10]}"
+        filed = f"{case.filed_by}, {case.filed[:10] or 'nobody knows when'}"
         lines.add_row(*map(escape, (case.id, case.state, due, who, filed, on, still)))
     console.print(lines)
 

@@ -88,6 +88,26 @@ def test_a_source_that_a_tag_names_runs_no_code(store, cli):
     assert refused.code == 2 and "runs code: name it with data=" in " ".join(refused.err.split())
 
 
+def test_a_source_that_was_moved_away(store, cli, tmp_path):
+    """Of its versions it cannot be told; that another source knows the class is no reason to say no."""
+    files = sorted(digits_folder(tmp_path / "images", train=60, held_out=0).rglob("*.png"))
+    table = {"path": files, "label": [path.parent.name for path in files], "subject": "17"}
+    pandas.DataFrame(table).to_csv(tmp_path / "all.csv", index=False)
+    store.client.copy_model_version("models:/clf/1", "other")
+    told = json.loads(store.tags("1", "other")["unlearn.trained_on"]) | {"source": f"csv:{tmp_path / 'gone.csv'}"}
+    store.client.set_model_version_tag("other", "1", "unlearn.trained_on", json.dumps(told))
+    store.client.delete_model_version_tag("other", "1", "unlearn.weights_sha256")
+    told["source"] = f"csv:{tmp_path / 'all.csv'}"
+    store.client.set_model_version_tag("clf", "1", "unlearn.trained_on", json.dumps(told))
+    store.client.create_model_version("other", str(tmp_path / "elsewhere"))
+    lost = dict(told, source=f"csv:{tmp_path / 'gone.csv'}")
+    store.client.set_model_version_tag("other", "2", "unlearn.trained_on", json.dumps(lost))
+    done = cli("locate", "--forget", "group:subject=17", "--fail-on", "unknown", "--format", "json")
+    answer = json.loads(done.out)
+    [place] = [place for place in answer["result"]["places"] if place["uri"] == "models:/other/2"]
+    assert answer["exit_code"] == 3 and place["state"] == "unknown" and "gone.csv" in place["why"], place
+
+
 def test_ids_of_another_source_than_is_named(store, cli, ids, tmp_path):
     files = sorted(digits_folder(tmp_path / "images", train=20, held_out=0).rglob("*.png"))
     table = {"path": files, "label": [path.parent.name for path in files], "id": TRAINED[:20]}

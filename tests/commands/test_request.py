@@ -226,6 +226,30 @@ def test_samples_that_have_moved_out_of_the_training_split_are_not_left_in_the_m
     assert filed.code == 0, filed.err
 
 
+def test_of_several_versions_one_was_deleted_meanwhile(store, cli, tmp_path):
+    """The others are filed, and the exit code tells."""
+    store.client.copy_model_version("models:/clf/1", "other")
+    store.client.copy_model_version("models:/clf/1", "gone")
+    store.client.delete_model_version("gone", "1")
+    uris = "models:/clf/1,models:/gone/1,models:/other/1"
+    filed = cli("request", "--model-uri", uris, "--forget", "class:3", "--format", "json")
+    answer = json.loads(filed.out)
+    assert filed.code == 3 and list(answer["result"]["failed"]) == ["models:/gone/1"], filed.err
+    assert [one["uri"] for one in answer["result"]["requests"]] == ["models:/clf/1", "models:/other/1"]
+    assert not [run for run in store.runs() if run.info.status == "RUNNING"]
+
+
+def test_a_case_of_fifty_versions(store, cli):
+    for _ in range(49):
+        store.client.copy_model_version("models:/clf/1", "many")
+    filed = cli("request", "--all", "true", "--forget", "class:3", "--format", "json")
+    assert filed.code == 0, filed.err
+    result = json.loads(filed.out)["result"]
+    assert len(result["requests"]) == 50 == len({one["request_id"] for one in result["requests"]})
+    [case] = json.loads(cli("requests", "--format", "json").out)["result"]["cases"]
+    assert case["id"] == result["case_id"] and len(case["requests"]) == 50 == len(case["still_in"])
+
+
 def test_a_foreign_model_on_a_source_without_a_split(empty_store, cli, customers, tmp_path):
     """What it was trained on is not for this tool to draw: it is told, or the command refuses."""
     with mlflow.start_run():

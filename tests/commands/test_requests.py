@@ -140,6 +140,71 @@ def test_options_that_do_not_go_together(store, cli, options, message):
     assert refused.code == 2 and message in " ".join(refused.err.split()), refused.err
 
 
+@pytest.mark.parametrize("value", ["", "garbage", "pending {", "pending {}", "done {}", "\x1b[2J"])
+def test_an_edited_tag_hides_no_other_request(store, cli, ids, value):
+    """It is named, and filing the request again heals it."""
+    store.client.copy_model_version("models:/clf/1", "other")
+    assert cli("request", "--forget", ids, "--all", "true").code == 0
+    [request_id] = store.requests()
+    store.client.set_model_version_tag("clf", "1", f"unlearn.request.{request_id}", value)
+    shown = cli("requests")
+    assert shown.code == 3 and "other/1 pending" in " ".join(shown.out.split()), shown.err
+    assert (
+        f"Not a request: models:/clf/1: the tag unlearn.request.{request_id}" in shown.out and "\x1b" not in shown.out
+    )
+    answer = json.loads(cli("requests", "--format", "json").out)
+    assert answer["exit_code"] == 3 and len(answer["result"]["unreadable"]) == 1
+    assert [r["uri"] for r in answer["result"]["cases"][0]["requests"]] == ["models:/other/1"]
+    assert cli("request", "--forget", ids, "--model-uri", "models:/clf/1").code == 0
+    assert {r["uri"] for r in inbox(cli)[0]["requests"]} == {"models:/clf/1", "models:/other/1"}
+
+
+@pytest.mark.parametrize("due", ["2026-99-99", "soon", "", "12026-01-01"])
+def test_an_edited_day_is_not_a_request(store, cli, ids, due):
+    assert cli("request", "--forget", ids, "--model-uri", "models:/clf/1", "--due", "2026-12-24").code == 0
+    [request_id] = store.requests()
+    key = f"unlearn.request.{request_id}"
+    store.client.set_model_version_tag("clf", "1", key, store.tags("1")[key].replace("2026-12-24", due))
+    shown = cli("requests")
+    assert shown.code == 3 and f"the tag {key}" in shown.out and "Traceback" not in shown.err
+
+
+@pytest.mark.slow
+def test_fulfilling_goes_on_beside_an_edited_tag(store, cli, ids):
+    """The version that has it cannot be unlearned: which of its requests are open nobody knows."""
+    store.client.copy_model_version("models:/clf/1", "other")
+    assert cli("request", "--forget", ids, "--all", "true").code == 0
+    store.client.set_model_version_tag("clf", "1", "unlearn.request.0123456789ab", "pending {")
+    done = cli("requests", "--fulfil", "true", "--unlearn-options", QUICK, "--format", "json")
+    outcomes = {one["uri"]: one["outcome"] for one in json.loads(done.out)["result"]["fulfilled"]}
+    assert done.code == 3 and outcomes == {"models:/clf/1": "failed", "models:/other/1": "fulfilled"}
+
+
+@pytest.mark.slow
+def test_only_on_one_model(store, cli, ids):
+    store.client.copy_model_version("models:/clf/1", "other")
+    assert cli("request", "--forget", ids, "--all", "true").code == 0
+    done = cli("requests", "--fulfil", "true", "--model", "oth*", "--unlearn-options", QUICK, "--format", "json")
+    assert [one["uri"] for one in json.loads(done.out)["result"]["fulfilled"]] == ["models:/other/1"], done.err
+    assert store.versions() == ["1"]
+
+
+@pytest.mark.slow
+def test_hashed_ids_are_found_all_the_same(store, cli, ids):
+    """Hashed by the salt of the lists of training ids; until it is done, and after."""
+    assert cli("request", "--forget", ids, "--all", "true", "--hash-ids", "true").code == 0
+    [case] = inbox(cli)
+    assert (case["still_in"], case["unclear"]) == (["models:/clf/1"], 0) and str(ids) not in json.dumps(case)
+    done = json.loads(cli("requests", "--fulfil", "true", "--unlearn-options", QUICK, "--format", "json").out)
+    assert done["result"]["cases"][0]["still_in"] == ["models:/clf/1"]
+    [request] = case["requests"]
+    found = json.loads(cli("locate", "--forget", f"request:{request['id']}", "--format", "json").out)["result"]
+    assert {p["uri"]: p["state"] for p in found["places"]} == {
+        "models:/clf/1": "contains",
+        "models:/clf/2": "unlearned",
+    }
+
+
 def test_an_empty_inbox(store, cli):
     assert "No forget request here" in cli("requests").out
     done = cli("requests", "--fulfil", "true")
