@@ -30,7 +30,9 @@ def locate(options: config.Locate) -> Places:
         raise Refused(f"the search is not complete, since no answer came ({places.unanswered}): start it again", places)
     failing = {"nothing": (), "contains": ("contains",), "unknown": ("contains", "unknown")}[options.fail_on]
     left = [place.uri for place in places.places if place.state in failing]
-    if left := left + (places.logged_models if failing else []):
+    left += places.logged_models if failing else []
+    left += places.logged_models_unknown if "unknown" in failing else []
+    if left:
         raise Refused(f"the samples are, or may be, in {', '.join(in_ranges(left))}: {_WAY_OUT}", places)
     return places
 
@@ -39,7 +41,9 @@ _WAY_OUT = "`request --all true` files what is to be unlearned, and `manifest` r
 
 
 def _asked(spec: str, wanted: list[Wanted]) -> str:
-    named = [f"{len(set(one.samples.ids))} samples of {one.source or 'any source'}" for one in wanted if not one.unread]
+    named = [
+        f"{len(set(one.samples.ids))} samples of {one.source or 'any source'}" for one in wanted if one.samples.ids
+    ]
     return f"Looked for: {spec} ({'; '.join(named)})"
 
 
@@ -47,4 +51,6 @@ def _summary(places: Places) -> str:
     counts = {state: len(places.in_state(state)) for state in ("contains", "unlearned", "unknown", "retired")}
     words = {"contains": "contain them", "unlearned": "have unlearned them", "unknown": "cannot be told"}
     said = [f"{counts[state]} {text}" for state, text in words.items()]
-    return f"Of {places.versions_looked_at} versions {', '.join(said)}; {counts['retired']} were retired."
+    more = len(places.logged_models_unknown)
+    rest = f" Of {more} LoggedModels that no version names it cannot be told." if more else ""
+    return f"Of {places.versions_looked_at} versions {', '.join(said)}; {counts['retired']} were retired.{rest}"

@@ -12,10 +12,13 @@ from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.spec import without_options
 from mlflow_unlearn.errors import UnlearnError, shortlist
+from mlflow_unlearn.governance.training_lists import own_manifest
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.clients import registry_client
 from mlflow_unlearn.registry.lock import model_lock
 from mlflow_unlearn.registry.versions import MANIFEST_PATH, TRAINED_ON_TAG, TrainedOn, registered_version, trained_on
+
+_OWN = "{uri} has a list of its own of {samples} training ids: there is nothing to record"
 
 
 class ManifestResult(CommandResult):
@@ -39,6 +42,8 @@ def manifest(options: config.Manifest) -> ManifestResult:
         version = registered_version(client, options.model_uri)
         uri = f"models:/{version.name}/{version.version}"
         _check_has_none(uri, trained_on(version.tags), TRAINED_ON_TAG in version.tags)
+        if (own := own_manifest(uri)) is not None:
+            raise UnlearnError(_OWN.format(uri=uri, samples=len(own.ids)))
         source = load_source(options.data)
         splits = [split for split in (source.train, source.val, source.test, source.unused) if split is not None]
         if options.ids is not None:
@@ -71,8 +76,6 @@ def manifest(options: config.Manifest) -> ManifestResult:
 def _check_has_none(uri: str, recorded: TrainedOn | None, tagged: bool) -> None:
     """A list that came with the version is not replaced; one that was recorded is, by a better one."""
     if recorded is not None and recorded.run_id is None:
-        raise UnlearnError(
-            f"{uri} has a list of its own of {recorded.samples} training ids: there is nothing to record"
-        )
+        raise UnlearnError(_OWN.format(uri=uri, samples=recorded.samples))
     if tagged and recorded is None:
         raise UnlearnError(f"the tag {TRAINED_ON_TAG} of {uri} was edited: correct or remove it, and start again")

@@ -48,6 +48,11 @@ class Manifest:
         """SHA-256 (hex) over the sorted ids as they are stored, one a line."""
         return hashlib.sha256("\n".join(sorted(self.ids)).encode()).hexdigest()
 
+    @property
+    def list_key(self) -> str:
+        """What tells it from every other list: the same hashes under another salt are other samples."""
+        return list_key(self.digest, self.salt)
+
     def key(self, plain: str) -> str:
         r"""How a plain id is stored here: itself, or the hex SHA-256 of ``salt + "\n" + id``."""
         return plain if self.salt is None else hashlib.sha256(f"{self.salt}\n{plain}".encode()).hexdigest()
@@ -112,6 +117,11 @@ class Manifest:
                 f"can't read the list of ids {str(path)!r} ({error}): give a CSV file in UTF-8"
             ) from error
         return cls(tuple(ids), salt)
+
+
+def list_key(digest: str, salt: str | None) -> str:
+    """`Manifest.list_key` of a list whose digest and salt are known."""
+    return f"{digest} {salt or 'plain'}"
 
 
 def _checked(salt: str) -> str:

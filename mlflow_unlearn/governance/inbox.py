@@ -148,8 +148,7 @@ class Inbox:
 
     def _found(self, index: ManifestIndex, wanted: Sequence[Sequence[Wanted]]) -> tuple[list[Found], str | None]:
         search = Search(self._client, self._registry, index)
-        search.unanswered = search.unanswered or self.unanswered  # then it does not ask again
-        return search.find_each(wanted), search.unanswered
+        return search.find_each(wanted), search.unanswered or self.unanswered
 
     def _wanted(self, request: InboxRequest, lists: dict[str, Manifest | None]) -> Wanted | None:
         """What a request names; None where its files are gone. Requests of one case have the same list, mostly."""

@@ -1,39 +1,24 @@
 """Which versions of a whole registry were trained on some samples, by their lists of training ids."""
 
-import hashlib
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
-import mlflow
 from mlflow.entities import LoggedModel
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
-from mlflow.models import Model
 from mlflow.tracking import MlflowClient
-from pydantic import ValidationError
 
-from mlflow_unlearn.console import first_line
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.data.spec import without_options
-from mlflow_unlearn.errors import NoAnswer, UnlearnError
+from mlflow_unlearn.errors import NoAnswer
 from mlflow_unlearn.governance.files import files_of, located
 from mlflow_unlearn.governance.location import Location, Relations, locate
-from mlflow_unlearn.governance.manifest_index import Hashes, ManifestIndex, Read, keys_of
+from mlflow_unlearn.governance.manifest_index import Hashes, ManifestIndex, keys_of
 from mlflow_unlearn.governance.model_folder import is_gone
-from mlflow_unlearn.registry.artifacts import stored_file
+from mlflow_unlearn.governance.training_lists import TrainingLists
 from mlflow_unlearn.registry.versions import (
-    MANIFEST_FILE,
-    MANIFEST_PATH,
-    METADATA_KEY,
     WEIGHTS_TAG,
-    Record,
     TrainedOn,
-    artifact,
-    fetched,
     retired,
     trained_on,
 )
@@ -132,11 +117,7 @@ def endpoints(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 class Search:
-    """Of one registry, for any number of samples; it stops to ask once the server does not answer.
-
-    Attributes:
-        unanswered: why some of what it was to ask is missing; None where nothing is.
-    """
+    """Of one registry, for any number of samples; it stops to ask once the server does not answer."""
 
     def __init__(self, client: MlflowClient, registry: Registry, index: ManifestIndex) -> None:
         """Ask nothing yet.
@@ -148,10 +129,12 @@ class Search:
         """
         self._client, self._registry, self._index = client, registry, index
         self._models = {model.id: model for model in located(registry.models)}
-        self._store = hashlib.sha256(mlflow.get_tracking_uri().encode()).hexdigest()[:12]
-        self._lists: dict[str, TrainedOn | str] = {}
-        """URI → its list of training ids, which is in the index, or why there is none."""
-        self.unanswered = registry.unanswered
+        self._lists, self._retired = TrainingLists(registry, index), dict[str, bool]()
+
+    @property
+    def unanswered(self) -> str | None:
+        """Why some of what it was to ask is missing; None where nothing is."""
+        return next(iter(self._lists.away.values()), None)
 
     def find(self, wanted: Sequence[Wanted]) -> Found:
         """Which versions, and LoggedModels that no version names, were trained on these samples."""
@@ -196,10 +179,10 @@ class Search:
         if not source.startswith(("models:/", "runs:/")):
             return locate(source)
         try:
-            self._ask()
+            self._lists.ask()
             return files_of(self._client, version, list(self._models.values()))
         except NoAnswer as error:
-            self.unanswered = self.unanswered or str(error)
+            self._lists.away.setdefault("", str(error))
             return Location(source, doubt="the server gave no answer")
 
     def _version(self, entry: Located, wanted: Sequence[Wanted], counts: "_Counts") -> Located:
@@ -207,9 +190,9 @@ class Search:
         if how is not None and self._gone(entry):
             # Of what it held only its tag can tell, where another version has the same list.
             told = trained_on(entry.registered.tags)
-            if told is not None and self._index.salt(told.manifest_sha256) is not None:
-                self._lists[entry.uri] = told
-                entry = self._state(entry, wanted, counts)
+            if told is not None and self._index.samples(told.list_key) is not None:
+                _, _, samples = _judged(told, entry.registered.tags, wanted, counts)
+                entry = replace(entry, samples=samples, source=told.source)
             return replace(entry, state="retired", why=how)
         about = sorted(request for one in wanted if entry.uri in one.about for request in one.requests)
         entry = self._state(entry, wanted, counts)
@@ -218,104 +201,23 @@ class Search:
         return entry
 
     def _gone(self, entry: Located) -> bool:
-        """Whether a retired version's files are gone: what is gone once stays so."""
-        key = f"gone {self._key(entry)}"
-        if self._index.read(key) is not None:
-            return True
-        try:
-            self._ask()
-            gone = is_gone(entry.uri, entry.location)
-        except NoAnswer as error:
-            self.unanswered = self.unanswered or str(error)
-            return True  # as its tag says
-        if gone:
-            self._index.remember(key, Read(None))
-        return gone
+        """Whether a retired version's files are gone; asked each time, since a mark is anybody's word."""
+        if entry.uri not in self._retired:
+            try:
+                self._lists.ask()
+                self._retired[entry.uri] = is_gone(entry.uri, entry.location)
+            except NoAnswer as error:
+                self._lists.away.setdefault("", str(error))
+                return True  # as its tag says
+        return self._retired[entry.uri]
 
     def _state(self, entry: Located, wanted: Sequence[Wanted], counts: "_Counts") -> Located:
         """By its list of training ids."""
-        listed = self._list(entry)
+        listed = self._lists.of(entry)
         if isinstance(listed, str):
             return replace(entry, why=listed)
         state, why, samples = _judged(listed, entry.registered.tags, wanted, counts)
         return replace(entry, source=listed.source, state=state, why=why, samples=samples)
-
-    def _list(self, entry: Located) -> TrainedOn | str:
-        """The list that its tag names or its files have, which is in the index then; why there is none."""
-        if entry.uri not in self._lists:
-            self._lists[entry.uri] = self._read_list(entry)
-        return self._lists[entry.uri]
-
-    def _read_list(self, entry: Located) -> TrainedOn | str:
-        model = self._registry.by_model_id.get(entry.model_id or "")
-        try:
-            found = trained_on(entry.registered.tags) or self._learnt(self._key(entry), f"{entry.uri}/", model)
-            if isinstance(found, TrainedOn) and self._index.salt(found.manifest_sha256) is None:
-                self._fetch(found, f"{entry.uri}/", model)
-        except NoAnswer as error:
-            self.unanswered = self.unanswered or str(error)
-            return "the server gave no answer"
-        except UnlearnError as error:
-            return str(error)
-        return f"{found}: {SUPPLY}" if isinstance(found, str) else found
-
-    def _key(self, entry: Located) -> str:
-        """Of what was read of a model, in the index of all stores."""
-        version = entry.registered
-        if entry.uri.count("/") == 1:
-            return f"{self._store} {entry.model_id}"
-        return f"{self._store} {version.name}/{version.version}/{version.creation_timestamp}"
-
-    def _learnt(self, key: str, files: str, model: LoggedModel | None) -> TrainedOn | str:
-        """What a model's own files say, whose tags say nothing; why not, in words."""
-        found = self._index.read(key)
-        if found is None or (found.digest is not None and self._index.salt(found.digest) is None):
-            found = self._read(files, model)
-            self._index.remember(key, found)
-        if found.digest is None:
-            return found.problem or "it has no list of training ids"
-        salt, samples = self._index.salt(found.digest) or (None, 0)
-        return TrainedOn(
-            samples=samples,
-            source=found.source or "",
-            source_sha256=found.source_sha256 or "",
-            manifest_sha256=found.digest,
-            salt=salt,
-        )
-
-    def _read(self, files: str, model: LoggedModel | None) -> Read:
-        self._ask()
-        try:
-            manifest = _stored_manifest(files, model)
-        except (MlflowException, OSError) as error:
-            gone = first_line(error)
-            return Read(None, problem=f"no one recorded what it was trained on ({gone})")
-        self._index.add(manifest)
-        source = _recorded_source(files, model)
-        return Read(manifest.digest, source.source if source else None, source.source_sha256 if source else None)
-
-    def _fetch(self, told: TrainedOn, files: str, model: LoggedModel | None) -> None:
-        """Read the list that a tag names.
-
-        Raises:
-            UnlearnError: it is not there, or is another one.
-        """
-        self._ask()
-        try:
-            if told.run_id is not None:
-                with artifact(told.run_id, MANIFEST_PATH) as path:
-                    manifest = Manifest.from_csv(path)
-            else:
-                manifest = _stored_manifest(files, model)
-        except (MlflowException, OSError) as error:
-            raise UnlearnError(f"its list of training ids cannot be read ({first_line(error)})") from error
-        if manifest.digest != told.manifest_sha256:
-            raise UnlearnError("its list of training ids is not the one that its tag names: see `verify`")
-        self._index.add(manifest)
-
-    def _ask(self) -> None:
-        if self.unanswered is not None:
-            raise NoAnswer(self.unanswered)
 
 
 def _judged(
@@ -323,8 +225,10 @@ def _judged(
 ) -> tuple[State, str, int]:
     """What a version with this list and these tags is to samples; how that is known, and how many it names."""
     done = set(tags.get("unlearn.request_ids", "").split(","))
-    if (unread := next((one.unread for one in wanted if one.unread and one.source == listed.source), None)) is not None:
-        return "unknown", f"its data cannot be read: {unread}", 0
+    looked_at = {one.source for one in wanted}
+    for one in wanted:
+        if one.unread and (one.source == listed.source or (one.source is None and listed.source not in looked_at)):
+            return "unknown", f"its data cannot be read: {one.unread}", 0
     own, other, unclear = 0, 0, False
     counted = set[object]()
     for one in wanted:
@@ -365,45 +269,16 @@ class _Counts:
 
     def of(self, listed: TrainedOn, one: Wanted) -> int | None:
         """Of these samples; None where they are hashed in another way."""
-        digest = listed.manifest_sha256
-        if digest not in self._counts:
-            self._counts[digest] = self._count(digest)
-        return self._counts[digest].get(id(one))
+        if listed.list_key not in self._counts:
+            self._counts[listed.list_key] = self._count(listed.list_key, listed.salt)
+        return self._counts[listed.list_key].get(id(one))
 
-    def _count(self, digest: str) -> dict[int, int]:
-        salt, _ = self._index.salt(digest) or (None, 0)
+    def _count(self, key: str, salt: str | None) -> dict[int, int]:
         if salt not in self._keys:
             self._keys[salt] = [keys_of(one.samples, salt) for one in self._wanted]
         pairs = zip(self._wanted, self._keys[salt], strict=True)
         comparable = {id(one): keys for one, keys in pairs if keys is not None}
-        return dict(zip(comparable, self._index.counts(digest, comparable.values()), strict=True))
-
-
-def _stored_manifest(files: str, model: LoggedModel | None) -> Manifest:
-    """The list in a model's files: in one request, where it is known where they lie."""
-    path = f"extra_files/{MANIFEST_FILE}"
-    if model is None:
-        with fetched(f"{files}{path}") as local:
-            return Manifest.from_csv(local)
-    with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-") as folder:
-        return Manifest.from_csv(stored_file(model.artifact_location, path, Path(folder)))
-
-
-def _recorded_source(files: str, model: LoggedModel | None) -> TrainedOn | None:
-    """The data source of an earlier release's version, by its MLmodel."""
-    try:
-        if model is None:
-            with fetched(f"{files}MLmodel") as path:
-                metadata = Model.load(str(path)).metadata
-        else:
-            with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-") as folder:
-                metadata = Model.load(str(stored_file(model.artifact_location, "MLmodel", Path(folder)))).metadata
-        record = Record.model_validate((metadata or {})[METADATA_KEY])
-    except (MlflowException, OSError, KeyError, TypeError, ValidationError):
-        return None
-    if record.trained_on is not None:
-        return record.trained_on
-    return TrainedOn(samples=0, source=without_options(record.data), source_sha256="", manifest_sha256="", salt=None)
+        return dict(zip(comparable, self._index.counts(key, comparable.values()), strict=True))
 
 
 def _with_copies(found: Iterable[Located], holders: Sequence[Located]) -> list[Located]:

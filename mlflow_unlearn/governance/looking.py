@@ -40,7 +40,7 @@ def wanted_by(client: MlflowClient, registry: Registry, spec: str, data: str | N
     if not (colon and scheme in ("class", "group")):
         return [Wanted(listed_ids(spec))]
     recorded = filter(None, (trained_on(version.tags) for version in registry.versions))
-    found, unread, others = _in_all_sources(spec, sorted({one.source for one in recorded} - {""}))
+    found, looked_at, unread, others = _in_all_sources(spec, sorted({one.source for one in recorded} - {""}))
     # A source that only missing versions record may know it.
     if not found and registry.unanswered is None:
         said = "; ".join([*(one.unread for one in unread), *others])
@@ -50,7 +50,9 @@ def wanted_by(client: MlflowClient, registry: Registry, spec: str, data: str | N
         )
     for reason in others:
         note(f"Note: not looked for there: {reason}")
-    return [*found, *unread]
+    # Of versions of earlier releases only their files name the source, which are read later.
+    rest = Wanted(Manifest(()), unread="its data source was not looked at, since no tag names it: give data=")
+    return [*found, *looked_at, *unread, rest]
 
 
 def _in_source(spec: str, data: str, *, no_code: bool) -> Wanted:
@@ -67,11 +69,11 @@ def _of_source(spec: str, source: "Source") -> Wanted:
     return Wanted(named_ids(spec, source), without_options(source.spec), source.samples_digest)
 
 
-def _in_all_sources(spec: str, sources: Iterable[str]) -> tuple[list[Wanted], list[Wanted], list[str]]:
-    """The samples in each source that knows them; sources that cannot be read; why others do not know them."""
+def _in_all_sources(spec: str, sources: Iterable[str]) -> tuple[list[Wanted], list[Wanted], list[Wanted], list[str]]:
+    """The samples in each source that knows them; sources that do not, or cannot be read; and why they do not."""
     from mlflow_unlearn.data.loaders import load_source
 
-    found, unread, others = list[Wanted](), list[Wanted](), list[str]()
+    found, looked_at, unread, others = list[Wanted](), list[Wanted](), list[Wanted](), list[str]()
     for spec_of_source in sources:
         try:
             if spec_of_source.startswith("python:"):  # whoever may tag a version may name any code
@@ -84,4 +86,5 @@ def _in_all_sources(spec: str, sources: Iterable[str]) -> tuple[list[Wanted], li
             found.append(_of_source(spec, source))
         except UnlearnError as error:
             others.append(str(error))
-    return found, unread, others
+            looked_at.append(Wanted(Manifest(()), spec_of_source))
+    return found, looked_at, unread, others

@@ -26,9 +26,9 @@ PATIENCE = 30.0
 """Seconds to wait for another command that writes."""
 
 _TABLES = """
-CREATE TABLE IF NOT EXISTS lists (digest TEXT PRIMARY KEY, salt TEXT, samples INTEGER, crc INTEGER, hashes BLOB);
-CREATE TABLE IF NOT EXISTS read (
-    model TEXT PRIMARY KEY, digest TEXT, source TEXT, source_sha256 TEXT, problem TEXT
+CREATE TABLE IF NOT EXISTS trained (key TEXT PRIMARY KEY, samples INTEGER, crc INTEGER, hashes BLOB);
+CREATE TABLE IF NOT EXISTS read_files (
+    model TEXT PRIMARY KEY, digest TEXT, salt TEXT, source TEXT, source_sha256 TEXT
 );
 """
 
@@ -38,19 +38,19 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class Read(NamedTuple):
-    """What was read of a model whose tags say nothing of it.
+    """What a model's own files say.
 
     Attributes:
         digest: of its list; None where it has none.
+        salt: of the hashed ids in it.
         source: spec of its data source, where that is recorded.
         source_sha256: of its samples, likewise.
-        problem: why there is no list.
     """
 
     digest: str | None
+    salt: str | None = None
     source: str | None = None
     source_sha256: str | None = None
-    problem: str | None = None
 
 
 class ManifestIndex:
@@ -60,10 +60,10 @@ class ManifestIndex:
         """Use `opened`."""
         self._database = database
 
-    def salt(self, digest: str) -> tuple[str | None, int] | None:
-        """Salt and number of samples of a list; None where it was not read yet."""
-        found = self._database.execute("SELECT salt, samples FROM lists WHERE digest = ?", (digest,)).fetchone()
-        return None if found is None else (found[0], found[1])
+    def samples(self, key: str) -> int | None:
+        """How many a list names, by its `Manifest.list_key`; None where it was not read yet."""
+        found = self._database.execute("SELECT samples FROM trained WHERE key = ?", (key,)).fetchone()
+        return None if found is None else int(found[0])
 
     def add(self, manifest: Manifest) -> None:
         """Keep a list.
@@ -75,20 +75,20 @@ class ManifestIndex:
         if hashed and not all(map(_SHA256.fullmatch, manifest.ids)):
             raise UnlearnError("its ids are not hashed by SHA-256 with a salt, as those of this tool are")
         hashes = np.sort(_hashes(manifest.ids, hashed=hashed)).tobytes()
-        row = (manifest.digest, manifest.salt, len(manifest.ids), zlib.crc32(hashes), hashes)
-        self._write("INSERT OR REPLACE INTO lists VALUES (?, ?, ?, ?, ?)", row)
+        row = (manifest.list_key, len(manifest.ids), zlib.crc32(hashes), hashes)
+        self._write("INSERT OR REPLACE INTO trained VALUES (?, ?, ?, ?)", row)
 
-    def counts(self, digest: str, wanted: Iterable[Hashes]) -> list[int]:
+    def counts(self, key: str, wanted: Iterable[Hashes]) -> list[int]:
         """How many of some samples a list names, for each of several such sets.
 
         Args:
-            digest: of a list that is there.
+            key: of a list that is there.
             wanted: `keys_of` the samples, with the list's salt.
 
         Raises:
             sqlite3.DatabaseError: what is kept of it is damaged.
         """
-        found = self._database.execute("SELECT crc, hashes FROM lists WHERE digest = ?", (digest,)).fetchone()
+        found = self._database.execute("SELECT crc, hashes FROM trained WHERE key = ?", (key,)).fetchone()
         if found is None or found[0] != zlib.crc32(blob := found[1]):  # it would be taken for one that names none
             raise sqlite3.DatabaseError("a list in it is not what was written")
         hashes = np.frombuffer(blob, np.uint64)
@@ -100,13 +100,13 @@ class ManifestIndex:
     def read(self, model: str) -> Read | None:
         """What was read of a model before; None where it was not."""
         row = self._database.execute(
-            "SELECT digest, source, source_sha256, problem FROM read WHERE model = ?", (model,)
+            "SELECT digest, salt, source, source_sha256 FROM read_files WHERE model = ?", (model,)
         ).fetchone()
         return None if row is None else Read(*row)
 
     def remember(self, model: str, found: Read) -> None:
         """Keep what was read of a model."""
-        self._write("INSERT OR REPLACE INTO read VALUES (?, ?, ?, ?, ?)", (model, *found))
+        self._write("INSERT OR REPLACE INTO read_files VALUES (?, ?, ?, ?, ?)", (model, *found))
 
     def _write(self, statement: str, row: tuple[object, ...]) -> None:
         try:

@@ -44,7 +44,8 @@ class Places(CommandResult):
     looked_for: int = Field(description="Number of samples.")
     versions_looked_at: int
     places: list[Place] = Field(description="All but what never contained any of them.")
-    logged_models: list[str] = Field(description="LoggedModels that no version names.")
+    logged_models: list[str] = Field(description="LoggedModels that no version names and that contain samples.")
+    logged_models_unknown: list[str] = Field(description="Likewise, of which that cannot be told.")
     runs: list[str] = Field(description="That logged what contains them.")
     references: list[str] = Field(description="Outputs of models that audits have trained, with them among the data.")
     cached: list[str] = Field(description="Outputs in this machine's cache.")
@@ -75,6 +76,7 @@ def _places(client: MlflowClient, wanted: Sequence[Wanted], found: Found) -> Pla
         versions_looked_at=len(found.versions),
         places=[_place(entry) for entry in found.versions if entry.state != "never contained"],
         logged_models=[entry.uri for entry in found.models if entry.state == "contains"],
+        logged_models_unknown=[entry.uri for entry in found.models if entry.state == "unknown"],
         runs=sorted(filter(None, runs)),
         references=[f"runs:/{run.info.run_id}/{REFERENCE_FILE}" for run in trained],
         cached=[str(path) for path in cached(holders)],

@@ -21,7 +21,7 @@ from mlflow.utils.validation import _validate_model_name
 from pydantic import BaseModel, ConfigDict, ValidationError, computed_field, model_validator
 
 from mlflow_unlearn.console import first_line, hidden_password
-from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.data.manifest import Manifest, list_key
 from mlflow_unlearn.errors import UnlearnError, shortlist
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.parsing import load_json
@@ -108,6 +108,11 @@ class TrainedOn(BaseModel):
             salt=stored.salt,
             run_id=run_id,
         )
+
+    @property
+    def list_key(self) -> str:
+        """`Manifest.list_key` of the list."""
+        return list_key(self.manifest_sha256, self.salt)
 
     def tag(self) -> dict[str, str]:
         """The tag."""

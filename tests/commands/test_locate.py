@@ -2,8 +2,10 @@
 
 import json
 
+import mlflow
 import pandas
 import pytest
+import toy
 from stores import digits_folder
 
 from mlflow_unlearn.data.loaders import load_source
@@ -117,3 +119,30 @@ def test_ids_of_another_source_than_is_named(store, cli, ids, tmp_path):
     ids.write_text("nobody/1\n")
     refused = cli("locate", "--forget", ids, "--data", "digits")
     assert refused.code == 2 and "'digits' has none of the 1 ids" in refused.err
+
+
+def test_a_source_that_cannot_be_looked_at_leaves_its_versions_open(store, cli):
+    """Also that of a version without a tag, which only its files name."""
+    store.client.copy_model_version("models:/clf/1", "moved")
+    told = json.loads(store.tags("1")["unlearn.trained_on"])
+    moved = json.dumps(told | {"source": "folder:/not/mounted"})
+    store.client.set_model_version_tag("moved", "1", "unlearn.trained_on", moved)
+    store.client.set_model_version_tag("moved", "1", "unlearn.weights_sha256", "0")
+    answer = json.loads(cli("locate", "--forget", "class:3", "--fail-on", "unknown", "--format", "json").out)
+    assert answer["exit_code"] == 3
+    states = {place["uri"]: place["state"] for place in answer["result"]["places"]}
+    assert states["models:/clf/1"] == "contains"
+    store.client.delete_model_version_tag("clf", "1", "unlearn.trained_on")
+    refused = cli("locate", "--forget", "class:3")
+    assert refused.code == 2 and "give data=, or a file of ids" in " ".join(refused.err.split())
+
+
+def test_logged_models_that_cannot_be_told(store, cli, ids):
+    with mlflow.start_run():
+        mlflow.pytorch.log_model(toy.original(), name="m", serialization_format="pickle", pip_requirements=["torch"])
+    answer = json.loads(cli("locate", "--forget", ids, "--format", "json").out)["result"]
+    assert len(answer["logged_models_unknown"]) == 1
+    shown = cli("locate", "--forget", ids)
+    assert "Of 1 LoggedModels that no version names it cannot be told" in " ".join(shown.out.split())
+    failed = cli("locate", "--forget", ids, "--fail-on", "unknown")
+    assert failed.code == 3 and answer["logged_models_unknown"][0] in failed.err

@@ -1,6 +1,7 @@
 """What each version is to samples that are looked for, by its list of training ids."""
 
 import json
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -10,10 +11,10 @@ from stores import call
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import NoAnswer
-from mlflow_unlearn.governance import locating, manifest_index
+from mlflow_unlearn.governance import manifest_index, training_lists
 from mlflow_unlearn.governance.locating import Search, Wanted
 from mlflow_unlearn.governance.manifest_index import ManifestIndex
-from mlflow_unlearn.registry.versions import TRAINED_ON_TAG, trained_on
+from mlflow_unlearn.registry.versions import TRAINED_ON_TAG, TrainedOn, trained_on
 from mlflow_unlearn.registry.walk import walk
 
 SOURCE = load_source("digits")
@@ -68,7 +69,7 @@ def test_hashed_ids_are_compared_under_the_salt_of_the_source(chain, index):
 def test_lists_are_read_once(chain, index, monkeypatch):
     wanted = [Wanted(Manifest(TRAINED[:3]))]
     states(chain.client, index, *wanted)
-    monkeypatch.setattr(locating, "_stored_manifest", lambda *_: pytest.fail("it was read before"))
+    monkeypatch.setattr(training_lists, "_stored_manifest", lambda *_: pytest.fail("it was read before"))
     assert set(states(chain.client, index, *wanted).values()) == {"contains"}
 
 
@@ -120,7 +121,7 @@ def test_where_the_server_goes_away_the_rest_cannot_be_told(chain, index, monkey
         asked.append(files)
         raise NoAnswer("connection refused")
 
-    monkeypatch.setattr(locating, "_stored_manifest", no_answer)
+    monkeypatch.setattr(training_lists, "_stored_manifest", no_answer)
     found = Search(chain.client, walk(chain.client), index).find([Wanted(Manifest(TRAINED[:3]))])
     assert found.unanswered == "connection refused" and len(asked) == 1
     assert {(entry.state, entry.why) for entry in found.versions} == {("unknown", "the server gave no answer")}
@@ -161,3 +162,85 @@ def test_lists_that_other_tools_have_written(empty_store, index, tmp_path, conte
     found = Search(empty_store.client, walk(empty_store.client), index).find([Wanted(Manifest(("digits/1",)))])
     [entry] = found.versions
     assert entry.state == ("contains" if why is None else "unknown") and (why or "") in entry.why
+
+
+def log_list(content: str) -> str:
+    """A run with a list as `manifest` would record it; its id."""
+    with mlflow.start_run() as run:
+        mlflow.log_text(content, "manifest/training_manifest.csv")
+    return run.info.run_id
+
+
+def own_list(chain, version: str) -> str:
+    location = chain.client.get_model_version_download_uri("clf", version).removeprefix("file://")
+    return (Path(location) / "extra_files" / "training_manifest.csv").read_text()
+
+
+def test_a_list_under_another_salt_is_another_list(chain, index):
+    """One that somebody else records with the same hashes must not stand in the index for ours."""
+    told = trained_on(chain.tags("1"))
+    run_id = log_list(own_list(chain, "1").replace(f"# salt={told.salt}", "# salt=00"))
+    chain.client.create_registered_model("aaa")
+    chain.client.create_model_version("aaa", str(chain.folder / "nothing"))
+    other = told.model_copy(update={"salt": "00", "run_id": run_id})
+    chain.client.set_model_version_tag("aaa", "1", TRAINED_ON_TAG, other.model_dump_json())
+    try:
+        found = states(chain.client, index, Wanted(Manifest(TRAINED[:3])))
+        assert [found[f"models:/clf/{n}"] for n in "1234"] == ["contains"] * 4
+    finally:
+        chain.client.delete_registered_model("aaa")
+
+
+@pytest.mark.parametrize("tagged", [True, False])
+def test_the_list_that_came_with_a_version_counts(chain, index, tagged):
+    """Whatever another one a tag names, and where the tag is gone `manifest` records none."""
+    before = chain.tags("1")[TRAINED_ON_TAG]
+    chain.client.delete_model_version_tag("clf", "1", TRAINED_ON_TAG)
+    try:
+        if tagged:
+            other = Manifest(("digits/0",)).hashed("00")
+            run_id = log_list("# salt=00\nid\n" + "\n".join(other.ids) + "\n")
+            told = TrainedOn.of(other, "digits", SOURCE.samples_digest, run_id)
+            chain.client.set_model_version_tag("clf", "1", TRAINED_ON_TAG, told.tag()[TRAINED_ON_TAG])
+        else:
+            refused = call("manifest", "--model-uri", "models:/clf/1", "--data", "digits,train=15%,split=drawn")
+            assert refused.code == 2 and "has a list of its own of 270" in " ".join(refused.err.split())
+        assert states(chain.client, index, Wanted(Manifest(TRAINED[5:8])))["models:/clf/1"] == "contains"
+    finally:
+        chain.client.set_model_version_tag("clf", "1", TRAINED_ON_TAG, before)
+
+
+@pytest.mark.parametrize("source", ["s3://no-such-bucket-of-ours/x", "http://127.0.0.1:9/x", "file:///nowhere/x"])
+def test_a_store_that_cannot_be_opened_hides_no_other_version(chain, index, source, monkeypatch):
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    chain.client.create_registered_model("aaa")
+    chain.client.create_model_version("aaa", source)
+    try:
+        found = states(chain.client, index, Wanted(Manifest(TRAINED[:3])))
+        assert found.pop("models:/aaa/1") == "unknown" and set(found.values()) == {"contains"}
+    finally:
+        chain.client.delete_registered_model("aaa")
+
+
+def test_files_that_are_away_for_a_moment_are_read_later(empty_store, index, tmp_path):
+    """What could not be read is no knowledge: neither that there is no list, nor that a retired version is gone."""
+    (tmp_path / "training_manifest.csv").write_text("id\ndigits/1\n")
+    for name in ("theirs", "marked"):
+        with mlflow.start_run():
+            mlflow.pytorch.log_model(
+                toy.original(), name="m", registered_model_name=name, serialization_format="pickle",
+                pip_requirements=["torch"], extra_files=[str(tmp_path / "training_manifest.csv")],
+            )  # fmt: skip
+    client = empty_store.client
+    client.set_model_version_tag("marked", "1", "unlearn.retired", '{"by": "x", "at": "y", "reason": null}')
+    folders = [
+        Path(client.get_model_version_download_uri(n, "1").removeprefix("file://")) for n in ("theirs", "marked")
+    ]
+    wanted = Wanted(Manifest(("digits/1",)))
+    for folder in folders:
+        folder.rename(folder.with_name("away"))
+    assert states(client, index, wanted) == {"models:/theirs/1": "unknown", "models:/marked/1": "retired"}
+    for folder in folders:
+        folder.with_name("away").rename(folder)
+    assert states(client, index, wanted) == {"models:/theirs/1": "contains", "models:/marked/1": "contains"}

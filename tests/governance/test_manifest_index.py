@@ -36,9 +36,9 @@ def test_it_counts_what_two_lists_have_in_common(trained, asked, salt, hashed):
         patch.setenv("MLFLOW_UNLEARN_CACHE", "off")
         with opened() as index:
             index.add(listed)
-            assert index.salt(listed.digest) == (salt, len(trained))
+            assert index.samples(listed.list_key) == len(trained)
             keys = keys_of(samples, salt)
-            assert index.counts(listed.digest, [keys, keys[:0]]) == [len(trained & asked), 0]
+            assert index.counts(listed.list_key, [keys, keys[:0]]) == [len(trained & asked), 0]
 
 
 def test_lists_that_are_hashed_in_two_ways_cannot_be_compared():
@@ -55,10 +55,10 @@ def test_what_is_kept_is_there_the_next_time(folder):
     manifest = Manifest(("a", "b"))
     with opened() as index:
         index.add(manifest)
-        index.remember("clf/1", Read(manifest.digest, "digits", "00", None))
+        index.remember("clf/1", Read(manifest.digest, None, "digits", "00"))
     with opened() as index:
-        assert index.counts(manifest.digest, [keys_of(Manifest(("b", "c")), None)]) == [1]
-        assert index.read("clf/1") == Read(manifest.digest, "digits", "00", None) and index.read("clf/2") is None
+        assert index.counts(manifest.list_key, [keys_of(Manifest(("b", "c")), None)]) == [1]
+        assert index.read("clf/1") == Read(manifest.digest, None, "digits", "00") and index.read("clf/2") is None
     content = (folder / FILE).read_bytes()
     assert b"digits" in content and np.sort(keys_of(manifest, None)).tobytes() in content
 
@@ -69,18 +69,18 @@ def test_a_file_that_is_no_index_is_made_anew(folder, content):
     with opened() as index:
         index.add(Manifest(("a",)))
     with opened() as index:
-        assert index.salt(Manifest(("a",)).digest) == (None, 1)
+        assert index.samples(Manifest(("a",)).list_key) == 1
 
 
 def damaged_blob(folder):
     with sqlite3.connect(folder / FILE) as other:
-        (blob,) = other.execute("SELECT hashes FROM lists").fetchone()
-        other.execute("UPDATE lists SET hashes = ?", (bytes([blob[0] ^ 1]) + blob[1:],))
+        (blob,) = other.execute("SELECT hashes FROM trained").fetchone()
+        other.execute("UPDATE trained SET hashes = ?", (bytes([blob[0] ^ 1]) + blob[1:],))
 
 
 def without_list(folder):
     with sqlite3.connect(folder / FILE) as other:
-        other.execute("DELETE FROM lists")
+        other.execute("DELETE FROM trained")
 
 
 @pytest.mark.parametrize("damage", [damaged_blob, without_list])
@@ -89,23 +89,23 @@ def test_a_file_that_is_damaged_amid_a_search_is_made_anew(folder, damage, capfd
     damages = [damage]
 
     def work(index):
-        if index.salt(manifest.digest) is None:
+        if index.samples(manifest.list_key) is None:
             index.add(manifest)
         while damages:
             damages.pop()(folder)
-        return index.counts(manifest.digest, [keys])
+        return index.counts(manifest.list_key, [keys])
 
     assert with_index(work) == [1] and "is damaged" in capfd.readouterr().err
-    assert with_index(lambda index: index.counts(manifest.digest, [keys])) == [1]
+    assert with_index(lambda index: index.counts(manifest.list_key, [keys])) == [1]
 
 
 def test_a_file_with_damaged_pages_is_made_anew(folder, capfd):
     manifest = Manifest(tuple(map(str, range(1000))))
 
     def work(index):
-        if index.salt(manifest.digest) is None:
+        if index.samples(manifest.list_key) is None:
             index.add(manifest)
-        return index.counts(manifest.digest, [keys_of(Manifest(("7", "x")), None)])
+        return index.counts(manifest.list_key, [keys_of(Manifest(("7", "x")), None)])
 
     assert with_index(work) == [1]
     content = (folder / FILE).read_bytes()
@@ -119,9 +119,9 @@ def test_a_file_that_is_locked_for_good_is_done_without(folder, monkeypatch, cap
     monkeypatch.setattr(manifest_index, "PATIENCE", 0.1)
     with closing(sqlite3.connect(folder / FILE)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        assert with_index(lambda index: index.salt(Manifest(("a",)).digest)) is None
+        assert with_index(lambda index: index.samples(Manifest(("a",)).list_key)) is None
     assert "cannot be used" in capfd.readouterr().err
-    assert with_index(lambda index: index.salt(Manifest(("a",)).digest)) == (None, 1)
+    assert with_index(lambda index: index.samples(Manifest(("a",)).list_key)) == 1
 
 
 def test_a_file_that_is_deleted_amid_a_search(folder):
@@ -131,9 +131,9 @@ def test_a_file_that_is_deleted_amid_a_search(folder):
         index.add(first)
         (folder / FILE).unlink(missing_ok=True)
         index.add(second)
-        return [index.salt(manifest.digest) for manifest in (first, second)]
+        return [index.samples(manifest.list_key) for manifest in (first, second)]
 
-    assert with_index(work) == [(None, 1), (None, 1)]
+    assert with_index(work) == [1, 1]
 
 
 def test_off_keeps_nothing(tmp_path, monkeypatch):
@@ -149,7 +149,7 @@ def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", str(tmp_path / "file" / "cache"))
     with opened() as index:
         index.add(Manifest(("a",)))
-        assert index.salt(Manifest(("a",)).digest) == (None, 1)
+        assert index.samples(Manifest(("a",)).list_key) == 1
     assert "cannot be used" in capfd.readouterr().err
 
 
@@ -159,10 +159,10 @@ def test_a_database_that_cannot_be_written_goes_on_in_memory(folder, capfd):
     with opened() as index:
         index.add(first)
     with opened() as index, sqlite3.connect(folder / FILE) as other:
-        other.execute("DROP TABLE lists")
-        other.execute("CREATE TABLE lists (digest TEXT PRIMARY KEY)")
+        other.execute("DROP TABLE trained")
+        other.execute("CREATE TABLE trained (key TEXT PRIMARY KEY)")
         other.commit()
-        index.remember("clf/1", Read(None, problem="kept"))
+        index.remember("clf/1", Read(None, source="kept"))
         index.add(second)
-        assert index.salt(second.digest) == (None, 1) and index.read("clf/1").problem == "kept"
+        assert index.samples(second.list_key) == 1 and index.read("clf/1").source == "kept"
     assert "kept in memory" in capfd.readouterr().err
