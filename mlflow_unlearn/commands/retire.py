@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import mlflow
@@ -14,13 +15,14 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn import config
+from mlflow_unlearn.answer import found_so_far
 from mlflow_unlearn.console import first_line, one_line, storable
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence.audit import REFERENCE_FILE
 from mlflow_unlearn.governance.deletion import RetirementRecord, contents_of, out_of_reach, prove, same_weights
 from mlflow_unlearn.governance.garbage import delete_entry, gc_command, gc_warning
 from mlflow_unlearn.governance.holders import VersionExposure, cached, checkpoints
-from mlflow_unlearn.governance.location import locate
+from mlflow_unlearn.governance.location import Location, locate
 from mlflow_unlearn.governance.retirement import RECORD, Retirement, begun, drawn_up
 from mlflow_unlearn.governance.storage import remove_object_versions
 from mlflow_unlearn.parsing import load_json
@@ -28,6 +30,7 @@ from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.clients import registry_client
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.lock import ModelLock, model_lock
+from mlflow_unlearn.registry.network import persistently
 from mlflow_unlearn.registry.versions import RETIRED_TAG, UNFINISHED, can_be_read
 
 _AGAIN = "look for the files there, and start the same command again"
@@ -41,10 +44,11 @@ def retire(options: config.Retire) -> RetirementRecord:
             what is to stay; or its files are deleted, and the same bytes are stored elsewhere.
     """
     if options.yes:
-        with tracking.run("retire", options) as run_id:
+        # Outside of the run, which makes a sentence of what a store raises.
+        with ExitStack() as outcome, tracking.run("retire", options) as run_id:
             client = tracking.client()
-            retirement, record = _carried_out(client, options, run_id)
-            return _proven(client, retirement, record)
+            retirement, record = _carried_out(client, options, run_id, outcome)
+            return _proven(client, retirement, record, outcome)
     with tracking.read_only_client() as client:
         retirement = drawn_up(client, options)
         others = same_weights(client, retirement.entries, retirement.known)
@@ -57,8 +61,17 @@ def retire(options: config.Retire) -> RetirementRecord:
     return record
 
 
-def _carried_out(client: MlflowClient, options: config.Retire, run_id: str) -> tuple[Retirement, RetirementRecord]:
-    """All steps, or none where there is only to look again."""
+def _carried_out(
+    client: MlflowClient, options: config.Retire, run_id: str, outcome: ExitStack
+) -> tuple[Retirement, RetirementRecord]:
+    """All steps, or none where there is only to look again.
+
+    Args:
+        client: of both.
+        options: of the command.
+        run_id: of its run.
+        outcome: around the run; an error that leaves it takes the record along, once there is one.
+    """
     registry = registry_client(client)
     retirement = drawn_up(client, options)
     with ExitStack() as stack:
@@ -81,6 +94,7 @@ def _carried_out(client: MlflowClient, options: config.Retire, run_id: str) -> t
         others = same_weights(client, retirement.entries, retirement.known)
         known = {**mark, "contents": tuple(contents.values()), "same_weights": tuple(others)}
         record = retirement.record().model_copy(update=known)
+        outcome.enter_context(found_so_far(lambda: record))
         # Before the first deletion: if this cannot be written, nothing is lost.
         _log(record)
         # The mark before the aliases: if this is interrupted, the same command still knows them.
@@ -117,16 +131,26 @@ def _carried_out(client: MlflowClient, options: config.Retire, run_id: str) -> t
     return retirement, record
 
 
-def _proven(client: MlflowClient, retirement: Retirement, record: RetirementRecord) -> RetirementRecord:
+def _proven(
+    client: MlflowClient, retirement: Retirement, record: RetirementRecord, outcome: ExitStack
+) -> RetirementRecord:
     """Remove what stores keep of what was deleted, look for copies of it everywhere, and record what was found.
+
+    Args:
+        client: of both.
+        retirement: which is carried out.
+        record: of it.
+        outcome: around the run; an error that leaves it takes the record along.
 
     Raises:
         Refused: there is some.
     """
+    outcome.enter_context(found_so_far(lambda: record))
     location = retirement.target.location
     kept = remove_object_versions(location, [content.path for content in record.contents])
     for run_id in record.references:
-        kept += remove_object_versions(locate(client.get_run(run_id).info.artifact_uri), [REFERENCE_FILE])
+        if (artifacts := _artifacts_of(client, run_id)) is not None:
+            kept += remove_object_versions(artifacts, [REFERENCE_FILE])
     for path in (*cached(retirement.entries), *checkpoints(retirement.entries)):  # of commands that ran meanwhile
         path.unlink(missing_ok=True)
     gone = record.model_id is None or delete_entry(client, record.model_id, location)
@@ -149,6 +173,16 @@ def _proven(client: MlflowClient, retirement: Retirement, record: RetirementReco
             f"{'; '.join(map(str, proof.found[:10]))}{_more(proof.found)}; after that, start the same command again"
         )
     return record
+
+
+def _artifacts_of(client: MlflowClient, run_id: str) -> Location | None:
+    """Where a run's are; None once it is purged from the database, as every deleted run may be."""
+    try:
+        return locate(persistently(partial(client.get_run, run_id)).info.artifact_uri)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def _more(found: Sequence[object]) -> str:

@@ -1,11 +1,13 @@
 """Whether a deletion has deleted: what a version's files were, and where the same bytes are still stored."""
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 from mlflow.entities import Experiment, ViewType
 from mlflow.tracking import MlflowClient
+from mlflow.utils.file_utils import local_file_uri_to_path
 from pydantic import BaseModel, ConfigDict
 
 from mlflow_unlearn.answer import CommandResult
@@ -16,8 +18,10 @@ from mlflow_unlearn.governance.holders import VersionExposure
 from mlflow_unlearn.governance.location import FILE, Location, locate
 from mlflow_unlearn.governance.model_folder import is_gone
 from mlflow_unlearn.governance.storage import StoredFile, Unseen, stored_files
-from mlflow_unlearn.registry.clients import experiments, quoted
-from mlflow_unlearn.registry.versions import WEIGHTS_TAG, retired, unfinished
+from mlflow_unlearn.registry.clients import experiments, pages, quoted
+from mlflow_unlearn.registry.network import persistently
+from mlflow_unlearn.registry.versions import RETIRED_TAG, WEIGHTS_TAG, retired, unfinished
+from mlflow_unlearn.registry.walk import uri_of
 
 _SMALLEST = 1024
 """Bytes. Smaller files may equal others by chance, and hold no weights."""
@@ -168,7 +172,7 @@ def _tells(file: StoredFile) -> bool:
 
 
 def same_weights(client: MlflowClient, entries: Sequence[VersionExposure], known: Mapping[str, str]) -> list[str]:
-    """Other versions whose tag names the same weights, but for those that are gone: one request.
+    """Other versions whose tag names the same weights, but for those that are gone.
 
     Args:
         client: of the registry.
@@ -178,16 +182,12 @@ def same_weights(client: MlflowClient, entries: Sequence[VersionExposure], known
     own, digests = {entry.uri for entry in entries}, {entry.registered.tags.get(WEIGHTS_TAG) for entry in entries}
     found = []
     for digest in sorted(filter(None, digests)):
-        token = None
-        while True:
-            page = client.search_model_versions(f"tags.`{WEIGHTS_TAG}` = {quoted(digest)}", page_token=token)
-            for version in page:
-                uri = f"models:/{version.name}/{version.version}"
-                ended = retired(version) is not None and unfinished(version) is None
-                if uri not in own and not (ended and uri in known and is_gone(uri, locate(known[uri]))):
-                    found.append(uri)
-            if not (token := page.token):
-                break
+        search = partial(client.search_model_versions, f"tags.`{WEIGHTS_TAG}` = {quoted(digest)}")
+        for version in pages(lambda token, search=search: search(page_token=token)):  # type: ignore[misc]
+            uri = uri_of(version)
+            ended = retired(version) is not None and unfinished(version) is None
+            if uri not in own and not (ended and uri in known and is_gone(uri, locate(known[uri]))):
+                found.append(uri)
     return found
 
 
@@ -210,7 +210,7 @@ def prove(
         kept: what a bucket has kept of its files.
     """
     versions = {uri: locate(source) for uri, source in known.items()}
-    roots, unseen = _roots(client, versions.values())
+    roots, unseen = _roots(client, versions, {entry.uri for entry in entries} | _retired(client))
     looked_at, files, found, owned = list[str](), 0, dict[str, StoredPlace](), set[str]()
     for root in roots if record.telling else ():
         looked = True
@@ -253,6 +253,13 @@ def prove(
     )
 
 
+def _retired(client: MlflowClient) -> set[str]:
+    """The versions whose retirement is finished."""
+    search = partial(client.search_model_versions, f"tags.`{RETIRED_TAG}` LIKE '%'")
+    found = pages(lambda token: search(page_token=token))
+    return {uri_of(version) for version in found if unfinished(version) is None}
+
+
 def out_of_reach(location: Location) -> tuple[str, ...]:
     """What no command can remove from here, and what may be there."""
     kept = "snapshots of the file system" if location.store == FILE else f"what {location.store} replicates elsewhere"
@@ -288,30 +295,61 @@ def _way_out(file: StoredFile, owners: Sequence[str]) -> str:
     return f"retire {' and '.join(owners)} too" if owners else "delete it"
 
 
-def _roots(client: MlflowClient, versions: Collection[Location]) -> tuple[list[Location], list[Unseen]]:
+def _roots(
+    client: MlflowClient, versions: Mapping[str, Location], gone: Collection[str]
+) -> tuple[list[Location], list[Unseen]]:
     """Where artifacts are: of experiments, deleted ones too, and of versions that are stored elsewhere.
 
+    Args:
+        client: of both.
+        versions: where the files of each registered version are.
+        gone: those whose files were deleted by us.
+
     Returns:
-        Folders of which none is inside another, and those that are not on this machine.
+        Folders of which none is inside another, and those that are not on this machine although something was stored.
     """
-    found = [(locate(e.artifact_location), e) for e in experiments(client)] + [(each, None) for each in versions]
+    found: list[tuple[Location, Callable[[], bool], bool]] = [
+        *((locate(e.artifact_location), partial(_is_used, client, e), True) for e in experiments(client)),
+        *((at, partial(_is_elsewhere, at) if uri in gone else lambda: True, False) for uri, at in versions.items()),
+    ]
     roots: dict[tuple[str, tuple[str, ...]], Location] = {}
-    hidden = []
-    for location, experiment in sorted(found, key=lambda each: len(each[0].parts)):
+    hidden: dict[tuple[str, tuple[str, ...]], Unseen] = {}
+    for location, was_used, of_experiment in sorted(found, key=lambda each: len(each[0].parts)):
         key = (location.uri if location.doubt else location.store, location.parts)
-        if any((key[0], location.parts[:length]) in roots for length in range(len(location.parts) + 1)):
+        around = {(key[0], location.parts[:length]) for length in range(len(location.parts) + 1)}
+        if not around.isdisjoint(hidden):
             continue
-        if location.store == FILE and location.nodes[0] is None and _is_elsewhere(client, location, experiment):
-            hidden.append(Unseen(location.uri, "there is no such folder on this machine"))
-        else:
+        inside = not around.isdisjoint(roots)
+        if inside and not of_experiment:  # an experiment's may have been moved out of one that is still there
+            continue
+        if _holds_nothing(location):
+            if was_used():
+                hidden[key] = Unseen(location.uri, "there is no such folder on this machine, or nothing is in it")
+        elif not inside:
             roots[key] = location
-    return list(roots.values()), hidden
+    return list(roots.values()), list(hidden.values())
 
 
-def _is_elsewhere(client: MlflowClient, missing: Location, experiment: Experiment | None) -> bool:
-    """Whether a folder that is not there may be another machine's; else nothing was stored in it, or it is gone."""
-    if os.path.isdir("/" + "/".join(missing.parts[:-1])):
+def _holds_nothing(location: Location) -> bool:
+    """Whether a folder of this machine is not there, or is as empty as where nothing is mounted."""
+    if location.doubt or location.store != FILE:
         return False
-    if experiment is None:
+    try:
+        with os.scandir(local_file_uri_to_path(location.uri)) as entries:
+            return next(entries, None) is None
+    except (FileNotFoundError, NotADirectoryError):
         return True
-    return bool(client.search_runs([experiment.experiment_id], run_view_type=ViewType.ALL, max_results=1))
+    except OSError:  # it is there, and is named when it is looked at
+        return False
+
+
+def _is_elsewhere(deleted: Location) -> bool:
+    """Whether a folder from which we have deleted everything may be another machine's."""
+    return not os.path.isdir("/" + "/".join(deleted.parts[:-1]))
+
+
+def _is_used(client: MlflowClient, experiment: Experiment) -> bool:
+    """Whether something may have been stored in an experiment's folder: whether it has runs or LoggedModels."""
+    ids = [experiment.experiment_id]
+    runs = partial(client.search_runs, ids, run_view_type=ViewType.ALL, max_results=1)
+    return bool(persistently(runs) or persistently(partial(client.search_logged_models, ids, max_results=1)))

@@ -175,8 +175,8 @@ def drawn_up(client: MlflowClient, options: config.Retire) -> Retirement:
             found = sharing(client, target, models, known)
             return Retirement(target, found, (), (), None, (), (), models, known, before, again=True)
         if _by_a_killed_command(version):
-            raise AlreadyDone(f"{uri} was {how}: this command had done so before it was killed.")
-        raise UnlearnError(f"{uri} was {how}; there is nothing left to remove")
+            raise AlreadyDone(f"{uri} was {how}: this command had done so before it was killed.", before)
+        raise UnlearnError(f"{uri} was {how}; there is nothing left to remove", before)
     _check_location(target)
     folder = model_folder(target.location)
     found = sharing(client, target, models, known)

@@ -1,13 +1,15 @@
 """What MLflow's client does not offer by itself."""
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import mlflow
 from mlflow.entities import Experiment, ViewType
 from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.registry.network import persistently
+from mlflow_unlearn.registry.network import awaited, persistently
 
 
 def registry_client(client: MlflowClient) -> Any:
@@ -28,15 +30,28 @@ def quoted(text: str) -> str:
     return f'"{text}"'
 
 
-def experiments(client: MlflowClient) -> list[Experiment]:
-    """All that this user may read, deleted ones too: a search comes in pages."""
-    found: list[Experiment] = []
+def pages(page: Callable[[str | None], Any]) -> Iterator[Any]:
+    """The items of all pages."""
     token = None
     while True:
-        page = persistently(partial(client.search_experiments, view_type=ViewType.ALL, page_token=token))
-        found += page
-        if not (token := page.token):
-            return found
+        items = _answered(partial(page, token))
+        yield from items
+        token = items.token
+        if not token:
+            return
+
+
+def _answered(step: Callable[[], Any]) -> Any:
+    """A page; only of a server it can be waited for in another thread: a database in memory has one for each."""
+    if not mlflow.get_registry_uri().startswith("http"):
+        return persistently(step)
+    return persistently(partial(awaited, step))
+
+
+def experiments(client: MlflowClient) -> list[Experiment]:
+    """All that this user may read, deleted ones too."""
+    search = partial(client.search_experiments, view_type=ViewType.ALL)
+    return list(pages(lambda token: search(page_token=token)))
 
 
 def experiment_ids(client: MlflowClient) -> list[str]:

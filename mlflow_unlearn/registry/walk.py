@@ -1,11 +1,9 @@
 """Everything that a registry and its tracking server hold, in as few requests as MLflow has pages for it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
 
-import mlflow
 from mlflow.entities import LoggedModel, Run, ViewType
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -13,7 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.errors import NoAnswer
 from mlflow_unlearn.registry.clients import experiment_ids
-from mlflow_unlearn.registry.network import awaited, persistently
+from mlflow_unlearn.registry.clients import pages as pages  # with what it is for
 
 PAGE = 5000
 """Of versions and LoggedModels; of registered models and runs a server gives at most a thousand or some thousands."""
@@ -81,24 +79,6 @@ def walk(client: MlflowClient) -> Registry:
     for version in versions:
         version.aliases = aliases.get((version.name, str(version.version)), [])
     return Registry(versions, models, unanswered)
-
-
-def pages(page: Callable[[str | None], Any]) -> Iterator[Any]:
-    """The items of all pages."""
-    token = None
-    while True:
-        items = _answered(partial(page, token))
-        yield from items
-        token = items.token
-        if not token:
-            return
-
-
-def _answered(step: Callable[[], Any]) -> Any:
-    """A page; only of a server it can be waited for in another thread: a database in memory has one for each."""
-    if not mlflow.get_registry_uri().startswith("http"):
-        return persistently(step)
-    return persistently(partial(awaited, step))
 
 
 def runs_where(client: MlflowClient, condition: str) -> Iterator[Run]:

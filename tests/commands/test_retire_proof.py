@@ -20,6 +20,7 @@ from servers import mlflow_server
 from stores import Outcome, Store, call, shell
 
 from mlflow_unlearn.commands import retire as command
+from mlflow_unlearn.evidence.audit import REFERENCE_FILE, REFERENCE_TAG
 from mlflow_unlearn.governance.deletion import RetirementRecord
 
 WEIGHTS = bytes(range(256)) * 16
@@ -175,6 +176,72 @@ def test_a_root_that_cannot_be_listed_is_named(files, root, why):
         assert root not in proof.looked_at
     files.client.delete_experiment(experiment)
     assert root in retire().out, "deleted experiments have their files until they are purged"
+
+
+def test_a_program_gets_the_record_of_what_was_refused(files):
+    artifacts = log_copy(files.client, files.experiment, WEIGHTS, files.folder)
+    for _ in range(2):
+        refused = retire("clf", "true", "--format", "json")
+        answer = json.loads(refused.out)
+        assert refused.code == answer["exit_code"] == 3 and answer["error"]["kind"] == "refused"
+        assert RetirementRecord.model_validate(answer["result"]) == record_of(files.client)
+        assert answer["result"]["done"] and len(answer["result"]["proof"]["found"]) == 1
+    Path(artifacts.removeprefix("file://"), "kept", "old.bin").unlink()
+    assert retire().code == 0
+    nothing = json.loads(retire("clf", "true", "--format", "json").out)
+    assert nothing["exit_code"] == 2 and nothing["result"]["proof"]["proven"]
+
+
+@pytest.mark.parametrize("step", ["_delete_files", "prove"])
+def test_a_program_gets_the_record_of_what_failed(files, monkeypatch, step):
+    def fails(*_):
+        raise OSError("the store is gone")
+
+    monkeypatch.setattr(command, step, fails)
+    answer = json.loads(retire("clf", "true", "--format", "json").out)
+    assert answer["exit_code"] == 2 and "the store is gone" in answer["error"]["message"]
+    assert answer["result"]["versions"] == ["models:/clf/1"] and answer["result"]["done"] == (step == "prove")
+
+
+def test_a_run_that_was_purged_since(files):
+    """Its outputs were deleted with the version: it does not stop another look."""
+    client = files.client
+    reference = client.create_run(files.experiment, tags={REFERENCE_TAG: "a" * 64})
+    client.set_model_version_tag("clf", "1", "unlearn.weights_sha256", "a" * 64)
+    (files.folder / REFERENCE_FILE).parent.mkdir(exist_ok=True)
+    (files.folder / REFERENCE_FILE).write_bytes(b"outputs")
+    client.log_artifact(reference.info.run_id, str(files.folder / REFERENCE_FILE), os.path.dirname(REFERENCE_FILE))
+    artifacts = log_copy(client, files.experiment, WEIGHTS, files.folder)
+    assert retire().code == 3 and record_of(client).references == (reference.info.run_id,)
+    client.delete_run(reference.info.run_id)
+    client._tracking_client.store._hard_delete_run(reference.info.run_id)
+    assert retire().code == 3
+    Path(artifacts.removeprefix("file://"), "kept", "old.bin").unlink()
+    done = retire()
+    assert done.code == 0 and "Proven: none of" in done.out, done.err
+
+
+@pytest.mark.parametrize("kept", ["nothing", "an empty folder"])
+@pytest.mark.parametrize("around", ["no experiment", "an experiment"])
+def test_a_root_that_was_moved_away_is_named(files, tmp_path, kept, around):
+    """The folder around it is still there, and the copy is in neither."""
+    mounted = tmp_path / "mnt"
+    if around == "an experiment":
+        files.client.create_experiment("around", mounted.as_uri())
+    other = files.client.create_experiment("other", (mounted / "2").as_uri())
+    log_copy(files.client, other, WEIGHTS, files.folder)
+    (mounted / "notes.txt").write_text("stays")
+    (mounted / "2").rename(tmp_path / "moved")
+    if kept == "an empty folder":
+        (mounted / "2").mkdir()
+    done = retire()
+    assert done.code == 0, done.err
+    assert "Not proven, since not everything could be looked at" in done.out
+    assert [place.place for place in record_of(files.client).proof.not_looked_at] == [(mounted / "2").as_uri()]
+    shutil.rmtree(mounted / "2", ignore_errors=True)
+    (tmp_path / "moved").rename(mounted / "2")
+    refused = retire()
+    assert refused.code == 3 and "old.bin (the same bytes as data/model.pth: delete it)" in refused.err
 
 
 def test_files_that_tell_it_from_no_other(files):

@@ -1,9 +1,11 @@
 """Which files tell a model from others, and where copies of them are looked for."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.governance.deletion import RetirementRecord, contents_of, out_of_reach, prove
+from mlflow_unlearn.governance.deletion import RetirementRecord, contents_of, out_of_reach, prove, same_weights
 from mlflow_unlearn.governance.holders import exposure_of
 from mlflow_unlearn.governance.location import locate
 
@@ -72,3 +74,19 @@ def test_every_folder_is_looked_at_once(empty_store, tmp_path):
 )
 def test_what_is_out_of_reach(uri, named):
     assert named in out_of_reach(locate(uri))
+
+
+def test_same_weights_on_every_page_although_one_is_lost(empty_store, tmp_path):
+    client, lost = empty_store.client, ["Connection reset by peer"]
+    client.create_registered_model("clf")
+    for _ in range(3):
+        version = client.create_model_version("clf", str(tmp_path), tags={"unlearn.weights_sha256": "a" * 64})
+
+    def search(*arguments, **options):
+        if options.get("page_token") is not None and lost:
+            raise ConnectionResetError(lost.pop())
+        return client.search_model_versions(*arguments, max_results=1, **options)
+
+    entries = [exposure_of(client, version, [])]
+    found = same_weights(SimpleNamespace(search_model_versions=search), entries, {})
+    assert sorted(found) == ["models:/clf/1", "models:/clf/2"] and not lost
