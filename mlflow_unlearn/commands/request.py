@@ -67,6 +67,7 @@ def request(options: config.Request) -> RequestResult:
         lenient = options.all_ or len(uris) > 1
         filed: list[FiledRequest] = []
         failed: dict[str, str] = {}
+        reasons: dict[str, str] = {}
         case = ""
         for uri in track(uris, "filing", enabled=sys.stderr.isatty() and len(uris) > 1):
             nested = tracking.nested_run("request") if len(uris) > 1 else nullcontext(run_id)
@@ -76,12 +77,13 @@ def request(options: config.Request) -> RequestResult:
             except (UnlearnError, NoAnswer) as error:
                 if len(uris) == 1:
                     raise
-                failed[uri] = str(error)
+                reasons[uri] = str(error)
+                failed[uri] = tracking.recorded_reason(error)
                 continue
             filed.append(one)
             case = case or case_of_it
         result = RequestResult(run_id=run_id, case_id=case, due=due, requests=filed, failed=failed)
-    for uri, reason in failed.items():
+    for uri, reason in reasons.items():
         print(f"Not filed on {uri}: {reason}")
     if len(uris) > 1:
         print(f"Case {case}: {len(filed)} requests, due {due}.")

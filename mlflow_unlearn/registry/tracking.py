@@ -49,6 +49,8 @@ FAILURES = (MlflowException, SQLAlchemyError, OSError, NoAnswer)
 """What a store or a file system raises: the end of a command, in a sentence."""
 PATIENCE = 25.0
 """Seconds in which a tracking store has to answer."""
+_hiding: list[bool] = []
+"""Of the commands that run in this process, the innermost last: whether the ids of samples are hidden (``hash_ids``)."""
 
 
 def client() -> MlflowClient:
@@ -181,6 +183,7 @@ def run(name: str, config: Command) -> Iterator[str]:
     # For the run-context provider of plugins/mlflow_unlearn_plugins: it tags runs that start meanwhile with ours.
     with (
         _ended(run_id, note_of_run, settled) as left,
+        _hidden_ids(bool(values.get("hash_ids"))),
         _environment(**{"MLFLOW_UNLEARN_RUN_ID": run_id, COMMAND_VARIABLE: name}),
     ):
         try:
@@ -204,10 +207,8 @@ def run(name: str, config: Command) -> Iterator[str]:
                 sentence = "stopped by a signal"
             elif not isinstance(raised, UnlearnError):
                 sentence = f"{type(raised).__name__}: {first_line(raised)}"
-            elif raised is error and values.get("hash_ids"):  # it may list sample ids
-                sentence = "the sentence was only printed, since hash_ids is set"
             else:
-                sentence = str(raised)
+                sentence = recorded_reason(raised) if raised is error else str(raised)
             for uri in _tag_and_tidy(run_id, sentence, left):
                 raised.add_note(f"{uri} was registered before that, and stays")
             if raised is error:
@@ -407,8 +408,22 @@ def nested_run(name: str, parent: str | None = None) -> Iterator[str]:
         try:
             yield run_id
         except UnlearnError as error:
-            _tag_failed(run_id, str(error))
+            _tag_failed(run_id, recorded_reason(error))
             raise
+
+
+@contextmanager
+def _hidden_ids(hidden: bool) -> Iterator[None]:
+    _hiding.append(hidden)
+    try:
+        yield
+    finally:
+        _hiding.pop()
+
+
+def recorded_reason(error: Exception) -> str:
+    """The sentence of an error as the running command may record it: it may list sample ids, which `hash_ids` hides."""
+    return "the sentence was only printed, since hash_ids is set" if _hiding and _hiding[-1] else str(error)
 
 
 def recorded_options(config: Command, *names: str) -> dict[str, Any]:

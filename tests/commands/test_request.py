@@ -85,6 +85,23 @@ def test_hashed_the_manifest_still_matches(store, cli):
     assert json.loads(artifact(run.info.run_id, "request.json").read_text())["hash_ids"] is True
 
 
+def test_hashed_no_reason_of_one_of_several_versions_names_ids(store, cli):
+    """Neither the nested runs nor the result: people are told, the store and programs are not."""
+    given = ("--model-uri", "models:/clf/1,models:/b/1", "--data", "digits,train=15%,seed=1", "--forget", "ids.txt")
+    source = load_source("digits,train=15%,seed=1")
+    theirs = sorted({*load_source("digits,train=15%").train.ids} & {*source.val.ids, *source.test.ids})[:3]
+    (store.folder / "ids.txt").write_text("\n".join(theirs))
+    store.client.copy_model_version("models:/clf/1", "b")
+    for hidden in (False, True):
+        refused = cli("request", *given, "--hash-ids", str(hidden).lower(), "--format", "json")
+        result = json.loads(refused.out)["result"]
+        assert refused.code == 3 and len(result["failed"]) == 2 and theirs[0] in refused.err
+        runs = [run for run in store.runs() if "unlearn.error" in run.data.tags][:2]
+        assert len(runs) == 2
+        for reason in (*result["failed"].values(), *(run.data.tags["unlearn.error"] for run in runs)):
+            assert (theirs[0] not in reason) == hidden == ("hash_ids is set" in reason)
+
+
 def test_filing_again_changes_nothing(store, cli, tmp_path):
     """The id is a digest of version and samples, however they are named."""
     assert cli(*ASK, "--forget", "random:20").code == 0
