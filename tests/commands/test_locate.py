@@ -117,3 +117,10 @@ def test_ids_of_another_source_than_is_named(store, cli, ids, tmp_path):
     ids.write_text("nobody/1\n")
     refused = cli("locate", "--forget", ids, "--data", "digits")
     assert refused.code == 2 and "'digits' has none of the 1 ids" in refused.err
+
+
+def test_what_looks_like_a_password_does_not_spoil_the_document(store, cli):
+    """It is hidden in each text by itself: in the document it would take a quote along."""
+    done = cli("locate", "--forget", 'a?pass=x"y', "--format", "json")
+    answer = json.loads(done.out)
+    assert done.code == 2 and "a?pass=***" in answer["error"]["message"] and "=x" not in done.out + done.err
