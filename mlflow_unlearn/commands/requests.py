@@ -1,6 +1,5 @@
 """`requests`: the inbox of all forget requests, and what carries them out."""
 
-import os
 import subprocess
 import sys
 import time
@@ -203,7 +202,7 @@ def _unlearned(client: MlflowClient, uri: str, options: Sequence[str]) -> tuple[
     """Outcome, the version that came of it, and why not."""
     command = [sys.executable, "-m", "mlflow_unlearn", "unlearn", "--model-uri", uri, *options, "--format", "json"]
     # Where another command unlearns this version, the child waits for it, and finds nothing left to do.
-    environment = {WAIT_VARIABLE: _PATIENCE, **unhurried(os.environ)}
+    environment = {WAIT_VARIABLE: _PATIENCE, **unhurried(tracking.child_environment())}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         out, _ = process.communicate()

@@ -19,6 +19,7 @@ import yaml
 from mlflow import ActiveRun
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.environment_variables import MLFLOW_RUN_ID
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -50,7 +51,7 @@ FAILURES = (MlflowException, SQLAlchemyError, OSError, NoAnswer)
 PATIENCE = 25.0
 """Seconds in which a tracking store has to answer."""
 _hiding: list[bool] = []
-"""Of the commands that run in this process, the innermost last: whether the ids of samples are hidden (``hash_ids``)."""
+"""Of the commands that run in this process, the innermost last: whether they hide ids of samples (``hash_ids``)."""
 
 
 def client() -> MlflowClient:
@@ -151,6 +152,11 @@ def _environment(**variables: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def child_environment() -> dict[str, str]:
+    """The environment of a command that this process starts: with a run of its own, also under `mlflow run`."""
+    return {name: value for name, value in os.environ.items() if name != MLFLOW_RUN_ID.name}
+
+
 @contextmanager
 def run(name: str, config: Command) -> Iterator[str]:
     """One MLflow run for one command: yields its id; FINISHED, FAILED with the sentence as a tag, or KILLED after.
@@ -161,7 +167,7 @@ def run(name: str, config: Command) -> Iterator[str]:
         UnlearnError: also in the place of errors of MLflow and of the file system.
     """
     store = connect()
-    resumed = os.environ.pop("MLFLOW_RUN_ID", None)  # a project's run, which a later one in this process is not
+    resumed = os.environ.pop(MLFLOW_RUN_ID.name, None)  # a project's run, which a later one in this process is not
     note_of_run = RunNote.begin(command=name, options=_digest(config))
     try:
         active = _started(store, note_of_run, run_name=name, run_id=resumed)

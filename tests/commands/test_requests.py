@@ -7,6 +7,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import mlflow
 import pytest
 from answers import checked
 from stores import call, shell
@@ -267,6 +268,18 @@ def test_two_that_fulfil_at_once(store, ids):
     assert {name: len(store.versions(name)) for name in ("clf", "other")} == {"clf": 2, "other": 2}
     assert [answer["exit_code"] for answer in answers] == [0, 0], answers
     assert shell("requests", "--state", "open", "--format", "json").stdout.count('"state": "pending"') == 0
+
+
+def test_what_is_fulfilled_under_a_project_has_runs_of_its_own(store, cli, ids, monkeypatch):
+    """`mlflow run` gives us its run: one that each version's command would write its options to."""
+    assert cli("request", "--forget", ids, "--model-uri", "models:/clf/1").code == 0
+    with mlflow.start_run() as project:
+        pass
+    monkeypatch.setenv("MLFLOW_RUN_ID", project.info.run_id)
+    done = cli("requests", "--fulfil", "true", "--unlearn-options", QUICK)
+    assert done.code == 0, done.err
+    assert store.client.get_model_version("clf", "2").run_id != project.info.run_id
+    assert store.client.get_run(project.info.run_id).data.params == {}
 
 
 def test_versions_that_were_retired_or_deleted_need_nothing(store, cli, ids):
