@@ -17,11 +17,11 @@ from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.config import parse_params
 from mlflow_unlearn.console import first_line, note
-from mlflow_unlearn.errors import Refused, UnlearnError
+from mlflow_unlearn.errors import Refused, UnlearnError, shortlist
 from mlflow_unlearn.evidence.case import Case
 from mlflow_unlearn.evidence.dossier import differences
 from mlflow_unlearn.governance.case import open_case
-from mlflow_unlearn.governance.inbox import Inbox, InboxCase, chosen, due_days, model_of
+from mlflow_unlearn.governance.inbox import Inbox, InboxCase, chosen, due_days, in_state, model_of
 from mlflow_unlearn.governance.still_in import held
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import tracking
@@ -89,6 +89,15 @@ def requests(options: config.Requests) -> RequestsResult:
             cases = [case for case in inbox.cases(today) if case.id in ids]
             record = open_case(client, record.id) if record is not None else None
         cases, unanswered = inbox.with_holders(cases)
+        if record is None and not options.fulfil:
+            cases = in_state(cases, options.state)
+        for case in cases:
+            if case.state != "done" and not case.pending():
+                note(
+                    f"Note: case {case.id} is open, since {shortlist(case.left_over(registry))} still hold its samples "
+                    "and the versions that its requests are about are gone: file it on them with `request "
+                    f"--forget request:{case.requests[0].id} --model-uri`."
+                )
         wrong = differences(record) if record is not None else []
         page = None
         if options.format == "html" and record is not None:

@@ -413,7 +413,7 @@ def nested_run(name: str, parent: str | None = None) -> Iterator[str]:
     with _ended(run_id, own):
         try:
             yield run_id
-        except UnlearnError as error:
+        except (UnlearnError, *FAILURES) as error:
             _tag_failed(run_id, recorded_reason(error))
             raise
 
@@ -429,7 +429,13 @@ def _hidden_ids(hidden: bool) -> Iterator[None]:
 
 def recorded_reason(error: Exception) -> str:
     """The sentence of an error as the running command may record it: it may list sample ids, which `hash_ids` hides."""
-    return "the sentence was only printed, since hash_ids is set" if _hiding and _hiding[-1] else str(error)
+    hidden = _hiding and _hiding[-1] and not isinstance(error, FAILURES)
+    return "the sentence was only printed, since hash_ids is set" if hidden else sentence_of(error)
+
+
+def sentence_of(error: Exception) -> str:
+    """An error of ours, of MLflow or of the file system as its user reads it."""
+    return _as_sentence(error) if isinstance(error, FAILURES) else str(error)
 
 
 def recorded_options(config: Command, *names: str) -> dict[str, Any]:

@@ -282,6 +282,26 @@ def test_what_is_fulfilled_under_a_project_has_runs_of_its_own(store, cli, ids, 
     assert store.client.get_run(project.info.run_id).data.params == {}
 
 
+def test_a_model_that_was_renamed_closes_no_case(store, cli, ids):
+    """The request names a version that is gone, the samples are there: filed again, it is the same case."""
+    assert cli("request", "--forget", ids, "--model-uri", "models:/clf/1").code == 0
+    [before] = inbox(cli)
+    store.client.rename_registered_model("clf", "clf2")
+    [case] = inbox(cli, "--state", "open")
+    assert (case["id"], case["state"], case["still_in"]) == (before["id"], "open", ["models:/clf2/1"])
+    assert inbox(cli, "--state", "done") == []
+    [request] = case["requests"]
+    assert request["state"] == "gone"
+    again = f"--forget request:{request['id']} --model-uri"
+    assert again in cli("requests", "--fulfil", "true").err
+    assert cli("request", *again.split(), "models:/clf2/1").code == 0
+    [case] = inbox(cli, "--state", "open")
+    assert case["id"] == before["id"] and {r["state"] for r in case["requests"]} == {"gone", "pending"}
+    done = cli("requests", "--fulfil", "true", "--unlearn-options", QUICK, "--format", "json")
+    assert done.code == 0 and json.loads(done.out)["result"]["cases"][0]["state"] == "done", done.err
+    assert inbox(cli, "--state", "open") == []
+
+
 def test_versions_that_were_retired_or_deleted_need_nothing(store, cli, ids):
     for name in ("gone", "retired"):
         store.client.copy_model_version("models:/clf/1", name)
