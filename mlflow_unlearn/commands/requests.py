@@ -43,7 +43,7 @@ class Fulfilled(CommandResult):
 
     uri: str
     request_ids: list[str] = Field(description="Of the chosen cases; others that are pending on it go along.")
-    outcome: str = Field(description="fulfilled, failed, or done by another command meanwhile.")
+    outcome: str = Field(description="fulfilled, failed; or meanwhile: done by another command, retired, or deleted.")
     registered: str | None = Field(description="The version that came of it.")
     message: str = Field(description="Why it failed; empty otherwise.")
     seconds: float
@@ -192,9 +192,9 @@ def _fulfil(
     for uri in sorted(wanted, key=rank):
         version = version_there(client, uri)
         began = time.monotonic()
-        outcome, registered, message = "done by another command", None, ""
         # Read again: another command may have been quicker.
-        if version is not None and _is_open(version) and retired(version) is None:
+        outcome, registered, message = _closed(version) or "", None, ""
+        if not outcome:
             note(f"Unlearning {', '.join(wanted[uri])} of {uri} …")
             outcome, registered, message = _unlearned(client, uri, options)
         yield Fulfilled(
@@ -223,19 +223,22 @@ def _unlearned(client: MlflowClient, uri: str, options: Sequence[str]) -> tuple[
     if process.returncode == 0:
         found = (answer.get("result") or {}).get("registered") or {}
         return "fulfilled", found.get("uri"), ""
-    version = version_there(client, uri)
-    if version is None or not _is_open(version):
-        return "done by another command", None, ""
+    if (closed := _closed(version_there(client, uri))) is not None:
+        return closed, None, ""
     message = (answer.get("error") or {}).get("message") or f"its process ended with code {process.returncode}"
     return "failed", None, str(message)
 
 
-def _is_open(version: ModelVersion) -> bool:
-    """Also where a tag beside it was edited, of which `unlearn` itself will tell."""
+def _closed(version: ModelVersion | None) -> str | None:
+    """Why nothing is to be done on a version any more; None where something is."""
+    if version is None:
+        return "deleted"
+    if retired(version) is not None:
+        return "retired"
     try:
-        return has_pending(version)
-    except UnlearnError:
-        return True
+        return None if has_pending(version) else "done by another command"
+    except UnlearnError:  # a tag beside it was edited, of which `unlearn` itself will tell
+        return None
 
 
 def _answer(out: str) -> Mapping[str, Any]:

@@ -26,7 +26,7 @@ from mlflow_unlearn.registry.clients import experiment_ids, registry_client
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.lock import model_lock
 from mlflow_unlearn.registry.network import persistently
-from mlflow_unlearn.registry.versions import Version, artifact
+from mlflow_unlearn.registry.versions import Version, artifact, version_there
 from mlflow_unlearn.registry.walk import pages, uri_of
 
 TAG = "unlearn.request."
@@ -39,8 +39,7 @@ FOLDER = "request"
 
 
 def _day(text: str) -> str:
-    date.fromisoformat(text)
-    return text
+    return date.fromisoformat(text).isoformat()
 
 
 class _Details(FrozenRecord):
@@ -220,7 +219,7 @@ def file_request(
                 continue
             if salt is not None and read_manifest(client, request.id).salt is None:
                 note(f"Note: the ids of request {new_id} were stored unhashed before, in run {request.run_id}.")
-            gone = bool(request.done_by) and not any(_is_there(client, uri) for uri in request.done_by)
+            gone = bool(request.done_by) and not any(map(partial(version_there, client), request.done_by))
             if not ad_hoc and (request.ad_hoc or gone):
                 if gone:
                     by = ", ".join(request.done_by)
@@ -256,16 +255,6 @@ def file_request(
         if not ad_hoc and version.name is not None:
             registry.set_model_version_tag(version.name, version.version, TAG + new_id, request.tag())
         return request, True
-
-
-def _is_there(client: MlflowClient, uri: str) -> bool:
-    """Whether a registered version was not deleted: a retired one, which is marked, still is."""
-    try:
-        return persistently(lambda: client.get_model_version(*uri.removeprefix("models:/").split("/"))) is not None
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return False
 
 
 def run_of(client: MlflowClient, request_id: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -170,6 +171,18 @@ def test_an_edited_day_is_not_a_request(store, cli, ids, due):
     assert shown.code == 3 and f"the tag {key}" in shown.out and "Traceback" not in shown.err
 
 
+def test_a_tag_that_names_no_version_as_the_one_that_did_it(store, cli, ids):
+    """Filed again the request is open: what is said to have carried it out is not there."""
+    assert cli("request", "--forget", ids, "--model-uri", "models:/clf/1").code == 0
+    [(request_id, (_, details))] = store.requests().items()
+    value = f"done {json.dumps({**details, 'by': ['x']})}"
+    store.client.set_model_version_tag("clf", "1", f"unlearn.request.{request_id}", value)
+    assert inbox(cli)[0]["state"] == "done"
+    again = cli("request", "--forget", ids, "--model-uri", "models:/clf/1")
+    assert again.code == 0 and "is open again: x, which carried it out, is gone" in again.err
+    assert inbox(cli)[0]["state"] == "open"
+
+
 @pytest.mark.slow
 def test_fulfilling_goes_on_beside_an_edited_tag(store, cli, ids):
     """The version that has it cannot be unlearned: which of its requests are open nobody knows."""
@@ -179,6 +192,23 @@ def test_fulfilling_goes_on_beside_an_edited_tag(store, cli, ids):
     done = cli("requests", "--fulfil", "true", "--unlearn-options", QUICK, "--format", "json")
     outcomes = {one["uri"]: one["outcome"] for one in json.loads(done.out)["result"]["fulfilled"]}
     assert done.code == 3 and outcomes == {"models:/clf/1": "failed", "models:/other/1": "fulfilled"}
+
+
+def test_what_has_become_of_a_version_meanwhile_is_said(store, cli, ids):
+    """While the first one is unlearned, the second is retired and the third deleted."""
+    for name in ("other", "third"):
+        store.client.copy_model_version("models:/clf/1", name)
+    assert cli("request", "--forget", ids, "--all", "true").code == 0
+    with sqlite3.connect(store.folder / "mlflow.db") as database:
+        database.execute(
+            "CREATE TRIGGER meanwhile AFTER INSERT ON model_versions WHEN NEW.name = 'clf' BEGIN "
+            "INSERT INTO model_version_tags (key, value, name, version, workspace) SELECT 'unlearn.retired', '{}', "
+            "name, version, workspace FROM model_versions WHERE name = 'other'; "
+            "UPDATE model_versions SET current_stage = 'Deleted_Internal' WHERE name = 'third'; END"
+        )
+    done = cli("requests", "--fulfil", "true", "--unlearn-options", QUICK, "--format", "json")
+    outcomes = [one["outcome"] for one in json.loads(done.out)["result"]["fulfilled"]]
+    assert (done.code, outcomes) == (0, ["fulfilled", "retired", "deleted"]), done.err
 
 
 @pytest.mark.slow
