@@ -13,6 +13,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
+from mlflow_unlearn.console import Output, without_passwords
 from mlflow_unlearn.errors import NothingToUnlearn, Refused, UnlearnError
 
 
@@ -51,15 +52,21 @@ class Answer(BaseModel, Generic[R]):
     note: str | None = Field(None, description="What else is to be known, such as that it was done before.")
 
     def to_json(self) -> str:
-        """One document in ASCII, whatever the terminal's encoding; numbers that are not finite are null."""
-        return json.dumps(_finite(self.model_dump()), indent=1) + "\n"
+        """One document in ASCII, whatever the terminal's encoding; numbers that are not finite are null.
+
+        Without passwords, each text by itself: what hides them in the whole document would take a quote or a brace
+        along.
+        """
+        return json.dumps(_shown(self.model_dump()), indent=1) + "\n"
 
 
-def _finite(value: Any) -> Any:
+def _shown(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_passwords(value)
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {_shown(key): _shown(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [_shown(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -136,7 +143,10 @@ def deliver(text: str) -> None:
         begun.write_text(text, encoding="utf-8")
         begun.replace(begun.with_suffix(".json"))
     elif rank in (None, "0"):
-        print(text, end="")
+        if isinstance(sys.stdout, Output):
+            sys.stdout.write_as_is(text)
+        else:
+            print(text, end="")
 
 
 @contextmanager

@@ -278,7 +278,7 @@ def _answer(arguments: list[str], code: int, **parts: Any) -> None:
     answer = Answer[CommandResult](command=_name_of(arguments), exit_code=code, **parts)
     # A signal must not leave half a document, nor, as a crash, have a second one follow.
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
-    deliver(without_passwords(answer.to_json()))
+    deliver(answer.to_json())
     sys.stdout.flush()
     sys.excepthook = partial(_show_crash, [])
     for number, handler in before.items():

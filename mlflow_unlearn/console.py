@@ -169,6 +169,11 @@ class Output:
             self._send(lines + newline)
         return len(text)
 
+    def write_as_is(self, text: str) -> None:
+        """Write a text in which passwords are hidden already, such as a document that would not be one after that."""
+        self.flush()
+        self._send(text, hidden=True)
+
     def writelines(self, lines: Iterable[str]) -> None:
         """Write them one behind the other."""
         for line in lines:
@@ -183,10 +188,10 @@ class Output:
         """What else a stream has: its encoding, whether it is a terminal, …."""
         return getattr(self._stream, name)
 
-    def _send(self, text: str, *, flush: bool = False) -> None:
+    def _send(self, text: str, *, flush: bool = False, hidden: bool = False) -> None:
         if not self._open:
             return
-        text = without_passwords(text)
+        text = text if hidden else without_passwords(text)
         try:
             try:
                 self._stream.write(text)

@@ -1,5 +1,6 @@
 """What `--format json` leaves on standard output."""
 
+import io
 import json
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from mlflow_unlearn.answer import (
     result_of,
     schema,
 )
+from mlflow_unlearn.console import Output
 
 
 class Counted(CommandResult):
@@ -72,6 +74,19 @@ def test_every_field_is_in_a_document():
     described = json.loads(schema("data", Counted))
     assert described["required"] == ["command", "error", "exit_code", "note", "result", "schema_version"]
     assert described["properties"]["command"]["const"] == "data"
+
+
+class Named(CommandResult):
+    failed: dict[str, str]
+
+
+def test_passwords_are_hidden_and_the_document_stays_one(monkeypatch):
+    """Also on the way to standard output, where they are hidden line by line."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", Output(stream))
+    result = Named(failed={"a?pass=x": 'b?password=y"z', "c": "d?pass="})
+    deliver(Answer[CommandResult](command="data", exit_code=0, result=result).to_json())
+    assert json.loads(stream.getvalue())["result"]["failed"] == {"a?pass=***": 'b?password=***"z', "c": "d?pass="}
 
 
 def test_text_that_is_not_unicode_is_written_as_ascii():

@@ -105,7 +105,7 @@ def _check_output(path: Path, options: config.Dossier) -> None:
 def _files(case: Case, holders: Holders) -> dict[str, bytes]:
     """All files of a dossier but for its signature."""
     own = {CASE: case.to_json(), HOLDERS: holders.to_json()}
-    files = {**case.files, **{name: without_passwords(text).encode() for name, text in own.items()}, CHECKER: checker()}
+    files = {**case.files, **{name: text.encode() for name, text in own.items()}, CHECKER: checker()}
     return with_manifest({**files, PAGE: _page(case, holders, files)})
 
 

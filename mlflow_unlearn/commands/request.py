@@ -1,10 +1,12 @@
 """`request`: file a forget request, on one version or on all that hold the samples."""
 
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from mlflow.tracking import MlflowClient
@@ -18,13 +20,14 @@ from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.source import Source
 from mlflow_unlearn.data.spec import without_options
-from mlflow_unlearn.errors import NoAnswer, Refused, UnlearnError
+from mlflow_unlearn.errors import Refused, UnlearnError, shortlist
 from mlflow_unlearn.governance.inbox import due_days
 from mlflow_unlearn.governance.looking import wanted_by
 from mlflow_unlearn.governance.places import Places, look
 from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests
 from mlflow_unlearn.registry.loading import admitted
+from mlflow_unlearn.registry.uris import in_ranges
 from mlflow_unlearn.registry.versions import open_version
 from mlflow_unlearn.registry.walk import walk
 from mlflow_unlearn.session.canaries import next_tranche
@@ -41,17 +44,31 @@ class FiledRequest(CommandResult):
     new: bool = Field(description="False: it was filed before, and nothing has changed.")
     samples: int = Field(description="To be forgotten, canaries among them.")
     canaries: int
+    case_id: str = Field(description="Of all requests that name the same samples, on whatever version.")
+    due: str | None = Field(
+        description="Day by which it is to be fulfilled, as it was filed; null where none was named."
+    )
     done_by: list[str] = Field(description="Versions that have fulfilled it; empty: it is pending.")
 
 
 class RequestResult(CommandResult):
-    """The requests of one case."""
+    """The requests that were filed, mostly of one case."""
 
     run_id: str
-    case_id: str = Field(description="Of all requests that name the same samples, on whatever version.")
-    due: str = Field(description="Day by which they are to be fulfilled.")
+    case_id: str = Field(description="Of the first; `requests` says where they are several, one for each data source.")
+    due: str | None = Field(description="First day by which one of them is to be fulfilled; null where none names one.")
     requests: list[FiledRequest]
     failed: dict[str, str] = Field(description="Version → why no request could be filed on it.")
+    unknown: list[str] = Field(description="With `all`: versions of which it cannot be told whether they contain them.")
+    logged_models: list[str] = Field(description="With `all`: unregistered LoggedModels with them; none has a request.")
+
+
+class _Meant(NamedTuple):
+    """Versions; and with `all` what else there is or may be."""
+
+    uris: Sequence[str]
+    unknown: Sequence[str] = ()
+    logged_models: Sequence[str] = ()
 
 
 def request(options: config.Request) -> RequestResult:
@@ -63,35 +80,60 @@ def request(options: config.Request) -> RequestResult:
     """
     with tracking.run("request", options) as run_id, tracking.scratch() as folder:
         client, due = tracking.client(), options.due or _in_days(due_days())
-        uris = _named(client, options)
+        meant = _named(client, options)
+        uris = meant.uris
         lenient = options.all_ or len(uris) > 1
         filed: list[FiledRequest] = []
         failed: dict[str, str] = {}
-        case = ""
+        reasons: dict[str, str] = {}
         for uri in track(uris, "filing", enabled=sys.stderr.isatty() and len(uris) > 1):
             nested = tracking.nested_run("request") if len(uris) > 1 else nullcontext(run_id)
             try:
                 with nested as own_run:
-                    one, case_of_it = _file(client, uri, options, own_run, folder, due, lenient=lenient)
-            except (UnlearnError, NoAnswer) as error:
+                    filed.append(_file(client, uri, options, own_run, folder, due, lenient=lenient))
+            except (UnlearnError, *tracking.FAILURES) as error:
                 if len(uris) == 1:
                     raise
-                failed[uri] = str(error)
-                continue
-            filed.append(one)
-            case = case or case_of_it
-        result = RequestResult(run_id=run_id, case_id=case, due=due, requests=filed, failed=failed)
-    for uri, reason in failed.items():
-        print(f"Not filed on {uri}: {reason}")
-    if len(uris) > 1:
-        print(f"Case {case}: {len(filed)} requests, due {due}.")
+                reasons[uri] = tracking.sentence_of(error)
+                failed[uri] = tracking.recorded_reason(error)
+        result = RequestResult(
+            run_id=run_id,
+            case_id=filed[0].case_id if filed else "",
+            due=min((one.due for one in filed if one.due is not None), default=None),
+            requests=filed,
+            failed=failed,
+            unknown=[*meant.unknown],
+            logged_models=[*meant.logged_models],
+        )
+    _print(result, reasons)
     if failed:
-        raise Refused(f"no request could be filed on {', '.join(failed)}; the others are: see the lines above", result)
+        others = "; the others are: see the lines above" if filed else ": see the lines above"
+        raise Refused(f"no request could be filed on {', '.join(failed)}{others}", result)
     return result
 
 
-def _named(client: MlflowClient, options: config.Request) -> list[str]:
-    """The versions that are meant.
+def _print(result: RequestResult, reasons: Mapping[str, str]) -> None:
+    for uri, reason in reasons.items():
+        print(f"Not filed on {uri}: {reason}")
+    cases: dict[str, list[FiledRequest]] = {}
+    for one in result.requests:
+        cases.setdefault(one.case_id, []).append(one)
+    if len(result.requests) + len(reasons) > 1:
+        for case, requests in cases.items():
+            days = ", ".join(sorted({one.due for one in requests if one.due is not None}))
+            print(f"Case {case}: {len(requests)} requests{f', due {days}' if days else ''}.")
+    if len(cases) > 1:
+        note(f"Note: these are {len(cases)} cases, since the versions were trained on different data sources.")
+    if result.unknown:
+        print(f"Not told whether they hold the samples: {', '.join(in_ranges(result.unknown))}: see `locate`.")
+    if result.logged_models:
+        print(
+            f"LoggedModels that hold them and are not registered, without a request: {', '.join(result.logged_models)}."
+        )
+
+
+def _named(client: MlflowClient, options: config.Request) -> _Meant:
+    """What is meant.
 
     Raises:
         UnlearnError: none is, or it is said twice.
@@ -101,24 +143,26 @@ def _named(client: MlflowClient, options: config.Request) -> list[str]:
     if bool(named) == options.all_:
         raise UnlearnError("give model_uri= with one or more versions, or all=true for all that hold the samples")
     if named:
-        return list(dict.fromkeys(named))
+        return _Meant(list(dict.fromkeys(named)))
     registry = walk(client)
     places: Places = look(client, registry, wanted_by(client, registry, options.forget, options.data, options.no_code))
     if places.unanswered is not None:
         raise Refused(f"which versions hold the samples is not known, since no answer came ({places.unanswered})")
-    unknown = len(places.in_state("unknown"))
+    unknown = [place.uri for place in places.in_state("unknown")]
     if found := [place.uri for place in places.in_state("contains")]:
-        if unknown:
-            note(f"Note: of {unknown} more versions it cannot be told whether they hold the samples: see `locate`.")
-        return found
-    more = f" ({unknown} versions cannot be told: see `locate`)" if unknown else ""
+        return _Meant(found, unknown, places.logged_models)
+    others = [f"{len(unknown)} versions cannot be told: see `locate`"] if unknown else []
+    others += [f"LoggedModels that are not registered do: {shortlist(places.logged_models)}"] * bool(
+        places.logged_models
+    )
+    more = f" ({'; '.join(others)})" if others else ""
     raise UnlearnError(f"no registered version holds samples of {options.forget!r}{more}: there is nothing to forget")
 
 
 def _file(
     client: MlflowClient, uri: str, options: config.Request, run_id: str, folder: Path, due: str, *, lenient: bool
-) -> tuple[FiledRequest, str]:
-    """File it on one version, in the active run; the request, and the id of its case.
+) -> FiledRequest:
+    """File it on one version, in the active run.
 
     Args:
         client: of the registry.
@@ -144,7 +188,7 @@ def _file(
     forget, matched = select(options.forget, version, source, mask, read, lenient=lenient)
     if not len(forget):
         raise UnlearnError(f"{options.forget!r} names no sample of {source.spec!r} that {version.uri} is trained on")
-    case = _case(options.forget, source, forget)
+    case = _case(client, options.forget, source, forget)
     twins = next_tranche(version, source, mask, forget, options.canaries)
     forget = np.union1d(forget, twins)
     manifest = Manifest(tuple(source.train.ids[i] for i in forget))
@@ -172,24 +216,31 @@ def _file(
     else:
         state = "is pending" if filed.pending else f"was carried out by {', '.join(filed.done_by)}"
         print(f"Request {filed.id} was filed before and {state}.")
-    one = FiledRequest(
+        if options.due not in (None, filed.due) and filed.pending:
+            note(
+                f"Note: request {filed.id} stays due {filed.due or 'as it was filed'}, and not {options.due}: to "
+                f"change that, delete the tag {forget_requests.TAG}{filed.id} of {version.uri} and file it again."
+            )
+    return FiledRequest(
         run_id=filed.run_id,
         request_id=filed.id,
         uri=version.uri,
         new=new,
         samples=len(forget),
         canaries=len(twins),
+        case_id=filed.case_id,
+        due=filed.due,
         done_by=list(filed.done_by),
     )
-    return one, filed.case_id
 
 
-def _case(spec: str, source: Source, forget: np.ndarray) -> str:
-    """Who is meant says the spec of a group; else the samples that it names, whichever of them a version knows."""
+def _case(client: MlflowClient, spec: str, source: Source, forget: np.ndarray) -> str:
+    """Who is meant says another request, or the spec of a group; else the samples that are named, known or not."""
+    if spec.startswith("request:"):
+        request_id = spec.removeprefix("request:")
+        return str(forget_requests.read_request(client, request_id)[1].get("case", request_id))
     if spec.startswith(("group:", "class:")):
         named = spec
-    elif spec.startswith("request:"):
-        named = spec.removeprefix("request:")
     elif spec.startswith("random:"):
         named = "\n".join(sorted(source.train.ids[i] for i in forget))
     else:

@@ -1,6 +1,5 @@
 """`requests`: the inbox of all forget requests, and what carries them out."""
 
-import os
 import subprocess
 import sys
 import time
@@ -18,11 +17,11 @@ from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.config import parse_params
 from mlflow_unlearn.console import first_line, note
-from mlflow_unlearn.errors import Refused, UnlearnError
+from mlflow_unlearn.errors import Refused, UnlearnError, shortlist
 from mlflow_unlearn.evidence.case import Case
 from mlflow_unlearn.evidence.dossier import differences
 from mlflow_unlearn.governance.case import open_case
-from mlflow_unlearn.governance.inbox import Inbox, InboxCase, chosen, due_days, model_of
+from mlflow_unlearn.governance.inbox import Inbox, InboxCase, chosen, due_days, in_state, model_of
 from mlflow_unlearn.governance.still_in import held
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import tracking
@@ -44,7 +43,7 @@ class Fulfilled(CommandResult):
 
     uri: str
     request_ids: list[str] = Field(description="Of the chosen cases; others that are pending on it go along.")
-    outcome: str = Field(description="fulfilled, failed, or done by another command meanwhile.")
+    outcome: str = Field(description="fulfilled, failed; or meanwhile: done by another command, retired, or deleted.")
     registered: str | None = Field(description="The version that came of it.")
     message: str = Field(description="Why it failed; empty otherwise.")
     seconds: float
@@ -90,6 +89,15 @@ def requests(options: config.Requests) -> RequestsResult:
             cases = [case for case in inbox.cases(today) if case.id in ids]
             record = open_case(client, record.id) if record is not None else None
         cases, unanswered = inbox.with_holders(cases)
+        if record is None and not options.fulfil:
+            cases = in_state(cases, options.state)
+        for case in cases:
+            if case.state != "done" and not case.pending():
+                note(
+                    f"Note: case {case.id} is open, since {shortlist(case.left_over(registry))} still hold its samples "
+                    "and the versions that its requests are about are gone: file it on them with `request "
+                    f"--forget request:{case.requests[0].id} --model-uri`."
+                )
         wrong = differences(record) if record is not None else []
         page = None
         if options.format == "html" and record is not None:
@@ -184,9 +192,9 @@ def _fulfil(
     for uri in sorted(wanted, key=rank):
         version = version_there(client, uri)
         began = time.monotonic()
-        outcome, registered, message = "done by another command", None, ""
         # Read again: another command may have been quicker.
-        if version is not None and _is_open(version) and retired(version) is None:
+        outcome, registered, message = _closed(version) or "", None, ""
+        if not outcome:
             note(f"Unlearning {', '.join(wanted[uri])} of {uri} …")
             outcome, registered, message = _unlearned(client, uri, options)
         yield Fulfilled(
@@ -203,7 +211,7 @@ def _unlearned(client: MlflowClient, uri: str, options: Sequence[str]) -> tuple[
     """Outcome, the version that came of it, and why not."""
     command = [sys.executable, "-m", "mlflow_unlearn", "unlearn", "--model-uri", uri, *options, "--format", "json"]
     # Where another command unlearns this version, the child waits for it, and finds nothing left to do.
-    environment = {WAIT_VARIABLE: _PATIENCE, **unhurried(os.environ)}
+    environment = {WAIT_VARIABLE: _PATIENCE, **unhurried(tracking.child_environment())}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         out, _ = process.communicate()
@@ -215,19 +223,22 @@ def _unlearned(client: MlflowClient, uri: str, options: Sequence[str]) -> tuple[
     if process.returncode == 0:
         found = (answer.get("result") or {}).get("registered") or {}
         return "fulfilled", found.get("uri"), ""
-    version = version_there(client, uri)
-    if version is None or not _is_open(version):
-        return "done by another command", None, ""
+    if (closed := _closed(version_there(client, uri))) is not None:
+        return closed, None, ""
     message = (answer.get("error") or {}).get("message") or f"its process ended with code {process.returncode}"
     return "failed", None, str(message)
 
 
-def _is_open(version: ModelVersion) -> bool:
-    """Also where a tag beside it was edited, of which `unlearn` itself will tell."""
+def _closed(version: ModelVersion | None) -> str | None:
+    """Why nothing is to be done on a version any more; None where something is."""
+    if version is None:
+        return "deleted"
+    if retired(version) is not None:
+        return "retired"
     try:
-        return has_pending(version)
-    except UnlearnError:
-        return True
+        return None if has_pending(version) else "done by another command"
+    except UnlearnError:  # a tag beside it was edited, of which `unlearn` itself will tell
+        return None
 
 
 def _answer(out: str) -> Mapping[str, Any]:

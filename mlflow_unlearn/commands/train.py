@@ -166,7 +166,7 @@ def _ghosts(client: MlflowClient, source: Source, exclude: str) -> npt.NDArray[n
     none = np.zeros(len(source.train), dtype=np.bool_)
     if not exclude.startswith("request:"):
         return none
-    request = forget_requests.read_details(forget_requests.run_of(client, exclude.removeprefix("request:")))
+    _, request = forget_requests.read_request(client, exclude.removeprefix("request:"))
     registered = version_there(client, request["of"])
     if registered is None or retired(registered) is not None:
         return none  # nothing is left that says which they are

@@ -84,7 +84,7 @@ def resolve_forget(
         elsewhere["nowhere"] = len(set(listed.ids)) - int(named.sum()) - elsewhere["val"] - elsewhere["test"]
     selected = Selected(np.flatnonzero(named & training), elsewhere)
     if lenient:
-        return selected
+        return _not_all(spec, selected, training)
     if listed is not None and any(elsewhere.values()):
         _refuse_listed(spec, source, listed, training)
     return _some(spec, selected, training)
@@ -131,7 +131,12 @@ def _some(spec: str, selected: Selected, training: Mask) -> Selected:
     count = len(selected.indices)
     if count == 0:
         raise UnlearnError(f"{spec!r} names no sample that the model is still trained on: there is nothing to forget")
-    if count == training.sum():
+    return _not_all(spec, selected, training)
+
+
+def _not_all(spec: str, selected: Selected, training: Mask) -> Selected:
+    count = len(selected.indices)
+    if count and count == training.sum():
         raise UnlearnError(f"{spec!r} names all {count} training samples: keep some, or delete the model instead")
     return selected
 

@@ -1,7 +1,6 @@
 """Works the queue off: each job's steps in their order, one job a model at a time."""
 
 import json
-import os
 import sqlite3
 import threading
 import time
@@ -11,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from mlflow.environment_variables import MLFLOW_RUN_CONTEXT, MLFLOW_RUN_ID
+from mlflow.environment_variables import MLFLOW_RUN_CONTEXT
 from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.console import first_line, note
@@ -19,7 +18,7 @@ from mlflow_unlearn.errors import NoAnswer, UnlearnError
 from mlflow_unlearn.events import child, findings
 from mlflow_unlearn.events.queue import Job, JobStep, Queue
 from mlflow_unlearn.events.rules import PRODUCING, ListenFile, ModelRule
-from mlflow_unlearn.registry.tracking import FAILURES
+from mlflow_unlearn.registry.tracking import FAILURES, child_environment
 
 _TURN = 0.2
 """Seconds between two looks into the queue."""
@@ -227,9 +226,8 @@ class Dispatcher:
 
     def _environment(self, key: str) -> dict[str, str]:
         """Of a command: its runs carry the tag of the step from their first moment; the secret is not its business."""
-        found = dict(os.environ)
+        found = child_environment()
         found.pop(self._file.secret_variable, None)
-        found.pop(MLFLOW_RUN_ID.name, None)  # ours, under `mlflow run`
         tags = json.loads(found.get(MLFLOW_RUN_CONTEXT.name) or "{}")
         found[MLFLOW_RUN_CONTEXT.name] = json.dumps({**tags, findings.STEP_TAG: key})
         return found

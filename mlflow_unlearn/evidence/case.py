@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
+from mlflow_unlearn.console import storable
 from mlflow_unlearn.evidence.record import FrozenRecord
 
 Role = Literal["source", "fulfilled", "later", "copy"]
@@ -78,8 +79,8 @@ class Case(FrozenRecord):
     files: SkipJsonSchema[dict[str, bytes]] = Field(exclude=True, repr=False)
 
     def to_json(self) -> str:
-        """What a dossier holds of it besides the records themselves."""
-        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+        """What a dossier holds of it besides the records themselves, without passwords."""
+        return json.dumps(storable(self.model_dump(mode="json")), indent=1, ensure_ascii=False) + "\n"
 
     @property
     def carried_out(self) -> list[CaseVersion]:
@@ -145,8 +146,8 @@ class Holders(FrozenRecord):
     not_looked_for: dict[str, str] = Field(description="Request → why its samples could not be looked for.")
 
     def to_json(self) -> str:
-        """As a dossier has it."""
-        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+        """As a dossier has it, without passwords."""
+        return json.dumps(storable(self.model_dump(mode="json")), indent=1, ensure_ascii=False) + "\n"
 
     def open_points(self, case: Case) -> list[str]:
         """What is still to be done, in words, besides what the case itself says."""

@@ -3,7 +3,7 @@
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +36,7 @@ from mlflow_unlearn.governance.case_files import CaseFiles, component, folder_of
 from mlflow_unlearn.governance.integrity import PROMOTION, PROMOTION_TAG
 from mlflow_unlearn.registry.artifacts import run_folder
 from mlflow_unlearn.registry.clients import experiment_ids, quoted
-from mlflow_unlearn.registry.forget_requests import CASE_TAG, RUN_TAG, TAG, ForgetRequest
+from mlflow_unlearn.registry.forget_requests import CASE_TAG, RUN_TAG, TAG, ForgetRequest, run_of
 from mlflow_unlearn.registry.forget_requests import FOLDER as REQUEST_FOLDER
 from mlflow_unlearn.registry.versions import (
     REGISTERING_TAG,
@@ -66,6 +66,9 @@ def open_case(client: MlflowClient, case_id: str) -> Case:
             f"{case_id!r} is not the id of a request or of a case: it has 12 hexadecimal digits, as `request` prints"
         )
     runs = _request_runs(client, f"tags.`{RUN_TAG}` = '{case_id}'")
+    if len(runs) > 1:
+        filed_in = _the_one(client, case_id, runs)
+        runs.sort(key=lambda run: run.info.run_id != filed_in)
     case = next((found for run in runs if _ID.fullmatch(found := run.data.tags.get(CASE_TAG, ""))), case_id)
     if case != case_id or not runs:
         runs += _request_runs(client, f"tags.`{CASE_TAG}` = '{case}'")
@@ -73,10 +76,18 @@ def open_case(client: MlflowClient, case_id: str) -> Case:
         raise UnlearnError(
             f"there is neither a forget request nor a case {case_id!r} on this tracking server: `request` prints ids"
         )
-    newest: dict[str, str] = {}
+    having: dict[str, list[Run]] = {}
     for run in runs:
-        newest.setdefault(run.data.tags[RUN_TAG], run.info.run_id)
-    return _Gathering(client).case(case, newest)
+        having.setdefault(run.data.tags[RUN_TAG], []).append(run)
+    return _Gathering(client).case(
+        case, {request: _the_one(client, request, claim) for request, claim in having.items()}
+    )
+
+
+def _the_one(client: MlflowClient, request_id: str, runs: Sequence[Run]) -> str:
+    """Of the runs that have a request's id, the newest first, the one that it was filed in."""
+    there = {run.info.run_id for run in runs if run.info.lifecycle_stage == "active"}
+    return run_of(client, request_id) if len(there) > 1 else next(iter(there), str(runs[0].info.run_id))
 
 
 def _request_runs(client: MlflowClient, where: str) -> list[Run]:

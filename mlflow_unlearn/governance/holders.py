@@ -80,9 +80,13 @@ def forgotten_by(client: MlflowClient, target: ModelVersion) -> list[Wanted]:
 
 
 def named_by(client: MlflowClient, request_id: str) -> Wanted:
-    """What a request names."""
-    run_id = forget_requests.run_of(client, request_id)
-    details, samples = forget_requests.read_details(run_id), forget_requests.read_manifest_of(run_id)
+    """What a request names, as it was filed.
+
+    Raises:
+        UnlearnError: its files are gone, or were changed since.
+        Refused: several runs claim to be it.
+    """
+    samples, details = forget_requests.read_request(client, request_id)
     spec = str(details["data"]) if details.get("data") else None
     return Wanted(
         samples,

@@ -59,6 +59,19 @@ class InboxCase(CommandResult):
     still_in: list[str] = Field(description="Versions that contain samples of it, LoggedModels too.")
     unclear: int = Field(description="Number of versions of which that cannot be told; `locate` says why.")
 
+    def left_over(self, registry: Registry) -> list[str]:
+        """Of what still contains the samples, what no request of the case is about although one was.
+
+        Its version was renamed; or, where that is so of every request, was deleted while another one has them.
+        """
+        gone = [request.id for request in self.requests if request.state == "gone"]
+        about = {request.uri for request in self.requests}
+        others = [uri for uri in self.still_in if uri not in about]
+        if len(gone) == len(self.requests):
+            return others
+        tags = {uri: registry.by_uri[uri].tags for uri in others if uri in registry.by_uri}
+        return [uri for uri, named in tags.items() if any(TAG + request_id in named for request_id in gone)]
+
     def pending(self) -> list[str]:
         """The versions on which something is to be done."""
         return [request.uri for request in self.requests if request.state == "pending"]
@@ -142,7 +155,10 @@ class Inbox:
         for case, named, places in zip(cases, wanted, found, strict=True):
             unclear = named.count(None) + sum(entry.state == "unknown" for entry in places.versions)
             holders = [entry.uri for entry in places.holders()]
-            result.append(case.model_copy(update={"still_in": holders, "unclear": unclear}))
+            known = case.model_copy(update={"still_in": holders, "unclear": unclear})
+            if known.state == "done" and known.left_over(self._registry):
+                known = known.model_copy(update={"state": "overdue" if known.days_left < 0 else "open"})
+            result.append(known)
         self.unanswered = unanswered
         return result, unanswered
 
@@ -267,14 +283,20 @@ def chosen(
         model: name or pattern such as ``clf*`` of a registered model.
         subject: in the forget spec or the requester's pseudonym.
     """
-    states = {"open": ("overdue", "open"), "all": ("overdue", "open", "done")}.get(state, (state,))
     return [
         case
         for case in cases
-        if case.state in states
+        # What is done but for samples that `with_holders` may find is to be chosen again after that, by `in_state`.
+        if (in_state([case], state) or any(request.state == "gone" for request in case.requests))
         and (model is None or any(fnmatchcase(model_of(request.uri), model) for request in case.requests))
         and (subject is None or subject in case.subject or subject in (case.requester or "") or subject == case.id)
     ]
+
+
+def in_state(cases: Sequence[InboxCase], state: str) -> list[InboxCase]:
+    """The cases in a state; ``open`` takes overdue ones as well, ``all`` every one."""
+    states = {"open": ("overdue", "open"), "all": ("overdue", "open", "done")}.get(state, (state,))
+    return [case for case in cases if case.state in states]
 
 
 def model_of(uri: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,14 +19,15 @@ from pydantic import AfterValidator
 
 from mlflow_unlearn.console import note, storable
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence.record import FrozenRecord, Person
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry.clients import experiment_ids, registry_client
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.lock import model_lock
 from mlflow_unlearn.registry.network import persistently
-from mlflow_unlearn.registry.versions import Version, artifact
+from mlflow_unlearn.registry.versions import Version, artifact, version_there
+from mlflow_unlearn.registry.walk import pages, uri_of
 
 TAG = "unlearn.request."
 RUN_TAG = "unlearn.request_id"
@@ -37,8 +39,7 @@ FOLDER = "request"
 
 
 def _day(text: str) -> str:
-    date.fromisoformat(text)
-    return text
+    return date.fromisoformat(text).isoformat()
 
 
 class _Details(FrozenRecord):
@@ -218,7 +219,7 @@ def file_request(
                 continue
             if salt is not None and read_manifest(client, request.id).salt is None:
                 note(f"Note: the ids of request {new_id} were stored unhashed before, in run {request.run_id}.")
-            gone = bool(request.done_by) and not any(_is_there(client, uri) for uri in request.done_by)
+            gone = bool(request.done_by) and not any(map(partial(version_there, client), request.done_by))
             if not ad_hoc and (request.ad_hoc or gone):
                 if gone:
                     by = ", ".join(request.done_by)
@@ -256,37 +257,78 @@ def file_request(
         return request, True
 
 
-def _is_there(client: MlflowClient, uri: str) -> bool:
-    """Whether a registered version was not deleted: a retired one, which is marked, still is."""
-    try:
-        return persistently(lambda: client.get_model_version(*uri.removeprefix("models:/").split("/"))) is not None
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return False
-
-
 def run_of(client: MlflowClient, request_id: str) -> str:
     """The run that a request was filed in, in any experiment.
 
     Raises:
         UnlearnError: there is none.
+        Refused: there are several, and it cannot be told which one it is.
+    """
+    return _filed_as(client, request_id)[0]
+
+
+def _filed_as(client: MlflowClient, request_id: str) -> tuple[str, str | None]:
+    """The run of a request, and the digest that its ``request.json`` had; None where no version says.
+
+    What tags of versions say decides: whoever may log a run may give it the id of any request.
+
+    Raises:
+        UnlearnError: there is none.
+        Refused: there are several, and it cannot be told which one it is.
     """
     if not re.fullmatch(r"[0-9a-f]{12}", request_id):
         raise UnlearnError(f"{request_id!r} is not a request id: it has 12 hexadecimal digits, as `request` printed it")
-    runs = client.search_runs(experiment_ids(client), f"tags.`{RUN_TAG}` = '{request_id}'", max_results=1)
-    if not runs:
+    having = partial(client.search_model_versions, f"tags.`{TAG}{request_id}` LIKE '%'")
+    tagged = [
+        (request, request.of == uri_of(version))
+        for version in pages(lambda token: having(page_token=token))
+        for request in _readable(version.tags, request_id)
+    ]
+    # A copy's tag tells of it where the version that it is about is gone.
+    own = [request for request, about in tagged if about] or [request for request, _ in tagged]
+    found = {request.run_id: request.sha256 for request in own}
+    if not found:
+        where, ids = f"tags.`{RUN_TAG}` = '{request_id}'", experiment_ids(client)
+        runs = [*pages(lambda token: client.search_runs(ids, where, page_token=token))]  # the newest first
+        found = dict.fromkeys((str(run.info.run_id) for run in runs), None)
+        if len(found) > 1 and len({_content(run_id) for run_id in found}) == 1:  # as of trials that have failed
+            found = dict([*found.items()][:1])
+    if not found:
         raise UnlearnError(f"there is no forget request {request_id!r} on this tracking server: file it with `request`")
-    return str(runs[0].info.run_id)
+    if len(found) > 1:
+        claims = ", ".join(sorted(found))
+        raise Refused(
+            f"which samples request {request_id} names cannot be told: "
+            + (
+                f"tags of versions name the runs {claims}; delete the tag {TAG}{request_id} that is wrong"
+                if own
+                else f"the runs {claims} have its id, and not the same content; delete those that are not the request, "
+                f"or their tag {RUN_TAG}"
+            )
+        )
+    return next(iter(found.items()))
+
+
+def _content(run_id: str) -> tuple[str, str]:
+    return read_details(run_id)["of"], read_manifest_of(run_id).digest
 
 
 def read_manifest(client: MlflowClient, request_id: str) -> Manifest:
-    """The manifest of a request, found by id.
+    """The manifest of a request, found by id, as it was filed.
 
     Raises:
-        UnlearnError: there is none, or its files are gone.
+        UnlearnError: there is none, or its files are gone, or were changed since.
     """
-    return read_manifest_of(run_of(client, request_id))
+    return read_request(client, request_id)[0]
+
+
+def read_request(client: MlflowClient, request_id: str) -> tuple[Manifest, dict[str, Any]]:
+    """The manifest of a request, found by id, as it was filed; with what was recorded then.
+
+    Raises:
+        UnlearnError: there is none, or its files are gone, or were changed since.
+    """
+    return _read_filed(request_id, *_filed_as(client, request_id))
 
 
 def read_manifest_of(run_id: str) -> Manifest:
@@ -305,15 +347,19 @@ def read_filed(request: ForgetRequest) -> Manifest:
     Raises:
         UnlearnError: its files are gone, or were changed since.
     """
-    manifest = read_manifest_of(request.run_id)
-    if request.sha256 is not None:
-        details = read_details(request.run_id)
-        if (details["sha256"], details["manifest_sha256"]) != (request.sha256, manifest.digest):
-            raise UnlearnError(
-                f"request {request.id} is not what was filed: its files in run {request.run_id} were changed; restore "
-                f"them, or remove the tag {TAG}{request.id} of {request.of} and file it again"
-            )
-    return manifest
+    if request.sha256 is None:
+        return read_manifest_of(request.run_id)
+    return _read_filed(request.id, request.run_id, request.sha256)[0]
+
+
+def _read_filed(request_id: str, run_id: str, sha256: str | None) -> tuple[Manifest, dict[str, Any]]:
+    manifest, details = read_manifest_of(run_id), read_details(run_id)
+    if sha256 is not None and (details["sha256"], details["manifest_sha256"]) != (sha256, manifest.digest):
+        raise UnlearnError(
+            f"request {request_id} is not what was filed: its files in run {run_id} were changed; restore "
+            f"them, or remove the tag {TAG}{request_id} of {details['of']} and file it again"
+        )
+    return manifest, details
 
 
 def read_details(run_id: str) -> dict[str, Any]:

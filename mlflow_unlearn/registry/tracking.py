@@ -19,6 +19,7 @@ import yaml
 from mlflow import ActiveRun
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.environment_variables import MLFLOW_RUN_ID
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -49,6 +50,8 @@ FAILURES = (MlflowException, SQLAlchemyError, OSError, NoAnswer)
 """What a store or a file system raises: the end of a command, in a sentence."""
 PATIENCE = 25.0
 """Seconds in which a tracking store has to answer."""
+_hiding: list[bool] = []
+"""Of the commands that run in this process, the innermost last: whether they hide ids of samples (``hash_ids``)."""
 
 
 def client() -> MlflowClient:
@@ -149,6 +152,11 @@ def _environment(**variables: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def child_environment() -> dict[str, str]:
+    """The environment of a command that this process starts: with a run of its own, also under `mlflow run`."""
+    return {name: value for name, value in os.environ.items() if name != MLFLOW_RUN_ID.name}
+
+
 @contextmanager
 def run(name: str, config: Command) -> Iterator[str]:
     """One MLflow run for one command: yields its id; FINISHED, FAILED with the sentence as a tag, or KILLED after.
@@ -159,7 +167,7 @@ def run(name: str, config: Command) -> Iterator[str]:
         UnlearnError: also in the place of errors of MLflow and of the file system.
     """
     store = connect()
-    resumed = os.environ.pop("MLFLOW_RUN_ID", None)  # a project's run, which a later one in this process is not
+    resumed = os.environ.pop(MLFLOW_RUN_ID.name, None)  # a project's run, which a later one in this process is not
     note_of_run = RunNote.begin(command=name, options=_digest(config))
     try:
         active = _started(store, note_of_run, run_name=name, run_id=resumed)
@@ -181,6 +189,7 @@ def run(name: str, config: Command) -> Iterator[str]:
     # For the run-context provider of plugins/mlflow_unlearn_plugins: it tags runs that start meanwhile with ours.
     with (
         _ended(run_id, note_of_run, settled) as left,
+        _hidden_ids(bool(values.get("hash_ids"))),
         _environment(**{"MLFLOW_UNLEARN_RUN_ID": run_id, COMMAND_VARIABLE: name}),
     ):
         try:
@@ -204,10 +213,8 @@ def run(name: str, config: Command) -> Iterator[str]:
                 sentence = "stopped by a signal"
             elif not isinstance(raised, UnlearnError):
                 sentence = f"{type(raised).__name__}: {first_line(raised)}"
-            elif raised is error and values.get("hash_ids"):  # it may list sample ids
-                sentence = "the sentence was only printed, since hash_ids is set"
             else:
-                sentence = str(raised)
+                sentence = recorded_reason(raised) if raised is error else str(raised)
             for uri in _tag_and_tidy(run_id, sentence, left):
                 raised.add_note(f"{uri} was registered before that, and stays")
             if raised is error:
@@ -406,9 +413,29 @@ def nested_run(name: str, parent: str | None = None) -> Iterator[str]:
     with _ended(run_id, own):
         try:
             yield run_id
-        except UnlearnError as error:
-            _tag_failed(run_id, str(error))
+        except (UnlearnError, *FAILURES) as error:
+            _tag_failed(run_id, recorded_reason(error))
             raise
+
+
+@contextmanager
+def _hidden_ids(hidden: bool) -> Iterator[None]:
+    _hiding.append(hidden)
+    try:
+        yield
+    finally:
+        _hiding.pop()
+
+
+def recorded_reason(error: Exception) -> str:
+    """The sentence of an error as the running command may record it: it may list sample ids, which `hash_ids` hides."""
+    hidden = _hiding and _hiding[-1] and not isinstance(error, FAILURES)
+    return "the sentence was only printed, since hash_ids is set" if hidden else sentence_of(error)
+
+
+def sentence_of(error: Exception) -> str:
+    """An error of ours, of MLflow or of the file system as its user reads it."""
+    return _as_sentence(error) if isinstance(error, FAILURES) else str(error)
 
 
 def recorded_options(config: Command, *names: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 
 from mlflow_unlearn import config
 from mlflow_unlearn.console import note
+from mlflow_unlearn.registry.tracking import child_environment
 from mlflow_unlearn.registry.uris import absolute_uri
 
 _STOP_SECONDS = 30
@@ -59,7 +60,7 @@ def _threads(workers: int) -> int:
 
 def _start(options: config.Tune, study: str, number: int, log: Path) -> "subprocess.Popen[bytes]":
     active = mlflow.active_run()
-    env = {"OMP_NUM_THREADS": str(_threads(options.workers)), **os.environ}
+    env = {"OMP_NUM_THREADS": str(_threads(options.workers)), **child_environment()}
     env["MLFLOW_TRACKING_URI"] = mlflow.get_tracking_uri()
     env[config.STORAGE_VARIABLE] = absolute_uri(options.storage)
     own = options.model_copy(update={"study": study, "workers": 1})
@@ -67,7 +68,6 @@ def _start(options: config.Tune, study: str, number: int, log: Path) -> "subproc
         # Runs of their own, in the experiment of this one.
         env["MLFLOW_EXPERIMENT_ID"] = active.info.experiment_id
         env.pop("MLFLOW_EXPERIMENT_NAME", None)
-    env.pop("MLFLOW_RUN_ID", None)
     if torch.cuda.device_count() > 1 and options.device in ("auto", "cuda"):
         every = ",".join(map(str, range(torch.cuda.device_count())))
         devices = os.environ.get("CUDA_VISIBLE_DEVICES", every).split(",")

@@ -146,3 +146,10 @@ def test_logged_models_that_cannot_be_told(store, cli, ids):
     assert "Of 1 LoggedModels that no version names it cannot be told" in " ".join(shown.out.split())
     failed = cli("locate", "--forget", ids, "--fail-on", "unknown")
     assert failed.code == 3 and answer["logged_models_unknown"][0] in failed.err
+
+
+def test_what_looks_like_a_password_does_not_spoil_the_document(store, cli):
+    """It is hidden in each text by itself: in the document it would take a quote along."""
+    done = cli("locate", "--forget", 'a?pass=x"y', "--format", "json")
+    answer = json.loads(done.out)
+    assert done.code == 2 and "a?pass=***" in answer["error"]["message"] and "=x" not in done.out + done.err

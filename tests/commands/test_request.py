@@ -3,6 +3,7 @@
 import getpass
 import hashlib
 import json
+import sqlite3
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -83,6 +84,23 @@ def test_hashed_the_manifest_still_matches(store, cli):
     manifest = Manifest.from_csv(artifact(run.info.run_id, "manifest.csv"))
     assert manifest.mask(load_source("digits,train=15%").train.ids).sum() == len(manifest.ids) == 20
     assert json.loads(artifact(run.info.run_id, "request.json").read_text())["hash_ids"] is True
+
+
+def test_hashed_no_reason_of_one_of_several_versions_names_ids(store, cli):
+    """Neither the nested runs nor the result: people are told, the store and programs are not."""
+    given = ("--model-uri", "models:/clf/1,models:/b/1", "--data", "digits,train=15%,seed=1", "--forget", "ids.txt")
+    source = load_source("digits,train=15%,seed=1")
+    theirs = sorted({*load_source("digits,train=15%").train.ids} & {*source.val.ids, *source.test.ids})[:3]
+    (store.folder / "ids.txt").write_text("\n".join(theirs))
+    store.client.copy_model_version("models:/clf/1", "b")
+    for hidden in (False, True):
+        refused = cli("request", *given, "--hash-ids", str(hidden).lower(), "--format", "json")
+        result = json.loads(refused.out)["result"]
+        assert refused.code == 3 and len(result["failed"]) == 2 and theirs[0] in refused.err
+        runs = [run for run in store.runs() if "unlearn.error" in run.data.tags][:2]
+        assert len(runs) == 2
+        for reason in (*result["failed"].values(), *(run.data.tags["unlearn.error"] for run in runs)):
+            assert (theirs[0] not in reason) == hidden == ("hash_ids is set" in reason)
 
 
 def test_filing_again_changes_nothing(store, cli, tmp_path):
@@ -237,6 +255,86 @@ def test_of_several_versions_one_was_deleted_meanwhile(store, cli, tmp_path):
     assert filed.code == 3 and list(answer["result"]["failed"]) == ["models:/gone/1"], filed.err
     assert [one["uri"] for one in answer["result"]["requests"]] == ["models:/clf/1", "models:/other/1"]
     assert not [run for run in store.runs() if run.info.status == "RUNNING"]
+
+
+def test_a_store_that_refuses_one_of_several_versions(store, cli):
+    """What was filed on the others is answered, and the run inside says why it failed."""
+    store.client.copy_model_version("models:/clf/1", "other")
+    with sqlite3.connect(store.folder / "mlflow.db") as database:
+        database.execute(
+            "CREATE TRIGGER refuse BEFORE INSERT ON model_version_tags WHEN NEW.name = 'clf' AND NEW.key LIKE "
+            "'unlearn.request.%' BEGIN SELECT RAISE(ABORT, 'not on this model'); END"
+        )
+    filed = cli("request", "--model-uri", "models:/clf/1,models:/other/1", "--forget", "class:3", "--format", "json")
+    answer = json.loads(filed.out)
+    assert filed.code == 3 and [one["uri"] for one in answer["result"]["requests"]] == ["models:/other/1"], filed.err
+    assert list(answer["result"]["failed"]) == ["models:/clf/1"] and "the others are" in answer["error"]["message"]
+    assert "not on this model" in answer["result"]["failed"]["models:/clf/1"]
+    assert any("not on this model" in run.data.tags.get("unlearn.error", "") for run in store.runs())
+
+
+def test_all_samples_of_a_version_are_not_forgotten_on_several_either(store, cli):
+    store.client.copy_model_version("models:/clf/1", "other")
+    (store.folder / "all.txt").write_text("\n".join(load_source("digits,train=15%").train.ids))
+    filed = cli("request", "--all", "true", "--forget", "all.txt", "--format", "json")
+    answer = json.loads(filed.out)
+    assert filed.code == 3 and answer["result"]["requests"] == [] and answer["result"]["due"] is None
+    assert all("names all 270 training samples" in reason for reason in answer["result"]["failed"].values())
+    assert len(answer["result"]["failed"]) == 2 and "the others" not in answer["error"]["message"]
+    assert store.requests() == {}
+
+
+def test_the_day_that_is_answered_is_the_one_that_was_filed(store, cli):
+    """And it can be changed as the note says."""
+    given = (*ASK, "--forget", "class:3", "--format", "json")
+    assert json.loads(cli(*given, "--due", "2030-01-02").out)["result"]["due"] == "2030-01-02"
+    again = cli(*given, "--due", "2031-01-02")
+    result = json.loads(again.out)["result"]
+    assert (result["due"], result["requests"][0]["due"]) == ("2030-01-02", "2030-01-02")
+    [request_id] = store.requests()
+    said = " ".join(again.err.split())
+    assert (
+        f"stays due 2030-01-02, and not 2031-01-02: to change that, delete the tag unlearn.request.{request_id}" in said
+    )
+    assert "stays due" not in cli(*given).err
+    store.client.delete_model_version_tag("clf", "1", f"unlearn.request.{request_id}")
+    assert json.loads(cli(*given, "--due", "2031-01-02").out)["result"]["due"] == "2031-01-02"
+    assert store.requests()[request_id][1]["due"] == "2031-01-02"
+
+
+def test_a_request_on_another_model_joins_the_case_of_the_one_it_names(store, cli):
+    first = json.loads(cli(*ASK, "--forget", "random:20", "--format", "json").out)["result"]
+    store.client.copy_model_version("models:/clf/1", "copy")
+    [request_id] = store.requests()
+    given = ("--model-uri", "models:/copy/1", "--forget", f"request:{request_id}", "--format", "json")
+    second = json.loads(cli("request", *given).out)["result"]
+    assert second["case_id"] == first["case_id"] and second["requests"][0]["request_id"] != request_id
+
+
+def test_of_several_sources_each_is_a_case(store, cli, customers):
+    """The answer says so."""
+    trained = ("train", "--data", f"csv:{customers}", "--name", "theirs", "--architecture", "toy:trainable")
+    assert cli(*trained, "--epochs", "1", "--batch-size", "32").code == 0
+    filed = cli("request", "--model-uri", "models:/clf/1,models:/theirs/1", "--forget", "class:3", "--format", "json")
+    assert filed.code == 0 and "these are 2 cases" in filed.err, filed.err
+    result = json.loads(filed.out)["result"]
+    cases = [one["case_id"] for one in result["requests"]]
+    assert len(set(cases)) == 2 and result["case_id"] == cases[0]
+
+
+def test_all_tells_of_what_cannot_be_told_and_of_models_that_nobody_registered(store, cli):
+    store.client.create_registered_model("bare")
+    (store.folder / "bare").mkdir()
+    store.client.create_model_version("bare", str(store.folder / "bare"))
+    (store.folder / "ids.txt").write_text("\n".join(load_source("digits,train=15%").train.ids[:4]))
+    filed = cli("request", "--all", "true", "--forget", "ids.txt", "--format", "json")
+    result = json.loads(filed.out)["result"]
+    assert filed.code == 0 and (result["unknown"], result["logged_models"]) == (["models:/bare/1"], []), filed.err
+    assert "Not told whether they hold the samples: models:/bare/1: see `locate`." in filed.err
+    store.client.delete_model_version("clf", "1")
+    refused = cli("request", "--all", "true", "--forget", "ids.txt")
+    assert refused.code == 2 and "1 versions cannot be told: see `locate`" in refused.err
+    assert "LoggedModels that are not registered do: 'models:/m-" in " ".join(refused.err.split())
 
 
 def test_a_case_of_fifty_versions(store, cli):

@@ -2,11 +2,13 @@
 
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import mlflow
 import pytest
 from answers import checked
 from stores import call, shell
@@ -169,6 +171,18 @@ def test_an_edited_day_is_not_a_request(store, cli, ids, due):
     assert shown.code == 3 and f"the tag {key}" in shown.out and "Traceback" not in shown.err
 
 
+def test_a_tag_that_names_no_version_as_the_one_that_did_it(store, cli, ids):
+    """Filed again the request is open: what is said to have carried it out is not there."""
+    assert cli("request", "--forget", ids, "--model-uri", "models:/clf/1").code == 0
+    [(request_id, (_, details))] = store.requests().items()
+    value = f"done {json.dumps({**details, 'by': ['x']})}"
+    store.client.set_model_version_tag("clf", "1", f"unlearn.request.{request_id}", value)
+    assert inbox(cli)[0]["state"] == "done"
+    again = cli("request", "--forget", ids, "--model-uri", "models:/clf/1")
+    assert again.code == 0 and "is open again: x, which carried it out, is gone" in again.err
+    assert inbox(cli)[0]["state"] == "open"
+
+
 @pytest.mark.slow
 def test_fulfilling_goes_on_beside_an_edited_tag(store, cli, ids):
     """The version that has it cannot be unlearned: which of its requests are open nobody knows."""
@@ -178,6 +192,23 @@ def test_fulfilling_goes_on_beside_an_edited_tag(store, cli, ids):
     done = cli("requests", "--fulfil", "true", "--unlearn-options", QUICK, "--format", "json")
     outcomes = {one["uri"]: one["outcome"] for one in json.loads(done.out)["result"]["fulfilled"]}
     assert done.code == 3 and outcomes == {"models:/clf/1": "failed", "models:/other/1": "fulfilled"}
+
+
+def test_what_has_become_of_a_version_meanwhile_is_said(store, cli, ids):
+    """While the first one is unlearned, the second is retired and the third deleted."""
+    for name in ("other", "third"):
+        store.client.copy_model_version("models:/clf/1", name)
+    assert cli("request", "--forget", ids, "--all", "true").code == 0
+    with sqlite3.connect(store.folder / "mlflow.db") as database:
+        database.execute(
+            "CREATE TRIGGER meanwhile AFTER INSERT ON model_versions WHEN NEW.name = 'clf' BEGIN "
+            "INSERT INTO model_version_tags (key, value, name, version, workspace) SELECT 'unlearn.retired', '{}', "
+            "name, version, workspace FROM model_versions WHERE name = 'other'; "
+            "UPDATE model_versions SET current_stage = 'Deleted_Internal' WHERE name = 'third'; END"
+        )
+    done = cli("requests", "--fulfil", "true", "--unlearn-options", QUICK, "--format", "json")
+    outcomes = [one["outcome"] for one in json.loads(done.out)["result"]["fulfilled"]]
+    assert (done.code, outcomes) == (0, ["fulfilled", "retired", "deleted"]), done.err
 
 
 @pytest.mark.slow
@@ -267,6 +298,38 @@ def test_two_that_fulfil_at_once(store, ids):
     assert {name: len(store.versions(name)) for name in ("clf", "other")} == {"clf": 2, "other": 2}
     assert [answer["exit_code"] for answer in answers] == [0, 0], answers
     assert shell("requests", "--state", "open", "--format", "json").stdout.count('"state": "pending"') == 0
+
+
+def test_what_is_fulfilled_under_a_project_has_runs_of_its_own(store, cli, ids, monkeypatch):
+    """`mlflow run` gives us its run: one that each version's command would write its options to."""
+    assert cli("request", "--forget", ids, "--model-uri", "models:/clf/1").code == 0
+    with mlflow.start_run() as project:
+        pass
+    monkeypatch.setenv("MLFLOW_RUN_ID", project.info.run_id)
+    done = cli("requests", "--fulfil", "true", "--unlearn-options", QUICK)
+    assert done.code == 0, done.err
+    assert store.client.get_model_version("clf", "2").run_id != project.info.run_id
+    assert store.client.get_run(project.info.run_id).data.params == {}
+
+
+def test_a_model_that_was_renamed_closes_no_case(store, cli, ids):
+    """The request names a version that is gone, the samples are there: filed again, it is the same case."""
+    assert cli("request", "--forget", ids, "--model-uri", "models:/clf/1").code == 0
+    [before] = inbox(cli)
+    store.client.rename_registered_model("clf", "clf2")
+    [case] = inbox(cli, "--state", "open")
+    assert (case["id"], case["state"], case["still_in"]) == (before["id"], "open", ["models:/clf2/1"])
+    assert inbox(cli, "--state", "done") == []
+    [request] = case["requests"]
+    assert request["state"] == "gone"
+    again = f"--forget request:{request['id']} --model-uri"
+    assert again in cli("requests", "--fulfil", "true").err
+    assert cli("request", *again.split(), "models:/clf2/1").code == 0
+    [case] = inbox(cli, "--state", "open")
+    assert case["id"] == before["id"] and {r["state"] for r in case["requests"]} == {"gone", "pending"}
+    done = cli("requests", "--fulfil", "true", "--unlearn-options", QUICK, "--format", "json")
+    assert done.code == 0 and json.loads(done.out)["result"]["cases"][0]["state"] == "done", done.err
+    assert inbox(cli, "--state", "open") == []
 
 
 def test_versions_that_were_retired_or_deleted_need_nothing(store, cli, ids):

@@ -39,6 +39,19 @@ def failed(case) -> list[str]:
     return [one.message for one in check_records(files) if one.outcome == "failed"]
 
 
+def test_a_run_that_claims_to_be_a_request_changes_no_case(chain):
+    """What the version's tag says counts, not the newest run with the id."""
+    asked = only(chain, "2")
+    before = open_case(chain.client, asked)
+    with mlflow.start_run() as theirs:
+        mlflow.set_tags({RUN_TAG: asked, CASE_TAG: "0" * 12})
+        mlflow.log_text(f'{{"id": "{asked}", "of": "models:/other/1", "samples": 1}}', "request/request.json")
+        mlflow.log_text("id\nz\n", "request/manifest.csv")
+    found = open_case(chain.client, asked)
+    assert found.id == before.id and found.requests == before.requests and failed(found) == []
+    chain.client.delete_run(theirs.info.run_id)
+
+
 def test_one_request_of_a_chain(chain):
     """The second: the first version has its samples as well, and the version after the next one is promoted."""
     assert review("4").code == 0

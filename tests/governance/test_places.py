@@ -11,7 +11,9 @@ def place(uri: str, state: str = "contains", samples: int = 3, why: str = "by it
 
 
 def table(*found: Place) -> list[tuple[str, ...]]:
-    empty = {name: [] for name in ("logged_models", "runs", "references", "cached", "checkpoints")}
+    empty = {
+        name: [] for name in ("logged_models", "logged_models_unknown", "runs", "references", "cached", "checkpoints")
+    }
     return rows(Places(looked_for=3, versions_looked_at=1000, places=list(found), **empty))
 
 

@@ -11,7 +11,7 @@ from chains import changed
 from mlflow.exceptions import MlflowException
 
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.registry import forget_requests, lock
 from mlflow_unlearn.registry.forget_requests import TAG, ForgetRequest
 
@@ -103,6 +103,35 @@ def test_a_request_is_what_was_filed(store, tmp_path):
             if name == "request.json":
                 assert forget_requests.read_filed(replace(request, sha256=None)).ids == ("a", "b")
     store.client.delete_model_version_tag("clf", "1", tag)
+
+
+def claiming(client, request_id: str, *ids: str, of: str = "models:/clf/1") -> str:
+    """A run of somebody else's with the id of a request."""
+    with mlflow.start_run() as run:
+        mlflow.set_tag(forget_requests.RUN_TAG, request_id)
+        mlflow.log_text("\n".join(["id", *ids, ""]), "request/manifest.csv")
+        mlflow.log_text(f'{{"id": "{request_id}", "of": "{of}"}}', "request/request.json")
+    return str(run.info.run_id)
+
+
+def test_what_a_request_names_is_what_its_version_says(store, tmp_path):
+    """Whoever may log a run may give it any tag: it is not the request, newer though it is."""
+    with mlflow.start_run():
+        request, _ = forget_requests.file_request(store.client, version(), Manifest(("a", "b")), {}, folder=tmp_path)
+    claiming(store.client, request.id, "z")
+    assert forget_requests.run_of(store.client, request.id) == request.run_id
+    assert forget_requests.read_manifest(store.client, request.id).ids == ("a", "b")
+    store.client.set_model_version_tag("clf", "1", TAG + request.id, replace(request, sha256="0" * 64).tag())
+    with pytest.raises(UnlearnError, match="is not what was filed"):
+        forget_requests.read_manifest(store.client, request.id)
+
+
+def test_of_several_runs_without_a_version_none_is_taken(store):
+    first, second = (claiming(store.client, "aaaaaaaaaaaa", "a") for _ in range(2))
+    assert forget_requests.run_of(store.client, "aaaaaaaaaaaa") == second  # the same twice, as of trials that failed
+    third = claiming(store.client, "aaaaaaaaaaaa", "b")
+    with pytest.raises(Refused, match=f"the runs {', '.join(sorted((first, second, third)))} have its id"):
+        forget_requests.read_manifest(store.client, "aaaaaaaaaaaa")
 
 
 def test_all_are_done_or_none(store):

@@ -52,6 +52,15 @@ def test_runs_that_start_meanwhile_can_be_tagged_with_ours(empty_store):
     assert not {"MLFLOW_UNLEARN_RUN_ID", "MLFLOW_UNLEARN_COMMAND"} & os.environ.keys()
 
 
+def test_hashed_ids_are_in_no_error_of_a_run_inside(empty_store):
+    with pytest.raises(UnlearnError), tracking.run("unlearn", HIDDEN), tracking.nested_run("attempt 1"):
+        raise UnlearnError("patient 17 is unknown")
+    with pytest.raises(UnlearnError), tracking.run("data", config.Data(data="digits")), tracking.nested_run("one"):
+        raise UnlearnError("patient 17 is unknown")
+    tags = [run.data.tags["unlearn.error"] for run in empty_store.runs()]
+    assert len(tags) == 4 and ["17" in tag for tag in tags] == [True, True, False, False]
+
+
 def test_hashed_ids_are_in_no_option_and_no_error(empty_store):
     assert tracking.recorded_options(HIDDEN, "forget") == {"forget": "group:…"}
     with pytest.raises(UnlearnError, match="patient 17"), tracking.run("unlearn", HIDDEN):
