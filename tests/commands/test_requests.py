@@ -177,7 +177,7 @@ def test_a_tag_that_names_no_version_as_the_one_that_did_it(store, cli, ids):
     [(request_id, (_, details))] = store.requests().items()
     value = f"done {json.dumps({**details, 'by': ['x']})}"
     store.client.set_model_version_tag("clf", "1", f"unlearn.request.{request_id}", value)
-    assert inbox(cli)[0]["state"] == "done"
+    assert inbox(cli, "--state", "all")[0]["state"] == "done"
     again = cli("request", "--forget", ids, "--model-uri", "models:/clf/1")
     assert again.code == 0 and "is open again: x, which carried it out, is gone" in again.err
     assert inbox(cli)[0]["state"] == "open"
