@@ -51,7 +51,7 @@ class JobStep:
         result: the version with which the chain goes on.
         run_id: its MLflow run.
         sentence: of its last error.
-        began: when it was last started, in seconds.
+        began: when its first attempt was started, in seconds; that since `Queue.retry`.
         ended: when it has ended.
     """
 
@@ -111,8 +111,8 @@ class Queue:
         id: random, made with the file.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open the file, or make it.
+    def __init__(self, path: Path, patience: float = 30.0) -> None:
+        """Open the file, or make it; ``patience``: seconds for which another program may lock it.
 
         Raises:
             UnlearnError: it cannot be opened, or is not such a queue.
@@ -120,7 +120,7 @@ class Queue:
         self.path, self._lock = path, threading.Lock()
         try:
             # One connection for all threads, since writing is what takes time, and one at a time can write.
-            self._connection = sqlite3.connect(path, timeout=30, check_same_thread=False, isolation_level=None)
+            self._connection = sqlite3.connect(path, timeout=patience, check_same_thread=False, isolation_level=None)
             self._connection.row_factory = sqlite3.Row
             self._connection.execute("PRAGMA synchronous = EXTRA")
             with self._transaction() as database:
@@ -151,10 +151,12 @@ class Queue:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                # Also after a COMMIT that failed, as while somebody reads: the next BEGIN would be one too many.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
 
     def accept(self, delivery: str, event: RegistryEvent, commands: Sequence[str]) -> bool:
         """Keep an event; False where its delivery was accepted before.
@@ -244,8 +246,10 @@ class Queue:
             for number in found:
                 database.execute("UPDATE jobs SET state = 'waiting', sentence = '', due = 0 WHERE id = ?", (number,))
                 database.execute(
-                    "UPDATE steps SET state = 'waiting', attempts = 0 WHERE job = ? AND state IN ('failed', 'refused')",
-                    (number,),
+                    """UPDATE steps SET state = 'waiting', attempts = 0, result = '', run_id = '', sentence = '',
+                    began = NULL, ended = NULL WHERE job = :job
+                    AND place >= (SELECT min(place) FROM steps WHERE job = :job AND state != 'done')""",
+                    {"job": number},
                 )
         return found
 

@@ -1,5 +1,6 @@
 """The queue: what joins which job, what is worked on when, and what a restart finds."""
 
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -87,12 +88,12 @@ def test_failed_jobs_go_on_where_they_ended(queue):
         queue.accept(number, request("a", version=number), CHAIN)
     for state in ("done", "failed", "refused", "ignored"):
         job = queue.claim([])
-        queue.update_step(job, job.steps[0], state="done", result="models:/clf/9")
-        queue.update_step(job, job.steps[1], state=state, attempts=3)
+        queue.update_step(job, job.steps[0], state="done", result="models:/clf/9", began=1.0)
+        queue.update_step(job, job.steps[1], state=state, attempts=3, began=2.0)
         queue.update(job, state=state, sentence="why")
     assert queue.retry() == [2, 3] and queue.counts() == {"done": 1, "waiting": 2, "ignored": 1}
     job = queue.claim([])
-    assert [(step.state, step.attempts) for step in job.steps] == [("done", 0), ("waiting", 0)]
+    assert [(step.state, step.attempts, step.began) for step in job.steps] == [("done", 0, 1.0), ("waiting", 0, None)]
     assert job.sentence == ""
 
 
@@ -125,6 +126,18 @@ def test_many_deliveries_at_once(queue):
         new = list(pool.map(lambda one: queue.accept(*one, CHAIN), events))
     assert sum(new) == 50
     assert sum(len(job.details) for job in queue.jobs()) == 50
+
+
+def test_a_write_that_failed_is_followed_by_others(tmp_path):
+    """As while another program reads, for example to make a copy."""
+    with closing(Queue(tmp_path / "queue.sqlite", patience=0.1)) as queue:
+        with closing(sqlite3.connect(queue.path, isolation_level=None)) as other:
+            other.execute("BEGIN")
+            other.execute("SELECT * FROM jobs").fetchall()
+            with pytest.raises(sqlite3.OperationalError, match="database is locked"):
+                queue.accept("1", request("a"), CHAIN)
+        assert queue.jobs() == [] and queue.accept("1", request("a"), CHAIN)
+        assert [job.details for job in queue.jobs()] == [("a",)]
 
 
 def test_a_file_that_is_not_a_queue(tmp_path, empty_store):
