@@ -506,7 +506,10 @@ class Listen(Command):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8400, ge=0, le=65535, description="Port to listen on; 0: any that is free.")
     status: bool = Field(False, description="Only print the queue: what waits, runs, is done, refused or failed.")
-    retry: bool = Field(False, description="Let jobs that failed or were refused go on at the step where they ended.")
+    retry: Text = Field(
+        None,
+        description="Jobs that go on at the step where they ended: their ids, or failed: all that failed.",
+    )
 
 
 class Methods(Command):

@@ -19,7 +19,9 @@ from mlflow_unlearn.events.queue import Job, Queue, logs_of
 from mlflow_unlearn.events.receiver import Receiver
 from mlflow_unlearn.events.rules import read_file
 from mlflow_unlearn.evidence.record import FrozenRecord
+from mlflow_unlearn.parsing import whole_number
 from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.network import brief_retries
 from mlflow_unlearn.report import table
 
 
@@ -60,17 +62,20 @@ def listen(options: config.Listen) -> ListenResult:
     Raises:
         UnlearnError: the file, the secret, the registry, the queue or the port cannot be used.
     """
+    if options.status and options.retry is not None:
+        raise UnlearnError("status= only prints the queue, and retry= starts the listener: give one of them")
     file = read_file(options.config)
     if options.status:
         result = _status(file.queue_path)
         table.show_jobs(result.queue, list(map(_row, result.jobs)))
         return result
+    chosen = None if options.retry is None else _chosen(options.retry)
     secret = file.read_secret()
-    with tracking.read_only_client() as client:
+    with brief_retries(), tracking.read_only_client() as client:
         check_registry(client)
     with _locked(file.queue_path), closing(Queue(file.queue_path)) as queue:
-        if options.retry:
-            print(f"Jobs that go on: {', '.join(map(str, queue.retry())) or 'none'}.", flush=True)
+        if chosen is not None:
+            print(f"Jobs that go on: {', '.join(map(str, queue.retry(chosen))) or 'none'}.", flush=True)
         with Receiver(options.host, options.port, file, queue, secret) as server:
             dispatcher = Dispatcher(file, queue, client)
             serving = threading.Thread(target=server.serve_forever, name="server", daemon=True)
@@ -86,6 +91,24 @@ def listen(options: config.Listen) -> ListenResult:
                 server.shutdown()
                 dispatcher.stop()
     return _status(file.queue_path)
+
+
+def _chosen(retry: str) -> list[int]:
+    """The ids of jobs; none for all that failed.
+
+    Raises:
+        UnlearnError: it says something else.
+    """
+    if retry == "failed":
+        return []
+    numbers = [whole_number(part.strip()) for part in retry.split(",")]
+    chosen = [number for number in numbers if number is not None]
+    if len(chosen) < len(numbers):
+        raise UnlearnError(
+            f"retry = {retry!r} does not name jobs: give their ids, separated by commas (--status true shows them), or "
+            "failed"
+        )
+    return chosen
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.forget_requests import has_pending
 from mlflow_unlearn.registry.lock import WAIT_VARIABLE
-from mlflow_unlearn.registry.network import brief_retries, unhurried
+from mlflow_unlearn.registry.network import brief_retries
 from mlflow_unlearn.registry.versions import retired, version_there
 from mlflow_unlearn.registry.walk import Registry, walk
 from mlflow_unlearn.report import table
@@ -211,7 +211,7 @@ def _unlearned(client: MlflowClient, uri: str, options: Sequence[str]) -> tuple[
     """Outcome, the version that came of it, and why not."""
     command = [sys.executable, "-m", "mlflow_unlearn", "unlearn", "--model-uri", uri, *options, "--format", "json"]
     # Where another command unlearns this version, the child waits for it, and finds nothing left to do.
-    environment = {WAIT_VARIABLE: _PATIENCE, **unhurried(tracking.child_environment())}
+    environment = {WAIT_VARIABLE: _PATIENCE, **tracking.child_environment()}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         out, _ = process.communicate()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from mlflow_unlearn.console import one_line
+from mlflow_unlearn.console import note, one_line
 
 _PAUSE = 0.1
 """Seconds between two looks at a process."""
@@ -32,6 +32,8 @@ def alive(log: Path) -> bool:
 
 def wait_until_ended(log: Path, stopping: Callable[[], bool]) -> bool:
     """Wait for a command that an earlier listener has started; False where we are to stop before it ends."""
+    if alive(log):
+        note(f"Note: a command that an earlier listener has started still runs, and is waited for: see {log}.")
     while alive(log):
         if stopping():
             return False
@@ -62,7 +64,8 @@ def run(
         fcntl.flock(file, fcntl.LOCK_EX)
         start = os.fstat(file.fileno()).st_size
         process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow_unlearn", *arguments],
+            # -P: a json.py in the folder of the rules is not Python's; `python:` sources are still found there.
+            [sys.executable, "-P", "-m", "mlflow_unlearn", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

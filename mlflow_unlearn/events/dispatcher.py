@@ -9,7 +9,9 @@ import uuid
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
+from mlflow.entities import Run
 from mlflow.environment_variables import MLFLOW_RUN_CONTEXT
 from mlflow.tracking import MlflowClient
 
@@ -18,6 +20,7 @@ from mlflow_unlearn.errors import NoAnswer, UnlearnError
 from mlflow_unlearn.events import child, findings
 from mlflow_unlearn.events.queue import Job, JobStep, Queue
 from mlflow_unlearn.events.rules import PRODUCING, ListenFile, ModelRule
+from mlflow_unlearn.evidence.review import VERDICT_TAG
 from mlflow_unlearn.registry.tracking import FAILURES, child_environment
 
 _TURN = 0.2
@@ -27,6 +30,8 @@ _DISK_PAUSE = 5.0
 _SLACK = 60.0
 """Seconds that an event may wait in the server, and by which its clock may differ from that of this machine."""
 _LONGEST_PAUSE = 3600.0
+_LEAVE = 2.0
+"""Seconds in which a thread without a command is to end."""
 
 
 class _Stopped(Exception):
@@ -41,6 +46,7 @@ class Dispatcher:
         self._file, self._queue, self._client = file, queue, client
         self._stop = threading.Event()
         self._busy, self._claiming = list[str](), threading.Lock()
+        self._commanding = set[threading.Thread]()
         self._threads = [
             threading.Thread(target=self._work, name=f"worker {n}", daemon=True) for n in range(file.workers)
         ]
@@ -53,16 +59,24 @@ class Dispatcher:
             thread.start()
 
     def stop(self) -> None:
-        """End the commands that run, as on SIGTERM, and wait for them; their jobs go on after the next start."""
+        """End the commands that run, as on SIGTERM, and wait for them; their jobs go on after the next start.
+
+        Threads that wait for a registry which does not answer are left behind: what they know is on disk.
+        """
         self._stop.set()
-        for thread in self._threads:
-            thread.join()
+        end = time.monotonic() + _LEAVE
+        while any(
+            thread in self._commanding or time.monotonic() < end for thread in self._threads if thread.is_alive()
+        ):
+            time.sleep(_TURN / 4)
 
     def _work(self) -> None:
         while not self._stop.is_set():
             try:
                 job = self._claim()
             except sqlite3.Error as error:
+                if self._stop.is_set():  # it may be closed
+                    return
                 note(f"Note: the queue cannot be written ({error}): it is tried again.")
                 self._stop.wait(_DISK_PAUSE)
                 continue
@@ -86,6 +100,8 @@ class Dispatcher:
 
     def _put_back(self, job: Job, error: sqlite3.Error) -> None:
         """A job whose outcome cannot be noted waits again: what it has done is found in the registry."""
+        if self._stop.is_set():  # it may be closed; the next start finds the job
+            return
         note(f"Note: job {job.id} waits, since the queue cannot be written ({error}).")
         while not self._stop.wait(_DISK_PAUSE):
             with suppress(sqlite3.Error):  # said above
@@ -125,7 +141,7 @@ class Dispatcher:
         if rule is None or [step.command for step in job.steps] != list(rule.then):
             raise UnlearnError(
                 f"the file has no rule any more that answers to {job.kind} of {job.model!r} with "
-                f"{', '.join(step.command for step in job.steps)}: put it back, and start again with --retry true"
+                f"{', '.join(step.command for step in job.steps)}: put it back, and start again with --retry {job.id}"
             )
         if (why := self._ours(job)) is not None:
             return "ignored", why
@@ -133,6 +149,9 @@ class Dispatcher:
         for step in job.steps:
             if step.state in ("waiting", "running"):
                 step = self._take(job, replace(step, uri=uri), rule)
+            if step.state not in ("waiting", "running") and step.began is not None and not step.run_id:
+                # After the outcome, which a registry that does not answer must not lose.
+                step = self._note(job, step, run_id=self._run_id(self._key(job, step), step))
             if step.state == "waiting":
                 return "waiting", step.sentence
             if step.state == "failed" or (step.state == "refused" and step.command not in rule.despite):
@@ -148,24 +167,48 @@ class Dispatcher:
         """Why an event is answered by nothing: a step of a listener has caused it."""
         if any(step.began is not None for step in job.steps):
             return None
-        if job.kind == "version" and (step := findings.caused_by(self._client, job)) is not None:
-            return f"registered by step {step}"
-        if job.kind == "alias" and (other := self._queue.promoted(job.uri, job.sent, _SLACK)) is not None:
-            return f"set by job {other}"
-        return None
+        by = None
+        if job.kind == "version":
+            by = findings.caused_by(self._client, job)
+        elif job.kind == "alias":
+            by = findings.promoted_by(self._client, job)
+        if by is None:
+            return None
+        queue, number, _ = by.split("/")
+        if queue != self._queue.id:  # a version's is taken at its word; an alias is answered by each listener
+            return f"registered by step {by}" if job.kind == "version" else None
+        step = self._queue.begun(by)
+        # Tags can be copied, and that of a promotion stays when somebody moves the alias away and later back.
+        if step is None or not _at_work(step, job.sent):
+            return None
+        if job.kind == "version":
+            return f"registered by step {by}"
+        return f"set by job {number}" if step.command == "promote" and step.uri == job.uri else None
 
     def _take(self, job: Job, step: JobStep, rule: ModelRule) -> JobStep:
         """A step after it was taken: done, refused, failed, or waiting for its next attempt."""
         log = self._queue.logs / f"{job.id}-{step.place}-{step.command}.log"
         if not child.wait_until_ended(log, self._stop.is_set):
             raise _Stopped
-        key = f"{self._queue.id}/{job.id}/{step.place}"
+        key = self._key(job, step)
+        if (why := self._judged(step, key)) is not None:
+            return self._note(job, step, state="refused", result=step.uri, sentence=why)
         found = self._done(job, step, key)
         if found is not None:
-            return self._note(job, step, state="done", result=found, run_id=self._run_id(key, step))
+            return self._note(job, step, state="done", result=found)
+        self._commanding.add(threading.current_thread())
+        try:
+            return self._command(job, step, rule, log)
+        finally:
+            self._commanding.discard(threading.current_thread())
+
+    def _command(self, job: Job, step: JobStep, rule: ModelRule, log: Path) -> JobStep:
+        """A step after its command has ended, and that was noted."""
         if self._stop.is_set():
             raise _Stopped
-        begun = self._note(job, step, state="running", uri=step.uri, began=time.time(), ended=None)
+        key = self._key(job, step)
+        began = step.began or time.time()  # of all its attempts
+        begun = self._note(job, step, state="running", uri=step.uri, began=began, ended=None)
         code, sentence = child.run(
             [step.command, "--model-uri", step.uri, *rule.arguments(step.command)],
             log=log,
@@ -173,11 +216,12 @@ class Dispatcher:
             environment=self._environment(key),
             stopping=self._stop.is_set,
         )
-        ended = partial(self._note, job, begun, ended=time.time(), run_id=self._run_id(key, step))
+        ended = partial(self._note, job, begun, ended=time.time())
         if code == child.REFUSED:
             return ended(state="refused", result=step.uri, sentence=sentence)
         if code == 0:
-            result = self._result(job, step, key)
+            self._commanding.discard(threading.current_thread())  # from here on the registry is asked
+            result = self._result(job, begun, key)
             if result is not None:
                 return ended(state="done", result=result, sentence="")
             sentence = f"{step.command} ended without a new version: see {log.name}"
@@ -197,28 +241,52 @@ class Dispatcher:
         A step may be so although nothing was noted: we were killed, or somebody else has fulfilled the requests.
         """
         if step.began is None:
-            return findings.fulfilled(self._client, job) if job.kind == "request" and step.place == 0 else None
+            first = job.kind == "request" and step.place == 0
+            return findings.fulfilled(self._client, job, self._names(job, step)) if first else None
         if job.kind == "request" and step.place == 0:
             return self._result(job, step, key)
-        runs = findings.runs_of(self._client, key, step.command)
-        if not any(run.info.status == "FINISHED" for run in runs):
+        if not any(run.info.status == "FINISHED" for run in self._runs(key, step)):
             return None
         return self._result(job, step, key)
+
+    def _judged(self, step: JobStep, key: str) -> str | None:
+        """The sentence of a review that has failed the version before we were killed: its run is FINISHED as well."""
+        if step.began is None or step.command != "review":
+            return None
+        judged = next((run for run in self._runs(key, step) if VERDICT_TAG in run.data.tags), None)
+        if judged is None or judged.data.tags[VERDICT_TAG] == "pass":
+            return None
+        return f"{step.uri} does not pass: see run {judged.info.run_id}"
 
     def _result(self, job: Job, step: JobStep, key: str) -> str | None:
         """The version with which the chain goes on after a step that has succeeded; None if there should be one."""
         if step.command not in PRODUCING:
             return step.uri
-        own = findings.registered_by(self._client, findings.runs_of(self._client, key, step.command))
-        if job.kind == "request" and step.place == 0:
-            # Its own, as long as all requests are fulfilled: later versions have forgotten them, too.
-            others = findings.fulfilled(self._client, job)
-            return others and (own or others)
-        return own
+        names = self._names(job, step)
+        if job.kind != "request" or step.place != 0:
+            return findings.registered_by(self._client, self._runs(key, step), names)
+        # Its own, as long as all requests are fulfilled: later versions have forgotten them, too.
+        own = findings.registered_by(self._client, self._runs(key, step), names, job.details)
+        others = findings.fulfilled(self._client, job, names)
+        return others and (own or others)
+
+    def _names(self, job: Job, step: JobStep) -> set[str]:
+        """Of the registered models to which the result of a step may belong."""
+        rule = self._file.rule(job.model, job.kind, job.details[0])
+        other = rule.options.get(step.command, {}).get("register_as") if rule is not None else None
+        return {step.uri.removeprefix("models:/").rpartition("/")[0], *([str(other)] if other else [])}
+
+    def _key(self, job: Job, step: JobStep) -> str:
+        """By which its runs are known."""
+        return f"{self._queue.id}/{job.id}/{step.place}"
+
+    def _runs(self, key: str, step: JobStep) -> list[Run]:
+        """Of this step since it first began, the newest first: older ones are of before it was to begin again."""
+        since = int((step.began or 0) * 1000)
+        return [run for run in findings.runs_of(self._client, key, step.command) if run.info.start_time >= since]
 
     def _run_id(self, key: str, step: JobStep) -> str:
-        runs = findings.runs_of(self._client, key, step.command)
-        return str(runs[0].info.run_id) if runs else ""
+        return next((str(run.info.run_id) for run in self._runs(key, step)), "")
 
     def _note(self, job: Job, step: JobStep, **values: object) -> JobStep:
         self._queue.update_step(job, step, **values)
@@ -246,3 +314,9 @@ class Dispatcher:
             except (UnlearnError, sqlite3.Error, *FAILURES) as error:
                 note(f"Note: the registry could not be searched for pending requests ({first_line(error)}).")
             self._stop.wait(self._file.sweep)
+
+
+def _at_work(step: JobStep, sent: float) -> bool:
+    """Whether a step went on when an event was sent, give or take `_SLACK`, or the event does not say when it was."""
+    ended = sent if step.ended is None else step.ended
+    return sent == 0.0 or (step.began or 0.0) - _SLACK <= sent <= ended + _SLACK

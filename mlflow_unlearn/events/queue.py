@@ -51,7 +51,7 @@ class JobStep:
         result: the version with which the chain goes on.
         run_id: its MLflow run.
         sentence: of its last error.
-        began: when it was last started, in seconds.
+        began: when its first attempt was started, in seconds; that since `Queue.retry`.
         ended: when it has ended.
     """
 
@@ -111,8 +111,8 @@ class Queue:
         id: random, made with the file.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open the file, or make it.
+    def __init__(self, path: Path, patience: float = 30.0) -> None:
+        """Open the file, or make it; ``patience``: seconds for which another program may lock it.
 
         Raises:
             UnlearnError: it cannot be opened, or is not such a queue.
@@ -120,7 +120,7 @@ class Queue:
         self.path, self._lock = path, threading.Lock()
         try:
             # One connection for all threads, since writing is what takes time, and one at a time can write.
-            self._connection = sqlite3.connect(path, timeout=30, check_same_thread=False, isolation_level=None)
+            self._connection = sqlite3.connect(path, timeout=patience, check_same_thread=False, isolation_level=None)
             self._connection.row_factory = sqlite3.Row
             self._connection.execute("PRAGMA synchronous = EXTRA")
             with self._transaction() as database:
@@ -151,10 +151,12 @@ class Queue:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                # Also after a COMMIT that failed, as while somebody reads: the next BEGIN would be one too many.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
 
     def accept(self, delivery: str, event: RegistryEvent, commands: Sequence[str]) -> bool:
         """Keep an event; False where its delivery was accepted before.
@@ -237,17 +239,30 @@ class Queue:
                 {**values, "job": job.id, "place": step.place},
             )
 
-    def retry(self) -> list[int]:
-        """Have failed and refused jobs go on at the step where they ended; their numbers."""
+    def retry(self, numbers: Sequence[int] = ()) -> list[int]:
+        """Have these failed or refused jobs, or all that failed, go on at the step where they ended; their numbers.
+
+        What came after that step is done again: it has judged what was there before.
+
+        Raises:
+            UnlearnError: one of them is not there, or has neither failed nor was refused.
+        """
         with self._transaction() as database:
-            found = [row["id"] for row in database.execute("SELECT id FROM jobs WHERE state IN ('failed', 'refused')")]
-            for number in found:
+            states = dict(database.execute("SELECT id, state FROM jobs ORDER BY id").fetchall())
+            for number in numbers:
+                if states.get(number) not in ("failed", "refused"):
+                    what = f"is {states[number]}" if number in states else "is not in the queue"
+                    raise UnlearnError(f"job {number} {what}: give jobs that failed or were refused, see --status true")
+            chosen = sorted({*numbers}) or [number for number, state in states.items() if state == "failed"]
+            for number in chosen:
                 database.execute("UPDATE jobs SET state = 'waiting', sentence = '', due = 0 WHERE id = ?", (number,))
                 database.execute(
-                    "UPDATE steps SET state = 'waiting', attempts = 0 WHERE job = ? AND state IN ('failed', 'refused')",
-                    (number,),
+                    """UPDATE steps SET state = 'waiting', attempts = 0, result = '', run_id = '', sentence = '',
+                    began = NULL, ended = NULL WHERE job = :job
+                    AND place >= (SELECT min(place) FROM steps WHERE job = :job AND state != 'done')""",
+                    {"job": number},
                 )
-        return found
+        return chosen
 
     def jobs(self) -> list[Job]:
         """All of them, the oldest first."""
@@ -268,15 +283,16 @@ class Queue:
             ).fetchone()
         return None if found is None else int(found["job"])
 
-    def promoted(self, uri: str, sent: float, slack: float) -> int | None:
-        """The job whose `promote` was at work on a version at that time, give or take ``slack`` seconds."""
+    def begun(self, key: str) -> JobStep | None:
+        """The step of this queue that QUEUE/JOB/PLACE names, if it has begun."""
+        queue, job, place = key.split("/")
+        if queue != self.id:
+            return None
         with self._transaction() as database:
             found = database.execute(
-                """SELECT job FROM steps WHERE command = 'promote' AND uri = ? AND began <= ?
-                AND coalesce(ended, ?) >= ?""",
-                (uri, sent + slack, sent, sent - slack),
+                "SELECT * FROM steps WHERE job = ? AND place = ? AND began IS NOT NULL", (int(job), int(place))
             ).fetchone()
-        return None if found is None else int(found["job"])
+        return None if found is None else _step(found)
 
     @staticmethod
     def _jobs(database: sqlite3.Connection, where: str, values: tuple[object, ...]) -> list[Job]:
@@ -289,11 +305,15 @@ class Queue:
                 Job(
                     details=tuple(dict.fromkeys(details)),
                     sent=max(times),
-                    steps=tuple(JobStep(**{key: step[key] for key in step.keys() if key != "job"}) for step in steps),
+                    steps=tuple(map(_step, steps)),
                     **dict(row),
                 )
             )
         return found
+
+
+def _step(row: sqlite3.Row) -> JobStep:
+    return JobStep(**{key: row[key] for key in row.keys() if key != "job"})
 
 
 def logs_of(queue: Path) -> Path:

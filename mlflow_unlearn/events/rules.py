@@ -65,6 +65,9 @@ class ModelRule(NumbersAreNumbers):
             for name in names:
                 if name not in self.then:
                     raise ValueError(f"{key} names {name!r}, which is not one of then: {', '.join(self.then)}")
+        made = next((name for name in self.then if name in PRODUCING), None)
+        if made is not None and "retire" in self.then[self.then.index(made) :]:
+            raise ValueError(f"then has 'retire' after {made!r}: it would retire the new version, so leave it out")
         for name in self.then:
             self._check_options(name)
         if "request" in self.when:

@@ -37,7 +37,7 @@ from mlflow_unlearn.registry.clients import experiment_ids
 from mlflow_unlearn.registry.dead import COMMAND_VARIABLE, PROCESS_TAG, RunNote, died, notes, of_run
 from mlflow_unlearn.registry.forget_requests import has_pending
 from mlflow_unlearn.registry.lock import take_down_ended
-from mlflow_unlearn.registry.network import once, persistently
+from mlflow_unlearn.registry.network import once, persistently, unhurried
 from mlflow_unlearn.registry.registration import registered_before, settle, take_back
 from mlflow_unlearn.registry.system import system_facts
 from mlflow_unlearn.registry.uris import absolute_uri, hidden_spec
@@ -153,8 +153,8 @@ def _environment(**variables: str) -> Iterator[None]:
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a command that this process starts: with a run of its own, also under `mlflow run`."""
-    return {name: value for name, value in os.environ.items() if name != MLFLOW_RUN_ID.name}
+    """The environment of a command that this process starts: with a run and patience of its own."""
+    return {name: value for name, value in unhurried(os.environ).items() if name != MLFLOW_RUN_ID.name}
 
 
 @contextmanager

@@ -40,6 +40,15 @@ def test_what_is_refused_before_anything_listens(cli, config, empty_store, monke
     assert cli("listen", "--config", "none.yaml").code == 2
 
 
+def test_what_is_to_be_retried_is_named(cli, config, empty_store):
+    refused = cli("listen", "--config", config, "--status", "true", "--retry", "failed")
+    assert refused.code == 2 and "status= only prints the queue, and retry= starts the listener" in refused.err
+    refused = cli("listen", "--config", config, "--retry", "true")
+    assert refused.code == 2 and "retry = 'true' does not name jobs: give their ids" in refused.err
+    refused = cli("listen", "--config", config, "--retry", "7")
+    assert refused.code == 2 and "job 7 is not in the queue: give jobs that failed" in refused.err
+
+
 def test_a_registry_in_files_sends_no_webhooks(cli, config, tmp_path, monkeypatch):
     reset_mlflow()
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")

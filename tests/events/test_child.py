@@ -41,7 +41,22 @@ def test_a_command_ends_with_its_code_and_its_sentence(tmp_path):
     assert not alive(log)
 
 
-def test_a_command_that_outlives_its_listener_is_waited_for(tmp_path):
+def test_the_folder_of_the_rules_hides_no_module_of_python_s(tmp_path):
+    (tmp_path / "json.py").write_text("raise SystemExit('not the one')")
+    (tmp_path / "own.py").write_text("def data():\n    raise ValueError('found')")
+
+    def ended(source):
+        arguments = ["data", "--data", source]
+        return run(
+            arguments, log=tmp_path / "log", folder=tmp_path, environment=dict(os.environ), stopping=lambda: False
+        )
+
+    assert ended("digits") == (0, "")
+    code, sentence = ended("python:own:data")
+    assert code and "found" in sentence
+
+
+def test_a_command_that_outlives_its_listener_is_waited_for(tmp_path, capsys):
     (tmp_path / "slow.py").write_text(SLOW)
     log = tmp_path / "log"
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
@@ -57,6 +72,7 @@ def test_a_command_that_outlives_its_listener_is_waited_for(tmp_path):
     waited.start()
     time.sleep(0.3)
     assert waited.is_alive()
+    assert f"still runs, and is waited for: see {log}." in capsys.readouterr().err
     os.kill(command, 9)
     waited.join(timeout=10)
     assert not waited.is_alive() and not alive(log)

@@ -1,16 +1,19 @@
 """Jobs on a real store, with commands as real processes."""
 
+import json
 import os
 import shutil
+import threading
 import time
 from contextlib import closing, contextmanager
 
 import pytest
 from listeners import SECRET, VARIABLE, wait_for
+from mlflow import MlflowClient
 from stores import call
 
 from mlflow_unlearn.events.dispatcher import Dispatcher
-from mlflow_unlearn.events.findings import STEP_TAG
+from mlflow_unlearn.events.findings import STEP_TAG, registered_by
 from mlflow_unlearn.events.queue import Queue
 from mlflow_unlearn.events.rules import read_file
 from mlflow_unlearn.events.webhook import RegistryEvent
@@ -20,7 +23,7 @@ HEAD = "secret: env:LISTEN_SECRET\nattempts: 2\nbackoff: 0.1\nsweep: 86400\nmode
 
 
 @contextmanager
-def dispatching(folder, rules, *events, head=HEAD):
+def dispatching(folder, rules, *events, head=HEAD, client=None):
     """The queue of a dispatcher that works these events off."""
     folder.mkdir(exist_ok=True)
     (folder / "listen.yaml").write_text(head + rules)
@@ -29,7 +32,7 @@ def dispatching(folder, rules, *events, head=HEAD):
         queue.logs.mkdir(exist_ok=True)
         for number, event in enumerate(events):
             queue.accept(f"{time.time()} {number}", event, file.rule(event.model, event.kind, event.detail).then)
-        dispatcher = Dispatcher(file, queue, tracking.connect())
+        dispatcher = Dispatcher(file, queue, client or tracking.connect())
         dispatcher.start()
         try:
             yield queue
@@ -88,6 +91,48 @@ def test_a_refusal_is_not_tried_again_and_ends_the_chain_unless_it_is_to_go_on(c
     assert first.steps[0].attempts == 0
 
 
+class Hiccup(MlflowClient):
+    """Of a registry that does not answer searches for runs, until it is well."""
+
+    well = False
+
+    def search_runs(self, *arguments, **options):
+        if not self.well:
+            raise ConnectionError("no answer")
+        return super().search_runs(*arguments, **options)
+
+
+@pytest.mark.slow
+def test_a_refusal_stays_one(chain, tmp_path):
+    """Whatever comes between: a registry that does not answer, a kill, and `--retry`."""
+    shutil.copy(chain.folder / "strict.yaml", tmp_path / "strict.yaml")
+    rules = "  - {name: clf, when: [version], then: [review, verify], options: {review: {policy: strict.yaml}}}\n"
+    tracking.connect()
+    client, before = Hiccup(), runs(chain).count("review")
+    with dispatching(tmp_path, rules, version(2), client=client) as queue:
+        wait_for(lambda: "does not answer" in queue.jobs()[0].sentence or queue.jobs()[0].steps[0].ended)
+        [job] = queue.jobs()
+        assert job.steps[0].state == "refused"
+        client.well = True
+        [job] = ended(queue)
+    assert job.state == "refused" and job.steps[1].began is None
+    assert chain.client.get_run(job.steps[0].run_id).data.tags["unlearn.verdict"] == "fail"
+    # Killed between the end of the command and the note of it.
+    with closing(Queue(queue.path)) as again:
+        again.update_step(job, job.steps[0], state="running", result="", run_id="", sentence="", ended=None)
+        again.update(job, state="running", sentence="")
+    with dispatching(tmp_path, rules) as queue:
+        [job] = ended(queue)
+    assert job.state == "refused" and job.sentence.startswith("review: models:/clf/2 does not pass")
+    assert runs(chain).count("review") == before + 1
+    with closing(Queue(queue.path)) as again:
+        assert again.retry([1]) == [1]
+    with dispatching(tmp_path, rules) as queue:
+        [job] = ended(queue)
+    assert job.state == "refused" and job.steps[1].began is None
+    assert runs(chain).count("review") == before + 2
+
+
 def test_a_request_that_somebody_else_has_fulfilled_is_not_fulfilled_again(chain, tmp_path):
     """The chain goes on with the version that has; what is about the same requests is not done twice."""
     shutil.copy(chain.folder / "lenient.yaml", tmp_path / "lenient.yaml")
@@ -102,14 +147,78 @@ def test_a_request_that_somebody_else_has_fulfilled_is_not_fulfilled_again(chain
     assert chain.tags("2")["unlearn.verdict"] == "pass"
 
 
+def test_a_tag_that_says_done_does_not_say_by_what(chain, tmp_path):
+    """Who may edit tags cannot lead the chain to a version that has not forgotten the samples."""
+    [request] = chain.requests("1")
+    event, key = RegistryEvent("request", request, "clf", "1"), f"unlearn.request.{request}"
+    rules = "  - {name: clf, when: [request], then: [unlearn, verify]}\n"
+    before = chain.tags("1")[key]
+    chain.client.create_registered_model("other")
+    chain.client.create_model_version("other", "models:/clf/2", tags={"unlearn.request_ids": request})
+    for number, by in enumerate(("junk", "models:/clf/3", "models:/other/1", "models:/clf/99", "models:/clf/two")):
+        chain.client.set_model_version_tag("clf", "1", key, before.replace("models:/clf/2", by))
+        with dispatching(tmp_path / str(number), rules, event) as queue:
+            [job] = ended(queue)
+        assert job.state == "failed" and job.steps[1].began is None
+        assert job.sentence.startswith(f"the request {request} of models:/clf/1 is said to be carried out by '{by}'")
+    chain.client.set_model_version_tag("clf", "1", key, before.replace('"models:/clf/2"', '"models:/clf/2", "junk"'))
+    with dispatching(tmp_path / "last", rules, event) as queue:
+        [job] = ended(queue)
+    chain.client.set_model_version_tag("clf", "1", key, before)
+    assert job.state == "done" and job.steps[1].result == "models:/clf/2"
+
+
+def test_a_run_that_says_it_is_a_step_s_does_not_say_what_it_has_registered(chain):
+    run = chain.client.create_run("0")
+    chain.client.create_registered_model("mine")
+    chain.client.create_model_version("mine", "models:/clf/2", run_id=run.info.run_id)
+    made = chain.client.create_model_version("clf", "models:/clf/2", run_id=run.info.run_id)
+
+    def found(names, requests=()):
+        return registered_by(chain.client, [run], names, requests)
+
+    assert found({"mine"}) == "models:/mine/1" and found({"clf"}) == f"models:/clf/{made.version}"
+    assert found({"other"}) is None and found({"clf"}, ["0" * 12]) is None
+    chain.client.set_model_version_tag("clf", made.version, "unlearn.request_ids", f"{'1' * 12},{'0' * 12}")
+    assert found({"clf"}, ["0" * 12]) == f"models:/clf/{made.version}"
+    chain.client.set_model_version_tag("clf", made.version, "unlearn.registering", run.info.run_id)
+    assert found({"clf"}) is None
+    chain.client.delete_model_version("clf", made.version)
+
+
 def test_what_a_listener_has_registered_is_not_answered(chain, tmp_path):
     made = chain.client.get_model_version("clf", "2")
     chain.client.set_tag(made.run_id, STEP_TAG, "another-queue/7/0")
-    with dispatching(tmp_path, "  - {name: clf, when: [version], then: [verify]}\n", version(2), version(3)) as queue:
+    rules = "  - {name: clf, when: [version], then: [verify]}\n"
+    with dispatching(tmp_path, rules, version(2), version(3)) as queue:
         own, other = ended(queue)
-    chain.client.delete_tag(made.run_id, STEP_TAG)
     assert (own.state, own.sentence) == ("ignored", "registered by step another-queue/7/0")
     assert own.steps[0].began is None and other.state == "done"
+    # A tag that names no step that has begun is somebody else's.
+    with closing(Queue(queue.path)) as again:
+        assert again.accept("later", RegistryEvent("version", "", "clf", "2", time.time() + 600), ("verify",))
+    for value in ("anything", f"{queue.id}/9/0", f"{queue.id}/2/0"):  # the last one was over long before
+        chain.client.set_tag(made.run_id, STEP_TAG, value)
+        with closing(Queue(queue.path)) as again:
+            again.update(again.jobs()[2], state="waiting")
+            again.update_step(again.jobs()[2], again.jobs()[2].steps[0], state="waiting", began=None)
+        with dispatching(tmp_path, rules) as queue:
+            assert ended(queue)[2].state == "done"
+    chain.client.delete_tag(made.run_id, STEP_TAG)
+
+
+def test_a_command_has_not_the_secret_of_the_webhook(chain, tmp_path, monkeypatch):
+    """What it runs may be code of others: a data source, a model, a plugin."""
+    monkeypatch.setenv(VARIABLE, SECRET)
+    monkeypatch.setenv("LISTEN_OTHER", "seen")
+    (tmp_path / "spy.py").write_text(
+        "import json, os\ndef data():\n    json.dump(dict(os.environ), open('seen.json', 'w'))\n    raise ValueError\n"
+    )
+    rules = "  - {name: clf, when: [version], then: [evaluate], options: {evaluate: {data: 'python:spy:data'}}}\n"
+    with dispatching(tmp_path, rules, version(2), head=HEAD.replace("attempts: 2", "attempts: 1")) as queue:
+        ended(queue)
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    assert seen["LISTEN_OTHER"] == "seen" and VARIABLE not in seen and SECRET not in seen.values()
 
 
 @pytest.mark.slow
@@ -124,12 +233,39 @@ def test_an_alias_that_a_listener_has_set_is_not_answered(chain, tmp_path):
     assert promoted.state == "done", promoted.sentence
     assert str(chain.client.get_model_version_by_alias("clf", "champion").version) == "3"
     now = promoted.steps[1].ended
-    moved = [RegistryEvent("alias", "champion", "clf", "3", now), RegistryEvent("alias", "champion", "clf", "2", now)]
+    # What somebody sets meanwhile is: on another version, or another alias on this one.
+    rules = "  - {name: clf, when: [version, 'alias:*'], then: [verify]}\n"
+    set_by_hand = (("champion", "2"), ("shadow", "3"))
+    moved = [RegistryEvent("alias", alias, "clf", number, now) for alias, number in (("champion", "3"), *set_by_hand)]
     with dispatching(tmp_path, rules, *moved) as queue:
-        _, own, other = ended(queue)
+        _, own, *others = ended(queue)
     assert (own.state, own.sentence) == ("ignored", "set by job 1")
-    assert other.state == "done"
+    assert [job.state for job in others] == ["done", "done"]
     chain.client.delete_registered_model_alias("clf", "champion")
+
+
+class Silent(MlflowClient):
+    """Of a registry that is asked and says nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.end, self.left = threading.Event(), threading.Event(), threading.Event()
+
+    def search_registered_models(self, *arguments, **options):
+        self.asked.set()
+        self.end.wait(30)
+        self.left.set()
+        return super().search_registered_models(*arguments, **options)
+
+
+def test_a_registry_that_does_not_answer_is_not_waited_for_at_the_end(chain, tmp_path):
+    tracking.connect()
+    client = Silent()
+    with dispatching(tmp_path, "  - {name: clf, when: [request], then: [unlearn]}\n", client=client):
+        assert client.asked.wait(10)
+    assert not client.left.is_set()
+    client.end.set()
+    assert client.left.wait(10)
 
 
 def test_jobs_that_cannot_begin(chain, tmp_path):

@@ -1,5 +1,6 @@
 """The queue: what joins which job, what is worked on when, and what a restart finds."""
 
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -87,13 +88,30 @@ def test_failed_jobs_go_on_where_they_ended(queue):
         queue.accept(number, request("a", version=number), CHAIN)
     for state in ("done", "failed", "refused", "ignored"):
         job = queue.claim([])
-        queue.update_step(job, job.steps[0], state="done", result="models:/clf/9")
-        queue.update_step(job, job.steps[1], state=state, attempts=3)
+        queue.update_step(job, job.steps[0], state="done", result="models:/clf/9", began=1.0)
+        queue.update_step(job, job.steps[1], state=state, attempts=3, began=2.0)
         queue.update(job, state=state, sentence="why")
-    assert queue.retry() == [2, 3] and queue.counts() == {"done": 1, "waiting": 2, "ignored": 1}
+    assert queue.retry() == [2] and queue.counts() == {"done": 1, "waiting": 1, "refused": 1, "ignored": 1}
     job = queue.claim([])
-    assert [(step.state, step.attempts) for step in job.steps] == [("done", 0), ("waiting", 0)]
+    assert [(step.state, step.attempts, step.began) for step in job.steps] == [("done", 0, 1.0), ("waiting", 0, None)]
     assert job.sentence == ""
+    for numbers, why in (([3, 1], "job 1 is done"), ([3, 9], "job 9 is not in the queue"), ([4], "job 4 is ignored")):
+        with pytest.raises(UnlearnError, match=f"^{why}: give jobs that failed or were refused"):
+            queue.retry(numbers)
+    assert queue.counts() == {"done": 1, "running": 1, "refused": 1, "ignored": 1}
+    assert queue.retry([3]) == [3]
+
+
+def test_what_came_after_the_step_that_is_retried_is_done_again(queue):
+    queue.accept("1", request("a"), ("unlearn", "audit", "review"))
+    job = queue.claim([])
+    for step, state in zip(job.steps, ("done", "refused", "done"), strict=True):
+        queue.update_step(job, step, state=state, result="models:/clf/9", run_id="r", began=1.0, ended=2.0)
+    queue.update(job, state="refused", sentence="audit: why")
+    assert queue.retry([1]) == [1]
+    first, *others = queue.jobs()[0].steps
+    assert (first.state, first.began, first.run_id) == ("done", 1.0, "r")
+    assert {(step.state, step.result, step.began, step.run_id) for step in others} == {("waiting", "", None, "")}
 
 
 def test_a_search_finds_a_request_once_unless_it_was_fulfilled_and_is_open_again(queue):
@@ -106,7 +124,7 @@ def test_a_search_finds_a_request_once_unless_it_was_fulfilled_and_is_open_again
         assert queue.knows(request("a")) is known
 
 
-def test_who_has_made_a_version_or_moved_an_alias(queue):
+def test_who_has_made_a_version_and_which_steps_have_begun(queue):
     queue.accept("1", request("a"), ("unlearn", "promote"))
     job = queue.claim([])
     queue.update_step(job, job.steps[0], state="done", uri=job.uri, result="models:/clf/2", began=1.0)
@@ -115,8 +133,9 @@ def test_who_has_made_a_version_or_moved_an_alias(queue):
     other = queue.jobs()[1]
     assert queue.maker("models:/clf/2", other) == 1 and queue.maker("models:/clf/2", job) is None
     assert queue.maker("models:/clf/3", other) is None
-    assert queue.promoted("models:/clf/2", 97.0, 5.0) == 1 and queue.promoted("models:/clf/2", 114.0, 5.0) == 1
-    assert queue.promoted("models:/clf/2", 116.0, 5.0) is None and queue.promoted("models:/clf/1", 105.0, 5.0) is None
+    assert queue.begun(f"{queue.id}/1/1").command == "promote"
+    for key in (f"{queue.id}/2/0", f"{queue.id}/1/2", f"{queue.id}/9/0", f"{'0' * 32}/1/1"):
+        assert queue.begun(key) is None
 
 
 def test_many_deliveries_at_once(queue):
@@ -125,6 +144,18 @@ def test_many_deliveries_at_once(queue):
         new = list(pool.map(lambda one: queue.accept(*one, CHAIN), events))
     assert sum(new) == 50
     assert sum(len(job.details) for job in queue.jobs()) == 50
+
+
+def test_a_write_that_failed_is_followed_by_others(tmp_path):
+    """As while another program reads, for example to make a copy."""
+    with closing(Queue(tmp_path / "queue.sqlite", patience=0.1)) as queue:
+        with closing(sqlite3.connect(queue.path, isolation_level=None)) as other:
+            other.execute("BEGIN")
+            other.execute("SELECT * FROM jobs").fetchall()
+            with pytest.raises(sqlite3.OperationalError, match="database is locked"):
+                queue.accept("1", request("a"), CHAIN)
+        assert queue.jobs() == [] and queue.accept("1", request("a"), CHAIN)
+        assert [job.details for job in queue.jobs()] == [("a",)]
 
 
 def test_a_file_that_is_not_a_queue(tmp_path, empty_store):

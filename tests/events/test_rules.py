@@ -110,6 +110,10 @@ HEAD = "secret: env:S\nmodels:\n  - "
             "despite names 'review', which is not",
         ),
         (
+            HEAD + "{name: clf, when: [request], then: [unlearn, review, retire]}",
+            "then has 'retire' after 'unlearn': it would retire the new version",
+        ),
+        (
             HEAD + "{name: clf, when: [version], then: [audit], options: {review: {}}}",
             "options names 'review', which is",
         ),
