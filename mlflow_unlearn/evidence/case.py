@@ -1,7 +1,8 @@
 """A case as it is shown and handed on: requests that belong together, what came of them, and what is still open."""
 
 import json
-from typing import Literal
+from datetime import UTC, datetime
+from typing import Literal, get_args
 
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
@@ -160,3 +161,13 @@ class Holders(FrozenRecord):
 
 def _name(uri: str) -> str:
     return uri.removeprefix("models:/").rpartition("/")[0]
+
+
+def by_time(event: CaseEvent) -> tuple[float, int, str]:
+    """Of those of one second, in the order in which things are done."""
+    try:
+        at = datetime.fromisoformat(event.at)
+        seconds = (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
+    except ValueError:
+        seconds = 0.0
+    return int(seconds), get_args(EventKind).index(event.kind), event.about

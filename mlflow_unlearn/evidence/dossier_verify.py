@@ -236,6 +236,7 @@ def _version(files: Mapping[str, bytes], version: _Version, versions: Mapping[st
     part, tags, evidence = f"version {version.uri}", version.tags, version.evidence
     yield _same(part, version.now["uri"], version.uri, "its file is about it")
     yield _same(part, version.now["aliases"], version.said["aliases"], "the case has its aliases")
+    yield from _mark(files, version)
     if not version.judged:
         return
     if evidence is None:
@@ -272,6 +273,25 @@ def _version(files: Mapping[str, bytes], version: _Version, versions: Mapping[st
         if earlier is not None and earlier.digest is not None:
             yield _same(part, step["evidence_sha256"], earlier.digest, f"it names the evidence of {earlier.uri}")
             yield _same(part, step["weights_sha256"], earlier.weights, f"it names the weights of {earlier.uri}")
+
+
+def _mark(files: Mapping[str, bytes], version: _Version) -> Iterator[DossierCheck]:
+    """Whether it was retired: its tag alone is anybody's word, so that its files were looked for as well."""
+    part, tag, gone = f"version {version.uri}", version.tags.get("unlearn.retired"), version.now.get("gone")
+    mark = json.loads(tag) if tag is not None else {"unfinished": []}
+    ended = "unfinished" not in mark
+    if tag is not None and version.role != "copy":
+        name = f"retirements/{mark['run_id']}.json"
+        if name in files:
+            of_it = version.uri in _json(files, name)["versions"]
+            yield _same(part, of_it, True, "the retirement that its tag names is of it")
+        else:
+            yield DossierCheck("not checked", part, "the retirement that its tag names is missing")
+    if ended and "gone" not in version.now:  # of an earlier release
+        yield DossierCheck("not checked", part, "it is marked as retired, and nobody looked for its files")
+    elif ended:
+        yield _same(part, (gone, version.now["files"]), (True, {}), "it is marked as retired and has no files any more")
+    yield _same(part, version.said["retired"], ended and gone is not False, "the case says whether it was retired")
 
 
 def _reviews(files: Mapping[str, bytes], version: _Version) -> Iterator[DossierCheck]:
@@ -351,7 +371,7 @@ def _promotions(files: Mapping[str, bytes], version: _Version) -> Iterator[Dossi
 
 
 def _retirement(files: Mapping[str, bytes], name: str, versions: Mapping[str, _Version]) -> Iterator[DossierCheck]:
-    """A retirement has ended, and the versions that it names say so and have no files."""
+    """A retirement has ended, and the versions that it names say so."""
     record = _json(files, name)
     for uri in record["versions"]:
         version = versions.get(uri)
@@ -364,8 +384,6 @@ def _retirement(files: Mapping[str, bytes], name: str, versions: Mapping[str, _V
             yield DossierCheck("not checked", name, f"it was begun and has not ended: {uri} may still have files")
             continue
         yield _same(name, {k: record[k] for k in ("at", "by", "run_id", "reason")}, mark, f"the tag of {uri} says so")
-        yield _same(name, version.now["files"], None, f"{uri} has no files any more")
-        yield _same(name, version.said["retired"], True, f"the case says that {uri} was retired")
 
 
 _RECORDED: dict[str, Callable[[Any], tuple[object, object, object]]] = {

@@ -5,9 +5,9 @@ import re
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from mlflow.entities import Run, ViewType
 from mlflow.entities.model_registry import ModelVersion
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from mlflow_unlearn.console import storable
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.audit import AUDIT_FILE, AuditRecord
-from mlflow_unlearn.evidence.case import Case, CaseEvent, CaseRequest, CaseVersion, EventKind, Role
+from mlflow_unlearn.evidence.case import Case, CaseEvent, CaseRequest, CaseVersion, EventKind, Role, by_time
 from mlflow_unlearn.evidence.record import (
     CARD,
     FILE,
@@ -26,14 +26,25 @@ from mlflow_unlearn.evidence.record import (
     REPORT,
     SIGNATURE,
     Evidence,
-    Person,
     read_evidence,
     sha256,
 )
 from mlflow_unlearn.evidence.review import ReviewRecord, read_chain
 from mlflow_unlearn.governance.audits import audit_runs, strongest
-from mlflow_unlearn.governance.case_files import CaseFiles, component, folder_of, mapping, model_digests, why
+from mlflow_unlearn.governance.case_files import (
+    CaseFiles,
+    command_of,
+    component,
+    folder_of,
+    mapping,
+    model_digests,
+    person,
+    text,
+    why,
+)
+from mlflow_unlearn.governance.files import Logged, files_of, logged_models
 from mlflow_unlearn.governance.integrity import PROMOTION, PROMOTION_TAG
+from mlflow_unlearn.governance.model_folder import is_gone
 from mlflow_unlearn.registry.artifacts import run_folder
 from mlflow_unlearn.registry.clients import experiment_ids, quoted
 from mlflow_unlearn.registry.forget_requests import CASE_TAG, RUN_TAG, TAG, ForgetRequest
@@ -44,6 +55,7 @@ from mlflow_unlearn.registry.versions import (
     unfinished,
     version_there,
 )
+from mlflow_unlearn.registry.walk import uri_of
 
 RETIREMENT = "retirement.json"
 _ID = re.compile("[0-9a-f]{12}")
@@ -111,7 +123,7 @@ class _Gathering:
             id=case_id,
             requests=[r.model_copy(update={"done_by": by}) for r, by in zip(requests, done, strict=True)],
             versions=versions,
-            events=sorted(self._events, key=_by_time),
+            events=sorted(self._events, key=by_time),
             missing=dict(sorted(self._found.missing.items())),
             files=dict(sorted(self._found.files.items())),
         )
@@ -126,6 +138,10 @@ class _Gathering:
             )
         )
 
+    @cached_property
+    def _models(self) -> list[Logged]:
+        return logged_models(self._client)
+
     # Requests
 
     def _request(self, request_id: str, run_id: str) -> CaseRequest:
@@ -137,16 +153,16 @@ class _Gathering:
             run_id = tag.run_id
             details = self._details(path, run_id)
         listed = self._found.artifact(f"{folder}/manifest.csv", run_id, f"{REQUEST_FOLDER}/manifest.csv")
-        by = _person(details.get("filed_by"))
+        by = person(details.get("filed_by"))
         request = CaseRequest(
             id=request_id,
             of=str(details.get("of", tag.of if tag is not None else "")),
             run_id=run_id,
-            filed=_text(details.get("filed")),
+            filed=text(details.get("filed")),
             filed_by=by,
-            requester=_text(details.get("requester")),
-            reason=_text(details.get("reason")),
-            due=_text(details.get("due")),
+            requester=text(details.get("requester")),
+            reason=text(details.get("reason")),
+            due=text(details.get("due")),
             samples=details["samples"] if isinstance(details.get("samples"), int) else None,
             hashed=listed.startswith(b"# salt=") if listed is not None else None,
             done_by=self._done_by(request_id, tag),
@@ -179,7 +195,9 @@ class _Gathering:
         said = list(tag.done_by) if tag is not None else []
         where = f"tags.`unlearn.request_ids` LIKE '%{request_id}%'"
         found = self._client.search_model_versions(where, order_by=["name ASC", "version_number ASC"])
-        return list(dict.fromkeys([*said, *(_uri(version) for version in found if _carried_out(version, request_id))]))
+        return list(
+            dict.fromkeys([*said, *(uri_of(version) for version in found if _carried_out(version, request_id))])
+        )
 
     # Versions
 
@@ -214,7 +232,7 @@ class _Gathering:
         seen, promoted = list(uris), []
         for uri in seen:
             for version in self._client.search_model_versions(f"tags.`unlearn.source_uri` = {quoted(uri)}"):
-                if (made := _uri(version)) not in seen and REGISTERING_TAG not in version.tags:
+                if (made := uri_of(version)) not in seen and REGISTERING_TAG not in version.tags:
                     seen.append(made)
                     if any(key.startswith(PROMOTION_TAG) for key in version.tags):
                         promoted.append(made)
@@ -254,12 +272,13 @@ class _Gathering:
                 self._found.missing[f"{folder_of(uri)}/version.json"] = f"{uri} is not in the registry any more"
             return None
         folder, tags = folder_of(uri), registered.tags
-        done = RETIRED_TAG in tags and unfinished(registered) is None
+        gone = is_gone(uri, files_of(self._client, registered, self._models)) if RETIRED_TAG in tags else None
         now = {
             "uri": uri,
             "aliases": sorted(registered.aliases),
             "tags": storable(dict(sorted(tags.items()))),
-            "files": None if done else model_digests(uri),
+            "files": model_digests(uri),
+            "gone": gone,  # looked at where a tag says so, which is anybody's word
         }
         self._found.files[f"{folder}/version.json"] = (json.dumps(now, indent=1, ensure_ascii=False) + "\n").encode()
         self._retirement(registered)
@@ -283,7 +302,7 @@ class _Gathering:
             audit=audit,
             verdict=verdict,
             aliases=sorted(registered.aliases),
-            retired=done,
+            retired=gone is True and unfinished(registered) is None,
             folder=folder,
         )
 
@@ -352,6 +371,9 @@ class _Gathering:
         path = f"retirements/{component(run_id)}.json"
         if path in self._found.files:  # it took several versions
             return
+        if command_of(self._client, run_id) not in ("retire", None):
+            self._found.missing[path] = f"run {run_id} is not one of `retire`"
+            return
         record = mapping(content := self._found.artifact(path, run_id, f"{FOLDER}/{RETIREMENT}"))
         if content is None:
             return
@@ -369,28 +391,3 @@ class _Gathering:
 
 def _carried_out(version: ModelVersion, request_id: str) -> bool:
     return request_id in version.tags.get("unlearn.request_ids", "").split(",") and REGISTERING_TAG not in version.tags
-
-
-def _uri(version: ModelVersion) -> str:
-    return f"models:/{version.name}/{version.version}"
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _person(value: object) -> str:
-    try:
-        return Person.model_validate(value).display_name()
-    except ValidationError:
-        return "not recorded"
-
-
-def _by_time(event: CaseEvent) -> tuple[float, int, str]:
-    """Of those of one second, in the order in which things are done."""
-    try:
-        at = datetime.fromisoformat(event.at)
-        seconds = (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
-    except ValueError:
-        seconds = 0.0
-    return int(seconds), get_args(EventKind).index(event.kind), event.about

@@ -6,8 +6,11 @@ from typing import Any
 from urllib.parse import quote
 
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from pydantic import ValidationError
 
 from mlflow_unlearn.console import without_passwords
+from mlflow_unlearn.evidence.record import Person
 from mlflow_unlearn.governance.integrity import hidden
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry.versions import MANIFEST_FILE, fetched, read_artifact
@@ -83,3 +86,24 @@ def mapping(content: str | bytes | None) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def text(value: object) -> str | None:
+    """A text; None for what is none."""
+    return value if isinstance(value, str) and value else None
+
+
+def person(value: object) -> str:
+    """The name of a person, as a record has it."""
+    try:
+        return Person.model_validate(value).display_name()
+    except ValidationError:
+        return "not recorded"
+
+
+def command_of(client: MlflowClient, run_id: str) -> str | None:
+    """Which command a run is of; None where it is gone, or hidden, which is said of its files."""
+    try:
+        return str(client.get_run(run_id).data.tags.get("unlearn.command", ""))
+    except MlflowException:
+        return None

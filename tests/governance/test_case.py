@@ -1,5 +1,6 @@
 """Which requests, versions and records belong to a case."""
 
+import json
 import re
 from contextlib import contextmanager
 
@@ -124,6 +125,27 @@ def test_tags_that_were_edited(chain):
         assert any(
             "its tag names the digest of its evidence" in each for each in failed(open_case(chain.client, request_id))
         )
+
+
+def test_a_tag_alone_retires_nothing(chain):
+    """Its files are looked for, and the run that it names has to be one of `retire`."""
+    by_hand = {"at": "2026-11-27T00:00:00+00:00", "by": "eve", "reason": "gone"}
+    with mlflow.start_run() as run:
+        record = by_hand | {"versions": ["models:/clf/1"], "done": True, "run_id": run.info.run_id}
+        mlflow.log_dict(record, "evidence/retirement.json")
+    mark = json.dumps(by_hand | {"run_id": run.info.run_id})
+    with tagged(chain, "1", unlearn__retired=mark):
+        case = open_case(chain.client, only(chain, "1"))
+        assert case.missing == {f"retirements/{run.info.run_id}.json": f"run {run.info.run_id} is not one of `retire`"}
+        chain.client.set_tag(run.info.run_id, "unlearn.command", "retire")
+        believed = open_case(chain.client, only(chain, "1"))
+    for each in (case, believed):
+        assert any("models:/clf/1, which knows the samples, was not retired" in point for point in each.open_points)
+        assert not next(version for version in each.versions if version.uri == "models:/clf/1").retired
+        assert any("it is marked as retired and has no files any more" in message for message in failed(each))
+    with tagged(chain, "2", unlearn__retired=mark):  # the retirement of another version
+        case = open_case(chain.client, only(chain, "1"))
+    assert any("the retirement that its tag names is of it" in message for message in failed(case))
 
 
 def test_a_version_that_was_deleted(gold_store):
