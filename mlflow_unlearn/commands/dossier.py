@@ -10,7 +10,7 @@ from pydantic import Field
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.console import first_line, without_passwords
-from mlflow_unlearn.errors import Refused, UnlearnError
+from mlflow_unlearn.errors import Refused, UnlearnError, shortlist
 from mlflow_unlearn.evidence import dossier_verify
 from mlflow_unlearn.evidence.case import Case, Holders
 from mlflow_unlearn.evidence.dossier import CASE, CHECKER, HOLDERS, PAGE, checker, with_manifest, write_zip
@@ -84,6 +84,8 @@ def _write(options: config.Dossier, request: str) -> DossierResult:
         print(f"SHA-256 of its {MANIFEST}, by which it can be told from every other: {result.manifest_sha256}")
         for point in result.still_open:
             print(f"Still open: {point}.")
+        if holders.unknown:
+            print(f"Cannot be told whether they contain the samples: {shortlist(holders.unknown)}.")
         _refuse(result, f"{path} was written, and is not whole")
         return result
 

@@ -33,6 +33,7 @@ def held(client: MlflowClient, registry: Registry, case: Case) -> Holders:
         contain=[_holder(place) for place in found.in_state("contains")],
         cannot_be_told=[_holder(place) for place in found.in_state("unknown")],
         logged_models=found.logged_models,
+        logged_models_unknown=found.logged_models_unknown,
         runs=found.runs,
         references=found.references,
         not_looked_for=problems,

@@ -12,12 +12,13 @@ from pathlib import Path
 import mlflow
 import pytest
 from answers import checked
-from chains import changed, tagged
+from chains import LENIENT, QUICK, changed, folder_of, tagged
 from pages import said
 from servers import mlflow_server
-from stores import DATA, call, shell
+from stores import DATA, call, copied, shell
 
 from mlflow_unlearn.data.loaders import load_source
+from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.evidence import dossier_verify
 from mlflow_unlearn.evidence.dossier import with_manifest, write_zip
 from mlflow_unlearn.evidence.dossier_verify import MANIFEST, SIGNATURE, NotADossier, check, read
@@ -38,6 +39,12 @@ def flips(content, count):
     """The content with one byte changed: the first, the last, and those between at equal distances."""
     for position in sorted({step * (len(content) - 1) // count for step in range(count + 1)}):
         yield content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
+
+
+def known_to(version):
+    """Plain ids of the samples that a version was trained on."""
+    listed = Manifest.from_csv(folder_of(version) / "extra_files" / "training_manifest.csv")
+    return [each for each in load_source(DATA).train.ids if Manifest((each,)).hashed(listed.salt).ids[0] in listed.ids]
 
 
 def made_again(files, path):
@@ -288,7 +295,8 @@ def test_what_still_holds_the_samples(store, cli, tmp_path):
     assert cli("request", "--model-uri", "models:/clf/1", "--forget", tmp_path / "ids.txt").code == 0
     [request_id] = store.requests()
     answer = checked(cli("dossier", "--request", request_id, "--output", "held.zip", "--format", "json"), "dossier")
-    assert "models:/served/1 contains the samples, and does not belong to this case" in answer["result"]["still_open"]
+    served = "models:/served/1 contains the samples, and does not belong to this case; it is champion"
+    assert served in answer["result"]["still_open"]
     files = read(store.folder / "held.zip")
     found = json.loads(files["holders.json"])
     assert {one["uri"]: (one["samples"], one["aliases"]) for one in found["contain"]} == {
@@ -310,6 +318,28 @@ def test_what_still_holds_the_samples(store, cli, tmp_path):
     assert not any("does not belong" in point for point in answer["result"]["still_open"])
     found = json.loads(read(store.folder / "both.zip")["holders.json"])
     assert {one["samples"] for one in found["contain"]} == {9}
+
+
+def test_descendants_and_copies_that_know_the_samples_are_open(chain_template, tmp_path, cli):
+    """They were made before the request, which another version has carried out; one of each is served."""
+    with copied(chain_template, tmp_path / "store") as store:
+        (tmp_path / "lenient.yaml").write_text(LENIENT)
+        store.client.set_registered_model_alias("clf", "champion", "4")
+        store.client.copy_model_version("models:/clf/1", "prod")
+        store.client.set_registered_model_alias("prod", "champion", "1")
+        (tmp_path / "ids.txt").write_text("\n".join(known_to("4")[:9]))
+        assert cli("request", "--model-uri", "models:/clf/1", "--forget", tmp_path / "ids.txt").code == 0
+        [asked] = [id for id, (state, _) in store.requests("1").items() if state == "pending"]
+        assert cli("unlearn", "--model-uri", "models:/clf/1", "--params", QUICK).code == 0
+        new = ("--model-uri", "models:/clf/5")
+        assert cli("review", *new, "--policy", tmp_path / "lenient.yaml").code == 0
+        assert cli("promote", *new, "--alias", "next").code == 0
+        done = cli("dossier", "--request", asked, "--output", tmp_path / "d.zip", "--format", "json")
+        points = checked(done, "dossier")["result"]["still_open"]
+    beyond = {point.split()[0]: point for point in points if "contains the samples" in point}
+    assert set(beyond) == {"models:/clf/2", "models:/clf/3", "models:/clf/4", "models:/prod/1"}
+    assert {uri for uri, point in beyond.items() if "it is champion" in point} == {"models:/clf/4", "models:/prod/1"}
+    assert "Closed" not in said(read(tmp_path / "d.zip")["index.html"].decode())
 
 
 def test_what_cannot_be_looked_for_is_said(store, cli):
