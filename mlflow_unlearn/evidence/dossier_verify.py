@@ -16,14 +16,16 @@ import argparse
 import base64
 import csv
 import hashlib
+import html
 import io
 import json
 import re
 import struct
 import sys
+import urllib.parse
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,7 +91,7 @@ def check(files: Mapping[str, bytes], *, digest: str | None = None, key: bytes |
         digest: that the manifest is to have, as it was printed when the dossier was made.
         key: public EC key, PEM, that the manifest is to be signed with.
     """
-    return [*check_manifest(files, digest), *check_records(files), *check_signatures(files, key)]
+    return [*check_manifest(files, digest), *check_records(files), *_whole(files), *check_signatures(files, key)]
 
 
 # The manifest
@@ -121,6 +123,24 @@ def check_manifest(files: Mapping[str, bytes], digest: str | None = None) -> Ite
 # The records
 
 
+def _whole(files: Mapping[str, bytes]) -> Iterator[DossierCheck]:
+    """Whether it has what each dossier has, and all that its page names."""
+    for name in ("index.html", "verify.py"):
+        if name not in files:
+            yield DossierCheck("failed", name, "it is missing, and every dossier has one")
+    page = files.get("index.html", b"").decode("utf-8", "replace")
+    linked = {urllib.parse.unquote(html.unescape(one)) for one in re.findall('<a href="([^"#][^"]*)">', page)}
+    for name in sorted(linked - set(files) - {MANIFEST, SIGNATURE}):
+        yield DossierCheck("failed", name, "it is missing, and index.html links to it")
+
+
+def _absent(files: Mapping[str, bytes], case: dict[str, Any], names: Iterable[str]) -> Iterator[DossierCheck]:
+    """A file that the case does not say is missing has to be there."""
+    for name in names:
+        if name not in files and name not in case["missing"]:
+            yield DossierCheck("failed", name, "it is missing, and the case does not say so")
+
+
 def check_records(files: Mapping[str, bytes]) -> list[DossierCheck]:
     """Whether requests, evidence, reviews, promotions and retirements agree, wherever one names another."""
     found: list[DossierCheck] = []
@@ -130,8 +150,12 @@ def check_records(files: Mapping[str, bytes]) -> list[DossierCheck]:
         groups = [
             ("timeline", _events(files, case)),
             *((f"request {one['id']}", _request(files, case, one, versions)) for one in case["requests"]),
-            *((f"version {uri}", _version(files, version, versions)) for uri, version in versions.items()),
-            *((f"reviews of {uri}", _reviews(files, version)) for uri, version in versions.items() if version.judged),
+            *((f"version {uri}", _version(files, case, version, versions)) for uri, version in versions.items()),
+            *(
+                (f"reviews of {uri}", _reviews(files, case, version))
+                for uri, version in versions.items()
+                if version.judged
+            ),
             *((f"audits of {uri}", _audits(files, version)) for uri, version in versions.items() if version.judged),
             *((f"promotions of {uri}", _promotions(files, version)) for uri, version in versions.items()),
             *((name, _retirement(files, name, versions)) for name in _below(files, "retirements/")),
@@ -186,7 +210,9 @@ def _request(
 ) -> Iterator[DossierCheck]:
     """One request: its file, its list, its tag, and the evidence of who carried it out."""
     part, folder = f"request {said['id']}", said["folder"]
-    if f"{folder}/request.json" not in files or f"{folder}/manifest.csv" not in files:
+    own = [f"{folder}/{name}" for name in ("request.json", "manifest.csv")]
+    yield from _absent(files, case, own)
+    if not files.keys() >= {*own}:
         yield DossierCheck("not checked", part, "its files are missing")
         return
     content, filed = files[f"{folder}/request.json"], _json(files, f"{folder}/request.json")
@@ -231,17 +257,21 @@ def _request(
                 yield _same(part, one["request_sha256"], _sha256(content), message)
 
 
-def _version(files: Mapping[str, bytes], version: _Version, versions: Mapping[str, _Version]) -> Iterator[DossierCheck]:
+def _version(
+    files: Mapping[str, bytes], case: dict[str, Any], version: _Version, versions: Mapping[str, _Version]
+) -> Iterator[DossierCheck]:
     """One version: its tags, its evidence, its source, and what lies beside the evidence."""
     part, tags, evidence = f"version {version.uri}", version.tags, version.evidence
     yield _same(part, version.now["uri"], version.uri, "its file is about it")
     yield _same(part, version.now["aliases"], version.said["aliases"], "the case has its aliases")
-    yield from _mark(files, version)
+    yield from _mark(files, case, version)
     if not version.judged:
         return
     if evidence is None:
+        yield from _absent(files, case, [f"{version.folder}/evidence/evidence.json"])
         yield DossierCheck("not checked", part, "its evidence is missing")
         return
+    yield from _absent(files, case, [f"{version.folder}/evidence/{name}" for name in ("report.html", "model_card.md")])
     result = evidence["result"]
     yield _same(part, f"models:/{result['name']}/{result['version']}", version.uri, "its evidence is about it")
     yield _same(part, version.digest, tags.get("unlearn.evidence_sha256"), "its tag names the digest of its evidence")
@@ -275,7 +305,7 @@ def _version(files: Mapping[str, bytes], version: _Version, versions: Mapping[st
             yield _same(part, step["weights_sha256"], earlier.weights, f"it names the weights of {earlier.uri}")
 
 
-def _mark(files: Mapping[str, bytes], version: _Version) -> Iterator[DossierCheck]:
+def _mark(files: Mapping[str, bytes], case: dict[str, Any], version: _Version) -> Iterator[DossierCheck]:
     """Whether it was retired: its tag alone is anybody's word, so that its files were looked for as well."""
     part, tag, gone = f"version {version.uri}", version.tags.get("unlearn.retired"), version.now.get("gone")
     mark = json.loads(tag) if tag is not None else {"unfinished": []}
@@ -286,6 +316,7 @@ def _mark(files: Mapping[str, bytes], version: _Version) -> Iterator[DossierChec
             of_it = version.uri in _json(files, name)["versions"]
             yield _same(part, of_it, True, "the retirement that its tag names is of it")
         else:
+            yield from _absent(files, case, [name])
             yield DossierCheck("not checked", part, "the retirement that its tag names is missing")
     if ended and "gone" not in version.now:  # of an earlier release
         yield DossierCheck("not checked", part, "it is marked as retired, and nobody looked for its files")
@@ -294,7 +325,7 @@ def _mark(files: Mapping[str, bytes], version: _Version) -> Iterator[DossierChec
     yield _same(part, version.said["retired"], ended and gone is not False, "the case says whether it was retired")
 
 
-def _reviews(files: Mapping[str, bytes], version: _Version) -> Iterator[DossierCheck]:
+def _reviews(files: Mapping[str, bytes], case: dict[str, Any], version: _Version) -> Iterator[DossierCheck]:
     """The chain: each review names the one before, the tags name each review, and one tag the last."""
     part, tags, before = f"reviews of {version.uri}", version.tags, {"n": 0, "sha256": ""}
     noted = {int(key[15:]): json.loads(value) for key, value in tags.items() if re.match("unlearn.review.[0-9]", key)}
@@ -306,6 +337,7 @@ def _reviews(files: Mapping[str, bytes], version: _Version) -> Iterator[DossierC
             yield DossierCheck("failed", part, f"no tag names review {n}")
             return
         if name not in files:
+            yield from _absent(files, case, [name])
             yield DossierCheck("not checked", part, f"review {n} is missing")
             before = {"n": n, "sha256": noted[n]["sha256"]}
             continue

@@ -160,6 +160,19 @@ def test_one_changed_byte_is_found(files, tmp_path):
             assert failures(made_again({**files, name: other}, tmp_path / "forged.zip")), name
 
 
+def test_a_file_that_was_removed_is_found_although_the_manifest_was_rewritten(files):
+    """Whichever it is; and where the page lost its line as well, by what the case says."""
+    rest = {name: content for name, content in files.items() if name != MANIFEST}
+    for name in rest:
+        without = {one: content for one, content in rest.items() if one != name}
+        assert failures(with_manifest(without)), name
+        page = re.sub(rb"<tr>[^\n]*" + re.escape(name.encode()) + rb"<.*?</tr>\n", b"", without.get("index.html", b""))
+        page = re.sub(rb'<a href="' + re.escape(name.encode()) + rb'">.*?</a>', b"", page)
+        assert f'href="{name}"'.encode() not in page
+        if name not in ("index.html", "holders.json"):  # the page alone names who holds the samples
+            assert failures(with_manifest({**without, "index.html": page})), name
+
+
 def alone_protected() -> set[str]:
     """The files that docs/dossier.md says the manifest's digest alone protects."""
     section = DOCS.read_text(encoding="utf-8").split("### What only the digest")[1].split("\n#")[0]
