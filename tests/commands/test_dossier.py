@@ -261,6 +261,24 @@ def test_signed_and_checked_by_the_tool(closed, request_id, keys):
         assert SIGNATURE in str(failures({**files, SIGNATURE: each}, key=mine))
 
 
+def test_who_gives_a_key_relies_on_it(closed, request_id, keys, tmp_path):
+    """Without cryptography nothing can be told, and a key that is none is not left aside."""
+    path, ours = tmp_path / "signed.zip", keys / "ours.pub"
+    assert call("dossier", "--request", request_id, "--output", path, "--sign-key", keys / "ours.pem").code == 0
+    for key in (ours, keys / "theirs.pub"):
+        blind = alone(dossier_verify.__file__, path, "--key", key)
+        assert blind.returncode == 1 and re.search("failed *MANIFEST.sig: .*install cryptography", blind.stdout)
+    assert alone(dossier_verify.__file__, path).returncode == 0
+    assert alone(dossier_verify.__file__, path, "--key", "").returncode == 2
+    text = ours.read_bytes()
+    for written in (b"# ours\n" + text, text.replace(b"\n", b"\r\n")):
+        assert failures(read(path), key=written) == []
+        [held] = [one for one in check(read(path), key=written) if one.part == SIGNATURE and "holder" in one.message]
+        assert held.outcome == "ok"
+    for wrong in (b"", b"no key", (keys / "theirs.pub").read_bytes()):
+        assert any(one.startswith("MANIFEST.sig: ") for one in failures(read(path), key=wrong))
+
+
 @pytest.mark.parametrize(
     ("name", "code", "sentence"),
     [
