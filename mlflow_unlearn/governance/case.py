@@ -33,13 +33,15 @@ from mlflow_unlearn.evidence.review import ReviewRecord, read_chain
 from mlflow_unlearn.governance.audits import audit_runs, strongest
 from mlflow_unlearn.governance.case_files import (
     CaseFiles,
+    FiledRecord,
+    PromotionRecord,
+    RetirementFile,
     command_of,
     component,
     folder_of,
     mapping,
     model_digests,
     person,
-    text,
     why,
 )
 from mlflow_unlearn.governance.files import Logged, files_of, logged_models
@@ -158,12 +160,12 @@ class _Gathering:
             id=request_id,
             of=str(details.get("of", tag.of if tag is not None else "")),
             run_id=run_id,
-            filed=text(details.get("filed")),
+            filed=details.get("filed") or None,
             filed_by=by,
-            requester=text(details.get("requester")),
-            reason=text(details.get("reason")),
-            due=text(details.get("due")),
-            samples=details["samples"] if isinstance(details.get("samples"), int) else None,
+            requester=details.get("requester") or None,
+            reason=details.get("reason") or None,
+            due=details.get("due") or None,
+            samples=details.get("samples"),
             hashed=listed.startswith(b"# salt=") if listed is not None else None,
             done_by=self._done_by(request_id, tag),
             folder=folder,
@@ -175,12 +177,7 @@ class _Gathering:
         return request
 
     def _details(self, path: str, run_id: str) -> dict[str, Any]:
-        self._found.missing.pop(path, None)
-        content = self._found.artifact(path, run_id, f"{REQUEST_FOLDER}/request.json")
-        found = mapping(content)
-        if content is not None and not found:
-            self._found.edited(path)
-        return found
+        return self._found.record(path, run_id, f"{REQUEST_FOLDER}/request.json", FiledRecord)
 
     def _tag(self, details: Mapping[str, Any], request_id: str) -> ForgetRequest | None:
         """As the version that it is about has it; None where that version or the tag is gone, or a file was given."""
@@ -354,11 +351,8 @@ class _Gathering:
                 continue
             alias = key.removeprefix(PROMOTION_TAG)
             path, run_id = f"{folder}/promotions/{component(alias)}.json", str(mapping(value).get("run_id", ""))
-            record = mapping(content := self._found.artifact(path, run_id, f"{FOLDER}/{PROMOTION}"))
-            if content is None:
-                continue
-            if not {"at", "by"} <= record.keys():
-                self._found.edited(path)
+            record = self._found.record(path, run_id, f"{FOLDER}/{PROMOTION}", PromotionRecord)
+            if not record:
                 continue
             spite = f", in spite of its review: {record['override']}" if record.get("override") else ""
             message = f"{alias} was moved to {uri}{spite}"
@@ -374,13 +368,10 @@ class _Gathering:
         if command_of(self._client, run_id) not in ("retire", None):
             self._found.missing[path] = f"run {run_id} is not one of `retire`"
             return
-        record = mapping(content := self._found.artifact(path, run_id, f"{FOLDER}/{RETIREMENT}"))
-        if content is None:
+        record = self._found.record(path, run_id, f"{FOLDER}/{RETIREMENT}", RetirementFile)
+        if not record:
             return
-        if not {"at", "by", "versions", "done"} <= record.keys():
-            self._found.edited(path)
-            return
-        about = ", ".join(map(str, record["versions"]))
+        about = ", ".join(record["versions"])
         state = "" if record["done"] else "; it was begun, and did not end"
         how = f": {record['reason']}" if record.get("reason") else ""
         proof = record.get("proof")

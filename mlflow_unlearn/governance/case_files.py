@@ -1,13 +1,14 @@
 """The files of a case: read byte by byte from runs and versions, with the reason where one is missing."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlflow_unlearn.console import without_passwords
 from mlflow_unlearn.evidence.record import Person
@@ -17,6 +18,43 @@ from mlflow_unlearn.registry.versions import MANIFEST_FILE, fetched, read_artifa
 
 _MODEL_FILES = ("MLmodel", f"extra_files/{MANIFEST_FILE}")
 """Of which a dossier names the digests: what the model is, and what it was trained on."""
+
+
+class _Read(BaseModel):
+    """Of a record that anybody may have written: what is read of it, by its types."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class FiledRecord(_Read):
+    """``request.json``."""
+
+    of: str
+    filed: str | None = None
+    samples: int
+    requester: str | None = None
+    reason: str | None = None
+    due: str | None = None
+    case: str | None = None
+    source_sha256: str | None = None
+
+
+class PromotionRecord(_Read):
+    """``promotion.json``."""
+
+    at: str
+    by: str
+    override: str | None = None
+
+
+class RetirementFile(_Read):
+    """``retirement.json``."""
+
+    at: str
+    by: str
+    versions: list[str]
+    done: bool
+    reason: str | None = None
 
 
 class CaseFiles:
@@ -44,6 +82,19 @@ class CaseFiles:
     def artifact(self, path: str, run_id: str, name: str) -> bytes | None:
         """One file of a run, likewise."""
         return self.add(path, f"run {run_id}", lambda: read_artifact(run_id, name))
+
+    def record(self, path: str, run_id: str, name: str, shape: type[_Read]) -> dict[str, Any]:
+        """A record of a run, with what it has besides; empty where it is missing, or is not such a record."""
+        self.missing.pop(path, None)
+        content = self.artifact(path, run_id, name)
+        found = mapping(content)
+        try:
+            shape.model_validate(found)
+        except ValidationError:
+            if content is not None:
+                self.edited(path)
+            return {}
+        return found
 
     def edited(self, path: str) -> None:
         """Note of a file that it is not the record that it should be."""
@@ -80,17 +131,13 @@ def component(text: str) -> str:
 
 
 def mapping(content: str | bytes | None) -> dict[str, Any]:
-    """A mapping; empty for what is none."""
+    """A mapping; empty for what is none, or has text that no file can have."""
     try:
         found = load_json(content) if content is not None else None
+        json.dumps(found, ensure_ascii=False).encode()  # half a character is written as an escape
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def text(value: object) -> str | None:
-    """A text; None for what is none."""
-    return value if isinstance(value, str) and value else None
 
 
 def person(value: object) -> str:

@@ -20,6 +20,10 @@ def held(client: MlflowClient, registry: Registry, case: Case) -> Holders:
     wanted: list[Wanted] = []
     problems: dict[str, str] = {}
     for request in case.requests:
+        path = f"{request.folder}/request.json"
+        if path in case.missing and path in case.files:
+            problems[request.id] = f"{path}: {case.missing[path]}"
+            continue
         try:
             wanted.append(named_by(client, request.id))
         except UnlearnError as error:

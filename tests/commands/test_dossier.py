@@ -415,6 +415,40 @@ def test_a_record_that_was_edited_in_the_store(closed, request_id):
     assert "Records differ" in read(closed.folder / "edited.zip")["index.html"].decode()
 
 
+@pytest.mark.parametrize(
+    ("of", "key", "value"),
+    [
+        ("retirement", "versions", 5),
+        ("retirement", "versions", [["x"]]),
+        ("retirement", "by", "\ud800"),
+        ("retirement", "done", "yes"),
+        ("promotion", "by", {"name": "\ud800"}),
+        ("promotion", "at", 7),
+        ("request", "samples", True),
+        ("request", "reason", "\ud800"),
+        ("request", "filed_by", {"name": "\udfff", "authenticated": True, "how": "x"}),
+        ("request", "due", ["2026-12-24"]),
+        ("request", "source_sha256", [1]),
+    ],
+)
+def test_a_hostile_record_is_one_that_was_edited(closed, request_id, tmp_path, of, key, value):
+    """The dossier is written nevertheless, and says so."""
+    run_id = {
+        "retirement": lambda: json.loads(closed.tags("1")["unlearn.retired"])["run_id"],
+        "promotion": lambda: json.loads(closed.tags("2")["unlearn.promotion.champion"])["run_id"],
+        "request": lambda: closed.requests()[request_id][1]["run_id"],
+    }[of]()
+    folder = "request" if of == "request" else "evidence"
+    path = Path(closed.client.get_run(run_id).info.artifact_uri.removeprefix("file://")) / folder / f"{of}.json"
+    with changed(path, json.dumps(json.loads(path.read_text()) | {key: value}).encode()):
+        done = call("dossier", "--request", request_id, "--output", tmp_path / "hostile.zip", "--format", "json")
+    missing = checked(done, "dossier", code=3)["result"]["missing"]
+    assert [why for why in missing.values()] == ["it is there, and was edited: it is not such a record any more"]
+    found = read(tmp_path / "hostile.zip")
+    assert set(missing) < set(found) and failures(found)
+    assert alone(dossier_verify.__file__, tmp_path / "hostile.zip").returncode == 1
+
+
 def test_a_retirement_that_was_begun(closed, request_id):
     """It is open, and nothing is wrong with its records."""
     mark = json.loads(closed.tags("1")["unlearn.retired"])
