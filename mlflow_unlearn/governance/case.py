@@ -4,10 +4,8 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from mlflow.entities import Run, ViewType
 from mlflow.entities.model_registry import ModelVersion
@@ -36,6 +34,7 @@ from mlflow_unlearn.governance.case_files import (
     FiledRecord,
     PromotionRecord,
     RetirementFile,
+    as_tagged,
     command_of,
     component,
     folder_of,
@@ -49,7 +48,7 @@ from mlflow_unlearn.governance.integrity import PROMOTION, PROMOTION_TAG
 from mlflow_unlearn.governance.model_folder import is_gone
 from mlflow_unlearn.registry.artifacts import run_folder
 from mlflow_unlearn.registry.clients import experiment_ids, quoted
-from mlflow_unlearn.registry.forget_requests import CASE_TAG, RUN_TAG, TAG, ForgetRequest
+from mlflow_unlearn.registry.forget_requests import CASE_TAG, RUN_TAG, ForgetRequest
 from mlflow_unlearn.registry.forget_requests import FOLDER as REQUEST_FOLDER
 from mlflow_unlearn.registry.versions import (
     REGISTERING_TAG,
@@ -79,18 +78,43 @@ def open_case(client: MlflowClient, case_id: str) -> Case:
         raise UnlearnError(
             f"{case_id!r} is not the id of a request or of a case: it has 12 hexadecimal digits, as `request` prints"
         )
+    # Whoever may create a run may give it any tag: what the version says of its request comes first.
+    asked = as_tagged(client, case_id)
     runs = _request_runs(client, f"tags.`{RUN_TAG}` = '{case_id}'")
-    case = next((found for run in runs if _ID.fullmatch(found := run.data.tags.get(CASE_TAG, ""))), case_id)
-    if case != case_id or not runs:
-        runs += _request_runs(client, f"tags.`{CASE_TAG}` = '{case}'")
-    if not runs:
+    case, members = case_id, _members(client, case_id)
+    if asked is not None:
+        case = asked.case_id if _ID.fullmatch(asked.case_id) else asked.id
+    elif not _surely(members):
+        case = next((found for run in runs if _ID.fullmatch(found := run.data.tags.get(CASE_TAG, ""))), case_id)
+    members = _members(client, case) if case != case_id else members
+    if asked is not None:
+        members[case_id] = (asked.run_id, asked)
+    elif runs and not _surely(members):
+        members.setdefault(case_id, (runs[0].info.run_id, None))
+    if not members:
         raise UnlearnError(
             f"there is neither a forget request nor a case {case_id!r} on this tracking server: `request` prints ids"
         )
-    newest: dict[str, str] = {}
-    for run in runs:
-        newest.setdefault(run.data.tags[RUN_TAG], run.info.run_id)
-    return _Gathering(client).case(case, newest)
+    return _Gathering(client).case(case, members)
+
+
+_Members = dict[str, tuple[str, ForgetRequest | None]]
+"""Id of a request → the run in which it was filed, and the request as its version's tag has it."""
+
+
+def _members(client: MlflowClient, case_id: str) -> _Members:
+    """The requests of a case: those whose runs name it, unless the versions that they are about name another."""
+    found: _Members = {}
+    for run in _request_runs(client, f"tags.`{CASE_TAG}` = '{case_id}'"):
+        request_id = run.data.tags[RUN_TAG]
+        if request_id not in found:
+            tag = as_tagged(client, request_id)
+            found[request_id] = (tag.run_id if tag is not None else run.info.run_id, tag)
+    return {key: (run_id, tag) for key, (run_id, tag) in found.items() if tag is None or tag.case_id == case_id}
+
+
+def _surely(members: _Members) -> bool:
+    return any(tag is not None for _, tag in members.values())
 
 
 def _request_runs(client: MlflowClient, where: str) -> list[Run]:
@@ -114,9 +138,9 @@ class _Gathering:
         self._found = CaseFiles()
         self._events: list[CaseEvent] = []
 
-    def case(self, case_id: str, runs: Mapping[str, str]) -> Case:
-        """All of it, from the ids of its requests, each with a run in which it was filed."""
-        requests = [self._request(request_id, run_id) for request_id, run_id in sorted(runs.items())]
+    def case(self, case_id: str, members: _Members) -> Case:
+        """All of it, from its requests."""
+        requests = [self._request(request_id, *members[request_id]) for request_id in sorted(members)]
         versions = self._versions(requests)
         # Of a copy a dossier has the tags alone: the records are the original's.
         copies = {version.uri for version in versions if version.role == "copy"}
@@ -146,14 +170,10 @@ class _Gathering:
 
     # Requests
 
-    def _request(self, request_id: str, run_id: str) -> CaseRequest:
+    def _request(self, request_id: str, run_id: str, tag: ForgetRequest | None) -> CaseRequest:
         folder = f"requests/{request_id}"
         path = f"{folder}/request.json"
-        details = self._details(path, run_id)
-        tag = self._tag(details, request_id)
-        if tag is not None and tag.run_id != run_id:  # of several runs that filed it, the one that counts
-            run_id = tag.run_id
-            details = self._details(path, run_id)
+        details = self._found.record(path, run_id, f"{REQUEST_FOLDER}/request.json", FiledRecord)
         listed = self._found.artifact(f"{folder}/manifest.csv", run_id, f"{REQUEST_FOLDER}/manifest.csv")
         by = person(details.get("filed_by"))
         request = CaseRequest(
@@ -175,17 +195,6 @@ class _Gathering:
             message = f"{request.samples} samples of {request.of} are to be forgotten{due}"
             self._event("filed", request_id, message, at=request.filed, by=by, run_id=run_id, file=path)
         return request
-
-    def _details(self, path: str, run_id: str) -> dict[str, Any]:
-        return self._found.record(path, run_id, f"{REQUEST_FOLDER}/request.json", FiledRecord)
-
-    def _tag(self, details: Mapping[str, Any], request_id: str) -> ForgetRequest | None:
-        """As the version that it is about has it; None where that version or the tag is gone, or a file was given."""
-        registered = version_there(self._client, str(details.get("of", "")))
-        value = registered.tags.get(TAG + request_id) if registered is not None else None
-        with suppress(UnlearnError):  # it was edited, which the check of a dossier finds
-            return ForgetRequest.from_tag(TAG + request_id, value) if value is not None else None
-        return None
 
     def _done_by(self, request_id: str, tag: ForgetRequest | None) -> list[str]:
         """By its tag, and by the tags of the versions themselves, lest the former went with its version."""

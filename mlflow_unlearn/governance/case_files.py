@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -11,10 +12,13 @@ from mlflow.tracking import MlflowClient
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlflow_unlearn.console import without_passwords
+from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.record import Person
 from mlflow_unlearn.governance.integrity import hidden
 from mlflow_unlearn.parsing import load_json
+from mlflow_unlearn.registry.forget_requests import TAG, ForgetRequest
 from mlflow_unlearn.registry.versions import MANIFEST_FILE, fetched, read_artifact
+from mlflow_unlearn.registry.walk import uri_of
 
 _MODEL_FILES = ("MLmodel", f"extra_files/{MANIFEST_FILE}")
 """Of which a dossier names the digests: what the model is, and what it was trained on."""
@@ -154,3 +158,14 @@ def command_of(client: MlflowClient, run_id: str) -> str | None:
         return str(client.get_run(run_id).data.tags.get("unlearn.command", ""))
     except MlflowException:
         return None
+
+
+def as_tagged(client: MlflowClient, request_id: str) -> ForgetRequest | None:
+    """A request as the version that it is about has it; None where there is no such tag, or none that can be read."""
+    key = TAG + request_id
+    for version in client.search_model_versions(f"tags.`{key}` LIKE '%'"):
+        with suppress(UnlearnError):  # it was edited, which the check of a dossier finds
+            request = ForgetRequest.from_tag(key, version.tags[key])
+            if request.of == uri_of(version):  # else it is a copy
+                return request
+    return None
