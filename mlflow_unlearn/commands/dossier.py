@@ -14,7 +14,7 @@ from mlflow_unlearn.errors import Refused, UnlearnError, shortlist
 from mlflow_unlearn.evidence import dossier_verify
 from mlflow_unlearn.evidence.case import Case, Holders
 from mlflow_unlearn.evidence.dossier import CASE, CHECKER, HOLDERS, PAGE, checker, with_manifest, write_zip
-from mlflow_unlearn.evidence.dossier_verify import MANIFEST, SIGNATURE, DossierCheck, NotADossier
+from mlflow_unlearn.evidence.dossier_verify import MANIFEST, SIGNATURE, DossierCheck, NotADossier, shown
 from mlflow_unlearn.evidence.record import sha256
 from mlflow_unlearn.evidence.signing import check_key, sign
 from mlflow_unlearn.governance.case import open_case
@@ -167,7 +167,8 @@ def _check(options: config.Dossier, name: str) -> DossierResult:
     found.append(_check_page(files))
     if files.get(CHECKER) != checker():
         found.append(DossierCheck("not checked", CHECKER, "it is not this release's, whose own was used"))
-    table.show_findings(name, [(one.part, _OUTCOMES.get(one.outcome, one.outcome), one.message) for one in found])
+    rows = [(shown(one.part), _OUTCOMES.get(one.outcome, one.outcome), shown(one.message)) for one in found]
+    table.show_findings(name, rows)
     result = _result(Path(name), files, found)
     _refuse(result, f"{name} does not agree with itself")
     print(f"{name} agrees with itself (SHA-256 of its {MANIFEST}: {result.manifest_sha256}).")

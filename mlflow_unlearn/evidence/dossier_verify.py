@@ -27,7 +27,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, TextIO
 
 MANIFEST, SIGNATURE = "MANIFEST", "MANIFEST.sig"
 LARGEST = 2**31
@@ -67,20 +67,44 @@ def read(path: Path) -> dict[str, bytes]:
 
 def _folder(path: Path) -> dict[str, bytes]:
     found = [one for one in sorted(path.rglob("*")) if one.is_symlink() or not one.is_dir()]
-    if links := [one for one in path.rglob("*") if one.is_symlink()]:
-        raise NotADossier(f"{links[0].relative_to(path)} is a link, and a dossier has none")
-    return {one.relative_to(path).as_posix(): one.read_bytes() for one in found}
+    room, files = LARGEST, dict[str, bytes]()
+    for one in found:
+        name = one.relative_to(path).as_posix()
+        if one.is_symlink() or not one.is_file():
+            raise NotADossier(f"{name} is a link or a device, and a dossier has none")
+        with one.open("rb") as stream:
+            files[name] = _content(stream, room)
+        room -= len(files[name])
+    return files
 
 
 def _zip(path: Path) -> dict[str, bytes]:
+    room, files = LARGEST, dict[str, bytes]()
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         names = [entry.filename for entry in entries]
         if len(set(names)) < len(names):
             raise NotADossier("the zip holds two files of one name")
-        if sum(entry.file_size for entry in entries) > LARGEST:
-            raise NotADossier(f"the zip unpacks to more than {LARGEST} bytes")
-        return {entry.filename: archive.read(entry) for entry in entries if not entry.is_dir()}
+        for entry in entries:
+            if entry.is_dir():
+                continue
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack all at once
+                raise NotADossier(f"{entry.filename} is compressed in a way that no dossier is")
+            with archive.open(entry) as stream:
+                files[entry.filename] = _content(stream, room)
+            room -= len(files[entry.filename])
+    return files
+
+
+def _content(stream: IO[bytes], room: int) -> bytes:
+    """All of a file, piece by piece: what it says of its size is anybody's word."""
+    parts = []
+    while part := stream.read(2**20):
+        room -= len(part)
+        if room < 0:
+            raise NotADossier(f"it unpacks to more than {LARGEST} bytes")
+        parts.append(part)
+    return b"".join(parts)
 
 
 def check(files: Mapping[str, bytes], *, digest: str | None = None, key: bytes | None = None) -> list[DossierCheck]:
@@ -571,6 +595,20 @@ def _same(part: str, found: object, expected: object, message: str) -> DossierCh
     return DossierCheck("failed", part, f"not so: {message} ({_short(found)}, and not {_short(expected)})")
 
 
+def shown(text: str) -> str:
+    r"""A text with nothing in it that would steer a terminal, or that it has no letter for.
+
+    >>> shown("a\x1b[2J\u202eb")
+    'a\\x1b[2J\\u202eb'
+    """
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
+def _print(text: str, file: TextIO) -> None:
+    encoding = file.encoding or "ascii"
+    print(shown(text).encode(encoding, "backslashreplace").decode(encoding), file=file)
+
+
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:48]} … {text[-48:]}"
@@ -628,10 +666,10 @@ def main(arguments: list[str] | None = None) -> int:
         key = Path(given.key).read_bytes() if given.key is not None else None
         found = check(read(Path(given.dossier or Path(__file__).parent)), digest=given.digest, key=key)
     except (NotADossier, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
+        _print(f"Error: {error}", sys.stderr)
         return 2
     for one in found:
-        print(f"{one.outcome:12}{one.part}: {one.message}")
+        _print(f"{one.outcome:12}{one.part}: {one.message}", sys.stdout)
     failed = [one for one in found if one.outcome == "failed"]
     print(f"{len(failed)} of {len(found)} checks failed." if failed else "Everything that was checked agrees.")
     return 1 if failed else 0

@@ -4,9 +4,12 @@ import ast
 import json
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import mlflow
@@ -507,10 +510,59 @@ def test_what_is_not_a_dossier(made, tmp_path, name):
         (tmp_path / name / "more").symlink_to(made)
     else:
         write_zip({"case.json": b"{}"}, tmp_path / name)
-    with pytest.raises(NotADossier, match="two files of one name|more is a link|it has no MANIFEST"):
+    with pytest.raises(NotADossier, match="two files of one name|more is a link or a device|it has no MANIFEST"):
         read(tmp_path / name)
     ended = alone(dossier_verify.__file__, tmp_path / name)
     assert ended.returncode == 2 and ended.stderr.startswith("Error: ") and ended.stdout == ""
+
+
+def test_a_hostile_dossier_does_not_steer_the_terminal(closed, files, tmp_path):
+    """By the name of a file, by its records, and by the name of the zip's entry that cannot be read."""
+    case = json.loads(files["case.json"])
+    case["missing"] = {"a\x1b[2Jb": "\x1b]0;owned\x07", "c": "\ud800\u202e"}
+    rest = {name: content for name, content in files.items() if name != MANIFEST}
+    more = {"case.json": json.dumps(case).encode(), "x\x1b[8m.txt": b""}
+    write_zip(with_manifest({**rest, **more}), tmp_path / "hostile.zip")
+    for ended in (
+        alone(dossier_verify.__file__, tmp_path / "hostile.zip"),
+        shell("dossier", "--verify", tmp_path / "hostile.zip"),
+    ):
+        assert ended.returncode in (1, 3) and "Traceback" not in ended.stderr
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f\u202e]", ended.stdout + ended.stderr)
+        assert "\\x1b" in ended.stdout
+
+
+def test_a_zip_that_lies_about_its_size_takes_no_memory(tmp_path):
+    """300 MB of zeros, by the zip's word ten bytes."""
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a", "w") as entry:
+        for _ in range(300):
+            entry.write(bytes(2**20))
+    content = path.read_bytes()
+    assert content.count(struct.pack("<I", 300 * 2**20))
+    path.write_bytes(content.replace(struct.pack("<I", 300 * 2**20), struct.pack("<I", 10)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(NotADossier, match="cannot be read"):
+            read(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
+
+
+def test_more_than_a_dossier_has(made, monkeypatch, tmp_path):
+    """The sum of all files counts, in a folder too; and nothing that unpacks all at once is begun."""
+    shutil.unpack_archive(made, tmp_path / "here")
+    total = sum(map(len, read(made).values()))
+    for limit, refused in ((total, False), (total - 1, True)):
+        monkeypatch.setattr(dossier_verify, "LARGEST", limit)
+        for path in (made, tmp_path / "here"):
+            with pytest.raises(NotADossier, match="more than") if refused else nullcontext():
+                assert read(path) == read(made)
+    with zipfile.ZipFile(tmp_path / "other.zip", "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr(MANIFEST, b"")
+    with pytest.raises(NotADossier, match="compressed in a way that no dossier is"):
+        read(tmp_path / "other.zip")
 
 
 def test_it_replaces_a_file_only_by_force(closed, request_id, made):
