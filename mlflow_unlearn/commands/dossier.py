@@ -10,11 +10,11 @@ from pydantic import Field
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.console import first_line, without_passwords
-from mlflow_unlearn.errors import Refused, UnlearnError
+from mlflow_unlearn.errors import Refused, UnlearnError, shortlist
 from mlflow_unlearn.evidence import dossier_verify
 from mlflow_unlearn.evidence.case import Case, Holders
 from mlflow_unlearn.evidence.dossier import CASE, CHECKER, HOLDERS, PAGE, checker, with_manifest, write_zip
-from mlflow_unlearn.evidence.dossier_verify import MANIFEST, SIGNATURE, DossierCheck, NotADossier
+from mlflow_unlearn.evidence.dossier_verify import MANIFEST, SIGNATURE, DossierCheck, NotADossier, shown
 from mlflow_unlearn.evidence.record import sha256
 from mlflow_unlearn.evidence.signing import check_key, sign
 from mlflow_unlearn.governance.case import open_case
@@ -84,6 +84,8 @@ def _write(options: config.Dossier, request: str) -> DossierResult:
         print(f"SHA-256 of its {MANIFEST}, by which it can be told from every other: {result.manifest_sha256}")
         for point in result.still_open:
             print(f"Still open: {point}.")
+        if holders.unknown:
+            print(f"Cannot be told whether they contain the samples: {shortlist(holders.unknown)}.")
         _refuse(result, f"{path} was written, and is not whole")
         return result
 
@@ -165,7 +167,8 @@ def _check(options: config.Dossier, name: str) -> DossierResult:
     found.append(_check_page(files))
     if files.get(CHECKER) != checker():
         found.append(DossierCheck("not checked", CHECKER, "it is not this release's, whose own was used"))
-    table.show_findings(name, [(one.part, _OUTCOMES.get(one.outcome, one.outcome), one.message) for one in found])
+    rows = [(shown(one.part), _OUTCOMES.get(one.outcome, one.outcome), shown(one.message)) for one in found]
+    table.show_findings(name, rows)
     result = _result(Path(name), files, found)
     _refuse(result, f"{name} does not agree with itself")
     print(f"{name} agrees with itself (SHA-256 of its {MANIFEST}: {result.manifest_sha256}).")

@@ -1,7 +1,8 @@
 """A case as it is shown and handed on: requests that belong together, what came of them, and what is still open."""
 
 import json
-from typing import Literal
+from datetime import UTC, datetime
+from typing import Literal, get_args
 
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
@@ -141,6 +142,7 @@ class Holders(FrozenRecord):
     contain: list[HolderRecord] = Field(description="Versions.")
     cannot_be_told: list[HolderRecord]
     logged_models: list[str] = Field(description="LoggedModels with the samples that no version names.")
+    logged_models_unknown: list[str] = Field([], description="Likewise, of which that cannot be told.")
     runs: list[str] = Field(description="That logged what contains them.")
     references: list[str] = Field(description="Outputs of models that audits have trained, with them among the data.")
     not_looked_for: dict[str, str] = Field(description="Request → why its samples could not be looked for.")
@@ -149,11 +151,22 @@ class Holders(FrozenRecord):
         """As a dossier has it, without passwords."""
         return json.dumps(storable(self.model_dump(mode="json")), indent=1, ensure_ascii=False) + "\n"
 
+    @property
+    def unknown(self) -> list[str]:
+        """URIs of what may contain the samples."""
+        return [*(one.uri for one in self.cannot_be_told), *self.logged_models_unknown]
+
     def open_points(self, case: Case) -> list[str]:
         """What is still to be done, in words, besides what the case itself says."""
-        known = {version.uri for version in case.versions}
-        beyond = [*(one.uri for one in self.contain if one.uri not in known), *self.logged_models]
-        points = [f"{uri} contains the samples, and does not belong to this case" for uri in beyond]
+        told = {version.uri for version in case.versions if version.knows and not version.retired}
+        inside = {version.uri for version in case.versions}
+        points = []
+        for one in self.contain:
+            if one.uri not in told:
+                beyond = "" if one.uri in inside else ", and does not belong to this case"
+                still = f"; it is {', '.join(one.aliases)}" if one.aliases else ""
+                points.append(f"{one.uri} contains the samples{beyond}{still}")
+        points += [f"{uri} contains the samples, and does not belong to this case" for uri in self.logged_models]
         return points + [
             f"the samples of request {id} were not looked for: {why}" for id, why in self.not_looked_for.items()
         ]
@@ -161,3 +174,13 @@ class Holders(FrozenRecord):
 
 def _name(uri: str) -> str:
     return uri.removeprefix("models:/").rpartition("/")[0]
+
+
+def by_time(event: CaseEvent) -> tuple[float, int, str]:
+    """Of those of one second, in the order in which things are done."""
+    try:
+        at = datetime.fromisoformat(event.at)
+        seconds = (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
+    except ValueError:
+        seconds = 0.0
+    return int(seconds), get_args(EventKind).index(event.kind), event.about

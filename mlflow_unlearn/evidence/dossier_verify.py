@@ -16,16 +16,18 @@ import argparse
 import base64
 import csv
 import hashlib
+import html
 import io
 import json
 import re
 import struct
 import sys
+import urllib.parse
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, TextIO
 
 MANIFEST, SIGNATURE = "MANIFEST", "MANIFEST.sig"
 LARGEST = 2**31
@@ -65,20 +67,44 @@ def read(path: Path) -> dict[str, bytes]:
 
 def _folder(path: Path) -> dict[str, bytes]:
     found = [one for one in sorted(path.rglob("*")) if one.is_symlink() or not one.is_dir()]
-    if links := [one for one in path.rglob("*") if one.is_symlink()]:
-        raise NotADossier(f"{links[0].relative_to(path)} is a link, and a dossier has none")
-    return {one.relative_to(path).as_posix(): one.read_bytes() for one in found}
+    room, files = LARGEST, dict[str, bytes]()
+    for one in found:
+        name = one.relative_to(path).as_posix()
+        if one.is_symlink() or not one.is_file():
+            raise NotADossier(f"{name} is a link or a device, and a dossier has none")
+        with one.open("rb") as stream:
+            files[name] = _content(stream, room)
+        room -= len(files[name])
+    return files
 
 
 def _zip(path: Path) -> dict[str, bytes]:
+    room, files = LARGEST, dict[str, bytes]()
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         names = [entry.filename for entry in entries]
         if len(set(names)) < len(names):
             raise NotADossier("the zip holds two files of one name")
-        if sum(entry.file_size for entry in entries) > LARGEST:
-            raise NotADossier(f"the zip unpacks to more than {LARGEST} bytes")
-        return {entry.filename: archive.read(entry) for entry in entries if not entry.is_dir()}
+        for entry in entries:
+            if entry.is_dir():
+                continue
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack all at once
+                raise NotADossier(f"{entry.filename} is compressed in a way that no dossier is")
+            with archive.open(entry) as stream:
+                files[entry.filename] = _content(stream, room)
+            room -= len(files[entry.filename])
+    return files
+
+
+def _content(stream: IO[bytes], room: int) -> bytes:
+    """All of a file, piece by piece: what it says of its size is anybody's word."""
+    parts = []
+    while part := stream.read(2**20):
+        room -= len(part)
+        if room < 0:
+            raise NotADossier(f"it unpacks to more than {LARGEST} bytes")
+        parts.append(part)
+    return b"".join(parts)
 
 
 def check(files: Mapping[str, bytes], *, digest: str | None = None, key: bytes | None = None) -> list[DossierCheck]:
@@ -89,7 +115,7 @@ def check(files: Mapping[str, bytes], *, digest: str | None = None, key: bytes |
         digest: that the manifest is to have, as it was printed when the dossier was made.
         key: public EC key, PEM, that the manifest is to be signed with.
     """
-    return [*check_manifest(files, digest), *check_records(files), *check_signatures(files, key)]
+    return [*check_manifest(files, digest), *check_records(files), *_whole(files), *check_signatures(files, key)]
 
 
 # The manifest
@@ -121,6 +147,24 @@ def check_manifest(files: Mapping[str, bytes], digest: str | None = None) -> Ite
 # The records
 
 
+def _whole(files: Mapping[str, bytes]) -> Iterator[DossierCheck]:
+    """Whether it has what each dossier has, and all that its page names."""
+    for name in ("index.html", "verify.py"):
+        if name not in files:
+            yield DossierCheck("failed", name, "it is missing, and every dossier has one")
+    page = files.get("index.html", b"").decode("utf-8", "replace")
+    linked = {urllib.parse.unquote(html.unescape(one)) for one in re.findall('<a href="([^"#][^"]*)">', page)}
+    for name in sorted(linked - set(files) - {MANIFEST, SIGNATURE}):
+        yield DossierCheck("failed", name, "it is missing, and index.html links to it")
+
+
+def _absent(files: Mapping[str, bytes], case: dict[str, Any], names: Iterable[str]) -> Iterator[DossierCheck]:
+    """A file that the case does not say is missing has to be there."""
+    for name in names:
+        if name not in files and name not in case["missing"]:
+            yield DossierCheck("failed", name, "it is missing, and the case does not say so")
+
+
 def check_records(files: Mapping[str, bytes]) -> list[DossierCheck]:
     """Whether requests, evidence, reviews, promotions and retirements agree, wherever one names another."""
     found: list[DossierCheck] = []
@@ -130,8 +174,12 @@ def check_records(files: Mapping[str, bytes]) -> list[DossierCheck]:
         groups = [
             ("timeline", _events(files, case)),
             *((f"request {one['id']}", _request(files, case, one, versions)) for one in case["requests"]),
-            *((f"version {uri}", _version(files, version, versions)) for uri, version in versions.items()),
-            *((f"reviews of {uri}", _reviews(files, version)) for uri, version in versions.items() if version.judged),
+            *((f"version {uri}", _version(files, case, version, versions)) for uri, version in versions.items()),
+            *(
+                (f"reviews of {uri}", _reviews(files, case, version))
+                for uri, version in versions.items()
+                if version.judged
+            ),
             *((f"audits of {uri}", _audits(files, version)) for uri, version in versions.items() if version.judged),
             *((f"promotions of {uri}", _promotions(files, version)) for uri, version in versions.items()),
             *((name, _retirement(files, name, versions)) for name in _below(files, "retirements/")),
@@ -186,7 +234,9 @@ def _request(
 ) -> Iterator[DossierCheck]:
     """One request: its file, its list, its tag, and the evidence of who carried it out."""
     part, folder = f"request {said['id']}", said["folder"]
-    if f"{folder}/request.json" not in files or f"{folder}/manifest.csv" not in files:
+    own = [f"{folder}/{name}" for name in ("request.json", "manifest.csv")]
+    yield from _absent(files, case, own)
+    if not files.keys() >= {*own}:
         yield DossierCheck("not checked", part, "its files are missing")
         return
     content, filed = files[f"{folder}/request.json"], _json(files, f"{folder}/request.json")
@@ -231,16 +281,21 @@ def _request(
                 yield _same(part, one["request_sha256"], _sha256(content), message)
 
 
-def _version(files: Mapping[str, bytes], version: _Version, versions: Mapping[str, _Version]) -> Iterator[DossierCheck]:
+def _version(
+    files: Mapping[str, bytes], case: dict[str, Any], version: _Version, versions: Mapping[str, _Version]
+) -> Iterator[DossierCheck]:
     """One version: its tags, its evidence, its source, and what lies beside the evidence."""
     part, tags, evidence = f"version {version.uri}", version.tags, version.evidence
     yield _same(part, version.now["uri"], version.uri, "its file is about it")
     yield _same(part, version.now["aliases"], version.said["aliases"], "the case has its aliases")
+    yield from _mark(files, case, version)
     if not version.judged:
         return
     if evidence is None:
+        yield from _absent(files, case, [f"{version.folder}/evidence/evidence.json"])
         yield DossierCheck("not checked", part, "its evidence is missing")
         return
+    yield from _absent(files, case, [f"{version.folder}/evidence/{name}" for name in ("report.html", "model_card.md")])
     result = evidence["result"]
     yield _same(part, f"models:/{result['name']}/{result['version']}", version.uri, "its evidence is about it")
     yield _same(part, version.digest, tags.get("unlearn.evidence_sha256"), "its tag names the digest of its evidence")
@@ -274,7 +329,27 @@ def _version(files: Mapping[str, bytes], version: _Version, versions: Mapping[st
             yield _same(part, step["weights_sha256"], earlier.weights, f"it names the weights of {earlier.uri}")
 
 
-def _reviews(files: Mapping[str, bytes], version: _Version) -> Iterator[DossierCheck]:
+def _mark(files: Mapping[str, bytes], case: dict[str, Any], version: _Version) -> Iterator[DossierCheck]:
+    """Whether it was retired: its tag alone is anybody's word, so that its files were looked for as well."""
+    part, tag, gone = f"version {version.uri}", version.tags.get("unlearn.retired"), version.now.get("gone")
+    mark = json.loads(tag) if tag is not None else {"unfinished": []}
+    ended = "unfinished" not in mark
+    if tag is not None and version.role != "copy":
+        name = f"retirements/{mark['run_id']}.json"
+        if name in files:
+            of_it = version.uri in _json(files, name)["versions"]
+            yield _same(part, of_it, True, "the retirement that its tag names is of it")
+        else:
+            yield from _absent(files, case, [name])
+            yield DossierCheck("not checked", part, "the retirement that its tag names is missing")
+    if ended and "gone" not in version.now:  # of an earlier release
+        yield DossierCheck("not checked", part, "it is marked as retired, and nobody looked for its files")
+    elif ended:
+        yield _same(part, (gone, version.now["files"]), (True, {}), "it is marked as retired and has no files any more")
+    yield _same(part, version.said["retired"], ended and gone is not False, "the case says whether it was retired")
+
+
+def _reviews(files: Mapping[str, bytes], case: dict[str, Any], version: _Version) -> Iterator[DossierCheck]:
     """The chain: each review names the one before, the tags name each review, and one tag the last."""
     part, tags, before = f"reviews of {version.uri}", version.tags, {"n": 0, "sha256": ""}
     noted = {int(key[15:]): json.loads(value) for key, value in tags.items() if re.match("unlearn.review.[0-9]", key)}
@@ -286,6 +361,7 @@ def _reviews(files: Mapping[str, bytes], version: _Version) -> Iterator[DossierC
             yield DossierCheck("failed", part, f"no tag names review {n}")
             return
         if name not in files:
+            yield from _absent(files, case, [name])
             yield DossierCheck("not checked", part, f"review {n} is missing")
             before = {"n": n, "sha256": noted[n]["sha256"]}
             continue
@@ -351,7 +427,7 @@ def _promotions(files: Mapping[str, bytes], version: _Version) -> Iterator[Dossi
 
 
 def _retirement(files: Mapping[str, bytes], name: str, versions: Mapping[str, _Version]) -> Iterator[DossierCheck]:
-    """A retirement has ended, and the versions that it names say so and have no files."""
+    """A retirement has ended, and the versions that it names say so."""
     record = _json(files, name)
     for uri in record["versions"]:
         version = versions.get(uri)
@@ -364,8 +440,6 @@ def _retirement(files: Mapping[str, bytes], name: str, versions: Mapping[str, _V
             yield DossierCheck("not checked", name, f"it was begun and has not ended: {uri} may still have files")
             continue
         yield _same(name, {k: record[k] for k in ("at", "by", "run_id", "reason")}, mark, f"the tag of {uri} says so")
-        yield _same(name, version.now["files"], None, f"{uri} has no files any more")
-        yield _same(name, version.said["retired"], True, f"the case says that {uri} was retired")
 
 
 _RECORDED: dict[str, Callable[[Any], tuple[object, object, object]]] = {
@@ -416,7 +490,9 @@ def _page(files: Mapping[str, bytes]) -> Iterator[DossierCheck]:
 def check_signatures(files: Mapping[str, bytes], key: bytes | None = None) -> Iterator[DossierCheck]:
     """Of the manifest, by the given key, and of the evidence of each version, by the one that it names."""
     if SIGNATURE in files:
-        yield from _signature(files, SIGNATURE, {MANIFEST: MANIFEST}, key, key)
+        for one in _signature(files, SIGNATURE, {MANIFEST: MANIFEST}, key, key):
+            asked = key is not None and one.outcome != "ok"  # whoever gives a key relies on it
+            yield one._replace(outcome="failed") if asked else one
     elif key is not None:
         yield DossierCheck("failed", SIGNATURE, "it is missing: the dossier is not signed")
     else:
@@ -472,11 +548,17 @@ def _signature(
             "not checked", name, "signature not checked: install cryptography (pip install cryptography)"
         )
         return
+
+    def written(public: Any) -> bytes:
+        pem: bytes = public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        return pem
+
     try:
         public = serialization.load_pem_public_key(key)
         if not isinstance(public, ec.EllipticCurvePublicKey):
             raise ValueError("it is not an EC key")
-        pem = public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        pem = written(public)
+        holds = trusted is not None and written(serialization.load_pem_public_key(trusted)) == pem
         size: hashes.HashAlgorithm = {256: hashes.SHA256(), 384: hashes.SHA384(), 521: hashes.SHA512()}[public.key_size]
         if hint != _sha256(pem):
             raise ValueError(f"the signature names another one, sha256:{hint}")
@@ -488,16 +570,12 @@ def _signature(
         yield DossierCheck("failed", name, f"it does not hold for this key ({_words(error)})")
     else:
         message = f"it was made by the holder of the key sha256:{_sha256(pem)}"
-        if trusted is not None and _body(trusted) == _body(pem):
+        if holds:
             yield DossierCheck("ok", name, message)
         else:
             yield DossierCheck(
                 "not checked", name, f"{message}, which the evidence names itself: --key says whom to trust"
             )
-
-
-def _body(pem: bytes) -> bytes:
-    return b"".join(pem.split())
 
 
 def _decoded(text: str) -> bytes:
@@ -515,6 +593,20 @@ def _same(part: str, found: object, expected: object, message: str) -> DossierCh
     if found == expected and type(found) is type(expected):
         return DossierCheck("ok", part, message)
     return DossierCheck("failed", part, f"not so: {message} ({_short(found)}, and not {_short(expected)})")
+
+
+def shown(text: str) -> str:
+    r"""A text with nothing in it that would steer a terminal, or that it has no letter for.
+
+    >>> shown("a\x1b[2J\u202eb")
+    'a\\x1b[2J\\u202eb'
+    """
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
+def _print(text: str, file: TextIO) -> None:
+    encoding = file.encoding or "ascii"
+    print(shown(text).encode(encoding, "backslashreplace").decode(encoding), file=file)
 
 
 def _short(value: object) -> str:
@@ -571,13 +663,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--key", help="public EC key (PEM file) that the dossier was signed with")
     given = parser.parse_args(arguments)
     try:
-        key = Path(given.key).read_bytes() if given.key else None
+        key = Path(given.key).read_bytes() if given.key is not None else None
         found = check(read(Path(given.dossier or Path(__file__).parent)), digest=given.digest, key=key)
     except (NotADossier, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
+        _print(f"Error: {error}", sys.stderr)
         return 2
     for one in found:
-        print(f"{one.outcome:12}{one.part}: {one.message}")
+        _print(f"{one.outcome:12}{one.part}: {one.message}", sys.stdout)
     failed = [one for one in found if one.outcome == "failed"]
     print(f"{len(failed)} of {len(found)} checks failed." if failed else "Everything that was checked agrees.")
     return 1 if failed else 0

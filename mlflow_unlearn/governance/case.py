@@ -3,11 +3,9 @@
 import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
 
 from mlflow.entities import Run, ViewType
 from mlflow.entities.model_registry import ModelVersion
@@ -18,7 +16,7 @@ from pydantic import ValidationError
 from mlflow_unlearn.console import storable
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.audit import AUDIT_FILE, AuditRecord
-from mlflow_unlearn.evidence.case import Case, CaseEvent, CaseRequest, CaseVersion, EventKind, Role
+from mlflow_unlearn.evidence.case import Case, CaseEvent, CaseRequest, CaseVersion, EventKind, Role, by_time
 from mlflow_unlearn.evidence.record import (
     CARD,
     FILE,
@@ -26,17 +24,31 @@ from mlflow_unlearn.evidence.record import (
     REPORT,
     SIGNATURE,
     Evidence,
-    Person,
     read_evidence,
     sha256,
 )
 from mlflow_unlearn.evidence.review import ReviewRecord, read_chain
 from mlflow_unlearn.governance.audits import audit_runs, strongest
-from mlflow_unlearn.governance.case_files import CaseFiles, component, folder_of, mapping, model_digests, why
+from mlflow_unlearn.governance.case_files import (
+    CaseFiles,
+    FiledRecord,
+    PromotionRecord,
+    RetirementFile,
+    as_tagged,
+    command_of,
+    component,
+    folder_of,
+    mapping,
+    model_digests,
+    person,
+    why,
+)
+from mlflow_unlearn.governance.files import Logged, files_of, logged_models
 from mlflow_unlearn.governance.integrity import PROMOTION, PROMOTION_TAG
+from mlflow_unlearn.governance.model_folder import is_gone
 from mlflow_unlearn.registry.artifacts import run_folder
 from mlflow_unlearn.registry.clients import experiment_ids, quoted
-from mlflow_unlearn.registry.forget_requests import CASE_TAG, RUN_TAG, TAG, ForgetRequest, run_of
+from mlflow_unlearn.registry.forget_requests import CASE_TAG, RUN_TAG, ForgetRequest
 from mlflow_unlearn.registry.forget_requests import FOLDER as REQUEST_FOLDER
 from mlflow_unlearn.registry.versions import (
     REGISTERING_TAG,
@@ -44,6 +56,7 @@ from mlflow_unlearn.registry.versions import (
     unfinished,
     version_there,
 )
+from mlflow_unlearn.registry.walk import uri_of
 
 RETIREMENT = "retirement.json"
 _ID = re.compile("[0-9a-f]{12}")
@@ -65,29 +78,43 @@ def open_case(client: MlflowClient, case_id: str) -> Case:
         raise UnlearnError(
             f"{case_id!r} is not the id of a request or of a case: it has 12 hexadecimal digits, as `request` prints"
         )
+    # Whoever may create a run may give it any tag: what the version says of its request comes first.
+    asked = as_tagged(client, case_id)
     runs = _request_runs(client, f"tags.`{RUN_TAG}` = '{case_id}'")
-    if len(runs) > 1:
-        filed_in = _the_one(client, case_id, runs)
-        runs.sort(key=lambda run: run.info.run_id != filed_in)
-    case = next((found for run in runs if _ID.fullmatch(found := run.data.tags.get(CASE_TAG, ""))), case_id)
-    if case != case_id or not runs:
-        runs += _request_runs(client, f"tags.`{CASE_TAG}` = '{case}'")
-    if not runs:
+    case, members = case_id, _members(client, case_id)
+    if asked is not None:
+        case = asked.case_id if _ID.fullmatch(asked.case_id) else asked.id
+    elif not _surely(members):
+        case = next((found for run in runs if _ID.fullmatch(found := run.data.tags.get(CASE_TAG, ""))), case_id)
+    members = _members(client, case) if case != case_id else members
+    if asked is not None:
+        members[case_id] = (asked.run_id, asked)
+    elif runs and not _surely(members):
+        members.setdefault(case_id, (runs[0].info.run_id, None))
+    if not members:
         raise UnlearnError(
             f"there is neither a forget request nor a case {case_id!r} on this tracking server: `request` prints ids"
         )
-    having: dict[str, list[Run]] = {}
-    for run in runs:
-        having.setdefault(run.data.tags[RUN_TAG], []).append(run)
-    return _Gathering(client).case(
-        case, {request: _the_one(client, request, claim) for request, claim in having.items()}
-    )
+    return _Gathering(client).case(case, members)
 
 
-def _the_one(client: MlflowClient, request_id: str, runs: Sequence[Run]) -> str:
-    """Of the runs that have a request's id, the newest first, the one that it was filed in."""
-    there = {run.info.run_id for run in runs if run.info.lifecycle_stage == "active"}
-    return run_of(client, request_id) if len(there) > 1 else next(iter(there), str(runs[0].info.run_id))
+_Members = dict[str, tuple[str, ForgetRequest | None]]
+"""Id of a request → the run in which it was filed, and the request as its version's tag has it."""
+
+
+def _members(client: MlflowClient, case_id: str) -> _Members:
+    """The requests of a case: those whose runs name it, unless the versions that they are about name another."""
+    found: _Members = {}
+    for run in _request_runs(client, f"tags.`{CASE_TAG}` = '{case_id}'"):
+        request_id = run.data.tags[RUN_TAG]
+        if request_id not in found:
+            tag = as_tagged(client, request_id)
+            found[request_id] = (tag.run_id if tag is not None else run.info.run_id, tag)
+    return {key: (run_id, tag) for key, (run_id, tag) in found.items() if tag is None or tag.case_id == case_id}
+
+
+def _surely(members: _Members) -> bool:
+    return any(tag is not None for _, tag in members.values())
 
 
 def _request_runs(client: MlflowClient, where: str) -> list[Run]:
@@ -111,9 +138,9 @@ class _Gathering:
         self._found = CaseFiles()
         self._events: list[CaseEvent] = []
 
-    def case(self, case_id: str, runs: Mapping[str, str]) -> Case:
-        """All of it, from the ids of its requests, each with a run in which it was filed."""
-        requests = [self._request(request_id, run_id) for request_id, run_id in sorted(runs.items())]
+    def case(self, case_id: str, members: _Members) -> Case:
+        """All of it, from its requests."""
+        requests = [self._request(request_id, *members[request_id]) for request_id in sorted(members)]
         versions = self._versions(requests)
         # Of a copy a dossier has the tags alone: the records are the original's.
         copies = {version.uri for version in versions if version.role == "copy"}
@@ -122,7 +149,7 @@ class _Gathering:
             id=case_id,
             requests=[r.model_copy(update={"done_by": by}) for r, by in zip(requests, done, strict=True)],
             versions=versions,
-            events=sorted(self._events, key=_by_time),
+            events=sorted(self._events, key=by_time),
             missing=dict(sorted(self._found.missing.items())),
             files=dict(sorted(self._found.files.items())),
         )
@@ -137,28 +164,28 @@ class _Gathering:
             )
         )
 
+    @cached_property
+    def _models(self) -> list[Logged]:
+        return logged_models(self._client)
+
     # Requests
 
-    def _request(self, request_id: str, run_id: str) -> CaseRequest:
+    def _request(self, request_id: str, run_id: str, tag: ForgetRequest | None) -> CaseRequest:
         folder = f"requests/{request_id}"
         path = f"{folder}/request.json"
-        details = self._details(path, run_id)
-        tag = self._tag(details, request_id)
-        if tag is not None and tag.run_id != run_id:  # of several runs that filed it, the one that counts
-            run_id = tag.run_id
-            details = self._details(path, run_id)
+        details = self._found.record(path, run_id, f"{REQUEST_FOLDER}/request.json", FiledRecord)
         listed = self._found.artifact(f"{folder}/manifest.csv", run_id, f"{REQUEST_FOLDER}/manifest.csv")
-        by = _person(details.get("filed_by"))
+        by = person(details.get("filed_by"))
         request = CaseRequest(
             id=request_id,
             of=str(details.get("of", tag.of if tag is not None else "")),
             run_id=run_id,
-            filed=_text(details.get("filed")),
+            filed=details.get("filed") or None,
             filed_by=by,
-            requester=_text(details.get("requester")),
-            reason=_text(details.get("reason")),
-            due=_text(details.get("due")),
-            samples=details["samples"] if isinstance(details.get("samples"), int) else None,
+            requester=details.get("requester") or None,
+            reason=details.get("reason") or None,
+            due=details.get("due") or None,
+            samples=details.get("samples"),
             hashed=listed.startswith(b"# salt=") if listed is not None else None,
             done_by=self._done_by(request_id, tag),
             folder=folder,
@@ -169,28 +196,14 @@ class _Gathering:
             self._event("filed", request_id, message, at=request.filed, by=by, run_id=run_id, file=path)
         return request
 
-    def _details(self, path: str, run_id: str) -> dict[str, Any]:
-        self._found.missing.pop(path, None)
-        content = self._found.artifact(path, run_id, f"{REQUEST_FOLDER}/request.json")
-        found = mapping(content)
-        if content is not None and not found:
-            self._found.edited(path)
-        return found
-
-    def _tag(self, details: Mapping[str, Any], request_id: str) -> ForgetRequest | None:
-        """As the version that it is about has it; None where that version or the tag is gone, or a file was given."""
-        registered = version_there(self._client, str(details.get("of", "")))
-        value = registered.tags.get(TAG + request_id) if registered is not None else None
-        with suppress(UnlearnError):  # it was edited, which the check of a dossier finds
-            return ForgetRequest.from_tag(TAG + request_id, value) if value is not None else None
-        return None
-
     def _done_by(self, request_id: str, tag: ForgetRequest | None) -> list[str]:
         """By its tag, and by the tags of the versions themselves, lest the former went with its version."""
         said = list(tag.done_by) if tag is not None else []
         where = f"tags.`unlearn.request_ids` LIKE '%{request_id}%'"
         found = self._client.search_model_versions(where, order_by=["name ASC", "version_number ASC"])
-        return list(dict.fromkeys([*said, *(_uri(version) for version in found if _carried_out(version, request_id))]))
+        return list(
+            dict.fromkeys([*said, *(uri_of(version) for version in found if _carried_out(version, request_id))])
+        )
 
     # Versions
 
@@ -225,7 +238,7 @@ class _Gathering:
         seen, promoted = list(uris), []
         for uri in seen:
             for version in self._client.search_model_versions(f"tags.`unlearn.source_uri` = {quoted(uri)}"):
-                if (made := _uri(version)) not in seen and REGISTERING_TAG not in version.tags:
+                if (made := uri_of(version)) not in seen and REGISTERING_TAG not in version.tags:
                     seen.append(made)
                     if any(key.startswith(PROMOTION_TAG) for key in version.tags):
                         promoted.append(made)
@@ -265,12 +278,13 @@ class _Gathering:
                 self._found.missing[f"{folder_of(uri)}/version.json"] = f"{uri} is not in the registry any more"
             return None
         folder, tags = folder_of(uri), registered.tags
-        done = RETIRED_TAG in tags and unfinished(registered) is None
+        gone = is_gone(uri, files_of(self._client, registered, self._models)) if RETIRED_TAG in tags else None
         now = {
             "uri": uri,
             "aliases": sorted(registered.aliases),
             "tags": storable(dict(sorted(tags.items()))),
-            "files": None if done else model_digests(uri),
+            "files": model_digests(uri),
+            "gone": gone,  # looked at where a tag says so, which is anybody's word
         }
         self._found.files[f"{folder}/version.json"] = (json.dumps(now, indent=1, ensure_ascii=False) + "\n").encode()
         self._retirement(registered)
@@ -294,7 +308,7 @@ class _Gathering:
             audit=audit,
             verdict=verdict,
             aliases=sorted(registered.aliases),
-            retired=done,
+            retired=gone is True and unfinished(registered) is None,
             folder=folder,
         )
 
@@ -346,11 +360,8 @@ class _Gathering:
                 continue
             alias = key.removeprefix(PROMOTION_TAG)
             path, run_id = f"{folder}/promotions/{component(alias)}.json", str(mapping(value).get("run_id", ""))
-            record = mapping(content := self._found.artifact(path, run_id, f"{FOLDER}/{PROMOTION}"))
-            if content is None:
-                continue
-            if not {"at", "by"} <= record.keys():
-                self._found.edited(path)
+            record = self._found.record(path, run_id, f"{FOLDER}/{PROMOTION}", PromotionRecord)
+            if not record:
                 continue
             spite = f", in spite of its review: {record['override']}" if record.get("override") else ""
             message = f"{alias} was moved to {uri}{spite}"
@@ -363,13 +374,13 @@ class _Gathering:
         path = f"retirements/{component(run_id)}.json"
         if path in self._found.files:  # it took several versions
             return
-        record = mapping(content := self._found.artifact(path, run_id, f"{FOLDER}/{RETIREMENT}"))
-        if content is None:
+        if command_of(self._client, run_id) not in ("retire", None):
+            self._found.missing[path] = f"run {run_id} is not one of `retire`"
             return
-        if not {"at", "by", "versions", "done"} <= record.keys():
-            self._found.edited(path)
+        record = self._found.record(path, run_id, f"{FOLDER}/{RETIREMENT}", RetirementFile)
+        if not record:
             return
-        about = ", ".join(map(str, record["versions"]))
+        about = ", ".join(record["versions"])
         state = "" if record["done"] else "; it was begun, and did not end"
         how = f": {record['reason']}" if record.get("reason") else ""
         proof = record.get("proof")
@@ -380,28 +391,3 @@ class _Gathering:
 
 def _carried_out(version: ModelVersion, request_id: str) -> bool:
     return request_id in version.tags.get("unlearn.request_ids", "").split(",") and REGISTERING_TAG not in version.tags
-
-
-def _uri(version: ModelVersion) -> str:
-    return f"models:/{version.name}/{version.version}"
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _person(value: object) -> str:
-    try:
-        return Person.model_validate(value).display_name()
-    except ValidationError:
-        return "not recorded"
-
-
-def _by_time(event: CaseEvent) -> tuple[float, int, str]:
-    """Of those of one second, in the order in which things are done."""
-    try:
-        at = datetime.fromisoformat(event.at)
-        seconds = (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
-    except ValueError:
-        seconds = 0.0
-    return int(seconds), get_args(EventKind).index(event.kind), event.about

@@ -1,19 +1,64 @@
 """The files of a case: read byte by byte from runs and versions, with the reason where one is missing."""
 
 import hashlib
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlflow_unlearn.console import without_passwords
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evidence.record import Person
 from mlflow_unlearn.governance.integrity import hidden
 from mlflow_unlearn.parsing import load_json
+from mlflow_unlearn.registry.forget_requests import TAG, ForgetRequest
 from mlflow_unlearn.registry.versions import MANIFEST_FILE, fetched, read_artifact
+from mlflow_unlearn.registry.walk import uri_of
 
 _MODEL_FILES = ("MLmodel", f"extra_files/{MANIFEST_FILE}")
 """Of which a dossier names the digests: what the model is, and what it was trained on."""
+
+
+class _Read(BaseModel):
+    """Of a record that anybody may have written: what is read of it, by its types."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class FiledRecord(_Read):
+    """``request.json``."""
+
+    of: str
+    filed: str | None = None
+    samples: int
+    requester: str | None = None
+    reason: str | None = None
+    due: str | None = None
+    case: str | None = None
+    source_sha256: str | None = None
+
+
+class PromotionRecord(_Read):
+    """``promotion.json``."""
+
+    at: str
+    by: str
+    override: str | None = None
+
+
+class RetirementFile(_Read):
+    """``retirement.json``."""
+
+    at: str
+    by: str
+    versions: list[str]
+    done: bool
+    reason: str | None = None
 
 
 class CaseFiles:
@@ -41,6 +86,19 @@ class CaseFiles:
     def artifact(self, path: str, run_id: str, name: str) -> bytes | None:
         """One file of a run, likewise."""
         return self.add(path, f"run {run_id}", lambda: read_artifact(run_id, name))
+
+    def record(self, path: str, run_id: str, name: str, shape: type[_Read]) -> dict[str, Any]:
+        """A record of a run, with what it has besides; empty where it is missing, or is not such a record."""
+        self.missing.pop(path, None)
+        content = self.artifact(path, run_id, name)
+        found = mapping(content)
+        try:
+            shape.model_validate(found)
+        except ValidationError:
+            if content is not None:
+                self.edited(path)
+            return {}
+        return found
 
     def edited(self, path: str) -> None:
         """Note of a file that it is not the record that it should be."""
@@ -77,9 +135,37 @@ def component(text: str) -> str:
 
 
 def mapping(content: str | bytes | None) -> dict[str, Any]:
-    """A mapping; empty for what is none."""
+    """A mapping; empty for what is none, or has text that no file can have."""
     try:
         found = load_json(content) if content is not None else None
+        json.dumps(found, ensure_ascii=False).encode()  # half a character is written as an escape
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def person(value: object) -> str:
+    """The name of a person, as a record has it."""
+    try:
+        return Person.model_validate(value).display_name()
+    except ValidationError:
+        return "not recorded"
+
+
+def command_of(client: MlflowClient, run_id: str) -> str | None:
+    """Which command a run is of; None where it is gone, or hidden, which is said of its files."""
+    try:
+        return str(client.get_run(run_id).data.tags.get("unlearn.command", ""))
+    except MlflowException:
+        return None
+
+
+def as_tagged(client: MlflowClient, request_id: str) -> ForgetRequest | None:
+    """A request as the version that it is about has it; None where there is no such tag, or none that can be read."""
+    key = TAG + request_id
+    for version in client.search_model_versions(f"tags.`{key}` LIKE '%'"):
+        with suppress(UnlearnError):  # it was edited, which the check of a dossier finds
+            request = ForgetRequest.from_tag(key, version.tags[key])
+            if request.of == uri_of(version):  # else it is a copy
+                return request
+    return None

@@ -20,6 +20,10 @@ def held(client: MlflowClient, registry: Registry, case: Case) -> Holders:
     wanted: list[Wanted] = []
     problems: dict[str, str] = {}
     for request in case.requests:
+        path = f"{request.folder}/request.json"
+        if path in case.missing and path in case.files:
+            problems[request.id] = f"{path}: {case.missing[path]}"
+            continue
         try:
             wanted.append(named_by(client, request.id))
         except UnlearnError as error:
@@ -33,6 +37,7 @@ def held(client: MlflowClient, registry: Registry, case: Case) -> Holders:
         contain=[_holder(place) for place in found.in_state("contains")],
         cannot_be_told=[_holder(place) for place in found.in_state("unknown")],
         logged_models=found.logged_models,
+        logged_models_unknown=found.logged_models_unknown,
         runs=found.runs,
         references=found.references,
         not_looked_for=problems,

@@ -129,7 +129,7 @@ def case_page(
         _template()
         .render(
             case=case,
-            word=_word(len(points), failures),
+            word=_word(len(points), failures, len(holders.unknown) if holders is not None else 0),
             points=points,
             holders=holders,
             most_rows=_MOST_ROWS,
@@ -147,11 +147,15 @@ def case_page(
     )
 
 
-def _word(count: int, failures: Sequence[str]) -> tuple[str, str]:
-    """The state of a case with so many open points: its colour and what it says."""
+def _word(count: int, failures: Sequence[str], unknown: int) -> tuple[str, str]:
+    """The state of a case with so many open points and models that cannot be told: its colour and what it says."""
     if failures:
         return "fail", "Records differ"
-    return ("open", f"Open: {count} {'point' if count == 1 else 'points'}") if count else ("pass", "Closed")
+    if count:
+        return "open", f"Open: {count} {'point' if count == 1 else 'points'}"
+    if unknown:
+        return "open", f"Cannot be told: {unknown} {'model' if unknown == 1 else 'models'} may contain the samples"
+    return "pass", "Closed"
 
 
 @cache

@@ -4,20 +4,24 @@ import ast
 import json
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import mlflow
 import pytest
 from answers import checked
-from chains import changed, tagged
+from chains import LENIENT, QUICK, changed, folder_of, tagged
 from pages import said
 from servers import mlflow_server
-from stores import DATA, call, shell
+from stores import DATA, call, copied, shell
 
 from mlflow_unlearn.data.loaders import load_source
+from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.evidence import dossier_verify
 from mlflow_unlearn.evidence.dossier import with_manifest, write_zip
 from mlflow_unlearn.evidence.dossier_verify import MANIFEST, SIGNATURE, NotADossier, check, read
@@ -38,6 +42,12 @@ def flips(content, count):
     """The content with one byte changed: the first, the last, and those between at equal distances."""
     for position in sorted({step * (len(content) - 1) // count for step in range(count + 1)}):
         yield content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
+
+
+def known_to(version):
+    """Plain ids of the samples that a version was trained on."""
+    listed = Manifest.from_csv(folder_of(version) / "extra_files" / "training_manifest.csv")
+    return [each for each in load_source(DATA).train.ids if Manifest((each,)).hashed(listed.salt).ids[0] in listed.ids]
 
 
 def made_again(files, path):
@@ -153,6 +163,19 @@ def test_one_changed_byte_is_found(files, tmp_path):
             assert failures(made_again({**files, name: other}, tmp_path / "forged.zip")), name
 
 
+def test_a_file_that_was_removed_is_found_although_the_manifest_was_rewritten(files):
+    """Whichever it is; and where the page lost its line as well, by what the case says."""
+    rest = {name: content for name, content in files.items() if name != MANIFEST}
+    for name in rest:
+        without = {one: content for one, content in rest.items() if one != name}
+        assert failures(with_manifest(without)), name
+        page = re.sub(rb"<tr>[^\n]*" + re.escape(name.encode()) + rb"<.*?</tr>\n", b"", without.get("index.html", b""))
+        page = re.sub(rb'<a href="' + re.escape(name.encode()) + rb'">.*?</a>', b"", page)
+        assert f'href="{name}"'.encode() not in page
+        if name not in ("index.html", "holders.json"):  # the page alone names who holds the samples
+            assert failures(with_manifest({**without, "index.html": page})), name
+
+
 def alone_protected() -> set[str]:
     """The files that docs/dossier.md says the manifest's digest alone protects."""
     section = DOCS.read_text(encoding="utf-8").split("### What only the digest")[1].split("\n#")[0]
@@ -241,6 +264,24 @@ def test_signed_and_checked_by_the_tool(closed, request_id, keys):
         assert SIGNATURE in str(failures({**files, SIGNATURE: each}, key=mine))
 
 
+def test_who_gives_a_key_relies_on_it(closed, request_id, keys, tmp_path):
+    """Without cryptography nothing can be told, and a key that is none is not left aside."""
+    path, ours = tmp_path / "signed.zip", keys / "ours.pub"
+    assert call("dossier", "--request", request_id, "--output", path, "--sign-key", keys / "ours.pem").code == 0
+    for key in (ours, keys / "theirs.pub"):
+        blind = alone(dossier_verify.__file__, path, "--key", key)
+        assert blind.returncode == 1 and re.search("failed *MANIFEST.sig: .*install cryptography", blind.stdout)
+    assert alone(dossier_verify.__file__, path).returncode == 0
+    assert alone(dossier_verify.__file__, path, "--key", "").returncode == 2
+    text = ours.read_bytes()
+    for written in (b"# ours\n" + text, text.replace(b"\n", b"\r\n")):
+        assert failures(read(path), key=written) == []
+        [held] = [one for one in check(read(path), key=written) if one.part == SIGNATURE and "holder" in one.message]
+        assert held.outcome == "ok"
+    for wrong in (b"", b"no key", (keys / "theirs.pub").read_bytes()):
+        assert any(one.startswith("MANIFEST.sig: ") for one in failures(read(path), key=wrong))
+
+
 @pytest.mark.parametrize(
     ("name", "code", "sentence"),
     [
@@ -288,7 +329,8 @@ def test_what_still_holds_the_samples(store, cli, tmp_path):
     assert cli("request", "--model-uri", "models:/clf/1", "--forget", tmp_path / "ids.txt").code == 0
     [request_id] = store.requests()
     answer = checked(cli("dossier", "--request", request_id, "--output", "held.zip", "--format", "json"), "dossier")
-    assert "models:/served/1 contains the samples, and does not belong to this case" in answer["result"]["still_open"]
+    served = "models:/served/1 contains the samples, and does not belong to this case; it is champion"
+    assert served in answer["result"]["still_open"]
     files = read(store.folder / "held.zip")
     found = json.loads(files["holders.json"])
     assert {one["uri"]: (one["samples"], one["aliases"]) for one in found["contain"]} == {
@@ -310,6 +352,28 @@ def test_what_still_holds_the_samples(store, cli, tmp_path):
     assert not any("does not belong" in point for point in answer["result"]["still_open"])
     found = json.loads(read(store.folder / "both.zip")["holders.json"])
     assert {one["samples"] for one in found["contain"]} == {9}
+
+
+def test_descendants_and_copies_that_know_the_samples_are_open(chain_template, tmp_path, cli):
+    """They were made before the request, which another version has carried out; one of each is served."""
+    with copied(chain_template, tmp_path / "store") as store:
+        (tmp_path / "lenient.yaml").write_text(LENIENT)
+        store.client.set_registered_model_alias("clf", "champion", "4")
+        store.client.copy_model_version("models:/clf/1", "prod")
+        store.client.set_registered_model_alias("prod", "champion", "1")
+        (tmp_path / "ids.txt").write_text("\n".join(known_to("4")[:9]))
+        assert cli("request", "--model-uri", "models:/clf/1", "--forget", tmp_path / "ids.txt").code == 0
+        [asked] = [id for id, (state, _) in store.requests("1").items() if state == "pending"]
+        assert cli("unlearn", "--model-uri", "models:/clf/1", "--params", QUICK).code == 0
+        new = ("--model-uri", "models:/clf/5")
+        assert cli("review", *new, "--policy", tmp_path / "lenient.yaml").code == 0
+        assert cli("promote", *new, "--alias", "next").code == 0
+        done = cli("dossier", "--request", asked, "--output", tmp_path / "d.zip", "--format", "json")
+        points = checked(done, "dossier")["result"]["still_open"]
+    beyond = {point.split()[0]: point for point in points if "contains the samples" in point}
+    assert set(beyond) == {"models:/clf/2", "models:/clf/3", "models:/clf/4", "models:/prod/1"}
+    assert {uri for uri, point in beyond.items() if "it is champion" in point} == {"models:/clf/4", "models:/prod/1"}
+    assert "Closed" not in said(read(tmp_path / "d.zip")["index.html"].decode())
 
 
 def test_what_cannot_be_looked_for_is_said(store, cli):
@@ -352,6 +416,40 @@ def test_a_record_that_was_edited_in_the_store(closed, request_id):
         done = call("dossier", "--request", request_id, "--output", "edited.zip")
     assert done.code == 3 and "the tag of review 2 names the digest of its file" in done.err
     assert "Records differ" in read(closed.folder / "edited.zip")["index.html"].decode()
+
+
+@pytest.mark.parametrize(
+    ("of", "key", "value"),
+    [
+        ("retirement", "versions", 5),
+        ("retirement", "versions", [["x"]]),
+        ("retirement", "by", "\ud800"),
+        ("retirement", "done", "yes"),
+        ("promotion", "by", {"name": "\ud800"}),
+        ("promotion", "at", 7),
+        ("request", "samples", True),
+        ("request", "reason", "\ud800"),
+        ("request", "filed_by", {"name": "\udfff", "authenticated": True, "how": "x"}),
+        ("request", "due", ["2026-12-24"]),
+        ("request", "source_sha256", [1]),
+    ],
+)
+def test_a_hostile_record_is_one_that_was_edited(closed, request_id, tmp_path, of, key, value):
+    """The dossier is written nevertheless, and says so."""
+    run_id = {
+        "retirement": lambda: json.loads(closed.tags("1")["unlearn.retired"])["run_id"],
+        "promotion": lambda: json.loads(closed.tags("2")["unlearn.promotion.champion"])["run_id"],
+        "request": lambda: closed.requests()[request_id][1]["run_id"],
+    }[of]()
+    folder = "request" if of == "request" else "evidence"
+    path = Path(closed.client.get_run(run_id).info.artifact_uri.removeprefix("file://")) / folder / f"{of}.json"
+    with changed(path, json.dumps(json.loads(path.read_text()) | {key: value}).encode()):
+        done = call("dossier", "--request", request_id, "--output", tmp_path / "hostile.zip", "--format", "json")
+    missing = checked(done, "dossier", code=3)["result"]["missing"]
+    assert [why for why in missing.values()] == ["it is there, and was edited: it is not such a record any more"]
+    found = read(tmp_path / "hostile.zip")
+    assert set(missing) < set(found) and failures(found)
+    assert alone(dossier_verify.__file__, tmp_path / "hostile.zip").returncode == 1
 
 
 def test_a_retirement_that_was_begun(closed, request_id):
@@ -412,10 +510,59 @@ def test_what_is_not_a_dossier(made, tmp_path, name):
         (tmp_path / name / "more").symlink_to(made)
     else:
         write_zip({"case.json": b"{}"}, tmp_path / name)
-    with pytest.raises(NotADossier, match="two files of one name|more is a link|it has no MANIFEST"):
+    with pytest.raises(NotADossier, match="two files of one name|more is a link or a device|it has no MANIFEST"):
         read(tmp_path / name)
     ended = alone(dossier_verify.__file__, tmp_path / name)
     assert ended.returncode == 2 and ended.stderr.startswith("Error: ") and ended.stdout == ""
+
+
+def test_a_hostile_dossier_does_not_steer_the_terminal(closed, files, tmp_path):
+    """By the name of a file, by its records, and by the name of the zip's entry that cannot be read."""
+    case = json.loads(files["case.json"])
+    case["missing"] = {"a\x1b[2Jb": "\x1b]0;owned\x07", "c": "\ud800\u202e"}
+    rest = {name: content for name, content in files.items() if name != MANIFEST}
+    more = {"case.json": json.dumps(case).encode(), "x\x1b[8m.txt": b""}
+    write_zip(with_manifest({**rest, **more}), tmp_path / "hostile.zip")
+    for ended in (
+        alone(dossier_verify.__file__, tmp_path / "hostile.zip"),
+        shell("dossier", "--verify", tmp_path / "hostile.zip"),
+    ):
+        assert ended.returncode in (1, 3) and "Traceback" not in ended.stderr
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f\u202e]", ended.stdout + ended.stderr)
+        assert "\\x1b" in ended.stdout
+
+
+def test_a_zip_that_lies_about_its_size_takes_no_memory(tmp_path):
+    """300 MB of zeros, by the zip's word ten bytes."""
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a", "w") as entry:
+        for _ in range(300):
+            entry.write(bytes(2**20))
+    content = path.read_bytes()
+    assert content.count(struct.pack("<I", 300 * 2**20))
+    path.write_bytes(content.replace(struct.pack("<I", 300 * 2**20), struct.pack("<I", 10)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(NotADossier, match="cannot be read"):
+            read(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
+
+
+def test_more_than_a_dossier_has(made, monkeypatch, tmp_path):
+    """The sum of all files counts, in a folder too; and nothing that unpacks all at once is begun."""
+    shutil.unpack_archive(made, tmp_path / "here")
+    total = sum(map(len, read(made).values()))
+    for limit, refused in ((total, False), (total - 1, True)):
+        monkeypatch.setattr(dossier_verify, "LARGEST", limit)
+        for path in (made, tmp_path / "here"):
+            with pytest.raises(NotADossier, match="more than") if refused else nullcontext():
+                assert read(path) == read(made)
+    with zipfile.ZipFile(tmp_path / "other.zip", "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr(MANIFEST, b"")
+    with pytest.raises(NotADossier, match="compressed in a way that no dossier is"):
+        read(tmp_path / "other.zip")
 
 
 def test_it_replaces_a_file_only_by_force(closed, request_id, made):

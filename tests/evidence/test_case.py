@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlflow_unlearn.evidence.case import Case, CaseRequest, CaseVersion
+from mlflow_unlearn.evidence.case import Case, CaseRequest, CaseVersion, HolderRecord, Holders
 
 ASKED = CaseRequest(
     id="0123456789ab",
@@ -84,6 +84,20 @@ def test_one_that_is_closed():
 def test_what_is_open(of, changes, points):
     changed = {"asked": ASKED, "knows": KNOWS, "done": DONE}[of].model_copy(update=changes)
     assert case(**{of: changed}).open_points == points
+
+
+def test_a_version_of_the_case_that_contains_the_samples_after_all():
+    """Whatever it is in the case: what knows the samples is a point already, and is named once."""
+    contain = [
+        HolderRecord(uri=uri, samples=3, aliases=aliases, endpoints={}, why="by its list of training ids")
+        for uri, aliases in (("models:/clf/1", []), ("models:/clf/2", ["champion"]), ("models:/clf/9", []))
+    ]
+    rest = {"logged_models": [], "runs": [], "references": [], "not_looked_for": {}}
+    found = Holders(contain=contain, cannot_be_told=[], **rest)
+    assert found.open_points(case(knows=KNOWS.model_copy(update={"retired": False}))) == [
+        "models:/clf/2 contains the samples; it is champion",
+        "models:/clf/9 contains the samples, and does not belong to this case",
+    ]
 
 
 def test_what_is_missing_is_open():

@@ -1,7 +1,8 @@
 """Which requests, versions and records belong to a case."""
 
+import json
 import re
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import mlflow
 import pytest
@@ -24,14 +25,25 @@ def only(chain, version) -> str:
 
 
 @contextmanager
-def case_tagged(chain, case, *runs):
-    """Requests are of another case inside the block."""
-    before = {run_id: chain.client.get_run(run_id).data.tags[CASE_TAG] for run_id in runs}
-    for run_id in runs:
-        chain.client.set_tag(run_id, CASE_TAG, case)
+def case_tagged(chain, case, *versions):
+    """The requests of versions are of another case inside the block, by the tags of versions and of runs."""
+    with ExitStack() as stack:
+        for version in versions:
+            request_id = only(chain, version)
+            state, said = chain.requests(version)[request_id]
+            key = f"unlearn__request__{request_id}"
+            stack.enter_context(tagged(chain, version, **{key: f"{state} {json.dumps(said | {'case': case})}"}))
+            stack.enter_context(run_tagged(chain, said["run_id"], case))
+        yield
+
+
+@contextmanager
+def run_tagged(chain, run_id, case):
+    """A run names another case inside the block."""
+    before = chain.client.get_run(run_id).data.tags[CASE_TAG]
+    chain.client.set_tag(run_id, CASE_TAG, case)
     yield
-    for run_id, value in before.items():
-        chain.client.set_tag(run_id, CASE_TAG, value)
+    chain.client.set_tag(run_id, CASE_TAG, before)
 
 
 def failed(case) -> list[str]:
@@ -75,15 +87,15 @@ def test_one_request_of_a_chain(chain):
 def test_requests_of_one_case(chain):
     """Two of three: the version between them has forgotten one and knows the other."""
     first, second = only(chain, "1"), only(chain, "2")
-    runs = [chain.requests("1")[first][1]["run_id"], chain.requests("2")[second][1]["run_id"]]
-    with case_tagged(chain, "ca5e0ca5e0ca", *runs):
+    with case_tagged(chain, "ca5e0ca5e0ca", "1", "2"):
         case, same = (open_case(chain.client, each) for each in ("ca5e0ca5e0ca", second))
     assert case == same and case.id == "ca5e0ca5e0ca"
     assert [request.id for request in case.requests] == sorted([first, second])
     between = next(version for version in case.versions if version.uri == "models:/clf/2")
     assert (between.role, between.request_ids, between.knows) == ("fulfilled", [first], [second])
     assert {v.uri: v.knows for v in case.versions}["models:/clf/1"] == [first, second]
-    assert all("it belongs to this case" in each for each in failed(case)) and len(failed(case)) == 2
+    assert len(failed(case)) == 4  # of each, since its file names another one
+    assert all("it belongs to this case" in one or "its tag has its case" in one for one in failed(case))
 
 
 def test_a_case_on_two_models(store, tmp_path):
@@ -104,14 +116,36 @@ def test_a_case_on_two_models(store, tmp_path):
 
 def test_a_tag_that_would_lead_out_of_the_dossier(chain):
     """Whoever may write a run may write its tags."""
-    run_id = chain.requests("1")[only(chain, "1")][1]["run_id"]
     with mlflow.start_run() as run:
         mlflow.set_tags({RUN_TAG: "../../elsewhere", CASE_TAG: "ca5e0ca5e0ca"})
-    with case_tagged(chain, "../case", run_id):
+    with case_tagged(chain, "../case", "1"):
         assert open_case(chain.client, only(chain, "1")).id == only(chain, "1")
         with pytest.raises(UnlearnError, match="there is neither a forget request nor a case"):
             open_case(chain.client, "ca5e0ca5e0ca")
     chain.client.delete_run(run.info.run_id)
+
+
+def test_a_run_that_names_a_request_moves_it_to_no_other_case(chain):
+    """The newest with the request's id, with a file of its own, and one that has a case's id as a request's."""
+    request_id, other = only(chain, "1"), only(chain, "2")
+    before, theirs = open_case(chain.client, request_id), open_case(chain.client, other)
+    made = []
+    for tags in (
+        {RUN_TAG: request_id, CASE_TAG: theirs.id},
+        {RUN_TAG: before.id, CASE_TAG: theirs.id},
+        {RUN_TAG: other, CASE_TAG: before.id},
+    ):
+        with mlflow.start_run() as run:
+            mlflow.set_tags(tags)
+            mlflow.log_dict({"id": request_id, "of": "models:/clf/3", "samples": 1}, "request/request.json")
+            made.append(run.info.run_id)
+    assert open_case(chain.client, request_id) == open_case(chain.client, before.id) == before
+    assert request_id not in [request.id for request in open_case(chain.client, other).requests]
+    with run_tagged(chain, before.requests[0].run_id, theirs.id):  # with EDIT on the run itself
+        assert open_case(chain.client, request_id) == before
+    for run_id in made:
+        chain.client.delete_tag(run_id, CASE_TAG)
+        chain.client.delete_tag(run_id, RUN_TAG)
 
 
 def test_copies_have_their_tags_alone(chain):
@@ -137,6 +171,27 @@ def test_tags_that_were_edited(chain):
         assert any(
             "its tag names the digest of its evidence" in each for each in failed(open_case(chain.client, request_id))
         )
+
+
+def test_a_tag_alone_retires_nothing(chain):
+    """Its files are looked for, and the run that it names has to be one of `retire`."""
+    by_hand = {"at": "2026-11-27T00:00:00+00:00", "by": "eve", "reason": "gone"}
+    with mlflow.start_run() as run:
+        record = by_hand | {"versions": ["models:/clf/1"], "done": True, "run_id": run.info.run_id}
+        mlflow.log_dict(record, "evidence/retirement.json")
+    mark = json.dumps(by_hand | {"run_id": run.info.run_id})
+    with tagged(chain, "1", unlearn__retired=mark):
+        case = open_case(chain.client, only(chain, "1"))
+        assert case.missing == {f"retirements/{run.info.run_id}.json": f"run {run.info.run_id} is not one of `retire`"}
+        chain.client.set_tag(run.info.run_id, "unlearn.command", "retire")
+        believed = open_case(chain.client, only(chain, "1"))
+    for each in (case, believed):
+        assert any("models:/clf/1, which knows the samples, was not retired" in point for point in each.open_points)
+        assert not next(version for version in each.versions if version.uri == "models:/clf/1").retired
+        assert any("it is marked as retired and has no files any more" in message for message in failed(each))
+    with tagged(chain, "2", unlearn__retired=mark):  # the retirement of another version
+        case = open_case(chain.client, only(chain, "1"))
+    assert any("the retirement that its tag names is of it" in message for message in failed(case))
 
 
 def test_a_version_that_was_deleted(gold_store):
