@@ -32,7 +32,7 @@ from mlflow_unlearn.governance.audits import audit_runs, strongest
 from mlflow_unlearn.governance.case_files import (
     CaseFiles,
     FiledRecord,
-    PromotionRecord,
+    PromotionFile,
     RetirementFile,
     as_tagged,
     command_of,
@@ -360,7 +360,7 @@ class _Gathering:
                 continue
             alias = key.removeprefix(PROMOTION_TAG)
             path, run_id = f"{folder}/promotions/{component(alias)}.json", str(mapping(value).get("run_id", ""))
-            record = self._found.record(path, run_id, f"{FOLDER}/{PROMOTION}", PromotionRecord)
+            record = self._found.record(path, run_id, f"{FOLDER}/{PROMOTION}", PromotionFile)
             if not record:
                 continue
             spite = f", in spite of its review: {record['override']}" if record.get("override") else ""

@@ -43,7 +43,7 @@ class FiledRecord(_Read):
     source_sha256: str | None = None
 
 
-class PromotionRecord(_Read):
+class PromotionFile(_Read):
     """``promotion.json``."""
 
     at: str
@@ -88,7 +88,14 @@ class CaseFiles:
         return self.add(path, f"run {run_id}", lambda: read_artifact(run_id, name))
 
     def record(self, path: str, run_id: str, name: str, shape: type[_Read]) -> dict[str, Any]:
-        """A record of a run, with what it has besides; empty where it is missing, or is not such a record."""
+        """A record of a run, with what it has besides; empty where it is missing, or is not such a record.
+
+        Args:
+            path: in the dossier.
+            run_id: of the run.
+            name: of its file.
+            shape: of the record.
+        """
         self.missing.pop(path, None)
         content = self.artifact(path, run_id, name)
         found = mapping(content)
