@@ -11,8 +11,10 @@ from stores import DATA
 from mlflow_unlearn.config import COMMANDS, options
 
 V1, V2 = ("--model-uri", "models:/clf/1"), ("--model-uri", "models:/clf/2")
-NEEDED = {"model_uri": "models:/clf/1", "forget": "random:5", "data": DATA, "name": "new"}
+NEEDED = {"model_uri": "models:/clf/1", "forget": "random:5", "data": DATA, "name": "new", "config": "listen.yaml"}
 """Good values of the options that a command requires."""
+ELSE = {"request": {"model_uri": "models:/clf/1"}, "locate": {"forget": "class:3"}}
+"""Of those that one command wants otherwise."""
 
 LONG = "9" * 5000
 NUMBERS = ("x", "true", "nan", "[1]", "-9", LONG, "1e999")
@@ -209,6 +211,7 @@ def kind_of(field) -> object:
 def line(command: str, **given: str) -> tuple[str, ...]:
     """A command line with what the command requires."""
     required = {name: NEEDED[name] for name, field in options(COMMANDS[command]).items() if field.is_required()}
+    required |= ELSE.get(command, {})
     return (command, *(part for k, v in {**required, **given}.items() for part in (f"--{k.replace('_', '-')}", v)))
 
 
@@ -260,7 +263,7 @@ def values():
                 seen[name].add(value)
                 more = {"model_uri": "models:/clf/2"} if command in ("promote", "review", "verify") else {}
                 more |= {"model_uri": "models:/clf/4"} if name == "key" else {}  # the signed one
-                more |= {"forget": "random:5"} if "forget" in options(config) else {}
+                more |= {"forget": "random:5"} if "forget" in options(config) and command not in ELSE else {}
                 yield f"{command}: {name} = {value[:20]}", line(command, **{**more, name: value}), at_another
         if "model_uri" in options(config):
             for uri in BAD_URIS if command in ("verify", "exposure", "retire") else BAD_URIS[3:6]:

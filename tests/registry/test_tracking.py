@@ -42,7 +42,8 @@ def test_how_a_run_ends(empty_store, error, raised, status, tag):
     [run] = empty_store.runs()
     assert run.info.status == status
     assert run.data.tags["unlearn.error"].startswith(tag)
-    assert run.data.params == {"unlearn.data": "digits", "unlearn.ids": "None", "unlearn.debug": "False"}
+    options = {"data": "digits", "ids": "None", "format": "table", "debug": "False"}
+    assert run.data.params == {f"unlearn.{name}": value for name, value in options.items()}
     assert mlflow.active_run() is None
 
 
