@@ -242,6 +242,7 @@ def test_an_empty_inbox(store, cli):
     assert done.code == 0 and "Nothing was to be fulfilled" in done.out
 
 
+@pytest.mark.slow
 def test_fulfilling_goes_on_after_a_failure(store, cli, ids, monkeypatch):
     """Of three versions one has lost its files; the served one comes first; nothing is done twice."""
     for name in ("served", "lost"):
@@ -270,6 +271,7 @@ def test_fulfilling_goes_on_after_a_failure(store, cli, ids, monkeypatch):
     assert store.versions("served") == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_the_newest_served_version_comes_first_and_only_what_is_due(store, cli, ids):
     for _ in range(2):
         store.client.copy_model_version("models:/clf/1", "clf")
@@ -300,6 +302,7 @@ def test_two_that_fulfil_at_once(store, ids):
     assert shell("requests", "--state", "open", "--format", "json").stdout.count('"state": "pending"') == 0
 
 
+@pytest.mark.slow
 def test_what_is_fulfilled_under_a_project_has_runs_of_its_own(store, cli, ids, monkeypatch):
     """`mlflow run` gives us its run: one that each version's command would write its options to."""
     assert cli("request", "--forget", ids, "--model-uri", "models:/clf/1").code == 0
@@ -312,6 +315,7 @@ def test_what_is_fulfilled_under_a_project_has_runs_of_its_own(store, cli, ids, 
     assert store.client.get_run(project.info.run_id).data.params == {}
 
 
+@pytest.mark.slow
 def test_a_model_that_was_renamed_closes_no_case(store, cli, ids):
     """The request names a version that is gone, the samples are there: filed again, it is the same case."""
     assert cli("request", "--forget", ids, "--model-uri", "models:/clf/1").code == 0

@@ -186,6 +186,7 @@ def test_a_run_that_says_it_is_a_step_s_does_not_say_what_it_has_registered(chai
     chain.client.delete_model_version("clf", made.version)
 
 
+@pytest.mark.slow
 def test_what_a_listener_has_registered_is_not_answered(chain, tmp_path):
     made = chain.client.get_model_version("clf", "2")
     chain.client.set_tag(made.run_id, STEP_TAG, "another-queue/7/0")
@@ -284,6 +285,7 @@ def test_jobs_that_cannot_begin(chain, tmp_path):
     assert job.state == "failed" and "the file has no rule any more that answers to version of 'clf'" in job.sentence
 
 
+@pytest.mark.slow
 def test_pending_requests_are_found_without_an_event(store, tmp_path):
     """None was sent, or nobody listened."""
     assert call("request", "--model-uri", "models:/clf/1", "--forget", "random:10").code == 0
