@@ -15,11 +15,10 @@ from mlflow_unlearn.events.rules import ListenFile
 from mlflow_unlearn.events.webhook import RegistryEvent, pending
 from mlflow_unlearn.governance.integrity import PROMOTION_TAG
 from mlflow_unlearn.parsing import load_json
-from mlflow_unlearn.registry.clients import experiment_ids, quoted, registry_client
+from mlflow_unlearn.registry.clients import experiment_ids, pages, quoted, registry_client
 from mlflow_unlearn.registry.forget_requests import TAG, ForgetRequest
 from mlflow_unlearn.registry.network import persistently
 from mlflow_unlearn.registry.versions import REGISTERING_TAG, version_there
-from mlflow_unlearn.registry.walk import pages
 
 STEP_TAG = "unlearn.listen.step"
 """Of every run that a listener has caused, from its first moment: QUEUE/JOB/PLACE."""

@@ -11,8 +11,8 @@ from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.governance.location import Location, locate
-from mlflow_unlearn.registry.clients import experiment_ids, registry_client
-from mlflow_unlearn.registry.walk import PAGE, pages
+from mlflow_unlearn.registry.clients import experiment_ids, pages, registry_client
+from mlflow_unlearn.registry.walk import PAGE
 
 
 @dataclass(frozen=True)

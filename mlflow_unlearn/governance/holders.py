@@ -21,9 +21,10 @@ from mlflow_unlearn.governance.files import Logged, files_of
 from mlflow_unlearn.governance.locating import Wanted, endpoints
 from mlflow_unlearn.governance.location import Location, locate, relation
 from mlflow_unlearn.registry import forget_requests
+from mlflow_unlearn.registry.clients import pages
 from mlflow_unlearn.registry.network import persistently
 from mlflow_unlearn.registry.versions import WEIGHTS_TAG
-from mlflow_unlearn.registry.walk import PAGE, pages, runs_where
+from mlflow_unlearn.registry.walk import PAGE, runs_where
 
 
 class Holder(Protocol):

@@ -22,12 +22,12 @@ from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence.record import FrozenRecord, Person
 from mlflow_unlearn.parsing import load_json
-from mlflow_unlearn.registry.clients import experiment_ids, registry_client
+from mlflow_unlearn.registry.clients import experiment_ids, pages, registry_client
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.lock import model_lock
 from mlflow_unlearn.registry.network import persistently
 from mlflow_unlearn.registry.versions import Version, artifact, version_there
-from mlflow_unlearn.registry.walk import pages, uri_of
+from mlflow_unlearn.registry.walk import uri_of
 
 TAG = "unlearn.request."
 RUN_TAG = "unlearn.request_id"

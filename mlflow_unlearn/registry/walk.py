@@ -10,8 +10,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.errors import NoAnswer
-from mlflow_unlearn.registry.clients import experiment_ids
-from mlflow_unlearn.registry.clients import pages as pages  # with what it is for
+from mlflow_unlearn.registry.clients import experiment_ids, pages
 
 PAGE = 5000
 """Of versions and LoggedModels; of registered models and runs a server gives at most a thousand or some thousands."""

@@ -6,7 +6,8 @@ from mlflow.store.entities import PagedList
 
 from mlflow_unlearn.errors import NoAnswer
 from mlflow_unlearn.registry import walk as walking
-from mlflow_unlearn.registry.walk import pages, runs_where, uri_of, walk
+from mlflow_unlearn.registry.clients import pages
+from mlflow_unlearn.registry.walk import runs_where, uri_of, walk
 
 
 def test_versions_come_with_their_aliases_and_models(chain):
