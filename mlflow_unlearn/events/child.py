@@ -14,6 +14,8 @@ from mlflow_unlearn.console import note, one_line
 
 _PAUSE = 0.1
 """Seconds between two looks at a process."""
+_GRACE = 120.0
+"""Seconds after SIGTERM until a command is killed, which the next one sees to."""
 REFUSED = 3
 """Exit code of a command that has judged."""
 
@@ -74,11 +76,13 @@ def run(
             # Ctrl-C in a terminal is for us, who then end the command as on SIGTERM.
             start_new_session=True,
         )
-    told = False
+    told: float | None = None
     while (code := process.poll()) is None:
-        if stopping() and not told:
+        if stopping() and told is None:
             process.send_signal(signal.SIGTERM)
-            told = True
+            told = time.monotonic()
+        if told is not None and time.monotonic() - told > _GRACE:  # a thread of a library that does not end
+            process.kill()
         time.sleep(_PAUSE)
     with log.open("rb") as file:
         file.seek(start)
