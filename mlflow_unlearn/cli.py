@@ -91,7 +91,9 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     caller = frame
     while caller is not None:
         name = str(caller.f_globals.get("__name__", ""))
-        if "sqlalchemy" in name or name.startswith(("mlflow.store.db", "optuna.storages")):
+        # A thread of a pool that was started and is not yet known to it would be waited for without end.
+        pool = name == "concurrent.futures.thread" and caller.f_code.co_name in ("submit", "_adjust_thread_count")
+        if pool or "sqlalchemy" in name or name.startswith(("mlflow.store.db", "optuna.storages")):
             # Transactions take milliseconds: try again.
             signal.signal(signal.SIGALRM, lambda _, later: _stop(signum, later))
             signal.setitimer(signal.ITIMER_REAL, 0.02)

@@ -228,3 +228,26 @@ def test_a_command_in_this_process_leaves_signals_to_be_heard():
         cli.main(["methods"])
     for number in (signal.SIGTERM, signal.SIGINT):
         assert signal.getsignal(number) != signal.SIG_IGN
+
+
+def test_a_signal_waits_until_a_pool_knows_its_thread():
+    """Else Python would wait without end for a thread that waits for work."""
+    code = (
+        "import os, signal, threading\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from mlflow_unlearn import cli\n"
+        "signal.signal(signal.SIGTERM, cli._stop)\n"
+        "start = threading.Thread.start\n"
+        "def started(self):\n"
+        "    start(self)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "threading.Thread.start = started\n"
+        "pool = ThreadPoolExecutor(1)\n"
+        "try:\n"
+        "    pool.submit(int)\n"
+        "    signal.pause()\n"
+        "except cli.Terminated:\n"
+        "    print('terminated')\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (ran.returncode, ran.stdout) == (0, "terminated\n"), ran.stderr

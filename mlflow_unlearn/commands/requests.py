@@ -18,12 +18,14 @@ from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.config import parse_params
 from mlflow_unlearn.console import first_line, note
 from mlflow_unlearn.errors import Refused, UnlearnError, shortlist
+from mlflow_unlearn.events.child import GRACE
 from mlflow_unlearn.evidence.case import Case
 from mlflow_unlearn.evidence.dossier import differences
 from mlflow_unlearn.governance.case import open_case
 from mlflow_unlearn.governance.inbox import Inbox, InboxCase, chosen, due_days, in_state, model_of
 from mlflow_unlearn.governance.still_in import held
 from mlflow_unlearn.parsing import load_json
+from mlflow_unlearn.parsing import message as said
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.forget_requests import has_pending
 from mlflow_unlearn.registry.lock import WAIT_VARIABLE
@@ -160,7 +162,7 @@ def _checked(options: config.Requests) -> list[str]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise UnlearnError(f"unlearn_options: {where} = {first['input']!r} is not usable: {first['msg']}") from error
+        raise UnlearnError(f"unlearn_options: {where} = {first['input']!r} is not usable: {said(first)}") from error
     arguments = config.as_arguments(checked)
     at = arguments.index("--model-uri")
     return arguments[:at] + arguments[at + 2 :]
@@ -209,7 +211,19 @@ def _fulfil(
 
 def _unlearned(client: MlflowClient, uri: str, options: Sequence[str]) -> tuple[str, str | None, str]:
     """Outcome, the version that came of it, and why not."""
-    command = [sys.executable, "-m", "mlflow_unlearn", "unlearn", "--model-uri", uri, *options, "--format", "json"]
+    # -P: no module of the working folder hides one of Python's.
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "mlflow_unlearn",
+        "unlearn",
+        "--model-uri",
+        uri,
+        *options,
+        "--format",
+        "json",
+    ]
     # Where another command unlearns this version, the child waits for it, and finds nothing left to do.
     environment = {WAIT_VARIABLE: _PATIENCE, **tracking.child_environment()}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -217,7 +231,10 @@ def _unlearned(client: MlflowClient, uri: str, options: Sequence[str]) -> tuple[
         out, _ = process.communicate()
     except BaseException:  # it closes its run before it ends
         process.terminate()
-        process.wait()
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
         raise
     answer = _answer(out)
     if process.returncode == 0:

@@ -14,7 +14,7 @@ from mlflow_unlearn.console import note, one_line
 
 _PAUSE = 0.1
 """Seconds between two looks at a process."""
-_GRACE = 120.0
+GRACE = 120.0
 """Seconds after SIGTERM until a command is killed, which the next one sees to."""
 REFUSED = 3
 """Exit code of a command that has judged."""
@@ -81,7 +81,7 @@ def run(
         if stopping() and told is None:
             process.send_signal(signal.SIGTERM)
             told = time.monotonic()
-        if told is not None and time.monotonic() - told > _GRACE:  # a thread of a library that does not end
+        if told is not None and time.monotonic() - told > GRACE:  # a thread of a library that does not end
             process.kill()
         time.sleep(_PAUSE)
     with log.open("rb") as file:

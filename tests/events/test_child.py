@@ -102,7 +102,7 @@ def test_a_command_is_terminated_when_its_listener_is_to_stop(tmp_path):
 
 def test_one_that_does_not_end_by_sigterm_is_killed(tmp_path, monkeypatch):
     """Such as one whose library waits for a thread of its own."""
-    monkeypatch.setattr("mlflow_unlearn.events.child._GRACE", 0.5)
+    monkeypatch.setattr("mlflow_unlearn.events.child.GRACE", 0.5)
     (tmp_path / "deaf.py").write_text(
         "import signal, time\n\n\ndef splits():\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "    open('begun', 'w').close()\n    time.sleep(600)\n"
