@@ -1,14 +1,13 @@
 """The page of a case: the answer in the first screen, then a timeline, versions, and what the records can support."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
 from urllib.parse import quote
 
 import jinja2
 
 from mlflow_unlearn.evidence.case import Case, Holders
 from mlflow_unlearn.report.figures import fit
+from mlflow_unlearn.report.template import page_template
 
 _MOST = 12
 """Lines of each kind in the first screen."""
@@ -158,14 +157,5 @@ def _word(count: int, failures: Sequence[str], unknown: int) -> tuple[str, str]:
     return "pass", "Closed"
 
 
-@cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(fit=fit, address=quote)
-    return environment.get_template("case_page.html")
+    return page_template("case_page.html", fit=fit, address=quote)

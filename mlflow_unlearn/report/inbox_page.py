@@ -2,13 +2,12 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from mlflow_unlearn.report.figures import fit
+from mlflow_unlearn.report.template import page_template
 
 _FEW, _MOST = 4, 200
 """Lines of a list that are shown, and that are folded; there are more in the JSON."""
@@ -38,14 +37,5 @@ def inbox_page(cases: Sequence[Any], today: str) -> str:
     return page.encode("utf-8", "replace").decode()
 
 
-@cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(fit=fit)
-    return environment.get_template("inbox.html")
+    return page_template("inbox.html", fit=fit)

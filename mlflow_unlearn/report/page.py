@@ -5,8 +5,6 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
@@ -20,6 +18,7 @@ from mlflow_unlearn.metrics.catalog import MATCHED_BY_CLASS, METRICS, READING, R
 from mlflow_unlearn.metrics.divergence import js_divergence
 from mlflow_unlearn.report import figures
 from mlflow_unlearn.report.figures import MODELS, fit, number
+from mlflow_unlearn.report.template import page_template
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,17 +132,8 @@ def page(
     return text
 
 
-@cache  # compiling takes longer than all the rest of a page
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=number, fit=fit, change=_change)
-    return environment.get_template("page.html")
+    return page_template("page.html", number=number, fit=fit, change=_change)
 
 
 def _context(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample], limits: Limits) -> dict[str, Any]:
