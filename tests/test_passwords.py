@@ -8,7 +8,7 @@ import warnings
 import pytest
 from pydantic import ValidationError
 
-from mlflow_unlearn import cli, config, console
+from mlflow_unlearn import cli, config
 from mlflow_unlearn.console import conceal, first_line, hidden_password, note, storable, without_passwords
 from mlflow_unlearn.errors import UnlearnWarning
 from mlflow_unlearn.registry.tracking import recorded_options
@@ -100,9 +100,8 @@ def test_a_crash_tells_no_password():
     assert "secret" not in crashed.stderr
 
 
-def test_a_password_that_is_spelled_otherwise(monkeypatch):
+def test_a_password_that_is_spelled_otherwise():
     """As a driver, Python and JSON write it; also one of a database that no variable of MLflow's names."""
-    monkeypatch.setattr(console, "_secret_urls", set())
     conceal("postgresql://me:it%27s\\here@host/db")
     conceal("mysql://host/db?user=me&password=hid+den")
     for written in ("it%27s\\here", "it's\\here", repr("it's\\here"), json.dumps("it's\\here"), "hid den"):
@@ -121,7 +120,6 @@ def test_what_is_stored():
 
 
 def test_a_storage_by_the_name_of_its_variable(monkeypatch):
-    monkeypatch.setattr(console, "_secret_urls", set())
     monkeypatch.setenv("STUDIES", "postgresql://me:hidden@host/db")
     options = config.Tune(model_uri="models:/clf/1", storage="env:STUDIES", seed=3)
     assert options.storage == "postgresql://me:hidden@host/db"
@@ -133,7 +131,6 @@ def test_a_storage_by_the_name_of_its_variable(monkeypatch):
 
 def test_processes_get_the_storage_by_their_environment(monkeypatch):
     """Any user of the machine can read what they are started with."""
-    monkeypatch.setattr(console, "_secret_urls", set())
     options = config.Tune(model_uri="models:/clf/1", storage="postgresql://me:hidden@host/db", plan=True, timeout=1.5)
     arguments = config.as_arguments(options)
     assert "hidden" not in " ".join(arguments)
