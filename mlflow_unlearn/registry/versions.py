@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, computed_field, mod
 from mlflow_unlearn.console import first_line, hidden_password
 from mlflow_unlearn.data.manifest import Manifest, list_key
 from mlflow_unlearn.errors import UnlearnError, shortlist
+from mlflow_unlearn.evidence.checkpoints import Kept, Machine, Origin, Shards
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry.artifacts import download_model, run_file
@@ -144,6 +145,10 @@ class Record(BaseModel):
         exclude: what a training left out: a request id or a forget spec.
         canaries: what the first training committed to; None without canaries.
         trained_on: its training manifest in short; None of an earlier release's.
+        checkpoints: of its training, in artifacts of runs.
+        shards: of an ensemble; None of one model.
+        origin: the version that its training went on from.
+        machine: what the bits of its weights depend on; recorded where the training can be gone back on.
     """
 
     # Versions written by a later release may record more.
@@ -162,6 +167,10 @@ class Record(BaseModel):
     exclude: str | None = None
     canaries: Commitment | None = None
     trained_on: TrainedOn | None = None
+    checkpoints: tuple[Kept, ...] = ()
+    shards: Shards | None = None
+    origin: Origin | None = None
+    machine: Machine | None = None
 
     @model_validator(mode="before")
     @classmethod

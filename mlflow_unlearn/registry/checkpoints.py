@@ -1,0 +1,57 @@
+"""Checkpoints of a training as artifacts of its run: stored, and read again if they are what was stored."""
+
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import torch
+from mlflow.exceptions import MlflowException
+
+from mlflow_unlearn.console import first_line
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evidence.checkpoints import CHECKPOINTS, Kept
+from mlflow_unlearn.registry.artifacts import run_file
+
+
+class LostCheckpoint(UnlearnError):
+    """A checkpoint is missing, or is not what was stored."""
+
+
+def store_checkpoint(run_id: str, state: Mapping[str, Any], *, shard: int = 0, stage: int) -> Kept:
+    """Store tensors, numbers and texts as one checkpoint of the active run.
+
+    Args:
+        run_id: of the active run.
+        state: what training goes on from.
+        shard: of an ensemble.
+        stage: slices or epochs that are done.
+    """
+    with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-") as folder:
+        file = Path(folder) / f"shard-{shard}-stage-{stage}.pt"
+        torch.save(dict(state), file)
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        mlflow.log_artifact(str(file), CHECKPOINTS, run_id=run_id)
+    return Kept(run_id=run_id, path=f"{CHECKPOINTS}/{file.name}", sha256=sha256, shard=shard, stage=stage)
+
+
+def read_checkpoint(kept: Kept) -> dict[str, Any]:
+    """What was stored.
+
+    Raises:
+        LostCheckpoint: it is gone, or was changed.
+    """
+    name = f"the checkpoint {kept.path} of run {kept.run_id}"
+    with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-") as folder:
+        try:
+            content = run_file(kept.run_id, kept.path, Path(folder)).read_bytes()
+        except (MlflowException, OSError) as error:
+            raise LostCheckpoint(f"{name} cannot be read ({first_line(error)})") from error
+        if hashlib.sha256(content).hexdigest() != kept.sha256:
+            raise LostCheckpoint(f"{name} was changed since it was written")
+        file = Path(folder) / "checked.pt"
+        file.write_bytes(content)  # what was hashed is what is loaded
+        found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    return found
