@@ -164,6 +164,21 @@ class Train(HardwareOptions, Command):
         le=1_000_000,
         description="Pairs of which a coin has one trained and the other left out, for `audit`'s exact test.",
     )
+    ensemble: int = Field(
+        0, ge=0, le=1024, description="Train so many sub-models, each on its own shard, for `unlearn --method exact`."
+    )
+    slices: int = Field(1, ge=1, le=1024, description="With ensemble: parts of a shard, with a checkpoint after each.")
+    group: Text = Field(
+        None, description="With ensemble: column whose samples of one value lie in one shard, such as subject."
+    )
+    prefix: str = Field(
+        "none", description="With ensemble: module before which all layers stay frozen and are shared; auto: the last."
+    )
+    weights: Text = Field(
+        None,
+        description="With ensemble: pretrained weights to begin with, models:/NAME/VERSION or a .safetensors or .pt "
+        "file; the layers before the prefix keep them.",
+    )
     epochs: int = Field(15, ge=1, le=10000, description="Passes over the training set.")
     batch_size: int = Field(128, ge=2, le=65536, description="Samples a step.")
     lr: float = Field(0.05, gt=0, le=10, description="Peak of the one-cycle learning rate (SGD, Nesterov momentum).")

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from mlflow.tracking import MlflowClient
 from pydantic import Field
+from torch import nn
 
 from mlflow_unlearn import config
 from mlflow_unlearn.data.canaries import draw_canaries
@@ -22,8 +23,11 @@ from mlflow_unlearn.data.source import Source
 from mlflow_unlearn.data.spec import without_options
 from mlflow_unlearn.engine.architectures import build_model, weights_digest
 from mlflow_unlearn.engine.checkpoint import Checkpoint
+from mlflow_unlearn.engine.hardware import machine_of
 from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.engine.predictions import evaluate_split
+from mlflow_unlearn.engine.shards import ShardTrainer
+from mlflow_unlearn.evidence.checkpoints import Kept
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.record import Measured, metric_tags
 from mlflow_unlearn.evidence.registered import Registered, Registering
@@ -47,6 +51,13 @@ from mlflow_unlearn.rng import isolated_rng
 from mlflow_unlearn.session.canaries import FILE as CANARIES
 from mlflow_unlearn.session.canaries import canaries_of
 from mlflow_unlearn.session.checks import check_outputs
+from mlflow_unlearn.session.ensemble import (
+    StageCheckpoints,
+    check_ensemble_options,
+    keep_on,
+    plan_ensemble,
+    train_ensemble,
+)
 from mlflow_unlearn.session.hardware import pick_hardware
 from mlflow_unlearn.session.view import InputSpec
 
@@ -64,6 +75,7 @@ def train(options: config.Train) -> TrainResult:
     with tracking.run("train", options) as run_id, tracking.scratch() as folder:
         client = tracking.client()
         check_name(options.name)
+        check_ensemble_options(options)
         source = load_source(options.data)
         kept = _not_excluded(client, source, options.exclude)
         canaries = None
@@ -94,11 +106,26 @@ def train(options: config.Train) -> TrainResult:
         recipe = {key: getattr(options, key) for key in ("epochs", "lr", "batch_size", "weight_decay")}
         manifest = Manifest(tuple(source.train.ids[i] for i in kept))
         read_as = {"data": source.digest, "transform": options.transform, "augment": options.augment}
-        checkpoint = Checkpoint("train", run_id, {**read_as, "samples": manifest.digest})
-        run_options = RunOptions(options.seed, on_epoch=partial(log_epoch, Training), checkpoint=checkpoint)
-        outcome = run(module, Training(recipe), {"retain": training}, hardware, run_options)
+        identity = {**read_as, "samples": manifest.digest}
+        checkpoint: Checkpoint | StageCheckpoints
+        shards, placed, kept_checkpoints = None, None, list[Kept]()
+        model: nn.Module
+        if options.ensemble:
+            ensemble = plan_ensemble(client, options, source, kept, module, folder)
+            checkpoint = StageCheckpoints("train", run_id, identity)
+            trainer = ShardTrainer(
+                ensemble.shards, Training, hardware, keep_on(run_id), checkpoint.at, partial(log_epoch, Training)
+            )
+            placed = ensemble.placed.subset(kept)
+            model, shards = train_ensemble(ensemble, training, placed, shape, len(source.classes), hardware, trainer)
+            architecture, kept_checkpoints = ensemble.architecture, trainer.kept
+        else:
+            checkpoint = Checkpoint("train", run_id, identity)
+            run_options = RunOptions(options.seed, on_epoch=partial(log_epoch, Training), checkpoint=checkpoint)
+            model = run(module, Training(recipe), {"retain": training}, hardware, run_options).model
+            architecture = options.architecture
         metrics = {}
-        trained = outcome.model.to(hardware.device)
+        trained = model.to(hardware.device)
         for split, data in {"retain": dataset, **unseen}.items():
             outputs = evaluate_split(trained, data, hardware, description=f"evaluating {split}")
             trained_on = np.isin(outputs.labels, source.train.labels[kept])  # not the classes that are excluded wholly
@@ -107,7 +134,7 @@ def train(options: config.Train) -> TrainResult:
         log_manifests(source.spec, {"retain": manifest})
         stored = manifest.hashed(Manifest.salt_of(source.samples_digest))
         record = Record(
-            architecture=options.architecture,
+            architecture=architecture,
             num_classes=len(source.classes),
             image_shape=shape,
             transform=options.transform,
@@ -116,17 +143,24 @@ def train(options: config.Train) -> TrainResult:
             provenance=Provenance(method="train", params=recipe, seed=options.seed, augment=options.augment),
             exclude=options.exclude,
             trained_on=TrainedOn.of(stored, without_options(source.spec), source.samples_digest),
+            checkpoints=tuple(kept_checkpoints),
+            shards=shards,
+            machine=None if shards is None else machine_of(hardware),
             canaries=canaries and Commitment(run_id=run_id, sha256=canaries.digest, pairs=len(canaries.pairs)),
         )
         # Never of a training image: the example travels with every later version.
         example = example_images([unseen["test"][i % len(source.test)][0] for i in range(2)])
-        new = NewModel(outcome.model, record, stored, folder, example=example, serialization=options.serialization)
+        where = None if placed is None else ([source.train.ids[i] for i in kept], placed)
+        new = NewModel(
+            model, record, stored, folder, example=example, serialization=options.serialization, placed=where
+        )
         without = f", without `{options.exclude}` (a gold standard)" if options.exclude else ""
-        description = f"`{options.architecture}` trained on {len(kept)} samples of `{source.spec}`{without}."
+        parts = "" if shards is None else f" as {shards.shards} shards of {shards.slices} slices"
+        description = f"`{options.architecture}`{parts} trained on {len(kept)} samples of `{source.spec}`{without}."
         tags = {
             "unlearn.method": "train",
             "unlearn.run_id": run_id,
-            "unlearn.weights_sha256": weights_digest(outcome.model),
+            "unlearn.weights_sha256": weights_digest(model),
             **metric_tags(metrics),
             **record.tags(),
         }

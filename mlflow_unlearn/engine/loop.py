@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,12 @@ from mlflow_unlearn.engine.method import Batch, Datasets, InputLoss, Method, Opt
 from mlflow_unlearn.engine.modes import eval_mode
 from mlflow_unlearn.engine.teacher import Teacher, is_deterministic
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evidence.checkpoints import Kept, Shards
+from mlflow_unlearn.evidence.record import Exactness
 from mlflow_unlearn.rng import isolated_rng, rng_states, set_rng_states
+
+if TYPE_CHECKING:
+    from mlflow_unlearn.engine.shards import ShardedPast
 
 Epoch = dict[str, float]
 Watch = Callable[[Epoch, nn.Module, Datasets], None]
@@ -49,6 +54,9 @@ class Outcome:
         seconds: wall-clock.
         trained: samples that went through the student for a gradient, each as often as it did; by it methods are
             compared where clocks differ.
+        exactness: what may be claimed where the training was gone back on; None of other methods.
+        kept: checkpoints that the new weights can be gone back on by.
+        shards: how the new weights were trained, where they are an ensemble's and nothing else has changed them.
     """
 
     model: nn.Module
@@ -57,6 +65,9 @@ class Outcome:
     warnings: tuple[str, ...]
     seconds: float
     trained: int = field(kw_only=True)
+    exactness: Exactness | None = field(default=None, kw_only=True)
+    kept: tuple[Kept, ...] = field(default=(), kw_only=True)
+    shards: Shards | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,7 @@ class RunOptions:
         on_epoch: called with each epoch's record.
         on_state: called after each epoch; it may look at the student, and end the plan by an exception.
         checkpoint: where a long training is kept, for the same command to go on after a kill; not with several ranks.
+        sharded: what an ensemble's version keeps of its training; methods that train shards need it.
     """
 
     seed: int
@@ -84,6 +96,7 @@ class RunOptions:
     on_epoch: Callable[[Epoch], None] | None = None
     on_state: Watch | None = None
     checkpoint: Checkpoint | None = None
+    sharded: "ShardedPast | None" = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What other ranks are sent: the callbacks are rank 0's own."""

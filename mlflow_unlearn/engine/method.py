@@ -302,6 +302,11 @@ class Method:
     epochs_of_training: ClassVar[Mapping[str, float]] = {}
     """By model family the fraction of the recorded training's epochs that are the default of ``epochs``."""
 
+    needs: ClassVar[str | None] = None
+    """What a version must keep of its training for the method: checkpoints or shards; None for nothing."""
+    by_shards: ClassVar[bool] = False
+    """Whether an ensemble is trained shard by shard, and so as a whole only where it is not one."""
+
     def __init__(self, params: Mapping[str, Any] | None = None, *, family: str = "cnn") -> None:
         """Complete ``params`` with the published settings of the family and validate them."""
         self.params = self.Params.parse({**self.by_family.get(family, {}), **(params or {})}, method=self.name)

@@ -75,6 +75,9 @@ def training_recipe(
     architecture = options.architecture or (own.architecture if own is not None else None)
     with isolated_rng(0):
         model_factory = builder_like(session.module, architecture, len(session.view.classes), session.image_shape)
+    if own is not None and own.shards is not None and own.shards.ended_by is None:
+        shards = own.shards
+        return Recipe(shards.params, shards.augment, shards.seed, architecture, model_factory)
     if record is None or record.provenance.method not in ("train", "retrain"):
         note(f"Note: {version.uri} does not record how it was trained; {without}.")
         return Recipe({}, "none", None, architecture, model_factory)

@@ -36,6 +36,7 @@ from mlflow_unlearn.metrics.reading import LARGEST_DECIDED_NULL, samples_needed,
 from mlflow_unlearn.metrics.suite import Metrics
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.session import dry_run
+from mlflow_unlearn.session.ensemble import StageCheckpoints
 from mlflow_unlearn.session.recipe import Recipe
 from mlflow_unlearn.session.reuse import code_digest, reuse_key
 from mlflow_unlearn.session.session import Session
@@ -74,7 +75,7 @@ class Ladder:
     gold: Outputs | None = None
     attempts: list[Attempt] = field(default_factory=list)
 
-    def climb(self) -> tuple[Result, Provenance, Checkpoint]:
+    def climb(self) -> tuple[Result, Provenance, Checkpoint | StageCheckpoints]:
         """Try the rungs until one passes: what it made, how, and the checkpoint to remove once that is registered.
 
         Raises:
@@ -132,7 +133,7 @@ class Ladder:
             "give a policy whose membership accepts undecided"
         )
 
-    def _attempt(self, rung: Rung) -> tuple[Result, Provenance, Checkpoint] | None:
+    def _attempt(self, rung: Rung) -> tuple[Result, Provenance, Checkpoint | StageCheckpoints] | None:
         """Run and judge one; what it made if it passes."""
         key = self._key(rung)
         known = None if key is None else _read(key)
@@ -148,7 +149,7 @@ class Ladder:
             teacher=None if retrains else self.teacher,
             recipe=self.recipe if retrains else None,
         )
-        made: tuple[Result, Checkpoint] | None = None
+        made: tuple[Result, Checkpoint | StageCheckpoints] | None = None
         attempt = Attempt(method=rung.method, params=dict(rung.params), passed=False, outcome="")
         try:
             with tracking.nested_run(f"attempt {number}: {rung.method}") as run_id:
