@@ -231,6 +231,10 @@ class Unlearn(HardwareOptions, PublishOptions, Command):
     budget: float = Field(
         0.5, gt=0, le=10, description="With until=pass: how much all attempts may train on, in retrainings."
     )
+    claim: Literal["approximate", "exact"] = Field(
+        "approximate",
+        description="With plan=true: what has to be claimed afterwards; the cheapest way that may is recommended.",
+    )
     prefix: Prefix = "none"
     gold_uri: GoldUri = None
     register_as: RegisterAs = None
