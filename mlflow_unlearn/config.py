@@ -562,8 +562,8 @@ def as_arguments(command: Command) -> list[str]:
     defaults = {name: field.default for name, field in options(type(command)).items()}
     return [
         part
-        for name, value in given.items()
-        if value != defaults[name] and value is not None
+        for name, default in defaults.items()
+        if (value := given[name]) != default and value is not None
         for part in (f"--{name.replace('_', '-')}", str(value).lower() if isinstance(value, bool) else str(value))
     ]
 

@@ -159,11 +159,19 @@ def sharded(session: Session, epochs: int) -> ExactCost | None:
     Args:
         session: the version opened for work.
         epochs: of its training.
+
+    Raises:
+        UnlearnError: the data source has no column by which the ensemble's samples are spread.
     """
     record = session.version.record
     if record is None or record.shards is None:
         return None
     train, shards = session.view.source.train, record.shards
+    if shards.by != "id" and shards.by not in train.groups:
+        raise UnlearnError(
+            f"the samples of {session.version.uri} lie together by {shards.by!r}, a column that "
+            f"{session.view.source.spec!r} does not have: give the data that it was trained on"
+        )
     column = train.ids if shards.by == "id" else train.groups[shards.by]
     trained = np.concatenate([session.forget, session.retain])
     forgotten = np.arange(len(trained)) < len(session.forget)
@@ -238,7 +246,7 @@ class Comparison:
             self._share(rung.method, rung.params) if rung.share is None else rung.share for rung in rungs[: end + 1]
         )
         claim: Claim = "approximate"
-        why = f"what passes with {described([last])} may pass a review and an audit: evidence, not a proof"
+        why = f"what passes with {described([last])} may pass a review and an audit: evidence, no more"
         if last.method in ("lotus", "retrain"):
             same = self._lotus() if last.method == "lotus" else self._retraining()
             claim, why = same.claim, same.why
@@ -254,7 +262,7 @@ class Comparison:
         why = (
             "the training goes on without the samples from where it had not seen them"
             if claim == "exact"
-            else "the end of the training runs again without the samples, on weights that saw them: evidence, not a proof"
+            else "the end of the training runs again without the samples, on weights that saw them: evidence, no more"
         )
         return self._way("rewind", "rewind", claim, why, share, method="rewind")
 
@@ -358,5 +366,6 @@ def show(ways: Sequence[Way], claim: Claim) -> Way | None:
         print(f"No way here meets claim={claim}.")
         return None
     taken = f"{chosen.seconds:.1f} s, {chosen.of_retraining:.2f} of retraining"
-    print(f"Recommended for claim={claim}: {chosen.name} ({taken}; {chosen.claim}: {chosen.why}):\n  {chosen.command}")
+    print(f"Recommended for claim={claim}: {chosen.name} ({taken}):\n  {chosen.command}")
+    print(f"Then the claim is {chosen.claim}: {chosen.why}.")
     return chosen
