@@ -21,7 +21,7 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.checkpoints import Kept, Origin, Shards, of_shard
 from mlflow_unlearn.evidence.record import FrozenRecord
 from mlflow_unlearn.methods.retrain import RetrainParams
-from mlflow_unlearn.registry.versions import open_version
+from mlflow_unlearn.registry.versions import Version, open_version
 from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.recipe import Recipe
 from mlflow_unlearn.session.session import Session
@@ -132,25 +132,25 @@ def rewinding(session: Session, epochs: int) -> tuple[float, Claim] | None:
     record = session.version.record
     if record is None or record.shards is not None:
         return None
-    if record.origin is not None and _late_only(session, record.origin):
+    before = None if record.origin is None else _before(session, record.origin)
+    trained = before.training_manifest if before is not None else None
+    if trained is not None and not trained.mask(session.manifest(session.forget).ids).any():
         return 1.0, "exact"
-    if not record.checkpoints:
-        return None
     left = [(epochs - kept.stage) / epochs for kept in record.checkpoints]
-    enough = [share for share in left if share >= SHARE]
-    if enough:
+    if enough := [share for share in left if share >= SHARE]:
         return min(enough), "approximate"
-    return 1.0, "exact" if record.origin is None else "approximate"
+    if record.origin is not None:
+        return None if before is None else (1.0, "approximate")
+    return (1.0, "exact") if record.checkpoints else None
 
 
-def _late_only(session: Session, origin: Origin) -> bool:
-    """Whether the version before the last training has seen none of the forget set."""
+def _before(session: Session, origin: Origin) -> Version | None:
+    """The version that the training went on from; None, and a note, where it is gone."""
     try:
-        before = open_version(session.client, origin.uri, session.folder).training_manifest
+        return open_version(session.client, origin.uri, session.folder)
     except UnlearnError as error:
         note(f"Note: {origin.uri}, from which {session.version.uri} was trained on, cannot be opened ({error}).")
-        return False
-    return before is not None and not before.mask(session.manifest(session.forget).ids).any()
+        return None
 
 
 def sharded(session: Session, epochs: int) -> ExactCost | None:
