@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
+from mlflow_unlearn.console import note
 from mlflow_unlearn.data.batching import forward_batch, gather
 from mlflow_unlearn.data.placement import Placement, check_placement
 from mlflow_unlearn.data.splits import labels_of
@@ -337,6 +338,13 @@ def train_anew(
     start, shards = time.perf_counter(), past.shards
     way_out = "retrain without shards, by `train` with exclude=, or with fewer"
     check_placement(past.retain, labels_of(retain).numpy(), past.classes, shards.shards, way_out)
+    own, anew = (cost(shards, past.retain, done) for done in (begin, dict.fromkeys(range(shards.shards), 0)))
+    if own == anew:
+        note(f"Note: all {shards.shards} shards are trained again from their first slice: it takes a full retraining.")
+    elif len(begin) == shards.shards:
+        note(
+            f"Note: the samples lie in all {shards.shards} shards: {own.steps} of {anew.steps} steps are trained again."
+        )
     trainer = ShardTrainer(shards, method, hardware, past.keep, past.checkpoint, on_epoch)
     members: list[nn.Module] = list(model.members)
     done_by: dict[int, int] = {}
