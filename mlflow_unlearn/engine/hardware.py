@@ -21,6 +21,7 @@ from mlflow_unlearn import cache
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.data.batching import BatchReader, gather
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evidence.checkpoints import Machine
 from mlflow_unlearn.rng import isolated_rng
 
 Precision = Literal["fp32", "tf32", "bf16", "auto"]
@@ -184,6 +185,29 @@ def processor(device: torch.device) -> str:
     lines = described.read_text().splitlines() if described.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.processor() or platform.machine()} ({os.cpu_count()} cores)"
+
+
+def machine_of(hardware: "Hardware") -> Machine:
+    """What the bits of weights depend on that are trained here and now."""
+    device = hardware.device
+    return Machine(
+        torch=torch.__version__,
+        device=device.type if device.type == "cpu" else f"{device.type}, {processor(device)}",
+        precision=hardware.precision,
+        threads=torch.get_num_threads(),
+        instructions=torch.backends.cpu.get_cpu_capability(),
+    )
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute with so many threads inside: sums depend on how they are split."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

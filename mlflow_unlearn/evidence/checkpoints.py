@@ -66,6 +66,7 @@ class Origin(FrozenRecord):
     samples: int = Field(description="So many were added by the training that went on.")
     added_sha256: str = Field(description="Of the list of added ids, as they are stored.")
     at: str = Field(description="When, UTC.")
+    trained_on: Literal["all", "new"] = Field("all", description="All samples, or those alone that were added.")
 
 
 class Exactness(FrozenRecord):

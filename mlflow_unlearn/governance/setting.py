@@ -14,6 +14,7 @@ from mlflow_unlearn.errors import NothingToUnlearn
 from mlflow_unlearn.evidence.provenance import Provenance, Selection
 from mlflow_unlearn.governance.publish import log_epoch, log_result, nothing_to_unlearn
 from mlflow_unlearn.methods import get_method
+from mlflow_unlearn.session.past import keep_of
 from mlflow_unlearn.session.recipe import Recipe
 from mlflow_unlearn.session.session import Session
 
@@ -58,6 +59,7 @@ class Setting:
             model_factory=None if recipe is None else recipe.model_factory,
             on_epoch=partial(log_epoch, method),
             checkpoint=checkpoint,
+            keep=keep_of(session, self.method, run_id),
         )
         splits = None if recipe is None else recipe.splits(session.splits)
         result = session.unlearn(self.method, self.params, options, splits=splits)

@@ -8,15 +8,26 @@ import torch
 from mlflow_unlearn.config import ReadOptions
 from mlflow_unlearn.console import note
 from mlflow_unlearn.data.spec import without_options
+from mlflow_unlearn.engine.hardware import machine_of
+from mlflow_unlearn.engine.loop import Outcome
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.registry.flavor import example_images, input_example
 from mlflow_unlearn.registry.versions import Record, TrainedOn
 from mlflow_unlearn.session.session import Session
 
 
-def new_record(session: Session, options: ReadOptions, provenance: Provenance) -> Record:
-    """What the new version records of itself."""
+def new_record(session: Session, options: ReadOptions, provenance: Provenance, result: Outcome | None = None) -> Record:
+    """What the new version records of itself.
+
+    Args:
+        session: the source version, opened.
+        options: of the command.
+        provenance: of the weights.
+        result: of the unlearning; None where there is none yet.
+    """
     old = session.version.record
+    kept = () if result is None else result.kept
+    origin = None if result is None else result.origin
     architecture = old.architecture if old is not None else None
     if session.version.format == "pt2":
         architecture = options.architecture or architecture
@@ -36,6 +47,9 @@ def new_record(session: Session, options: ReadOptions, provenance: Provenance) -
             without_options(session.view.source.spec),
             session.view.source.samples_digest,
         ),
+        checkpoints=kept,
+        origin=origin,
+        machine=machine_of(session.hardware) if kept or origin is not None else None,
     )
 
 

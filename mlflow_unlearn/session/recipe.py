@@ -17,6 +17,9 @@ from mlflow_unlearn.registry.versions import open_version
 from mlflow_unlearn.rng import isolated_rng
 from mlflow_unlearn.session.session import Session
 
+TRAINED = ("train", "retrain", "rewind")
+"""Methods whose hyperparameters are a recipe of training."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -63,7 +66,7 @@ def training_recipe(
         without: what happens where nothing is recorded, for the note that says so.
     """
     version, record = session.version, session.version.record
-    while record is not None and record.provenance.method not in ("train", "retrain") and record.source_uri is not None:
+    while record is not None and record.provenance.method not in TRAINED and record.source_uri is not None:
         try:
             version = open_version(session.client, record.source_uri, session.folder)
         except UnlearnError as error:
@@ -75,7 +78,7 @@ def training_recipe(
     architecture = options.architecture or (own.architecture if own is not None else None)
     with isolated_rng(0):
         model_factory = builder_like(session.module, architecture, len(session.view.classes), session.image_shape)
-    if record is None or record.provenance.method not in ("train", "retrain"):
+    if record is None or record.provenance.method not in TRAINED:
         note(f"Note: {version.uri} does not record how it was trained; {without}.")
         return Recipe({}, "none", None, architecture, model_factory)
     recorded, fields = record.provenance, get_method("retrain").Params.model_fields
