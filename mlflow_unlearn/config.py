@@ -164,6 +164,15 @@ class Train(HardwareOptions, Command):
         le=1_000_000,
         description="Pairs of which a coin has one trained and the other left out, for `audit`'s exact test.",
     )
+    from_: Text = Field(
+        None,
+        alias="from",
+        description="Version to go on from, with data that has new samples beside those that it was trained on.",
+    )
+    train_on: Literal["all", "new"] = Field("all", description="With from: all samples, or the new ones alone.")
+    keep_checkpoints: int = Field(
+        0, ge=0, le=9999, description="States of the training to keep, evenly spread, for `unlearn --method rewind`."
+    )
     epochs: int = Field(15, ge=1, le=10000, description="Passes over the training set.")
     batch_size: int = Field(128, ge=2, le=65536, description="Samples a step.")
     lr: float = Field(0.05, gt=0, le=10, description="Peak of the one-cycle learning rate (SGD, Nesterov momentum).")

@@ -352,7 +352,7 @@ class TrainerState:
         past = self._options.past
         if past is None:
             raise UnlearnError(
-                "there is no training to go back to: `train` keeps it with keep_checkpoints=, or where it goes on with from="
+                "there is no training to go back to: a version keeps it of `train` with keep_checkpoints= or from="
             )
         if epochs != past.epochs:
             raise UnlearnError(f"epochs = {epochs}, and the recorded training has {past.epochs}: leave epochs out")

@@ -36,7 +36,7 @@ class Keep:
         return [start + number * left // (count + 1) for number in range(1, count + 1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Point:
     """A state of the training.
 
@@ -91,20 +91,18 @@ class Past:
             UnlearnError: it is lost.
         """
         candidates = self.candidates(share)
-        for point, following in zip(candidates, [*candidates[1:], None], strict=True):
+        while True:
+            point, *candidates = candidates
             try:
                 return point, point.load()
             except UnlearnError as error:
-                if following is None:
-                    raise UnlearnError(f"{error}, and there is nothing before it: use method=retrain") from error
+                if not candidates:
+                    raise UnlearnError(f"{error}, and nothing is left before it: use method=retrain") from error
                 if not fall_back:
                     raise UnlearnError(
-                        f"{error}: restore it, or give params the value fall_back = true to go back to "
-                        f"{following.name} instead"
+                        f"{error}: restore it, or give params with fall_back = true to go back to "
+                        f"{candidates[0].name} instead"
                     ) from error
-        raise UnlearnError(
-            f"the version keeps nothing of its training that leaves a share of {share:g}: give a smaller one"
-        )
 
     def exactness(self, point: Point, steps_per_epoch: int) -> Exactness:
         """What may be claimed once the schedule has been run again from ``point`` without the forgotten samples."""

@@ -67,6 +67,7 @@ class Origin(FrozenRecord):
     added_sha256: str = Field(description="Of the list of added ids, as they are stored.")
     at: str = Field(description="When, UTC.")
     trained_on: Literal["all", "new"] = Field("all", description="All samples, or those alone that were added.")
+    forgotten: list[str] = Field([], description="Ids of requests that it, or a version before it, had fulfilled.")
 
 
 class Exactness(FrozenRecord):

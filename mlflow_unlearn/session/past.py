@@ -55,6 +55,16 @@ def _keeps(needs: str, record: Record | None) -> bool:
     return record.shards is not None
 
 
+def check_prefix(method: str, prefix: str | None) -> None:
+    """Refuse to freeze layers where the training of all of them is run again.
+
+    Raises:
+        UnlearnError: a prefix is given, or would be chosen.
+    """
+    if get_method(method).needs == CHECKPOINTS and prefix not in (None, "none"):
+        raise UnlearnError(f"{method} runs the training of all layers again: use prefix=none")
+
+
 def usable(methods: Sequence[str], version: Version, *, named: bool) -> list[str]:
     """The methods whose needs a version meets; the others are left out with a note.
 

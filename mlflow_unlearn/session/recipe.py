@@ -55,15 +55,13 @@ def recorded_params(session: Session, options: ReadOptions, methods: Iterable[st
     return {name: method.recorded(recipe.params, family) for name, method in taking.items()}
 
 
-def training_recipe(
-    session: Session, options: ReadOptions, *, without: str = "retraining takes the defaults of `retrain`"
-) -> Recipe:
+def training_recipe(session: Session, options: ReadOptions, *, without: str | None = None) -> Recipe:
     """The recipe of the version, or of the one that it was unlearned from.
 
     Args:
         session: the version opened for work.
         options: of the command.
-        without: what happens where nothing is recorded, for the note that says so.
+        without: what happens where nothing is recorded, for the note that says so; None where it is for retraining.
     """
     version, record = session.version, session.version.record
     while record is not None and record.provenance.method not in TRAINED and record.source_uri is not None:
@@ -79,8 +77,14 @@ def training_recipe(
     with isolated_rng(0):
         model_factory = builder_like(session.module, architecture, len(session.view.classes), session.image_shape)
     if record is None or record.provenance.method not in TRAINED:
-        note(f"Note: {version.uri} does not record how it was trained; {without}.")
+        missing = without or "retraining takes the defaults of `retrain`"
+        note(f"Note: {version.uri} does not record how it was trained; {missing}.")
         return Recipe({}, "none", None, architecture, model_factory)
+    if record.origin is not None and without is None:
+        note(
+            f"Note: the training of {version.uri} went on from {record.origin.uri}; retraining takes the recipe of "
+            "that training alone, from random weights."
+        )
     recorded, fields = record.provenance, get_method("retrain").Params.model_fields
     params = {key: value for key, value in recorded.params.items() if key in fields}
     return Recipe(params, recorded.augment or "none", recorded.seed, architecture, model_factory)

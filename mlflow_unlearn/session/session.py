@@ -39,7 +39,7 @@ from mlflow_unlearn.session.checks import check_outputs
 from mlflow_unlearn.session.forget_set import requested_forget_set
 from mlflow_unlearn.session.hardware import pick_hardware
 from mlflow_unlearn.session.lineage import Earlier, earlier_requests
-from mlflow_unlearn.session.past import CHECKPOINTS, OwnTraining, own_training
+from mlflow_unlearn.session.past import CHECKPOINTS, OwnTraining, check_prefix, own_training
 from mlflow_unlearn.session.view import InputSpec, make_splits, open_input_spec, salt_of, training_mask
 
 
@@ -213,8 +213,7 @@ class Session:
         splits = splits or self.splits
         own = self.own_training if get_method(method).needs == CHECKPOINTS else None
         if own is not None:
-            if options.teacher is not None and options.teacher.prefix is not None:
-                raise UnlearnError(f"{method} runs the training of all layers again: use prefix=none")
+            check_prefix(method, None if options.teacher is None else options.teacher.prefix)
             # The teacher is of the plain splits, and the method has none.
             splits, options = own.splits(splits), replace(options, teacher=None, past=own.past)
         with nullcontext() if own is None else own.computing():
