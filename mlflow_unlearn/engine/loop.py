@@ -619,7 +619,7 @@ class TrainerState:
                     # Momentum as it was; the rate where the schedule was left, whose epochs may have other steps now.
                     [[_, _, stored, _]] = self._state_at_start["optimizers"]
                     groups = optimizer.state_dict()["param_groups"]
-                    optimizer.load_state_dict({"state": stored["state"], "param_groups": groups})
+                    optimizer.load_state_dict({"state": copy.deepcopy(stored["state"]), "param_groups": groups})
                     scheduler = schedule(last_epoch=self.epochs * steps_per_epoch - 1)
             self._optimizers[spec], self._steps[spec] = (optimizer, scheduler), steps_per_epoch
         return self._optimizers[spec]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
-from toy import CPU, class_splits, digits, original, splits
+from toy import CPU, PLAIN_METHODS, class_splits, digits, original, splits
 
 from mlflow_unlearn import cache
 from mlflow_unlearn.data.datasets import Augmented
@@ -29,7 +29,7 @@ PARAMS = {
     "unsir": {"epochs": 2, "repair_epochs": 2, "noise_steps": 3, "copies": 2, "batch_size": 50},
     "ssd": {"alpha": 1.0},
 }
-OTHERS = {name: HARD for name in BUILTIN if name not in PARAMS}
+OTHERS = {name: HARD for name in PLAIN_METHODS if name not in PARAMS}
 
 
 class Dying(Checkpoint):
