@@ -19,6 +19,7 @@ from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
 from mlflow_unlearn.evidence.audit import decide, recorded
 from mlflow_unlearn.methods import get_method
+from mlflow_unlearn.methods.exact import retrain_shards
 from mlflow_unlearn.metrics.attacks.detection import Detection
 from mlflow_unlearn.metrics.attacks.share import Share
 from mlflow_unlearn.metrics.attacks.suite import attack_with_controls, share_between
@@ -165,7 +166,10 @@ def unlearn_on(
     options = replace(options, seed=checked_seed(options.seed))
     if options.teacher is not None:
         options.teacher.check(model, vars(splits))
-    outcome = run(model, recipe, vars(splits), hardware, options)
+    if options.sharded is not None and recipe.by_shards:
+        outcome = retrain_shards(model, options.sharded, splits.retain, recipe, hardware, options)
+    else:
+        outcome = run(model, recipe, vars(splits), hardware, options)
     seconds = time.perf_counter() - start
     return Result(**{**vars(outcome), "seconds": seconds, "params": recipe.params.model_dump()})
 

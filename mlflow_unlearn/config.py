@@ -173,6 +173,21 @@ class Train(HardwareOptions, Command):
     keep_checkpoints: int = Field(
         0, ge=0, le=9999, description="States of the training to keep, evenly spread, for `unlearn --method rewind`."
     )
+    ensemble: int = Field(
+        0, ge=0, le=1024, description="Train so many sub-models, each on its own shard, for `unlearn --method exact`."
+    )
+    slices: int = Field(1, ge=1, le=1024, description="With ensemble: parts of a shard, with a checkpoint after each.")
+    group: Text = Field(
+        None, description="With ensemble: column whose samples of one value lie in one shard, such as subject."
+    )
+    prefix: str = Field(
+        "none", description="With ensemble: module before which all layers stay frozen and are shared; auto: the last."
+    )
+    weights: Text = Field(
+        None,
+        description="With ensemble: pretrained weights to begin with, models:/NAME/VERSION or a .safetensors or .pt "
+        "file; the layers before the prefix keep them.",
+    )
     epochs: int = Field(15, ge=1, le=10000, description="Passes over the training set.")
     batch_size: int = Field(128, ge=2, le=65536, description="Samples a step.")
     lr: float = Field(0.05, gt=0, le=10, description="Peak of the one-cycle learning rate (SGD, Nesterov momentum).")
@@ -239,6 +254,10 @@ class Unlearn(HardwareOptions, PublishOptions, Command):
     )
     budget: float = Field(
         0.5, gt=0, le=10, description="With until=pass: how much all attempts may train on, in retrainings."
+    )
+    claim: Literal["approximate", "exact"] = Field(
+        "approximate",
+        description="With plan=true: what has to be claimed afterwards; the cheapest way that may is recommended.",
     )
     prefix: Prefix = "none"
     gold_uri: GoldUri = None
@@ -567,8 +586,8 @@ def as_arguments(command: Command) -> list[str]:
     defaults = {name: field.default for name, field in options(type(command)).items()}
     return [
         part
-        for name, value in given.items()
-        if value != defaults[name] and value is not None
+        for name, default in defaults.items()
+        if (value := given[name]) != default and value is not None
         for part in (f"--{name.replace('_', '-')}", str(value).lower() if isinstance(value, bool) else str(value))
     ]
 

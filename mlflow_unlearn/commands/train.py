@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from mlflow.tracking import MlflowClient
 from pydantic import Field
+from torch import nn
 
 from mlflow_unlearn import config
 from mlflow_unlearn.data.canaries import draw_canaries
@@ -27,6 +28,7 @@ from mlflow_unlearn.engine.hardware import machine_of
 from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.engine.past import Keep
 from mlflow_unlearn.engine.predictions import evaluate_split
+from mlflow_unlearn.engine.shards import ShardTrainer
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.record import Measured, metric_tags
 from mlflow_unlearn.evidence.registered import Registered, Registering
@@ -51,6 +53,13 @@ from mlflow_unlearn.rng import isolated_rng
 from mlflow_unlearn.session.canaries import FILE as CANARIES
 from mlflow_unlearn.session.canaries import canaries_of
 from mlflow_unlearn.session.checks import check_outputs
+from mlflow_unlearn.session.ensemble import (
+    StageCheckpoints,
+    check_ensemble_options,
+    keep_on,
+    plan_ensemble,
+    train_ensemble,
+)
 from mlflow_unlearn.session.going_on import check_going_on, open_before
 from mlflow_unlearn.session.hardware import pick_hardware
 from mlflow_unlearn.session.view import InputSpec
@@ -69,6 +78,7 @@ def train(options: config.Train) -> TrainResult:
     with tracking.run("train", options) as run_id, tracking.scratch() as folder:
         client = tracking.client()
         check_name(options.name)
+        check_ensemble_options(options)
         check_going_on(options)
         before = None if options.from_ is None else open_before(client, options, folder)
         source = load_source(options.data) if before is None else before.view.source
@@ -108,12 +118,30 @@ def train(options: config.Train) -> TrainResult:
         recipe = {key: getattr(options, key) for key in ("epochs", "lr", "batch_size", "weight_decay")}
         manifest = Manifest(tuple(source.train.ids[i] for i in kept))
         read_as = {"data": source.digest, "transform": view.transform, "augment": options.augment}
-        checkpoint = Checkpoint("train", run_id, {**read_as, "samples": manifest.digest})
-        keep = Keep(options.keep_checkpoints, options.epochs, keeper(run_id)) if options.keep_checkpoints else None
-        run_options = RunOptions(options.seed, on_epoch=partial(log_epoch, Training), checkpoint=checkpoint, keep=keep)
-        outcome = run(module, Training(recipe), {"retain": training}, hardware, run_options)
+        identity = {**read_as, "samples": manifest.digest}
+        checkpoint: Checkpoint | StageCheckpoints
+        shards, placed = None, None
+        model: nn.Module
+        architecture: str | None
+        if options.ensemble:
+            ensemble = plan_ensemble(client, options, source, kept, module, folder)
+            checkpoint = StageCheckpoints("train", run_id, identity)
+            trainer = ShardTrainer(
+                ensemble.shards, Training, hardware, keep_on(run_id), checkpoint.at, partial(log_epoch, Training)
+            )
+            placed = ensemble.placed.subset(kept)
+            model, shards = train_ensemble(ensemble, training, placed, shape, len(source.classes), hardware, trainer)
+            architecture, kept_checkpoints = ensemble.architecture, tuple(trainer.kept)
+        else:
+            checkpoint = Checkpoint("train", run_id, identity)
+            keep = Keep(options.keep_checkpoints, options.epochs, keeper(run_id)) if options.keep_checkpoints else None
+            on_epoch = partial(log_epoch, Training)
+            run_options = RunOptions(options.seed, on_epoch=on_epoch, checkpoint=checkpoint, keep=keep)
+            outcome = run(module, Training(recipe), {"retain": training}, hardware, run_options)
+            model, kept_checkpoints = outcome.model, outcome.kept
+            architecture = options.architecture if before is None else before.architecture
         metrics = {}
-        trained = outcome.model.to(hardware.device)
+        trained = model.to(hardware.device)
         for split, data in {"retain": dataset, **unseen}.items():
             outputs = evaluate_split(trained, data, hardware, description=f"evaluating {split}")
             trained_on = np.isin(outputs.labels, labels_of(dataset))  # not the classes that are excluded wholly
@@ -124,7 +152,7 @@ def train(options: config.Train) -> TrainResult:
         stored = manifest.hashed(salt)
         planted = canaries and Commitment(run_id=run_id, sha256=canaries.digest, pairs=len(canaries.pairs))
         record = Record(
-            architecture=options.architecture if before is None else before.architecture,
+            architecture=architecture,
             num_classes=len(view.classes),
             image_shape=shape,
             transform=view.transform,
@@ -133,29 +161,33 @@ def train(options: config.Train) -> TrainResult:
             provenance=Provenance(method="train", params=recipe, seed=options.seed, augment=options.augment),
             exclude=options.exclude,
             trained_on=TrainedOn.of(stored, without_options(source.spec), source.samples_digest),
-            canaries=planted if before is None else before.canaries,
-            checkpoints=outcome.kept,
+            checkpoints=kept_checkpoints,
+            shards=shards,
             origin=None if before is None else before.origin(kept, salt, options.train_on),
-            machine=machine_of(hardware) if outcome.kept or before is not None else None,
+            machine=machine_of(hardware) if kept_checkpoints or before is not None or shards is not None else None,
+            canaries=planted if before is None else before.canaries,
         )
         # Never of a training image: the example travels with every later version.
         example = example_images([unseen["test"][i % len(source.test)][0] for i in range(2)])
         new = NewModel(
-            outcome.model,
+            model,
             record,
             stored,
             folder,
             example=example,
             source=None if before is None else before.version,
             serialization=options.serialization,
+            placed=None if placed is None else ([source.train.ids[i] for i in kept], placed),
         )
         without = f", without `{options.exclude}` (a gold standard)" if options.exclude else ""
+        parts = "" if shards is None else f" as {shards.shards} shards of {shards.slices} slices"
         gone_on = "" if record.origin is None else f" from `{record.origin.uri}`, {record.origin.samples} of them new"
-        description = f"`{record.architecture}` trained on {len(kept)} samples of `{source.spec}`{gone_on}{without}."
+        what = options.architecture if before is None else before.architecture
+        description = f"`{what}`{parts} trained on {len(kept)} samples of `{source.spec}`{gone_on}{without}."
         tags = {
             "unlearn.method": "train",
             "unlearn.run_id": run_id,
-            "unlearn.weights_sha256": weights_digest(outcome.model),
+            "unlearn.weights_sha256": weights_digest(model),
             **metric_tags(metrics),
             **record.tags(),
         }

@@ -34,6 +34,7 @@ from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.outputs import Outputs
 from mlflow_unlearn.metrics.suite import Metrics, compute_metrics
 from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.session.ensemble import sharded_past
 from mlflow_unlearn.session.recipe import Recipe
 from mlflow_unlearn.session.reuse import Part, code_digest, reuse_key
 from mlflow_unlearn.session.session import Session
@@ -269,7 +270,12 @@ class ComparisonRunner:
 
     def _unlearn(self, method: str, params: Mapping[str, Any], seed: int, training: Splits | None = None) -> Result:
         """Retraining gets its splits as the original was trained on them, and needs no teacher."""
-        options = RunOptions(seed, teacher=None if training else self.teacher, model_factory=self.recipe.model_factory)
+        options = RunOptions(
+            seed,
+            teacher=None if training else self.teacher,
+            model_factory=self.recipe.model_factory,
+            sharded=sharded_past(self.session) if get_method(method).by_shards else None,
+        )
         return self.session.unlearn(method, params, options, splits=training)
 
     @contextmanager

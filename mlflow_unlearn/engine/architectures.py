@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mlflow_unlearn.data.functions import import_function
+from mlflow_unlearn.engine.ensemble import EnsembleSpec, assembled
 from mlflow_unlearn.errors import UnlearnError
 
 Family = Literal["cnn", "vit"]
@@ -27,6 +28,8 @@ SMALL_IMAGE = 64
 
 def is_factory(architecture: str) -> bool:
     """Whether it names a function of the user's own: ``package.module:factory``."""
+    if (ensemble := EnsembleSpec.parse(architecture)) is not None:
+        return is_factory(ensemble.architecture)
     kind, colon, _ = SHORT_NAMES.get(architecture, architecture).partition(":")
     return bool(colon) and kind not in ("torchvision", "timm")
 
@@ -62,7 +65,8 @@ def build_model(
 
     Args:
         architecture: ``timm:NAME``, ``torchvision:NAME``, ``package.module:factory`` (called without arguments if it
-            takes none, else with ``num_classes``), or a short name: resnet18, vit_tiny, vit_small, vit_base.
+            takes none, else with ``num_classes``), or a short name: resnet18, vit_tiny, vit_small, vit_base; or an
+            `EnsembleSpec` of one of these.
         num_classes: K.
         image_shape: ``(C, H, W)``.
         small: whether a ResNet gets the small-image stem (3 × 3, stride 1, no pooling) and a ViT the largest patch of
@@ -71,6 +75,9 @@ def build_model(
     Raises:
         UnlearnError: the architecture cannot be built, and why.
     """
+    if (ensemble := EnsembleSpec.parse(architecture)) is not None:
+        build = partial(build_model, ensemble.architecture, num_classes, image_shape, small=small)
+        return assembled([build() for _ in range(ensemble.members)], ensemble.prefix)
     kind, _, name = SHORT_NAMES.get(architecture, architecture).partition(":")
     if small is None:
         small = max(image_shape[1:]) <= SMALL_IMAGE

@@ -66,12 +66,12 @@ class Checkpoint:
         self._data = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
         given = os.environ.get(SECONDS_VARIABLE, SECONDS)
         try:
-            self._interval = max(0.0, float(given))
+            self.interval = max(0.0, float(given))
         except ValueError as error:
             raise UnlearnError(f"{SECONDS_VARIABLE} = {given!r} is not a number of seconds: give 60, say") from error
         self._key: dict[str, Any] | None = None
         self._datasets: Datasets = {}
-        self._next = time.monotonic() + self._interval  # infinite where none can be written
+        self._next = time.monotonic() + self.interval  # infinite where none can be written
 
     def open(
         self, model: nn.Module, method: Method, datasets: Datasets, hardware: Hardware, seed: int, prefix: str | None
@@ -130,7 +130,7 @@ class Checkpoint:
         arrays = {"state": np.frombuffer(content.getbuffer(), np.uint8)}
         written = cache.write(cache.CHECKPOINTS, self._key, arrays, run=self._run_id)
         now = time.monotonic()
-        pause = max(self._interval, COST * (now - start)) if self._interval else 0.0
+        pause = max(self.interval, COST * (now - start)) if self.interval else 0.0
         self._next = now + pause if written else math.inf
 
     def remove(self) -> None:

@@ -188,11 +188,11 @@ def processor(device: torch.device) -> str:
 
 
 def machine_of(hardware: "Hardware") -> Machine:
-    """What the bits of weights depend on that are trained here and now."""
+    """What the bits of trained weights depend on here."""
     device = hardware.device
     return Machine(
         torch=torch.__version__,
-        device=device.type if device.type == "cpu" else f"{device.type}, {processor(device)}",
+        device=device.type if device.type == "cpu" else f"{device.type} {processor(device)}",
         precision=hardware.precision,
         threads=torch.get_num_threads(),
         instructions=torch.backends.cpu.get_cpu_capability(),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,12 @@ from mlflow_unlearn.engine.modes import eval_mode
 from mlflow_unlearn.engine.past import Keep, Past, Point, State
 from mlflow_unlearn.engine.teacher import Teacher, is_deterministic
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.evidence.checkpoints import Exactness, Kept, Origin
+from mlflow_unlearn.evidence.checkpoints import Kept, Origin, Shards
+from mlflow_unlearn.evidence.record import Exactness
 from mlflow_unlearn.rng import isolated_rng, rng_states, seed_all, set_rng_states
+
+if TYPE_CHECKING:
+    from mlflow_unlearn.engine.shards import ShardedPast
 
 Epoch = dict[str, float]
 Watch = Callable[[Epoch, nn.Module, Datasets], None]
@@ -51,9 +55,10 @@ class Outcome:
         seconds: wall-clock.
         trained: samples that went through the student for a gradient, each as often as it did; by it methods are
             compared where clocks differ.
-        exactness: what may be claimed of the model, of a method that may claim something.
-        kept: checkpoints of this training.
-        origin: the version that it went on from, where it went back to another one's weights.
+        exactness: what may be claimed where the training was gone back on; None of other methods.
+        kept: checkpoints that the new weights can be gone back on by.
+        shards: how the new weights were trained, where they are an ensemble's and nothing else has changed them.
+        origin: the version that the training went on from, where it was gone back to.
     """
 
     model: nn.Module
@@ -64,6 +69,7 @@ class Outcome:
     trained: int = field(kw_only=True)
     exactness: Exactness | None = field(default=None, kw_only=True)
     kept: tuple[Kept, ...] = field(default=(), kw_only=True)
+    shards: Shards | None = field(default=None, kw_only=True)
     origin: Origin | None = field(default=None, kw_only=True)
 
 
@@ -84,6 +90,7 @@ class RunOptions:
         checkpoint: where a long training is kept, for the same command to go on after a kill; not with several ranks.
         keep: which states of the training stay with the version.
         past: what the version keeps of its training, for a method that goes back.
+        sharded: what an ensemble's version keeps of its training; methods that train shards need it.
     """
 
     seed: int
@@ -96,6 +103,7 @@ class RunOptions:
     checkpoint: Checkpoint | None = None
     keep: Keep | None = None
     past: Past | None = None
+    sharded: "ShardedPast | None" = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What other ranks are sent: the callbacks are rank 0's own."""

@@ -310,10 +310,13 @@ class Method:
     """Whether the method itself decides which layers stay frozen, so that it takes no prefix."""
     from_recipe: ClassVar[tuple[str, ...]] = ()
     """Hyperparameters that, where they are not given, commands take from the record of how the version was trained."""
-    needs: ClassVar[str | None] = None
-    """What a version must keep of its training for the method: checkpoints or shards; None for nothing."""
     epochs_of_training: ClassVar[Mapping[str, float]] = {}
     """By model family the fraction of the recorded training's epochs that are the default of ``epochs``."""
+
+    needs: ClassVar[str | None] = None
+    """What a version must keep of its training for the method: checkpoints or shards; None for nothing."""
+    by_shards: ClassVar[bool] = False
+    """Whether an ensemble is trained shard by shard, and so as a whole only where it is not one."""
 
     def __init__(self, params: Mapping[str, Any] | None = None, *, family: str = "cnn") -> None:
         """Complete ``params`` with the published settings of the family and validate them."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.evidence.checkpoints import Exactness, Kept, Origin
+from mlflow_unlearn.evidence.checkpoints import Kept, Origin
+from mlflow_unlearn.evidence.record import Exactness
 
 State = Mapping[str, Any]
 """What training goes on from: ``model``, tensors ``[…]`` by name, and but for a beginning optimisers and generators."""
@@ -125,7 +126,7 @@ class Past:
             excludes.append(f"The same bits as on the machine of the training: {', '.join(self.differences)} here.")
         exact = "exact up to numerics" if self.differences else "exact"
         return Exactness(
-            claim="approximate" if point.seen else exact,
+            kind="approximate" if point.seen else exact,
             covers=covers,
             excludes=excludes,
             steps=again * steps_per_epoch,

@@ -3,8 +3,7 @@
 A checkpoint has seen samples, so it is data as the version is: `exposure` lists it and `retire` removes it.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -50,11 +49,14 @@ class Shards(FrozenRecord):
     shards: int = Field(ge=1, description="Sub-models, each on samples of its own.")
     slices: int = Field(ge=1, description="Parts of a shard that are added one after the other.")
     by: str = Field("id", description="What is hashed: id, or a column of groups, whose samples then lie together.")
+    params: dict[str, Any] = Field({}, description="Of the training; epochs are those of one model at the same cost.")
+    seed: int = Field(0, description="From which the initial weights and the order of each stage follow.")
+    augment: str = Field("none", description="Random augmentation of the training images.")
     prefix: str | None = Field(None, description="Module before which the layers are frozen and shared.")
     backbone: str | None = Field(None, description="Where the frozen layers' weights came from; null: at random.")
     backbone_sha256: str | None = Field(None, description="Of the frozen layers' weights.")
-    exact: bool = Field(True, description="False once another method has changed the weights.")
-    ended_by: str | None = Field(None, description="That method.")
+    mixed: bool = Field(False, description="Some were trained again on another machine than the others.")
+    ended_by: str | None = Field(None, description="The method that has changed the weights without regard to shards.")
 
 
 class Origin(FrozenRecord):
@@ -68,27 +70,3 @@ class Origin(FrozenRecord):
     at: str = Field(description="When, UTC.")
     trained_on: Literal["all", "new"] = Field("all", description="All samples, or those alone that were added.")
     forgotten: list[str] = Field([], description="Ids of requests that it, or a version before it, had fulfilled.")
-
-
-class Exactness(FrozenRecord):
-    """What may be claimed of an unlearned version, and what the claim covers."""
-
-    claim: Literal["exact", "exact up to numerics", "approximate"]
-    covers: str = Field(description="What the claim says, in a sentence.")
-    excludes: list[str] = Field([], description="What it does not speak of, a sentence each.")
-    retrained: dict[str, int] = Field({}, description="Shard → slices that were kept before it was trained again.")
-    untouched: dict[str, str] = Field({}, description="Shard → SHA-256 of its weights, the same as in the source.")
-    steps: int = Field(0, description="Of the optimiser.")
-    steps_from_scratch: int = Field(0, description="That training everything anew would take.")
-
-
-def of_shard(kept: Sequence[Kept], shard: int, stage: int) -> Kept | None:
-    """A shard's last checkpoint that was written after ``stage`` slices or fewer; None where it begins at random.
-
-    Args:
-        kept: by a version.
-        shard: its number.
-        stage: slices or epochs.
-    """
-    found = [one for one in kept if one.shard == shard and one.stage <= stage]
-    return max(found, key=lambda one: one.stage, default=None)

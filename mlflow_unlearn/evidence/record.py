@@ -28,6 +28,11 @@ LIMITS = (
     "outputs, as far as the metrics see; they do not prove that the samples are gone. The source version still holds "
     "them."
 )
+EXACT_LIMITS = (
+    "The weights come from training without the forgotten samples, as far as `exactness` in the record covers; the "
+    "figures show what such a model does, and by chance one of twenty is told apart. What is retained may resemble "
+    "what is forgotten. The source version still holds the samples."
+)
 ATTACK = (
     "Membership: the largest difference, over all thresholds on the margin of the true class in logits, between the "
     "fractions of forgotten and of unseen test samples above it, classes matched (mia_advantage), with its null under "
@@ -219,8 +224,20 @@ class ClassRow(FrozenRecord):
 class Exactness(FrozenRecord):
     """Whether the weights are those of a model that never saw the forgotten samples, and as far as that is claimed."""
 
-    kind: Literal["approximate", "exact"] = "approximate"
-    covers: str | None = Field(None, description="What an exact result is exact about; None where it is approximate.")
+    kind: Literal["approximate", "exact", "exact up to numerics"] = "approximate"
+    covers: str | None = Field(
+        None, description="What is claimed, in a sentence; None where nothing beyond figures is."
+    )
+    excludes: list[str] = Field([], description="What the claim does not speak of, a sentence each.")
+    retrained: dict[str, int] = Field({}, description="Shard → slices that stayed before it was trained again.")
+    untouched: dict[str, str] = Field({}, description="Shard → SHA-256 of its weights, those that the source has.")
+    steps: int = Field(0, description="Of the optimiser; 0 where they are not counted.")
+    steps_from_scratch: int = Field(0, description="That training everything anew would take.")
+
+    @property
+    def trained_without(self) -> bool:
+        """Whether the weights come from training without the forgotten samples, bit by bit or up to numerics."""
+        return self.kind != "approximate"
 
 
 class Figures(FrozenRecord):

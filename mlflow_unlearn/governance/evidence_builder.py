@@ -14,9 +14,12 @@ from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.predictions import evaluate_split
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.record import (
+    EXACT_LIMITS,
+    LIMITS,
     ClassRow,
     DataRecord,
     Evidence,
+    Exactness,
     Figures,
     Histogram,
     Learning,
@@ -135,10 +138,27 @@ def build(
         reading=read_after(columns["unlearned"].membership, columns["original"].membership),
         union=union,
         incomplete=candidate.incomplete,
+        exactness=(exactness := _exactness(session, candidate)),
+        limits=EXACT_LIMITS if exactness.trained_without else LIMITS,
         definitions={key: metric.definition for key, metric in METRICS.items()},
         figures=_figures(candidate.outputs, view.classes),
         hardware={"device": str(session.hardware.device), "precision": session.hardware.precision},
         system=system_facts(),
+    )
+
+
+def _exactness(session: Session, candidate: VersionCandidate) -> Exactness:
+    """What the method claims; of an ensemble that another one has changed, that it ends what could be claimed."""
+    old = session.version.record
+    if candidate.result.exactness is not None:
+        return candidate.result.exactness
+    if old is None or old.shards is None or old.shards.ended_by is not None:
+        return Exactness()
+    return Exactness(
+        covers=(
+            f"The source version could be unlearned exactly, shard by shard; {candidate.provenance.method} has changed "
+            "all of its weights and has ended that: this version and those made from it are approximate."
+        )
     )
 
 

@@ -36,7 +36,7 @@ from mlflow_unlearn.registry.registration import (
 from mlflow_unlearn.report import table
 from mlflow_unlearn.report.card import describe, model_card
 from mlflow_unlearn.report.page import Sample, moved, page
-from mlflow_unlearn.session.new_version import example_without_forgotten, new_record
+from mlflow_unlearn.session.new_version import example_without_forgotten, new_record, placed_of
 from mlflow_unlearn.session.past import trained_as
 from mlflow_unlearn.session.session import Session
 
@@ -91,6 +91,7 @@ def publish(
             session.folder,
             example=example_without_forgotten(session),
             source=session.version,
+            placed=placed_of(session, record),
         )
         info = log_model(client, new, run_id)
     log_metrics(columns, model_ids={"unlearned": info.model_id, "original": session.version.model_id})
@@ -128,6 +129,9 @@ def publish(
     for what, values in evidence.chosen_on_validation():
         print(f"{what}: {values}")
     print(f"Registered {name} version {version.version} from {session.version.uri}.")
+    if evidence.exactness.covers is not None:
+        claimed = evidence.exactness
+        print(f"{claimed.kind.capitalize()}: {' '.join([evidence.exactness.covers, *claimed.excludes])}")
     if session.version.model_id is None:
         print(f"Note: {session.version.uri} has no LoggedModel: its lineage is in the tags and in evidence.json alone.")
     return evidence

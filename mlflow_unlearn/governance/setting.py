@@ -14,6 +14,7 @@ from mlflow_unlearn.errors import NothingToUnlearn
 from mlflow_unlearn.evidence.provenance import Provenance, Selection
 from mlflow_unlearn.governance.publish import log_epoch, log_result, nothing_to_unlearn
 from mlflow_unlearn.methods import get_method
+from mlflow_unlearn.session.ensemble import StageCheckpoints, sharded_past
 from mlflow_unlearn.session.past import keep_of
 from mlflow_unlearn.session.recipe import Recipe
 from mlflow_unlearn.session.session import Session
@@ -37,7 +38,7 @@ class Setting:
     teacher: Teacher | None = None
     recipe: Recipe | None = None
 
-    def run(self, session: Session, run_id: str) -> tuple[Result, Checkpoint]:
+    def run(self, session: Session, run_id: str) -> tuple[Result, Checkpoint | StageCheckpoints]:
         """Unlearn and log it on the active run, going on where this command was killed.
 
         The checkpoint is to be removed once what came of it is registered, or is known not to be.
@@ -52,13 +53,19 @@ class Setting:
         """
         method, recipe = get_method(self.method), self.recipe
         trained_as = {} if recipe is None else {"augment": recipe.augment, "architecture": recipe.architecture}
-        checkpoint = Checkpoint("unlearn", run_id, {**session.identity, **trained_as})
+        identity, sharded = {**session.identity, **trained_as}, None
+        checkpoint: Checkpoint | StageCheckpoints = Checkpoint("unlearn", run_id, identity)
+        if method.by_shards:
+            stages = StageCheckpoints("unlearn", run_id, identity)
+            sharded = sharded_past(session, run_id, stages)
+            checkpoint = checkpoint if sharded is None else stages
         options = RunOptions(
             self.seed,
             teacher=self.teacher,
             model_factory=None if recipe is None else recipe.model_factory,
             on_epoch=partial(log_epoch, method),
-            checkpoint=checkpoint,
+            checkpoint=checkpoint if isinstance(checkpoint, Checkpoint) else None,
+            sharded=sharded,
             keep=keep_of(session, self.method, run_id),
         )
         splits = None if recipe is None else recipe.splits(session.splits)

@@ -55,6 +55,7 @@ class Retrain(Training):
 
     name = "retrain"
     position = 100
+    by_shards = True
 
     def plan(self, workspace: Workspace) -> Plan:
         """Reinitialise, then train on the retain set."""

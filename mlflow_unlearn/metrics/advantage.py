@@ -279,7 +279,11 @@ class _Pool:
         curve = np.cumsum(steps, axis=1)
         area = np.einsum("bg,bg->b", sizes, curve) - 0.5 * np.einsum("bg,bg->b", sizes, steps)
         # Above all thresholds, and at the last one, both rates are the same.
-        return np.maximum(curve.max(axis=1), 0.0), np.maximum(-curve.min(axis=1), 0.0), 0.5 + 0.5 * area
+        # None is outside of [0, 1] but by rounding.
+        residual, over, auc = (
+            np.clip(values, 0.0, 1.0) for values in (curve.max(axis=1), -curve.min(axis=1), 0.5 + 0.5 * area)
+        )
+        return residual, over, auc
 
     def permuted(self, seed: int, permutations: int) -> Iterator[Bools]:
         """Choices ``[B, N]`` of as many forgotten samples of each class, all in all ``permutations`` rows."""

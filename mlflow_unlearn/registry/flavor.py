@@ -22,12 +22,22 @@ from torch import Tensor, nn
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.data.functions import users_code
 from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.data.placement import Placement, write_placement
 from mlflow_unlearn.engine.architectures import build_model, check_parameters, load_weights, non_finite_tensor
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.parsing import load_json, load_yaml
 from mlflow_unlearn.registry.dead import PROCESS_TAG, of_run
 from mlflow_unlearn.registry.network import once, persistently
-from mlflow_unlearn.registry.versions import MANIFEST_FILE, METADATA_KEY, WEIGHTS_FILE, Format, Record, Version, below
+from mlflow_unlearn.registry.versions import (
+    MANIFEST_FILE,
+    METADATA_KEY,
+    PLACEMENT_FILE,
+    WEIGHTS_FILE,
+    Format,
+    Record,
+    Version,
+    below,
+)
 
 
 def load_module(version: Version, architecture: str | None, num_classes: int, *, trainable: bool = True) -> nn.Module:
@@ -160,6 +170,7 @@ class NewModel:
         example: input example ``[N, C, H, W]`` where there is no source, or in place of the source's.
         source: the version that the new one replaces.
         serialization: where there is no source.
+        placed: of an ensemble: plain ids ``[N]``, and where they lie ``[N]``.
     """
 
     module: nn.Module
@@ -169,6 +180,7 @@ class NewModel:
     example: np.ndarray[Any, Any] | None = None
     source: Version | None = None
     serialization: Format = "pt2"
+    placed: tuple[Sequence[str], Placement] | None = None
 
 
 @users_code("the model")
@@ -215,10 +227,13 @@ def _stored_beside(new: NewModel) -> dict[str, Any]:
     if shutil.disk_usage(folder).free < 2 * (folder / WEIGHTS_FILE).stat().st_size:
         raise OSError(f"No space left for the model in {tempfile.gettempdir()!r}")
     extra = [folder / MANIFEST_FILE, folder / WEIGHTS_FILE]
+    if new.placed is not None:
+        write_placement(folder / PLACEMENT_FILE, new.training, new.placed[1], new.placed[0])
+        extra.append(folder / PLACEMENT_FILE)
     metadata: dict[str, Any] = {METADATA_KEY: new.record.model_dump(mode="json")}
     arguments: dict[str, Any]
     if source is not None:
-        names = {file.name for file in extra}
+        names = {file.name for file in extra} | {PLACEMENT_FILE}  # a source's lists what is forgotten now
         theirs = sorted(path.name for path in (source.path / "extra_files").glob("*"))
         extra += [below(source.path, f"extra_files/{name}", source.uri) for name in theirs if name not in names]
         metadata = {**(source.model.metadata or {}), **metadata}

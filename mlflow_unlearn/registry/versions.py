@@ -36,6 +36,8 @@ MANIFEST_FILE = "training_manifest.csv"
 MANIFEST_PATH = f"manifest/{MANIFEST_FILE}"
 """In the run that has recorded the list of a version that another tool made."""
 WEIGHTS_FILE = "weights.safetensors"
+PLACEMENT_FILE = "shards.csv"
+"""Of an ensemble: the shard and the slice of each id of its training manifest."""
 
 RETIRED_TAG = "unlearn.retired"
 """Of a version that `retire` has removed: time, user and reason."""

@@ -54,6 +54,14 @@ def frozen(prefix: str) -> str:
     )
 
 
+def exactness(evidence: Evidence) -> list[str]:
+    """What is claimed beyond the figures, and what that leaves out; nothing of most methods."""
+    claim = evidence.exactness
+    if claim.covers is None:
+        return []
+    return [" ".join([f"**{claim.kind.capitalize()}:** {_text(claim.covers)}", *map(_text, claim.excludes)])]
+
+
 def reading(evidence: Evidence) -> str:
     """The membership test in a sentence."""
     measured, by_auc = evidence.metrics["unlearned"], evidence.policy_schema == 1
@@ -89,6 +97,7 @@ def _said(evidence: Evidence) -> list[str]:
         f"{data.forget.samples + data.retain.samples} training samples (request {requests}) with "
         f"**{provenance.method}** ({settings}).",
         *([frozen(provenance.prefix)] if provenance.prefix is not None else []),
+        *exactness(evidence),
         f"Membership: {reading(evidence)}." + (f" Test accuracy changed by {cost:+.4f}." if cost is not None else ""),
     ]
 

@@ -129,6 +129,9 @@ def check_going_on(options: Train) -> None:
         )
     if options.from_ is None and options.train_on == "new":
         raise UnlearnError("train_on = 'new' needs from=, the version that was trained on the other samples")
+    if options.ensemble and (options.from_ is not None or options.keep_checkpoints):
+        name = "keep_checkpoints" if options.keep_checkpoints else "from"
+        raise UnlearnError(f"{name} and ensemble = {options.ensemble} do not go together: an ensemble keeps its slices")
     if options.from_ is not None and options.canaries:
         raise UnlearnError(
             f"canaries = {options.canaries} and from = {options.from_!r} do not go together: canaries are planted "

@@ -1,5 +1,6 @@
 """What a new version is given besides its weights: its record and its input example."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -7,9 +8,11 @@ import torch
 
 from mlflow_unlearn.config import ReadOptions
 from mlflow_unlearn.console import note
+from mlflow_unlearn.data.placement import Placement, keys_of, placements
 from mlflow_unlearn.data.spec import without_options
 from mlflow_unlearn.engine.hardware import machine_of
 from mlflow_unlearn.engine.loop import Outcome
+from mlflow_unlearn.evidence.checkpoints import Shards
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.registry.flavor import example_images, input_example
 from mlflow_unlearn.registry.versions import Record, TrainedOn
@@ -22,8 +25,8 @@ def new_record(session: Session, options: ReadOptions, provenance: Provenance, r
     Args:
         session: the source version, opened.
         options: of the command.
-        provenance: of the weights.
-        result: of the unlearning; None where there is none yet.
+        provenance: how the weights came about.
+        result: of the unlearning, with what the new version keeps of its training; None where there is none yet.
     """
     old = session.version.record
     kept = () if result is None else result.kept
@@ -42,15 +45,33 @@ def new_record(session: Session, options: ReadOptions, provenance: Provenance, r
         request_ids=tuple(request.id for request in session.requests),
         provenance=provenance,
         canaries=old.canaries if old is not None else None,
+        checkpoints=kept,
+        shards=_shards(old, provenance, result),
+        origin=origin,
+        machine=machine_of(session.hardware) if kept or origin is not None else None,
         trained_on=TrainedOn.of(
             session.stored_manifest(session.retain),
             without_options(session.view.source.spec),
             session.view.source.samples_digest,
         ),
-        checkpoints=kept,
-        origin=origin,
-        machine=machine_of(session.hardware) if kept or origin is not None else None,
     )
+
+
+def _shards(old: Record | None, provenance: Provenance, result: Outcome | None) -> Shards | None:
+    """Of an ensemble: how it was trained, or what has ended that."""
+    if result is not None and result.shards is not None:
+        return result.shards
+    if old is None or old.shards is None or old.shards.ended_by is not None:
+        return None if old is None else old.shards
+    return old.shards.model_copy(update={"ended_by": provenance.method})
+
+
+def placed_of(session: Session, record: Record) -> tuple[Sequence[str], Placement] | None:
+    """The retained ids ``[R]`` of an ensemble and where they lie; None of a version that has no shards, or no more."""
+    if record.shards is None or record.shards.ended_by is not None:
+        return None
+    train, shards = session.view.source.train.subset(session.retain), record.shards
+    return train.ids, placements(keys_of(train, shards.by), shards.shards, shards.slices)
 
 
 def example_without_forgotten(session: Session) -> np.ndarray[Any, Any] | None:

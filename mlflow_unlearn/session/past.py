@@ -35,7 +35,7 @@ CHECKPOINTS = "checkpoints"
 """`Method.needs` of a method that goes back."""
 _UNMET = {
     CHECKPOINTS: "keeps no checkpoints of its training: `train` does with keep_checkpoints=, or with from=",
-    "shards": "is not an ensemble of shards: train one with shards=",
+    "shards": "is not an ensemble that no other method has changed: `train` makes one with ensemble=",
 }
 
 
@@ -52,7 +52,7 @@ def _keeps(needs: str, record: Record | None) -> bool:
         return False
     if needs == CHECKPOINTS:
         return record.shards is None and (bool(record.checkpoints) or record.origin is not None)
-    return record.shards is not None
+    return record.shards is not None and record.shards.ended_by is None
 
 
 def check_prefix(method: str, prefix: str | None) -> None:

@@ -12,6 +12,7 @@ from mlflow_unlearn.data.datasets import Augmented
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.engine.architectures import builder_like, model_family
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evidence.checkpoints import Origin
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.registry.versions import open_version
 from mlflow_unlearn.rng import isolated_rng
@@ -31,6 +32,7 @@ class Recipe:
         seed: of the recorded training.
         architecture: what ``model_factory`` builds, None where it draws each module's weights anew.
         model_factory: builds a randomly initialised model of the version's architecture.
+        origin: the version that the training went on from; None where it began with random weights.
     """
 
     params: Mapping[str, Any]
@@ -38,6 +40,7 @@ class Recipe:
     seed: int | None
     architecture: str | None
     model_factory: Callable[[], nn.Module]
+    origin: Origin | None = None
 
     def splits(self, splits: Splits) -> Splits:
         """The splits with the retain set as it was trained on."""
@@ -76,6 +79,9 @@ def training_recipe(session: Session, options: ReadOptions, *, without: str | No
     architecture = options.architecture or (own.architecture if own is not None else None)
     with isolated_rng(0):
         model_factory = builder_like(session.module, architecture, len(session.view.classes), session.image_shape)
+    if own is not None and own.shards is not None and own.shards.ended_by is None:
+        shards = own.shards
+        return Recipe(shards.params, shards.augment, shards.seed, architecture, model_factory)
     if record is None or record.provenance.method not in TRAINED:
         missing = without or "retraining takes the defaults of `retrain`"
         note(f"Note: {version.uri} does not record how it was trained; {missing}.")
@@ -87,4 +93,4 @@ def training_recipe(session: Session, options: ReadOptions, *, without: str | No
         )
     recorded, fields = record.provenance, get_method("retrain").Params.model_fields
     params = {key: value for key, value in recorded.params.items() if key in fields}
-    return Recipe(params, recorded.augment or "none", recorded.seed, architecture, model_factory)
+    return Recipe(params, recorded.augment or "none", recorded.seed, architecture, model_factory, record.origin)

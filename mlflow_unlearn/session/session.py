@@ -218,7 +218,7 @@ class Session:
             splits, options = own.splits(splits), replace(options, teacher=None, past=own.past)
         with nullcontext() if own is None else own.computing():
             result = unlearn_on(self.hardware, self.module, splits, method, params, options)
-        claim = [] if result.exactness is None else [f"Note: {result.exactness.claim}: {result.exactness.covers}"]
+        claim = [] if result.exactness is None else [f"Note: {result.exactness.kind}: {result.exactness.covers}"]
         # Not by Python's warnings, which a library's thread that catches its own can take from the terminal.
         for sentence in dict.fromkeys([*(f"Warning: {sentence}" for sentence in result.warnings), *claim]):
             if sentence not in self.told:

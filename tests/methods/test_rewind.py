@@ -81,7 +81,7 @@ def test_all_of_the_schedule_is_training_without_the_forget_set(trained):
     found = trained.rewound(share=1.0)
     gold = run(net(SEED), Training(RECIPE), {"retain": splits().retain}, CPU, RunOptions(SEED))
     assert weights_digest(found.model) == weights_digest(gold.model)
-    assert found.exactness.claim == "exact" and found.trained == gold.trained
+    assert found.exactness.kind == "exact" and found.trained == gold.trained
 
 
 def test_what_it_reports(trained):
@@ -89,7 +89,7 @@ def test_what_it_reports(trained):
     found = trained.rewound(share=0.5)
     assert [row["epoch"] for row in found.history] == [3, 4, 5] and found.final == {"rewound_to": 3}
     assert found.trained == 3 * 170
-    assert (found.exactness.claim, found.exactness.steps, found.exactness.steps_from_scratch) == ("approximate", 12, 24)
+    assert (found.exactness.kind, found.exactness.steps, found.exactness.steps_from_scratch) == ("approximate", 12, 24)
 
 
 def test_the_rate_follows_the_fraction_of_the_schedule(trained, monkeypatch):

@@ -15,7 +15,7 @@ from mlflow_unlearn.engine.forward import true_class_margins
 from mlflow_unlearn.metrics import advantage as module
 from mlflow_unlearn.metrics.advantage import Sides, advantage, sides
 from mlflow_unlearn.metrics.membership import class_matched_weights
-from mlflow_unlearn.metrics.reading import read_membership
+from mlflow_unlearn.metrics.reading import read_advantage, read_membership
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 60), st.integers(1, 5), st.booleans(), st.integers(0, 2**32 - 1))
@@ -169,6 +169,12 @@ class TestAdvantage:
         """Its null reaches nearly 1: nothing can be decided, and nothing is left out."""
         found = advantage([9.0], np.arange(10.0), [0], [0] * 10, 1, seed=0)
         assert found.sides.advantage == pytest.approx(0.9) and found.null.q95 >= 0.9
+
+    def test_rounding_leaves_no_value_outside(self):
+        """Of one forgotten sample beside 37 unseen ones the highest AUC of the null is 1, and was a little more."""
+        found = advantage([9.0], np.arange(37.0), [0], [0] * 37, 1, seed=0)
+        assert 0 <= found.null.auc_low <= found.null.auc_high <= 1 and found.auc <= 1
+        read_advantage(found.sides.advantage, found.null.q95, found.auc, found.null.auc_low, found.null.auc_high)
 
     def test_misuse(self):
         with pytest.raises(ValueError, match=r"^permutations: expected at least 1, got 0\.$"):

@@ -91,7 +91,7 @@ class TestOwnTraining:
         other = later.version.record.machine.model_copy(update={"torch": "1.0"})
         past = own_training(with_record(later, machine=other)).past
         found = past.exactness(past.go_back(0.5, fall_back=False)[0], 10)
-        assert found.claim == "exact up to numerics"
+        assert found.kind == "exact up to numerics"
         assert f"torch {torch.__version__} and not 1.0 here" in found.excludes[-1]
 
     def test_other_weights_in_the_place_of_the_version_before(self, later):
