@@ -2,6 +2,7 @@
 
 import json
 
+import mlflow
 import pytest
 from chains import LENIENT
 from stores import copied, shell
@@ -43,6 +44,12 @@ def lost(template):
         file.write_bytes(before)
 
 
+def exactness(store, version: str) -> dict:
+    """Of the version's evidence."""
+    run_id = store.tags(version)["unlearn.run_id"]
+    return mlflow.artifacts.load_dict(f"runs:/{run_id}/evidence/evidence.json")["exactness"]
+
+
 def said(done) -> str:
     return " ".join(done.err.split())
 
@@ -78,6 +85,9 @@ def test_the_last_epochs_again_are_approximate(store, rewind):
     assert new.provenance.method == "rewind" and new.provenance.augment == "none"
     assert new.provenance.params["epochs"] == 8 and new.provenance.params["batch_size"] == 32
     assert new.machine == record("1").machine and new.origin is None
+    claimed = exactness(store, "3")
+    assert claimed["kind"] == "approximate" and "The last 2 of 8 epochs" in claimed["covers"]
+    assert (claimed["steps"], claimed["steps_from_scratch"]) == (2 * 8, 8 * 8)  # of 250 samples, 32 a step
 
 
 def test_a_new_version_keeps_its_own_checkpoints_alone_and_is_rewound_by_them(store, rewind):
@@ -99,6 +109,7 @@ def test_all_epochs_again_are_exact_and_the_bits_of_a_training_without(store, re
     train(EARLY, "--exclude", listed(tmp_path, ids), name="gold")
     assert digest(store, "3") == digest(store, "1", "gold")
     assert [one.stage for one in record("3").checkpoints] == [2, 4, 6]
+    assert exactness(store, "3")["kind"] == "exact"
 
 
 @pytest.mark.parametrize("train_on", ["all", pytest.param("new", marks=pytest.mark.slow)])

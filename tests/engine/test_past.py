@@ -85,13 +85,13 @@ class TestExactness:
         return Past((at,), 12, 0, differences).exactness(at, 10)
 
     def test_a_state_that_has_seen_some_is_approximate_whatever_the_machine(self):
-        found = self.kinded(point(9), "torch 3 and not 2")
+        found = self.claimed(point(9), "torch 3 and not 2")
         assert (found.kind, found.steps, found.steps_from_scratch) == ("approximate", 30, 120)
         assert "The last 3 of 12 epochs" in found.covers and "epoch 9, which has seen 7" in found.covers
         assert not any("torch" in sentence for sentence in found.excludes)
 
     @pytest.mark.parametrize("at", [point(0, seen=0), ANEW])
     def test_one_that_has_not_is_exact_or_exact_up_to_numerics(self, at):
-        assert self.kinded(at).kind == "exact" and "retained alone" in self.kinded(at).covers
-        other = self.kinded(at, "torch 3 and not 2")
+        assert self.claimed(at).kind == "exact" and "retained alone" in self.claimed(at).covers
+        other = self.claimed(at, "torch 3 and not 2")
         assert other.kind == "exact up to numerics" and "torch 3 and not 2 here" in other.excludes[-1]
