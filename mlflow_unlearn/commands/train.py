@@ -199,7 +199,7 @@ def train(options: config.Train) -> TrainResult:
         shown = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items())
         also = f", {options.canaries} pairs of canaries" if canaries is not None else ""
         also += f" ({record.origin.samples} new ones)" if record.origin is not None else ""
-        also += f", {len(outcome.kept)} checkpoints" if outcome.kept else ""
+        also += f", {len(kept_checkpoints)} checkpoints" if kept_checkpoints else ""
         print(f"Registered {options.name} version {version.version}: {len(kept)} training samples{also}, {shown}.")
         registered = Registered(
             name=options.name,
