@@ -80,6 +80,13 @@ class TestOwnTraining:
         assert len(own_training(new).splits(later.splits).retain) == record.origin.samples - 10
         assert not any(point.anew for point in own_training(new).past.points)
 
+    def test_where_nobody_can_tell_what_came_later(self, later):
+        origin = later.version.record.origin.model_copy(update={"uri": "models:/clf/9", "trained_on": "new"})
+        with pytest.raises(
+            UnlearnError, match="went on from models:/clf/9, which is lost .*: restore it, or use method=r"
+        ):
+            own_training(with_record(later, origin=origin))
+
     def test_it_computes_with_as_many_threads_and_puts_them_back(self, later):
         here = torch.get_num_threads()
         other = later.version.record.machine.model_copy(update={"threads": here + 1})
