@@ -164,6 +164,15 @@ class Train(HardwareOptions, Command):
         le=1_000_000,
         description="Pairs of which a coin has one trained and the other left out, for `audit`'s exact test.",
     )
+    from_: Text = Field(
+        None,
+        alias="from",
+        description="Version to go on from, with data that has new samples beside those that it was trained on.",
+    )
+    train_on: Literal["all", "new"] = Field("all", description="With from: all samples, or the new ones alone.")
+    keep_checkpoints: int = Field(
+        0, ge=0, le=9999, description="States of the training to keep, evenly spread, for `unlearn --method rewind`."
+    )
     ensemble: int = Field(
         0, ge=0, le=1024, description="Train so many sub-models, each on its own shard, for `unlearn --method exact`."
     )

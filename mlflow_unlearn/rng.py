@@ -27,6 +27,13 @@ def checked_seed(seed: int) -> int:
     return whole
 
 
+def seed_all(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 @contextmanager
 def isolated_rng(seed: int) -> Iterator[None]:
     """Seed Python's, NumPy's and torch's global generators inside, and put their states back after."""
@@ -36,9 +43,7 @@ def isolated_rng(seed: int) -> Iterator[None]:
     devices = list(range(torch.cuda.device_count())) if running else []
     with torch.random.fork_rng(devices):
         try:
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
+            seed_all(seed)
             yield
         finally:
             random.setstate(python_state)
@@ -64,5 +69,5 @@ def set_rng_states(states: dict[str, Any]) -> None:
     kind, numpy, *rest = states["numpy"]
     np.random.set_state((kind, numpy.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"])
-    if states["cuda"]:
+    if states["cuda"] and torch.cuda.is_available():  # a checkpoint may come from another machine
         torch.cuda.set_rng_state_all(states["cuda"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
-from toy import CPU, Listed, net, original, splits
+from toy import CPU, PLAIN_METHODS, Listed, net, original, splits
 
 from mlflow_unlearn import Splits, unlearn
 from mlflow_unlearn.distributed import ranks
@@ -105,7 +105,7 @@ def twisted() -> Splits:
 def work(folder: Path) -> None:
     sets = splits()
     found = {}
-    for name in BUILTIN:
+    for name in PLAIN_METHODS:
         found[name] = unlearn(plain(), sets, name, PARAMS[name], seed=3, device="cpu").model.state_dict()
     with (folder / "epochs").open("w") as file:  # which cannot be pickled
 

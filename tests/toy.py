@@ -12,8 +12,11 @@ from torch.utils.data import Dataset, TensorDataset
 
 from mlflow_unlearn import Splits
 from mlflow_unlearn.engine.hardware import Hardware
+from mlflow_unlearn.methods import BUILTIN
 from mlflow_unlearn.rng import isolated_rng
 
+PLAIN_METHODS = [name for name, method in BUILTIN.items() if method.needs is None]
+"""That need nothing which a version keeps of its training."""
 CPU = Hardware(torch.device("cpu"))
 
 

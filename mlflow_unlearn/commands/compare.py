@@ -34,6 +34,7 @@ from mlflow_unlearn.registry.versions import check_name
 from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.new_version import new_record
+from mlflow_unlearn.session.past import usable
 from mlflow_unlearn.session.recipe import Recipe, training_recipe
 from mlflow_unlearn.session.session import Session, open_session
 from mlflow_unlearn.tuning.selection import CONSTRAINTS
@@ -76,6 +77,8 @@ def compare(options: config.Compare) -> CompareResult:
         session = open_session(tracking.client(), run_id, options, folder, progress=progress)
         if options.register_ == "best":
             name = target_name(session, name)
+        methods = usable(methods, session.version, named=options.methods.strip() != "all")
+        given = {method: params for method, params in given.items() if method in (*methods, "retrain")}
         given_gold = open_gold(session, options)
         session.log_manifests()
         recipe = training_recipe(session, options)

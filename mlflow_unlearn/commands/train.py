@@ -21,13 +21,14 @@ from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.source import Source
 from mlflow_unlearn.data.spec import without_options
+from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.engine.architectures import build_model, weights_digest
 from mlflow_unlearn.engine.checkpoint import Checkpoint
 from mlflow_unlearn.engine.hardware import machine_of
 from mlflow_unlearn.engine.loop import RunOptions, run
+from mlflow_unlearn.engine.past import Keep
 from mlflow_unlearn.engine.predictions import evaluate_split
 from mlflow_unlearn.engine.shards import ShardTrainer
-from mlflow_unlearn.evidence.checkpoints import Kept
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.record import Measured, metric_tags
 from mlflow_unlearn.evidence.registered import Registered, Registering
@@ -35,6 +36,7 @@ from mlflow_unlearn.governance.publish import log_epoch
 from mlflow_unlearn.methods.retrain import Training
 from mlflow_unlearn.metrics.accuracy import accuracy
 from mlflow_unlearn.registry import forget_requests, tracking
+from mlflow_unlearn.registry.checkpoints import keeper
 from mlflow_unlearn.registry.dataset_inputs import log_manifests
 from mlflow_unlearn.registry.flavor import NewModel, example_images, log_model
 from mlflow_unlearn.registry.registration import complete, register
@@ -58,6 +60,7 @@ from mlflow_unlearn.session.ensemble import (
     plan_ensemble,
     train_ensemble,
 )
+from mlflow_unlearn.session.going_on import check_going_on, open_before
 from mlflow_unlearn.session.hardware import pick_hardware
 from mlflow_unlearn.session.view import InputSpec
 
@@ -76,17 +79,21 @@ def train(options: config.Train) -> TrainResult:
         client = tracking.client()
         check_name(options.name)
         check_ensemble_options(options)
-        source = load_source(options.data)
+        check_going_on(options)
+        before = None if options.from_ is None else open_before(client, options, folder)
+        source = load_source(options.data) if before is None else before.view.source
         kept = _not_excluded(client, source, options.exclude)
+        if before is not None:
+            kept = before.allowed(kept)
         canaries = None
         if options.canaries:
             canaries = draw_canaries(source.train.ids, source.train.labels, kept, options.canaries)
             kept = kept[~canaries.ghosts_among(source.train.ids)[kept]]
             mlflow.set_tag("unlearn.canaries_sha256", canaries.digest)
             mlflow.log_text(canaries.model_dump_json(indent=1), CANARIES)
-        view = InputSpec(source, options.transform, source.classes, None)
-        module_for_transform = None
-        if options.transform == "timm":
+        view = InputSpec(source, options.transform, source.classes, None) if before is None else before.view
+        module_for_transform = None if before is None else before.module
+        if before is None and options.transform == "timm":
             # The configuration is the architecture's: it does not depend on the images.
             module_for_transform = build_model(options.architecture, len(source.classes), (3, 224, 224))
         dataset = view.dataset(source.train.subset(kept), module_for_transform, "the training set", progress)
@@ -94,22 +101,28 @@ def train(options: config.Train) -> TrainResult:
             channels, height, width = dataset[0][0].shape
         shape = channels, height, width
         view = replace(view, shape=shape)
-        with isolated_rng(options.seed):
-            module = build_model(options.architecture, len(source.classes), shape)
-        check_outputs(module, dataset, source.classes, options.architecture)
+        if before is None:
+            with isolated_rng(options.seed):
+                module = build_model(options.architecture, len(source.classes), shape)
+        else:
+            module = before.module
+        check_outputs(module, dataset, view.classes, options.architecture if before is None else before.version.uri)
         unseen = {
             name: view.dataset(split, module, f"the {name} set", progress)
             for name, split in (("val", source.val), ("test", source.test))
         }
         training = dataset if options.augment == "none" else Augmented(dataset, options.augment)
+        if before is not None and options.train_on == "new":
+            training = before.new_alone(training, kept)
         hardware = pick_hardware(module, dataset, options, progress=progress)
         recipe = {key: getattr(options, key) for key in ("epochs", "lr", "batch_size", "weight_decay")}
         manifest = Manifest(tuple(source.train.ids[i] for i in kept))
-        read_as = {"data": source.digest, "transform": options.transform, "augment": options.augment}
+        read_as = {"data": source.digest, "transform": view.transform, "augment": options.augment}
         identity = {**read_as, "samples": manifest.digest}
         checkpoint: Checkpoint | StageCheckpoints
-        shards, placed, kept_checkpoints = None, None, list[Kept]()
+        shards, placed = None, None
         model: nn.Module
+        architecture: str | None
         if options.ensemble:
             ensemble = plan_ensemble(client, options, source, kept, module, folder)
             checkpoint = StageCheckpoints("train", run_id, identity)
@@ -118,45 +131,59 @@ def train(options: config.Train) -> TrainResult:
             )
             placed = ensemble.placed.subset(kept)
             model, shards = train_ensemble(ensemble, training, placed, shape, len(source.classes), hardware, trainer)
-            architecture, kept_checkpoints = ensemble.architecture, trainer.kept
+            architecture, kept_checkpoints = ensemble.architecture, tuple(trainer.kept)
         else:
             checkpoint = Checkpoint("train", run_id, identity)
-            run_options = RunOptions(options.seed, on_epoch=partial(log_epoch, Training), checkpoint=checkpoint)
-            model = run(module, Training(recipe), {"retain": training}, hardware, run_options).model
-            architecture = options.architecture
+            keep = Keep(options.keep_checkpoints, options.epochs, keeper(run_id)) if options.keep_checkpoints else None
+            on_epoch = partial(log_epoch, Training)
+            run_options = RunOptions(options.seed, on_epoch=on_epoch, checkpoint=checkpoint, keep=keep)
+            outcome = run(module, Training(recipe), {"retain": training}, hardware, run_options)
+            model, kept_checkpoints = outcome.model, outcome.kept
+            architecture = options.architecture if before is None else before.architecture
         metrics = {}
         trained = model.to(hardware.device)
         for split, data in {"retain": dataset, **unseen}.items():
             outputs = evaluate_split(trained, data, hardware, description=f"evaluating {split}")
-            trained_on = np.isin(outputs.labels, source.train.labels[kept])  # not the classes that are excluded wholly
+            trained_on = np.isin(outputs.labels, labels_of(dataset))  # not the classes that are excluded wholly
             if trained_on.any():
                 metrics[f"acc_{split}"] = accuracy(outputs.predictions, outputs.labels, trained_on)
         log_manifests(source.spec, {"retain": manifest})
-        stored = manifest.hashed(Manifest.salt_of(source.samples_digest))
+        salt = Manifest.salt_of(source.samples_digest)
+        stored = manifest.hashed(salt)
+        planted = canaries and Commitment(run_id=run_id, sha256=canaries.digest, pairs=len(canaries.pairs))
         record = Record(
             architecture=architecture,
-            num_classes=len(source.classes),
+            num_classes=len(view.classes),
             image_shape=shape,
-            transform=options.transform,
-            classes=source.classes,
+            transform=view.transform,
+            classes=view.classes,
             data=source.spec,
             provenance=Provenance(method="train", params=recipe, seed=options.seed, augment=options.augment),
             exclude=options.exclude,
             trained_on=TrainedOn.of(stored, without_options(source.spec), source.samples_digest),
-            checkpoints=tuple(kept_checkpoints),
+            checkpoints=kept_checkpoints,
             shards=shards,
-            machine=None if shards is None else machine_of(hardware),
-            canaries=canaries and Commitment(run_id=run_id, sha256=canaries.digest, pairs=len(canaries.pairs)),
+            origin=None if before is None else before.origin(kept, salt, options.train_on),
+            machine=machine_of(hardware) if kept_checkpoints or before is not None or shards is not None else None,
+            canaries=planted if before is None else before.canaries,
         )
         # Never of a training image: the example travels with every later version.
         example = example_images([unseen["test"][i % len(source.test)][0] for i in range(2)])
-        where = None if placed is None else ([source.train.ids[i] for i in kept], placed)
         new = NewModel(
-            model, record, stored, folder, example=example, serialization=options.serialization, placed=where
+            model,
+            record,
+            stored,
+            folder,
+            example=example,
+            source=None if before is None else before.version,
+            serialization=options.serialization,
+            placed=None if placed is None else ([source.train.ids[i] for i in kept], placed),
         )
         without = f", without `{options.exclude}` (a gold standard)" if options.exclude else ""
         parts = "" if shards is None else f" as {shards.shards} shards of {shards.slices} slices"
-        description = f"`{options.architecture}`{parts} trained on {len(kept)} samples of `{source.spec}`{without}."
+        gone_on = "" if record.origin is None else f" from `{record.origin.uri}`, {record.origin.samples} of them new"
+        what = options.architecture if before is None else before.architecture
+        description = f"`{what}`{parts} trained on {len(kept)} samples of `{source.spec}`{gone_on}{without}."
         tags = {
             "unlearn.method": "train",
             "unlearn.run_id": run_id,
@@ -170,8 +197,10 @@ def train(options: config.Train) -> TrainResult:
         complete(client, version)
         checkpoint.remove()
         shown = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items())
-        planted = f", {options.canaries} pairs of canaries" if canaries is not None else ""
-        print(f"Registered {options.name} version {version.version}: {len(kept)} training samples{planted}, {shown}.")
+        also = f", {options.canaries} pairs of canaries" if canaries is not None else ""
+        also += f" ({record.origin.samples} new ones)" if record.origin is not None else ""
+        also += f", {len(kept_checkpoints)} checkpoints" if kept_checkpoints else ""
+        print(f"Registered {options.name} version {version.version}: {len(kept)} training samples{also}, {shown}.")
         registered = Registered(
             name=options.name,
             version=str(version.version),

@@ -29,6 +29,7 @@ from mlflow_unlearn.registry.versions import check_name
 from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.new_version import new_record
+from mlflow_unlearn.session.past import usable
 from mlflow_unlearn.session.recipe import recorded_params
 from mlflow_unlearn.session.session import Session, open_session
 from mlflow_unlearn.tuning.rungs import disturbing
@@ -88,7 +89,8 @@ def tune(options: config.Tune) -> TuneResult:
             name = target_name(session, name)
         gold_module = open_gold(session, options)
         session.log_manifests()
-        methods = _suited(_automatic(session, options, given) if automatic else methods, session)
+        methods = _automatic(session, options, given) if automatic else methods
+        methods = _suited(usable(methods, session.version, named=options.methods.strip() != "all"), session)
         recorded = recorded_params(session, options, methods)
         family, prefixes = model_family(session.module), _prefixes(session, options)
         space = search_space(methods, family, prefixes, given, recorded)

@@ -27,6 +27,7 @@ from mlflow_unlearn.registry.versions import check_name, find_version
 from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.new_version import new_record
+from mlflow_unlearn.session.past import check_prefix, unmet
 from mlflow_unlearn.session.recipe import Recipe, recorded_params, training_recipe
 from mlflow_unlearn.session.session import Session, open_session
 from mlflow_unlearn.tuning.ladder import Ladder
@@ -80,7 +81,7 @@ def unlearn(options: config.Unlearn) -> UnlearnResult:
             name = target_name(session, name)
             gold_module = open_gold(session, options)
             session.log_manifests()
-        refusal = method.unsuited(session.module)
+        refusal = method.unsuited(session.module) or unmet(options.method, session.version)
         if refusal is not None:
             raise UnlearnError(refusal)
 
@@ -137,6 +138,7 @@ def _check(options: config.Unlearn) -> tuple[Policy | None, tuple[Rung, ...]]:
     check_key(options.sign_key)
     if options.method == "retrain" and options.prefix != "none":
         raise UnlearnError(RETRAIN_ALL)
+    check_prefix(options.method, options.prefix)
     defaults = config.Unlearn.model_fields
     if options.claim != defaults["claim"].default and not options.plan:
         raise UnlearnError(f"claim = {options.claim} is of no use here: give plan=true with it")

@@ -30,6 +30,7 @@ from mlflow_unlearn.engine.hardware import Hardware
 from mlflow_unlearn.engine.method import Datasets, InputLoss, Method, OptimizerSpec, Phase, PhaseStats, SplitName
 from mlflow_unlearn.engine.output_cache import model_cache_key
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evidence.checkpoints import Kept
 from mlflow_unlearn.rng import rng_states, set_rng_states
 
 if TYPE_CHECKING:
@@ -226,6 +227,22 @@ class ResumableWorkspace:
         """Fresh random weights."""
         self._state.reinitialise()
 
+    def rewind(self, share: float, epochs: int, *, fall_back: bool = False) -> int:
+        """Go back in the version's own training; the second time to the same state.
+
+        Args:
+            share: of the schedule.
+            epochs: of the whole schedule.
+            fall_back: whether a lost state gives way to the one before it.
+
+        Raises:
+            UnlearnError: the state that it went back to the first time is lost.
+        """
+        done = self._state.rewind(share, epochs, fall_back=fall_back)
+        if int(self._answer(lambda: torch.tensor(done))) != done:
+            raise UnlearnError("a checkpoint of the version was lost since this command was killed: start it again")
+        return done
+
     def freeze_before(self, name: str) -> None:
         """Freeze the layers before the module ``name``."""
         self._looks()
@@ -267,6 +284,7 @@ class ResumableWorkspace:
         progress = None
         if stored is not None:
             progress = self._state.load(stored["trainer"])
+            self._state.kept = [Kept.model_validate(one) for one in stored["kept"]]
             note(f"Note: {name} goes on where this command was killed, in epoch {len(self._state.history) + 1}.")
             self._stored = None
         stats = self._state.run_phase(phase, name, progress, self._pause if self._can_be_told else None)
@@ -300,5 +318,6 @@ class ResumableWorkspace:
                 "phases": self._phases,
                 "snapshots": [None if one is None else dict(one) for one in alive],
                 "trainer": {**self._state.saved(self._full), "progress": asdict(progress)},
+                "kept": [one.model_dump() for one in self._state.kept],
             }
         )

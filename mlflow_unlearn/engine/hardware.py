@@ -200,6 +200,17 @@ def machine_of(hardware: "Hardware") -> Machine:
 
 
 @contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute with so many threads inside: sums depend on how they are split."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def deterministic_convolutions() -> Iterator[None]:
     """Restrict cuDNN to algorithms that give the same bits every time; no effect on the CPU, where all do."""
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark

@@ -26,11 +26,12 @@ from mlflow_unlearn.engine.frozen_prefix import Activations, split_at
 from mlflow_unlearn.engine.hardware import Hardware, deterministic_convolutions, full_precision
 from mlflow_unlearn.engine.method import Batch, Datasets, InputLoss, Method, OptimizerSpec, Phase, PhaseStats, SplitName
 from mlflow_unlearn.engine.modes import eval_mode
+from mlflow_unlearn.engine.past import Keep, Past, Point, State
 from mlflow_unlearn.engine.teacher import Teacher, is_deterministic
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.evidence.checkpoints import Kept, Shards
+from mlflow_unlearn.evidence.checkpoints import Kept, Origin, Shards
 from mlflow_unlearn.evidence.record import Exactness
-from mlflow_unlearn.rng import isolated_rng, rng_states, set_rng_states
+from mlflow_unlearn.rng import isolated_rng, rng_states, seed_all, set_rng_states
 
 if TYPE_CHECKING:
     from mlflow_unlearn.engine.shards import ShardedPast
@@ -57,6 +58,7 @@ class Outcome:
         exactness: what may be claimed where the training was gone back on; None of other methods.
         kept: checkpoints that the new weights can be gone back on by.
         shards: how the new weights were trained, where they are an ensemble's and nothing else has changed them.
+        origin: the version that the training went on from, where it was gone back to.
     """
 
     model: nn.Module
@@ -68,6 +70,7 @@ class Outcome:
     exactness: Exactness | None = field(default=None, kw_only=True)
     kept: tuple[Kept, ...] = field(default=(), kw_only=True)
     shards: Shards | None = field(default=None, kw_only=True)
+    origin: Origin | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class RunOptions:
         on_epoch: called with each epoch's record.
         on_state: called after each epoch; it may look at the student, and end the plan by an exception.
         checkpoint: where a long training is kept, for the same command to go on after a kill; not with several ranks.
+        keep: which states of the training stay with the version.
+        past: what the version keeps of its training, for a method that goes back.
         sharded: what an ensemble's version keeps of its training; methods that train shards need it.
     """
 
@@ -96,11 +101,13 @@ class RunOptions:
     on_epoch: Callable[[Epoch], None] | None = None
     on_state: Watch | None = None
     checkpoint: Checkpoint | None = None
+    keep: Keep | None = None
+    past: Past | None = None
     sharded: "ShardedPast | None" = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What other ranks are sent: the callbacks are rank 0's own."""
-        return {**vars(self), "on_epoch": None, "on_state": None, "checkpoint": None}
+        return {**vars(self), **dict.fromkeys(("on_epoch", "on_state", "checkpoint", "keep", "past"))}
 
 
 @ranks.on_all_ranks
@@ -157,7 +164,11 @@ def run(model: nn.Module, method: Method, datasets: Datasets, hardware: Hardware
             phase = next(plan)
             while True:
                 state.trained += state.samples_of(phase)
-                phase = plan.send(workspace.run_phase(phase, method.name))
+                stats = workspace.run_phase(phase, method.name)
+                state.epochs += phase.epochs
+                if not (isinstance(workspace, ResumableWorkspace) and workspace.resuming):
+                    state.keep()
+                phase = plan.send(stats)
         except StopIteration as stop:
             final = stop.value or {}
         except Exception as error:
@@ -172,7 +183,17 @@ def run(model: nn.Module, method: Method, datasets: Datasets, hardware: Hardware
     student.zero_grad(set_to_none=True)
     student = student.to(home, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     seconds = time.perf_counter() - start
-    return Outcome(student.eval(), state.history, final, tuple(state.warnings), seconds, trained=state.trained)
+    return Outcome(
+        student.eval(),
+        state.history,
+        final,
+        tuple(state.warnings),
+        seconds,
+        trained=state.trained,
+        exactness=state.exactness,
+        kept=tuple(state.kept),
+        origin=None if state.start is None else state.start.origin,
+    )
 
 
 @dataclass
@@ -221,6 +242,10 @@ class TrainerState:
         self.history: list[Epoch] = []
         self.warnings: list[str] = []
         self.trained = 0
+        self.epochs = 0
+        self.kept: list[Kept] = []
+        self.start: Point | None = None
+        self._state_at_start: State = {}
         self._datasets, self._options = datasets, options
         self._labels: dict[str, Tensor] = {}
         self._reader: BatchReader | None = None
@@ -318,6 +343,51 @@ class TrainerState:
         )
         self.model = split_at(self.model, name).trainable_head
         self._datasets, self.hardware = self.teacher.datasets, replace(self.hardware, num_workers=None)
+
+    def rewind(self, share: float, epochs: int, *, fall_back: bool = False) -> int:
+        """As `Workspace` describes it; to be called before any phase.
+
+        Args:
+            share: of the schedule.
+            epochs: of the whole schedule.
+            fall_back: whether a lost state gives way to the one before it.
+
+        Raises:
+            UnlearnError: there is nothing to go back to, it is lost, or it belongs to another schedule.
+        """
+        if ranks.world() > 1:
+            raise UnlearnError("a training is run again in one process: leave processes out")
+        past = self._options.past
+        if past is None:
+            raise UnlearnError(
+                "there is no training to go back to: a version keeps it of `train` with keep_checkpoints= or from="
+            )
+        if epochs != past.epochs:
+            raise UnlearnError(f"epochs = {epochs}, and the recorded training has {past.epochs}: leave epochs out")
+        self.start, saved = past.go_back(share, fall_back=fall_back)
+        self.epochs = self.start.epochs
+        if "optimizers" in saved:
+            self._put_training(saved)
+            self._state_at_start = saved
+        else:
+            _put(self.model, saved["model"])
+            self.generator.manual_seed(past.seed)
+            self._worker_seeds.manual_seed(past.seed)
+            seed_all(past.seed)
+        return self.start.epochs
+
+    def keep(self) -> None:
+        """Store the state of the training, if one is to be kept after so many epochs."""
+        keep = self._options.keep
+        if keep is not None and self.epochs in keep.after(0 if self.start is None else self.start.epochs):
+            self.kept.append(keep.store(self._training(), self.epochs))
+
+    @property
+    def exactness(self) -> Exactness | None:
+        """What may be claimed at the end of a training that was run again."""
+        if self.start is None or self._options.past is None:
+            return None
+        return self._options.past.exactness(self.start, max(self._steps.values(), default=0))
 
     def warn(self, sentence: str) -> None:
         """Keep ``sentence`` for the `Outcome`."""
@@ -437,20 +507,32 @@ class TrainerState:
         """
         random_teacher = vars(self).get("_random_teacher")
         return {
+            **self._training(),
+            "teacher": self.teacher.saved(without),
+            "random_teacher": random_teacher and [_tensors(random_teacher.model), random_teacher.saved(())],
+        }
+
+    def _training(self) -> dict[str, Any]:
+        """The state of the training, without what a teacher has computed."""
+        return {
             "model": _tensors(self.model),
             "optimizers": [
                 [asdict(spec), self._steps[spec], optimizer.state_dict(), scheduler and scheduler.state_dict()]
                 for spec, (optimizer, scheduler) in self._optimizers.items()
             ],
             "generators": [self.generator.get_state(), self._worker_seeds.get_state()],
-            "teacher": self.teacher.saved(without),
-            "random_teacher": random_teacher and [_tensors(random_teacher.model), random_teacher.saved(())],
             "random": rng_states(),
         }
 
+    def _put_training(self, saved: State) -> None:
+        """Weights and generators of such a state; its optimisers follow once the schedule is known."""
+        _put(self.model, saved["model"])
+        self.generator.set_state(saved["generators"][0])
+        self._worker_seeds.set_state(saved["generators"][1])
+        set_rng_states(saved["random"])
+
     def load(self, saved: dict[str, Any]) -> Progress:
         """Put back what `saved` gave; how far the phase was that is to go on."""
-        _put(self.model, saved["model"])
         for values, steps, optimizer_state, scheduler_state in saved["optimizers"]:
             optimizer, scheduler = self._optimizer(OptimizerSpec(**values), steps)
             optimizer.load_state_dict(optimizer_state)
@@ -461,9 +543,7 @@ class TrainerState:
             weights, computed = saved["random_teacher"]
             _put(self._random_teacher.model, weights)
             self._random_teacher.load(computed)
-        self.generator.set_state(saved["generators"][0])
-        self._worker_seeds.set_state(saved["generators"][1])
-        set_rng_states(saved["random"])
+        self._put_training(saved)
         return Progress(**saved["progress"])
 
     @contextmanager
@@ -541,7 +621,14 @@ class TrainerState:
             if spec.one_cycle_epochs:
                 # One step to spare, since it is taken after the optimiser's; momentum is constant.
                 steps = spec.one_cycle_epochs * steps_per_epoch + 1
-                scheduler = OneCycleLR(optimizer, max_lr=spec.lr, total_steps=steps, cycle_momentum=False)
+                schedule = partial(OneCycleLR, optimizer, max_lr=spec.lr, total_steps=steps, cycle_momentum=False)
+                scheduler = schedule()
+                if self._state_at_start:
+                    # Momentum as it was; the rate where the schedule was left, whose epochs may have other steps now.
+                    [[_, _, stored, _]] = self._state_at_start["optimizers"]
+                    groups = optimizer.state_dict()["param_groups"]
+                    optimizer.load_state_dict({"state": copy.deepcopy(stored["state"]), "param_groups": groups})
+                    scheduler = schedule(last_epoch=self.epochs * steps_per_epoch - 1)
             self._optimizers[spec], self._steps[spec] = (optimizer, scheduler), steps_per_epoch
         return self._optimizers[spec]
 

@@ -174,6 +174,17 @@ class Workspace(Protocol):
     def reinitialise(self) -> None:
         """Give the student fresh random weights; frozen parameters stay as they are."""
 
+    def rewind(self, share: float, epochs: int, *, fall_back: bool = False) -> int:
+        """Put the student and its training where the version's own training was, and return the epochs done there.
+
+        To be called before any phase; the optimiser of the first one goes on with the rest of its one-cycle schedule.
+
+        Args:
+            share: of the schedule that is to be run again at least, unless a later state has never seen the forget set.
+            epochs: of the whole schedule.
+            fall_back: whether a state that is missing or was changed gives way to the one before it.
+        """
+
     def freeze_before(self, name: str) -> None:
         """Freeze the layers before the module ``name``: they run once, and from here on the student is the rest.
 

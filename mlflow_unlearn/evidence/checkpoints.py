@@ -3,7 +3,7 @@
 A checkpoint has seen samples, so it is data as the version is: `exposure` lists it and `retire` removes it.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -68,3 +68,5 @@ class Origin(FrozenRecord):
     samples: int = Field(description="So many were added by the training that went on.")
     added_sha256: str = Field(description="Of the list of added ids, as they are stored.")
     at: str = Field(description="When, UTC.")
+    trained_on: Literal["all", "new"] = Field("all", description="All samples, or those alone that were added.")
+    forgotten: list[str] = Field([], description="Ids of requests that it, or a version before it, had fulfilled.")

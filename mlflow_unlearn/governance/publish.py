@@ -37,6 +37,7 @@ from mlflow_unlearn.report import table
 from mlflow_unlearn.report.card import describe, model_card
 from mlflow_unlearn.report.page import Sample, moved, page
 from mlflow_unlearn.session.new_version import example_without_forgotten, new_record, placed_of
+from mlflow_unlearn.session.past import trained_as
 from mlflow_unlearn.session.session import Session
 
 INCOMPLETE = 0.05
@@ -75,6 +76,7 @@ def publish(
         UnlearnError: the lock was lost meanwhile: another command may have fulfilled the requests.
         Refused: it does not pass the policy.
     """
+    provenance = trained_as(session, provenance)
     with tracking.timed("metrics"):
         columns = compare(outputs, seed=provenance.seed)
     if (reason := columns["unlearned"].collapsed) is not None:

@@ -15,6 +15,7 @@ from mlflow_unlearn.evidence.provenance import Provenance, Selection
 from mlflow_unlearn.governance.publish import log_epoch, log_result, nothing_to_unlearn
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.session.ensemble import StageCheckpoints, sharded_past
+from mlflow_unlearn.session.past import keep_of
 from mlflow_unlearn.session.recipe import Recipe
 from mlflow_unlearn.session.session import Session
 
@@ -65,6 +66,7 @@ class Setting:
             on_epoch=partial(log_epoch, method),
             checkpoint=checkpoint if isinstance(checkpoint, Checkpoint) else None,
             sharded=sharded,
+            keep=keep_of(session, self.method, run_id),
         )
         splits = None if recipe is None else recipe.splits(session.splits)
         result = session.unlearn(self.method, self.params, options, splits=splits)

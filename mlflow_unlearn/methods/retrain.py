@@ -39,12 +39,15 @@ class Training(Method):
     Params = RetrainParams
     params: RetrainParams
 
-    def plan(self, workspace: Workspace) -> Plan:
-        """One phase an epoch; the schedule, as part of the optimiser, spans them."""
+    def epoch(self, workspace: Workspace) -> Phase:
+        """One pass over the retain set; the schedule, as part of the optimiser, spans all of them."""
         p = self.params
         optimizer = OptimizerSpec("sgd", p.lr, p.weight_decay, p.momentum, p.momentum > 0, one_cycle_epochs=p.epochs)
-        phase = Phase(cross_entropy, optimizer, p.batch_size, retain=all_indices(workspace.labels("retain")))
-        return run_epochs(workspace, phase, p.epochs)
+        return Phase(cross_entropy, optimizer, p.batch_size, retain=all_indices(workspace.labels("retain")))
+
+    def plan(self, workspace: Workspace) -> Plan:
+        """One phase an epoch."""
+        return run_epochs(workspace, self.epoch(workspace), self.params.epochs)
 
 
 class Retrain(Training):

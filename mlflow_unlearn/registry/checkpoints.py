@@ -2,18 +2,20 @@
 
 import hashlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import torch
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.evidence.checkpoints import CHECKPOINTS, Kept
+from mlflow_unlearn.evidence.checkpoints import CHECKPOINTS, CHECKPOINTS_TAG, Kept
 from mlflow_unlearn.registry.artifacts import run_file
+from mlflow_unlearn.registry.network import persistently
 
 
 class LostCheckpoint(UnlearnError):
@@ -35,6 +37,19 @@ def store_checkpoint(run_id: str, state: Mapping[str, Any], *, shard: int = 0, s
         sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
         mlflow.log_artifact(str(file), CHECKPOINTS, run_id=run_id)
     return Kept(run_id=run_id, path=f"{CHECKPOINTS}/{file.name}", sha256=sha256, shard=shard, stage=stage)
+
+
+def keeper(run_id: str) -> Callable[[Mapping[str, Any], int], Kept]:
+    """A function that stores a state and the epochs done as a checkpoint of a run, and counts them in its tag."""
+    stored: list[Kept] = []
+
+    def store(state: Mapping[str, Any], epochs: int) -> Kept:
+        kept = persistently(lambda: store_checkpoint(run_id, state, stage=epochs))
+        stored.append(kept)
+        persistently(lambda: MlflowClient().set_tag(run_id, CHECKPOINTS_TAG, len(stored)))
+        return kept
+
+    return store
 
 
 def read_checkpoint(kept: Kept) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from mlflow_unlearn.metrics.suite import compute_metrics
 from mlflow_unlearn.registry.flavor import NewModel, save_model
 from mlflow_unlearn.registry.versions import Record
 from mlflow_unlearn.session.ensemble import sharded_past
+from mlflow_unlearn.session.past import CHECKPOINTS
 from mlflow_unlearn.session.recipe import Recipe
 from mlflow_unlearn.session.session import Session
 
@@ -177,6 +178,8 @@ def _evaluation_seconds(session: Session) -> tuple[float, float, int]:
 
 def method_seconds(session: Session, workload: Workload, prefix: str = "none") -> float:
     """What the method alone takes, once."""
+    if get_method(workload.method).needs == CHECKPOINTS:
+        return method_seconds(session, _as_training(session, workload))
     if get_method(workload.method).by_shards and (past := sharded_past(session)) is not None:
         own, anew = sharded_seconds(session, past)
         return own if workload.method == "exact" else anew
@@ -212,6 +215,15 @@ def method_seconds(session: Session, workload: Workload, prefix: str = "none") -
     by_fraction = (high - low) / (larger - smaller)
     # Where everything takes milliseconds, noise may make a slope negative.
     return high + max(0.0, by_fraction) * (1 - larger) + max(0.0, by_epoch) * (epochs - 1)
+
+
+def _as_training(session: Session, workload: Workload) -> Workload:
+    """A training from random weights with as many epochs as are run again: its checkpoints fit one schedule alone."""
+    params = get_method(workload.method)(workload.params, family=model_family(session.module)).params.model_dump()
+    past = session.own_training.past
+    again = past.epochs - past.candidates(params["share"])[0].epochs
+    recipe = {name: params[name] for name in get_method("retrain").Params.model_fields}
+    return replace(workload, method="retrain", params={**recipe, "epochs": again}, name=workload.label)
 
 
 def sharded_seconds(session: Session, past: ShardedPast) -> tuple[float, float]:

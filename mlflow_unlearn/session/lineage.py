@@ -69,6 +69,25 @@ def request_record(request_id: str, run_id: str, *, by: str) -> RequestRecord:
     )
 
 
+def fulfilled(client: MlflowClient, version: Version) -> list[RequestRecord]:
+    """The requests that a version, or one that it came from, has fulfilled.
+
+    Raises:
+        UnlearnError: one that a version of an earlier release names is gone.
+    """
+    before, record = previous(version), version.record
+    if before is not None:
+        return before[0].requests
+    if record is None:
+        return []
+    # Of a version of an earlier release, or of one whose training went on from one that had fulfilled some.
+    named = dict.fromkeys(record.request_ids, version.uri)
+    if record.origin is not None:
+        named |= dict.fromkeys(record.origin.forgotten, record.origin.uri)
+    found = [(request_id, forget_requests.run_of(client, request_id), by) for request_id, by in named.items()]
+    return [request_record(request_id, run_id, by=by) for request_id, run_id, by in found]
+
+
 def earlier_requests(
     client: MlflowClient, version: Version, source: Source, retained: npt.NDArray[np.bool_]
 ) -> tuple[Earlier, ...]:
@@ -83,17 +102,8 @@ def earlier_requests(
     Raises:
         UnlearnError: some of it is to be retained now.
     """
-    before = previous(version)
-    if before is not None:
-        records = before[0].requests
-    elif version.record is not None:
-        # A version of an earlier release.
-        found = [(request_id, forget_requests.run_of(client, request_id)) for request_id in version.record.request_ids]
-        records = [request_record(request_id, run_id, by=version.uri) for request_id, run_id in found]
-    else:
-        records = []
     earlier = []
-    for record in records:
+    for record in fulfilled(client, version):
         try:
             forgotten = forget_requests.read_manifest_of(record.run_id).mask(source.train.ids)
         except UnlearnError as error:

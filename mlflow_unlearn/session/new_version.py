@@ -29,6 +29,8 @@ def new_record(session: Session, options: ReadOptions, provenance: Provenance, r
         result: of the unlearning, with what the new version keeps of its training; None where there is none yet.
     """
     old = session.version.record
+    kept = () if result is None else result.kept
+    origin = None if result is None else result.origin
     architecture = old.architecture if old is not None else None
     if session.version.format == "pt2":
         architecture = options.architecture or architecture
@@ -43,9 +45,10 @@ def new_record(session: Session, options: ReadOptions, provenance: Provenance, r
         request_ids=tuple(request.id for request in session.requests),
         provenance=provenance,
         canaries=old.canaries if old is not None else None,
-        checkpoints=result.kept if result is not None else (),
+        checkpoints=kept,
         shards=_shards(old, provenance, result),
-        machine=machine_of(session.hardware) if result is not None and result.kept else None,
+        origin=origin,
+        machine=machine_of(session.hardware) if kept or origin is not None else None,
         trained_on=TrainedOn.of(
             session.stored_manifest(session.retain),
             without_options(session.view.source.spec),

@@ -18,6 +18,9 @@ from mlflow_unlearn.registry.versions import open_version
 from mlflow_unlearn.rng import isolated_rng
 from mlflow_unlearn.session.session import Session
 
+TRAINED = ("train", "retrain", "rewind")
+"""Methods whose hyperparameters are a recipe of training."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -55,18 +58,16 @@ def recorded_params(session: Session, options: ReadOptions, methods: Iterable[st
     return {name: method.recorded(recipe.params, family) for name, method in taking.items()}
 
 
-def training_recipe(
-    session: Session, options: ReadOptions, *, without: str = "retraining takes the defaults of `retrain`"
-) -> Recipe:
+def training_recipe(session: Session, options: ReadOptions, *, without: str | None = None) -> Recipe:
     """The recipe of the version, or of the one that it was unlearned from.
 
     Args:
         session: the version opened for work.
         options: of the command.
-        without: what happens where nothing is recorded, for the note that says so.
+        without: what happens where nothing is recorded, for the note that says so; None where it is for retraining.
     """
     version, record = session.version, session.version.record
-    while record is not None and record.provenance.method not in ("train", "retrain") and record.source_uri is not None:
+    while record is not None and record.provenance.method not in TRAINED and record.source_uri is not None:
         try:
             version = open_version(session.client, record.source_uri, session.folder)
         except UnlearnError as error:
@@ -81,9 +82,15 @@ def training_recipe(
     if own is not None and own.shards is not None and own.shards.ended_by is None:
         shards = own.shards
         return Recipe(shards.params, shards.augment, shards.seed, architecture, model_factory)
-    if record is None or record.provenance.method not in ("train", "retrain"):
-        note(f"Note: {version.uri} does not record how it was trained; {without}.")
+    if record is None or record.provenance.method not in TRAINED:
+        missing = without or "retraining takes the defaults of `retrain`"
+        note(f"Note: {version.uri} does not record how it was trained; {missing}.")
         return Recipe({}, "none", None, architecture, model_factory)
+    if record.origin is not None and without is None:
+        note(
+            f"Note: the training of {version.uri} went on from {record.origin.uri}; retraining takes the recipe of "
+            "that training alone, from random weights."
+        )
     recorded, fields = record.provenance, get_method("retrain").Params.model_fields
     params = {key: value for key, value in recorded.params.items() if key in fields}
     return Recipe(params, recorded.augment or "none", recorded.seed, architecture, model_factory, record.origin)

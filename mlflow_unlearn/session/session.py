@@ -1,7 +1,9 @@
 """A version opened for work, with its data and its forget set: what the commands that load a model share."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from mlflow.tracking import MlflowClient
 from torch import nn
 
 from mlflow_unlearn.api import Result, unlearn_on
-from mlflow_unlearn.config import Unlearning
+from mlflow_unlearn.config import ReadOptions, Unlearning
 from mlflow_unlearn.console import note
 from mlflow_unlearn.data.forget import retained
 from mlflow_unlearn.data.manifest import Manifest
@@ -25,6 +27,7 @@ from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.record import Matched
+from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.outputs import Outputs
 from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests, log_source_model
@@ -36,6 +39,7 @@ from mlflow_unlearn.session.checks import check_outputs
 from mlflow_unlearn.session.forget_set import requested_forget_set
 from mlflow_unlearn.session.hardware import pick_hardware
 from mlflow_unlearn.session.lineage import Earlier, earlier_requests
+from mlflow_unlearn.session.past import CHECKPOINTS, OwnTraining, check_prefix, own_training
 from mlflow_unlearn.session.view import InputSpec, make_splits, open_input_spec, salt_of, training_mask
 
 
@@ -59,6 +63,7 @@ class Session:
         matched: where the samples lie that a forget spec names, for its request.
         code: what loading has run so far, in words; the gold standard's is added when that is loaded.
         told: warnings of methods that the terminal has had already.
+        read: how the version, and one that it came from, is read.
     """
 
     client: MlflowClient
@@ -76,6 +81,7 @@ class Session:
     matched: Matched | None = None
     code: list[str] = field(default_factory=list)
     told: set[str] = field(default_factory=set)
+    read: ReadOptions = field(default_factory=ReadOptions)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -116,6 +122,15 @@ class Session:
     def forgotten_before(self) -> npt.NDArray[np.int64]:
         """Indices of all that earlier steps forgot, as far as the data source still has it."""
         return np.unique(np.concatenate([np.zeros(0, np.int64), *(one.indices for one in self.earlier)]))
+
+    @cached_property
+    def own_training(self) -> OwnTraining:
+        """What the version keeps of its training.
+
+        Raises:
+            UnlearnError: nothing, or it is lost.
+        """
+        return own_training(self)
 
     def samples_of_requests(self) -> dict[str, npt.NDArray[np.bool_]]:
         """Which of the forget set each request names: id → mask ``[N]``."""
@@ -195,12 +210,20 @@ class Session:
         Raises:
             UnlearnError: the method does not take these hyperparameters, or fails.
         """
-        result = unlearn_on(self.hardware, self.module, splits or self.splits, method, params, options)
+        splits = splits or self.splits
+        own = self.own_training if get_method(method).needs == CHECKPOINTS else None
+        if own is not None:
+            check_prefix(method, None if options.teacher is None else options.teacher.prefix)
+            # The teacher is of the plain splits, and the method has none.
+            splits, options = own.splits(splits), replace(options, teacher=None, past=own.past)
+        with nullcontext() if own is None else own.computing():
+            result = unlearn_on(self.hardware, self.module, splits, method, params, options)
+        claim = [] if result.exactness is None else [f"Note: {result.exactness.kind}: {result.exactness.covers}"]
         # Not by Python's warnings, which a library's thread that catches its own can take from the terminal.
-        for sentence in dict.fromkeys(result.warnings):
+        for sentence in dict.fromkeys([*(f"Warning: {sentence}" for sentence in result.warnings), *claim]):
             if sentence not in self.told:
                 self.told.add(sentence)
-                note(f"Warning: {sentence}")
+                note(sentence)
         return result
 
 
@@ -263,4 +286,5 @@ def open_session(client: MlflowClient, run_id: str, options: Unlearning, folder:
         earlier,
         chosen.matched,
         list(version.code or ()),
+        read=options,
     )

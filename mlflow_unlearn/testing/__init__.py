@@ -78,7 +78,8 @@ def check_method(
     """Look for properties that ``method`` lacks; an empty list is a pass.
 
     An exception that the method raises is a finding of the property that met it. Of a model that the method refuses
-    (`Method.unsuited`) it is only checked that it does.
+    (`Method.unsuited`) it is only checked that it does, as of a method that goes back to what a version keeps of its
+    training (`Method.needs`).
 
     Args:
         method: a registered name, a `Method` (registered or not), or a callable ``(model, splits, seed)`` → model.
@@ -98,7 +99,7 @@ def check_method(
     for model in _known("model", MODELS, models):
         probe = MethodProbe(method, model, params or {}, promises, stochastic)
         names = _known("property", PROPERTIES, expected if properties is None else properties)
-        checked = {name: PROPERTIES[name] for name in names} if probe.refusal() is None else {"refuses": refuses}
+        checked = {"refuses": refuses} if probe.refuses else {name: PROPERTIES[name] for name in names}
         for name, prop in checked.items():
             try:
                 sentence = prop(probe)

@@ -154,6 +154,11 @@ class MethodProbe:
             model.get_parameter(name).requires_grad = False
         return self.recipe.unsuited(model)
 
+    @property
+    def refuses(self) -> bool:
+        """Whether the method has to refuse the model, or the lack of a training to go back to."""
+        return self.refusal() is not None or (self.recipe is not None and self.recipe.needs is not None)
+
     @cached_property
     def plain(self) -> Run:
         """The run with nothing special about it."""

@@ -197,14 +197,16 @@ def _sentence(what: str, names: Sequence[str]) -> str | None:
 def refuses(probe: MethodProbe) -> str | None:
     """Catches a method that says it does nothing for a model and runs all the same: the run has to end by its sentence.
 
-    In the place of all other properties, where `Method.unsuited` has a reason.
+    In the place of all other properties, where `Method.unsuited` has a reason, and where the method needs what a
+    version keeps of its training (`Method.needs`), which the models here do not have.
     """
     reason = probe.refusal()
     try:
         probe.run()
     except UnlearnError as error:
-        return None if str(error) == reason else f"the refusal is {str(error)!r}, and announced was {reason!r}"
-    return f"it runs, although it refuses the model: {reason}"
+        known = reason is None or str(error) == reason
+        return None if known else f"the refusal is {str(error)!r}, and announced was {reason!r}"
+    return f"it runs, although it refuses the model: {reason}" if reason else "it runs without what it needs"
 
 
 Property = Callable[[MethodProbe], str | None]

@@ -31,6 +31,8 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "msg": {"epochs": 1},
     "retrain_from": {"epochs": 1},
     "amun": {"epochs": 1},
+    "rewind": {"epochs": 1},
+    "exact": {},
     "retrain": {"epochs": 1},
 }
 """What makes a method cheap, or effective on a few samples.

@@ -6,6 +6,7 @@ import warnings
 import mlflow
 import pytest
 from stores import FORGET
+from toy import PLAIN_METHODS
 
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.methods import BUILTIN
@@ -38,7 +39,7 @@ BY_DEFAULT = ("finetune", "lotus", "ssd")
 
 
 @pytest.mark.parametrize(
-    "method", [name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in BUILTIN]
+    "method", [name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in PLAIN_METHODS]
 )
 def test_every_method_registers_a_version(method, store, cli):
     unlearn = ("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET, "--method", method)

@@ -1,5 +1,6 @@
 """A training that was killed with SIGKILL goes on where it was, and ends with the same bits."""
 
+import copy
 import json
 import os
 import signal
@@ -8,16 +9,19 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
-from toy import CPU, class_splits, digits, original, splits
+from toy import CPU, PLAIN_METHODS, class_splits, digits, original, splits
 
 from mlflow_unlearn import cache
 from mlflow_unlearn.data.datasets import Augmented
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.checkpoint import Checkpoint
 from mlflow_unlearn.engine.loop import RunOptions, run
+from mlflow_unlearn.engine.past import Keep, Past, Point
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evidence.checkpoints import Kept
 from mlflow_unlearn.methods import BUILTIN, Method, OptimizerSpec, Params, Phase, all_indices
 from mlflow_unlearn.methods.retrain import Training, cross_entropy
+from mlflow_unlearn.methods.rewind import Rewind
 
 HARD = {"lr": 0.01, "epochs": 3, "batch_size": 50}
 PARAMS = {
@@ -29,7 +33,7 @@ PARAMS = {
     "unsir": {"epochs": 2, "repair_epochs": 2, "noise_steps": 3, "copies": 2, "batch_size": 50},
     "ssd": {"alpha": 1.0},
 }
-OTHERS = {name: HARD for name in BUILTIN if name not in PARAMS}
+OTHERS = {name: HARD for name in PLAIN_METHODS if name not in PARAMS}
 
 
 class Dying(Checkpoint):
@@ -266,3 +270,48 @@ def test_the_entry_names_the_model_and_not_the_data():
     [(_, facts)] = cache.entries(cache.CHECKPOINTS)
     assert (facts["weights"], facts["command"]) == (weights_digest(task.model), "unlearn")
     assert "digits" not in json.dumps(facts)
+
+
+class TestKeptStates:
+    """Of a training that was killed, those that were kept before stay, and none is kept twice."""
+
+    def test_in_a_training_and_in_one_that_goes_back(self):
+        states = {}
+
+        def store(state, epochs):
+            states[epochs] = copy.deepcopy(state)
+            return Kept(run_id=str(os.getpid()), path=str(epochs), sha256="", stage=epochs)
+
+        recipe = {**HARD, "epochs": 6}
+        task = Task(Training(recipe), keep=Keep(5, 6, store))
+        undisturbed, saves = task.undisturbed()
+        assert [one.stage for one in undisturbed.kept] == [1, 2, 3, 4, 5]
+        task.killed(die_after=saves // 2)
+        again, checkpoint = task.run()
+        checkpoint.remove()
+        assert [one.stage for one in again.kept] == [1, 2, 3, 4, 5]
+        assert again.kept[0].run_id != again.kept[-1].run_id == str(os.getpid())
+        assert weights_digest(again.model) == weights_digest(undisturbed.model)
+
+        points = tuple(Point(at, str(at), lambda at=at: states[at], seen=1) for at in states)
+        back = {"keep": Keep(2, 6, store), "past": Past(points, 6, seed=3)}
+        goes_on(Task(Rewind({**recipe, "share": 0.7}), **back), 0.7)
+
+    def test_a_state_that_was_lost_since(self):
+        """Nobody goes on in the middle of another schedule."""
+        start = {"model": dict([*original().named_parameters(), *original().named_buffers()])}
+        recipe, none = {**HARD, "share": 1.0}, Point(0, "0", lambda: start, seen=1)
+        trained = {}
+        keep = Keep(1, 3, lambda state, at: trained.update({at: copy.deepcopy(state)}) or Kept(**KEPT))
+        run(original(), Training(HARD), vars(splits()), CPU, RunOptions(3, keep=keep))
+        task = Task(
+            Rewind({**recipe, "share": 0.5}), past=Past((Point(1, "1", lambda: trained[1], seen=1),), 3, seed=3)
+        )
+        task.killed(die_after=5)
+        task.options["past"] = Past((none,), 3, seed=3)
+        with pytest.raises(UnlearnError, match="a checkpoint of the version was lost since this command was killed"):
+            task.run()
+        assert not list(cache.entries(cache.CHECKPOINTS))
+
+
+KEPT = {"run_id": "run", "path": "1", "sha256": "", "stage": 1}

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 from torch import nn
-from toy import CPU, Listed, class_splits, digits, logits, net, original, same, splits, state
+from toy import CPU, PLAIN_METHODS, Listed, class_splits, digits, logits, net, original, same, splits, state
 
 from mlflow_unlearn import Splits, unlearn
 from mlflow_unlearn.engine.architectures import build_model, reinitialised_copy, weights_digest
@@ -19,7 +19,7 @@ SPLIT = "3"
 """Of the toy network: behind convolution, BatchNorm and ReLU, before pooling, dropout and the linear layer."""
 BEFORE, BEHIND = {"0.weight", "0.bias", "1.weight", "1.bias"}, {"6.weight", "6.bias"}
 DISTURBING = ("transpose", "perturb", "msg")
-TRAINS_A_HEAD = [name for name in BUILTIN if name not in ("retrain", "retrain_from", *DISTURBING)]
+TRAINS_A_HEAD = [name for name in PLAIN_METHODS if name not in ("retrain", "retrain_from", *DISTURBING)]
 CHEAP = {"epochs": 2, "batch_size": 16, "alpha": 1.0, "noise_steps": 2, "copies": 1}
 quiet = pytest.mark.filterwarnings("ignore::mlflow_unlearn.errors.UnlearnWarning")
 

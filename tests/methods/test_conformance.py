@@ -6,7 +6,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch.utils.data import TensorDataset
-from toy import Net, accuracy, class_splits, digits, global_state, net, original, same, splits, state, take
+from toy import (
+    PLAIN_METHODS,
+    Net,
+    accuracy,
+    class_splits,
+    digits,
+    global_state,
+    net,
+    original,
+    same,
+    splits,
+    state,
+    take,
+)
 
 from mlflow_unlearn import Splits, unlearn
 from mlflow_unlearn.engine.architectures import weights_digest
@@ -33,7 +46,7 @@ FORGETS_A_CLASS = {
 }
 DISTURBING = ("transpose", "perturb", "msg", "retrain_from", "amun")
 RETAIN_ALONE = ("finetune", "retrain", "transpose", "perturb")
-each = pytest.mark.parametrize("name", BUILTIN)
+each = pytest.mark.parametrize("name", PLAIN_METHODS)
 pytestmark = pytest.mark.filterwarnings("ignore::mlflow_unlearn.errors.UnlearnWarning")
 
 # What BatchNorm can break. All else shows in the small models as well.
@@ -95,7 +108,7 @@ def test_the_returned_model_is_the_one_that_forgot(name):
 class TestWithinInferenceMode:
     """One run of each method, called where no gradients are recorded."""
 
-    @pytest.fixture(scope="class", params=BUILTIN)
+    @pytest.fixture(scope="class", params=PLAIN_METHODS)
     def done(self, request):
         model = original().train()
         model[1].eval()
@@ -151,7 +164,7 @@ def test_a_model_in_which_nothing_is_random_or_normalised(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in BUILTIN if name != "retrain_from"]
+    "name", [name for name in PLAIN_METHODS if name != "retrain_from"]
 )  # which cannot split such a model
 def test_outputs_that_are_no_logits(name):
     class Pair(Net):

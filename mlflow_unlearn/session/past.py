@@ -1,0 +1,228 @@
+"""What an opened version keeps of its training, for the methods that go back."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+from torch.utils.data import Subset
+
+from mlflow_unlearn.console import note
+from mlflow_unlearn.data.datasets import Augmented
+from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.data.splits import Splits
+from mlflow_unlearn.engine.architectures import builder_like, weights_digest
+from mlflow_unlearn.engine.hardware import machine_of, threads
+from mlflow_unlearn.engine.past import Keep, Past, Point, State
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evidence.checkpoints import Kept, Origin
+from mlflow_unlearn.evidence.provenance import Provenance
+from mlflow_unlearn.methods import get_method
+from mlflow_unlearn.registry.checkpoints import LostCheckpoint, keeper, read_checkpoint
+from mlflow_unlearn.registry.flavor import load_module
+from mlflow_unlearn.registry.loading import admitted
+from mlflow_unlearn.registry.versions import Record, Version, open_version
+from mlflow_unlearn.rng import isolated_rng
+
+if TYPE_CHECKING:
+    from mlflow_unlearn.session.session import Session
+
+CHECKPOINTS = "checkpoints"
+"""`Method.needs` of a method that goes back."""
+_UNMET = {
+    CHECKPOINTS: "keeps no checkpoints of its training: `train` does with keep_checkpoints=, or with from=",
+    "shards": "is not an ensemble that no other method has changed: `train` makes one with ensemble=",
+}
+
+
+def unmet(method: str, version: Version) -> str | None:
+    """Why a version does not keep what a method needs of its training, and what would do; None where it does."""
+    needs, record = get_method(method).needs, version.record
+    if needs is None or _keeps(needs, record):
+        return None
+    return f"{method} cannot be used, since {version.uri} {_UNMET[needs]}"
+
+
+def _keeps(needs: str, record: Record | None) -> bool:
+    if record is None:
+        return False
+    if needs == CHECKPOINTS:
+        return record.shards is None and (bool(record.checkpoints) or record.origin is not None)
+    return record.shards is not None and record.shards.ended_by is None
+
+
+def check_prefix(method: str, prefix: str | None) -> None:
+    """Refuse to freeze layers where the training of all of them is run again.
+
+    Raises:
+        UnlearnError: a prefix is given, or would be chosen.
+    """
+    if get_method(method).needs == CHECKPOINTS and prefix not in (None, "none"):
+        raise UnlearnError(f"{method} runs the training of all layers again: use prefix=none")
+
+
+def usable(methods: Sequence[str], version: Version, *, named: bool) -> list[str]:
+    """The methods whose needs a version meets; the others are left out with a note.
+
+    Args:
+        methods: to choose from.
+        version: that is to forget.
+        named: whether the user has named them, and not asked for all.
+
+    Raises:
+        UnlearnError: one that was named cannot be used.
+    """
+    refusals = {method: reason for method in methods if (reason := unmet(method, version)) is not None}
+    if refusals and named:
+        raise UnlearnError("; ".join(refusals.values()))
+    for reason in refusals.values():
+        note(f"Note: {reason}.")
+    return [method for method in methods if method not in refusals]
+
+
+@dataclass(frozen=True)
+class OwnTraining:
+    """The training of an opened version, as it can be run again.
+
+    Attributes:
+        past: its states.
+        augment: random augmentation of the images.
+        threads: that it computed with; None where that is not recorded.
+        late: positions in the retain set of what it was trained on alone; None for all of it.
+    """
+
+    past: Past
+    augment: str
+    threads: int | None
+    late: tuple[int, ...] | None = None
+
+    def splits(self, splits: Splits) -> Splits:
+        """The splits with the retain set as it was trained on."""
+        retain = splits.retain if self.augment == "none" else Augmented(splits.retain, self.augment)
+        return replace(splits, retain=retain if self.late is None else Subset(retain, self.late))
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Compute with as many threads as the training did."""
+        return nullcontext() if self.threads is None else threads(self.threads)
+
+
+def own_training(session: "Session") -> OwnTraining:
+    """What is kept of the training of a session's version.
+
+    Raises:
+        UnlearnError: nothing is, or the version that it went on from is lost and nothing else tells what came later.
+    """
+    record = session.version.record
+    if record is None or not _keeps(CHECKPOINTS, record):
+        raise UnlearnError(f"{session.version.uri} {_UNMET[CHECKPOINTS]}")
+    provenance = record.provenance
+    points = [_kept(one, len(session.forget)) for one in record.checkpoints]
+    late = None
+    if record.origin is not None:
+        before = _Before(session, record.origin)
+        points.append(before.point())
+        late = tuple(before.late().tolist()) if record.origin.trained_on == "new" else None
+    if late is None:
+        points.append(Point(0, "random weights and all epochs", partial(_anew, session, record), seen=0, anew=True))
+    here = machine_of(session.hardware)
+    past = Past(
+        tuple(points),
+        int(provenance.params["epochs"]),
+        provenance.seed,
+        tuple(record.machine.differences(here)) if record.machine is not None else (),
+    )
+    count = record.machine.threads if record.machine is not None else None
+    return OwnTraining(past, provenance.augment or "none", count, late)
+
+
+def _kept(kept: Kept, seen: int) -> Point:
+    return Point(kept.stage, f"the checkpoint after epoch {kept.stage}", partial(read_checkpoint, kept), seen)
+
+
+def _anew(session: "Session", record: Record) -> State:
+    """Random weights as the training has drawn them."""
+    classes, shape = len(session.view.classes), session.image_shape
+    with isolated_rng(0):
+        build: Callable[[], nn.Module] = builder_like(session.module, record.architecture, classes, shape)
+    with isolated_rng(record.provenance.seed):
+        return _weights(build())
+
+
+def _weights(module: nn.Module) -> State:
+    return {"model": dict([*module.named_parameters(), *module.named_buffers()])}
+
+
+class _Before:
+    """The version that a training went on from, which may be gone by now."""
+
+    def __init__(self, session: "Session", origin: Origin) -> None:
+        self._session, self._origin = session, origin
+        self._version: Version | None = None
+        self._manifest: Manifest | None = None
+        self._lost = "it has no list of what it was trained on"
+        try:
+            self._version = open_version(session.client, origin.uri, session.folder)
+            self._manifest = self._version.training_manifest
+        except UnlearnError as error:
+            self._lost = str(error)
+
+    def point(self) -> Point:
+        """Its weights as a state; what it has seen is not known where it is lost, which is told when it is loaded."""
+        if self._manifest is None:
+            return Point(0, self._origin.uri, self._load, seen=0)
+        unwanted = np.union1d(self._session.forget, self._session.forgotten_before)
+        seen = int(self._manifest.mask(self._session.manifest(unwanted).ids).sum())
+        return Point(0, self._origin.uri, self._load, seen, origin=None if seen else self._of_a_version_made_of_it())
+
+    def late(self) -> npt.NDArray[np.int64]:
+        """Positions in the retain set of what it has not seen.
+
+        Raises:
+            LostCheckpoint: nobody can tell any more.
+        """
+        if self._manifest is None:
+            raise LostCheckpoint(f"{self._gone()}: restore it, or use method=retrain")
+        return np.flatnonzero(~self._manifest.mask(self._session.manifest(self._session.retain).ids))
+
+    def _of_a_version_made_of_it(self) -> Origin:
+        """To which less is added now."""
+        added = self._session.stored_manifest(self._session.retain[self.late()])
+        return self._origin.model_copy(update={"samples": len(added.ids), "added_sha256": added.digest})
+
+    def _load(self) -> State:
+        if self._version is None or self._manifest is None:
+            raise self._gone()
+        module = load_module(admitted(self._version, self._session.read), None, len(self._session.view.classes))
+        if weights_digest(module) != self._origin.weights_sha256:
+            raise LostCheckpoint(f"the weights of {self._origin.uri} were changed since the training went on from them")
+        return _weights(module)
+
+    def _gone(self) -> LostCheckpoint:
+        uri = self._session.version.uri
+        return LostCheckpoint(f"the training of {uri} went on from {self._origin.uri}, which is lost ({self._lost})")
+
+
+def keep_of(session: "Session", method: str, run_id: str) -> Keep | None:
+    """What a method that goes back keeps of the training that it runs again: as many checkpoints as its source.
+
+    Args:
+        session: the version opened for work.
+        method: a registered name.
+        run_id: whose artifacts they become.
+    """
+    record = session.version.record
+    if get_method(method).needs != CHECKPOINTS or record is None or not record.checkpoints:
+        return None
+    return Keep(len(record.checkpoints), int(record.provenance.params["epochs"]), keeper(run_id))
+
+
+def trained_as(session: "Session", provenance: Provenance) -> Provenance:
+    """With the augmentation of the version's training, where the method has run that again."""
+    record = session.version.record
+    if get_method(provenance.method).needs != CHECKPOINTS or record is None:
+        return provenance
+    return provenance.model_copy(update={"augment": record.provenance.augment})

@@ -1,0 +1,176 @@
+"""`train --keep-checkpoints` and `train --from`: what a version keeps, and data that came later."""
+
+import os
+import signal
+
+import mlflow
+import pytest
+from stores import copied
+from trainings import EARLY, KEEP, LATER, RECIPE, digest, early_ids, listed, record, train
+
+from mlflow_unlearn import cache
+from mlflow_unlearn.data.loaders import load_source
+from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.engine.checkpoint import Checkpoint
+from mlflow_unlearn.evidence.checkpoints import CHECKPOINTS_TAG
+from mlflow_unlearn.registry.checkpoints import read_checkpoint
+
+ON = ("train", "--data", LATER, *RECIPE, "--name", "clf", "--from", "models:/clf/1")
+
+
+@pytest.fixture(scope="module")
+def template(blank, tmp_path_factory):
+    """clf/1, with three checkpoints."""
+    with copied(blank, tmp_path_factory.mktemp("trained")) as store:
+        train(EARLY, *KEEP)
+    return store
+
+
+def ids_of(version: str, name: str = "clf") -> set[str]:
+    path = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}/extra_files/training_manifest.csv")
+    ids = load_source(LATER).train.ids
+    return {i for i, there in zip(ids, Manifest.from_csv(path).mask(ids), strict=True) if there}
+
+
+class TestKeeping:
+    def test_the_record_lists_them(self, store):
+        found = record("1")
+        run_id = store.tags("1")["unlearn.run_id"]
+        assert [(one.run_id, one.stage) for one in found.checkpoints] == [(run_id, 2), (run_id, 4), (run_id, 6)]
+        assert store.client.get_run(run_id).data.tags[CHECKPOINTS_TAG] == "3"
+        assert found.machine is not None and found.machine.device == "cpu" and found.origin is None
+        assert read_checkpoint(found.checkpoints[1]).keys() == {"model", "optimizers", "generators", "random"}
+
+    @pytest.mark.slow
+    def test_it_changes_no_weight(self, store):
+        train(EARLY, name="plain")
+        assert digest(store, "1", "plain") == digest(store, "1")
+        assert record("1", "plain").checkpoints == () and record("1", "plain").machine is None
+
+    def test_more_than_there_are_epochs_to_keep(self, store, cli):
+        done = cli("train", "--data", EARLY, *RECIPE, "--name", "new", "--keep-checkpoints", "8")
+        assert done.code == 2
+        assert "keep_checkpoints = 8 of 8 epochs: give at most 7, since the last epoch is the version" in done.err
+        assert store.versions("new") == []
+
+    def test_killed_in_the_middle_it_has_them_all(self, store, cli, monkeypatch, tmp_path):
+        """Those of the killed run stay there."""
+        monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("MLFLOW_UNLEARN_CHECKPOINT_SECONDS", "0")
+        command = ("train", "--data", EARLY, *RECIPE, "--name", "new", "--seed", "5", *KEEP)
+        child, write = os.fork(), Checkpoint.save
+        if not child:
+            saves = iter(range(1, 100))
+
+            def save(self, state):
+                write(self, state)
+                if next(saves) == 32:  # of eight batches an epoch: at the end of the fourth, before it is kept
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            monkeypatch.setattr(Checkpoint, "save", save)
+            cli(*command)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        again = cli(*command)
+        assert again.code == 0 and "goes on where this command was killed, in epoch 4" in again.err
+        kept = record("1", "new").checkpoints
+        assert [one.stage for one in kept] == [2, 4, 6]
+        assert kept[0].run_id != kept[1].run_id == kept[2].run_id == store.tags("1", "new")["unlearn.run_id"]
+        assert all(read_checkpoint(one) for one in kept)
+        assert digest(store, "1", "new") == digest(store, "1")
+        assert not list(cache.entries(cache.CHECKPOINTS))
+
+
+class TestGoingOn:
+    @pytest.fixture(scope="class")
+    def later(self, template, tmp_path_factory):
+        """clf/2: clf/1, trained on with what came later."""
+        with copied(template, tmp_path_factory.mktemp("later")) as store:
+            train(LATER, "--from", "models:/clf/1")
+            yield store
+
+    def test_the_new_list_is_the_union_and_says_what_was_added(self, later):
+        origin, early = record("2").origin, {*load_source(EARLY).train.ids}
+        assert ids_of("2") == {*load_source(LATER).train.ids} and ids_of("1") == early
+        assert (origin.uri, origin.weights_sha256) == ("models:/clf/1", digest(later, "1"))
+        assert origin.samples == len(ids_of("2") - early) and origin.trained_on == "all" and origin.forgotten == []
+        added = Manifest(tuple(ids_of("2") - early)).hashed(Manifest.salt_of(load_source(LATER).samples_digest))
+        assert origin.added_sha256 == added.digest and origin.at.endswith("+00:00")
+        assert later.client.get_model_version("clf", "1").source == f"models:/{origin.model_id}"
+
+    def test_it_starts_with_the_weights_and_is_like_the_version(self, later):
+        assert digest(later, "2") != digest(later, "1") and float(later.tags("2")["unlearn.metric.acc_test"]) > 0.9
+        old, new = record("1"), record("2")
+        for name in ("architecture", "transform", "classes", "image_shape"):
+            assert getattr(new, name) == getattr(old, name)
+        assert "from `models:/clf/1`, 179 of them new" in later.client.get_model_version("clf", "2").description
+
+    def test_the_new_samples_alone(self, later, cli):
+        done = cli(*ON, "--train-on", "new", "--seed", "5")
+        assert done.code == 0, done.err
+        assert record("3").origin.trained_on == "new" and ids_of("3") == ids_of("2")
+        history = later.client.get_metric_history(later.tags("3")["unlearn.run_id"], "loss")
+        assert len(history) == 8 and digest(later, "3") != digest(later, "2")
+
+
+def test_what_was_forgotten_is_never_trained_on_again(store, cli, tmp_path):
+    """Not even once the version that has forgotten it is the one before the one before."""
+    forgotten = early_ids(9)
+    forget = (
+        "unlearn",
+        "--model-uri",
+        "models:/clf/1",
+        "--forget",
+        listed(tmp_path, forgotten),
+        "--method",
+        "finetune",
+    )
+    assert cli(*forget, "--params", '{"epochs": 1}').code == 0
+    [request] = store.tags("2")["unlearn.request_ids"].split(",")
+    for before in ("2", "3"):
+        done = cli(*ON[:-1], f"models:/clf/{before}")
+        assert done.code == 0, done.err
+        assert f"Note: 9 samples that models:/clf/{before} has forgotten or left out (requests '{request}') are" in (
+            " ".join(done.err.split())
+        )
+    assert record("4").origin.forgotten == [request]
+    assert ids_of("4") == {*load_source(LATER).train.ids} - {*forgotten}
+
+
+def test_canaries_stay_as_they_were(blank, tmp_path, cli):
+    with copied(blank, tmp_path / "planted") as store:
+        train(EARLY, "--canaries", "20")
+        ghosts = {*load_source(EARLY).train.ids} - ids_of("1")
+        assert cli(*ON).code == 0
+        assert len(ghosts) == 20 and not ghosts & ids_of("2") and store.versions() == ["1", "2"]
+        assert record("2").canaries == record("1").canaries is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            ("--data", "digits,train=10%"),
+            "90 of the 270 samples that models:/clf/1 was trained on are not in the train",
+        ),
+        (
+            ("--architecture", "vit_tiny"),
+            "architecture = 'vit_tiny', and models:/clf/1 has 'toy:trainable': leave archi",
+        ),
+        (("--transform", "imagenet"), "transform = 'imagenet', and models:/clf/1 has 'none': leave transform out"),
+        (("--serialization", "pickle"), "serialization = 'pickle', and models:/clf/1 has 'pt2': leave serialization"),
+        (("--canaries", "9"), "canaries = 9 and from = 'models:/clf/1' do not go together: canaries are planted by"),
+        (("--from", "models:/clf/9"), "model 'clf' has no version '9': its versions are: 1"),
+        (("--data", EARLY, "--train-on", "new"), "train_on = 'new', and models:/clf/1 has seen all 270 samples"),
+        (("--exclude", "random:10"), "samples that models:/clf/1 was trained on, and its weights would keep what they"),
+    ],
+)
+def test_what_does_not_go_together(options, sentence, store, cli):
+    done = cli("train", "--data", LATER, *RECIPE[2:], "--name", "clf", "--from", "models:/clf/1", *options)
+    assert done.code == 2 and sentence in " ".join(done.err.split()), done.err
+    assert store.versions() == ["1"]
+
+
+def test_new_samples_alone_need_a_version(store, cli):
+    done = cli("train", "--data", EARLY, *RECIPE, "--name", "clf", "--train-on", "new")
+    assert done.code == 2 and "train_on = 'new' needs from=, the version that was trained on the other sam" in done.err

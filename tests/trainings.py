@@ -1,0 +1,47 @@
+"""Versions that keep what they were trained by, and what each of them was trained on."""
+
+from pathlib import Path
+
+import mlflow
+from stores import Store, call
+
+from mlflow_unlearn.data.loaders import load_source
+from mlflow_unlearn.registry.versions import Record
+
+EARLY, LATER = "digits,train=15%", "digits,train=25%"
+RECIPE = ("--architecture", "toy:trainable", "--epochs", "8", "--batch-size", "32")
+KEEP = ("--keep-checkpoints", "3")
+
+
+def train(data: str, *more: object, name: str = "clf", seed: int = 5) -> None:
+    done = call("train", "--data", data, *RECIPE, "--name", name, "--seed", str(seed), *more)
+    assert done.code == 0, done.err
+
+
+def record(version: str, name: str = "clf") -> Record:
+    return Record.model_validate(mlflow.models.get_model_info(f"models:/{name}/{version}").metadata["mlflow_unlearn"])
+
+
+def digest(store: Store, version: str, name: str = "clf") -> str:
+    return store.tags(version, name)["unlearn.weights_sha256"]
+
+
+def late_ids(count: int) -> list[str]:
+    """Of the samples that came later."""
+    early = {*load_source(EARLY).train.ids}
+    return [i for i in load_source(LATER).train.ids if i not in early][:count]
+
+
+def early_ids(count: int) -> list[str]:
+    return list(load_source(EARLY).train.ids[:count])
+
+
+def listed(folder: Path, ids: list[str]) -> str:
+    """A file of ids."""
+    file = folder / f"ids-{len(ids)}.txt"
+    file.write_text("\n".join(ids))
+    return str(file)
+
+
+def checkpoint_file(kept) -> Path:
+    return Path(mlflow.get_run(kept.run_id).info.artifact_uri.removeprefix("file://")) / kept.path
