@@ -10,7 +10,6 @@ import copy
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,7 +26,7 @@ from mlflow_unlearn.engine.architectures import build_model, load_weights, state
 from mlflow_unlearn.engine.checkpoint import Checkpoint
 from mlflow_unlearn.engine.ensemble import Ensemble, EnsembleSpec
 from mlflow_unlearn.engine.frozen_prefix import split_at
-from mlflow_unlearn.engine.hardware import Hardware, machine_of
+from mlflow_unlearn.engine.hardware import Hardware, machine_of, threads
 from mlflow_unlearn.engine.loop import Epoch, Outcome, RunOptions, run, shuffled_batches
 from mlflow_unlearn.engine.method import Method
 from mlflow_unlearn.engine.modes import evaluating
@@ -104,17 +103,6 @@ def frozen_features(frozen: nn.Module, dataset: Dataset[Any], hardware: Hardware
             output: Tensor = frozen(hardware.images(images))
             found.append(output.float().cpu().clone()[: count - start])
     return TensorDataset(torch.cat(found), labels_of(dataset))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """As many as the training had: the bits of a sum depend on how it is shared out."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass
@@ -348,7 +336,7 @@ def train_anew(
     trainer = ShardTrainer(shards, method, hardware, past.keep, past.checkpoint, on_epoch)
     members: list[nn.Module] = list(model.members)
     done_by: dict[int, int] = {}
-    with _threads(past.machine.threads if past.machine is not None else torch.get_num_threads()):
+    with threads(past.machine.threads if past.machine is not None else torch.get_num_threads()):
         rows = np.flatnonzero(np.isin(past.retain.shard, list(begin)))
         read: Dataset[Any] = Subset(retain, rows.tolist())
         placed, hardware = past.retain.subset(rows), trainer.hardware
