@@ -1,19 +1,25 @@
-"""Checkpoints of a training as artifacts of its run: stored, and read again if they are what was stored."""
+"""Checkpoints of a training as artifacts of its run: stored, and read again if they are what was stored.
+
+Torch is loaded where it is used: to list and to compare them must not wait for it.
+"""
 
 import hashlib
+import io
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import mlflow
-import torch
 from mlflow.exceptions import MlflowException
 
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.checkpoints import CHECKPOINTS, Kept
-from mlflow_unlearn.registry.artifacts import run_file
+from mlflow_unlearn.registry.artifacts import delete_run_file, run_file, run_files
+
+_NAME = re.compile(rf"{CHECKPOINTS}/shard-\d+-stage-\d+\.pt")
 
 
 class LostCheckpoint(UnlearnError):
@@ -29,6 +35,8 @@ def store_checkpoint(run_id: str, state: Mapping[str, Any], *, shard: int = 0, s
         shard: of an ensemble.
         stage: slices or epochs that are done.
     """
+    import torch
+
     with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-") as folder:
         file = Path(folder) / f"shard-{shard}-stage-{stage}.pt"
         torch.save(dict(state), file)
@@ -37,8 +45,31 @@ def store_checkpoint(run_id: str, state: Mapping[str, Any], *, shard: int = 0, s
     return Kept(run_id=run_id, path=f"{CHECKPOINTS}/{file.name}", sha256=sha256, shard=shard, stage=stage)
 
 
-def read_checkpoint(kept: Kept) -> dict[str, Any]:
-    """What was stored.
+def stored_checkpoints(run_id: str) -> dict[str, int | None]:
+    """Path → size of each checkpoint in a run's artifacts; what is called otherwise is not one of ours."""
+    found = run_files(run_id, CHECKPOINTS)
+    return {file.path: file.file_size for file in found if not file.is_dir and _NAME.fullmatch(file.path)}
+
+
+def delete_checkpoint(run_id: str, path: str) -> None:
+    """Delete one.
+
+    Raises:
+        ValueError: the path is not one of a checkpoint.
+    """
+    if not _NAME.fullmatch(path):  # whoever may write a version's record may have put anything there
+        raise ValueError(f"{path!r} is not the path of a checkpoint")
+    delete_run_file(run_id, path)
+
+
+def delete_checkpoints(run_id: str) -> None:
+    """Delete all of a run that no version came of."""
+    for path in stored_checkpoints(run_id):
+        delete_checkpoint(run_id, path)
+
+
+def checked_checkpoint(kept: Kept) -> bytes:
+    """Its bytes, if they are those that were stored.
 
     Raises:
         LostCheckpoint: it is gone, or was changed.
@@ -49,9 +80,19 @@ def read_checkpoint(kept: Kept) -> dict[str, Any]:
             content = run_file(kept.run_id, kept.path, Path(folder)).read_bytes()
         except (MlflowException, OSError) as error:
             raise LostCheckpoint(f"{name} cannot be read ({first_line(error)})") from error
-        if hashlib.sha256(content).hexdigest() != kept.sha256:
-            raise LostCheckpoint(f"{name} was changed since it was written")
-        file = Path(folder) / "checked.pt"
-        file.write_bytes(content)  # what was hashed is what is loaded
-        found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    if hashlib.sha256(content).hexdigest() != kept.sha256:
+        raise LostCheckpoint(f"{name} was changed since it was written")
+    return content
+
+
+def read_checkpoint(kept: Kept) -> dict[str, Any]:
+    """What was stored.
+
+    Raises:
+        LostCheckpoint: it is gone, or was changed.
+    """
+    import torch
+
+    content = io.BytesIO(checked_checkpoint(kept))  # what was hashed is what is loaded
+    found: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
     return found

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, computed_field, mod
 from mlflow_unlearn.console import first_line, hidden_password
 from mlflow_unlearn.data.manifest import Manifest, list_key
 from mlflow_unlearn.errors import UnlearnError, shortlist
-from mlflow_unlearn.evidence.checkpoints import Kept, Machine, Origin, Shards
+from mlflow_unlearn.evidence.checkpoints import CHECKPOINTS_TAG, Kept, Machine, Origin, Shards
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry.artifacts import download_model, run_file
@@ -186,7 +186,8 @@ class Record(BaseModel):
 
     def tags(self) -> dict[str, str]:
         """What the version's tags repeat of it, so that it can be searched for."""
-        return self.trained_on.tag() if self.trained_on is not None else {}
+        tags = self.trained_on.tag() if self.trained_on is not None else {}
+        return tags | ({CHECKPOINTS_TAG: str(len(self.checkpoints))} if self.checkpoints else {})
 
     @computed_field  # type: ignore[prop-decorator]
     @property
