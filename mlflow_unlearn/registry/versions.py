@@ -413,12 +413,22 @@ def download(uri: str, folder: Path) -> Path:
         UnlearnError: a store's plugin gives links, by which copies of the model would take in other files.
         NoAnswer: whether they are there is not known.
     """
-    target = folder / hashlib.sha256(uri.encode()).hexdigest()[:16]  # a name may be too long for a folder
+    target = _target(uri, folder)
     target.mkdir(exist_ok=True)
     path = persistently(lambda: download_model(uri, target))
     if links := [str(found.relative_to(path)) for found in path.rglob("*") if found.is_symlink()]:
         raise UnlearnError(f"the files of {uri} hold symbolic links ({shortlist(links)}): store the files themselves")
     return path
+
+
+def downloaded(uri: str, folder: Path) -> Path | None:
+    """Where `download` has left the files of a model in this ``folder``; None where it has not, or there were none."""
+    target = _target(uri, folder)
+    return target if (target / "MLmodel").exists() else None
+
+
+def _target(uri: str, folder: Path) -> Path:
+    return folder / hashlib.sha256(uri.encode()).hexdigest()[:16]  # a name may be too long for a folder
 
 
 @contextmanager
