@@ -10,7 +10,6 @@ from typing import Any
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model
 from mlflow.tracking import MlflowClient
 from pydantic import ValidationError
 
@@ -18,6 +17,8 @@ from mlflow_unlearn.console import first_line
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.checkpoints import CHECKPOINTS_TAG, Kept
 from mlflow_unlearn.governance.deletion import StoredCheckpoint, StoredPlace
+from mlflow_unlearn.governance.model_folder import MLMODEL
+from mlflow_unlearn.parsing import load_yaml
 from mlflow_unlearn.registry.artifacts import run_file, stored_file
 from mlflow_unlearn.registry.checkpoints import stored_checkpoints
 from mlflow_unlearn.registry.clients import pages
@@ -48,10 +49,21 @@ def record_at(location: str) -> Record:
     """
     try:
         with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-") as folder:
-            metadata = Model.load(str(stored_file(location, "MLmodel", Path(folder)))).metadata or {}
-        return Record.model_validate(metadata[METADATA_KEY])
-    except (MlflowException, OSError, KeyError, TypeError, ValidationError) as error:
+            return record_in(stored_file(location, MLMODEL, Path(folder)))
+    except (MlflowException, OSError) as error:
         raise UnlearnError(f"the MLmodel at {location} cannot be read ({first_line(error)})") from error
+
+
+def record_in(mlmodel: Path) -> Record:
+    """What a model records of itself, in its MLmodel.
+
+    Raises:
+        UnlearnError: it cannot be read, or is not one of ours.
+    """
+    try:
+        return Record.model_validate(load_yaml(mlmodel.read_bytes())["metadata"][METADATA_KEY])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UnlearnError(f"its MLmodel is not one that records a training ({first_line(error)})") from error
 
 
 def listed(record: Any) -> tuple[Kept, ...]:

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model
 from mlflow.tracking import MlflowClient
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -13,10 +12,12 @@ from mlflow_unlearn.console import first_line
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.checkpoints import Kept
 from mlflow_unlearn.evidence.record import FILE, FOLDER, Evidence, sha256
+from mlflow_unlearn.governance.checkpoints import record_in
 from mlflow_unlearn.governance.integrity import Examined, IntegrityFinding, same
+from mlflow_unlearn.governance.model_folder import MLMODEL
 from mlflow_unlearn.registry.checkpoints import LostCheckpoint, checked_checkpoint
 from mlflow_unlearn.registry.digests import stored_weights_digest
-from mlflow_unlearn.registry.versions import METADATA_KEY, Record, downloaded, read_artifact, version_there
+from mlflow_unlearn.registry.versions import downloaded, read_artifact, version_there
 
 
 def check_exactness(client: MlflowClient, examined: Examined, folder: Path) -> Iterator[IntegrityFinding]:
@@ -29,21 +30,14 @@ def check_exactness(client: MlflowClient, examined: Examined, folder: Path) -> I
         examined: the version and its evidence.
         folder: into which it was downloaded.
     """
-    record = record_in(examined.path)
-    if record is None:
+    try:
+        record = record_in(examined.path / MLMODEL)
+    except UnlearnError:
         return  # missing or changed, which the files' digests tell
     yield from _there(record.checkpoints)
     if record.shards is not None and examined.evidence.exactness.trained_without:
         yield from _unseen(client, examined.evidence, record.checkpoints)
         yield from _untouched(examined, folder)
-
-
-def record_in(path: Path) -> Record | None:
-    """What a downloaded version records of itself; None where that cannot be read."""
-    try:
-        return Record.model_validate((Model.load(str(path)).metadata or {})[METADATA_KEY])
-    except (MlflowException, OSError, KeyError, ValidationError):
-        return None
 
 
 def _there(checkpoints: Sequence[Kept]) -> Iterator[IntegrityFinding]:
@@ -93,22 +87,25 @@ def _unseen(client: MlflowClient, evidence: Evidence, checkpoints: Sequence[Kept
 
 def _untouched(examined: Examined, folder: Path) -> Iterator[IntegrityFinding]:
     """The shards that were not trained again are those of the source."""
-    evidence, source = examined.evidence, downloaded(examined.evidence.source.uri, folder)
-    expected = evidence.exactness.untouched
-    if not expected:
+    claimed, source = examined.evidence.exactness.untouched, examined.evidence.source.uri
+    if not claimed:
         return
-    stored = _shards(examined.path, expected)
-    if stored is None:
-        return  # the weights cannot be read, which their own check says
-    before = None if source is None else _shards(source, expected)
-    for shard, digest in expected.items():
-        part = f"shard {shard}"
-        yield same(part, stored[shard], digest, "its weights, which were not to change")
-        if before is not None:
-            yield same(part, before[shard], digest, f"its weights in {evidence.source.uri}")
+    yield from _compared("untouched shards", _shards(examined.path, claimed), claimed)
+    part, before = f"untouched shards in {source}", downloaded(source, folder)
     if before is None:
-        missing = "its files are not there"
-        yield IntegrityFinding(f"shards of {evidence.source.uri}", "not checked", missing)
+        yield IntegrityFinding(part, "not checked", "its files are not there")
+    else:
+        yield from _compared(part, _shards(before, claimed), claimed)
+
+
+def _compared(part: str, found: Mapping[str, str] | None, claimed: Mapping[str, str]) -> Iterator[IntegrityFinding]:
+    if found is None:
+        return  # the weights cannot be read, which their own check says
+    for shard, digest in claimed.items():
+        if found[shard] != digest:
+            yield same(part, found[shard], digest, f"the weights of shard {shard}")
+    if found == claimed:
+        yield IntegrityFinding(part, "same", f"the weights of shards {', '.join(claimed)} are those that it names")
 
 
 def _shards(path: Path, shards: Mapping[str, str]) -> dict[str, str] | None:

@@ -157,6 +157,6 @@ def elsewhere(places: Places) -> Mapping[str, Sequence[str]]:
         "outputs of references that audits have trained": places.references,
         "outputs in this machine's cache": places.cached,
         "checkpoints of trainings that have seen the samples": [str(one) for one in places.training_checkpoints],
-        "checkpoints of trainings that no version lists: cannot be told": places.unlisted_checkpoints,
+        "checkpoints that no version lists (what they have seen cannot be told)": places.unlisted_checkpoints,
         "checkpoints of commands that were killed on this machine": places.checkpoints,
     }
