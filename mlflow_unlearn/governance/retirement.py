@@ -220,7 +220,8 @@ def drawn_up(client: MlflowClient, options: config.Retire) -> Retirement:
     trained = references(client, found)
     before = _record_of(target) if unfinished(version) is not None else None
     kept = before.checkpoints if before is not None and not folder.is_model else listed(folder.record)
-    going = removal(client, known, [entry.registered for entry in found], kept)
+    ours = bool(kept) or folder.record is not None
+    going = removal(client, known, [entry.registered for entry in found], kept) if ours else Removal()
     return Retirement(
         target, found, _aliases(found), folder.entries, model_id, here, trained, going, models, known, before
     )

@@ -43,7 +43,7 @@ class Seen:
     Attributes:
         runs: with checkpoints that have seen some of the samples.
         counts: how many of these each version lists, by URI.
-        unlisted: checkpoints of no version that can be read: what they have seen cannot be told.
+        unlisted: checkpoints of no version that can be read, and runs whose store does not tell.
     """
 
     runs: Sequence[RunCheckpoints] = ()
@@ -62,9 +62,14 @@ def checkpoints_seen(client: MlflowClient, registry: Registry, found: Found, wan
     """
     runs = list(runs_of(client, registry.experiments, f"tags.`{CHECKPOINTS_TAG}` LIKE '%'"))
     remember(runs)
-    stored = {(r.info.run_id, path) for r in runs for path in stored_checkpoints(r.info.run_id)}
+    stored, hidden = set[tuple[str, str]](), list[str]()
+    for run_id in (run.info.run_id for run in runs):
+        try:
+            stored |= {(run_id, path) for path in stored_checkpoints(run_id)}
+        except UnlearnError as error:  # it hides no other run
+            hidden.append(str(error))
     if not stored:
-        return Seen()
+        return Seen(unlisted=hidden)
     known: set[tuple[str, str]] = set()
     shards: dict[str, dict[str, set[int]]] = {}
     users: dict[str, list[str]] = {}
@@ -95,7 +100,7 @@ def checkpoints_seen(client: MlflowClient, registry: Registry, found: Found, wan
             for run_id, of in shards.items()
         ],
         counts,
-        [f"runs:/{run_id}/{path}" for run_id, path in sorted(stored - known)],
+        [*(f"runs:/{run_id}/{path}" for run_id, path in sorted(stored - known)), *hidden],
     )
 
 

@@ -15,7 +15,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from mlflow_unlearn.console import first_line
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import NoAnswer, UnlearnError
 from mlflow_unlearn.evidence.checkpoints import CHECKPOINTS, Kept
 from mlflow_unlearn.registry.artifacts import delete_run_file, run_file, run_files
 
@@ -46,8 +46,17 @@ def store_checkpoint(run_id: str, state: Mapping[str, Any], *, shard: int = 0, s
 
 
 def stored_checkpoints(run_id: str) -> dict[str, int | None]:
-    """Path → size of each checkpoint in a run's artifacts; what is called otherwise is not one of ours."""
-    found = run_files(run_id, CHECKPOINTS)
+    """Path → size of each checkpoint in a run's artifacts; what is called otherwise is not one of ours.
+
+    Raises:
+        UnlearnError: its store does not tell.
+    """
+    try:
+        found = run_files(run_id, CHECKPOINTS)
+    except NoAnswer:
+        raise
+    except Exception as error:  # a store's client raises whatever it likes, also that it is not installed
+        raise UnlearnError(f"the checkpoints of run {run_id} cannot be listed ({first_line(error)})") from error
     return {file.path: file.file_size for file in found if not file.is_dir and _NAME.fullmatch(file.path)}
 
 
