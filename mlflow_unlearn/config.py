@@ -246,6 +246,10 @@ class Unlearn(HardwareOptions, PublishOptions, Command):
     budget: float = Field(
         0.5, gt=0, le=10, description="With until=pass: how much all attempts may train on, in retrainings."
     )
+    claim: Literal["approximate", "exact"] = Field(
+        "approximate",
+        description="With plan=true: what has to be claimed afterwards; the cheapest way that may is recommended.",
+    )
     prefix: Prefix = "none"
     gold_uri: GoldUri = None
     register_as: RegisterAs = None
@@ -573,8 +577,8 @@ def as_arguments(command: Command) -> list[str]:
     defaults = {name: field.default for name, field in options(type(command)).items()}
     return [
         part
-        for name, value in given.items()
-        if value != defaults[name] and value is not None
+        for name, default in defaults.items()
+        if (value := given[name]) != default and value is not None
         for part in (f"--{name.replace('_', '-')}", str(value).lower() if isinstance(value, bool) else str(value))
     ]
 

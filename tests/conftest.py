@@ -12,7 +12,7 @@ import pytest
 from chains import LENIENT, QUICK, STRICT
 from machine import pytest_collection_modifyitems, pytest_sessionfinish  # noqa: F401  (hooks)
 from sharding import SHARDED, placed_at
-from stores import DATA, FORGET, TRAIN, Outcome, Store, call, copied, make_store, relocate, reset_mlflow, use
+from stores import DATA, ENSEMBLE, FORGET, TRAIN, Outcome, Store, call, copied, make_store, relocate, reset_mlflow, use
 
 from mlflow_unlearn import console
 from mlflow_unlearn.cli import main
@@ -111,6 +111,21 @@ def chain_template(template, keys, tmp_path_factory) -> Store:
             done = call("unlearn", "--model-uri", uri, "--params", QUICK, *more)
             assert done.code == 0, done.err
     return store
+
+
+@pytest.fixture(scope="session")
+def ensemble_template(blank, tmp_path_factory) -> Store:
+    """clf/1: two shards of three slices, of 30 % of the digits. Made once, copied by every module."""
+    with copied(blank, tmp_path_factory.mktemp("ensemble")) as store:
+        assert call("train", *ENSEMBLE, "--name", "clf").code == 0
+    return store
+
+
+@pytest.fixture(scope="module")
+def ensemble_store(ensemble_template, tmp_path_factory) -> Iterator[Store]:
+    """A copy of its database; the artifacts stay where they are and are only read."""
+    with copied(ensemble_template, tmp_path_factory.mktemp("ensemble_copy")) as store:
+        yield store
 
 
 @pytest.fixture(scope="session")

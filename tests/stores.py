@@ -27,6 +27,10 @@ from mlflow_unlearn.cli import main
 DATA = "digits,train=15%"
 FORGET = "random:20%"
 TRAIN = ("--data", DATA, "--architecture", "toy:trainable", "--epochs", "10", "--batch-size", "32")
+ENSEMBLE = (
+    *("--data", "digits,train=30%", "--architecture", "toy:trainable", "--epochs", "12", "--batch-size", "16"),
+    *("--ensemble", "2", "--slices", "3"),
+)
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 

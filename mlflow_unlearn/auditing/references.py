@@ -72,6 +72,15 @@ def halves(count: int, number: int) -> Bools:
     return drawn if number % 2 == 0 else ~drawn
 
 
+def fast_epochs(recorded: int) -> int:
+    """Epochs of the fast recipe where the recorded one has so many.
+
+    >>> fast_epochs(30), fast_epochs(9), fast_epochs(3)
+    (10, 5, 3)
+    """
+    return max(min(FEWEST, recorded), round(FAST * recorded))
+
+
 @dataclass(frozen=True)
 class ReferenceTrainer:
     """Trains references of one original, or finds those that an earlier audit has trained.
@@ -103,7 +112,7 @@ class ReferenceTrainer:
         """
         if recipe == "recorded":
             return self
-        epochs = max(min(FEWEST, self.training.epochs), round(FAST * self.training.epochs))
+        epochs = fast_epochs(self.training.epochs)
         return replace(self, recipe=replace(self.recipe, params={**self.recipe.params, "epochs": epochs}))
 
     def references(self, count: int) -> list[Reference]:

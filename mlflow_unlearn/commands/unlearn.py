@@ -29,8 +29,9 @@ from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.new_version import new_record
 from mlflow_unlearn.session.recipe import Recipe, recorded_params, training_recipe
 from mlflow_unlearn.session.session import Session, open_session
-from mlflow_unlearn.tuning.ladder import Ladder, show_plan
+from mlflow_unlearn.tuning.ladder import Ladder
 from mlflow_unlearn.tuning.rungs import Rung, default_rungs, parse_rungs
+from mlflow_unlearn.tuning.ways import Comparison, Kind, Way, show
 
 
 class UnlearnResult(Registering):
@@ -38,7 +39,10 @@ class UnlearnResult(Registering):
 
     attempts: list[Attempt] = Field([], description="Of until=pass, in their order; also where none has passed.")
     plan: dry_run.Estimate | None = Field(None, description="With plan=true.")
-    ways: dict[str, float] = Field({}, description="With plan=true: seconds of LoTUS, of until=pass, of retraining.")
+    ways: list[Way] = Field([], description="With plan=true: what each takes and may claim.")
+    recommended: Kind | None = Field(
+        None, description="Of the ways: the cheapest that meets claim; null where none does."
+    )
 
 
 def unlearn(options: config.Unlearn) -> UnlearnResult:
@@ -91,7 +95,8 @@ def unlearn(options: config.Unlearn) -> UnlearnResult:
         if options.plan and recipe is not None:
             models = 3 if gold_module else 2
             plan, ways = _plan(session, options, params, recipe, rungs, models=models)
-            return UnlearnResult(run_id=run_id, plan=plan, ways=ways)
+            chosen = show(ways, options.claim)
+            return UnlearnResult(run_id=run_id, plan=plan, ways=ways, recommended=chosen.kind if chosen else None)
         teacher = session.teacher(options.prefix) if options.method != "retrain" else None
         with tracking.timed("original"):
             outputs = {"original": session.evaluate_original(force=options.force, teacher=teacher)}
@@ -133,6 +138,8 @@ def _check(options: config.Unlearn) -> tuple[Policy | None, tuple[Rung, ...]]:
     if options.method == "retrain" and options.prefix != "none":
         raise UnlearnError(RETRAIN_ALL)
     defaults = config.Unlearn.model_fields
+    if options.claim != defaults["claim"].default and not options.plan:
+        raise UnlearnError(f"claim = {options.claim} is of no use here: give plan=true with it")
     if options.until == "once":
         for name in ("policy", "rungs", "budget"):
             if getattr(options, name) != defaults[name].default:
@@ -161,8 +168,8 @@ def _plan(
     rungs: tuple[Rung, ...],
     *,
     models: int,
-) -> tuple[dry_run.Estimate, dict[str, float]]:
-    """Print what the command will take, and beside it what the other ways would."""
+) -> tuple[dry_run.Estimate, list[Way]]:
+    """What the command will take, which is printed, and what each of the ways would."""
     own = recipe if options.method == "retrain" else None
     record = new_record(session, options, Provenance(method=options.method, params=params, seed=options.seed))
     workloads = [dry_run.Workload(options.method, params, options.seed, own)]
@@ -170,7 +177,7 @@ def _plan(
     published = not options.params and options.prefix == "none"
     known = {method: s for method, s in estimate.seconds.items() if method == options.method and published}
     rungs = rungs or _rungs(session, recipe, options)
-    return estimate, show_plan(session, recipe, rungs, options.seed, known)
+    return estimate, Comparison(session, options, recipe, known).ways(rungs)
 
 
 def _until_pass(session: Session) -> str:

@@ -15,22 +15,27 @@ from typing import Any
 import mlflow
 import numpy as np
 import numpy.typing as npt
+import torch
 from rich.table import Table
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from mlflow_unlearn.console import STARTED, stdout
 from mlflow_unlearn.data.batching import LARGEST_BATCH, forward_batch
 from mlflow_unlearn.data.splits import Splits, labels_of
 from mlflow_unlearn.engine.architectures import model_family
+from mlflow_unlearn.engine.ensemble import Ensemble
 from mlflow_unlearn.engine.frozen_prefix import resolve
-from mlflow_unlearn.engine.loop import RunOptions
+from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.engine.predictions import evaluate_split, evaluate_splits
+from mlflow_unlearn.engine.shards import ShardedPast, frozen_features
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.methods import get_method
+from mlflow_unlearn.methods.retrain import Training
 from mlflow_unlearn.metrics.outputs import SplitOutputs
 from mlflow_unlearn.metrics.suite import compute_metrics
 from mlflow_unlearn.registry.flavor import NewModel, save_model
 from mlflow_unlearn.registry.versions import Record
+from mlflow_unlearn.session.ensemble import sharded_past
 from mlflow_unlearn.session.recipe import Recipe
 from mlflow_unlearn.session.session import Session
 
@@ -172,6 +177,9 @@ def _evaluation_seconds(session: Session) -> tuple[float, float, int]:
 
 def method_seconds(session: Session, workload: Workload, prefix: str = "none") -> float:
     """What the method alone takes, once."""
+    if get_method(workload.method).by_shards and (past := sharded_past(session)) is not None:
+        own, anew = sharded_seconds(session, past)
+        return own if workload.method == "exact" else anew
     recipe, seed = workload.recipe, workload.seed
     params = get_method(workload.method)(workload.params, family=model_family(session.module)).params.model_dump()
     batch, epochs = int(params.get("batch_size", LARGEST_BATCH)), int(params.get("epochs", 1))
@@ -204,6 +212,42 @@ def method_seconds(session: Session, workload: Workload, prefix: str = "none") -
     by_fraction = (high - low) / (larger - smaller)
     # Where everything takes milliseconds, noise may make a slope negative.
     return high + max(0.0, by_fraction) * (1 - larger) + max(0.0, by_epoch) * (epochs - 1)
+
+
+def sharded_seconds(session: Session, past: ShardedPast) -> tuple[float, float]:
+    """What training the touched shards of an ensemble again takes, and what training all of them anew would.
+
+    From the seconds a sample of one sub-model's steps, and where layers are frozen, of their one forward pass.
+    """
+    ensemble, retain, shards = session.module, session.splits.retain, past.shards
+    if not isinstance(ensemble, Ensemble):
+        raise ValueError("shards are an ensemble's")
+    count: int = min(len(past.retain), BATCHES * shards.params["batch_size"])
+    few: Dataset[Any] = _subset(retain, count / len(past.retain))
+    by_pass = 0.0
+    if shards.prefix is not None:
+        start = time.perf_counter()
+        some = _subset(retain, min(1.0, 64 / len(past.retain)))
+        read = frozen_features(session.hardware.place(ensemble.frozen), some, session.hardware)
+        by_pass = (time.perf_counter() - start) / len(read)
+        rows = torch.arange(count) % len(read)
+        few = TensorDataset(read.tensors[0][rows], labels_of(few))
+    method = Training({**shards.params, "epochs": 1})
+
+    def step_seconds() -> float:
+        start = time.perf_counter()
+        run(ensemble.members[0], method, {"retain": few}, session.hardware, RunOptions(0))
+        seconds: float = time.perf_counter() - start
+        return seconds / count
+
+    step_seconds()  # the first one takes longer
+    by_step = step_seconds()
+    touched = np.isin(past.retain.shard, list(past.begin())).sum()
+    own, anew = past.cost()
+    return (
+        by_step * own.samples + by_pass * int(touched),
+        by_step * anew.samples + by_pass * len(past.retain),
+    )
 
 
 def _metrics_seconds(session: Session, models: int) -> float:

@@ -12,6 +12,7 @@ from mlflow_unlearn.data.datasets import Augmented
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.engine.architectures import builder_like, model_family
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evidence.checkpoints import Origin
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.registry.versions import open_version
 from mlflow_unlearn.rng import isolated_rng
@@ -28,6 +29,7 @@ class Recipe:
         seed: of the recorded training.
         architecture: what ``model_factory`` builds, None where it draws each module's weights anew.
         model_factory: builds a randomly initialised model of the version's architecture.
+        origin: the version that the training went on from; None where it began with random weights.
     """
 
     params: Mapping[str, Any]
@@ -35,6 +37,7 @@ class Recipe:
     seed: int | None
     architecture: str | None
     model_factory: Callable[[], nn.Module]
+    origin: Origin | None = None
 
     def splits(self, splits: Splits) -> Splits:
         """The splits with the retain set as it was trained on."""
@@ -83,4 +86,4 @@ def training_recipe(
         return Recipe({}, "none", None, architecture, model_factory)
     recorded, fields = record.provenance, get_method("retrain").Params.model_fields
     params = {key: value for key, value in recorded.params.items() if key in fields}
-    return Recipe(params, recorded.augment or "none", recorded.seed, architecture, model_factory)
+    return Recipe(params, recorded.augment or "none", recorded.seed, architecture, model_factory, record.origin)

@@ -13,11 +13,10 @@ from typing import Any
 
 import mlflow
 import numpy as np
-from rich.table import Table
 
 from mlflow_unlearn import cache
 from mlflow_unlearn.api import Result
-from mlflow_unlearn.console import note, stdout
+from mlflow_unlearn.console import note
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.architectures import model_family, weights_digest
 from mlflow_unlearn.engine.checkpoint import Checkpoint
@@ -36,7 +35,6 @@ from mlflow_unlearn.metrics.reading import LARGEST_DECIDED_NULL, samples_needed,
 from mlflow_unlearn.metrics.suite import Metrics
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.checkpoints import delete_checkpoints
-from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.ensemble import StageCheckpoints
 from mlflow_unlearn.session.recipe import Recipe
 from mlflow_unlearn.session.reuse import code_digest, reuse_key
@@ -262,52 +260,6 @@ class Ladder:
             "the validation set"
         )
         return Selection(by="until", rule=rule, attempts=self.attempts)
-
-
-def show_plan(
-    session: Session, recipe: Recipe, rungs: Sequence[Rung], seed: int, known: Mapping[str, float]
-) -> dict[str, float]:
-    """Print what LoTUS, the ladder up to its likely end, and retraining would take: seconds, and in retrainings.
-
-    The likely end is the first rung that disturbs the weights: LoTUS alone seldom passes.
-
-    Args:
-        session: the version opened for work.
-        recipe: by which retraining would train.
-        rungs: of the ladder.
-        seed: of the calibration.
-        known: seconds of published settings that have been calibrated already, by method.
-
-    Returns:
-        The seconds of each way.
-    """
-
-    def seconds_of(method: str, params: Mapping[str, Any]) -> float:
-        own = recipe if method == "retrain" else None
-        params = {**recipe.params, **params} if own is not None else params
-        return dry_run.method_seconds(session, dry_run.Workload(method, params, seed, own))
-
-    lotus, retraining = (
-        known[method] if method in known else seconds_of(method, {}) for method in ("lotus", "retrain")
-    )
-    end = next((n for n, rung in enumerate(rungs) if rung.method not in ("lotus", "retrain")), len(rungs) - 1)
-    climbed = rungs[: end + 1]
-    seconds = sum(
-        rung.share * retraining if rung.share is not None else seconds_of(rung.method, rung.params) for rung in climbed
-    )
-    rows = [
-        ("LoTUS, published setting", lotus),
-        (f"until=pass, as far as {described(climbed[-1:])}", seconds),
-        ("retraining", retraining),
-    ]
-    table = Table(title="ways", title_justify="left")
-    for name in ("way", "seconds", "of retraining"):
-        table.add_column(name, justify="left" if name == "way" else "right")
-    for way, taken in rows:
-        table.add_row(way, f"{taken:.1f}", f"{taken / retraining:.2f}")
-    stdout().print(table)
-    mlflow.log_metrics({"plan.lotus": lotus, "plan.until_pass": seconds, "plan.retraining": retraining})
-    return dict(rows)
 
 
 def _value(own: Measured, attack: str) -> str:

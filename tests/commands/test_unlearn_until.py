@@ -1,6 +1,7 @@
 """`unlearn --until pass`: what it registers, when it registers nothing, and how it goes on after a kill."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import yaml
+from answers import answer
 from stores import FORGET
 
 from mlflow_unlearn.evidence.record import read_evidence
@@ -139,6 +141,8 @@ def test_too_few_samples_are_said_before_anything_is_trained(store, cli):
         (("--until", "pass", "--policy", "missing.yaml"), "cannot be read"),
         (("--budget", "1"), "budget = 1.0 is of no use here: give until=pass"),
         (("--rungs", "lotus"), "rungs = lotus is of no use here"),
+        (("--claim", "exact"), "claim = exact is of no use here: give plan=true with it"),
+        (("--claim", "hidden", "--plan", "true"), "claim"),
         (("--until", "pas"), "until"),
     ],
 )
@@ -154,10 +158,27 @@ def test_a_policy_that_needs_what_the_validation_set_cannot_give(filed, cli, pol
     assert refused.code == 2 and "cannot be judged on the validation set: jsd" in refused.err
 
 
-def test_the_plan_compares_the_ways(filed, cli):
-    planned = cli(*UNTIL, "--plan", "true")
+def test_the_plan_compares_the_ways_and_its_recommendation_runs(filed, cli):
+    planned = cli(*UNTIL, "--plan", "true", "--claim", "exact")
     assert planned.code == 0 and "of retraining" in planned.out and "until=pass" in planned.out
-    assert filed.versions() == ["1"]
+    assert "Recommended for claim=exact: retraining, recorded recipe" in planned.out and filed.versions() == ["1"]
+    command = next(line for line in planned.out.splitlines() if line.startswith("  mlflow-unlearn "))
+    done = cli(*shlex.split(command)[1:])
+    assert done.code == 0, done.err
+    assert filed.tags("2")["unlearn.method"] == "retrain"
+
+
+def test_the_fast_recipe_of_the_plan_runs(filed, cli):
+    planned = answer("unlearn", "--model-uri", "models:/clf/1", "--plan", "true")["result"]
+    ways = {way["kind"]: way for way in planned["ways"]}
+    # What is cheapest is measured, and differs from machine to machine.
+    assert planned["recommended"] in ("until_pass", "fast_retraining")
+    fast = ways["fast_retraining"]
+    assert fast["claim"] == "unseen" and fast["of_retraining"] == pytest.approx(7 / 20)
+    done = cli(*shlex.split(fast["command"])[1:])
+    assert done.code == 0, done.err
+    evidence, _ = read_evidence(Path(mlflow.artifacts.download_artifacts("models:/clf/2")))
+    assert (evidence.provenance.method, evidence.provenance.params["epochs"]) == ("retrain", 7)
 
 
 @pytest.mark.slow

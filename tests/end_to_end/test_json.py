@@ -101,7 +101,7 @@ def test_plans(gold_store, command, more):
     assert seconds["metrics"] > 0 and result["plan"]["disk"] and not result.get("registered")
     run = gold_store.client.get_run(result["run_id"])
     assert run.data.metrics["plan.seconds"] == pytest.approx(sum(seconds.values()))
-    assert (len(result["ways"]) == 3) if command == "unlearn" else "ways" not in result
+    assert (len(result["ways"]) == 6) if command == "unlearn" else "ways" not in result
 
 
 def test_evaluate(gold_store):

@@ -1,0 +1,304 @@
+"""``unlearn --plan true``: the ways to fulfil a request, what each takes and may claim, and which one to go."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import mlflow
+from pydantic import Field
+from rich.table import Table
+
+from mlflow_unlearn import config
+from mlflow_unlearn.auditing.references import fast_epochs
+from mlflow_unlearn.console import note, stdout
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evidence.checkpoints import Origin
+from mlflow_unlearn.evidence.record import FrozenRecord
+from mlflow_unlearn.methods.retrain import RetrainParams
+from mlflow_unlearn.registry.versions import Version, open_version
+from mlflow_unlearn.session import dry_run
+from mlflow_unlearn.session.ensemble import sharded_past
+from mlflow_unlearn.session.recipe import Recipe
+from mlflow_unlearn.session.session import Session
+from mlflow_unlearn.tuning.rungs import Rung, described
+
+Claim = Literal["hidden", "approximate", "unseen", "exact"]
+"""What may be said of the samples afterwards, the weakest first."""
+Kind = Literal["lotus", "until_pass", "rewind", "shards", "fast_retraining", "retraining"]
+TIE = 1.1
+"""Ways that take up to so many times the cheapest's seconds count as equally cheap: a calibration is no closer."""
+SHARE = 0.25
+"""Of the schedule, that `rewind` runs again at least."""
+_HOW = (
+    "method",
+    "params",
+    "preset",
+    "until",
+    "policy",
+    "rungs",
+    "budget",
+    "prefix",
+    "claim",
+    "plan",
+    "format",
+    "debug",
+)
+"""Options that say how to unlearn and how to answer, and not what."""
+
+
+class Way(FrozenRecord):
+    """One way to fulfil a request on a version."""
+
+    kind: Kind
+    name: str = Field(description="For people.")
+    command: str | None = Field(description="Ready to paste; null where the way is not possible here.")
+    seconds: float | None = Field(description="Of the training alone; null where the way is not possible here.")
+    of_retraining: float | None = Field(description="The same as a fraction of retraining by the recorded recipe.")
+    claim: Claim = Field(
+        description="hidden: the outputs are on average like those of unseen samples; approximate: may pass a review "
+        "and an audit; unseen: trained without the samples, but not as the version was; exact: as if never trained on "
+        "them."
+    )
+    why: str = Field(description="What may be claimed and what not; or what would make the way possible.")
+
+    @property
+    def retrains(self) -> bool:
+        """Whether it trains on the whole retain set from random weights."""
+        return self.kind in ("fast_retraining", "retraining")
+
+    def meets(self, claim: Claim) -> bool:
+        """Whether it is possible and may claim so much."""
+        return self.seconds is not None and _strength(self.claim) >= _strength(claim)
+
+
+def _strength(claim: Claim) -> int:
+    return get_args(Claim).index(claim)
+
+
+def _seconds(way: Way) -> float:
+    return float("inf") if way.seconds is None else way.seconds
+
+
+def recommend(ways: Sequence[Way], claim: Claim) -> Way | None:
+    """The cheapest way that meets a claim; of equally cheap ones, that with the strongest. None where none meets it."""
+    meeting = [way for way in ways if way.meets(claim)]
+    bound = TIE * min(map(_seconds, meeting), default=0.0)
+    equal = [way for way in meeting if _seconds(way) <= bound]
+    return max(equal, key=lambda way: (_strength(way.claim), -_seconds(way)), default=None)
+
+
+def on_retraining(ways: Sequence[Way], claim: Claim) -> str | None:
+    """A sentence where unlearning does not pay: retraining is cheaper, or alone meets the claim; else None."""
+    retraining, unlearning = (
+        min((_seconds(way) for way in ways if way.meets(claim) and way.retrains == retrains), default=None)
+        for retrains in (True, False)
+    )
+    if retraining is None:
+        return None
+    if unlearning is None:
+        return f"Only retraining meets claim={claim} here."
+    return "Retraining is cheaper than unlearning here." if retraining < unlearning else None
+
+
+def rewinding(session: Session, epochs: int) -> tuple[float, Claim] | None:
+    """The fraction of the training that `rewind` runs again by default, and what it may claim.
+
+    None where the version keeps nothing to go back to.
+
+    Args:
+        session: the version opened for work.
+        epochs: of its training.
+    """
+    record = session.version.record
+    if record is None or record.shards is not None:
+        return None
+    before = None if record.origin is None else _before(session, record.origin)
+    trained = before.training_manifest if before is not None else None
+    if trained is not None and not trained.mask(session.manifest(session.forget).ids).any():
+        return 1.0, "exact"
+    left = [(epochs - kept.stage) / epochs for kept in record.checkpoints]
+    if enough := [share for share in left if share >= SHARE]:
+        return min(enough), "approximate"
+    if record.origin is not None:
+        return None if before is None else (1.0, "approximate")
+    return (1.0, "exact") if record.checkpoints else None
+
+
+def _before(session: Session, origin: Origin) -> Version | None:
+    """The version that the training went on from; None, and a note, where it is gone."""
+    try:
+        return open_version(session.client, origin.uri, session.folder)
+    except UnlearnError as error:
+        note(f"Note: {origin.uri}, from which {session.version.uri} was trained on, cannot be opened ({error}).")
+        return None
+
+
+@dataclass
+class Comparison:
+    """Measures LoTUS and retraining, and computes the other ways from the samples that they train on.
+
+    Neglected is what a way does once (reading checkpoints, building a model), that the last batches of shards are
+    smaller, and that a frozen backbone needs no gradient.
+
+    Attributes:
+        session: the version opened for work.
+        options: of the command.
+        recipe: by which retraining would train.
+        known: seconds of methods with their own settings, as far as they are measured already.
+    """
+
+    session: Session
+    options: config.Unlearn
+    recipe: Recipe
+    known: dict[str, float]
+
+    def ways(self, rungs: Sequence[Rung]) -> list[Way]:
+        """All of them, also those that are not possible here; ``rungs`` are the ladder's."""
+        return [self._lotus(), self._ladder(rungs), self._rewind(), self._shards(), self._fast(), self._retraining()]
+
+    def _lotus(self) -> Way:
+        why = "the outputs are on average like those of unseen samples; it seldom passes a review"
+        return self._way("lotus", "LoTUS, published setting", "hidden", why, self._share("lotus"))
+
+    def _ladder(self, rungs: Sequence[Rung]) -> Way:
+        """Up to its likely end, the first rung that disturbs the weights: LoTUS alone seldom passes."""
+        options = self.options
+        if not rungs:
+            why = f"budget = {options.budget:g} allows none of the rungs: give a larger one"
+            return _impossible("until_pass", "until=pass", "approximate", why)
+        end = next((n for n, rung in enumerate(rungs) if rung.method not in ("lotus", "retrain")), len(rungs) - 1)
+        last = rungs[end]
+        share = sum(
+            self._share(rung.method, rung.params) if rung.share is None else rung.share for rung in rungs[: end + 1]
+        )
+        claim: Claim = "approximate"
+        why = f"what passes with {described([last])} may pass a review and an audit: evidence, no more"
+        if last.method in ("lotus", "retrain"):
+            same = self._lotus() if last.method == "lotus" else self._retraining()
+            claim, why = same.claim, same.why
+        given = {name: getattr(options, name) for name in ("policy", "rungs", "budget")}
+        return self._way("until_pass", f"until=pass, up to {last.method}", claim, why, share, until="pass", **given)
+
+    def _rewind(self) -> Way:
+        found = rewinding(self.session, self._epochs)
+        if found is None:
+            why = "this version keeps no checkpoint from before these samples: `train --keep-checkpoints 4`"
+            return _impossible("rewind", "rewind", "approximate", why)
+        share, claim = found
+        why = (
+            "the training goes on without the samples from where it had not seen them"
+            if claim == "exact"
+            else "the end of the training runs again without the samples, on weights that saw them: evidence, no more"
+        )
+        return self._way("rewind", "rewind", claim, why, share, method="rewind")
+
+    def _shards(self) -> Way:
+        name, record = "shards, trained again", self.session.version.record
+        shards = None if record is None else record.shards
+        if shards is None:
+            why = "this version is one model: `train --ensemble 8 --slices 4`"
+            return _impossible("shards", name, "exact", why)
+        past = sharded_past(self.session)
+        if past is None:
+            return _impossible("shards", name, "exact", f"{shards.ended_by} has changed the weights of this ensemble")
+        own, anew = past.cost()
+        why = (
+            f"{len(past.begin())} of {shards.shards} sub-models are trained again from before they saw the samples, in "
+            f"{own.steps} of {anew.steps} steps"
+        )
+        if shards.prefix is not None:
+            why += f"; the frozen layers before {shards.prefix} stay as they are"
+        share = self._measured("exact", {}) / self._measured("retrain", {})
+        return self._way("shards", name, "exact", why, share, method="exact")
+
+    def _fast(self) -> Way:
+        name, epochs = "retraining, fast recipe", fast_epochs(self._epochs)
+        if epochs == self._epochs:
+            return _impossible("fast_retraining", name, "unseen", f"the recipe has no more than {epochs} epochs")
+        why = f"trained without the samples, in {epochs} epochs and not {self._epochs}: the accuracy is open"
+        share, params = epochs / self._epochs, json.dumps({"epochs": epochs})
+        return self._way("fast_retraining", name, "unseen", why, share, method="retrain", params=params)
+
+    def _retraining(self) -> Way:
+        recipe, name = self.recipe, "retraining, recorded recipe"
+        claim: Claim = "unseen"
+        if not recipe.params:
+            name, why = "retraining, default recipe", "trained without the samples; the version records no recipe"
+        elif recipe.origin is not None:
+            why = f"trained without the samples in one go, where the version was trained on from {recipe.origin.uri}"
+        else:
+            claim, why = "exact", "trained as the version was, without the samples"
+        return self._way("retraining", name, claim, why, 1.0, method="retrain")
+
+    @cached_property
+    def _epochs(self) -> int:
+        return RetrainParams.parse(self.recipe.params, method="retrain").epochs
+
+    def _share(self, method: str, params: Mapping[str, Any] | None = None) -> float:
+        """What a method takes, in retrainings."""
+        return self._measured(method, params or {}) / self._measured("retrain", {})
+
+    def _measured(self, method: str, params: Mapping[str, Any]) -> float:
+        """Seconds of a method."""
+        if not params and method in self.known:
+            return self.known[method]
+        own = self.recipe if method == "retrain" else None
+        given = {**own.params, **params} if own is not None else params
+        seconds = dry_run.method_seconds(self.session, dry_run.Workload(method, given, self.options.seed, own))
+        if not params:
+            self.known[method] = seconds
+        return seconds
+
+    def _way(self, kind: Kind, name: str, claim: Claim, why: str, share: float, **options: Any) -> Way:
+        """One that is possible.
+
+        Args:
+            kind: which one.
+            name: in the table.
+            claim: what may be claimed.
+            why: in words.
+            share: of retraining's seconds.
+            options: of the command.
+        """
+        seconds = share * self._measured("retrain", {})
+        command = self._command(**options)
+        return Way(kind=kind, name=name, command=command, seconds=seconds, of_retraining=share, claim=claim, why=why)
+
+    def _command(self, **options: Any) -> str:
+        """This command, with other options of how to unlearn."""
+        fields = config.Unlearn.model_fields
+        own = {name: fields[name].default for name in _HOW}
+        changed = self.options.model_copy(update={**own, "model_uri": self.session.version.uri, **options})
+        return shlex.join(("mlflow-unlearn", "unlearn", *config.as_arguments(changed)))
+
+
+def _impossible(kind: Kind, name: str, claim: Claim, why: str) -> Way:
+    return Way(kind=kind, name=name, command=None, seconds=None, of_retraining=None, claim=claim, why=why)
+
+
+def show(ways: Sequence[Way], claim: Claim) -> Way | None:
+    """Print the ways, log their seconds, and return the one that is recommended; None where none meets ``claim``."""
+    table = Table(title="ways", title_justify="left")
+    for column in ("way", "seconds", "of retraining", "may be claimed"):
+        table.add_column(column, justify="right" if column in ("seconds", "of retraining") else "left")
+    for way in ways:
+        if way.seconds is not None and way.of_retraining is not None:
+            table.add_row(way.name, f"{way.seconds:.1f}", f"{way.of_retraining:.2f}", way.claim)
+            mlflow.log_metric(f"plan.{way.kind}", way.seconds)
+    stdout().print(table)
+    for way in ways:
+        if way.seconds is None:
+            print(f"Not possible here: {way.name} ({way.why}).")
+    if (sentence := on_retraining(ways, claim)) is not None:
+        print(sentence)
+    chosen = recommend(ways, claim)
+    if chosen is None:
+        print(f"No way here meets claim={claim}.")
+        return None
+    taken = f"{chosen.seconds:.1f} s, {chosen.of_retraining:.2f} of retraining"
+    print(f"Recommended for claim={claim}: {chosen.name} ({taken}):\n  {chosen.command}")
+    print(f"Then the claim is {chosen.claim}: {chosen.why}.")
+    return chosen
