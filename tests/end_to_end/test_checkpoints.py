@@ -9,7 +9,8 @@ import signal
 import numpy as np
 import pytest
 from kills import Forge, contents, leftovers
-from sharding import SHARDED, checkpoint_files, listed, record_of
+from servers import mlflow_server
+from sharding import SHARDED, checkpoint_files, listed, placed_at, record_of
 from stores import DATA, Store, call, relocate
 
 from mlflow_unlearn.data.loaders import load_source
@@ -125,3 +126,29 @@ def test_killed_it_goes_on_where_it_was(forge, another, command):
         new = {(one.run_id, one.path) for one in record_of(store, number, name).checkpoints}
         assert {*checkpoint_files(store)} == before | new
     assert found_some, "no kill came amid the training"
+
+
+def test_through_a_server_that_hands_on_artifacts(forge, blank, tmp_path):
+    """Listed, read, deleted and missed by HTTP alone."""
+    shutil.copy(blank.folder / "mlflow.db", tmp_path / "mlflow.db")
+    store = Store(tmp_path)
+    with mlflow_server(tmp_path, store.uri) as uri:
+
+        def run(*arguments: str) -> str:
+            done = forge.run(store, *arguments, MLFLOW_TRACKING_URI=uri, MLFLOW_EXPERIMENT_NAME="over http")
+            assert done.code == 0, done.err
+            return done.out
+
+        run("train", *SHARDED, "--name", "clf")
+        forget = write(store, "ids.csv", placed_at(0, 1)[:1])
+        run("unlearn", "--model-uri", "models:/clf/1", "--method", "exact", "--forget", forget)
+        first = {path for path in tmp_path.rglob("*.pt")}
+        found = json.loads(run("locate", "--forget", forget, "--format", "json"))["result"]
+        [of_run] = found["training_checkpoints"]
+        assert of_run["shards"] == {"0": [2]} and found["unlisted_checkpoints"] == []
+        run("retire", "--model-uri", "models:/clf/1", "--yes", "true")
+        [gone] = first - {path for path in tmp_path.rglob("*.pt")}
+        assert gone.name == "shard-0-stage-2.pt" and of_run["run_id"] in str(gone)
+        assert "all 4 are there" in run("verify", "--model-uri", "models:/clf/2")
+        found = json.loads(run("locate", "--forget", forget, "--format", "json"))["result"]
+        assert found["training_checkpoints"] == found["unlisted_checkpoints"] == []
