@@ -11,6 +11,7 @@ import mlflow
 import pytest
 from chains import LENIENT, QUICK, STRICT
 from machine import pytest_collection_modifyitems, pytest_sessionfinish  # noqa: F401  (hooks)
+from sharding import SHARDED, placed_at
 from stores import DATA, ENSEMBLE, FORGET, TRAIN, Outcome, Store, call, copied, make_store, relocate, reset_mlflow, use
 
 from mlflow_unlearn import console
@@ -198,6 +199,39 @@ def closed(closed_template, tmp_path_factory) -> Iterator[Store]:
     """A copy of its database; its files are shared and only read."""
     with copied(closed_template, tmp_path_factory.mktemp("closed")) as store:
         yield store
+
+
+@pytest.fixture(scope="session")
+def sharded_template(blank, tmp_path_factory) -> Store:
+    """clf/1: two shards of three slices; clf/2 has forgotten exactly one sample, of shard 0 and its slice 1."""
+    store = Store(tmp_path_factory.mktemp("sharded") / "store")
+    shutil.copytree(blank.folder, store.folder)
+    relocate(store.folder, str(blank.folder))
+    with pytest.MonkeyPatch.context() as patch:
+        use(store, patch)
+        patch.setenv("MLFLOW_UNLEARN_CACHE", str(store.folder / "cache"))
+        (store.folder / "ids.csv").write_text(f"id\n{placed_at(0, 1)[0]}\n")
+        for command in (
+            ("train", *SHARDED, "--name", "clf"),
+            ("request", "--model-uri", "models:/clf/1", "--forget", "ids.csv"),
+            ("unlearn", "--model-uri", "models:/clf/1", "--method", "exact"),
+        ):
+            done = call(*command)
+            assert done.code == 0, done.err
+    reset_mlflow()
+    return store
+
+
+@pytest.fixture
+def sharded(sharded_template, tmp_path, monkeypatch) -> Iterator[Store]:
+    """A copy with its files."""
+    store = Store(tmp_path / "sharded")
+    shutil.copytree(sharded_template.folder, store.folder)
+    relocate(store.folder, str(sharded_template.folder))
+    use(store, monkeypatch)
+    monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", str(store.folder / "cache"))
+    yield store
+    reset_mlflow()
 
 
 @pytest.fixture

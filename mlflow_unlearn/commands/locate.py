@@ -32,6 +32,7 @@ def locate(options: config.Locate) -> Places:
     left = [place.uri for place in places.places if place.state in failing]
     left += places.logged_models if failing else []
     left += places.logged_models_unknown if "unknown" in failing else []
+    left += places.unlisted_checkpoints if "unknown" in failing else []
     if left:
         raise Refused(f"the samples are, or may be, in {', '.join(in_ranges(left))}: {_WAY_OUT}", places)
     return places

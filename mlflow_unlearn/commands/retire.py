@@ -1,6 +1,7 @@
 """`retire`: remove a version's files for good, in an order in which nothing that is served is ever touched."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from mlflow_unlearn.answer import found_so_far
 from mlflow_unlearn.console import first_line, one_line, storable
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence.audit import REFERENCE_FILE
+from mlflow_unlearn.governance.checkpoints import Removal, by_run
 from mlflow_unlearn.governance.deletion import RetirementRecord, contents_of, out_of_reach, prove, same_weights
 from mlflow_unlearn.governance.garbage import delete_entry, gc_command, gc_warning
 from mlflow_unlearn.governance.holders import VersionExposure, cached, checkpoints
@@ -27,6 +29,7 @@ from mlflow_unlearn.governance.retirement import RECORD, Retirement, begun, draw
 from mlflow_unlearn.governance.storage import remove_object_versions
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.checkpoints import delete_checkpoint, stored_checkpoints
 from mlflow_unlearn.registry.clients import registry_client
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.lock import ModelLock, model_lock
@@ -55,6 +58,7 @@ def retire(options: config.Retire) -> RetirementRecord:
     record = retirement.record().model_copy(update={"same_weights": tuple(others)})
     steps = (f"look again for the weights of {', '.join(record.versions)}",) if retirement.again else record.steps
     print("\n".join(f"would {step}" for step in steps))
+    _name_kept(record)
     if others:
         print(one_line(f"The same weights remain in {', '.join(others)}, by their tags: retire these too."))
     print("Nothing was done: --yes true does it, for good.")
@@ -118,6 +122,7 @@ def _carried_out(
             path.unlink(missing_ok=True)
         for run in retirement.references:
             _delete_reference(run)
+        _delete_checkpoints(retirement.checkpoints)
         if left := [entry.uri for entry in retirement.entries if can_be_read(entry.uri)]:
             raise UnlearnError(
                 f"{', '.join(left)} can still be read after the deletion of {retirement.location}; {_AGAIN}"
@@ -127,6 +132,7 @@ def _carried_out(
         _mark(registry, retirement, mark)
     for step in record.steps:
         print(f"done: {step}")
+    _name_kept(record)
     print("None of these URIs can be read any more.")
     return retirement, record
 
@@ -151,6 +157,9 @@ def _proven(
     for run_id in record.references:
         if (artifacts := _artifacts_of(client, run_id)) is not None:
             kept += remove_object_versions(artifacts, [REFERENCE_FILE])
+    for run_id, _ in by_run(record.checkpoints):
+        if (artifacts := _artifacts_of(client, run_id)) is not None:
+            kept += remove_object_versions(artifacts, [one.path for one in record.checkpoints if one.run_id == run_id])
     for path in (*cached(retirement.entries), *checkpoints(retirement.entries)):  # of commands that ran meanwhile
         path.unlink(missing_ok=True)
     gone = record.model_id is None or delete_entry(client, record.model_id, location)
@@ -173,6 +182,12 @@ def _proven(
             f"{'; '.join(map(str, proof.found[:10]))}{_more(proof.found)}; after that, start the same command again"
         )
     return record
+
+
+def _name_kept(record: RetirementRecord) -> None:
+    """Which checkpoints stay, and for which versions."""
+    for why, count in Counter(one.why for one in record.checkpoints_kept).items():
+        print(one_line(f"{count} of its checkpoints stay, {why}."))
 
 
 def _artifacts_of(client: MlflowClient, run_id: str) -> Location | None:
@@ -249,6 +264,22 @@ def _delete_reference(run: Run) -> None:
     except Exception as error:  # a store's client raises whatever it likes
         where = f"runs:/{run.info.run_id}/{REFERENCE_FILE}"
         raise UnlearnError(f"{where} cannot be deleted ({first_line(error)}); {_AGAIN}") from error
+
+
+def _delete_checkpoints(removal: Removal) -> None:
+    """Of all runs, which the store has to confirm.
+
+    Raises:
+        UnlearnError: it cannot delete one, or lists it still.
+    """
+    try:
+        for one in removal.remove:
+            delete_checkpoint(one.run_id, one.path)
+        left = [one for one in removal.remove if one.path in stored_checkpoints(one.run_id)]
+    except Exception as error:  # a store's client raises whatever it likes
+        raise UnlearnError(f"checkpoints cannot be deleted ({first_line(error)}); {_AGAIN}") from error
+    if left:
+        raise UnlearnError(f"the checkpoint runs:/{left[0].run_id}/{left[0].path} is still there; {_AGAIN}")
 
 
 def _delete_files(location: str) -> None:

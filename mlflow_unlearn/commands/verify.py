@@ -7,6 +7,7 @@ from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.errors import Refused
 from mlflow_unlearn.governance.aliases import check_aliases
 from mlflow_unlearn.governance.approval import check_reviews
+from mlflow_unlearn.governance.exactness import check_exactness
 from mlflow_unlearn.governance.integrity import IntegrityFinding, examine
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.report import table
@@ -28,7 +29,12 @@ def verify(options: config.Verify) -> VerifyResult:
     """
     with tracking.read_only_client() as client, tracking.scratch() as folder:
         examined = examine(client, options.model_uri, folder, key=options.key)
-        findings = [*examined.findings, *check_reviews(examined), *check_aliases(client, examined)]
+        findings = [
+            *examined.findings,
+            *check_exactness(client, examined, folder),
+            *check_reviews(examined),
+            *check_aliases(client, examined),
+        ]
         if options.recompute:
             # Here and not above: comparing digests must not wait for torch.
             from mlflow_unlearn.governance.recompute import recompute

@@ -5,13 +5,16 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.data.source import Split
 from mlflow_unlearn.errors import UnlearnError, did_you_mean
+
+if TYPE_CHECKING:  # to look where samples lie must not wait for torch
+    from mlflow_unlearn.data.source import Split
 
 Numbers = NDArray[np.int64]
 
@@ -59,7 +62,7 @@ def placements(keys: Sequence[str], shards: int, slices: int) -> Placement:
     )
 
 
-def keys_of(split: Split, by: str) -> tuple[str, ...]:
+def keys_of(split: "Split", by: str) -> tuple[str, ...]:
     """What is hashed of each sample: its id, or its value in a column of groups.
 
     Raises:

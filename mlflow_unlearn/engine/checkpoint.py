@@ -51,18 +51,19 @@ class Checkpoint:
     stopped or the tracking server failed.
     """
 
-    def __init__(self, command: str, run_id: str, data: Mapping[str, Any]) -> None:
+    def __init__(self, command: str, run_id: str, data: Mapping[str, Any], of: str | None = None) -> None:
         """Read and write nothing yet.
 
         Args:
             command: whose training it is.
             run_id: of its run, by which a command that finishes what this one had registered finds what is left here.
             data: what identifies all samples, as JSON; their digest is kept.
+            of: digest of the weights of the version that is unlearned, whose data this holds, wherever it begins.
 
         Raises:
             UnlearnError: the environment names no number of seconds.
         """
-        self.command, self._run_id = command, run_id
+        self.command, self._facts = command, {"run": run_id, **({} if of is None else {"of": of})}
         self._data = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
         given = os.environ.get(SECONDS_VARIABLE, SECONDS)
         try:
@@ -128,7 +129,7 @@ class Checkpoint:
         start, content = time.monotonic(), io.BytesIO()
         torch.save({**state, "content": self._content}, content)
         arrays = {"state": np.frombuffer(content.getbuffer(), np.uint8)}
-        written = cache.write(cache.CHECKPOINTS, self._key, arrays, run=self._run_id)
+        written = cache.write(cache.CHECKPOINTS, self._key, arrays, **self._facts)
         now = time.monotonic()
         pause = max(self.interval, COST * (now - start)) if self.interval else 0.0
         self._next = now + pause if written else math.inf

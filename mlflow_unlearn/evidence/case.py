@@ -145,6 +145,8 @@ class Holders(FrozenRecord):
     logged_models_unknown: list[str] = Field([], description="Likewise, of which that cannot be told.")
     runs: list[str] = Field(description="That logged what contains them.")
     references: list[str] = Field(description="Outputs of models that audits have trained, with them among the data.")
+    checkpoints: list[str] = Field([], description="Of trainings, that have seen the samples.")
+    checkpoints_unknown: list[str] = Field([], description="Of trainings, which no version lists: they may have.")
     not_looked_for: dict[str, str] = Field(description="Request → why its samples could not be looked for.")
 
     def to_json(self) -> str:
@@ -154,7 +156,7 @@ class Holders(FrozenRecord):
     @property
     def unknown(self) -> list[str]:
         """URIs of what may contain the samples."""
-        return [*(one.uri for one in self.cannot_be_told), *self.logged_models_unknown]
+        return [*(one.uri for one in self.cannot_be_told), *self.logged_models_unknown, *self.checkpoints_unknown]
 
     def open_points(self, case: Case) -> list[str]:
         """What is still to be done, in words, besides what the case itself says."""

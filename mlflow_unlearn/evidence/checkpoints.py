@@ -12,7 +12,9 @@ from mlflow_unlearn.evidence.record import FrozenRecord
 CHECKPOINTS = "checkpoints"
 """The folder of a run in which they lie, and the key of what the run's tag says of them."""
 CHECKPOINTS_TAG = "unlearn.checkpoints"
-"""Of a run: how many checkpoints it keeps."""
+"""Of a run: how many checkpoints it keeps, or "shards"; of a version and its LoggedModel: how many they list."""
+OF_SHARDS = "shards"
+"""The value of a run's tag where a training that goes on after a kill stores all of them again."""
 
 
 class Kept(FrozenRecord):

@@ -39,6 +39,24 @@ class Content(BaseModel):
     sha256: str | None = None
 
 
+class StoredCheckpoint(BaseModel):
+    """A checkpoint of a training that went with the version; without a digest if its bytes are in one that stays too.
+
+    Attributes:
+        run_id: in whose artifacts it was.
+        path: there.
+        size: in bytes.
+        sha256: of the file.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    path: str
+    size: int | None = None
+    sha256: str | None = None
+
+
 class StoredPlace(BaseModel):
     """A file, a version or a folder, and what is the matter with it."""
 
@@ -99,6 +117,8 @@ class RetirementRecord(CommandResult):
         files: names at its top.
         contents: all of them.
         references: runs whose outputs of references went with them.
+        checkpoints: of trainings that went with them, which no version that stays lists.
+        checkpoints_kept: those that stay, and which versions list them.
         model_id: the LoggedModel.
         same_weights: other versions whose tag names the same weights, before the first step.
         done: whether all steps are done.
@@ -120,6 +140,8 @@ class RetirementRecord(CommandResult):
     files: tuple[str, ...]
     contents: tuple[Content, ...] = ()
     references: tuple[str, ...] = ()
+    checkpoints: tuple[StoredCheckpoint, ...] = ()
+    checkpoints_kept: tuple[StoredPlace, ...] = ()
     model_id: str | None = None
     same_weights: tuple[str, ...] = ()
     done: bool = False
@@ -128,9 +150,10 @@ class RetirementRecord(CommandResult):
     out_of_reach: tuple[str, ...] = ()
 
     @property
-    def telling(self) -> tuple[Content, ...]:
-        """The files that tell this model from others."""
-        return tuple(content for content in self.contents if content.sha256 is not None)
+    def telling(self) -> tuple[Content | StoredCheckpoint, ...]:
+        """The files that tell this model from others, and its training from other ones."""
+        files = tuple(content for content in self.contents if content.sha256 is not None)
+        return files + tuple(checkpoint for checkpoint in self.checkpoints if checkpoint.sha256 is not None)
 
 
 def contents_of(location: Location) -> tuple[Content, ...]:
@@ -273,7 +296,7 @@ def out_of_reach(location: Location) -> tuple[str, ...]:
     )
 
 
-def _equal(file: StoredFile, telling: Sequence[Content]) -> str | None:
+def _equal(file: StoredFile, telling: Sequence[Content | StoredCheckpoint]) -> str | None:
     """The path of the file of the version that has the same bytes; only one of the same size is read."""
     alike = [content for content in telling if None in (file.size, content.size) or file.size == content.size]
     digest = file.digest() if alike else None

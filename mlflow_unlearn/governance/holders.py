@@ -215,7 +215,9 @@ def checkpoints(holders: Sequence[Holder], *, of_train: bool = False) -> list[Pa
     """
     found, digests = cache.entries(cache.CHECKPOINTS), _digests(holders)
     return [
-        p for p, facts in found if facts.get("weights") in digests or (of_train and facts.get("command") == "train")
+        path
+        for path, facts in found
+        if {facts.get("weights"), facts.get("of")} & digests or (of_train and facts.get("command") == "train")
     ]
 
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import Refused, UnlearnError
+from mlflow_unlearn.evidence.checkpoints import CHECKPOINTS_TAG
 from mlflow_unlearn.evidence.record import (
     CARD,
     DIGEST_TAG,
@@ -58,7 +59,7 @@ from mlflow_unlearn.report import card_of_schema_2
 from mlflow_unlearn.report.card import describe, model_card
 
 PROMOTION_TAG, PROMOTION = "unlearn.promotion.", "promotion.json"
-LATER_TAGS = {DIGEST_TAG, REPORT_TAG, VERDICT_TAG, HEAD_TAG, TRAINED_ON_TAG}
+LATER_TAGS = {DIGEST_TAG, REPORT_TAG, VERDICT_TAG, HEAD_TAG, TRAINED_ON_TAG, CHECKPOINTS_TAG}
 LATER_PREFIXES = (PROMOTION_TAG, REVIEW_TAG, forget_requests.TAG, ENDPOINT_TAG)
 """What a version is given after its evidence was written; each is checked by itself, but for users' endpoints."""
 
@@ -318,13 +319,16 @@ def _config(evidence: Evidence) -> IntegrityFinding:
 
 
 def _trained_on(registered: ModelVersion, path: Path) -> Iterator[IntegrityFinding]:
-    """The tag by which `locate` finds a version, beside the list that it is about."""
+    """The tags by which `locate` finds a version and its checkpoints, beside the list that the former is about."""
     try:
         model = Model.load(str(path))
-        recorded = Record.model_validate((model.metadata or {})[METADATA_KEY]).trained_on
+        record = Record.model_validate((model.metadata or {})[METADATA_KEY])
         manifest = Manifest.from_csv(path / "extra_files" / MANIFEST_FILE)
     except (KeyError, ValueError, OSError, MlflowException, UnlearnError):
         return  # missing or changed, which the files' digests tell
+    recorded, listed = record.trained_on, record.tags().get(CHECKPOINTS_TAG)
+    if listed is not None or CHECKPOINTS_TAG in registered.tags:
+        yield same(f"tag {CHECKPOINTS_TAG}", registered.tags.get(CHECKPOINTS_TAG), listed, "as the model records it")
     if recorded is None and TRAINED_ON_TAG not in registered.tags:
         return  # of an earlier release
     part = f"tag {TRAINED_ON_TAG}"

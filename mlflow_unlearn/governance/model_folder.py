@@ -17,7 +17,7 @@ from mlflow_unlearn.evidence.record import FOLDER
 from mlflow_unlearn.governance.location import Location
 from mlflow_unlearn.parsing import load_yaml
 from mlflow_unlearn.registry.network import persistently
-from mlflow_unlearn.registry.versions import can_be_read
+from mlflow_unlearn.registry.versions import METADATA_KEY, can_be_read
 
 MLMODEL = "MLmodel"
 _UNNAMED = (
@@ -41,12 +41,14 @@ class ModelFolder:
         is_model: whether one of them is a file MLmodel.
         foreign: those that are no part of that model; without it, all of them.
         model_id: the LoggedModel that the MLmodel names, whether there is one or not.
+        record: what our MLmodel records of itself, as it is stored; None of others.
     """
 
     entries: tuple[str, ...]
     is_model: bool
     foreign: tuple[str, ...]
     model_id: str | None = None
+    record: Any = None
 
 
 def entries_at(location: Location) -> tuple[str, ...]:
@@ -88,7 +90,9 @@ def model_folder(location: Location) -> ModelFolder:
         raise UnlearnError(f"the MLmodel at {location.uri} cannot be read ({first_line(error)}): restore it") from error
     names = set(_first_names([content["flavors"], content.get("saved_input_example_info")]))
     foreign = (each for each in entries if each not in names and not any(fnmatchcase(each, p) for p in _UNNAMED))
-    return ModelFolder(entries, True, tuple(foreign), str(content.get("model_id")))
+    metadata = content.get("metadata")
+    record = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
+    return ModelFolder(entries, True, tuple(foreign), str(content.get("model_id")), record)
 
 
 def _listed(location: Location) -> dict[str, bool]:

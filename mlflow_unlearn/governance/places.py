@@ -12,6 +12,7 @@ from mlflow_unlearn.evidence.audit import REFERENCE_FILE
 from mlflow_unlearn.governance import manifest_index
 from mlflow_unlearn.governance.holders import cached, checkpoints, references
 from mlflow_unlearn.governance.locating import ENDPOINT_TAG, Found, Located, Search, State, Wanted
+from mlflow_unlearn.governance.seen import RunCheckpoints, Seen, checkpoints_seen
 from mlflow_unlearn.registry.uris import in_ranges
 from mlflow_unlearn.registry.walk import Registry
 
@@ -36,6 +37,7 @@ class Place(CommandResult):
     aliases: list[str]
     endpoints: dict[str, str] = Field(description="Name → URL, by the version's tags.")
     unlearned_by: list[str] = Field(description="Versions that came of it and do not contain them.")
+    checkpoints: int = Field(0, description="How many of its training's checkpoints have seen some of the samples.")
 
 
 class Places(CommandResult):
@@ -50,6 +52,12 @@ class Places(CommandResult):
     references: list[str] = Field(description="Outputs of models that audits have trained, with them among the data.")
     cached: list[str] = Field(description="Outputs in this machine's cache.")
     checkpoints: list[str] = Field(description="Of commands that were killed on this machine.")
+    training_checkpoints: list[RunCheckpoints] = Field(
+        [], description="Checkpoints of trainings that have seen samples."
+    )
+    unlisted_checkpoints: list[str] = Field(
+        [], description="Checkpoints of trainings that no version lists: what they have seen cannot be told."
+    )
     unanswered: str | None = Field(None, description="Why the rest is missing; null where all was looked at.")
 
     def in_state(self, state: State) -> list[Place]:
@@ -60,32 +68,35 @@ class Places(CommandResult):
 def look(client: MlflowClient, registry: Registry, wanted: Sequence[Wanted]) -> Places:
     """Search all of a registry, the store's LoggedModels and references, and this machine's cache."""
     found = manifest_index.with_index(lambda index: Search(client, registry, index).find(wanted))
-    return _places(client, wanted, found)
+    return _places(client, registry, wanted, found)
 
 
-def _places(client: MlflowClient, wanted: Sequence[Wanted], found: Found) -> Places:
+def _places(client: MlflowClient, registry: Registry, wanted: Sequence[Wanted], found: Found) -> Places:
     holders = found.holders()
     runs = {getattr(h.registered, "run_id", None) or getattr(h.registered, "source_run_id", None) for h in holders}
-    trained, unanswered = list[Run](), found.unanswered
+    trained, seen, unanswered = list[Run](), Seen(), found.unanswered
     try:
         trained = references(client, holders) if unanswered is None and holders else []
+        seen = checkpoints_seen(client, registry, found, wanted) if unanswered is None else seen
     except NoAnswer as error:
         unanswered = str(error)
     return Places(
         looked_for=len({sample for one in wanted for sample in one.samples.ids}),
         versions_looked_at=len(found.versions),
-        places=[_place(entry) for entry in found.versions if entry.state != "never contained"],
+        places=[_place(entry, seen) for entry in found.versions if entry.state != "never contained"],
         logged_models=[entry.uri for entry in found.models if entry.state == "contains"],
         logged_models_unknown=[entry.uri for entry in found.models if entry.state == "unknown"],
         runs=sorted(filter(None, runs)),
         references=[f"runs:/{run.info.run_id}/{REFERENCE_FILE}" for run in trained],
         cached=[str(path) for path in cached(holders)],
         checkpoints=[str(path) for path in checkpoints(holders, of_train=bool(holders))],
+        training_checkpoints=list(seen.runs),
+        unlisted_checkpoints=list(seen.unlisted),
         unanswered=unanswered,
     )
 
 
-def _place(entry: Located) -> Place:
+def _place(entry: Located, seen: Seen) -> Place:
     return Place(
         uri=entry.uri,
         state=entry.state,
@@ -95,6 +106,7 @@ def _place(entry: Located) -> Place:
         aliases=sorted(entry.registered.aliases),
         endpoints=entry.endpoints,
         unlearned_by=list(entry.unlearned_by),
+        checkpoints=seen.counts.get(entry.uri, 0),
     )
 
 
@@ -123,7 +135,9 @@ def _alike(place: Place, *, many: bool) -> tuple[str, ...] | None:
 def _row(places: Sequence[Place]) -> tuple[str, ...]:
     """One version, or several that are alike."""
     first, reasons = places[0], {place.why for place in places}
-    samples = sorted({place.samples for place in places})
+    samples, counts = sorted({place.samples for place in places}), sorted({place.checkpoints for place in places})
+    numbers = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    kept = f"; {numbers} of its checkpoints have seen them" if counts[-1] else ""
     return (
         *in_ranges(place.uri for place in places),
         PRINTED.get(first.state, first.state),
@@ -131,7 +145,7 @@ def _row(places: Sequence[Place]) -> tuple[str, ...]:
         ", ".join(first.aliases) or "–",
         ", ".join(f"{name} ({url})" for name, url in first.endpoints.items()) or "–",
         ", ".join(in_ranges(uri for place in places for uri in place.unlearned_by)) or "–",
-        first.why if len(reasons) == 1 else f"{len(reasons)} reasons, each of which --format json has",
+        (first.why if len(reasons) == 1 else f"{len(reasons)} reasons, each of which --format json has") + kept,
     )
 
 
@@ -142,5 +156,7 @@ def elsewhere(places: Places) -> Mapping[str, Sequence[str]]:
         "runs that logged these models": places.runs,
         "outputs of references that audits have trained": places.references,
         "outputs in this machine's cache": places.cached,
+        "checkpoints of trainings that have seen the samples": [str(one) for one in places.training_checkpoints],
+        "checkpoints that no version lists (what they have seen cannot be told)": places.unlisted_checkpoints,
         "checkpoints of commands that were killed on this machine": places.checkpoints,
     }

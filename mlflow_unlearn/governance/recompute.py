@@ -12,6 +12,7 @@ from mlflow_unlearn.console import first_line
 from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.governance.integrity import Examined, IntegrityFinding
+from mlflow_unlearn.governance.retrained import check_trained_anew
 from mlflow_unlearn.metrics.catalog import METRICS
 from mlflow_unlearn.metrics.suite import compare, compute_metrics
 from mlflow_unlearn.registry import forget_requests
@@ -114,3 +115,4 @@ def recompute(
     apart = [request.id for request in evidence.requests if request.metrics] + ["their union"] * bool(evidence.union)
     if rest := [*(["gold"] if "gold" in evidence.metrics else []), *apart]:
         yield IntegrityFinding("other metrics", "not checked", f"those of {', '.join(rest)} are not measured again")
+    yield from check_trained_anew(session, evidence)

@@ -16,6 +16,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow_unlearn import config
 from mlflow_unlearn.console import one_line, storable
 from mlflow_unlearn.errors import AlreadyDone, Refused, UnlearnError, shortlist
+from mlflow_unlearn.governance.checkpoints import Removal, by_run, listed, removal
 from mlflow_unlearn.governance.deletion import RetirementRecord
 from mlflow_unlearn.governance.files import Logged, logged_models
 from mlflow_unlearn.governance.holders import (
@@ -49,6 +50,7 @@ class Retirement:
         model_id: the LoggedModel.
         cached: outputs and checkpoints on this machine.
         references: runs with outputs of models that audits have trained on halves of what it knows.
+        checkpoints: of trainings, and which of them stay.
         models: every LoggedModel of the store.
         known: where the files of each registered version are.
         before: what an earlier command has recorded of the same files, before it was interrupted or found more of them.
@@ -62,6 +64,7 @@ class Retirement:
     model_id: str | None
     cached: Sequence[Path]
     references: Sequence[Run]
+    checkpoints: Removal
     models: Sequence[Logged]
     known: dict[str, str]
     before: RetirementRecord | None = None
@@ -82,13 +85,20 @@ class Retirement:
             location=self.location,
             files=tuple(self.files),
             references=tuple(run.info.run_id for run in self.references),
+            checkpoints=self.checkpoints.remove,
+            checkpoints_kept=self.checkpoints.keep,
             model_id=self.model_id,
         )
         if (before := self.before) is None:
             return record
         references = dict.fromkeys((*before.references, *record.references))
+        checkpoints = {(one.run_id, one.path): one for one in (*before.checkpoints, *record.checkpoints)}
         return record.model_copy(
-            update={"references": tuple(references), "model_id": record.model_id or before.model_id}
+            update={
+                "references": tuple(references),
+                "checkpoints": tuple(checkpoints.values()),
+                "model_id": record.model_id or before.model_id,
+            }
         )
 
     def steps(self) -> list[str]:
@@ -100,6 +110,7 @@ class Retirement:
             *([f"delete all files at {self.location}"] if self.files else []),
             *(f"delete {path} from this machine's cache" for path in self.cached),
             *(f"delete the outputs of the reference of run {run.info.run_id}" for run in self.references),
+            *(f"delete {count} of run {run_id}" for run_id, count in by_run(self.checkpoints.remove)),
         ]
         return [one_line(step) for step in steps]
 
@@ -121,9 +132,23 @@ class Retirement:
         entries = sharing(client, self.target, self.models, self.known, registered)
         serving = _serving(entries, aliases)
         new = {entry.uri for entry in entries} ^ {entry.uri for entry in self.entries}
+        if self.checkpoints.remove:
+            self._check_checkpoints(client)
         if serving or new:
             what = f"it is served by {', '.join(serving)}" if serving else f"{', '.join(sorted(new))} came or went"
             raise self.other(what)
+
+    def _check_checkpoints(self, client: MlflowClient) -> None:
+        """None of them is listed by another version now.
+
+        Raises:
+            Refused: one is.
+        """
+        registered, known = [entry.registered for entry in self.entries], self.known
+        now = {one.place: one for one in removal(client, known, registered, self.checkpoints.remove).keep}
+        for one in self.checkpoints.remove:
+            if (place := f"runs:/{one.run_id}/{one.path}") in now:
+                raise self.other(str(now[place]))
 
     def check_before_deletion(self, client: MlflowClient, locks: Mapping[str, ModelLock]) -> None:
         """As `check`, and also what lies there.
@@ -173,7 +198,7 @@ def drawn_up(client: MlflowClient, options: config.Retire) -> Retirement:
         before = _record_of(target)
         if before is not None and before.done and before.telling and not (before.proof and before.proof.proven):
             found = sharing(client, target, models, known)
-            return Retirement(target, found, (), (), None, (), (), models, known, before, again=True)
+            return Retirement(target, found, (), (), None, (), (), Removal(), models, known, before, again=True)
         if _by_a_killed_command(version):
             raise AlreadyDone(f"{uri} was {how}: this command had done so before it was killed.", before)
         raise UnlearnError(f"{uri} was {how}; there is nothing left to remove", before)
@@ -194,7 +219,12 @@ def drawn_up(client: MlflowClient, options: config.Retire) -> Retirement:
     here = [*cached(found), *checkpoints(found)]
     trained = references(client, found)
     before = _record_of(target) if unfinished(version) is not None else None
-    return Retirement(target, found, _aliases(found), folder.entries, model_id, here, trained, models, known, before)
+    kept = before.checkpoints if before is not None and not folder.is_model else listed(folder.record)
+    ours = bool(kept) or folder.record is not None
+    going = removal(client, known, [entry.registered for entry in found], kept) if ours else Removal()
+    return Retirement(
+        target, found, _aliases(found), folder.entries, model_id, here, trained, going, models, known, before
+    )
 
 
 def _by_a_killed_command(version: ModelVersion) -> bool:

@@ -51,12 +51,12 @@ class Setting:
             UnlearnError: the method refuses the model or the hyperparameters, or fails.
             NothingToUnlearn: it left every weight as it was.
         """
-        method, recipe = get_method(self.method), self.recipe
+        method, recipe, before = get_method(self.method), self.recipe, weights_digest(session.module)
         trained_as = {} if recipe is None else {"augment": recipe.augment, "architecture": recipe.architecture}
         identity, sharded = {**session.identity, **trained_as}, None
-        checkpoint: Checkpoint | StageCheckpoints = Checkpoint("unlearn", run_id, identity)
+        checkpoint: Checkpoint | StageCheckpoints = Checkpoint("unlearn", run_id, identity, before)
         if method.by_shards:
-            stages = StageCheckpoints("unlearn", run_id, identity)
+            stages = StageCheckpoints("unlearn", run_id, identity, before)
             sharded = sharded_past(session, run_id, stages)
             checkpoint = checkpoint if sharded is None else stages
         options = RunOptions(
@@ -71,7 +71,7 @@ class Setting:
         splits = None if recipe is None else recipe.splits(session.splits)
         result = session.unlearn(self.method, self.params, options, splits=splits)
         log_result(method, result)
-        if weights_digest(result.model) == weights_digest(session.module):
+        if weights_digest(result.model) == before:
             checkpoint.remove()
             raise NothingToUnlearn(nothing_to_unlearn(method, result))
         return result, checkpoint

@@ -40,6 +40,8 @@ def held(client: MlflowClient, registry: Registry, case: Case) -> Holders:
         logged_models_unknown=found.logged_models_unknown,
         runs=found.runs,
         references=found.references,
+        checkpoints=[str(one) for one in found.training_checkpoints],
+        checkpoints_unknown=found.unlisted_checkpoints,
         not_looked_for=problems,
     )
 

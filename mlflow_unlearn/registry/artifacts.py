@@ -13,6 +13,7 @@ from pathlib import Path
 import mlflow
 from mlflow.entities import FileInfo, Run, ViewType
 from mlflow.environment_variables import MLFLOW_MULTIPART_DOWNLOAD_CHUNK_SIZE
+from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
@@ -81,6 +82,22 @@ def run_folder(run_id: str, path: str, folder: Path) -> Path:
     """Fetch one of a run's folders into a folder."""
     repository = _repository(_location_of(run_id), _ServedFolder)
     return Path(persistently(lambda: repository.download_artifacts(path, str(folder))))
+
+
+def run_files(run_id: str, path: str) -> list[FileInfo]:
+    """What lies in one of a run's folders, each with its path in the run; nothing where there is no such folder."""
+    try:
+        repository = _repository(_location_of(run_id), _ServedFolder)
+        return list(persistently(lambda: repository.list_artifacts(path)))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # the folder, or the run itself is purged
+            raise
+        return []
+
+
+def delete_run_file(run_id: str, path: str) -> None:
+    """Delete one of a run's files."""
+    persistently(lambda: get_artifact_repository(_location_of(run_id)).delete_artifacts(path))
 
 
 def store_text(run_id: str, text: str, path: str) -> None:

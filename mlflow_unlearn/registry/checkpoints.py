@@ -1,21 +1,27 @@
-"""Checkpoints of a training as artifacts of its run: stored, and read again if they are what was stored."""
+"""Checkpoints of a training as artifacts of its run: stored, and read again if they are what was stored.
+
+Torch is loaded where it is used: to list and to compare them must not wait for it.
+"""
 
 import hashlib
+import io
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import mlflow
-import torch
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.console import first_line
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import NoAnswer, UnlearnError
 from mlflow_unlearn.evidence.checkpoints import CHECKPOINTS, CHECKPOINTS_TAG, Kept
-from mlflow_unlearn.registry.artifacts import run_file
+from mlflow_unlearn.registry.artifacts import delete_run_file, run_file, run_files
 from mlflow_unlearn.registry.network import persistently
+
+_NAME = re.compile(rf"{CHECKPOINTS}/shard-\d+-stage-\d+\.pt")
 
 
 class LostCheckpoint(UnlearnError):
@@ -31,6 +37,8 @@ def store_checkpoint(run_id: str, state: Mapping[str, Any], *, shard: int = 0, s
         shard: of an ensemble.
         stage: slices or epochs that are done.
     """
+    import torch
+
     with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-") as folder:
         file = Path(folder) / f"shard-{shard}-stage-{stage}.pt"
         torch.save(dict(state), file)
@@ -52,8 +60,40 @@ def keeper(run_id: str) -> Callable[[Mapping[str, Any], int], Kept]:
     return store
 
 
-def read_checkpoint(kept: Kept) -> dict[str, Any]:
-    """What was stored.
+def stored_checkpoints(run_id: str) -> dict[str, int | None]:
+    """Path → size of each checkpoint in a run's artifacts; what is called otherwise is not one of ours.
+
+    Raises:
+        UnlearnError: its store does not tell.
+    """
+    try:
+        found = run_files(run_id, CHECKPOINTS)
+    except NoAnswer:
+        raise
+    except Exception as error:  # a store's client raises whatever it likes, also that it is not installed
+        raise UnlearnError(f"the checkpoints of run {run_id} cannot be listed ({first_line(error)})") from error
+    return {file.path: file.file_size for file in found if not file.is_dir and _NAME.fullmatch(file.path)}
+
+
+def delete_checkpoint(run_id: str, path: str) -> None:
+    """Delete one.
+
+    Raises:
+        ValueError: the path is not one of a checkpoint.
+    """
+    if not _NAME.fullmatch(path):  # whoever may write a version's record may have put anything there
+        raise ValueError(f"{path!r} is not the path of a checkpoint")
+    delete_run_file(run_id, path)
+
+
+def delete_checkpoints(run_id: str) -> None:
+    """Delete all of a run that no version came of."""
+    for path in stored_checkpoints(run_id):
+        delete_checkpoint(run_id, path)
+
+
+def checked_checkpoint(kept: Kept) -> bytes:
+    """Its bytes, if they are those that were stored.
 
     Raises:
         LostCheckpoint: it is gone, or was changed.
@@ -64,9 +104,19 @@ def read_checkpoint(kept: Kept) -> dict[str, Any]:
             content = run_file(kept.run_id, kept.path, Path(folder)).read_bytes()
         except (MlflowException, OSError) as error:
             raise LostCheckpoint(f"{name} cannot be read ({first_line(error)})") from error
-        if hashlib.sha256(content).hexdigest() != kept.sha256:
-            raise LostCheckpoint(f"{name} was changed since it was written")
-        file = Path(folder) / "checked.pt"
-        file.write_bytes(content)  # what was hashed is what is loaded
-        found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    if hashlib.sha256(content).hexdigest() != kept.sha256:
+        raise LostCheckpoint(f"{name} was changed since it was written")
+    return content
+
+
+def read_checkpoint(kept: Kept) -> dict[str, Any]:
+    """What was stored.
+
+    Raises:
+        LostCheckpoint: it is gone, or was changed.
+    """
+    import torch
+
+    content = io.BytesIO(checked_checkpoint(kept))  # what was hashed is what is loaded
+    found: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
     return found

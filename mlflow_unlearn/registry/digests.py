@@ -27,13 +27,22 @@ def file_digests(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != _LOCAL and not name.startswith(f"{FOLDER}/"):
-            with open(path, "rb") as file:
-                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[name] = file_digest(path)
     return digests
 
 
-def stored_weights_digest(folder: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stored_weights_digest(folder: Path, prefix: str = "") -> str:
     """`engine.architectures.weights_digest` of the weights beside a downloaded model, read without torch.
+
+    Args:
+        folder: of the model.
+        prefix: of the names of one part of it, which it does not have by itself.
 
     Raises:
         OSError: the file is missing, or has values of a type that torch does not have.
@@ -41,7 +50,10 @@ def stored_weights_digest(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     stored = deserialize((folder / "extra_files" / WEIGHTS_FILE).read_bytes())  # type: ignore[no-untyped-call]
-    for name, tensor in sorted(stored):
+    for whole, tensor in sorted(stored):
+        if not whole.startswith(prefix):
+            continue
+        name = whole.removeprefix(prefix)
         if tensor["dtype"] not in _TORCH_NAMES:
             raise OSError(f"{WEIGHTS_FILE} holds values of type {tensor['dtype']}, which torch has not")
         digest.update(f"{name} torch.{_TORCH_NAMES[tensor['dtype']]} {list(tensor['shape'])}\n".encode())

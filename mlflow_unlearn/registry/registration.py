@@ -18,10 +18,12 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from mlflow_unlearn import cache
 from mlflow_unlearn.console import note
+from mlflow_unlearn.evidence.checkpoints import CHECKPOINTS_TAG, OF_SHARDS
 from mlflow_unlearn.evidence.record import DIGEST_TAG, FILE, FOLDER, Evidence, sha256
 from mlflow_unlearn.evidence.registered import Registered
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import forget_requests
+from mlflow_unlearn.registry.checkpoints import delete_checkpoints
 from mlflow_unlearn.registry.dead import PROCESS_TAG, RunNote, of_run
 from mlflow_unlearn.registry.forget_requests import ForgetRequest
 from mlflow_unlearn.registry.network import once, persistently
@@ -189,6 +191,8 @@ def take_back(client: MlflowClient, run: Run, own: RunNote) -> list[str]:
         if f"models:/{model.model_id}" not in registered and model.artifact_location not in registered:
             with _but_for("RESOURCE_DOES_NOT_EXIST"):
                 client.delete_logged_model(model.model_id)
+    if not complete and run.data.tags.get(CHECKPOINTS_TAG) == OF_SHARDS:
+        delete_checkpoints(run.info.run_id)  # the same command stores them again
     return complete
 
 

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, computed_field, mod
 from mlflow_unlearn.console import first_line, hidden_password
 from mlflow_unlearn.data.manifest import Manifest, list_key
 from mlflow_unlearn.errors import UnlearnError, shortlist
-from mlflow_unlearn.evidence.checkpoints import Kept, Machine, Origin, Shards
+from mlflow_unlearn.evidence.checkpoints import CHECKPOINTS_TAG, Kept, Machine, Origin, Shards
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry.artifacts import download_model, run_file
@@ -186,7 +186,8 @@ class Record(BaseModel):
 
     def tags(self) -> dict[str, str]:
         """What the version's tags repeat of it, so that it can be searched for."""
-        return self.trained_on.tag() if self.trained_on is not None else {}
+        tags = self.trained_on.tag() if self.trained_on is not None else {}
+        return tags | ({CHECKPOINTS_TAG: str(len(self.checkpoints))} if self.checkpoints else {})
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -412,12 +413,22 @@ def download(uri: str, folder: Path) -> Path:
         UnlearnError: a store's plugin gives links, by which copies of the model would take in other files.
         NoAnswer: whether they are there is not known.
     """
-    target = folder / hashlib.sha256(uri.encode()).hexdigest()[:16]  # a name may be too long for a folder
+    target = _target(uri, folder)
     target.mkdir(exist_ok=True)
     path = persistently(lambda: download_model(uri, target))
     if links := [str(found.relative_to(path)) for found in path.rglob("*") if found.is_symlink()]:
         raise UnlearnError(f"the files of {uri} hold symbolic links ({shortlist(links)}): store the files themselves")
     return path
+
+
+def downloaded(uri: str, folder: Path) -> Path | None:
+    """Where `download` has left the files of a model in this ``folder``; None where it has not, or there were none."""
+    target = _target(uri, folder)
+    return target if (target / "MLmodel").exists() else None
+
+
+def _target(uri: str, folder: Path) -> Path:
+    return folder / hashlib.sha256(uri.encode()).hexdigest()[:16]  # a name may be too long for a folder
 
 
 @contextmanager

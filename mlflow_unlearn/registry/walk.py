@@ -24,11 +24,13 @@ class Registry:
         versions: all, by name and number.
         models: every LoggedModel that is not deleted.
         unanswered: why the rest is missing; None where nothing is.
+        experiments: ids of all that this user may read.
     """
 
     versions: Sequence[ModelVersion]
     models: Sequence[LoggedModel]
     unanswered: str | None = None
+    experiments: Sequence[str] = ()
 
     @cached_property
     def by_uri(self) -> Mapping[str, ModelVersion]:
@@ -60,6 +62,7 @@ def walk(client: MlflowClient) -> Registry:
     aliases: dict[tuple[str, str], list[str]] = {}
     models: list[LoggedModel] = []
     unanswered = None
+    ids: list[str] = []
     try:
         order = ["name ASC", "version_number ASC"]  # by their last change pages would shift under other commands
         page = partial(client.search_model_versions, max_results=PAGE, order_by=order)
@@ -77,11 +80,15 @@ def walk(client: MlflowClient) -> Registry:
         unanswered = str(error)
     for version in versions:
         version.aliases = aliases.get((version.name, str(version.version)), [])
-    return Registry(versions, models, unanswered)
+    return Registry(versions, models, unanswered, ids)
 
 
 def runs_where(client: MlflowClient, condition: str) -> Iterator[Run]:
     """Runs of all experiments, deleted ones too."""
-    ids = experiment_ids(client)
-    search = partial(client.search_runs, ids, condition, run_view_type=ViewType.ALL, max_results=PAGE)
+    yield from runs_of(client, experiment_ids(client), condition)
+
+
+def runs_of(client: MlflowClient, experiments: Sequence[str], condition: str) -> Iterator[Run]:
+    """Runs of these experiments, deleted ones too."""
+    search = partial(client.search_runs, list(experiments), condition, run_view_type=ViewType.ALL, max_results=PAGE)
     yield from pages(lambda token: search(page_token=token))

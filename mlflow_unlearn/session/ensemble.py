@@ -26,7 +26,7 @@ from mlflow_unlearn.engine.frozen_prefix import split_points
 from mlflow_unlearn.engine.hardware import Hardware
 from mlflow_unlearn.engine.shards import ShardedPast, ShardTrainer, State, frozen_features, initial_model
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.evidence.checkpoints import CHECKPOINTS_TAG, Kept, Shards
+from mlflow_unlearn.evidence.checkpoints import CHECKPOINTS_TAG, OF_SHARDS, Kept, Shards
 from mlflow_unlearn.registry.checkpoints import read_checkpoint, store_checkpoint
 from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.loading import admitted
@@ -37,15 +37,16 @@ from mlflow_unlearn.session.session import Session
 class StageCheckpoints:
     """Where the stages of one command's training stand, on disk, to be removed together."""
 
-    def __init__(self, command: str, run_id: str, identity: Mapping[str, Any]) -> None:
+    def __init__(self, command: str, run_id: str, identity: Mapping[str, Any], of: str | None = None) -> None:
         """Read and write nothing yet.
 
         Args:
             command: whose training it is.
             run_id: of its run.
             identity: of all samples, as JSON.
+            of: digest of the weights of the version that is unlearned.
         """
-        self._of = partial(Checkpoint, command, run_id)
+        self._of = partial(Checkpoint, command, run_id, of=of)
         self._identity, self._made = identity, list[Checkpoint]()
 
     def at(self, shard: int, stage: int) -> Checkpoint:
@@ -193,7 +194,7 @@ def train_ensemble(
 
 def keep_on(run_id: str) -> Callable[[State, int, int], Kept]:
     """What stores the weights after a stage of a shard, with the active run."""
-    mlflow.set_tag(CHECKPOINTS_TAG, "shards")
+    mlflow.set_tag(CHECKPOINTS_TAG, OF_SHARDS)
     return lambda weights, shard, stage: store_checkpoint(run_id, weights, shard=shard, stage=stage)
 
 

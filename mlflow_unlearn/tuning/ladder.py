@@ -34,6 +34,7 @@ from mlflow_unlearn.metrics.outputs import Outputs
 from mlflow_unlearn.metrics.reading import LARGEST_DECIDED_NULL, samples_needed, tells_apart
 from mlflow_unlearn.metrics.suite import Metrics
 from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.checkpoints import delete_checkpoints
 from mlflow_unlearn.session.ensemble import StageCheckpoints
 from mlflow_unlearn.session.recipe import Recipe
 from mlflow_unlearn.session.reuse import code_digest, reuse_key
@@ -166,6 +167,8 @@ class Ladder:
             return None
         if not attempt.passed:
             made[1].remove()
+            if made[0].kept:
+                delete_checkpoints(run_id)
             return None
         return made[0], setting.provenance(made[0], self._selection()), made[1]
 

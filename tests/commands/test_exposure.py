@@ -23,13 +23,20 @@ def test_checkpoints_of_commands_that_were_killed(chain, monkeypatch, tmp_path):
     """Of trainings that began with a holder, and of all that began with no version; `retire` deletes the former."""
     monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", str(tmp_path))
     first, last = (chain.tags(version)["unlearn.weights_sha256"] for version in "14")
-    for command, weights in (("unlearn", first), ("train", "0"), ("unlearn", last)):
+    # A shard's stage begins with weights of no version, and names the version that is unlearned.
+    for command, weights, of in (
+        ("unlearn", first, {}),
+        ("train", "0", {}),
+        ("unlearn", last, {}),
+        ("unlearn", "1", {"of": first}),
+    ):
         facts = {"command": command, "weights": weights}
-        assert cache.write(cache.CHECKPOINTS, facts, {"state": np.zeros(1)})
+        assert cache.write(cache.CHECKPOINTS, facts, {"state": np.zeros(1)}, **of)
     by_facts = {(facts["command"], facts["weights"]): str(path) for path, facts in cache.entries(cache.CHECKPOINTS)}
     done = call("exposure", "--model-uri", "models:/clf/4")
     assert done.code == 0, done.err
     listed = {path for path in by_facts.values() if path in done.out}
-    assert listed == {by_facts["unlearn", first], by_facts["train", "0"]}
+    begun = {by_facts["unlearn", first], by_facts["unlearn", "1"]}
+    assert listed == begun | {by_facts["train", "0"]}
     plan = call("retire", "--model-uri", "models:/clf/1")
-    assert [path for path in by_facts.values() if f"would delete {path}" in plan.out] == [by_facts["unlearn", first]]
+    assert {path for path in by_facts.values() if f"would delete {path}" in plan.out} == begun

@@ -1,0 +1,115 @@
+"""`verify`: is a claim of exactness borne out by what is stored, checkpoints and shards?"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from pydantic import ValidationError
+from safetensors import SafetensorError
+
+from mlflow_unlearn.console import first_line
+from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.evidence.checkpoints import Kept
+from mlflow_unlearn.evidence.record import FILE, FOLDER, Evidence, sha256
+from mlflow_unlearn.governance.checkpoints import record_in
+from mlflow_unlearn.governance.integrity import Examined, IntegrityFinding, same
+from mlflow_unlearn.governance.model_folder import MLMODEL
+from mlflow_unlearn.registry.checkpoints import LostCheckpoint, checked_checkpoint
+from mlflow_unlearn.registry.digests import stored_weights_digest
+from mlflow_unlearn.registry.versions import downloaded, read_artifact, version_there
+
+
+def check_exactness(client: MlflowClient, examined: Examined, folder: Path) -> Iterator[IntegrityFinding]:
+    """Checkpoints by their digests and by what they have seen, untouched shards by the digests of their weights.
+
+    Nothing is asked for, of a version that lists no checkpoint and claims nothing.
+
+    Args:
+        client: of the registry.
+        examined: the version and its evidence.
+        folder: into which it was downloaded.
+    """
+    try:
+        record = record_in(examined.path / MLMODEL)
+    except UnlearnError:
+        return  # missing or changed, which the files' digests tell
+    yield from _there(record.checkpoints)
+    if record.shards is not None and examined.evidence.exactness.trained_without:
+        yield from _unseen(client, examined.evidence, record.checkpoints)
+        yield from _untouched(examined, folder)
+
+
+def _there(checkpoints: Sequence[Kept]) -> Iterator[IntegrityFinding]:
+    """Every checkpoint that the version lists is what was stored."""
+    lost = []
+    for kept in checkpoints:
+        try:
+            checked_checkpoint(kept)
+        except LostCheckpoint as error:
+            lost.append(IntegrityFinding("checkpoints", "differs", first_line(error)))
+    yield from lost
+    if checkpoints and not lost:
+        yield IntegrityFinding("checkpoints", "same", f"all {len(checkpoints)} are there, with their digests")
+
+
+def _unseen(client: MlflowClient, evidence: Evidence, checkpoints: Sequence[Kept]) -> Iterator[IntegrityFinding]:
+    """None has seen what was forgotten after it was made: it is from before the point its shard was taken back to.
+
+    What each unlearning has trained again, its evidence says, of which the run keeps a copy when the version is gone.
+    """
+    part, steps = "checkpoints and what was forgotten", [evidence]
+    for step in reversed(evidence.lineage):
+        try:
+            registered = version_there(client, step.uri)
+            run_id = "" if registered is None else str(registered.run_id)
+            content = read_artifact(run_id, f"{FOLDER}/{FILE}")
+            if sha256(content) != step.evidence_sha256:
+                raise UnlearnError("it was changed")
+            steps.append(Evidence.model_validate_json(content))
+        except (MlflowException, OSError, UnlearnError, ValidationError) as error:
+            why = f"the evidence of {step.uri} cannot be read ({first_line(error)})"
+            yield IntegrityFinding(part, "not checked", f"{why}: which samples its shards had seen is not known")
+            return
+    made = {step.run.id: number for number, step in enumerate(steps)}  # the newest one is 0
+    wrong = [
+        kept
+        for kept in checkpoints
+        for later in steps[: made.get(kept.run_id, len(steps))]
+        if kept.stage > later.exactness.retrained.get(str(kept.shard), kept.stage)
+    ]
+    for kept in dict.fromkeys(wrong):
+        yield IntegrityFinding(part, "differs", f"{kept.path} of run {kept.run_id} has seen forgotten samples")
+    if not wrong:
+        count = f"{len(steps)} unlearning{'' if len(steps) == 1 else 's'}"
+        yield IntegrityFinding(part, "same", f"by {count} none has seen what was forgotten after it was made")
+
+
+def _untouched(examined: Examined, folder: Path) -> Iterator[IntegrityFinding]:
+    """The shards that were not trained again are those of the source."""
+    claimed, source = examined.evidence.exactness.untouched, examined.evidence.source.uri
+    if not claimed:
+        return
+    yield from _compared("untouched shards", _shards(examined.path, claimed), claimed)
+    part, before = f"untouched shards in {source}", downloaded(source, folder)
+    if before is None:
+        yield IntegrityFinding(part, "not checked", "its files are not there")
+    else:
+        yield from _compared(part, _shards(before, claimed), claimed)
+
+
+def _compared(part: str, found: Mapping[str, str] | None, claimed: Mapping[str, str]) -> Iterator[IntegrityFinding]:
+    if found is None:
+        return  # the weights cannot be read, which their own check says
+    for shard, digest in claimed.items():
+        if found[shard] != digest:
+            yield same(part, found[shard], digest, f"the weights of shard {shard}")
+    if found == claimed:
+        yield IntegrityFinding(part, "same", f"the weights of shards {', '.join(claimed)} are those that it names")
+
+
+def _shards(path: Path, shards: Mapping[str, str]) -> dict[str, str] | None:
+    try:
+        return {shard: stored_weights_digest(path, f"members.{shard}.") for shard in shards}
+    except (OSError, SafetensorError):
+        return None

@@ -1,0 +1,39 @@
+"""`verify --recompute` of an ensemble: trained from scratch, the same bits."""
+
+import re
+from dataclasses import replace
+
+from chains import evidence_of
+from stores import call
+
+from mlflow_unlearn.config import Evaluate
+from mlflow_unlearn.governance.retrained import PART, check_trained_anew
+from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.session.measured import open_measured
+
+
+def test_from_scratch_the_weights_are_the_same(sharded):
+    done = call("verify", "--model-uri", "models:/clf/2", "--recompute", "true")
+    assert done.code == 0, done.err
+    assert re.search(rf"{PART}\s*│ same", done.out)
+
+
+def test_on_another_machine_or_of_another_recipe(sharded, tmp_path):
+    """The bits depend on the machine; another seed gives other ones."""
+    reading = Evaluate(model_uri="models:/clf/2", device="cpu", forget="random:1")
+    session, _ = open_measured(tracking.connect(), reading, tmp_path, progress=False)
+    evidence = evidence_of("2")
+    [found] = check_trained_anew(replace(session, hardware=replace(session.hardware, precision="bf16")), evidence)
+    assert found.outcome == "not checked" and "precision bf16 and not fp32" in found.message
+    version, record = session.version, session.version.record
+    other = record.model_copy(update={"shards": record.shards.model_copy(update={"seed": 1})})
+    everything = replace(session, retain=session.retain, version=replace(version, record=other))
+    [found] = check_trained_anew(everything, evidence)
+    assert found.outcome == "differs"
+    mixed = record.model_copy(update={"shards": record.shards.model_copy(update={"mixed": True})})
+    [found] = check_trained_anew(replace(session, version=replace(version, record=mixed)), evidence)
+    assert (found.outcome, found.message) == ("not checked", "its shards were trained on several machines")
+    [found] = check_trained_anew(
+        replace(session, version=replace(version, record=record.model_copy(update={"machine": None}))), evidence
+    )
+    assert found.outcome == "not checked"
