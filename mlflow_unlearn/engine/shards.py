@@ -10,7 +10,6 @@ import copy
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
+from mlflow_unlearn.console import note
 from mlflow_unlearn.data.batching import forward_batch, gather
 from mlflow_unlearn.data.placement import Placement, check_placement
 from mlflow_unlearn.data.splits import labels_of
@@ -26,7 +26,7 @@ from mlflow_unlearn.engine.architectures import build_model, load_weights, state
 from mlflow_unlearn.engine.checkpoint import Checkpoint
 from mlflow_unlearn.engine.ensemble import Ensemble, EnsembleSpec
 from mlflow_unlearn.engine.frozen_prefix import split_at
-from mlflow_unlearn.engine.hardware import Hardware, machine_of
+from mlflow_unlearn.engine.hardware import Hardware, machine_of, threads
 from mlflow_unlearn.engine.loop import Epoch, Outcome, RunOptions, run, shuffled_batches
 from mlflow_unlearn.engine.method import Method
 from mlflow_unlearn.engine.modes import evaluating
@@ -103,17 +103,6 @@ def frozen_features(frozen: nn.Module, dataset: Dataset[Any], hardware: Hardware
             output: Tensor = frozen(hardware.images(images))
             found.append(output.float().cpu().clone()[: count - start])
     return TensorDataset(torch.cat(found), labels_of(dataset))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """As many as the training had: the bits of a sum depend on how it is shared out."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass
@@ -337,10 +326,17 @@ def train_anew(
     start, shards = time.perf_counter(), past.shards
     way_out = "retrain without shards, by `train` with exclude=, or with fewer"
     check_placement(past.retain, labels_of(retain).numpy(), past.classes, shards.shards, way_out)
+    own, anew = (cost(shards, past.retain, done) for done in (begin, dict.fromkeys(range(shards.shards), 0)))
+    if own == anew:
+        note(f"Note: all {shards.shards} shards are trained again from their first slice: it takes a full retraining.")
+    elif len(begin) == shards.shards:
+        note(
+            f"Note: the samples lie in all {shards.shards} shards: {own.steps} of {anew.steps} steps are trained again."
+        )
     trainer = ShardTrainer(shards, method, hardware, past.keep, past.checkpoint, on_epoch)
     members: list[nn.Module] = list(model.members)
     done_by: dict[int, int] = {}
-    with _threads(past.machine.threads if past.machine is not None else torch.get_num_threads()):
+    with threads(past.machine.threads if past.machine is not None else torch.get_num_threads()):
         rows = np.flatnonzero(np.isin(past.retain.shard, list(begin)))
         read: Dataset[Any] = Subset(retain, rows.tolist())
         placed, hardware = past.retain.subset(rows), trainer.hardware

@@ -230,6 +230,9 @@ def sharded_seconds(session: Session, past: ShardedPast) -> tuple[float, float]:
     """What training the touched shards of an ensemble again takes, and what training all of them anew would.
 
     From the seconds a sample of one sub-model's steps, and where layers are frozen, of their one forward pass.
+
+    Raises:
+        ValueError: the version is one model.
     """
     ensemble, retain, shards = session.module, session.splits.retain, past.shards
     if not isinstance(ensemble, Ensemble):

@@ -86,7 +86,12 @@ def check_ensemble_options(options: config.Train) -> None:
         for name in ("slices", "group", "prefix", "weights"):
             if getattr(options, name) != type(options).model_fields[name].default:
                 raise UnlearnError(f"{name} = {getattr(options, name)} has no effect on one model: give ensemble= too")
-    elif (options.prefix != "none" or options.weights is not None) and options.augment != "none":
+        return
+    for name in ("keep_checkpoints", "from_"):
+        if getattr(options, name):
+            shown = name.rstrip("_")
+            raise UnlearnError(f"{shown} and ensemble contradict each other: an ensemble keeps its own checkpoints")
+    if (options.prefix != "none" or options.weights is not None) and options.augment != "none":
         raise UnlearnError(
             f"augment = {options.augment} contradicts frozen layers, which read each image once: leave out one of them"
         )
@@ -167,6 +172,9 @@ def train_ensemble(
 
     Returns:
         The ensemble, on the CPU, and how it was trained.
+
+    Raises:
+        ValueError: the plan is of one model.
     """
     spec, shards = EnsembleSpec.parse(plan.architecture), plan.shards
     if spec is None:

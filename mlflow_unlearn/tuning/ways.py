@@ -15,12 +15,13 @@ from mlflow_unlearn import config
 from mlflow_unlearn.auditing.references import fast_epochs
 from mlflow_unlearn.console import note, stdout
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.evidence.checkpoints import Origin
 from mlflow_unlearn.evidence.record import FrozenRecord
 from mlflow_unlearn.methods.retrain import RetrainParams
-from mlflow_unlearn.registry.versions import Version, open_version
+from mlflow_unlearn.methods.rewind import RewindParams
+from mlflow_unlearn.registry.versions import open_version
 from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.ensemble import sharded_past
+from mlflow_unlearn.session.past import own_training, unmet
 from mlflow_unlearn.session.recipe import Recipe
 from mlflow_unlearn.session.session import Session
 from mlflow_unlearn.tuning.rungs import Rung, described
@@ -30,8 +31,6 @@ Claim = Literal["hidden", "approximate", "unseen", "exact"]
 Kind = Literal["lotus", "until_pass", "rewind", "shards", "fast_retraining", "retraining"]
 TIE = 1.1
 """Ways that take up to so many times the cheapest's seconds count as equally cheap: a calibration is no closer."""
-SHARE = 0.25
-"""Of the schedule, that `rewind` runs again at least."""
 _HOW = (
     "method",
     "params",
@@ -103,37 +102,29 @@ def on_retraining(ways: Sequence[Way], claim: Claim) -> str | None:
     return "Retraining is cheaper than unlearning here." if retraining < unlearning else None
 
 
-def rewinding(session: Session, epochs: int) -> tuple[float, Claim] | None:
-    """The fraction of the training that `rewind` runs again by default, and what it may claim.
+def rewinding(session: Session) -> tuple[float, Claim] | None:
+    """The fraction of a retraining that `rewind` takes by default, and what it may claim.
 
-    None where the version keeps nothing to go back to.
+    None where the version keeps nothing to go back to, or has lost it.
 
     Args:
         session: the version opened for work.
-        epochs: of its training.
     """
     record = session.version.record
-    if record is None or record.shards is not None:
+    if record is None or unmet("rewind", session.version) is not None:
         return None
-    before = None if record.origin is None else _before(session, record.origin)
-    trained = before.training_manifest if before is not None else None
-    if trained is not None and not trained.mask(session.manifest(session.forget).ids).any():
-        return 1.0, "exact"
-    left = [(epochs - kept.stage) / epochs for kept in record.checkpoints]
-    if enough := [share for share in left if share >= SHARE]:
-        return min(enough), "approximate"
-    if record.origin is not None:
-        return None if before is None else (1.0, "approximate")
-    return (1.0, "exact") if record.checkpoints else None
-
-
-def _before(session: Session, origin: Origin) -> Version | None:
-    """The version that the training went on from; None, and a note, where it is gone."""
     try:
-        return open_version(session.client, origin.uri, session.folder)
+        if record.origin is not None:
+            open_version(session.client, record.origin.uri, session.folder)
+        training = own_training(session)
     except UnlearnError as error:
-        note(f"Note: {origin.uri}, from which {session.version.uri} was trained on, cannot be opened ({error}).")
+        note(f"Note: {session.version.uri} cannot be rewound: {error}.")
         return None
+    past, retain = training.past, len(session.retain)
+    point = past.candidates(RewindParams.model_fields["share"].default)[0]
+    read = retain if training.late is None else len(training.late)
+    again = (past.epochs - point.epochs) * read / (past.epochs * retain)
+    return again, "approximate" if point.seen else "exact"
 
 
 @dataclass
@@ -183,7 +174,7 @@ class Comparison:
         return self._way("until_pass", f"until=pass, up to {last.method}", claim, why, share, until="pass", **given)
 
     def _rewind(self) -> Way:
-        found = rewinding(self.session, self._epochs)
+        found = rewinding(self.session)
         if found is None:
             why = "this version keeps no checkpoint from before these samples: `train --keep-checkpoints 4`"
             return _impossible("rewind", "rewind", "approximate", why)

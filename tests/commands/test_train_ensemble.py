@@ -222,6 +222,8 @@ class TestFrozenBackbone:
             ("--ensemble", "2", "--prefix", "fc", "--augment", "crop-flip"),
             "augment = crop-flip contradicts frozen layers",
         ),
+        (("--ensemble", "2", "--keep-checkpoints", "2"), "keep_checkpoints and ensemble contradict each other"),
+        (("--ensemble", "2", "--from", "models:/clf/1"), "from and ensemble contradict each other"),
         (("--ensemble", "2", "--prefix", "nowhere"), "has no module 'nowhere' to cut before"),
         (("--ensemble", "60"), "of 60 would have no sample of the class"),
         (("--ensemble", "1000"), "ensemble = 1000 is more than there are samples (270)"),

@@ -205,6 +205,18 @@ def test_a_shard_that_would_lose_a_class_is_named(trained):
         train_anew(net(), past, DATA, Training, CPU, begin={})
 
 
+def test_what_costs_a_retraining_says_so(trained, capsys):
+    first = np.concatenate([one_of(0, 0), one_of(1, 0)])
+    trained.without(first)
+    assert (
+        "all 2 shards are trained again from their first slice: it takes a full retraining" in capsys.readouterr().err
+    )
+    trained.without(np.concatenate([one_of(0, 2), one_of(1, 0)]))
+    own, anew = trained.past(np.concatenate([one_of(0, 2), one_of(1, 0)])).cost()
+    said = capsys.readouterr().err
+    assert f"the samples lie in all 2 shards: {own.steps} of {anew.steps} steps are trained again" in said
+
+
 @pytest.mark.parametrize("kept", [299, 300, 257])
 def test_features_do_not_depend_on_how_many_others_there_are(kept):
     """299, 257: the last batch is another one; and the first sample is gone, so that all others move up."""

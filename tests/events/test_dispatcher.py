@@ -336,6 +336,10 @@ def test_two_requests_are_two_jobs_of_which_the_first_fulfils_both(store, tmp_pa
     with dispatching(tmp_path / "a", rules, RegistryEvent("request", first, "clf", "1")) as queue:
         wait_for(lambda: queue.jobs()[0].steps[0].state == "running")
         queue.accept("later", RegistryEvent("request", second, "clf", "1"), ("unlearn", "verify"))
-        one, two = ended(queue)
-    assert one.state == two.state == "done" and two.sentence == "fulfilled by job 1"
-    assert two.steps[0].began is None and store.versions() == ["1", "2"]
+        one, *others = ended(queue)
+    assert one.state == "done" and store.versions() == ["1", "2"]
+    if not others:  # the search for pending requests was quicker than the first step: both joined before it began
+        assert {*one.details} == {first, second}
+        return
+    [two] = others
+    assert two.state == "done" and two.sentence == "fulfilled by job 1" and two.steps[0].began is None
