@@ -17,7 +17,7 @@ class RewindParams(RetrainParams):
     ``sigma`` is absolute: the standard deviation of the noise that each weight gets at the end, as in the paper.
     """
 
-    share: float = Field(0.25, gt=0, le=1, json_schema_extra={"search": {"low": 0.1, "high": 1.0}})
+    share: float = Field(0.8, gt=0, le=1, json_schema_extra={"search": {"low": 0.1, "high": 1.0}})
     sigma: float = Field(0.0, ge=0, le=1)
     fall_back: bool = False
 

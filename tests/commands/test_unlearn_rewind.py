@@ -24,7 +24,7 @@ def template(blank, tmp_path_factory):
 def rewind(cli, tmp_path):
     def run(version: str, ids: list[str], *more: object, **params: object):
         on = ("unlearn", "--model-uri", f"models:/clf/{version}", "--forget", listed(tmp_path, ids))
-        return cli(*on, "--method", "rewind", *(("--params", json.dumps(params)) if params else ()), *more)
+        return cli(*on, "--method", "rewind", "--params", json.dumps({"share": 0.25, **params}), *more)
 
     return run
 

@@ -83,8 +83,8 @@ class TestRecommended:
             pytest.param({}, {}, "approximate", ("fast_retraining", 35), id="plain: as near as the ladder, and more"),
             pytest.param({}, {"epochs": 8}, "approximate", ("until_pass", 39), id="trained so short that fast is slow"),
             pytest.param({}, {}, "exact", ("retraining", 100), id="plain, and it has to be exact"),
-            pytest.param({"checkpoints": kept(5, 10, 15)}, {}, "approximate", ("rewind", 25), id="checkpoints"),
-            pytest.param({"checkpoints": kept(5, 10, 15)}, {}, "exact", ("retraining", 100), id="they saw the samples"),
+            pytest.param({"checkpoints": kept(4, 10, 15)}, {}, "approximate", ("fast_retraining", 35), id="checkpoints"),
+            pytest.param({"checkpoints": kept(4, 10, 15)}, {}, "exact", ("retraining", 100), id="they saw the samples"),
             pytest.param({"origin": origin("models:/gold/1")}, {}, "exact", ("rewind", 100), id="late samples"),
             pytest.param({}, None, "exact", None, id="no recorded recipe"),
         ],
@@ -206,8 +206,8 @@ class TestRewinding:
         ("stages", "expected"),
         [
             ((), None),
-            ((5, 10, 15), (0.25, "approximate")),
-            ((4, 8, 12, 16), (0.4, "approximate")),
+            ((3, 10, 15), (0.85, "approximate")),
+            ((4, 8, 12, 16), (0.8, "approximate")),
             ((18,), (1.0, "exact")),  # less than the default would run again: it begins at random
         ],
     )
@@ -221,7 +221,7 @@ class TestRewinding:
 
     @pytest.mark.parametrize(
         ("checkpoints", "expected"),
-        [((), (1.0, "approximate")), (kept(10), (0.5, "approximate")), (kept(18), (1.0, "approximate"))],
+        [((), (1.0, "approximate")), (kept(3), (0.85, "approximate")), (kept(18), (1.0, "approximate"))],
     )
     def test_samples_that_the_version_before_saw_are_not(self, opened, checkpoints, expected):
         session, _, _ = opened("random:20%,seed=5", origin=origin("models:/gold/1"), checkpoints=checkpoints)
