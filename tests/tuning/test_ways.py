@@ -83,7 +83,9 @@ class TestRecommended:
             pytest.param({}, {}, "approximate", ("fast_retraining", 35), id="plain: as near as the ladder, and more"),
             pytest.param({}, {"epochs": 8}, "approximate", ("until_pass", 39), id="trained so short that fast is slow"),
             pytest.param({}, {}, "exact", ("retraining", 100), id="plain, and it has to be exact"),
-            pytest.param({"checkpoints": kept(4, 10, 15)}, {}, "approximate", ("fast_retraining", 35), id="checkpoints"),
+            pytest.param(
+                {"checkpoints": kept(4, 10, 15)}, {}, "approximate", ("fast_retraining", 35), id="kept states"
+            ),
             pytest.param({"checkpoints": kept(4, 10, 15)}, {}, "exact", ("retraining", 100), id="they saw the samples"),
             pytest.param({"origin": origin("models:/gold/1")}, {}, "exact", ("rewind", 100), id="late samples"),
             pytest.param({}, None, "exact", None, id="no recorded recipe"),
