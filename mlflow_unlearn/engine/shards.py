@@ -347,7 +347,7 @@ def train_anew(
             member, done_by[shard] = past.start(copy.deepcopy(members[shard]), shard, stage, fall_back=fall_back)
             members[shard] = trainer.train(shard, member, read, placed, done_by[shard]).cpu()
     result = Ensemble([copy.deepcopy(member) for member in members], copy.deepcopy(model.frozen)).cpu().eval()
-    differences = _differences(past, hardware)
+    differences = _differences(past, done_by, hardware)
     return Outcome(
         result,
         trainer.history,
@@ -368,11 +368,13 @@ def _still_valid(kept: Sequence[Kept], done_by: Mapping[int, int], shards: Shard
             yield one
 
 
-def _differences(past: ShardedPast, hardware: Hardware) -> list[str]:
+def _differences(past: ShardedPast, done_by: Mapping[int, int], hardware: Hardware) -> list[str]:
     """Why the bits may not be those of a training from scratch on this machine."""
+    if sum(done_by.values()) == 0 and len(done_by) == past.shards.shards:
+        return []  # nothing of it is left
     if past.machine is None:
-        return ["a first training whose machine is not recorded"]
-    mixed = ["shards of several machines"] if past.shards.mixed and len(past.begin()) < past.shards.shards else []
+        return ["a machine that is not recorded"]
+    mixed = ["shards of several machines"] if past.shards.mixed else []
     return [*past.machine.differences(machine_of(hardware)), *mixed]
 
 

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.evidence.provenance import Provenance
-from mlflow_unlearn.evidence.record import Evidence, FrozenRecord, Measured
+from mlflow_unlearn.evidence.record import Evidence, Exactness, FrozenRecord, Measured
 
 
 class Registered(FrozenRecord):
@@ -28,6 +28,9 @@ class Registered(FrozenRecord):
     reading: str | None = Field(None, description="Of the membership test, in a word.")
     warnings: list[str] = Field([], description="Of the method.")
     incomplete: str | None = Field(None, description="Why a class counts as not forgotten; null where none does.")
+    exactness: Exactness | None = Field(
+        None, description="What may be claimed beyond the figures; null if only its tags are known, or it was trained."
+    )
 
     @classmethod
     def of(cls, evidence: Evidence) -> "Registered":
@@ -46,6 +49,7 @@ class Registered(FrozenRecord):
             reading=evidence.reading,
             warnings=evidence.learning.warnings,
             incomplete=evidence.incomplete,
+            exactness=evidence.exactness,
         )
 
     @classmethod

@@ -109,12 +109,18 @@ def removal(
     for uri, listing in others.items():
         for one in listing:
             users.setdefault((one.run_id, one.path), []).append(uri)
+    # Whoever may write a version's files may list what a training that has no version yet has stored.
+    foreign = {run_id for run_id, _ in mine} - own
+    at_work = {run_id for run_id in foreign if client.get_run(run_id).info.status == "RUNNING"}
     remove, keep = [], []
     for key in mine:
         run_id, path = key
         if key in users:
             why = f"listed by {', '.join(in_ranges(users[key]))}"
             keep.append(StoredPlace(place=f"runs:/{run_id}/{path}", why=why))
+            continue
+        if run_id in at_work:
+            keep.append(StoredPlace(place=f"runs:/{run_id}/{path}", why="its run has not ended"))
             continue
         digest = sha256.get(key) or _digest(run_id, path)
         # The same stage of the same shard comes out of two trainings with the same bits.

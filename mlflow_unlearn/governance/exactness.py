@@ -71,7 +71,8 @@ def _unseen(client: MlflowClient, evidence: Evidence, checkpoints: Sequence[Kept
             why = f"the evidence of {step.uri} cannot be read ({first_line(error)})"
             yield IntegrityFinding(part, "not checked", f"{why}: which samples its shards had seen is not known")
             return
-    made = {step.run.id: number for number, step in enumerate(steps)}  # the newest one is 0
+    # The newest one is 0; what `until=pass` has tried kept its checkpoints with a run of its own.
+    made = {run_id: number for number, step in enumerate(steps) for run_id in _runs(step)}
     wrong = [
         kept
         for kept in checkpoints
@@ -83,6 +84,14 @@ def _unseen(client: MlflowClient, evidence: Evidence, checkpoints: Sequence[Kept
     if not wrong:
         count = f"{len(steps)} unlearning{'' if len(steps) == 1 else 's'}"
         yield IntegrityFinding(part, "same", f"by {count} none has seen what was forgotten after it was made")
+
+
+def _runs(step: Evidence) -> Iterator[str]:
+    yield step.run.id
+    selection = step.provenance.selection
+    for attempt in [] if selection is None else selection.attempts:
+        if attempt.passed and attempt.run_id is not None:
+            yield attempt.run_id
 
 
 def _untouched(examined: Examined, folder: Path) -> Iterator[IntegrityFinding]:

@@ -12,7 +12,7 @@ from mlflow_unlearn.data.placement import Placement, keys_of, placements
 from mlflow_unlearn.data.spec import without_options
 from mlflow_unlearn.engine.hardware import machine_of
 from mlflow_unlearn.engine.loop import Outcome
-from mlflow_unlearn.evidence.checkpoints import Shards
+from mlflow_unlearn.evidence.checkpoints import Machine, Shards
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.registry.flavor import example_images, input_example
 from mlflow_unlearn.registry.versions import Record, TrainedOn
@@ -48,13 +48,24 @@ def new_record(session: Session, options: ReadOptions, provenance: Provenance, r
         checkpoints=kept,
         shards=_shards(old, provenance, result),
         origin=origin,
-        machine=machine_of(session.hardware) if kept or origin is not None else None,
+        machine=_machine(session, old, result),
         trained_on=TrainedOn.of(
             session.stored_manifest(session.retain),
             without_options(session.view.source.spec),
             session.view.source.samples_digest,
         ),
     )
+
+
+def _machine(session: Session, old: Record | None, result: Outcome | None) -> Machine | None:
+    """What the bits of the weights depend on, where the training can be gone back on.
+
+    A training that is run again has the threads of the first one, whatever this process has.
+    """
+    if result is None or not (result.kept or result.origin is not None or result.shards is not None):
+        return None
+    here, before = machine_of(session.hardware), None if old is None else old.machine
+    return here if before is None else here.model_copy(update={"threads": before.threads})
 
 
 def _shards(old: Record | None, provenance: Provenance, result: Outcome | None) -> Shards | None:

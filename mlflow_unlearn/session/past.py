@@ -1,16 +1,17 @@
 """What an opened version keeps of its training, for the methods that go back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import nn
 from torch.utils.data import Subset
 
+from mlflow_unlearn.api import Result
 from mlflow_unlearn.console import note
 from mlflow_unlearn.data.datasets import Augmented
 from mlflow_unlearn.data.manifest import Manifest
@@ -21,7 +22,9 @@ from mlflow_unlearn.engine.past import Keep, Past, Point, State
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.checkpoints import Kept, Origin
 from mlflow_unlearn.evidence.provenance import Provenance
+from mlflow_unlearn.evidence.record import Exactness
 from mlflow_unlearn.methods import get_method
+from mlflow_unlearn.methods.retrain import RetrainParams
 from mlflow_unlearn.registry.checkpoints import LostCheckpoint, keeper, read_checkpoint
 from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.loading import admitted
@@ -90,12 +93,14 @@ class OwnTraining:
 
     Attributes:
         past: its states.
+        params: hyperparameters that it was trained with.
         augment: random augmentation of the images.
         threads: that it computed with; None where that is not recorded.
         late: positions in the retain set of what it was trained on alone; None for all of it.
     """
 
     past: Past
+    params: Mapping[str, Any]
     augment: str
     threads: int | None
     late: tuple[int, ...] | None = None
@@ -104,6 +109,17 @@ class OwnTraining:
         """The splits with the retain set as it was trained on."""
         retain = splits.retain if self.augment == "none" else Augmented(splits.retain, self.augment)
         return replace(splits, retain=retain if self.late is None else Subset(retain, self.late))
+
+    def claimed(self, result: Result) -> Exactness | None:
+        """What may be claimed of a result, with what was chosen otherwise than in the training."""
+        claim, given = result.exactness, result.params
+        other = [f"{name} {given[name]} and not {value}" for name, value in self.params.items() if given[name] != value]
+        if given.get("sigma"):
+            other.append(f"noise of standard deviation {given['sigma']} on each weight")
+        if claim is None or not other:
+            return claim
+        sentence = f"The training was not quite the recorded one: {', '.join(other)}."
+        return claim.model_copy(update={"excludes": [*claim.excludes, sentence]})
 
     def computing(self) -> AbstractContextManager[None]:
         """Compute with as many threads as the training did."""
@@ -136,7 +152,12 @@ def own_training(session: "Session") -> OwnTraining:
         tuple(record.machine.differences(here)) if record.machine is not None else (),
     )
     count = record.machine.threads if record.machine is not None else None
-    return OwnTraining(past, provenance.augment or "none", count, late)
+    return OwnTraining(past, _recipe(provenance), provenance.augment or "none", count, late)
+
+
+def _recipe(provenance: Provenance) -> dict[str, Any]:
+    fields = RetrainParams.model_fields
+    return {name: value for name, value in provenance.params.items() if name in fields}
 
 
 def _kept(kept: Kept, seen: int) -> Point:
@@ -221,8 +242,9 @@ def keep_of(session: "Session", method: str, run_id: str) -> Keep | None:
 
 
 def trained_as(session: "Session", provenance: Provenance) -> Provenance:
-    """With the augmentation of the version's training, where the method has run that again."""
+    """With seed and augmentation of the version's training, where the method has run that again."""
     record = session.version.record
     if get_method(provenance.method).needs != CHECKPOINTS or record is None:
         return provenance
-    return provenance.model_copy(update={"augment": record.provenance.augment})
+    trained = record.provenance
+    return provenance.model_copy(update={"augment": trained.augment, "seed": trained.seed})

@@ -218,13 +218,12 @@ class Session:
             splits, options = own.splits(splits), replace(options, teacher=None, past=own.past)
         with nullcontext() if own is None else own.computing():
             result = unlearn_on(self.hardware, self.module, splits, method, params, options)
-        claim = [] if result.exactness is None else [f"Note: {result.exactness.kind}: {result.exactness.covers}"]
         # Not by Python's warnings, which a library's thread that catches its own can take from the terminal.
-        for sentence in dict.fromkeys([*(f"Warning: {sentence}" for sentence in result.warnings), *claim]):
+        for sentence in dict.fromkeys(result.warnings):
             if sentence not in self.told:
                 self.told.add(sentence)
-                note(sentence)
-        return result
+                note(f"Warning: {sentence}")
+        return result if own is None else replace(result, exactness=own.claimed(result))
 
 
 def _check_own_name(version: Version, options: Unlearning) -> None:

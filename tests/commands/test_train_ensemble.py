@@ -21,6 +21,7 @@ from mlflow_unlearn.registry.checkpoints import read_checkpoint
 from mlflow_unlearn.registry.versions import Record
 
 QUICK = '{"epochs": 1}'
+EXACT = ("--method", "exact")
 
 
 @pytest.fixture
@@ -84,6 +85,33 @@ def test_exact_and_again(ensembles, cli):
     assert "<strong>Exact.</strong>" in report and "**Exact:**" in mlflow.artifacts.load_text(
         "models:/clf/3/evidence/model_card.md"
     )
+
+
+def test_a_chain_has_the_threads_of_its_first_training(empty_store, cli):
+    """Also without slices, where no checkpoint is kept; whatever the processes of later requests have."""
+    train = ("train", *ENSEMBLE[:6], *ENSEMBLE[6:8], "--ensemble", "2")
+    assert cli(*train, "--name", "clf").code == 0
+    before = torch.get_num_threads()
+    for version in "12":
+        torch.set_num_threads(before + 1)
+        done = cli("unlearn", "--model-uri", f"models:/clf/{version}", "--forget", f"random:1,seed={version}", *EXACT)
+        torch.set_num_threads(before)
+        assert done.code == 0 and "\nExact: " in done.out, done.out
+    assert record_of("models:/clf/3").machine.threads == before == record_of("models:/clf/1").machine.threads
+
+
+@pytest.mark.slow
+def test_a_ladder_keeps_its_checkpoints_with_the_run_of_the_attempt(ensembles, cli, tmp_path):
+    (tmp_path / "p.yaml").write_text(
+        "membership: {uninformative: accept, accept: [indistinguishable, undecided]}\nrules: []\n"
+    )
+    done = cli(
+        *("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:20,seed=1", "--until", "pass"),
+        *("--policy", str(tmp_path / "p.yaml"), "--rungs", "exact", "--budget", "2"),
+    )
+    assert done.code == 0, done.err
+    verified = cli("verify", "--model-uri", "models:/clf/2")
+    assert verified.code == 0 and "none has seen what was forgotten" in verified.out, verified.out
 
 
 def test_a_policy_may_require_it(ensembles, cli, tmp_path):

@@ -51,7 +51,7 @@ def exactness(store, version: str) -> dict:
 
 
 def said(done) -> str:
-    return " ".join(done.err.split())
+    return " ".join(f"{done.err} {done.out}".split())
 
 
 @pytest.mark.slow
@@ -78,7 +78,7 @@ def test_the_last_epochs_again_are_approximate(store, rewind):
     done = rewind("1", early_ids(20))
     assert done.code == 0, done.err
     assert (
-        "approximate: The last 2 of 8 epochs were run again on what is retained alone, from the checkpoint after epoch "
+        "Approximate: The last 2 of 8 epochs were run again on what is retained alone, from the checkpoint after epoch "
         "6, which has seen 20 of the forgotten samples."
     ) in said(done)
     new = record("3")
@@ -105,11 +105,24 @@ def test_a_new_version_keeps_its_own_checkpoints_alone_and_is_rewound_by_them(st
 def test_all_epochs_again_are_exact_and_the_bits_of_a_training_without(store, rewind, tmp_path):
     ids = early_ids(20)
     done = rewind("1", ids, share=1.0)
-    assert done.code == 0 and "exact: The model was trained anew from random weights on what is retained" in said(done)
+    assert done.code == 0 and "Exact: The model was trained anew from random weights on what is retained" in said(done)
     train(EARLY, "--exclude", listed(tmp_path, ids), name="gold")
     assert digest(store, "3") == digest(store, "1", "gold")
     assert [one.stage for one in record("3").checkpoints] == [2, 4, 6]
     assert exactness(store, "3")["kind"] == "exact"
+
+
+def test_twice_has_the_seed_of_the_training(store, rewind, tmp_path):
+    first, second = early_ids(20), early_ids(30)[20:]
+    assert rewind("1", first, share=1.0).code == 0 and rewind("3", second, share=1.0).code == 0
+    train(EARLY, "--exclude", listed(tmp_path, early_ids(30)), name="gold")
+    assert digest(store, "4") == digest(store, "1", "gold")
+
+
+def test_another_recipe_is_said(store, rewind):
+    done = rewind("1", early_ids(20), share=1.0, lr=0.02, sigma=0.001)
+    assert done.code == 0 and "not quite the recorded one: lr 0.02 and not 0." in said(done)
+    assert "noise of standard deviation 0.001 on each weight" in exactness(store, "3")["excludes"][-1]
 
 
 @pytest.mark.parametrize("train_on", ["all", pytest.param("new", marks=pytest.mark.slow)])
@@ -120,7 +133,7 @@ def test_late_samples_alone_are_exact_and_the_bits_of_a_training_without(train_o
         version = "3"
     done = rewind(version, ids)
     assert done.code == 0, done.err
-    assert "exact: The training was run again from models:/clf/1, which has seen none of the forgotten" in said(done)
+    assert "Exact: The training was run again from models:/clf/1, which has seen none of the forgotten" in said(done)
     train(LATER, "--from", "models:/clf/1", "--train-on", train_on, "--exclude", listed(tmp_path, ids), name="gold")
     new, gold = record(str(int(version) + 1) if train_on == "new" else "3"), record("1", "gold")
     assert digest(store, "4" if train_on == "new" else "3") == digest(store, "1", "gold")
@@ -130,14 +143,14 @@ def test_late_samples_alone_are_exact_and_the_bits_of_a_training_without(train_o
 
 def test_one_early_sample_among_late_ones_is_approximate(store, rewind):
     done = rewind("2", [*late_ids(20), *early_ids(1)], share=0.3)
-    assert done.code == 0 and "approximate: The last 4 of 8 epochs" in said(done) and "has seen 21" in said(done)
+    assert done.code == 0 and "Approximate: The last 4 of 8 epochs" in said(done) and "has seen 21" in said(done)
     assert record("3").origin is None
 
 
 def test_a_rewound_version_is_rewound_to_the_version_before_again(store, rewind):
     assert rewind("2", late_ids(20)).code == 0
     done = rewind("3", late_ids(25)[20:])
-    assert done.code == 0 and "exact: The training was run again from models:/clf/1" in said(done)
+    assert done.code == 0 and "Exact: The training was run again from models:/clf/1" in said(done)
     assert record("4").origin.samples == record("2").origin.samples - 25
 
 
@@ -165,7 +178,7 @@ class TestLost:
         )
         assert "fall_back = true to go back to the checkpoint after epoch 6 instead" in said(done)
         done = rewind("2", late_ids(20), fall_back=True)
-        assert done.code == 0 and "approximate: The last 2 of 8 epochs" in said(done)
+        assert done.code == 0 and "Approximate: The last 2 of 8 epochs" in said(done)
 
 
 @pytest.mark.slow
@@ -224,7 +237,7 @@ def test_compare_runs_it_beside_others(store, cli):
     )
     done = cli(*compare, "--params", '{"rewind": {"share": 0.5}}')
     assert done.code == 0 and "rewind" in done.out, done.err
-    assert "approximate: The last 4 of 8 epochs" in said(done)
+    assert "Approximate: The last 4 of 8 epochs" in said(done)
 
 
 def test_a_plan_says_what_the_remaining_epochs_take(store, rewind):

@@ -189,7 +189,16 @@ def test_another_machine_is_said(trained):
     again = replace(past, shards=done.shards)
     assert trained.without(forget, again).exactness.kind == "exact up to numerics"
     unknown = trained.without(forget, replace(past, machine=None))
-    assert "machine is not recorded" in unknown.exactness.excludes[0]
+    assert "machine that is not recorded" in unknown.exactness.excludes[0]
+
+
+def test_shards_of_two_machines_are_so_until_all_are_trained_anew(trained):
+    """Also where each of them is trained again, but from what another machine has made."""
+    late, early = np.concatenate([one_of(0, 2), one_of(1, 2)]), np.concatenate([one_of(0, 0), one_of(1, 0)])
+    mixed = SHARDS.model_copy(update={"mixed": True})
+    for forget, kind in ((late, "exact up to numerics"), (early, "exact")):
+        done = trained.without(forget, replace(trained.past(forget), shards=mixed))
+        assert done.exactness.kind == kind and done.shards.mixed == (kind != "exact")
 
 
 def test_a_shard_that_would_lose_a_class_is_named(trained):
