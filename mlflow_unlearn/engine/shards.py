@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from mlflow_unlearn.console import note
-from mlflow_unlearn.data.batching import forward_batch, gather
+from mlflow_unlearn.console import note, track
+from mlflow_unlearn.data.batching import gather
 from mlflow_unlearn.data.placement import Placement, check_placement
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.engine.architectures import build_model, load_weights, state_digest
@@ -91,17 +91,13 @@ def touched(placed: Placement) -> dict[int, int]:
 def frozen_features(frozen: nn.Module, dataset: Dataset[Any], hardware: Hardware) -> TensorDataset:
     """What the frozen layers make of each sample: activations ``[N, …]`` and labels ``[N]``.
 
-    All batches have one size, the last one is filled up, so that a sample's bits do not depend on how many others there
-    are.
+    Each sample by itself: in a batch its bits may depend on where it stands, and so on which others there are.
     """
-    count, size = len(dataset), forward_batch(dataset, hardware.device)  # type: ignore[arg-type]
-    found = []
+    count, found = len(dataset), list[Tensor]()  # type: ignore[arg-type]
     with evaluating(frozen), hardware.autocast():
-        for start in range(0, count, size):
-            rows = [min(row, count - 1) for row in range(start, start + size)]
-            images, _ = gather(dataset, rows)
-            output: Tensor = frozen(hardware.images(images))
-            found.append(output.float().cpu().clone()[: count - start])
+        for row in track(range(count), "frozen layers", enabled=hardware.progress):
+            output: Tensor = frozen(hardware.images(gather(dataset, [row])[0]))
+            found.append(output.float().cpu().clone())
     return TensorDataset(torch.cat(found), labels_of(dataset))
 
 

@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Subset
+from torch.utils.data import Subset, TensorDataset
 from toy import CPU, digits, net
 
 from mlflow_unlearn.data.placement import Placement, placements
-from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.engine.architectures import build_model, weights_digest
 from mlflow_unlearn.engine.ensemble import Ensemble
+from mlflow_unlearn.engine.frozen_prefix import split_at
 from mlflow_unlearn.engine.hardware import machine_of
 from mlflow_unlearn.engine.shards import (
     Cost,
@@ -226,14 +227,18 @@ def test_what_costs_a_retraining_says_so(trained, capsys):
     assert f"the samples lie in all 2 shards: {own.steps} of {anew.steps} steps are trained again" in said
 
 
-@pytest.mark.parametrize("kept", [299, 300, 257])
-def test_features_do_not_depend_on_how_many_others_there_are(kept):
-    """299, 257: the last batch is another one; and the first sample is gone, so that all others move up."""
-    frozen = net(3)[:3]
-    every = frozen_features(frozen, DATA, CPU).tensors[0]
-    rows = list(range(300 - kept, 300))
-    some = frozen_features(frozen, Subset(DATA, rows), CPU)
-    assert torch.equal(some.tensors[0], every[rows]) and torch.equal(some.tensors[1], DATA.tensors[1][rows])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_features_do_not_depend_on_which_others_there_are(threads):
+    """Of batches they did: by three threads, in some networks, at the seams between them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    frozen = split_at(build_model("timm:efficientnet_b0", 10, (3, 32, 32)).eval(), "classifier").frozen_layers
+    images = torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(images, torch.arange(40) % 10)
+    every, rows = frozen_features(frozen, data, CPU).tensors[0], [*range(3, 20), 22, *range(30, 40)]
+    some = frozen_features(frozen, Subset(data, rows), CPU)
+    torch.set_num_threads(before)
+    assert torch.equal(some.tensors[0], every[rows]) and torch.equal(some.tensors[1], data.tensors[1][rows])
 
 
 def test_weights_to_begin_with(tmp_path):
