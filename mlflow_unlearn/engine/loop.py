@@ -242,6 +242,7 @@ class TrainerState:
         self.history: list[Epoch] = []
         self.warnings: list[str] = []
         self.trained = 0
+        self._read_forget = False
         self.epochs = 0
         self.kept: list[Kept] = []
         self.start: Point | None = None
@@ -285,6 +286,7 @@ class TrainerState:
 
     def batches(self, role: SplitName, batch_size: int, index: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Images ``[B, C, H, W]`` and labels ``[B]``, in order, on the device; of all samples, or of ``index [M]``."""
+        self._read_forget |= role == "forget"
         dataset = self._datasets[role]
         order = in_order(dataset, batch_size) if index is None else _parts(index, batch_size)
         for images, labels in self.hardware.batches(dataset, order):
@@ -387,6 +389,10 @@ class TrainerState:
         """What may be claimed at the end of a training that was run again."""
         if self.start is None or self._options.past is None:
             return None
+        if self._read_forget:  # a plugin's method may
+            return Exactness(
+                covers="The training was gone back on, and the method has read the forgotten samples since."
+            )
         return self._options.past.exactness(self.start, max(self._steps.values(), default=0))
 
     def warn(self, sentence: str) -> None:
@@ -445,6 +451,7 @@ class TrainerState:
         Raises:
             UnlearnError: the loss is not finite.
         """
+        self._read_forget |= phase.forget is not None and len(phase.forget) > 0
         at = progress or Progress()
         start = time.perf_counter() - at.seconds
         self.fill(phase)

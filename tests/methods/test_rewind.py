@@ -154,3 +154,15 @@ class TestRefusals:
         options = RunOptions(0, past=trained.past(), prefix="6")
         with pytest.raises(UnlearnError, match="rewind decides itself which layers stay frozen: use prefix=none"):
             run(trained.outcome.model, Rewind(RECIPE), vars(splits()), CPU, options)
+
+
+def test_a_method_that_reads_the_forget_set_after_all_claims_nothing(trained):
+    class Reads(Rewind):
+        def plan(self, workspace):
+            final = yield from super().plan(workspace)
+            list(workspace.batches("forget", 10))
+            return final
+
+    options = RunOptions(0, past=trained.past())
+    found = run(trained.outcome.model, Reads({**RECIPE, "share": 1.0}), vars(splits()), CPU, options)
+    assert found.exactness.kind == "approximate" and "has read the forgotten samples" in found.exactness.covers
