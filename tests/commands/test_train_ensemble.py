@@ -151,6 +151,7 @@ def test_retraining_trains_its_shards(ensembles, cli):
     assert evidence_of("2").exactness.kind == "exact" and record_of("models:/clf/2").shards.ended_by is None
 
 
+@pytest.mark.slow
 def test_it_is_compared_like_any_other(ensembles, cli):
     done = cli(
         *("compare", "--model-uri", "models:/clf/1", "--forget", "random:20", "--methods", "exact,finetune"),
@@ -197,6 +198,7 @@ def csv_of_digits(folder) -> str:
 class TestFrozenBackbone:
     OPTIONS = (*ENSEMBLE[:2], "--architecture", "toy:trainable", "--epochs", "8", "--batch-size", "16")
 
+    @pytest.mark.slow
     def test_weights_of_a_file(self, empty_store, cli, tmp_path):
         """The layers before the head are those of the file, run once; the claim says that it is not about them."""
         torch.manual_seed(0)
