@@ -45,6 +45,9 @@ def check_trained_anew(session: Session, evidence: Evidence) -> Iterator[Integri
         if past is None:
             yield IntegrityFinding(PART, "not checked", "another method has changed its weights since")
             return
+        if lost := len(past.forget):
+            yield IntegrityFinding(PART, "not checked", f"the data source has lost {lost} of its samples")
+            return
         retain, augment = session.splits.retain, record.shards.augment
         outcome = train_anew(
             load_module(session.version, None, len(view.classes)),

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mlflow_unlearn import config
-from mlflow_unlearn.console import first_line
+from mlflow_unlearn.console import first_line, note
 from mlflow_unlearn.data.placement import Placement, check_placement, keys_of, placements, read_placement
 from mlflow_unlearn.data.source import Source
 from mlflow_unlearn.engine.architectures import weights_digest
@@ -216,13 +216,16 @@ def sharded_past(
         return None
     shards, train = record.shards, session.view.source.train
     placed = placements(keys_of(train, shards.by), shards.shards, shards.slices)
-    _check_recorded(session, placed)
+    lost = _lost(session, placed)
+    if len(lost):
+        note(f"Note: {len(lost)} samples of these shards have left the data source, and are taken out of them as well.")
+    forget = placed.subset(session.forget)
     return ShardedPast(
         shards=shards,
         machine=record.machine,
         architecture=record.architecture,
         retain=placed.subset(session.retain),
-        forget=placed.subset(session.forget),
+        forget=Placement(np.concatenate([forget.shard, lost.shard]), np.concatenate([forget.slice_, lost.slice_])),
         kept=record.checkpoints,
         read=read_checkpoint,
         classes=session.view.classes,
@@ -232,8 +235,10 @@ def sharded_past(
     )
 
 
-def _check_recorded(session: Session, placed: Placement) -> None:
-    """The list beside the version's weights says where samples were trained; the hashes say where they belong.
+def _lost(session: Session, placed: Placement) -> Placement:
+    """Where those of the version's samples lie that the data source does not have any more.
+
+    The list beside the weights says where samples were trained; of those that are there, hashes say where they belong.
 
     Raises:
         UnlearnError: they do not agree.
@@ -241,15 +246,18 @@ def _check_recorded(session: Session, placed: Placement) -> None:
     version, train = session.version, session.view.source.train
     recorded = read_placement(below(version.path, f"extra_files/{PLACEMENT_FILE}", version.uri))
     manifest = version.training_manifest
-    differ = 0
+    differ, left = 0, dict(recorded)
     for index in np.union1d(session.forget, session.retain).tolist():
         key = train.ids[index] if manifest is None else manifest.key(train.ids[index])
+        left.pop(key, None)
         differ += recorded.get(key) != (int(placed.shard[index]), int(placed.slice_[index]))
     if differ:
         raise UnlearnError(
             f"of {differ} samples the shard or slice that {version.uri} records is not the one that their hash gives: "
             "the list or the source's groups were changed; restore them, or use method=retrain"
         )
+    where = np.array(sorted(left.values()), np.int64).reshape(-1, 2)
+    return Placement(where[:, 0], where[:, 1])
 
 
 def _weights(

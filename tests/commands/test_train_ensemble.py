@@ -181,6 +181,24 @@ def test_groups_lie_together(empty_store, cli, tmp_path):
     assert none.code == 2 and "did you mean 'subject'" in none.err
 
 
+def test_what_has_left_the_source_is_taken_out_as_well(empty_store, cli, tmp_path):
+    """Else a shard would know samples that the new version's list does not have."""
+    source = csv_of_digits(tmp_path / "images")
+    options = ("--data", source, "--architecture", "toy:trainable", "--epochs", "2", "--batch-size", "16")
+    train = ("train", *options, "--transform", "none", "--ensemble", "2", "--slices", "2")
+    assert cli(*train, "--name", "clf").code == 0
+    ids = load_source(source).train.ids
+    shard = placements(ids, 2, 2).shard
+    forgotten, lost = (next(i for i, own in zip(ids, shard, strict=True) if own == number) for number in (0, 1))
+    (tmp_path / "ids.txt").write_text(forgotten)
+    table = tmp_path / "images" / "list.csv"
+    table.write_text("\n".join(line for line in table.read_text().splitlines() if not line.startswith(f"{lost},")))
+    done = cli("unlearn", "--model-uri", "models:/clf/1", "--forget", str(tmp_path / "ids.txt"), *EXACT)
+    assert done.code == 0 and "1 samples of these shards have left the data source" in done.err, done.err
+    assert cli(*train, "--name", "gold", "--exclude", str(tmp_path / "ids.txt")).code == 0
+    assert digest(empty_store, "2") == digest(empty_store, "1", "gold")
+
+
 def csv_of_digits(folder) -> str:
     """Digits of twelve subjects, as image files with a table."""
     folder.mkdir()

@@ -188,7 +188,7 @@ def test_another_processor_is_exact_up_to_numerics(store, tmp_path):
     params = ("--method", "rewind", "--params", '{"share": 1}')
     done = shell(*unlearn, *params, env={"ATEN_CPU_CAPABILITY": "default"})
     assert done.returncode == 0, done.stderr
-    assert "exact up to numerics: The model was trained anew" in " ".join(done.stderr.split())
+    assert "Exact up to numerics: The model was trained anew" in " ".join(done.stdout.split())
 
 
 class TestRefusals:
