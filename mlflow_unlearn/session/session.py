@@ -27,7 +27,7 @@ from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.record import Matched
-from mlflow_unlearn.methods import get_method
+from mlflow_unlearn.methods import BUILTIN, get_method
 from mlflow_unlearn.metrics.outputs import Outputs
 from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests, log_source_model
@@ -223,7 +223,10 @@ class Session:
             if sentence not in self.told:
                 self.told.add(sentence)
                 note(f"Warning: {sentence}")
-        return result if own is None else replace(result, exactness=own.claimed(result))
+        if own is None:
+            return result
+        # What a plugin's method does after it has gone back is not known here, and so nothing is claimed of it.
+        return replace(result, exactness=own.claimed(result) if method in BUILTIN else None)
 
 
 def _check_own_name(version: Version, options: Unlearning) -> None:
