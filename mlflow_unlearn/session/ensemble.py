@@ -246,17 +246,17 @@ def _lost(session: Session, placed: Placement) -> Placement:
     version, train = session.version, session.view.source.train
     recorded = read_placement(below(version.path, f"extra_files/{PLACEMENT_FILE}", version.uri))
     manifest = version.training_manifest
-    differ, left = 0, dict(recorded)
+    differ = 0
     for index in np.union1d(session.forget, session.retain).tolist():
         key = train.ids[index] if manifest is None else manifest.key(train.ids[index])
-        left.pop(key, None)
         differ += recorded.get(key) != (int(placed.shard[index]), int(placed.slice_[index]))
     if differ:
         raise UnlearnError(
             f"of {differ} samples the shard or slice that {version.uri} records is not the one that their hash gives: "
             "the list or the source's groups were changed; restore them, or use method=retrain"
         )
-    where = np.array(sorted(left.values()), np.int64).reshape(-1, 2)
+    there = set(train.ids if manifest is None else map(manifest.key, train.ids))
+    where = np.array(sorted(place for key, place in recorded.items() if key not in there), np.int64).reshape(-1, 2)
     return Placement(where[:, 0], where[:, 1])
 
 
