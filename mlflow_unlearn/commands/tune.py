@@ -29,7 +29,7 @@ from mlflow_unlearn.registry.versions import check_name
 from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.new_version import new_record
-from mlflow_unlearn.session.past import usable
+from mlflow_unlearn.session.past import SHARDS, usable
 from mlflow_unlearn.session.recipe import recorded_params
 from mlflow_unlearn.session.session import Session, open_session
 from mlflow_unlearn.tuning.rungs import disturbing
@@ -175,6 +175,7 @@ def _suited(methods: Sequence[str], session: Session) -> list[str]:
         UnlearnError: all of them refuse it.
     """
     found = {method: get_method(method).unsuited(session.module) for method in methods}
+    found |= {name: f"{name} has nothing to tune: use unlearn" for name in methods if get_method(name).needs == SHARDS}
     refusals = {method: reason for method, reason in found.items() if reason is not None}
     if len(refusals) == len(methods):
         raise UnlearnError("; ".join(refusals.values()))

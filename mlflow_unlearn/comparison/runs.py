@@ -28,6 +28,7 @@ from mlflow_unlearn.engine.hardware import processor
 from mlflow_unlearn.engine.loop import RunOptions
 from mlflow_unlearn.engine.output_cache import fingerprint
 from mlflow_unlearn.engine.predictions import SPLIT_NAMES, attack_target, evaluate_splits
+from mlflow_unlearn.engine.shards import ShardedPast
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.governance.publish import log_history
 from mlflow_unlearn.methods import get_method
@@ -274,9 +275,13 @@ class ComparisonRunner:
             seed,
             teacher=None if training else self.teacher,
             model_factory=self.recipe.model_factory,
-            sharded=sharded_past(self.session) if get_method(method).by_shards else None,
+            sharded=self._sharded(method),
         )
         return self.session.unlearn(method, params, options, splits=training)
+
+    def _sharded(self, method: str) -> ShardedPast | None:
+        known = get_method(method)
+        return sharded_past(self.session, anew=known.needs is None) if known.by_shards else None
 
     @contextmanager
     def _run(self, name: str, method: str, seed: int, key: str | None, params: Mapping[str, Any]) -> Iterator[None]:

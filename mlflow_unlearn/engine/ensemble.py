@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +18,23 @@ class Ensemble(nn.Module):
     like any other, with calibrated ranks and gradients.
     """
 
-    def __init__(self, members: Sequence[nn.Module], frozen: nn.Module | None = None) -> None:
+    def __init__(
+        self, members: Sequence[nn.Module], frozen: nn.Module | None = None, pretrained_cfg: Any = None
+    ) -> None:
         """Keep the modules by reference.
 
         Args:
             members: the sub-models, or their trainable heads.
             frozen: the layers before these heads, which all share; None where there are none.
+            pretrained_cfg: of timm's models, by which ``transform=timm`` reads images; the members are parts of such.
         """
         super().__init__()
-        self.frozen = nn.Identity() if frozen is None else frozen
+        self.frozen, self.pretrained_cfg = frozen, pretrained_cfg
         self.members = nn.ModuleList(members)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, K]``."""
-        features = self.frozen(images)
+        features = images if self.frozen is None else self.frozen(images)
         return torch.stack([member(features) for member in self.members]).mean(dim=0)
 
 
@@ -66,7 +70,8 @@ def assembled(models: Sequence[nn.Module], prefix: str | None) -> Ensemble:
     Raises:
         UnlearnError: the models cannot be split there.
     """
+    config = getattr(models[0], "pretrained_cfg", None)
     if prefix is None:
-        return Ensemble(models)
+        return Ensemble(models, pretrained_cfg=config)
     parts = [split_at(model, prefix) for model in models]
-    return Ensemble([part.trainable_head for part in parts], parts[0].frozen_layers)
+    return Ensemble([part.trainable_head for part in parts], parts[0].frozen_layers, config)

@@ -96,6 +96,8 @@ def _split_points(model: nn.Module) -> Iterator[str]:
     names = []
     for name, _ in model.named_modules():
         stack = model.get_submodule(name.rpartition(".")[0]) if name else model
+        if isinstance(model.get_submodule(name), nn.ModuleList):
+            continue  # which is never called itself
         # The blocks of a stage of four count as one.
         if name and (stack is model or (isinstance(stack, nn.Sequential) and len(stack) > STAGE)):
             names.append(name)

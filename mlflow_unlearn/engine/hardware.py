@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from mlflow_unlearn import cache
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.data.batching import BatchReader, gather
+from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.checkpoints import Machine
 from mlflow_unlearn.rng import isolated_rng
@@ -189,13 +190,17 @@ def processor(device: torch.device) -> str:
 
 def machine_of(hardware: "Hardware") -> Machine:
     """What the bits of trained weights depend on here."""
-    device = hardware.device
+    device, limited = hardware.device, os.environ.get("ONEDNN_MAX_CPU_ISA")
     return Machine(
         torch=torch.__version__,
         device=device.type if device.type == "cpu" else f"{device.type} {processor(device)}",
         precision=hardware.precision,
         threads=torch.get_num_threads(),
-        instructions=torch.backends.cpu.get_cpu_capability(),
+        instructions=f"{torch.backends.cpu.get_cpu_capability()}{f', {limited} by oneDNN' if limited else ''}",
+        processor=processor(torch.device("cpu")).rpartition(" (")[0],  # without the number of its cores
+        channels_last=hardware.channels_last,
+        compiled=hardware.compile,
+        processes=ranks.size(),
     )
 
 

@@ -48,6 +48,7 @@ class Point:
         seen: how many of the samples that are not to be known it was trained on.
         anew: whether its weights are random.
         origin: the version that these weights are, where that is another one.
+        doubt: why nothing exact may be claimed of what is made of it, in a sentence; None: nothing speaks against it.
     """
 
     epochs: int
@@ -56,6 +57,7 @@ class Point:
     seen: int
     anew: bool = False
     origin: Origin | None = None
+    doubt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,11 @@ class Past:
             excludes = ["What these weights had learned of the samples, as far as the epochs since have left it there."]
         if not point.seen and self.differences:
             excludes.append(f"The same bits as on the machine of the training: {', '.join(self.differences)} here.")
+        if point.doubt is not None:
+            excludes.append(point.doubt)
         exact = "exact up to numerics" if self.differences else "exact"
         return Exactness(
-            kind="approximate" if point.seen else exact,
+            kind="approximate" if point.seen or point.doubt else exact,
             covers=covers,
             excludes=excludes,
             steps=again * steps_per_epoch,

@@ -129,6 +129,7 @@ class ShardTrainer:
     steps: int = 0
     samples: int = 0
     _saved: float = field(default_factory=time.monotonic)
+    _unsaved: list[tuple[Checkpoint, State]] = field(default_factory=list)
 
     def train(
         self, shard: int, member: nn.Module, dataset: Dataset[Any], placed: Placement, done: int = 0
@@ -177,25 +178,25 @@ class ShardTrainer:
 
         options = RunOptions(seed, on_epoch=count, checkpoint=checkpoint)
         trained = run(member, method, {"retain": dataset}, self.hardware, options).model
-        if checkpoint is not None and time.monotonic() - self._saved >= checkpoint.interval:
-            checkpoint.save({"finished": _weights(trained)})
-            self._saved = time.monotonic()
+        if checkpoint is not None:
+            self._unsaved.append((checkpoint, _weights(trained)))
+            # All that were finished since: many short stages are as long a work as one.
+            if time.monotonic() - self._saved >= checkpoint.interval:
+                for one, weights in self._unsaved:
+                    one.save({"finished": weights})
+                self._unsaved, self._saved = [], time.monotonic()
         return trained
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu() for name, value in module.state_dict().items()}
+    """A copy: the next stage trains another one, and a frozen head may be the caller's."""
+    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
 
 
 def initial_model(
-    architecture: str,
-    num_classes: int,
-    image_shape: tuple[int, int, int],
-    seed: int,
-    shard: int,
-    weights: State | None = None,
+    architecture: str, num_classes: int, image_shape: tuple[int, int, int], seed: int, shard: int
 ) -> nn.Module:
-    """One whole model of an ensemble as its training begins: random by seed and shard, or with given weights.
+    """One whole model of an ensemble as its training begins: random by seed and shard.
 
     Args:
         architecture: of one sub-model.
@@ -203,20 +204,9 @@ def initial_model(
         image_shape: ``(C, H, W)``.
         seed: of the training.
         shard: its number.
-        weights: of another training; a last layer of another shape stays random.
-
-    Raises:
-        UnlearnError: more than the last layer differs.
     """
     with isolated_rng(stage_seed(seed, shard, 0)):
-        model = build_model(architecture, num_classes, image_shape)
-    if weights is not None:
-        own = model.state_dict()
-        last = list(own)[-1].rpartition(".")[0]
-        other = {name for name, value in weights.items() if name in own and own[name].shape != value.shape}
-        kept = {name: own[name] for name in other if name.rpartition(".")[0] == last}
-        load_weights(model, {**weights, **kept}, architecture)
-    return model
+        return build_model(architecture, num_classes, image_shape)
 
 
 @dataclass(frozen=True)
@@ -282,8 +272,6 @@ class ShardedPast:
                 continue
             load_weights(member, state, self.architecture)
             return member, kept.stage
-        if self.shards.backbone is not None:  # their start came from outside
-            raise UnlearnError(f"no checkpoint of shard {shard} can be read: use method=retrain or another version")
         spec = EnsembleSpec.parse(self.architecture)
         if spec is None:
             raise ValueError("an ensemble's record names an ensemble")
@@ -336,13 +324,14 @@ def train_anew(
         rows = np.flatnonzero(np.isin(past.retain.shard, list(begin)))
         read: Dataset[Any] = Subset(retain, rows.tolist())
         placed, hardware = past.retain.subset(rows), trainer.hardware
-        if shards.prefix is not None:
+        if model.frozen is not None:
             read = frozen_features(hardware.place(model.frozen), read, hardware)
             trainer.hardware = replace(hardware, num_workers=0)
         for shard, stage in sorted(begin.items()):
             member, done_by[shard] = past.start(copy.deepcopy(members[shard]), shard, stage, fall_back=fall_back)
             members[shard] = trainer.train(shard, member, read, placed, done_by[shard]).cpu()
-    result = Ensemble([copy.deepcopy(member) for member in members], copy.deepcopy(model.frozen)).cpu().eval()
+    kept = [copy.deepcopy(member) for member in members]
+    result = Ensemble(kept, copy.deepcopy(model.frozen), model.pretrained_cfg).cpu().eval()
     differences = _differences(past, done_by, hardware)
     return Outcome(
         result,
@@ -381,12 +370,13 @@ def _exactness(
     done_by: Mapping[int, int],
     differences: Sequence[str],
 ) -> Exactness:
-    shards, excludes = past.shards, []
+    shards, excludes = past.shards, ["What recipe and seed were chosen by, while the samples were there."]
     if shards.prefix is not None:
-        where = shards.backbone or "random weights"
         excludes.append(
-            f"The layers before {shards.prefix} are frozen and come from {where}: what they were trained on before is "
-            "outside of this claim."
+            f"The layers before {shards.prefix} are frozen and come from {shards.backbone}: what they were trained on "
+            "before is outside of this claim."
+            if shards.backbone is not None
+            else f"The layers before {shards.prefix} are frozen at random weights, which have learned nothing."
         )
     if differences:
         excludes.append(
@@ -408,4 +398,5 @@ def _exactness(
         },
         steps=trainer.steps,
         steps_from_scratch=past.cost()[1].steps,
+        frozen=shards.prefix,
     )

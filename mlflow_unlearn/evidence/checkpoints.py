@@ -3,9 +3,9 @@
 A checkpoint has seen samples, so it is data as the version is: `exposure` lists it and `retire` removes it.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mlflow_unlearn.evidence.record import FrozenRecord
 
@@ -26,6 +26,18 @@ class Kept(FrozenRecord):
     shard: int = Field(0, description="Of an ensemble: whose sub-model; 0 for one model.")
     stage: int = Field(description="Slices of an ensemble's shard, or epochs of one model, that it was trained on.")
 
+    @model_validator(mode="after")
+    def _named_by_what_it_is(self) -> Self:
+        """A record that somebody has edited cannot call a later state an earlier one."""
+        if self.path != self.path_of(self.shard, self.stage):
+            raise ValueError(f"{self.path!r} is not the checkpoint of shard {self.shard} after stage {self.stage}")
+        return self
+
+    @staticmethod
+    def path_of(shard: int, stage: int) -> str:
+        """Where a checkpoint lies in its run."""
+        return f"{CHECKPOINTS}/shard-{shard}-stage-{stage}.pt"
+
 
 class Machine(FrozenRecord):
     """What the bits of trained weights depend on beside recipe, seed and data."""
@@ -34,14 +46,18 @@ class Machine(FrozenRecord):
     device: str = Field(description="Type, and the name of an accelerator.")
     precision: str
     threads: int
-    instructions: str = Field(description="Of the processor, as torch uses them, such as AVX512.")
+    instructions: str = Field(description="Of the processor, as torch and oneDNN use them, such as AVX512.")
+    processor: str = ""
+    channels_last: bool = False
+    compiled: bool = False
+    processes: int = 1
 
     def differences(self, other: "Machine") -> list[str]:
         """What differs, in words; threads do not count, since training sets them to the recorded number."""
         return [
-            f"{name} {mine} and not {theirs}"
-            for name in ("torch", "device", "precision", "instructions")
-            if (mine := getattr(other, name)) != (theirs := getattr(self, name))
+            f"{name.replace('_', ' ')} {theirs} and not {mine}"
+            for name in type(self).model_fields
+            if name != "threads" and (theirs := getattr(self, name)) != (mine := getattr(other, name))
         ]
 
 

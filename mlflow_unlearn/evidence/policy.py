@@ -603,7 +603,7 @@ def _required(evidence: Evidence, name: Required, policy: Policy, signature: Sig
         "signature": signed_by(policy, signature),
         "clean_commit": (evidence.system.get("unlearn.git.dirty") == "false", "made by a committed state of this code"),
         "no_code": (not evidence.source.loading_ran_code, "loading the source version ran no code of its own"),
-        "no_frozen_layers": (evidence.provenance.prefix is None, "every layer was trained"),
+        "no_frozen_layers": (not (evidence.provenance.prefix or evidence.exactness.frozen), "every layer was trained"),
         "exact": (evidence.exactness.trained_without, "the weights come from training without the samples"),
     }
     found["no_pickle"] = found["no_code"]  # its name in earlier policies

@@ -233,6 +233,7 @@ class Exactness(FrozenRecord):
     untouched: dict[str, str] = Field({}, description="Shard → SHA-256 of its weights, those that the source has.")
     steps: int = Field(0, description="Of the optimiser; 0 where they are not counted.")
     steps_from_scratch: int = Field(0, description="That training everything anew would take.")
+    frozen: str | None = Field(None, description="Of an ensemble: the module before which no layer is trained.")
 
     @property
     def trained_without(self) -> bool:

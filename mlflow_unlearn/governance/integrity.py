@@ -10,7 +10,6 @@ from typing import Literal
 from mlflow.entities import ViewType
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model
 from mlflow.tracking import MlflowClient
 from safetensors import SafetensorError
 
@@ -34,7 +33,9 @@ from mlflow_unlearn.evidence.record import (
 from mlflow_unlearn.evidence.review import HEAD_TAG, MODEL_URI_TAG, VERDICT_TAG, read_chain
 from mlflow_unlearn.evidence.review import TAG as REVIEW_TAG
 from mlflow_unlearn.evidence.signing import Signature, check
+from mlflow_unlearn.governance.checkpoints import record_in
 from mlflow_unlearn.governance.locating import ENDPOINT_TAG
+from mlflow_unlearn.governance.model_folder import MLMODEL
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.artifacts import locate, remember, run_folder
@@ -44,11 +45,10 @@ from mlflow_unlearn.registry.network import persistently
 from mlflow_unlearn.registry.versions import (
     DESCRIPTION_LIMIT,
     MANIFEST_FILE,
-    METADATA_KEY,
     REGISTERING_TAG,
     TRAINED_ON_TAG,
+    TRAINING_TAG,
     WEIGHTS_FILE,
-    Record,
     download,
     read_artifact,
     registered_version,
@@ -59,7 +59,7 @@ from mlflow_unlearn.report import card_of_schema_2
 from mlflow_unlearn.report.card import describe, model_card
 
 PROMOTION_TAG, PROMOTION = "unlearn.promotion.", "promotion.json"
-LATER_TAGS = {DIGEST_TAG, REPORT_TAG, VERDICT_TAG, HEAD_TAG, TRAINED_ON_TAG, CHECKPOINTS_TAG}
+LATER_TAGS = {DIGEST_TAG, REPORT_TAG, VERDICT_TAG, HEAD_TAG, TRAINED_ON_TAG, CHECKPOINTS_TAG, TRAINING_TAG}
 LATER_PREFIXES = (PROMOTION_TAG, REVIEW_TAG, forget_requests.TAG, ENDPOINT_TAG)
 """What a version is given after its evidence was written; each is checked by itself, but for users' endpoints."""
 
@@ -321,14 +321,14 @@ def _config(evidence: Evidence) -> IntegrityFinding:
 def _trained_on(registered: ModelVersion, path: Path) -> Iterator[IntegrityFinding]:
     """The tags by which `locate` finds a version and its checkpoints, beside the list that the former is about."""
     try:
-        model = Model.load(str(path))
-        record = Record.model_validate((model.metadata or {})[METADATA_KEY])
+        record = record_in(path / MLMODEL)
         manifest = Manifest.from_csv(path / "extra_files" / MANIFEST_FILE)
-    except (KeyError, ValueError, OSError, MlflowException, UnlearnError):
+    except (ValueError, OSError, UnlearnError):
         return  # missing or changed, which the files' digests tell
-    recorded, listed = record.trained_on, record.tags().get(CHECKPOINTS_TAG)
-    if listed is not None or CHECKPOINTS_TAG in registered.tags:
-        yield same(f"tag {CHECKPOINTS_TAG}", registered.tags.get(CHECKPOINTS_TAG), listed, "as the model records it")
+    recorded, stated = record.trained_on, record.tags()
+    for tag in (CHECKPOINTS_TAG, TRAINING_TAG):
+        if tag in stated or tag in registered.tags:
+            yield same(f"tag {tag}", registered.tags.get(tag), stated.get(tag), "as the model records it")
     if recorded is None and TRAINED_ON_TAG not in registered.tags:
         return  # of an earlier release
     part = f"tag {TRAINED_ON_TAG}"

@@ -57,7 +57,7 @@ class Setting:
         checkpoint: Checkpoint | StageCheckpoints = Checkpoint("unlearn", run_id, identity, before)
         if method.by_shards:
             stages = StageCheckpoints("unlearn", run_id, identity, before)
-            sharded = sharded_past(session, run_id, stages)
+            sharded = sharded_past(session, run_id, stages, anew=method.needs is None)
             checkpoint = checkpoint if sharded is None else stages
         options = RunOptions(
             self.seed,

@@ -9,8 +9,6 @@ from typing import Protocol
 import mlflow
 from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model
-from pydantic import ValidationError
 
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.data.manifest import Manifest
@@ -18,6 +16,7 @@ from mlflow_unlearn.data.spec import without_options
 from mlflow_unlearn.errors import NoAnswer, UnlearnError
 from mlflow_unlearn.governance.location import Location
 from mlflow_unlearn.governance.manifest_index import ManifestIndex, Read
+from mlflow_unlearn.governance.model_folder import MLMODEL
 from mlflow_unlearn.registry.artifacts import stored_file
 from mlflow_unlearn.registry.versions import (
     MANIFEST_FILE,
@@ -27,6 +26,7 @@ from mlflow_unlearn.registry.versions import (
     TrainedOn,
     artifact,
     fetched,
+    read_mlmodel,
     trained_on,
 )
 from mlflow_unlearn.registry.walk import Registry
@@ -123,7 +123,7 @@ class TrainingLists:
         except (MlflowException, OSError) as error:
             try:
                 _metadata(files, model)
-            except (MlflowException, OSError):
+            except (MlflowException, OSError, ValueError):
                 raise UnlearnError(f"its files cannot be read ({first_line(error)})") from error
             return Read(None)
         self._index.add(manifest)
@@ -177,7 +177,7 @@ def own_manifest(uri: str) -> Manifest | None:
     except (MlflowException, OSError) as error:
         try:
             _metadata(f"{uri}/", None)
-        except (MlflowException, OSError):
+        except (MlflowException, OSError, ValueError):
             raise UnlearnError(f"the files of {uri} cannot be read ({first_line(error)})") from error
         return None
 
@@ -205,17 +205,17 @@ def _stored_manifest(files: str, model: LoggedModel | None) -> Manifest:
 def _metadata(files: str, model: LoggedModel | None) -> dict[str, object]:
     """Of the MLmodel."""
     if model is None:
-        with fetched(f"{files}MLmodel") as path:
-            return Model.load(str(path)).metadata or {}
+        with fetched(f"{files}{MLMODEL}") as path:
+            return read_mlmodel(path).metadata or {}
     with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-") as folder:
-        return Model.load(str(stored_file(model.artifact_location, "MLmodel", Path(folder)))).metadata or {}
+        return read_mlmodel(stored_file(model.artifact_location, MLMODEL, Path(folder))).metadata or {}
 
 
 def _recorded_source(files: str, model: LoggedModel | None) -> TrainedOn | None:
     """The data source of an earlier release's version, by its MLmodel."""
     try:
         record = Record.model_validate(_metadata(files, model)[METADATA_KEY])
-    except (MlflowException, OSError, KeyError, TypeError, ValidationError):
+    except (MlflowException, OSError, KeyError, TypeError, ValueError):
         return None
     if record.trained_on is not None:
         return record.trained_on

@@ -40,11 +40,12 @@ def store_checkpoint(run_id: str, state: Mapping[str, Any], *, shard: int = 0, s
     import torch
 
     with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-") as folder:
-        file = Path(folder) / f"shard-{shard}-stage-{stage}.pt"
+        path = Kept.path_of(shard, stage)
+        file = Path(folder) / Path(path).name
         torch.save(dict(state), file)
         sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
         mlflow.log_artifact(str(file), CHECKPOINTS, run_id=run_id)
-    return Kept(run_id=run_id, path=f"{CHECKPOINTS}/{file.name}", sha256=sha256, shard=shard, stage=stage)
+    return Kept(run_id=run_id, path=path, sha256=sha256, shard=shard, stage=stage)
 
 
 def keeper(run_id: str) -> Callable[[Mapping[str, Any], int], Kept]:

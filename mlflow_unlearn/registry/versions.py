@@ -1,6 +1,7 @@
 """Model versions: resolve a URI, read what is stored there, register a new one. Nothing in a version is loaded here."""
 
 import hashlib
+import json
 import os
 import re
 import tempfile
@@ -25,7 +26,7 @@ from mlflow_unlearn.data.manifest import Manifest, list_key
 from mlflow_unlearn.errors import UnlearnError, shortlist
 from mlflow_unlearn.evidence.checkpoints import CHECKPOINTS_TAG, Kept, Machine, Origin, Shards
 from mlflow_unlearn.evidence.provenance import Provenance
-from mlflow_unlearn.parsing import load_json
+from mlflow_unlearn.parsing import load_json, load_yaml
 from mlflow_unlearn.registry.artifacts import download_model, run_file
 from mlflow_unlearn.registry.clients import quoted
 from mlflow_unlearn.registry.network import persistently
@@ -68,6 +69,8 @@ class Commitment(BaseModel):
 
 
 WEIGHTS_TAG = "unlearn.weights_sha256"
+TRAINING_TAG = "unlearn.training_sha256"
+"""Of a version and its LoggedModel: `Record.training_sha256`; who can change files alone cannot change it."""
 TRAINED_ON_TAG = "unlearn.trained_on"
 """Of a version and its LoggedModel: `TrainedOn` as JSON, so that whoever searches need not download the list."""
 
@@ -187,7 +190,18 @@ class Record(BaseModel):
     def tags(self) -> dict[str, str]:
         """What the version's tags repeat of it, so that it can be searched for."""
         tags = self.trained_on.tag() if self.trained_on is not None else {}
-        return tags | ({CHECKPOINTS_TAG: str(len(self.checkpoints))} if self.checkpoints else {})
+        tags |= {CHECKPOINTS_TAG: str(len(self.checkpoints))} if self.checkpoints else {}
+        return tags | ({TRAINING_TAG: self.training_sha256} if self.checkpoints or self.shards or self.origin else {})
+
+    @property
+    def training_sha256(self) -> str:
+        """Of all that decides where the training is gone back to, and how it is run again.
+
+        Without defaults, so that a field of a later release changes nothing of what is there.
+        """
+        what = {"architecture", "provenance", "exclude", "checkpoints", "shards", "origin", "machine", "trained_on"}
+        told = self.model_dump(mode="json", include=what, exclude_defaults=True)
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -460,6 +474,20 @@ def can_be_read(uri: str) -> bool:
         return False
 
 
+def read_mlmodel(path: Path) -> Model:
+    """A file MLmodel, which anybody may have written.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is none.
+    """
+    content = load_yaml(path.read_bytes())
+    try:
+        return Model.from_dict(content)
+    except (AttributeError, KeyError, TypeError, MlflowException) as error:
+        raise ValueError(f"{path.name} is not one that MLflow wrote ({first_line(error)})") from error
+
+
 def open_version(client: MlflowClient, uri: str, folder: Path) -> Version:
     """Resolve ``uri`` and download its files into ``folder``.
 
@@ -474,8 +502,8 @@ def open_version(client: MlflowClient, uri: str, folder: Path) -> Version:
             raise UnlearnError(f"the files of {uri} are gone, it was {retirement}; choose another version")
     try:
         path = download(uri, folder)
-        model = Model.load(str(path))
-    except (MlflowException, OSError) as error:
+        model = read_mlmodel(path / "MLmodel")
+    except (MlflowException, OSError, ValueError) as error:
         raise UnlearnError(
             f"the files of {uri} cannot be read ({first_line(error)}): "
             "its artifacts were deleted or moved, or the URI is wrong; restore them or choose another version"

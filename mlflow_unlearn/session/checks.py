@@ -4,15 +4,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from mlflow.tracking import MlflowClient
 from torch import nn
 from torch.utils.data import Dataset
 
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.data.functions import users_code
+from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.hardware import checked_logits
 from mlflow_unlearn.engine.modes import evaluating
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.registry.versions import Version
+from mlflow_unlearn.registry.network import persistently
+from mlflow_unlearn.registry.versions import TRAINING_TAG, WEIGHTS_TAG, Version
 from mlflow_unlearn.session.view import InputSpec
 
 
@@ -75,3 +78,33 @@ def check_alike(version: Version, view: InputSpec) -> None:
         )
     if record.classes != view.classes:
         raise UnlearnError(f"{version.uri} has its classes in another order than the model that it is compared with")
+
+
+def check_training(client: MlflowClient, version: Version, module: nn.Module) -> None:
+    """Hold what a version records of its training, and its weights, against tags, before its training is gone back on.
+
+    Whoever can write its files alone could otherwise name other checkpoints, another recipe, or other shards.
+
+    Args:
+        client: of the registry.
+        version: with a record.
+        module: its module.
+
+    Raises:
+        UnlearnError: they do not agree, or no tag says anything.
+    """
+    if version.record is None:
+        return
+    tags = dict(version.tags)
+    if TRAINING_TAG not in tags and version.model_id is not None:  # registered by hand, or named by its LoggedModel
+        model_id = version.model_id
+        tags |= persistently(lambda: client.get_logged_model(model_id)).tags
+    changed = tags.get(TRAINING_TAG) != version.record.training_sha256
+    manifest, listed = version.training_manifest, version.record.trained_on
+    changed |= manifest is not None and listed is not None and manifest.digest != listed.manifest_sha256
+    changed |= WEIGHTS_TAG in tags and tags[WEIGHTS_TAG] != weights_digest(module)
+    if changed:
+        raise UnlearnError(
+            f"what {version.uri} records of its training, or its weights, is not what its tags say: files or tags were "
+            "changed since it was registered; restore them, or train anew with method=retrain"
+        )

@@ -240,7 +240,7 @@ def sharded_seconds(session: Session, past: ShardedPast) -> tuple[float, float]:
     count: int = min(len(past.retain), BATCHES * shards.params["batch_size"])
     few: Dataset[Any] = _subset(retain, count / len(past.retain))
     by_pass = 0.0
-    if shards.prefix is not None:
+    if ensemble.frozen is not None:
         start = time.perf_counter()
         some = _subset(retain, min(1.0, 64 / len(past.retain)))
         read = frozen_features(session.hardware.place(ensemble.frozen), some, session.hardware)

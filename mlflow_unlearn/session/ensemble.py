@@ -19,7 +19,8 @@ from mlflow_unlearn import config
 from mlflow_unlearn.console import first_line, note
 from mlflow_unlearn.data.placement import Placement, check_placement, keys_of, placements, read_placement
 from mlflow_unlearn.data.source import Source
-from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.data.spec import without_options
+from mlflow_unlearn.engine.architectures import load_weights, weights_digest
 from mlflow_unlearn.engine.checkpoint import Checkpoint
 from mlflow_unlearn.engine.ensemble import Ensemble, EnsembleSpec, assembled
 from mlflow_unlearn.engine.frozen_prefix import split_points
@@ -31,6 +32,7 @@ from mlflow_unlearn.registry.checkpoints import read_checkpoint, store_checkpoin
 from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.loading import admitted
 from mlflow_unlearn.registry.versions import PLACEMENT_FILE, below, open_version
+from mlflow_unlearn.session.checks import check_training
 from mlflow_unlearn.session.session import Session
 
 
@@ -88,6 +90,11 @@ def check_ensemble_options(options: config.Train) -> None:
             if getattr(options, name) != type(options).model_fields[name].default:
                 raise UnlearnError(f"{name} = {getattr(options, name)} has no effect on one model: give ensemble= too")
         return
+    if options.slices >= 2 * options.epochs:
+        raise UnlearnError(
+            f"slices = {options.slices} needs more than epochs = {options.epochs}, since each stage takes one at "
+            f"least: give at most {2 * options.epochs - 1} slices, or more epochs"
+        )
     for name in ("keep_checkpoints", "from_"):
         if getattr(options, name):
             shown = name.rstrip("_")
@@ -180,14 +187,18 @@ def train_ensemble(
     spec, shards = EnsembleSpec.parse(plan.architecture), plan.shards
     if spec is None:
         raise ValueError("the plan is of an ensemble")
-    begin = partial(initial_model, spec.architecture, num_classes, image_shape, shards.seed, weights=plan.weights)
+    begin = partial(initial_model, spec.architecture, num_classes, image_shape, shards.seed)
     ensemble = assembled([begin(shard) for shard in range(shards.shards)], shards.prefix)
-    if shards.prefix is not None:
+    if plan.weights is not None and ensemble.frozen is not None:
+        # Nothing else of them: the heads begin at random, and are trained here alone.
+        frozen = ensemble.frozen.state_dict()
+        load_weights(
+            ensemble.frozen, {name: value for name, value in plan.weights.items() if name in frozen}, str(spec)
+        )
+    if ensemble.frozen is not None:
         shards = shards.model_copy(update={"backbone_sha256": weights_digest(ensemble.frozen)})
         training = frozen_features(hardware.place(ensemble.frozen), training, hardware)
     for shard, member in enumerate(ensemble.members):
-        if plan.weights is not None:
-            trainer.store(member, shard, 0)  # what came from outside, and no seed gives again
         ensemble.members[shard] = trainer.train(shard, member, training, placed)
     return ensemble.cpu().eval(), shards
 
@@ -199,7 +210,7 @@ def keep_on(run_id: str) -> Callable[[State, int, int], Kept]:
 
 
 def sharded_past(
-    session: Session, run_id: str | None = None, checkpoints: StageCheckpoints | None = None
+    session: Session, run_id: str | None = None, checkpoints: StageCheckpoints | None = None, *, anew: bool = False
 ) -> ShardedPast | None:
     """What an ensemble's version keeps, with its samples as the session has them; None of one model.
 
@@ -207,16 +218,19 @@ def sharded_past(
         session: the version opened for work.
         run_id: of the active run, where new checkpoints are to be kept.
         checkpoints: for the same command to go on after a kill.
+        anew: all shards will be trained from their start, and nothing that the version keeps is relied on.
 
     Raises:
-        UnlearnError: its list of shards is not the one that its hashes give.
+        UnlearnError: what it keeps was changed, or its list of shards is not the one that its hashes give.
     """
     record = session.version.record
     if record is None or record.shards is None or record.architecture is None or record.shards.ended_by is not None:
         return None
     shards, train = record.shards, session.view.source.train
     placed = placements(keys_of(train, shards.by), shards.shards, shards.slices)
-    lost = _lost(session, placed)
+    if not anew:
+        check_training(session.client, session.version, session.module)
+    lost = placed.subset(np.zeros(0, np.int64)) if anew else _lost(session, placed)
     if len(lost):
         note(f"Note: {len(lost)} samples of these shards have left the data source, and are taken out of them as well.")
     forget = placed.subset(session.forget)
@@ -284,7 +298,10 @@ def _weights(
     version = open_version(client, named, folder)
     trained_on = None if version.record is None else version.record.trained_on
     manifest = version.training_manifest
-    if manifest is not None and (trained_on is None or trained_on.source_sha256 == source.samples_digest):
+    alike = trained_on is None or trained_on.source_sha256 == source.samples_digest
+    # A source that has grown or shrunk since.
+    alike = alike or (trained_on is not None and trained_on.source == without_options(source.spec))
+    if manifest is not None and alike:
         seen = int(manifest.mask(source.train.ids[i] for i in kept).sum())
         if seen:
             raise UnlearnError(

@@ -30,15 +30,19 @@ from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.loading import admitted
 from mlflow_unlearn.registry.versions import Record, Version, open_version
 from mlflow_unlearn.rng import isolated_rng
+from mlflow_unlearn.session.checks import check_training
+from mlflow_unlearn.session.lineage import previous
 
 if TYPE_CHECKING:
     from mlflow_unlearn.session.session import Session
 
 CHECKPOINTS = "checkpoints"
 """`Method.needs` of a method that goes back."""
+SHARDS = "shards"
+"""Of one that takes shards of an ensemble back."""
 _UNMET = {
     CHECKPOINTS: "keeps no checkpoints of its training: `train` does with keep_checkpoints=, or with from=",
-    "shards": "is not an ensemble that no other method has changed: `train` makes one with ensemble=",
+    SHARDS: "is not an ensemble that no other method has changed: `train` makes one with ensemble=",
 }
 
 
@@ -47,7 +51,9 @@ def unmet(method: str, version: Version) -> str | None:
     needs, record = get_method(method).needs, version.record
     if needs is None or _keeps(needs, record):
         return None
-    return f"{method} cannot be used, since {version.uri} {_UNMET[needs]}"
+    own = needs == CHECKPOINTS and record is not None and record.shards is not None
+    why = "is an ensemble, whose checkpoints are for method=exact" if own else _UNMET[needs]
+    return f"{method} cannot be used, since {version.uri} {why}"
 
 
 def _keeps(needs: str, record: Record | None) -> bool:
@@ -64,7 +70,7 @@ def check_prefix(method: str, prefix: str | None) -> None:
     Raises:
         UnlearnError: a prefix is given, or would be chosen.
     """
-    if get_method(method).needs == CHECKPOINTS and prefix not in (None, "none"):
+    if get_method(method).needs is not None and prefix not in (None, "none"):
         raise UnlearnError(f"{method} runs the training of all layers again: use prefix=none")
 
 
@@ -135,6 +141,7 @@ def own_training(session: "Session") -> OwnTraining:
     record = session.version.record
     if record is None or not _keeps(CHECKPOINTS, record):
         raise UnlearnError(f"{session.version.uri} {_UNMET[CHECKPOINTS]}")
+    check_training(session.client, session.version, session.module)
     provenance = record.provenance
     points = [_kept(one, len(session.forget)) for one in record.checkpoints]
     late = None
@@ -193,11 +200,39 @@ class _Before:
 
     def point(self) -> Point:
         """Its weights as a state; what it has seen is not known where it is lost, which is told when it is loaded."""
-        if self._manifest is None:
+        if self._version is None or self._manifest is None:
             return Point(0, self._origin.uri, self._load, seen=0)
-        unwanted = np.union1d(self._session.forget, self._session.forgotten_before)
-        seen = int(self._manifest.mask(self._session.manifest(unwanted).ids).sum())
-        return Point(0, self._origin.uri, self._load, seen, origin=None if seen else self._of_a_version_made_of_it())
+        # Whatever it knows and the new version is not to know: also what has left the data source since.
+        seen = len(self._manifest.ids) - int(
+            self._manifest.mask(self._session.manifest(self._session.retain).ids).sum()
+        )
+        origin = None if seen else self._of_a_version_made_of_it()
+        return Point(
+            0, self._origin.uri, self._load, seen, origin=origin, doubt=self._doubt(self._version, self._manifest)
+        )
+
+    def _doubt(self, version: Version, manifest: Manifest) -> str | None:
+        """Why nothing exact may be claimed of what is made of it, although it has seen none of the samples.
+
+        Its own list no longer has what it was made to forget, however little of that it has forgotten.
+        """
+        made = previous(version)
+        if made is not None and not (made[0].exactness.trained_without and not made[0].lineage):
+            return f"What {version.uri} was made to forget, by {made[0].provenance.method}, may still show in it."
+        if made is None and self._origin.forgotten:
+            return f"What {version.uri} came from was made to forget samples, which may still show in it."
+        own = self._session.version.training_manifest
+        stated = None if version.record is None else version.record.trained_on
+        train = self._session.view.source.train.ids
+        late = np.zeros(len(train), np.bool_) if own is None else own.mask(train) & ~manifest.mask(train)
+        added = Manifest(tuple(train[i] for i in np.flatnonzero(late)))
+        if own is not None and own.salt is not None:
+            added = added.hashed(own.salt)
+        if added.digest != self._origin.added_sha256 or (stated and manifest.digest != stated.manifest_sha256):
+            return (
+                f"Which samples came after {version.uri} cannot be told: its list and what was recorded do not agree."
+            )
+        return None
 
     def late(self) -> npt.NDArray[np.int64]:
         """Positions in the retain set of what it has not seen.

@@ -212,8 +212,8 @@ class Session:
         """
         splits = splits or self.splits
         own = self.own_training if get_method(method).needs == CHECKPOINTS else None
+        check_prefix(method, None if options.teacher is None else options.teacher.prefix)
         if own is not None:
-            check_prefix(method, None if options.teacher is None else options.teacher.prefix)
             # The teacher is of the plain splits, and the method has none.
             splits, options = own.splits(splits), replace(options, teacher=None, past=own.past)
         with nullcontext() if own is None else own.computing():

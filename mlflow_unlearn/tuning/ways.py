@@ -124,7 +124,7 @@ def rewinding(session: Session) -> tuple[float, Claim] | None:
     point = past.candidates(RewindParams.model_fields["share"].default)[0]
     read = retain if training.late is None else len(training.late)
     again = (past.epochs - point.epochs) * read / (past.epochs * retain)
-    return again, "approximate" if point.seen else "exact"
+    return again, "approximate" if point.seen or point.doubt else "exact"
 
 
 @dataclass

@@ -280,7 +280,7 @@ class TestKeptStates:
 
         def store(state, epochs):
             states[epochs] = copy.deepcopy(state)
-            return Kept(run_id=str(os.getpid()), path=str(epochs), sha256="", stage=epochs)
+            return Kept(run_id=str(os.getpid()), path=Kept.path_of(0, epochs), sha256="", stage=epochs)
 
         recipe = {**HARD, "epochs": 6}
         task = Task(Training(recipe), keep=Keep(5, 6, store))
@@ -314,4 +314,4 @@ class TestKeptStates:
         assert not list(cache.entries(cache.CHECKPOINTS))
 
 
-KEPT = {"run_id": "run", "path": "1", "sha256": "", "stage": 1}
+KEPT = {"run_id": "run", "path": Kept.path_of(0, 1), "sha256": "", "stage": 1}

@@ -32,7 +32,7 @@ class Trained:
 
     def store(self, state, epochs):
         self.states[epochs] = copy.deepcopy(state)
-        return Kept(run_id="run", path=str(epochs), sha256="", stage=epochs)
+        return Kept(run_id="run", path=Kept.path_of(0, epochs), sha256="", stage=epochs)
 
     def past(self, *, seen=30, **more):
         points = [Point(at, f"epoch {at}", lambda at=at: self.states[at], seen) for at in self.states]

@@ -13,7 +13,10 @@ import pytest
 from stores import FORGET, copied
 
 from mlflow_unlearn import config
+from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.checkpoints import Kept, Origin
+from mlflow_unlearn.registry.versions import TRAINING_TAG, open_version
 from mlflow_unlearn.session.recipe import Recipe, training_recipe
 from mlflow_unlearn.session.session import open_session
 from mlflow_unlearn.tuning.rungs import Rung, default_rungs
@@ -24,11 +27,25 @@ EPOCHS = 20
 
 
 def kept(*stages, shard=0):
-    return tuple(Kept(run_id="r", path=f"{stage}", sha256="0", shard=shard, stage=stage) for stage in stages)
+    return tuple(
+        Kept(run_id="r", path=Kept.path_of(shard, stage), sha256="0", shard=shard, stage=stage) for stage in stages
+    )
 
 
 def origin(uri):
     return Origin(uri=uri, model_id=None, weights_sha256="0", samples=43, added_sha256="0", at="2026-01-01T00:00:00Z")
+
+
+def as_added(session, origin):
+    """With the list of what clf/1 has and the version before has not, where that is there."""
+    own = session.version.training_manifest
+    try:
+        before = open_version(session.client, origin.uri, session.folder).training_manifest
+    except UnlearnError:
+        return origin
+    train = session.view.source.train.ids
+    added = [i for i, late in zip(train, own.mask(train) & ~before.mask(train), strict=True) if late]
+    return origin.model_copy(update={"added_sha256": Manifest(tuple(added)).hashed(own.salt).digest})
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +72,11 @@ def versions(template, folder):
 
         def version(forget=FORGET, **recorded):
             session, options = session_of(forget)
+            if "origin" in recorded:
+                recorded["origin"] = as_added(session, recorded["origin"])
             record = session.version.record.model_copy(update=recorded)
-            session = replace(session, version=replace(session.version, record=record))
+            tags = {**session.version.tags, TRAINING_TAG: record.training_sha256}
+            session = replace(session, version=replace(session.version, record=record, tags=tags))
             return session, training_recipe(session, options), options
 
         yield version
