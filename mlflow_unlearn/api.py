@@ -18,7 +18,7 @@ from mlflow_unlearn.engine.predictions import attack_target, evaluate_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
 from mlflow_unlearn.evidence.audit import decide, recorded
-from mlflow_unlearn.methods import get_method
+from mlflow_unlearn.methods import BUILTIN, get_method
 from mlflow_unlearn.methods.exact import retrain_shards
 from mlflow_unlearn.metrics.attacks.detection import Detection
 from mlflow_unlearn.metrics.attacks.share import Share
@@ -170,8 +170,11 @@ def unlearn_on(
         outcome = retrain_shards(model, options.sharded, splits.retain, recipe, hardware, options)
     else:
         outcome = run(model, recipe, vars(splits), hardware, options)
+    # What a plugin's method does besides is not known here, and so nothing is claimed of it.
+    exactness = outcome.exactness if method in BUILTIN else None
     seconds = time.perf_counter() - start
-    return Result(**{**vars(outcome), "seconds": seconds, "params": recipe.params.model_dump()})
+    params = recipe.params.model_dump()
+    return Result(**{**vars(outcome), "seconds": seconds, "params": params, "exactness": exactness})
 
 
 def evaluate(

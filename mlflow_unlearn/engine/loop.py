@@ -26,7 +26,7 @@ from mlflow_unlearn.engine.frozen_prefix import Activations, split_at
 from mlflow_unlearn.engine.hardware import Hardware, deterministic_convolutions, full_precision
 from mlflow_unlearn.engine.method import Batch, Datasets, InputLoss, Method, OptimizerSpec, Phase, PhaseStats, SplitName
 from mlflow_unlearn.engine.modes import eval_mode
-from mlflow_unlearn.engine.past import Keep, Past, Point, State
+from mlflow_unlearn.engine.past import ANEW, CHOSEN, Keep, Past, Point, State
 from mlflow_unlearn.engine.teacher import Teacher, is_deterministic
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.checkpoints import Kept, Origin, Shards
@@ -242,7 +242,7 @@ class TrainerState:
         self.history: list[Epoch] = []
         self.warnings: list[str] = []
         self.trained = 0
-        self._read_forget = False
+        self._read_forget = self._anew = False
         self.epochs = 0
         self.kept: list[Kept] = []
         self.start: Point | None = None
@@ -329,6 +329,7 @@ class TrainerState:
         build = self._options.model_factory or partial(reinitialised_copy, self.model)
         # Frozen parameters have learned nothing from these data, and nothing would train them again.
         frozen = {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
+        self._anew = self.teacher.prefix is None
         fresh = build().state_dict()
         self.model.load_state_dict({name: fresh[name] for name in self.model.state_dict()} | frozen)
 
@@ -387,13 +388,20 @@ class TrainerState:
     @property
     def exactness(self) -> Exactness | None:
         """What may be claimed at the end of a training that was run again."""
+        steps = max(self._steps.values(), default=0)
         if self.start is None or self._options.past is None:
-            return None
+            return self._trained_anew(self.epochs * steps) if self._anew and not self._read_forget else None
         if self._read_forget:  # a plugin's method may
             return Exactness(
                 covers="The training was gone back on, and the method has read the forgotten samples since."
             )
-        return self._options.past.exactness(self.start, max(self._steps.values(), default=0))
+        return self._options.past.exactness(self.start, steps)
+
+    def _trained_anew(self, steps: int) -> Exactness:
+        """Of a training from random weights that took so many steps."""
+        stayed = sum(not parameter.requires_grad for parameter in self.model.parameters())
+        frozen = [f"{stayed} parameters that are not trained, and stayed as they were."] if stayed else []
+        return Exactness(kind="exact", covers=ANEW, excludes=[CHOSEN, *frozen], steps=steps, steps_from_scratch=steps)
 
     def warn(self, sentence: str) -> None:
         """Keep ``sentence`` for the `Outcome`."""

@@ -8,6 +8,9 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.checkpoints import Kept, Origin
 from mlflow_unlearn.evidence.record import Exactness
 
+ANEW = "The model was trained anew from random weights on what is retained alone."
+CHOSEN = "What recipe and seed were chosen by, while the samples were there."
+"""What no claim of exactness covers."""
 State = Mapping[str, Any]
 """What training goes on from: ``model``, tensors ``[…]`` by name, and but for a beginning optimisers and generators."""
 
@@ -110,9 +113,9 @@ class Past:
     def exactness(self, point: Point, steps_per_epoch: int) -> Exactness:
         """What may be claimed once the schedule has been run again from ``point`` without the forgotten samples."""
         again = self.epochs - point.epochs
-        excludes = ["What recipe and seed were chosen by, while the samples were there."]
+        excludes = [CHOSEN]
         if point.anew:
-            covers = "The model was trained anew from random weights on what is retained alone."
+            covers = ANEW
         elif not point.seen:
             covers = (
                 f"The training was run again from {point.name}, which has seen none of the forgotten samples, on what "
@@ -125,7 +128,9 @@ class Past:
             )
             excludes = ["What these weights had learned of the samples, as far as the epochs since have left it there."]
         if not point.seen and self.differences:
-            excludes.append(f"The same bits as on the machine of the training: {', '.join(self.differences)} here.")
+            excludes.append(
+                f"The same bits as on the machine of the training, which had {', '.join(self.differences)}."
+            )
         if point.doubt is not None:
             excludes.append(point.doubt)
         exact = "exact up to numerics" if self.differences else "exact"

@@ -30,6 +30,7 @@ from mlflow_unlearn.engine.hardware import Hardware, machine_of, threads
 from mlflow_unlearn.engine.loop import Epoch, Outcome, RunOptions, run, shuffled_batches
 from mlflow_unlearn.engine.method import Method
 from mlflow_unlearn.engine.modes import evaluating
+from mlflow_unlearn.engine.past import CHOSEN
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.checkpoints import Kept, Machine, Shards
 from mlflow_unlearn.evidence.record import Exactness
@@ -370,7 +371,7 @@ def _exactness(
     done_by: Mapping[int, int],
     differences: Sequence[str],
 ) -> Exactness:
-    shards, excludes = past.shards, ["What recipe and seed were chosen by, while the samples were there."]
+    shards, excludes = past.shards, [CHOSEN]
     if shards.prefix is not None:
         excludes.append(
             f"The layers before {shards.prefix} are frozen and come from {shards.backbone}: what they were trained on "

@@ -87,7 +87,7 @@ def publish(
         new = NewModel(
             result.model,
             record,
-            session.stored_manifest(session.retain),
+            session.known_after(result.exactness),
             session.folder,
             example=example_without_forgotten(session),
             source=session.version,

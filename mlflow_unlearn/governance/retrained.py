@@ -35,7 +35,7 @@ def check_trained_anew(session: Session, evidence: Evidence) -> Iterator[Integri
         yield IntegrityFinding(PART, "not checked", "its shards were trained on several machines")
         return
     if differences := record.machine.differences(machine_of(session.hardware)):
-        why = f"here there is {'; '.join(differences)}: the bits of weights depend on that"
+        why = f"the training had {'; '.join(differences)}: the bits of weights depend on that"
         yield IntegrityFinding(PART, "not checked", why)
         return
     try:

@@ -15,6 +15,7 @@ from mlflow_unlearn.data.source import Source
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.provenance import ATTEMPTS_TAG
 from mlflow_unlearn.evidence.record import Matched
+from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.forget_requests import ForgetRequest
 from mlflow_unlearn.registry.versions import Version, find_version
@@ -140,7 +141,8 @@ def requested_forget_set(
         note(f"Note: request {request.id} came with a copy of {request.of}, it is not about {version.uri}.")
     read = _Manifests(client, own)
     if options.forget is None:
-        requests, indices = _of_requests(version, _asked(client, version, own, options), source, mask, read)
+        asked = _asked(client, version, own, options)
+        requests, indices = _of_requests(version, asked, source, mask, read, anew=_trains_anew(options))
         matched = None
     else:
         indices, matched = select(options.forget, version, source, mask, read)
@@ -192,8 +194,20 @@ def _went_on(client: MlflowClient, uri: str) -> bool:
     return found is not None and ATTEMPTS_TAG in found.tags
 
 
+def _trains_anew(options: Unlearning) -> bool:
+    """Whether all that has seen samples which are not retained is trained again."""
+    once = getattr(options, "until", "once") == "once"
+    return once and hasattr(options, "method") and get_method(options.method).by_shards
+
+
 def _of_requests(
-    version: Version, own: list[ForgetRequest], source: Source, mask: npt.NDArray[np.bool_], read: _Manifests
+    version: Version,
+    own: list[ForgetRequest],
+    source: Source,
+    mask: npt.NDArray[np.bool_],
+    read: _Manifests,
+    *,
+    anew: bool,
 ) -> tuple[tuple[ForgetRequest, ...], npt.NDArray[np.int64]]:
     """The pending requests, and those fulfilled by other versions, since this one still contains their samples.
 
@@ -203,6 +217,7 @@ def _of_requests(
         source: of its data.
         mask: what of ``source.train`` it was trained on ``[N]``.
         read: gives the manifest of a request.
+        anew: whether what has left the data source is forgotten as well.
 
     Raises:
         UnlearnError: all samples are requested.
@@ -214,18 +229,24 @@ def _of_requests(
             f"Note: request {request.id} was carried out by {', '.join(request.done_by)}; it is carried out "
             "again here, since this version still knows its samples."
         )
-    requests = (*pending, *earlier)
-    found = [
+    requests, found = list[ForgetRequest](), list[npt.NDArray[np.int64]]()
+    for request in (*pending, *earlier):
         # The samples of fulfilled requests may have left the data source by now.
-        select(f"request:{request.id}", version, source, mask, read, lenient=request in earlier)[0]
-        for request in requests
-    ]
-    together = np.unique(np.concatenate(found))
-    for request, indices in zip(requests, found, strict=True):
+        indices, matched = select(f"request:{request.id}", version, source, mask, read, lenient=request in earlier)
         note(f"Request {request.id}: {len(indices)} samples to forget.")
+        found.append(indices)
+        if (lost := matched.val + matched.test + matched.nowhere) and not anew:
+            note(
+                f"Note: {lost} samples of request {request.id} are not in the training split any more, and "
+                f"{version.uri} knows them: the new version will not count as having carried it out. Training anew "
+                f"takes them out (method=retrain, or exact for shards); so has {', '.join(request.done_by)}."
+            )
+        else:
+            requests.append(request)
+    together = np.unique(np.concatenate(found))
     if len(together) == mask.sum():
         raise UnlearnError("the requests together name every training sample: keep some of them")
-    return requests, together
+    return tuple(requests), together
 
 
 def _naming(spec: str, version: Version, own: list[ForgetRequest], samples: Manifest) -> tuple[ForgetRequest, ...]:

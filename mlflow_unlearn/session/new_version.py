@@ -50,7 +50,7 @@ def new_record(session: Session, options: ReadOptions, provenance: Provenance, r
         origin=origin,
         machine=_machine(session, old, result),
         trained_on=TrainedOn.of(
-            session.stored_manifest(session.retain),
+            session.known_after(None if result is None else result.exactness),
             without_options(session.view.source.spec),
             session.view.source.samples_digest,
         ),

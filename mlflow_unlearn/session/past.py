@@ -22,7 +22,7 @@ from mlflow_unlearn.engine.past import Keep, Past, Point, State
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.checkpoints import Kept, Origin
 from mlflow_unlearn.evidence.provenance import Provenance
-from mlflow_unlearn.evidence.record import Exactness
+from mlflow_unlearn.evidence.record import DIGEST_TAG, Exactness
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.methods.retrain import RetrainParams
 from mlflow_unlearn.registry.checkpoints import LostCheckpoint, keeper, read_checkpoint
@@ -217,9 +217,13 @@ class _Before:
         Its own list no longer has what it was made to forget, however little of that it has forgotten.
         """
         made = previous(version)
-        if made is not None and not (made[0].exactness.trained_without and not made[0].lineage):
-            return f"What {version.uri} was made to forget, by {made[0].provenance.method}, may still show in it."
-        if made is None and self._origin.forgotten:
+        if made is not None:
+            evidence, digest = made
+            if not evidence.exactness.trained_without:
+                return f"What {version.uri} was made to forget, by {evidence.provenance.method}, may still show in it."
+            if digest != version.tags.get(DIGEST_TAG):
+                return f"What {version.uri} was made to forget may still show in it: its evidence was changed."
+        elif self._origin.forgotten:
             return f"What {version.uri} came from was made to forget samples, which may still show in it."
         own = self._session.version.training_manifest
         stated = None if version.record is None else version.record.trained_on

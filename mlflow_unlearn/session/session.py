@@ -26,8 +26,8 @@ from mlflow_unlearn.engine.loop import RunOptions
 from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.evidence.record import Matched
-from mlflow_unlearn.methods import BUILTIN, get_method
+from mlflow_unlearn.evidence.record import Exactness, Matched
+from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.outputs import Outputs
 from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests, log_source_model
@@ -101,6 +101,18 @@ class Session:
     def stored_manifest(self, indices: npt.NDArray[np.int64]) -> Manifest:
         """Their ids as a new version stores them: hashed as those of the version that it came from."""
         return self.manifest(indices).hashed(salt_of(self.version, self.view.source))
+
+    def known_after(self, exactness: Exactness | None) -> Manifest:
+        """The ids of what a new version knows, as it stores them: the retain set.
+
+        Besides, what the data source does not train on any more, where the weights come from those that know it.
+        """
+        retain, own = self.stored_manifest(self.retain), self.version.training_manifest
+        if own is None or (exactness is not None and exactness.trained_without):
+            return retain
+        there = set(map(retain.key, self.view.source.train.ids))
+        known = own if own.salt is not None else own.hashed(retain.salt)
+        return Manifest(tuple(sorted({*retain.ids, *(key for key in known.ids if key not in there)})), retain.salt)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -223,10 +235,7 @@ class Session:
             if sentence not in self.told:
                 self.told.add(sentence)
                 note(f"Warning: {sentence}")
-        if own is None:
-            return result
-        # What a plugin's method does after it has gone back is not known here, and so nothing is claimed of it.
-        return replace(result, exactness=own.claimed(result) if method in BUILTIN else None)
+        return result if own is None else replace(result, exactness=own.claimed(result))
 
 
 def _check_own_name(version: Version, options: Unlearning) -> None:

@@ -9,6 +9,7 @@ from stores import call
 from mlflow_unlearn.config import Evaluate
 from mlflow_unlearn.governance.retrained import PART, check_trained_anew
 from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.versions import TRAINING_TAG
 from mlflow_unlearn.session.measured import open_measured
 
 
@@ -24,11 +25,13 @@ def test_on_another_machine_or_of_another_recipe(sharded, tmp_path):
     session, _ = open_measured(tracking.connect(), reading, tmp_path, progress=False)
     evidence = evidence_of("2")
     [found] = check_trained_anew(replace(session, hardware=replace(session.hardware, precision="bf16")), evidence)
-    assert found.outcome == "not checked" and "precision bf16 and not fp32" in found.message
+    assert found.outcome == "not checked" and "precision fp32 and not bf16" in found.message
     version, record = session.version, session.version.record
     other = record.model_copy(update={"shards": record.shards.model_copy(update={"seed": 1})})
-    everything = replace(session, retain=session.retain, version=replace(version, record=other))
-    [found] = check_trained_anew(everything, evidence)
+    [found] = check_trained_anew(replace(session, version=replace(version, record=other)), evidence)
+    assert found.outcome == "not checked" and "is not what its tags say" in found.message
+    tags = {**version.tags, TRAINING_TAG: other.training_sha256}
+    [found] = check_trained_anew(replace(session, version=replace(version, record=other, tags=tags)), evidence)
     assert found.outcome == "differs"
     mixed = record.model_copy(update={"shards": record.shards.model_copy(update={"mixed": True})})
     [found] = check_trained_anew(replace(session, version=replace(version, record=mixed)), evidence)

@@ -12,6 +12,7 @@ from mlflow_unlearn.data.datasets import Augmented
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.registry.versions import TRAINING_TAG, WEIGHTS_TAG
 from mlflow_unlearn.session.past import check_prefix, keep_of, own_training, trained_as, unmet, usable
 from mlflow_unlearn.session.session import open_session
 
@@ -32,7 +33,8 @@ def later(blank, tmp_path_factory):
 
 def with_record(session, **changes):
     record = session.version.record.model_copy(update=changes)
-    return replace(session, version=replace(session.version, record=record))
+    tags = {**session.version.tags, TRAINING_TAG: record.training_sha256}
+    return replace(session, version=replace(session.version, record=record, tags=tags))
 
 
 class TestNeeds:
@@ -57,8 +59,9 @@ class TestNeeds:
 
     def test_a_prefix_goes_with_other_methods(self):
         check_prefix("lotus", "6"), check_prefix("rewind", "none"), check_prefix("rewind", None)
-        with pytest.raises(UnlearnError, match="rewind runs the training of all layers again: use prefix=none"):
-            check_prefix("rewind", "auto")
+        for method in ("rewind", "exact"):
+            with pytest.raises(UnlearnError, match=f"{method} runs the training of all layers again: use prefix=none"):
+                check_prefix(method, "auto")
 
 
 class TestOwnTraining:
@@ -99,7 +102,7 @@ class TestOwnTraining:
         past = own_training(with_record(later, machine=other)).past
         found = past.exactness(past.go_back(0.5, fall_back=False)[0], 10)
         assert found.kind == "exact up to numerics"
-        assert f"torch {torch.__version__} and not 1.0 here" in found.excludes[-1]
+        assert f"which had torch 1.0 and not {torch.__version__}." in found.excludes[-1]
 
     def test_other_weights_in_the_place_of_the_version_before(self, later):
         origin = later.version.record.origin.model_copy(update={"weights_sha256": 64 * "0"})
@@ -117,9 +120,45 @@ class TestOwnTraining:
 
     def test_what_was_forgotten_since_is_seen_too(self, later):
         """The version before knows all early samples: going back there would bring them back."""
-        early = replace(later, forget=later.retain[:3])
+        early = replace(later, forget=later.retain[:3], retain=later.retain[3:])
         [before] = [p for p in own_training(early).past.points if p.name == "models:/clf/1"]
         assert before.seen == 3 and before.origin is None
+
+    def test_what_has_left_the_data_source_is_seen_too(self, later):
+        """It is among neither set, and the version before knows it."""
+        shrunk = replace(later, retain=later.retain[3:])
+        [before] = [p for p in own_training(shrunk).past.points if p.name == "models:/clf/1"]
+        assert before.seen == 3
+
+    @pytest.mark.parametrize("changed", ["record", "weights", "list"])
+    def test_what_was_changed_is_not_gone_back_on(self, later, changed):
+        version, tags = later.version, dict(later.version.tags)
+        if changed == "record":
+            machine = version.record.machine.model_copy(update={"torch": "1.0"})
+            version = replace(version, record=version.record.model_copy(update={"machine": machine}))
+        elif changed == "weights":
+            version = replace(version, tags={**tags, WEIGHTS_TAG: 64 * "0"})
+        else:
+            listed = version.record.trained_on.model_copy(update={"manifest_sha256": 64 * "0"})
+            version = with_record(later, trained_on=listed).version
+        with pytest.raises(UnlearnError, match="what models:/clf/2 records of its training, or its weights, is not"):
+            own_training(replace(later, version=version))
+
+    def test_an_edited_list_of_the_version_before_makes_its_claim_doubtful(self, later):
+        """Early samples would count as late ones."""
+        origin = later.version.record.origin
+        for added, expected in ((origin.added_sha256, None), (64 * "0", "which samples came after models:/clf/1 can")):
+            session = with_record(later, origin=origin.model_copy(update={"added_sha256": added}))
+            [before] = [p for p in own_training(session).past.points if p.name == "models:/clf/1"]
+            assert before.doubt == expected or before.doubt.lower().startswith(expected)
+            claim = own_training(session).past.exactness(before, 1)
+            assert claim.kind == ("exact" if expected is None else "approximate")
+            assert (before.doubt in claim.excludes) == (expected is not None)
+
+    def test_what_came_from_a_version_that_was_made_to_forget_is_doubtful(self, later):
+        origin = later.version.record.origin.model_copy(update={"forgotten": ["a"]})
+        [before] = [p for p in own_training(with_record(later, origin=origin)).past.points if p.origin is not None]
+        assert before.doubt == "What models:/clf/1 came from was made to forget samples, which may still show in it."
 
 
 def test_what_a_new_version_keeps_and_says(later, opened):
