@@ -3,6 +3,9 @@
 from pathlib import Path
 
 import mlflow
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
 from stores import Store, call
 
 from mlflow_unlearn.data.loaders import load_source
@@ -45,3 +48,17 @@ def listed(folder: Path, ids: list[str]) -> str:
 
 def checkpoint_file(kept) -> Path:
     return Path(mlflow.get_run(kept.run_id).info.artifact_uri.removeprefix("file://")) / kept.path
+
+
+def csv_of_digits(folder) -> str:
+    """Digits of twelve subjects, as image files with a table."""
+    folder.mkdir()
+    data = load_digits()
+    lines = ["path,label,split,subject"]
+    for number in range(600):
+        image = Image.fromarray(np.uint8(data.images[number] * 15))
+        image.save(folder / f"{number}.png")
+        split = "train" if number < 400 else "val" if number < 500 else "test"
+        lines.append(f"{number}.png,{data.target[number]},{split},s{number % 12}")
+    (folder / "list.csv").write_text("\n".join(lines))
+    return f"csv:{folder / 'list.csv'}"

@@ -16,6 +16,7 @@ from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence.policy import read_policy
 from mlflow_unlearn.evidence.record import FOLDER, FrozenRecord
 from mlflow_unlearn.governance.approval import approver_of, check_approver, open_requests, reviewed_by
+from mlflow_unlearn.governance.exactness import with_claim
 from mlflow_unlearn.governance.integrity import PROMOTION, PROMOTION_TAG, examine
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import tracking
@@ -62,7 +63,7 @@ def promote(options: config.Promote) -> PromoteResult:
         _check_alias(options.alias)
         read_policy(options.policy)  # a bad one is refused before anything is loaded
         client = tracking.client()
-        examined = examine(client, options.model_uri, folder, key=options.key)
+        examined = with_claim(client, examine(client, options.model_uri, folder, key=options.key), folder)
         examined.refuse_differences("cannot be promoted")
         policy = None
         if options.policy is not None:

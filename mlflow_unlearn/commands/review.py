@@ -23,6 +23,7 @@ from mlflow_unlearn.evidence.review import (
     read_chain,
 )
 from mlflow_unlearn.governance.audits import last_audit
+from mlflow_unlearn.governance.exactness import with_claim
 from mlflow_unlearn.governance.integrity import examine
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.artifacts import store_text
@@ -55,7 +56,7 @@ def review(options: config.Review) -> ReviewResult:
     with tracking.run("review", options) as run_id, tracking.scratch() as folder:
         read_policy(options.policy)  # a bad one is refused before anything is loaded
         client = tracking.client()
-        examined = examine(client, options.model_uri, folder, key=options.key)
+        examined = with_claim(client, examine(client, options.model_uri, folder, key=options.key), folder)
         examined.refuse_differences("cannot be reviewed")
         policy = read_policy(options.policy, schema=examined.evidence.policy_schema)
         audited = last_audit(client, examined) if policy.audit is not None else None

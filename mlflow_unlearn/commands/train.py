@@ -27,7 +27,7 @@ from mlflow_unlearn.data.spec import without_options
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.engine.architectures import build_model, weights_digest
 from mlflow_unlearn.engine.checkpoint import Checkpoint
-from mlflow_unlearn.engine.hardware import Hardware, machine_of
+from mlflow_unlearn.engine.hardware import Hardware, as_recorded, machine_of
 from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.engine.past import Keep
 from mlflow_unlearn.engine.predictions import evaluate_split
@@ -181,6 +181,8 @@ def _prepare(client: MlflowClient, options: config.Train, run_id: str, folder: P
         for name, split in (("val", source.val), ("test", source.test))
     }
     hardware = pick_hardware(module, dataset, options, progress=progress)
+    if options.keep_checkpoints or options.ensemble or before is not None:
+        hardware = as_recorded(hardware, None, augment=options.augment)  # it may be run again
     return _Prepared(view, kept, dataset, unseen, module, hardware, before, canaries)
 
 

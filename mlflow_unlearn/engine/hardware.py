@@ -8,9 +8,9 @@ import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -190,7 +190,8 @@ def processor(device: torch.device) -> str:
 
 def machine_of(hardware: "Hardware") -> Machine:
     """What the bits of trained weights depend on here."""
-    device, limited = hardware.device, os.environ.get("ONEDNN_MAX_CPU_ISA")
+    device = hardware.device
+    limited = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA"))
     return Machine(
         torch=torch.__version__,
         device=device.type if device.type == "cpu" else f"{device.type} {processor(device)}",
@@ -202,6 +203,24 @@ def machine_of(hardware: "Hardware") -> Machine:
         compiled=hardware.compile,
         processes=ranks.size(),
     )
+
+
+def as_recorded(hardware: "Hardware", machine: Machine | None, *, augment: str = "none") -> "Hardware":
+    """The hardware as a training that is to be repeated had it, if this is the same machine; else it stays.
+
+    Random augmentation is drawn in this process: several others would share it out in another way.
+
+    Args:
+        hardware: of the command.
+        machine: of the training.
+        augment: of its images.
+    """
+    repeated = replace(hardware, num_workers=0) if augment != "none" else hardware
+    if machine is None:
+        return repeated
+    precision = cast(Precision, machine.precision)
+    same = replace(repeated, precision=precision, channels_last=machine.channels_last, compile=machine.compiled)
+    return repeated if machine.differences(machine_of(same)) else same
 
 
 @contextmanager

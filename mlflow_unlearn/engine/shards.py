@@ -26,7 +26,7 @@ from mlflow_unlearn.engine.architectures import build_model, load_weights, state
 from mlflow_unlearn.engine.checkpoint import Checkpoint
 from mlflow_unlearn.engine.ensemble import Ensemble, EnsembleSpec
 from mlflow_unlearn.engine.frozen_prefix import split_at
-from mlflow_unlearn.engine.hardware import Hardware, machine_of, threads
+from mlflow_unlearn.engine.hardware import Hardware, as_recorded, machine_of, threads
 from mlflow_unlearn.engine.loop import Epoch, Outcome, RunOptions, run, shuffled_batches
 from mlflow_unlearn.engine.method import Method
 from mlflow_unlearn.engine.modes import evaluating
@@ -318,13 +318,14 @@ def train_anew(
         note(
             f"Note: the samples lie in all {shards.shards} shards: {own.steps} of {anew.steps} steps are trained again."
         )
+    hardware = as_recorded(hardware, past.machine, augment=shards.augment)
     trainer = ShardTrainer(shards, method, hardware, past.keep, past.checkpoint, on_epoch)
     members: list[nn.Module] = list(model.members)
     done_by: dict[int, int] = {}
     with threads(past.machine.threads if past.machine is not None else torch.get_num_threads()):
         rows = np.flatnonzero(np.isin(past.retain.shard, list(begin)))
         read: Dataset[Any] = Subset(retain, rows.tolist())
-        placed, hardware = past.retain.subset(rows), trainer.hardware
+        placed = past.retain.subset(rows)
         if model.frozen is not None:
             read = frozen_features(hardware.place(model.frozen), read, hardware)
             trainer.hardware = replace(hardware, num_workers=0)

@@ -1,6 +1,7 @@
 """`verify`: is a claim of exactness borne out by what is stored, checkpoints and shards?"""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
@@ -9,15 +10,18 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from mlflow_unlearn.console import first_line
+from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.data.placement import placements, read_placement
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.evidence.checkpoints import Kept
+from mlflow_unlearn.evidence.checkpoints import Kept, Shards
 from mlflow_unlearn.evidence.record import FILE, FOLDER, Evidence, sha256
 from mlflow_unlearn.governance.checkpoints import record_in
 from mlflow_unlearn.governance.integrity import Examined, IntegrityFinding, same
 from mlflow_unlearn.governance.model_folder import MLMODEL
+from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.checkpoints import LostCheckpoint, checked_checkpoint
 from mlflow_unlearn.registry.digests import stored_weights_digest
-from mlflow_unlearn.registry.versions import downloaded, read_artifact, version_there
+from mlflow_unlearn.registry.versions import PLACEMENT_FILE, Record, downloaded, fetched, read_artifact, version_there
 
 
 def check_exactness(client: MlflowClient, examined: Examined, folder: Path) -> Iterator[IntegrityFinding]:
@@ -30,14 +34,37 @@ def check_exactness(client: MlflowClient, examined: Examined, folder: Path) -> I
         examined: the version and its evidence.
         folder: into which it was downloaded.
     """
-    try:
-        record = record_in(examined.path / MLMODEL)
-    except UnlearnError:
-        return  # missing or changed, which the files' digests tell
-    yield from _there(record.checkpoints)
-    if record.shards is not None and examined.evidence.exactness.trained_without:
+    record = _record(examined)
+    if record is not None:
+        yield from _there(record.checkpoints)
+    yield from check_claim(client, examined, folder)
+
+
+def check_claim(client: MlflowClient, examined: Examined, folder: Path) -> Iterator[IntegrityFinding]:
+    """The same of the claim alone, which does not depend on whether checkpoints are still there.
+
+    Args:
+        client: of the registry.
+        examined: the version and its evidence.
+        folder: into which it was downloaded.
+    """
+    record = _record(examined)
+    if record is not None and record.shards is not None and examined.evidence.exactness.trained_without:
+        yield from _taken_out(examined.evidence, record.shards)
         yield from _unseen(client, examined.evidence, record.checkpoints)
-        yield from _untouched(examined, folder)
+        yield from _untouched(examined, folder, record.shards.shards)
+
+
+def with_claim(client: MlflowClient, examined: Examined, folder: Path) -> Examined:
+    """With what `check_claim` finds among the findings, before anything is decided."""
+    return replace(examined, findings=[*examined.findings, *check_claim(client, examined, folder)])
+
+
+def _record(examined: Examined) -> Record | None:
+    try:
+        return record_in(examined.path / MLMODEL)
+    except UnlearnError:
+        return None  # missing or changed, which the files' digests tell
 
 
 def _there(checkpoints: Sequence[Kept]) -> Iterator[IntegrityFinding]:
@@ -51,6 +78,41 @@ def _there(checkpoints: Sequence[Kept]) -> Iterator[IntegrityFinding]:
     yield from lost
     if checkpoints and not lost:
         yield IntegrityFinding("checkpoints", "same", f"all {len(checkpoints)} are there, with their digests")
+
+
+def _taken_out(evidence: Evidence, shards: Shards) -> Iterator[IntegrityFinding]:
+    """The shards in which the forgotten samples lay were trained again, from before their slices.
+
+    Where they lay, the list of the source version says; for plain ids their hash has to say the same.
+    """
+    part, uri = "shards of what was forgotten", evidence.source.uri
+    try:
+        with fetched(f"{uri}/extra_files/{PLACEMENT_FILE}") as path:
+            placed, salt = read_placement(path), Manifest.from_csv(path).salt
+    except (MlflowException, OSError, UnlearnError) as error:
+        yield IntegrityFinding(part, "not checked", f"the list of shards of {uri} cannot be read ({first_line(error)})")
+        return
+    retrained, count = evidence.exactness.retrained, 0
+    for request in (each for each in evidence.requests if each.id in evidence.request_ids):
+        try:
+            manifest = forget_requests.read_manifest_of(request.run_id)
+        except UnlearnError:
+            continue  # which the request's own check says
+        if manifest.salt not in (None, salt):
+            yield IntegrityFinding(part, "not checked", f"request {request.id} hides its ids in a way of its own")
+            return
+        hashed = Manifest((), salt).key if manifest.salt is None else str
+        for sample in (each for each in manifest.ids if hashed(each) in placed):
+            shard, slice_ = placed[hashed(sample)]
+            if shards.by == "id" and manifest.salt is None:
+                drawn = placements([sample], shards.shards, shards.slices)
+                shard, slice_ = int(drawn.shard[0]), int(drawn.slice_[0])
+            count += 1
+            if retrained.get(str(shard), shards.slices) > slice_:
+                message = f"{sample} of request {request.id} lay in slice {slice_} of shard {shard}, which was not"
+                yield IntegrityFinding(part, "differs", f"{message} trained again from before it")
+                return
+    yield IntegrityFinding(part, "same", f"those of all {count} samples were trained again")
 
 
 def _unseen(client: MlflowClient, evidence: Evidence, checkpoints: Sequence[Kept]) -> Iterator[IntegrityFinding]:
@@ -94,9 +156,12 @@ def _runs(step: Evidence) -> Iterator[str]:
             yield attempt.run_id
 
 
-def _untouched(examined: Examined, folder: Path) -> Iterator[IntegrityFinding]:
+def _untouched(examined: Examined, folder: Path, shards: int) -> Iterator[IntegrityFinding]:
     """The shards that were not trained again are those of the source."""
-    claimed, source = examined.evidence.exactness.untouched, examined.evidence.source.uri
+    exactness, source = examined.evidence.exactness, examined.evidence.source.uri
+    claimed = exactness.untouched
+    if {*claimed, *exactness.retrained} != set(map(str, range(shards))):
+        yield IntegrityFinding("untouched shards", "differs", f"of {shards} shards it does not say what became of all")
     if not claimed:
         return
     yield from _compared("untouched shards", _shards(examined.path, claimed), claimed)

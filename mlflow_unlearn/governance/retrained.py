@@ -8,7 +8,7 @@ import numpy as np
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.data.datasets import Augmented
 from mlflow_unlearn.engine.architectures import weights_digest
-from mlflow_unlearn.engine.hardware import machine_of
+from mlflow_unlearn.engine.hardware import as_recorded, machine_of
 from mlflow_unlearn.engine.shards import train_anew
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.record import Evidence
@@ -34,7 +34,8 @@ def check_trained_anew(session: Session, evidence: Evidence) -> Iterator[Integri
     if record.machine is None or record.shards.mixed:
         yield IntegrityFinding(PART, "not checked", "its shards were trained on several machines")
         return
-    if differences := record.machine.differences(machine_of(session.hardware)):
+    hardware = as_recorded(session.hardware, record.machine)
+    if differences := record.machine.differences(machine_of(hardware)):
         why = f"the training had {'; '.join(differences)}: the bits of weights depend on that"
         yield IntegrityFinding(PART, "not checked", why)
         return
@@ -54,7 +55,7 @@ def check_trained_anew(session: Session, evidence: Evidence) -> Iterator[Integri
             past,
             retain if augment == "none" else Augmented(retain, augment),
             Training,
-            session.hardware,
+            hardware,
             begin=dict.fromkeys(range(record.shards.shards), 0),
         )
     except UnlearnError as error:

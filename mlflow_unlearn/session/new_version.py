@@ -10,7 +10,7 @@ from mlflow_unlearn.config import ReadOptions
 from mlflow_unlearn.console import note
 from mlflow_unlearn.data.placement import Placement, keys_of, placements
 from mlflow_unlearn.data.spec import without_options
-from mlflow_unlearn.engine.hardware import machine_of
+from mlflow_unlearn.engine.hardware import as_recorded, machine_of
 from mlflow_unlearn.engine.loop import Outcome
 from mlflow_unlearn.evidence.checkpoints import Machine, Shards
 from mlflow_unlearn.evidence.provenance import Provenance
@@ -64,7 +64,8 @@ def _machine(session: Session, old: Record | None, result: Outcome | None) -> Ma
     """
     if result is None or not (result.kept or result.origin is not None or result.shards is not None):
         return None
-    here, before = machine_of(session.hardware), None if old is None else old.machine
+    before = None if old is None else old.machine
+    here = machine_of(as_recorded(session.hardware, before))
     return here if before is None else here.model_copy(update={"threads": before.threads})
 
 

@@ -17,7 +17,7 @@ from mlflow_unlearn.data.datasets import Augmented
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.engine.architectures import builder_like, weights_digest
-from mlflow_unlearn.engine.hardware import machine_of, threads
+from mlflow_unlearn.engine.hardware import Hardware, as_recorded, machine_of, threads
 from mlflow_unlearn.engine.past import Keep, Past, Point, State
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.checkpoints import Kept, Origin
@@ -101,6 +101,7 @@ class OwnTraining:
         past: its states.
         params: hyperparameters that it was trained with.
         augment: random augmentation of the images.
+        hardware: on which it is run again.
         threads: that it computed with; None where that is not recorded.
         late: positions in the retain set of what it was trained on alone; None for all of it.
     """
@@ -108,6 +109,7 @@ class OwnTraining:
     past: Past
     params: Mapping[str, Any]
     augment: str
+    hardware: Hardware
     threads: int | None
     late: tuple[int, ...] | None = None
 
@@ -151,15 +153,16 @@ def own_training(session: "Session") -> OwnTraining:
         late = tuple(before.late().tolist()) if record.origin.trained_on == "new" else None
     if late is None:
         points.append(Point(0, "random weights and all epochs", partial(_anew, session, record), seen=0, anew=True))
-    here = machine_of(session.hardware)
+    augment = provenance.augment or "none"
+    hardware = as_recorded(session.hardware, record.machine, augment=augment)
     past = Past(
         tuple(points),
         int(provenance.params["epochs"]),
         provenance.seed,
-        tuple(record.machine.differences(here)) if record.machine is not None else (),
+        tuple(record.machine.differences(machine_of(hardware))) if record.machine is not None else (),
     )
     count = record.machine.threads if record.machine is not None else None
-    return OwnTraining(past, _recipe(provenance), provenance.augment or "none", count, late)
+    return OwnTraining(past, _recipe(provenance), augment, hardware, count, late)
 
 
 def _recipe(provenance: Provenance) -> dict[str, Any]:

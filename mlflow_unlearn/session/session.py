@@ -222,14 +222,15 @@ class Session:
         Raises:
             UnlearnError: the method does not take these hyperparameters, or fails.
         """
-        splits = splits or self.splits
+        splits, hardware = splits or self.splits, self.hardware
         own = self.own_training if get_method(method).needs == CHECKPOINTS else None
         check_prefix(method, None if options.teacher is None else options.teacher.prefix)
         if own is not None:
             # The teacher is of the plain splits, and the method has none.
             splits, options = own.splits(splits), replace(options, teacher=None, past=own.past)
+            hardware = own.hardware
         with nullcontext() if own is None else own.computing():
-            result = unlearn_on(self.hardware, self.module, splits, method, params, options)
+            result = unlearn_on(hardware, self.module, splits, method, params, options)
         # Not by Python's warnings, which a library's thread that catches its own can take from the terminal.
         for sentence in dict.fromkeys(result.warnings):
             if sentence not in self.told:

@@ -7,10 +7,10 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from stores import ENSEMBLE, copied
+from trainings import csv_of_digits
 
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.placement import placements
@@ -197,20 +197,6 @@ def test_what_has_left_the_source_is_taken_out_as_well(empty_store, cli, tmp_pat
     assert done.code == 0 and "1 samples of these shards have left the data source" in done.err, done.err
     assert cli(*train, "--name", "gold", "--exclude", str(tmp_path / "ids.txt")).code == 0
     assert digest(empty_store, "2") == digest(empty_store, "1", "gold")
-
-
-def csv_of_digits(folder) -> str:
-    """Digits of twelve subjects, as image files with a table."""
-    folder.mkdir()
-    data = load_digits()
-    lines = ["path,label,split,subject"]
-    for number in range(600):
-        image = Image.fromarray(np.uint8(data.images[number] * 15))
-        image.save(folder / f"{number}.png")
-        split = "train" if number < 400 else "val" if number < 500 else "test"
-        lines.append(f"{number}.png,{data.target[number]},{split},s{number % 12}")
-    (folder / "list.csv").write_text("\n".join(lines))
-    return f"csv:{folder / 'list.csv'}"
 
 
 class TestFrozenBackbone:

@@ -17,12 +17,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from stores import DATA, FORGET, Outcome, Store, call, copied, digits_folder, reset_mlflow, use
+from trainings import csv_of_digits
 
 from mlflow_unlearn import config
 from mlflow_unlearn.data.forget import resolve_forget
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.engine.architectures import weights_digest
+from mlflow_unlearn.evidence.record import Evidence
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.metrics.catalog import KEYS
 from mlflow_unlearn.registry import registration
@@ -519,6 +521,51 @@ def test_a_later_request_carries_the_done_ones_out_again(store, cli):
     [(_, details)] = requests.values()
     assert details["by"] == ["models:/clf/3"]
     assert trained_on("3") == set(source().train.ids) - forgotten() - forgotten("random:30,seed=9")
+
+
+@pytest.mark.slow
+def test_what_has_left_the_data_source_is_known_until_a_training_without_it(empty_store, cli, tmp_path):
+    """Nobody can unlearn what cannot be read: weights that have learned it still count as knowing it."""
+    data, table = csv_of_digits(tmp_path / "images"), tmp_path / "images" / "list.csv"
+    toy = ("--architecture", "toy:of_any_size", "--transform", "none", "--batch-size", "16", "--epochs", "3")
+    assert cli("train", "--data", data, "--name", "clf", *toy).code == 0
+
+    def requested(*numbers: int) -> str:
+        ids = tmp_path / f"{numbers[0]}.txt"
+        ids.write_text("\n".join(f"{number}.png" for number in numbers))
+        done = cli("request", "--model-uri", "models:/clf/1", "--forget", str(ids))
+        assert done.code == 0, done.err
+        return re.search(r"Filed request (\w+)", done.out).group(1)
+
+    def unlearned(*options: str) -> str:
+        done = cli("unlearn", "--model-uri", "models:/clf/1", *options)
+        assert done.code == 0, done.err
+        return " ".join(done.err.split())
+
+    first = requested(*range(10))
+    unlearned(*QUICK)
+    lost = {f"{number}.png" for number in range(5)} | {"30.png"}
+    table.write_text("\n".join(line for line in table.read_text().splitlines() if line.split(",")[0] not in lost))
+    second = requested(*range(40, 50))
+    said = unlearned(*QUICK)
+    assert f"5 samples of request {first} are not in the training split any more, and models:/clf/1 knows them" in said
+    requests = empty_store.requests()
+    assert requests[first][1]["by"] == ["models:/clf/2"] and requests[second][1]["by"] == ["models:/clf/3"]
+    known = Manifest.from_csv(folder_of("3") / "extra_files" / "training_manifest.csv")
+    assert (
+        known.mask(sorted(lost)).all() and not known.mask([f"{n}.png" for n in (*range(5, 10), *range(40, 50))]).any()
+    )
+    located = cli("locate", "--forget", str(tmp_path / "0.txt"))
+    assert re.search(r"clf/3\W+contains", located.out), located.out
+
+    third = requested(*range(60, 70))
+    unlearned("--method", "retrain", *QUICK)
+    requests = empty_store.requests()
+    assert all("models:/clf/4" in requests[request][1]["by"] for request in (first, second, third))
+    known = Manifest.from_csv(folder_of("4") / "extra_files" / "training_manifest.csv")
+    assert not known.mask(sorted(lost)).any()
+    evidence = Evidence.model_validate_json((folder_of("4") / "evidence" / "evidence.json").read_text())
+    assert evidence.exactness.kind == "exact" and evidence.exactness.steps == evidence.exactness.steps_from_scratch > 0
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 import os
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,13 @@ from toy import net, same, state
 
 from mlflow_unlearn.engine import hardware
 from mlflow_unlearn.engine.hardware import (
+    Hardware,
+    as_recorded,
     autocast,
     deterministic_convolutions,
     fastest,
     has_bfloat16,
+    machine_of,
     pick_device,
     pick_numerics,
 )
@@ -129,3 +133,32 @@ def test_deterministic_convolutions():
         assert (flags.deterministic, flags.benchmark) == (True, False)
         raise KeyError
     assert (flags.deterministic, flags.benchmark) == before
+
+
+class TestAsRecorded:
+    """A training that is repeated has what its bits depend on."""
+
+    HERE = Hardware(CPU, "fp32", channels_last=False, num_workers=2)
+
+    def test_numerics_are_those_of_the_training_on_the_same_machine_alone(self):
+        machine = machine_of(replace(self.HERE, precision="bf16", channels_last=True))
+        repeated = as_recorded(self.HERE, machine)
+        assert (repeated.precision, repeated.channels_last, repeated.num_workers) == ("bf16", True, 2)
+        assert as_recorded(self.HERE, machine.model_copy(update={"processor": "another"})) == self.HERE
+        assert as_recorded(self.HERE, None) == self.HERE
+
+    def test_random_augmentation_is_drawn_by_one_process(self):
+        for machine in (None, machine_of(self.HERE)):
+            assert as_recorded(self.HERE, machine, augment="crop-flip").num_workers == 0
+
+    @pytest.mark.parametrize("variable", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+    def test_instructions_that_are_held_back_are_another_machine(self, variable, monkeypatch):
+        before = machine_of(self.HERE)
+        monkeypatch.setenv(variable, "AVX2")
+        [difference] = before.differences(machine_of(self.HERE))
+        assert difference.startswith("instructions") and difference.endswith("AVX2 by oneDNN")
+
+    def test_threads_are_not_a_difference(self):
+        machine = machine_of(self.HERE)
+        assert machine.differences(machine.model_copy(update={"threads": 99})) == []
+        assert machine.differences(machine.model_copy(update={"processes": 2})) == ["processes 1 and not 2"]

@@ -1,14 +1,18 @@
 """`verify` holds a claim of exactness against checkpoints and weights."""
 
+import re
 from dataclasses import replace
 
 import mlflow
 import pytest
+from chains import folder_of
 from sharding import checkpoint_files, record_of
 from stores import call
 
+from mlflow_unlearn.evidence.record import CARD, DIGEST_TAG, Evidence
 from mlflow_unlearn.governance.exactness import check_exactness
 from mlflow_unlearn.governance.integrity import examine
+from mlflow_unlearn.report.card import model_card
 
 
 @pytest.fixture
@@ -34,6 +38,7 @@ def test_a_claim_that_holds(findings):
         "checkpoints and what was forgotten": (
             "same: by 1 unlearning none has seen what was forgotten after it was made"
         ),
+        "shards of what was forgotten": "same: those of all 1 samples were trained again",
         "untouched shards": "same: the weights of shards 1 are those that it names",
         "untouched shards in models:/clf/1": "same: the weights of shards 1 are those that it names",
     }
@@ -63,6 +68,33 @@ def test_a_shard_that_was_touched(findings):
     found = findings(untouched={"0": "0" * 64})
     assert found["untouched shards"].startswith("differs: the weights of shard 0")
     assert found["untouched shards in models:/clf/1"].startswith("differs: the weights of shard 0")
+
+
+@pytest.mark.parametrize("retrained", [{}, {"0": 3}, {"1": 0}])
+def test_a_shard_that_was_not_trained_again_from_before_the_samples(findings, retrained):
+    part = "shards of what was forgotten"
+    assert re.fullmatch(
+        r"differs: \S+ of request \w+ lay in slice \d of shard 0, which was not trained again from before it",
+        findings(retrained=retrained)[part],
+    )
+
+
+def test_a_shard_of_which_nothing_is_said(findings):
+    assert findings(untouched={})["untouched shards"] == "differs: of 2 shards it does not say what became of all"
+
+
+def test_nothing_is_decided_about_a_claim_that_does_not_hold(sharded):
+    """Whoever may write all files and tags of a version can make its evidence agree with itself."""
+    path = folder_of("2")
+    evidence = Evidence.model_validate_json((path / "evidence" / "evidence.json").read_text())
+    exactness = evidence.exactness.model_copy(update={"retrained": {"1": 0}})
+    forged = evidence.model_copy(update={"exactness": exactness})
+    (path / "evidence" / "evidence.json").write_text(forged.to_json())
+    (path / "evidence" / CARD).write_text(model_card(forged))
+    sharded.client.set_model_version_tag("clf", "2", DIGEST_TAG, forged.sha256)
+    for command in ("review", "promote", "verify"):
+        done = call(command, "--model-uri", "models:/clf/2")
+        assert done.code == 3 and "shards of what was forgotten" in done.err, done.err
 
 
 @pytest.mark.slow
