@@ -70,6 +70,7 @@ class Setting:
         )
         splits = None if recipe is None else recipe.splits(session.splits)
         result = session.unlearn(self.method, self.params, options, splits=splits)
+        result = result if recipe is None else recipe.claimed(result)
         log_result(method, result)
         if weights_digest(result.model) == before:
             checkpoint.remove()

@@ -40,6 +40,7 @@ CHECKPOINTS = "checkpoints"
 """`Method.needs` of a method that goes back."""
 SHARDS = "shards"
 """Of one that takes shards of an ensemble back."""
+NOT_THE_RECORDED = "The training was not quite the recorded one"
 _UNMET = {
     CHECKPOINTS: "keeps no checkpoints of its training: `train` does with keep_checkpoints=, or with from=",
     SHARDS: "is not an ensemble that no other method has changed: `train` makes one with ensemble=",
@@ -120,18 +121,26 @@ class OwnTraining:
 
     def claimed(self, result: Result) -> Exactness | None:
         """What may be claimed of a result, with what was chosen otherwise than in the training."""
-        claim, given = result.exactness, result.params
-        other = [f"{name} {given[name]} and not {value}" for name, value in self.params.items() if given[name] != value]
-        if given.get("sigma"):
-            other.append(f"noise of standard deviation {given['sigma']} on each weight")
-        if claim is None or not other:
-            return claim
-        sentence = f"The training was not quite the recorded one: {', '.join(other)}."
-        return claim.model_copy(update={"excludes": [*claim.excludes, sentence]})
+        other = otherwise(result.params, self.params)
+        if sigma := result.params.get("sigma"):
+            other.append(f"noise of standard deviation {sigma} on each weight")
+        return with_difference(result.exactness, f"{NOT_THE_RECORDED}: {', '.join(other)}." if other else None)
 
     def computing(self) -> AbstractContextManager[None]:
         """Compute with as many threads as the training did."""
         return nullcontext() if self.threads is None else threads(self.threads)
+
+
+def otherwise(given: Mapping[str, Any], recorded: Mapping[str, Any]) -> list[str]:
+    """Which of the recorded hyperparameters a training did not have, in words."""
+    return [f"{name} {given[name]} and not {value}" for name, value in recorded.items() if given[name] != value]
+
+
+def with_difference(claim: Exactness | None, sentence: str | None) -> Exactness | None:
+    """A claim that does not speak of a difference between the training and the recorded one."""
+    if claim is None or sentence is None:
+        return claim
+    return claim.model_copy(update={"excludes": [*claim.excludes, sentence]})
 
 
 def own_training(session: "Session") -> OwnTraining:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from mlflow_unlearn.api import Result
 from mlflow_unlearn.config import ReadOptions
 from mlflow_unlearn.console import note
 from mlflow_unlearn.data.datasets import Augmented
@@ -16,6 +17,7 @@ from mlflow_unlearn.evidence.checkpoints import Origin
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.registry.versions import open_version
 from mlflow_unlearn.rng import isolated_rng
+from mlflow_unlearn.session.past import NOT_THE_RECORDED, otherwise, with_difference
 from mlflow_unlearn.session.session import Session
 
 TRAINED = ("train", "retrain", "rewind")
@@ -45,6 +47,18 @@ class Recipe:
     def splits(self, splits: Splits) -> Splits:
         """The splits with the retain set as it was trained on."""
         return splits if self.augment == "none" else replace(splits, retain=Augmented(splits.retain, self.augment))
+
+    def claimed(self, result: Result) -> Result:
+        """A retraining's result whose claim says where it was trained otherwise than the version."""
+        sentence: str | None
+        if not self.params:
+            sentence = "How the version was trained is not recorded: this recipe may be another one."
+        elif self.origin is not None:
+            sentence = f"{NOT_THE_RECORDED}: in one go, and not on from {self.origin.uri}."
+        else:
+            other = otherwise(result.params, self.params)
+            sentence = f"{NOT_THE_RECORDED}: {', '.join(other)}." if other else None
+        return replace(result, exactness=with_difference(result.exactness, sentence))
 
 
 def recorded_params(session: Session, options: ReadOptions, methods: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -158,13 +158,13 @@ def test_a_rewound_version_is_rewound_to_the_version_before_again(store, rewind)
 def test_what_the_version_before_was_made_to_forget_is_doubtful(store, rewind, cli, tmp_path):
     """Its own list no longer has it, however little of it was forgotten."""
     sham = ("unlearn", "--model-uri", "models:/clf/1", "--forget", listed(tmp_path, early_ids(20)))
-    assert cli(*sham, "--method", "lotus", "--params", json.dumps({"epochs": 1, "lr": 1e-7}), "--force").code == 0
+    assert cli(*sham, "--method", "finetune", "--params", json.dumps({"epochs": 1})).code == 0
     train(LATER, "--from", "models:/clf/3", *KEEP)
     done = rewind("4", late_ids(5))
     assert done.code == 0, done.err
     claim = exactness(store, "5")
     assert claim["kind"] == "approximate"
-    assert "What models:/clf/3 was made to forget, by lotus, may still show in it." in claim["excludes"]
+    assert "What models:/clf/3 was made to forget, by finetune, may still show in it." in claim["excludes"]
 
 
 class TestLost:

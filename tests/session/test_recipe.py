@@ -1,5 +1,6 @@
 """How a version was trained."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +8,9 @@ import pytest
 import toy
 
 from mlflow_unlearn.data.datasets import Augmented
+from mlflow_unlearn.engine.loop import RunOptions
+from mlflow_unlearn.engine.past import ANEW, CHOSEN
+from mlflow_unlearn.evidence.checkpoints import Origin
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.session.recipe import recorded_params, training_recipe
 
@@ -35,6 +39,39 @@ def test_nothing_is_recorded(opened, options, capsys, recorded):
     assert (recipe.params, recipe.augment, recipe.seed) == ({}, "none", None)
     assert "retraining takes the defaults of `retrain`" in " ".join(capsys.readouterr().err.split())
     assert np.isfinite(toy.state(recipe.model_factory())["6.weight"].numpy()).all()
+
+
+def test_a_retraining_claims_what_it_is(opened, options):
+    """Trained without the samples; where otherwise than the version, the claim says so."""
+    recipe = replace(training_recipe(opened, options), params={"epochs": 2, "lr": 0.05})
+    run = RunOptions(0, model_factory=recipe.model_factory)
+
+    def excluded(recipe, **params):
+        claim = recipe.claimed(opened.unlearn("retrain", {"epochs": 2, "lr": 0.05, **params}, run)).exactness
+        assert (claim.kind, claim.covers) == ("exact", ANEW) and claim.excludes[0] == CHOSEN
+        return claim.excludes[1:]
+
+    assert excluded(recipe) == []
+    assert excluded(recipe, epochs=1) == ["The training was not quite the recorded one: epochs 1 and not 2."]
+    assert excluded(replace(recipe, params={})) == [
+        "How the version was trained is not recorded: this recipe may be another one."
+    ]
+    origin = Origin(uri="models:/clf/9", model_id=None, weights_sha256="0", samples=1, added_sha256="0", at="then")
+    [sentence] = excluded(replace(recipe, origin=origin))
+    assert sentence == "The training was not quite the recorded one: in one go, and not on from models:/clf/9."
+
+
+def test_what_retraining_leaves_as_it_was_is_said(opened):
+    for parameter in (module := copy.deepcopy(opened.module)).parameters():
+        parameter.requires_grad_(False)
+        break
+    claim = replace(opened, module=module).unlearn("retrain", {"epochs": 1}, RunOptions(0)).exactness
+    assert claim.excludes[1:] == ["1 parameters that are not trained, and stayed as they were."]
+
+
+def test_other_methods_claim_nothing(opened):
+    for method in ("finetune", "retrain_from"):
+        assert opened.unlearn(method, {"epochs": 1}, RunOptions(0)).exactness is None
 
 
 def test_a_repair_takes_the_recorded_rate_and_says_so_where_there_is_none(opened, options, capsys):
