@@ -20,7 +20,7 @@ from mlflow_unlearn.console import first_line, note
 from mlflow_unlearn.data.placement import Placement, check_placement, keys_of, placements, read_placement
 from mlflow_unlearn.data.source import Source
 from mlflow_unlearn.data.spec import without_options
-from mlflow_unlearn.engine.architectures import load_weights, weights_digest
+from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.checkpoint import Checkpoint
 from mlflow_unlearn.engine.ensemble import Ensemble, EnsembleSpec, assembled
 from mlflow_unlearn.engine.frozen_prefix import split_points
@@ -191,16 +191,32 @@ def train_ensemble(
     ensemble = assembled([begin(shard) for shard in range(shards.shards)], shards.prefix)
     if plan.weights is not None and ensemble.frozen is not None:
         # Nothing else of them: the heads begin at random, and are trained here alone.
-        frozen = ensemble.frozen.state_dict()
-        load_weights(
-            ensemble.frozen, {name: value for name, value in plan.weights.items() if name in frozen}, str(spec)
-        )
+        ensemble.frozen.load_state_dict(_of_frozen_layers(plan, ensemble.frozen, image_shape))
     if ensemble.frozen is not None:
         shards = shards.model_copy(update={"backbone_sha256": weights_digest(ensemble.frozen)})
         training = frozen_features(hardware.place(ensemble.frozen), training, hardware)
     for shard, member in enumerate(ensemble.members):
         ensemble.members[shard] = trainer.train(shard, member, training, placed)
     return ensemble.cpu().eval(), shards
+
+
+def _of_frozen_layers(plan: EnsembleTraining, frozen: nn.Module, image_shape: tuple[int, int, int]) -> State:
+    """What the given weights have for these layers.
+
+    Raises:
+        UnlearnError: they are of another network.
+    """
+    given, found = plan.weights or {}, {}
+    for name, own in frozen.state_dict().items():
+        if name not in given or given[name].shape != own.shape:
+            there = f"is {list(given[name].shape)} and should be {list(own.shape)}" if name in given else "is not there"
+            raise UnlearnError(
+                f"the weights {plan.shards.backbone!r} do not fit {plan.architecture} for images {list(image_shape)}, "
+                f"{name} {there}: give those of this very network; for images of up to 64 pixels torchvision's and "
+                "timm's have another first layer here, so that files of theirs fit from 65 on"
+            )
+        found[name] = given[name]
+    return found
 
 
 def keep_on(run_id: str) -> Callable[[State, int, int], Kept]:

@@ -239,6 +239,33 @@ class TestFrozenBackbone:
         done = cli("train", *self.OPTIONS, "--ensemble", "2", "--weights", "models:/clf/1", "--name", "x")
         assert done.code == 2 and "was itself trained on" in done.err and store.versions("x") == []
 
+    @pytest.mark.parametrize("how", ["is not there", "is [2, 2] and should be ["])
+    def test_weights_of_another_network(self, empty_store, cli, tmp_path, how):
+        given = build_model("toy:trainable", 10, (1, 8, 8)).state_dict()
+        first = next(iter(given))
+        given = (
+            {**given, first: torch.zeros(2, 2)}
+            if how.startswith("is [")
+            else {n: given[n] for n in given if n != first}
+        )
+        save_file(given, tmp_path / "other.safetensors")
+        weights = ("--weights", str(tmp_path / "other.safetensors"))
+        done = cli("train", *self.OPTIONS, "--ensemble", "2", *weights, "--name", "x")
+        assert done.code == 2 and "other.safetensors' do not fit ensemble:2,prefix=" in done.err, done.err
+        assert f"for images [1, 8, 8], {first} {how}" in done.err and empty_store.versions("x") == []
+
+    @pytest.mark.slow
+    def test_a_backbone_of_timm_with_its_own_transform(self, empty_store, cli):
+        """The assembled module is not timm's, and its images are read as timm's are."""
+        backbone = ("--architecture", "timm:resnet10t", "--transform", "timm", "--prefix", "auto")
+        train = ("--data", "digits,train=15%", *backbone, "--epochs", "4", "--ensemble", "2", "--name", "clf")
+        assert cli("train", *train).code == 0
+        request = ("--model-uri", "models:/clf/1", "--forget", "random:10")
+        done = cli("unlearn", *request, "--method", "exact", "--force")
+        assert done.code == 0, done.err
+        done = cli("evaluate", "--model-uri", "models:/clf/2", "--forget", "random:10", "--force")
+        assert done.code == 0, done.err
+
     @pytest.mark.parametrize("name", ["none.pt", "text.pt", "list.pt", "text.safetensors"])
     def test_weights_that_cannot_be_read(self, empty_store, cli, tmp_path, name):
         (tmp_path / "text.pt").write_text("text")
@@ -259,6 +286,10 @@ class TestFrozenBackbone:
             "augment = crop-flip contradicts frozen layers",
         ),
         (("--ensemble", "2", "--keep-checkpoints", "2"), "keep_checkpoints and ensemble contradict each other"),
+        (
+            ("--ensemble", "2", "--slices", "8", "--epochs", "4"),
+            "slices = 8 needs more than epochs = 4, since each stage takes one at least: give at most 7 slices",
+        ),
         (("--ensemble", "2", "--from", "models:/clf/1"), "from and ensemble contradict each other"),
         (("--ensemble", "2", "--prefix", "nowhere"), "has no module 'nowhere' to cut before"),
         (("--ensemble", "60"), "of 60 would have no sample of the class"),
@@ -272,7 +303,28 @@ def test_bad_input(empty_store, cli, options, sentence):
     assert "Traceback" not in done.err and empty_store.versions("x") == []
 
 
+@pytest.mark.slow
+def test_methods_that_split_a_model_leave_an_ensemble_alone_or_refuse_it(ensembles, cli):
+    """`compare` takes all methods by default."""
+    done = cli("compare", "--model-uri", "models:/clf/1", "--forget", "random:10", "--seeds", "0", "--epochs", "1")
+    assert done.code == 0, done.err
+    assert "exact" in done.out and "Traceback" not in done.err
+
+
 class TestRefused:
+    def test_a_prefix(self, ensembles, cli):
+        exact = ("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:1", "--method", "exact")
+        done = cli(*exact, "--prefix", "auto")
+        assert done.code == 2 and "exact runs the training of all layers again: use prefix=none" in done.err
+
+    def test_tuning(self, ensembles, cli):
+        done = cli("tune", "--model-uri", "models:/clf/1", "--forget", "random:10", "--methods", "exact")
+        assert done.code == 2 and "exact has nothing to tune: use unlearn" in done.err
+
+    def test_going_back_on_checkpoints_of_one_model(self, ensembles, cli):
+        done = cli("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:1", "--method", "rewind")
+        assert done.code == 2 and "models:/clf/1 is an ensemble, whose checkpoints are for method=exact" in done.err
+
     def test_one_model(self, store, cli):
         done = cli("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:1", "--method", "exact")
         assert done.code == 2 and "this version is one model: train one with `train --ensemble" in done.err
