@@ -68,7 +68,13 @@ def test_exact_and_again(ensembles, cli):
         assert cli("request", "--model-uri", uri, "--forget", f"random:2,seed={seed}").code == 0
         done = cli("unlearn", "--model-uri", uri, "--method", "exact")
         assert done.code == 0, done.err
-        assert "\nExact: Every weight that was trained here comes from training without" in done.out
+        lines = done.out.splitlines()
+        [at] = [number for number, line in enumerate(lines) if line.startswith("Exact: Every weight that was trained")]
+        assert lines[at].endswith("and the other shards never saw them.")
+        assert lines[at + 1 : at + 3] == [
+            "Not covered:",
+            "- What recipe and seed were chosen by, while the samples were there.",
+        ]
     requests = [evidence_of(version).request_ids[0] for version in "23"]
     gold = cli("train", *ENSEMBLE, "--name", "gold", "--exclude", requests[0])
     assert gold.code == 0, gold.err
@@ -76,15 +82,20 @@ def test_exact_and_again(ensembles, cli):
     evidence = evidence_of("2")
     assert evidence.exactness.kind == "exact" and evidence.limits.startswith("The weights come from training without")
     assert evidence.exactness.steps < evidence.exactness.steps_from_scratch
+    assert evidence.exactness.checkpoints == len(record_of("models:/clf/2").checkpoints) > 0
+    run = ensembles.client.get_run(evidence.run.id)
+    assert "loss" in run.data.metrics and not {"shard", "stage"} & run.data.metrics.keys()
     review = cli("review", "--model-uri", "models:/clf/3")
     assert review.code == 0 and "trained without the samples" in review.out, review.out
     assert cli("promote", "--model-uri", "models:/clf/3").code == 0
     verified = cli("verify", "--model-uri", "models:/clf/3")
     assert verified.code == 0, verified.out
     report = mlflow.artifacts.load_text("models:/clf/3/evidence/report.html")
-    assert "<strong>Exact.</strong>" in report and "**Exact:**" in mlflow.artifacts.load_text(
-        "models:/clf/3/evidence/model_card.md"
-    )
+    card = mlflow.artifacts.load_text("models:/clf/3/evidence/model_card.md")
+    assert "<strong>Exact.</strong>" in report and "**Exact:**" in card
+    claim = evidence_of("3").exactness
+    assert all(weights in report for weights in claim.untouched.values())
+    assert f"{claim.steps:,} of {claim.steps_from_scratch:,} from scratch" in report and "**Not covered:**" in card
 
 
 def test_a_chain_has_the_threads_of_its_first_training(empty_store, cli):
