@@ -51,7 +51,7 @@ def unmet(method: str, version: Version) -> str | None:
     needs, record = get_method(method).needs, version.record
     if needs is None or _keeps(needs, record):
         return None
-    own = needs == CHECKPOINTS and record is not None and record.shards is not None
+    own = needs == CHECKPOINTS and _keeps(SHARDS, record)
     why = "is an ensemble, whose checkpoints are for method=exact" if own else _UNMET[needs]
     return f"{method} cannot be used, since {version.uri} {why}"
 
@@ -59,9 +59,10 @@ def unmet(method: str, version: Version) -> str | None:
 def _keeps(needs: str, record: Record | None) -> bool:
     if record is None:
         return False
+    sharded = record.shards is not None and record.shards.ended_by is None
     if needs == CHECKPOINTS:
-        return record.shards is None and (bool(record.checkpoints) or record.origin is not None)
-    return record.shards is not None and record.shards.ended_by is None
+        return not sharded and (bool(record.checkpoints) or record.origin is not None)
+    return sharded
 
 
 def check_prefix(method: str, prefix: str | None) -> None:
