@@ -279,8 +279,10 @@ def keep_of(session: "Session", method: str, run_id: str) -> Keep | None:
 
 def trained_as(session: "Session", provenance: Provenance) -> Provenance:
     """With seed and augmentation of the version's training, where the method has run that again."""
-    record = session.version.record
-    if get_method(provenance.method).needs != CHECKPOINTS or record is None:
+    needs, record = get_method(provenance.method).needs, session.version.record
+    if needs is None or record is None:
         return provenance
-    trained = record.provenance
+    trained = record.shards if needs == SHARDS else record.provenance
+    if trained is None:
+        return provenance
     return provenance.model_copy(update={"augment": trained.augment, "seed": trained.seed})

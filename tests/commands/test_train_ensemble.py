@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from sharding import SHARDED
 from sklearn.datasets import load_digits
 from stores import ENSEMBLE, copied
 
@@ -96,6 +97,22 @@ def test_exact_and_again(ensembles, cli):
     claim = evidence_of("3").exactness
     assert all(weights in report for weights in claim.untouched.values())
     assert f"{claim.steps:,} of {claim.steps_from_scratch:,} from scratch" in report and "**Not covered:**" in card
+
+
+def test_the_seed_is_that_of_the_training(empty_store, cli):
+    """Another one has no effect, which is said, and is not recorded."""
+    assert cli("train", *SHARDED, "--seed", "7", "--augment", "crop-flip", "--name", "clf").code == 0
+    unlearn = ("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:1,seed=3", *EXACT)
+    for seed, said in (("5", True), ("0", False)):
+        done = cli(*unlearn, "--seed", seed, "--format", "json")
+        assert done.code == 0, done.err
+        note = "Note: seed = 5 has no effect: exact takes the seed of the training, 7, which is what is recorded."
+        assert (note in " ".join(done.err.split())) is said, done.err
+        registered = json.loads(done.out)["result"]["registered"]
+        assert (registered["provenance"]["seed"], registered["provenance"]["augment"]) == (7, "crop-flip")
+        made = evidence_of(registered["version"]), record_of(registered["uri"])
+        assert [one.provenance.seed for one in made] == [7, 7] and "has no effect" not in done.out
+    assert len({digest(empty_store, version) for version in "23"}) == 1
 
 
 def test_a_chain_has_the_threads_of_its_first_training(empty_store, cli):
@@ -319,6 +336,9 @@ class TestRefused:
             done = cli(*request, "--params", json.dumps({"fall_back": True}))
             assert done.code == 0, done.err
             assert list(evidence_of("2").exactness.retrained.values()) == [1]
+            [warning] = evidence_of("2").learning.warnings
+            assert warning.endswith("it was passed over for an earlier one, since fall_back = true")
+            assert f"Warning: {warning}" in " ".join(done.err.split()) and "stage-2.pt" in warning
         finally:
             for path, content in kept.items():
                 open(path, "wb").write(content)
