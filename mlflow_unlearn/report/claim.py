@@ -13,7 +13,7 @@ def trained_again(claim: Exactness) -> list[tuple[str, str]]:
         where = ", ".join(f"shard {shard} from {begins(slices)}" for shard, slices in again.items())
         rows = [
             ("trained again", f"{len(again)} of {len(again) + len(stay)} shards{where and f': {where}'}"),
-            ("as in the source", f"{len(stay)} shards, by the digests of their weights"),
+            ("as in the source", f"{len(stay)} of them, by the digests of their weights" if stay else "none of them"),
         ]
     share = claim.steps / claim.steps_from_scratch
     return [

@@ -102,7 +102,7 @@ def test_what_a_claim_does_not_cover_is_a_list_of_its_own():
 def test_the_card_says_what_was_trained_again():
     card = model_card(records.exact())
     assert "| trained again | 2 of 4 shards: shard 1 from slice 3, shard 3 from its start |" in card
-    assert "| as in the source | 2 shards, by the digests of their weights |" in card
+    assert "| as in the source | 2 of them, by the digests of their weights |" in card
     assert "| steps | 77 of 1,827 from scratch &#40;4.2%&#41; |\n| checkpoints kept | 5 |" in card
     assert "trained again" not in describe(records.exact())
     assert "checkpoints kept" not in model_card(records.evidence())

@@ -295,7 +295,7 @@ def test_a_reviewer_sees_what_was_trained_again_and_what_stayed():
     text = parsed(records.exact()).text
     assert text.index("FAIL" if "FAIL" in text else "PASS") < text.index("What was trained again") < text.index("asked")
     assert "trained again 2 of 4 shards: shard 1 from slice 3, shard 3 from its start" in text
-    assert "as in the source 2 shards, by the digests of their weights" in text
+    assert "as in the source 2 of them, by the digests of their weights" in text
     assert "steps 77 of 1,827 from scratch (4.2%) checkpoints kept 5" in text
     assert f"0 as in the source {records.digest(0)} 1 trained again from slice 3 – 2 as in the source" in text
 
