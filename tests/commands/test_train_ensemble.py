@@ -305,7 +305,7 @@ class TestFrozenBackbone:
         (("--ensemble", "2", "--prefix", "nowhere"), "has no module 'nowhere' to cut before"),
         (("--ensemble", "60"), "of 60 would have no sample of the class"),
         (("--ensemble", "1000"), "ensemble = 1000 is more than there are samples (270)"),
-        (("--ensemble", "2", "--group", "subject"), "no column 'subject' to shard by: it has no group columns, leave group"),
+        (("--ensemble", "2", "--group", "subject"), "no column 'subject' to shard by: it has no group columns"),
     ],
 )
 def test_bad_input(empty_store, cli, options, sentence):
