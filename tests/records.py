@@ -20,9 +20,11 @@ from mlflow_unlearn.evidence.case import Case, CaseEvent, CaseRequest, CaseVersi
 from mlflow_unlearn.evidence.policy import Policy, Verdict, judge
 from mlflow_unlearn.evidence.provenance import Provenance, Selection
 from mlflow_unlearn.evidence.record import (
+    EXACT_LIMITS,
     ClassRow,
     DataRecord,
     Evidence,
+    Exactness,
     Figures,
     Histogram,
     Learning,
@@ -291,6 +293,37 @@ def sequence() -> Evidence:
         ),
         learning=plain.learning.model_copy(update={"warnings": ["the temperature has reached its bound in epoch 1"]}),
     )
+
+
+COVERS = "Every weight that was trained here comes from training without the forgotten samples."
+EXCLUDED = (
+    "What recipe and seed were chosen by, while the samples were there.",
+    "The layers before fc are frozen and come from <b>w.pt</b>: what they were trained on is outside of this claim.",
+)
+
+
+def exact(shards: int = 4) -> Evidence:
+    """By shards: one of so many was trained again from its third slice, one from its start, as stage by stage."""
+    history = [
+        {"epoch": 4 * n + epoch, "loss": 0.9 / (1 + epoch), "seconds": 0.1, "shard": shard, "stage": stage}
+        for n, (shard, stage) in enumerate(((1, 3), (3, 1), (3, 2), (3, 3)))
+        for epoch in range(4)
+    ]
+    claim = Exactness(
+        kind="exact",
+        covers=COVERS,
+        excludes=list(EXCLUDED),
+        retrained={"1": 2, "3": 0},
+        untouched={str(shard): digest(shard) for shard in range(shards) if shard not in (1, 3)},
+        steps=77,
+        steps_from_scratch=1827,
+        checkpoints=5,
+        frozen="fc",
+    )
+    plain = evidence()
+    learning = plain.learning.model_copy(update={"history": history, "final": {}})
+    provenance = Provenance(method="exact", params={"fall_back": False}, seed=0)
+    return evidence(exactness=claim, limits=EXACT_LIMITS, learning=learning, provenance=provenance)
 
 
 def verdict(record: Evidence) -> Verdict:

@@ -266,7 +266,7 @@ def _register(
         exclude=options.exclude,
         trained_on=TrainedOn.of(stored, without_options(source.spec), source.samples_digest),
         checkpoints=trained.kept,
-        shards=shards,
+        shards=shards if before is None else before.shards,
         origin=None if before is None else before.origin(kept, salt, options.train_on),
         machine=machine_of(prepared.hardware) if trained.kept or before is not None or shards is not None else None,
         canaries=planted if before is None else before.canaries,

@@ -9,6 +9,7 @@ from pydantic import Field
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import found_so_far
 from mlflow_unlearn.config import parse_params
+from mlflow_unlearn.console import note
 from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.engine.loop import RETRAIN_ALL
 from mlflow_unlearn.engine.predictions import evaluate_splits
@@ -27,7 +28,7 @@ from mlflow_unlearn.registry.versions import check_name, find_version
 from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.new_version import new_record
-from mlflow_unlearn.session.past import check_prefix, unmet
+from mlflow_unlearn.session.past import check_prefix, trained_as, unmet
 from mlflow_unlearn.session.recipe import Recipe, recorded_params, training_recipe
 from mlflow_unlearn.session.session import Session, open_session
 from mlflow_unlearn.tuning.ladder import Ladder
@@ -93,6 +94,7 @@ def unlearn(options: config.Unlearn) -> UnlearnResult:
         else:
             recorded = recorded_params(session, options, [options.method]).get(options.method, {})
         params = {**recorded, **params}
+        _check_seed(session, options, params)
         if options.plan and recipe is not None:
             models = 3 if gold_module else 2
             plan, ways = _plan(session, options, params, recipe, rungs, models=models)
@@ -154,6 +156,18 @@ def _check(options: config.Unlearn) -> tuple[Policy | None, tuple[Rung, ...]]:
                 "try with rungs="
             )
     return read_policy(options.policy), parse_rungs(options.rungs) if options.rungs is not None else ()
+
+
+def _check_seed(session: Session, options: config.Unlearn, params: dict[str, Any]) -> None:
+    """Say that a seed was given in vain, where the method runs the recorded training again."""
+    given = Provenance(method=options.method, params=params, seed=options.seed)
+    trained = trained_as(session, given)
+    default = config.Unlearn.model_fields["seed"].default
+    if options.seed not in (trained.seed, default) and not params.get("sigma"):  # noise is drawn by the one given
+        note(
+            f"Note: seed = {options.seed} has no effect: {options.method} takes the seed of the training, "
+            f"{trained.seed}, which is what is recorded."
+        )
 
 
 def _rungs(session: Session, recipe: Recipe, options: config.Unlearn) -> tuple[Rung, ...]:

@@ -71,7 +71,7 @@ def keys_of(split: "Split", by: str) -> tuple[str, ...]:
     if by == "id":
         return split.ids
     if by not in split.groups:
-        known = did_you_mean(by, split.groups) if split.groups else "the source has no group columns; use id"
+        known = did_you_mean(by, split.groups) if split.groups else "it has no group columns, leave group out"
         raise UnlearnError(f"the source has no column {by!r} to shard by: {known}")
     return split.groups[by]
 
@@ -120,17 +120,27 @@ def write_placement(path: Path, manifest: Manifest, placed: Placement, ids: Sequ
         csv.writer(file, lineterminator="\n").writerows([("id", "shard", "slice"), *rows])
 
 
-def read_placement(path: Path) -> dict[str, tuple[int, int]]:
+def read_placement(path: Path, named: str) -> dict[str, tuple[int, int]]:
     """Stored id → shard and slice.
+
+    Args:
+        path: of the file on this machine, which may be a copy that is gone when somebody reads of it.
+        named: the file, for messages.
 
     Raises:
         UnlearnError: the file is missing, or is not such a table.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            lines = (line for line in file if not line.startswith("#"))
-            return {row["id"]: (int(row["shard"]), int(row["slice"])) for row in csv.DictReader(lines)}
+            rows = csv.DictReader(line for line in file if not line.startswith("#"))
+            if rows.fieldnames is None:
+                raise ValueError("there is no header")
+            return {row["id"]: (int(row["shard"]), int(row["slice"])) for row in rows}
     except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
+        why = "it is not a table of id, shard and slice"
+        if isinstance(error, OSError):
+            why = "it is missing" if isinstance(error, FileNotFoundError) else str(error.strerror)
         raise UnlearnError(
-            f"the list of shards {str(path)!r} cannot be read ({error!r}): restore it, or use method=retrain"
+            f"{named}, which lists where samples were trained, cannot be read ({why}): restore the file, or use "
+            "method=retrain, which trains all shards anew without it"
         ) from error

@@ -367,7 +367,7 @@ class TrainerState:
             )
         if epochs != past.epochs:
             raise UnlearnError(f"epochs = {epochs}, and the recorded training has {past.epochs}: leave epochs out")
-        self.start, saved = past.go_back(share, fall_back=fall_back)
+        self.start, saved = past.go_back(share, fall_back=fall_back, warn=self.warn)
         self.epochs = self.start.epochs
         if "optimizers" in saved:
             self._put_training(saved)

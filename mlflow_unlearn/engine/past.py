@@ -15,6 +15,11 @@ State = Mapping[str, Any]
 """What training goes on from: ``model``, tensors ``[…]`` by name, and but for a beginning optimisers and generators."""
 
 
+def passed_over(error: UnlearnError) -> str:
+    """What is said of a lost state where ``fall_back`` lets an earlier one serve."""
+    return f"{error}: it was passed over for an earlier one, since fall_back = true"
+
+
 @dataclass(frozen=True)
 class Keep:
     """Which states of a training are kept.
@@ -90,8 +95,15 @@ class Past:
         left = [point for point in latest if self.epochs - point.epochs >= share * self.epochs - 1e-9]
         return list(dict.fromkeys([*unseen, *left]))
 
-    def go_back(self, share: float, *, fall_back: bool) -> tuple[Point, State]:
+    def go_back(
+        self, share: float, *, fall_back: bool, warn: Callable[[str], None] | None = None
+    ) -> tuple[Point, State]:
         """The first of the `candidates`, loaded; with ``fall_back`` the first one that can be.
+
+        Args:
+            share: of the schedule.
+            fall_back: whether a lost one is passed over.
+            warn: called with a sentence about each that was.
 
         Raises:
             UnlearnError: it is lost.
@@ -109,6 +121,8 @@ class Past:
                         f"{error}: restore it, or give params with fall_back = true to go back to "
                         f"{candidates[0].name} instead"
                     ) from error
+                if warn is not None:
+                    warn(passed_over(error))
 
     def exactness(self, point: Point, steps_per_epoch: int) -> Exactness:
         """What may be claimed once the schedule has been run again from ``point`` without the forgotten samples."""

@@ -30,7 +30,7 @@ from mlflow_unlearn.engine.hardware import Hardware, as_recorded, machine_of, th
 from mlflow_unlearn.engine.loop import Epoch, Outcome, RunOptions, run, shuffled_batches
 from mlflow_unlearn.engine.method import Method
 from mlflow_unlearn.engine.modes import evaluating
-from mlflow_unlearn.engine.past import CHOSEN
+from mlflow_unlearn.engine.past import CHOSEN, passed_over
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.checkpoints import Kept, Machine, Shards
 from mlflow_unlearn.evidence.record import Exactness
@@ -249,7 +249,15 @@ class ShardedPast:
         everything = dict.fromkeys(range(self.shards.shards), 0)
         return cost(self.shards, self.retain, self.begin()), cost(self.shards, self.retain, everything)
 
-    def start(self, member: nn.Module, shard: int, stage: int, *, fall_back: bool) -> tuple[nn.Module, int]:
+    def start(
+        self,
+        member: nn.Module,
+        shard: int,
+        stage: int,
+        *,
+        fall_back: bool,
+        warn: Callable[[str], None] | None = None,
+    ) -> tuple[nn.Module, int]:
         """A shard's sub-model after ``stage`` stages or fewer, and how many.
 
         Args:
@@ -257,6 +265,7 @@ class ShardedPast:
             shard: its number.
             stage: after which.
             fall_back: whether an earlier one may serve where a checkpoint cannot be read.
+            warn: called with a sentence about each that could not.
 
         Raises:
             UnlearnError: a checkpoint cannot be read.
@@ -270,6 +279,8 @@ class ShardedPast:
                     raise UnlearnError(
                         f"{error}: restore it, or go back further with params '{{\"fall_back\": true}}'"
                     ) from error
+                if warn is not None:
+                    warn(passed_over(error))
                 continue
             load_weights(member, state, self.architecture)
             return member, kept.stage
@@ -322,6 +333,7 @@ def train_anew(
     trainer = ShardTrainer(shards, method, hardware, past.keep, past.checkpoint, on_epoch)
     members: list[nn.Module] = list(model.members)
     done_by: dict[int, int] = {}
+    warnings: list[str] = []
     with threads(past.machine.threads if past.machine is not None else torch.get_num_threads()):
         rows = np.flatnonzero(np.isin(past.retain.shard, list(begin)))
         read: Dataset[Any] = Subset(retain, rows.tolist())
@@ -330,7 +342,8 @@ def train_anew(
             read = frozen_features(hardware.place(model.frozen), read, hardware)
             trainer.hardware = replace(hardware, num_workers=0)
         for shard, stage in sorted(begin.items()):
-            member, done_by[shard] = past.start(copy.deepcopy(members[shard]), shard, stage, fall_back=fall_back)
+            copied = copy.deepcopy(members[shard])
+            member, done_by[shard] = past.start(copied, shard, stage, fall_back=fall_back, warn=warnings.append)
             members[shard] = trainer.train(shard, member, read, placed, done_by[shard]).cpu()
     kept = [copy.deepcopy(member) for member in members]
     result = Ensemble(kept, copy.deepcopy(model.frozen), model.pretrained_cfg).cpu().eval()
@@ -339,7 +352,7 @@ def train_anew(
         result,
         trainer.history,
         {},
-        (),
+        tuple(warnings),
         time.perf_counter() - start,
         trained=trainer.samples,
         exactness=_exactness(past, model, trainer, done_by, differences),

@@ -76,6 +76,10 @@ class Shards(FrozenRecord):
     mixed: bool = Field(False, description="Some were trained again on another machine than the others.")
     ended_by: str | None = Field(None, description="The method that has changed the weights without regard to shards.")
 
+    def ended(self, by: str) -> Self:
+        """As a version records them whose weights a method has changed so; the first one stays named."""
+        return self if self.ended_by is not None else self.model_copy(update={"ended_by": by})
+
 
 class Origin(FrozenRecord):
     """The version that a training went on from, with data that arrived later."""

@@ -195,6 +195,10 @@ class RequestRecord(FrozenRecord):
     metrics: dict[str, Measured] = Field(description="By model, where several requests are told apart.")
 
 
+PLACES = frozenset({"epoch", "shard", "stage"})
+"""What an entry of a history says of where it stands in the training; the rest was measured there."""
+
+
 class Learning(FrozenRecord):
     """What the method reported while it ran."""
 
@@ -233,6 +237,7 @@ class Exactness(FrozenRecord):
     untouched: dict[str, str] = Field({}, description="Shard → SHA-256 of its weights, those that the source has.")
     steps: int = Field(0, description="Of the optimiser; 0 where they are not counted.")
     steps_from_scratch: int = Field(0, description="That training everything anew would take.")
+    checkpoints: int = Field(0, description="That this version keeps of its training, those of its source included.")
     frozen: str | None = Field(None, description="Of an ensemble: the module before which no layer is trained.")
 
     @property

@@ -151,7 +151,7 @@ def _exactness(session: Session, candidate: VersionCandidate) -> Exactness:
     """What the method claims; of an ensemble that another one has changed, that it ends what could be claimed."""
     old = session.version.record
     if candidate.result.exactness is not None:
-        return candidate.result.exactness
+        return candidate.result.exactness.model_copy(update={"checkpoints": len(candidate.result.kept)})
     if old is None or old.shards is None or old.shards.ended_by is not None:
         return Exactness()
     return Exactness(

@@ -16,7 +16,7 @@ from mlflow_unlearn.engine.method import Method
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence.policy import Policy, judge
 from mlflow_unlearn.evidence.provenance import Provenance
-from mlflow_unlearn.evidence.record import CARD, DIGEST_TAG, FILE, FOLDER, REPORT, REPORT_TAG, Evidence, sha256
+from mlflow_unlearn.evidence.record import CARD, DIGEST_TAG, FILE, FOLDER, PLACES, REPORT, REPORT_TAG, Evidence, sha256
 from mlflow_unlearn.evidence.signing import public_key, sign
 from mlflow_unlearn.governance.evidence_builder import VersionCandidate, build, numbered
 from mlflow_unlearn.metrics.catalog import METRICS
@@ -129,9 +129,11 @@ def publish(
     for what, values in evidence.chosen_on_validation():
         print(f"{what}: {values}")
     print(f"Registered {name} version {version.version} from {session.version.uri}.")
-    if evidence.exactness.covers is not None:
-        claimed = evidence.exactness
-        print(f"{claimed.kind.capitalize()}: {' '.join([evidence.exactness.covers, *claimed.excludes])}")
+    claimed = evidence.exactness
+    if claimed.covers is not None:
+        print(f"{claimed.kind.capitalize()}: {claimed.covers}")
+        if claimed.excludes:
+            print("\n- ".join(["Not covered:", *claimed.excludes]))
     if session.version.model_id is None:
         print(f"Note: {session.version.uri} has no LoggedModel: its lineage is in the tags and in evidence.json alone.")
     return evidence
@@ -249,8 +251,8 @@ def nothing_to_unlearn(method: type[Method], result: Result) -> str:
 
 
 def log_epoch(method: type[Method], epoch: Epoch) -> None:
-    """One epoch's record as metrics with a step, under the names that the method gives them."""
-    values = {method.epoch_metrics.get(key, key): value for key, value in epoch.items() if key != "epoch"}
+    """One epoch's record as metrics with a step, under the names that the method gives them; not where it stands."""
+    values = {method.epoch_metrics.get(key, key): value for key, value in epoch.items() if key not in PLACES}
     mlflow.log_metrics(values, step=int(epoch["epoch"]))
 
 

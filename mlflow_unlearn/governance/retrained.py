@@ -29,9 +29,10 @@ def check_trained_anew(session: Session, evidence: Evidence) -> Iterator[Integri
         evidence: of the version.
     """
     record = session.version.record
-    if record is None or record.shards is None or not evidence.exactness.trained_without:
+    shards = None if record is None else record.shards
+    if record is None or shards is None or shards.ended_by is not None or not evidence.exactness.trained_without:
         return
-    if record.machine is None or record.shards.mixed:
+    if record.machine is None or shards.mixed:
         yield IntegrityFinding(PART, "not checked", "its shards were trained on several machines")
         return
     hardware = as_recorded(session.hardware, record.machine)
@@ -49,17 +50,17 @@ def check_trained_anew(session: Session, evidence: Evidence) -> Iterator[Integri
         if lost := len(past.forget):
             yield IntegrityFinding(PART, "not checked", f"the data source has lost {lost} of its samples")
             return
-        retain, augment = session.splits.retain, record.shards.augment
+        retain, augment = session.splits.retain, shards.augment
         outcome = train_anew(
             load_module(session.version, None, len(view.classes)),
             past,
             retain if augment == "none" else Augmented(retain, augment),
             Training,
             hardware,
-            begin=dict.fromkeys(range(record.shards.shards), 0),
+            begin=dict.fromkeys(range(shards.shards), 0),
         )
     except UnlearnError as error:
         yield IntegrityFinding(PART, "not checked", first_line(error))
         return
-    message = f"{outcome.trained} samples through {record.shards.shards} sub-models, from scratch"
+    message = f"{outcome.trained} samples through {shards.shards} sub-models, from scratch"
     yield same(PART, weights_digest(outcome.model), evidence.result.weights_sha256, message)

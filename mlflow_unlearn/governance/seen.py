@@ -119,7 +119,7 @@ def _first_slices(entry: Located, wanted: Sequence[Wanted]) -> dict[int, int] | 
     try:
         with tempfile.TemporaryDirectory(prefix="mlflow-unlearn-") as folder:
             path = stored_file(entry.location.uri, f"extra_files/{PLACEMENT_FILE}", Path(folder))
-            placed, salt = read_placement(path), Manifest.from_csv(path).salt
+            placed, salt = read_placement(path, entry.uri), Manifest.from_csv(path).salt
     except (MlflowException, OSError, UnlearnError):
         return None
     key = Manifest((), salt).key

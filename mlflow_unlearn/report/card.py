@@ -2,6 +2,7 @@
 
 from mlflow_unlearn.evidence.record import Evidence, RequestRecord
 from mlflow_unlearn.metrics.catalog import MATCHED_BY_CLASS, METRICS, READING, READING_OF_AUC, ranked
+from mlflow_unlearn.report.claim import trained_again
 
 _WORDS_BEFORE = {
     "mia_excess": "mia − mia_test; near 0 is right, both signs are failures",
@@ -12,7 +13,7 @@ _WORDS_BEFORE = {
 
 def describe(evidence: Evidence) -> str:
     """The version's description: what was done, whether it shows, what it cost, and what it does not prove."""
-    return "\n\n".join([*_said(evidence), evidence.limits, metrics_table(evidence)])
+    return "\n\n".join([*_said(evidence, exactness(evidence)), evidence.limits, metrics_table(evidence)])
 
 
 def model_card(evidence: Evidence) -> str:
@@ -21,7 +22,7 @@ def model_card(evidence: Evidence) -> str:
     sets = {role: getattr(evidence.data, role) for role in ("forget", "retain", "val", "test", "forgotten_before")}
     parts = [
         f"# {_text(evidence.result.name)}, version {evidence.result.version}",
-        *_said(evidence),
+        *_said(evidence, [*exactness(evidence), *_trained_again(evidence)]),
         "## What was asked",
         "\n".join(_request(request) for request in evidence.requests),
         "## What was measured",
@@ -55,11 +56,12 @@ def frozen(prefix: str) -> str:
 
 
 def exactness(evidence: Evidence) -> list[str]:
-    """What is claimed beyond the figures, and what that leaves out; nothing of most methods."""
+    """What is claimed beyond the figures, and what that leaves out as a list; nothing of most methods."""
     claim = evidence.exactness
     if claim.covers is None:
         return []
-    return [" ".join([f"**{claim.kind.capitalize()}:** {_text(claim.covers)}", *map(_text, claim.excludes)])]
+    excludes = ["**Not covered:**\n", *(f"- {_text(sentence)}" for sentence in claim.excludes)]
+    return [f"**{claim.kind.capitalize()}:** {_text(claim.covers)}", *(["\n".join(excludes)] if claim.excludes else [])]
 
 
 def reading(evidence: Evidence) -> str:
@@ -83,7 +85,12 @@ def metrics_table(evidence: Evidence) -> str:
     return "\n".join(lines)
 
 
-def _said(evidence: Evidence) -> list[str]:
+def _trained_again(evidence: Evidence) -> list[str]:
+    rows = trained_again(evidence.exactness)
+    return [_table(rows)] if rows else []
+
+
+def _said(evidence: Evidence, claimed: list[str]) -> list[str]:
     data, provenance = evidence.data, evidence.provenance
     before, after = evidence.metrics["original"].values, evidence.metrics["unlearned"].values
     requests = ", ".join(f"`{request_id}`" for request_id in evidence.request_ids)
@@ -97,7 +104,7 @@ def _said(evidence: Evidence) -> list[str]:
         f"{data.forget.samples + data.retain.samples} training samples (request {requests}) with "
         f"**{provenance.method}** ({settings}).",
         *([frozen(provenance.prefix)] if provenance.prefix is not None else []),
-        *exactness(evidence),
+        *claimed,
         f"Membership: {reading(evidence)}." + (f" Test accuracy changed by {cost:+.4f}." if cost is not None else ""),
     ]
 

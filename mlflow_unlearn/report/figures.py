@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_unlearn.evidence.audit import AuditFigures
-from mlflow_unlearn.evidence.record import ClassRow, Evidence, Histogram, Measured
+from mlflow_unlearn.evidence.record import PLACES, ClassRow, Evidence, Histogram, Measured
 
 MODELS = {"original": "before", "unlearned": "after", "gold": "gold"}
 MAX_CLASSES = 40
@@ -213,11 +213,14 @@ def classes(rows: Sequence[ClassRow], field: str) -> dict[str, Any]:
 
 
 def curves(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Accuracies in one panel and every other value in one of its own; and the epochs as a table."""
+    """Accuracies in one panel and every other value in one of its own; and the epochs as a table.
+
+    Shard and stage of an ensemble's epochs are in the table alone.
+    """
     kept = sorted({round(i) for i in np.linspace(0, len(history) - 1, MAX_EPOCHS)}) if history else []
     epochs = [history[index] for index in kept]
     keys = [key for key in dict.fromkeys(key for epoch in epochs for key in epoch) if key != "epoch"]
-    drawn = [key for key in keys if key != "seconds"]
+    drawn = [key for key in keys if key != "seconds" and key not in PLACES]
     accuracies = [key for key in drawn if key.startswith("acc_")]
     groups = [*([("accuracy", accuracies)] if accuracies else [])]
     groups += [(_LABELS.get(key, key), [key]) for key in drawn if key not in accuracies]
@@ -235,7 +238,7 @@ def curves(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
             marks = placed if len(placed) <= 20 else []
             panel["lines"].append({"style": f"curve{style % 4}", "key": key, "d": d, "marks": marks})
         panels.append(panel)
-    table = [(f"{x:g}", [number(epoch.get(key)) for key in keys]) for x, epoch in zip(xs, epochs, strict=True)]
+    table = [(f"{x:g}", [_cell(key, epoch.get(key)) for key in keys]) for x, epoch in zip(xs, epochs, strict=True)]
     return {
         "panels": panels,
         "columns": [_LABELS.get(key, key) for key in keys],
@@ -243,6 +246,10 @@ def curves(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         "shown": len(epochs),
         "total": len(history),
     }
+
+
+def _cell(key: str, value: float | None) -> str:
+    return f"{value:g}" if key in PLACES and value is not None and math.isfinite(value) else number(value)
 
 
 def _finite(value: float | None) -> bool:

@@ -16,7 +16,7 @@ from mlflow_unlearn.evidence.policy import Verdict
 from mlflow_unlearn.evidence.record import Evidence, Measured, RequestRecord
 from mlflow_unlearn.metrics.catalog import MATCHED_BY_CLASS, METRICS, READING, READING_OF_AUC
 from mlflow_unlearn.metrics.divergence import js_divergence
-from mlflow_unlearn.report import figures
+from mlflow_unlearn.report import claim, figures
 from mlflow_unlearn.report.figures import MODELS, fit, number
 from mlflow_unlearn.report.template import page_template
 
@@ -157,6 +157,8 @@ def _context(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample], li
         "readings": {m: one.membership for m, one in evidence.metrics.items()} | {"unlearned": evidence.membership},
         "summary": _summary(evidence),
         "metrics": [_metric_row(key, evidence.metrics) for key in _ROW_KEYS if key in evidence.definitions],
+        "trained_again": claim.trained_again(evidence.exactness),
+        "shards": claim.shards(evidence.exactness),
         "apart": apart,
         "apart_keys": apart_keys,
         "apart_reasons": _apart_reasons(apart, apart_keys),

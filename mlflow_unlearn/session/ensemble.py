@@ -243,6 +243,12 @@ def sharded_past(
     if record is None or record.shards is None or record.architecture is None or record.shards.ended_by is not None:
         return None
     shards, train = record.shards, session.view.source.train
+    if shards.by != "id" and shards.by not in train.groups:
+        raise UnlearnError(
+            f"{session.view.source.spec!r} has no column {shards.by!r} any more, by which {session.version.uri} has "
+            "spread its samples over shards: restore the column, or train anew without the samples, by `train` with "
+            "exclude="
+        )
     placed = placements(keys_of(train, shards.by), shards.shards, shards.slices)
     if not anew:
         check_training(session.client, session.version, session.module)
@@ -274,7 +280,9 @@ def _lost(session: Session, placed: Placement) -> Placement:
         UnlearnError: they do not agree.
     """
     version, train = session.version, session.view.source.train
-    recorded = read_placement(below(version.path, f"extra_files/{PLACEMENT_FILE}", version.uri))
+    file = f"extra_files/{PLACEMENT_FILE}"
+    named = f"{file} of {version.uri}"
+    recorded = read_placement(below(version.path, file, version.uri), named)
     manifest = version.training_manifest
     differ = 0
     for index in np.union1d(session.forget, session.retain).tolist():
@@ -282,8 +290,8 @@ def _lost(session: Session, placed: Placement) -> Placement:
         differ += recorded.get(key) != (int(placed.shard[index]), int(placed.slice_[index]))
     if differ:
         raise UnlearnError(
-            f"of {differ} samples the shard or slice that {version.uri} records is not the one that their hash gives: "
-            "the list or the source's groups were changed; restore them, or use method=retrain"
+            f"of {differ} samples the shard or slice in {named} is not the one that their hash gives: the file or the "
+            "source's groups were changed; restore them, or use method=retrain, which trains all shards anew"
         )
     there = set(train.ids if manifest is None else map(manifest.key, train.ids))
     where = np.array(sorted(place for key, place in recorded.items() if key not in there), np.int64).reshape(-1, 2)

@@ -17,7 +17,7 @@ from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.source import Source
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.errors import UnlearnError, shortlist
-from mlflow_unlearn.evidence.checkpoints import Origin
+from mlflow_unlearn.evidence.checkpoints import Origin, Shards
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.loading import admitted
@@ -56,6 +56,12 @@ class Before:
     def canaries(self) -> Commitment | None:
         """Those of the first training, which the new version has as well."""
         return None if self.version.record is None else self.version.record.canaries
+
+    @property
+    def shards(self) -> Shards | None:
+        """Of an ensemble how it was trained, which ends with this training at the latest; None of one model."""
+        shards = None if self.version.record is None else self.version.record.shards
+        return shards.ended("train") if shards is not None else None
 
     def allowed(self, kept: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Of the samples ``kept [B]`` those that may be trained on.
@@ -173,6 +179,11 @@ def open_before(client: MlflowClient, options: Train, folder: Path) -> Before:
     pending = [request.id for request in forget_requests.of_version(version)[0] if request.pending]
     if pending:
         note(f"Note: {version.uri} still knows the samples of pending requests: {shortlist(pending)}.")
+    if record is not None and record.shards is not None and record.shards.ended_by is None:
+        note(
+            f"Note: {version.uri} can be unlearned exactly, shard by shard; going on trains all of its weights "
+            "together and ends that for the new version: to keep it, train an ensemble anew, with ensemble=."
+        )
     module = load_module(version, given.get("architecture"), len(view.classes))
     architecture = given.get("architecture", own.get("architecture"))
     forgotten = tuple(request.id for request in requests)

@@ -73,9 +73,7 @@ def _shards(old: Record | None, provenance: Provenance, result: Outcome | None) 
     """Of an ensemble: how it was trained, or what has ended that."""
     if result is not None and result.shards is not None:
         return result.shards
-    if old is None or old.shards is None or old.shards.ended_by is not None:
-        return None if old is None else old.shards
-    return old.shards.model_copy(update={"ended_by": provenance.method})
+    return None if old is None or old.shards is None else old.shards.ended(provenance.method)
 
 
 def placed_of(session: Session, record: Record) -> tuple[Sequence[str], Placement] | None:

@@ -52,7 +52,7 @@ def unmet(method: str, version: Version) -> str | None:
     needs, record = get_method(method).needs, version.record
     if needs is None or _keeps(needs, record):
         return None
-    own = needs == CHECKPOINTS and record is not None and record.shards is not None
+    own = needs == CHECKPOINTS and _keeps(SHARDS, record)
     why = "is an ensemble, whose checkpoints are for method=exact" if own else _UNMET[needs]
     return f"{method} cannot be used, since {version.uri} {why}"
 
@@ -60,9 +60,10 @@ def unmet(method: str, version: Version) -> str | None:
 def _keeps(needs: str, record: Record | None) -> bool:
     if record is None:
         return False
+    sharded = record.shards is not None and record.shards.ended_by is None
     if needs == CHECKPOINTS:
-        return record.shards is None and (bool(record.checkpoints) or record.origin is not None)
-    return record.shards is not None and record.shards.ended_by is None
+        return not sharded and (bool(record.checkpoints) or record.origin is not None)
+    return sharded
 
 
 def check_prefix(method: str, prefix: str | None) -> None:
@@ -294,8 +295,10 @@ def keep_of(session: "Session", method: str, run_id: str) -> Keep | None:
 
 def trained_as(session: "Session", provenance: Provenance) -> Provenance:
     """With seed and augmentation of the version's training, where the method has run that again."""
-    record = session.version.record
-    if get_method(provenance.method).needs != CHECKPOINTS or record is None:
+    needs, record = get_method(provenance.method).needs, session.version.record
+    if needs is None or record is None:
         return provenance
-    trained = record.provenance
+    trained = record.shards if needs == SHARDS else record.provenance
+    if trained is None:
+        return provenance
     return provenance.model_copy(update={"augment": trained.augment, "seed": trained.seed})

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from sharding import SHARDED
 from sklearn.datasets import load_digits
 from stores import ENSEMBLE, copied
 from trainings import csv_of_digits
@@ -68,7 +69,13 @@ def test_exact_and_again(ensembles, cli):
         assert cli("request", "--model-uri", uri, "--forget", f"random:2,seed={seed}").code == 0
         done = cli("unlearn", "--model-uri", uri, "--method", "exact")
         assert done.code == 0, done.err
-        assert "\nExact: Every weight that was trained here comes from training without" in done.out
+        lines = done.out.splitlines()
+        [at] = [number for number, line in enumerate(lines) if line.startswith("Exact: Every weight that was trained")]
+        assert lines[at].endswith("and the other shards never saw them.")
+        assert lines[at + 1 : at + 3] == [
+            "Not covered:",
+            "- What recipe and seed were chosen by, while the samples were there.",
+        ]
     requests = [evidence_of(version).request_ids[0] for version in "23"]
     gold = cli("train", *ENSEMBLE, "--name", "gold", "--exclude", requests[0])
     assert gold.code == 0, gold.err
@@ -76,15 +83,36 @@ def test_exact_and_again(ensembles, cli):
     evidence = evidence_of("2")
     assert evidence.exactness.kind == "exact" and evidence.limits.startswith("The weights come from training without")
     assert evidence.exactness.steps < evidence.exactness.steps_from_scratch
+    assert evidence.exactness.checkpoints == len(record_of("models:/clf/2").checkpoints) > 0
+    run = ensembles.client.get_run(evidence.run.id)
+    assert "loss" in run.data.metrics and not {"shard", "stage"} & run.data.metrics.keys()
     review = cli("review", "--model-uri", "models:/clf/3")
     assert review.code == 0 and "trained without the samples" in review.out, review.out
     assert cli("promote", "--model-uri", "models:/clf/3").code == 0
     verified = cli("verify", "--model-uri", "models:/clf/3")
     assert verified.code == 0, verified.out
     report = mlflow.artifacts.load_text("models:/clf/3/evidence/report.html")
-    assert "<strong>Exact.</strong>" in report and "**Exact:**" in mlflow.artifacts.load_text(
-        "models:/clf/3/evidence/model_card.md"
-    )
+    card = mlflow.artifacts.load_text("models:/clf/3/evidence/model_card.md")
+    assert "<strong>Exact.</strong>" in report and "**Exact:**" in card
+    claim = evidence_of("3").exactness
+    assert all(weights in report for weights in claim.untouched.values())
+    assert f"{claim.steps:,} of {claim.steps_from_scratch:,} from scratch" in report and "**Not covered:**" in card
+
+
+def test_the_seed_is_that_of_the_training(empty_store, cli):
+    """Another one has no effect, which is said, and is not recorded."""
+    assert cli("train", *SHARDED, "--seed", "7", "--augment", "crop-flip", "--name", "clf").code == 0
+    unlearn = ("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:1,seed=3", *EXACT)
+    for seed, said in (("5", True), ("0", False)):
+        done = cli(*unlearn, "--seed", seed, "--format", "json")
+        assert done.code == 0, done.err
+        note = "Note: seed = 5 has no effect: exact takes the seed of the training, 7, which is what is recorded."
+        assert (note in " ".join(done.err.split())) is said, done.err
+        registered = json.loads(done.out)["result"]["registered"]
+        assert (registered["provenance"]["seed"], registered["provenance"]["augment"]) == (7, "crop-flip")
+        made = evidence_of(registered["version"]), record_of(registered["uri"])
+        assert [one.provenance.seed for one in made] == [7, 7] and "has no effect" not in done.out
+    assert len({digest(empty_store, version) for version in "23"}) == 1
 
 
 def test_a_chain_has_the_threads_of_its_first_training(empty_store, cli):
@@ -294,7 +322,7 @@ class TestFrozenBackbone:
         (("--ensemble", "2", "--prefix", "nowhere"), "has no module 'nowhere' to cut before"),
         (("--ensemble", "60"), "of 60 would have no sample of the class"),
         (("--ensemble", "1000"), "ensemble = 1000 is more than there are samples (270)"),
-        (("--ensemble", "2", "--group", "subject"), "no column 'subject' to shard by: the source has no group columns"),
+        (("--ensemble", "2", "--group", "subject"), "no column 'subject' to shard by: it has no group columns"),
     ],
 )
 def test_bad_input(empty_store, cli, options, sentence):
@@ -346,6 +374,9 @@ class TestRefused:
             done = cli(*request, "--params", json.dumps({"fall_back": True}))
             assert done.code == 0, done.err
             assert list(evidence_of("2").exactness.retrained.values()) == [1]
+            [warning] = evidence_of("2").learning.warnings
+            assert warning.endswith("it was passed over for an earlier one, since fall_back = true")
+            assert f"Warning: {warning}" in " ".join(done.err.split()) and "stage-2.pt" in warning
         finally:
             for path, content in kept.items():
                 open(path, "wb").write(content)

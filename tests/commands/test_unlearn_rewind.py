@@ -167,6 +167,13 @@ def test_what_the_version_before_was_made_to_forget_is_doubtful(store, rewind, c
     assert "What models:/clf/3 was made to forget, by finetune, may still show in it." in claim["excludes"]
 
 
+def test_a_seed_of_its_own_has_no_effect_but_on_noise(store, rewind):
+    done = rewind("1", early_ids(20), "--seed", "8")
+    assert "Note: seed = 8 has no effect: rewind takes the seed of the training, 5, which is what" in said(done)
+    assert record("3").provenance.seed == 5
+    assert "has no effect" not in said(rewind("1", early_ids(20), "--seed", "8", sigma=0.001))
+
+
 class TestLost:
     @pytest.mark.parametrize(("content", "what"), [(None, "cannot be read ("), (b"PK", "was changed since it was wri")])
     def test_a_checkpoint_is_refused(self, content, what, store, rewind, lost):
@@ -181,6 +188,8 @@ class TestLost:
         lost(record("1").checkpoints[2], b"PK")
         done = rewind("1", early_ids(20), fall_back=True)
         assert done.code == 0 and "The last 4 of 8 epochs" in said(done)
+        passed = "was changed since it was written: it was passed over for an earlier one, since fall_back = true"
+        assert passed in said(done) and passed in store.tags("3")["unlearn.warning"]
 
     def test_the_version_before(self, store, rewind):
         store.client.delete_model_version("clf", "1")

@@ -73,12 +73,18 @@ def test_the_list_beside_a_version(tmp_path):
     ids, placed = ("b", "a", "c"), Placement(np.array([1, 0, 1]), np.array([2, 3, 0]))
     for manifest in (Manifest(("a", "b")), Manifest(("a", "b")).hashed("0f")):
         write_placement(tmp_path / "shards.csv", manifest, placed, ids)
-        found = read_placement(tmp_path / "shards.csv")
+        found = read_placement(tmp_path / "shards.csv", "it")
         assert found == {manifest.key("a"): (0, 3), manifest.key("b"): (1, 2)}
     assert "a" not in found
     for text in ("id,shard\na,1\n", "id,shard,slice\na,x,1\n"):
         (tmp_path / "shards.csv").write_text(text)
-        with pytest.raises(UnlearnError, match="the list of shards .* cannot be read"):
-            read_placement(tmp_path / "shards.csv")
-    with pytest.raises(UnlearnError, match="cannot be read"):
-        read_placement(tmp_path / "none.csv")
+        with pytest.raises(
+            UnlearnError, match=r"^shards.csv of clf/1, which .* \(it is not a table of id, shard and sl"
+        ):
+            read_placement(tmp_path / "shards.csv", "shards.csv of clf/1")
+    for path, why in ((tmp_path / "none.csv", "it is missing"), (tmp_path, "Is a directory")):
+        with pytest.raises(
+            UnlearnError, match=rf"cannot be read \({why}\): restore the file, or use method=ret"
+        ) as found:
+            read_placement(path, "it")
+        assert str(tmp_path) not in str(found.value)

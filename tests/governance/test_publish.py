@@ -40,6 +40,12 @@ def test_epochs_are_steps_and_the_constant_of_lotus_is_a_u(logged):
     assert metrics["unlearn_seconds"] == [(0, 1.5)] and "epoch" not in metrics
 
 
+def test_shard_and_stage_of_an_epoch_are_no_metrics(logged):
+    epochs = [{"epoch": n, "loss": 2.0 - n, "shard": n, "stage": 1} for n in range(2)]
+    metrics, _ = logged(log_history, BUILTIN["exact"], result({}, epochs))
+    assert metrics == {"loss": [(0, 2.0), (1, 1.0)], "unlearn_seconds": [(0, 1.5)]}
+
+
 def test_metrics_carry_their_model_and_what_is_missing_its_reason(logged):
     columns = {"original": Metrics(), "unlearned": Metrics()}
     for name, value in (("original", 1.0), ("unlearned", 0.5)):

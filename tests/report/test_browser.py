@@ -50,7 +50,7 @@ def reports(tmp_path_factory) -> dict[str, Path]:
         incomplete=long,
     )
     hostile = hostile.model_copy(update={"result": hostile.result.model_copy(update={"name": long})})
-    pages = {"plain": records.evidence(), "story": records.sequence(), "hostile": hostile}
+    pages = {"plain": records.evidence(), "story": records.sequence(), "hostile": hostile, "exact": records.exact(24)}
     paths = {}
     for name, record in pages.items():
         paths[name] = folder / f"{name}.html"
@@ -108,6 +108,8 @@ DRAWINGS = """[...document.querySelectorAll('svg[role=img]')].map(svg => ({
         ("story", "dark", "narrow"),
         ("hostile", "dark", "narrow"),
         ("plain", "light", "wide"),
+        ("exact", "light", "wide"),
+        ("exact", "dark", "narrow"),
         ("audited", "light", "wide"),
         ("audited", "dark", "narrow"),
     ]
@@ -117,6 +119,7 @@ DRAWINGS = """[...document.querySelectorAll('svg[role=img]')].map(svg => ({
             *(("story", "dark", "wide"), ("story", "light", "narrow")),
             *(("plain", "dark", "narrow"), ("hostile", "light", "wide")),
             *(("plain", "dark", "wide"), ("plain", "light", "narrow")),
+            *(("exact", "dark", "wide"), ("exact", "light", "narrow")),
         )
     ],
 )

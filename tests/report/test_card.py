@@ -3,7 +3,7 @@
 import pytest
 import records
 
-from mlflow_unlearn.evidence.record import Matched
+from mlflow_unlearn.evidence.record import Exactness, Matched
 from mlflow_unlearn.report.card import describe, metrics_table, model_card
 
 
@@ -86,3 +86,26 @@ def test_the_card_says_which_code_loading_ran():
     card = model_card(record.model_copy(update={"source": record.source.model_copy(update=ran)}))
     told = "Loading the source version ran code: its model is a pickle; its transform is python:&#60;b&#62;:f."
     assert card.endswith(f"{told}\n")
+
+
+def test_what_a_claim_does_not_cover_is_a_list_of_its_own():
+    record = records.exact()
+    for text in (describe(record), model_card(record)):
+        first, second = records.EXCLUDED
+        escaped = second.replace("<b>w.pt</b>", "&#60;b&#62;w.pt&#60;/b&#62;")
+        assert f"**Exact:** {records.COVERS}\n\n**Not covered:**\n\n- {first}\n- {escaped}\n\n" in text
+    assert "Not covered" not in model_card(records.evidence())
+    ended = Exactness(covers="The source version could be unlearned exactly.")
+    assert "Not covered" not in model_card(records.evidence(exactness=ended))
+
+
+def test_the_card_says_what_was_trained_again():
+    card = model_card(records.exact())
+    assert "| trained again | 2 of 4 shards: shard 1 from slice 3, shard 3 from its start |" in card
+    assert "| as in the source | 2 of them, by the digests of their weights |" in card
+    assert "| steps | 77 of 1,827 from scratch &#40;4.2%&#41; |\n| checkpoints kept | 5 |" in card
+    assert "trained again" not in describe(records.exact())
+    assert "checkpoints kept" not in model_card(records.evidence())
+    rewound = Exactness(covers="The last 2 epochs were run again.", steps=16, steps_from_scratch=64, checkpoints=3)
+    card = model_card(records.evidence(exactness=rewound))
+    assert "| steps | 16 of 64 from scratch &#40;25.0%&#41; |\n| checkpoints kept | 3 |" in card and "shard" not in card

@@ -1,5 +1,6 @@
 """The report as text: what it says, and that nothing in a record can break it."""
 
+import html
 import math
 import re
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 import records
 import torch
 from mlflow.utils.validation import _validate_metric_name
+from pages import said
 
 from mlflow_unlearn.evidence.audit import (
     CanaryRecord,
@@ -20,7 +22,7 @@ from mlflow_unlearn.evidence.audit import (
     WithinRecord,
 )
 from mlflow_unlearn.evidence.policy import Check, Policy, Verdict, judge
-from mlflow_unlearn.evidence.record import Matched, Measured
+from mlflow_unlearn.evidence.record import Exactness, Matched, Measured
 from mlflow_unlearn.metrics.catalog import METRICS, READING
 from mlflow_unlearn.metrics.outputs import SplitOutputs
 from mlflow_unlearn.report import figures
@@ -261,6 +263,51 @@ def test_the_curves_show_the_temperature_and_the_table_every_epoch(plain):
     assert "temperature τ by epoch" in plain.text
     first = records.lotus_history()[0]
     assert figures.number(first["temperature"]) in plain.text
+
+
+def test_the_shards_of_an_ensemble_are_one_curve():
+    """Shard and stage say where an epoch stands: the table has them, and nothing is drawn of them."""
+    history = records.exact().learning.history
+    curves = figures.curves(history)
+    assert [panel["name"] for panel in curves["panels"]] == ["loss"]
+    [line] = curves["panels"][0]["lines"]
+    assert line["key"] == "loss" and len(line["marks"]) == len(history) == 16
+    assert curves["columns"] == ["loss", "seconds", "shard", "stage"]
+    assert curves["table"][4] == ("4", ["0.9000", "0.1000", "3", "1"])
+
+
+def test_what_a_claim_does_not_cover_is_a_list_of_its_own():
+    record = records.exact()
+    found = page(record, records.verdict(record))
+    note = found[found.index('<div class="note"><strong>Exact.</strong>') :]
+    covered, _, rest = note.partition("<strong>Not covered:</strong>")
+    assert records.COVERS in said(covered) and not any(sentence in covered for sentence in records.EXCLUDED)
+    listed = rest[: rest.index("</ul>")]
+    assert listed.count("<li>") == len(records.EXCLUDED)
+    assert all(sentence in html.unescape(said(listed)) for sentence in records.EXCLUDED)
+    ended = records.evidence(exactness=Exactness(covers="The source version could be unlearned exactly."))
+    text = parsed(ended).text
+    assert "The source version could be" in text and "Not covered" not in text
+    assert "What was trained again" not in text and "Not covered" not in parsed(records.evidence()).text
+
+
+def test_a_reviewer_sees_what_was_trained_again_and_what_stayed():
+    text = parsed(records.exact()).text
+    assert text.index("FAIL" if "FAIL" in text else "PASS") < text.index("What was trained again") < text.index("asked")
+    assert "trained again 2 of 4 shards: shard 1 from slice 3, shard 3 from its start" in text
+    assert "as in the source 2 of them, by the digests of their weights" in text
+    assert "steps 77 of 1,827 from scratch (4.2%) checkpoints kept 5" in text
+    assert f"0 as in the source {records.digest(0)} 1 trained again from slice 3 – 2 as in the source" in text
+
+
+def test_of_many_shards_some_are_left_to_the_record():
+    assert "20 more are in evidence.json" in parsed(records.exact(shards=120)).text
+
+
+def test_a_training_that_was_rewound_has_no_shards():
+    claim = Exactness(covers="The last 2 of 8 epochs.", steps=16, steps_from_scratch=64, checkpoints=3)
+    text = parsed(records.evidence(exactness=claim)).text
+    assert "steps 16 of 64 from scratch (25.0%) checkpoints kept 3" in text and "shards" not in text
 
 
 def test_a_method_without_epochs_says_so():
