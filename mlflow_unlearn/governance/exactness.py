@@ -48,11 +48,13 @@ def check_claim(client: MlflowClient, examined: Examined, folder: Path) -> Itera
         examined: the version and its evidence.
         folder: into which it was downloaded.
     """
-    record = _record(examined)
-    if record is not None and record.shards is not None and examined.evidence.exactness.trained_without:
-        yield from _taken_out(examined.evidence, record.shards)
+    record, exactness = _record(examined), examined.evidence.exactness
+    shards = None if record is None else record.shards
+    # Where another method has ended the shards, retraining the whole may still be exact.
+    if record is not None and shards is not None and shards.ended_by is None and exactness.trained_without:
+        yield from _taken_out(examined.evidence, shards)
         yield from _unseen(client, examined.evidence, record.checkpoints)
-        yield from _untouched(examined, folder, record.shards.shards)
+        yield from _untouched(examined, folder, shards.shards)
 
 
 def with_claim(client: MlflowClient, examined: Examined, folder: Path) -> Examined:
@@ -88,7 +90,7 @@ def _taken_out(evidence: Evidence, shards: Shards) -> Iterator[IntegrityFinding]
     part, uri = "shards of what was forgotten", evidence.source.uri
     try:
         with fetched(f"{uri}/extra_files/{PLACEMENT_FILE}") as path:
-            placed, salt = read_placement(path), Manifest.from_csv(path).salt
+            placed, salt = read_placement(path, f"its {PLACEMENT_FILE}"), Manifest.from_csv(path).salt
     except (MlflowException, OSError, UnlearnError) as error:
         yield IntegrityFinding(part, "not checked", f"the list of shards of {uri} cannot be read ({first_line(error)})")
         return
