@@ -224,9 +224,14 @@ def sharded_past(
         UnlearnError: what it keeps was changed, or its list of shards is not the one that its hashes give.
     """
     record = session.version.record
-    if record is None or record.shards is None or record.architecture is None or record.shards.ended_by is not None:
+    if record is None or record.shards is None or record.architecture is None:
         return None
     shards, train = record.shards, session.view.source.train
+    if shards.ended_by is not None:
+        if not anew or _frozen_digest(session.module) != shards.backbone_sha256:
+            return None
+        # Nothing is left of the weights that were changed.
+        shards = shards.model_copy(update={"ended_by": None})
     placed = placements(keys_of(train, shards.by), shards.shards, shards.slices)
     if not anew:
         check_training(session.client, session.version, session.module)
@@ -247,6 +252,12 @@ def sharded_past(
         keep=None if run_id is None else keep_on(run_id),
         checkpoint=None if checkpoints is None else checkpoints.at,
     )
+
+
+def _frozen_digest(module: nn.Module) -> str | None:
+    """Of an ensemble's frozen layers; None where it has none."""
+    frozen = getattr(module, "frozen", None)
+    return None if frozen is None else weights_digest(frozen)
 
 
 def _lost(session: Session, placed: Placement) -> Placement:

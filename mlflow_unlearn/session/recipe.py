@@ -79,8 +79,8 @@ def training_recipe(session: Session, options: ReadOptions, *, without: str | No
     architecture = options.architecture or (own.architecture if own is not None else None)
     with isolated_rng(0):
         model_factory = builder_like(session.module, architecture, len(session.view.classes), session.image_shape)
-    if own is not None and own.shards is not None and own.shards.ended_by is None:
-        shards = own.shards
+    shards = None if own is None else own.shards
+    if shards is not None and (shards.ended_by is None or record is None or record.provenance.method not in TRAINED):
         return Recipe(shards.params, shards.augment, shards.seed, architecture, model_factory)
     if record is None or record.provenance.method not in TRAINED:
         missing = without or "retraining takes the defaults of `retrain`"
