@@ -45,7 +45,7 @@ BATCHES = 24
 """The larger of the two fractions of the training set has so many batches, where they are quick."""
 SLOW = 4.0
 """Seconds of a calibrating step: what takes longer is precise enough on less data."""
-ENOUGH, TIMES = 1.0, 9
+ENOUGH, TIMES = 1.0, 7
 """What is quick is timed again, for so many seconds and so often: one short time may be several times another one."""
 _CALLS = 50
 """Of the store, by a command that registers a version; each method adds ten or so."""
