@@ -155,7 +155,10 @@ def test_retraining_trains_its_shards(ensembles, cli):
 def test_retraining_makes_what_another_method_has_ended_exact_again(ensembles, cli, tmp_path):
     """Nothing is left of the weights that were changed, and the record says how the shards were trained."""
     ids = load_source("digits,train=30%").train.ids
-    for number, chosen, more in ((1, ids[:20], ("--params", QUICK)), (2, ids[20:25], ("--method", "retrain"))):
+    for number, chosen, more in (
+        (1, ids[:20], ("--method", "finetune", "--params", QUICK)),
+        (2, ids[20:25], ("--method", "retrain")),
+    ):
         (tmp_path / "ids.txt").write_text("\n".join(chosen))
         uri = f"models:/clf/{number}"
         done = cli("unlearn", "--model-uri", uri, "--forget", str(tmp_path / "ids.txt"), *more)
