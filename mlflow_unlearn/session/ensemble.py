@@ -228,9 +228,9 @@ def sharded_past(
         return None
     shards, train = record.shards, session.view.source.train
     if shards.ended_by is not None:
-        if not anew or _frozen_digest(session.module) != shards.backbone_sha256:
+        if not anew or shards.prefix is not None:
             return None
-        # Nothing is left of the weights that were changed.
+        # Nothing is left of the weights that were changed; of frozen layers it would be.
         shards = shards.model_copy(update={"ended_by": None})
     placed = placements(keys_of(train, shards.by), shards.shards, shards.slices)
     if not anew:
@@ -252,12 +252,6 @@ def sharded_past(
         keep=None if run_id is None else keep_on(run_id),
         checkpoint=None if checkpoints is None else checkpoints.at,
     )
-
-
-def _frozen_digest(module: nn.Module) -> str | None:
-    """Of an ensemble's frozen layers; None where it has none."""
-    frozen = getattr(module, "frozen", None)
-    return None if frozen is None else weights_digest(frozen)
 
 
 def _lost(session: Session, placed: Placement) -> Placement:

@@ -203,7 +203,7 @@ class Comparison:
         elif recipe.origin is not None:
             why = f"trained without the samples in one go, where the version was trained on from {recipe.origin.uri}"
         elif self._ensemble and self._anew is None:
-            why = "trained without the samples, all sub-models as one: other methods have changed the frozen layers"
+            why = "trained without the samples, all sub-models as one: another method has changed the frozen layers"
         else:
             claim, why = "exact", "trained as the version was, without the samples"
         if self._retraining_refused is not None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import mlflow
 import pytest
-from sharding import checkpoint_files, placed_at
+from sharding import SHARDED, checkpoint_files, placed_at
 from stores import DATA
 
 from mlflow_unlearn.data.loaders import load_source
@@ -222,3 +222,17 @@ class TestAnEnsemble:
         assert unlearned(cli, 2, "--method", "exact")["uri"] == "models:/clf/4"
         exact = mlflow.artifacts.load_dict("models:/clf/4/evidence/evidence.json")
         assert exact["exactness"]["kind"] == "exact" and exact["data"]["forget"]["samples"] == 6
+
+    @pytest.mark.slow
+    def test_frozen_layers_that_were_changed_are_not_gone_back_on(self, empty_store, cli):
+        """Retraining then begins with all of them at random, which is not how the version was trained."""
+        trained = cli("train", *SHARDED, "--prefix", "3", "--name", "clf")
+        assert trained.code == 0, trained.err
+        own = listed(empty_store, placed_at(1, 2)[3])
+        assert planned(cli, 1, own)[0]["retraining"]["claim"] == "exact"
+        forget = listed(empty_store, *placed_at(1, 0)[:5])
+        unlearned(cli, 1, "--forget", forget, "--method", "finetune", "--params", '{"epochs": 1}', "--force", "true")
+        ways, recommended, _ = planned(cli, 2, listed(empty_store, placed_at(1, 2)[3]))
+        assert ways["retraining"]["claim"] == "unseen" and recommended is None
+        assert "another method has changed the frozen layers" in ways["retraining"]["why"]
+        assert ways["shards"]["why"].startswith("finetune has changed the weights of this ensemble; models:/clf/1 is")
