@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
@@ -193,6 +194,7 @@ def _plan(
     published = not options.params and options.prefix == "none"
     known = {method: s for method, s in estimate.seconds.items() if method == options.method and published}
     rungs = rungs or _rungs(session, recipe, options)
+    session = replace(session, hardware=replace(session.hardware, progress=False))
     return estimate, Comparison(session, options, recipe, known).ways(rungs)
 
 

@@ -241,8 +241,20 @@ class ShardedPast:
     checkpoint: Callable[[int, int], Checkpoint] | None = None
 
     def begin(self) -> dict[int, int]:
-        """Touched shard → stages that stay."""
-        return touched(self.forget)
+        """Touched shard → stages that stay: up to the last kept checkpoint from before the samples."""
+        return {
+            shard: max((k.stage for k in self.kept if k.shard == shard and k.stage <= stage), default=0)
+            for shard, stage in touched(self.forget).items()
+        }
+
+    def check(self, labels: Tensor) -> None:
+        """Refuse a retain set with these ``labels [R]`` that leaves a shard empty.
+
+        Raises:
+            UnlearnError: or without a class that the others have.
+        """
+        way_out = "retrain without shards, by `train` with exclude=, or with fewer"
+        check_placement(self.retain, labels.numpy(), self.classes, self.shards.shards, way_out)
 
     def cost(self) -> tuple[Cost, Cost]:
         """Of taking the forget set out, and of training everything anew without it."""
@@ -320,8 +332,7 @@ def train_anew(
     if not isinstance(model, Ensemble):
         raise UnlearnError("this version is not an ensemble: train one with ensemble=, or use method=retrain")
     start, shards = time.perf_counter(), past.shards
-    way_out = "retrain without shards, by `train` with exclude=, or with fewer"
-    check_placement(past.retain, labels_of(retain).numpy(), past.classes, shards.shards, way_out)
+    past.check(labels_of(retain))
     own, anew = (cost(shards, past.retain, done) for done in (begin, dict.fromkeys(range(shards.shards), 0)))
     if own == anew:
         note(f"Note: all {shards.shards} shards are trained again from their first slice: it takes a full retraining.")

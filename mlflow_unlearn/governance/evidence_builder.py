@@ -157,7 +157,8 @@ def _exactness(session: Session, candidate: VersionCandidate) -> Exactness:
     return Exactness(
         covers=(
             f"The source version could be unlearned exactly, shard by shard; {candidate.provenance.method} has changed "
-            "all of its weights and has ended that: this version and those made from it are approximate."
+            "all of its weights and has ended that: this version is approximate, and so is what is made from it, "
+            "but by retraining."
         )
     )
 

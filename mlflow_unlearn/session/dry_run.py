@@ -4,6 +4,7 @@ The command's own code runs on a fraction of the data. The seconds of a method o
 modelled as ``a + c f + d f E``: what it does once, once a sample, and in each epoch.
 """
 
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from mlflow_unlearn.data.splits import Splits, labels_of
 from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.engine.ensemble import Ensemble
 from mlflow_unlearn.engine.frozen_prefix import resolve
-from mlflow_unlearn.engine.loop import RunOptions, run
+from mlflow_unlearn.engine.loop import Outcome, RunOptions, run
 from mlflow_unlearn.engine.predictions import evaluate_split, evaluate_splits
 from mlflow_unlearn.engine.shards import ShardedPast, frozen_features
 from mlflow_unlearn.engine.teacher import Teacher
@@ -44,6 +45,8 @@ BATCHES = 24
 """The larger of the two fractions of the training set has so many batches, where they are quick."""
 SLOW = 4.0
 """Seconds of a calibrating step: what takes longer is precise enough on less data."""
+ENOUGH, TIMES = 1.0, 7
+"""What is quick is timed again, for so many seconds and so often: one short time may be several times another one."""
 _CALLS = 50
 """Of the store, by a command that registers a version; each method adds ten or so."""
 _EVIDENCE = 100_000
@@ -180,9 +183,13 @@ def method_seconds(session: Session, workload: Workload, prefix: str = "none") -
     """What the method alone takes, once."""
     if get_method(workload.method).needs == CHECKPOINTS:
         return method_seconds(session, _as_training(session, workload))
-    if get_method(workload.method).by_shards and (past := sharded_past(session)) is not None:
-        own, anew = sharded_seconds(session, past)
-        return own if workload.method == "exact" else anew
+    anew = get_method(workload.method).needs is None
+    if get_method(workload.method).by_shards and (past := sharded_past(session, anew=anew)) is not None:
+        if anew:
+            given = get_method(workload.method)(workload.params).params.model_dump()
+            past = replace(past, shards=past.shards.model_copy(update={"params": given}))
+        own, everything = sharded_seconds(session, past)
+        return everything if anew else own
     recipe, seed = workload.recipe, workload.seed
     params = get_method(workload.method)(workload.params, family=model_family(session.module)).params.model_dump()
     batch, epochs = int(params.get("batch_size", LARGEST_BATCH)), int(params.get("epochs", 1))
@@ -210,8 +217,8 @@ def method_seconds(session: Session, workload: Workload, prefix: str = "none") -
     if seconds(larger / 9, 1) > SLOW:
         larger = max(larger / 3, min(1.0, batch / count))  # a whole batch: the memory of a step is that of its batch
     smaller = larger / 3
-    low, high = seconds(smaller, 1), seconds(larger, 1)
-    by_epoch = (seconds(larger, 2) - high) / larger if epochs > 1 else 0.0
+    low, high = _steady(lambda: seconds(smaller, 1)), _steady(lambda: seconds(larger, 1))
+    by_epoch = (_steady(lambda: seconds(larger, 2)) - high) / larger if epochs > 1 else 0.0
     by_fraction = (high - low) / (larger - smaller)
     # Where everything takes milliseconds, noise may make a slope negative.
     return high + max(0.0, by_fraction) * (1 - larger) + max(0.0, by_epoch) * (epochs - 1)
@@ -241,28 +248,39 @@ def sharded_seconds(session: Session, past: ShardedPast) -> tuple[float, float]:
     few: Dataset[Any] = _subset(retain, count / len(past.retain))
     by_pass = 0.0
     if ensemble.frozen is not None:
-        start = time.perf_counter()
-        some = _subset(retain, min(1.0, 64 / len(past.retain)))
-        read = frozen_features(session.hardware.place(ensemble.frozen), some, session.hardware)
-        by_pass = (time.perf_counter() - start) / len(read)
+        frozen, some = session.hardware.place(ensemble.frozen), _subset(retain, min(1.0, 64 / len(past.retain)))
+        read = frozen_features(frozen, some, session.hardware)
+        by_pass = _steady(lambda: _timed(lambda: frozen_features(frozen, some, session.hardware))) / len(read)
         rows = torch.arange(count) % len(read)
         few = TensorDataset(read.tensors[0][rows], labels_of(few))
     method = Training({**shards.params, "epochs": 1})
+    # Both costs come of this one figure: whatever else the machine does, it changes them alike.
 
-    def step_seconds() -> float:
-        start = time.perf_counter()
-        run(ensemble.members[0], method, {"retain": few}, session.hardware, RunOptions(0))
-        seconds: float = time.perf_counter() - start
-        return seconds / count
+    def train() -> Outcome:
+        return run(ensemble.members[0], method, {"retain": few}, session.hardware, RunOptions(0))
 
-    step_seconds()  # the first one takes longer
-    by_step = step_seconds()
+    train()  # the first one takes longer
+    by_step = _steady(lambda: _timed(train)) / count
     touched = np.isin(past.retain.shard, list(past.begin())).sum()
     own, anew = past.cost()
     return (
         by_step * own.samples + by_pass * int(touched),
         by_step * anew.samples + by_pass * len(past.retain),
     )
+
+
+def _timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _steady(seconds: Callable[[], float]) -> float:
+    """The median of several timings of what is quick, and one of what is slow."""
+    times = [seconds()]
+    while sum(times) < ENOUGH and len(times) < TIMES:
+        times.append(seconds())
+    return statistics.median(times)
 
 
 def _metrics_seconds(session: Session, models: int) -> float:

@@ -240,9 +240,14 @@ def sharded_past(
         UnlearnError: what it keeps was changed, or its list of shards is not the one that its hashes give.
     """
     record = session.version.record
-    if record is None or record.shards is None or record.architecture is None or record.shards.ended_by is not None:
+    if record is None or record.shards is None or record.architecture is None:
         return None
     shards, train = record.shards, session.view.source.train
+    if shards.ended_by is not None:
+        if not anew or shards.prefix is not None:
+            return None
+        # Nothing is left of the weights that were changed; of frozen layers it would be.
+        shards = shards.model_copy(update={"ended_by": None})
     if shards.by != "id" and shards.by not in train.groups:
         raise UnlearnError(
             f"{session.view.source.spec!r} has no column {shards.by!r} any more, by which {session.version.uri} has "

@@ -13,9 +13,9 @@ from mlflow_unlearn.data.datasets import Augmented
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.engine.architectures import builder_like, model_family
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.evidence.checkpoints import Origin
+from mlflow_unlearn.evidence.checkpoints import Origin, Shards
 from mlflow_unlearn.methods import get_method
-from mlflow_unlearn.registry.versions import open_version
+from mlflow_unlearn.registry.versions import Record, open_version
 from mlflow_unlearn.rng import isolated_rng
 from mlflow_unlearn.session.past import NOT_THE_RECORDED, otherwise, with_difference
 from mlflow_unlearn.session.session import Session
@@ -81,7 +81,13 @@ def training_recipe(session: Session, options: ReadOptions, *, without: str | No
         without: what happens where nothing is recorded, for the note that says so; None where it is for retraining.
     """
     version, record = session.version, session.version.record
-    while record is not None and record.provenance.method not in TRAINED and record.source_uri is not None:
+    own, shards = record, _shards(record)
+    while (
+        shards is None
+        and record is not None
+        and record.provenance.method not in TRAINED
+        and record.source_uri is not None
+    ):
         try:
             version = open_version(session.client, record.source_uri, session.folder)
         except UnlearnError as error:
@@ -89,12 +95,10 @@ def training_recipe(session: Session, options: ReadOptions, *, without: str | No
             note(f"Note: {record.source_uri}, from which {version.uri} was made, cannot be opened ({error}).")
             break
         record = version.record
-    own = session.version.record
     architecture = options.architecture or (own.architecture if own is not None else None)
     with isolated_rng(0):
         model_factory = builder_like(session.module, architecture, len(session.view.classes), session.image_shape)
-    if own is not None and own.shards is not None and own.shards.ended_by is None:
-        shards = own.shards
+    if shards is not None:
         return Recipe(shards.params, shards.augment, shards.seed, architecture, model_factory)
     if record is None or record.provenance.method not in TRAINED:
         missing = without or "retraining takes the defaults of `retrain`"
@@ -108,3 +112,11 @@ def training_recipe(session: Session, options: ReadOptions, *, without: str | No
     recorded, fields = record.provenance, get_method("retrain").Params.model_fields
     params = {key: value for key, value in recorded.params.items() if key in fields}
     return Recipe(params, recorded.augment or "none", recorded.seed, architecture, model_factory, record.origin)
+
+
+def _shards(record: Record | None) -> Shards | None:
+    """How an ensemble's sub-models were trained; None of one model, and of an ensemble that was retrained as one."""
+    if record is None or record.shards is None:
+        return None
+    as_one = record.shards.ended_by is not None and record.provenance.method in TRAINED
+    return None if as_one else record.shards

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -13,19 +13,21 @@ from rich.table import Table
 
 from mlflow_unlearn import config
 from mlflow_unlearn.auditing.references import fast_epochs
-from mlflow_unlearn.console import note, stdout
+from mlflow_unlearn.console import stdout
+from mlflow_unlearn.data.splits import labels_of
+from mlflow_unlearn.engine.shards import ShardedPast
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.record import FrozenRecord
 from mlflow_unlearn.methods.retrain import RetrainParams
-from mlflow_unlearn.methods.rewind import RewindParams
-from mlflow_unlearn.registry.versions import open_version
 from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.ensemble import sharded_past
-from mlflow_unlearn.session.past import own_training, unmet
 from mlflow_unlearn.session.recipe import Recipe
 from mlflow_unlearn.session.session import Session
+from mlflow_unlearn.tuning.going_back import Rewinding, rewinding, shards_back
 from mlflow_unlearn.tuning.rungs import Rung, described
 
+_BACK: Mapping[str, Callable[[Session, Mapping[str, Any]], Any]] = {"rewind": rewinding, "exact": shards_back}
+"""What reads all that a method goes back to."""
 Claim = Literal["hidden", "approximate", "unseen", "exact"]
 """What may be said of the samples afterwards, the weakest first."""
 Kind = Literal["lotus", "until_pass", "rewind", "shards", "fast_retraining", "retraining"]
@@ -102,31 +104,6 @@ def on_retraining(ways: Sequence[Way], claim: Claim) -> str | None:
     return "Retraining is cheaper than unlearning here." if retraining < unlearning else None
 
 
-def rewinding(session: Session) -> tuple[float, Claim] | None:
-    """The fraction of a retraining that `rewind` takes by default, and what it may claim.
-
-    None where the version keeps nothing to go back to, or has lost it.
-
-    Args:
-        session: the version opened for work.
-    """
-    record = session.version.record
-    if record is None or unmet("rewind", session.version) is not None:
-        return None
-    try:
-        if record.origin is not None:
-            open_version(session.client, record.origin.uri, session.folder)
-        training = own_training(session)
-    except UnlearnError as error:
-        note(f"Note: {session.version.uri} cannot be rewound: {error}.")
-        return None
-    past, retain = training.past, len(session.retain)
-    point = past.candidates(RewindParams.model_fields["share"].default)[0]
-    read = retain if training.late is None else len(training.late)
-    again = (past.epochs - point.epochs) * read / (past.epochs * retain)
-    return again, "approximate" if point.seen or point.doubt else "exact"
-
-
 @dataclass
 class Comparison:
     """Measures LoTUS and retraining, and computes the other ways from the samples that they train on.
@@ -160,6 +137,10 @@ class Comparison:
         if not rungs:
             why = f"budget = {options.budget:g} allows none of the rungs: give a larger one"
             return _impossible("until_pass", "until=pass", "approximate", why)
+        refused = [self._refused(rung) for rung in rungs]
+        if all(refused):
+            return _impossible("until_pass", "until=pass", "approximate", f"no rung can be used: {refused[0]}")
+        rungs = [rung for rung, reason in zip(rungs, refused, strict=True) if reason is None]
         end = next((n for n, rung in enumerate(rungs) if rung.method not in ("lotus", "retrain")), len(rungs) - 1)
         last = rungs[end]
         share = sum(
@@ -173,40 +154,41 @@ class Comparison:
         given = {name: getattr(options, name) for name in ("policy", "rungs", "budget")}
         return self._way("until_pass", f"until=pass, up to {last.method}", claim, why, share, until="pass", **given)
 
+    def _refused(self, rung: Rung) -> str | None:
+        """Why a rung cannot go back on the version's training, or train its shards anew."""
+        if rung.method == "retrain":
+            return self._retraining_refused
+        try:
+            if rung.method in _BACK:
+                _BACK[rung.method](self.session, rung.params)
+        except UnlearnError as error:
+            return str(error)
+        return None
+
     def _rewind(self) -> Way:
-        found = rewinding(self.session)
-        if found is None:
-            why = "this version keeps no checkpoint from before these samples: `train --keep-checkpoints 4`"
-            return _impossible("rewind", "rewind", "approximate", why)
-        share, claim = found
-        why = (
-            "the training goes on without the samples from where it had not seen them"
-            if claim == "exact"
-            else "the end of the training runs again without the samples, on weights that saw them: evidence, no more"
-        )
-        return self._way("rewind", "rewind", claim, why, share, method="rewind")
+        found = self._rewinding
+        if isinstance(found, UnlearnError):
+            return _impossible("rewind", "rewind", "approximate", str(found))
+        claim: Claim = "exact" if found.exact else "approximate"
+        return self._way("rewind", "rewind", claim, found.why, found.share, method="rewind")
 
     def _shards(self) -> Way:
-        name, record = "shards, trained again", self.session.version.record
-        shards = None if record is None else record.shards
-        if shards is None:
-            why = "this version is one model: `train --ensemble 8 --slices 4`"
-            return _impossible("shards", name, "exact", why)
-        past = sharded_past(self.session)
-        if past is None:
-            return _impossible("shards", name, "exact", f"{shards.ended_by} has changed the weights of this ensemble")
+        name, past = "shards, trained again", self._shards_back
+        if isinstance(past, UnlearnError):
+            return _impossible("shards", name, "exact", str(past))
         own, anew = past.cost()
         why = (
-            f"{len(past.begin())} of {shards.shards} sub-models are trained again from before they saw the samples, in "
-            f"{own.steps} of {anew.steps} steps"
+            f"{len(past.begin())} of {past.shards.shards} sub-models are trained again from before they saw the "
+            f"samples, in {own.steps} of {anew.steps} steps"
         )
-        if shards.prefix is not None:
-            why += f"; the frozen layers before {shards.prefix} stay as they are"
-        share = self._measured("exact", {}) / self._measured("retrain", {})
-        return self._way("shards", name, "exact", why, share, method="exact")
+        if past.shards.prefix is not None:
+            why += f"; the frozen layers before {past.shards.prefix} stay as they are"
+        return self._way("shards", name, "exact", why, self._share("exact"), method="exact")
 
     def _fast(self) -> Way:
         name, epochs = "retraining, fast recipe", fast_epochs(self._epochs)
+        if self._retraining_refused is not None:
+            return _impossible("fast_retraining", name, "unseen", self._retraining_refused)
         if epochs == self._epochs:
             return _impossible("fast_retraining", name, "unseen", f"the recipe has no more than {epochs} epochs")
         why = f"trained without the samples, in {epochs} epochs and not {self._epochs}: the accuracy is open"
@@ -220,9 +202,60 @@ class Comparison:
             name, why = "retraining, default recipe", "trained without the samples; the version records no recipe"
         elif recipe.origin is not None:
             why = f"trained without the samples in one go, where the version was trained on from {recipe.origin.uri}"
+        elif self._ensemble and self._anew is None:
+            why = "trained without the samples, all sub-models as one: another method has changed the frozen layers"
         else:
             claim, why = "exact", "trained as the version was, without the samples"
+        if self._retraining_refused is not None:
+            return _impossible("retraining", name, claim, self._retraining_refused)
         return self._way("retraining", name, claim, why, 1.0, method="retrain")
+
+    @cached_property
+    def _rewinding(self) -> Rewinding | UnlearnError:
+        """What `rewind` goes back to, or why it cannot."""
+        try:
+            return rewinding(self.session)
+        except UnlearnError as error:
+            return error
+
+    @cached_property
+    def _shards_back(self) -> ShardedPast | UnlearnError:
+        """What `exact` trains again, or why it cannot."""
+        try:
+            return shards_back(self.session)
+        except UnlearnError as error:
+            return error
+
+    @cached_property
+    def _retraining_refused(self) -> str | None:
+        """Why an ensemble cannot be trained anew by shards."""
+        try:
+            if self._anew is not None:
+                self._anew.check(labels_of(self.session.splits.retain))
+        except UnlearnError as error:
+            return str(error)
+        return None
+
+    @cached_property
+    def _anew(self) -> ShardedPast | None:
+        """Of an ensemble the shards that retraining trains, whatever the version keeps of its training."""
+        return sharded_past(self.session, anew=True)
+
+    @property
+    def _ensemble(self) -> bool:
+        record = self.session.version.record
+        return record is not None and record.shards is not None
+
+    @cached_property
+    def _by_shards(self) -> Mapping[str, float]:
+        """Of an ensemble the seconds of `exact` and `retrain`, from one calibration: its noise changes both alike."""
+        back = self._shards_back
+        past = self._anew if isinstance(back, UnlearnError) else back
+        if past is None:
+            return {}
+        found = dict(zip(("exact", "retrain"), dry_run.sharded_seconds(self.session, past), strict=True))
+        known = [self.known[method] / seconds for method, seconds in found.items() if method in self.known and seconds]
+        return {method: seconds * (known[0] if known else 1.0) for method, seconds in found.items()}
 
     @cached_property
     def _epochs(self) -> int:
@@ -236,6 +269,8 @@ class Comparison:
         """Seconds of a method."""
         if not params and method in self.known:
             return self.known[method]
+        if not params and method in ("exact", "retrain") and method in self._by_shards:
+            return self._by_shards[method]
         own = self.recipe if method == "retrain" else None
         given = {**own.params, **params} if own is not None else params
         seconds = dry_run.method_seconds(self.session, dry_run.Workload(method, given, self.options.seed, own))

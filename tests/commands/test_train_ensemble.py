@@ -180,6 +180,28 @@ def test_retraining_trains_its_shards(ensembles, cli):
 
 
 @pytest.mark.slow
+def test_retraining_makes_what_another_method_has_ended_exact_again(ensembles, cli, tmp_path):
+    """Nothing is left of the weights that were changed, and the record says how the shards were trained."""
+    ids = load_source("digits,train=30%").train.ids
+    for number, chosen, more in (
+        (1, ids[:20], ("--method", "finetune", "--params", QUICK)),
+        (2, ids[20:25], ("--method", "retrain")),
+    ):
+        (tmp_path / "ids.txt").write_text("\n".join(chosen))
+        uri = f"models:/clf/{number}"
+        done = cli("unlearn", "--model-uri", uri, "--forget", str(tmp_path / "ids.txt"), *more)
+        assert done.code == 0, done.err
+    (tmp_path / "ids.txt").write_text("\n".join(ids[:25]))
+    assert cli("train", *ENSEMBLE, "--name", "gold", "--exclude", str(tmp_path / "ids.txt")).code == 0
+    assert digest(ensembles, "3") == digest(ensembles, "1", "gold")
+    assert evidence_of("3").exactness.kind == "exact" and record_of("models:/clf/3").shards.ended_by is None
+    verified = cli("verify", "--model-uri", "models:/clf/3", "--recompute", "true")
+    assert verified.code == 0 and "from scratch" in verified.out, verified.out
+    more = cli("unlearn", "--model-uri", "models:/clf/3", "--forget", "random:1", "--method", "exact")
+    assert more.code == 0 and evidence_of("4").exactness.kind == "exact", more.err
+
+
+@pytest.mark.slow
 def test_it_is_compared_like_any_other(ensembles, cli):
     done = cli(
         *("compare", "--model-uri", "models:/clf/1", "--forget", "random:20", "--methods", "exact,finetune"),

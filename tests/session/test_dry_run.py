@@ -84,6 +84,7 @@ def test_what_is_slow_is_timed_on_less(store, cli, monkeypatch, slow, batch, epo
 
     monkeypatch.setattr(Session, "unlearn", watched)
     monkeypatch.setattr(dry_run, "SLOW", slow)
+    monkeypatch.setattr(dry_run, "ENOUGH", 0)  # each once
     params = {"epochs": epochs, "batch_size": batch}
     done = cli(*UNLEARN, "--plan", "true", "--method", "finetune", "--params", json.dumps(params))
     assert done.code == 0, done.err

@@ -6,80 +6,14 @@ LoTUS and retraining are given seconds by hand, since a figure that was measured
 import json
 import shlex
 from dataclasses import replace
-from functools import cache
 
 import mlflow
 import pytest
-from stores import FORGET, copied
+from stores import FORGET
 
-from mlflow_unlearn import config
-from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.evidence.checkpoints import Kept, Origin
-from mlflow_unlearn.registry.versions import TRAINING_TAG, open_version
-from mlflow_unlearn.session.recipe import Recipe, training_recipe
-from mlflow_unlearn.session.session import open_session
+from mlflow_unlearn.session.recipe import Recipe
 from mlflow_unlearn.tuning.rungs import Rung, default_rungs
-from mlflow_unlearn.tuning.ways import Comparison, Way, on_retraining, recommend, rewinding, show
-
-EPOCHS = 20
-"""Of clf/1."""
-
-
-def kept(*stages, shard=0):
-    return tuple(
-        Kept(run_id="r", path=Kept.path_of(shard, stage), sha256="0", shard=shard, stage=stage) for stage in stages
-    )
-
-
-def origin(uri):
-    return Origin(uri=uri, model_id=None, weights_sha256="0", samples=43, added_sha256="0", at="2026-01-01T00:00:00Z")
-
-
-def as_added(session, origin):
-    """With the list of what clf/1 has and the version before has not, where that is there."""
-    own = session.version.training_manifest
-    try:
-        before = open_version(session.client, origin.uri, session.folder).training_manifest
-    except UnlearnError:
-        return origin
-    train = session.view.source.train.ids
-    added = [i for i, late in zip(train, own.mask(train) & ~before.mask(train), strict=True) if late]
-    return origin.model_copy(update={"added_sha256": Manifest(tuple(added)).hashed(own.salt).digest})
-
-
-@pytest.fixture(scope="module")
-def opened(gold_template, tmp_path_factory):
-    """clf/1, which is to forget a fifth; gold/1 has never seen that fifth. Its record is what a test says of it."""
-    yield from versions(gold_template, tmp_path_factory.mktemp("ways"))
-
-
-@pytest.fixture(scope="class")
-def ensemble(ensemble_template, tmp_path_factory):
-    """clf/1, two shards of three slices, likewise."""
-    yield from versions(ensemble_template, tmp_path_factory.mktemp("ensemble_ways"))
-
-
-def versions(template, folder):
-    with copied(template, folder / "store") as store:
-
-        @cache
-        def session_of(forget):
-            options = config.Unlearn(model_uri="models:/clf/1", forget=forget, device="cpu")
-            with mlflow.start_run() as run:
-                session = open_session(store.client, run.info.run_id, options, folder, progress=False)
-            return session, options
-
-        def version(forget=FORGET, **recorded):
-            session, options = session_of(forget)
-            if "origin" in recorded:
-                recorded["origin"] = as_added(session, recorded["origin"])
-            record = session.version.record.model_copy(update=recorded)
-            tags = {**session.version.tags, TRAINING_TAG: record.training_sha256}
-            session = replace(session, version=replace(session.version, record=record, tags=tags))
-            return session, training_recipe(session, options), options
-
-        yield version
+from mlflow_unlearn.tuning.ways import Comparison, Way, on_retraining, recommend, show
 
 
 def compared(session, recipe, options, budget=0.5, lotus=1.0, exact=8.0):
@@ -103,11 +37,9 @@ class TestRecommended:
             pytest.param({}, {}, "approximate", ("fast_retraining", 35), id="plain: as near as the ladder, and more"),
             pytest.param({}, {"epochs": 8}, "approximate", ("until_pass", 39), id="trained so short that fast is slow"),
             pytest.param({}, {}, "exact", ("retraining", 100), id="plain, and it has to be exact"),
-            pytest.param(
-                {"checkpoints": kept(4, 10, 15)}, {}, "approximate", ("fast_retraining", 35), id="kept states"
-            ),
-            pytest.param({"checkpoints": kept(4, 10, 15)}, {}, "exact", ("retraining", 100), id="they saw the samples"),
-            pytest.param({"origin": origin("models:/gold/1")}, {}, "exact", ("rewind", 100), id="late samples"),
+            pytest.param({"stages": (4, 10, 15)}, {}, "approximate", ("fast_retraining", 35), id="kept states"),
+            pytest.param({"stages": (4, 10, 15)}, {}, "exact", ("retraining", 100), id="they saw the samples"),
+            pytest.param({"origin": "models:/gold/1"}, {}, "exact", ("rewind", 100), id="late samples"),
             pytest.param({}, None, "exact", None, id="no recorded recipe"),
         ],
     )
@@ -212,7 +144,7 @@ class TestWays:
         assert unrecorded["retraining"].claim == "unseen" and "default" in unrecorded["retraining"].name
 
     def test_a_version_that_was_trained_on_is_not_retrained_exactly(self, opened):
-        trained_on = by_kind(compared(*opened(origin=origin("models:/gold/1"))))
+        trained_on = by_kind(compared(*opened(origin="models:/gold/1")))
         assert trained_on["retraining"].claim == "unseen" and "models:/gold/1" in trained_on["retraining"].why
 
     def test_nothing_meets_the_claim(self, opened, capsys):
@@ -221,38 +153,6 @@ class TestWays:
         with mlflow.start_run():
             assert show(ways, "exact") is None
         assert "No way here meets claim=exact." in capsys.readouterr().out
-
-
-class TestRewinding:
-    @pytest.mark.parametrize(
-        ("stages", "expected"),
-        [
-            ((), None),
-            ((3, 10, 15), (0.85, "approximate")),
-            ((4, 8, 12, 16), (0.8, "approximate")),
-            ((18,), (1.0, "exact")),  # less than the default would run again: it begins at random
-        ],
-    )
-    def test_it_goes_back_to_the_last_checkpoint_that_leaves_enough(self, opened, stages, expected):
-        session, _, _ = opened(checkpoints=kept(*stages))
-        assert rewinding(session) == expected
-
-    def test_late_samples_alone_are_exact(self, opened):
-        session, _, _ = opened(origin=origin("models:/gold/1"))
-        assert rewinding(session) == (1.0, "exact")
-
-    @pytest.mark.parametrize(
-        ("checkpoints", "expected"),
-        [((), (1.0, "approximate")), (kept(3), (0.85, "approximate")), (kept(18), (1.0, "approximate"))],
-    )
-    def test_samples_that_the_version_before_saw_are_not(self, opened, checkpoints, expected):
-        session, _, _ = opened("random:20%,seed=5", origin=origin("models:/gold/1"), checkpoints=checkpoints)
-        assert rewinding(session) == expected
-
-    def test_a_version_before_that_is_gone_is_said(self, opened, capsys):
-        session, _, _ = opened(origin=origin("models:/gold/9"))
-        assert rewinding(session) is None
-        assert "models:/clf/1 cannot be rewound" in capsys.readouterr().err
 
 
 class TestEnsemble:
@@ -286,7 +186,3 @@ class TestEnsemble:
         assert f"Recommended for claim=exact: {chosen.name} ({chosen.seconds:.1f} s, " in printed
         logged = mlflow.get_run(run.info.run_id).data.metrics
         assert logged == {f"plan.{way.kind}": way.seconds for way in ways if way.seconds is not None}
-
-    def test_an_ensemble_does_not_rewind(self, ensemble):
-        session, _, _ = ensemble("random:1")
-        assert rewinding(session) is None
