@@ -266,11 +266,11 @@ def listings(
     found: dict[str, tuple[Kept, ...]] = {}
     named = set[str]()
     for version in pages(lambda token: client.search_model_versions(max_results=PAGE, page_token=token)):
-        uri, model = uri_of(version), models.get(version.model_id or str(version.source).removeprefix("models:/"))
+        uri, source = uri_of(version), str(version.source)
+        model, tagged = models.get(source.removeprefix("models:/")), CHECKPOINTS_TAG in version.tags
         # One that was registered from files alone has no tag.
-        from_files = not version.model_id and version.creation_timestamp >= begun
-        tagged = CHECKPOINTS_TAG in version.tags
-        if uri in own or not (tagged or model is not None or from_files or version.run_id in runs):
+        from_files = not source.startswith("models:/m-") and version.creation_timestamp >= begun
+        if uri in own or not (tagged or model is not None or from_files):
             continue
         if model is not None:
             named.add(model.model_id)
