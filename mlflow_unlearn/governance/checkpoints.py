@@ -138,8 +138,8 @@ def removal(
         if run_id in at_work and (run_id not in own or (run_id, path) not in recorded):
             left.append(StoredPlace(place=place, why=_RUNS))
             continue
-        digest = _digest(run_id, path)
         expected = recorded.get((run_id, path))
+        digest = expected if run_id in own and expected is not None else _digest(run_id, path)
         # One without a digest had, when an interrupted command has looked, the bytes of one that stays.
         if run_id not in own and (digest != expected if expected is not None else digest not in alike):
             left.append(StoredPlace(place=place, why=_FOREIGN))
