@@ -1,5 +1,8 @@
 """Versions that keep what they were trained by, and what each of them was trained on."""
 
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -9,6 +12,8 @@ from sklearn.datasets import load_digits
 from stores import Store, call
 
 from mlflow_unlearn.data.loaders import load_source
+from mlflow_unlearn.registry import checkpoints
+from mlflow_unlearn.registry.checkpoints import store_checkpoint
 from mlflow_unlearn.registry.versions import Record
 
 EARLY, LATER = "digits,train=15%", "digits,train=25%"
@@ -44,6 +49,24 @@ def listed(folder: Path, ids: list[str]) -> str:
     file = folder / f"ids-{len(ids)}.txt"
     file.write_text("\n".join(ids))
     return str(file)
+
+
+def killed_at_the_second_checkpoint(command: Callable[[], object]) -> None:
+    """A command in a process of its own, which dies once that is stored."""
+    child = os.fork()
+    if not child:
+        number = iter((1, 2))
+
+        def store(*arguments, **named):
+            kept = store_checkpoint(*arguments, **named)
+            if next(number) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return kept
+
+        checkpoints.store_checkpoint = store
+        command()
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
 
 
 def checkpoint_file(kept) -> Path:

@@ -20,8 +20,15 @@ from mlflow_unlearn.answer import found_so_far
 from mlflow_unlearn.console import first_line, one_line, storable
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence.audit import REFERENCE_FILE
-from mlflow_unlearn.governance.checkpoints import Removal, by_run
-from mlflow_unlearn.governance.deletion import RetirementRecord, contents_of, out_of_reach, prove, same_weights
+from mlflow_unlearn.governance.checkpoints import Removal, by_run, unlisted
+from mlflow_unlearn.governance.deletion import (
+    RetirementRecord,
+    StoredPlace,
+    contents_of,
+    out_of_reach,
+    prove,
+    same_weights,
+)
 from mlflow_unlearn.governance.garbage import delete_entry, gc_command, gc_warning
 from mlflow_unlearn.governance.holders import VersionExposure, cached, checkpoints
 from mlflow_unlearn.governance.location import Location, locate
@@ -55,12 +62,15 @@ def retire(options: config.Retire) -> RetirementRecord:
     with tracking.read_only_client() as client:
         retirement = drawn_up(client, options)
         others = same_weights(client, retirement.entries, retirement.known)
-    record = retirement.record().model_copy(update={"same_weights": tuple(others)})
+        record = retirement.record().model_copy(update={"same_weights": tuple(others)})
+        left = [one for one in unlisted(client, retirement.known, record) if isinstance(one, StoredPlace)]
     steps = (f"look again for the weights of {', '.join(record.versions)}",) if retirement.again else record.steps
     print("\n".join(f"would {step}" for step in steps))
     _name_kept(record)
     if others:
         print(one_line(f"The same weights remain in {', '.join(others)}, by their tags: retire these too."))
+    for one in left:
+        print(one_line(f"It would not be proven while these are left: {one}."))
     print("Nothing was done: --yes true does it, for good.")
     return record
 
@@ -163,7 +173,8 @@ def _proven(
     for path in (*cached(retirement.entries), *checkpoints(retirement.entries)):  # of commands that ran meanwhile
         path.unlink(missing_ok=True)
     gone = record.model_id is None or delete_entry(client, record.model_id, location)
-    proof = prove(client, record, retirement.entries, retirement.known, kept)
+    left = unlisted(client, retirement.known, record)
+    proof = prove(client, record, retirement.entries, retirement.known, kept, left)
     result = {"proof": proof, "gc": None if gone else gc_command(str(record.model_id))}
     record = record.model_copy(update={**result, "out_of_reach": out_of_reach(location)})
     _log(record)
@@ -176,10 +187,11 @@ def _proven(
         print(f"What is left of the LoggedModel's entry, which has no file, goes with: {record.gc}")
         print(f"Before that, mind what is to stay: {gc_warning(client)}.")
     print(f"Out of reach from here: {'; '.join(record.out_of_reach)}.")
-    if proof.found:
+    copies = [("the same bytes are still stored", proof.found), ("checkpoints are left", proof.checkpoints)]
+    if still := [f"{what}: {'; '.join(map(str, of[:10]))}{_more(of)}" for what, of in copies if of]:
         raise Refused(
-            f"{', '.join(record.versions)}: retired, and the same bytes are still stored: "
-            f"{'; '.join(map(str, proof.found[:10]))}{_more(proof.found)}; after that, start the same command again"
+            f"{', '.join(record.versions)}: retired, and {'; and '.join(still)}; after that, start the same command "
+            "again"
         )
     return record
 

@@ -32,15 +32,16 @@ from mlflow_unlearn.engine.loop import RunOptions, run
 from mlflow_unlearn.engine.past import Keep
 from mlflow_unlearn.engine.predictions import evaluate_split
 from mlflow_unlearn.engine.shards import ShardTrainer
-from mlflow_unlearn.evidence.checkpoints import Kept, Shards
+from mlflow_unlearn.evidence.checkpoints import Kept, Shards, trained_as
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.record import Measured, metric_tags
 from mlflow_unlearn.evidence.registered import Registered, Registering
+from mlflow_unlearn.governance.checkpoints import remove_of_dead
 from mlflow_unlearn.governance.publish import log_epoch
 from mlflow_unlearn.methods.retrain import Training
 from mlflow_unlearn.metrics.accuracy import accuracy
 from mlflow_unlearn.registry import forget_requests, tracking
-from mlflow_unlearn.registry.checkpoints import keeper
+from mlflow_unlearn.registry.checkpoints import keeper, mark_training
 from mlflow_unlearn.registry.dataset_inputs import log_manifests
 from mlflow_unlearn.registry.flavor import NewModel, example_images, log_model
 from mlflow_unlearn.registry.registration import complete, register
@@ -105,6 +106,11 @@ class _Prepared:
         """The plain ids of what the new version will know."""
         ids = self.view.source.train.ids
         return Manifest(tuple(ids[i] for i in self.kept))
+
+    @property
+    def stored(self) -> Manifest:
+        """These ids as the new version stores them."""
+        return self.manifest.hashed(Manifest.salt_of(self.view.source.samples_digest))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -198,16 +204,20 @@ def _fit(client: MlflowClient, options: config.Train, prepared: _Prepared, run_i
     on_epoch = partial(log_epoch, Training)
     if options.ensemble:
         plan = plan_ensemble(client, options, source, kept, prepared.module, folder)
+        mark_training(run_id, trained_as(plan.architecture, prepared.stored.digest, _recipe(options), options.seed))
         stages = StageCheckpoints("train", run_id, identity)
         trainer = ShardTrainer(plan.shards, Training, hardware, keep_on(run_id), stages.at, on_epoch)
         placed, classes = plan.placed.subset(kept), len(source.classes)
         model, shards = train_ensemble(plan, training, placed, prepared.shape, classes, hardware, trainer)
         return _Trained(model, plan.architecture, tuple(trainer.kept), shards, placed, stages)
     checkpoint = Checkpoint("train", run_id, identity)
-    keep = Keep(options.keep_checkpoints, options.epochs, keeper(run_id)) if options.keep_checkpoints else None
+    architecture = options.architecture if before is None else before.architecture
+    keep = None
+    if options.keep_checkpoints:
+        mark_training(run_id, trained_as(architecture, prepared.stored.digest, _recipe(options), options.seed))
+        keep = Keep(options.keep_checkpoints, options.epochs, keeper(run_id, lambda: checkpoint.resume_key))
     run_options = RunOptions(options.seed, on_epoch=on_epoch, checkpoint=checkpoint, keep=keep)
     outcome = run(prepared.module, Training(_recipe(options)), {"retain": training}, hardware, run_options)
-    architecture = options.architecture if before is None else before.architecture
     return _Trained(outcome.model, architecture, outcome.kept, None, None, checkpoint)
 
 
@@ -249,10 +259,8 @@ def _register(
         folder: for temporary files.
     """
     view, kept, before, model = prepared.view, prepared.kept, prepared.before, trained.model
-    source, canaries, manifest, shards = view.source, prepared.canaries, prepared.manifest, trained.shards
-    log_manifests(source.spec, {"retain": manifest})
-    salt = Manifest.salt_of(source.samples_digest)
-    stored = manifest.hashed(salt)
+    source, canaries, stored, shards = view.source, prepared.canaries, prepared.stored, trained.shards
+    log_manifests(source.spec, {"retain": prepared.manifest})
     planted = canaries and Commitment(run_id=run_id, sha256=canaries.digest, pairs=len(canaries.pairs))
     recipe = _recipe(options)
     record = Record(
@@ -267,7 +275,7 @@ def _register(
         trained_on=TrainedOn.of(stored, without_options(source.spec), source.samples_digest),
         checkpoints=trained.kept,
         shards=shards if before is None else before.shards,
-        origin=None if before is None else before.origin(kept, salt, options.train_on),
+        origin=None if before is None else before.origin(kept, str(stored.salt), options.train_on),
         machine=machine_of(prepared.hardware) if trained.kept or before is not None or shards is not None else None,
         canaries=planted if before is None else before.canaries,
     )
@@ -298,6 +306,7 @@ def _register(
     info = log_model(client, new, run_id)
     mlflow.log_metrics(metrics, model_id=info.model_id)
     description = f"`{what}`{parts} trained on {len(kept)} samples of `{source.spec}`{gone_on}{without}."
+    remove_of_dead(client, trained.kept)
     version = register(client, info, options.name, tags=tags, description=description)
     complete(client, version)
     trained.checkpoint.remove()

@@ -19,6 +19,7 @@ from mlflow_unlearn.evidence.policy import Policy, read_policy
 from mlflow_unlearn.evidence.provenance import Attempt, Provenance
 from mlflow_unlearn.evidence.registered import Registered, Registering
 from mlflow_unlearn.evidence.signing import check_key
+from mlflow_unlearn.governance.checkpoints import remove_of_dead
 from mlflow_unlearn.governance.publish import log_result, publish, target_name
 from mlflow_unlearn.governance.setting import Setting
 from mlflow_unlearn.methods import get_method
@@ -121,6 +122,7 @@ def unlearn(options: config.Unlearn) -> UnlearnResult:
                 setting = Setting(options.method, params, options.seed, teacher, recipe)
                 result, checkpoint = setting.run(session, run_id)
                 provenance = setting.provenance(result)
+        remove_of_dead(client, result.kept)
 
         with tracking.timed("result"):
             unlearned = evaluate_splits(result.model, session.splits, session.hardware, name="unlearned")

@@ -107,6 +107,14 @@ class Checkpoint:
         state = torch.load(io.BytesIO(found["state"].tobytes()), map_location="cpu", weights_only=True)
         return state if state["content"] == self._content else None  # the same ids, and other samples behind them
 
+    @property
+    def resume_key(self) -> str | None:
+        """What the same command goes on by; None before `open`, and where there is nothing to go on by."""
+        if self._key is None:
+            return None
+        told = json.dumps([self._key, str(cache.folder())], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()
+
     @cached_property
     def _content(self) -> str | None:
         """Digest of all samples; None where it cannot be told."""

@@ -3,6 +3,9 @@
 A checkpoint has seen samples, so it is data as the version is: `exposure` lists it and `retire` removes it.
 """
 
+import hashlib
+import json
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -15,6 +18,24 @@ CHECKPOINTS_TAG = "unlearn.checkpoints"
 """Of a run: how many checkpoints it keeps, or "shards"; of a version and its LoggedModel: how many they list."""
 OF_SHARDS = "shards"
 """The value of a run's tag where a training that goes on after a kill stores all of them again."""
+TRAINED_AS_TAG = "unlearn.trained_as"
+"""Of a run that keeps checkpoints: `trained_as` of its training, by which `retire` finds what no version lists."""
+RESUME_TAG = "unlearn.resume_key"
+"""Of such a run of one model: equal for those that go on from one another on one machine after a kill."""
+_RECIPE = ("epochs", "lr", "batch_size", "weight_decay")
+
+
+def trained_as(architecture: str | None, samples_sha256: str, params: Mapping[str, Any], seed: int) -> str:
+    """What tells a training from others, known before it begins; trainings that differ in more are taken for one.
+
+    Args:
+        architecture: of the model.
+        samples_sha256: of the list of its samples, as a version stores it.
+        params: with the recipe among them.
+        seed: from which everything random follows.
+    """
+    told = [architecture, samples_sha256, {name: params.get(name) for name in _RECIPE}, seed]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class Kept(FrozenRecord):

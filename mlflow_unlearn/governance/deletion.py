@@ -80,6 +80,7 @@ class Proof(BaseModel):
         files: how many files are stored there.
         not_looked_at: what was not, and why.
         found: where the weights still are, and the way out.
+        checkpoints: that no version lists and nothing tells from those of its training, and the way out.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -90,6 +91,7 @@ class Proof(BaseModel):
     files: int
     not_looked_at: tuple[StoredPlace, ...]
     found: tuple[StoredPlace, ...]
+    checkpoints: tuple[StoredPlace, ...] = ()
 
     def summary(self) -> str:
         """In one sentence."""
@@ -98,6 +100,7 @@ class Proof(BaseModel):
             return f"Proven: none of {looked} has its weights."
         why = " and ".join(
             ([f"{len(self.found)} cop{'y was' if len(self.found) == 1 else 'ies were'} found"] if self.found else [])
+            + (["checkpoints are left"] if self.checkpoints else [])
             + (["not everything could be looked at"] if self.not_looked_at else [])
         )
         return f"Not proven, since {why}: {looked} were looked at."
@@ -119,6 +122,8 @@ class RetirementRecord(CommandResult):
         references: runs whose outputs of references went with them.
         checkpoints: of trainings that went with them, which no version that stays lists.
         checkpoints_kept: those that stay, and which versions list them.
+        checkpoints_left: those that stay although no version lists them, and why.
+        trained_as: what tells its training from others; None of what came of no training of ours.
         model_id: the LoggedModel.
         same_weights: other versions whose tag names the same weights, before the first step.
         done: whether all steps are done.
@@ -142,6 +147,8 @@ class RetirementRecord(CommandResult):
     references: tuple[str, ...] = ()
     checkpoints: tuple[StoredCheckpoint, ...] = ()
     checkpoints_kept: tuple[StoredPlace, ...] = ()
+    checkpoints_left: tuple[StoredPlace, ...] = ()
+    trained_as: str | None = None
     model_id: str | None = None
     same_weights: tuple[str, ...] = ()
     done: bool = False
@@ -220,6 +227,7 @@ def prove(
     entries: Sequence[VersionExposure],
     known: Mapping[str, str],
     kept: Sequence[Unseen],
+    left: Sequence[StoredPlace | Unseen] = (),
 ) -> Proof:
     """Look for a version's weights in every artifact root and in the registry.
 
@@ -231,6 +239,7 @@ def prove(
         entries: the version, and those that had its files.
         known: where the files of each registered version are.
         kept: what a bucket has kept of its files.
+        left: checkpoints that nothing tells from those of its training, and where that could not be looked at.
     """
     versions = {uri: locate(source) for uri, source in known.items()}
     roots, unseen = _roots(client, versions, {entry.uri for entry in entries} | _retired(client))
@@ -261,18 +270,20 @@ def prove(
     if not record.telling:
         why = f"no file of it that is not text has {_SMALLEST} bytes, so that copies were not looked for"
         unseen.append(Unseen(f"copies of {entries[0].uri}", why))
-    unseen += [each for each in kept if each.older]
+    unseen += [each for each in left if isinstance(each, Unseen)] + [each for each in kept if each.older]
+    checkpoints = tuple(each for each in left if isinstance(each, StoredPlace))
     found |= {each.place: StoredPlace(place=each.place, why=each.why) for each in kept if not each.older}
     for uri in same_weights(client, entries, known):
         if uri not in owned:
             found[uri] = StoredPlace(place=uri, why="its tag names the same weights: retire it too")
     return Proof(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
-        proven=not (found or unseen),
+        proven=not (found or unseen or checkpoints),
         looked_at=tuple(looked_at),
         files=files,
         not_looked_at=tuple(StoredPlace(place=each.place, why=each.why) for each in dict.fromkeys(unseen)),
         found=tuple(found.values()),
+        checkpoints=checkpoints,
     )
 
 

@@ -16,7 +16,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow_unlearn import config
 from mlflow_unlearn.console import one_line, storable
 from mlflow_unlearn.errors import AlreadyDone, Refused, UnlearnError, shortlist
-from mlflow_unlearn.governance.checkpoints import Removal, by_run, listed, removal
+from mlflow_unlearn.governance.checkpoints import Removal, by_run, listed, listings, of_training, removal, users_of
 from mlflow_unlearn.governance.deletion import RetirementRecord
 from mlflow_unlearn.governance.files import Logged, logged_models
 from mlflow_unlearn.governance.holders import (
@@ -33,6 +33,7 @@ from mlflow_unlearn.governance.model_folder import MLMODEL, ModelFolder, entries
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry.dead import killed
 from mlflow_unlearn.registry.lock import ModelLock
+from mlflow_unlearn.registry.uris import in_ranges
 from mlflow_unlearn.registry.versions import RETIRED_TAG, read_artifact, registered_version, retired, unfinished
 
 RECORD = "evidence/retirement.json"
@@ -53,6 +54,7 @@ class Retirement:
         checkpoints: of trainings, and which of them stay.
         models: every LoggedModel of the store.
         known: where the files of each registered version are.
+        trained_as: what tells the version's training from others; None where it came of none of ours.
         before: what an earlier command has recorded of the same files, before it was interrupted or found more of them.
         again: whether everything is done, and only the proof is missing.
     """
@@ -67,6 +69,7 @@ class Retirement:
     checkpoints: Removal
     models: Sequence[Logged]
     known: dict[str, str]
+    trained_as: str | None = None
     before: RetirementRecord | None = None
     again: bool = False
 
@@ -87,6 +90,8 @@ class Retirement:
             references=tuple(run.info.run_id for run in self.references),
             checkpoints=self.checkpoints.remove,
             checkpoints_kept=self.checkpoints.keep,
+            checkpoints_left=self.checkpoints.left,
+            trained_as=self.trained_as,
             model_id=self.model_id,
         )
         if (before := self.before) is None:
@@ -97,6 +102,8 @@ class Retirement:
             update={
                 "references": tuple(references),
                 "checkpoints": tuple(checkpoints.values()),
+                "checkpoints_left": tuple(dict.fromkeys((*before.checkpoints_left, *record.checkpoints_left))),
+                "trained_as": record.trained_as or before.trained_as,
                 "model_id": record.model_id or before.model_id,
             }
         )
@@ -144,11 +151,11 @@ class Retirement:
         Raises:
             Refused: one is.
         """
-        registered, known = [entry.registered for entry in self.entries], self.known
-        now = {one.place: one for one in removal(client, known, registered, self.checkpoints.remove).keep}
+        going, runs = {entry.uri for entry in self.entries}, {one.run_id for one in self.checkpoints.remove}
+        users = users_of(listings(client, self.known, going, runs))
         for one in self.checkpoints.remove:
-            if (place := f"runs:/{one.run_id}/{one.path}") in now:
-                raise self.other(str(now[place]))
+            if found := users.get((one.run_id, one.path)):
+                raise self.other(f"runs:/{one.run_id}/{one.path} is listed by {', '.join(in_ranges(found))}")
 
     def check_before_deletion(self, client: MlflowClient, locks: Mapping[str, ModelLock]) -> None:
         """As `check`, and also what lies there.
@@ -198,7 +205,7 @@ def drawn_up(client: MlflowClient, options: config.Retire) -> Retirement:
         before = _record_of(target)
         if before is not None and before.done and before.telling and not (before.proof and before.proof.proven):
             found = sharing(client, target, models, known)
-            return Retirement(target, found, (), (), None, (), (), Removal(), models, known, before, again=True)
+            return Retirement(target, found, (), (), None, (), (), Removal(), models, known, before=before, again=True)
         if _by_a_killed_command(version):
             raise AlreadyDone(f"{uri} was {how}: this command had done so before it was killed.", before)
         raise UnlearnError(f"{uri} was {how}; there is nothing left to remove", before)
@@ -223,7 +230,18 @@ def drawn_up(client: MlflowClient, options: config.Retire) -> Retirement:
     ours = bool(kept) or folder.record is not None
     going = removal(client, known, [entry.registered for entry in found], kept) if ours else Removal()
     return Retirement(
-        target, found, _aliases(found), folder.entries, model_id, here, trained, going, models, known, before
+        target,
+        found,
+        _aliases(found),
+        folder.entries,
+        model_id,
+        here,
+        trained,
+        going,
+        models,
+        known,
+        of_training(folder.record),
+        before,
     )
 
 

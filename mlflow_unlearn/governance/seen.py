@@ -8,6 +8,7 @@ from pathlib import Path
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 
 from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.data.manifest import Manifest
@@ -28,12 +29,18 @@ class RunCheckpoints(CommandResult):
     run_id: str
     shards: dict[str, list[int]] = Field(description="Shard → slices after which they were kept; of one model, epochs.")
     listed_by: list[str] = Field(description="Versions and LoggedModels that contain the samples.")
+    # For people: programs have `shards`.
+    of_one_model: SkipJsonSchema[bool] = Field(False, exclude=True)
 
     def __str__(self) -> str:
         """As it is printed."""
         count = sum(map(len, self.shards.values()))
-        parts = (f"shard {shard}: {', '.join(map(str, stages))}" for shard, stages in self.shards.items())
-        return f"runs:/{self.run_id}/checkpoints: {count} (after stages of {'; '.join(parts)})"
+        stages = {shard: ", ".join(map(str, after)) for shard, after in self.shards.items()}
+        if self.of_one_model:
+            after = f"epochs {', '.join(stages.values())}"
+        else:
+            after = f"slices of {'; '.join(f'shard {shard}: {of}' for shard, of in stages.items())}"
+        return f"runs:/{self.run_id}/checkpoints: {count} (after {after})"
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,7 @@ def checkpoints_seen(client: MlflowClient, registry: Registry, found: Found, wan
     known: set[tuple[str, str]] = set()
     shards: dict[str, dict[str, set[int]]] = {}
     users: dict[str, list[str]] = {}
+    of_one = set[str]()
     counts: dict[str, int] = {}
     for entry in (*found.versions, *found.models):
         if CHECKPOINTS_TAG not in entry.registered.tags or entry.state == "retired" or entry.location.doubt:
@@ -86,6 +94,7 @@ def checkpoints_seen(client: MlflowClient, registry: Registry, found: Found, wan
             continue
         seen = [one for one in _seen(entry, record, wanted) if (one.run_id, one.path) in stored]
         counts[entry.uri] = len(seen)
+        of_one |= {one.run_id for one in seen if record.shards is None}
         for one in seen:
             shards.setdefault(one.run_id, {}).setdefault(str(one.shard), set()).add(one.stage)
         for run_id in dict.fromkeys(one.run_id for one in seen):
@@ -96,6 +105,7 @@ def checkpoints_seen(client: MlflowClient, registry: Registry, found: Found, wan
                 run_id=run_id,
                 shards={shard: sorted(stages) for shard, stages in sorted(of.items())},
                 listed_by=users[run_id],
+                of_one_model=run_id in of_one,
             )
             for run_id, of in shards.items()
         ],

@@ -11,9 +11,11 @@ from mlflow_unlearn.engine.checkpoint import Checkpoint
 from mlflow_unlearn.engine.loop import RunOptions
 from mlflow_unlearn.engine.teacher import Teacher
 from mlflow_unlearn.errors import NothingToUnlearn
+from mlflow_unlearn.evidence.checkpoints import trained_as
 from mlflow_unlearn.evidence.provenance import Provenance, Selection
 from mlflow_unlearn.governance.publish import log_epoch, log_result, nothing_to_unlearn
 from mlflow_unlearn.methods import get_method
+from mlflow_unlearn.registry.checkpoints import mark_training
 from mlflow_unlearn.session.ensemble import StageCheckpoints, sharded_past
 from mlflow_unlearn.session.past import keep_of
 from mlflow_unlearn.session.recipe import Recipe
@@ -52,13 +54,17 @@ class Setting:
             NothingToUnlearn: it left every weight as it was.
         """
         method, recipe, before = get_method(self.method), self.recipe, weights_digest(session.module)
-        trained_as = {} if recipe is None else {"augment": recipe.augment, "architecture": recipe.architecture}
-        identity, sharded = {**session.identity, **trained_as}, None
-        checkpoint: Checkpoint | StageCheckpoints = Checkpoint("unlearn", run_id, identity, before)
+        anew = {} if recipe is None else {"augment": recipe.augment, "architecture": recipe.architecture}
+        identity, sharded = {**session.identity, **anew}, None
+        single = Checkpoint("unlearn", run_id, identity, before)
+        checkpoint: Checkpoint | StageCheckpoints = single
         if method.by_shards:
             stages = StageCheckpoints("unlearn", run_id, identity, before)
             sharded = sharded_past(session, run_id, stages, anew=method.needs is None)
             checkpoint = checkpoint if sharded is None else stages
+        keep = keep_of(session, self.method, run_id, single)
+        if keep is not None or sharded is not None:
+            mark_training(run_id, self._trained_as(session))
         options = RunOptions(
             self.seed,
             teacher=self.teacher,
@@ -66,7 +72,7 @@ class Setting:
             on_epoch=partial(log_epoch, method),
             checkpoint=checkpoint if isinstance(checkpoint, Checkpoint) else None,
             sharded=sharded,
-            keep=keep_of(session, self.method, run_id),
+            keep=keep,
         )
         splits = None if recipe is None else recipe.splits(session.splits)
         result = session.unlearn(self.method, self.params, options, splits=splits)
@@ -76,6 +82,19 @@ class Setting:
             checkpoint.remove()
             raise NothingToUnlearn(nothing_to_unlearn(method, result))
         return result, checkpoint
+
+    def _trained_as(self, session: Session) -> str:
+        """What the new version's record will say, of a version whose training is run again.
+
+        Raises:
+            ValueError: it has no record.
+        """
+        if (record := session.version.record) is None:
+            raise ValueError("nothing is recorded of the training")
+        of = record.shards or record.provenance
+        params = of.params if record.shards is not None else get_method(self.method)(self.params).params.model_dump()
+        samples = session.stored_manifest(session.retain).digest
+        return trained_as(record.architecture, samples, params, of.seed)
 
     def provenance(self, result: Result, selection: Selection | None = None) -> Provenance:
         """How ``result`` came about."""

@@ -8,6 +8,7 @@ import io
 import re
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.errors import NoAnswer, UnlearnError
-from mlflow_unlearn.evidence.checkpoints import CHECKPOINTS, CHECKPOINTS_TAG, Kept
+from mlflow_unlearn.evidence.checkpoints import CHECKPOINTS, CHECKPOINTS_TAG, RESUME_TAG, TRAINED_AS_TAG, Kept
 from mlflow_unlearn.registry.artifacts import delete_run_file, run_file, run_files
+from mlflow_unlearn.registry.dead import this_machine
 from mlflow_unlearn.registry.network import persistently
 
 _NAME = re.compile(rf"{CHECKPOINTS}/shard-\d+-stage-\d+\.pt")
@@ -48,17 +50,34 @@ def store_checkpoint(run_id: str, state: Mapping[str, Any], *, shard: int = 0, s
     return Kept(run_id=run_id, path=path, sha256=sha256, shard=shard, stage=stage)
 
 
-def keeper(run_id: str) -> Callable[[Mapping[str, Any], int], Kept]:
-    """A function that stores a state and the epochs done as a checkpoint of a run, and counts them in its tag."""
+def keeper(
+    run_id: str, resume_key: Callable[[], str | None] = lambda: None
+) -> Callable[[Mapping[str, Any], int], Kept]:
+    """A function that stores a state and the epochs done as a checkpoint of a run, and counts them in its tag.
+
+    Args:
+        run_id: of the active run.
+        resume_key: what the same command goes on by after a kill, once the training has begun.
+    """
     stored: list[Kept] = []
 
     def store(state: Mapping[str, Any], epochs: int) -> Kept:
+        # Before the file: what a run keeps is looked for by its tags, and the process may be killed in between.
+        tags = {CHECKPOINTS_TAG: str(len(stored) + 1)}
+        if not stored and (key := resume_key()) is not None:
+            tags[RESUME_TAG] = hashlib.sha256(f"{key} {this_machine()}".encode()).hexdigest()
+        for name, value in tags.items():
+            persistently(partial(MlflowClient().set_tag, run_id, name, value))
         kept = persistently(lambda: store_checkpoint(run_id, state, stage=epochs))
         stored.append(kept)
-        persistently(lambda: MlflowClient().set_tag(run_id, CHECKPOINTS_TAG, len(stored)))
         return kept
 
     return store
+
+
+def mark_training(run_id: str, trained_as: str) -> None:
+    """Have a run say which training keeps checkpoints in it, before the first one."""
+    persistently(lambda: MlflowClient().set_tag(run_id, TRAINED_AS_TAG, trained_as))
 
 
 def stored_checkpoints(run_id: str) -> dict[str, int | None]:

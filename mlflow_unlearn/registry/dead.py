@@ -30,7 +30,7 @@ _ours: dict[str, "RunNote"] = {}
 
 def this_process() -> str:
     """What tells this process from every other one, before and after a reboot: host, place, number, and its start."""
-    return f"{_here()} {os.getpid()} {_started(os.getpid())}"
+    return f"{this_machine()} {os.getpid()} {_started(os.getpid())}"
 
 
 class RunNote:
@@ -127,12 +127,12 @@ def died(process: str) -> bool:
     try:
         here, pid, started = process.rsplit(" ", 2)
         # Where the system does not tell when a process started, another one may have its number.
-        return here == _here() and started != "None" and str(_started(int(pid))) != started
+        return here == this_machine() and started != "None" and str(_started(int(pid))) != started
     except ValueError:  # edited
         return False
 
 
-def _here() -> str:
+def this_machine() -> str:
     """The host, and what tells two machines of one name, or two containers, from each other."""
     marks = []
     with suppress(OSError):

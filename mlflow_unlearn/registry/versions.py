@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, computed_field, mod
 from mlflow_unlearn.console import first_line, hidden_password
 from mlflow_unlearn.data.manifest import Manifest, list_key
 from mlflow_unlearn.errors import UnlearnError, shortlist
-from mlflow_unlearn.evidence.checkpoints import CHECKPOINTS_TAG, Kept, Machine, Origin, Shards
+from mlflow_unlearn.evidence.checkpoints import CHECKPOINTS_TAG, Kept, Machine, Origin, Shards, trained_as
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.parsing import load_json, load_yaml
 from mlflow_unlearn.registry.artifacts import download_model, run_file
@@ -202,6 +202,14 @@ class Record(BaseModel):
         what = {"architecture", "provenance", "exclude", "checkpoints", "shards", "origin", "machine", "trained_on"}
         told = self.model_dump(mode="json", include=what, exclude_defaults=True)
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def trained_as(self) -> str | None:
+        """`trained_as` of the training, which its run has as a tag where it keeps checkpoints; None if not recorded."""
+        if self.trained_on is None:
+            return None
+        of = self.provenance if self.shards is None or self.shards.ended_by is not None else self.shards
+        return trained_as(self.architecture, self.trained_on.manifest_sha256, of.params, of.seed)
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -17,6 +17,7 @@ from mlflow_unlearn.data.datasets import Augmented
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.engine.architectures import builder_like, weights_digest
+from mlflow_unlearn.engine.checkpoint import Checkpoint
 from mlflow_unlearn.engine.hardware import Hardware, as_recorded, machine_of, threads
 from mlflow_unlearn.engine.past import Keep, Past, Point, State
 from mlflow_unlearn.errors import UnlearnError
@@ -279,18 +280,21 @@ class _Before:
         return LostCheckpoint(f"the training of {uri} went on from {self._origin.uri}, which is lost ({self._lost})")
 
 
-def keep_of(session: "Session", method: str, run_id: str) -> Keep | None:
+def keep_of(session: "Session", method: str, run_id: str, checkpoint: Checkpoint) -> Keep | None:
     """What a method that goes back keeps of the training that it runs again: as many checkpoints as its source.
 
     Args:
         session: the version opened for work.
         method: a registered name.
         run_id: whose artifacts they become.
+        checkpoint: where the same command goes on after a kill.
     """
     record = session.version.record
     if get_method(method).needs != CHECKPOINTS or record is None or not record.checkpoints:
         return None
-    return Keep(len(record.checkpoints), int(record.provenance.params["epochs"]), keeper(run_id))
+    return Keep(
+        len(record.checkpoints), int(record.provenance.params["epochs"]), keeper(run_id, lambda: checkpoint.resume_key)
+    )
 
 
 def trained_as(session: "Session", provenance: Provenance) -> Provenance:

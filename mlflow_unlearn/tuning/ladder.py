@@ -27,6 +27,7 @@ from mlflow_unlearn.evidence.candidate import judge_candidate
 from mlflow_unlearn.evidence.policy import Policy
 from mlflow_unlearn.evidence.provenance import Attempt, Provenance, Selection
 from mlflow_unlearn.evidence.record import Measured
+from mlflow_unlearn.governance.checkpoints import remove_of_dead
 from mlflow_unlearn.governance.evidence_builder import measured
 from mlflow_unlearn.governance.setting import Setting
 from mlflow_unlearn.methods import get_method
@@ -169,6 +170,7 @@ class Ladder:
             made[1].remove()
             if made[0].kept:
                 delete_checkpoints(run_id)
+                remove_of_dead(self.session.client, made[0].kept, stays=False)
             return None
         return made[0], setting.provenance(made[0], self._selection()), made[1]
 

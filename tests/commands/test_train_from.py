@@ -1,19 +1,26 @@
 """`train --keep-checkpoints` and `train --from`: what a version keeps, and data that came later."""
 
-import os
-import signal
-
 import mlflow
 import pytest
 from stores import copied
-from trainings import EARLY, KEEP, LATER, RECIPE, digest, early_ids, listed, record, train
+from trainings import (
+    EARLY,
+    KEEP,
+    LATER,
+    RECIPE,
+    digest,
+    early_ids,
+    killed_at_the_second_checkpoint,
+    listed,
+    record,
+    train,
+)
 
 from mlflow_unlearn import cache
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
-from mlflow_unlearn.engine.checkpoint import Checkpoint
-from mlflow_unlearn.evidence.checkpoints import CHECKPOINTS_TAG
-from mlflow_unlearn.registry.checkpoints import read_checkpoint
+from mlflow_unlearn.evidence.checkpoints import CHECKPOINTS_TAG, TRAINED_AS_TAG
+from mlflow_unlearn.registry.checkpoints import read_checkpoint, stored_checkpoints
 
 ON = ("train", "--data", LATER, *RECIPE, "--name", "clf", "--from", "models:/clf/1")
 
@@ -53,29 +60,36 @@ class TestKeeping:
         assert "keep_checkpoints = 8 of 8 epochs: give at most 7, since the last epoch is the version" in done.err
         assert store.versions("new") == []
 
-    def test_killed_in_the_middle_it_has_them_all(self, store, cli, monkeypatch, tmp_path):
-        """Those of the killed run stay there."""
+    def test_the_run_says_which_training_keeps_them(self, store, cli):
+        """As the version's record does: by that `retire` knows what a training was that has no version."""
+
+        def said(number: str) -> str:
+            return store.client.get_run(store.tags(number)["unlearn.run_id"]).data.tags[TRAINED_AS_TAG]
+
+        train(LATER, "--from", "models:/clf/1", *KEEP)
+        train(EARLY, *KEEP, seed=6)
+        assert [said(number) for number in "123"] == [record(number).trained_as for number in "123"]
+        assert len({said(number) for number in "123"}) == 3
+
+    @pytest.mark.parametrize("at_once", [False, True])
+    def test_killed_in_the_middle_it_has_them_all(self, store, cli, monkeypatch, tmp_path, at_once):
+        """Those of the killed run stay there if the version lists them; what was stored once more does not.
+
+        Killed before there is anything to go on from, it begins anew.
+        """
         monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("MLFLOW_UNLEARN_CHECKPOINT_SECONDS", "0")
+        monkeypatch.setenv("MLFLOW_UNLEARN_CHECKPOINT_SECONDS", "60" if at_once else "0")
         command = ("train", "--data", EARLY, *RECIPE, "--name", "new", "--seed", "5", *KEEP)
-        child, write = os.fork(), Checkpoint.save
-        if not child:
-            saves = iter(range(1, 100))
-
-            def save(self, state):
-                write(self, state)
-                if next(saves) == 32:  # of eight batches an epoch: at the end of the fourth, before it is kept
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            monkeypatch.setattr(Checkpoint, "save", save)
-            cli(*command)
-            os._exit(1)
-        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        killed_at_the_second_checkpoint(lambda: cli(*command))
         again = cli(*command)
-        assert again.code == 0 and "goes on where this command was killed, in epoch 4" in again.err
+        assert again.code == 0, again.err
+        assert ("goes on where this command was killed, in epoch 4" in again.err) != at_once
         kept = record("1", "new").checkpoints
         assert [one.stage for one in kept] == [2, 4, 6]
-        assert kept[0].run_id != kept[1].run_id == kept[2].run_id == store.tags("1", "new")["unlearn.run_id"]
+        own = store.tags("1", "new")["unlearn.run_id"]
+        assert [one.run_id == own for one in kept] == [at_once, True, True]
+        [dead] = [run.info.run_id for run in store.runs() if run.info.status == "KILLED"]
+        assert {*stored_checkpoints(dead)} == {one.path for one in kept if one.run_id == dead}
         assert all(read_checkpoint(one) for one in kept)
         assert digest(store, "1", "new") == digest(store, "1")
         assert not list(cache.entries(cache.CHECKPOINTS))

@@ -6,9 +6,22 @@ import mlflow
 import pytest
 from chains import LENIENT
 from stores import copied, shell
-from trainings import EARLY, KEEP, LATER, checkpoint_file, digest, early_ids, late_ids, listed, record, train
+from trainings import (
+    EARLY,
+    KEEP,
+    LATER,
+    checkpoint_file,
+    digest,
+    early_ids,
+    killed_at_the_second_checkpoint,
+    late_ids,
+    listed,
+    record,
+    train,
+)
 
-from mlflow_unlearn.registry.checkpoints import read_checkpoint
+from mlflow_unlearn.evidence.checkpoints import TRAINED_AS_TAG
+from mlflow_unlearn.registry.checkpoints import read_checkpoint, stored_checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +214,20 @@ class TestLost:
         assert "fall_back = true to go back to the checkpoint after epoch 6 instead" in said(done)
         done = rewind("2", late_ids(20), fall_back=True)
         assert done.code == 0 and "Approximate: The last 2 of 8 epochs" in said(done)
+
+
+def test_killed_and_started_again_it_leaves_nothing_that_no_version_lists(store, rewind, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MLFLOW_UNLEARN_CHECKPOINT_SECONDS", "0")
+    killed_at_the_second_checkpoint(lambda: rewind("1", early_ids(20), share=1))
+    again = rewind("1", early_ids(20), share=1)
+    assert again.code == 0 and "goes on where this command was killed" in again.err
+    kept, own = record("3").checkpoints, store.tags("3")["unlearn.run_id"]
+    [dead] = [run.info.run_id for run in store.runs() if run.info.status == "KILLED"]
+    assert [one.run_id for one in kept] == [dead, own, own]
+    assert [*stored_checkpoints(dead)] == [kept[0].path]
+    for run_id in (dead, own):
+        assert mlflow.get_run(run_id).data.tags[TRAINED_AS_TAG] == record("3").trained_as
 
 
 @pytest.mark.slow

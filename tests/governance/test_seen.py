@@ -4,6 +4,7 @@ import json
 
 from sharding import checkpoint_files, listed, placed_at
 from stores import call
+from trainings import EARLY, KEEP, early_ids, train
 
 
 def asked(*arguments: str, code: int = 0) -> dict:
@@ -29,8 +30,19 @@ def test_exposure_names_runs_shards_and_slices(sharded):
     ]
     assert counts(places) == {"models:/clf/1": 1, "models:/clf/2": 0}
     shown = call("exposure", "--model-uri", "models:/clf/2").out
-    assert f"runs:/{run_id}/checkpoints: 1 (after stages of shard 0: 2)" in shown
+    assert f"runs:/{run_id}/checkpoints: 1 (after slices of shard 0: 2)" in shown
     assert "1 of its checkpoints have seen them" in " ".join(shown.replace("│", " ").split())
+
+
+def test_of_one_model_they_are_from_after_epochs(empty_store):
+    train(EARLY, *KEEP)
+    (empty_store.folder / "wanted.csv").write_text(f"id\n{early_ids(1)[0]}\n")
+    on = ("locate", "--forget", "wanted.csv", "--data", EARLY)
+    run_id = empty_store.tags("1")["unlearn.run_id"]
+    assert f"runs:/{run_id}/checkpoints: 3 (after epochs 2, 4, 6)" in call(*on).out
+    assert asked(*on)["training_checkpoints"] == [
+        {"run_id": run_id, "shards": {"0": [2, 4, 6]}, "listed_by": ["models:/clf/1"]}
+    ]
 
 
 def test_a_sample_is_in_what_was_kept_after_its_slice(sharded):

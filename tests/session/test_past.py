@@ -9,6 +9,7 @@ from trainings import EARLY, KEEP, LATER, late_ids, listed, train
 
 from mlflow_unlearn import config
 from mlflow_unlearn.data.datasets import Augmented
+from mlflow_unlearn.engine.checkpoint import Checkpoint
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.registry import tracking
@@ -162,8 +163,10 @@ class TestOwnTraining:
 
 
 def test_what_a_new_version_keeps_and_says(later, opened):
-    keep = keep_of(later, "rewind", "run")
+    checkpoint = Checkpoint("unlearn", "run", {})
+    keep = keep_of(later, "rewind", "run", checkpoint)
     assert (keep.count, keep.epochs) == (3, 8)
-    assert keep_of(later, "lotus", "run") is None and keep_of(opened, "rewind", "run") is None
+    assert keep_of(later, "lotus", "run", checkpoint) is None
+    assert keep_of(opened, "rewind", "run", checkpoint) is None
     assert trained_as(later, REWOUND).augment == "crop-flip"
     assert trained_as(later, REWOUND.model_copy(update={"method": "lotus"})).augment is None
