@@ -32,6 +32,22 @@ def test_what_people_read_is_checked(chain, name, content, sentence):
     assert done.code == 3 and sentence in done.err
 
 
+@pytest.mark.parametrize(
+    "content", [b"a: b: c", b"flavors: {", b"[]", b"text", b"", b"\xff\xfe\x00", b"a: &b [*b]", None]
+)
+def test_a_file_that_is_not_an_mlmodel(chain, content):
+    """Every command that reads a version ends in a sentence, whatever stands there."""
+    with changed(folder_of("3") / "MLmodel", content):
+        done = call("verify", "--model-uri", "models:/clf/3")
+        assert done.code == 3 and ("MLmodel" in done.err or "cannot be read" in done.err), done.err
+        for command in ("evaluate", "unlearn", "exposure"):
+            found = call(
+                command, "--model-uri", "models:/clf/3", *(["--forget", "random:1"] if command != "exposure" else [])
+            )
+            assert found.code in ((0, 3) if command == "exposure" else (2,)), found.err
+            assert "Traceback" not in found.err and "internal error" not in found.err, found.err
+
+
 def test_a_metric_that_was_never_measured(chain):
     with tagged(chain, "3", unlearn__metric__avg_gap="0.0"):
         done = call("verify", "--model-uri", "models:/clf/3")
