@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
-from torch.utils.data import Dataset
 
 from mlflow_unlearn.console import track
-from mlflow_unlearn.data.batching import BatchReader, gather, in_memory, in_order
+from mlflow_unlearn.data.batching import BatchReader, in_order
 from mlflow_unlearn.data.functions import users_code
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.distributed import ranks
@@ -27,6 +26,7 @@ from mlflow_unlearn.engine.hardware import Hardware, deterministic_convolutions,
 from mlflow_unlearn.engine.method import Batch, Datasets, InputLoss, Method, OptimizerSpec, Phase, PhaseStats, SplitName
 from mlflow_unlearn.engine.modes import eval_mode
 from mlflow_unlearn.engine.past import ANEW, CHOSEN, Keep, Past, Point, State
+from mlflow_unlearn.engine.phase_samples import PhaseSamples
 from mlflow_unlearn.engine.teacher import Teacher, is_deterministic
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.checkpoints import Kept, Origin, Shards
@@ -434,7 +434,7 @@ class TrainerState:
 
     def samples_of(self, phase: Phase) -> int:
         """How many samples all epochs of ``phase`` train on, those that repeat counted as often."""
-        data = _TaggedSamples(self._datasets, phase)
+        data = PhaseSamples(self._datasets, phase)
         # Of a pair of sets the shorter one cycles.
         return phase.epochs * (sum(map(len, data.epoch(phase, None))) if phase.paired else len(data))
 
@@ -463,7 +463,7 @@ class TrainerState:
         at = progress or Progress()
         start = time.perf_counter() - at.seconds
         self.fill(phase)
-        data = _TaggedSamples(self._datasets, phase)
+        data = PhaseSamples(self._datasets, phase)
         steps_per_epoch = len(data.epoch(phase, None))
         optimizer, scheduler = self._optimizer(phase.optimizer, steps_per_epoch)
         if scheduler is None:
@@ -679,84 +679,3 @@ def _build_optimizer(spec: OptimizerSpec, parameters: list[Any]) -> torch.optim.
     }
     built: torch.optim.Optimizer = kinds[spec.name](parameters, spec.lr, weight_decay=spec.weight_decay, fused=fused)
     return built
-
-
-def shuffled_batches(count: int, batch_size: int, generator: torch.Generator | None = None) -> list[list[int]]:
-    """Batches of positions, shuffled where a generator is given, as many as ``batch_size`` asks for and of equal size.
-
-    A small batch at the end of each epoch would leave its noise in the running statistics of BatchNorm, which cannot
-    normalise a single sample at all; so the rest is spread (and a batch of two may become one of three).
-    """
-    order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
-    batches = max(1, min(-(-count // batch_size), count // 2))
-    return [part.tolist() for part in order.tensor_split(batches)]
-
-
-def paired_batches(
-    counts: tuple[int, int], batch_size: int, generator: torch.Generator | None = None
-) -> list[list[int]]:
-    """Each step a batch of both sets, positions of the second behind those of the first; the shorter set cycles."""
-    sides = [shuffled_batches(count, batch_size, generator) for count in counts]
-    steps = max(map(len, sides))
-    for side, count in zip(sides, counts, strict=True):
-        while len(side) < steps:
-            side += shuffled_batches(count, batch_size, generator)
-    first, second = (side[:steps] for side in sides)
-    return [a + [position + counts[0] for position in b] for a, b in zip(first, second, strict=True)]
-
-
-class _TaggedSamples(Dataset[Any]):
-    """The samples of a phase by position: image, label, whether from the forget set, and index in its set."""
-
-    def __init__(self, datasets: Datasets, phase: Phase) -> None:
-        none = torch.empty(0, dtype=torch.long)
-        synthetic: Any = phase.synthetic
-        parts: list[tuple[Any, Tensor]] = [
-            (datasets.get("forget"), none if phase.forget is None else phase.forget),
-            (datasets.get("retain"), none if phase.retain is None else phase.retain),
-            (synthetic, none if synthetic is None else torch.arange(len(synthetic))),
-        ]
-        self._parts = [(data, index) for data, index in parts if len(index)]
-        self._counts = [len(index) for _, index in parts]
-        self._ends = torch.tensor([len(index) for _, index in self._parts]).cumsum(0)
-
-    def __len__(self) -> int:
-        return sum(self._counts)
-
-    @property
-    def datasets(self) -> list[Any]:
-        return [data for data, _ in self._parts]
-
-    def holds(self, _: Any) -> bool:
-        return all(in_memory(data, index) for data, index in self._parts)
-
-    def is_like(self, other: Any) -> bool:
-        return (
-            isinstance(other, _TaggedSamples)
-            and self._counts == other._counts
-            and all(
-                mine is theirs and torch.equal(index, their_index)
-                for (mine, index), (theirs, their_index) in zip(self._parts, other._parts, strict=True)
-            )
-        )
-
-    def gather(self, positions: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Images ``[B, …]``, labels, from the forget set?, and index, each ``[B]``, in the order of ``positions``."""
-        position = torch.tensor(positions)
-        part_of = torch.searchsorted(self._ends, position, right=True)
-        index, labels = torch.empty_like(position), torch.empty_like(position)
-        images: Any = None
-        for number, (data, chosen) in enumerate(self._parts):
-            rows = (part_of == number).nonzero().flatten()
-            if len(rows):
-                index[rows] = chosen[position[rows] - (self._ends[number] - len(chosen))]
-                some, labels[rows] = gather(data, index[rows].tolist())
-                images = some.new_empty(len(position), *some.shape[1:]) if images is None else images
-                images[rows] = some
-        return images, labels, position < self._counts[0], index
-
-    def epoch(self, phase: Phase, generator: torch.Generator | None) -> list[list[int]]:
-        """The batches of one pass."""
-        if phase.paired:
-            return paired_batches((self._counts[0], self._counts[1]), phase.batch_size, generator)
-        return shuffled_batches(len(self), phase.batch_size, generator)

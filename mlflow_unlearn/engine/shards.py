@@ -27,10 +27,11 @@ from mlflow_unlearn.engine.checkpoint import Checkpoint
 from mlflow_unlearn.engine.ensemble import Ensemble, EnsembleSpec
 from mlflow_unlearn.engine.frozen_prefix import split_at
 from mlflow_unlearn.engine.hardware import Hardware, as_recorded, machine_of, threads
-from mlflow_unlearn.engine.loop import Epoch, Outcome, RunOptions, run, shuffled_batches
+from mlflow_unlearn.engine.loop import Epoch, Outcome, RunOptions, run
 from mlflow_unlearn.engine.method import Method
 from mlflow_unlearn.engine.modes import evaluating
 from mlflow_unlearn.engine.past import CHOSEN, passed_over
+from mlflow_unlearn.engine.phase_samples import shuffled_batches
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.checkpoints import Kept, Machine, Shards
 from mlflow_unlearn.evidence.record import Exactness
