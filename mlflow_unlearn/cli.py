@@ -10,7 +10,6 @@ import signal
 import sys
 import traceback
 import types
-import typing
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -21,7 +20,6 @@ from typing import Any, NoReturn
 
 import click
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
 from mlflow_unlearn import __version__
 from mlflow_unlearn.answer import (
@@ -36,10 +34,11 @@ from mlflow_unlearn.answer import (
     result_of,
     schema,
 )
-from mlflow_unlearn.config import COMMANDS, STORAGE_VARIABLE, Command, HardwareOptions, Tune, as_arguments, options
+from mlflow_unlearn.config import COMMANDS, STORAGE_VARIABLE, Command, HardwareOptions, Tune, as_arguments
 from mlflow_unlearn.data.functions import no_exit
 from mlflow_unlearn.errors import AlreadyDone, UnlearnError, UnlearnWarning
 from mlflow_unlearn.parsing import message
+from mlflow_unlearn.shell import ALSO, ShellCommand
 
 
 def command_function(name: str) -> Callable[[Any], CommandResult | None]:
@@ -107,24 +106,6 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
 
 
-def _option(name: str, field: FieldInfo) -> click.Option:
-    """One option; pydantic checks bounds and choices, here they shape the help."""
-    kinds = typing.get_args(field.annotation) or (field.annotation,)
-    extra: dict[str, Any] = {"type": str}
-    if typing.get_origin(field.annotation) is typing.Literal:
-        extra["type"] = click.Choice(typing.get_args(field.annotation))
-    elif field.annotation is bool:
-        extra |= {"type": bool, "is_flag": False, "flag_value": "true", "metavar": "[true|false]"}
-    elif field.annotation in (int, float):
-        extra["type"] = field.annotation
-    required = field.is_required()
-    optional = isinstance(field.annotation, types.UnionType) and type(None) in kinds
-    if not required:
-        default = str(field.default).lower() if field.annotation is bool else field.default
-        extra |= {"default": "" if optional else default, "show_default": not optional}
-    return click.Option([f"--{name.replace('_', '-')}", name], required=required, help=field.description, **extra)
-
-
 def _command(name: str, config: type[Command]) -> click.Command:
     def callback(**values: Any) -> CommandResult | None:
         try:
@@ -155,9 +136,9 @@ def _command(name: str, config: type[Command]) -> click.Command:
             ranks.worker_loop()
             raise _Ended(0)
 
-    return click.Command(
+    return ShellCommand(
         name,
-        params=[_option(option, field) for option, field in options(config).items()],
+        config,
         callback=callback,
         help=f"{config.__doc__}\n\n\b\nExample:\n  {config.example}",
         short_help=(config.__doc__ or "").splitlines()[0],
@@ -182,7 +163,7 @@ The same commands are entry points of the MLflow Project: mlflow run . -e unlear
     epilog="Exit codes: 0 done or passed, 2 bad input, 3 judged and refused (nothing to unlearn, no trial met the "
     "constraints, a version that does not pass or differs from its evidence), 130 interrupted, 143 terminated.",
 )
-@click.version_option(__version__, prog_name="mlflow-unlearn")
+@click.version_option(__version__, "-V", "--version", prog_name="mlflow-unlearn")
 def cli() -> None:
     """The group of all commands."""
 
@@ -303,19 +284,20 @@ def _show_warning(message: Warning | str, category: type[Warning], *where: Any, 
         _show_other_warning(without_passwords(str(message)), category, *where, **more)
 
 
-def _given(arguments: list[str], option: str) -> str | None:
+def _given(arguments: list[str], *spellings: str) -> str | None:
     """An option's value in the raw arguments, since the error may have come before they were parsed; None without."""
     for position, argument in reversed([*enumerate(arguments)]):  # the last one counts
         name, _, value = argument.partition("=")
-        if name == option:
+        if name in spellings:
             return (value or "".join(arguments[position + 1 : position + 2])).lower()
     return None
 
 
 def _wants_debug(arguments: list[str]) -> bool:
     """Whether --debug is on."""
-    given = _given(arguments, "--debug")
-    return given is not None and (given.startswith("--") or given in ("", "true", "1", "yes", "on", "t", "y"))
+    given = _given(arguments, "--debug", *ALSO["debug"])
+    no_value = given is not None and (given.startswith("-") or ":" in given)  # another option, or a URI alone
+    return no_value or given in ("", "true", "1", "yes", "on", "t", "y")
 
 
 def _answers(arguments: list[str]) -> bool:

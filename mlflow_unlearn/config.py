@@ -237,7 +237,9 @@ class Unlearn(HardwareOptions, PublishOptions, Command):
     forget: ForgetSpec = None
     hash_ids: HashIds = False
     method: str = Field("lotus", description="Unlearning method; see `mlflow-unlearn methods`.")
-    params: Text = Field(None, description="Hyperparameters: JSON or a YAML file; default: the published settings.")
+    params: Text = Field(
+        None, description="Hyperparameters: alpha=8,epochs=5, JSON or a YAML file; default: the published settings."
+    )
     preset: Text = Field(
         None, description="Other published settings by name, such as authors-large; see `mlflow-unlearn methods`."
     )
@@ -373,7 +375,9 @@ class Compare(HardwareOptions, PublishOptions, Command):
     seeds: str = Field("3", description="Seeds of the unlearning: how many, or a list such as 0,5,7.")
     forget: Text = Field(None, description="Forget spec instead of the pending requests; one set for all seeds.")
     hash_ids: HashIds = False
-    params: Text = Field(None, description='Hyperparameters by method, JSON or a YAML file: {"scrub": {"alpha": 0.5}}.')
+    params: Text = Field(
+        None, description="Hyperparameters by method: scrub.alpha=0.5,lotus.epochs=5, JSON or a YAML file."
+    )
     tuned: int = Field(
         0, ge=0, le=1000, description="Also tune each method, in so many trials that see neither gold nor test set."
     )
@@ -496,7 +500,7 @@ class Manifest(LoadOptions, Command):
 class Retire(Command):
     """Remove what still holds forgotten data: first a plan, then with --yes for good. Exit code 3: refused."""
 
-    example = "mlflow-unlearn retire --model-uri models:/clf/3 --yes true"
+    example = "mlflow-unlearn retire --model-uri models:/clf/3"
 
     model_uri: str = Field(description="The version to retire: models:/NAME/VERSION.")
     aliases: Text = Field(
@@ -546,6 +550,15 @@ class Methods(Command):
     example = "mlflow-unlearn methods"
 
 
+class Policy(Command):
+    """Print a policy with all its defaults, as YAML to edit and give as policy=. Makes no run."""
+
+    example = "mlflow-unlearn policy show > policy.yaml"
+
+    action: Literal["show"] = Field("show", description="What to do with it.")
+    policy: Text = Field(None, description="A YAML file; default: the policy of `review`.")
+
+
 class Data(Command):
     """Show what a data source holds: counts by split and class, digests. Makes no run."""
 
@@ -563,7 +576,7 @@ Measuring = Evaluate | Audit
 COMMANDS: dict[str, type[Command]] = {
     command.__name__.lower(): command
     for command in (Train, Request, Unlearn, Tune, Evaluate, Audit, Compare, Review)
-    + (Promote, Verify, Requests, Exposure, Locate, Manifest, Retire, Dossier, Listen, Methods, Data)
+    + (Promote, Verify, Requests, Exposure, Locate, Manifest, Retire, Dossier, Listen, Methods, Policy, Data)
 }
 
 
@@ -623,13 +636,15 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_params(text: str | None, where: str = "params") -> dict[str, Any]:
-    """Names and values from JSON or a YAML file, as the option ``where`` has them.
+    """Names and values from JSON, a YAML file, or as ``alpha=8,epochs=5``, as the option ``where`` has them.
 
     Raises:
         UnlearnError: neither.
     """
     if text is None:
         return {}
+    if "=" in text and not text.lstrip("\ufeff \t\r\n").startswith("{") and not os.path.exists(text):
+        return _pairs(text, where)
     file = not text.lstrip("\ufeff \t\r\n").startswith("{")
     source = f"{where} file {text!r}" if file else where
     try:
@@ -642,4 +657,32 @@ def parse_params(text: str | None, where: str = "params") -> dict[str, Any]:
     if not isinstance(values, dict):
         found = "nothing" if values is None else f"a {type(values).__name__}"
         raise UnlearnError(f"{source} holds {found}, not names with values such as alpha: 2")
+    return values
+
+
+def _pairs(text: str, where: str) -> dict[str, Any]:
+    """Of ``name=value`` separated by commas; ``method.name=value`` is inside of the method's own.
+
+    >>> _pairs("alpha=8, lotus.lr=1e-4, lotus.epochs=5", "params")
+    {'alpha': 8, 'lotus': {'lr': '1e-4', 'epochs': 5}}
+
+    Raises:
+        UnlearnError: a part is not such a pair, or names something twice.
+    """
+    values: dict[str, Any] = {}
+    for part in text.split(","):
+        path, equals, value = (each.strip() for each in part.partition("="))
+        *outer, name = path.split(".")
+        inside = values
+        for each in outer:
+            inside = inside.setdefault(each, {})
+            if not isinstance(inside, dict):
+                raise UnlearnError(f"{where} = {text!r}: {each!r} is given a value and values inside of it")
+        if not (equals and name) or name in inside:
+            what = f"{name!r} is given twice" if name in inside else f"{part.strip()!r} is not NAME=VALUE"
+            raise UnlearnError(f"{where} = {text!r}: {what}: write alpha=8,epochs=5, or JSON")
+        try:
+            inside[name] = load_options(value, yaml=True)
+        except ValueError as error:
+            raise UnlearnError(f"{where} = {text!r}: the value of {name!r} cannot be read ({error})") from error
     return values

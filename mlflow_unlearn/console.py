@@ -34,15 +34,26 @@ def track(iterable: Iterable[T], description: str, *, enabled: bool, total: int 
     from rich.progress import track as rich_track
 
     console = _stderr()
-    if not (enabled and console.is_terminal):
+    if not (enabled and console.is_terminal) or _quiet:
         return iterable
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     return rich_track(iterable, description, total=total, console=console, transient=True)
 
 
+_quiet = False
+
+
+def be_quiet(quiet: bool) -> None:
+    """Whether this command prints neither notes nor progress bars."""
+    global _quiet
+    _quiet = quiet
+
+
 def note(sentence: str) -> None:
-    """Print a sentence for the user on standard error."""
+    """Print a sentence for the user on standard error; only a warning, where notes are not wanted."""
+    if _quiet and not sentence.startswith("Warning:"):
+        return
     _stderr(highlight=False, soft_wrap=True).print(one_line(sentence), markup=False)
 
 

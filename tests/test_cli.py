@@ -144,7 +144,7 @@ def test_register_is_spelt_like_that(monkeypatch):
     [
         (["unlaern"], ["No such command 'unlaern'", "unlearn"]),
         (["unlearn", "--modle-uri", "x"], ["--modle-uri", "--model-uri"]),
-        (["unlearn"], ["Missing option '--model-uri'"]),
+        (["unlearn"], ["Missing option '-m' / '--model-uri'"]),
         (["unlearn", "--model-uri", "x", "--seed", "-1"], ["--seed", "-1"]),
         (["unlearn", "--model-uri", "x", "--seed", "one"], ["--seed", "one"]),
         (["unlearn", "--model-uri", "x", "--precision", "fp16"], ["--precision", "fp16", "bf16"]),
