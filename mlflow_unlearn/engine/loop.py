@@ -399,9 +399,19 @@ class TrainerState:
 
     def _trained_anew(self, steps: int) -> Exactness:
         """Of a training from random weights that took so many steps."""
+        in_state = self.model.state_dict()
         stayed = sum(not parameter.requires_grad for parameter in self.model.parameters())
-        frozen = [f"{stayed} parameters that are not trained, and stayed as they were."] if stayed else []
-        return Exactness(kind="exact", covers=ANEW, excludes=[CHOSEN, *frozen], steps=steps, steps_from_scratch=steps)
+        stayed += sum(name not in in_state for name, _ in self.model.named_buffers())
+        frozen = (
+            [f"{stayed} tensors that are not trained: they stayed, with whatever they have learned."] if stayed else []
+        )
+        return Exactness(
+            kind="approximate" if stayed else "exact",
+            covers=ANEW,
+            excludes=[CHOSEN, *frozen],
+            steps=steps,
+            steps_from_scratch=steps,
+        )
 
     def warn(self, sentence: str) -> None:
         """Keep ``sentence`` for the `Outcome`."""
