@@ -30,7 +30,7 @@ from mlflow_unlearn.registry.versions import check_name, find_version
 from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.new_version import new_record
-from mlflow_unlearn.session.past import check_prefix, trained_as, unmet
+from mlflow_unlearn.session.past import CHECKPOINTS, check_prefix, trained_as, unmet
 from mlflow_unlearn.session.recipe import Recipe, recorded_params, training_recipe
 from mlflow_unlearn.session.session import Session, open_session
 from mlflow_unlearn.tuning.ladder import Ladder
@@ -144,6 +144,8 @@ def _check(options: config.Unlearn) -> tuple[Policy | None, tuple[Rung, ...]]:
     if options.method == "retrain" and options.prefix != "none":
         raise UnlearnError(RETRAIN_ALL)
     check_prefix(options.method, options.prefix)
+    if options.processes > 1 and get_method(options.method).needs == CHECKPOINTS:
+        raise UnlearnError(f"{options.method} runs a training again in one process: leave processes out")
     defaults = config.Unlearn.model_fields
     if options.claim != defaults["claim"].default and not options.plan:
         raise UnlearnError(f"claim = {options.claim} is of no use here: give plan=true with it")

@@ -191,13 +191,14 @@ def processor(device: torch.device) -> str:
 def machine_of(hardware: "Hardware") -> Machine:
     """What the bits of trained weights depend on here."""
     device = hardware.device
-    limited = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA"))
+    names = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
+    limits = [torch.backends.cpu.get_cpu_capability(), *(f"{n}={v}" for n in names if (v := os.environ.get(n)))]
     return Machine(
         torch=torch.__version__,
         device=device.type if device.type == "cpu" else f"{device.type} {processor(device)}",
         precision=hardware.precision,
         threads=torch.get_num_threads(),
-        instructions=f"{torch.backends.cpu.get_cpu_capability()}{f', {limited} by oneDNN' if limited else ''}",
+        instructions=", ".join(limits),
         processor=processor(torch.device("cpu")).rpartition(" (")[0],  # without the number of its cores
         channels_last=hardware.channels_last,
         compiled=hardware.compile,

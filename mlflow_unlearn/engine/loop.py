@@ -23,6 +23,16 @@ from mlflow_unlearn.engine.checkpoint import Checkpoint, ResumableWorkspace
 from mlflow_unlearn.engine.forward import predict
 from mlflow_unlearn.engine.frozen_prefix import Activations, split_at
 from mlflow_unlearn.engine.hardware import Hardware, deterministic_convolutions, full_precision
+from mlflow_unlearn.engine.memory import (
+    BESIDE,
+    GIVEN,
+    STAYED,
+    beside_the_weights,
+    changed,
+    doubted,
+    is_default,
+    not_drawn,
+)
 from mlflow_unlearn.engine.method import Batch, Datasets, InputLoss, Method, OptimizerSpec, Phase, PhaseStats, SplitName
 from mlflow_unlearn.engine.modes import eval_mode
 from mlflow_unlearn.engine.past import ANEW, CHOSEN, Keep, Past, Point, State
@@ -56,6 +66,7 @@ class Outcome:
         trained: samples that went through the student for a gradient, each as often as it did; by it methods are
             compared where clocks differ.
         exactness: what may be claimed where the training was gone back on; None of other methods.
+        remembers: what beside its weights has changed in training, by name.
         kept: checkpoints that the new weights can be gone back on by.
         shards: how the new weights were trained, where they are an ensemble's and nothing else has changed them.
         origin: the version that the training went on from, where it was gone back to.
@@ -68,6 +79,7 @@ class Outcome:
     seconds: float
     trained: int = field(kw_only=True)
     exactness: Exactness | None = field(default=None, kw_only=True)
+    remembers: tuple[str, ...] = field(default=(), kw_only=True)
     kept: tuple[Kept, ...] = field(default=(), kw_only=True)
     shards: Shards | None = field(default=None, kw_only=True)
     origin: Origin | None = field(default=None, kw_only=True)
@@ -153,7 +165,7 @@ def run(model: nn.Module, method: Method, datasets: Datasets, hardware: Hardware
         refusal = method.unsuited(trained)
         if refusal is not None:
             raise UnlearnError(refusal)
-        state = TrainerState(trained, datasets, teacher, hardware, options)
+        state, beside = TrainerState(trained, datasets, teacher, hardware, options), beside_the_weights(student)
         workspace: TrainerState | ResumableWorkspace = state
         if options.checkpoint is not None and ranks.size() == 1:
             stored = options.checkpoint.open(model, method, samples, hardware, options.seed, teacher.prefix)
@@ -180,6 +192,7 @@ def run(model: nn.Module, method: Method, datasets: Datasets, hardware: Hardware
                 raise
             reason = next(line for line in str(error).splitlines() if line.strip())
             raise UnlearnError(f"the model cannot be compiled here ({reason}): leave compile out") from error
+    remembers = changed(beside, beside_the_weights(student))
     student.zero_grad(set_to_none=True)
     student = student.to(home, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     seconds = time.perf_counter() - start
@@ -190,7 +203,8 @@ def run(model: nn.Module, method: Method, datasets: Datasets, hardware: Hardware
         tuple(state.warnings),
         seconds,
         trained=state.trained,
-        exactness=state.exactness,
+        exactness=doubted(state.exactness, remembers, BESIDE),
+        remembers=tuple(remembers),
         kept=tuple(state.kept),
         origin=None if state.start is None else state.start.origin,
     )
@@ -243,6 +257,8 @@ class TrainerState:
         self.warnings: list[str] = []
         self.trained = 0
         self._read_forget = self._anew = False
+        self._not_anew: dict[str, Tensor] = {}
+        self._given: list[str] = []
         self.epochs = 0
         self.kept: list[Kept] = []
         self.start: Point | None = None
@@ -327,11 +343,17 @@ class TrainerState:
         if self._given_prefix is not None:
             raise UnlearnError(RETRAIN_ALL)
         build = self._options.model_factory or partial(reinitialised_copy, self.model)
-        # Frozen parameters have learned nothing from these data, and nothing would train them again.
+        # Nothing would train frozen parameters again.
         frozen = {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
         self._anew = self.teacher.prefix is None
+        before = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         fresh = build().state_dict()
-        self.model.load_state_dict({name: fresh[name] for name in self.model.state_dict()} | frozen)
+        self.model.load_state_dict({name: fresh[name] for name in before} | frozen)
+        if self._anew:
+            now = self.model.state_dict()
+            same = (name for name, old in before.items() if torch.equal(now[name], old))
+            self._not_anew = {name: before[name] for name in same if not is_default(before[name])}
+            self._given = not_drawn(build)
 
     def freeze_before(self, name: str) -> None:
         """As `Workspace` describes it; to be called before any phase.
@@ -397,21 +419,14 @@ class TrainerState:
             )
         return self._options.past.exactness(self.start, steps)
 
-    def _trained_anew(self, steps: int) -> Exactness:
+    def _trained_anew(self, steps: int) -> Exactness | None:
         """Of a training from random weights that took so many steps."""
-        in_state = self.model.state_dict()
-        stayed = sum(not parameter.requires_grad for parameter in self.model.parameters())
-        stayed += sum(name not in in_state for name, _ in self.model.named_buffers())
-        frozen = (
-            [f"{stayed} tensors that are not trained: they stayed, with whatever they have learned."] if stayed else []
-        )
-        return Exactness(
-            kind="approximate" if stayed else "exact",
-            covers=ANEW,
-            excludes=[CHOSEN, *frozen],
-            steps=steps,
-            steps_from_scratch=steps,
-        )
+        trainable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        now, parameters = self.model.state_dict(), dict(self.model.named_parameters())
+        # A buffer that training does not change is a constant.
+        stayed = [name for name, old in self._not_anew.items() if name in parameters or not torch.equal(now[name], old)]
+        claim = Exactness(kind="exact", covers=ANEW, excludes=[CHOSEN], steps=steps, steps_from_scratch=steps)
+        return doubted(doubted(claim, stayed, STAYED), [name for name in self._given if name in trainable], GIVEN)
 
     def warn(self, sentence: str) -> None:
         """Keep ``sentence`` for the `Outcome`."""

@@ -28,6 +28,7 @@ from mlflow_unlearn.engine.ensemble import Ensemble, EnsembleSpec
 from mlflow_unlearn.engine.frozen_prefix import split_at
 from mlflow_unlearn.engine.hardware import Hardware, as_recorded, machine_of, threads
 from mlflow_unlearn.engine.loop import Epoch, Outcome, RunOptions, run
+from mlflow_unlearn.engine.memory import BESIDE, GIVEN, doubted, not_drawn
 from mlflow_unlearn.engine.method import Method
 from mlflow_unlearn.engine.modes import evaluating
 from mlflow_unlearn.engine.past import CHOSEN, passed_over
@@ -130,6 +131,7 @@ class ShardTrainer:
     history: list[Epoch] = field(default_factory=list)
     steps: int = 0
     samples: int = 0
+    remembers: set[str] = field(default_factory=set)
     _saved: float = field(default_factory=time.monotonic)
     _unsaved: list[tuple[Checkpoint, State]] = field(default_factory=list)
 
@@ -179,7 +181,9 @@ class ShardTrainer:
                 self.on_epoch(self.history[-1])
 
         options = RunOptions(seed, on_epoch=count, checkpoint=checkpoint)
-        trained = run(member, method, {"retain": dataset}, self.hardware, options).model
+        outcome = run(member, method, {"retain": dataset}, self.hardware, options)
+        self.remembers.update(outcome.remembers)
+        trained = outcome.model
         if checkpoint is not None:
             self._unsaved.append((checkpoint, _weights(trained)))
             # All that were finished since: many short stages are as long a work as one.
@@ -297,11 +301,20 @@ class ShardedPast:
                 continue
             load_weights(member, state, self.architecture)
             return member, kept.stage
+        with isolated_rng(stage_seed(self.shards.seed, shard, 0)):
+            return self.initial(), 0
+
+    def initial(self) -> nn.Module:
+        """What is trained of one sub-model, as the random state has it.
+
+        Raises:
+            ValueError: the architecture is not an ensemble's.
+        """
         spec = EnsembleSpec.parse(self.architecture)
         if spec is None:
             raise ValueError("an ensemble's record names an ensemble")
-        model = initial_model(spec.architecture, len(self.classes), self.image_shape, self.shards.seed, shard)
-        return (model if spec.prefix is None else split_at(model, spec.prefix).trainable_head), 0
+        model = build_model(spec.architecture, len(self.classes), self.image_shape)
+        return model if spec.prefix is None else split_at(model, spec.prefix).trainable_head
 
 
 def train_anew(
@@ -367,10 +380,15 @@ def train_anew(
         tuple(warnings),
         time.perf_counter() - start,
         trained=trainer.samples,
-        exactness=_exactness(past, model, trainer, done_by, differences),
+        exactness=_doubts(past, trainer, _exactness(past, model, trainer, done_by, differences)),
         shards=shards.model_copy(update={"mixed": bool(differences)}),
         kept=tuple(_still_valid(past.kept, done_by, shards)) + tuple(trainer.kept),
     )
+
+
+def _doubts(past: ShardedPast, trainer: ShardTrainer, claim: Exactness) -> Exactness | None:
+    """A claim that is no longer exact where something beside what was trained may know the samples."""
+    return doubted(doubted(claim, sorted(trainer.remembers), BESIDE), not_drawn(past.initial), GIVEN)
 
 
 def _still_valid(kept: Sequence[Kept], done_by: Mapping[int, int], shards: Shards) -> Iterator[Kept]:

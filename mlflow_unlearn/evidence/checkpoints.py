@@ -19,7 +19,7 @@ CHECKPOINTS_TAG = "unlearn.checkpoints"
 OF_SHARDS = "shards"
 """The value of a run's tag where a training that goes on after a kill stores all of them again."""
 TRAINED_AS_TAG = "unlearn.trained_as"
-"""Of a run that keeps checkpoints: `trained_as` of its training, by which `retire` finds what no version lists."""
+"""Of a run that keeps checkpoints: `trained_as` of its training, and of the one that it goes back on, for `retire`."""
 RESUME_TAG = "unlearn.resume_key"
 """Of such a run of one model: equal for those that go on from one another on one machine after a kill."""
 _RECIPE = ("epochs", "lr", "batch_size", "weight_decay")

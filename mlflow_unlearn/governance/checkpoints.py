@@ -209,7 +209,7 @@ def unlisted(client: MlflowClient, known: Mapping[str, str], record: RetirementR
     runs = {
         run.info.run_id: run
         for run in runs_where(client, f"tags.`{CHECKPOINTS_TAG}` LIKE '%'")
-        if run.data.tags.get(TRAINED_AS_TAG) in (None, record.trained_as)
+        if record.trained_as in run.data.tags.get(TRAINED_AS_TAG, record.trained_as).split()
     }
     remember(runs.values())
     stored = set[tuple[str, str]]()

@@ -104,7 +104,10 @@ def _taken_out(evidence: Evidence, shards: Shards) -> Iterator[IntegrityFinding]
             yield IntegrityFinding(part, "not checked", f"request {request.id} hides its ids in a way of its own")
             return
         hashed = Manifest((), salt).key if manifest.salt is None else str
-        for sample in (each for each in manifest.ids if hashed(each) in placed):
+        for sample in manifest.ids:
+            if hashed(sample) not in placed:
+                yield IntegrityFinding(part, "differs", f"{sample} of request {request.id} is not among those of {uri}")
+                return
             shard, slice_ = placed[hashed(sample)]
             if shards.by == "id" and manifest.salt is None:
                 drawn = placements([sample], shards.shards, shards.slices)

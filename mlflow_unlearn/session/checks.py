@@ -1,9 +1,10 @@
 """Whether a model and its data fit each other, and two models the same data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from torch import nn
 from torch.utils.data import Dataset
@@ -15,7 +16,7 @@ from mlflow_unlearn.engine.hardware import checked_logits
 from mlflow_unlearn.engine.modes import evaluating
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry.network import persistently
-from mlflow_unlearn.registry.versions import TRAINING_TAG, WEIGHTS_TAG, Version
+from mlflow_unlearn.registry.versions import TRAINED_ON_TAG, TRAINING_TAG, WEIGHTS_TAG, Version, trained_on
 from mlflow_unlearn.session.view import InputSpec
 
 
@@ -93,18 +94,53 @@ def check_training(client: MlflowClient, version: Version, module: nn.Module) ->
     Raises:
         UnlearnError: they do not agree, or no tag says anything.
     """
-    if version.record is None:
-        return
-    tags = dict(version.tags)
-    if TRAINING_TAG not in tags and version.model_id is not None:  # registered by hand, or named by its LoggedModel
-        model_id = version.model_id
-        tags |= persistently(lambda: client.get_logged_model(model_id)).tags
-    changed = tags.get(TRAINING_TAG) != version.record.training_sha256
-    manifest, listed = version.training_manifest, version.record.trained_on
-    changed |= manifest is not None and listed is not None and manifest.digest != listed.manifest_sha256
-    changed |= WEIGHTS_TAG in tags and tags[WEIGHTS_TAG] != weights_digest(module)
+    if version.record is not None and not any(TRAINING_TAG in tags for tags in _tags(client, version)):
+        raise UnlearnError(f"{version.uri} has no tag {TRAINING_TAG}: restore it, or train anew with method=retrain")
+    check_as_registered(client, version, module)
+
+
+def check_as_registered(client: MlflowClient, version: Version, module: nn.Module) -> None:
+    """Hold record, list and weights of a version against its tags and those of its LoggedModel.
+
+    Args:
+        client: of the registry.
+        version: opened.
+        module: its module.
+
+    Raises:
+        UnlearnError: they do not agree.
+    """
+    record, manifest = version.record, version.training_manifest
+    found: dict[str, str | None] = {
+        TRAINING_TAG: None if record is None else record.training_sha256,
+        TRAINED_ON_TAG: None if manifest is None else manifest.digest,
+        WEIGHTS_TAG: weights_digest(module),
+    }
+    stated = (
+        [] if record is None or record.trained_on is None or manifest is None else [record.trained_on.manifest_sha256]
+    )
+    changed = any(digest != found[TRAINED_ON_TAG] for digest in stated) and version.recorded is None
+    for tags in _tags(client, version):
+        told = {name: tags[name] for name in found if name in tags}
+        if (listed := trained_on(tags)) is not None:
+            told[TRAINED_ON_TAG] = listed.manifest_sha256
+        # What `manifest` has recorded since takes the place of the list that came with the files.
+        changed |= any(value != found[name] for name, value in told.items() if name != TRAINED_ON_TAG)
+        changed |= TRAINED_ON_TAG in told and version.recorded is None and told[TRAINED_ON_TAG] != found[TRAINED_ON_TAG]
     if changed:
         raise UnlearnError(
             f"what {version.uri} records of its training, or its weights, is not what its tags say: files or tags were "
             "changed since it was registered; restore them, or train anew with method=retrain"
         )
+
+
+def _tags(client: MlflowClient, version: Version) -> list[Mapping[str, str]]:
+    """Of a version and of its LoggedModel, if it has one."""
+    model_id = version.model_id
+    try:
+        model = [] if model_id is None else [persistently(lambda: client.get_logged_model(model_id)).tags]
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        model = []
+    return [version.tags, *model]

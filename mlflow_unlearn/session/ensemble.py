@@ -289,6 +289,11 @@ def _lost(session: Session, placed: Placement) -> Placement:
     named = f"{file} of {version.uri}"
     recorded = read_placement(below(version.path, file, version.uri), named)
     manifest = version.training_manifest
+    if manifest is not None and {*recorded} != {*manifest.ids}:
+        raise UnlearnError(
+            f"{named} does not list what that was trained on: the file or the list of training ids was changed; "
+            "restore it, or use method=retrain, which trains all shards anew"
+        )
     differ = 0
     for index in np.union1d(session.forget, session.retain).tolist():
         key = train.ids[index] if manifest is None else manifest.key(train.ids[index])

@@ -23,6 +23,7 @@ from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.loading import admitted
 from mlflow_unlearn.registry.versions import Commitment, Version, open_version
 from mlflow_unlearn.session.canaries import canaries_of
+from mlflow_unlearn.session.checks import check_as_registered
 from mlflow_unlearn.session.lineage import fulfilled
 from mlflow_unlearn.session.view import InputSpec, open_input_spec
 
@@ -185,6 +186,7 @@ def open_before(client: MlflowClient, options: Train, folder: Path) -> Before:
             "together and ends that for the new version: to keep it, train an ensemble anew, with ensemble=."
         )
     module = load_module(version, given.get("architecture"), len(view.classes))
+    check_as_registered(client, version, module)
     architecture = given.get("architecture", own.get("architecture"))
     forgotten = tuple(request.id for request in requests)
     return Before(version, module, view, known, barred & ~known, forgotten, architecture)

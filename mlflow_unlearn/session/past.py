@@ -19,8 +19,9 @@ from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.engine.architectures import builder_like, weights_digest
 from mlflow_unlearn.engine.checkpoint import Checkpoint
 from mlflow_unlearn.engine.hardware import Hardware, as_recorded, machine_of, threads
+from mlflow_unlearn.engine.memory import GIVEN, not_drawn
 from mlflow_unlearn.engine.past import Keep, Past, Point, State
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import UnlearnError, shortlist
 from mlflow_unlearn.evidence.checkpoints import Kept, Origin
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.record import DIGEST_TAG, Exactness
@@ -31,7 +32,7 @@ from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.loading import admitted
 from mlflow_unlearn.registry.versions import Record, Version, open_version
 from mlflow_unlearn.rng import isolated_rng
-from mlflow_unlearn.session.checks import check_training
+from mlflow_unlearn.session.checks import check_as_registered, check_training
 from mlflow_unlearn.session.lineage import previous
 
 if TYPE_CHECKING:
@@ -163,7 +164,10 @@ def own_training(session: "Session") -> OwnTraining:
         points.append(before.point())
         late = tuple(before.late().tolist()) if record.origin.trained_on == "new" else None
     if late is None:
-        points.append(Point(0, "random weights and all epochs", partial(_anew, session, record), seen=0, anew=True))
+        given = _given(session, record)
+        doubt = f"{shortlist(given)}: {GIVEN}." if given else None
+        anew = partial(_anew, session, record)
+        points.append(Point(0, "random weights and all epochs", anew, seen=0, anew=True, doubt=doubt))
     augment = provenance.augment or "none"
     hardware = as_recorded(session.hardware, record.machine, augment=augment)
     past = Past(
@@ -187,11 +191,21 @@ def _kept(kept: Kept, seen: int) -> Point:
 
 def _anew(session: "Session", record: Record) -> State:
     """Random weights as the training has drawn them."""
-    classes, shape = len(session.view.classes), session.image_shape
-    with isolated_rng(0):
-        build: Callable[[], nn.Module] = builder_like(session.module, record.architecture, classes, shape)
+    build = _builder(session, record)
     with isolated_rng(record.provenance.seed):
         return _weights(build())
+
+
+def _builder(session: "Session", record: Record) -> Callable[[], nn.Module]:
+    with isolated_rng(0):
+        return builder_like(session.module, record.architecture, len(session.view.classes), session.image_shape)
+
+
+def _given(session: "Session", record: Record) -> list[str]:
+    """What "random weights" are not random; the architectures of libraries have none."""
+    name = record.architecture or ""
+    own = ":" in name and not name.startswith(("timm:", "torchvision:"))
+    return not_drawn(_builder(session, record)) if own or not name else []
 
 
 def _weights(module: nn.Module) -> State:
@@ -239,6 +253,8 @@ class _Before:
                 return f"What {version.uri} was made to forget may still show in it: its evidence was changed."
         elif self._origin.forgotten:
             return f"What {version.uri} came from was made to forget samples, which may still show in it."
+        if version.recorded is not None:
+            return f"What {version.uri} was trained on is what `manifest` has recorded: no training of ours says so."
         own = self._session.version.training_manifest
         stated = None if version.record is None else version.record.trained_on
         train = self._session.view.source.train.ids
@@ -273,6 +289,7 @@ class _Before:
         module = load_module(admitted(self._version, self._session.read), None, len(self._session.view.classes))
         if weights_digest(module) != self._origin.weights_sha256:
             raise LostCheckpoint(f"the weights of {self._origin.uri} were changed since the training went on from them")
+        check_as_registered(self._session.client, self._version, module)
         return _weights(module)
 
     def _gone(self) -> LostCheckpoint:

@@ -170,7 +170,7 @@ class Comparison:
         if isinstance(found, UnlearnError):
             return _impossible("rewind", "rewind", "approximate", str(found))
         claim: Claim = "exact" if found.exact else "approximate"
-        return self._way("rewind", "rewind", claim, found.why, found.share, method="rewind")
+        return self._way("rewind", "rewind", claim, found.why, found.share, method="rewind", processes=1)
 
     def _shards(self) -> Way:
         name, past = "shards, trained again", self._shards_back
