@@ -7,6 +7,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+from chains import changed, folder_of
 from safetensors.torch import save_file
 from sharding import SHARDED
 from sklearn.datasets import load_digits
@@ -409,6 +410,15 @@ class TestRefused:
         monkeypatch.setattr(changed, lambda keys, shards, slices: placements([f"{k}x" for k in keys], shards, slices))
         done = cli("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:1", "--method", "exact")
         assert done.code == 2 and "is not the one that their hash gives" in done.err
+
+    def test_a_list_of_shards_without_one_sample(self, ensembles, cli):
+        """Which would count as never seen."""
+        path = folder_of("1") / "extra_files" / "shards.csv"
+        lines = path.read_text().splitlines()
+        with changed(path, "\n".join(lines[:-1]).encode()):
+            done = cli("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:1", "--method", "exact")
+        assert done.code == 2 and "extra_files/shards.csv of models:/clf/1 does not list what that was" in done.err
+        assert ensembles.versions() == ["1"]
 
     def test_a_whole_shard(self, ensembles, cli, tmp_path):
         ids = load_source(ENSEMBLE[1]).train.ids

@@ -2,6 +2,7 @@
 
 import mlflow
 import pytest
+from chains import changed, folder_of
 from stores import copied
 from trainings import (
     EARLY,
@@ -188,3 +189,17 @@ def test_what_does_not_go_together(options, sentence, store, cli):
 def test_new_samples_alone_need_a_version(store, cli):
     done = cli("train", "--data", EARLY, *RECIPE, "--name", "clf", "--train-on", "new")
     assert done.code == 2 and "train_on = 'new' needs from=, the version that was trained on the other sam" in done.err
+
+
+def test_nothing_goes_on_from_a_list_that_was_edited(store, cli):
+    """With the file's record: samples would count as new that the weights know, and could then be taken out "exactly"."""
+    path = folder_of("1") / "extra_files" / "training_manifest.csv"
+    manifest = Manifest.from_csv(path)
+    shorter = Manifest(manifest.ids[30:], manifest.salt)
+    mlmodel = folder_of("1") / "MLmodel"
+    edited = mlmodel.read_bytes().replace(manifest.digest.encode(), shorter.digest.encode())
+    with changed(path, path.read_bytes()), changed(mlmodel, edited):
+        shorter.to_csv(path)
+        done = cli(*ON)
+    assert done.code == 2 and "what models:/clf/1 records of its training, or its weights, is not" in done.err, done.err
+    assert store.versions() == ["1"]

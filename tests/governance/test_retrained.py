@@ -35,7 +35,9 @@ def test_on_another_machine_or_of_another_recipe(sharded, tmp_path):
     [found] = check_trained_anew(replace(session, version=replace(version, record=other)), evidence)
     assert found.outcome == "not checked" and "is not what its tags say" in found.message
     tags = {**version.tags, TRAINING_TAG: other.training_sha256}
-    [found] = check_trained_anew(replace(session, version=replace(version, record=other, tags=tags)), evidence)
+    [found] = check_trained_anew(
+        replace(session, version=replace(version, record=other, tags=tags, model_id=None)), evidence
+    )
     assert found.outcome == "differs"
     mixed = record.model_copy(update={"shards": record.shards.model_copy(update={"mixed": True})})
     [found] = check_trained_anew(replace(session, version=replace(version, record=mixed)), evidence)

@@ -9,11 +9,12 @@ from trainings import EARLY, KEEP, LATER, late_ids, listed, train
 
 from mlflow_unlearn import config
 from mlflow_unlearn.data.datasets import Augmented
+from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.engine.checkpoint import Checkpoint
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.registry import tracking
-from mlflow_unlearn.registry.versions import TRAINING_TAG, WEIGHTS_TAG
+from mlflow_unlearn.registry.versions import TRAINING_TAG, WEIGHTS_TAG, open_version
 from mlflow_unlearn.session.past import check_prefix, keep_of, own_training, trained_as, unmet, usable
 from mlflow_unlearn.session.session import open_session
 
@@ -35,7 +36,7 @@ def later(blank, tmp_path_factory):
 def with_record(session, **changes):
     record = session.version.record.model_copy(update=changes)
     tags = {**session.version.tags, TRAINING_TAG: record.training_sha256}
-    return replace(session, version=replace(session.version, record=record, tags=tags))
+    return replace(session, version=replace(session.version, record=record, tags=tags, model_id=None))
 
 
 class TestNeeds:
@@ -155,6 +156,14 @@ class TestOwnTraining:
             claim = own_training(session).past.exactness(before, 1)
             assert claim.kind == ("exact" if expected is None else "approximate")
             assert (before.doubt in claim.excludes) == (expected is not None)
+
+    def test_a_list_that_somebody_has_recorded_is_no_list_of_a_training(self, later, monkeypatch):
+        def recorded(*where):
+            return replace(open_version(*where), recorded=Manifest(()))
+
+        monkeypatch.setattr("mlflow_unlearn.session.past.open_version", recorded)
+        [before] = [p for p in own_training(later).past.points if p.name == "models:/clf/1"]
+        assert "What models:/clf/1 was trained on is what `manifest` has recorded" in before.doubt
 
     def test_what_came_from_a_version_that_was_made_to_forget_is_doubtful(self, later):
         origin = later.version.record.origin.model_copy(update={"forgotten": ["a"]})
