@@ -192,7 +192,7 @@ def test_new_samples_alone_need_a_version(store, cli):
 
 
 def test_nothing_goes_on_from_a_list_that_was_edited(store, cli):
-    """With the file's record: samples would count as new that the weights know, and could then be taken out "exactly"."""
+    """With the record in its file: samples that the weights know would count as new, and be taken out "exactly"."""
     path = folder_of("1") / "extra_files" / "training_manifest.csv"
     manifest = Manifest.from_csv(path)
     shorter = Manifest(manifest.ids[30:], manifest.salt)
