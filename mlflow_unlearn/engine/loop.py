@@ -351,7 +351,9 @@ class TrainerState:
         self.model.load_state_dict({name: fresh[name] for name in before} | frozen)
         if self._anew:
             now = self.model.state_dict()
-            same = (name for name, old in before.items() if torch.equal(now[name], old))
+            # What a builder gives is not the version's, whatever it is equal to.
+            alike = [*frozen] if self._options.model_factory is not None else [*before]
+            same = (name for name in alike if torch.equal(now[name], before[name]))
             self._not_anew = {name: before[name] for name in same if not is_default(before[name])}
             self._given = not_drawn(build)
 

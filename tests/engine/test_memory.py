@@ -91,6 +91,17 @@ def test_a_parameter_that_no_reset_reaches():
     assert claim.kind == "approximate" and "'scale': not drawn anew" in claim.excludes[-1]
 
 
+def test_a_constant_of_a_builder_is_not_what_stayed():
+    """Such as a layer's initial scale, in a version that has not learned another one."""
+
+    def build():
+        model = Net()
+        torch.nn.init.constant_(model[-1].bias, 1e-6)
+        return model
+
+    assert retrained(build(), build).kind == "exact"
+
+
 def test_a_builder_that_gives_what_was_trained_before():
     trained = Net()
 
