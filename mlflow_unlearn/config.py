@@ -553,7 +553,7 @@ class Methods(Command):
 class Policy(Command):
     """Print a policy with all its defaults, as YAML to edit and give as policy=. Makes no run."""
 
-    example = "mlflow-unlearn policy show > policy.yaml"
+    example = "mlflow-unlearn policy show"
 
     action: Literal["show"] = Field("show", description="What to do with it.")
     policy: Text = Field(None, description="A YAML file; default: the policy of `review`.")

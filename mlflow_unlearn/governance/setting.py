@@ -93,11 +93,13 @@ class Setting:
             raise ValueError("nothing is recorded of the training")
         of = record.shards or record.provenance
         params = of.params if record.shards is not None else get_method(self.method)(self.params).params.model_dump()
-        # Which list the new version will have depends on what can be claimed in the end; a state that is gone back to
-        # has seen what the source has.
+        # Which list the new version will have depends on what can be claimed in the end. What goes back to a state of
+        # one model may have seen what that has; stages of a shard have not.
         samples = {session.stored_manifest(session.retain).digest, session.known_after(None).digest}
         made = {trained_as(record.architecture, digest, params, of.seed) for digest in samples}
-        return " ".join(sorted(made | ({record.trained_as} if record.trained_as is not None else set())))
+        if record.shards is None and record.trained_as is not None:
+            made.add(record.trained_as)
+        return " ".join(sorted(made))
 
     def provenance(self, result: Result, selection: Selection | None = None) -> Provenance:
         """How ``result`` came about."""
