@@ -170,7 +170,8 @@ def _proven(
     for run_id, _ in by_run(record.checkpoints):
         if (artifacts := _artifacts_of(client, run_id)) is not None:
             kept += remove_object_versions(artifacts, [one.path for one in record.checkpoints if one.run_id == run_id])
-    for path in (*cached(retirement.entries), *checkpoints(retirement.entries)):  # of commands that ran meanwhile
+    entries, training = retirement.entries, retirement.trained_as
+    for path in (*cached(entries), *checkpoints(entries, trained_as=training)):  # of commands that ran meanwhile
         path.unlink(missing_ok=True)
     gone = record.model_id is None or delete_entry(client, record.model_id, location)
     left = unlisted(client, retirement.known, record)

@@ -204,17 +204,19 @@ def _fit(client: MlflowClient, options: config.Train, prepared: _Prepared, run_i
     on_epoch = partial(log_epoch, Training)
     if options.ensemble:
         plan = plan_ensemble(client, options, source, kept, prepared.module, folder)
-        mark_training(run_id, trained_as(plan.architecture, prepared.stored.digest, _recipe(options), options.seed))
-        stages = StageCheckpoints("train", run_id, identity)
+        mark = trained_as(plan.architecture, prepared.stored.digest, _recipe(options), options.seed)
+        mark_training(run_id, mark)
+        stages = StageCheckpoints("train", run_id, identity, mark)
         trainer = ShardTrainer(plan.shards, Training, hardware, keep_on(run_id), stages.at, on_epoch)
         placed, classes = plan.placed.subset(kept), len(source.classes)
         model, shards = train_ensemble(plan, training, placed, prepared.shape, classes, hardware, trainer)
         return _Trained(model, plan.architecture, tuple(trainer.kept), shards, placed, stages)
-    checkpoint = Checkpoint("train", run_id, identity)
     architecture = options.architecture if before is None else before.architecture
+    mark = trained_as(architecture, prepared.stored.digest, _recipe(options), options.seed)
+    checkpoint = Checkpoint("train", run_id, identity, mark)
     keep = None
     if options.keep_checkpoints:
-        mark_training(run_id, trained_as(architecture, prepared.stored.digest, _recipe(options), options.seed))
+        mark_training(run_id, mark)
         keep = Keep(options.keep_checkpoints, options.epochs, keeper(run_id, lambda: checkpoint.resume_key))
     run_options = RunOptions(options.seed, on_epoch=on_epoch, checkpoint=checkpoint, keep=keep)
     outcome = run(prepared.module, Training(_recipe(options)), {"retain": training}, hardware, run_options)

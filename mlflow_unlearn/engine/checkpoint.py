@@ -58,7 +58,8 @@ class Checkpoint:
             command: whose training it is.
             run_id: of its run, by which a command that finishes what this one had registered finds what is left here.
             data: what identifies all samples, as JSON; their digest is kept.
-            of: digest of the weights of the version that is unlearned, whose data this holds, wherever it begins.
+            of: whose data this holds, wherever it begins: digest of the weights of the version that is unlearned, or
+                what tells the training from others that makes one.
 
         Raises:
             UnlearnError: the environment names no number of seconds.

@@ -206,14 +206,15 @@ def references(client: MlflowClient, holders: Sequence[Holder]) -> list[Run]:
     return [run for run in runs if REFERENCE_FILE in files[run.info.run_id]]
 
 
-def checkpoints(holders: Sequence[Holder], *, of_train: bool = False) -> list[Path]:
-    """What commands that were killed have left in the cache of trainings that began with these models.
+def checkpoints(holders: Sequence[Holder], *, trained_as: str | None = None, of_train: bool = False) -> list[Path]:
+    """What commands that were killed have left in the cache of trainings that began with these models, or made them.
 
     Args:
         holders: versions.
+        trained_as: what tells their training from others.
         of_train: also those of `train`, which began before there was a version: any of them may hold the data.
     """
-    found, digests = cache.entries(cache.CHECKPOINTS), _digests(holders)
+    found, digests = cache.entries(cache.CHECKPOINTS), _digests(holders) | ({trained_as} - {None})
     return [
         path
         for path, facts in found

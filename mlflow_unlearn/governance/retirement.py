@@ -223,7 +223,8 @@ def drawn_up(client: MlflowClient, options: config.Retire) -> Retirement:
             f"{uri} is still served by {', '.join(serving)}: move the alias with `promote`, or name it in aliases=; "
             "of an endpoint remove the tag once it serves another version"
         )
-    here = [*cached(found), *checkpoints(found)]
+    training = of_training(folder.record)
+    here = [*cached(found), *checkpoints(found, trained_as=training)]
     trained = references(client, found)
     before = _record_of(target) if unfinished(version) is not None else None
     kept = before.checkpoints if before is not None and not folder.is_model else listed(folder.record)
@@ -240,7 +241,7 @@ def drawn_up(client: MlflowClient, options: config.Retire) -> Retirement:
         going,
         models,
         known,
-        of_training(folder.record),
+        training,
         before,
     )
 

@@ -46,7 +46,7 @@ class StageCheckpoints:
             command: whose training it is.
             run_id: of its run.
             identity: of all samples, as JSON.
-            of: digest of the weights of the version that is unlearned.
+            of: as of a `Checkpoint`.
         """
         self._of = partial(Checkpoint, command, run_id, of=of)
         self._identity, self._made = identity, list[Checkpoint]()

@@ -72,6 +72,19 @@ class TestKeeping:
         assert [said(number) for number in "123"] == [record(number).trained_as for number in "123"]
         assert len({said(number) for number in "123"}) == 3
 
+    def test_what_a_killed_one_has_left_on_this_machine_goes_with_the_version(self, store, cli, monkeypatch, tmp_path):
+        """The same training once more, which does not go on there since it reads images in another way."""
+        monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("MLFLOW_UNLEARN_CHECKPOINT_SECONDS", "0")
+        command = ("train", "--data", EARLY, *RECIPE, "--name", "new", "--seed", "5", *KEEP)
+        killed_at_the_second_checkpoint(lambda: cli(*command))
+        assert cli(*command, "--num-workers", "1").code == 0
+        train(EARLY, name="another", seed=6)
+        assert cli("retire", "--model-uri", "models:/another/1", "--yes").code == 0
+        assert len(list(cache.entries(cache.CHECKPOINTS))) == 1
+        cli("retire", "--model-uri", "models:/new/1", "--yes")
+        assert not list(cache.entries(cache.CHECKPOINTS))
+
     @pytest.mark.parametrize("at_once", [False, True])
     def test_killed_in_the_middle_it_has_them_all(self, store, cli, monkeypatch, tmp_path, at_once):
         """Those of the killed run stay there if the version lists them; what was stored once more does not.
