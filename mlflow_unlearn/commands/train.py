@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -107,7 +107,7 @@ class _Prepared:
         ids = self.view.source.train.ids
         return Manifest(tuple(ids[i] for i in self.kept))
 
-    @property
+    @cached_property
     def stored(self) -> Manifest:
         """These ids as the new version stores them."""
         return self.manifest.hashed(Manifest.salt_of(self.view.source.samples_digest))

@@ -11,6 +11,7 @@ from typing import Any
 from mlflow.entities import LoggedModel, LoggedModelStatus, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.store.entities import PagedList
 from mlflow.tracking import MlflowClient
 from pydantic import ValidationError
 
@@ -287,12 +288,13 @@ def listings(
 
 def _models_listing(client: MlflowClient, runs: Collection[str]) -> dict[str, LoggedModel]:
     """LoggedModels that list checkpoints by their tag, and those that these runs have stored, by id."""
-    search = partial(client.search_logged_models, experiment_ids(client), max_results=PAGE)
-    found: dict[str, LoggedModel] = {}
-    for where in (f"tags.`{CHECKPOINTS_TAG}` LIKE '%'", f"source_run_id IN ({', '.join(map(quoted, sorted(runs)))})"):
-        page = partial(search, filter_string=where)
-        found |= {model.model_id: model for model in pages(lambda token, page=page: page(page_token=token))}  # type: ignore[misc]
-    return found
+    experiments = experiment_ids(client)
+
+    def search(where: str, token: str | None) -> PagedList[LoggedModel]:
+        return client.search_logged_models(experiments, where, max_results=PAGE, page_token=token)
+
+    listing, stored = f"tags.`{CHECKPOINTS_TAG}` LIKE '%'", f"source_run_id IN ({', '.join(map(quoted, sorted(runs)))})"
+    return {model.model_id: model for where in (listing, stored) for model in pages(partial(search, where))}
 
 
 def _lists(model: LoggedModel | None) -> bool:

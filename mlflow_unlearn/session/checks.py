@@ -16,7 +16,7 @@ from mlflow_unlearn.engine.hardware import checked_logits
 from mlflow_unlearn.engine.modes import evaluating
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry.network import persistently
-from mlflow_unlearn.registry.versions import TRAINED_ON_TAG, TRAINING_TAG, WEIGHTS_TAG, Version, trained_on
+from mlflow_unlearn.registry.versions import TRAINING_TAG, WEIGHTS_TAG, Version, trained_on
 from mlflow_unlearn.session.view import InputSpec
 
 
@@ -111,22 +111,15 @@ def check_as_registered(client: MlflowClient, version: Version, module: nn.Modul
         UnlearnError: they do not agree.
     """
     record, manifest = version.record, version.training_manifest
-    found: dict[str, str | None] = {
-        TRAINING_TAG: None if record is None else record.training_sha256,
-        TRAINED_ON_TAG: None if manifest is None else manifest.digest,
-        WEIGHTS_TAG: weights_digest(module),
-    }
-    stated = (
-        [] if record is None or record.trained_on is None or manifest is None else [record.trained_on.manifest_sha256]
-    )
-    changed = any(digest != found[TRAINED_ON_TAG] for digest in stated) and version.recorded is None
+    found = {WEIGHTS_TAG: weights_digest(module), TRAINING_TAG: None if record is None else record.training_sha256}
+    stated = [] if record is None or record.trained_on is None else [record.trained_on.manifest_sha256]
+    changed = False
     for tags in _tags(client, version):
-        told = {name: tags[name] for name in found if name in tags}
-        if (listed := trained_on(tags)) is not None:
-            told[TRAINED_ON_TAG] = listed.manifest_sha256
-        # What `manifest` has recorded since takes the place of the list that came with the files.
-        changed |= any(value != found[name] for name, value in told.items() if name != TRAINED_ON_TAG)
-        changed |= TRAINED_ON_TAG in told and version.recorded is None and told[TRAINED_ON_TAG] != found[TRAINED_ON_TAG]
+        changed |= any(tags.get(name, digest) != digest for name, digest in found.items())
+        stated += [] if (listed := trained_on(tags)) is None else [listed.manifest_sha256]
+    # What `manifest` has recorded is held against its tag where it is read, and came after the version.
+    if version.recorded is None:
+        changed |= any(manifest is None or digest != manifest.digest for digest in stated)
     if changed:
         raise UnlearnError(
             f"what {version.uri} records of its training, or its weights, is not what its tags say: files or tags were "
@@ -135,8 +128,12 @@ def check_as_registered(client: MlflowClient, version: Version, module: nn.Modul
 
 
 def _tags(client: MlflowClient, version: Version) -> list[Mapping[str, str]]:
-    """Of a version and of its LoggedModel, if it has one."""
+    """Of a version and of its LoggedModel, if it has one: by the registry, since its files may name any other."""
     model_id = version.model_id
+    if version.name is not None:
+        name, number = version.name, str(version.version)
+        source = str(persistently(lambda: client.get_model_version(name, number)).source)
+        model_id = source.removeprefix("models:/") if source.startswith("models:/m-") else None
     try:
         model = [] if model_id is None else [persistently(lambda: client.get_logged_model(model_id)).tags]
     except MlflowException as error:

@@ -36,7 +36,7 @@ def test_on_another_machine_or_of_another_recipe(sharded, tmp_path):
     assert found.outcome == "not checked" and "is not what its tags say" in found.message
     tags = {**version.tags, TRAINING_TAG: other.training_sha256}
     [found] = check_trained_anew(
-        replace(session, version=replace(version, record=other, tags=tags, model_id=None)), evidence
+        replace(session, version=replace(version, record=other, tags=tags, model_id=None, name=None)), evidence
     )
     assert found.outcome == "differs"
     mixed = record.model_copy(update={"shards": record.shards.model_copy(update={"mixed": True})})

@@ -36,7 +36,7 @@ def later(blank, tmp_path_factory):
 def with_record(session, **changes):
     record = session.version.record.model_copy(update=changes)
     tags = {**session.version.tags, TRAINING_TAG: record.training_sha256}
-    return replace(session, version=replace(session.version, record=record, tags=tags, model_id=None))
+    return replace(session, version=replace(session.version, record=record, tags=tags, model_id=None, name=None))
 
 
 class TestNeeds:

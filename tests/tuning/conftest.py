@@ -59,7 +59,9 @@ def versions(template, folder):
                 recorded["origin"] = origin_of(session, origin)
             record = session.version.record.model_copy(update=recorded)
             tags = {**session.version.tags, TRAINING_TAG: record.training_sha256}
-            session = replace(session, version=replace(session.version, record=record, tags=tags, model_id=None))
+            session = replace(
+                session, version=replace(session.version, record=record, tags=tags, model_id=None, name=None)
+            )
             return session, training_recipe(session, options), options
 
         yield version
