@@ -169,6 +169,23 @@ def trainable(num_classes: int = 10) -> Net:
     return Net(classes=num_classes)
 
 
+def given(num_classes: int = 10) -> Net:
+    """Likewise, whose weights come from somewhere else, and are the same whatever the seed."""
+    with isolated_rng(0):
+        return Net(classes=num_classes)
+
+
+class Counting(Net):
+    """Remembers how much it has seen, beside its weights."""
+
+    seen = 0
+
+    def forward(self, images):
+        """Logits ``[N, K]``."""
+        self.seen += len(images)
+        return super().forward(images)
+
+
 def of_any_size(num_classes: int = 10) -> nn.Module:
     """Likewise, for grey images of any height and width."""
     features = nn.Sequential(nn.Conv2d(1, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten())

@@ -11,6 +11,7 @@ from trainings import (
     KEEP,
     LATER,
     checkpoint_file,
+    csv_of_digits,
     digest,
     early_ids,
     killed_at_the_second_checkpoint,
@@ -20,6 +21,9 @@ from trainings import (
     train,
 )
 
+from mlflow_unlearn import config
+from mlflow_unlearn.commands.unlearn import unlearn
+from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.checkpoints import TRAINED_AS_TAG
 from mlflow_unlearn.registry.checkpoints import read_checkpoint, stored_checkpoints
 
@@ -168,6 +172,20 @@ def test_a_rewound_version_is_rewound_to_the_version_before_again(store, rewind)
 
 
 @pytest.mark.slow
+def test_the_run_names_its_training_also_where_samples_have_left_the_source(empty_store, cli, tmp_path):
+    """What the weights know of them is in the new version's list, and `retire` looks for a training with that list."""
+    data, table = csv_of_digits(tmp_path / "images"), tmp_path / "images" / "list.csv"
+    toy = ("--architecture", "toy:of_any_size", "--transform", "none", "--batch-size", "16", "--epochs", "5")
+    assert cli("train", "--data", data, "--name", "clf", *toy, *KEEP).code == 0
+    table.write_text("\n".join(line for line in table.read_text().splitlines() if not line.startswith("30.png")))
+    on = ("unlearn", "--model-uri", "models:/clf/1", "--forget", listed(tmp_path, ["40.png"]), "--method", "rewind")
+    done = cli(*on, "--params", "share=0.5")
+    assert done.code == 0 and "Approximate:" in done.out, done.err
+    tag = mlflow.get_run(empty_store.tags("2")["unlearn.run_id"]).data.tags[TRAINED_AS_TAG]
+    assert record("2").trained_as in tag.split() and record("1").trained_as in tag.split()
+
+
+@pytest.mark.slow
 def test_what_the_version_before_was_made_to_forget_is_doubtful(store, rewind, cli, tmp_path):
     """Its own list no longer has it, however little of it was forgotten."""
     sham = ("unlearn", "--model-uri", "models:/clf/1", "--forget", listed(tmp_path, early_ids(20)))
@@ -267,6 +285,11 @@ class TestRefusals:
                 "keep_checkpoints=, or with from="
             ) in said(done)
         assert plain.versions() == ["1", "2", "3"] and not plain.requests("3")
+
+    def test_several_processes(self, store):
+        options = config.Unlearn(model_uri="models:/clf/1", forget="random:1", method="rewind", processes=2)
+        with pytest.raises(UnlearnError, match="rewind runs a training again in one process: leave processes out"):
+            unlearn(options)
 
     def test_a_frozen_prefix(self, store, rewind):
         done = rewind("1", early_ids(20), "--prefix", "6")

@@ -1,12 +1,13 @@
 """Stages of an ensemble's training: what they cost, and that a sample can be taken out again bit for bit."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import Subset, TensorDataset
-from toy import CPU, digits, net
+from toy import CPU, Counting, digits, net
 
 from mlflow_unlearn.data.placement import Placement, placements
 from mlflow_unlearn.engine.architectures import build_model, weights_digest
@@ -200,6 +201,23 @@ def test_shards_of_two_machines_are_so_until_all_are_trained_anew(trained):
     for forget, kind in ((late, "exact up to numerics"), (early, "exact")):
         done = trained.without(forget, replace(trained.past(forget), shards=mixed))
         assert done.exactness.kind == kind and done.shards.mixed == (kind != "exact")
+
+
+def test_a_memory_beside_the_weights_ends_the_claim(trained):
+    forget = one_of(0, 2)
+    model = copy.deepcopy(trained.model)
+    for member in model.members:
+        member.__class__ = Counting
+    past = trained.past(forget)
+    retain = Subset(DATA, np.setdiff1d(np.arange(300), forget).tolist())
+    claim = train_anew(model, past, retain, Training, CPU, begin=past.begin()).exactness
+    assert claim.kind == "approximate" and claim.excludes[-1].startswith("'seen': changed in training")
+
+
+def test_a_start_that_is_not_random_ends_the_claim(trained):
+    forget = one_of(0, 0)
+    claim = trained.without(forget, replace(trained.past(forget), architecture="ensemble:2:toy:given")).exactness
+    assert claim.kind == "approximate" and "not drawn at random by what builds the model" in claim.excludes[-1]
 
 
 def test_a_shard_that_would_lose_a_class_is_named(trained):

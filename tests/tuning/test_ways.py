@@ -147,6 +147,12 @@ class TestWays:
         trained_on = by_kind(compared(*opened(origin="models:/gold/1")))
         assert trained_on["retraining"].claim == "unseen" and "models:/gold/1" in trained_on["retraining"].why
 
+    def test_a_training_is_run_again_in_one_process(self, opened):
+        """As `unlearn` demands."""
+        session, recipe, options = opened(origin="models:/gold/1")
+        ways = by_kind(compared(session, recipe, options.model_copy(update={"processes": 2})))
+        assert "--processes" not in ways["rewind"].command and "--processes 2" in ways["retraining"].command
+
     def test_nothing_meets_the_claim(self, opened, capsys):
         session, recipe, options = opened()
         ways = compared(session, replace(recipe, params={}), options)
