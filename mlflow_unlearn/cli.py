@@ -12,7 +12,7 @@ import traceback
 import types
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
@@ -47,7 +48,8 @@ def command_function(name: str) -> Callable[[Any], CommandResult | None]:
 
     Imported when it is called: a decision about a version needs no tuner.
     """
-    module = f"mlflow_unlearn.commands.{name}"
+    own = name.replace("-", "_")
+    module = f"mlflow_unlearn.commands.{own}"
     if module not in sys.modules:
         # What MLflow and its libraries load stays: to look through it for garbage again and again takes longer than a
         # search of a large registry.
@@ -57,7 +59,7 @@ def command_function(name: str) -> Callable[[Any], CommandResult | None]:
             gc.freeze()
         finally:
             gc.enable()
-    function: Callable[[Any], CommandResult | None] = getattr(sys.modules[module], name)
+    function: Callable[[Any], CommandResult | None] = getattr(sys.modules[module], own)
     return function
 
 
@@ -107,7 +109,24 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
 
 
-def _option(name: str, field: FieldInfo) -> click.Option:
+class _AloneToo(click.Option):
+    """An option whose value may also stand alone, as the command's one argument."""
+
+    def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> tuple[Any, Any]:
+        """The one that was given; both ways at once is a mistake."""
+        value, source = super().consume_value(ctx, opts)
+        alone = opts.get(_ARGUMENT)
+        if not isinstance(alone, str):
+            return value, source
+        if source is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{self.opts[0]} is given twice, as {value!r} and as {alone!r}: give one", ctx)
+        return alone, ParameterSource.COMMANDLINE
+
+
+_ARGUMENT = "argument"
+
+
+def _option(name: str, field: FieldInfo, *, alone: bool = False) -> click.Option:
     """One option; pydantic checks bounds and choices, here they shape the help."""
     kinds = typing.get_args(field.annotation) or (field.annotation,)
     extra: dict[str, Any] = {"type": str}
@@ -122,7 +141,8 @@ def _option(name: str, field: FieldInfo) -> click.Option:
     if not required:
         default = str(field.default).lower() if field.annotation is bool else field.default
         extra |= {"default": "" if optional else default, "show_default": not optional}
-    return click.Option([f"--{name.replace('_', '-')}", name], required=required, help=field.description, **extra)
+    kind = _AloneToo if alone else click.Option
+    return kind([f"--{name.replace('_', '-')}", name], required=required, help=field.description, **extra)
 
 
 def _command(name: str, config: type[Command]) -> click.Command:
@@ -155,9 +175,13 @@ def _command(name: str, config: type[Command]) -> click.Command:
             ranks.worker_loop()
             raise _Ended(0)
 
+    alone = config.positional
+    params: list[click.Parameter] = [_option(o, field, alone=o == alone) for o, field in options(config).items()]
+    if alone is not None:
+        params.append(click.Argument([_ARGUMENT], required=False, metavar=alone.upper(), expose_value=False))
     return click.Command(
         name,
-        params=[_option(option, field) for option, field in options(config).items()],
+        params=params,
         callback=callback,
         help=f"{config.__doc__}\n\n\b\nExample:\n  {config.example}",
         short_help=(config.__doc__ or "").splitlines()[0],
