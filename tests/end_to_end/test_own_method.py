@@ -15,7 +15,7 @@ def test_the_page_as_it_is_typed(empty_store, tmp_path):
     commands = "".join(re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
     words = [line.split()[:2] for line in commands.splitlines()]
     assert [line[1] for line in words if line[0] == "mlflow-unlearn"] == ["new-method", "methods", "train", "compare"]
-    digits_folder(empty_store.folder / "photos")
+    digits_folder(empty_store.folder / "photos", 100, 100)
     done = Environment(tmp_path / "venv").shell(commands, empty_store.folder)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert re.search(r"^=+ \d+ passed in ", done.stdout, re.MULTILINE), done.stdout
