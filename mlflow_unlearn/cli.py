@@ -46,7 +46,8 @@ def command_function(name: str) -> Callable[[Any], CommandResult | None]:
 
     Imported when it is called: a decision about a version needs no tuner.
     """
-    module = f"mlflow_unlearn.commands.{name}"
+    own = name.replace("-", "_")
+    module = f"mlflow_unlearn.commands.{own}"
     if module not in sys.modules:
         # What MLflow and its libraries load stays: to look through it for garbage again and again takes longer than a
         # search of a large registry.
@@ -56,7 +57,7 @@ def command_function(name: str) -> Callable[[Any], CommandResult | None]:
             gc.freeze()
         finally:
             gc.enable()
-    function: Callable[[Any], CommandResult | None] = getattr(sys.modules[module], name)
+    function: Callable[[Any], CommandResult | None] = getattr(sys.modules[module], own)
     return function
 
 

@@ -5,6 +5,7 @@ means "not given", since MLproject has no other way to say it.
 """
 
 import os
+import re
 from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -79,6 +80,21 @@ def _day(value: str | None) -> str | None:
         return value and date.fromisoformat(value).isoformat()
     except ValueError as error:
         raise ValueError("give a day as YYYY-MM-DD, such as 2026-12-24") from error
+
+
+_RESERVED = ("all", "auto", "original", "floor")
+"""What stands in the place of methods in options and tables."""
+
+
+def _method_name(value: str) -> str:
+    """A name that can be a module, a distribution and a value of ``methods``."""
+    if value in _RESERVED:
+        raise ValueError(f"{', '.join(_RESERVED)} have a meaning of their own where methods are named: take another")
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", value):
+        parts = re.findall(r"[A-Z]*[a-z0-9]+|[A-Z]+", value)
+        near = "_".join(parts).lower().lstrip("0123456789_") or "my_idea"
+        raise ValueError(f"give small letters, digits and single _, beginning with a letter, such as {near}")
+    return value
 
 
 class Command(BaseModel):
@@ -366,7 +382,7 @@ class Audit(HardwareOptions, ReadOptions, Command):
 
 
 class Compare(HardwareOptions, PublishOptions, Command):
-    """Compare unlearning methods with each other and with retraining, over several seeds; resumes where it stopped."""
+    """Compare methods with each other and with retraining; resumes where it stopped. Exit code 3: none is ranked."""
 
     example = "mlflow-unlearn compare --model-uri models:/clf/1 --methods lotus,scrub,salun --seeds 3 --tuned 10"
 
@@ -559,6 +575,17 @@ class Policy(Command):
     policy: Text = Field(None, description="A YAML file; default: the policy of `review`.")
 
 
+class NewMethod(Command):
+    """Write the folder of a new method: code, conformance tests, and what makes it installable. Makes no run."""
+
+    example = "mlflow-unlearn new-method my_idea"
+
+    name: Annotated[str, AfterValidator(_method_name)] = Field(
+        description="Name of the method: small letters, digits and _, such as my_idea."
+    )
+    path: str = Field(".", description="Folder in which the folder NAME is made.")
+
+
 class Data(Command):
     """Show what a data source holds: counts by split and class, digests. Makes no run."""
 
@@ -574,9 +601,9 @@ Measuring = Evaluate | Audit
 """The commands that look at what has been unlearned."""
 
 COMMANDS: dict[str, type[Command]] = {
-    command.__name__.lower(): command
+    re.sub(r"(?<=[a-z])(?=[A-Z])", "-", command.__name__).lower(): command
     for command in (Train, Request, Unlearn, Tune, Evaluate, Audit, Compare, Review)
-    + (Promote, Verify, Requests, Exposure, Locate, Manifest, Retire, Dossier, Listen, Methods, Policy, Data)
+    + (Promote, Verify, Requests, Exposure, Locate, Manifest, Retire, Dossier, Listen, Methods, NewMethod, Policy, Data)
 }
 
 

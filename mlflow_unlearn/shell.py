@@ -20,7 +20,7 @@ ALSO = {
     "aliases": ("--alias",),
 }
 """Other spellings: short ones, and the word that other commands have for the same thing."""
-_POSITIONAL = {"model_uri": "MODEL_URI", "action": "show", "data": "DATA"}
+_POSITIONAL = {"model_uri": "MODEL_URI", "action": "show", "data": "DATA", "name": "NAME"}
 """What may be given by its value alone: the first of these that a command has."""
 _GROUPS: dict[type, str] = {
     LoadOptions: "What may be loaded",

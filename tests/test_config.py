@@ -10,7 +10,7 @@ from mlflow_unlearn.errors import UnlearnError
 def test_the_commands_are_the_classes():
     assert list(COMMANDS) == (
         "train request unlearn tune evaluate audit compare review promote verify requests exposure locate manifest "
-        "retire dossier listen methods policy data".split()
+        "retire dossier listen methods new-method policy data".split()
     )
     for name, command in COMMANDS.items():
         assert command.example.startswith(f"mlflow-unlearn {name}")

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import mlflow
@@ -12,17 +11,17 @@ from pydantic import Field
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import found_so_far
 from mlflow_unlearn.comparison import table
-from mlflow_unlearn.comparison.golds import Golds, golds_for
+from mlflow_unlearn.comparison.golds import Golds, golds_for, shortfall
 from mlflow_unlearn.comparison.rows import measured_rows
 from mlflow_unlearn.comparison.runs import ComparisonRunner, Trial
 from mlflow_unlearn.comparison.table import TUNED, RowRecord, Spread
 from mlflow_unlearn.comparison.tuned import OBJECTIVE, check_tunable, tune_method
 from mlflow_unlearn.comparison.winner import RULE, best_method
 from mlflow_unlearn.config import parse_params, parse_seeds
-from mlflow_unlearn.console import track
+from mlflow_unlearn.console import note, track
 from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.engine.predictions import evaluate_splits
-from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
+from mlflow_unlearn.errors import NothingToUnlearn, Refused, UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance, Selection
 from mlflow_unlearn.evidence.registered import Registered, Registering
 from mlflow_unlearn.evidence.signing import check_key
@@ -48,6 +47,9 @@ class CompareResult(Registering):
 
     rows: list[RowRecord] = Field([], description="As in the table; empty with plan=true.")
     correlation: Spread | None = Field(None, description="Of RF-JSD with JSD over the methods; null below three.")
+    unranked: str | None = Field(
+        None, description="Why no method is ranked: the golds are too weak to be measured against. Null where they are."
+    )
     plan: dry_run.Estimate | None = Field(None, description="With plan=true.")
 
 
@@ -56,6 +58,7 @@ def compare(options: config.Compare) -> CompareResult:
 
     Raises:
         NothingToUnlearn: the best was to be registered and no method meets the constraints.
+        Refused: no method can be ranked by these golds; the table has what does not depend on them.
     """
     progress = sys.stderr.isatty()
     with (
@@ -81,8 +84,7 @@ def compare(options: config.Compare) -> CompareResult:
         given = {method: params for method, params in given.items() if method in (*methods, "retrain")}
         given_gold = open_gold(session, options)
         session.log_manifests()
-        recipe = training_recipe(session, options)
-        recipe = replace(recipe, params={**recipe.params, **given.pop("retrain", {})})
+        recipe = training_recipe(session, options, given=given.pop("retrain", {}))
         family = model_family(session.module)
         recorded = {method: get_method(method).recorded(recipe.params, family) for method in methods}
         given = {method: {**recorded[method], **given.get(method, {})} for method in methods}
@@ -92,15 +94,16 @@ def compare(options: config.Compare) -> CompareResult:
         if options.tuned:
             check_tunable(runner, options.tuned)
         golds = golds_for(runner, given_gold, seeds, progress)
-        if options.by == "audit":
+        remarks, unranked = _judged(runner, golds)
+        if options.by == "audit" and unranked is None:
             runner.audit_by(golds.different)
         runner.teacher_logits()
 
         complete = {m: get_method(m)(given[m], family=family).params.model_dump(mode="json") for m in methods}
         settings: dict[str, Setting] = {method: (method, complete[method]) for method in methods}
-        remarks: dict[str, str] = {}
         if options.tuned:
-            settings, remarks = _tuned(runner, settings, options.tuned, seeds[0], progress)
+            settings, more = _tuned(runner, settings, options.tuned, seeds[0], progress)
+            remarks |= more
         tasks = [(row, *pair) for row in settings for pair in zip(seeds, golds.of_seeds, strict=True)]
         trials: dict[str, list[Trial]] = {row: [] for row in settings}
         for row, seed, gold in track(tasks, "methods × seeds", enabled=progress):
@@ -109,19 +112,42 @@ def compare(options: config.Compare) -> CompareResult:
                 trials[row].append(trial)
 
         rows = measured_rows(runner, trials, golds, seeds, remarks)
-        if options.by == "audit":
+        if unranked is not None:
+            rows = table.without_ranks(rows, unranked)
+        elif options.by == "audit":
             rows = table.by_audit(rows)
         correlation = table.correlation(rows, methods)
         mlflow.log_metrics({"pearson_rf_jsd_jsd": correlation.mean} if correlation is not None else {})
-        table.log(rows, correlation)
-        table.show(rows, correlation)
-        result = CompareResult(run_id=run_id, rows=table.records(rows), correlation=correlation)
+        table.log(rows, correlation, unranked)
+        table.show(rows, correlation, unranked)
+        result = CompareResult(run_id=run_id, rows=table.records(rows), correlation=correlation, unranked=unranked)
+        if unranked is not None:
+            raise Refused(f"{unranked}; the table is in run {run_id}", result)
         stack.enter_context(found_so_far(lambda: result))
         if options.register_ == "best":
             registered = _register_best(runner, trials, golds, run_id, str(name), options)
             return result.model_copy(update={"registered": registered})
         print(f"Compared {len(methods)} methods over {len(seeds)} seeds (run {run_id}); nothing was registered.")
         return result
+
+
+def _judged(runner: ComparisonRunner, golds: Golds) -> tuple[dict[str, str], str | None]:
+    """Remarks by row on how golds came about, and why no method can be ranked by them, or None.
+
+    Those of a recorded recipe, or of a change to it that somebody asked for, are what they are.
+    """
+    assumed, weak = runner.recipe.assumed, shortfall(runner, golds)
+    remarks = {"floor" if golds.given else "retrain": assumed} if assumed is not None else {}
+    if weak is None or assumed is None:
+        return remarks | ({} if weak is None else {"retrain": weak}), None
+    epochs = get_method("retrain")(runner.recipe.params).params.model_dump()["epochs"]
+    longer = f'--params \'{{"retrain": {{"epochs": {min(3 * epochs, 10000)}}}}}\''
+    ways = f"retrain as it was trained, such as with {longer}, or give a model that was, with --gold-uri"
+    if golds.given:
+        ways = f"give another model with --gold-uri, or leave it out and say how to retrain: {longer}"
+    unranked = f"No method is ranked, since {weak}: {ways}"
+    note(f"Warning: {unranked}.")  # before the methods run, which takes longest
+    return remarks, unranked
 
 
 def _tuned(

@@ -10,6 +10,7 @@ from mlflow_unlearn.config import GOLD_SEED
 from mlflow_unlearn.console import track
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.predictions import evaluate_splits
+from mlflow_unlearn.metrics.accuracy import accuracy
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,23 @@ class Golds:
         """Each of them once, those of the seeds first."""
         every = [*self.of_seeds, *(gold for pair in self.floor for gold in pair)]
         return list({gold.digest: gold for gold in every}.values())
+
+
+SHORTFALL = 0.05
+"""Of acc_retain: a gold that is farther below the original was not trained as that was."""
+
+
+def shortfall(runner: ComparisonRunner, golds: Golds) -> str | None:
+    """How far the golds, on average, are from knowing the retain set as the original does; None where they do."""
+    retained = [one["retain"] for one in (runner.original, *(gold.outputs for gold in golds.of_seeds))]
+    original, *others = (accuracy(one.predictions, one.labels) for one in retained)
+    gold = sum(others) / len(others)
+    if original - gold <= SHORTFALL:
+        return None
+    return (
+        f"the gold standard's acc_retain is {gold:.4f}, more than {SHORTFALL} below the original's {original:.4f}, so "
+        "that a method's distance to it says nothing of forgetting"
+    )
 
 
 def golds_for(runner: ComparisonRunner, given: nn.Module | None, seeds: Sequence[int], progress: bool) -> Golds:

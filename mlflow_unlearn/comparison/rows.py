@@ -22,7 +22,7 @@ def measured_rows(
         trials: of each row, those that did not fail.
         golds: what they are measured against.
         seeds: of the unlearning.
-        remarks: what a reader must know of a row beside the warnings of its trials.
+        remarks: by row, what a reader must know of it beside the warnings of its trials.
     """
     retrained = {id(g): g.seconds for pair in golds.floor for g in pair if g.seconds is not None}
     unit = sum(retrained.values()) / len(retrained)
@@ -37,7 +37,8 @@ def measured_rows(
         metrics = {seed: runner.measure(*pair, seed) for seed, pair in zip(seeds, measured, strict=False)}
         for found, more in zip(metrics.values(), audited, strict=False):
             found.update(more)
-        return Row(name, metrics, [gold.seconds for gold in timed if gold.seconds is not None], unit=unit)
+        seconds = [gold.seconds for gold in timed if gold.seconds is not None]
+        return Row(name, metrics, seconds, [remarks[name]] if name in remarks else [], unit)
 
     audit = runner.audit
     original = [] if audit is None else [audit.of_original()] * len(own)

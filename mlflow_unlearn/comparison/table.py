@@ -5,7 +5,7 @@ import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -15,7 +15,7 @@ from rich.table import Table
 from mlflow_unlearn.comparison.audits import AUDIT_COLUMNS
 from mlflow_unlearn.console import stdout
 from mlflow_unlearn.evidence.record import FrozenRecord
-from mlflow_unlearn.metrics.catalog import ranked
+from mlflow_unlearn.metrics.catalog import METRICS, ranked
 from mlflow_unlearn.metrics.suite import Metrics
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ BY_AUDIT = (
 )
 
 
+DISTANCES = (*AUDIT_COLUMNS, *(metric.key for metric in METRICS.values() if "gold" in metric.needs))
+"""What is measured against the golds, and ranks."""
 DAMAGE = 0.05
 """Of acc_test, which a reader of a ranking by audits is told of."""
 
@@ -138,6 +140,21 @@ def correlation(rows: Sequence[Row], methods: Sequence[str]) -> Spread | None:
     return Spread.of(found) if found else None
 
 
+def without_ranks(rows: Sequence[Row], reason: str) -> list[Row]:
+    """The rows without `DISTANCES`, for golds to which they mean nothing."""
+    return [
+        replace(row, metrics={seed: _left(metrics, reason) for seed, metrics in row.metrics.items()}) for row in rows
+    ]
+
+
+def _left(metrics: Metrics, reason: str) -> Metrics:
+    left = Metrics()
+    left.update({key: value for key, value in metrics.items() if key not in DISTANCES})
+    left.missing.update({key: reason for key in metrics if key in DISTANCES} | metrics.missing)
+    left.counts.update(metrics.counts)
+    return left
+
+
 def by_audit(rows: Sequence[Row]) -> list[Row]:
     """The reference rows as they stand, and behind them the methods from the lowest ``audit_gap`` up."""
     far = {row.method: row["audit_gap"] for row in rows}
@@ -158,12 +175,13 @@ def _audited(rows: Sequence[Row]) -> bool:
     return any(row["audit_gap"] is not None for row in rows)
 
 
-def log(rows: Sequence[Row], pearson: Spread | None) -> None:
-    """The table as Markdown, CSV and JSON and the figure, as artifacts of the active run."""
-    mlflow.log_text(markdown(rows, pearson), "compare/table.md")
+def log(rows: Sequence[Row], pearson: Spread | None, unranked: str | None = None) -> None:
+    """The table as Markdown, CSV and JSON and the figure of the distances, as artifacts of the active run."""
+    mlflow.log_text(markdown(rows, pearson, unranked), "compare/table.md")
     mlflow.log_text(as_csv(rows), "compare/table.csv")
     mlflow.log_text(json.dumps(as_json(rows), indent=1), "compare/table.json")
-    mlflow.log_figure(figure(rows, pearson), "compare/figure.png")
+    if unranked is None:
+        mlflow.log_figure(figure(rows, pearson), "compare/figure.png")
 
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -192,23 +210,31 @@ def as_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def markdown(rows: Sequence[Row], pearson: Spread | None) -> str:
+def markdown(rows: Sequence[Row], pearson: Spread | None, unranked: str | None = None) -> str:
     """The table with its notes."""
     shown = [column for column in _columns(rows) if any(row[column] is not None for row in rows)]
     lines = [f"| method | {' | '.join(shown)} |", "|---" + "|---:" * len(shown) + "|"]
     for row in rows:
         cells = [str(row[column]) if row[column] is not None else "–" for column in shown]
         lines.append(f"| {row.name} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"- {line}" for line in notes(rows, pearson))]) + "\n"
+    return "\n".join([*lines, "", *(f"- {line}" for line in notes(rows, pearson, unranked))]) + "\n"
 
 
-def notes(rows: Sequence[Row], pearson: Spread | None) -> list[str]:
-    """What a reader of the table must know."""
+def notes(rows: Sequence[Row], pearson: Spread | None, unranked: str | None = None) -> list[str]:
+    """What a reader of the table must know.
+
+    Args:
+        rows: of the table.
+        pearson: `correlation`.
+        unranked: a sentence, without its full stop, about why no method is ranked; None where they are.
+    """
+    ranks = (
+        "`retrain` is the gold standard of each seed, `floor` a second gold measured against it: no method can be "
+        f"expected to come nearer. {BY_AUDIT if _audited(rows) else BY_GAP} The published `avg_gap` follows a model's "
+        "overall confidence."
+    )
     lines = [
-        "Mean ± standard deviation over seeds. `retrain` is the gold standard of each seed, `floor` a second gold "
-        "measured against it: no method can be expected to come nearer. "
-        + (BY_AUDIT if _audited(rows) else BY_GAP)
-        + " The published `avg_gap` follows a model's overall confidence.",
+        f"Mean ± standard deviation over seeds. {ranks if unranked is None else f'{unranked}.'}",
         "`seconds_relative` is the time to unlearn in units of retraining; the original's outputs are computed once "
         "for all methods and not counted.",
     ]
@@ -232,10 +258,12 @@ def _damaged(rows: Sequence[Row]) -> list[str]:
     return [f"{m}: has lost {loss:.2f} of acc_test, which no audit sees." for m, loss in lost.items() if loss > DAMAGE]
 
 
-def show(rows: Sequence[Row], pearson: Spread | None) -> None:
+def show(rows: Sequence[Row], pearson: Spread | None, unranked: str | None = None) -> None:
     """Print the table to standard output."""
     console = stdout(160)
-    table = Table(title="methods against retraining", title_justify="left")
+    table = Table(
+        title="methods against retraining" if unranked is None else "methods, not ranked", title_justify="left"
+    )
     table.add_column("method")
     columns = [c for c in _columns(rows, _PRINTED) if any(row[c] is not None for row in rows)]
     for column in columns:
@@ -244,7 +272,7 @@ def show(rows: Sequence[Row], pearson: Spread | None) -> None:
         cells = (f"{spread.mean:.4f}" if (spread := row[column]) is not None else "–" for column in columns)
         table.add_row(row.name, *cells, end_section=row.method == "floor")
     console.print(table)
-    for line in notes(rows, pearson):
+    for line in notes(rows, pearson, unranked):
         console.print(line, highlight=False, markup=False)
 
 

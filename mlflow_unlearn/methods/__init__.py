@@ -6,6 +6,7 @@ from difflib import SequenceMatcher
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 from mlflow_unlearn.data.functions import users_code
 from mlflow_unlearn.engine.method import (
@@ -49,6 +50,8 @@ __all__ = [
     "sample",
 ]
 
+TEMPLATES = Path(__file__).parent / "plugin"
+"""What `new-method` makes a plugin of, with ``$name`` and the like in it."""
 GROUP = "mlflow_unlearn.methods"
 """The entry-point group in which other distributions name their methods."""
 

@@ -29,12 +29,13 @@ class Recipe:
     """How a version was trained before anything was unlearned, as far as that is recorded.
 
     Attributes:
-        params: hyperparameters of `retrain`; empty where nothing is recorded.
+        params: hyperparameters of `retrain`, as recorded or as given; the others are its defaults.
         augment: random augmentation of the training images.
         seed: of the recorded training.
         architecture: what ``model_factory`` builds, None where it draws each module's weights anew.
         model_factory: builds a randomly initialised model of the version's architecture.
         origin: the version that the training went on from; None where it began with random weights.
+        assumed: a sentence about what is taken where nothing is recorded; None where the recipe is the recorded one.
     """
 
     params: Mapping[str, Any]
@@ -43,6 +44,7 @@ class Recipe:
     architecture: str | None
     model_factory: Callable[[], nn.Module]
     origin: Origin | None = None
+    assumed: str | None = None
 
     def splits(self, splits: Splits) -> Splits:
         """The splits with the retain set as it was trained on."""
@@ -51,7 +53,7 @@ class Recipe:
     def claimed(self, result: Result) -> Result:
         """A retraining's result whose claim says where it was trained otherwise than the version."""
         sentence: str | None
-        if not self.params:
+        if self.assumed is not None:
             sentence = "How the version was trained is not recorded: this recipe may be another one."
         elif self.origin is not None:
             sentence = f"{NOT_THE_RECORDED}: in one go, and not on from {self.origin.uri}."
@@ -72,14 +74,18 @@ def recorded_params(session: Session, options: ReadOptions, methods: Iterable[st
     return {name: method.recorded(recipe.params, family) for name, method in taking.items()}
 
 
-def training_recipe(session: Session, options: ReadOptions, *, without: str | None = None) -> Recipe:
+def training_recipe(
+    session: Session, options: ReadOptions, *, without: str | None = None, given: Mapping[str, Any] | None = None
+) -> Recipe:
     """The recipe of the version, or of the one that it was unlearned from.
 
     Args:
         session: the version opened for work.
         options: of the command.
         without: what happens where nothing is recorded, for the note that says so; None where it is for retraining.
+        given: hyperparameters of `retrain` that take the place of the recorded ones.
     """
+    given = given or {}
     version, record = session.version, session.version.record
     own, shards = record, _shards(record)
     while (
@@ -99,11 +105,12 @@ def training_recipe(session: Session, options: ReadOptions, *, without: str | No
     with isolated_rng(0):
         model_factory = builder_like(session.module, architecture, len(session.view.classes), session.image_shape)
     if shards is not None:
-        return Recipe(shards.params, shards.augment, shards.seed, architecture, model_factory)
+        return Recipe({**shards.params, **given}, shards.augment, shards.seed, architecture, model_factory)
     if record is None or record.provenance.method not in TRAINED:
-        missing = without or "retraining takes the defaults of `retrain`"
-        note(f"Note: {version.uri} does not record how it was trained; {missing}.")
-        return Recipe({}, "none", None, architecture, model_factory)
+        kind = "Warning" if without is None else "Note"  # a guess at what everything is measured against
+        assumed = f"{version.uri} does not record how it was trained; {without or _defaults(given)}"
+        note(f"{kind}: {assumed}.")
+        return Recipe(given, "none", None, architecture, model_factory, assumed=assumed)
     if record.origin is not None and without is None:
         note(
             f"Note: the training of {version.uri} went on from {record.origin.uri}; retraining takes the recipe of "
@@ -111,7 +118,17 @@ def training_recipe(session: Session, options: ReadOptions, *, without: str | No
         )
     recorded, fields = record.provenance, get_method("retrain").Params.model_fields
     params = {key: value for key, value in recorded.params.items() if key in fields}
-    return Recipe(params, recorded.augment or "none", recorded.seed, architecture, model_factory, record.origin)
+    return Recipe(
+        {**params, **given}, recorded.augment or "none", recorded.seed, architecture, model_factory, record.origin
+    )
+
+
+def _defaults(given: Mapping[str, Any]) -> str:
+    """What retraining takes where nothing is recorded."""
+    defaults = get_method("retrain").Params().model_dump()
+    values = ", ".join(f"{name} {value:g}" for name, value in defaults.items() if name not in given)
+    more = f" but for what is given ({', '.join(given)})" if given else ""
+    return f"retraining takes the defaults of `retrain`{more}: {values or 'none'}"
 
 
 def _shards(record: Record | None) -> Shards | None:

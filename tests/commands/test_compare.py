@@ -9,6 +9,7 @@ import time
 import mlflow
 import pytest
 import toy
+from answers import checked
 from stores import call, copied, reset_mlflow, use
 
 METHODS = ["lotus", "finetune", "neggrad_plus", "ssd"]
@@ -283,7 +284,7 @@ def test_another_order_of_classes_runs_again(store, cli):
         *("compare", "--model-uri", "models:/theirs/1", "--data", "digits,train=15%,split=drawn"),
         *("--transform", "none"),
         *("--force", "true", "--forget", "random:20", "--methods", "finetune", "--seeds", "1"),
-        *("--params", '{"finetune": {"epochs": 1}, "retrain": {"epochs": 3}}'),
+        *("--params", '{"finetune": {"epochs": 1}, "retrain": {"epochs": 20, "batch_size": 32}}'),
     )
     right, swapped = "0,1,2,3,4,5,6,7,8,9", "0,1,2,3,4,5,6,7,9,8"
     accuracies = []
@@ -297,6 +298,90 @@ def test_another_order_of_classes_runs_again(store, cli):
     assert nested(store, parents(store)[0]) == [], "the same again is reused"
 
 
+@pytest.fixture(scope="module")
+def theirs(blank, tmp_path_factory):
+    """A good model whose registration says nothing of its training."""
+    with copied(blank, tmp_path_factory.mktemp("theirs")) as store:
+        with mlflow.start_run():
+            mlflow.pytorch.log_model(
+                toy.original(), name="model", registered_model_name="theirs", serialization_format="pickle"
+            )
+    return store
+
+
+THEIRS = (
+    *("compare", "--model-uri", "models:/theirs/1", "--data", "digits,train=15%,split=drawn", "--transform", "none"),
+    *("--force", "true", "--forget", "random:20", "--methods", "finetune", "--seeds", "1"),
+)
+WEAK = json.dumps({"finetune": {"epochs": 1}, "retrain": {"epochs": 1, "lr": 0.01}})
+STRONG = json.dumps({"finetune": {"epochs": 1}, "retrain": {"epochs": 40, "batch_size": 32}})
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        pytest.param(("--by", "audit"), marks=pytest.mark.slow),
+        pytest.param(("--register", "best"), marks=pytest.mark.slow),
+    ],
+)
+def test_nothing_is_ranked_by_a_gold_that_is_useless(theirs, tmp_path, more):
+    with copied(theirs, tmp_path / "store") as store:
+        answered = checked(call(*THEIRS, "--params", WEAK, *more, "--format", "json"), "compare", code=3)
+        result = answered["result"]
+        assert answered["error"]["kind"] == "refused" and answered["error"]["message"].startswith(result["unranked"])
+        rows = {row["method"]: row for row in result["rows"]}
+        accuracies = [rows[name]["columns"]["acc_retain"]["mean"] for name in ("retrain", "original")]
+        assert (
+            "acc_retain is {:.4f}, more than 0.05 below the original's {:.4f}".format(*accuracies) in result["unranked"]
+        )
+        assert """--params '{"retrain": {"epochs": 3}}'""" in result["unranked"] and "--gold-uri" in result["unranked"]
+        assert result["correlation"] is None and result["registered"] is None and store.versions("theirs") == ["1"]
+        assert list(rows) == ["original", "retrain", "floor", "finetune"]
+        for row in rows.values():
+            assert all(row["columns"][name] is None for name in ("avg_gap_advantage", "avg_gap", "jsd")), row
+            assert row["columns"]["acc_test"] is not None
+        [taken] = rows["retrain"]["warnings"]
+        assert (
+            "theirs/1 does not record how it was trained; retraining takes the defaults of `retrain` but for" in taken
+        )
+        [parent] = parents(store)
+        assert parent.info.status == "FAILED" and parent.data.tags["unlearn.error"].startswith(result["unranked"])
+        text = mlflow.artifacts.load_text(f"runs:/{parent.info.run_id}/compare/table.md")
+        assert result["unranked"] in text and "decides" not in text and "avg_gap" not in text.splitlines()[0]
+        assert "compare/figure.png" not in {f.path for f in store.client.list_artifacts(parent.info.run_id, "compare")}
+
+
+@pytest.mark.slow
+def test_a_gold_that_was_trained_well_ranks(theirs, tmp_path):
+    """What the sentence recommends leads out, by more epochs and by a model that is given."""
+    with copied(theirs, tmp_path / "store") as store:
+        done = call(*THEIRS, "--params", STRONG)
+        assert done.code == 0, done.err
+        rows = {row["method"]: row for row in table(parents(store)[0])}
+        assert rows["finetune"]["avg_gap_advantage"] is not None and "no method is ranked" not in done.err.lower()
+        assert rows["retrain"]["warnings"] and "does not record how it was trained" in done.err
+        train = ("train", "--data", "digits,train=15%,split=drawn", "--architecture", "toy:trainable", "--exclude")
+        good = call(*train, "random:20", "--name", "good", "--epochs", "40", "--batch-size", "32")
+        weak = call(*train, "random:20", "--name", "weak", "--epochs", "1", "--lr", "0.01")
+        assert good.code == weak.code == 0, good.err + weak.err
+        assert call(*THEIRS, "--params", WEAK, "--gold-uri", "models:/good/1").code == 0
+        rows = {row["method"]: row for row in table(parents(store)[0])}
+        assert rows["floor"]["warnings"] and not rows["retrain"]["warnings"]
+        refused = call(*THEIRS, "--params", WEAK, "--gold-uri", "models:/weak/1")
+        assert refused.code == 3 and "give another model with --gold-uri, or leave it out" in refused.err
+
+
+def test_a_weak_gold_of_a_recorded_recipe_is_named(store, cli):
+    """The recipe was changed by the command itself: the row says what it has led to."""
+    params = json.dumps({"finetune": {"epochs": 1}, "retrain": {"epochs": 1}})
+    done = cli(*COMPARE[:3], "--methods", "finetune", "--seeds", "1", "--forget", FORGET, "--params", params)
+    assert done.code == 0, done.err
+    rows = {row["method"]: row for row in table(parents(store)[0])}
+    assert rows["finetune"]["avg_gap_advantage"] is not None
+    assert "more than 0.05 below the original's" in rows["retrain"]["warnings"][0]
+
+
 @pytest.mark.slow
 def test_a_source_that_was_deleted(store, cli):
     """After a request is fulfilled its version may be deleted; its record of the training goes with it."""
@@ -304,7 +389,7 @@ def test_a_source_that_was_deleted(store, cli):
     store.client.delete_model_version("clf", "1")
     done = cli(
         *("compare", "--model-uri", "models:/clf/2", "--forget", "random:10", "--methods", "finetune", "--seeds", "1"),
-        *("--params", '{"finetune": {"epochs": 1}, "retrain": {"epochs": 2}}'),
+        *("--params", '{"finetune": {"epochs": 1}, "retrain": {"epochs": 20, "batch_size": 32}}'),
     )
     assert done.code == 0, done.err
     assert "models:/clf/1, from which models:/clf/2 was made, cannot be opened" in done.err

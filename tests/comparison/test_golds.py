@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from mlflow_unlearn.comparison.golds import golds_for
+from mlflow_unlearn.comparison.golds import SHORTFALL, Golds, golds_for, shortfall
 
 
 def test_two_seeds_have_two_golds_and_one_distance(runner):
@@ -41,3 +42,27 @@ def test_no_gold_has_the_seed_of_the_original(runner, monkeypatch, seed, expecte
     """It would start from the same initial weights."""
     monkeypatch.setattr(runner, "recipe", replace(runner.recipe, seed=seed))
     assert golds_for(runner, None, [0], False).of_seeds[0].digest == runner.gold(expected).digest
+
+
+def with_wrong(gold, outputs, count):
+    """The gold with the original's answers on the retain set, but for so many more that are wrong."""
+    retain = outputs["retain"]
+    right = np.flatnonzero(retain.predictions == retain.labels)[:count]
+    predictions = retain.predictions.copy()
+    predictions[right] = (retain.labels[right] + 1) % 10
+    return replace(gold, outputs={**outputs, "retain": replace(retain, predictions=predictions)})
+
+
+def test_golds_that_know_less_than_the_original(runner):
+    """By hand: of n retain samples n/20 more may be wrong, on average over the golds; one more is too many."""
+    gold, size = runner.gold(1000), len(runner.original["retain"].labels)
+    most = int(SHORTFALL * size)
+
+    def of(*wrong):
+        return Golds([with_wrong(gold, runner.original, count) for count in wrong], False, [])
+
+    assert shortfall(runner, of(0)) is None and shortfall(runner, of(most)) is None
+    assert shortfall(runner, of(0, 2 * most)) is None
+    found = shortfall(runner, of(most + 1, most + 1))
+    right = (runner.original["retain"].predictions == runner.original["retain"].labels).mean()
+    assert f"acc_retain is {right - (most + 1) / size:.4f}, more than 0.05 below the original's {right:.4f}" in found

@@ -5,7 +5,17 @@ from pathlib import Path
 import pytest
 
 from mlflow_unlearn.comparison.audits import AUDIT_COLUMNS
-from mlflow_unlearn.comparison.table import COLUMNS, Row, Spread, as_csv, as_json, by_audit, correlation, markdown
+from mlflow_unlearn.comparison.table import (
+    COLUMNS,
+    Row,
+    Spread,
+    as_csv,
+    as_json,
+    by_audit,
+    correlation,
+    markdown,
+    without_ranks,
+)
 from mlflow_unlearn.metrics.suite import Metrics
 
 
@@ -95,3 +105,20 @@ def test_a_collapsed_row_is_marked():
     assert "| ssd (collapsed) | 0.5000 ± 0.5657 | 0.1000 |" in text and "| original | 0.9000 | 0.1000 |" in text
     assert "- ssd: metrics of 1 of 2 seeds are void, collapsed: so." in text.splitlines()
     assert [(row["method"], row["collapsed"]) for row in as_json(rows)] == [("original", 0), ("ssd", 1)]
+
+
+def test_without_ranks():
+    """What is measured against the golds is gone, with the sentence that says why; accuracies and the cost stay."""
+    metrics = Metrics()
+    metrics.update(acc_test=0.9, rf_jsd=0.2, avg_gap=0.3, avg_gap_advantage=0.1, avg_gap_excess=0.2, jsd=0.1)
+    metrics.update(audit_gap=0.1, share_remembered=0.5, told_apart=1.0)
+    row = Row("lotus", {0: metrics}, [2.0], ["a warning"], unit=4.0)
+    [left] = without_ranks([row], "No method is ranked, since so")
+    assert dict(left.metrics[0]) == {"acc_test": 0.9, "rf_jsd": 0.2}
+    assert left.metrics[0].missing["jsd"] == "No method is ranked, since so"
+    assert (left.method, left.seconds, left.warnings, left.unit) == ("lotus", [2.0], ["a warning"], 4.0)
+    header, _, cells, _, *notes = markdown([left], None, "No method is ranked, since so").splitlines()
+    assert header == "| method | acc_test | rf_jsd | seconds | seconds_relative |" and cells.startswith("| lotus |")
+    assert notes[0] == "- Mean ± standard deviation over seeds. No method is ranked, since so."
+    assert not any("decides" in line for line in notes)
+    assert len(row.metrics[0]) == 9, "the row itself stays as it was"

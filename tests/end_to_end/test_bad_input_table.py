@@ -173,6 +173,7 @@ BAD = {
     "gold_uri": ("", "models:/nope/1", "clf")[1:],
     "register_as": ("a/b", "a:b", " " * 3 + "/"),
     "name": ("", "a/b", "a:b"),
+    "path": ("nowhere/x", "empty.yaml"),
     "architecture": ("resnet81", "timm:nothing", "nowhere:f", "os:getcwd:x", "torchvision:x"),
     "transform": ("imagnet", "python:nowhere:f", "python:os", "timm"),
     "classes": ("a,b", "latin.yaml", "large.yaml"),

@@ -3,12 +3,10 @@
 import os
 import re
 import shutil
-import site
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from environments import Environment, run
 from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.methods import BUILTIN
@@ -41,33 +39,6 @@ from mlflow_unlearn.testing import check_method
 for finding in check_method("neggrad_early_stop"):
     print(finding)
 """
-
-
-class Environment:
-    """A Python that has the plugin, and everything else from the environment that the tests run in."""
-
-    def __init__(self, folder: Path) -> None:
-        # Without pip of its own, which is found where torch is found.
-        run(sys.executable, "-m", "venv", "--without-pip", folder)
-        self.python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-        [packages] = folder.glob("**/site-packages")
-        # `addsitedir` and not the bare path: an editable installation is itself a .pth file.
-        lines = [f"import site; site.addsitedir({path!r})" for path in site.getsitepackages()]
-        (packages / "borrowed.pth").write_text("\n".join(lines) + "\n")
-
-    def __call__(self, *arguments, path=()) -> subprocess.CompletedProcess[str]:
-        """Run its Python with ``path``, and the tests' folder for `toy`, on PYTHONPATH."""
-        return run(self.python, *arguments, check=False, PYTHONPATH=os.pathsep.join(map(str, [*path, ROOT / "tests"])))
-
-
-def run(*arguments, check=True, **variables):
-    return subprocess.run(
-        [str(argument) for argument in arguments],
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        check=check,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -95,7 +95,7 @@ def test_all_commands_that_register_or_mark_something_are_killed():
 
     `requests` starts `unlearn`, `listen` is killed in tests of its own, `manifest` stores its list before its one tag.
     """
-    nothing = {"data", "methods", "policy", "verify", "exposure", "locate"}
+    nothing = {"data", "methods", "new-method", "policy", "verify", "exposure", "locate"}
     assert {*config.COMMANDS} - {*COMMANDS} - nothing == {*("evaluate audit dossier requests listen manifest".split())}
 
 

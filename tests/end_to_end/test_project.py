@@ -71,6 +71,7 @@ def test_the_defaults_survive_the_way_through_mlflow(name, monkeypatch, tmp_path
     seen = []
     monkeypatch.setattr(cli, "command_function", lambda name: seen.append)
     required = {option: f"a {option}" for option, field in options(COMMANDS[name]).items() if field.is_required()}
+    required |= {"name": "my_idea"} if name == "new-method" else {}  # it takes no name with a space
     entry = _project_spec.load_project(str(ROOT)).get_entry_point(name)
     through = shlex.split(entry.compute_command(required, str(tmp_path)))[3:]
     direct = [name, *(word for option, value in required.items() for word in (f"--{option.replace('_', '-')}", value))]

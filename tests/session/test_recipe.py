@@ -37,8 +37,22 @@ def test_nothing_is_recorded(opened, options, capsys, recorded):
     unknown = replace(opened.version, record=record if recorded else None)
     recipe = training_recipe(replace(opened, version=unknown), options)
     assert (recipe.params, recipe.augment, recipe.seed) == ({}, "none", None)
-    assert "retraining takes the defaults of `retrain`" in " ".join(capsys.readouterr().err.split())
+    sentence = "does not record how it was trained; retraining takes the defaults of `retrain`: epochs 15, lr 0.05, "
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith("Warning: models:/clf/1 ") and f"Warning: {recipe.assumed}." == said
+    assert recipe.assumed.startswith(f"models:/clf/1 {sentence}")
     assert np.isfinite(toy.state(recipe.model_factory())["6.weight"].numpy()).all()
+
+
+def test_what_is_given_takes_the_place_of_what_is_recorded(opened, options, capsys):
+    recorded = training_recipe(opened, options, given={"epochs": 3})
+    assert (recorded.params["epochs"], recorded.params["lr"], recorded.assumed) == (3, 0.05, None)
+    assert not capsys.readouterr().err
+    unknown = training_recipe(
+        replace(opened, version=replace(opened.version, record=None)), options, given={"epochs": 3}
+    )
+    assert unknown.params == {"epochs": 3}
+    assert "takes the defaults of `retrain` but for what is given (epochs): lr 0.05, batch_size 128" in unknown.assumed
 
 
 def test_a_retraining_claims_what_it_is(opened, options):
@@ -53,7 +67,7 @@ def test_a_retraining_claims_what_it_is(opened, options):
 
     assert excluded(recipe) == []
     assert excluded(recipe, epochs=1) == ["The training was not quite the recorded one: epochs 1 and not 2."]
-    assert excluded(replace(recipe, params={})) == [
+    assert excluded(replace(recipe, assumed="models:/clf/1 does not record it")) == [
         "How the version was trained is not recorded: this recipe may be another one."
     ]
     origin = Origin(uri="models:/clf/9", model_id=None, weights_sha256="0", samples=1, added_sha256="0", at="then")
