@@ -135,7 +135,7 @@ def _command(name: str, config: type[Command]) -> click.Command:
             raise click.UsageError(f"{option} = {first['input']!r} is not usable: {message(first)}") from error
         alone = nothing_else if checked.format == "json" else nullcontext
         if not isinstance(checked, HardwareOptions):
-            with no_exit("code of the user's own"), alone():
+            with no_exit("your own code"), alone():
                 return command_function(name)(checked)
         # Here and not above: --help must not wait for torch and mlflow.
         from mlflow_unlearn.distributed import launch

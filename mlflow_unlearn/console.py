@@ -210,7 +210,7 @@ class Output:
             os.dup2(nothing, self._stream.fileno())
             os.close(nothing)
         if self is sys.stdout and getattr(error, "errno", None) not in (errno.EPIPE, None):
-            note(f"Note: standard output cannot be written ({first_line(error)}); the command goes on without it.")
+            note(f"Note: standard output cannot be written ({first_line(error)}); the command continues without it.")
 
 
 def own_outputs() -> None:

@@ -1,5 +1,6 @@
 """The errors that users meet: one clear sentence and an exit code, no traceback."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -70,11 +71,13 @@ def shortlist(items: Iterable[object]) -> str:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The valid names in the place of an unknown one, the nearest one first.
+    """The valid names in the place of an unknown one, the nearest one first; no number is a misspelt other number.
 
     >>> did_you_mean("cta", ["cat", "dog"])
     "did you mean 'cat'? Valid values: 'cat', 'dog'"
+    >>> did_you_mean("17", ["1", "7"])
+    "valid values: '1', '7'"
     """
     names = list(names)
-    near = get_close_matches(name, names, 1)
+    near = [] if re.fullmatch(r"[-+.\d]+", name) else get_close_matches(name, names, 1)
     return (f"did you mean {near[0]!r}? Valid values: " if near else "valid values: ") + shortlist(names)

@@ -66,7 +66,7 @@ def compare(options: config.Compare) -> CompareResult:
     ):
         if options.by == "audit" and options.register_ == "best":
             raise UnlearnError(
-                "by=audit ranks by attacks on the test set, which may choose no version: give register=none, and "
+                "by=audit ranks by attacks on the test set, which must not choose a version: give register=none, and "
                 "`unlearn` with the method that you take"
             )
         experiment = mlflow.get_run(run_id).info.experiment_id

@@ -81,12 +81,12 @@ def _write(options: config.Dossier, request: str) -> DossierResult:
             begun.unlink(missing_ok=True)
         result = _result(path, files, dossier_verify.check(files), case, holders)
         print(f"Wrote {path}: {len(files)} files about case {case.id} (run {run_id}).")
-        print(f"SHA-256 of its {MANIFEST}, by which it can be told from every other: {result.manifest_sha256}")
+        print(f"SHA-256 of its {MANIFEST}, which identifies it: {result.manifest_sha256}")
         for point in result.still_open:
             print(f"Still open: {point}.")
         if holders.unknown:
-            print(f"Cannot be told whether they contain the samples: {shortlist(holders.unknown)}.")
-        _refuse(result, f"{path} was written, and is not whole")
+            print(f"It is unknown whether these contain the samples: {shortlist(holders.unknown)}.")
+        _refuse(result, f"{path} was written but is incomplete")
         return result
 
 
@@ -97,11 +97,9 @@ def _check_output(path: Path, options: config.Dossier) -> None:
         UnlearnError: there is such a file, or no such folder.
     """
     if path.is_dir() or not path.parent.is_dir():
-        raise UnlearnError(
-            f"output = {str(path)!r} cannot be written: give the name of a file in a folder that is there"
-        )
+        raise UnlearnError(f"output = {str(path)!r} cannot be written: give the name of a file in an existing folder")
     if path.exists() and not options.force:
-        raise UnlearnError(f"output = {str(path)!r} is there already: give another name, or --force true to replace it")
+        raise UnlearnError(f"output = {str(path)!r} already exists: give another name, or --force true to replace it")
 
 
 def _files(case: Case, holders: Holders) -> dict[str, bytes]:
@@ -131,8 +129,8 @@ def _check_page(files: dict[str, bytes]) -> DossierCheck:
             "failed", name, f"it is not the record of {'a case' if name == CASE else 'who holds samples'}"
         )
     if files.get(PAGE) == _page(case, holders, rest):
-        return DossierCheck("ok", PAGE, "it says what the records say")
-    message = "it is not what this release makes of the records: another one made it, or it was changed"
+        return DossierCheck("ok", PAGE, "it matches the records")
+    message = "it is not what this release makes of the records: another release made it, or it was changed"
     return DossierCheck("not checked", PAGE, message)
 
 
@@ -166,12 +164,14 @@ def _check(options: config.Dossier, name: str) -> DossierResult:
     found = dossier_verify.check(files, digest=options.digest, key=key)
     found.append(_check_page(files))
     if files.get(CHECKER) != checker():
-        found.append(DossierCheck("not checked", CHECKER, "it is not this release's, whose own was used"))
+        found.append(
+            DossierCheck("not checked", CHECKER, "it is not this release's; this release's own was used instead")
+        )
     rows = [(shown(one.part), _OUTCOMES.get(one.outcome, one.outcome), shown(one.message)) for one in found]
     table.show_findings(name, rows)
     result = _result(Path(name), files, found)
-    _refuse(result, f"{name} does not agree with itself")
-    print(f"{name} agrees with itself (SHA-256 of its {MANIFEST}: {result.manifest_sha256}).")
+    _refuse(result, f"{name} contradicts itself")
+    print(f"{name} is consistent (SHA-256 of its {MANIFEST}: {result.manifest_sha256}).")
     return result
 
 

@@ -24,5 +24,7 @@ def exposure(options: config.Exposure) -> Places:
     table.show_places(f"Forget requests: {', '.join(named)}", rows(places), elsewhere(places))
     print(UNSEEN)
     if places.unanswered is not None:
-        raise Refused(f"the search is not complete, since no answer came ({places.unanswered}): start it again", places)
+        raise Refused(
+            f"the search is incomplete, since the server did not answer ({places.unanswered}): run it again", places
+        )
     return places

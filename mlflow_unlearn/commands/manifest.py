@@ -18,7 +18,7 @@ from mlflow_unlearn.registry.clients import registry_client
 from mlflow_unlearn.registry.lock import model_lock
 from mlflow_unlearn.registry.versions import MANIFEST_PATH, TRAINED_ON_TAG, TrainedOn, registered_version, trained_on
 
-_OWN = "{uri} has a list of its own of {samples} training ids: there is nothing to record"
+_OWN = "{uri} already has its own list of {samples} training ids: there is nothing to record"
 
 
 class ManifestResult(CommandResult):
@@ -54,7 +54,7 @@ def manifest(options: config.Manifest) -> ManifestResult:
                 raise UnlearnError(f"{options.ids!r} lists ids that {source.spec!r} does not have: {unknown}")
         elif source.drawn:
             raise UnlearnError(
-                f"{source.spec!r} does not tell what {uri} was trained on, since its training split is drawn by this "
+                f"{source.spec!r} does not record what {uri} was trained on, since its training split is drawn by this "
                 "tool: give ids=, a file of the training ids, or ,split=drawn behind the source"
             )
         else:

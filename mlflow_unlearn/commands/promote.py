@@ -88,7 +88,7 @@ def promote(options: config.Promote) -> PromoteResult:
             for each in policies:
                 check_approver(approver, examined.evidence, each)
             for objection in objections:
-                note(f"Note: promoted in spite of this: {objection}")
+                note(f"Note: promoted despite this: {objection}")
             aliases = {alias: str(number) for alias, number in registered.aliases.items()}
             key, before = PROMOTION_TAG + options.alias, aliases.get(options.alias)
             came_from = f"models:/{name}/{before}" if before is not None else None
@@ -116,7 +116,7 @@ def promote(options: config.Promote) -> PromoteResult:
             persistently(lambda: registry.set_model_version_tag(name, version, key, json.dumps(record)))
             persistently(lambda: registry.set_registered_model_alias(name, options.alias, version))
         moved = f" (it was version {before})" if before not in (None, version) else ""
-        print(f"{name}@{options.alias} is version {version} now{moved}, approved by {approver.display_name()}.")
+        print(f"{name}@{options.alias} is now version {version}{moved}, approved by {approver.display_name()}.")
         return PromoteResult(
             run_id=run_id, uri=examined.uri, alias=options.alias, objections=objections, promotion=promotion
         )

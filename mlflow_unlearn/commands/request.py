@@ -59,7 +59,7 @@ class RequestResult(CommandResult):
     due: str | None = Field(description="First day by which one of them is to be fulfilled; null where none names one.")
     requests: list[FiledRequest]
     failed: dict[str, str] = Field(description="Version → why no request could be filed on it.")
-    unknown: list[str] = Field(description="With `all`: versions of which it cannot be told whether they contain them.")
+    unknown: list[str] = Field(description="With `all`: versions where it is unknown whether they contain them.")
     logged_models: list[str] = Field(description="With `all`: unregistered LoggedModels with them; none has a request.")
 
 
@@ -125,7 +125,7 @@ def _print(result: RequestResult, reasons: Mapping[str, str]) -> None:
     if len(cases) > 1:
         note(f"Note: these are {len(cases)} cases, since the versions were trained on different data sources.")
     if result.unknown:
-        print(f"Not told whether they hold the samples: {', '.join(in_ranges(result.unknown))}: see `locate`.")
+        print(f"May also contain the samples, which is unknown: {', '.join(in_ranges(result.unknown))}: see `locate`.")
     if result.logged_models:
         print(
             f"LoggedModels that hold them and are not registered, without a request: {', '.join(result.logged_models)}."
@@ -147,11 +147,13 @@ def _named(client: MlflowClient, options: config.Request) -> _Meant:
     registry = walk(client)
     places: Places = look(client, registry, wanted_by(client, registry, options.forget, options.data, options.no_code))
     if places.unanswered is not None:
-        raise Refused(f"which versions hold the samples is not known, since no answer came ({places.unanswered})")
+        raise Refused(
+            f"which versions hold the samples is not known, since the server did not answer ({places.unanswered})"
+        )
     unknown = [place.uri for place in places.in_state("unknown")]
     if found := [place.uri for place in places.in_state("contains")]:
         return _Meant(found, unknown, places.logged_models)
-    others = [f"{len(unknown)} versions cannot be told: see `locate`"] if unknown else []
+    others = [f"{len(unknown)} versions may: see `locate`"] if unknown else []
     others += [f"LoggedModels that are not registered do: {shortlist(places.logged_models)}"] * bool(
         places.logged_models
     )
@@ -218,7 +220,7 @@ def _file(
         print(f"Request {filed.id} was filed before and {state}.")
         if options.due not in (None, filed.due) and filed.pending:
             note(
-                f"Note: request {filed.id} stays due {filed.due or 'as it was filed'}, and not {options.due}: to "
+                f"Note: request {filed.id} stays due {filed.due or 'as it was filed'}, not {options.due}: to "
                 f"change that, delete the tag {forget_requests.TAG}{filed.id} of {version.uri} and file it again."
             )
     return FiledRequest(

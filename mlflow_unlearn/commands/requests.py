@@ -57,7 +57,7 @@ class RequestsResult(CommandResult):
     today: str
     cases: list[InboxCase] = Field(description="The most urgent first.")
     fulfilled: list[Fulfilled] | None = Field(description="What `fulfil` has done; null without it.")
-    unreadable: list[str] = Field(description="Tags of versions that are not a request any more: to be filed again.")
+    unreadable: list[str] = Field(description="Tags of versions that are no longer a request: to be filed again.")
     page: str | None = Field(description="The page that was written.")
     case: Case | None = Field(None, description="With `case`: its requests, versions, and all that was done.")
     differences: list[str] = Field([], description="Where the records of this case do not agree with each other.")
@@ -131,12 +131,12 @@ def requests(options: config.Requests) -> RequestsResult:
     for sentence in inbox.unreadable:
         print(f"Not a request: {sentence}")
     if unanswered is not None:
-        raise Refused(f"the inbox is not complete, since no answer came ({unanswered}): start it again", result)
+        raise Refused(f"the inbox is incomplete, since the server did not answer ({unanswered}): run it again", result)
     if failed := [one.uri for one in fulfilled or () if one.outcome == "failed"]:
         others = "; the others are" if any(one.outcome == "fulfilled" for one in fulfilled or ()) else ""
         raise Refused(f"not fulfilled on {', '.join(failed)}: the table says why{others}", result)
     if inbox.unreadable:
-        raise Refused(f"{len(inbox.unreadable)} tags are not a forget request any more: see the lines above", result)
+        raise Refused(f"{len(inbox.unreadable)} tags are no longer a forget request: see the lines above", result)
     return result
 
 
@@ -148,12 +148,14 @@ def _checked(options: config.Requests) -> list[str]:
     """
     for name in ("within", "unlearn_options"):
         if getattr(options, name) is not None and not options.fulfil:
-            raise UnlearnError(f"{name} = {getattr(options, name)!r} is of no use here: give fulfil=true with it")
+            raise UnlearnError(
+                f"{name} = {getattr(options, name)!r} has no effect without fulfil=true: add that, or leave it out"
+            )
     for name in ("model", "subject"):
         if options.case is not None and getattr(options, name) is not None:
-            raise UnlearnError(f"{name} = {getattr(options, name)!r} is of no use with case=: leave one of them out")
+            raise UnlearnError(f"{name} = {getattr(options, name)!r} has no effect with case=: leave one of them out")
     if options.output is not None and options.format != "html":
-        raise UnlearnError(f"output = {options.output!r} is of no use here: give format=html with it")
+        raise UnlearnError(f"output = {options.output!r} has no effect without format=html: add that, or leave it out")
     given = parse_params(options.unlearn_options, "unlearn_options")
     if taken := given.keys() & {"model_uri", "forget", "plan", "format"}:
         raise UnlearnError(f"unlearn_options names {sorted(taken)[0]!r}, which `requests` decides: leave it out")

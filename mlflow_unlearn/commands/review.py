@@ -67,7 +67,9 @@ def review(options: config.Review) -> ReviewResult:
             now = client.get_model_version(name, version)
             chain = read_chain(now.tags)
             if (how := retired(now)) is not None or chain.problems:
-                raise Refused(f"{examined.uri} changed meanwhile ({how or '; '.join(chain.problems)}): see `verify`")
+                raise Refused(
+                    f"{examined.uri} has just been changed ({how or '; '.join(chain.problems)}): see `verify`"
+                )
             draft = ReviewRecord(
                 n=chain.head.n + 1,
                 previous=chain.head,

@@ -130,7 +130,7 @@ def unlearn(options: config.Unlearn) -> UnlearnResult:
         evidence = publish(session, run_id, name, result, provenance, outputs, options, lock, policy=policy)
         checkpoint.remove()
         if policy is None and tells_apart(str(evidence.reading)):
-            print(f"The forget set still stands out. To go on until it does not:\n  {_until_pass(session)}")
+            print(f"The forgotten samples still stand out. To unlearn until they do not:\n  {_until_pass(session)}")
         return UnlearnResult(run_id=run_id, registered=Registered.of(evidence), attempts=attempts)
 
 
@@ -146,11 +146,13 @@ def _check(options: config.Unlearn) -> tuple[Policy | None, tuple[Rung, ...]]:
     check_prefix(options.method, options.prefix)
     defaults = config.Unlearn.model_fields
     if options.claim != defaults["claim"].default and not options.plan:
-        raise UnlearnError(f"claim = {options.claim} is of no use here: give plan=true with it")
+        raise UnlearnError(f"claim = {options.claim} has no effect without plan=true: add that, or leave it out")
     if options.until == "once":
         for name in ("policy", "rungs", "budget"):
             if getattr(options, name) != defaults[name].default:
-                raise UnlearnError(f"{name} = {getattr(options, name)} is of no use here: give until=pass with it")
+                raise UnlearnError(
+                    f"{name} = {getattr(options, name)} has no effect without until=pass: add that, or leave it out"
+                )
         return None, ()
     for name in ("method", "params", "preset", "prefix"):
         if getattr(options, name) != defaults[name].default:

@@ -114,7 +114,7 @@ class Case(FrozenRecord):
             elif version.verdict != "pass":
                 points.append(f"the last review of {version.uri} says {version.verdict}")
             if version.audit == "told apart":
-                points.append(f"an audit tells the forgotten samples of {version.uri} apart")
+                points.append(f"an audit distinguishes the forgotten samples of {version.uri} from unseen ones")
         if self.carried_out and not self.serving:
             points.append("no alias points to a version that has forgotten the samples")
         for version in self.versions:
@@ -142,7 +142,7 @@ class Holders(FrozenRecord):
     contain: list[HolderRecord] = Field(description="Versions.")
     cannot_be_told: list[HolderRecord]
     logged_models: list[str] = Field(description="LoggedModels with the samples that no version names.")
-    logged_models_unknown: list[str] = Field([], description="Likewise, of which that cannot be told.")
+    logged_models_unknown: list[str] = Field([], description="Likewise, where that is unknown.")
     runs: list[str] = Field(description="That logged what contains them.")
     references: list[str] = Field(description="Outputs of models that audits have trained, with them among the data.")
     checkpoints: list[str] = Field([], description="Of trainings, that have seen the samples.")

@@ -39,7 +39,7 @@ def reviewed_by(examined: Examined, policy: Policy | None) -> tuple[ReviewRecord
     signed, how = signed_by(reviewed.policy, examined.signature)
     unsigned = f"its policy {reviewed.policy.name!r} requires a signature: {how}"
     if not _says_what_its_policy_says(reviewed, examined):
-        forged = f"its review {reviewed.n} says what its policy does not say of this evidence; review it again"
+        forged = f"its review {reviewed.n} does not match what its policy says about this evidence; review it again"
         return None, policies, [forged if signed or "signature" not in reviewed.policy.required else unsigned]
     objections = []
     if "signature" in reviewed.policy.required and not signed:
@@ -50,7 +50,7 @@ def reviewed_by(examined: Examined, policy: Policy | None) -> tuple[ReviewRecord
             f"one is {policy.name!r} ({policy.sha256[:12]}): review it by this one"
         )
     if not reviewed.verdict.passed:
-        objections.append(f"its review {reviewed.n} says fail")
+        objections.append(f"its review {reviewed.n} did not pass")
     return reviewed, policies, objections
 
 

@@ -57,7 +57,7 @@ class InboxCase(CommandResult):
     state: CaseState
     requests: list[InboxRequest]
     still_in: list[str] = Field(description="Versions that contain samples of it, LoggedModels too.")
-    unclear: int = Field(description="Number of versions of which that cannot be told; `locate` says why.")
+    unclear: int = Field(description="Number of versions where that is unknown; `locate` says why.")
 
     def left_over(self, registry: Registry) -> list[str]:
         """Of what still contains the samples, what no request of the case is about although one was.

@@ -126,7 +126,7 @@ class ForgetRequest:
                 raise ValueError(f"the state {state!r} does not go with it")
         except ValueError as error:  # pydantic's too
             raise UnlearnError(
-                f"the tag {key} = {value!r} is not a forget request any more: file it again, or delete the tag"
+                f"the tag {key} = {value!r} is no longer a forget request: file it again, or delete the tag"
             ) from error
         rest = (said.ad_hoc, said.sha256, said.case, said.due)
         return cls(key.removeprefix(TAG), said.of, said.run_id, tuple(said.by), *rest)
@@ -298,7 +298,7 @@ def _filed_as(client: MlflowClient, request_id: str) -> tuple[str, str | None]:
     if len(found) > 1:
         claims = ", ".join(sorted(found))
         raise Refused(
-            f"which samples request {request_id} names cannot be told: "
+            f"which samples request {request_id} names is unclear: "
             + (
                 f"tags of versions name the runs {claims}; delete the tag {TAG}{request_id} that is wrong"
                 if own
@@ -377,7 +377,7 @@ def read_details(run_id: str) -> dict[str, Any]:
         return found | {"of": str(found["of"]), "sha256": hashlib.sha256(content).hexdigest()}
     except (ValueError, KeyError, TypeError) as error:
         raise UnlearnError(
-            f"request.json of the request in run {run_id} was edited: it is not a request any more"
+            f"request.json of the request in run {run_id} was edited: it is no longer a request"
         ) from error
 
 
@@ -401,7 +401,7 @@ def mark_done(client: MlflowClient, requests: Sequence[ForgetRequest], by: str) 
 
     def done(request: ForgetRequest, now: ForgetRequest) -> ForgetRequest:
         if request.pending and not now.pending and by not in now.done_by:
-            note(f"Note: request {request.id} was carried out by {', '.join(now.done_by)} meanwhile, too.")
+            note(f"Note: request {request.id} was also carried out by {', '.join(now.done_by)} in the meantime.")
         return replace(now, done_by=tuple(dict.fromkeys((*now.done_by, by))))
 
     _mark(client, requests, done)

@@ -64,7 +64,7 @@ def show(record: AuditRecord) -> None:
         resolved = "not resolvable" if tail is None else f"{tail.tpr:.3f} [{tail.low:.3f}, {tail.high:.3f}]"
         table.add_row(attack, *cells, resolved)
     console.print(table)
-    lines = ["* told apart at 5 %, p corrected for the number of attacks (Holm)"]
+    lines = ["* recognised at the 5 % level; p corrected for the number of attacks (Holm)"]
     share = record.share_remembered
     if share is None:
         lines.append(f"share remembered: not measurable ({record.share_missing})")
@@ -82,7 +82,8 @@ def show(record: AuditRecord) -> None:
         what = f"{', '.join(outside)} outside" if outside else f"all {len(record.within_golds)} metrics within"
         lines.append(f"{what} of what retrained models differ among themselves (95 %)")
     for name, coins in record.canaries.items():
-        shown = f"{coins.larger} of {coins.pairs} trained twins are surer than their ghosts, p {coins.p_value:.3g}"
+        count = f"{coins.larger} of {coins.pairs} trained twins"
+        shown = f"{count} have larger log odds than their ghosts, p {coins.p_value:.3g}"
         lines.append(f"canaries, {name}: {shown}; advantage {coins.advantage:.3f}, at most {coins.bound:.3f} (95 %)")
     if record.many is not None:
         many = record.many

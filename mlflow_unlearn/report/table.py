@@ -145,9 +145,9 @@ def show_inbox(cases: Sequence[Any]) -> None:
         if (more := len(holders) - _MOST) > 0:
             holders[_MOST:] = [f"{more} more models, which `locate` lists"]
         still = ", ".join(holders) or "none"
-        still += f" ({case.unclear} cannot be told)" if case.unclear else ""
+        still += f" ({case.unclear} unknown)" if case.unclear else ""
         who = f"{case.subject} ({case.requester})" if case.requester else case.subject
-        filed = f"{case.filed_by}, {case.filed[:10] or 'nobody knows when'}"
+        filed = f"{case.filed_by}, {case.filed[:10] or 'at an unknown time'}"
         lines.add_row(*map(escape, (case.id, case.state, due, who, filed, on, still)))
     console.print(lines)
 

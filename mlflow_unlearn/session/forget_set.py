@@ -116,7 +116,7 @@ def evaluated_forget_set(
         ids = tuple(filed.id for filed in own if filed.pending)
     specs = [options.forget] if options.forget is not None else [f"request:{request_id}" for request_id in ids]
     if not specs:
-        raise UnlearnError(f"{version.uri} carried out no forget request and none is pending: give forget=")
+        raise UnlearnError(f"{version.uri} has carried out no forget request and none is pending: give forget=")
     indices = np.unique(np.concatenate([select(spec, original, source, mask, read)[0] for spec in specs]))
     return ForgetSet(indices, next((salt for salt in read.salts if salt is not None), None))
 
@@ -227,7 +227,7 @@ def _of_requests(
     for request in earlier:
         note(
             f"Note: request {request.id} was carried out by {', '.join(request.done_by)}; it is carried out "
-            "again here, since this version still knows its samples."
+            "again here, since this version still contains its samples."
         )
     requests, found = list[ForgetRequest](), list[npt.NDArray[np.int64]]()
     for request in (*pending, *earlier):
@@ -237,7 +237,7 @@ def _of_requests(
         found.append(indices)
         if (lost := matched.val + matched.test + matched.nowhere) and not anew:
             note(
-                f"Note: {lost} samples of request {request.id} are not in the training split any more, and "
+                f"Note: {lost} samples of request {request.id} are no longer in the training split, and "
                 f"{version.uri} knows them: the new version will not count as having carried it out. Training anew "
                 f"takes them out (method=retrain, or exact for shards); so has {', '.join(request.done_by)}."
             )

@@ -203,7 +203,7 @@ def _known(version: Version, source: Source) -> npt.NDArray[np.bool_]:
     manifest = version.training_manifest
     if manifest is None:
         raise UnlearnError(
-            f"{version.uri} has no list of what it was trained on, so that nobody could tell what came later: "
+            f"{version.uri} has no list of what it was trained on, so it is unknown what came later: "
             "record it with `manifest`"
         )
     known = manifest.mask(source.train.ids)

@@ -126,10 +126,10 @@ class Ladder:
     def _too_few(self, own: Measured) -> str:
         null, sizes = own.values["mia_advantage_null"], (own.counts["n_forget"], own.counts["n_test"])
         needed = samples_needed(null, *sizes)
-        enough = "a larger validation set is" if needed is None else f"about {needed} are"
+        enough = "a larger validation set would do" if needed is None else f"about {needed} would do"
         return (
             f"{sizes[0]} forgotten samples are too few to be judged on {sizes[1]} validation samples (the null of "
-            f"mia_advantage reaches {null:.3f}, above {LARGEST_DECIDED_NULL:g}): {enough} needed; batch requests, or "
+            f"mia_advantage reaches {null:.3f}, above {LARGEST_DECIDED_NULL:g}): {enough}; batch requests, or "
             "give a policy whose membership accepts undecided"
         )
 

@@ -230,7 +230,7 @@ def test_a_review_is_judged_by_it(gold_template, cli, tmp_path):
         assert refused.code == 3 and "`mlflow-unlearn audit` makes one" in " ".join(refused.out.split())
         cli("audit", "--model-uri", "models:/clf/2")
         weak = cli(*review)
-        assert weak.code == 3 and "audit: tier is tier 0, needs ≥ 2" in weak.err
+        assert weak.code == 3 and "audit: tier is tier 0, but must be ≥ 2" in weak.err
         cli("audit", "--model-uri", "models:/clf/2", "--references", "4")
         passed = cli(*review)
         assert passed.code == 0, passed.out + passed.err

@@ -114,7 +114,7 @@ def test_interrupted_and_started_again(promoted, monkeypatch, moved):
     for version in "23":
         checked = call("verify", "--model-uri", f"models:/clf/{version}")
         assert checked.code == 0 and "by hand" not in checked.out, checked.err
-        assert ("did not get as far as the alias" in " ".join(checked.out.split())) == (not moved)
+        assert ("did not reach the alias" in " ".join(checked.out.split())) == (not moved)
     again = call("promote", "--model-uri", "models:/clf/3")
     assert again.code == 0 and "clf@champion is version 3 now" in again.out
     assert call("verify", "--model-uri", "models:/clf/3").code == 0

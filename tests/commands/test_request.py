@@ -330,10 +330,10 @@ def test_all_tells_of_what_cannot_be_told_and_of_models_that_nobody_registered(s
     filed = cli("request", "--all", "true", "--forget", "ids.txt", "--format", "json")
     result = json.loads(filed.out)["result"]
     assert filed.code == 0 and (result["unknown"], result["logged_models"]) == (["models:/bare/1"], []), filed.err
-    assert "Not told whether they hold the samples: models:/bare/1: see `locate`." in filed.err
+    assert "May also contain the samples, which is unknown: models:/bare/1: see `locate`." in filed.err
     store.client.delete_model_version("clf", "1")
     refused = cli("request", "--all", "true", "--forget", "ids.txt")
-    assert refused.code == 2 and "1 versions cannot be told: see `locate`" in refused.err
+    assert refused.code == 2 and "1 versions may: see `locate`" in refused.err
     assert "LoggedModels that are not registered do: 'models:/m-" in " ".join(refused.err.split())
 
 

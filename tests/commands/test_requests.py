@@ -134,7 +134,7 @@ def test_a_case_of_which_a_record_was_edited(store, cli, ids):
         (("--state", "late"), "'late' is not one of"),
         (("--case", "0" * 12), "there is neither a forget request nor a case '000000000000'"),
         (("--case", "mine"), "'mine' is not the id of a request or of a case"),
-        (("--case", "0" * 12, "--subject", "x"), "subject = 'x' is of no use with case=: leave one of them out"),
+        (("--case", "0" * 12, "--subject", "x"), "subject = 'x' has no effect with case=: leave one of them out"),
     ],
 )
 def test_options_that_do_not_go_together(store, cli, options, message):

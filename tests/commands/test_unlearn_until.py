@@ -141,7 +141,7 @@ def test_too_few_samples_are_said_before_anything_is_trained(store, cli):
         (("--until", "pass", "--policy", "missing.yaml"), "cannot be read"),
         (("--budget", "1"), "budget = 1.0 is of no use here: give until=pass"),
         (("--rungs", "lotus"), "rungs = lotus is of no use here"),
-        (("--claim", "exact"), "claim = exact is of no use here: give plan=true with it"),
+        (("--claim", "exact"), "claim = exact has no effect without plan=true: add that, or leave it out"),
         (("--claim", "hidden", "--plan", "true"), "claim"),
         (("--until", "pas"), "until"),
     ],

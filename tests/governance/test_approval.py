@@ -99,7 +99,7 @@ def test_a_request_that_only_a_sibling_carried_out(chain):
 def test_a_request_tag_that_was_edited(chain, value):
     with tagged(chain, "3", unlearn__request__abcdefabcdef=value):
         refused = call("promote", "--model-uri", "models:/clf/4")
-    assert refused.code in (2, 3) and "is not a forget request any more" in refused.err
+    assert refused.code in (2, 3) and "is no longer a forget request" in refused.err
     assert "Traceback" not in refused.err
 
 
