@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sized
@@ -44,6 +45,15 @@ def track(iterable: Iterable[T], description: str, *, enabled: bool, total: int 
 def note(sentence: str) -> None:
     """Print a sentence for the user on standard error."""
     _stderr(highlight=False, soft_wrap=True).print(one_line(sentence), markup=False)
+
+
+def command_line(*arguments: str, remark: str = "") -> str:
+    """A command of ours, ready to paste.
+
+    >>> command_line("review", "--model-uri", "models:/my model/2")
+    "mlflow-unlearn review --model-uri 'models:/my model/2'"
+    """
+    return shlex.join(["mlflow-unlearn", *arguments]) + (f"  # {remark}" if remark else "")
 
 
 def stdout(width: int | None = None) -> "Console":

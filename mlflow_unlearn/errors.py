@@ -37,6 +37,21 @@ class Refused(UnlearnError):
     exit_code = 3
 
 
+class NotPassed(Refused):
+    """A verdict and no mistake of the user's: it is shown without the word *Error*, with what can be done now."""
+
+    def __init__(self, message: str, result: object = None, ways_out: Iterable[str] = ()) -> None:
+        """The verdict in a sentence.
+
+        Args:
+            message: the sentence.
+            result: of the command.
+            ways_out: lines for people, each a command ready to paste with what it does.
+        """
+        super().__init__(message, result)
+        self.ways_out = list(ways_out)
+
+
 class AlreadyDone(Exception):
     """What the command is to do was done by the same command before, which was killed a moment later: exit code 0."""
 

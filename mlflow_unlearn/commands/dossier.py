@@ -3,13 +3,14 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import first_line, without_passwords
+from mlflow_unlearn.console import command_line, first_line, without_passwords
 from mlflow_unlearn.errors import Refused, UnlearnError, shortlist
 from mlflow_unlearn.evidence import dossier_verify
 from mlflow_unlearn.evidence.case import Case, Holders
@@ -41,6 +42,11 @@ class DossierResult(CommandResult):
     still_open: list[str] = Field([], description="What is still to be done in this case, in words.")
     failures: list[str] = Field(description="What does not agree, in words.")
     not_checked: list[str] = Field(description="What could not be checked, and why.")
+
+    def next_step(self, options: Any) -> str | None:
+        """Of one that was written: to check it, as who receives it will."""
+        check = ("--verify", self.file, "--digest", self.manifest_sha256)
+        return command_line("dossier", *check) if self.case is not None else None
 
 
 def dossier(options: config.Dossier) -> DossierResult:

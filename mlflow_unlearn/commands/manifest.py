@@ -1,12 +1,14 @@
 """`manifest`: record what a version was trained on that another tool has made."""
 
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
+from mlflow_unlearn.console import command_line
 from mlflow_unlearn.data.ids import read_ids
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
@@ -29,6 +31,10 @@ class ManifestResult(CommandResult):
     samples: int
     source: str
     manifest_sha256: str = Field(description="Of the list of hashed ids.")
+
+    def next_step(self, options: Any) -> str | None:
+        """To file a request on it."""
+        return command_line("request", "--model-uri", self.uri, "--forget", "ids.csv", "--data", options.data)
 
 
 def manifest(options: config.Manifest) -> ManifestResult:

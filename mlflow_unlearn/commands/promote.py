@@ -4,6 +4,7 @@ import json
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import _validate_model_alias_name, _validate_model_alias_name_reserved
@@ -11,7 +12,7 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import note
+from mlflow_unlearn.console import command_line, note
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence.policy import read_policy
 from mlflow_unlearn.evidence.record import FOLDER, FrozenRecord
@@ -51,6 +52,10 @@ class PromoteResult(CommandResult):
     alias: str
     objections: list[str] = Field(description="Why it may not be promoted, or may only with override.")
     promotion: PromotionRecord | None = Field(None, description="Null where it was refused.")
+
+    def next_step(self, options: Any) -> str | None:
+        """To see what still holds the samples, and can be retired now."""
+        return command_line("exposure", "--model-uri", self.uri, remark="what still holds the samples")
 
 
 def promote(options: config.Promote) -> PromoteResult:

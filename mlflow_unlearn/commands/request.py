@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from mlflow.tracking import MlflowClient
@@ -14,7 +14,7 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import note, track
+from mlflow_unlearn.console import command_line, note, track
 from mlflow_unlearn.data.ids import listed_ids
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
@@ -61,6 +61,16 @@ class RequestResult(CommandResult):
     failed: dict[str, str] = Field(description="Version → why no request could be filed on it.")
     unknown: list[str] = Field(description="With `all`: versions where it is unknown whether they contain them.")
     logged_models: list[str] = Field(description="With `all`: unregistered LoggedModels with them; none has a request.")
+
+    def next_step(self, options: Any) -> str | None:
+        """To fulfil what is pending; else to review what has fulfilled it."""
+        pending = [one.uri for one in self.requests if not one.done_by]
+        if len(pending) == 1:
+            return command_line("unlearn", "--model-uri", pending[0])
+        if pending:
+            cases = {one.case_id for one in self.requests if not one.done_by}
+            return command_line("requests", *(("--case", *cases) if len(cases) == 1 else ()), "--fulfil", "true")
+        return command_line("review", "--model-uri", self.requests[0].done_by[-1]) if self.requests else None
 
 
 class _Meant(NamedTuple):

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.config import parse_params
-from mlflow_unlearn.console import first_line, note
+from mlflow_unlearn.console import command_line, first_line, note
 from mlflow_unlearn.errors import Refused, UnlearnError, shortlist
 from mlflow_unlearn.events.child import GRACE
 from mlflow_unlearn.evidence.case import Case
@@ -62,6 +62,16 @@ class RequestsResult(CommandResult):
     case: Case | None = Field(None, description="With `case`: its requests, versions, and all that was done.")
     differences: list[str] = Field([], description="Where the records of this case do not agree with each other.")
     unanswered: str | None = Field(description="Why the rest is missing; null where all was looked at.")
+
+    def next_step(self, options: Any) -> str | None:
+        """To fulfil what is pending of these; after that, to review the first new version."""
+        if self.fulfilled is not None:
+            made = [one.registered for one in self.fulfilled if one.registered is not None]
+            return command_line("review", "--model-uri", made[0]) if made else None
+        chosen = {name: getattr(options, name) for name in ("model", "subject", "case")}
+        given = [part for name, value in chosen.items() if value is not None for part in (f"--{name}", value)]
+        pending = any(case.pending() for case in self.cases)
+        return command_line("requests", *given, "--fulfil", "true") if pending else None
 
 
 def requests(options: config.Requests) -> RequestsResult:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mlflow_unlearn import config
+from mlflow_unlearn.console import command_line
 from mlflow_unlearn.data.canaries import Canaries, draw_canaries
 from mlflow_unlearn.data.datasets import Augmented
 from mlflow_unlearn.data.forget import resolve_forget, retained
@@ -75,6 +76,17 @@ class TrainResult(Registering):
 
     samples: int | None = Field(None, description="It was trained on so many; null if it was done before a kill.")
     excluded: str | None = Field(None, description="What it was not trained on; null: nothing was left out.")
+
+    def next_step(self, options: Any) -> str | None:
+        """To file a request; of a gold standard, to measure by it."""
+        if self.registered is None:
+            return None
+        if self.excluded is not None:
+            remark = "the version that is to be compared with it"
+            gold = ("--gold-uri", self.registered.uri)
+            return command_line("evaluate", "--model-uri", "models:/NAME/VERSION", *gold, remark=remark)
+        remark = "a file of ids, class:NAME, group:COLUMN=VALUE or random:10%"
+        return command_line("request", "--model-uri", self.registered.uri, "--forget", "ids.csv", remark=remark)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
 """Where samples still live: versions, LoggedModels, runs, references, this machine's cache."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from pydantic import Field
 
 from mlflow_unlearn.answer import CommandResult
+from mlflow_unlearn.config import Locate
+from mlflow_unlearn.console import command_line
 from mlflow_unlearn.errors import NoAnswer
 from mlflow_unlearn.evidence.audit import REFERENCE_FILE
 from mlflow_unlearn.governance import manifest_index
@@ -59,6 +62,15 @@ class Places(CommandResult):
         [], description="Checkpoints of trainings that no version lists: what they have seen is unknown."
     )
     unanswered: str | None = Field(None, description="Why the rest is missing; null where all was looked at.")
+
+    def next_step(self, options: Any) -> str | None:
+        """Of what contains the samples: to file a request on it, or where that is done, the plan to retire it."""
+        contain = [one for one in self.places if one.state == "contains" and one.uri.startswith("models:/")]
+        if isinstance(options, Locate):
+            filed = all(one.unlearned_by for one in contain)
+            return None if filed else command_line("request", "--forget", options.forget, "--all", "true")
+        idle = [one.uri for one in contain if one.unlearned_by and not (one.aliases or one.endpoints)]
+        return command_line("retire", "--model-uri", idle[0], remark="only the plan") if idle else None
 
     def in_state(self, state: State) -> list[Place]:
         """The places in a state."""

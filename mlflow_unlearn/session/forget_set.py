@@ -178,6 +178,12 @@ def _asked(
                     "passed; give forget= to do it again"
                 )
         return own
+    if own:
+        done = "; ".join(f"request {one.id} was carried out by {', '.join(one.done_by)}" for one in own[-3:])
+        raise UnlearnError(
+            f"{version.uri} has no pending forget request: {done}; to do it again, give forget=request:{own[-1].id}, "
+            "or file another one with `request`"
+        )
     raise UnlearnError(
         f"{version.uri} has no pending forget request: file one with `request`, or give forget="
         if version.name is not None
