@@ -6,6 +6,7 @@ import atexit
 import io
 import gc
 import os
+import re
 import signal
 import sys
 import traceback
@@ -40,6 +41,10 @@ from mlflow_unlearn.config import COMMANDS, STORAGE_VARIABLE, Command, HardwareO
 from mlflow_unlearn.data.functions import no_exit
 from mlflow_unlearn.errors import AlreadyDone, NotPassed, UnlearnError, UnlearnWarning
 from mlflow_unlearn.parsing import message
+
+
+_LONGEST_CHOICE, _EXAMPLE = 60, 68
+"""Characters of a list of choices beside an option, and of an example's line, in help of 80 columns."""
 
 
 def command_function(name: str) -> Callable[[Any], CommandResult | None]:
@@ -111,8 +116,12 @@ def _option(name: str, field: FieldInfo) -> click.Option:
     """One option; pydantic checks bounds and choices, here they shape the help."""
     kinds = typing.get_args(field.annotation) or (field.annotation,)
     extra: dict[str, Any] = {"type": str}
+    said = field.description
     if typing.get_origin(field.annotation) is typing.Literal:
-        extra["type"] = click.Choice(typing.get_args(field.annotation))
+        extra["type"] = click.Choice(kinds)
+        if len("|".join(kinds)) > _LONGEST_CHOICE:
+            extra["metavar"] = "NAME"
+            said = f"{said} One of {', '.join(kinds)}."
     elif field.annotation is bool:
         extra |= {"type": bool, "is_flag": False, "flag_value": "true", "metavar": "[true|false]"}
     elif field.annotation in (int, float):
@@ -122,7 +131,17 @@ def _option(name: str, field: FieldInfo) -> click.Option:
     if not required:
         default = str(field.default).lower() if field.annotation is bool else field.default
         extra |= {"default": "" if optional else default, "show_default": not optional}
-    return click.Option([f"--{name.replace('_', '-')}", name], required=required, help=field.description, **extra)
+    return click.Option([f"--{name.replace('_', '-')}", name], required=required, help=said, **extra)
+
+
+def _folded(example: str) -> str:
+    """An example on lines of less than 80 characters, which a shell still reads as one."""
+    lines = [""]
+    for part in re.split(r" (?=--)", example):
+        if len(lines[-1]) + len(part) > _EXAMPLE and lines[-1]:
+            lines.append("")
+        lines[-1] += f" {part}" if lines[-1] else part
+    return " \\\n    ".join(lines)
 
 
 def _command(name: str, config: type[Command]) -> click.Command:
@@ -159,7 +178,7 @@ def _command(name: str, config: type[Command]) -> click.Command:
         name,
         params=[_option(option, field) for option, field in options(config).items()],
         callback=callback,
-        help=f"{config.__doc__}\n\n\b\nExample:\n  {config.example}",
+        help=f"{config.__doc__}\n\n\b\nExample:\n  {_folded(config.example)}",
         short_help=(config.__doc__ or "").splitlines()[0],
     )
 

@@ -56,11 +56,16 @@ def command_line(*arguments: str, remark: str = "") -> str:
     return shlex.join(["mlflow-unlearn", *arguments]) + (f"  # {remark}" if remark else "")
 
 
-def stdout(width: int | None = None) -> "Console":
-    """Where tables go: as wide as the terminal, and ``width`` characters where they are piped into a file."""
+PIPED = 130
+"""Characters of a line where a table is piped into a file, and ``COLUMNS`` says nothing."""
+
+
+def stdout() -> "Console":
+    """Where tables go: as wide as ``COLUMNS`` says, else as the terminal, else `PIPED` characters."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else width)
+    told = os.environ.get("COLUMNS", "").isdigit() or sys.stdout.isatty()
+    return Console(width=None if told else PIPED)
 
 
 def _stderr(*, highlight: bool = True, soft_wrap: bool = False) -> "Console":

@@ -17,6 +17,7 @@ from mlflow_unlearn.console import stdout
 from mlflow_unlearn.evidence.record import FrozenRecord
 from mlflow_unlearn.metrics.catalog import ranked
 from mlflow_unlearn.metrics.suite import Metrics
+from mlflow_unlearn.report.fit import show_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +28,8 @@ REFERENCES = ("original", "retrain", "floor")
 COLUMNS = (*(metric.key for metric in ranked("comparison")), "seconds", "seconds_relative")
 """Of the table, in this order, behind `AUDIT_COLUMNS` where audits rank; the first one decides."""
 _PRINTED = (*(metric.key for metric in ranked("comparison") if metric.printed), "seconds_relative")
+COST = "cost"
+"""What is printed in the place of ``seconds_relative``."""
 TUNED = ", tuned"
 """Behind a method's name: the row of what tuning has chosen."""
 PAPER = "0.92 ± 0.04"
@@ -199,19 +202,31 @@ def markdown(rows: Sequence[Row], pearson: Spread | None) -> str:
     for row in rows:
         cells = [str(row[column]) if row[column] is not None else "–" for column in shown]
         lines.append(f"| {row.name} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"- {line}" for line in notes(rows, pearson))]) + "\n"
+    return "\n".join([*lines, "", *(f"- {line}" for line in notes(rows, pearson, shown))]) + "\n"
 
 
-def notes(rows: Sequence[Row], pearson: Spread | None) -> list[str]:
-    """What a reader of the table must know."""
-    lines = [
-        "Mean ± standard deviation over seeds. `retrain` is the gold standard of each seed, `floor` a second gold "
-        "measured against it: no method can be expected to come nearer. "
-        + (BY_AUDIT if _audited(rows) else BY_GAP)
-        + " The published `avg_gap` follows a model's overall confidence.",
-        "`seconds_relative` is the time to unlearn in units of retraining; the original's outputs are computed once "
-        "for all methods and not counted.",
-    ]
+def notes(rows: Sequence[Row], pearson: Spread | None, columns: Sequence[str], *, spread: bool = True) -> list[str]:
+    """What a reader of the table must know, of the rows and columns that are there.
+
+    Args:
+        rows: of the table.
+        pearson: correlation of RF-JSD with JSD.
+        columns: that are shown.
+        spread: whether standard deviations are.
+    """
+    methods, seeds = {row.method for row in rows}, max((len(row.metrics) for row in rows), default=0)
+    over = "" if seeds < 2 else f"Mean{' ± standard deviation' if spread else ''} over {seeds} seeds. "
+    retrain = "`retrain` is the gold standard of each seed. " if "retrain" in methods else ""
+    floor = (
+        "`floor` is a second gold standard: no method can be expected to come nearer. " if "floor" in methods else ""
+    )
+    published = " The published `avg_gap` follows a model's overall confidence." if "avg_gap" in columns else ""
+    lines = [over + retrain + floor + (BY_AUDIT if _audited(rows) else BY_GAP) + published]
+    if cost := [name for name in ("seconds_relative", COST) if name in columns]:
+        lines.append(
+            f"`{cost[0]}` is the time to unlearn in units of retraining; the original's outputs are computed once for "
+            "all methods and not counted."
+        )
     if pearson is not None:
         lines.append(f"Pearson correlation of rf_jsd with jsd over the methods: {pearson} (the paper reports {PAPER}).")
     lines += [
@@ -234,18 +249,17 @@ def _damaged(rows: Sequence[Row]) -> list[str]:
 
 def show(rows: Sequence[Row], pearson: Spread | None) -> None:
     """Print the table to standard output."""
-    console = stdout(160)
     table = Table(title="methods against retraining", title_justify="left")
     table.add_column("method")
     columns = [c for c in _columns(rows, _PRINTED) if any(row[c] is not None for row in rows)]
     for column in columns:
-        table.add_column("cost" if column == "seconds_relative" else column, justify="right")
+        table.add_column(COST if column == "seconds_relative" else column, justify="right")
     for row in rows:
         cells = (f"{spread.mean:.4f}" if (spread := row[column]) is not None else "–" for column in columns)
         table.add_row(row.name, *cells, end_section=row.method == "floor")
-    console.print(table)
-    for line in notes(rows, pearson):
-        console.print(line, highlight=False, markup=False)
+    shown = show_table(table, drop=[*reversed(columns[1:-1])])
+    for line in notes(rows, pearson, shown, spread=False):
+        stdout().print(line, highlight=False, markup=False)
 
 
 def figure(rows: Sequence[Row], pearson: Spread | None) -> "Figure":

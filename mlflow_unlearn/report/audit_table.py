@@ -5,6 +5,7 @@ from rich.table import Table
 from mlflow_unlearn.console import stdout
 from mlflow_unlearn.evidence.audit import AuditRecord
 from mlflow_unlearn.metrics.attacks.suite import AUDITED
+from mlflow_unlearn.report.fit import show_table
 from mlflow_unlearn.report.table import escape
 
 
@@ -42,7 +43,7 @@ _ENDS = {"value": "", "low": "_low", "high": "_high"}
 
 def show(record: AuditRecord) -> None:
     """Print one row an attack, one column a model, and what follows."""
-    console = stdout(130)
+    console = stdout()
     models = list(record.attacks)
     counts = {kind: sum(r.kind == kind for r in record.references) for kind in ("gold", "reference")}
     table = Table(
@@ -63,7 +64,8 @@ def show(record: AuditRecord) -> None:
         tail = own.tail
         resolved = "not resolvable" if tail is None else f"{tail.tpr:.3f} [{tail.low:.3f}, {tail.high:.3f}]"
         table.add_row(attack, *cells, resolved)
-    console.print(table)
+    controls = [model for model in reversed(models) if model not in (AUDITED, "original")]
+    show_table(table, drop=("TPR at 1 % FPR", *controls))
     lines = ["* recognised at the 5 % level; p corrected for the number of attacks (Holm)"]
     share = record.share_remembered
     if share is None:
