@@ -309,7 +309,7 @@ class Tune(HardwareOptions, PublishOptions, Command):
     )
     objective: Objective = Field(
         "rf_jsd_advantage_val",
-        description="What to minimise; rf_jsd_advantage_val = rf_jsd_val + mia_advantage_val; avg_gap_… need --gold-uri.",
+        description="What to minimise; rf_jsd_advantage_val = rf_jsd_val + mia_advantage_val; avg_gap_… need a gold.",
     )
     space: Text = Field(
         None, description='Search space, JSON or a YAML file: {"alpha": [1, 16]}; default: that of the methods.'

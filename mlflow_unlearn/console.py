@@ -47,6 +47,15 @@ def note(sentence: str) -> None:
     _stderr(highlight=False, soft_wrap=True).print(one_line(sentence), markup=False)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "training sample"), counted(0, "match"), counted(2, "case")
+    ('1 training sample', '0 matches', '2 cases')
+    """
+    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith(("ch", "s")) else "s")
+
+
 def command_line(*arguments: str, remark: str = "") -> str:
     """A command of ours, ready to paste.
 

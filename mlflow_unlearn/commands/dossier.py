@@ -10,7 +10,7 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import command_line, first_line, without_passwords
+from mlflow_unlearn.console import command_line, counted, first_line, without_passwords
 from mlflow_unlearn.errors import Refused, UnlearnError, shortlist
 from mlflow_unlearn.evidence import dossier_verify
 from mlflow_unlearn.evidence.case import Case, Holders
@@ -86,7 +86,7 @@ def _write(options: config.Dossier, request: str) -> DossierResult:
         finally:
             begun.unlink(missing_ok=True)
         result = _result(path, files, dossier_verify.check(files), case, holders)
-        print(f"Wrote {path}: {len(files)} files about case {case.id} (run {run_id}).")
+        print(f"Wrote {path}: {counted(len(files), 'file')} about case {case.id} (run {run_id}).")
         print(f"SHA-256 of its {MANIFEST}, which identifies it: {result.manifest_sha256}")
         for point in result.still_open:
             print(f"Still open: {point}.")

@@ -1,6 +1,7 @@
 """`locate`: which versions of the whole registry were trained on some samples."""
 
 from mlflow_unlearn import config
+from mlflow_unlearn.console import counted
 from mlflow_unlearn.errors import Refused
 from mlflow_unlearn.governance.locating import Wanted
 from mlflow_unlearn.governance.looking import wanted_by
@@ -45,7 +46,9 @@ _WAY_OUT = "`request --all true` files what is to be unlearned, and `manifest` r
 
 def _asked(spec: str, wanted: list[Wanted]) -> str:
     named = [
-        f"{len(set(one.samples.ids))} samples of {one.source or 'any source'}" for one in wanted if one.samples.ids
+        f"{counted(len(set(one.samples.ids)), 'sample')} of {one.source or 'any source'}"
+        for one in wanted
+        if one.samples.ids
     ]
     return f"Looked for: {spec} ({'; '.join(named)})"
 
@@ -55,5 +58,5 @@ def _summary(places: Places) -> str:
     words = {"contains": "contain them", "unlearned": "have unlearned them", "unknown": "may contain them"}
     said = [f"{counts[state]} {text}" for state, text in words.items()]
     more = len(places.logged_models_unknown)
-    rest = f" So may {more} LoggedModels that no version names." if more else ""
-    return f"Of {places.versions_looked_at} versions {', '.join(said)}; {counts['retired']} were retired.{rest}"
+    rest = f" So may {counted(more, 'LoggedModel')} without a version." if more else ""
+    return f"Of {counted(places.versions_looked_at, 'version')} {', '.join(said)}; {counts['retired']} retired.{rest}"

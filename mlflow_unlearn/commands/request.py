@@ -14,7 +14,7 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import command_line, note, track
+from mlflow_unlearn.console import command_line, counted, note, track
 from mlflow_unlearn.data.ids import listed_ids
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
@@ -131,7 +131,7 @@ def _print(result: RequestResult, reasons: Mapping[str, str]) -> None:
     if len(result.requests) + len(reasons) > 1:
         for case, requests in cases.items():
             days = ", ".join(sorted({one.due for one in requests if one.due is not None}))
-            print(f"Case {case}: {len(requests)} requests{f', due {days}' if days else ''}.")
+            print(f"Case {case}: {counted(len(requests), 'request')}{f', due {days}' if days else ''}.")
     if len(cases) > 1:
         note(f"Note: these are {len(cases)} cases, since the versions were trained on different data sources.")
     if result.unknown:
@@ -163,7 +163,7 @@ def _named(client: MlflowClient, options: config.Request) -> _Meant:
     unknown = [place.uri for place in places.in_state("unknown")]
     if found := [place.uri for place in places.in_state("contains")]:
         return _Meant(found, unknown, places.logged_models)
-    others = [f"{len(unknown)} versions may: see `locate`"] if unknown else []
+    others = [f"{counted(len(unknown), 'version')} may: see `locate`"] if unknown else []
     others += [f"LoggedModels that are not registered do: {shortlist(places.logged_models)}"] * bool(
         places.logged_models
     )
@@ -222,7 +222,7 @@ def _file(
     if new:
         log_manifests(source.spec, {"forget": manifest if salt is None else manifest.hashed(salt)})
         print(
-            f"Filed request {filed.id}: {len(forget)} samples of {version.uri} are to be forgotten"
+            f"Filed request {filed.id}: {counted(len(forget), 'sample')} of {version.uri} to be forgotten"
             f"{f', {len(twins)} of them canaries' if len(twins) else ''} (run {run_id}), due {filed.due}."
         )
     else:

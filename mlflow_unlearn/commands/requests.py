@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.config import parse_params
-from mlflow_unlearn.console import command_line, first_line, note
+from mlflow_unlearn.console import command_line, counted, first_line, note
 from mlflow_unlearn.errors import Refused, UnlearnError, shortlist
 from mlflow_unlearn.events.child import GRACE
 from mlflow_unlearn.evidence.case import Case
@@ -146,7 +146,9 @@ def requests(options: config.Requests) -> RequestsResult:
         others = "; the others are" if any(one.outcome == "fulfilled" for one in fulfilled or ()) else ""
         raise Refused(f"not fulfilled on {', '.join(failed)}: the table says why{others}", result)
     if inbox.unreadable:
-        raise Refused(f"{len(inbox.unreadable)} tags are no longer a forget request: see the lines above", result)
+        raise Refused(
+            f"no longer a forget request: {counted(len(inbox.unreadable), 'tag')}, see the lines above", result
+        )
     return result
 
 

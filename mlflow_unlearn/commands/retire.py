@@ -308,4 +308,4 @@ def _delete_files(location: str) -> None:
         reason = first_line(error)
         raise UnlearnError(f"the files at {location} cannot be deleted ({reason}); {_AGAIN}") from error
     if left:
-        raise UnlearnError(f"{len(left)} entries are left at {location}; {_AGAIN}")
+        raise UnlearnError(f"{len(left)} of the entries are left at {location}; {_AGAIN}")

@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from pydantic import ValidationError
 
-from mlflow_unlearn.console import storable
+from mlflow_unlearn.console import counted, storable
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.audit import AUDIT_FILE, AuditRecord
 from mlflow_unlearn.evidence.case import Case, CaseEvent, CaseRequest, CaseVersion, EventKind, Role, by_time
@@ -192,7 +192,7 @@ class _Gathering:
         )
         if details:
             due = f", due {request.due}" if request.due else ""
-            message = f"{request.samples} samples of {request.of} are to be forgotten{due}"
+            message = f"{counted(request.samples or 0, 'sample')} of {request.of} to be forgotten{due}"
             self._event("filed", request_id, message, at=request.filed, by=by, run_id=run_id, file=path)
         return request
 

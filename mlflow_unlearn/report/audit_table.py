@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from mlflow_unlearn.console import stdout
+from mlflow_unlearn.console import counted, stdout
 from mlflow_unlearn.evidence.audit import AuditRecord
 from mlflow_unlearn.metrics.attacks.suite import AUDITED
 from mlflow_unlearn.report.fit import show_table
@@ -46,10 +46,9 @@ def show(record: AuditRecord) -> None:
     console = stdout()
     models = list(record.attacks)
     counts = {kind: sum(r.kind == kind for r in record.references) for kind in ("gold", "reference")}
+    golds, references = (counted(counts[kind], kind) for kind in ("gold", "reference"))
     table = Table(
-        title=escape(
-            f"{record.uri}: AUC (p), tier {record.tier}, {counts['gold']} golds, {counts['reference']} references"
-        ),
+        title=escape(f"{record.uri}: AUC (p), tier {record.tier}, {golds}, {references}"),
         title_justify="left",
     )
     table.add_column("attack")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape as without_markup
 from rich.table import Table
 
-from mlflow_unlearn.console import one_line, stdout
+from mlflow_unlearn.console import counted, one_line, stdout
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.evidence.case import Case
 from mlflow_unlearn.evidence.policy import Verdict
@@ -114,7 +114,9 @@ def show_places(asked: str, rows: Sequence[tuple[str, ...]], elsewhere: Mapping[
 def show_jobs(queue: str, rows: Sequence[tuple[str, ...]]) -> None:
     """Print the jobs of `listen`: about what, how far, and why one has not ended well."""
     console = stdout()
-    console.print(one_line(f"Queue {queue}: {len(rows)} jobs"), highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        one_line(f"Queue {queue}: {counted(len(rows), 'job')}"), highlight=False, markup=False, soft_wrap=True
+    )
     if rows:
         names = ("job", "version", "event", "state", "steps", "result", "since", "message")
         show_table(_table(names, rows), drop=("since", "event"))
@@ -128,12 +130,12 @@ def show_inbox(cases: Sequence[Any]) -> None:
         return
     rows = []
     for case in cases:
-        left = f"{case.days_left} days left" if case.days_left >= 0 else f"{-case.days_left} days overdue"
+        left = counted(abs(case.days_left), "day") + (" left" if case.days_left >= 0 else " overdue")
         due = case.due if case.state == "done" else f"{case.due}, {left}"
         on = ", ".join(f"{r.uri.removeprefix('models:/')} {r.state}" for r in case.requests)
         holders = [uri.removeprefix("models:/") for uri in in_ranges(case.still_in)]
         if (more := len(holders) - _MOST) > 0:
-            holders[_MOST:] = [f"{more} more models, which `locate` lists"]
+            holders[_MOST:] = [f"{counted(more, 'more model')}, which `locate` lists"]
         still = ", ".join(holders) or "none"
         still += f" ({case.unclear} unknown)" if case.unclear else ""
         who = f"{case.subject} ({case.requester})" if case.requester else case.subject
@@ -207,6 +209,6 @@ def show_source(source: "Source") -> None:
         digest = Manifest(part.ids).digest
         console.print(f"{name}: ids like {part.ids[0]!r}, digest {digest}", highlight=False, markup=False)
         for column, values in part.groups.items():
-            line = f"{name}: group column {column!r} with {len(set(values))} values"
+            line = f"{name}: group column {column!r} with {counted(len(set(values)), 'value')}"
             console.print(line, highlight=False, markup=False)
     console.print(f"digest of the source (ids, labels, splits): {source.digest}", highlight=False)

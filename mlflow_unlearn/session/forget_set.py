@@ -8,7 +8,7 @@ import numpy.typing as npt
 from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.config import Measuring, Unlearning
-from mlflow_unlearn.console import note
+from mlflow_unlearn.console import counted, note
 from mlflow_unlearn.data.forget import ReadRequest, Selected, resolve_forget
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.source import Source
@@ -66,7 +66,7 @@ def select(
     if (rest := matched.others()) or source.drawn:
         also = f", and {rest}, which are not forgotten" if rest else ""
         made = f"; the split was {source.split}" if source.drawn else ""
-        note(f"Note: {spec} names {matched.trained} samples that {version.uri} is trained on{also}{made}.")
+        note(f"Note: {spec} names {counted(matched.trained, 'sample')} that {version.uri} is trained on{also}{made}.")
     return found.indices, matched
 
 
@@ -239,7 +239,7 @@ def _of_requests(
     for request in (*pending, *earlier):
         # The samples of fulfilled requests may have left the data source by now.
         indices, matched = select(f"request:{request.id}", version, source, mask, read, lenient=request in earlier)
-        note(f"Request {request.id}: {len(indices)} samples to forget.")
+        note(f"Request {request.id}: {counted(len(indices), 'sample')} to forget.")
         found.append(indices)
         if (lost := matched.val + matched.test + matched.nowhere) and not anew:
             note(

@@ -16,7 +16,7 @@ import numpy as np
 
 from mlflow_unlearn import cache
 from mlflow_unlearn.api import Result
-from mlflow_unlearn.console import note
+from mlflow_unlearn.console import counted, note
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.architectures import model_family, weights_digest
 from mlflow_unlearn.engine.checkpoint import Checkpoint
@@ -87,7 +87,7 @@ class Ladder:
         for rung in self.rungs:
             spent = sum(attempt.share for attempt in self.attempts)
             if spent + (rung.share or 0.0) > self.budget + 1e-9:
-                note(f"Note: {described([rung])} would go beyond the budget of {self.budget:g} retrainings.")
+                note(f"Note: {described([rung])} would go beyond the budget of {self.budget:g} of retraining.")
                 continue
             found = self._attempt(rung)
             if found is not None:
@@ -207,8 +207,8 @@ class Ladder:
         nearest = min(ran, key=lambda attempt: attempt.shortfall or 0.0)
         spent = sum(attempt.share for attempt in ran)
         return NothingToUnlearn(
-            f"none of {len(self.attempts)} attempts passed the policy {self.policy.name!r} on the validation set after "
-            f"{spent:.2f} of a retraining (budget {self.budget:g}); the nearest was {nearest}; nothing was registered: "
+            f"none of {counted(len(self.attempts), 'attempt')} passed the policy {self.policy.name!r} on the validation "
+            f"set after {spent:.2f} of a retraining (budget {self.budget:g}); the nearest was {nearest}; nothing was registered: "
             f"give a larger budget= (retraining is among the rungs from {RETRAIN_FROM:g}), other rungs=, or another "
             "policy="
         )

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from mlflow_unlearn import config
 from mlflow_unlearn.auditing.references import fast_epochs
+from mlflow_unlearn.console import counted
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.engine.shards import ShardedPast
 from mlflow_unlearn.errors import UnlearnError
@@ -190,8 +191,10 @@ class Comparison:
         if self._retraining_refused is not None:
             return _impossible("fast_retraining", name, "unseen", self._retraining_refused)
         if epochs == self._epochs:
-            return _impossible("fast_retraining", name, "unseen", f"the recipe has no more than {epochs} epochs")
-        why = f"trained without the samples, in {epochs} epochs and not {self._epochs}: the accuracy is open"
+            return _impossible(
+                "fast_retraining", name, "unseen", f"the recipe has no more than {counted(epochs, 'epoch')}"
+            )
+        why = f"trained without the samples, in {counted(epochs, 'epoch')}, not {self._epochs}: the accuracy is open"
         share, params = epochs / self._epochs, json.dumps({"epochs": epochs})
         return self._way("fast_retraining", name, "unseen", why, share, method="retrain", params=params)
 

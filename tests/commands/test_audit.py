@@ -121,15 +121,15 @@ def test_what_was_not_retrained_controls_nothing(audit):
 def test_references_are_trained_once(audit, audited):
     arguments = ("--model-uri", "models:/clf/2", "--references", "4")
     outcome, record = audit(*arguments)
-    assert "of 4 references 4 were trained now" in outcome.err
+    assert "trained now: 4 of 4 references" in outcome.err
     assert [r.kind for r in record.references] == ["reference"] * 4 and record.tier == 2
     assert "posterior" in record.attacks["audited"]
     again, same = audit(*arguments)
-    assert "of 4 references 0 were trained now" in again.err
+    assert "trained now: 0 of 4 references" in again.err
     assert same.attacks == record.attacks and same.references == record.references
     # Another request on the same source.
     other, _ = audit("--model-uri", "models:/clf/1", "--forget", "random:40,seed=5", "--references", "4")
-    assert "of 4 references 0 were trained now" in other.err
+    assert "trained now: 0 of 4 references" in other.err
 
 
 @pytest.mark.slow
@@ -137,9 +137,9 @@ def test_eight_halves_serve_every_later_request(audit, audited):
     """Of each sample half of them have not seen it, whatever is forgotten."""
     first = audit("--model-uri", "models:/clf/2", "--references", "8")[0]
     # Those of the test before are among them, where it ran.
-    assert re.search(r"of 8 references [48] were trained now", first.err)
+    assert re.search(r"trained now: [48] of 8 references", first.err)
     other, record = audit("--model-uri", "models:/clf/1", "--forget", "random:40,seed=6", "--references", "8")
-    assert "of 8 references 0 were trained now" in other.err
+    assert "trained now: 0 of 8 references" in other.err
     assert record.attacks["audited"]["rmia"].n_forget == 40, "each forgotten sample was left out by some"
     runs = [r.uri.removeprefix("runs:/") for r in record.references]
     outputs = []
@@ -155,14 +155,14 @@ def test_eight_halves_serve_every_later_request(audit, audited):
 @pytest.mark.slow
 def test_a_fast_recipe_is_another_reference(audit):
     outcome, record = audit("--model-uri", "models:/clf/2", "--references", "2", "--recipe", "fast")
-    assert "of 2 references 2 were trained now" in outcome.err
+    assert "trained now: 2 of 2 references" in outcome.err
     epochs = {
         mlflow.get_run(r.uri.removeprefix("runs:/")).data.params["unlearn.params.epochs"] for r in record.references
     }
     assert epochs == {"7"}, "a third of twenty"
     assert [reference.epochs for reference in record.references] == [7, 7]
     again, _ = audit("--model-uri", "models:/clf/2", "--references", "2", "--recipe", "fast")
-    assert "of 2 references 0 were trained now" in again.err
+    assert "trained now: 0 of 2 references" in again.err
 
 
 @pytest.mark.slow
@@ -258,7 +258,7 @@ def test_killed_midway_it_goes_on(gold_template, cli, tmp_path):
         process.wait()
         kept = len(finished(store))
         again = cli(*arguments)
-        assert f"of 12 references {12 - kept} were trained now" in again.err, again.err
+        assert f"trained now: {12 - kept} of 12 references" in again.err, again.err
         assert {run.info.status for run in store.runs()} <= {"FINISHED", "FAILED", "KILLED"}
 
 
