@@ -146,7 +146,7 @@ def _ways_out(evidence: Evidence, verdict: Verdict) -> Iterator[str]:
         remark = "from scratch, without the samples"
         yield command_line("unlearn", *source, *named, "--method", "retrain", remark=remark)
     yield command_line("review", *uri, "--policy", "policy.yaml", remark="by your own limits, see docs/governance.md")
-    remark = "in spite of the verdict; recorded with your name"
+    remark = "despite the verdict; recorded with your name"
     yield command_line("promote", *uri, "--override", "REASON", remark=remark)
 
 

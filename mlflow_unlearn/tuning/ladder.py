@@ -207,10 +207,10 @@ class Ladder:
         nearest = min(ran, key=lambda attempt: attempt.shortfall or 0.0)
         spent = sum(attempt.share for attempt in ran)
         return NothingToUnlearn(
-            f"none of {counted(len(self.attempts), 'attempt')} passed the policy {self.policy.name!r} on the validation "
-            f"set after {spent:.2f} of a retraining (budget {self.budget:g}); the nearest was {nearest}; nothing was registered: "
-            f"give a larger budget= (retraining is among the rungs from {RETRAIN_FROM:g}), other rungs=, or another "
-            "policy="
+            f"none of {counted(len(self.attempts), 'attempt')} passed the policy {self.policy.name!r} on the "
+            f"validation set after {spent:.2f} of a retraining (budget {self.budget:g}); the nearest was {nearest}; "
+            f"nothing was registered: give a larger budget= (retraining is among the rungs from {RETRAIN_FROM:g}), other "
+            "rungs=, or another policy="
         )
 
     def _params(self, rung: Rung) -> dict[str, Any]:

@@ -469,7 +469,7 @@ def test_a_retirement_that_was_begun(closed, request_id):
     assert lied.code == 3 and "the tag of models:/clf/1 says whether it has ended" in lied.err
     assert done.code == 0, done.err
     assert "Still open: models:/clf/1, which knows the samples, was not retired." in done.out
-    assert "it was begun, and did not end" in read(closed.folder / "begun.zip")["index.html"].decode()
+    assert "it was started but not finished" in read(closed.folder / "begun.zip")["index.html"].decode()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def test_review_and_promote(chain):
     assert refused.code == 3
     assert "acc_test is" in refused.err and "needs ≥ 1.1 (fail)" in refused.err
     failed = call("promote", "--model-uri", "models:/clf/3")
-    assert failed.code == 3 and "its review 1 says fail" in failed.err
+    assert failed.code == 3 and "its review 1 did not pass" in failed.err
     assert "champion" not in chain.client.get_registered_model("clf").aliases
     before = folder_of("3") / "evidence" / "evidence.json"
     content = before.read_bytes()
@@ -152,7 +152,7 @@ def test_what_happened_while_it_was_examined(promoted, monkeypatch, what):
     monkeypatch.setattr(command, "approver_of", and_more)
     refused = call("promote", "--model-uri", "models:/clf/3")
     assert refused.code == 3
-    assert ("retired by x at y" if what == "retired" else "says fail") in refused.err
+    assert ("retired by x at y" if what == "retired" else "did not pass") in refused.err
     assert str(promoted.client.get_registered_model("clf").aliases["champion"]) == "2"
     if what == "retired":
         promoted.client.delete_model_version_tag("clf", "3", "unlearn.retired")

@@ -45,11 +45,11 @@ def test_open_requests_and_override(chain):
         assert f"request {request} on models:/clf/3 is still open" in refused.err
         assert call("promote", "--model-uri", "models:/clf/4", "--override", "").code == 3
         done = call("promote", "--model-uri", "models:/clf/4", "--alias", "canary", "--override", "outage 12")
-        assert done.code == 0 and "promoted in spite of this" in done.err
+        assert done.code == 0 and "promoted despite this" in done.err
         promotion = json.loads(chain.tags("4")["unlearn.promotion.canary"])
         assert promotion["override"] == "outage 12" and request in promotion["objections"][0]
         checked = call("verify", "--model-uri", "models:/clf/4")
-        assert "in spite of the verdict: outage 12" in re.sub(r"[│\s]+", " ", checked.out)
+        assert "despite the verdict: outage 12" in re.sub(r"[│\s]+", " ", checked.out)
     finally:
         chain.client.delete_model_version_tag("clf", "3", f"unlearn.request.{request}")
 

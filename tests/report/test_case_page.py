@@ -43,7 +43,7 @@ def test_what_still_holds_the_samples():
     assert "models:/plain/70 unknown –" in text and "models:/plain/7 yes 3" in text
     unsure = records.holders(many=1).model_copy(update={"contain": [], "logged_models": [], "not_looked_for": {}})
     word = said(case_page(closed, holders=unsure))
-    assert "Cannot be told: 1 model may contain the samples" in word and "Closed" not in word
+    assert "Unknown: 1 model may contain the samples" in word and "Closed" not in word
     unsure = unsure.model_copy(update={"cannot_be_told": [], "logged_models_unknown": ["models:/m-1", "models:/m-2"]})
     word = said(case_page(closed, holders=unsure))
     assert "Unknown: 2 models may contain the samples" in word and "unknown for 2 LoggedModels" in word
