@@ -209,8 +209,8 @@ class Ladder:
         return NothingToUnlearn(
             f"none of {counted(len(self.attempts), 'attempt')} passed the policy {self.policy.name!r} on the "
             f"validation set after {spent:.2f} of a retraining (budget {self.budget:g}); the nearest was {nearest}; "
-            f"nothing was registered: give a larger budget= (retraining is among the rungs from {RETRAIN_FROM:g}), other "
-            "rungs=, or another policy="
+            f"nothing was registered: give a larger budget= (retraining is among the rungs from {RETRAIN_FROM:g}), "
+            "other rungs=, or another policy="
         )
 
     def _params(self, rung: Rung) -> dict[str, Any]:
