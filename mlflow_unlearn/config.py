@@ -505,6 +505,10 @@ class Requests(Command):
     unlearn_options: Text = Field(
         None, description='With --fulfil true: options of `unlearn`, JSON or a YAML file: {"method": "transpose"}.'
     )
+    withdraw: Text = Field(
+        None, description="Take back what is pending of a request, or of a case, by its id; recorded, not deleted."
+    )
+    reason: Remark = Field(None, description="With --withdraw: why, for the record.")
     output: Text = Field(
         None, description="With --format html: the file to write; default: inbox.html, or case-ID.html."
     )

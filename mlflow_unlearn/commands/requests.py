@@ -27,7 +27,7 @@ from mlflow_unlearn.governance.still_in import held
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.parsing import message as said
 from mlflow_unlearn.registry import tracking
-from mlflow_unlearn.registry.forget_requests import has_pending
+from mlflow_unlearn.registry.forget_requests import TAG, ForgetRequest, has_pending, withdraw
 from mlflow_unlearn.registry.lock import WAIT_VARIABLE
 from mlflow_unlearn.registry.network import brief_retries
 from mlflow_unlearn.registry.versions import retired, version_there
@@ -91,6 +91,11 @@ def requests(options: config.Requests) -> RequestsResult:
             cases = [case for case in inbox.cases(today) if case.id == record.id]
         else:
             cases = chosen(inbox.cases(today), state=options.state, model=options.model, subject=options.subject)
+        if options.withdraw is not None:
+            taken_back = _withdraw(client, registry, inbox.cases(today), options.withdraw, options.reason)
+            registry = walk(client)
+            inbox = Inbox(client, registry, days=due_days())
+            cases = [case for case in inbox.cases(today) if case.id == taken_back]
         fulfilled = None
         if options.fulfil:
             within = [case for case in cases if options.within is None or case.days_left <= options.within]
@@ -101,7 +106,7 @@ def requests(options: config.Requests) -> RequestsResult:
             cases = [case for case in inbox.cases(today) if case.id in ids]
             record = open_case(client, record.id) if record is not None else None
         cases, unanswered = inbox.with_holders(cases)
-        if record is None and not options.fulfil:
+        if record is None and not options.fulfil and options.withdraw is None:
             cases = in_state(cases, options.state)
         for case in cases:
             if case.state != "done" and not case.pending():
@@ -158,6 +163,11 @@ def _checked(options: config.Requests) -> list[str]:
     Raises:
         UnlearnError: they are none, or belong to something that is not asked for.
     """
+    if options.withdraw is None and options.reason is not None:
+        raise UnlearnError(f"reason = {options.reason!r} has no effect without withdraw=: add that, or leave it out")
+    for name in ("fulfil", "case", "model", "subject"):
+        if options.withdraw is not None and getattr(options, name):
+            raise UnlearnError(f"{name} = {getattr(options, name)!r} has no effect with withdraw=: leave it out")
     for name in ("within", "unlearn_options"):
         if getattr(options, name) is not None and not options.fulfil:
             raise UnlearnError(
@@ -180,6 +190,38 @@ def _checked(options: config.Requests) -> list[str]:
     arguments = config.as_arguments(checked)
     at = arguments.index("--model-uri")
     return arguments[:at] + arguments[at + 2 :]
+
+
+def _withdraw(
+    client: MlflowClient, registry: Registry, cases: Sequence[InboxCase], given: str, reason: str | None
+) -> str:
+    """Take back what is pending of a request or of a case, and return the case.
+
+    Args:
+        client: of tracking server and registry.
+        registry: all that is there.
+        cases: all.
+        given: id of either.
+        reason: for the record.
+
+    Raises:
+        UnlearnError: there is neither.
+        Refused: nothing of it is pending.
+    """
+    found = [case for case in cases if given in (case.id, *(request.id for request in case.requests))]
+    if not found:
+        raise UnlearnError(f"there is no filed forget request and no case {given!r}: `requests --state all` lists them")
+    case = next((one for one in found if one.id == given), found[0])
+    asked = [one for one in case.requests if given in (case.id, one.id)]
+    pending = [one for one in asked if one.state == "pending"]
+    if not pending:
+        states = "; ".join(f"request {one.id} on {one.uri} is {one.state}" for one in asked)
+        raise Refused(f"nothing of {given} is pending: {states}")
+    keys = [(TAG + one.id, registry.by_uri[one.uri].tags[TAG + one.id]) for one in pending]
+    withdraw(client, [ForgetRequest.from_tag(key, value) for key, value in keys], reason)
+    for one in pending:
+        print(f"Request {one.id} on {one.uri} is withdrawn: nothing will be forgotten for it.")
+    return case.id
 
 
 def _fulfil(

@@ -68,6 +68,8 @@ def fulfilled(client: MlflowClient, job: Job, names: Collection[str]) -> str | N
         request = ForgetRequest.from_tag(TAG + detail, tags[TAG + detail])
         if request.pending:
             return None
+        if request.state == "withdrawn":
+            raise UnlearnError(f"the request {detail} of {job.uri} was {request.withdrawn}")
         versions = filter(None, (version_there(client, uri) for uri in reversed(request.done_by)))
         by = [version for version in versions if version.name in names and detail in _requests_of(version)]
         if not by:

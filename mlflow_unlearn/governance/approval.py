@@ -193,7 +193,8 @@ def open_requests(client: MlflowClient, evidence: Evidence) -> list[str]:
             if not key.startswith(forget_requests.TAG):
                 continue
             request = forget_requests.ForgetRequest.from_tag(key, value)
-            if request.of == uri and request.id not in carried_out and not request.ad_hoc:
+            closed = request.ad_hoc or request.state == "withdrawn"
+            if request.of == uri and request.id not in carried_out and not closed:
                 state = "is still open" if request.pending else f"was carried out by {', '.join(request.done_by)} alone"
                 open_ones.append(f"request {request.id} on {uri} {state}")
     return open_ones

@@ -188,6 +188,7 @@ class _Gathering:
             samples=details.get("samples"),
             hashed=listed.startswith(b"# salt=") if listed is not None else None,
             done_by=self._done_by(request_id, tag),
+            withdrawn=str(tag.withdrawn) if tag is not None and tag.withdrawn is not None else None,
             folder=folder,
         )
         if details:
