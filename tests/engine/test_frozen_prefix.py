@@ -157,7 +157,7 @@ class TestRefused:
             (original(), "layer4", "the model has no module 'layer4' to cut before: it has 0, 1, 2, 3, 4, 5, 6"),
             (original(), "", "the model has no module '' to cut before"),
             (Wired(lambda m, x: m.b(m.a(x)), **flat()), "c", "its forward pass does not call that module"),
-            (Wired(skip, **flat()), "c", "2 tensors cross there, and it must be one: cut between its blocks"),
+            (Wired(skip, **flat()), "c", "2 tensors cross there, and it must be one; cut between its blocks"),
             (original(), "0", "there is nothing before '0': give a later module, or prefix=none"),
             (Wired(branching, **flat()), "b", "its forward pass cannot be traced (TraceError: "),
             (Wired(functional_dropout, **flat()), "b", "one thing in training and another after"),

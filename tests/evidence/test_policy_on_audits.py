@@ -33,7 +33,7 @@ def test_what_was_told_apart_or_not_decided():
 def test_no_audit_is_no_pass():
     [check] = checks(None).values()
     assert (check.outcome, check.value) == ("not measured", "–")
-    assert "`mlflow-unlearn audit` makes one" in check.note
+    assert "`mlflow-unlearn audit` does that" in check.note
 
 
 @pytest.mark.parametrize(

@@ -296,7 +296,7 @@ class TestMissing:
         label = int(sets.forget.tensors[1][0])
         one = take(sets.test, (sets.test.tensors[1] == label).nonzero()[:1, 0])
         metrics = evaluate(other(), Splits(sets.forget, sets.retain, sets.val, one))
-        reason = "only one test sample that the attack can use as a non-member; at least two are needed"
+        reason = "the attack can use only one test sample as a non-member; at least two are needed"
         assert metrics.missing["mia_test"] == metrics.missing["mia_excess"] == reason
         assert "mia" in metrics and "entropy_ks" in metrics
         gold = evaluate(other(), Splits(sets.forget, sets.retain, sets.val, one), gold=other(2))

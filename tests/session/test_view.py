@@ -73,7 +73,7 @@ def test_training_samples_among_the_unseen_ones(opened, capsys):
     source = opened.view.source
     mask = training_mask(Trained(*source.train.ids[:5], source.val.ids[0], source.test.ids[3], "gone"), source)
     assert mask.sum() == 5
-    assert "3 of 8 recorded training samples are no longer in the source's training split, and 2" in said(capsys)
+    assert "3 of 8 recorded training samples are no longer in the training split of the source, and 2" in said(capsys)
 
 
 def test_what_it_was_trained_on(opened, capsys):
