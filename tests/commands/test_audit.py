@@ -227,7 +227,7 @@ def test_a_review_is_judged_by_it(gold_template, cli, tmp_path):
         (store.folder / "policy.yaml").write_text(POLICY)
         review = ("review", "--model-uri", "models:/clf/2", "--policy", "policy.yaml")
         refused = cli(*review)
-        assert refused.code == 3 and "`mlflow-unlearn audit` makes one" in " ".join(refused.out.split())
+        assert refused.code == 3 and "`mlflow-unlearn audit` does that" in " ".join(refused.out.split())
         cli("audit", "--model-uri", "models:/clf/2")
         weak = cli(*review)
         assert weak.code == 3 and "audit: tier is tier 0, but must be ≥ 2" in weak.err

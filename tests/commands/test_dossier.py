@@ -245,7 +245,7 @@ def test_signed_and_checked_by_the_tool(closed, request_id, keys):
     done = call("dossier", "--request", request_id, "--output", "signed.zip", "--sign-key", keys / "ours.pem")
     assert done.code == 0, done.err
     files = read(closed.folder / "signed.zip")
-    digest = re.search("other: ([0-9a-f]{64})", done.out)[1]
+    digest = re.search("identifies it: ([0-9a-f]{64})", done.out)[1]
     right = call("dossier", "--verify", "signed.zip", "--key", keys / "ours.pub", "--digest", digest)
     assert "it matches the records" in right.out and "not checked" not in right.out
     assert right.code == 0 and f"is consistent (SHA-256 of its MANIFEST: {digest})" in right.out, right.err
@@ -408,7 +408,7 @@ def test_what_is_gone_is_named_and_the_rest_is_there(closed, request_id):
     assert "gone.zip was written but is incomplete" in answer["error"]["message"]
     found = read(closed.folder / "gone.zip")
     assert not any(b"hidden@host" in content or b":hidden" in content for content in found.values())
-    assert "is not in run" in found["index.html"].decode()
+    assert "is no longer in run" in found["index.html"].decode()
     assert failures(found) == []  # what is missing is said, and not checked
     assert {one.part for one in check(found) if one.outcome == "not checked"} >= set(answer["result"]["missing"])
 

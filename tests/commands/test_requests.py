@@ -127,8 +127,8 @@ def test_a_case_of_which_a_record_was_edited(store, cli, ids):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--within", "3"), "within = 3 is of no use here: give fulfil=true"),
-        (("--output", "x.html"), "output = 'x.html' is of no use here: give format=html"),
+        (("--within", "3"), "within = 3 has no effect without fulfil=true"),
+        (("--output", "x.html"), "output = 'x.html' has no effect without format=html"),
         (("--fulfil", "true", "--unlearn-options", '{"metod": "lotus"}'), "unlearn_options: metod = 'lotus'"),
         (("--fulfil", "true", "--unlearn-options", '{"forget": "x"}'), "names 'forget', which `requests` decides"),
         (("--state", "late"), "'late' is not one of"),

@@ -113,7 +113,7 @@ def test_a_review_is_judged_again(chain):
         with forged:
             refused = call("promote", "--model-uri", "models:/clf/2", "--policy", "strict.yaml")
             lifted = call("promote", "--model-uri", "models:/clf/2", "--override", "now")
-        assert refused.code == 3 and f"review {n} says what its policy does not say" in refused.err
+        assert refused.code == 3 and f"review {n} does not match what its policy says" in refused.err
         assert lifted.code == 3 and "give policy=, which says who may approve" in lifted.err
     assert "champion" not in chain.client.get_registered_model("clf").aliases
 
