@@ -24,7 +24,7 @@ def test_a_list_of_ids(store, cli, ids):
     before, runs = store.everything_registered(), len(store.runs())
     done = cli("locate", "--forget", ids)
     assert done.code == 0 and "│ models:/clf/1 │ contains │ 4 " in done.out, done.err
-    assert "Of 1 versions 1 contain them" in done.out and "Not seen from here: downloads, backups" in done.out
+    assert "Of 1 version 1 contain them" in done.out and "Not seen from here: downloads, backups" in done.out
     assert (store.everything_registered(), len(store.runs())) == (before, runs)
     failed = cli("locate", "--forget", ids, "--fail-on", "contains")
     assert failed.code == 3 and "models:/clf/1" in failed.err and "request --all true" in failed.err
@@ -143,7 +143,7 @@ def test_logged_models_that_cannot_be_told(store, cli, ids):
     answer = json.loads(cli("locate", "--forget", ids, "--format", "json").out)["result"]
     assert len(answer["logged_models_unknown"]) == 1
     shown = cli("locate", "--forget", ids)
-    assert "So may 1 LoggedModels that no version names" in " ".join(shown.out.split())
+    assert "So may 1 LoggedModel without a version" in " ".join(shown.out.split())
     failed = cli("locate", "--forget", ids, "--fail-on", "unknown")
     assert failed.code == 3 and answer["logged_models_unknown"][0] in failed.err
 

@@ -15,7 +15,7 @@ from mlflow_unlearn.registry.clients import registry_client
 def test_review_and_promote(chain):
     refused = review("3", "strict.yaml")
     assert refused.code == 3
-    assert "acc_test is" in refused.err and "needs ≥ 1.1 (fail)" in refused.err
+    assert "acc_test is" in refused.err and "must be ≥ 1.1 (fail)" in refused.err
     failed = call("promote", "--model-uri", "models:/clf/3")
     assert failed.code == 3 and "its review 1 did not pass" in failed.err
     assert "champion" not in chain.client.get_registered_model("clf").aliases
@@ -116,7 +116,7 @@ def test_interrupted_and_started_again(promoted, monkeypatch, moved):
         assert checked.code == 0 and "by hand" not in checked.out, checked.err
         assert ("did not reach the alias" in " ".join(checked.out.split())) == (not moved)
     again = call("promote", "--model-uri", "models:/clf/3")
-    assert again.code == 0 and "clf@champion is version 3 now" in again.out
+    assert again.code == 0 and "clf@champion is now version 3" in again.out
     assert call("verify", "--model-uri", "models:/clf/3").code == 0
     # What is moved by hand after that is seen, whatever became of the run in between.
     promoted.client.set_registered_model_alias("clf", "champion", "2")

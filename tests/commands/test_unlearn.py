@@ -851,7 +851,9 @@ def test_a_class_that_is_not_forgotten_is_reported_first(store, cli):
     assert "Warning: the class is not forgotten" in done.err
     reason = store.tags("2")["unlearn.incomplete"]
     description = store.client.get_model_version("clf", "2").description
-    assert description.startswith(f"**Incomplete: a class is not forgotten** ({reason}).\n\n`models:/clf/1` after")
+    assert description.startswith(
+        f"**Incomplete: a class is not forgotten** ({reason}).\n\nMade from `models:/clf/1` by"
+    )
 
 
 # Settings

@@ -146,7 +146,7 @@ def test_promoted_by_the_review_of_then(earlier, cli):
         assert refused.code == 3 and sentence in refused.err
     done = cli("promote", "--model-uri", "models:/clf/3", "--approver", "carol", "--key", "public.pem")
     assert done.code == 0, done.err
-    assert "clf@champion is version 3 now (it was version 2), approved by carol" in done.out
+    assert "clf@champion is now version 3 (it was version 2), approved by carol" in done.out
     promotion = json.loads(earlier.tags_of("clf/3")["unlearn.promotion.champion"])
     assert (promotion["review"], promotion["before"]) == (1, "models:/clf/2")
     for version in SIGNED:
