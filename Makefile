@@ -48,6 +48,7 @@ lint: .venv/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell docs plugins mlflow_unlearn README.md CHANGELOG.md CONTRIBUTING.md
 
 clean:
 	rm -rf .venv demo mutants

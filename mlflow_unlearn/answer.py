@@ -22,6 +22,14 @@ class CommandResult(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
 
+    def next_step(self, options: Any) -> str | None:  # noqa: ARG002
+        """The command that usually follows, ready to paste; None where there is none. It never destroys anything.
+
+        Args:
+            options: of the command that has returned this.
+        """
+        return None
+
 
 R = TypeVar("R", bound=CommandResult)
 

@@ -117,7 +117,10 @@ def _locked(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=PATIENCE)
     except Timeout:
-        note(f"Note: another process has been making the cache entry {path} for {PATIENCE:.0f} s: it is made here too.")
+        note(
+            f"Note: another process has been making the cache entry {path} for {PATIENCE:.0f} s: it is made here "
+            "as well."
+        )
     except OSError as error:
         _cannot(path, error)
     try:

@@ -1,11 +1,12 @@
 """The command line: options come from `config`, what they do from `commands`, messages and exit codes from here."""
 
-from mlflow_unlearn.console import STARTED, one_line, own_outputs, without_passwords  # noqa: F401, I001 (first: STARTED is when we start)
+from mlflow_unlearn.console import STARTED, note, one_line, own_outputs, without_passwords  # noqa: F401, I001 (first: STARTED is when we start)
 
 import atexit
 import io
 import gc
 import os
+import re
 import signal
 import sys
 import traceback
@@ -36,9 +37,13 @@ from mlflow_unlearn.answer import (
 )
 from mlflow_unlearn.config import COMMANDS, STORAGE_VARIABLE, Command, HardwareOptions, Tune, as_arguments
 from mlflow_unlearn.data.functions import no_exit
-from mlflow_unlearn.errors import AlreadyDone, UnlearnError, UnlearnWarning
+from mlflow_unlearn.errors import AlreadyDone, NotPassed, UnlearnError, UnlearnWarning
 from mlflow_unlearn.parsing import message
 from mlflow_unlearn.shell import ALSO, ShellCommand
+
+
+_EXAMPLE = 68
+"""Characters of an example's line in help of 80 columns."""
 
 
 def command_function(name: str) -> Callable[[Any], CommandResult | None]:
@@ -107,6 +112,16 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
 
 
+def _folded(example: str) -> str:
+    """An example on lines of less than 80 characters, which a shell still reads as one."""
+    lines = [""]
+    for part in re.split(r" (?=--)", example):
+        if len(lines[-1]) + len(part) > _EXAMPLE and lines[-1]:
+            lines.append("")
+        lines[-1] += f" {part}" if lines[-1] else part
+    return " \\\n    ".join(lines)
+
+
 def _command(name: str, config: type[Command]) -> click.Command:
     def callback(**values: Any) -> CommandResult | None:
         try:
@@ -117,8 +132,8 @@ def _command(name: str, config: type[Command]) -> click.Command:
             raise click.UsageError(f"{option} = {first['input']!r} is not usable: {message(first)}") from error
         alone = nothing_else if checked.format == "json" else nullcontext
         if not isinstance(checked, HardwareOptions):
-            with no_exit("code of the user's own"), alone():
-                return command_function(name)(checked)
+            with no_exit("your own code"), alone():
+                return _with_next_step(command_function(name)(checked), checked)
         # Here and not above: --help must not wait for torch and mlflow.
         from mlflow_unlearn.distributed import launch
 
@@ -133,7 +148,7 @@ def _command(name: str, config: type[Command]) -> click.Command:
 
         with alone(), ranks.joined_up() as leads:
             if leads:
-                return command_function(name)(checked)
+                return _with_next_step(command_function(name)(checked), checked)
             ranks.worker_loop()
             raise _Ended(0)
 
@@ -141,9 +156,17 @@ def _command(name: str, config: type[Command]) -> click.Command:
         name,
         config,
         callback=callback,
-        help=f"{config.__doc__}\n\n\b\nExample:\n  {config.example}",
+        help=f"{config.__doc__}\n\n\b\nExample:\n  {_folded(config.example)}",
         short_help=(config.__doc__ or "").splitlines()[0],
     )
+
+
+def _with_next_step(result: CommandResult | None, options: Command) -> CommandResult | None:
+    """The result of a command, once the one that follows it has been shown; a program knows what to do."""
+    if result is not None and options.format != "json" and (following := result.next_step(options)) is not None:
+        sys.stdout.flush()
+        note(f"Next: {following}")
+    return result
 
 
 _HELP = """Unlearn a registered MLflow model version with LoTUS, measure it, and register the result.
@@ -197,7 +220,10 @@ def main(argv: list[str] | None = None) -> NoReturn:
         sentence, usage = one_line(whole), io.StringIO()
         if isinstance(error, click.ClickException):
             error.show(usage)
-        _print_error(usage.getvalue().replace(whole, sentence) or f"Error: {sentence}")
+        if isinstance(error, NotPassed):
+            _print_error("\n".join([sentence, *_ways_out(error)]))
+        else:
+            _print_error(usage.getvalue().replace(whole, sentence) or f"Error: {sentence}")
         _tag_project_run(sentence)  # only if the command has made no run, which takes the variable away
         answer |= {"error": problem(error, sentence), "result": getattr(error, "result", None)}
         code = error.exit_code
@@ -229,6 +255,10 @@ def main(argv: list[str] | None = None) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)
+
+
+def _ways_out(verdict: NotPassed) -> list[str]:
+    return ["What can be done now:", *(f"  {one_line(way)}" for way in verdict.ways_out)] if verdict.ways_out else []
 
 
 def _outcome(error: BaseException) -> str:

@@ -28,25 +28,25 @@ _EMPTY_IS_NONE = BeforeValidator(lambda value: None if value == "" else value)
 """For an optional number."""
 
 _SOURCES = (
-    "Data source: digits, torchvision:NAME@ROOT, folder:PATH, shards:PATH, csv:PATH or python:module:function, with "
-    ",seed=N, ,train=20% or ,split=FILE behind"
+    "Data source: digits, torchvision:NAME@ROOT, folder:PATH, shards:PATH, csv:PATH or python:module:function, "
+    "followed by ,seed=N, ,train=20% or ,split=FILE"
 )
 
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 SplitBy = Annotated[
     Text,
     Field(
-        description="What a model that another tool registered was trained on, where the source has no split: a file "
-        "of the training ids, or drawn, if it is what this tool draws."
+        description="What a model registered by another tool was trained on, where the source has no split: a file of "
+        "the training ids, or drawn if it is the split that this tool draws."
     ),
 ]
 
 # Options of several commands as types and not as base classes: pydantic puts inherited fields first, and `--help`,
 # MLproject and config.yaml list the options of a command in the order of its own body.
 ForgetSpec = Annotated[
-    Text, Field(description="Forget spec instead of the pending requests: it is filed as a request of its own.")
+    Text, Field(description="Forget spec to use instead of the pending requests; it is filed as a request of its own.")
 ]
-HashIds = Annotated[bool, Field(description="Store salted SHA-256 of the forgotten ids instead of the ids.")]
+HashIds = Annotated[bool, Field(description="Store salted SHA-256 hashes of the forgotten ids instead of the ids.")]
 Prefix = Annotated[
     str,
     Field(
@@ -54,9 +54,9 @@ Prefix = Annotated[
         "(see docs/prefix.md) or none."
     ),
 ]
-GoldUri = Annotated[Text, Field(description="A model retrained without the forget set, to compare with.")]
+GoldUri = Annotated[Text, Field(description="A model retrained without the forget set, for comparison.")]
 RegisterAs = Annotated[Text, Field(description="Name to register under; default: the name of the source.")]
-PublicKey = Annotated[Text, Field(description="Public EC key (PEM file) to check the evidence's signature with.")]
+PublicKey = Annotated[Text, Field(description="Public EC key (PEM file) to check the evidence's signature.")]
 Remark = Annotated[Text, AfterValidator(storable)]
 """What somebody writes for the record."""
 Reason = Annotated[Remark, Field(description="Why, for the record.")]
@@ -113,15 +113,15 @@ class Command(BaseModel):
 class HardwareOptions(BaseModel):
     """Where and how to compute."""
 
-    device: str = Field("auto", description="cpu, cuda, cuda:1, … or auto: CUDA where there is one.")
+    device: str = Field("auto", description="cpu, cuda, cuda:1, … or auto: CUDA if there is a GPU.")
     precision: Literal["fp32", "tf32", "bf16", "auto"] = Field(
-        "fp32", description="fp32, tf32, bf16, or auto: the fastest in a few timed steps on this machine."
+        "fp32", description="fp32, tf32, bf16, or auto: whichever is fastest in a few timed steps on this machine."
     )
     num_workers: Annotated[Annotated[int, Field(ge=0, le=256)] | None, _EMPTY_IS_NONE] = Field(
-        None, description="Data-loading processes; default: by data and machine."
+        None, description="Data-loading processes; default: chosen from the data and the machine."
     )
-    compile: bool = Field(False, description="Compile the model for training (torch.compile); pays in long runs.")
-    processes: int = Field(1, ge=1, le=4096, description="Ranks that share every batch, on this machine.")
+    compile: bool = Field(False, description="Compile the model for training (torch.compile); worthwhile in long runs.")
+    processes: int = Field(1, ge=1, le=4096, description="Processes on this machine that share each batch.")
 
 
 class LoadOptions(BaseModel):
@@ -129,7 +129,7 @@ class LoadOptions(BaseModel):
 
     no_code: bool = Field(
         False,
-        description="Refuse, before anything is loaded, what would run code: a pickle, code/, python:, module:factory.",
+        description="Refuse anything that would run code when loaded: a pickle, code/, python:, module:factory.",
     )
 
 
@@ -143,17 +143,19 @@ class ReadOptions(LoadOptions):
     )
     transform: Text = Field(None, description="Input transform: none, timm, imagenet or python:module:function.")
     classes: Text = Field(
-        None, description="Class names in the order of the model's outputs, separated by commas, or a file, one a line."
+        None,
+        description="Class names in the order of the model's outputs: separated by commas, or a file with one "
+        "per line.",
     )
-    force: bool = Field(False, description="Go on although the model is too bad on its own training data.")
-    plan: bool = Field(False, description="Dry run: print the time, memory and disk that this will take.")
+    force: bool = Field(False, description="Continue despite low accuracy on the training data.")
+    plan: bool = Field(False, description="Dry run: only print the time, memory and disk space that this would take.")
 
 
 class PublishOptions(ReadOptions):
     """What is published with the version that is registered."""
 
     show_samples: bool = Field(
-        False, description="Show forgotten images in the report; leave it off for personal data."
+        False, description="Show forgotten images in the report; do not use it with personal data."
     )
     sign_key: Text = Field(
         None, description="Private EC key (PEM file) to sign the evidence with; needs the extra [sign]."
@@ -172,40 +174,50 @@ class Train(HardwareOptions, Command):
         description="resnet18, vit_tiny, vit_small, vit_base, timm:NAME, torchvision:NAME or module:factory.",
     )
     transform: str = Field("none", description="Input transform: none, timm, imagenet or python:module:function.")
-    augment: Literal["none", "crop-flip"] = Field("none", description="Random augmentation, for training alone.")
+    augment: Literal["none", "crop-flip"] = Field("none", description="Random augmentation of the training images.")
     exclude: Text = Field(None, description="Request id or forget spec to leave out of training: the gold standard.")
     canaries: int = Field(
         0,
         ge=0,
         le=1_000_000,
-        description="Pairs of which a coin has one trained and the other left out, for `audit`'s exact test.",
+        description="Pairs of samples, one of each drawn at random for training and the other left out, for the "
+        "exact test of `audit`.",
     )
     from_: Text = Field(
         None,
         alias="from",
-        description="Version to go on from, with data that has new samples beside those that it was trained on.",
+        description="Version whose training to continue, with data that adds new samples to those it was trained on.",
     )
-    train_on: Literal["all", "new"] = Field("all", description="With from: all samples, or the new ones alone.")
+    train_on: Literal["all", "new"] = Field(
+        "all", description="With --from: train on all samples, or only on the new ones."
+    )
     keep_checkpoints: int = Field(
-        0, ge=0, le=9999, description="States of the training to keep, evenly spread, for `unlearn --method rewind`."
+        0,
+        ge=0,
+        le=9999,
+        description="Checkpoints of the training to keep, evenly spaced, for `unlearn --method rewind`.",
     )
     ensemble: int = Field(
-        0, ge=0, le=1024, description="Train so many sub-models, each on its own shard, for `unlearn --method exact`."
+        0, ge=0, le=1024, description="Train this many sub-models, each on its own shard, for `unlearn --method exact`."
     )
-    slices: int = Field(1, ge=1, le=1024, description="With ensemble: parts of a shard, with a checkpoint after each.")
+    slices: int = Field(
+        1, ge=1, le=1024, description="With --ensemble: parts of a shard, with a checkpoint after each."
+    )
     group: Text = Field(
-        None, description="With ensemble: column whose samples of one value lie in one shard, such as subject."
+        None,
+        description="With --ensemble: keep samples with the same value of this column, such as subject, in one shard.",
     )
     prefix: str = Field(
-        "none", description="With ensemble: module before which all layers stay frozen and are shared; auto: the last."
+        "none",
+        description="With --ensemble: freeze and share all layers before this module; auto: before the last one.",
     )
     weights: Text = Field(
         None,
-        description="With ensemble: pretrained weights to begin with, models:/NAME/VERSION or a .safetensors or .pt "
+        description="With --ensemble: pretrained weights to start from, models:/NAME/VERSION or a .safetensors or .pt "
         "file; the layers before the prefix keep them.",
     )
     epochs: int = Field(15, ge=1, le=10000, description="Passes over the training set.")
-    batch_size: int = Field(128, ge=2, le=65536, description="Samples a step.")
+    batch_size: int = Field(128, ge=2, le=65536, description="Samples per step.")
     lr: float = Field(0.05, gt=0, le=10, description="Peak of the one-cycle learning rate (SGD, Nesterov momentum).")
     weight_decay: float = Field(5e-4, ge=0, le=1, description="Weight decay.")
     serialization: Literal["pt2", "pickle"] = Field("pt2", description="Format of the logged model.")
@@ -226,19 +238,19 @@ class Request(LoadOptions, Command):
         description="The version that was trained on the samples: models:/NAME/VERSION; several with commas.",
     )
     all_: bool = Field(
-        False, alias="all", description="Instead of model_uri: file it on each version that `locate` finds."
+        False, alias="all", description="Instead of --model-uri: file it on every version that `locate` finds."
     )
     due: Annotated[Text, AfterValidator(_day)] = Field(
-        None, description="Day by which it is to be fulfilled, such as 2026-12-24; default: in 30 days."
+        None, description="Day by which to fulfil it, such as 2026-12-24; default: in 30 days."
     )
     data: Text = Field(None, description="Data source; default: the version's own record.")
     split: SplitBy = None
     reason: Reason = None
-    requester: Remark = Field(None, description="Pseudonym of who asks, for the record.")
-    hash_ids: bool = Field(False, description="Store salted SHA-256 of the ids instead of the ids.")
+    requester: Remark = Field(None, description="Pseudonym of the person who asks, for the record.")
+    hash_ids: bool = Field(False, description="Store salted SHA-256 hashes of the ids instead of the ids.")
     canaries: Annotated[Annotated[int, Field(ge=0)] | None, _EMPTY_IS_NONE] = Field(
         None,
-        description="Trained canaries that join the request; default: a fifth of all, at least 48.",
+        description="Trained canaries to add to the request; default: a fifth of all, at least 48.",
     )
 
 
@@ -261,21 +273,26 @@ class Unlearn(HardwareOptions, PublishOptions, Command):
     )
     until: Literal["once", "pass"] = Field(
         "once",
-        description="once: the method, once; pass: ever stronger settings, until one passes the policy on the "
+        description="once: run the method once; pass: try ever stronger settings until one passes the policy on the "
         "validation set.",
     )
-    policy: Text = Field(None, description="With until=pass: the policy that judges, a YAML file; default: review's.")
+    policy: Text = Field(
+        None, description="With --until pass: the policy to pass, a YAML file; default: that of `review`."
+    )
     rungs: Text = Field(
         None,
-        description="With until=pass: what is tried, in this order: methods separated by commas, or a list of "
+        description="With --until pass: what to try, in this order: methods separated by commas, or a list of "
         "settings as JSON or a YAML file.",
     )
     budget: float = Field(
-        0.5, gt=0, le=10, description="With until=pass: how much all attempts may train on, in retrainings."
+        0.5,
+        gt=0,
+        le=10,
+        description="With --until pass: what all attempts together may cost, as a multiple of retraining.",
     )
     claim: Literal["approximate", "exact"] = Field(
         "approximate",
-        description="With plan=true: what has to be claimed afterwards; the cheapest way that may is recommended.",
+        description="With --plan true: the claim that you need; the cheapest way to it is recommended.",
     )
     prefix: Prefix = "none"
     gold_uri: GoldUri = None
@@ -293,30 +310,31 @@ class Tune(HardwareOptions, PublishOptions, Command):
         20,
         ge=1,
         le=100000,
-        description="Trials of the study, in all; the first ones are the methods' published settings.",
+        description="Total number of trials; the first ones are the methods' published settings.",
     )
     timeout: Annotated[Annotated[float, Field(gt=0)] | None, _EMPTY_IS_NONE] = Field(
-        None, description="Seconds after which no trial is started; the best so far is registered."
+        None, description="Seconds after which no new trial starts; the best so far is registered."
     )
     methods: str = Field(
         "auto",
-        description="Methods to search over, separated by commas, or all; auto: lotus, and what disturbs and repairs "
-        "such a model.",
+        description="Methods to search over, separated by commas, or all; auto: lotus, and a method that disturbs and "
+        "repairs such a model.",
     )
     mode: Literal["constrained", "pareto"] = Field(
         "constrained",
-        description="constrained: one objective under constraints; pareto: the front of it and of acc_val.",
+        description="constrained: one objective under constraints; pareto: the Pareto front of the objective and "
+        "acc_val.",
     )
     objective: Objective = Field(
         "rf_jsd_advantage_val",
-        description="What to minimise; rf_jsd_advantage_val = rf_jsd_val + mia_advantage_val; avg_gap_… need gold_uri.",
+        description="What to minimise; rf_jsd_advantage_val = rf_jsd_val + mia_advantage_val; avg_gap_… need a gold.",
     )
     space: Text = Field(
         None, description='Search space, JSON or a YAML file: {"alpha": [1, 16]}; default: that of the methods.'
     )
     sampler: Literal["tpe", "gp", "nsga2", "qmc", "random", "grid"] = Field("tpe", description="Optuna's sampler.")
     pruner: Literal["none", "median", "hyperband"] = Field(
-        "none", description="Stop bad trials early, by their values after each epoch; not with mode=pareto."
+        "none", description="Stop bad trials early, by their values after each epoch; not with --mode pareto."
     )
     storage: Annotated[str, AfterValidator(_storage_url)] = Field(
         "sqlite:///optuna.db",
@@ -324,10 +342,10 @@ class Tune(HardwareOptions, PublishOptions, Command):
         "journal:PATH on a shared file system, or env:NAME, a variable that holds the URL with its password.",
     )
     study: Text = Field(None, description="Name of the study; an existing one is continued. Default: a new one.")
-    workers: int = Field(1, ge=1, le=256, description="Processes on this machine that each carry out trials.")
+    workers: int = Field(1, ge=1, le=256, description="Processes on this machine that run trials.")
     forget: ForgetSpec = None
     hash_ids: HashIds = False
-    prefix: str = Field("search", description="As for unlearn, or search: none and auto are both tried.")
+    prefix: str = Field("search", description="As in `unlearn`, or search: try both none and auto.")
     gold_uri: GoldUri = None
     register_: Literal["best", "none"] = Field("best", alias="register", description="What to register: best or none.")
     register_as: RegisterAs = None
@@ -347,36 +365,38 @@ class Evaluate(HardwareOptions, ReadOptions, Command):
 
 
 class Audit(HardwareOptions, ReadOptions, Command):
-    """Attack a version, calibrated by retrained models, with controls. Exit code 3: told apart, or not decided."""
+    """Attack a version, calibrated by retrained models, with controls. Exit code 3: recognised, or not decided."""
 
     example = "mlflow-unlearn audit --model-uri models:/clf/4 --gold-uri models:/clf-gold/1,models:/clf-gold/2"
 
     model_uri: str = Field(description="The version to attack.")
     original_uri: Text = Field(None, description="The version before unlearning; default: the recorded source.")
     gold_uri: Text = Field(
-        None, description="Models retrained without the forget set, separated by commas: the more, the stronger."
+        None,
+        description="Models retrained without the forget set, separated by commas; more of them make the audit "
+        "stronger.",
     )
     alike_uri: Text = Field(
         None,
-        description="Versions made as this one with other seeds, separated by commas: 16 with it, and 16 golds, for "
-        "U-LiRA and KLoM.",
+        description="Versions made in the same way with other seeds, separated by commas; U-LiRA and KLoM need 16 with "
+        "this one, and 16 golds.",
     )
     references: int = Field(
         0,
         ge=0,
         le=1024,
         multiple_of=2,
-        description="Train so many models on halves of the training set, once for all requests: of each sample, half "
-        "of them have not seen it.",
+        description="Train this many models on random halves of the training set, reused for all requests; each sample "
+        "is unseen by half of them.",
     )
     recipe: Literal["recorded", "fast"] = Field(
-        "recorded", description="How references are trained: as the original was, or in a third of its epochs."
+        "recorded", description="How references are trained: like the original, or with a third of its epochs."
     )
     relearn: bool = Field(
-        False, description="Also measure how fast forgotten samples are learned again, beside unseen ones."
+        False, description="Also measure how fast forgotten samples are relearned, compared with unseen ones."
     )
     cheat: bool = Field(
-        False, description="Also make a known cheat, the original with a new last layer, which has to be caught."
+        False, description="Also make a known cheat, the original with a new last layer, which the audit must catch."
     )
     forget: Text = Field(None, description="Forget spec; default: the requests that the version carried out.")
 
@@ -388,21 +408,28 @@ class Compare(HardwareOptions, PublishOptions, Command):
 
     model_uri: str = Field(description="The version to unlearn: models:/NAME/VERSION, models:/NAME@ALIAS, …")
     methods: str = Field("all", description="Methods, separated by commas, or all; see `mlflow-unlearn methods`.")
-    seeds: str = Field("3", description="Seeds of the unlearning: how many, or a list such as 0,5,7.")
-    forget: Text = Field(None, description="Forget spec instead of the pending requests; one set for all seeds.")
+    seeds: str = Field("3", description="Seeds: how many, or a list such as 0,5,7.")
+    forget: Text = Field(
+        None, description="Forget spec to use instead of the pending requests; the same set for all seeds."
+    )
     hash_ids: HashIds = False
     params: Text = Field(
         None, description="Hyperparameters by method: scrub.alpha=0.5,lotus.epochs=5, JSON or a YAML file."
     )
     tuned: int = Field(
-        0, ge=0, le=1000, description="Also tune each method, in so many trials that see neither gold nor test set."
+        0,
+        ge=0,
+        le=1000,
+        description="Also tune each method with this many trials, which see neither the gold standard nor the "
+        "test set.",
     )
     prefix: Prefix = "none"
     gold_uri: Text = Field(
-        None, description="A model retrained without the forget set; default: retrained here, once a seed."
+        None, description="A model retrained without the forget set; default: retrained here, once per seed."
     )
     by: Literal["gap", "audit"] = Field(
-        "gap", description="What ranks the methods: distances to gold, or what an audit tells apart."
+        "gap",
+        description="What ranks the methods: their distance to gold, or how well an audit recognises the forget set.",
     )
     register_: Literal["none", "best"] = Field("none", alias="register", description="What to register: none or best.")
     register_as: RegisterAs = None
@@ -414,7 +441,7 @@ class Review(Command):
     example = "mlflow-unlearn review --model-uri models:/clf/4 --policy policy.yaml"
 
     model_uri: str = Field(description="The unlearned version to judge: models:/NAME/VERSION.")
-    policy: Text = Field(None, description="Policy, a YAML file; default: the one that docs/governance.md describes.")
+    policy: Text = Field(None, description="Policy, a YAML file; default: the one described in docs/governance.md.")
     key: PublicKey = None
 
 
@@ -429,10 +456,12 @@ class Promote(Command):
         None, description="The policy that it must have been reviewed by; default: that of its review."
     )
     key: Text = Field(
-        None, description="Public EC key (PEM file) that the signature must be by; default: a signer of the policy."
+        None, description="Public EC key (PEM file) of the required signer; default: any signer that the policy names."
     )
-    approver: Remark = Field(None, description="Who approves; a server with users knows, and takes no other name.")
-    override: Remark = Field(None, description="Reason to promote in spite of the verdict; it is recorded.")
+    approver: Remark = Field(
+        None, description="Who approves; not needed on a server with users, which takes no other name."
+    )
+    override: Remark = Field(None, description="Reason to promote despite the verdict; it is recorded.")
 
 
 class Verify(LoadOptions, Command):
@@ -441,13 +470,13 @@ class Verify(LoadOptions, Command):
     example = "mlflow-unlearn verify --model-uri models:/clf/4 --key public.pem"
 
     model_uri: str = Field(description="The version to check: models:/NAME/VERSION.")
-    recompute: bool = Field(False, description="Measure again as well, with the data that the evidence names.")
+    recompute: bool = Field(False, description="Also measure again, with the data named in the evidence.")
     key: PublicKey = None
-    data: Text = Field(None, description=f"{_SOURCES}; for recompute; default: the evidence's.")
+    data: Text = Field(None, description=f"{_SOURCES}. With --recompute true; default: the one in the evidence.")
 
 
 class Exposure(Command):
-    """List where forgotten data still lives: versions, aliases, endpoints, runs, models, caches. Makes no run."""
+    """List where forgotten data still exists: versions, aliases, endpoints, runs, models, caches. Makes no run."""
 
     example = "mlflow-unlearn exposure --model-uri models:/clf/3"
 
@@ -467,7 +496,7 @@ class Locate(LoadOptions, Command):
     )
     fail_on: Literal["nothing", "contains", "unknown"] = Field(
         "nothing",
-        description="Exit code 3 where a version contains them, or also where that cannot be told (unknown).",
+        description="Exit with code 3 if a version contains them, or (unknown) also if that is unknown.",
     )
 
 
@@ -477,24 +506,32 @@ class Requests(Command):
     example = 'mlflow-unlearn requests --fulfil true --unlearn-options \'{"until": "pass"}\''
 
     state: Literal["open", "overdue", "done", "all"] = Field(
-        "open", description="Which cases: open (overdue ones too), overdue, done or all."
+        "open", description="Which cases to list: open (including overdue), overdue, done or all."
     )
-    model: Text = Field(None, description="Only cases on registered models of this name, or pattern such as clf*.")
-    subject: Text = Field(None, description="Only cases with this in their forget spec or requester, or with this id.")
+    model: Text = Field(None, description="Only cases on registered models with this name, or a pattern such as clf*.")
+    subject: Text = Field(
+        None, description="Only cases with this text in their forget spec or requester, or with this id."
+    )
     case: Text = Field(
-        None, description="One case, open or done, with its timeline: its id, or that of one of its requests."
+        None, description="Show one case with its timeline: the id of the case, or of one of its requests."
     )
     fulfil: bool = Field(
         False,
-        description="Run `unlearn` on every version with a pending request of these cases; go on after a failure.",
+        description="Run `unlearn` on every version with a pending request of these cases; continue after a failure.",
     )
     within: Annotated[Annotated[int, Field(ge=0, le=36500)] | None, _EMPTY_IS_NONE] = Field(
-        None, description="With fulfil: only what is overdue, or due within this many days; default: all."
+        None, description="With --fulfil true: only what is overdue or due within this many days; default: all."
     )
     unlearn_options: Text = Field(
-        None, description='With fulfil: options of `unlearn`, JSON or a YAML file: {"method": "transpose"}.'
+        None, description='With --fulfil true: options of `unlearn`, JSON or a YAML file: {"method": "transpose"}.'
     )
-    output: Text = Field(None, description="With format=html: the file; default: inbox.html, or case-ID.html.")
+    withdraw: Text = Field(
+        None, description="Take back what is pending of a request, or of a case, by its id; recorded, not deleted."
+    )
+    reason: Remark = Field(None, description="With --withdraw: why, for the record.")
+    output: Text = Field(
+        None, description="With --format html: the file to write; default: inbox.html, or case-ID.html."
+    )
     format: Literal["table", "json", "html"] = Field(  # type: ignore[assignment]
         "table",
         description="table: for people; json: one JSON document, and nothing else on standard output; html: a page.",
@@ -509,7 +546,7 @@ class Manifest(LoadOptions, Command):
     model_uri: str = Field(description="The version: models:/NAME/VERSION.")
     data: str = Field(description=f"{_SOURCES}: what it was trained on.")
     ids: Text = Field(
-        None, description="File of the ids that it was trained on; default: all that the source trains on."
+        None, description="File of the ids that it was trained on; default: the whole training split of the source."
     )
 
 
@@ -521,28 +558,28 @@ class Retire(Command):
     model_uri: str = Field(description="The version to retire: models:/NAME/VERSION.")
     aliases: Text = Field(
         None,
-        description="Aliases of it to remove, separated by commas, those of a copy as NAME@ALIAS; one that is not "
-        "named refuses the retirement.",
+        description="Aliases of it to remove, separated by commas, those of a copy as NAME@ALIAS; refuses if an alias "
+        "isn't named.",
     )
     reason: Reason = None
-    yes: bool = Field(False, description="Do it; without it only the plan is printed.")
+    yes: bool = Field(False, description="Carry out the plan; without it the plan is only printed.")
 
 
 class Dossier(Command):
-    """Write everything about one case into one zip that checks itself offline. Exit code 3: it is not whole."""
+    """Write everything about one case into one zip that checks itself offline. Exit code 3: it is incomplete."""
 
     example = "mlflow-unlearn dossier --request 1f0c9a7be2d4"
 
     request: Text = Field(None, description="Id of a request, or of a case: the dossier is of the whole case.")
     output: Text = Field(None, description="The zip to write; default: dossier-CASE.zip.")
-    force: bool = Field(False, description="Replace a file of that name.")
-    attach: bool = Field(False, description="Also store the zip with the run that records the dossier.")
+    force: bool = Field(False, description="Replace an existing file.")
+    attach: bool = Field(False, description="Also store the zip in the run that records the dossier.")
     sign_key: Text = Field(
         None, description="Private EC key (PEM file) to sign the manifest with; needs the extra [sign]."
     )
-    verify: Text = Field(None, description="Check this dossier instead, a zip or a folder, offline. Makes no run.")
-    key: Text = Field(None, description="With verify: public EC key (PEM file) that it must be signed with.")
-    digest: Text = Field(None, description="With verify: SHA-256 of its manifest, as it was printed.")
+    verify: Text = Field(None, description="Instead, check this dossier (a zip or a folder) offline. Makes no run.")
+    key: Text = Field(None, description="With --verify: public EC key (PEM file) that must have signed it.")
+    digest: Text = Field(None, description="With --verify: SHA-256 of its manifest, as printed when it was made.")
 
 
 class Listen(Command):
@@ -550,13 +587,15 @@ class Listen(Command):
 
     example = "mlflow-unlearn listen --config listen.yaml"
 
-    config: str = Field(description="The rules, a YAML file; see docs/events.md.")
+    config: str = Field(description="YAML file with the rules; see docs/events.md.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8400, ge=0, le=65535, description="Port to listen on; 0: any that is free.")
-    status: bool = Field(False, description="Only print the queue: what waits, runs, is done, refused or failed.")
+    port: int = Field(8400, ge=0, le=65535, description="Port to listen on; 0: any free port.")
+    status: bool = Field(
+        False, description="Only print the queue: jobs that are waiting, running, done, refused or failed."
+    )
     retry: Text = Field(
         None,
-        description="Jobs that go on at the step where they ended: their ids, or failed: all that failed.",
+        description="Continue jobs at the step where they ended: their ids, or failed for all that failed.",
     )
 
 
@@ -656,7 +695,7 @@ def parse_seeds(text: str) -> list[int]:
     usable = all(0 <= seed < 2**32 - 3 * GOLD_SEED for seed in seeds)
     if not usable or not 1 <= count <= MOST_SEEDS or len(set(seeds)) < len(seeds):
         raise UnlearnError(
-            f"seeds = {text!r} is not usable: give how many (1 to {MOST_SEEDS}), or a list of different whole numbers "
+            f"seeds = {text!r} is not usable: give a number (1 to {MOST_SEEDS}), or a list of different whole numbers "
             "≥ 0 such as 0,5,7"
         )
     return seeds

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sized
@@ -57,11 +58,34 @@ def note(sentence: str) -> None:
     _stderr(highlight=False, soft_wrap=True).print(one_line(sentence), markup=False)
 
 
-def stdout(width: int | None = None) -> "Console":
-    """Where tables go: as wide as the terminal, and ``width`` characters where they are piped into a file."""
+def counted(number: int, noun: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "training sample"), counted(0, "match"), counted(2, "case")
+    ('1 training sample', '0 matches', '2 cases')
+    """
+    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith(("ch", "s")) else "s")
+
+
+def command_line(*arguments: str, remark: str = "") -> str:
+    """A command of ours, ready to paste.
+
+    >>> command_line("review", "--model-uri", "models:/my model/2")
+    "mlflow-unlearn review --model-uri 'models:/my model/2'"
+    """
+    return shlex.join(["mlflow-unlearn", *arguments]) + (f"  # {remark}" if remark else "")
+
+
+PIPED = 130
+"""Characters of a line where a table is piped into a file, and ``COLUMNS`` says nothing."""
+
+
+def stdout() -> "Console":
+    """Where tables go: as wide as ``COLUMNS`` says, else as the terminal, else `PIPED` characters."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else width)
+    told = os.environ.get("COLUMNS", "").isdigit() or sys.stdout.isatty()
+    return Console(width=None if told else PIPED)
 
 
 def _stderr(*, highlight: bool = True, soft_wrap: bool = False) -> "Console":
@@ -221,7 +245,7 @@ class Output:
             os.dup2(nothing, self._stream.fileno())
             os.close(nothing)
         if self is sys.stdout and getattr(error, "errno", None) not in (errno.EPIPE, None):
-            note(f"Note: standard output cannot be written ({first_line(error)}); the command goes on without it.")
+            note(f"Note: standard output cannot be written ({first_line(error)}); the command continues without it.")
 
 
 def own_outputs() -> None:

@@ -1,5 +1,6 @@
 """The errors that users meet: one clear sentence and an exit code, no traceback."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -36,6 +37,21 @@ class Refused(UnlearnError):
     exit_code = 3
 
 
+class NotPassed(Refused):
+    """A verdict and no mistake of the user's: it is shown without the word *Error*, with what can be done now."""
+
+    def __init__(self, message: str, result: object = None, ways_out: Iterable[str] = ()) -> None:
+        """The verdict in a sentence.
+
+        Args:
+            message: the sentence.
+            result: of the command.
+            ways_out: lines for people, each a command ready to paste with what it does.
+        """
+        super().__init__(message, result)
+        self.ways_out = list(ways_out)
+
+
 class AlreadyDone(Exception):
     """What the command is to do was done by the same command before, which was killed a moment later: exit code 0."""
 
@@ -70,11 +86,13 @@ def shortlist(items: Iterable[object]) -> str:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The valid names in the place of an unknown one, the nearest one first.
+    """The valid names in the place of an unknown one, the nearest one first; no number is a misspelt other number.
 
     >>> did_you_mean("cta", ["cat", "dog"])
     "did you mean 'cat'? Valid values: 'cat', 'dog'"
+    >>> did_you_mean("17", ["1", "7"])
+    "valid values: '1', '7'"
     """
     names = list(names)
-    near = get_close_matches(name, names, 1)
+    near = [] if re.fullmatch(r"[-+.\d]+", name) else get_close_matches(name, names, 1)
     return (f"did you mean {near[0]!r}? Valid values: " if near else "valid values: ") + shortlist(names)

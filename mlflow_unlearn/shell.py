@@ -30,6 +30,8 @@ _GROUPS: dict[type, str] = {
     Command: "What is printed",
 }
 """Headings in the help, by the class that has the options."""
+_LONGEST_CHOICE = 60
+"""Characters of a list of choices beside an option, in help of 80 columns."""
 _LONE = {"-q", "--quiet", "-h", "--help"}
 
 
@@ -132,8 +134,12 @@ def _option(name: str, field: FieldInfo) -> click.Option:
     """One option; pydantic checks bounds and choices, here they shape the help."""
     kinds = typing.get_args(field.annotation) or (field.annotation,)
     extra: dict[str, Any] = {"type": str}
+    said = field.description
     if typing.get_origin(field.annotation) is typing.Literal:
-        extra["type"] = click.Choice(typing.get_args(field.annotation))
+        extra["type"] = click.Choice(kinds)
+        if len("|".join(kinds)) > _LONGEST_CHOICE:
+            extra["metavar"] = "NAME"
+            said = f"{said} One of {', '.join(kinds)}."
     elif field.annotation is bool:
         extra |= {"type": bool, "metavar": "[true|false]"}
     elif field.annotation in (int, float):
@@ -143,4 +149,4 @@ def _option(name: str, field: FieldInfo) -> click.Option:
     if not required:
         default = str(field.default).lower() if field.annotation is bool else field.default
         extra |= {"default": "" if optional else default, "show_default": not optional}
-    return click.Option([*_spellings(name), name], required=required, help=field.description, **extra)
+    return click.Option([*_spellings(name), name], required=required, help=said, **extra)

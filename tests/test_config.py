@@ -45,7 +45,7 @@ def test_seeds_are_counted_or_listed():
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "1001", "a", "1,1", "1,-1", "2.5", "[]", f"{2**32},"])
 def test_seeds_that_are_not_usable(text):
-    with pytest.raises(UnlearnError, match="^seeds = .* is not usable: give how many"):
+    with pytest.raises(UnlearnError, match="^seeds = .* is not usable: give a number"):
         parse_seeds(text)
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mlflow_unlearn.console import Output, note, one_line, stdout, track
+from mlflow_unlearn.console import PIPED, Output, note, one_line, stdout, track
 
 
 class Terminal(io.StringIO):
@@ -36,11 +36,13 @@ def test_on_a_terminal_there_is_one_unless_it_is_switched_off(monkeypatch, enabl
     assert ("reading" in terminal.getvalue()) is shown
 
 
-def test_a_piped_table_has_the_width_that_it_is_given(monkeypatch):
-    assert stdout(77).width == 77
-    monkeypatch.setattr(sys, "stdout", Terminal())
+def test_a_table_is_as_wide_as_columns_says_else_a_pipe_has_its_own_width(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert stdout().width == PIPED
     monkeypatch.setenv("COLUMNS", "55")
-    assert stdout(77).width == 55
+    assert stdout().width == 55
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert stdout().width == 55
 
 
 class Gone(io.StringIO):
@@ -75,7 +77,7 @@ def test_output_that_nobody_reads_ends_nothing(monkeypatch, capsys, number):
     output.flush()
     print("two", flush=True)
     shown = capsys.readouterr().err
-    said = f"Note: standard output cannot be written ([Errno {number}] {os.strerror(number)}); the command goes on"
+    said = f"Note: standard output cannot be written ([Errno {number}] {os.strerror(number)}); the command continues"
     assert shown == ("" if number == errno.EPIPE else f"{said} without it.\n")
 
 

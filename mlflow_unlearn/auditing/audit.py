@@ -297,7 +297,7 @@ def check_auditable(session: Session) -> None:
         UnlearnError: there are too few unseen samples, or a single class.
     """
     if len(session.view.classes) < 2:
-        raise UnlearnError("the version knows a single class: there is nothing that its outputs could give away")
+        raise UnlearnError("the version has a single class, so its outputs reveal nothing about single samples")
     if (unseen := len(session.view.source.test)) < LEAST_UNSEEN:
         raise UnlearnError(f"{unseen} unseen samples are too few to audit by: give data= with {LEAST_UNSEEN}")
 

@@ -120,7 +120,9 @@ def _golds(
         else:
             digest, record = weights_digest(module), version.record
             if record is None or version.training_manifest is None or record.method not in ("train", "retrain"):
-                unusable[uri] = f"{uri} does not record that it was trained anew, and on what: it is no gold standard"
+                unusable[uri] = (
+                    f"{uri} does not record that it was trained anew, and on what: it is not a gold standard"
+                )
             elif digest in taken:
                 unusable[uri] = f"{uri} has the weights of {taken[digest]}: it is not another gold standard"
             else:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from mlflow.exceptions import MlflowException
 from torch.utils.data import Dataset, Subset
 
-from mlflow_unlearn.console import note, track
+from mlflow_unlearn.console import counted, note, track
 from mlflow_unlearn.data.content import content_digest
 from mlflow_unlearn.data.fingerprints import module_digest
 from mlflow_unlearn.engine.architectures import weights_digest
@@ -123,7 +123,7 @@ class ReferenceTrainer:
             reference = self._finished(key, number)
             made += reference is None
             found.append(replace(reference or self._train(number, key), epochs=self.training.epochs))
-        note(f"Note: of {count} references {made} were trained now.")
+        note(f"Note: trained now: {made} of {counted(count, 'reference')}.")
         return found
 
     def _half(self, number: int) -> Bools:
@@ -173,7 +173,7 @@ class ReferenceTrainer:
             "code": [module_digest(session.module), code_digest(["retrain"])],
         }
         if None in [part for parts in digests.values() for part in parts]:
-            note("Note: references cannot be reused, since the code or the data of the model cannot be told.")
+            note("Note: references cannot be reused, since the code or the data of the model cannot be identified.")
             return None
         stated = {
             **digests,

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from typing import Any
 
 import mlflow
 from pydantic import Field
@@ -13,7 +14,7 @@ from mlflow_unlearn.auditing.known_cheat import known_cheat
 from mlflow_unlearn.auditing.opening import listed, open_audit
 from mlflow_unlearn.auditing.references import ReferenceTrainer
 from mlflow_unlearn.auditing.relearning import CAP, LARGEST
-from mlflow_unlearn.console import note
+from mlflow_unlearn.console import command_line, note
 from mlflow_unlearn.errors import Refused
 from mlflow_unlearn.evidence.audit import AUDIT_FILE, AuditRecord, Decision
 from mlflow_unlearn.evidence.review import MODEL_URI_TAG
@@ -42,6 +43,10 @@ class AuditOutcome(CommandResult):
     why: str | None = Field(None, description="In words.")
     audit: AuditRecord | None = Field(None, description="As stored with the run: attacks by model, with p-values.")
     plan: dry_run.Estimate | None = Field(None, description="With plan=true.")
+
+    def next_step(self, options: Any) -> str | None:
+        """To judge it, in the light of the audit."""
+        return command_line("review", "--model-uri", self.uri) if self.audit is not None else None
 
 
 def audit(options: config.Audit) -> AuditOutcome:

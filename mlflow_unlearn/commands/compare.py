@@ -18,7 +18,7 @@ from mlflow_unlearn.comparison.table import TUNED, RowRecord, Spread
 from mlflow_unlearn.comparison.tuned import OBJECTIVE, check_tunable, tune_method
 from mlflow_unlearn.comparison.winner import RULE, best_method
 from mlflow_unlearn.config import parse_params, parse_seeds
-from mlflow_unlearn.console import note, track
+from mlflow_unlearn.console import counted, note, track
 from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.errors import NothingToUnlearn, Refused, UnlearnError
@@ -69,7 +69,7 @@ def compare(options: config.Compare) -> CompareResult:
     ):
         if options.by == "audit" and options.register_ == "best":
             raise UnlearnError(
-                "by=audit ranks by attacks on the test set, which may choose no version: give register=none, and "
+                "by=audit ranks by attacks on the test set, which must not choose a version: give register=none, and "
                 "`unlearn` with the method that you take"
             )
         experiment = mlflow.get_run(run_id).info.experiment_id
@@ -127,7 +127,8 @@ def compare(options: config.Compare) -> CompareResult:
         if options.register_ == "best":
             registered = _register_best(runner, trials, golds, run_id, str(name), options)
             return result.model_copy(update={"registered": registered})
-        print(f"Compared {len(methods)} methods over {len(seeds)} seeds (run {run_id}); nothing was registered.")
+        over = f"{counted(len(methods), 'method')} over {counted(len(seeds), 'seed')}"
+        print(f"Compared {over} (run {run_id}); nothing was registered.")
         return result
 
 

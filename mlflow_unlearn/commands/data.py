@@ -1,10 +1,12 @@
 """`data`: what a data source contains."""
 
+from typing import Any
+
 from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import first_line
+from mlflow_unlearn.console import command_line, first_line
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
@@ -20,6 +22,10 @@ class DataResult(CommandResult):
     samples: dict[str, dict[str, int]] = Field(description="Split → class → number of samples.")
     ids_sha256: dict[str, str] = Field(description="Split → digest of its ids.")
     groups: dict[str, int] = Field(description="Group column → how many values it has among the training samples.")
+
+    def next_step(self, options: Any) -> str | None:
+        """To train on it."""
+        return command_line("train", "--data", options.data, "--name", "clf")
 
 
 def data(options: config.Data) -> DataResult:

@@ -3,13 +3,14 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import first_line, without_passwords
+from mlflow_unlearn.console import command_line, counted, first_line, without_passwords
 from mlflow_unlearn.errors import Refused, UnlearnError, shortlist
 from mlflow_unlearn.evidence import dossier_verify
 from mlflow_unlearn.evidence.case import Case, Holders
@@ -41,6 +42,11 @@ class DossierResult(CommandResult):
     still_open: list[str] = Field([], description="What is still to be done in this case, in words.")
     failures: list[str] = Field(description="What does not agree, in words.")
     not_checked: list[str] = Field(description="What could not be checked, and why.")
+
+    def next_step(self, options: Any) -> str | None:
+        """Of one that was written: to check it, as who receives it will."""
+        check = ("--verify", self.file, "--digest", self.manifest_sha256)
+        return command_line("dossier", *check) if self.case is not None else None
 
 
 def dossier(options: config.Dossier) -> DossierResult:
@@ -80,13 +86,13 @@ def _write(options: config.Dossier, request: str) -> DossierResult:
         finally:
             begun.unlink(missing_ok=True)
         result = _result(path, files, dossier_verify.check(files), case, holders)
-        print(f"Wrote {path}: {len(files)} files about case {case.id} (run {run_id}).")
-        print(f"SHA-256 of its {MANIFEST}, by which it can be told from every other: {result.manifest_sha256}")
+        print(f"Wrote {path}: {counted(len(files), 'file')} about case {case.id} (run {run_id}).")
+        print(f"SHA-256 of its {MANIFEST}, which identifies it: {result.manifest_sha256}")
         for point in result.still_open:
             print(f"Still open: {point}.")
         if holders.unknown:
-            print(f"Cannot be told whether they contain the samples: {shortlist(holders.unknown)}.")
-        _refuse(result, f"{path} was written, and is not whole")
+            print(f"It is unknown whether these contain the samples: {shortlist(holders.unknown)}.")
+        _refuse(result, f"{path} was written but is incomplete")
         return result
 
 
@@ -97,11 +103,9 @@ def _check_output(path: Path, options: config.Dossier) -> None:
         UnlearnError: there is such a file, or no such folder.
     """
     if path.is_dir() or not path.parent.is_dir():
-        raise UnlearnError(
-            f"output = {str(path)!r} cannot be written: give the name of a file in a folder that is there"
-        )
+        raise UnlearnError(f"output = {str(path)!r} cannot be written: give the name of a file in an existing folder")
     if path.exists() and not options.force:
-        raise UnlearnError(f"output = {str(path)!r} is there already: give another name, or --force true to replace it")
+        raise UnlearnError(f"output = {str(path)!r} already exists: give another name, or --force true to replace it")
 
 
 def _files(case: Case, holders: Holders) -> dict[str, bytes]:
@@ -131,8 +135,8 @@ def _check_page(files: dict[str, bytes]) -> DossierCheck:
             "failed", name, f"it is not the record of {'a case' if name == CASE else 'who holds samples'}"
         )
     if files.get(PAGE) == _page(case, holders, rest):
-        return DossierCheck("ok", PAGE, "it says what the records say")
-    message = "it is not what this release makes of the records: another one made it, or it was changed"
+        return DossierCheck("ok", PAGE, "it matches the records")
+    message = "it is not what this release makes of the records: another release made it, or it was changed"
     return DossierCheck("not checked", PAGE, message)
 
 
@@ -166,12 +170,14 @@ def _check(options: config.Dossier, name: str) -> DossierResult:
     found = dossier_verify.check(files, digest=options.digest, key=key)
     found.append(_check_page(files))
     if files.get(CHECKER) != checker():
-        found.append(DossierCheck("not checked", CHECKER, "it is not this release's, whose own was used"))
+        found.append(
+            DossierCheck("not checked", CHECKER, "it is not this release's; this release's own was used instead")
+        )
     rows = [(shown(one.part), _OUTCOMES.get(one.outcome, one.outcome), shown(one.message)) for one in found]
     table.show_findings(name, rows)
     result = _result(Path(name), files, found)
-    _refuse(result, f"{name} does not agree with itself")
-    print(f"{name} agrees with itself (SHA-256 of its {MANIFEST}: {result.manifest_sha256}).")
+    _refuse(result, f"{name} contradicts itself")
+    print(f"{name} is consistent (SHA-256 of its {MANIFEST}: {result.manifest_sha256}).")
     return result
 
 

@@ -1,11 +1,13 @@
 """`evaluate`: measure a version."""
 
 import sys
+from typing import Any
 
 from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
+from mlflow_unlearn.console import command_line
 from mlflow_unlearn.evidence.record import Measured
 from mlflow_unlearn.governance.evidence_builder import measured
 from mlflow_unlearn.governance.publish import log_metrics
@@ -26,6 +28,10 @@ class EvaluateResult(CommandResult):
     gold_uri: str | None
     metrics: dict[str, Measured] = Field(description="By model: original, unlearned, gold; empty with plan=true.")
     plan: dry_run.Estimate | None = Field(None, description="With plan=true.")
+
+    def next_step(self, options: Any) -> str | None:
+        """To judge what was unlearned."""
+        return command_line("review", "--model-uri", self.uri) if "unlearned" in self.metrics else None
 
 
 def evaluate(options: config.Evaluate) -> EvaluateResult:

@@ -1,6 +1,7 @@
 """`exposure`: where the data of a version's requests still lives, as far as server and machine can tell."""
 
 from mlflow_unlearn import config
+from mlflow_unlearn.console import counted
 from mlflow_unlearn.errors import Refused
 from mlflow_unlearn.governance.holders import forgotten_by
 from mlflow_unlearn.governance.places import UNSEEN, Places, elsewhere, look, rows
@@ -20,9 +21,14 @@ def exposure(options: config.Exposure) -> Places:
         target = registered_version(client, options.model_uri)
         wanted = forgotten_by(client, target)
         places = look(client, walk(client), wanted)
-    named = [f"{', '.join(one.requests)} ({len(one.samples.ids)} samples of {', '.join(one.about)})" for one in wanted]
+    named = [
+        f"{', '.join(one.requests)} ({counted(len(one.samples.ids), 'sample')} of {', '.join(one.about)})"
+        for one in wanted
+    ]
     table.show_places(f"Forget requests: {', '.join(named)}", rows(places), elsewhere(places))
     print(UNSEEN)
     if places.unanswered is not None:
-        raise Refused(f"the search is not complete, since no answer came ({places.unanswered}): start it again", places)
+        raise Refused(
+            f"the search is incomplete, since the server did not answer ({places.unanswered}): run it again", places
+        )
     return places

@@ -75,7 +75,7 @@ def listen(options: config.Listen) -> ListenResult:
         check_registry(client)
     with _locked(file.queue_path), closing(Queue(file.queue_path)) as queue:
         if chosen is not None:
-            print(f"Jobs that go on: {', '.join(map(str, queue.retry(chosen))) or 'none'}.", flush=True)
+            print(f"Jobs that continue: {', '.join(map(str, queue.retry(chosen))) or 'none'}.", flush=True)
         with Receiver(options.host, options.port, file, queue, secret) as server:
             dispatcher = Dispatcher(file, queue, client)
             serving = threading.Thread(target=server.serve_forever, name="server", daemon=True)
@@ -85,7 +85,7 @@ def listen(options: config.Listen) -> ListenResult:
                 print(f"Listening on {server.url}, with the queue {file.queue_path}.", flush=True)
                 threading.Event().wait()
             except BaseException as error:  # SIGTERM, Ctrl-C
-                error.add_note("the queue is on disk, and the next start goes on where it is")
+                error.add_note("the queue is on disk, and the next start continues from there")
                 raise
             finally:
                 server.shutdown()

@@ -1,6 +1,7 @@
 """`locate`: which versions of the whole registry were trained on some samples."""
 
 from mlflow_unlearn import config
+from mlflow_unlearn.console import counted
 from mlflow_unlearn.errors import Refused
 from mlflow_unlearn.governance.locating import Wanted
 from mlflow_unlearn.governance.looking import wanted_by
@@ -27,7 +28,9 @@ def locate(options: config.Locate) -> Places:
     print(_summary(places))
     print(UNSEEN)
     if places.unanswered is not None:
-        raise Refused(f"the search is not complete, since no answer came ({places.unanswered}): start it again", places)
+        raise Refused(
+            f"the search is incomplete, since the server did not answer ({places.unanswered}): run it again", places
+        )
     failing = {"nothing": (), "contains": ("contains",), "unknown": ("contains", "unknown")}[options.fail_on]
     left = [place.uri for place in places.places if place.state in failing]
     left += places.logged_models if failing else []
@@ -38,20 +41,22 @@ def locate(options: config.Locate) -> Places:
     return places
 
 
-_WAY_OUT = "`request --all true` files what is to be unlearned, and `manifest` records what cannot be told"
+_WAY_OUT = "`request --all true` files what is to be unlearned, and `manifest` records what a version was trained on"
 
 
 def _asked(spec: str, wanted: list[Wanted]) -> str:
     named = [
-        f"{len(set(one.samples.ids))} samples of {one.source or 'any source'}" for one in wanted if one.samples.ids
+        f"{counted(len(set(one.samples.ids)), 'sample')} of {one.source or 'any source'}"
+        for one in wanted
+        if one.samples.ids
     ]
     return f"Looked for: {spec} ({'; '.join(named)})"
 
 
 def _summary(places: Places) -> str:
     counts = {state: len(places.in_state(state)) for state in ("contains", "unlearned", "unknown", "retired")}
-    words = {"contains": "contain them", "unlearned": "have unlearned them", "unknown": "cannot be told"}
+    words = {"contains": "contain them", "unlearned": "have unlearned them", "unknown": "may contain them"}
     said = [f"{counts[state]} {text}" for state, text in words.items()]
     more = len(places.logged_models_unknown)
-    rest = f" Of {more} LoggedModels that no version names it cannot be told." if more else ""
-    return f"Of {places.versions_looked_at} versions {', '.join(said)}; {counts['retired']} were retired.{rest}"
+    rest = f" So may {counted(more, 'LoggedModel')} without a version." if more else ""
+    return f"Of {counted(places.versions_looked_at, 'version')} {', '.join(said)}; {counts['retired']} retired.{rest}"

@@ -1,12 +1,14 @@
 """`manifest`: record what a version was trained on that another tool has made."""
 
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
+from mlflow_unlearn.console import command_line, counted
 from mlflow_unlearn.data.ids import read_ids
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
@@ -18,7 +20,7 @@ from mlflow_unlearn.registry.clients import registry_client
 from mlflow_unlearn.registry.lock import model_lock
 from mlflow_unlearn.registry.versions import MANIFEST_PATH, TRAINED_ON_TAG, TrainedOn, registered_version, trained_on
 
-_OWN = "{uri} has a list of its own of {samples} training ids: there is nothing to record"
+_OWN = "{uri} already has its own list of {samples} training ids: there is nothing to record"
 
 
 class ManifestResult(CommandResult):
@@ -29,6 +31,10 @@ class ManifestResult(CommandResult):
     samples: int
     source: str
     manifest_sha256: str = Field(description="Of the list of hashed ids.")
+
+    def next_step(self, options: Any) -> str | None:
+        """To file a request on it."""
+        return command_line("request", "--model-uri", self.uri, "--forget", "ids.csv", "--data", options.data)
 
 
 def manifest(options: config.Manifest) -> ManifestResult:
@@ -54,7 +60,7 @@ def manifest(options: config.Manifest) -> ManifestResult:
                 raise UnlearnError(f"{options.ids!r} lists ids that {source.spec!r} does not have: {unknown}")
         elif source.drawn:
             raise UnlearnError(
-                f"{source.spec!r} does not tell what {uri} was trained on, since its training split is drawn by this "
+                f"{source.spec!r} does not record what {uri} was trained on, since its training split is drawn by this "
                 "tool: give ids=, a file of the training ids, or ,split=drawn behind the source"
             )
         else:
@@ -67,7 +73,7 @@ def manifest(options: config.Manifest) -> ManifestResult:
             lock.check()
             for key, value in record.tag().items():
                 registry_client(client).set_model_version_tag(version.name, version.version, key, value)
-    print(f"Recorded that {uri} was trained on {len(known)} samples of {source.spec} (run {run_id}).")
+    print(f"Recorded that {uri} was trained on {counted(len(known), 'sample')} of {source.spec} (run {run_id}).")
     return ManifestResult(
         uri=uri, run_id=run_id, samples=len(known), source=record.source, manifest_sha256=stored.digest
     )

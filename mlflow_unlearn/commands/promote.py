@@ -4,6 +4,7 @@ import json
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import _validate_model_alias_name, _validate_model_alias_name_reserved
@@ -11,7 +12,7 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import note
+from mlflow_unlearn.console import command_line, note
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence.policy import read_policy
 from mlflow_unlearn.evidence.record import FOLDER, FrozenRecord
@@ -52,6 +53,10 @@ class PromoteResult(CommandResult):
     objections: list[str] = Field(description="Why it may not be promoted, or may only with override.")
     promotion: PromotionRecord | None = Field(None, description="Null where it was refused.")
 
+    def next_step(self, options: Any) -> str | None:
+        """To see what still holds the samples, and can be retired now."""
+        return command_line("exposure", "--model-uri", self.uri, remark="what still holds the samples")
+
 
 def promote(options: config.Promote) -> PromoteResult:
     """Move the alias, if the version is intact, reviewed and passed, and no request on its source is open.
@@ -88,7 +93,7 @@ def promote(options: config.Promote) -> PromoteResult:
             for each in policies:
                 check_approver(approver, examined.evidence, each)
             for objection in objections:
-                note(f"Note: promoted in spite of this: {objection}")
+                note(f"Note: promoted despite this: {objection}")
             aliases = {alias: str(number) for alias, number in registered.aliases.items()}
             key, before = PROMOTION_TAG + options.alias, aliases.get(options.alias)
             came_from = f"models:/{name}/{before}" if before is not None else None
@@ -116,7 +121,7 @@ def promote(options: config.Promote) -> PromoteResult:
             persistently(lambda: registry.set_model_version_tag(name, version, key, json.dumps(record)))
             persistently(lambda: registry.set_registered_model_alias(name, options.alias, version))
         moved = f" (it was version {before})" if before not in (None, version) else ""
-        print(f"{name}@{options.alias} is version {version} now{moved}, approved by {approver.display_name()}.")
+        print(f"{name}@{options.alias} is now version {version}{moved}, approved by {approver.display_name()}.")
         return PromoteResult(
             run_id=run_id, uri=examined.uri, alias=options.alias, objections=objections, promotion=promotion
         )

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from mlflow.tracking import MlflowClient
@@ -14,7 +14,7 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import note, track
+from mlflow_unlearn.console import command_line, counted, note, track
 from mlflow_unlearn.data.ids import listed_ids
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
@@ -59,8 +59,18 @@ class RequestResult(CommandResult):
     due: str | None = Field(description="First day by which one of them is to be fulfilled; null where none names one.")
     requests: list[FiledRequest]
     failed: dict[str, str] = Field(description="Version → why no request could be filed on it.")
-    unknown: list[str] = Field(description="With `all`: versions of which it cannot be told whether they contain them.")
+    unknown: list[str] = Field(description="With `all`: versions where it is unknown whether they contain them.")
     logged_models: list[str] = Field(description="With `all`: unregistered LoggedModels with them; none has a request.")
+
+    def next_step(self, options: Any) -> str | None:
+        """To fulfil what is pending; else to review what has fulfilled it."""
+        pending = [one.uri for one in self.requests if not one.done_by]
+        if len(pending) == 1:
+            return command_line("unlearn", "--model-uri", pending[0])
+        if pending:
+            cases = {one.case_id for one in self.requests if not one.done_by}
+            return command_line("requests", *(("--case", *cases) if len(cases) == 1 else ()), "--fulfil", "true")
+        return command_line("review", "--model-uri", self.requests[0].done_by[-1]) if self.requests else None
 
 
 class _Meant(NamedTuple):
@@ -121,11 +131,11 @@ def _print(result: RequestResult, reasons: Mapping[str, str]) -> None:
     if len(result.requests) + len(reasons) > 1:
         for case, requests in cases.items():
             days = ", ".join(sorted({one.due for one in requests if one.due is not None}))
-            print(f"Case {case}: {len(requests)} requests{f', due {days}' if days else ''}.")
+            print(f"Case {case}: {counted(len(requests), 'request')}{f', due {days}' if days else ''}.")
     if len(cases) > 1:
         note(f"Note: these are {len(cases)} cases, since the versions were trained on different data sources.")
     if result.unknown:
-        print(f"Not told whether they hold the samples: {', '.join(in_ranges(result.unknown))}: see `locate`.")
+        print(f"May also contain the samples, which is unknown: {', '.join(in_ranges(result.unknown))}: see `locate`.")
     if result.logged_models:
         print(
             f"LoggedModels that hold them and are not registered, without a request: {', '.join(result.logged_models)}."
@@ -147,11 +157,13 @@ def _named(client: MlflowClient, options: config.Request) -> _Meant:
     registry = walk(client)
     places: Places = look(client, registry, wanted_by(client, registry, options.forget, options.data, options.no_code))
     if places.unanswered is not None:
-        raise Refused(f"which versions hold the samples is not known, since no answer came ({places.unanswered})")
+        raise Refused(
+            f"which versions hold the samples is not known, since the server did not answer ({places.unanswered})"
+        )
     unknown = [place.uri for place in places.in_state("unknown")]
     if found := [place.uri for place in places.in_state("contains")]:
         return _Meant(found, unknown, places.logged_models)
-    others = [f"{len(unknown)} versions cannot be told: see `locate`"] if unknown else []
+    others = [f"{counted(len(unknown), 'version')} may: see `locate`"] if unknown else []
     others += [f"LoggedModels that are not registered do: {shortlist(places.logged_models)}"] * bool(
         places.logged_models
     )
@@ -210,7 +222,7 @@ def _file(
     if new:
         log_manifests(source.spec, {"forget": manifest if salt is None else manifest.hashed(salt)})
         print(
-            f"Filed request {filed.id}: {len(forget)} samples of {version.uri} are to be forgotten"
+            f"Filed request {filed.id}: {counted(len(forget), 'sample')} of {version.uri} to be forgotten"
             f"{f', {len(twins)} of them canaries' if len(twins) else ''} (run {run_id}), due {filed.due}."
         )
     else:
@@ -218,7 +230,7 @@ def _file(
         print(f"Request {filed.id} was filed before and {state}.")
         if options.due not in (None, filed.due) and filed.pending:
             note(
-                f"Note: request {filed.id} stays due {filed.due or 'as it was filed'}, and not {options.due}: to "
+                f"Note: request {filed.id} stays due {filed.due or 'as it was filed'}, not {options.due}: to "
                 f"change that, delete the tag {forget_requests.TAG}{filed.id} of {version.uri} and file it again."
             )
     return FiledRequest(

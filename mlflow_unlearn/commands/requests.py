@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.config import parse_params
-from mlflow_unlearn.console import first_line, note
+from mlflow_unlearn.console import command_line, counted, first_line, note
 from mlflow_unlearn.errors import Refused, UnlearnError, shortlist
 from mlflow_unlearn.events.child import GRACE
 from mlflow_unlearn.evidence.case import Case
@@ -27,7 +27,7 @@ from mlflow_unlearn.governance.still_in import held
 from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.parsing import message as said
 from mlflow_unlearn.registry import tracking
-from mlflow_unlearn.registry.forget_requests import has_pending
+from mlflow_unlearn.registry.forget_requests import TAG, ForgetRequest, has_pending, withdraw
 from mlflow_unlearn.registry.lock import WAIT_VARIABLE
 from mlflow_unlearn.registry.network import brief_retries
 from mlflow_unlearn.registry.versions import retired, version_there
@@ -57,11 +57,21 @@ class RequestsResult(CommandResult):
     today: str
     cases: list[InboxCase] = Field(description="The most urgent first.")
     fulfilled: list[Fulfilled] | None = Field(description="What `fulfil` has done; null without it.")
-    unreadable: list[str] = Field(description="Tags of versions that are not a request any more: to be filed again.")
+    unreadable: list[str] = Field(description="Tags of versions that are no longer a request: to be filed again.")
     page: str | None = Field(description="The page that was written.")
     case: Case | None = Field(None, description="With `case`: its requests, versions, and all that was done.")
     differences: list[str] = Field([], description="Where the records of this case do not agree with each other.")
     unanswered: str | None = Field(description="Why the rest is missing; null where all was looked at.")
+
+    def next_step(self, options: Any) -> str | None:
+        """To fulfil what is pending of these; after that, to review the first new version."""
+        if self.fulfilled is not None:
+            made = [one.registered for one in self.fulfilled if one.registered is not None]
+            return command_line("review", "--model-uri", made[0]) if made else None
+        chosen = {name: getattr(options, name) for name in ("model", "subject", "case")}
+        given = [part for name, value in chosen.items() if value is not None for part in (f"--{name}", value)]
+        pending = any(case.pending() for case in self.cases)
+        return command_line("requests", *given, "--fulfil", "true") if pending else None
 
 
 def requests(options: config.Requests) -> RequestsResult:
@@ -81,6 +91,11 @@ def requests(options: config.Requests) -> RequestsResult:
             cases = [case for case in inbox.cases(today) if case.id == record.id]
         else:
             cases = chosen(inbox.cases(today), state=options.state, model=options.model, subject=options.subject)
+        if options.withdraw is not None:
+            taken_back = _withdraw(client, registry, inbox.cases(today), options.withdraw, options.reason)
+            registry = walk(client)
+            inbox = Inbox(client, registry, days=due_days())
+            cases = [case for case in inbox.cases(today) if case.id == taken_back]
         fulfilled = None
         if options.fulfil:
             within = [case for case in cases if options.within is None or case.days_left <= options.within]
@@ -91,7 +106,7 @@ def requests(options: config.Requests) -> RequestsResult:
             cases = [case for case in inbox.cases(today) if case.id in ids]
             record = open_case(client, record.id) if record is not None else None
         cases, unanswered = inbox.with_holders(cases)
-        if record is None and not options.fulfil:
+        if record is None and not options.fulfil and options.withdraw is None:
             cases = in_state(cases, options.state)
         for case in cases:
             if case.state != "done" and not case.pending():
@@ -131,12 +146,14 @@ def requests(options: config.Requests) -> RequestsResult:
     for sentence in inbox.unreadable:
         print(f"Not a request: {sentence}")
     if unanswered is not None:
-        raise Refused(f"the inbox is not complete, since no answer came ({unanswered}): start it again", result)
+        raise Refused(f"the inbox is incomplete, since the server did not answer ({unanswered}): run it again", result)
     if failed := [one.uri for one in fulfilled or () if one.outcome == "failed"]:
         others = "; the others are" if any(one.outcome == "fulfilled" for one in fulfilled or ()) else ""
         raise Refused(f"not fulfilled on {', '.join(failed)}: the table says why{others}", result)
     if inbox.unreadable:
-        raise Refused(f"{len(inbox.unreadable)} tags are not a forget request any more: see the lines above", result)
+        raise Refused(
+            f"no longer a forget request: {counted(len(inbox.unreadable), 'tag')}, see the lines above", result
+        )
     return result
 
 
@@ -146,14 +163,21 @@ def _checked(options: config.Requests) -> list[str]:
     Raises:
         UnlearnError: they are none, or belong to something that is not asked for.
     """
+    if options.withdraw is None and options.reason is not None:
+        raise UnlearnError(f"reason = {options.reason!r} has no effect without withdraw=: add that, or leave it out")
+    for name in ("fulfil", "case", "model", "subject"):
+        if options.withdraw is not None and getattr(options, name):
+            raise UnlearnError(f"{name} = {getattr(options, name)!r} has no effect with withdraw=: leave it out")
     for name in ("within", "unlearn_options"):
         if getattr(options, name) is not None and not options.fulfil:
-            raise UnlearnError(f"{name} = {getattr(options, name)!r} is of no use here: give fulfil=true with it")
+            raise UnlearnError(
+                f"{name} = {getattr(options, name)!r} has no effect without fulfil=true: add that, or leave it out"
+            )
     for name in ("model", "subject"):
         if options.case is not None and getattr(options, name) is not None:
-            raise UnlearnError(f"{name} = {getattr(options, name)!r} is of no use with case=: leave one of them out")
+            raise UnlearnError(f"{name} = {getattr(options, name)!r} has no effect with case=: leave one of them out")
     if options.output is not None and options.format != "html":
-        raise UnlearnError(f"output = {options.output!r} is of no use here: give format=html with it")
+        raise UnlearnError(f"output = {options.output!r} has no effect without format=html: add that, or leave it out")
     given = parse_params(options.unlearn_options, "unlearn_options")
     if taken := given.keys() & {"model_uri", "forget", "plan", "format"}:
         raise UnlearnError(f"unlearn_options names {sorted(taken)[0]!r}, which `requests` decides: leave it out")
@@ -166,6 +190,38 @@ def _checked(options: config.Requests) -> list[str]:
     arguments = config.as_arguments(checked)
     at = arguments.index("--model-uri")
     return arguments[:at] + arguments[at + 2 :]
+
+
+def _withdraw(
+    client: MlflowClient, registry: Registry, cases: Sequence[InboxCase], given: str, reason: str | None
+) -> str:
+    """Take back what is pending of a request or of a case, and return the case.
+
+    Args:
+        client: of tracking server and registry.
+        registry: all that is there.
+        cases: all.
+        given: id of either.
+        reason: for the record.
+
+    Raises:
+        UnlearnError: there is neither.
+        Refused: nothing of it is pending.
+    """
+    found = [case for case in cases if given in (case.id, *(request.id for request in case.requests))]
+    if not found:
+        raise UnlearnError(f"there is no filed forget request and no case {given!r}: `requests --state all` lists them")
+    case = next((one for one in found if one.id == given), found[0])
+    asked = [one for one in case.requests if given in (case.id, one.id)]
+    pending = [one for one in asked if one.state == "pending"]
+    if not pending:
+        states = "; ".join(f"request {one.id} on {one.uri} is {one.state}" for one in asked)
+        raise Refused(f"nothing of {given} is pending: {states}")
+    keys = [(TAG + one.id, registry.by_uri[one.uri].tags[TAG + one.id]) for one in pending]
+    withdraw(client, [ForgetRequest.from_tag(key, value) for key, value in keys], reason)
+    for one in pending:
+        print(f"Request {one.id} on {one.uri} is withdrawn: nothing will be forgotten for it.")
+    return case.id
 
 
 def _fulfil(

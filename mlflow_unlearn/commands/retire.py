@@ -43,7 +43,7 @@ from mlflow_unlearn.registry.lock import ModelLock, model_lock
 from mlflow_unlearn.registry.network import persistently
 from mlflow_unlearn.registry.versions import RETIRED_TAG, UNFINISHED, can_be_read
 
-_AGAIN = "look for the files there, and start the same command again"
+_AGAIN = "look for the files there, and run the same command again"
 
 
 def retire(options: config.Retire) -> RetirementRecord:
@@ -70,8 +70,8 @@ def retire(options: config.Retire) -> RetirementRecord:
     if others:
         print(one_line(f"The same weights remain in {', '.join(others)}, by their tags: retire these too."))
     for one in left:
-        print(one_line(f"It would not be proven while these are left: {one}."))
-    print("Nothing was done: --yes true does it, for good.")
+        print(one_line(f"The deletion cannot be proven while these remain: {one}."))
+    print("Nothing was done: add --yes true to do it; this cannot be undone.")
     return record
 
 
@@ -96,7 +96,7 @@ def _carried_out(
             # By the command that had the lock.
             retirement = drawn_up(client, options)
             if {entry.registered.name for entry in retirement.entries} != {*names}:
-                raise retirement.other("it was marked as retired meanwhile")
+                raise retirement.other("it has just been marked as retired")
         if retirement.again:
             return retirement, retirement.record().model_copy(update={"run_id": run_id, "proof": None})
         retirement.check(client, locks, retirement.aliases)
@@ -143,7 +143,7 @@ def _carried_out(
     for step in record.steps:
         print(f"done: {step}")
     _name_kept(record)
-    print("None of these URIs can be read any more.")
+    print("None of these URIs can be read now.")
     return retirement, record
 
 
@@ -183,10 +183,10 @@ def _proven(
         _mark_again(registry_client(client), retirement, str(record.run_id))
     print(one_line(proof.summary()))
     for place in proof.not_looked_at:
-        print(one_line(f"Not looked at: {place}"))
+        print(one_line(f"Not searched: {place}"))
     if record.gc is not None:
-        print(f"What is left of the LoggedModel's entry, which has no file, goes with: {record.gc}")
-        print(f"Before that, mind what is to stay: {gc_warning(client)}.")
+        print(f"To remove what is left of the LoggedModel's entry, which has no file: {record.gc}")
+        print(f"Before that, check what should stay: {gc_warning(client)}.")
     print(f"Out of reach from here: {'; '.join(record.out_of_reach)}.")
     copies = [("the same bytes are still stored", proof.found), ("checkpoints are left", proof.checkpoints)]
     if still := [f"{what}: {'; '.join(map(str, of[:10]))}{_more(of)}" for what, of in copies if of]:
@@ -254,7 +254,7 @@ def _remove_alias(registry: Any, lock: ModelLock, entry: VersionExposure, alias:
     registered = entry.registered
     now = lock.check().aliases.get(alias)
     if now is not None and str(now) != str(registered.version):
-        raise Refused(f"{registered.name}@{alias} was moved to version {now} meanwhile: look at the plan again")
+        raise Refused(f"{registered.name}@{alias} has just been moved to version {now}: look at the new plan")
     registry.delete_registered_model_alias(registered.name, alias)
 
 
@@ -309,4 +309,4 @@ def _delete_files(location: str) -> None:
         reason = first_line(error)
         raise UnlearnError(f"the files at {location} cannot be deleted ({reason}); {_AGAIN}") from error
     if left:
-        raise UnlearnError(f"{len(left)} entries are left at {location}; {_AGAIN}")
+        raise UnlearnError(f"{len(left)} of the entries are left at {location}; {_AGAIN}")

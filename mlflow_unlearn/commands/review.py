@@ -1,7 +1,9 @@
 """`review`: judge a version by a policy and record the verdict."""
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
@@ -9,9 +11,10 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.errors import Refused
+from mlflow_unlearn.console import command_line
+from mlflow_unlearn.errors import NotPassed, Refused
 from mlflow_unlearn.evidence.policy import Verdict, judge, read_policy
-from mlflow_unlearn.evidence.record import FOLDER, REPORT, Person, sha256
+from mlflow_unlearn.evidence.record import FOLDER, REPORT, Evidence, Person, sha256
 from mlflow_unlearn.evidence.review import (
     HEAD_TAG,
     MODEL_URI_TAG,
@@ -46,6 +49,10 @@ class ReviewResult(CommandResult):
     review: Head = Field(description="The review by its number and the SHA-256 of its file.")
     by: Person
 
+    def next_step(self, options: Any) -> str | None:
+        """To put it into use."""
+        return command_line("promote", "--model-uri", self.uri)
+
 
 def review(options: config.Review) -> ReviewResult:
     """Judge the evidence, print each rule, and record the verdict in a run and on the version.
@@ -67,7 +74,9 @@ def review(options: config.Review) -> ReviewResult:
             now = client.get_model_version(name, version)
             chain = read_chain(now.tags)
             if (how := retired(now)) is not None or chain.problems:
-                raise Refused(f"{examined.uri} changed meanwhile ({how or '; '.join(chain.problems)}): see `verify`")
+                raise Refused(
+                    f"{examined.uri} has just been changed ({how or '; '.join(chain.problems)}): see `verify`"
+                )
             draft = ReviewRecord(
                 n=chain.head.n + 1,
                 previous=chain.head,
@@ -112,9 +121,33 @@ def review(options: config.Review) -> ReviewResult:
         run_id=run_id, uri=examined.uri, passed=verdict.passed, verdict=verdict, review=head, by=reviewed.by
     )
     if not verdict.passed:
-        raise Refused(f"{examined.uri} does not pass the policy {policy.name!r}: {verdict.failures}", result)
+        sentence = f"{examined.uri} does not pass the policy {policy.name!r}: {verdict.failures}"
+        raise NotPassed(sentence, result, _ways_out(examined.evidence, verdict))
     print(f"{examined.uri} passes the policy {policy.name!r} (review {reviewed.n}, run {run_id}).")
     return result
+
+
+def _ways_out(evidence: Evidence, verdict: Verdict) -> Iterator[str]:
+    """What can be done about a version that does not pass, each ready to paste; by what has failed."""
+    failed = [check for check in verdict.checks if check.outcome != "pass"]
+    source, uri = ("--model-uri", evidence.source.uri), ("--model-uri", evidence.result.uri)
+    own = [request for request in evidence.requests if request.id in evidence.request_ids]
+    named = ("--forget", f"request:{own[0].id}") if len(own) == 1 else ()
+    filed = all(request.run_id != evidence.run.id for request in own)  # and so is found again
+    if any("undecided" in check.value or check.rule.startswith("samples") for check in failed):
+        remark = "too few samples: file further requests, then unlearn all together"
+        yield command_line("request", *source, "--forget", "ids.csv", remark=remark)
+    if any(check.rule.startswith(("audit", "calibrated")) and check.value == "–" for check in failed):
+        yield command_line("audit", *uri, remark="the audit that the policy asks for")
+    if any(check.rule.startswith("membership") and check.outcome == "fail" for check in failed):
+        again = () if filed else named
+        yield command_line("unlearn", *source, *again, "--until", "pass", remark="stronger settings, until one passes")
+    if named and any(check.outcome == "fail" for check in failed):
+        remark = "from scratch, without the samples"
+        yield command_line("unlearn", *source, *named, "--method", "retrain", remark=remark)
+    yield command_line("review", *uri, "--policy", "policy.yaml", remark="by your own limits, see docs/governance.md")
+    remark = "despite the verdict; recorded with your name"
+    yield command_line("promote", *uri, "--override", "REASON", remark=remark)
 
 
 def _of_a_killed_command(chain: ReviewChain, draft: ReviewRecord) -> ReviewRecord | None:

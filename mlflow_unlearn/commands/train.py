@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mlflow_unlearn import config
+from mlflow_unlearn.console import command_line, counted
 from mlflow_unlearn.data.canaries import Canaries, draw_canaries
 from mlflow_unlearn.data.datasets import Augmented
 from mlflow_unlearn.data.forget import resolve_forget, retained
@@ -75,6 +76,17 @@ class TrainResult(Registering):
 
     samples: int | None = Field(None, description="It was trained on so many; null if it was done before a kill.")
     excluded: str | None = Field(None, description="What it was not trained on; null: nothing was left out.")
+
+    def next_step(self, options: Any) -> str | None:
+        """To file a request; of a gold standard, to measure by it."""
+        if self.registered is None:
+            return None
+        if self.excluded is not None:
+            remark = "the version that is to be compared with it"
+            gold = ("--gold-uri", self.registered.uri)
+            return command_line("evaluate", "--model-uri", "models:/NAME/VERSION", *gold, remark=remark)
+        remark = "a file of ids, class:NAME, group:COLUMN=VALUE or random:10%"
+        return command_line("request", "--model-uri", self.registered.uri, "--forget", "ids.csv", remark=remark)
 
 
 @dataclass(frozen=True)
@@ -307,16 +319,18 @@ def _register(
     }
     info = log_model(client, new, run_id)
     mlflow.log_metrics(metrics, model_id=info.model_id)
-    description = f"`{what}`{parts} trained on {len(kept)} samples of `{source.spec}`{gone_on}{without}."
+    description = f"`{what}`{parts} trained on {counted(len(kept), 'sample')} of `{source.spec}`{gone_on}{without}."
     remove_of_dead(client, trained.kept)
     version = register(client, info, options.name, tags=tags, description=description)
     complete(client, version)
     trained.checkpoint.remove()
     shown = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items())
-    also = f", {options.canaries} pairs of canaries" if canaries is not None else ""
-    also += f" ({record.origin.samples} new ones)" if record.origin is not None else ""
-    also += f", {len(trained.kept)} checkpoints" if trained.kept else ""
-    print(f"Registered {options.name} version {version.version}: {len(kept)} training samples{also}, {shown}.")
+    also = f", {counted(options.canaries, 'pair')} of canaries" if canaries is not None else ""
+    also += f" ({record.origin.samples} of them new)" if record.origin is not None else ""
+    also += f", {counted(len(trained.kept), 'checkpoint')}" if trained.kept else ""
+    print(
+        f"Registered {options.name} version {version.version}: {counted(len(kept), 'training sample')}{also}, {shown}."
+    )
     registered = Registered(
         name=options.name,
         version=str(version.version),

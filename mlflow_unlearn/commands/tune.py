@@ -158,7 +158,7 @@ def _check(options: config.Tune) -> None:
         raise UnlearnError(f"objective = {options.objective!r} needs a gold standard: give gold_uri=")
     for name in ("pruner", "workers"):
         if max(options.processes, ranks.world()) > 1 and getattr(options, name) not in ("none", 1):
-            raise UnlearnError(f"{name} = {getattr(options, name)} and several ranks do not go together: use one")
+            raise UnlearnError(f"{name} = {getattr(options, name)} cannot be combined with several processes: use one")
 
 
 def _automatic(session: Session, options: config.Tune, space: Mapping[str, Any]) -> list[str]:

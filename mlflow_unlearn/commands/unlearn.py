@@ -10,7 +10,7 @@ from pydantic import Field
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import found_so_far
 from mlflow_unlearn.config import parse_params
-from mlflow_unlearn.console import note
+from mlflow_unlearn.console import command_line, note
 from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.engine.loop import RETRAIN_ALL
 from mlflow_unlearn.engine.predictions import evaluate_splits
@@ -47,6 +47,16 @@ class UnlearnResult(Registering):
     recommended: Kind | None = Field(
         None, description="Of the ways: the cheapest that meets claim; null where none does."
     )
+
+    def next_step(self, options: Any) -> str | None:
+        """To review it, or to unlearn further what a review would refuse."""
+        made = self.registered
+        if made is None or made.source_uri is None or options.until == "pass" or not tells_apart(str(made.reading)):
+            return super().next_step(options)
+        # Filed requests are found again; those that forget= filed have to be named.
+        named = [part for id in made.request_ids if options.forget for part in ("--forget", f"request:{id}")]
+        remark = "stronger settings, until one passes"
+        return command_line("unlearn", "--model-uri", made.source_uri, *named, "--until", "pass", remark=remark)
 
 
 def unlearn(options: config.Unlearn) -> UnlearnResult:
@@ -130,7 +140,8 @@ def unlearn(options: config.Unlearn) -> UnlearnResult:
         evidence = publish(session, run_id, name, result, provenance, outputs, options, lock, policy=policy)
         checkpoint.remove()
         if policy is None and tells_apart(str(evidence.reading)):
-            print(f"The forget set still stands out. To go on until it does not:\n  {_until_pass(session)}")
+            print("The forgotten samples still stand out: a review will hardly pass.")
+        _say_that_it_is_a_trial(session, options)
         return UnlearnResult(run_id=run_id, registered=Registered.of(evidence), attempts=attempts)
 
 
@@ -148,11 +159,13 @@ def _check(options: config.Unlearn) -> tuple[Policy | None, tuple[Rung, ...]]:
         raise UnlearnError(f"{options.method} runs a training again in one process: leave processes out")
     defaults = config.Unlearn.model_fields
     if options.claim != defaults["claim"].default and not options.plan:
-        raise UnlearnError(f"claim = {options.claim} is of no use here: give plan=true with it")
+        raise UnlearnError(f"claim = {options.claim} has no effect without plan=true: add that, or leave it out")
     if options.until == "once":
         for name in ("policy", "rungs", "budget"):
             if getattr(options, name) != defaults[name].default:
-                raise UnlearnError(f"{name} = {getattr(options, name)} is of no use here: give until=pass with it")
+                raise UnlearnError(
+                    f"{name} = {getattr(options, name)} has no effect without until=pass: add that, or leave it out"
+                )
         return None, ()
     for name in ("method", "params", "preset", "prefix"):
         if getattr(options, name) != defaults[name].default:
@@ -202,11 +215,14 @@ def _plan(
     return estimate, Comparison(session, options, recipe, known).ways(rungs)
 
 
-def _until_pass(session: Session) -> str:
-    """The command that goes on from here, ready to paste."""
-    # Filed requests are found again; those that forget= filed have to be named.
-    named = "".join(f" --forget request:{request.id}" for request in session.requests if request.ad_hoc)
-    return f"mlflow-unlearn unlearn --model-uri {session.version.uri}{named} --until pass"
+def _say_that_it_is_a_trial(session: Session, options: config.Unlearn) -> None:
+    trials = [request for request in session.requests if request.ad_hoc]
+    if trials and session.version.name is not None and options.forget is not None:
+        file = command_line("request", "--model-uri", session.version.uri, "--forget", f"request:{trials[0].id}")
+        note(
+            f"Note: this is a trial: request {trials[0].id} was given with forget= and not filed, so that it has no "
+            f"case and no day by which it is due. To file it: {file}"
+        )
 
 
 def _with_params(options: config.Unlearn) -> tuple[config.Unlearn, dict[str, Any]]:

@@ -298,7 +298,7 @@ class ComparisonRunner:
         untold = {part for part, value in reused.items() if value is None}
         if new := sorted(untold - self._untold):
             self._untold |= untold
-            note(f"Note: finished runs are not reused, and these not later on: {', '.join(new)} cannot be told.")
+            note(f"Note: finished runs are not reused, nor will these be later: {', '.join(new)} cannot be identified.")
         if untold:
             return None
         cache_key = {

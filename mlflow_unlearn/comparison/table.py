@@ -17,6 +17,7 @@ from mlflow_unlearn.console import stdout
 from mlflow_unlearn.evidence.record import FrozenRecord
 from mlflow_unlearn.metrics.catalog import METRICS, ranked
 from mlflow_unlearn.metrics.suite import Metrics
+from mlflow_unlearn.report.fit import show_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +28,8 @@ REFERENCES = ("original", "retrain", "floor")
 COLUMNS = (*(metric.key for metric in ranked("comparison")), "seconds", "seconds_relative")
 """Of the table, in this order, behind `AUDIT_COLUMNS` where audits rank; the first one decides."""
 _PRINTED = (*(metric.key for metric in ranked("comparison") if metric.printed), "seconds_relative")
+COST = "cost"
+"""What is printed in the place of ``seconds_relative``."""
 TUNED = ", tuned"
 """Behind a method's name: the row of what tuning has chosen."""
 PAPER = "0.92 ± 0.04"
@@ -217,27 +220,29 @@ def markdown(rows: Sequence[Row], pearson: Spread | None, unranked: str | None =
     for row in rows:
         cells = [str(row[column]) if row[column] is not None else "–" for column in shown]
         lines.append(f"| {row.name} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"- {line}" for line in notes(rows, pearson, unranked))]) + "\n"
+    return "\n".join([*lines, "", *(f"- {line}" for line in notes(rows, pearson, shown, unranked=unranked))]) + "\n"
 
 
-def notes(rows: Sequence[Row], pearson: Spread | None, unranked: str | None = None) -> list[str]:
-    """What a reader of the table must know.
+def notes(
+    rows: Sequence[Row], pearson: Spread | None, columns: Sequence[str], *, spread: bool = True, unranked: str | None
+) -> list[str]:
+    """What a reader of the table must know, of the rows and columns that are there.
 
     Args:
         rows: of the table.
-        pearson: `correlation`.
+        pearson: correlation of RF-JSD with JSD.
+        columns: that are shown.
+        spread: whether standard deviations are.
         unranked: a sentence, without its full stop, about why no method is ranked; None where they are.
     """
-    ranks = (
-        "`retrain` is the gold standard of each seed, `floor` a second gold measured against it: no method can be "
-        f"expected to come nearer. {BY_AUDIT if _audited(rows) else BY_GAP} The published `avg_gap` follows a model's "
-        "overall confidence."
-    )
-    lines = [
-        f"Mean ± standard deviation over seeds. {ranks if unranked is None else f'{unranked}.'}",
-        "`seconds_relative` is the time to unlearn in units of retraining; the original's outputs are computed once "
-        "for all methods and not counted.",
-    ]
+    seeds = max((len(row.metrics) for row in rows), default=0)
+    over = "" if seeds < 2 else f"Mean{' ± standard deviation' if spread else ''} over {seeds} seeds. "
+    lines = [over + (_ranks(rows, columns) if unranked is None else f"{unranked}.")]
+    if cost := [name for name in ("seconds_relative", COST) if name in columns]:
+        lines.append(
+            f"`{cost[0]}` is the time to unlearn in units of retraining; the original's outputs are computed once for "
+            "all methods and not counted."
+        )
     if pearson is not None:
         lines.append(f"Pearson correlation of rf_jsd with jsd over the methods: {pearson} (the paper reports {PAPER}).")
     lines += [
@@ -251,6 +256,17 @@ def notes(rows: Sequence[Row], pearson: Spread | None, unranked: str | None = No
     return lines
 
 
+def _ranks(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """What the order of the rows is by, and what it is held against."""
+    methods = {row.method for row in rows}
+    retrain = "`retrain` is the gold standard of each seed. " if "retrain" in methods else ""
+    floor = (
+        "`floor` is a second gold standard: no method can be expected to come nearer. " if "floor" in methods else ""
+    )
+    published = " The published `avg_gap` follows a model's overall confidence." if "avg_gap" in columns else ""
+    return retrain + floor + (BY_AUDIT if _audited(rows) else BY_GAP) + published
+
+
 def _damaged(rows: Sequence[Row]) -> list[str]:
     """Who has lost much: an audit asks what a model still knows of the forget set, not what it is good for."""
     accuracies = {row.method: spread.mean for row in rows if (spread := row["acc_test"]) is not None}
@@ -260,20 +276,18 @@ def _damaged(rows: Sequence[Row]) -> list[str]:
 
 def show(rows: Sequence[Row], pearson: Spread | None, unranked: str | None = None) -> None:
     """Print the table to standard output."""
-    console = stdout(160)
-    table = Table(
-        title="methods against retraining" if unranked is None else "methods, not ranked", title_justify="left"
-    )
+    title = "methods against retraining" if unranked is None else "methods, not ranked"
+    table = Table(title=title, title_justify="left")
     table.add_column("method")
     columns = [c for c in _columns(rows, _PRINTED) if any(row[c] is not None for row in rows)]
     for column in columns:
-        table.add_column("cost" if column == "seconds_relative" else column, justify="right")
+        table.add_column(COST if column == "seconds_relative" else column, justify="right")
     for row in rows:
         cells = (f"{spread.mean:.4f}" if (spread := row[column]) is not None else "–" for column in columns)
         table.add_row(row.name, *cells, end_section=row.method == "floor")
-    console.print(table)
-    for line in notes(rows, pearson, unranked):
-        console.print(line, highlight=False, markup=False)
+    shown = show_table(table, drop=[*reversed(columns[1:-1])])
+    for line in notes(rows, pearson, shown, spread=False, unranked=unranked):
+        stdout().print(line, highlight=False, markup=False)
 
 
 def figure(rows: Sequence[Row], pearson: Spread | None) -> "Figure":

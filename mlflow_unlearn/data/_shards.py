@@ -124,7 +124,7 @@ def _shards_by_split(root: Path) -> dict[str, list[str]]:
             "name all of them after train, val or test, or none"
         )
     if "all" not in shards and ("train" not in shards or len(shards) == 1):
-        raise UnlearnError(f"{str(root)!r} has shards of {shortlist(shards)} only: train, and test or val are needed")
+        raise UnlearnError(f"{str(root)!r} has shards of {shortlist(shards)} only: add train, and test or val")
     return shards
 
 
@@ -205,7 +205,7 @@ def _by_key(file: IO[bytes], path: str) -> dict[str, dict[str, tarfile.TarInfo]]
                 found[match[1]][kind] = member
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError("it has no end")
+                raise tarfile.ReadError("it is truncated")
     except tarfile.TarError as error:
         raise UnlearnError(f"the shard {path!r} is truncated or not a tar file ({error}): copy it again") from error
     return found

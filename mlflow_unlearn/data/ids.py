@@ -18,7 +18,7 @@ def listed_ids(spec: str) -> Manifest:
         UnlearnError: it is another spec, or the file lists none.
     """
     if spec.startswith("random:"):
-        raise UnlearnError(f"{spec!r} draws other samples of every version: name those that are looked for")
+        raise UnlearnError(f"{spec!r} draws different samples for every version: name the samples to look for")
     listed = read_ids(Path(os.path.expanduser(spec)))
     if not listed.ids:
         raise UnlearnError(f"{spec!r} lists no id: there is nothing to look for")

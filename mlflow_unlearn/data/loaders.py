@@ -164,7 +164,7 @@ def _digits(body: str) -> _Loaded:
     from sklearn.datasets import load_digits  # takes a second to import
 
     if body:
-        raise UnlearnError(f"digits:{body} has something behind the colon: write digits")
+        raise UnlearnError(f"digits:{body} has something after the colon: write digits")
     data = load_digits()
     pixels = np.rint(data.images * 255 / 16).astype(np.uint8)
     labels = data.target.astype(np.int64)

@@ -245,10 +245,10 @@ def _explain(rank: str, code: int, log: Path) -> None:
     if printed and start >= 0:
         print(printed[start:], file=sys.stderr)
     elif printed and code > 0:
-        print(f"Error: {rank} ended with exit code {code}; it said:", file=sys.stderr)
+        print(f"Error: {rank} ended with exit code {code}; it printed:", file=sys.stderr)
         print("\n".join(printed.splitlines()[-_LAST_LINES:]), file=sys.stderr)
     elif code > 0 and log.exists():
-        print(f"Error: {rank} ended with exit code {code} and said nothing", file=sys.stderr)
+        print(f"Error: {rank} ended with exit code {code} and printed nothing", file=sys.stderr)
 
 
 @contextmanager

@@ -295,7 +295,7 @@ class ResumableWorkspace:
         if stored is not None:
             progress = self._state.load(stored["trainer"])
             self._state.kept = [Kept.model_validate(one) for one in stored["kept"]]
-            note(f"Note: {name} goes on where this command was killed, in epoch {len(self._state.history) + 1}.")
+            note(f"Note: {name} continues where this command was killed, in epoch {len(self._state.history) + 1}.")
             self._stored = None
         stats = self._state.run_phase(phase, name, progress, self._pause if self._can_be_told else None)
         self._phases.append(

@@ -67,7 +67,7 @@ def split_at(model: nn.Module, name: str) -> SplitModel:
     after = [node for node in nodes if node not in before]
     crossing = [node for node in before if node.op != "get_attr" and any(user in after for user in node.users)]
     if [node.op for node in crossing] == ["placeholder"]:
-        raise UnlearnError(f"nothing lies before {name!r}: give a module further back, or prefix=none")
+        raise UnlearnError(f"there is nothing before {name!r}: give a later module, or prefix=none")
     if len(crossing) != 1:
         raise UnlearnError(
             f"the model cannot be cut before {name!r}: {len(crossing)} tensors cross there, and it must be one; "
@@ -76,7 +76,7 @@ def split_at(model: nn.Module, name: str) -> SplitModel:
     frozen, head = _part(model, before, output=crossing[0]), _part(model, after, boundary=crossing[0])
     if _tensors(frozen) & _tensors(head):
         raise UnlearnError(
-            f"the model cannot be cut before {name!r}: layers before and behind it share parameters or statistics; "
+            f"the model cannot be cut before {name!r}: layers before and after it share parameters or statistics; "
             "cut elsewhere, or use prefix=none"
         )
     return SplitModel(frozen, head)

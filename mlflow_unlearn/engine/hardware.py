@@ -59,9 +59,9 @@ def checked_precision(precision: str, device: torch.device) -> None:
     if precision not in get_args(Precision):
         raise UnlearnError(f"unknown precision {precision!r}: use {', '.join(get_args(Precision))}")
     if precision == "bf16" and not has_bfloat16(device):
-        raise UnlearnError(f"precision=bf16 is asked of {processor(device)}, which has no bfloat16: use fp32 or auto")
+        raise UnlearnError(f"precision=bf16 needs bfloat16, which {processor(device)} does not have: use fp32 or auto")
     if precision == "tf32" and not (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)):
-        raise UnlearnError(f"precision=tf32 is asked of {processor(device)}, which has no TF32: use fp32 or auto")
+        raise UnlearnError(f"precision=tf32 needs TF32, which {processor(device)} does not have: use fp32 or auto")
 
 
 def pick_numerics(

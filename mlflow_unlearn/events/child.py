@@ -35,7 +35,7 @@ def alive(log: Path) -> bool:
 def wait_until_ended(log: Path, stopping: Callable[[], bool]) -> bool:
     """Wait for a command that an earlier listener has started; False where we are to stop before it ends."""
     if alive(log):
-        note(f"Note: a command that an earlier listener has started still runs, and is waited for: see {log}.")
+        note(f"Note: waiting for a command that an earlier listener started and that still runs: see {log}.")
     while alive(log):
         if stopping():
             return False

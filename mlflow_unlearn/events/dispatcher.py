@@ -140,7 +140,7 @@ class Dispatcher:
         rule = self._file.rule(job.model, job.kind, job.details[0])
         if rule is None or [step.command for step in job.steps] != list(rule.then):
             raise UnlearnError(
-                f"the file has no rule any more that answers to {job.kind} of {job.model!r} with "
+                f"the file no longer has a rule for {job.kind} of {job.model!r} with "
                 f"{', '.join(step.command for step in job.steps)}: put it back, and start again with --retry {job.id}"
             )
         if (why := self._ours(job)) is not None:

@@ -64,16 +64,18 @@ def fulfilled(client: MlflowClient, job: Job, names: Collection[str]) -> str | N
     done = set()
     for detail in job.details:
         if TAG + detail not in tags:
-            raise UnlearnError(f"{job.uri} has no request {detail} any more: its tag was removed")
+            raise UnlearnError(f"{job.uri} no longer has the request {detail}: its tag was removed")
         request = ForgetRequest.from_tag(TAG + detail, tags[TAG + detail])
         if request.pending:
             return None
+        if request.state == "withdrawn":
+            raise UnlearnError(f"the request {detail} of {job.uri} was {request.withdrawn}")
         versions = filter(None, (version_there(client, uri) for uri in reversed(request.done_by)))
         by = [version for version in versions if version.name in names and detail in _requests_of(version)]
         if not by:
             said = ", ".join(map(repr, request.done_by))
             raise UnlearnError(
-                f"the request {detail} of {job.uri} is said to be carried out by {said}, which is not a version of "
+                f"the request {detail} of {job.uri} was reportedly carried out by {said}, which is not a version of "
                 f"{' or '.join(sorted(names))} that has done so: see `verify`"
             )
         if REGISTERING_TAG in by[0].tags:

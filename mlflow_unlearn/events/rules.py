@@ -163,7 +163,7 @@ class ListenFile(NumbersAreNumbers):
     def _names_a_variable(cls, value: str) -> str:
         if not value.startswith(_VARIABLE) or value == _VARIABLE:
             # Not quoted: it may be the secret itself.
-            raise ValueError("the secret does not belong into the file: write env:NAME, and set that variable")
+            raise ValueError("the secret does not belong in the file: write env:NAME, and set that variable")
         return value
 
     @property

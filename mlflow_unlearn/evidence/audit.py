@@ -96,7 +96,7 @@ class CanaryRecord(FrozenRecord):
     @property
     def words(self) -> str:
         """What they say, in a clause."""
-        return f"{self.larger} of {self.pairs} trained twins are the surer ones, p {self.p_value:.3g}"
+        return f"{self.larger} of {self.pairs} trained twins have the larger log odds, p {self.p_value:.3g}"
 
 
 class RelearnRecord(FrozenRecord):

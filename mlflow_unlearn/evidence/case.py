@@ -28,6 +28,7 @@ class CaseRequest(FrozenRecord):
     samples: int | None
     hashed: bool | None = Field(description="Whether the ids are stored hashed; None: the list is missing.")
     done_by: list[str] = Field(description="URIs of the versions that fulfilled it.")
+    withdrawn: str | None = Field(None, description="By whom it was taken back, when and why, in words.")
     folder: str
 
 
@@ -103,7 +104,7 @@ class Case(FrozenRecord):
         """What is still to be done, in words; empty for a case that is closed."""
         points = []
         for request in self.requests:
-            if not request.done_by:
+            if not (request.done_by or request.withdrawn):
                 due = f", due {request.due}" if request.due is not None else ""
                 points.append(f"request {request.id} was not carried out{due}")
         for version in self.carried_out:
@@ -114,11 +115,12 @@ class Case(FrozenRecord):
             elif version.verdict != "pass":
                 points.append(f"the last review of {version.uri} says {version.verdict}")
             if version.audit == "told apart":
-                points.append(f"an audit tells the forgotten samples of {version.uri} apart")
+                points.append(f"an audit distinguishes the forgotten samples of {version.uri} from unseen ones")
         if self.carried_out and not self.serving:
             points.append("no alias points to a version that has forgotten the samples")
+        taken_back = {request.id for request in self.requests if request.withdrawn and not request.done_by}
         for version in self.versions:
-            if version.knows and not version.retired:
+            if {*version.knows} - taken_back and not version.retired:
                 still = f", and is {', '.join(version.aliases)}" if version.aliases else ""
                 points.append(f"{version.uri}, which knows the samples, was not retired{still}")
         points += [f"{path} is missing: {why}" for path, why in self.missing.items()]
@@ -142,7 +144,7 @@ class Holders(FrozenRecord):
     contain: list[HolderRecord] = Field(description="Versions.")
     cannot_be_told: list[HolderRecord]
     logged_models: list[str] = Field(description="LoggedModels with the samples that no version names.")
-    logged_models_unknown: list[str] = Field([], description="Likewise, of which that cannot be told.")
+    logged_models_unknown: list[str] = Field([], description="Likewise, where that is unknown.")
     runs: list[str] = Field(description="That logged what contains them.")
     references: list[str] = Field(description="Outputs of models that audits have trained, with them among the data.")
     checkpoints: list[str] = Field([], description="Of trainings, that have seen the samples.")

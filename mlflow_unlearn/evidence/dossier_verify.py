@@ -345,7 +345,7 @@ def _mark(files: Mapping[str, bytes], case: dict[str, Any], version: _Version) -
     if ended and "gone" not in version.now:  # of an earlier release
         yield DossierCheck("not checked", part, "it is marked as retired, and nobody looked for its files")
     elif ended:
-        yield _same(part, (gone, version.now["files"]), (True, {}), "it is marked as retired and has no files any more")
+        yield _same(part, (gone, version.now["files"]), (True, {}), "it is marked as retired and no longer has files")
     yield _same(part, version.said["retired"], ended and gone is not False, "the case says whether it was retired")
 
 
@@ -418,7 +418,7 @@ def _promotions(files: Mapping[str, bytes], version: _Version) -> Iterator[Dossi
             yield _same(part, record["weights_sha256"], version.weights, f"{record['alias']} names these weights")
         review = f"{version.folder}/reviews/review-{record['review']}.json"
         if record["override"] is not None:
-            yield DossierCheck("ok", part, f"{record['alias']} was promoted in spite of its review, which is recorded")
+            yield DossierCheck("ok", part, f"{record['alias']} was promoted despite its review, which is recorded")
         elif review in files:
             outcomes = {one["outcome"] for one in _json(files, review)["verdict"]["checks"]}
             yield _same(part, outcomes, {"pass"}, f"{record['alias']} rests on review {record['review']}, which passed")
@@ -437,7 +437,7 @@ def _retirement(files: Mapping[str, bytes], name: str, versions: Mapping[str, _V
         begun = mark.pop("unfinished", None) is not None
         yield _same(name, record["done"], not begun, f"the tag of {uri} says whether it has ended")
         if begun:
-            yield DossierCheck("not checked", name, f"it was begun and has not ended: {uri} may still have files")
+            yield DossierCheck("not checked", name, f"it was started but not finished: {uri} may still have files")
             continue
         yield _same(name, {k: record[k] for k in ("at", "by", "run_id", "reason")}, mark, f"the tag of {uri} says so")
 

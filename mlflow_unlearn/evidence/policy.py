@@ -237,7 +237,11 @@ class Check(FrozenRecord):
     def __str__(self) -> str:
         """As an error says it; what a number does not explain is explained."""
         why = f": {self.note}" if self.value in ("–", "false") and self.note else ""
-        return f"{self.rule} is {self.value}, needs {self.threshold} ({self.outcome}{why})"
+        if self.value == "–":
+            return f"{self.rule} was not measured{why}"
+        if self.outcome == "uninformative":
+            return f"{self.rule} is uninformative: {self.note}"
+        return f"{self.rule} is {self.value}, but must be {self.threshold} ({self.outcome}{why})"
 
 
 class Verdict(FrozenRecord):
@@ -494,7 +498,7 @@ def _needed(measured: Measured) -> str:
     if not forget or not test:
         return ""
     count = samples_needed(measured.values["mia_advantage_null"], forget, test)
-    return f"about {count} forgotten samples are needed" if count is not None else "more unseen samples are needed"
+    return f"about {count} forgotten samples would do" if count is not None else "more unseen samples would do"
 
 
 def _size(evidence: Evidence, role: str, least: int) -> Check:
@@ -510,7 +514,7 @@ def _audits(evidence: Evidence, rules: AuditRules, audit: AuditRecord | None) ->
     """What an audit says; of one that is missing, or about something else, that it was not measured."""
     accepted = " or ".join(rules.accept)
     if audit is None or (foreign := _about_something_else(evidence, audit)):
-        why = "there is none of this version: `mlflow-unlearn audit` makes one" if audit is None else foreign
+        why = "this version was never audited: `mlflow-unlearn audit` does that" if audit is None else foreign
         yield Check(rule="audit", value="–", threshold=accepted, outcome="not measured", note=why)
         return
     decision, why = audit.decision
@@ -573,10 +577,10 @@ def _share_remembered(audit: AuditRecord, most: float) -> Check:
 def _canaries(audit: AuditRecord, most: float) -> Check:
     rule, threshold, found = "canaries", f"advantage ≤ {most:g}, with 95 % confidence", audit.canaries.get(AUDITED)
     if found is None:
-        note = "no canary was planted, or none of those that were forgotten tells anything"
+        note = "no canary was planted, or none of the forgotten ones can decide anything"
         return Check(rule=rule, value="–", threshold=threshold, outcome="not measured", note=note)
     outcome: Outcome = "pass" if found.bound <= most + SLACK else "fail"
-    note = f"in {found.larger} of {found.pairs} pairs the trained twin is the surer one, p {found.p_value:.3g}"
+    note = f"in {found.larger} of {found.pairs} pairs the trained twin has the larger log odds, p {found.p_value:.3g}"
     return Check(rule=rule, value=f"≤ {found.bound:.3f}", threshold=threshold, outcome=outcome, note=note)
 
 

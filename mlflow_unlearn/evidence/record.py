@@ -160,7 +160,7 @@ class Matched(FrozenRecord):
     untrained: int = Field(description="In the training split, but not trained on, or forgotten before.")
     val: int = Field(description="In the validation split, never trained on.")
     test: int = Field(description="In the test split, never trained on.")
-    nowhere: int = Field(description="In no split, or not in the source any more.")
+    nowhere: int = Field(description="In no split, or no longer in the source.")
 
     def others(self) -> str:
         """Those that are not forgotten, in words; empty where there are none."""

@@ -1,10 +1,12 @@
 """What programs are told of a version that a command has registered: parts of its evidence, or of its tags."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from pydantic import Field
 
 from mlflow_unlearn.answer import CommandResult
+from mlflow_unlearn.console import command_line
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.record import Evidence, Exactness, FrozenRecord, Measured
 
@@ -80,3 +82,10 @@ class Registering(CommandResult):
 
     run_id: str = Field(description="Of the command's MLflow run.")
     registered: Registered | None = Field(None, description="Null where nothing was, or was to be, registered.")
+
+    def next_step(self, options: Any) -> str | None:
+        """To judge what was unlearned."""
+        if self.registered is None or self.registered.source_uri is None:
+            return None
+        policy = getattr(options, "policy", None)
+        return command_line("review", "--model-uri", self.registered.uri, *(("--policy", policy) if policy else ()))

@@ -70,7 +70,7 @@ def _promoted_at(tag: str | None) -> str:
 
 
 def _unfinished(client: MlflowClient, tag: str) -> str | None:
-    """How a promotion ended whose command did not get as far as the alias; None for one that did.
+    """How a promotion ended whose command did not reach the alias; None for one that did.
 
     The tag is written before the alias is moved, and the command's run is finished after that.
     """
@@ -81,7 +81,7 @@ def _unfinished(client: MlflowClient, tag: str) -> str | None:
             return None
     except (ValueError, KeyError, TypeError, MlflowException, OSError):
         return None  # what cannot be read excuses nobody
-    return f"did not get as far as the alias (run {run_id} is {status}): the same `promote` goes on with it"
+    return f"did not reach the alias (run {run_id} is {status}): the same `promote` continues it"
 
 
 def _same_promotion(part: str, tag: str, examined: Examined) -> IntegrityFinding:
@@ -103,5 +103,5 @@ def _same_promotion(part: str, tag: str, examined: Examined) -> IntegrityFinding
             return same(part, promotion.get(name), value, f"the {name} that was promoted")
     message = f"promoted by {promotion.get('by')} at {promotion.get('at')}"
     if promotion.get("override"):
-        message += f", in spite of the verdict: {promotion['override']}"
+        message += f", despite the verdict: {promotion['override']}"
     return IntegrityFinding(part, "same", message)

@@ -39,7 +39,7 @@ def reviewed_by(examined: Examined, policy: Policy | None) -> tuple[ReviewRecord
     signed, how = signed_by(reviewed.policy, examined.signature)
     unsigned = f"its policy {reviewed.policy.name!r} requires a signature: {how}"
     if not _says_what_its_policy_says(reviewed, examined):
-        forged = f"its review {reviewed.n} says what its policy does not say of this evidence; review it again"
+        forged = f"its review {reviewed.n} does not match what its policy says about this evidence; review it again"
         return None, policies, [forged if signed or "signature" not in reviewed.policy.required else unsigned]
     objections = []
     if "signature" in reviewed.policy.required and not signed:
@@ -50,7 +50,7 @@ def reviewed_by(examined: Examined, policy: Policy | None) -> tuple[ReviewRecord
             f"one is {policy.name!r} ({policy.sha256[:12]}): review it by this one"
         )
     if not reviewed.verdict.passed:
-        objections.append(f"its review {reviewed.n} says fail")
+        objections.append(f"its review {reviewed.n} did not pass")
     return reviewed, policies, objections
 
 
@@ -193,7 +193,8 @@ def open_requests(client: MlflowClient, evidence: Evidence) -> list[str]:
             if not key.startswith(forget_requests.TAG):
                 continue
             request = forget_requests.ForgetRequest.from_tag(key, value)
-            if request.of == uri and request.id not in carried_out and not request.ad_hoc:
+            closed = request.ad_hoc or request.state == "withdrawn"
+            if request.of == uri and request.id not in carried_out and not closed:
                 state = "is still open" if request.pending else f"was carried out by {', '.join(request.done_by)} alone"
                 open_ones.append(f"request {request.id} on {uri} {state}")
     return open_ones

@@ -59,7 +59,9 @@ def check_audit(stored: AuditRecord) -> IntegrityFinding:
     except (MlflowException, OSError) as error:
         return IntegrityFinding(part, "not checked", f"its run cannot be read ({first_line(error)})")
     except ValueError as error:  # pydantic's too
-        return IntegrityFinding(part, "differs", f"the record of run {stored.run_id} is none ({first_line(error)})")
+        return IntegrityFinding(
+            part, "differs", f"the record of run {stored.run_id} cannot be read ({first_line(error)})"
+        )
     if found != stored:
         return IntegrityFinding(part, "differs", f"run {stored.run_id} says something else than its review has it")
     return IntegrityFinding(part, "same", f"run {stored.run_id} says what its review has")

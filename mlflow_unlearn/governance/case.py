@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from pydantic import ValidationError
 
-from mlflow_unlearn.console import storable
+from mlflow_unlearn.console import counted, storable
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.audit import AUDIT_FILE, AuditRecord
 from mlflow_unlearn.evidence.case import Case, CaseEvent, CaseRequest, CaseVersion, EventKind, Role, by_time
@@ -188,11 +188,12 @@ class _Gathering:
             samples=details.get("samples"),
             hashed=listed.startswith(b"# salt=") if listed is not None else None,
             done_by=self._done_by(request_id, tag),
+            withdrawn=str(tag.withdrawn) if tag is not None and tag.withdrawn is not None else None,
             folder=folder,
         )
         if details:
             due = f", due {request.due}" if request.due else ""
-            message = f"{request.samples} samples of {request.of} are to be forgotten{due}"
+            message = f"{counted(request.samples or 0, 'sample')} of {request.of} to be forgotten{due}"
             self._event("filed", request_id, message, at=request.filed, by=by, run_id=run_id, file=path)
         return request
 
@@ -248,7 +249,7 @@ class _Gathering:
         """Of the run that made the version, which has it after the version is retired as well."""
         registered = version_there(self._client, uri)
         if registered is None:
-            self._found.missing[f"{folder_of(uri)}/version.json"] = f"{uri} is not in the registry any more"
+            self._found.missing[f"{folder_of(uri)}/version.json"] = f"{uri} is no longer in the registry"
             return None
         run_id, folder = registered.tags.get("unlearn.run_id", ""), f"{folder_of(uri)}/{FOLDER}"
         try:
@@ -275,7 +276,7 @@ class _Gathering:
         registered = version_there(self._client, uri)
         if registered is None:
             if re.fullmatch("models:/[^/]+/[1-9][0-9]*", uri):  # others were never registered
-                self._found.missing[f"{folder_of(uri)}/version.json"] = f"{uri} is not in the registry any more"
+                self._found.missing[f"{folder_of(uri)}/version.json"] = f"{uri} is no longer in the registry"
             return None
         folder, tags = folder_of(uri), registered.tags
         gone = is_gone(uri, files_of(self._client, registered, self._models)) if RETIRED_TAG in tags else None
@@ -363,7 +364,7 @@ class _Gathering:
             record = self._found.record(path, run_id, f"{FOLDER}/{PROMOTION}", PromotionFile)
             if not record:
                 continue
-            spite = f", in spite of its review: {record['override']}" if record.get("override") else ""
+            spite = f", despite its review: {record['override']}" if record.get("override") else ""
             message = f"{alias} was moved to {uri}{spite}"
             self._event("promoted", uri, message, at=record["at"], by=record["by"], run_id=run_id, file=path)
 
@@ -381,7 +382,7 @@ class _Gathering:
         if not record:
             return
         about = ", ".join(record["versions"])
-        state = "" if record["done"] else "; it was begun, and did not end"
+        state = "" if record["done"] else "; it was started but not finished"
         how = f": {record['reason']}" if record.get("reason") else ""
         proof = record.get("proof")
         looked = "" if not isinstance(proof, dict) else "; proven" if proof.get("proven") is True else "; not proven"

@@ -109,12 +109,12 @@ class CaseFiles:
 
     def edited(self, path: str) -> None:
         """Note of a file that it is not the record that it should be."""
-        self.missing[path] = "it is there, and was edited: it is not such a record any more"
+        self.missing[path] = "it is there, and was edited: it is no longer such a record"
 
 
 def why(where: str, error: BaseException) -> str:
     """Why a file is missing, in words that are the same on every machine."""
-    return f"this user may not read {where}" if hidden(error) else f"it is not in {where} any more"
+    return f"this user may not read {where}" if hidden(error) else f"it is no longer in {where}"
 
 
 def model_digests(uri: str) -> dict[str, str]:

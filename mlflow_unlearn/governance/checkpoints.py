@@ -185,7 +185,7 @@ def remove_of_dead(client: MlflowClient, kept: Sequence[Kept], *, stays: bool = 
         for run_id, path in sorted(left):
             delete_checkpoint(run_id, path)
     except (MlflowException, UnlearnError, OSError) as error:
-        note(f"Note: checkpoints of runs that were killed amid this training are left ({first_line(error)}).")
+        note(f"Note: checkpoints of runs that were killed during this training are left ({first_line(error)}).")
 
 
 def unlisted(client: MlflowClient, known: Mapping[str, str], record: RetirementRecord) -> list[StoredPlace | Unseen]:
@@ -241,7 +241,8 @@ def _left_in(run: Run, count: int) -> StoredPlace:
     what = "a checkpoint that no version lists" if count == 1 else f"{count} checkpoints that no version lists"
     return StoredPlace(
         place=f"{run.info.artifact_uri}/checkpoints",
-        why=f"{what}, of run {run.info.run_id}, which {alike} ({end}): delete them if no command is to go on with them",
+        why=f"{what}, of run {run.info.run_id}, which {alike} ({end}): delete them if no command will continue "
+        "with them",
     )
 
 

@@ -213,7 +213,7 @@ def _trained_on(session: Session) -> str:
         return ASSUMED
     known = len(manifest.ids)
     lost = known - len(session.forget) - len(session.retain)
-    return RECORDED if not lost else f"{RECORDED}; {lost} of its {known} samples are not in the training split any more"
+    return RECORDED if not lost else f"{RECORDED}; {lost} of its {known} samples are no longer in the training split"
 
 
 def _filed(session: Session) -> Sequence[forget_requests.ForgetRequest]:

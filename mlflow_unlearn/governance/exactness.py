@@ -101,7 +101,7 @@ def _taken_out(evidence: Evidence, shards: Shards) -> Iterator[IntegrityFinding]
         except UnlearnError:
             continue  # which the request's own check says
         if manifest.salt not in (None, salt):
-            yield IntegrityFinding(part, "not checked", f"request {request.id} hides its ids in a way of its own")
+            yield IntegrityFinding(part, "not checked", f"request {request.id} hashes its ids in another way")
             return
         hashed = Manifest((), salt).key if manifest.salt is None else str
         for sample in manifest.ids:

@@ -29,7 +29,7 @@ from mlflow_unlearn.registry.walk import Registry, runs_where, uri_of
 DAYS_VARIABLE, DAYS = "MLFLOW_UNLEARN_DUE_DAYS", 30
 """Days after which a request is due for which no day was given."""
 
-RequestState = Literal["pending", "done", "retired", "gone"]
+RequestState = Literal["pending", "done", "retired", "gone", "withdrawn"]
 CaseState = Literal["overdue", "open", "done"]
 
 
@@ -38,7 +38,7 @@ class InboxRequest(CommandResult):
 
     id: str
     uri: str = Field(description="The version that it is about.")
-    state: RequestState = Field(description="Also closed: the version was retired, or is gone.")
+    state: RequestState = Field(description="Also closed: the version was retired, or is gone; or it was withdrawn.")
     done_by: list[str]
     run_id: str
     samples: int | None
@@ -57,7 +57,7 @@ class InboxCase(CommandResult):
     state: CaseState
     requests: list[InboxRequest]
     still_in: list[str] = Field(description="Versions that contain samples of it, LoggedModels too.")
-    unclear: int = Field(description="Number of versions of which that cannot be told; `locate` says why.")
+    unclear: int = Field(description="Number of versions where that is unknown; `locate` says why.")
 
     def left_over(self, registry: Registry) -> list[str]:
         """Of what still contains the samples, what no request of the case is about although one was.
@@ -129,9 +129,7 @@ class Inbox:
                     self.unreadable.append(one_line(f"{uri_of(version)}: {error}"))
                     continue
                 if request.of == uri_of(version) and not request.ad_hoc:
-                    closed: RequestState = (
-                        "done" if not request.pending else "retired" if retired(version) else "pending"
-                    )
+                    closed: RequestState = "retired" if request.pending and retired(version) else request.state
                     found.append((request, closed))
         return found
 

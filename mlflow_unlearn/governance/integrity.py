@@ -420,7 +420,7 @@ def _chain(client: MlflowClient, evidence: Evidence, folder: Path) -> Iterator[I
             path = download(uri, folder)
             stored = file_digests(path)
             if not stored:  # some stores give an empty folder for one that is gone
-                raise FileNotFoundError("it has no files any more")
+                raise FileNotFoundError("it no longer has files")
         except (UnlearnError, MlflowException, OSError) as error:
             yield IntegrityFinding(
                 part, "not checked", f"it was {end}" if end is not None else f"it is gone ({first_line(error)})"

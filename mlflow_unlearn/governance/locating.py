@@ -183,7 +183,7 @@ class Search:
             return files_of(self._client, version, list(self._models.values()))
         except NoAnswer as error:
             self._lists.away.setdefault("", str(error))
-            return Location(source, doubt="the server gave no answer")
+            return Location(source, doubt="the server did not answer")
 
     def _version(self, entry: Located, wanted: Sequence[Wanted], counts: "_Counts") -> Located:
         how = retired(entry.registered)

@@ -154,7 +154,7 @@ def with_index(work: Callable[[ManifestIndex], T]) -> T:
         with closing(ManifestIndex(_with_tables(":memory:"))) as index:
             return work(index)
     except sqlite3.DatabaseError as error:
-        note(f"Note: the index of training lists is damaged ({first_line(error)}): it is made anew.")
+        note(f"Note: the index of training lists is damaged ({first_line(error)}): it is made again.")
         with suppress(OSError):
             (cache.folder() / FILE).unlink()
         with opened() as index:

@@ -1,12 +1,15 @@
 """Where samples still live: versions, LoggedModels, runs, references, this machine's cache."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from pydantic import Field
 
 from mlflow_unlearn.answer import CommandResult
+from mlflow_unlearn.config import Locate
+from mlflow_unlearn.console import command_line
 from mlflow_unlearn.errors import NoAnswer
 from mlflow_unlearn.evidence.audit import REFERENCE_FILE
 from mlflow_unlearn.governance import manifest_index
@@ -16,7 +19,7 @@ from mlflow_unlearn.governance.seen import RunCheckpoints, Seen, checkpoints_see
 from mlflow_unlearn.registry.uris import in_ranges
 from mlflow_unlearn.registry.walk import Registry
 
-PRINTED = {"unknown": "cannot be told"}
+PRINTED = {"unknown": "unknown"}
 """State → what people read; other states say it themselves."""
 _MANY = 40
 """Places above which those that are alike share a row."""
@@ -47,7 +50,7 @@ class Places(CommandResult):
     versions_looked_at: int
     places: list[Place] = Field(description="All but what never contained any of them.")
     logged_models: list[str] = Field(description="LoggedModels that no version names and that contain samples.")
-    logged_models_unknown: list[str] = Field(description="Likewise, of which that cannot be told.")
+    logged_models_unknown: list[str] = Field(description="Likewise, where that is unknown.")
     runs: list[str] = Field(description="That logged what contains them.")
     references: list[str] = Field(description="Outputs of models that audits have trained, with them among the data.")
     cached: list[str] = Field(description="Outputs in this machine's cache.")
@@ -56,9 +59,18 @@ class Places(CommandResult):
         [], description="Checkpoints of trainings that have seen samples."
     )
     unlisted_checkpoints: list[str] = Field(
-        [], description="Checkpoints of trainings that no version lists: what they have seen cannot be told."
+        [], description="Checkpoints of trainings that no version lists: what they have seen is unknown."
     )
     unanswered: str | None = Field(None, description="Why the rest is missing; null where all was looked at.")
+
+    def next_step(self, options: Any) -> str | None:
+        """Of what contains the samples: to file a request on it, or where that is done, the plan to retire it."""
+        contain = [one for one in self.places if one.state == "contains" and one.uri.startswith("models:/")]
+        if isinstance(options, Locate):
+            filed = all(one.unlearned_by for one in contain)
+            return None if filed else command_line("request", "--forget", options.forget, "--all", "true")
+        idle = [one.uri for one in contain if one.unlearned_by and not (one.aliases or one.endpoints)]
+        return command_line("retire", "--model-uri", idle[0], remark="only the plan") if idle else None
 
     def in_state(self, state: State) -> list[Place]:
         """The places in a state."""
@@ -157,6 +169,6 @@ def elsewhere(places: Places) -> Mapping[str, Sequence[str]]:
         "outputs of references that audits have trained": places.references,
         "outputs in this machine's cache": places.cached,
         "checkpoints of trainings that have seen the samples": [str(one) for one in places.training_checkpoints],
-        "checkpoints that no version lists (what they have seen cannot be told)": places.unlisted_checkpoints,
+        "checkpoints that no version lists (what they have seen is unknown)": places.unlisted_checkpoints,
         "checkpoints of commands that were killed on this machine": places.checkpoints,
     }

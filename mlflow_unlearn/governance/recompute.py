@@ -59,7 +59,7 @@ def recompute(
         ids = view.source.train.ids
         forget = np.flatnonzero(np.any([manifest.mask(ids) for manifest in named], axis=0))
         if not len(forget):
-            raise UnlearnError(f"{view.source.spec!r} has none of the forgotten samples any more")
+            raise UnlearnError(f"{view.source.spec!r} no longer has any of the forgotten samples")
         return view, forget, np.flatnonzero(training_mask(version, view.source)), evidence.data.salt
 
     def opened(original_uri: str | None) -> tuple[Session, Version]:

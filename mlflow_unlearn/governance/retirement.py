@@ -169,7 +169,7 @@ class Retirement:
 
     def other(self, what: str) -> Refused:
         """The error about what came meanwhile."""
-        return Refused(f"{self.target.uri} is not what this plan was about any more: {what}; look at it again")
+        return Refused(f"{self.target.uri} has changed since this plan: {what}; look at the new plan")
 
 
 def _serving(entries: Sequence[VersionExposure], aliases: Collection[str]) -> list[str]:
@@ -267,7 +267,7 @@ def _check_location(target: VersionExposure) -> None:
         elif os.path.islink(path):
             doubt = f"{path!r} is a symbolic link"
         elif os.path.exists(path) and not os.path.isdir(path):
-            doubt = f"{path!r} is no folder"
+            doubt = f"{path!r} is not a folder"
     elif location.store == "runs://":
         doubt = f"the run of {location.uri} is gone"
     if doubt:

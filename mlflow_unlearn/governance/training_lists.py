@@ -32,7 +32,7 @@ from mlflow_unlearn.registry.versions import (
 from mlflow_unlearn.registry.walk import Registry
 
 SUPPLY = "record what it was trained on with `manifest`"
-_NO_LIST = f"no one recorded what it was trained on: {SUPPLY}"
+_NO_LIST = f"what it was trained on was never recorded: {SUPPLY}"
 
 
 class Entry(Protocol):
@@ -93,7 +93,7 @@ class TrainingLists:
             return told
         except NoAnswer as error:
             self.away.setdefault(store, str(error))
-            return "the server gave no answer"
+            return "the server did not answer"
         except UnlearnError as error:
             return str(error)
         except sqlite3.Error:

@@ -190,7 +190,7 @@ class Lotus(Method):
                     refused = {"mia_auc_val": interval.auc}
                 else:
                     decides = False
-                    few = f"membership shows nothing of fewer than {MIN_FORGET_SAMPLES}"
+                    few = f"membership cannot be measured with fewer than {MIN_FORGET_SAMPLES}"
                     why = few if interval is None else trace(interval, found)
                     ws.warn(
                         f"accuracy shows no trace of these samples (acc_forget {acc_forget:.4f}, A_u {a_u:.4f}), but "

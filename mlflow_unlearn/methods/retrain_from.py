@@ -73,8 +73,8 @@ def _measured(ws: Workspace) -> str:
     matched = int(torch.isin(labels["forget"], labels["val"]).sum())
     if matched < MIN_FORGET_SAMPLES:
         ws.warn(
-            f"{matched} forget samples have a class of the validation set, and {MIN_FORGET_SAMPLES} are needed to "
-            "measure which layers may stay: nearly all were trained anew"
+            f"only {matched} forget samples share a class with the validation set; at least {MIN_FORGET_SAMPLES} are "
+            "needed to measure which layers may stay: nearly all were trained anew"
         )
     if matched < MIN_FORGET_SAMPLES or len(wholly_forgotten(labels["forget"], labels["retain"])):
         return places[0]

@@ -199,7 +199,7 @@ _RECORDS = (
         "mia_margin_auc",
         "telling forget from test by the margin; its interval is chance's",
         ideal=0.5,
-        good="both sides are failures",
+        good="above or below 0.5 is bad",
         val_name="mia_margin_auc_val",
         by_request=False,
     ),
@@ -225,13 +225,13 @@ _RECORDS = (
         comparison=4,
         printed=False,
     ),
-    _ATTACK("mia_test", "test samples that the same attack calls members", good="none of its own"),
+    _ATTACK("mia_test", "test samples that the same attack calls members", good="no ideal of its own"),
     _ATTACK(
         "mia_excess",
         "mia − mia_test; follows confidence, decides nothing",
         range=(-1.0, 1.0),
         ideal=0.0,
-        good="both signs are failures",
+        good="above or below 0 is bad",
         val_name="mia_excess_val",
         objective=3,
         comparison=4,
@@ -242,7 +242,7 @@ _RECORDS = (
         "mia_auc",
         "telling forget from test by entropy; 0.5 is right",
         ideal=0.5,
-        good="both sides are failures",
+        good="above or below 0.5 is bad",
         val_name="mia_auc_val",
         objective=3,
         comparison=4,
@@ -342,8 +342,7 @@ READING = {
     "spread": "the forget set stands out on both sides of the unseen samples",
     "undecided": "too few samples to tell; a larger forget or test set would",
     "indistinguishable": "forgotten and unseen samples look alike to the attack",
-    "uninformative": "the attack could not tell forgotten from unseen samples in the original either: a pass says "
-    "nothing",
+    "uninformative": "the original already passed; the attack tells these samples from unseen ones in neither model",
     "collapsed": "the model no longer tells the retained classes apart, and its metrics are void",
 }
 READING_OF_AUC = READING | {"undecided": "the interval is too wide to tell; a larger forget or test set would"}

@@ -320,7 +320,8 @@ def attack_fractions(inputs: MetricInputs) -> Computed:
         reason = "every test sample belongs to a wholly forgotten class: the attack has no non-member"
         return dict.fromkeys(("mia", "mia_test", "mia_excess"), reason)
     shared = np.isin(test.labels, forget.labels).any()
-    reason = "the attack has a single non-member, and at least two are needed" if shared else UNMATCHED
+    single = "the attack can use only one test sample as a non-member; at least two are needed"
+    reason = single if shared else UNMATCHED
     return {key: reason if value is None else value for key, value in vars(attack).items()}
 
 
@@ -335,7 +336,8 @@ def auc_with_interval(inputs: MetricInputs) -> Computed:
     )
     if interval is None:
         matched = np.isin(forget.labels, test.labels).sum()
-        reason = f"{matched} forgotten samples have a class of the test set, and {MIN_FORGET_SAMPLES} are needed"
+        short = f"only {matched} forgotten samples share a class with the test set"
+        reason = f"{short}; at least {MIN_FORGET_SAMPLES} are needed"
         return dict.fromkeys(("mia_auc", "mia_auc_low", "mia_auc_high"), reason)
     return {"mia_auc": interval.auc, "mia_auc_low": interval.low, "mia_auc_high": interval.high}
 

@@ -55,7 +55,7 @@ def stored_weights_digest(folder: Path, prefix: str = "") -> str:
             continue
         name = whole.removeprefix(prefix)
         if tensor["dtype"] not in _TORCH_NAMES:
-            raise OSError(f"{WEIGHTS_FILE} holds values of type {tensor['dtype']}, which torch has not")
+            raise OSError(f"{WEIGHTS_FILE} holds values of type {tensor['dtype']}, which torch does not have")
         digest.update(f"{name} torch.{_TORCH_NAMES[tensor['dtype']]} {list(tensor['shape'])}\n".encode())
         digest.update(tensor["data"])
     return digest.hexdigest()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from pydantic import AfterValidator
 
-from mlflow_unlearn.console import note, storable
+from mlflow_unlearn.console import note, one_line, storable
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence.record import FrozenRecord, Person
@@ -35,11 +35,25 @@ CASE_TAG = "unlearn.case_id"
 """Of the runs of all requests that belong together: one subject, on several models."""
 SUMMARY_TAG = "unlearn.request"
 """Of a request's run: `Summary` as JSON, by which all requests are listed without their files."""
+WITHDRAWN_TAG = "unlearn.request_withdrawn"
+"""Of a request's run: `Withdrawal` as JSON, also where the same is filed once more."""
 FOLDER = "request"
 
 
 def _day(text: str) -> str:
     return date.fromisoformat(text).isoformat()
+
+
+class Withdrawal(FrozenRecord):
+    """That a request was taken back: nothing is to be forgotten for it."""
+
+    by: str
+    at: str
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        """In words."""
+        return f"withdrawn by {self.by} at {self.at}" + (f": {self.reason}" if self.reason else "")
 
 
 class _Details(FrozenRecord):
@@ -52,6 +66,7 @@ class _Details(FrozenRecord):
     sha256: str | None = None
     case: str | None = None
     due: Annotated[str, AfterValidator(_day)] | None = None
+    withdrawn: Withdrawal | None = None
 
 
 class Summary(FrozenRecord):
@@ -70,7 +85,7 @@ class Summary(FrozenRecord):
 
 @dataclass(frozen=True)
 class ForgetRequest:
-    """One request as its tag states it: ``pending {…}`` or ``done {…}``.
+    """One request as its tag states it: ``pending {…}``, ``done {…}`` or ``withdrawn {…}``.
 
     Attributes:
         id: first 12 digits of the SHA-256 of version and sorted plain ids, so that filing again changes nothing.
@@ -81,6 +96,7 @@ class ForgetRequest:
         sha256: of its ``request.json`` as it was filed; None for one that an earlier release has filed.
         case: id of the case that it belongs to; None for one that is a case by itself.
         due: the day by which it is to be fulfilled, as ISO date; None where nobody said.
+        withdrawn: who took it back; a version that was being made of it meanwhile counts nevertheless.
     """
 
     id: str
@@ -91,6 +107,7 @@ class ForgetRequest:
     sha256: str | None = None
     case: str | None = None
     due: str | None = None
+    withdrawn: Withdrawal | None = None
 
     @property
     def case_id(self) -> str:
@@ -99,8 +116,13 @@ class ForgetRequest:
 
     @property
     def pending(self) -> bool:
-        """Whether no version has fulfilled it."""
-        return not self.done_by
+        """Whether no version has fulfilled it, and one is to."""
+        return self.state == "pending"
+
+    @property
+    def state(self) -> Literal["pending", "done", "withdrawn"]:
+        """The word that its tag begins with."""
+        return "done" if self.done_by else "withdrawn" if self.withdrawn is not None else "pending"
 
     def tag(self) -> str:
         """The tag's value: the state in a word, then the rest as JSON."""
@@ -110,7 +132,8 @@ class ForgetRequest:
         if self.ad_hoc:
             details["ad_hoc"] = True
         details |= {key: value for key in ("sha256", "case", "due") if (value := getattr(self, key)) is not None}
-        return f"{'pending' if self.pending else 'done'} {json.dumps(details)}"
+        details |= {"withdrawn": self.withdrawn.model_dump()} if self.withdrawn is not None else {}
+        return f"{self.state} {json.dumps(details)}"
 
     @classmethod
     def from_tag(cls, key: str, value: str) -> "ForgetRequest":
@@ -122,18 +145,19 @@ class ForgetRequest:
         try:
             state, _, details = value.partition(" ")
             said = _Details.model_validate(load_json(details))
-            if (state == "done") != bool(said.by) or state not in ("pending", "done"):
+            rest = (said.ad_hoc, said.sha256, said.case, said.due, said.withdrawn)
+            found = cls(key.removeprefix(TAG), said.of, said.run_id, tuple(said.by), *rest)
+            if state != found.state:
                 raise ValueError(f"the state {state!r} does not go with it")
         except ValueError as error:  # pydantic's too
             raise UnlearnError(
-                f"the tag {key} = {value!r} is not a forget request any more: file it again, or delete the tag"
+                f"the tag {key} = {value!r} is no longer a forget request: file it again, or delete the tag"
             ) from error
-        rest = (said.ad_hoc, said.sha256, said.case, said.due)
-        return cls(key.removeprefix(TAG), said.of, said.run_id, tuple(said.by), *rest)
+        return found
 
 
 def of_version(version: Version) -> tuple[list[ForgetRequest], list[ForgetRequest]]:
-    """The requests about this very version, and those that came with a copy of another version's tags."""
+    """The requests about this very version, and those that came with a copy; without those that were withdrawn."""
     found = _requests(version.tags)
     own = [request for request in found if request.of == version.uri]
     return own, [request for request in found if request.of != version.uri]
@@ -298,7 +322,7 @@ def _filed_as(client: MlflowClient, request_id: str) -> tuple[str, str | None]:
     if len(found) > 1:
         claims = ", ".join(sorted(found))
         raise Refused(
-            f"which samples request {request_id} names cannot be told: "
+            f"which samples request {request_id} names is unclear: "
             + (
                 f"tags of versions name the runs {claims}; delete the tag {TAG}{request_id} that is wrong"
                 if own
@@ -377,7 +401,7 @@ def read_details(run_id: str) -> dict[str, Any]:
         return found | {"of": str(found["of"]), "sha256": hashlib.sha256(content).hexdigest()}
     except (ValueError, KeyError, TypeError) as error:
         raise UnlearnError(
-            f"request.json of the request in run {run_id} was edited: it is not a request any more"
+            f"request.json of the request in run {run_id} was edited: it is no longer a request"
         ) from error
 
 
@@ -401,10 +425,29 @@ def mark_done(client: MlflowClient, requests: Sequence[ForgetRequest], by: str) 
 
     def done(request: ForgetRequest, now: ForgetRequest) -> ForgetRequest:
         if request.pending and not now.pending and by not in now.done_by:
-            note(f"Note: request {request.id} was carried out by {', '.join(now.done_by)} meanwhile, too.")
+            note(f"Note: request {request.id} was also carried out by {', '.join(now.done_by)} in the meantime.")
         return replace(now, done_by=tuple(dict.fromkeys((*now.done_by, by))))
 
     _mark(client, requests, done)
+
+
+def withdraw(client: MlflowClient, requests: Sequence[ForgetRequest], reason: str | None) -> None:
+    """Take back what is pending of these: it stays on the versions with who did so, when and why, and on its run.
+
+    Raises:
+        Refused: one was carried out meanwhile.
+    """
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    mark = Withdrawal(by=whoami().display_name(), at=at, reason=None if reason is None else one_line(reason))
+
+    def withdrawn(_: ForgetRequest, now: ForgetRequest) -> ForgetRequest:
+        if now.done_by:
+            raise Refused(f"request {now.id} was carried out by {', '.join(now.done_by)}: nothing can be withdrawn")
+        return replace(now, withdrawn=now.withdrawn or mark)
+
+    _mark(client, requests, withdrawn)
+    for request in requests:
+        client.set_tag(request.run_id, WITHDRAWN_TAG, mark.model_dump_json())
 
 
 def mark_undone(client: MlflowClient, requests: Sequence[ForgetRequest], by: str) -> None:

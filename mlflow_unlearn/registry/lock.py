@@ -77,7 +77,7 @@ def experiment_lock(command: str, run_id: str) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise UnlearnError(
-            f"the lock {lock.lock_file!r} cannot be taken ({error.strerror}): is it another user's?"
+            f"the lock {lock.lock_file!r} cannot be taken ({error.strerror}): does it belong to another user?"
         ) from error
     try:
         yield
@@ -165,7 +165,7 @@ class ModelLock:
         model = self._read()
         if self._late() or self._key not in model.tags:
             raise UnlearnError(
-                f"the lock of {self.what} was lost, since this process did not go on for more than {LEASE:g} seconds "
+                f"the lock of {self.what} was lost, since this process was suspended for more than {LEASE:g} seconds "
                 "or its tag was removed; start the same command again"
             )
         return model
@@ -187,7 +187,7 @@ class ModelLock:
                     self._remove(self._key)
                     up = False
                     if _now() - begun > wait + _GRACE:
-                        raise UnlearnError(f"{self.what} cannot be locked: its tag {self._key} does not stay")
+                        raise UnlearnError(f"{self.what} cannot be locked: its tag {self._key} cannot be set")
                 elif up and not others:
                     self._thread.start()
                     return model

@@ -203,7 +203,7 @@ def run(name: str, config: Command) -> Iterator[str]:
             # Also the first write to the artifact store: if it is full or read-only, no training is lost.
             store_text(run_id, yaml.safe_dump({name: values}, sort_keys=False, allow_unicode=True), "config.yaml")
             _settle_dead(store, config, name, settled)
-            with no_exit("code of the user's own"):
+            with no_exit("your own code"):
                 yield run_id
         except AlreadyDone:
             raise
@@ -267,7 +267,7 @@ def _ended(run_id: str, own: RunNote, settled: Sequence[RunNote] = ()) -> Iterat
             own.drop()
         else:
             own.add(**({"ended": status} if status == "FINISHED" else {}))
-            note(f"Note: of run {run_id}, {'; '.join(left)}: the next command on this machine sees to it.")
+            note(f"Note: of run {run_id}, {'; '.join(left)}: the next command on this machine takes care of it.")
 
 
 def _settle_dead(store: MlflowClient, config: Command, name: str, settled: list[RunNote]) -> None:
@@ -373,7 +373,7 @@ def _first_reason(error: Exception) -> str:
 
 def _as_sentence(error: MlflowException | SQLAlchemyError | OSError | NoAnswer) -> str:
     if isinstance(error, NoAnswer):
-        return f"no answer came, and nothing was decided ({error}): give the same command again"
+        return f"the server did not answer, and nothing was decided ({error}): run the same command again"
     if isinstance(error, OSError):
         return f"a file cannot be read or written ({first_line(error)}): check space and permissions"
     if isinstance(error, SQLAlchemyError) or isinstance(error.__cause__, SQLAlchemyError):

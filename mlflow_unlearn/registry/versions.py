@@ -296,7 +296,7 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
         raise UnlearnError(
             f"models:/{chosen.name}/{chosen.version} is not complete: the command of run {run_id} is still registering "
             "it, or was killed: wait, or start that command again on the same machine, which finishes it or takes it "
-            "back; of a machine that is gone, delete the version by hand, and file its requests again"
+            "back; if that machine is gone, delete the version by hand, and file its requests again"
         )
     return chosen
 
@@ -387,7 +387,7 @@ def retired(version: ModelVersion) -> str | None:
     try:
         mark = load_json(tag)
         how = f"retired by {mark['by']} at {mark['at']}" + (f": {mark['reason']}" if mark["reason"] else "")
-        return how if UNFINISHED not in mark else f"{how}, which is not finished: the same `retire` goes on with it"
+        return how if UNFINISHED not in mark else f"{how}, which is not finished: the same `retire` continues it"
     except (ValueError, TypeError, KeyError):
         return f"retired ({tag})"
 

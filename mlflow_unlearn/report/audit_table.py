@@ -2,9 +2,10 @@
 
 from rich.table import Table
 
-from mlflow_unlearn.console import stdout
+from mlflow_unlearn.console import counted, stdout
 from mlflow_unlearn.evidence.audit import AuditRecord
 from mlflow_unlearn.metrics.attacks.suite import AUDITED
+from mlflow_unlearn.report.fit import show_table
 from mlflow_unlearn.report.table import escape
 
 
@@ -42,13 +43,12 @@ _ENDS = {"value": "", "low": "_low", "high": "_high"}
 
 def show(record: AuditRecord) -> None:
     """Print one row an attack, one column a model, and what follows."""
-    console = stdout(130)
+    console = stdout()
     models = list(record.attacks)
     counts = {kind: sum(r.kind == kind for r in record.references) for kind in ("gold", "reference")}
+    golds, references = (counted(counts[kind], kind) for kind in ("gold", "reference"))
     table = Table(
-        title=escape(
-            f"{record.uri}: AUC (p), tier {record.tier}, {counts['gold']} golds, {counts['reference']} references"
-        ),
+        title=escape(f"{record.uri}: AUC (p), tier {record.tier}, {golds}, {references}"),
         title_justify="left",
     )
     table.add_column("attack")
@@ -63,8 +63,9 @@ def show(record: AuditRecord) -> None:
         tail = own.tail
         resolved = "not resolvable" if tail is None else f"{tail.tpr:.3f} [{tail.low:.3f}, {tail.high:.3f}]"
         table.add_row(attack, *cells, resolved)
-    console.print(table)
-    lines = ["* told apart at 5 %, p corrected for the number of attacks (Holm)"]
+    controls = [model for model in reversed(models) if model not in (AUDITED, "original")]
+    show_table(table, drop=("TPR at 1 % FPR", *controls))
+    lines = ["* recognised at the 5 % level; p corrected for the number of attacks (Holm)"]
     share = record.share_remembered
     if share is None:
         lines.append(f"share remembered: not measurable ({record.share_missing})")
@@ -82,7 +83,8 @@ def show(record: AuditRecord) -> None:
         what = f"{', '.join(outside)} outside" if outside else f"all {len(record.within_golds)} metrics within"
         lines.append(f"{what} of what retrained models differ among themselves (95 %)")
     for name, coins in record.canaries.items():
-        shown = f"{coins.larger} of {coins.pairs} trained twins are surer than their ghosts, p {coins.p_value:.3g}"
+        count = f"{coins.larger} of {coins.pairs} trained twins"
+        shown = f"{count} have larger log odds than their ghosts, p {coins.p_value:.3g}"
         lines.append(f"canaries, {name}: {shown}; advantage {coins.advantage:.3f}, at most {coins.bound:.3f} (95 %)")
     if record.many is not None:
         many = record.many

@@ -5,7 +5,7 @@ from mlflow_unlearn.metrics.catalog import MATCHED_BY_CLASS, METRICS, READING, R
 from mlflow_unlearn.report.claim import trained_again
 
 _WORDS_BEFORE = {
-    "mia_excess": "mia − mia_test; near 0 is right, both signs are failures",
+    "mia_excess": "mia − mia_test; near 0 is right, above or below 0 is bad",
     "avg_gap_excess": "mean distance to gold with mia_excess; this decides",
 }
 """Meanings as cards had them before ``mia_advantage`` was measured; `verify` makes such cards again, word for word."""
@@ -100,7 +100,7 @@ def _said(evidence: Evidence, claimed: list[str]) -> list[str]:
     return [
         *([f"**The model has collapsed, and its metrics are void** ({collapsed})."] if collapsed else []),
         *([f"**Incomplete: a class is not forgotten** ({evidence.incomplete})."] if evidence.incomplete else []),
-        f"`{evidence.source.uri}` after unlearning {data.forget.samples} of "
+        f"Made from `{evidence.source.uri}` by unlearning {data.forget.samples} of "
         f"{data.forget.samples + data.retain.samples} training samples (request {requests}) with "
         f"**{provenance.method}** ({settings}).",
         *([frozen(provenance.prefix)] if provenance.prefix is not None else []),

@@ -53,7 +53,7 @@ _PARTS = (
     ),
     (
         "holders.json",
-        "Which versions still contain the samples, and of which that cannot be told.",
+        "Which versions still contain the samples, and which may.",
         (f"{_ERASURE}: what is left to be done",),
     ),
     (
@@ -153,7 +153,7 @@ def _word(count: int, failures: Sequence[str], unknown: int) -> tuple[str, str]:
     if count:
         return "open", f"Open: {count} {'point' if count == 1 else 'points'}"
     if unknown:
-        return "open", f"Cannot be told: {unknown} {'model' if unknown == 1 else 'models'} may contain the samples"
+        return "open", f"Unknown: {unknown} {'model' if unknown == 1 else 'models'} may contain the samples"
     return "pass", "Closed"
 
 

@@ -1,19 +1,20 @@
 """The before/after table, and the words beside its numbers."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape as without_markup
 from rich.table import Table
 
-from mlflow_unlearn.console import one_line, stdout
+from mlflow_unlearn.console import counted, one_line, stdout
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.evidence.case import Case
 from mlflow_unlearn.evidence.policy import Verdict
 from mlflow_unlearn.metrics.catalog import METRICS, READING
 from mlflow_unlearn.metrics.reading import NOT_MEASURED, read_after, read_membership
 from mlflow_unlearn.registry.uris import in_ranges
+from mlflow_unlearn.report.fit import show_table
 
 if TYPE_CHECKING:
     from mlflow_unlearn.data.source import Source
@@ -62,11 +63,20 @@ def comparison(columns: "Mapping[str, Metrics]") -> Table:
     return table
 
 
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
+    """Of texts, which may quote what others have written."""
+    table = Table(title=None if title is None else escape(title), title_justify="left")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
 def show(columns: "Mapping[str, Metrics]") -> None:
     """Print the table, how to read it, and what was not computed, to standard output."""
-    # Piped into a file the table keeps its width.
-    console = stdout(130)
-    console.print(comparison(columns))
+    console = stdout()
+    show_table(comparison(columns), drop=("meaning",))
     for name, reading in readings(columns).items():
         console.print(f"{name}: {reading}", highlight=False, markup=False)
     reasons: dict[str, list[str]] = {}
@@ -80,36 +90,22 @@ def show(columns: "Mapping[str, Metrics]") -> None:
 
 def show_verdict(uri: str, verdict: Verdict) -> None:
     """Print each rule of a policy with value, threshold and outcome."""
-    console = stdout(130)
-    lines = Table(title=escape(f"{uri} by the policy {verdict.policy!r}: {verdict.word}"), title_justify="left")
-    for column in ("rule", "value", "threshold", "outcome", "note"):
-        lines.add_column(column, overflow="fold")
-    for check in verdict.checks:
-        lines.add_row(*map(escape, (check.rule, check.value, check.threshold, check.outcome, check.note)))
-    console.print(lines)
+    rows = [(check.rule, check.value, check.threshold, check.outcome, check.note) for check in verdict.checks]
+    title = f"{uri} by the policy {verdict.policy!r}: {verdict.word}"
+    show_table(_table(("rule", "value", "threshold", "outcome", "note"), rows, title))
 
 
 def show_findings(uri: str, findings: Sequence[tuple[str, str, str]]) -> None:
     """Print what was checked, and what came of it."""
-    console = stdout(130)
-    lines = Table(title=escape(uri), title_justify="left")
-    for column in ("part", "outcome", "what was checked"):
-        lines.add_column(column, overflow="fold")
-    for finding in findings:
-        lines.add_row(*map(escape, finding))
-    console.print(lines)
+    show_table(_table(("part", "outcome", "what was checked"), findings, uri))
 
 
 def show_places(asked: str, rows: Sequence[tuple[str, ...]], elsewhere: Mapping[str, Sequence[str]]) -> None:
     """Print which versions hold some samples, and where else there is something of them."""
-    console = stdout(130)
+    console = stdout()
     console.print(one_line(asked), highlight=False, markup=False)
-    lines = Table()
-    for column in ("version", "state", "samples", "aliases", "endpoints", "unlearned by", "how that is known"):
-        lines.add_column(column, overflow="fold")
-    for row in rows:
-        lines.add_row(*map(escape, row))
-    console.print(lines)
+    names = ("version", "state", "samples", "aliases", "endpoints", "unlearned by", "how that is known")
+    show_table(_table(names, rows))
     for what, items in elsewhere.items():
         listed = "\n  ".join(map(one_line, items)) if items else "none"
         console.print(f"{what}: {listed}", highlight=False, markup=False, soft_wrap=True)
@@ -117,39 +113,36 @@ def show_places(asked: str, rows: Sequence[tuple[str, ...]], elsewhere: Mapping[
 
 def show_jobs(queue: str, rows: Sequence[tuple[str, ...]]) -> None:
     """Print the jobs of `listen`: about what, how far, and why one has not ended well."""
-    console = stdout(180)
-    console.print(one_line(f"Queue {queue}: {len(rows)} jobs"), highlight=False, markup=False, soft_wrap=True)
-    lines = Table()
-    for column in ("job", "version", "event", "state", "steps", "result", "since", "message"):
-        lines.add_column(column, overflow="fold")
-    for row in rows:
-        lines.add_row(*map(escape, row))
+    console = stdout()
+    console.print(
+        one_line(f"Queue {queue}: {counted(len(rows), 'job')}"), highlight=False, markup=False, soft_wrap=True
+    )
     if rows:
-        console.print(lines)
+        names = ("job", "version", "event", "state", "steps", "result", "since", "message")
+        show_table(_table(names, rows), drop=("since", "event"))
 
 
 def show_inbox(cases: Sequence[Any]) -> None:
     """Print one row a case, the most urgent first."""
-    console = stdout(130)
+    console = stdout()
     if not cases:
         console.print("No forget request here.", highlight=False)
         return
-    lines = Table()
-    for column in ("case", "state", "due", "subject", "filed by", "on", "still in"):
-        lines.add_column(column, overflow="fold")
+    rows = []
     for case in cases:
-        left = f"{case.days_left} days left" if case.days_left >= 0 else f"{-case.days_left} days overdue"
+        left = counted(abs(case.days_left), "day") + (" left" if case.days_left >= 0 else " overdue")
         due = case.due if case.state == "done" else f"{case.due}, {left}"
         on = ", ".join(f"{r.uri.removeprefix('models:/')} {r.state}" for r in case.requests)
         holders = [uri.removeprefix("models:/") for uri in in_ranges(case.still_in)]
         if (more := len(holders) - _MOST) > 0:
-            holders[_MOST:] = [f"{more} more models, which `locate` lists"]
+            holders[_MOST:] = [f"{counted(more, 'more model')}, which `locate` lists"]
         still = ", ".join(holders) or "none"
-        still += f" ({case.unclear} cannot be told)" if case.unclear else ""
+        still += f" ({case.unclear} unknown)" if case.unclear else ""
         who = f"{case.subject} ({case.requester})" if case.requester else case.subject
-        filed = f"{case.filed_by}, {case.filed[:10] or 'nobody knows when'}"
-        lines.add_row(*map(escape, (case.id, case.state, due, who, filed, on, still)))
-    console.print(lines)
+        filed = f"{case.filed_by}, {case.filed[:10] or 'at an unknown time'}"
+        rows.append((case.id, case.state, due, who, filed, on, still))
+    names = ("case", "state", "due", "subject", "filed by", "on", "still in")
+    show_table(_table(names, rows), drop=("filed by",))
 
 
 def show_case(case: Case, differences: Sequence[str]) -> None:
@@ -159,14 +152,9 @@ def show_case(case: Case, differences: Sequence[str]) -> None:
         case: it.
         differences: where its records do not agree with each other, in words.
     """
-    console = stdout(130)
-    lines = Table(title=f"case {case.id}", title_justify="left")
-    for column in ("when", "what", "about", "by", "run"):
-        lines.add_column(column, overflow="fold")
-    for event in case.events:
-        when = event.at[:16].replace("T", " ")
-        lines.add_row(*map(escape, (when, event.kind, event.message, event.by, event.run_id)))
-    console.print(lines)
+    console = stdout()
+    rows = [(one.at[:16].replace("T", " "), one.kind, one.message, one.by, one.run_id) for one in case.events]
+    show_table(_table(("when", "what", "about", "by", "run"), rows, f"case {case.id}"), drop=("run",))
     for one in differences:
         console.print(f"The records do not agree: {escape(one)}.", highlight=False)
     for point in case.open_points:
@@ -177,31 +165,23 @@ def show_case(case: Case, differences: Sequence[str]) -> None:
 
 def show_fulfilled(rows: Sequence[tuple[str, ...]]) -> None:
     """Print what came of each version whose requests were to be fulfilled."""
-    console = stdout(130)
+    console = stdout()
     if not rows:
         console.print("Nothing was to be fulfilled.", highlight=False)
         return
-    lines = Table(title="fulfilled", title_justify="left")
-    for column in ("version", "requests", "outcome", "registered", "why not"):
-        lines.add_column(column, overflow="fold")
-    for row in rows:
-        lines.add_row(*map(escape, row))
-    console.print(lines)
+    show_table(_table(("version", "requests", "outcome", "registered", "why not"), rows, "fulfilled"))
 
 
 def show_methods(methods: "Mapping[str, type[Method]]") -> None:
     """Print the methods with what each is and its hyperparameters: default and range."""
-    console = stdout(130)
-    table = Table()
-    for column in ("method", "what it does", "hyperparameters (defaults)"):
-        table.add_column(column)
+    table = _table(("method", "what it does", "hyperparameters (defaults)"), ())
     for name, method in methods.items():
         fields = method.Params.model_fields.items()
         defaults = ", ".join(f"{key} = {field.default}" for key, field in fields)
         if method.presets:
             defaults += f"; presets: {', '.join(method.presets)}"
         table.add_row(name, escape(summary(method)), escape(defaults), end_section=True)
-    console.print(table)
+    show_table(table)
 
 
 def summary(method: "type[Method]") -> str:
@@ -212,7 +192,7 @@ def summary(method: "type[Method]") -> str:
 
 def show_source(source: "Source") -> None:
     """Print what a data source holds."""
-    console = stdout(130)
+    console = stdout()
     parts = {"train": source.train, "val": source.val, "test": source.test}
     console.print(source.spec, highlight=False, markup=False, soft_wrap=True)
     console.print(f"split: {source.split}", highlight=False, markup=False, soft_wrap=True)
@@ -224,11 +204,11 @@ def show_source(source: "Source") -> None:
         table.add_row(escape(class_name), *(str(int((part.labels == index).sum())) for part in parts.values()))
     table.add_section()
     table.add_row("all", *(str(len(part)) for part in parts.values()))
-    console.print(table)
+    show_table(table)
     for name, part in parts.items():
         digest = Manifest(part.ids).digest
         console.print(f"{name}: ids like {part.ids[0]!r}, digest {digest}", highlight=False, markup=False)
         for column, values in part.groups.items():
-            line = f"{name}: group column {column!r} with {len(set(values))} values"
+            line = f"{name}: group column {column!r} with {counted(len(set(values)), 'value')}"
             console.print(line, highlight=False, markup=False)
     console.print(f"digest of the source (ids, labels, splits): {source.digest}", highlight=False)

@@ -37,7 +37,7 @@ def check_outputs(module: nn.Module, dataset: Dataset[Any], classes: Sequence[st
     shapes = {tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__ for image, _ in few}
     if len(shapes) > 1 or not all(isinstance(shape, tuple) and len(shape) == 3 for shape in shapes):
         raise UnlearnError(
-            f"the data yields images of {', '.join(map(str, shapes))}: tensors [C, H, W] of one shape are needed"
+            f"the data yields images of {', '.join(map(str, shapes))}: give tensors [C, H, W] of one shape"
         )
     images, labels = torch.stack([image for image, _ in few]), torch.tensor([int(label) for _, label in few])
     channels, height, width = images.shape[1:]

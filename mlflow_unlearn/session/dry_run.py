@@ -20,7 +20,7 @@ import torch
 from rich.table import Table
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from mlflow_unlearn.console import STARTED, stdout
+from mlflow_unlearn.console import STARTED
 from mlflow_unlearn.data.batching import LARGEST_BATCH, forward_batch
 from mlflow_unlearn.data.splits import Splits, labels_of
 from mlflow_unlearn.engine.architectures import model_family
@@ -36,6 +36,7 @@ from mlflow_unlearn.metrics.outputs import SplitOutputs
 from mlflow_unlearn.metrics.suite import compute_metrics
 from mlflow_unlearn.registry.flavor import NewModel, save_model
 from mlflow_unlearn.registry.versions import Record
+from mlflow_unlearn.report.fit import show_table
 from mlflow_unlearn.session.ensemble import sharded_past
 from mlflow_unlearn.session.past import CHECKPOINTS
 from mlflow_unlearn.session.recipe import Recipe
@@ -152,7 +153,7 @@ def show(estimate: Estimate) -> Estimate:
         table.add_row("memory, at the peak", _bytes(estimate.memory), style="bold", end_section=True)
     for what, size in estimate.disk.items():
         table.add_row(f"disk: {what}", _bytes(size))
-    stdout().print(table)
+    show_table(table)
     print("A method may stop earlier by its own rule. Nothing was unlearned, filed or registered.")
     mlflow.log_metrics({"plan.seconds": total, "plan.disk_bytes": float(sum(estimate.disk.values()))})
     if estimate.memory is not None:

@@ -250,7 +250,7 @@ def sharded_past(
         shards = shards.model_copy(update={"ended_by": None})
     if shards.by != "id" and shards.by not in train.groups:
         raise UnlearnError(
-            f"{session.view.source.spec!r} has no column {shards.by!r} any more, by which {session.version.uri} has "
+            f"{session.view.source.spec!r} no longer has the column {shards.by!r}, by which {session.version.uri} has "
             "spread its samples over shards: restore the column, or train anew without the samples, by `train` with "
             "exclude="
         )

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn.config import Measuring, Unlearning
-from mlflow_unlearn.console import note
+from mlflow_unlearn.console import counted, note
 from mlflow_unlearn.data.forget import ReadRequest, Selected, resolve_forget
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.source import Source
@@ -66,7 +66,7 @@ def select(
     if (rest := matched.others()) or source.drawn:
         also = f", and {rest}, which are not forgotten" if rest else ""
         made = f"; the split was {source.split}" if source.drawn else ""
-        note(f"Note: {spec} names {matched.trained} samples that {version.uri} is trained on{also}{made}.")
+        note(f"Note: {spec} names {counted(matched.trained, 'sample')} that {version.uri} is trained on{also}{made}.")
     return found.indices, matched
 
 
@@ -116,7 +116,7 @@ def evaluated_forget_set(
         ids = tuple(filed.id for filed in own if filed.pending)
     specs = [options.forget] if options.forget is not None else [f"request:{request_id}" for request_id in ids]
     if not specs:
-        raise UnlearnError(f"{version.uri} carried out no forget request and none is pending: give forget=")
+        raise UnlearnError(f"{version.uri} has carried out no forget request and none is pending: give forget=")
     indices = np.unique(np.concatenate([select(spec, original, source, mask, read)[0] for spec in specs]))
     return ForgetSet(indices, next((salt for salt in read.salts if salt is not None), None))
 
@@ -178,6 +178,12 @@ def _asked(
                     "passed; give forget= to do it again"
                 )
         return own
+    if own:
+        done = "; ".join(f"request {one.id} was carried out by {', '.join(one.done_by)}" for one in own[-3:])
+        raise UnlearnError(
+            f"{version.uri} has no pending forget request: {done}; to do it again, give forget=request:{own[-1].id}, "
+            "or file another one with `request`"
+        )
     raise UnlearnError(
         f"{version.uri} has no pending forget request: file one with `request`, or give forget="
         if version.name is not None
@@ -227,17 +233,17 @@ def _of_requests(
     for request in earlier:
         note(
             f"Note: request {request.id} was carried out by {', '.join(request.done_by)}; it is carried out "
-            "again here, since this version still knows its samples."
+            "again here, since this version still contains its samples."
         )
     requests, found = list[ForgetRequest](), list[npt.NDArray[np.int64]]()
     for request in (*pending, *earlier):
         # The samples of fulfilled requests may have left the data source by now.
         indices, matched = select(f"request:{request.id}", version, source, mask, read, lenient=request in earlier)
-        note(f"Request {request.id}: {len(indices)} samples to forget.")
+        note(f"Request {request.id}: {counted(len(indices), 'sample')} to forget.")
         found.append(indices)
         if (lost := matched.val + matched.test + matched.nowhere) and not anew:
             note(
-                f"Note: {lost} samples of request {request.id} are not in the training split any more, and "
+                f"Note: {lost} samples of request {request.id} are no longer in the training split, and "
                 f"{version.uri} knows them: the new version will not count as having carried it out. Training anew "
                 f"takes them out (method=retrain, or exact for shards); so has {', '.join(request.done_by)}."
             )

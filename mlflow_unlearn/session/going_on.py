@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import Dataset, Subset
 
 from mlflow_unlearn.config import ReadOptions, Train
-from mlflow_unlearn.console import note
+from mlflow_unlearn.console import counted, note
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.source import Source
 from mlflow_unlearn.engine.architectures import weights_digest
@@ -73,8 +73,8 @@ class Before:
         left_out = int(self.known.sum() - self.known[kept].sum())
         if left_out:
             raise UnlearnError(
-                f"exclude names {left_out} samples that {self.version.uri} was trained on, and its weights would keep "
-                "what they have learned of them: unlearn them from it first, or leave from out"
+                f"exclude names {counted(left_out, 'sample')} that {self.version.uri} was trained on, and its weights "
+                "would keep what they have learned of them: unlearn them from it first, or leave from out"
             )
         if barred := int(self.barred[kept].sum()):
             by = f" (requests {shortlist(self.forgotten)})" if self.forgotten else ""
@@ -205,7 +205,7 @@ def _known(version: Version, source: Source) -> npt.NDArray[np.bool_]:
     manifest = version.training_manifest
     if manifest is None:
         raise UnlearnError(
-            f"{version.uri} has no list of what it was trained on, so that nobody could tell what came later: "
+            f"{version.uri} has no list of what it was trained on, so it is unknown what came later: "
             "record it with `manifest`"
         )
     known = manifest.mask(source.train.ids)

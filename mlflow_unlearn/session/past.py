@@ -263,9 +263,7 @@ class _Before:
         if own is not None and own.salt is not None:
             added = added.hashed(own.salt)
         if added.digest != self._origin.added_sha256 or (stated and manifest.digest != stated.manifest_sha256):
-            return (
-                f"Which samples came after {version.uri} cannot be told: its list and what was recorded do not agree."
-            )
+            return f"It is unknown which samples came after {version.uri}: its list and what was recorded do not agree."
         return None
 
     def late(self) -> npt.NDArray[np.int64]:

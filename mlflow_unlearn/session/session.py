@@ -204,7 +204,7 @@ class Session:
             raise UnlearnError(
                 f"{self.version.uri} has an accuracy of {accuracy:.3f} on its own retain set, below {bound:.3f}: the "
                 f"input transform ({self.view.transform}) or the order of the classes is probably wrong; "
-                "give transform= or classes=, or force=true to go on"
+                "give transform= or classes=, or force=true to continue"
             )
         return outputs
 

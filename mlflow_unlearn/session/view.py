@@ -200,10 +200,10 @@ def training_mask(version: Version, source: Source) -> npt.NDArray[np.bool_]:
     if (lost := len(manifest.ids) - int(mask.sum())) > 0:
         moved = int(manifest.mask((*source.val.ids, *source.test.ids)).sum())
         note(
-            f"Note: {lost} of {len(manifest.ids)} recorded training samples are not in the source any more."
+            f"Note: {lost} of {len(manifest.ids)} recorded training samples are no longer in the source."
             if not moved
-            else f"Note: {lost} of {len(manifest.ids)} recorded training samples are not in the source's training "
-            f"split any more, and {moved} of them are in its validation and test split, which count as unseen: give "
+            else f"Note: {lost} of {len(manifest.ids)} recorded training samples are no longer in the training split "
+            f"of the source, and {moved} of them are in its validation and test split, which count as unseen: give "
             "the data as they were split when the version was trained, or split= with a list of its training ids."
         )
     return mask

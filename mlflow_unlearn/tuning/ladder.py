@@ -16,7 +16,7 @@ import numpy as np
 
 from mlflow_unlearn import cache
 from mlflow_unlearn.api import Result
-from mlflow_unlearn.console import note
+from mlflow_unlearn.console import counted, note
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.architectures import model_family, weights_digest
 from mlflow_unlearn.engine.checkpoint import Checkpoint
@@ -87,7 +87,7 @@ class Ladder:
         for rung in self.rungs:
             spent = sum(attempt.share for attempt in self.attempts)
             if spent + (rung.share or 0.0) > self.budget + 1e-9:
-                note(f"Note: {described([rung])} would go beyond the budget of {self.budget:g} retrainings.")
+                note(f"Note: {described([rung])} would go beyond the budget of {self.budget:g} of retraining.")
                 continue
             found = self._attempt(rung)
             if found is not None:
@@ -126,10 +126,10 @@ class Ladder:
     def _too_few(self, own: Measured) -> str:
         null, sizes = own.values["mia_advantage_null"], (own.counts["n_forget"], own.counts["n_test"])
         needed = samples_needed(null, *sizes)
-        enough = "a larger validation set is" if needed is None else f"about {needed} are"
+        enough = "a larger validation set would do" if needed is None else f"about {needed} would do"
         return (
             f"{sizes[0]} forgotten samples are too few to be judged on {sizes[1]} validation samples (the null of "
-            f"mia_advantage reaches {null:.3f}, above {LARGEST_DECIDED_NULL:g}): {enough} needed; batch requests, or "
+            f"mia_advantage reaches {null:.3f}, above {LARGEST_DECIDED_NULL:g}): {enough}; batch requests, or "
             "give a policy whose membership accepts undecided"
         )
 
@@ -207,10 +207,10 @@ class Ladder:
         nearest = min(ran, key=lambda attempt: attempt.shortfall or 0.0)
         spent = sum(attempt.share for attempt in ran)
         return NothingToUnlearn(
-            f"none of {len(self.attempts)} attempts passed the policy {self.policy.name!r} on the validation set after "
-            f"{spent:.2f} of a retraining (budget {self.budget:g}); the nearest was {nearest}; nothing was registered: "
-            f"give a larger budget= (retraining is among the rungs from {RETRAIN_FROM:g}), other rungs=, or another "
-            "policy="
+            f"none of {counted(len(self.attempts), 'attempt')} passed the policy {self.policy.name!r} on the "
+            f"validation set after {spent:.2f} of a retraining (budget {self.budget:g}); the nearest was {nearest}; "
+            f"nothing was registered: give a larger budget= (retraining is among the rungs from {RETRAIN_FROM:g}), "
+            "other rungs=, or another policy="
         )
 
     def _params(self, rung: Rung) -> dict[str, Any]:

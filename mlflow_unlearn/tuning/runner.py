@@ -122,7 +122,7 @@ class StudyRunner:
             except ValueError as error:
                 if "Cannot tell" not in str(error):
                     raise
-                note("Note: this process was away for long, and its trial was given up: its result is dropped.")
+                note("Note: this process was suspended for long, and its trial was given up, so its result is dropped.")
             finished = count(self.study, TrialState.COMPLETE, TrialState.PRUNED)
             yield from [None] * (finished - shown)
             shown = finished
@@ -201,10 +201,13 @@ class StudyRunner:
         if unrecorded := [key for key in self.task if key not in stored]:
             note(
                 f"Note: study {name!r} was started by an earlier release, which did not record "
-                f"{', '.join(unrecorded)}: whether they have changed since cannot be told."
+                f"{', '.join(unrecorded)}: it is unknown whether these have changed since."
             )
         if untold := [key for key in _BY_CONTENT if self.task.get(key, "") is None]:
-            note(f"Note: {', '.join(untold)} cannot be told, nor whether study {name!r} was started with another.")
+            note(
+                f"Note: it is unknown what {', '.join(untold)} is, and so whether study {name!r} was started "
+                "with another."
+            )
 
     def _given_up(self, since: float) -> bool:
         """Without heartbeats no one knows whether a running trial's process lives: wait three times the longest."""
@@ -217,7 +220,7 @@ class StudyRunner:
         ]
         if time.monotonic() - since < max(GRACE_SECONDS, 3 * max(taken, default=_UNKNOWN_SECONDS)):
             return False
-        note("Note: trials of other workers do not end; the study goes on without them.")
+        note("Note: trials of other workers do not end; the study continues without them.")
         return True
 
 
@@ -393,7 +396,7 @@ def stop_early(runner: StudyRunner) -> NoReturn:
         report.log(study, runner.description())
     done = count(study, TrialState.COMPLETE, TrialState.PRUNED)
     note(
-        f"Stopped after {done} of {options.n_trials} trials. To go on: the same command with "
+        f"Stopped after {done} of {options.n_trials} trials. To continue: the same command with "
         f"--study {study.study_name} --storage {hidden_password(options.storage)}"
     )
     raise KeyboardInterrupt

@@ -138,4 +138,4 @@ def noise_floor(before: Metrics) -> str:
         return told
     needed = samples_needed(null, before.counts["n_forget"], before.counts["n_test"])
     enough = "more validation samples" if needed is None else f"about {needed} forgotten samples"
-    return f"{told}: these are too few samples to tune by, {enough} would do"
+    return f"{told}: these are too few samples for tuning; {enough} would do"

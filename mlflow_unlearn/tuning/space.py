@@ -246,7 +246,7 @@ def _by_method(values: Mapping[str, Any], methods: Sequence[str]) -> dict[str, M
     for name in values:
         if name not in nested:
             raise UnlearnError(
-                f"space: {name!r} is none of the methods {', '.join(methods)}: give each method its own part"
+                f"space: {name!r} is not one of the methods {', '.join(methods)}: give each method its own part"
             )
     return {method: values.get(method, {}) for method in methods}
 

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.markup import escape
 from rich.table import Table
 
-from mlflow_unlearn.console import stdout
+from mlflow_unlearn.report.fit import show_table
 from mlflow_unlearn.tuning.space import TrialConfig
 from mlflow_unlearn.tuning.winner import broken, front
 
@@ -41,7 +41,7 @@ def show(study: optuna.Study, winner: FrozenTrial | None, objective: str) -> Non
         constraints = (", ".join(broken(trial)) or "met") if complete else trial.state.name.lower()
         number = f"{trial.number} ({', '.join(marks)})" if marks else str(trial.number)
         table.add_row(number, *(_formatted(trial.params.get(name, "–")) for name in names), *values, constraints)
-    stdout(160).print(table)
+    show_table(table, drop=[*reversed(names), "constraints"])
 
 
 def log(

@@ -13,12 +13,13 @@ from rich.table import Table
 
 from mlflow_unlearn import config
 from mlflow_unlearn.auditing.references import fast_epochs
-from mlflow_unlearn.console import stdout
+from mlflow_unlearn.console import counted
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.engine.shards import ShardedPast
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.record import FrozenRecord
 from mlflow_unlearn.methods.retrain import RetrainParams
+from mlflow_unlearn.report.fit import show_table
 from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.ensemble import sharded_past
 from mlflow_unlearn.session.recipe import Recipe
@@ -190,8 +191,10 @@ class Comparison:
         if self._retraining_refused is not None:
             return _impossible("fast_retraining", name, "unseen", self._retraining_refused)
         if epochs == self._epochs:
-            return _impossible("fast_retraining", name, "unseen", f"the recipe has no more than {epochs} epochs")
-        why = f"trained without the samples, in {epochs} epochs and not {self._epochs}: the accuracy is open"
+            return _impossible(
+                "fast_retraining", name, "unseen", f"the recipe has no more than {counted(epochs, 'epoch')}"
+            )
+        why = f"trained without the samples, in {counted(epochs, 'epoch')}, not {self._epochs}: the accuracy is open"
         share, params = epochs / self._epochs, json.dumps({"epochs": epochs})
         return self._way("fast_retraining", name, "unseen", why, share, method="retrain", params=params)
 
@@ -314,7 +317,7 @@ def show(ways: Sequence[Way], claim: Claim) -> Way | None:
         if way.seconds is not None and way.of_retraining is not None:
             table.add_row(way.name, f"{way.seconds:.1f}", f"{way.of_retraining:.2f}", way.claim)
             mlflow.log_metric(f"plan.{way.kind}", way.seconds)
-    stdout().print(table)
+    show_table(table)
     for way in ways:
         if way.seconds is None:
             print(f"Not possible here: {way.name} ({way.why}).")

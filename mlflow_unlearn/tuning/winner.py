@@ -9,6 +9,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from mlflow_unlearn.console import counted
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
 from mlflow_unlearn.metrics.catalog import OBJECTIVES
 from mlflow_unlearn.tuning.selection import ADVANTAGE, CONSTRAINTS
@@ -94,7 +95,9 @@ def choose(study: optuna.Study) -> FrozenTrial:
     if not complete:
         failed = [trial for trial in trials if trial.state == TrialState.FAIL]
         why = next((trial.user_attrs["error"] for trial in failed if "error" in trial.user_attrs), "see their runs")
-        raise UnlearnError(f"none of {len(trials)} trials was completed, {len(failed)} failed; the first one: {why}")
+        raise UnlearnError(
+            f"none of {counted(len(trials), 'trial')} was completed, {len(failed)} failed; the first one: {why}"
+        )
     if not feasible:
         counts = Counter(name for trial in complete for name in broken(trial))
         nearest = min(complete, key=lambda trial: (_violation(trial), trial.number))

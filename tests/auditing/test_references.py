@@ -51,7 +51,7 @@ def test_of_two_one_has_what_the_other_has_not(count):
 def test_a_second_request_trains_none(trainer, capsys):
     one = trainer()
     first = made_by(one, 4)
-    assert "of 4 references 4 were trained now" in capsys.readouterr().err
+    assert "trained now: 4 of 4 reference" in capsys.readouterr().err
     for reference in first:
         run = one.session.client.get_run(reference.run_id)
         assert run.info.status == "FINISHED" and run.inputs.dataset_inputs
@@ -60,7 +60,7 @@ def test_a_second_request_trains_none(trainer, capsys):
         assert known > 0, "what it was trained on it knows better"
     other = trainer("random:30,seed=2")
     again = made_by(other, 4)
-    assert "of 4 references 0 were trained now" in capsys.readouterr().err
+    assert "trained now: 0 of 4 reference" in capsys.readouterr().err
     assert [r.run_id for r in again] == [r.run_id for r in first]
     left_out = (~np.isnan(as_references(again, other.session.forget).forget)).sum(axis=0)
     assert left_out.tolist() == [2] * 30, "each forgotten sample was left out by half of them"
@@ -70,14 +70,14 @@ def test_another_recipe_or_a_deleted_file_trains_anew(trainer, capsys):
     made_by(trainer(), 1)
     capsys.readouterr()
     made_by(trainer(lr=0.01), 1)
-    assert "of 1 references 1 were trained now" in capsys.readouterr().err
+    assert "trained now: 1 of 1 reference" in capsys.readouterr().err
     [reference] = made_by(trainer(), 1)
     location = trainer().session.client.get_run(reference.run_id).info.artifact_uri.removeprefix("file://")
     with open(f"{location}/{REFERENCE_FILE}", "r+b") as file:
         file.truncate(100)
     capsys.readouterr()
     [other] = made_by(trainer(), 1)
-    assert "of 1 references 1 were trained now" in capsys.readouterr().err
+    assert "trained now: 1 of 1 reference" in capsys.readouterr().err
     assert other.run_id != reference.run_id
     np.testing.assert_array_equal(other.train, reference.train)
 

@@ -517,7 +517,7 @@ def test_tuning_resumes(store, cli):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--seeds", "0"), "seeds = '0' is not usable: give how many"),
+        (("--seeds", "0"), "seeds = '0' is not usable: give a number"),
         (("--methods", "lotus,skrub"), "unknown method 'skrub': known methods, nearest first, are scrub"),
         (("--methods", ""), "names no method to compare"),
         (("--params", '{"scrub": {"alhpa": 1}}'), "did you mean 'alpha'?"),

@@ -245,10 +245,10 @@ def test_signed_and_checked_by_the_tool(closed, request_id, keys):
     done = call("dossier", "--request", request_id, "--output", "signed.zip", "--sign-key", keys / "ours.pem")
     assert done.code == 0, done.err
     files = read(closed.folder / "signed.zip")
-    digest = re.search("other: ([0-9a-f]{64})", done.out)[1]
+    digest = re.search("identifies it: ([0-9a-f]{64})", done.out)[1]
     right = call("dossier", "--verify", "signed.zip", "--key", keys / "ours.pub", "--digest", digest)
-    assert "it says what the records say" in right.out and "not checked" not in right.out
-    assert right.code == 0 and f"agrees with itself (SHA-256 of its MANIFEST: {digest})" in right.out, right.err
+    assert "it matches the records" in right.out and "not checked" not in right.out
+    assert right.code == 0 and f"is consistent (SHA-256 of its MANIFEST: {digest})" in right.out, right.err
     mine = (keys / "ours.pub").read_bytes()
     holds = {one.part for one in check(files, key=mine) if one.message.startswith("it was made by the holder")}
     assert holds == {SIGNATURE, "versions/clf-2/evidence/evidence.sig"}
@@ -285,8 +285,12 @@ def test_who_gives_a_key_relies_on_it(closed, request_id, keys, tmp_path):
 @pytest.mark.parametrize(
     ("name", "code", "sentence"),
     [
-        ("index.html", 0, "it is not what this release makes of the records: another one made it, or it was changed"),
-        ("verify.py", 3, "it is not this release's, whose own was used"),
+        (
+            "index.html",
+            0,
+            "it is not what this release makes of the records: another release made it, or it was changed",
+        ),
+        ("verify.py", 3, "it is not this release's; this release's own was used instead"),
         ("case.json", 3, "it is not the record of a case"),
         ("holders.json", 3, "it is not the record of who holds samples"),
     ],
@@ -339,7 +343,7 @@ def test_what_still_holds_the_samples(store, cli, tmp_path):
     }
     assert [one["uri"] for one in found["cannot_be_told"]] == ["models:/theirs/1"] and found["not_looked_for"] == {}
     page = said(files["index.html"].decode())
-    assert "Still in models:/clf/1 models:/served/1 ( champion )" in page and "cannot be told of 1 version" in page
+    assert "Still in models:/clf/1 models:/served/1 ( champion )" in page and "unknown for 1 version" in page
     # A page that does not say what the list says is found by the tool, and the list itself by the page's digest.
     other = files["holders.json"].replace(b"models:/served/1", b"models:/served/2")
     rest = {name: content for name, content in files.items() if name != MANIFEST}
@@ -399,12 +403,12 @@ def test_what_is_gone_is_named_and_the_rest_is_there(closed, request_id):
     answer = checked(done, "dossier", code=3)
     assert answer["result"]["missing"] == {
         f"requests/{request_id}/request.json": f"it holds a password, and stays in run {filed}",
-        "versions/clf-2/reviews/review-1.json": f"it is not in run {run_id} any more",
+        "versions/clf-2/reviews/review-1.json": f"it is no longer in run {run_id}",
     }
-    assert "gone.zip was written, and is not whole" in answer["error"]["message"]
+    assert "gone.zip was written but is incomplete" in answer["error"]["message"]
     found = read(closed.folder / "gone.zip")
     assert not any(b"hidden@host" in content or b":hidden" in content for content in found.values())
-    assert "is not in run" in found["index.html"].decode()
+    assert "is no longer in run" in found["index.html"].decode()
     assert failures(found) == []  # what is missing is said, and not checked
     assert {one.part for one in check(found) if one.outcome == "not checked"} >= set(answer["result"]["missing"])
 
@@ -446,7 +450,7 @@ def test_a_hostile_record_is_one_that_was_edited(closed, request_id, tmp_path, o
     with changed(path, json.dumps(json.loads(path.read_text()) | {key: value}).encode()):
         done = call("dossier", "--request", request_id, "--output", tmp_path / "hostile.zip", "--format", "json")
     missing = checked(done, "dossier", code=3)["result"]["missing"]
-    assert [why for why in missing.values()] == ["it is there, and was edited: it is not such a record any more"]
+    assert [why for why in missing.values()] == ["it is there, and was edited: it is no longer such a record"]
     found = read(tmp_path / "hostile.zip")
     assert set(missing) < set(found) and failures(found)
     assert alone(dossier_verify.__file__, tmp_path / "hostile.zip").returncode == 1
@@ -465,7 +469,7 @@ def test_a_retirement_that_was_begun(closed, request_id):
     assert lied.code == 3 and "the tag of models:/clf/1 says whether it has ended" in lied.err
     assert done.code == 0, done.err
     assert "Still open: models:/clf/1, which knows the samples, was not retired." in done.out
-    assert "it was begun, and did not end" in read(closed.folder / "begun.zip")["index.html"].decode()
+    assert "it was started but not finished" in read(closed.folder / "begun.zip")["index.html"].decode()
 
 
 @pytest.mark.parametrize(
@@ -481,7 +485,7 @@ def test_a_retirement_that_was_begun(closed, request_id):
         (("--request", "nope"), "'nope' is not the id of a request or of a case: it has 12 hexadecimal digits"),
         (
             ("--request", "1" * 12, "--output", "made.zip"),
-            "output = 'made.zip' is there already: give another name, or",
+            "output = 'made.zip' already exists: give another name, or",
         ),
         (("--request", "1" * 12, "--output", "no/where.zip"), "output = 'no/where.zip' cannot be written"),
         (("--request", "1" * 12, "--sign-key", "none.pem"), "sign_key = 'none.pem' cannot sign"),

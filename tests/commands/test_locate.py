@@ -24,7 +24,7 @@ def test_a_list_of_ids(store, cli, ids):
     before, runs = store.everything_registered(), len(store.runs())
     done = cli("locate", "--forget", ids)
     assert done.code == 0 and "│ models:/clf/1 │ contains │ 4 " in done.out, done.err
-    assert "Of 1 versions 1 contain them" in done.out and "Not seen from here: downloads, backups" in done.out
+    assert "Of 1 version 1 contain them" in done.out and "Not seen from here: downloads, backups" in done.out
     assert (store.everything_registered(), len(store.runs())) == (before, runs)
     failed = cli("locate", "--forget", ids, "--fail-on", "contains")
     assert failed.code == 3 and "models:/clf/1" in failed.err and "request --all true" in failed.err
@@ -69,7 +69,7 @@ def test_a_subject_of_a_table(store, cli, tmp_path):
     ("options", "message"),
     [
         (("--forget", "group:subject=17"), "no data source that a version records knows 'group:subject=17'"),
-        (("--forget", "random:5"), "draws other samples of every version"),
+        (("--forget", "random:5"), "draws different samples for every version"),
         (("--forget", "nowhere.csv"), "no forget set 'nowhere.csv'"),
         (("--forget", "request:0123456789ab"), "there is no forget request '0123456789ab'"),
         (("--forget", "class:3", "--data", "python:toy:splits", "--no-code", "true"), "runs code, and no_code is set"),
@@ -143,7 +143,7 @@ def test_logged_models_that_cannot_be_told(store, cli, ids):
     answer = json.loads(cli("locate", "--forget", ids, "--format", "json").out)["result"]
     assert len(answer["logged_models_unknown"]) == 1
     shown = cli("locate", "--forget", ids)
-    assert "Of 1 LoggedModels that no version names it cannot be told" in " ".join(shown.out.split())
+    assert "So may 1 LoggedModel without a version" in " ".join(shown.out.split())
     failed = cli("locate", "--forget", ids, "--fail-on", "unknown")
     assert failed.code == 3 and answer["logged_models_unknown"][0] in failed.err
 

@@ -15,9 +15,9 @@ from mlflow_unlearn.registry.clients import registry_client
 def test_review_and_promote(chain):
     refused = review("3", "strict.yaml")
     assert refused.code == 3
-    assert "acc_test is" in refused.err and "needs ≥ 1.1 (fail)" in refused.err
+    assert "acc_test is" in refused.err and "must be ≥ 1.1 (fail)" in refused.err
     failed = call("promote", "--model-uri", "models:/clf/3")
-    assert failed.code == 3 and "its review 1 says fail" in failed.err
+    assert failed.code == 3 and "its review 1 did not pass" in failed.err
     assert "champion" not in chain.client.get_registered_model("clf").aliases
     before = folder_of("3") / "evidence" / "evidence.json"
     content = before.read_bytes()
@@ -114,9 +114,9 @@ def test_interrupted_and_started_again(promoted, monkeypatch, moved):
     for version in "23":
         checked = call("verify", "--model-uri", f"models:/clf/{version}")
         assert checked.code == 0 and "by hand" not in checked.out, checked.err
-        assert ("did not get as far as the alias" in " ".join(checked.out.split())) == (not moved)
+        assert ("did not reach the alias" in " ".join(checked.out.split())) == (not moved)
     again = call("promote", "--model-uri", "models:/clf/3")
-    assert again.code == 0 and "clf@champion is version 3 now" in again.out
+    assert again.code == 0 and "clf@champion is now version 3" in again.out
     assert call("verify", "--model-uri", "models:/clf/3").code == 0
     # What is moved by hand after that is seen, whatever became of the run in between.
     promoted.client.set_registered_model_alias("clf", "champion", "2")
@@ -152,7 +152,7 @@ def test_what_happened_while_it_was_examined(promoted, monkeypatch, what):
     monkeypatch.setattr(command, "approver_of", and_more)
     refused = call("promote", "--model-uri", "models:/clf/3")
     assert refused.code == 3
-    assert ("retired by x at y" if what == "retired" else "says fail") in refused.err
+    assert ("retired by x at y" if what == "retired" else "did not pass") in refused.err
     assert str(promoted.client.get_registered_model("clf").aliases["champion"]) == "2"
     if what == "retired":
         promoted.client.delete_model_version_tag("clf", "3", "unlearn.retired")

@@ -293,9 +293,7 @@ def test_the_day_that_is_answered_is_the_one_that_was_filed(store, cli):
     assert (result["due"], result["requests"][0]["due"]) == ("2030-01-02", "2030-01-02")
     [request_id] = store.requests()
     said = " ".join(again.err.split())
-    assert (
-        f"stays due 2030-01-02, and not 2031-01-02: to change that, delete the tag unlearn.request.{request_id}" in said
-    )
+    assert f"stays due 2030-01-02, not 2031-01-02: to change that, delete the tag unlearn.request.{request_id}" in said
     assert "stays due" not in cli(*given).err
     store.client.delete_model_version_tag("clf", "1", f"unlearn.request.{request_id}")
     assert json.loads(cli(*given, "--due", "2031-01-02").out)["result"]["due"] == "2031-01-02"
@@ -330,10 +328,10 @@ def test_all_tells_of_what_cannot_be_told_and_of_models_that_nobody_registered(s
     filed = cli("request", "--all", "true", "--forget", "ids.txt", "--format", "json")
     result = json.loads(filed.out)["result"]
     assert filed.code == 0 and (result["unknown"], result["logged_models"]) == (["models:/bare/1"], []), filed.err
-    assert "Not told whether they hold the samples: models:/bare/1: see `locate`." in filed.err
+    assert "May also contain the samples, which is unknown: models:/bare/1: see `locate`." in filed.err
     store.client.delete_model_version("clf", "1")
     refused = cli("request", "--all", "true", "--forget", "ids.txt")
-    assert refused.code == 2 and "1 versions cannot be told: see `locate`" in refused.err
+    assert refused.code == 2 and "1 version may: see `locate`" in refused.err
     assert "LoggedModels that are not registered do: 'models:/m-" in " ".join(refused.err.split())
 
 

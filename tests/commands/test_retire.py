@@ -472,7 +472,7 @@ def test_what_is_no_model_at_all(empty_store, tmp_path, what):
     client.create_model_version("oops", source[what], run.info.run_id)
     refused = call("retire", "--model-uri", "models:/oops/1", "--yes", "true")
     assert refused.code == 3, refused.err
-    assert ("'evidence', 'figures'" if what == "a run's artifacts" else "is no folder") in refused.err
+    assert ("'evidence', 'figures'" if what == "a run's artifacts" else "is not a folder") in refused.err
     assert all_files(artifacts) == {"evidence/evidence.json", "figures/plot.png"}
 
 
@@ -550,7 +550,7 @@ def test_what_was_refused_halfway_is_as_before(folders, monkeypatch, moved):
 
     monkeypatch.setattr(command, "_remove_alias", and_moved)
     refused = call("retire", "--model-uri", "models:/clf/1", "--aliases", "a,b", "--yes", "true")
-    assert refused.code == 3 and "clf@b was moved to version 2 meanwhile" in refused.err
+    assert refused.code == 3 and "clf@b has just been moved to version 2" in refused.err
     assert client.get_registered_model("clf").aliases == {"a": 2 if moved else 1, "b": 2}
     assert not client.get_model_version("clf", "1").tags and (folder / "MLmodel").exists()
 
@@ -569,7 +569,7 @@ def test_exposure_knows_a_copy_by_another_spelling(folders, tmp_path):
     rows = {line.split("│")[1].strip(): line for line in shown.out.splitlines() if line.startswith("│ models:/")}
     assert f"request {filed} is about it" in " ".join(shown.out.split())
     assert "contains" in rows["models:/spelled/1"] and "contains" in rows["models:/inner/1"]
-    assert "cannot be told" in rows["models:/doubtful/1"] and "cannot be told" in rows["models:/other/1"]
+    assert "unknown" in rows["models:/doubtful/1"] and "unknown" in rows["models:/other/1"]
 
 
 def make_request(client, uri: str) -> str:

@@ -168,7 +168,7 @@ def test_a_root_that_cannot_be_listed_is_named(files, root, why):
     for _ in range(2):
         done = retire()
         assert done.code == 0, done.err
-        [line] = [line for line in done.out.splitlines() if line.startswith("Not looked at:")]
+        [line] = [line for line in done.out.splitlines() if line.startswith("Not searched:")]
         assert root in line and why in line
         assert "Not proven, since not everything could be looked at" in done.out
         proof = record_of(files.client).proof
@@ -466,7 +466,7 @@ def test_a_user_who_may_not_see_older_versions(s3, bucket, monkeypatch):
         done = retire()
     assert done.code == 0, done.err
     for folder in ("runs", made.key):
-        assert f"Not looked at: older object versions at s3://versioned/{folder} (" in done.out, done.out
+        assert f"Not searched: older object versions at s3://versioned/{folder} (" in done.out, done.out
     assert "AccessDenied" in done.out and "Not proven" in done.out
     assert len(object_versions(s3, "versioned")[f"{made.key}/data/model.pth"]) == 2
     again = retire()
@@ -479,4 +479,4 @@ def test_a_bucket_that_is_gone(s3, bucket):
     made.client.create_experiment("other", "s3://nobody-has-it/runs")
     done = retire()
     assert done.code == 0, done.err
-    assert "Not looked at: s3://nobody-has-it/runs (" in done.out and "does not exist" in done.out
+    assert "Not searched: s3://nobody-has-it/runs (" in done.out and "does not exist" in done.out

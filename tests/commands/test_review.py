@@ -159,7 +159,7 @@ def test_interrupted_and_started_again(reviewed, monkeypatch, key):
     assert checked.code == 0, checked.err
     assert ("review 3 was begun in run" in checked.out) == (key != "unlearn.review.3")
     refused = call("promote", "--model-uri", "models:/clf/2")
-    assert refused.code == 3 and "its review 2 says fail" in refused.err
+    assert refused.code == 3 and "its review 2 did not pass" in refused.err
     assert review("2").code == 0
     assert reviewed.tags("2")["unlearn.reviews"].startswith("3 ")
     assert call("promote", "--model-uri", "models:/clf/2").code == 0

@@ -227,7 +227,7 @@ def test_killed_in_the_middle_it_goes_on_there(store, cli, monkeypatch, tmp_path
     again, undisturbed = (cli(*command, "--name", name) for name in ("new", "undisturbed"))
     assert (again.code, undisturbed.code) == (0, 0), again.err
     assert f"run {killed.info.run_id} had died and is closed as KILLED" in " ".join(again.err.split())
-    assert "goes on where this command was killed, in epoch 2" in again.err
+    assert "continues where this command was killed, in epoch 2" in again.err
     assert store.versions("new") == ["1"]
     digests = [store.tags("1", name)["unlearn.weights_sha256"] for name in ("new", "undisturbed")]
     assert digests[0] == digests[1]

@@ -97,7 +97,7 @@ class TestKeeping:
         killed_at_the_second_checkpoint(lambda: cli(*command))
         again = cli(*command)
         assert again.code == 0, again.err
-        assert ("goes on where this command was killed, in epoch 4" in again.err) != at_once
+        assert ("continues where this command was killed, in epoch 4" in again.err) != at_once
         kept = record("1", "new").checkpoints
         assert [one.stage for one in kept] == [2, 4, 6]
         own = store.tags("1", "new")["unlearn.run_id"]

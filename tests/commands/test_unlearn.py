@@ -317,7 +317,7 @@ def test_no_plain_id_leaves_the_request(story):
 def test_the_description_is_for_reading(story):
     text = story.store.client.get_model_version("clf", "2").description
     assert len(text) <= 5000
-    assert text.startswith("`models:/clf/1` after unlearning 54 of 270 training samples")
+    assert text.startswith("Made from `models:/clf/1` by unlearning 54 of 270 training samples")
     assert story.request_id in text
     assert "**lotus**" in text
     assert "lr = 0.003" in text
@@ -548,7 +548,7 @@ def test_what_has_left_the_data_source_is_known_until_a_training_without_it(empt
     table.write_text("\n".join(line for line in table.read_text().splitlines() if line.split(",")[0] not in lost))
     second = requested(*range(40, 50))
     said = unlearned(*QUICK)
-    assert f"5 samples of request {first} are not in the training split any more, and models:/clf/1 knows them" in said
+    assert f"5 samples of request {first} are no longer in the training split, and models:/clf/1 knows them" in said
     requests = empty_store.requests()
     assert requests[first][1]["by"] == ["models:/clf/2"] and requests[second][1]["by"] == ["models:/clf/3"]
     known = Manifest.from_csv(folder_of("3") / "extra_files" / "training_manifest.csv")
@@ -852,7 +852,9 @@ def test_a_class_that_is_not_forgotten_is_reported_first(store, cli):
     assert "Warning: the class is not forgotten" in done.err
     reason = store.tags("2")["unlearn.incomplete"]
     description = store.client.get_model_version("clf", "2").description
-    assert description.startswith(f"**Incomplete: a class is not forgotten** ({reason}).\n\n`models:/clf/1` after")
+    assert description.startswith(
+        f"**Incomplete: a class is not forgotten** ({reason}).\n\nMade from `models:/clf/1` by"
+    )
 
 
 # Settings

@@ -239,7 +239,7 @@ def test_killed_and_started_again_it_leaves_nothing_that_no_version_lists(store,
     monkeypatch.setenv("MLFLOW_UNLEARN_CHECKPOINT_SECONDS", "0")
     killed_at_the_second_checkpoint(lambda: rewind("1", early_ids(20), share=1))
     again = rewind("1", early_ids(20), share=1)
-    assert again.code == 0 and "goes on where this command was killed" in again.err
+    assert again.code == 0 and "continues where this command was killed" in again.err
     kept, own = record("3").checkpoints, store.tags("3")["unlearn.run_id"]
     [dead] = [run.info.run_id for run in store.runs() if run.info.status == "KILLED"]
     assert [one.run_id for one in kept] == [dead, own, own]

@@ -182,4 +182,4 @@ class TestWhatIsTakenOver:
             del module.state
         assert number_of_runs() == before + 2
         told = [line for line in capsys.readouterr().err.splitlines() if "not reused" in line]
-        assert len(told) == 1 and "model_code_sha256 cannot be told" in told[0]
+        assert len(told) == 1 and "model_code_sha256 cannot be identified" in told[0]

@@ -265,7 +265,7 @@ def test_shards_of_no_part_or_of_one_part_only(write, samples, tmp_path):
     with pytest.raises(UnlearnError, match="no folder '.*shards': give the path of a folder of tar shards"):
         load_source(f"shards:{tmp_path}/shards")
     write("train-0.tar", samples(4))
-    with pytest.raises(UnlearnError, match="has shards of 'train' only: train, and test or val are needed"):
+    with pytest.raises(UnlearnError, match="has shards of 'train' only: add train, and test or val"):
         load_source(f"shards:{tmp_path}/shards")
     write("other-0.tar", samples(4, 20))
     with pytest.raises(UnlearnError, match="the shards 'other-0.tar' of '.*' belong to no split"):

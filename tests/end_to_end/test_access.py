@@ -147,10 +147,10 @@ def test_the_story_of_three_people(server, forge, keys, tmp_path):
     refused("engineer", "promote", *version_2, code=3, sentence="'engineer' filed request")
     refused("reviewer", "promote", *version_2, "--approver", "boss", code=3, sentence="knows you as 'reviewer'")
     refused("reader", "promote", *version_2)
-    assert "clf@champion is version 2 now, approved by reviewer." in done("reviewer", "promote", *version_2)
+    assert "clf@champion is now version 2, approved by reviewer." in done("reviewer", "promote", *version_2)
     refused("reader", "retire", *version_1, "--yes", "true")
     refused("engineer", "retire", *version_2, "--yes", "true", code=3, sentence="clf@champion")
-    assert "None of these URIs can be read any more" in done("engineer", "retire", *version_1, "--yes", "true")
+    assert "None of these URIs can be read now" in done("engineer", "retire", *version_1, "--yes", "true")
     seen = " ".join(done("reader", "verify", *version_2).replace("│", " ").split())
     assert "promoted by reviewer" in seen and "its policy says the same of the evidence" in seen
     subprocess.run([sys.executable, "-c", FORGED], check=True, env=environment(server, "engineer"), cwd=tmp_path)

@@ -435,7 +435,7 @@ def test_a_loss_that_is_not_finite(store, refuse, cli, known):
     assert [state for state, _ in store.requests("1", "foreign").values()] == ["pending"]
 
 
-# --- code of the user's own ----------------------------------------------------------------------------------------
+# --- your own code ----------------------------------------------------------------------------------------
 
 CODE = """
 import sys
@@ -614,12 +614,12 @@ def test_an_image_that_cannot_be_decoded(store, refuse):
 
 
 def test_tf32_is_asked_of_a_cpu(refuse):
-    refuse(*UNLEARN, *SOME, "--device", "cpu", "--precision", "tf32", says=["which has no TF32: use fp32 or auto"])
+    refuse(*UNLEARN, *SOME, "--device", "cpu", "--precision", "tf32", says=["precision=tf32 needs TF32, which"])
 
 
 def test_bf16_is_asked_of_a_device_without_it(refuse, monkeypatch):
     monkeypatch.setattr(hardware, "has_bfloat16", lambda device: False)
-    refuse(*UNLEARN, *SOME, "--precision", "bf16", says=["which has no bfloat16: use fp32 or auto"])
+    refuse(*UNLEARN, *SOME, "--precision", "bf16", says=["precision=bf16 needs bfloat16, which"])
 
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.machine("no CUDA")), "gpu", "meta"])

@@ -85,7 +85,7 @@ def test_what_was_found_before_is_printed(between, command, path, kind, monkeypa
     between.script, between.always = {path: kind}, (path,)
     result, sentence = asked(command, 3)
     assert found_by(command, result) == BOTH
-    assert result["unanswered"] and "start it again" in sentence and "no answer came" in sentence
+    assert result["unanswered"] and "run it again" in sentence and "did not answer" in sentence
 
 
 @pytest.mark.slow
@@ -96,7 +96,7 @@ def test_nothing_found_is_not_taken_for_nothing_there(between, command, kind, mo
     monkeypatch.setattr(network, "LONGEST_ANSWER", 4.0)
     between.script, between.always = {VERSIONS: kind}, (VERSIONS,)
     result, sentence = asked(command, 3)
-    assert found_by(command, result) == [] and result["unanswered"] and "no answer came" in sentence
+    assert found_by(command, result) == [] and result["unanswered"] and "did not answer" in sentence
 
 
 @pytest.mark.slow
@@ -116,7 +116,7 @@ def test_the_inbox_without_the_runs_of_its_requests(between, monkeypatch):
     result, sentence = asked("requests", 3)
     [case] = result["cases"]
     assert found_by("requests", result) == BOTH and case["state"] == "open" and case["days_left"] in (29, 30)
-    assert "the inbox is not complete" in sentence and "not authenticated" in case["filed_by"]
+    assert "the inbox is incomplete" in sentence and "not authenticated" in case["filed_by"]
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def test_a_request_becomes_a_reviewed_version(served, store):
         assert job.sent > 0  # by the webhook, not found by the search
     finally:
         code = listener.end()
-    assert code == 143 and "the next start goes on where it is" in listener.said()
+    assert code == 143 and "the next start continues from there" in listener.said()
     assert job.state == "done" and [step.result for step in job.steps] == ["models:/clf/2"] * 2
     assert [step.attempts for step in job.steps] == [0, 0]
     tags = store.tags("2")

@@ -64,7 +64,7 @@ def test_code_in_a_version(store, cli, tmp_path, caplog):
     for name in ("no_code", "no_pickle"):
         (store.folder / f"{name}.yaml").write_text(POLICY.format(name))
         judged = cli("review", "--model-uri", "models:/crafted/2", "--policy", f"{name}.yaml")
-        assert judged.code == 3 and f"required: {name} is false, needs true (fail" in judged.err
+        assert judged.code == 3 and f"required: {name} is false, but must be true (fail" in judged.err
         assert cli("promote", "--model-uri", "models:/crafted/2", "--policy", f"{name}.yaml").code == 3
     assert store.client.get_registered_model("crafted").aliases == {}
     checked = cli("verify", "--model-uri", "models:/crafted/2", "--recompute", "true", "--no-code", "true")

@@ -158,11 +158,11 @@ class TestRefused:
             (original(), "", "the model has no module '' to cut before"),
             (Wired(lambda m, x: m.b(m.a(x)), **flat()), "c", "its forward pass does not call that module"),
             (Wired(skip, **flat()), "c", "2 tensors cross there, and it must be one; cut between its blocks"),
-            (original(), "0", "nothing lies before '0': give a module further back, or prefix=none"),
+            (original(), "0", "there is nothing before '0': give a later module, or prefix=none"),
             (Wired(branching, **flat()), "b", "its forward pass cannot be traced (TraceError: "),
             (Wired(functional_dropout, **flat()), "b", "one thing in training and another after"),
-            (tied(), "1", "layers before and behind it share parameters or statistics"),
-            (reused_statistics(), "2", "layers before and behind it share parameters or statistics"),
+            (tied(), "1", "layers before and after it share parameters or statistics"),
+            (reused_statistics(), "2", "layers before and after it share parameters or statistics"),
             (resnet()[0], "layer4.0.conv2", "2 tensors cross there"),
         ],
         ids=[
@@ -193,7 +193,7 @@ class TestRefused:
 
 
 def test_where_networks_can_be_cut():
-    """Children and, in stacks of more than four, blocks; from front to back; never where nothing lies before."""
+    """Children and, in stacks of more than four, blocks; from front to back; never where there is nothing before."""
     stages = ["bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool", "fc"]
     assert split_points(resnet()[0]) == stages
     found = split_points(vit()[0])

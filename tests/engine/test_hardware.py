@@ -73,10 +73,10 @@ class TestPickNumerics:
     def test_what_the_device_lacks_is_refused(self, monkeypatch):
         monkeypatch.setattr(hardware, "has_bfloat16", lambda device: False)
         with pytest.raises(
-            UnlearnError, match="precision=bf16 is asked of .*, which has no bfloat16: use fp32 or auto"
+            UnlearnError, match="precision=bf16 needs bfloat16, which .* does not have: use fp32 or auto"
         ):
             pick_numerics("bf16", net(), IMAGES, CPU)
-        with pytest.raises(UnlearnError, match="precision=tf32 is asked of .*, which has no TF32: use fp32 or auto"):
+        with pytest.raises(UnlearnError, match="precision=tf32 needs TF32, which .* does not have: use fp32 or auto"):
             pick_numerics("tf32", net(), IMAGES, CPU)
 
     @pytest.mark.parametrize("fast", ["fp32", "bf16"])

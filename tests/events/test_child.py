@@ -72,7 +72,7 @@ def test_a_command_that_outlives_its_listener_is_waited_for(tmp_path, capsys):
     waited.start()
     time.sleep(0.3)
     assert waited.is_alive()
-    assert f"still runs, and is waited for: see {log}." in capsys.readouterr().err
+    assert f"started and that still runs: see {log}." in capsys.readouterr().err
     os.kill(command, 9)
     waited.join(timeout=10)
     assert not waited.is_alive() and not alive(log)

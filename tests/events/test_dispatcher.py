@@ -160,7 +160,7 @@ def test_a_tag_that_says_done_does_not_say_by_what(chain, tmp_path):
         with dispatching(tmp_path / str(number), rules, event) as queue:
             [job] = ended(queue)
         assert job.state == "failed" and job.steps[1].began is None
-        assert job.sentence.startswith(f"the request {request} of models:/clf/1 is said to be carried out by '{by}'")
+        assert job.sentence.startswith(f"the request {request} of models:/clf/1 was reportedly carried out by '{by}'")
     chain.client.set_model_version_tag("clf", "1", key, before.replace('"models:/clf/2"', '"models:/clf/2", "junk"'))
     with dispatching(tmp_path / "last", rules, event) as queue:
         [job] = ended(queue)
@@ -275,14 +275,14 @@ def test_jobs_that_cannot_begin(chain, tmp_path):
     with dispatching(tmp_path, rules, *events) as queue:
         gone, missing = ended(queue)
         assert gone.state == missing.state == "failed"
-        assert gone.sentence == "models:/clf/1 has no request 000000000000 any more: its tag was removed"
+        assert gone.sentence == "models:/clf/1 no longer has the request 000000000000: its tag was removed"
         assert "not found" in missing.sentence
     with closing(Queue(queue.path)) as again:
         assert again.retry() == [1, 2]
         again.update(gone, state="done")
     with dispatching(tmp_path, "  - {name: other, when: [version], then: [verify]}\n") as queue:
         [job] = [job for job in ended(queue) if job.kind == "version"]
-    assert job.state == "failed" and "the file has no rule any more that answers to version of 'clf'" in job.sentence
+    assert job.state == "failed" and "the file no longer has a rule for version of 'clf'" in job.sentence
 
 
 @pytest.mark.slow

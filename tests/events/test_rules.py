@@ -85,7 +85,7 @@ HEAD = "secret: env:S\nmodels:\n  - "
         ("models: [", "is not YAML: line 1"),
         ("- a", "holds no names with values"),
         ("models: [{name: clf, when: [request], then: [unlearn]}]", "the key 'secret' is missing"),
-        ("secret: hunter2\nmodels: []", "secret: the secret does not belong into the file: write env:NAME"),
+        ("secret: hunter2\nmodels: []", "secret: the secret does not belong in the file: write env:NAME"),
         ("secret: env:S\nmodels: []", "models = .*: tuple should have at least 1 item"),
         ("secret: env:S\nworkerz: 2\nmodels: []", "there is no key 'workerz'; did you mean 'workers'"),
         ("secret: env:S\nworkers: true\nmodels: []", "workers.*true and false are not numbers"),

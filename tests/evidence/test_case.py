@@ -68,7 +68,11 @@ def test_one_that_is_closed():
         ),
         ("done", {"verdict": None}, ["models:/clf/2 was not reviewed"]),
         ("done", {"verdict": "fail"}, ["the last review of models:/clf/2 says fail"]),
-        ("done", {"audit": "told apart"}, ["an audit tells the forgotten samples of models:/clf/2 apart"]),
+        (
+            "done",
+            {"audit": "told apart"},
+            ["an audit distinguishes the forgotten samples of models:/clf/2 from unseen ones"],
+        ),
         ("done", {"aliases": []}, ["no alias points to a version that has forgotten the samples"]),
         ("done", {"retired": True, "verdict": None}, []),
         (

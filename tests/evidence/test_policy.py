@@ -244,7 +244,7 @@ def test_a_pass_that_tells_nothing_is_none(before, now, outcome):
     assert check.outcome == outcome and verdict.passed is (outcome == "pass")
     alone = record.metrics["unlearned"].membership
     assert record.membership == ("uninformative" if outcome == "uninformative" else alone)
-    assert ("in the original either: a pass says nothing" in check.note) is (outcome == "uninformative")
+    assert ("the original already passed" in check.note) is (outcome == "uninformative")
     # By choice, and with the words of before, so that a review of then leads to the same outcomes.
     [accepted] = checks(record, membership=AUC | {"uninformative": "accept"})
     assert accepted.outcome == ("pass" if outcome == "uninformative" else outcome) and accepted.value == check.value
@@ -329,7 +329,7 @@ def test_membership_by_the_advantage(before, now, word, strict, lenient):
 def test_undecided_says_how_many_samples_would_decide():
     [check] = checks(with_unlearned(**FEW), membership={})
     assert check.note == (
-        "too few samples to tell; a larger forget or test set would; about 1492 forgotten samples are needed"
+        "too few samples to tell; a larger forget or test set would; about 1492 forgotten samples would do"
     )
     plain = measured(**FEW)
     bare = plain.model_copy(update={"counts": {}})
@@ -480,7 +480,7 @@ def test_a_signature_counts_by_a_key_that_someone_trusts(signature, signers, out
 
 def test_a_failed_check_is_explained():
     [check] = checks(evidence(), Signature(THEIRS), required=["signature"], signers=[OURS])
-    assert str(check) == (f"required: signature is false, needs true (fail: {FOREIGN})")
+    assert str(check) == (f"required: signature is false, but must be true (fail: {FOREIGN})")
     verdict = Verdict(policy="p", policy_sha256="", checks=[])
     assert not verdict.passed and verdict.failures == "none of its rules applies to this version"
 

@@ -45,11 +45,11 @@ def test_open_requests_and_override(chain):
         assert f"request {request} on models:/clf/3 is still open" in refused.err
         assert call("promote", "--model-uri", "models:/clf/4", "--override", "").code == 3
         done = call("promote", "--model-uri", "models:/clf/4", "--alias", "canary", "--override", "outage 12")
-        assert done.code == 0 and "promoted in spite of this" in done.err
+        assert done.code == 0 and "promoted despite this" in done.err
         promotion = json.loads(chain.tags("4")["unlearn.promotion.canary"])
         assert promotion["override"] == "outage 12" and request in promotion["objections"][0]
         checked = call("verify", "--model-uri", "models:/clf/4")
-        assert "in spite of the verdict: outage 12" in re.sub(r"[│\s]+", " ", checked.out)
+        assert "despite the verdict: outage 12" in re.sub(r"[│\s]+", " ", checked.out)
     finally:
         chain.client.delete_model_version_tag("clf", "3", f"unlearn.request.{request}")
 
@@ -99,7 +99,7 @@ def test_a_request_that_only_a_sibling_carried_out(chain):
 def test_a_request_tag_that_was_edited(chain, value):
     with tagged(chain, "3", unlearn__request__abcdefabcdef=value):
         refused = call("promote", "--model-uri", "models:/clf/4")
-    assert refused.code in (2, 3) and "is not a forget request any more" in refused.err
+    assert refused.code in (2, 3) and "is no longer a forget request" in refused.err
     assert "Traceback" not in refused.err
 
 
@@ -113,7 +113,7 @@ def test_a_review_is_judged_again(chain):
         with forged:
             refused = call("promote", "--model-uri", "models:/clf/2", "--policy", "strict.yaml")
             lifted = call("promote", "--model-uri", "models:/clf/2", "--override", "now")
-        assert refused.code == 3 and f"review {n} says what its policy does not say" in refused.err
+        assert refused.code == 3 and f"review {n} does not match what its policy says" in refused.err
         assert lifted.code == 3 and "give policy=, which says who may approve" in lifted.err
     assert "champion" not in chain.client.get_registered_model("clf").aliases
 

@@ -188,7 +188,7 @@ def test_a_tag_alone_retires_nothing(chain):
     for each in (case, believed):
         assert any("models:/clf/1, which knows the samples, was not retired" in point for point in each.open_points)
         assert not next(version for version in each.versions if version.uri == "models:/clf/1").retired
-        assert any("it is marked as retired and has no files any more" in message for message in failed(each))
+        assert any("it is marked as retired and no longer has files" in message for message in failed(each))
     with tagged(chain, "2", unlearn__retired=mark):  # the retirement of another version
         case = open_case(chain.client, only(chain, "1"))
     assert any("the retirement that its tag names is of it" in message for message in failed(case))
@@ -198,7 +198,7 @@ def test_a_version_that_was_deleted(gold_store):
     [request_id] = gold_store.requests()
     gold_store.client.delete_model_version("clf", "2")
     case = open_case(gold_store.client, request_id)
-    assert case.missing == {"versions/clf-2/version.json": "models:/clf/2 is not in the registry any more"}
+    assert case.missing == {"versions/clf-2/version.json": "models:/clf/2 is no longer in the registry"}
     assert case.requests[0].done_by == ["models:/clf/2"] and case.carried_out == []
     gold_store.client.delete_model_version("clf", "1")
     case = open_case(gold_store.client, request_id)

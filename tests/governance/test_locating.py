@@ -124,7 +124,7 @@ def test_where_the_server_goes_away_the_rest_cannot_be_told(chain, index, monkey
     monkeypatch.setattr(training_lists, "_stored_manifest", no_answer)
     found = Search(chain.client, walk(chain.client), index).find([Wanted(Manifest(TRAINED[:3]))])
     assert found.unanswered == "connection refused" and len(asked) == 1
-    assert {(entry.state, entry.why) for entry in found.versions} == {("unknown", "the server gave no answer")}
+    assert {(entry.state, entry.why) for entry in found.versions} == {("unknown", "the server did not answer")}
 
 
 def test_a_copy_holds_what_its_original_holds(chain, index):
@@ -204,7 +204,7 @@ def test_the_list_that_came_with_a_version_counts(chain, index, tagged):
             chain.client.set_model_version_tag("clf", "1", TRAINED_ON_TAG, told.tag()[TRAINED_ON_TAG])
         else:
             refused = call("manifest", "--model-uri", "models:/clf/1", "--data", "digits,train=15%,split=drawn")
-            assert refused.code == 2 and "has a list of its own of 270" in " ".join(refused.err.split())
+            assert refused.code == 2 and "already has its own list of 270" in " ".join(refused.err.split())
         assert states(chain.client, index, Wanted(Manifest(TRAINED[5:8])))["models:/clf/1"] == "contains"
     finally:
         chain.client.set_model_version_tag("clf", "1", TRAINED_ON_TAG, before)

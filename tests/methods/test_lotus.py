@@ -327,7 +327,7 @@ class TestRefusal:
     def test_not_below_ten_samples(self, count, epochs):
         result = lotus(self.wrong(count))
         assert len(result.history) == epochs
-        assert any("membership shows nothing of fewer than 10" in w for w in result.warnings) is bool(epochs)
+        assert any("membership cannot be measured with fewer than 10" in w for w in result.warnings) is bool(epochs)
 
     def test_by_either_measure(self):
         """Larger margins than chance gives keep it going where entropies are alike; smaller ones do not."""

@@ -30,7 +30,9 @@ class TestRetrainFrom:
 
     def test_too_few_samples_to_measure_take_them_as_well_and_say_so(self):
         outcome, _ = watch(RetrainFrom({"epochs": 1}), sets=splits(9, 100))
-        assert outcome.warnings[0].startswith("9 forget samples have a class of the validation set, and 10 are needed")
+        assert outcome.warnings[0].startswith(
+            "only 9 forget samples share a class with the validation set; at least 10 are needed"
+        )
         assert f"before {split_points(original())[0]}," in outcome.warnings[1]
 
     def test_the_forget_set_is_read_for_the_choice_alone(self):

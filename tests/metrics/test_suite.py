@@ -256,7 +256,10 @@ class TestMissing:
         for key in ("mia_test", "mia_excess", "entropy_ks"):
             assert metrics.missing[key] == unmatched
         for key in ("mia_auc", "mia_auc_low", "mia_auc_high"):
-            assert metrics.missing[key] == "0 forgotten samples have a class of the test set, and 10 are needed"
+            assert (
+                metrics.missing[key]
+                == "only 0 forgotten samples share a class with the test set; at least 10 are needed"
+            )
         assert metrics.missing["acc_test_forgotten"] == "the wholly forgotten classes do not occur in the test set"
         assert metrics.missing["rf_jsd"] == "no unseen reference for a wholly forgotten class"
         assert metrics.counts["mia_auc_forget_left_out"] == len(sets.forget)
@@ -293,7 +296,7 @@ class TestMissing:
         label = int(sets.forget.tensors[1][0])
         one = take(sets.test, (sets.test.tensors[1] == label).nonzero()[:1, 0])
         metrics = evaluate(other(), Splits(sets.forget, sets.retain, sets.val, one))
-        reason = "the attack has a single non-member, and at least two are needed"
+        reason = "the attack can use only one test sample as a non-member; at least two are needed"
         assert metrics.missing["mia_test"] == metrics.missing["mia_excess"] == reason
         assert "mia" in metrics and "entropy_ks" in metrics
         gold = evaluate(other(), Splits(sets.forget, sets.retain, sets.val, one), gold=other(2))
@@ -305,7 +308,10 @@ class TestMissing:
         for key in ("mia_auc", "mia_auc_low", "mia_auc_high"):
             assert (key in metrics) is there
             if not there:
-                assert metrics.missing[key] == "9 forgotten samples have a class of the test set, and 10 are needed"
+                assert (
+                    metrics.missing[key]
+                    == "only 9 forgotten samples share a class with the test set; at least 10 are needed"
+                )
         assert "entropy_ks" in metrics and "mia_excess" in metrics
 
     def test_a_validation_set_that_was_not_read(self):

@@ -48,7 +48,7 @@ OF = '"of": "models:/clf/1", "run_id": "a run"'
     ],
 )
 def test_an_edited_tag(value):
-    with pytest.raises(UnlearnError, match="is not a forget request any more: file it again"):
+    with pytest.raises(UnlearnError, match="is no longer a forget request: file it again"):
         ForgetRequest.from_tag(TAG + "0123456789ab", value)
 
 

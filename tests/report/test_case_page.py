@@ -37,16 +37,16 @@ def test_what_still_holds_the_samples():
     text = said(case_page(closed, holders=records.holders()))
     assert "Open: 3 points" in text and "Closed" not in text
     answer = text[text.index("In short") : text.index("Timeline")]
-    assert "Still in models:/plain/7 ( plain ) cannot be told of 1 version" in answer
+    assert "Still in models:/plain/7 ( plain ) unknown for 1 version" in answer
     assert "models:/plain/7 contains the samples, and does not belong to this case" in answer
     assert "models:/m-plain contains the samples" in answer and "the samples of request 0123456789ab were not" in answer
-    assert "models:/plain/70 cannot be told –" in text and "models:/plain/7 yes 3" in text
+    assert "models:/plain/70 unknown –" in text and "models:/plain/7 yes 3" in text
     unsure = records.holders(many=1).model_copy(update={"contain": [], "logged_models": [], "not_looked_for": {}})
     word = said(case_page(closed, holders=unsure))
-    assert "Cannot be told: 1 model may contain the samples" in word and "Closed" not in word
+    assert "Unknown: 1 model may contain the samples" in word and "Closed" not in word
     unsure = unsure.model_copy(update={"cannot_be_told": [], "logged_models_unknown": ["models:/m-1", "models:/m-2"]})
     word = said(case_page(closed, holders=unsure))
-    assert "Cannot be told: 2 models may contain the samples" in word and "cannot be told of 2 LoggedModels" in word
+    assert "Unknown: 2 models may contain the samples" in word and "unknown for 2 LoggedModels" in word
     none = records.holders(many=0).model_copy(update={"logged_models": [], "not_looked_for": {}})
     assert "Closed" in said(case_page(closed, holders=none)) and "Still in" not in said(case_page(closed))
 

@@ -43,7 +43,7 @@ def test_nothing_known_is_not_nothing():
     """A version that cannot be told is named, and no version that is known is not none."""
     [case] = records.inbox(1)
     text = said(inbox_page([case.model_copy(update={"still_in": [], "unclear": 2})], TODAY))
-    assert text.count("no version that is known") == 2 and "cannot be told of 2 versions" in text
+    assert text.count("no version that is known") == 2 and "unknown for 2 versions" in text
     assert "There is no forget request here." in said(inbox_page([], TODAY))
 
 

@@ -77,7 +77,11 @@ def test_every_method_is_listed_with_its_defaults(capsys):
 
 
 def test_a_pass_where_the_original_passes_as_well_is_uninformative(capsys):
-    for before, word in ((ALIKE, "uninformative: the attack could not tell"), ({}, "uninformative"), (KNOWN, "indist")):
+    for before, word in (
+        (ALIKE, "uninformative: the original already passed"),
+        ({}, "uninformative"),
+        (KNOWN, "indist"),
+    ):
         table.show({"original": metrics(**before), "unlearned": metrics(**ALIKE), "gold": metrics(**ALIKE)})
         out = capsys.readouterr().out
         assert f"unlearned: {word}" in out and "gold: indistinguishable" in out

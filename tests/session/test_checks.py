@@ -42,7 +42,7 @@ def test_a_model_that_does_not(module, message):
     "images", [[torch.zeros(1, 8, 8), torch.zeros(1, 9, 9)], [torch.zeros(8, 8)] * 2, ["a picture"] * 2]
 )
 def test_images_of_no_single_shape(images):
-    with pytest.raises(UnlearnError, match=r"tensors \[C, H, W\] of one shape are needed"):
+    with pytest.raises(UnlearnError, match=r"give tensors \[C, H, W\] of one shape"):
         check(toy.net(), [(image, 0) for image in images])
 
 

@@ -81,7 +81,7 @@ def test_groups_that_the_source_no_longer_has(empty_store, tmp_path):
         done = unlearn(method)
         assert done.code == 2 and empty_store.versions() == ["1"], done.err
         assert (
-            f"'csv:{table}' has no column 'subject' any more, by which models:/clf/1 has spread its samples over "
+            f"'csv:{table}' no longer has the column 'subject', by which models:/clf/1 has spread its samples over "
             "shards: restore the column, or train anew without the samples, by `train` with exclude="
         ) in " ".join(done.err.split())
     assert call(*train, *shards, "--name", "anew", "--exclude", "random:2,seed=3").code == 0

@@ -106,7 +106,7 @@ def test_what_is_measured(file, opened, store):
         everything = np.ones(270, dtype=bool)
         return evaluated_forget_set(store.client, version, opened.version, opened.view.source, everything, given)
 
-    with pytest.raises(UnlearnError, match="carried out no forget request and none is pending: give forget="):
+    with pytest.raises(UnlearnError, match="has carried out no forget request and none is pending: give forget="):
         measured(opened.version)
     version, request = file(3, 5, salt="00")
     assert (measured(version).indices.tolist(), measured(version).salt) == ([3, 5], "00")

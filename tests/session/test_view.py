@@ -73,14 +73,14 @@ def test_training_samples_among_the_unseen_ones(opened, capsys):
     source = opened.view.source
     mask = training_mask(Trained(*source.train.ids[:5], source.val.ids[0], source.test.ids[3], "gone"), source)
     assert mask.sum() == 5
-    assert "3 of 8 recorded training samples are not in the source's training split any more, and 2" in said(capsys)
+    assert "3 of 8 recorded training samples are no longer in the training split of the source, and 2" in said(capsys)
 
 
 def test_what_it_was_trained_on(opened, capsys):
     source = opened.view.source
     mask = training_mask(Trained(source.train.ids[3], "gone"), source)
     assert np.flatnonzero(mask).tolist() == [3]
-    assert "1 of 2 recorded training samples are not in the source any more" in capsys.readouterr().err
+    assert "1 of 2 recorded training samples are no longer in the source" in capsys.readouterr().err
     with pytest.raises(UnlearnError, match="none of the 1 samples that models:/clf/1 was trained on"):
         training_mask(Trained("gone"), source)
 

@@ -92,7 +92,7 @@ class TestTheTask:
 
     def test_what_cannot_be_told_is_named(self, tmp_path, capsys):
         self.take_over(tmp_path, pixels_sha256=None)
-        assert "Note: pixels_sha256 cannot be told, nor whether study 'ours'" in capsys.readouterr().err
+        assert "Note: it is unknown what pixels_sha256 is, and so whether study 'ours'" in capsys.readouterr().err
 
 
 def test_a_study_without_a_name_is_called_after_the_version_and_the_run():

@@ -144,5 +144,5 @@ def test_what_is_refused(given, sentence):
 
 
 def test_parts_of_unknown_methods_are_refused():
-    with pytest.raises(UnlearnError, match="space: 'alpha' is none of the methods lotus, scrub"):
+    with pytest.raises(UnlearnError, match="space: 'alpha' is not one of the methods lotus, scrub"):
         space('{"alpha": [1, 2]}', methods=("lotus", "scrub"))

@@ -218,7 +218,7 @@ def test_ctrl_c_waits_for_the_trial(store, tmp_path, workers):
     process.send_signal(signal.SIGINT)
     code, _, err = end(process)
     assert code == 130
-    assert f"of 16 trials. To go on: the same command with --study ours --storage {storage}" in err
+    assert f"of 16 trials. To continue: the same command with --study ours --storage {storage}" in err
     found = trials(storage)
     assert TrialState.RUNNING not in {trial.state for trial in found}
     assert workers <= sum(trial.state in DONE for trial in found) < 16
@@ -276,7 +276,7 @@ def test_a_suspended_leader_goes_on(store, database):
     first.send_signal(signal.SIGCONT)
     (code, _, err), (other, _, other_err) = end(first), end(second)
     assert (code, other) == (0, 0), err + other_err
-    assert "its trial was given up: its result is dropped" in err
+    assert "its trial was given up, so its result is dropped" in err
     check_study(store, database, 12, epochs=120)
     assert store.versions() == ["1", "2"]
     assert store.tags("2")["unlearn.run_id"] == first_run

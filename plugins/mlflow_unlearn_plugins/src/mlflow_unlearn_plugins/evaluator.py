@@ -168,13 +168,13 @@ def read_table(dataset: "EvaluationDataset") -> "pd.DataFrame":
     for column in ("id", "split"):
         if column not in table.columns:
             there = ", ".join(map(repr, table.columns))
-            raise _refusal(f"the data has no column {column!r}: its columns are {there}, and id and split are needed")
+            raise _refusal(f"the data has no column {column!r}: its columns are {there}, but id and split are required")
     table = table[[name for name in ("id", "split", "label") if name in table.columns]]
     table = table.astype({"id": str, "split": str})
     if unknown := sorted(set(table["split"]) - set(_PART_OF)):
         raise _refusal(f"the data names the splits {_shortlist(unknown)}: valid values: {', '.join(_PART_OF)}")
     if twice := sorted(set(table["id"][table["id"].duplicated()])):
-        raise _refusal(f"the data names ids twice: {_shortlist(twice)}: each sample belongs to one split")
+        raise _refusal(f"the data lists ids twice: {_shortlist(twice)}: each sample belongs to one split")
     if not (table["split"] == "forget").any():
         raise _refusal("the data has no row of the split 'forget': name the samples that are to be forgotten")
     return table
