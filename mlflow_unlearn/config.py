@@ -27,8 +27,8 @@ _EMPTY_IS_NONE = BeforeValidator(lambda value: None if value == "" else value)
 """For an optional number."""
 
 _SOURCES = (
-    "Data source: digits, torchvision:NAME@ROOT, folder:PATH, shards:PATH, csv:PATH or python:module:function, with "
-    ",seed=N, ,train=20% or ,split=FILE behind"
+    "Data source: digits, torchvision:NAME@ROOT, folder:PATH, shards:PATH, csv:PATH (,file=COLUMN,label=COLUMN) or "
+    "python:module:function, with ,seed=N, ,train=20% or ,split=FILE behind"
 )
 
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
