@@ -36,7 +36,16 @@ from mlflow_unlearn.answer import (
     result_of,
     schema,
 )
-from mlflow_unlearn.config import COMMANDS, STORAGE_VARIABLE, Command, HardwareOptions, Tune, as_arguments, options
+from mlflow_unlearn.config import (
+    COMMANDS,
+    STORAGE_VARIABLE,
+    Command,
+    HardwareOptions,
+    Tune,
+    as_arguments,
+    options,
+    spell_for_project,
+)
 from mlflow_unlearn.data.functions import no_exit
 from mlflow_unlearn.errors import AlreadyDone, UnlearnError, UnlearnWarning
 from mlflow_unlearn.parsing import message
@@ -191,6 +200,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: one sentence for bad input, a traceback only for our own bugs or --debug."""
     arguments = sys.argv[1:] if argv is None else argv
     own_outputs()
+    spell_for_project(bool(os.environ.get("MLFLOW_RUN_ID")))  # `mlflow run` sets it, and the command takes it away
     # Torch's threads, when they have nothing to do, spin for milliseconds on cores that readers of images could use.
     # Read when torch is loaded, by this process and by those that it starts.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -5,6 +5,7 @@ means "not given", since MLproject has no other way to say it.
 """
 
 import os
+import shlex
 from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -108,6 +109,17 @@ class HardwareOptions(BaseModel):
     processes: int = Field(1, ge=1, le=4096, description="Ranks that share every batch, on this machine.")
 
 
+Architecture = Annotated[
+    Text,
+    Field(description="timm:NAME, torchvision:NAME or module:factory, to rebuild a version in pt2 format."),
+]
+Transform = Annotated[Text, Field(description="Input transform: none, timm, imagenet or python:module:function.")]
+Classes = Annotated[
+    Text,
+    Field(description="Class names in the order of the model's outputs, separated by commas, or a file, one a line."),
+]
+
+
 class LoadOptions(BaseModel):
     """What opening a version may do."""
 
@@ -122,13 +134,9 @@ class ReadOptions(LoadOptions):
 
     data: Text = Field(None, description=f"{_SOURCES}; default: the version's own record.")
     split: SplitBy = None
-    architecture: Text = Field(
-        None, description="timm:NAME, torchvision:NAME or module:factory, to rebuild a version in pt2 format."
-    )
-    transform: Text = Field(None, description="Input transform: none, timm, imagenet or python:module:function.")
-    classes: Text = Field(
-        None, description="Class names in the order of the model's outputs, separated by commas, or a file, one a line."
-    )
+    architecture: Architecture = None
+    transform: Transform = None
+    classes: Classes = None
     force: bool = Field(False, description="Go on although the model is too bad on its own training data.")
     plan: bool = Field(False, description="Dry run: print the time, memory and disk that this will take.")
 
@@ -217,6 +225,9 @@ class Request(LoadOptions, Command):
     )
     data: Text = Field(None, description="Data source; default: the version's own record.")
     split: SplitBy = None
+    architecture: Architecture = None
+    transform: Transform = None
+    classes: Classes = None
     reason: Reason = None
     requester: Remark = Field(None, description="Pseudonym of who asks, for the record.")
     hash_ids: bool = Field(False, description="Store salted SHA-256 of the ids instead of the ids.")
@@ -573,6 +584,36 @@ def options(command: type[Command]) -> dict[str, Any]:
     last = ("format", "debug")
     ranked = sorted(fields, key=lambda name: (name in last, not fields[name].is_required(), name not in own))
     return {fields[name].alias or name: fields[name] for name in ranked}
+
+
+_spelling: dict[str, bool] = {"project": False}
+
+
+def spell_for_project(started: bool) -> None:
+    """Say whether `mlflow run` has started this process, whose options its user has typed as ``-P name=value``."""
+    _spelling["project"] = started
+
+
+def spelled(name: str, value: str | None = None) -> str:
+    """An option as the user types it, of the shell or of `mlflow run`.
+
+    >>> spelled("model_uri"), spelled("data", "folder:my images")
+    ('--model-uri', "--data 'folder:my images'")
+    """
+    if _spelling["project"]:
+        return f"-P {shlex.quote(f'{name}={value or str()}')}"
+    return f"--{name.replace('_', '-')}" + (f" {shlex.quote(value)}" if value is not None else "")
+
+
+def command_line(command: Command) -> str:
+    """The command with its options, ready to paste; without a storage's URL, which may hold a password."""
+    given = as_arguments(command)
+    pairs = [
+        (name.removeprefix("--").replace("-", "_"), value) for name, value in zip(given[::2], given[1::2], strict=True)
+    ]
+    name = type(command).__name__.lower()
+    start = f"mlflow run . -e {name}" if _spelling["project"] else f"mlflow-unlearn {name}"
+    return " ".join([start, *(spelled(option, value) for option, value in pairs if option != "storage")])
 
 
 def as_arguments(command: Command) -> list[str]:

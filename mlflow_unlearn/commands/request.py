@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -26,13 +27,15 @@ from mlflow_unlearn.governance.looking import wanted_by
 from mlflow_unlearn.governance.places import Places, look
 from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests
+from mlflow_unlearn.registry.inputs import Inputs, keep_inputs
 from mlflow_unlearn.registry.loading import admitted
 from mlflow_unlearn.registry.uris import in_ranges
-from mlflow_unlearn.registry.versions import open_version
+from mlflow_unlearn.registry.versions import Version, open_version
 from mlflow_unlearn.registry.walk import walk
 from mlflow_unlearn.session.canaries import next_tranche
 from mlflow_unlearn.session.forget_set import select
-from mlflow_unlearn.session.view import data_spec, salt_of, training_mask
+from mlflow_unlearn.session.missing import asked, missing, require
+from mlflow_unlearn.session.view import data_spec, given_inputs, salt_of, training_mask
 
 
 class FiledRequest(CommandResult):
@@ -182,7 +185,10 @@ def _file(
             f"{version.uri} is not a registered version and cannot carry a request: "
             "register it, or give forget= to unlearn"
         )
+    if options.data is None and version.reads.data is None:
+        require(version, options, trains=True)  # and with it what `unlearn` will need
     source = load_source(data_spec(version, options.data, options.split))
+    given = given_inputs(version, source, options)
     read = partial(forget_requests.read_manifest, client)
     mask = training_mask(version, source)
     forget, matched = select(options.forget, version, source, mask, read, lenient=lenient)
@@ -221,6 +227,7 @@ def _file(
                 f"Note: request {filed.id} stays due {filed.due or 'as it was filed'}, and not {options.due}: to "
                 f"change that, delete the tag {forget_requests.TAG}{filed.id} of {version.uri} and file it again."
             )
+    _keep(client, version, given, options)
     return FiledRequest(
         run_id=filed.run_id,
         request_id=filed.id,
@@ -232,6 +239,17 @@ def _file(
         due=filed.due,
         done_by=list(filed.done_by),
     )
+
+
+def _keep(client: MlflowClient, version: Version, given: Inputs, options: config.Request) -> None:
+    """Keep on a version of another tool how it is read, and say what `unlearn` will ask for."""
+    if version.record is not None or version.name is None or version.version is None:
+        return
+    kept = keep_inputs(client, version.name, version.version, given)
+    version = replace(version, kept=kept, unconfirmed=Inputs())
+    if found := missing(version, options, trains=True):
+        again = config.Unlearn(model_uri=version.uri)
+        note(f"Note: to be unlearned, {version.uri} lacks {asked(version, again, found)}")
 
 
 def _case(client: MlflowClient, spec: str, source: Source, forget: np.ndarray) -> str:

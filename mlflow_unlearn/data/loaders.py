@@ -259,8 +259,9 @@ def _csv(body: str) -> _Loaded:
         raise UnlearnError(f"csv:{body} names one column for two things: file=, label= and id= are different ones")
     given = [name for name in (file, label, own_id) if name in table.columns]
     if len(table) == 0 or any((table[name] == "").any() for name in given):
-        names = ", ".join((file, label)) + f" or {own_id}"
-        raise UnlearnError(f"{str(path)!r} has no rows, or some with an empty {names}: fill these in")
+        raise UnlearnError(
+            f"{str(path)!r} has no rows, or some with an empty {file}, {label} or {own_id}: fill these in"
+        )
     files = [os.path.relpath(p, root) if os.path.isabs(p) else os.path.normpath(p) for p in table[file]]
     files = [Path(file).as_posix() for file in files]
     require_files(root, files)

@@ -18,6 +18,7 @@ from mlflow_unlearn.session.checks import check_alike, check_outputs
 from mlflow_unlearn.session.forget_set import evaluated_forget_set
 from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.hardware import pick_hardware
+from mlflow_unlearn.session.missing import require
 from mlflow_unlearn.session.session import Session
 from mlflow_unlearn.session.view import InputSpec, data_spec, make_splits, open_input_spec, training_mask
 
@@ -47,6 +48,7 @@ def open_measured(
         UnlearnError: something is missing, or does not fit.
     """
     version = admitted(open_version(client, options.model_uri, folder), options)
+    require(version, options, trains=False)
     recorded = version.record.source_uri if version.record is not None else None
     original_uri = options.original_uri or recorded
     original = version if original_uri is None else open_version(client, original_uri, folder)
@@ -54,7 +56,7 @@ def open_measured(
         original = version
     else:
         original = admitted(original, options.model_copy(update={"data": data_spec(version, options.data)}))
-    view = open_input_spec(version, options)
+    view = open_input_spec(version, options, trains=False)
     if original is not version:
         check_alike(original, view)
     if choose is not None:

@@ -375,7 +375,7 @@ def test_constraints_of_its_own(store, cli, known, tmp_path):
 def test_pt2_without_an_architecture(refuse):
     example = np.zeros((2, 1, 8, 8), dtype=np.float32)
     uri = add(toy.net().eval(), serialization_format="pt2", input_example=example)
-    refuse("unlearn", "--model-uri", uri, *FOREIGN, says=[f"{uri} is an exported program", "architecture=timm:NAME"])
+    refuse("unlearn", "--model-uri", uri, *FOREIGN, says=["does not record its architecture", "timm:NAME"])
 
 
 def test_an_architecture_that_does_not_fit(refuse):
@@ -523,9 +523,15 @@ def test_a_model_of_colours_on_grey_images(refuse):
 
 def test_nothing_recorded_and_nothing_given(refuse):
     uri = add(toy.original())
-    refuse("unlearn", "--model-uri", uri, *SOME, says=[f"{uri} does not record its data source", "give data="])
-    refuse("request", "--model-uri", uri, *SOME, says=[f"{uri} does not record its data source", "give data="])
-    says = [f"{uri} does not record its input transform", "give transform=none"]
+    all_of_it = [
+        f"{uri} does not record its data source and its input transform",
+        "give --data csv:",
+        "--transform none",
+    ]
+    for command in ("unlearn", "request", "evaluate", "compare"):
+        pasted = f"For example: mlflow-unlearn {command}"
+        refuse(command, "--model-uri", uri, *SOME, says=[*all_of_it, pasted, "--data csv:LIST.csv --transform none"])
+    says = [f"{uri} does not record its input transform", "give --transform none"]
     refuse("unlearn", "--model-uri", uri, *SOME, "--data", "digits", says=says)
 
 
