@@ -29,6 +29,7 @@ from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests
 from mlflow_unlearn.registry.inputs import Inputs, keep_inputs
 from mlflow_unlearn.registry.loading import admitted
+from mlflow_unlearn.registry.tracking import CommandRun
 from mlflow_unlearn.registry.uris import in_ranges
 from mlflow_unlearn.registry.versions import Version, open_version
 from mlflow_unlearn.registry.walk import walk
@@ -81,7 +82,7 @@ def request(options: config.Request) -> RequestResult:
         UnlearnError: a model is not a registered version, or the forget set is bad.
         Refused: on some of several versions it could not be filed.
     """
-    with tracking.run("request", options) as run_id, tracking.scratch() as folder:
+    with tracking.prepared("request", options) as run, tracking.scratch() as folder:
         client, due = tracking.client(), options.due or _in_days(due_days())
         meant = _named(client, options)
         uris = meant.uris
@@ -89,18 +90,19 @@ def request(options: config.Request) -> RequestResult:
         filed: list[FiledRequest] = []
         failed: dict[str, str] = {}
         reasons: dict[str, str] = {}
+        if len(uris) > 1:
+            run.begin(f"on {len(uris)} versions")
         for uri in track(uris, "filing", enabled=sys.stderr.isatty() and len(uris) > 1):
-            nested = tracking.nested_run("request") if len(uris) > 1 else nullcontext(run_id)
             try:
-                with nested as own_run:
-                    filed.append(_file(client, uri, options, own_run, folder, due, lenient=lenient))
+                with tracking.nested_run("request") if len(uris) > 1 else nullcontext():
+                    filed.append(_file(client, uri, options, run, folder, due, lenient=lenient))
             except (UnlearnError, *tracking.FAILURES) as error:
                 if len(uris) == 1:
                     raise
                 reasons[uri] = tracking.sentence_of(error)
                 failed[uri] = tracking.recorded_reason(error)
         result = RequestResult(
-            run_id=run_id,
+            run_id=run.begin(),
             case_id=filed[0].case_id if filed else "",
             due=min((one.due for one in filed if one.due is not None), default=None),
             requests=filed,
@@ -163,7 +165,7 @@ def _named(client: MlflowClient, options: config.Request) -> _Meant:
 
 
 def _file(
-    client: MlflowClient, uri: str, options: config.Request, run_id: str, folder: Path, due: str, *, lenient: bool
+    client: MlflowClient, uri: str, options: config.Request, run: CommandRun, folder: Path, due: str, *, lenient: bool
 ) -> FiledRequest:
     """File it on one version, in the active run.
 
@@ -171,7 +173,7 @@ def _file(
         client: of the registry.
         uri: of the version.
         options: of the command.
-        run_id: of the active run.
+        run: of the command; it is begun now, unless the active run is one inside it.
         folder: for temporary files.
         due: ISO date.
         lenient: the version may know but some of what the spec names.
@@ -203,6 +205,7 @@ def _file(
     details |= {"canaries": len(twins)} if len(twins) else {}
     about = {"data": source.spec, "source_sha256": source.samples_digest, "split": source.split}
     about["source"] = without_options(source.spec)
+    run.begin(version)
     filed, new = forget_requests.file_request(
         client,
         version,
@@ -217,7 +220,7 @@ def _file(
         log_manifests(source.spec, {"forget": manifest if salt is None else manifest.hashed(salt)})
         print(
             f"Filed request {filed.id}: {len(forget)} samples of {version.uri} are to be forgotten"
-            f"{f', {len(twins)} of them canaries' if len(twins) else ''} (run {run_id}), due {filed.due}."
+            f"{f', {len(twins)} of them canaries' if len(twins) else ''} (run {filed.run_id}), due {filed.due}."
         )
     else:
         state = "is pending" if filed.pending else f"was carried out by {', '.join(filed.done_by)}"

@@ -243,6 +243,7 @@ class Version:
         recorded: the list of training ids that `manifest` has recorded, of a version that has none itself.
         kept: of a version without a record, how it is read, as a request was told.
         unconfirmed: likewise what is code, and is not run before a user has named it on this machine.
+        run_id: of the run that made it; None of one that is not registered.
     """
 
     uri: str
@@ -257,6 +258,7 @@ class Version:
     recorded: Manifest | None = None
     kept: Inputs = Inputs()
     unconfirmed: Inputs = Inputs()
+    run_id: str | None = None
 
     @property
     def reads(self) -> Inputs:
@@ -566,6 +568,7 @@ def open_version(client: MlflowClient, uri: str, folder: Path) -> Version:
         recorded=recorded_manifest(registered),
         kept=kept,
         unconfirmed=unconfirmed,
+        run_id=registered.run_id or None,
     )
 
 
