@@ -12,8 +12,8 @@ import traceback
 import types
 import typing
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
 from types import FrameType
@@ -49,6 +49,7 @@ from mlflow_unlearn.config import (
 from mlflow_unlearn.data.functions import no_exit
 from mlflow_unlearn.errors import AlreadyDone, UnlearnError, UnlearnWarning
 from mlflow_unlearn.parsing import message
+from mlflow_unlearn.quiet import for_authors, quiet_libraries
 
 
 def command_function(name: str) -> Callable[[Any], CommandResult | None]:
@@ -134,8 +135,45 @@ def _option(name: str, field: FieldInfo) -> click.Option:
     return click.Option([f"--{name.replace('_', '-')}", name], required=required, help=field.description, **extra)
 
 
+_EXPERIMENT: list[click.Parameter] = [
+    click.Option(
+        [f"--experiment-{what}"],
+        default="",
+        help=f"{what.capitalize() if what == 'name' else 'Id'} of the experiment of the run; default: that of the "
+        "version's own run, unless MLFLOW_EXPERIMENT_NAME or _ID names one.",
+    )
+    for what in ("name", "id")
+]
+"""Of the shell alone: `mlflow run` has its own options of these names."""
+
+
+@contextmanager
+def experiment(name: str, number: str) -> Iterator[None]:
+    """Inside the block, MLflow takes the experiment of this name or id.
+
+    Raises:
+        click.UsageError: both are given.
+    """
+    if name and number:
+        raise click.UsageError("--experiment-name and --experiment-id name one experiment: give one of them")
+    given = {"MLFLOW_EXPERIMENT_NAME": name, "MLFLOW_EXPERIMENT_ID": number}
+    before = {variable: os.environ.pop(variable, None) for variable in given}
+    os.environ.update({variable: value for variable, value in given.items() if value})
+    try:
+        yield
+    finally:
+        for variable, value in before.items():
+            os.environ.pop(variable, None)
+            if value is not None:
+                os.environ[variable] = value
+
+
 def _command(name: str, config: type[Command]) -> click.Command:
-    def callback(**values: Any) -> CommandResult | None:
+    def callback(experiment_name: str = "", experiment_id: str = "", **values: Any) -> CommandResult | None:
+        if experiment_name or experiment_id:
+            # As `mlflow run` has them; for this process and all that it starts.
+            with experiment(experiment_name, experiment_id):
+                return callback(**values)
         try:
             checked = config.model_validate(values)
         except ValidationError as error:
@@ -166,7 +204,7 @@ def _command(name: str, config: type[Command]) -> click.Command:
 
     return click.Command(
         name,
-        params=[_option(option, field) for option, field in options(config).items()],
+        params=[_option(option, field) for option, field in options(config).items()] + _EXPERIMENT * config.makes_run,
         callback=callback,
         help=f"{config.__doc__}\n\n\b\nExample:\n  {config.example}",
         short_help=(config.__doc__ or "").splitlines()[0],
@@ -204,14 +242,15 @@ def main(argv: list[str] | None = None) -> NoReturn:
     # Torch's threads, when they have nothing to do, spin for milliseconds on cores that readers of images could use.
     # Read when torch is loaded, by this process and by those that it starts.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    warnings.showwarning = _show_warning
+    warnings.showwarning = partial(_show_warning, debug=_wants_debug(arguments))
     sys.excepthook = partial(_show_crash, arguments)
     signal.signal(signal.SIGTERM, _stop)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else Ctrl-C is ignored, as in background jobs
         signal.signal(signal.SIGINT, _stop)
     answer: dict[str, Any] = {}  # nothing, where another process has answered, or there is no question
     try:
-        returned = cli.main(arguments, standalone_mode=False)
+        with quiet_libraries(_wants_debug(arguments)):
+            returned = cli.main(arguments, standalone_mode=False)
         answer = {"result": returned} if isinstance(returned, CommandResult) else {}  # else it was --help
         code = 0
     except (click.ClickException, UnlearnError) as error:
@@ -305,12 +344,14 @@ def _name_of(arguments: list[str]) -> str:
 _show_other_warning = warnings.showwarning
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, *where: Any, debug: bool = False, **more: Any
+) -> None:
     """Our own warnings are a sentence, without the line of code that its reader has no use for."""
     if issubclass(category, UnlearnWarning):
         _print_error(one_line(f"Warning: {message}"))
-    else:
-        _show_other_warning(without_passwords(str(message)), category, *where, **more)
+    elif debug or not for_authors(category, filename):
+        _show_other_warning(without_passwords(str(message)), category, filename, *where, **more)
 
 
 def _given(arguments: list[str], option: str) -> str | None:

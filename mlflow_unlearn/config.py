@@ -87,12 +87,13 @@ class Command(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     example: ClassVar[str] = ""
+    makes_run: ClassVar[bool] = True
 
     format: Literal["table", "json"] = Field(
         "table",
         description="table: for people; json: one JSON document on standard output, the rest on standard error.",
     )
-    debug: bool = Field(False, description="Show the traceback of an error.")
+    debug: bool = Field(False, description="Show the traceback of an error, and every warning of libraries.")
 
 
 class HardwareOptions(BaseModel):
@@ -430,6 +431,7 @@ class Verify(LoadOptions, Command):
     """Check a version against its evidence: files, tags, chain, aliases. Makes no run. Exit code 3: a difference."""
 
     example = "mlflow-unlearn verify --model-uri models:/clf/4 --key public.pem"
+    makes_run = False
 
     model_uri: str = Field(description="The version to check: models:/NAME/VERSION.")
     recompute: bool = Field(False, description="Measure again as well, with the data that the evidence names.")
@@ -441,6 +443,7 @@ class Exposure(Command):
     """List where forgotten data still lives: versions, aliases, endpoints, runs, models, caches. Makes no run."""
 
     example = "mlflow-unlearn exposure --model-uri models:/clf/3"
+    makes_run = False
 
     model_uri: str = Field(description="A version with a forget request, or one that has fulfilled one.")
 
@@ -449,6 +452,7 @@ class Locate(LoadOptions, Command):
     """Find the versions of the whole registry that were trained on some samples. Makes no run."""
 
     example = "mlflow-unlearn locate --forget ids.csv"
+    makes_run = False
 
     forget: str = Field(
         description="Samples to look for: a file of ids, group:COLUMN=VALUE, class:NAME or request:ID.",
@@ -540,6 +544,7 @@ class Listen(Command):
     """Answer webhooks of the registry with commands, by rules in a YAML file. Makes no run of its own."""
 
     example = "mlflow-unlearn listen --config listen.yaml"
+    makes_run = False
 
     config: str = Field(description="The rules, a YAML file; see docs/events.md.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
@@ -555,12 +560,14 @@ class Methods(Command):
     """List the unlearning methods with their hyperparameters, those of plugins too. Makes no run."""
 
     example = "mlflow-unlearn methods"
+    makes_run = False
 
 
 class Data(Command):
     """Show what a data source holds: counts by split and class, digests. Makes no run."""
 
     example = "mlflow-unlearn data --data digits"
+    makes_run = False
 
     data: str = Field(description=f"{_SOURCES}.")
     ids: Text = Field(None, description="Write id, split and class of every sample to this CSV file.")
