@@ -10,7 +10,7 @@ TYPOS = {
     "a value": (("train", "--data", DATA, "--name", "new", "--epochs", "ten"), "'ten' is not a valid integer"),
     "a model": (("unlearn", "--model-uri", "models:/clff/1"), "did you mean 'clf'?"),
     "a version": (("evaluate", "--model-uri", "models:/clf/9", "--forget", FORGET), "has no version '9'"),
-    "a method": (("unlearn", *V1, "--forget", FORGET, "--method", "lotsu"), "did you mean 'lotus'?"),
+    "a method": (("unlearn", *V1, "--forget", FORGET, "--method", "lotsu"), "unknown method 'lotsu': known methods, nearest first, are lotus"),
     "a hyperparameter": (("unlearn", *V1, "--forget", FORGET, "--params", '{"alhpa": 2}'), "alhpa"),
     "a data source": (("request", *V1, "--forget", FORGET, "--data", "folder:/nowhere"), "no folder '/nowhere'"),
     "a request": (("unlearn", *V1, "--forget", "request:abcdefabcdef"), "abcdefabcdef"),
@@ -41,9 +41,9 @@ def test_a_typo_makes_no_run(store, cli, typo):
 
 
 def test_under_mlflow_run_the_run_that_is_there_has_failed(store, cli, monkeypatch):
-    with mlflow.start_run() as there:
-        pass
     for arguments, says in (TYPOS["a version"], TYPOS["a hyperparameter"], TYPOS["an option"]):
+        with mlflow.start_run() as there:
+            pass
         monkeypatch.setenv("MLFLOW_RUN_ID", there.info.run_id)
         assert cli(*arguments).code == 2
         assert says in store.client.get_run(there.info.run_id).data.tags["unlearn.error"]
