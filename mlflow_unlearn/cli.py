@@ -35,12 +35,20 @@ from mlflow_unlearn.answer import (
     result_of,
     schema,
 )
-from mlflow_unlearn.config import COMMANDS, STORAGE_VARIABLE, Command, HardwareOptions, Tune, as_arguments
+from mlflow_unlearn.config import (
+    COMMANDS,
+    STORAGE_VARIABLE,
+    Command,
+    HardwareOptions,
+    Tune,
+    as_arguments,
+    spell_for_project,
+)
 from mlflow_unlearn.data.functions import no_exit
 from mlflow_unlearn.errors import AlreadyDone, NotPassed, UnlearnError, UnlearnWarning
 from mlflow_unlearn.parsing import message
-from mlflow_unlearn.shell import ALSO, ShellCommand
-
+from mlflow_unlearn.quiet import for_authors, quiet_libraries
+from mlflow_unlearn.shell import ALSO, ShellCommand, experiment
 
 _EXAMPLE = 68
 """Characters of an example's line in help of 80 columns."""
@@ -123,7 +131,11 @@ def _folded(example: str) -> str:
 
 
 def _command(name: str, config: type[Command]) -> click.Command:
-    def callback(**values: Any) -> CommandResult | None:
+    def callback(experiment_name: str = "", experiment_id: str = "", **values: Any) -> CommandResult | None:
+        if experiment_name or experiment_id:
+            # As `mlflow run` has them; for this process and all that it starts.
+            with experiment(experiment_name, experiment_id):
+                return callback(**values)
         try:
             checked = config.model_validate(values)
         except ValidationError as error:
@@ -196,17 +208,19 @@ def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: one sentence for bad input, a traceback only for our own bugs or --debug."""
     arguments = sys.argv[1:] if argv is None else argv
     own_outputs()
+    spell_for_project(bool(os.environ.get("MLFLOW_RUN_ID")))  # `mlflow run` sets it, and the command takes it away
     # Torch's threads, when they have nothing to do, spin for milliseconds on cores that readers of images could use.
     # Read when torch is loaded, by this process and by those that it starts.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    warnings.showwarning = _show_warning
+    warnings.showwarning = partial(_show_warning, debug=_wants_debug(arguments))
     sys.excepthook = partial(_show_crash, arguments)
     signal.signal(signal.SIGTERM, _stop)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else Ctrl-C is ignored, as in background jobs
         signal.signal(signal.SIGINT, _stop)
     answer: dict[str, Any] = {}  # nothing, where another process has answered, or there is no question
     try:
-        returned = cli.main(arguments, standalone_mode=False)
+        with quiet_libraries(_wants_debug(arguments)):
+            returned = cli.main(arguments, standalone_mode=False)
         answer = {"result": returned} if isinstance(returned, CommandResult) else {}  # else it was --help
         code = 0
     except (click.ClickException, UnlearnError) as error:
@@ -307,12 +321,14 @@ def _name_of(arguments: list[str]) -> str:
 _show_other_warning = warnings.showwarning
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, *where: Any, debug: bool = False, **more: Any
+) -> None:
     """Our own warnings are a sentence, without the line of code that its reader has no use for."""
     if issubclass(category, UnlearnWarning):
         _print_error(one_line(f"Warning: {message}"))
-    else:
-        _show_other_warning(without_passwords(str(message)), category, *where, **more)
+    elif debug or not for_authors(category, filename):
+        _show_other_warning(without_passwords(str(message)), category, filename, *where, **more)
 
 
 def _given(arguments: list[str], *spellings: str) -> str | None:

@@ -6,6 +6,7 @@ means "not given", since MLproject has no other way to say it.
 
 import os
 import re
+import shlex
 from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -28,8 +29,8 @@ _EMPTY_IS_NONE = BeforeValidator(lambda value: None if value == "" else value)
 """For an optional number."""
 
 _SOURCES = (
-    "Data source: digits, torchvision:NAME@ROOT, folder:PATH, shards:PATH, csv:PATH or python:module:function, "
-    "followed by ,seed=N, ,train=20% or ,split=FILE"
+    "Data source: digits, torchvision:NAME@ROOT, folder:PATH, shards:PATH, csv:PATH (,file=COLUMN,label=COLUMN) or "
+    "python:module:function, followed by ,seed=N, ,train=20% or ,split=FILE"
 )
 
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
@@ -102,12 +103,13 @@ class Command(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     example: ClassVar[str] = ""
+    makes_run: ClassVar[bool] = True
 
     format: Literal["table", "json"] = Field(
         "table",
         description="table: for people; json: one JSON document on standard output, the rest on standard error.",
     )
-    debug: bool = Field(False, description="Show the traceback of an error.")
+    debug: bool = Field(False, description="Show the traceback of an error, and every warning of libraries.")
 
 
 class HardwareOptions(BaseModel):
@@ -124,6 +126,19 @@ class HardwareOptions(BaseModel):
     processes: int = Field(1, ge=1, le=4096, description="Processes on this machine that share each batch.")
 
 
+Architecture = Annotated[
+    Text,
+    Field(description="timm:NAME, torchvision:NAME or module:factory, to rebuild a version in pt2 format."),
+]
+Transform = Annotated[Text, Field(description="Input transform: none, timm, imagenet or python:module:function.")]
+Classes = Annotated[
+    Text,
+    Field(
+        description="Class names in the order of the model's outputs, separated by commas, or a file with one per line."
+    ),
+]
+
+
 class LoadOptions(BaseModel):
     """What opening a version may do."""
 
@@ -138,15 +153,9 @@ class ReadOptions(LoadOptions):
 
     data: Text = Field(None, description=f"{_SOURCES}; default: the version's own record.")
     split: SplitBy = None
-    architecture: Text = Field(
-        None, description="timm:NAME, torchvision:NAME or module:factory, to rebuild a version in pt2 format."
-    )
-    transform: Text = Field(None, description="Input transform: none, timm, imagenet or python:module:function.")
-    classes: Text = Field(
-        None,
-        description="Class names in the order of the model's outputs: separated by commas, or a file with one "
-        "per line.",
-    )
+    architecture: Architecture = None
+    transform: Transform = None
+    classes: Classes = None
     force: bool = Field(False, description="Continue despite low accuracy on the training data.")
     plan: bool = Field(False, description="Dry run: only print the time, memory and disk space that this would take.")
 
@@ -245,6 +254,9 @@ class Request(LoadOptions, Command):
     )
     data: Text = Field(None, description="Data source; default: the version's own record.")
     split: SplitBy = None
+    architecture: Architecture = None
+    transform: Transform = None
+    classes: Classes = None
     reason: Reason = None
     requester: Remark = Field(None, description="Pseudonym of the person who asks, for the record.")
     hash_ids: bool = Field(False, description="Store salted SHA-256 hashes of the ids instead of the ids.")
@@ -468,6 +480,7 @@ class Verify(LoadOptions, Command):
     """Check a version against its evidence: files, tags, chain, aliases. Makes no run. Exit code 3: a difference."""
 
     example = "mlflow-unlearn verify --model-uri models:/clf/4 --key public.pem"
+    makes_run = False
 
     model_uri: str = Field(description="The version to check: models:/NAME/VERSION.")
     recompute: bool = Field(False, description="Also measure again, with the data named in the evidence.")
@@ -479,6 +492,7 @@ class Exposure(Command):
     """List where forgotten data still exists: versions, aliases, endpoints, runs, models, caches. Makes no run."""
 
     example = "mlflow-unlearn exposure --model-uri models:/clf/3"
+    makes_run = False
 
     model_uri: str = Field(description="A version with a forget request, or one that has fulfilled one.")
 
@@ -487,6 +501,7 @@ class Locate(LoadOptions, Command):
     """Find the versions of the whole registry that were trained on some samples. Makes no run."""
 
     example = "mlflow-unlearn locate --forget ids.csv"
+    makes_run = False
 
     forget: str = Field(
         description="Samples to look for: a file of ids, group:COLUMN=VALUE, class:NAME or request:ID.",
@@ -586,6 +601,7 @@ class Listen(Command):
     """Answer webhooks of the registry with commands, by rules in a YAML file. Makes no run of its own."""
 
     example = "mlflow-unlearn listen --config listen.yaml"
+    makes_run = False
 
     config: str = Field(description="YAML file with the rules; see docs/events.md.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
@@ -603,12 +619,14 @@ class Methods(Command):
     """List the unlearning methods with their hyperparameters, those of plugins too. Makes no run."""
 
     example = "mlflow-unlearn methods"
+    makes_run = False
 
 
 class Policy(Command):
     """Print a policy with all its defaults, as YAML to edit and give as policy=. Makes no run."""
 
     example = "mlflow-unlearn policy show"
+    makes_run = False
 
     action: Literal["show"] = Field("show", description="What to do with it.")
     policy: Text = Field(None, description="A YAML file; default: the policy of `review`.")
@@ -618,6 +636,7 @@ class NewMethod(Command):
     """Write the folder of a new method: code, conformance tests, and what makes it installable. Makes no run."""
 
     example = "mlflow-unlearn new-method my_idea"
+    makes_run = False
 
     name: Annotated[str, AfterValidator(_method_name)] = Field(
         description="Name of the method: small letters, digits and _, such as my_idea."
@@ -629,6 +648,7 @@ class Data(Command):
     """Show what a data source holds: counts by split and class, digests. Makes no run."""
 
     example = "mlflow-unlearn data --data digits"
+    makes_run = False
 
     data: str = Field(description=f"{_SOURCES}.")
     ids: Text = Field(None, description="Write id, split and class of every sample to this CSV file.")
@@ -652,6 +672,36 @@ def options(command: type[Command]) -> dict[str, Any]:
     last = ("format", "debug")
     ranked = sorted(fields, key=lambda name: (name in last, not fields[name].is_required(), name not in own))
     return {fields[name].alias or name: fields[name] for name in ranked}
+
+
+_spelling: dict[str, bool] = {"project": False}
+
+
+def spell_for_project(started: bool) -> None:
+    """Say whether `mlflow run` has started this process, whose options its user has typed as ``-P name=value``."""
+    _spelling["project"] = started
+
+
+def spelled(name: str, value: str | None = None) -> str:
+    """An option as the user types it, of the shell or of `mlflow run`.
+
+    >>> spelled("model_uri"), spelled("data", "folder:my images")
+    ('--model-uri', "--data 'folder:my images'")
+    """
+    if _spelling["project"]:
+        return f"-P {shlex.quote(f'{name}={value or str()}')}"
+    return f"--{name.replace('_', '-')}" + (f" {shlex.quote(value)}" if value is not None else "")
+
+
+def command_line(command: Command) -> str:
+    """The command with its options, ready to paste; without a storage's URL, which may hold a password."""
+    given = as_arguments(command)
+    pairs = [
+        (name.removeprefix("--").replace("-", "_"), value) for name, value in zip(given[::2], given[1::2], strict=True)
+    ]
+    name = type(command).__name__.lower()
+    start = f"mlflow run . -e {name}" if _spelling["project"] else f"mlflow-unlearn {name}"
+    return " ".join([start, *(spelled(option, value) for option, value in pairs if option != "storage")])
 
 
 def as_arguments(command: Command) -> list[str]:

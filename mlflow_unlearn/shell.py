@@ -3,7 +3,10 @@
 MLproject gives every option by its full name and with a value; what is typed here is written out like that.
 """
 
+import os
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import UnionType
 from typing import Any
 
@@ -33,6 +36,37 @@ _GROUPS: dict[type, str] = {
 _LONGEST_CHOICE = 60
 """Characters of a list of choices beside an option, in help of 80 columns."""
 _LONE = {"-q", "--quiet", "-h", "--help"}
+_EXPERIMENT: list[click.Parameter] = [
+    click.Option(
+        [f"--experiment-{what}"],
+        default="",
+        help=f"{what.capitalize() if what == 'name' else 'Id'} of the experiment of the run; default: that of the "
+        "version's own run, unless MLFLOW_EXPERIMENT_NAME or _ID names one.",
+    )
+    for what in ("name", "id")
+]
+"""Of the shell alone: `mlflow run` has its own options of these names."""
+
+
+@contextmanager
+def experiment(name: str, number: str) -> Iterator[None]:
+    """Inside the block, MLflow takes the experiment of this name or id.
+
+    Raises:
+        click.UsageError: both are given.
+    """
+    if name and number:
+        raise click.UsageError("--experiment-name and --experiment-id name one experiment: give one of them")
+    given = {"MLFLOW_EXPERIMENT_NAME": name, "MLFLOW_EXPERIMENT_ID": number}
+    before = {variable: os.environ.pop(variable, None) for variable in given}
+    os.environ.update({variable: value for variable, value in given.items() if value})
+    try:
+        yield
+    finally:
+        for variable, value in before.items():
+            os.environ.pop(variable, None)
+            if value is not None:
+                os.environ[variable] = value
 
 
 class ShellCommand(click.Command):
@@ -58,7 +92,11 @@ class ShellCommand(click.Command):
             one for one in _POSITIONAL if one in self._fields and (one != "data" or self._fields[one].is_required())
         )
         self._positional = next(required, None)
-        super().__init__(name, params=[*(_option(*item) for item in self._fields.items()), quiet], **more)
+        super().__init__(
+            name,
+            params=[*(_option(*item) for item in self._fields.items()), *_EXPERIMENT * config.makes_run, quiet],
+            **more,
+        )
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """Also what may be given by its value alone."""
@@ -85,6 +123,8 @@ class ShellCommand(click.Command):
 
     def _group(self, name: str) -> str:
         """By the class whose option it is."""
+        if name in (option.name for option in _EXPERIMENT):
+            return "Where the run is made"
         own = next(
             (each for each in self._config.__mro__ if {name, f"{name}_"} & {*vars(each).get("__annotations__", ())}),
             Command,

@@ -19,7 +19,6 @@ from mlflow_unlearn.errors import Refused
 from mlflow_unlearn.evidence.audit import AUDIT_FILE, AuditRecord, Decision
 from mlflow_unlearn.evidence.review import MODEL_URI_TAG
 from mlflow_unlearn.registry import tracking
-from mlflow_unlearn.registry.dataset_inputs import log_source_model
 from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.versions import Version
 from mlflow_unlearn.report import audit_table
@@ -56,13 +55,12 @@ def audit(options: config.Audit) -> AuditOutcome:
         Refused: nothing can be decided, or the forgotten samples are told apart.
     """
     progress = sys.stderr.isatty()
-    with tracking.run("audit", options) as run_id, tracking.scratch() as folder:
+    with tracking.prepared("audit", options) as run, tracking.scratch() as folder:
         client = tracking.client()
         session, original_version = open_measured(client, options, folder, progress=progress)
-        log_source_model(client, run_id, session.version.model_id)
         opened = open_audit(session, original_version, options, listed(options.gold_uri), listed(options.alike_uri))
         session = opened.session
-        session.log_manifests()
+        run_id = session.begin(run, plan=options.plan)
         trains = options.references or options.relearn or options.cheat
         trainer = _trainer(session, original_version, options, run_id) if trains else None
         if options.plan:

@@ -62,9 +62,8 @@ def compare(options: config.Compare) -> CompareResult:
     """
     progress = sys.stderr.isatty()
     with (
-        tracking.run("compare", options) as run_id,
+        tracking.prepared("compare", options) as run,
         tracking.scratch() as folder,
-        experiment_lock("compare", run_id),
         ExitStack() as stack,
     ):
         if options.by == "audit" and options.register_ == "best":
@@ -72,18 +71,19 @@ def compare(options: config.Compare) -> CompareResult:
                 "by=audit ranks by attacks on the test set, which must not choose a version: give register=none, and "
                 "`unlearn` with the method that you take"
             )
-        experiment = mlflow.get_run(run_id).info.experiment_id
         methods, seeds = chosen_methods(options.methods), parse_seeds(options.seeds)
         given = params_by_method(options.params, methods)
         name = check_name(options.register_as) if options.register_as else None
         check_key(options.sign_key)
-        session = open_session(tracking.client(), run_id, options, folder, progress=progress)
+        session = open_session(tracking.client(), options, folder, progress=progress)
         if options.register_ == "best":
             name = target_name(session, name)
         methods = usable(methods, session.version, named=options.methods.strip() != "all")
         given = {method: params for method, params in given.items() if method in (*methods, "retrain")}
         given_gold = open_gold(session, options)
-        session.log_manifests()
+        run_id = session.begin(run, plan=options.plan)
+        stack.enter_context(experiment_lock("compare", run_id))
+        experiment = mlflow.get_run(run_id).info.experiment_id
         recipe = training_recipe(session, options, given=given.pop("retrain", {}))
         family = model_family(session.module)
         recorded = {method: get_method(method).recorded(recipe.params, family) for method in methods}

@@ -67,11 +67,12 @@ def _write(options: config.Dossier, request: str) -> DossierResult:
     if options.output is not None:
         _check_output(Path(options.output), options)
     check_key(options.sign_key)
-    with tracking.run("dossier", options) as run_id, tracking.scratch() as folder:
+    with tracking.prepared("dossier", options) as run, tracking.scratch() as folder:
         client = tracking.client()
         case = open_case(client, request)
         path = Path(options.output or f"dossier-{case.id}.zip")
         _check_output(path, options)
+        run_id = run.begin(f"case {case.id}")
         holders = held(client, walk(client), case)
         files = _files(case, holders)
         if options.sign_key is not None:

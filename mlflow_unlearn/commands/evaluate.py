@@ -13,9 +13,9 @@ from mlflow_unlearn.governance.evidence_builder import measured
 from mlflow_unlearn.governance.publish import log_metrics
 from mlflow_unlearn.metrics.suite import compare
 from mlflow_unlearn.registry import tracking
-from mlflow_unlearn.registry.dataset_inputs import log_source_model
 from mlflow_unlearn.report import table
 from mlflow_unlearn.session import dry_run
+from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.measured import evaluate_measured, open_measured
 
 
@@ -37,18 +37,17 @@ class EvaluateResult(CommandResult):
 def evaluate(options: config.Evaluate) -> EvaluateResult:
     """Measure a version, the version that it came from, and a gold standard, side by side."""
     progress = sys.stderr.isatty()
-    with tracking.run("evaluate", options) as run_id, tracking.scratch() as folder:
+    with tracking.prepared("evaluate", options) as run, tracking.scratch() as folder:
         client = tracking.client()
         session, original_version = open_measured(client, options, folder, progress=progress)
-        version = session.version
-        log_source_model(client, run_id, version.model_id)
-        session.log_manifests()
+        version, gold = session.version, open_gold(session, options)
+        run_id = session.begin(run, plan=options.plan)
         uris = {"uri": version.uri, "original_uri": original_version.uri, "gold_uri": options.gold_uri}
         if options.plan:
             models = 1 + (original_version is not version) + (options.gold_uri is not None)
             plan = dry_run.show(dry_run.estimate(session, [], models=models, record=None))
             return EvaluateResult(run_id=run_id, **uris, metrics={}, plan=plan)
-        outputs, name = evaluate_measured(session, original_version, options)
+        outputs, name = evaluate_measured(session, original_version, options, gold)
         columns = compare(outputs, seed=options.seed)
         log_metrics(columns, model_ids={"original": original_version.model_id, name: version.model_id})
         table.show(columns)

@@ -43,7 +43,7 @@ def manifest(options: config.Manifest) -> ManifestResult:
     Raises:
         UnlearnError: the version has a list of its own, or the ids are not those of the source.
     """
-    with tracking.run("manifest", options) as run_id, tracking.scratch() as folder:
+    with tracking.prepared("manifest", options) as run, tracking.scratch() as folder:
         client = tracking.client()
         version = registered_version(client, options.model_uri)
         uri = f"models:/{version.name}/{version.version}"
@@ -67,6 +67,7 @@ def manifest(options: config.Manifest) -> ManifestResult:
             known = list(source.train.ids)
         stored = Manifest(tuple(known)).hashed(Manifest.salt_of(source.samples_digest))
         stored.to_csv(folder / "manifest.csv")
+        run_id = run.begin(version)
         mlflow.log_text((folder / "manifest.csv").read_text(encoding="utf-8"), MANIFEST_PATH)
         record = TrainedOn.of(stored, without_options(source.spec), source.samples_digest, run_id)
         with model_lock(client, version.name) as (lock, _):

@@ -64,11 +64,12 @@ def promote(options: config.Promote) -> PromoteResult:
     Raises:
         Refused: one of these does not hold, or the approver may not approve.
     """
-    with tracking.run("promote", options) as run_id, tracking.scratch() as folder:
+    with tracking.prepared("promote", options) as run, tracking.scratch() as folder:
         _check_alias(options.alias)
         read_policy(options.policy)  # a bad one is refused before anything is loaded
         client = tracking.client()
         examined = with_claim(client, examine(client, options.model_uri, folder, key=options.key), folder)
+        run_id = run.begin(examined.registered)
         examined.refuse_differences("cannot be promoted")
         policy = None
         if options.policy is not None:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -26,13 +27,16 @@ from mlflow_unlearn.governance.looking import wanted_by
 from mlflow_unlearn.governance.places import Places, look
 from mlflow_unlearn.registry import forget_requests, tracking
 from mlflow_unlearn.registry.dataset_inputs import log_manifests
+from mlflow_unlearn.registry.inputs import Inputs, keep_inputs
 from mlflow_unlearn.registry.loading import admitted
+from mlflow_unlearn.registry.tracking import CommandRun
 from mlflow_unlearn.registry.uris import in_ranges
-from mlflow_unlearn.registry.versions import open_version
+from mlflow_unlearn.registry.versions import Version, open_version
 from mlflow_unlearn.registry.walk import walk
 from mlflow_unlearn.session.canaries import next_tranche
 from mlflow_unlearn.session.forget_set import select
-from mlflow_unlearn.session.view import data_spec, salt_of, training_mask
+from mlflow_unlearn.session.missing import asked, missing, require
+from mlflow_unlearn.session.view import data_spec, given_inputs, salt_of, training_mask
 
 
 class FiledRequest(CommandResult):
@@ -88,7 +92,7 @@ def request(options: config.Request) -> RequestResult:
         UnlearnError: a model is not a registered version, or the forget set is bad.
         Refused: on some of several versions it could not be filed.
     """
-    with tracking.run("request", options) as run_id, tracking.scratch() as folder:
+    with tracking.prepared("request", options) as run, tracking.scratch() as folder:
         client, due = tracking.client(), options.due or _in_days(due_days())
         meant = _named(client, options)
         uris = meant.uris
@@ -96,18 +100,19 @@ def request(options: config.Request) -> RequestResult:
         filed: list[FiledRequest] = []
         failed: dict[str, str] = {}
         reasons: dict[str, str] = {}
+        if len(uris) > 1:
+            run.begin(f"on {len(uris)} versions")
         for uri in track(uris, "filing", enabled=sys.stderr.isatty() and len(uris) > 1):
-            nested = tracking.nested_run("request") if len(uris) > 1 else nullcontext(run_id)
             try:
-                with nested as own_run:
-                    filed.append(_file(client, uri, options, own_run, folder, due, lenient=lenient))
+                with tracking.nested_run("request") if len(uris) > 1 else nullcontext():
+                    filed.append(_file(client, uri, options, run, folder, due, lenient=lenient))
             except (UnlearnError, *tracking.FAILURES) as error:
                 if len(uris) == 1:
                     raise
                 reasons[uri] = tracking.sentence_of(error)
                 failed[uri] = tracking.recorded_reason(error)
         result = RequestResult(
-            run_id=run_id,
+            run_id=run.begin(),
             case_id=filed[0].case_id if filed else "",
             due=min((one.due for one in filed if one.due is not None), default=None),
             requests=filed,
@@ -172,7 +177,7 @@ def _named(client: MlflowClient, options: config.Request) -> _Meant:
 
 
 def _file(
-    client: MlflowClient, uri: str, options: config.Request, run_id: str, folder: Path, due: str, *, lenient: bool
+    client: MlflowClient, uri: str, options: config.Request, run: CommandRun, folder: Path, due: str, *, lenient: bool
 ) -> FiledRequest:
     """File it on one version, in the active run.
 
@@ -180,7 +185,7 @@ def _file(
         client: of the registry.
         uri: of the version.
         options: of the command.
-        run_id: of the active run.
+        run: of the command; it is begun now, unless the active run is one inside it.
         folder: for temporary files.
         due: ISO date.
         lenient: the version may know but some of what the spec names.
@@ -194,7 +199,10 @@ def _file(
             f"{version.uri} is not a registered version and cannot carry a request: "
             "register it, or give forget= to unlearn"
         )
+    if options.data is None and version.reads.data is None:
+        require(version, options, trains=True)  # and with it what `unlearn` will need
     source = load_source(data_spec(version, options.data, options.split))
+    given = given_inputs(version, source, options)
     read = partial(forget_requests.read_manifest, client)
     mask = training_mask(version, source)
     forget, matched = select(options.forget, version, source, mask, read, lenient=lenient)
@@ -209,6 +217,7 @@ def _file(
     details |= {"canaries": len(twins)} if len(twins) else {}
     about = {"data": source.spec, "source_sha256": source.samples_digest, "split": source.split}
     about["source"] = without_options(source.spec)
+    run.begin(version)
     filed, new = forget_requests.file_request(
         client,
         version,
@@ -223,7 +232,7 @@ def _file(
         log_manifests(source.spec, {"forget": manifest if salt is None else manifest.hashed(salt)})
         print(
             f"Filed request {filed.id}: {counted(len(forget), 'sample')} of {version.uri} to be forgotten"
-            f"{f', {len(twins)} of them canaries' if len(twins) else ''} (run {run_id}), due {filed.due}."
+            f"{f', {len(twins)} of them canaries' if len(twins) else ''} (run {filed.run_id}), due {filed.due}."
         )
     else:
         state = "is pending" if filed.pending else f"was carried out by {', '.join(filed.done_by)}"
@@ -233,6 +242,7 @@ def _file(
                 f"Note: request {filed.id} stays due {filed.due or 'as it was filed'}, not {options.due}: to "
                 f"change that, delete the tag {forget_requests.TAG}{filed.id} of {version.uri} and file it again."
             )
+    _keep(client, version, given, options)
     return FiledRequest(
         run_id=filed.run_id,
         request_id=filed.id,
@@ -244,6 +254,17 @@ def _file(
         due=filed.due,
         done_by=list(filed.done_by),
     )
+
+
+def _keep(client: MlflowClient, version: Version, given: Inputs, options: config.Request) -> None:
+    """Keep on a version of another tool how it is read, and say what `unlearn` will ask for."""
+    if version.record is not None or version.name is None or version.version is None:
+        return
+    kept = keep_inputs(client, version.name, version.version, given)
+    version = replace(version, kept=kept, unconfirmed=Inputs())
+    if found := missing(version, options, trains=True):
+        again = config.Unlearn(model_uri=version.uri)
+        note(f"Note: to be unlearned, {version.uri} lacks {asked(version, again, found)}")
 
 
 def _case(client: MlflowClient, spec: str, source: Source, forget: np.ndarray) -> str:

@@ -55,9 +55,9 @@ def retire(options: config.Retire) -> RetirementRecord:
     """
     if options.yes:
         # Outside of the run, which makes a sentence of what a store raises.
-        with ExitStack() as outcome, tracking.run("retire", options) as run_id:
+        with ExitStack() as outcome, tracking.prepared("retire", options) as run:
             client = tracking.client()
-            retirement, record = _carried_out(client, options, run_id, outcome)
+            retirement, record = _carried_out(client, options, run, outcome)
             return _proven(client, retirement, record, outcome)
     with tracking.read_only_client() as client:
         retirement = drawn_up(client, options)
@@ -76,18 +76,19 @@ def retire(options: config.Retire) -> RetirementRecord:
 
 
 def _carried_out(
-    client: MlflowClient, options: config.Retire, run_id: str, outcome: ExitStack
+    client: MlflowClient, options: config.Retire, run: tracking.CommandRun, outcome: ExitStack
 ) -> tuple[Retirement, RetirementRecord]:
     """All steps, or none where there is only to look again.
 
     Args:
         client: of both.
         options: of the command.
-        run_id: of its run.
+        run: its own.
         outcome: around the run; an error that leaves it takes the record along, once there is one.
     """
     registry = registry_client(client)
     retirement = drawn_up(client, options)
+    run_id = run.begin(retirement.target.registered)
     with ExitStack() as stack:
         names = sorted({entry.registered.name for entry in retirement.entries})  # all wait in the same order
         locks = {name: stack.enter_context(model_lock(client, name))[0] for name in names}

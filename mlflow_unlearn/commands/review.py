@@ -60,10 +60,11 @@ def review(options: config.Review) -> ReviewResult:
     Raises:
         Refused: the verdict is fail, or there is nothing that can be judged.
     """
-    with tracking.run("review", options) as run_id, tracking.scratch() as folder:
+    with tracking.prepared("review", options) as run, tracking.scratch() as folder:
         read_policy(options.policy)  # a bad one is refused before anything is loaded
         client = tracking.client()
         examined = with_claim(client, examine(client, options.model_uri, folder, key=options.key), folder)
+        run_id = run.begin(examined.registered)
         examined.refuse_differences("cannot be reviewed")
         policy = read_policy(options.policy, schema=examined.evidence.policy_schema)
         audited = last_audit(client, examined) if policy.audit is not None else None

@@ -67,7 +67,7 @@ from mlflow_unlearn.session.ensemble import (
     train_ensemble,
 )
 from mlflow_unlearn.session.going_on import Before, check_going_on, open_before
-from mlflow_unlearn.session.hardware import pick_hardware
+from mlflow_unlearn.session.hardware import pick_hardware, tag_hardware
 from mlflow_unlearn.session.view import InputSpec
 
 
@@ -154,18 +154,23 @@ class _Trained:
 def train(options: config.Train) -> TrainResult:
     """Train a classifier on the source's training part, less what is excluded, and register it."""
     progress = sys.stderr.isatty()
-    with tracking.run("train", options) as run_id, tracking.scratch() as folder:
+    with tracking.prepared("train", options) as run, tracking.scratch() as folder:
         client = tracking.client()
         check_name(options.name)
         check_ensemble_options(options)
         check_going_on(options)
-        prepared = _prepare(client, options, run_id, folder, progress=progress)
+        prepared = _prepare(client, options, folder, progress=progress)
+        run_id = run.begin(options.name)
+        tag_hardware(prepared.hardware)
+        if prepared.canaries is not None:
+            mlflow.set_tag("unlearn.canaries_sha256", prepared.canaries.digest)
+            mlflow.log_text(prepared.canaries.model_dump_json(indent=1), CANARIES)
         trained = _fit(client, options, prepared, run_id, folder)
         metrics = _accuracies(prepared, trained.model)
         return _register(client, options, prepared, trained, metrics, run_id, folder)
 
 
-def _prepare(client: MlflowClient, options: config.Train, run_id: str, folder: Path, *, progress: bool) -> _Prepared:
+def _prepare(client: MlflowClient, options: config.Train, folder: Path, *, progress: bool) -> _Prepared:
     """Read the data, and build or open what is trained."""
     before = None if options.from_ is None else open_before(client, options, folder)
     source = load_source(options.data) if before is None else before.view.source
@@ -176,8 +181,6 @@ def _prepare(client: MlflowClient, options: config.Train, run_id: str, folder: P
     if options.canaries:
         canaries = draw_canaries(source.train.ids, source.train.labels, kept, options.canaries)
         kept = kept[~canaries.ghosts_among(source.train.ids)[kept]]
-        mlflow.set_tag("unlearn.canaries_sha256", canaries.digest)
-        mlflow.log_text(canaries.model_dump_json(indent=1), CANARIES)
     view = InputSpec(source, options.transform, source.classes, None) if before is None else before.view
     module_for_transform = None if before is None else before.module
     if before is None and options.transform == "timm":

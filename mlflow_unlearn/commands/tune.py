@@ -73,7 +73,7 @@ def tune(options: config.Tune) -> TuneResult:
     progress = sys.stderr.isatty()
     with (
         sharing_cores(options.workers),
-        tracking.run("tune", options) as run_id,
+        tracking.prepared("tune", options) as run,
         tracking.scratch() as folder,
         storage_errors(options.storage),
         ExitStack() as stack,
@@ -83,12 +83,11 @@ def tune(options: config.Tune) -> TuneResult:
         methods = [] if automatic else chosen_methods(options.methods)
         given = config.parse_params(options.space, where="space")
         name = check_name(options.register_as) if options.register_as else None
-        storage = open_storage(options.storage, close_dead(run_id))
-        session = open_session(tracking.client(), run_id, options, folder, progress=progress)
+        storage = open_storage(options.storage, lambda study, trial: close_dead(run.begin())(study, trial))
+        session = open_session(tracking.client(), options, folder, progress=progress)
         if options.register_ == "best":
             name = target_name(session, name)
         gold_module = open_gold(session, options)
-        session.log_manifests()
         methods = _automatic(session, options, given) if automatic else methods
         methods = _suited(usable(methods, session.version, named=options.methods.strip() != "all"), session)
         recorded = recorded_params(session, options, methods)
@@ -96,6 +95,7 @@ def tune(options: config.Tune) -> TuneResult:
         space = search_space(methods, family, prefixes, given, recorded)
         for prefix in space.prefixes():
             split_at(session.module, prefix)  # a misspelt module fails the command, not a trial
+        run_id = session.begin(run, plan=options.plan)
         if options.plan:
             return TuneResult(run_id=run_id, plan=_dry_run(session, recorded, methods, options))
         teacher = session.teacher()

@@ -67,15 +67,8 @@ def unlearn(options: config.Unlearn) -> UnlearnResult:
             Refused where what passed on the validation set does not on the test set.
     """
     progress = sys.stderr.isatty()
-    failure: UnlearnError | None = None
-    params: dict[str, Any] = {}
-    try:
-        options, params = _with_params(options)  # the run records the method that runs
-    except UnlearnError as error:
-        failure = error
-    with tracking.run("unlearn", options) as run_id, tracking.scratch() as folder, ExitStack() as stack:
-        if failure is not None:
-            raise failure
+    options, params = _with_params(options)  # the run records the method that runs
+    with tracking.prepared("unlearn", options) as run, tracking.scratch() as folder, ExitStack() as stack:
         client, lock = tracking.client(), None
         name = check_name(options.register_as) if options.register_as else None
         method = get_method(options.method)
@@ -90,13 +83,13 @@ def unlearn(options: config.Unlearn) -> UnlearnResult:
                 lock, _ = stack.enter_context(own)
                 uri = f"models:/{registered.name}/{registered.version}"
                 options = options.model_copy(update={"model_uri": uri})
-            session = open_session(client, run_id, options, folder, progress=progress)
+            session = open_session(client, options, folder, progress=progress)
             name = target_name(session, name)
             gold_module = open_gold(session, options)
-            session.log_manifests()
-        refusal = method.unsuited(session.module) or unmet(options.method, session.version)
-        if refusal is not None:
-            raise UnlearnError(refusal)
+            refusal = method.unsuited(session.module) or unmet(options.method, session.version)
+            if refusal is not None:
+                raise UnlearnError(refusal)
+            run_id = session.begin(run, plan=options.plan)
 
         recipe = None
         if options.method == "retrain" or policy is not None or options.plan:

@@ -30,7 +30,7 @@ from mlflow_unlearn.data.batching import leaves
 from mlflow_unlearn.data.functions import import_function, users_code
 from mlflow_unlearn.data.ids import read_ids
 from mlflow_unlearn.data.source import ImageStore, Indices, Source, Split, check_classes, rest, stratified
-from mlflow_unlearn.data.spec import DRAWN, SpecOptions, parse_options, resolved
+from mlflow_unlearn.data.spec import CSV_COLUMNS, DRAWN, SpecOptions, parse_options, resolved, table_columns
 from mlflow_unlearn.data.splits import Splits, labels_of
 from mlflow_unlearn.errors import UnlearnError, did_you_mean, shortlist
 
@@ -62,8 +62,8 @@ def load_source(spec: str) -> Source:
     instead, ``,split=drawn`` states that a model was trained on just what is drawn.
 
     Args:
-        spec: ``digits``, ``torchvision:NAME@ROOT``, ``folder:PATH``, ``shards:PATH``, ``csv:PATH`` or
-            ``python:module:function``, with options behind commas.
+        spec: ``digits``, ``torchvision:NAME@ROOT``, ``folder:PATH``, ``shards:PATH``, ``csv:PATH`` (with ``,file=``,
+            ``,label=`` and ``,id=``, names of columns) or ``python:module:function``, with options behind commas.
 
     Raises:
         UnlearnError: unknown scheme or option, missing or inconsistent data.
@@ -118,6 +118,11 @@ def _absolute(path: str) -> str:
 def _absolute_root(text: str) -> str:
     name, _, folder = text.partition("@")
     return f"{name}@{resolved(folder)}"
+
+
+def _absolute_table(text: str) -> str:
+    path, _ = table_columns(text)
+    return f"{resolved(path)}{text[len(path) :]}"
 
 
 def _three_splits(splits: dict[str, Split], options: SpecOptions) -> tuple[Split, Split, Split, Split | None]:
@@ -240,18 +245,30 @@ def _numbered(labels: Iterable[Indices], names: Sequence[str] = ()) -> tuple[str
 
 
 def _csv(body: str) -> _Loaded:
-    path = resolved(body)
-    root, table = path.parent, read_table(path, ("path", "label"))
-    if len(table) == 0 or any((table[name] == "").any() for name in table.columns if name in ("path", "label", "id")):
-        raise UnlearnError(f"{str(path)!r} has no rows, or some with an empty path, label or id: fill these in")
-    files = [os.path.relpath(p, root) if os.path.isabs(p) else os.path.normpath(p) for p in table["path"]]
+    text, named = table_columns(body)
+    path = resolved(text)
+    root, table = path.parent, read_table(path)
+    file, label, own_id = (named[column] for column in CSV_COLUMNS)
+    needed = [file, label] + [own_id] * (own_id != CSV_COLUMNS["id"])
+    if missing := [name for name in needed if name not in table.columns]:
+        raise UnlearnError(
+            f"{str(path)!r} has no column {shortlist(missing)}: its columns are {shortlist(table.columns)}; name "
+            "those of the files and the labels behind the path: ,file=NAME,label=NAME"
+        )
+    if len({file, label, own_id}) < len(named):
+        raise UnlearnError(f"csv:{body} names one column for two things: file=, label= and id= are different ones")
+    given = [name for name in (file, label, own_id) if name in table.columns]
+    if len(table) == 0 or any((table[name] == "").any() for name in given):
+        raise UnlearnError(
+            f"{str(path)!r} has no rows, or some with an empty {file}, {label} or {own_id}: fill these in"
+        )
+    files = [os.path.relpath(p, root) if os.path.isabs(p) else os.path.normpath(p) for p in table[file]]
     files = [Path(file).as_posix() for file in files]
     require_files(root, files)
-    classes = class_order(table["label"])
-    groups = {name: tuple(table[name]) for name in table.columns if name not in ("path", "label", "id", "split")}
-    whole = file_split(
-        root, files, codes(table["label"], classes), table["id"] if "id" in table.columns else None, groups
-    )
+    classes = class_order(table[label])
+    groups = {name: tuple(table[name]) for name in table.columns if name not in (*given, "split")}
+    ids = table[own_id] if own_id in table.columns else None
+    whole = file_split(root, files, codes(table[label], classes), ids, groups)
     if "split" not in table.columns:
         return _Loaded(classes, {"all": whole})
     splits = table["split"].to_numpy()
@@ -298,6 +315,6 @@ _SCHEMES = {
     "torchvision": _Scheme(_torchvision, _absolute_root),
     "folder": _Scheme(lambda path: _Loaded(*list_folder(resolved(path))), _absolute),
     "shards": _Scheme(lambda path: _Loaded(*list_shards(resolved(path))), _absolute),
-    "csv": _Scheme(_csv, _absolute),
+    "csv": _Scheme(_csv, _absolute_table),
     "python": _Scheme(_python),
 }

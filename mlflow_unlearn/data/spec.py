@@ -8,6 +8,8 @@ from typing import NamedTuple
 from mlflow_unlearn.errors import UnlearnError, did_you_mean
 from mlflow_unlearn.parsing import whole_number
 
+CSV_COLUMNS = {"file": "path", "label": "label", "id": "id"}
+"""Options of ``csv:`` that name the columns of the files, the labels and the ids, and their usual names."""
 DRAWN = "drawn"
 """``split=drawn``: the model was trained on just what this tool draws."""
 
@@ -16,7 +18,7 @@ class SpecOptions(NamedTuple):
     """What stands behind the body of a spec.
 
     Attributes:
-        body: the source alone.
+        body: the source alone, with the columns of a table that it names.
         recorded: the options as a text for later commands in other folders.
         seed: of every random split.
         fraction: of the training data.
@@ -41,8 +43,9 @@ def parse_options(spec: str) -> SpecOptions:
     Raises:
         UnlearnError: an option is unknown, stands twice, or has no such value.
     """
-    options: dict[str, str | None] = {"seed": None, "train": None, "split": None}
-    body = spec
+    columns = CSV_COLUMNS if spec.startswith("csv:") else {}
+    options: dict[str, str | None] = dict.fromkeys(("seed", "train", "split", *columns))
+    body, behind = spec, ""
     while match := re.search(r",\s*(?:(split)=([^,]*)|([A-Za-z_]\w*)=([^,/]*))$", body):
         key, value = (match[1], match[2]) if match[1] else (match[3], match[4])
         if key not in options:
@@ -50,10 +53,16 @@ def parse_options(spec: str) -> SpecOptions:
         if options[key] is not None:
             raise UnlearnError(f"{spec!r} gives {key}= twice: leave out one of them")
         options[key], body = value.strip(), body[: match.start()]
+        if key not in columns:
+            behind = match[0] + behind
+        elif not options[key]:
+            raise UnlearnError(f"{key}= in {spec!r} names no column: write ,{key}=NAME, or leave it out")
+    # They are a part of what the source is, and not of how it is split.
+    body += "".join(f",{key}={options[key]}" for key in columns if options[key] not in (None, columns[key]))
     seed, train, split = (options["seed"] or "", options["train"], options["split"] or "")
     if (number := whole_number(seed or "0")) is None or (options["seed"] is not None and not seed):
         raise UnlearnError(f"seed={seed} in {spec!r} is not a seed: write a whole number from 0")
-    found = SpecOptions(body, spec[len(body) :], number, _fraction(train, spec) if train else None, split)
+    found = SpecOptions(body, behind, number, _fraction(train, spec) if train else None, split)
     if found.listed is None:
         return found
     if train:
@@ -78,6 +87,18 @@ def without_options(spec: str) -> str:
     'digits'
     """
     return parse_options(spec).body
+
+
+def table_columns(text: str) -> tuple[str, dict[str, str]]:
+    """The path of a table, and the names of its columns by what they are: of what stands behind ``csv:``.
+
+    >>> table_columns("a.csv,label=class")
+    ('a.csv', {'file': 'path', 'label': 'class', 'id': 'id'})
+    """
+    given: dict[str, str] = {}
+    while match := re.search(rf",({'|'.join(CSV_COLUMNS)})=([^,/]*)$", text):
+        given[match[1]], text = match[2], text[: match.start()]
+    return text, CSV_COLUMNS | given
 
 
 def resolved(path: str) -> Path:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mlflow_unlearn.config import spelled
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.data.functions import users_code
 from mlflow_unlearn.data.manifest import Manifest
@@ -47,7 +48,7 @@ def load_module(version: Version, architecture: str | None, num_classes: int, *,
 
     Args:
         version: from `loading.admitted`.
-        architecture: overrides the record's.
+        architecture: overrides what is known.
         num_classes: K, to rebuild a version without a record.
         trainable: False takes a pt2 program without an architecture as it is, for evaluation alone.
 
@@ -80,13 +81,13 @@ def load_module(version: Version, architecture: str | None, num_classes: int, *,
     if version.format == "pickle":
         return module.eval()
     record = version.record
-    named = architecture or (record.architecture if record is not None else None)
+    named = architecture or version.reads.architecture
     if named is None:
         if not trainable:
             return module
         raise UnlearnError(
-            f"{version.uri} is an exported program (pt2), which cannot be trained again: name its architecture, "
-            "architecture=timm:NAME, torchvision:NAME or package.module:factory"
+            f"{version.uri} is an exported program (pt2), which is rebuilt to be trained again: name its architecture "
+            f"with {spelled('architecture')} package.module:factory, timm:NAME or torchvision:NAME"
         )
     shape = record.image_shape if record is not None else version.input_shape
     if shape is None:

@@ -9,12 +9,13 @@ from dataclasses import replace
 from mlflow_unlearn.config import ReadOptions, Request
 from mlflow_unlearn.engine.architectures import is_factory
 from mlflow_unlearn.errors import Refused
+from mlflow_unlearn.registry.inputs import Inputs
 from mlflow_unlearn.registry.programs import code_in_program
 from mlflow_unlearn.registry.versions import Version
 
 
 def admitted(version: Version, options: ReadOptions | Request) -> Version:
-    """The version with what loading it will run in ``code``; for a `Request` only its data are read.
+    """The version with what loading it will run in ``code``; a `Request` loads only its data and what it is given.
 
     Raises:
         Refused: there is something, and the options forbid it.
@@ -29,21 +30,24 @@ def admitted(version: Version, options: ReadOptions | Request) -> Version:
 
 
 def _code(version: Version, options: ReadOptions | Request) -> Iterator[str]:
-    record = version.record
-    data = options.data or (record.data if record is not None else None)
+    known = Inputs() if isinstance(options, Request) else version.reads
+    data = options.data or version.reads.data
     if data is not None and data.startswith("python:"):
         yield f"its data source is {data}"
-    if isinstance(options, Request):
-        return
+    if not isinstance(options, Request):
+        yield from _code_of_model(version)
+    transform = options.transform or known.transform
+    if transform is not None and transform.startswith("python:"):
+        yield f"its transform is {transform}"
+    architecture = options.architecture or known.architecture
+    if architecture is not None and is_factory(architecture):
+        yield f"its architecture is the function {architecture}"
+
+
+def _code_of_model(version: Version) -> Iterator[str]:
     if version.format == "pickle":
         yield "its model is a pickle"
     elif (reason := code_in_program(version.program)) is not None:
         yield f"its exported program {reason}"
     if version.model.flavors["pytorch"].get("code"):
         yield "it brings a folder of code, which is searched first for all that is imported"
-    transform = options.transform or (record.transform if record is not None else None)
-    if transform is not None and transform.startswith("python:"):
-        yield f"its transform is {transform}"
-    architecture = options.architecture or (record.architecture if record is not None else None)
-    if architecture is not None and is_factory(architecture):
-        yield f"its architecture is the function {architecture}"

@@ -8,8 +8,8 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import yaml
 from mlflow import ActiveRun
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.environment_variables import MLFLOW_RUN_ID
+from mlflow.environment_variables import MLFLOW_EXPERIMENT_ID, MLFLOW_EXPERIMENT_NAME, MLFLOW_RUN_ID
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -41,7 +41,7 @@ from mlflow_unlearn.registry.network import once, persistently, unhurried
 from mlflow_unlearn.registry.registration import registered_before, settle, take_back
 from mlflow_unlearn.registry.system import system_facts
 from mlflow_unlearn.registry.uris import absolute_uri, hidden_spec
-from mlflow_unlearn.registry.versions import find_version
+from mlflow_unlearn.registry.versions import Version, find_version
 
 ERROR_TAG = "unlearn.error"
 
@@ -157,20 +157,124 @@ def child_environment() -> dict[str, str]:
     return {name: value for name, value in unhurried(os.environ).items() if name != MLFLOW_RUN_ID.name}
 
 
-@contextmanager
-def run(name: str, config: Command) -> Iterator[str]:
-    """One MLflow run for one command: yields its id; FINISHED, FAILED with the sentence as a tag, or KILLED after.
+class CommandRun:
+    """The run of a command: begun once all that its user has named is there and fits.
 
-    Under ``mlflow run`` this is the project's own run.
+    What fails before makes no run, but under ``mlflow run``, which has made one already.
+    """
+
+    def __init__(self, name: str, begin: Callable[[str, str | None], str]) -> None:
+        """Not begun; ``begin`` takes its name and the id of an experiment."""
+        self._name, self._begin, self._id = name, begin, ""
+
+    def begin(self, about: "str | Version | ModelVersion" = "", *, plan: bool = False) -> str:
+        """Begin it, unless that was done before: its id.
+
+        Args:
+            about: the version that the command works on, in whose experiment the run is made, or a name.
+            plan: it is a dry run.
+        """
+        if not self._id:
+            words = ["plan" if plan else self._name, about if isinstance(about, str) else _short_name(about)]
+            experiment = None if isinstance(about, str) else _experiment_of(about)
+            self._id = self._begin(" ".join(filter(None, words)), experiment)
+        return self._id
+
+
+def _short_name(version: "Version | ModelVersion") -> str:
+    return version.uri if version.name is None else f"{version.name} v{version.version}"
+
+
+def _experiment_of(version: "Version | ModelVersion") -> str | None:
+    """The experiment of the run that made a version; None where the user names one, or it is not there any more."""
+    if MLFLOW_EXPERIMENT_NAME.get() or MLFLOW_EXPERIMENT_ID.get() or version.run_id is None:
+        return None
+    try:
+        experiment: str = client().get_run(version.run_id).info.experiment_id
+        return experiment if client().get_experiment(experiment).lifecycle_stage == "active" else None
+    except MlflowException:  # deleted, or of others alone
+        return None
+
+
+@contextmanager
+def prepared(name: str, config: Command) -> Iterator[CommandRun]:
+    """The MLflow run of one command, which begins it: FINISHED, FAILED with the sentence as a tag, or KILLED after.
+
+    Under ``mlflow run`` this is the project's own run, which goes on at once.
 
     Raises:
+        AlreadyDone: the same command did its work before, and was killed then.
         UnlearnError: also in the place of errors of MLflow and of the file system.
     """
-    store = connect()
+    store, started = connect(), time.monotonic() - STARTED
     resumed = os.environ.pop(MLFLOW_RUN_ID.name, None)  # a project's run, which a later one in this process is not
-    note_of_run = RunNote.begin(command=name, options=_digest(config))
+    settled: list[RunNote] = []
+    with ExitStack() as stack:
+        stack.enter_context(_sentences())
+        stack.callback(_drop, settled)
+        stack.enter_context(_environment(**{COMMAND_VARIABLE: name}))
+        stack.enter_context(_hidden_ids(bool(getattr(config, "hash_ids", False))))
+
+        def begin(run_name: str, experiment: str | None) -> str:
+            return stack.enter_context(_running(store, name, config, run_name, experiment, resumed, started))
+
+        command_run = CommandRun(name, begin)
+        if resumed is not None:
+            command_run.begin()
+        _settle_dead(store, config, name, settled)
+        with no_exit("your own code"):
+            yield command_run
+
+
+def _drop(settled: list[RunNote]) -> None:
+    for one in settled:
+        one.drop()
+
+
+@contextmanager
+def run(name: str, config: Command) -> Iterator[str]:
+    """`prepared`, and begun at once: yields its id."""
+    with prepared(name, config) as command_run:
+        yield command_run.begin()
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """A sentence in the place of errors of MLflow and of the file system.
+
+    Raises:
+        UnlearnError: with that sentence.
+    """
     try:
-        active = _started(store, note_of_run, run_name=name, run_id=resumed)
+        yield
+    except FAILURES as error:
+        raise UnlearnError(_as_sentence(error)) from error
+
+
+@contextmanager
+def _running(
+    store: MlflowClient,
+    command: str,
+    config: Command,
+    name: str,
+    experiment: str | None,
+    resumed: str | None,
+    started: float,
+) -> Iterator[str]:
+    """The active run of a command: yields its id.
+
+    Args:
+        store: the tracking store.
+        command: its name.
+        config: its options.
+        name: of the run.
+        experiment: its id; None for the one that MLflow takes.
+        resumed: id of a run that is there already.
+        started: seconds from the start of the process to the command.
+    """
+    note_of_run = RunNote.begin(command=command, options=_digest(config))
+    try:
+        active = _started(store, note_of_run, run_name=name, run_id=resumed, experiment_id=experiment)
     except (MlflowException, SQLAlchemyError, NoAnswer) as error:
         if not isinstance(error, NoAnswer):  # else the run may be there: the next command looks for it
             note_of_run.drop()
@@ -182,29 +286,22 @@ def run(name: str, config: Command) -> Iterator[str]:
     run_id: str = active.info.run_id
     remember([active])
     note_of_run.add(run=run_id)
-    settled: list[RunNote] = []
     if RUN_FILE_VARIABLE in os.environ:
         Path(os.environ[RUN_FILE_VARIABLE]).write_text(run_id)
     values = recorded_options(config)
     # For the run-context provider of plugins/mlflow_unlearn_plugins: it tags runs that start meanwhile with ours.
-    with (
-        _ended(run_id, note_of_run, settled) as left,
-        _hidden_ids(bool(values.get("hash_ids"))),
-        _environment(**{"MLFLOW_UNLEARN_RUN_ID": run_id, COMMAND_VARIABLE: name}),
-    ):
+    with _ended(run_id, note_of_run) as left, _environment(MLFLOW_UNLEARN_RUN_ID=run_id):
         try:
             store.log_batch(  # at once, since on some servers each request takes its time
                 run_id,
-                [Metric("seconds.start", time.monotonic() - STARTED, int(time.time() * 1000), 0)],
+                [Metric("seconds.start", started, int(time.time() * 1000), 0)],
                 # Whole in config.yaml; stores take some thousand characters of a param.
                 [Param(f"unlearn.{key}", shortened(str(value))) for key, value in values.items()],
-                [RunTag(key, str(value)) for key, value in {"unlearn.command": name, **system_facts()}.items()],
+                [RunTag(key, str(value)) for key, value in {"unlearn.command": command, **system_facts()}.items()],
             )
             # Also the first write to the artifact store: if it is full or read-only, no training is lost.
-            store_text(run_id, yaml.safe_dump({name: values}, sort_keys=False, allow_unicode=True), "config.yaml")
-            _settle_dead(store, config, name, settled)
-            with no_exit("your own code"):
-                yield run_id
+            store_text(run_id, yaml.safe_dump({command: values}, sort_keys=False, allow_unicode=True), "config.yaml")
+            yield run_id
         except AlreadyDone:
             raise
         except BaseException as error:
@@ -236,10 +333,10 @@ def _started(store: MlflowClient, own: RunNote, *, run_id: str | None = None, **
 
 
 @contextmanager
-def _ended(run_id: str, own: RunNote, settled: Sequence[RunNote] = ()) -> Iterator[list[str]]:
+def _ended(run_id: str, own: RunNote) -> Iterator[list[str]]:
     """When what is inside has ended, so does the active run: FINISHED, FAILED, or KILLED by Ctrl-C and SIGTERM.
 
-    Its note goes then, and those of dead runs that it has dealt with. What is left to be done, in the list that is
+    Its note goes then. What is left to be done, in the list that is
     yielded, is done by the next command, which finds the note.
     """
     status, left = "FINISHED", list[str]()
@@ -254,8 +351,6 @@ def _ended(run_id: str, own: RunNote, settled: Sequence[RunNote] = ()) -> Iterat
         status = "KILLED"
         raise
     finally:
-        for one in settled:
-            one.drop()
         try:
             try:
                 mlflow.end_run(status)
@@ -359,10 +454,8 @@ def read_only_client() -> Iterator[MlflowClient]:
     Raises:
         UnlearnError: with that sentence.
     """
-    try:
+    with _sentences():
         yield connect()
-    except FAILURES as error:
-        raise UnlearnError(_as_sentence(error)) from error
 
 
 def _first_reason(error: Exception) -> str:
@@ -408,7 +501,8 @@ def nested_run(name: str, parent: str | None = None) -> Iterator[str]:
         tags = {MLFLOW_PARENT_RUN_ID: parent, PROCESS_TAG: own.name}
         make = partial(store.create_run, active.info.experiment_id, tags=tags, run_name=name)
         created = once(make, lambda: next(iter(_tagged(store, own)), None)).info.run_id
-    run_id: str = _started(store, own, run_id=created, run_name=name, nested=True).info.run_id
+    beside = None if active is None else active.info.experiment_id  # MLflow would take that of its environment
+    run_id: str = _started(store, own, run_id=created, run_name=name, nested=True, experiment_id=beside).info.run_id
     own.add(run=run_id)
     with _ended(run_id, own):
         try:

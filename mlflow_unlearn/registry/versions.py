@@ -29,6 +29,7 @@ from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.parsing import load_json, load_yaml
 from mlflow_unlearn.registry.artifacts import download_model, run_file
 from mlflow_unlearn.registry.clients import quoted
+from mlflow_unlearn.registry.inputs import Inputs, kept_inputs
 from mlflow_unlearn.registry.network import persistently
 
 Format = Literal["pt2", "pickle"]
@@ -240,6 +241,9 @@ class Version:
         tags: of the version.
         code: what loading it runs, in words; None before `loading.admitted` has looked, when it cannot be loaded.
         recorded: the list of training ids that `manifest` has recorded, of a version that has none itself.
+        kept: of a version without a record, how it is read, as a request was told.
+        unconfirmed: likewise what is code, and is not run before a user has named it on this machine.
+        run_id: of the run that made it; None of one that is not registered.
     """
 
     uri: str
@@ -252,6 +256,19 @@ class Version:
     tags: Mapping[str, str]
     code: tuple[str, ...] | None = None
     recorded: Manifest | None = None
+    kept: Inputs = Inputs()
+    unconfirmed: Inputs = Inputs()
+    run_id: str | None = None
+
+    @property
+    def reads(self) -> Inputs:
+        """How it and its data are read, as far as it is known: as it records, or else as a request was told."""
+        record = self.record
+        if record is None:
+            return self.kept
+        return Inputs(
+            data=record.data, architecture=record.architecture, transform=record.transform, classes=record.classes
+        )
 
     @property
     def format(self) -> Format:
@@ -538,6 +555,7 @@ def open_version(client: MlflowClient, uri: str, folder: Path) -> Version:
         ) from error
     if registered is None:
         return Version(uri, None, None, model.model_id, path, model, record, {})
+    kept, unconfirmed = (Inputs(), Inputs()) if record is not None else kept_inputs(uri, registered.tags)
     return Version(
         uri,
         registered.name,
@@ -548,6 +566,9 @@ def open_version(client: MlflowClient, uri: str, folder: Path) -> Version:
         record,
         dict(registered.tags),
         recorded=recorded_manifest(registered),
+        kept=kept,
+        unconfirmed=unconfirmed,
+        run_id=registered.run_id or None,
     )
 
 

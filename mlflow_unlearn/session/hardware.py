@@ -11,7 +11,7 @@ from mlflow_unlearn.engine.hardware import Hardware, resolve_hardware
 
 
 def pick_hardware(module: nn.Module, dataset: Dataset[Any], options: HardwareOptions, *, progress: bool) -> Hardware:
-    """The command's device and precision, resolved, and noted on its run, if it makes one.
+    """The command's device and precision, resolved.
 
     Args:
         module: of the version.
@@ -19,7 +19,7 @@ def pick_hardware(module: nn.Module, dataset: Dataset[Any], options: HardwareOpt
         options: of the command.
         progress: whether bars are shown.
     """
-    hardware = resolve_hardware(
+    return resolve_hardware(
         module,
         dataset,
         device=options.device,
@@ -28,6 +28,8 @@ def pick_hardware(module: nn.Module, dataset: Dataset[Any], options: HardwareOpt
         compile=options.compile,
         progress=progress,
     )
-    if mlflow.active_run() is not None:
-        mlflow.set_tags({"unlearn.system.device": str(hardware.device), "unlearn.system.precision": hardware.precision})
-    return hardware
+
+
+def tag_hardware(hardware: Hardware) -> None:
+    """Note it on the active run."""
+    mlflow.set_tags({"unlearn.system.device": str(hardware.device), "unlearn.system.precision": hardware.precision})

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from mlflow.tracking import MlflowClient
+from torch import nn
 
 from mlflow_unlearn.config import Evaluate, Measuring
 from mlflow_unlearn.data.forget import retained
@@ -16,8 +17,8 @@ from mlflow_unlearn.registry.loading import admitted
 from mlflow_unlearn.registry.versions import Version, open_version
 from mlflow_unlearn.session.checks import check_alike, check_outputs
 from mlflow_unlearn.session.forget_set import evaluated_forget_set
-from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.hardware import pick_hardware
+from mlflow_unlearn.session.missing import require
 from mlflow_unlearn.session.session import Session
 from mlflow_unlearn.session.view import InputSpec, data_spec, make_splits, open_input_spec, training_mask
 
@@ -47,6 +48,7 @@ def open_measured(
         UnlearnError: something is missing, or does not fit.
     """
     version = admitted(open_version(client, options.model_uri, folder), options)
+    require(version, options, trains=False)
     recorded = version.record.source_uri if version.record is not None else None
     original_uri = options.original_uri or recorded
     original = version if original_uri is None else open_version(client, original_uri, folder)
@@ -54,7 +56,7 @@ def open_measured(
         original = version
     else:
         original = admitted(original, options.model_copy(update={"data": data_spec(version, options.data)}))
-    view = open_input_spec(version, options)
+    view = open_input_spec(version, options, trains=False)
     if original is not version:
         check_alike(original, view)
     if choose is not None:
@@ -72,10 +74,18 @@ def open_measured(
     return Session(client, version, module, view, splits, forget, retain, (), hardware, folder, salt), original
 
 
-def evaluate_measured(session: Session, original: Version, options: Evaluate) -> tuple[dict[str, Outputs], str]:
+def evaluate_measured(
+    session: Session, original: Version, options: Evaluate, gold: nn.Module | None
+) -> tuple[dict[str, Outputs], str]:
     """The outputs of each model on the four sets, and the name of the session's own version among them.
 
     That is ``original`` where the version came from no other.
+
+    Args:
+        session: from `open_measured`.
+        original: likewise.
+        options: of the command.
+        gold: from `open_gold`.
     """
     own = session.evaluate_original(force=options.force)
     name = "original" if original is session.version else "unlearned"
@@ -84,7 +94,6 @@ def evaluate_measured(session: Session, original: Version, options: Evaluate) ->
         module = load_module(original, options.architecture, len(session.view.classes), trainable=False)
         before = evaluate_splits(module, session.splits, session.hardware, name="original", cached=True)
         outputs = {"original": before, "unlearned": own}
-    gold = open_gold(session, options)
     if gold is not None:
         outputs["gold"] = evaluate_splits(gold, session.splits, session.hardware, name="gold", cached=True)
     return outputs, name

@@ -33,7 +33,7 @@ def new_record(session: Session, options: ReadOptions, provenance: Provenance, r
     origin = None if result is None else result.origin
     architecture = old.architecture if old is not None else None
     if session.version.format == "pt2":
-        architecture = options.architecture or architecture
+        architecture = options.architecture or session.version.reads.architecture
     return Record(
         architecture=architecture,
         num_classes=len(session.view.classes),

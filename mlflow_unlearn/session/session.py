@@ -34,10 +34,11 @@ from mlflow_unlearn.registry.dataset_inputs import log_manifests, log_source_mod
 from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.forget_requests import ForgetRequest
 from mlflow_unlearn.registry.loading import admitted
+from mlflow_unlearn.registry.tracking import CommandRun
 from mlflow_unlearn.registry.versions import Version, check_name, open_version
 from mlflow_unlearn.session.checks import check_outputs
 from mlflow_unlearn.session.forget_set import requested_forget_set
-from mlflow_unlearn.session.hardware import pick_hardware
+from mlflow_unlearn.session.hardware import pick_hardware, tag_hardware
 from mlflow_unlearn.session.lineage import Earlier, earlier_requests
 from mlflow_unlearn.session.past import CHECKPOINTS, OwnTraining, check_prefix, own_training
 from mlflow_unlearn.session.view import InputSpec, make_splits, open_input_spec, salt_of, training_mask
@@ -149,12 +150,19 @@ class Session:
         ids = self.manifest(self.forget).ids
         return {r.id: forget_requests.read_manifest_of(r.run_id).mask(ids) for r in self.requests}
 
-    def log_manifests(self) -> None:
-        """The sets as dataset inputs of the active run."""
+    def begin(self, run: CommandRun, *, plan: bool = False) -> str:
+        """Begin the run of the command, now that all that its user has named is there and fits: its id.
+
+        Its inputs are the version and the sets.
+        """
+        run_id = run.begin(self.version, plan=plan)
+        log_source_model(self.client, run_id, self.version.model_id)
+        tag_hardware(self.hardware)
         source = self.view.source
         held_out = {"val": Manifest(source.val.ids), "test": Manifest(source.test.ids)}
         trained_on = {"forget": self.forget_manifest, "retain": self.manifest(self.retain)}
         log_manifests(source.spec, trained_on | held_out)
+        return run_id
 
     def filed(self, options: Unlearning) -> "Session":
         """The session with its forget set filed as a request, if need be; only `mark_done` tags the version."""
@@ -253,12 +261,11 @@ def _check_own_name(version: Version, options: Unlearning) -> None:
             raise UnlearnError(f"{error}; or give another name with register_as=") from error
 
 
-def open_session(client: MlflowClient, run_id: str, options: Unlearning, folder: Path, *, progress: bool) -> Session:
+def open_session(client: MlflowClient, options: Unlearning, folder: Path, *, progress: bool) -> Session:
     """Open ``options.model_uri`` for unlearning: resolve, load, find the forget set, check that everything fits.
 
     Args:
         client: of the registry.
-        run_id: of the command, whose input the version becomes.
         options: of the command.
         folder: for temporary files.
         progress: whether bars are shown.
@@ -268,7 +275,6 @@ def open_session(client: MlflowClient, run_id: str, options: Unlearning, folder:
     """
     version = admitted(open_version(client, options.model_uri, folder), options)
     _check_own_name(version, options)
-    log_source_model(client, run_id, version.model_id)
     view = open_input_spec(version, options)
     source = view.source
     module = load_module(version, options.architecture, len(view.classes))

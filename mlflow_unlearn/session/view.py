@@ -9,7 +9,7 @@ import numpy.typing as npt
 from torch import nn
 from torch.utils.data import Dataset
 
-from mlflow_unlearn.config import ReadOptions
+from mlflow_unlearn.config import ReadOptions, Request, spelled
 from mlflow_unlearn.console import note, track
 from mlflow_unlearn.data.datasets import as_dataset
 from mlflow_unlearn.data.loaders import load_source
@@ -17,10 +17,12 @@ from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.source import Source, Split
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.data.transforms import build_transform
+from mlflow_unlearn.engine.architectures import build_model
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.parsing import read_text
-from mlflow_unlearn.registry.flavor import load_module
+from mlflow_unlearn.registry.inputs import Inputs
 from mlflow_unlearn.registry.versions import Version
+from mlflow_unlearn.session.missing import require
 
 ASSUMED = "assumed: all of the source's training split"
 RECORDED = "the version's own list"
@@ -66,12 +68,21 @@ class InputSpec:
         return dataset
 
 
-def open_input_spec(version: Version, options: ReadOptions) -> InputSpec:
-    """Data source, transform and label order: from the command, else from the version's record, else from timm.
+def open_input_spec(version: Version, options: ReadOptions, *, trains: bool = True) -> InputSpec:
+    """Data source, transform and label order: from the command, else as the version is known to be read, or from timm.
+
+    Args:
+        version: from `loading.admitted`.
+        options: of the command.
+        trains: the version is to be trained again.
 
     Raises:
         UnlearnError: something is not recorded and not given, or does not fit.
     """
+    require(version, options, trains=trains)
+    used = version.kept.model_dump(exclude_none=True, exclude={"classes"})
+    if told := [f"{spelled(name)} {value}" for name, value in used.items() if getattr(options, name) is None]:
+        note(f"Note: {version.uri} is read as a request was told: {', '.join(told)}.")
     source = load_source(data_spec(version, options.data, options.split))
     classes = _classes(version, source, options)
     shape = version.record.image_shape if version.record is not None else version.input_shape
@@ -79,15 +90,42 @@ def open_input_spec(version: Version, options: ReadOptions) -> InputSpec:
 
 
 def data_spec(version: Version, given: str | None, split: str | None = None) -> str:
-    """The spec of the data source: as given, else as the version records it; with ``split=`` behind where given.
+    """The spec of the data source: as given, else as it is known; with ``split=`` behind where given.
 
     Raises:
         UnlearnError: neither.
     """
-    data = given or (version.record.data if version.record is not None else None)
+    data = given or version.reads.data
     if data is None:
-        raise UnlearnError(f"{version.uri} does not record its data source: give data=, e.g. folder:PATH")
+        raise UnlearnError(f"{version.uri} does not record its data source: give {spelled('data')}")
     return data if split is None else f"{data},split={split}"
+
+
+def given_inputs(version: Version, source: Source, options: Request) -> Inputs:
+    """What a request is given of how a version is read, checked as far as that needs no model.
+
+    Args:
+        version: from `loading.admitted`.
+        source: of its data.
+        options: of the command.
+
+    Raises:
+        UnlearnError: it does not fit.
+    """
+    data = source.spec if options.data is not None or options.split is not None else None
+    if version.record is not None:
+        for name in ("architecture", "transform", "classes"):
+            if getattr(options, name) is not None:
+                note(f"Note: {version.uri} records its {name} itself: {spelled(name)} is not kept.")
+        return Inputs()
+    read = ReadOptions.model_validate({name: getattr(options, name) for name in ("data", "split", "classes")})
+    classes = _classes(version, source, read) if options.classes is not None else None
+    shape = version.input_shape
+    if options.transform not in (None, "timm"):
+        build_transform(str(options.transform), channels=shape[0] if shape is not None else None)
+    if options.architecture is not None and version.format == "pt2" and shape is not None:
+        build_model(options.architecture, len(source.classes), shape)
+    return Inputs(data=data, architecture=options.architecture, transform=options.transform, classes=classes)
 
 
 def _classes(version: Version, source: Source, options: ReadOptions) -> tuple[str, ...]:
@@ -96,19 +134,19 @@ def _classes(version: Version, source: Source, options: ReadOptions) -> tuple[st
     Raises:
         UnlearnError: the names that are given or recorded are not the source's.
     """
-    record, classes = version.record, source.classes
+    known, classes = version.reads.classes, source.classes
     if options.classes is not None:
         classes = _class_names(options.classes)
-    elif record is None:
+    elif known is None:
         note(
             f"Note: {version.uri} does not record its classes; the source's order is assumed: "
             f"{', '.join(classes[:10])}."
         )
-    elif set(record.classes) == set(source.classes):
-        classes = record.classes
+    elif set(known) == set(source.classes):
+        classes = known
     else:
         raise UnlearnError(
-            f"{version.uri} was trained on the classes {', '.join(record.classes[:10])} and "
+            f"{version.uri} was trained on the classes {', '.join(known[:10])} and "
             f"{data_spec(version, options.data)!r} has "
             f"{', '.join(source.classes[:10])}: give the data that it was trained on, or classes="
         )
@@ -124,31 +162,12 @@ def _classes(version: Version, source: Source, options: ReadOptions) -> tuple[st
 
 
 def _transform(version: Version, source: Source, options: ReadOptions) -> str:
-    """The spec of the input transform; ``none`` where the source is transformed already and nothing else is given.
-
-    Raises:
-        UnlearnError: it is neither given nor recorded, and does not follow from the model.
-    """
-    transform = options.transform or (version.record.transform if version.record is not None else None)
+    """The spec of the input transform; ``none`` where the source is transformed already and nothing else is given."""
+    transform = options.transform or version.reads.transform
     if transform is not None:
         return transform
-    if (options.architecture or "").startswith("timm:"):
-        return "timm"
-    if source.ready:
-        return "none"
-    if version.format == "pickle" and _is_timm(version):
-        return "timm"
-    shape = version.input_shape
-    seen = f"its signature takes images {list(shape)}" if shape is not None else "it has no signature"
-    raise UnlearnError(
-        f"{version.uri} does not record its input transform ({seen}): give transform=none, imagenet, timm or "
-        "python:module:function"
-    )
-
-
-def _is_timm(version: Version) -> bool:
-    module = load_module(version, None, 0, trainable=False)
-    return isinstance(getattr(module, "pretrained_cfg", None), dict)
+    architecture = options.architecture or version.reads.architecture or ""
+    return "none" if source.ready and not architecture.startswith("timm:") else "timm"  # or it would be missing
 
 
 def _class_names(text: str) -> tuple[str, ...]:

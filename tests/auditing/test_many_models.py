@@ -18,10 +18,10 @@ from mlflow_unlearn.session.session import open_session
 
 @pytest.fixture(scope="module")
 def session(template, tmp_path_factory):
-    with copied(template, tmp_path_factory.mktemp("many")) as store, mlflow.start_run() as started:
+    with copied(template, tmp_path_factory.mktemp("many")) as store, mlflow.start_run():
         options = config.Unlearn(model_uri="models:/clf/1", forget="random:20%,seed=1", device="cpu")
         folder = tmp_path_factory.mktemp("files")
-        yield open_session(store.client, started.info.run_id, options, folder, progress=False)
+        yield open_session(store.client, options, folder, progress=False)
 
 
 def trained(session, seed: int, *, everything: bool = False):

@@ -24,7 +24,7 @@ def trainer(template, tmp_path_factory):
             options = config.Unlearn(model_uri="models:/clf/1", forget=forget, device="cpu")
             folder = tmp_path_factory.mktemp("files")
             with tracking.run("unlearn", options) as run_id:
-                session = open_session(tracking.client(), run_id, options, folder, progress=False)
+                session = open_session(tracking.client(), options, folder, progress=False)
             recipe = replace(training_recipe(session, options), params={"epochs": 2, "batch_size": 32, **changes})
             source = session.view.source
             everything = session.view.dataset(source.train, session.module, "train", False)

@@ -709,12 +709,15 @@ def check_hidden(store, rows, cli, command):
         assert digest == stored.digest[:36] != Manifest(chosen).digest[:36]
 
 
-def test_hashed_a_sentence_with_ids_is_only_printed(store, cli, tmp_path):
+def test_hashed_a_sentence_with_ids_is_only_printed(store, cli, tmp_path, monkeypatch):
+    """Under `mlflow run`, where there is a run that could be told."""
     held_out = source().test.ids[0]
     (tmp_path / "ids.txt").write_text(held_out)
     for command in ("request", "unlearn"):
         spec = (command, "--model-uri", "models:/clf/1", "--forget", str(tmp_path / "ids.txt"))
         for hidden, options in ((True, ("--hash-ids",)), (False, ())):
+            with mlflow.start_run() as there:
+                monkeypatch.setenv("MLFLOW_RUN_ID", there.info.run_id)
             refused = cli(*spec, *options)
             assert refused.code == 2
             assert held_out in refused.err

@@ -18,7 +18,7 @@ def runner(template, tmp_path_factory) -> Iterator[ComparisonRunner]:
     folder = tmp_path_factory.mktemp("comparison")
     with copied(template, folder / "store") as store, mlflow.start_run() as run:
         options = config.Compare(model_uri="models:/clf/1", forget=FORGET, device="cpu")
-        session = open_session(store.client, run.info.run_id, options, folder, progress=False)
+        session = open_session(store.client, options, folder, progress=False)
         recipe = training_recipe(session, options)
         recipe = replace(recipe, params={**recipe.params, "epochs": 1})
         yield ComparisonRunner(session, recipe, run.info.experiment_id, force=False)

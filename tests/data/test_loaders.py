@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
+from mlflow_unlearn.data.spec import without_options
 from mlflow_unlearn.errors import UnlearnError
 
 DIGITS = load_digits()
@@ -217,7 +218,7 @@ def test_csv_with_ids_and_a_split(table):
 @pytest.mark.parametrize(
     ("header", "row", "message"),
     [
-        ("file,label", "{p},a", "no column 'path'.*'file', 'label'"),
+        ("file,label", "{p},a", "no column 'path'.*'file', 'label'; name .*behind the path: ,file=NAME,label=NAME"),
         ("path,label,split", "{p},a,tset", "the splits 'tset'"),
         ("path,label,split", "{p},a,train", "no row of the split 'test'"),
         ("path,label", "images/none{n}.png,a", r"files missing .*'images/none9.png', … \(30 in all\)"),
@@ -229,6 +230,41 @@ def test_csv_with_ids_and_a_split(table):
 def test_csv_problems(table, header, row, message):
     with pytest.raises(UnlearnError, match=message):
         load_source(table(header, [row.format(n=n, p=f'"images/{n}, ä.png"') for n in range(30)]))
+
+
+def test_csv_columns_of_other_names(table, tmp_path, monkeypatch):
+    rows = [f'"images/{n}, ä.png",c{n % 3},{n},k{n // 2}' for n in range(30)]
+    spec = table("picture,kind,number,label", rows)
+    source = load_source(f"{spec},label=kind, seed=3,id=number,file=picture")
+    assert source.classes == ("c0", "c1", "c2") and set().union(*ids(source)) == {str(n) for n in range(30)}
+    assert set(source.train.groups) == {"label"}, "a column of a usual name that is not meant is a group"
+    assert source.spec == f"{spec},file=picture,label=kind,id=number, seed=3"
+    again = load_source(source.spec)
+    assert again.spec == source.spec and again.digest == source.digest
+    alone = without_options(source.spec)
+    assert alone == f"{spec},file=picture,label=kind,id=number"
+    assert load_source(alone).samples_digest == source.samples_digest
+    monkeypatch.chdir(tmp_path)
+    assert load_source("csv:t/list.csv,file=picture,label=kind").spec == f"{spec},file=picture,label=kind"
+    usual = table("path,label", [f'"images/{n}, ä.png",c{n % 3}' for n in range(30)])
+    assert load_source(f"{usual},file=path,label=label").spec == usual
+
+
+@pytest.mark.parametrize(
+    ("behind", "message"),
+    [
+        (",file=pictur,label=kind", "no column 'pictur': its columns are 'picture', 'kind'"),
+        (",file=picture,label=kind,id=number", "no column 'number'"),
+        (",file=picture,label=picture", "names one column for two things"),
+        (",file=picture,label=", "label= in .* names no column"),
+        (",file=picture,lable=kind", "unknown option 'lable' .*: did you mean 'label'"),
+        (",file=picture,file=kind", "gives file= twice"),
+    ],
+)
+def test_csv_column_problems(table, behind, message):
+    spec = table("picture,kind", [f'"images/{n}, ä.png",c{n % 3}' for n in range(30)])
+    with pytest.raises(UnlearnError, match=message):
+        load_source(spec + behind)
 
 
 # Python

@@ -1,4 +1,4 @@
-"""Every kind of bad input: one sentence with the way out, an exit code, a FAILED run, and a registry left as it was."""
+"""Every kind of bad input: one sentence with the way out, an exit code, no run, and a registry left as it was."""
 
 import os
 import resource
@@ -71,9 +71,12 @@ class Explodes(toy.Net):
 
 @pytest.fixture
 def refuse(store, cli):
-    """Run a command that must fail; everything that holds for each of them is checked here. Gives its run, if any."""
+    """Run a command that must fail; everything that holds for each of them is checked here.
 
-    def check(*arguments, says=(), code=2, makes_run=True):
+    What can be found out without work makes no run; with ``makes_run`` it has one, which is FAILED; None: it may have.
+    """
+
+    def check(*arguments, says=(), code=2, makes_run=False):
         before, known = store.everything_registered(), {run.info.run_id for run in store.runs()}
         outcome = cli(*arguments)
         assert outcome.code == code, outcome.err
@@ -85,10 +88,9 @@ def refuse(store, cli):
             assert fragment in sentence
         assert store.everything_registered() == before
         runs = [run for run in store.runs() if run.info.run_id not in known]
-        assert len(runs) == makes_run
+        assert len(runs) == makes_run or makes_run is None
         for run in runs:
             assert (run.info.status, run.data.tags["unlearn.error"]) == ("FAILED", sentence)
-        return runs[0] if makes_run else None
 
     return check
 
@@ -169,7 +171,7 @@ TRAIN = ("train", "--data", "digits", "--name", "new")
     ],
 )
 def test_usage(refuse, arguments, says):
-    refuse(*arguments, says=says, makes_run=False)
+    refuse(*arguments, says=says)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +189,7 @@ def test_data_sources(store, refuse, spec, says):
     images(store.folder, {"all": "ab"})
     rows = [f"all/{name}/{i}.png,{name},{'x' if i < 2 else f'{name}{i}'}" for name in "ab" for i in range(4)]
     write(store.folder, {"twice.csv": "\n".join(["path,label,id", *rows])})
-    refuse("data", "--data", spec, says=says, makes_run=False)
+    refuse("data", "--data", spec, says=says)
     refuse("train", "--data", spec, "--name", "new", says=says)
 
 
@@ -354,7 +356,7 @@ def test_files_that_are_not_its_own(refuse, known, tmp_path, edit, says):
     (folder.parents[1] / "private" / "key.json").write_text("[[[[0.5]]]]")
     edit(model, folder)
     (folder / "MLmodel").write_text(yaml.safe_dump(model))
-    refuse("unlearn", "--model-uri", uri, *FOREIGN[:-1], known, "--params", '{"epochs": 1}', says=says)
+    refuse("unlearn", "--model-uri", uri, *FOREIGN[:-1], known, "--params", '{"epochs": 1}', says=says, makes_run=None)
 
 
 def test_constraints_of_its_own(store, cli, known, tmp_path):
@@ -375,7 +377,7 @@ def test_constraints_of_its_own(store, cli, known, tmp_path):
 def test_pt2_without_an_architecture(refuse):
     example = np.zeros((2, 1, 8, 8), dtype=np.float32)
     uri = add(toy.net().eval(), serialization_format="pt2", input_example=example)
-    refuse("unlearn", "--model-uri", uri, *FOREIGN, says=[f"{uri} is an exported program", "architecture=timm:NAME"])
+    refuse("unlearn", "--model-uri", uri, *FOREIGN, says=["does not record its architecture", "timm:NAME"])
 
 
 def test_an_architecture_that_does_not_fit(refuse):
@@ -431,7 +433,7 @@ def test_a_loss_that_is_not_finite(store, refuse, cli, known):
     assert cli("request", "--model-uri", uri, "--data", "digits,split=drawn", "--forget", known).code == 0
     says = ["the loss became nan in epoch 1, step 1", "lr 0.1", "try a smaller lr, say 0.01"]
     data = ("--data", "digits,split=drawn", "--transform", "none")
-    refuse("unlearn", "--model-uri", uri, *data, "--params", '{"lr": 0.1}', says=says)
+    refuse("unlearn", "--model-uri", uri, *data, "--params", '{"lr": 0.1}', says=says, makes_run=True)
     assert [state for state, _ in store.requests("1", "foreign").values()] == ["pending"]
 
 
@@ -523,9 +525,15 @@ def test_a_model_of_colours_on_grey_images(refuse):
 
 def test_nothing_recorded_and_nothing_given(refuse):
     uri = add(toy.original())
-    refuse("unlearn", "--model-uri", uri, *SOME, says=[f"{uri} does not record its data source", "give data="])
-    refuse("request", "--model-uri", uri, *SOME, says=[f"{uri} does not record its data source", "give data="])
-    says = [f"{uri} does not record its input transform", "give transform=none"]
+    all_of_it = [
+        f"{uri} does not record its data source and its input transform",
+        "give --data csv:",
+        "--transform none",
+    ]
+    for command in ("unlearn", "request", "evaluate", "compare"):
+        pasted = f"For example: mlflow-unlearn {command}"
+        refuse(command, "--model-uri", uri, *SOME, says=[*all_of_it, pasted, "--data csv:LIST.csv --transform none"])
+    says = [f"{uri} does not record its input transform", "give --transform none"]
     refuse("unlearn", "--model-uri", uri, *SOME, "--data", "digits", says=says)
 
 
@@ -553,7 +561,7 @@ ORDER = ",".join("1234567890")
 def test_reading(store, refuse, options, says):
     (store.folder / "latin.txt").write_bytes("één\n".encode("latin-1"))
     images(store.folder / "few", {"train": "ab", "test": "ab"})
-    refuse(*UNLEARN, *SOME, *options, says=says)
+    refuse(*UNLEARN, *SOME, *options, says=says, makes_run="an accuracy of 0." in says)
 
 
 def test_force_goes_on(store, cli):
@@ -785,7 +793,7 @@ def test_nothing_to_unlearn(ignorant, store, refuse, cli, command):
     assert cli("request", *version, "--forget", "wrong.txt").code == 0
     # `refuse` sees one new run: `tune` has begun no trial.
     says = ["nothing to unlearn", "no better than unseen ones (acc_forget 0.0000, A_u 0.7", "mia_auc 0."]
-    refuse(command, *version, "--transform", "none", says=says, code=3)
+    refuse(command, *version, "--transform", "none", says=says, code=3, makes_run=True)
     assert [state for state, _ in store.requests("1", "ignorant").values()] == ["pending"]
     assert store.versions("ignorant") == ["1"]
 
@@ -835,8 +843,8 @@ def test_relative_uri(store, refuse, monkeypatch):
 def test_a_run_that_is_not_in_the_store(refuse, monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     says = ["no run can be started", "0" * 32, "MLFLOW_RUN_ID is set", "give that an absolute tracking URI"]
-    refuse(*UNLEARN, *SOME, says=says, makes_run=False)
-    refuse(*UNLEARN, *SOME, "--seed", "-1", says="--seed = -1", makes_run=False)
+    refuse(*UNLEARN, *SOME, says=says)
+    refuse(*UNLEARN, *SOME, "--seed", "-1", says="--seed = -1")
 
 
 def test_the_run_of_a_project_gets_the_sentence_of_a_usage_error(store, cli, monkeypatch):
@@ -851,7 +859,7 @@ def test_an_artifact_root_that_takes_nothing(store, refuse, monkeypatch):
     store.client.create_experiment("blocked", artifact_location=(store.folder / "file/artifacts").as_uri())
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "blocked")
     says = ["a file cannot be read or written", "Not a directory", "check space and permissions"]
-    refuse(*UNLEARN, *SOME, says=says)
+    refuse(*UNLEARN, *SOME, says=says, makes_run=True)
 
 
 # --- as processes of their own -------------------------------------------------------------------------------------

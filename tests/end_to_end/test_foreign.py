@@ -220,7 +220,7 @@ def test_a_foreign_exported_program(empty_store, cli, tmp_path, folder, monkeypa
     spec = ("--forget", "random:20%", "--data", f"folder:{folder}", "--transform", "none", *QUICK)
     unnamed = cli("unlearn", "--model-uri", "models:/exported/1", *spec)
     assert unnamed.code == 2
-    assert "name its architecture" in unnamed.err
+    assert "does not record its architecture (its program, pt2, is rebuilt to be trained)" in unnamed.err
     named = ("--architecture", "pt2_architecture:make")
     done = cli("unlearn", "--model-uri", "models:/exported/1", *spec, *named)
     assert done.code == 0, done.err

@@ -14,6 +14,7 @@ from mlflow_unlearn.evidence.record import Evidence
 from mlflow_unlearn.metrics.catalog import KEYS, METRICS
 from mlflow_unlearn.metrics.suite import Metrics, compare
 from mlflow_unlearn.registry import tracking
+from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.measured import evaluate_measured, open_measured
 
 
@@ -88,7 +89,7 @@ def measured(version: str, definition: int) -> dict[str, Metrics]:
     options = config.Evaluate(model_uri=f"models:/clf/{version}", device="cpu")
     with tracking.run("evaluate", options), tracking.scratch() as folder:
         session, original = open_measured(tracking.client(), options, folder, progress=False)
-        outputs, _ = evaluate_measured(session, original, options)
+        outputs, _ = evaluate_measured(session, original, options, open_gold(session, options))
         return compare(outputs, seed=options.seed, definitions=dict.fromkeys(KEYS, definition))
 
 

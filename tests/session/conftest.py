@@ -16,5 +16,5 @@ def options() -> config.Unlearn:
 @pytest.fixture(scope="session")
 def opened(template, tmp_path_factory, options) -> Session:
     """Its run has ended; `store` has the same version."""
-    with copied(template, tmp_path_factory.mktemp("opened")), tracking.run("unlearn", options) as run_id:
-        return open_session(tracking.client(), run_id, options, tmp_path_factory.mktemp("files"), progress=False)
+    with copied(template, tmp_path_factory.mktemp("opened")), tracking.run("unlearn", options):
+        return open_session(tracking.client(), options, tmp_path_factory.mktemp("files"), progress=False)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mlflow_unlearn import config
+from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.measured import evaluate_measured, open_measured
 
 
@@ -20,7 +21,7 @@ def measured(store, tmp_path):
 def test_a_version_that_came_from_no_other(measured):
     session, original, options = measured(forget="random:30")
     assert original is session.version and (len(session.forget), len(session.retain)) == (30, 240)
-    outputs, name = evaluate_measured(session, original, options)
+    outputs, name = evaluate_measured(session, original, options, open_gold(session, options))
     assert name == "original" and outputs.keys() == {"original"}
     assert len(outputs["original"]["forget"].labels) == 30
 

@@ -29,8 +29,8 @@ def later(blank, tmp_path_factory):
         train(EARLY)
         train(LATER, "--from", "models:/clf/1", *KEEP, "--augment", "crop-flip")
         options = config.Unlearn(model_uri="models:/clf/2", forget=listed(folder, late_ids(10)), device="cpu")
-        with tracking.run("unlearn", options) as run_id:
-            yield open_session(tracking.client(), run_id, options, folder, progress=False)
+        with tracking.run("unlearn", options):
+            yield open_session(tracking.client(), options, folder, progress=False)
 
 
 def with_record(session, **changes):

@@ -43,7 +43,7 @@ def versions(template, folder):
         def session_of(forget):
             options = config.Unlearn(model_uri="models:/clf/1", forget=forget, device="cpu")
             with mlflow.start_run() as run:
-                session = open_session(store.client, run.info.run_id, options, folder, progress=False)
+                session = open_session(store.client, options, folder, progress=False)
             return session, options, run.info.run_id
 
         @cache

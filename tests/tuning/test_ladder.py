@@ -40,8 +40,8 @@ class Unreadable(Dataset):
 def opened(template, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ladder")
     options = config.Unlearn(model_uri="models:/clf/1", forget=FORGET, device="cpu")
-    with copied(template, folder / "store") as store, mlflow.start_run() as run:
-        session = open_session(store.client, run.info.run_id, options, folder, progress=False)
+    with copied(template, folder / "store") as store, mlflow.start_run():
+        session = open_session(store.client, options, folder, progress=False)
         yield session, training_recipe(session, options)
 
 

@@ -26,7 +26,7 @@ def objective(template, tmp_path_factory) -> Iterator[Objective]:
     folder = tmp_path_factory.mktemp("trials")
     with copied(template, folder / "store") as store, mlflow.start_run() as run:
         options = config.Tune(model_uri="models:/clf/1", forget="random:8%", device="cpu", seed=3)
-        session = open_session(store.client, run.info.run_id, options, folder, progress=False)
+        session = open_session(store.client, options, folder, progress=False)
         space, teacher = search_space(["lotus"], "cnn", ["none"], SPACE), session.teacher()
         original = session.evaluate_original(force=False, teacher=teacher)
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
@@ -114,7 +114,7 @@ def test_a_useless_model_looks_worse_to_a_pruner_than_any_that_meets_the_constra
 def test_an_objective_that_cannot_be_computed_names_others(objective, tmp_path):
     """With a class wholly forgotten no sample of it is retained, as RF-JSD asks for."""
     options = objective.options.model_copy(update={"objective": "rf_jsd_val", "forget": "class:3"})
-    session = open_session(objective.session.client, objective.command_run, options, tmp_path, progress=False)
+    session = open_session(objective.session.client, options, tmp_path, progress=False)
     original = session.evaluate_original(force=False)
     arguments = (session, objective.study, objective.space, session.teacher(), original)
     with pytest.raises(UnlearnError, match=r"objective = 'rf_jsd_val' needs rf_jsd_val, .*: use .*entropy_ks_val"):

@@ -303,11 +303,12 @@ def _measure(
     from mlflow_unlearn.auditing.opening import open_audit
     from mlflow_unlearn.metrics.suite import compare
     from mlflow_unlearn.registry import tracking
+    from mlflow_unlearn.session.gold import open_gold
     from mlflow_unlearn.session.measured import evaluate_measured, open_measured
 
     client, progress = tracking.client(), sys.stderr.isatty()
     session, original = open_measured(client, options, folder, progress=progress, choose=partial(_chosen, table))
-    outputs, name = evaluate_measured(session, original, options)
+    outputs, name = evaluate_measured(session, original, options, open_gold(session, options))
     uris = {"original": original.uri, name: session.version.uri, "gold": str(options.gold_uri)}
     shown = {model: uris[model] for model in outputs}
     audit = None
