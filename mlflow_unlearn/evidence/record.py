@@ -254,6 +254,18 @@ class Figures(FrozenRecord):
     classes: list[ClassRow]
 
 
+class Wording(FrozenRecord):
+    """A text that a later release would word in another way."""
+
+    characters: int
+    sha256: str
+
+    @classmethod
+    def of(cls, text: str) -> "Wording":
+        """Of this text."""
+        return cls(characters=len(text), sha256=sha256(text.encode()))
+
+
 class RunRecord(FrozenRecord):
     """The run that made the version."""
 
@@ -288,6 +300,11 @@ class Evidence(FrozenRecord):
     audit: dict[str, JsonValue] | None = Field(None, description="What an audit found; None where there was none.")
     definitions: dict[str, int] = Field(description="Version of the definition by which each metric was computed.")
     figures: Figures
+    texts: dict[str, Wording] | None = Field(
+        None,
+        description="What people read and this record alone makes, the version's description and its model card, in "
+        "the words of the release that wrote it; None in records of earlier releases.",
+    )
     public_key: str | None = Field(
         None, description="PEM, of the key that it is signed with; None if unsigned, or signed by an earlier release."
     )

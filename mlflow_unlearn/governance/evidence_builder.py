@@ -49,6 +49,7 @@ from mlflow_unlearn.registry.digests import file_digests
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.system import system_facts
 from mlflow_unlearn.registry.versions import read_artifact
+from mlflow_unlearn.report.card import worded
 from mlflow_unlearn.session.lineage import lineage, previous, request_record
 from mlflow_unlearn.session.session import Session
 from mlflow_unlearn.session.view import ASSUMED, RECORDED
@@ -170,7 +171,7 @@ def numbered(draft: Evidence, version: str) -> Evidence:
         request.model_copy(update={"carried_out_by": result.uri}) if request.id in draft.request_ids else request
         for request in draft.requests
     ]
-    return draft.model_copy(update={"result": result, "requests": requests})
+    return worded(draft.model_copy(update={"result": result, "requests": requests}))
 
 
 def measured(metrics: Metrics) -> Measured:

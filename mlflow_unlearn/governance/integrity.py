@@ -27,6 +27,7 @@ from mlflow_unlearn.evidence.record import (
     SIGNATURE,
     Evidence,
     RequestRecord,
+    Wording,
     read_evidence,
     sha256,
 )
@@ -240,10 +241,12 @@ def _made_from_it(registered: ModelVersion, folder: Path, evidence: Evidence) ->
     """What people read: the card can be made again, and of the report the version keeps a digest."""
     found = _contents(folder)
     report, card = found.get(REPORT), found.get(CARD)
-    # What an earlier release wrote is held against what that release would write.
-    card_of = card_of_schema_2.model_card(load_json(found[FILE])) if evidence.written_as == 2 else model_card(evidence)
-    expected = sha256(card_of.encode())
-    yield same("model card", None if card is None else sha256(card), expected, "it is what the evidence says")
+    if evidence.written_as == 2:  # held against what that release would write
+        expected = sha256(card_of_schema_2.model_card(load_json(found[FILE])).encode())
+        yield same("model card", None if card is None else sha256(card), expected, "it is what the evidence says")
+    else:
+        text = None if card is None else card.decode(errors="replace")
+        yield _says("model card", text, model_card(evidence), evidence, CARD)
     message = "the version's tag names its digest"
     yield same("report", None if report is None else sha256(report), registered.tags.get(REPORT_TAG, ""), message)
     for name in sorted(found.keys() - {FILE, REPORT, CARD, SIGNATURE}):
@@ -299,13 +302,29 @@ def _reviews(client: MlflowClient, registered: ModelVersion, experiments: list[s
 
 def _description(registered: ModelVersion, evidence: Evidence) -> Iterator[IntegrityFinding]:
     """Ours comes first; what users write after it is theirs."""
-    if evidence.reading is None:
-        return  # an earlier release's, in its words
-    ours = describe(evidence)[:DESCRIPTION_LIMIT]
-    if (registered.description or "").startswith(ours):
-        yield IntegrityFinding("description", "same", "it begins with what the evidence says")
-    else:
-        yield IntegrityFinding("description", "differs", "it does not begin with what the evidence says")
+    text, ours = registered.description or "", describe(evidence)[:DESCRIPTION_LIMIT]
+    recorded = (evidence.texts or {}).get("description")
+    whole = len(ours) if recorded is None or text.startswith(ours) else recorded.characters
+    yield _says("description", text[:whole], ours, evidence, "description")
+
+
+def _says(part: str, found: str | None, expected: str, evidence: Evidence, name: str) -> IntegrityFinding:
+    """Whether a text is what the evidence says, in this release's words or in those of the one that wrote it.
+
+    Args:
+        part: what is checked.
+        found: as it is stored.
+        expected: in this release's words.
+        evidence: that it is made of.
+        name: of the text there.
+    """
+    said = "it is what the evidence says"
+    if found is not None and found != expected:
+        if evidence.texts is None:
+            return IntegrityFinding(part, "not checked", "another release wrote it, which did not record its words")
+        if Wording.of(found) == evidence.texts.get(name):
+            return IntegrityFinding(part, "same", f"{said}, in another release's words")
+    return same(part, None if found is None else sha256(found.encode()), sha256(expected.encode()), said)
 
 
 def _config(evidence: Evidence) -> IntegrityFinding:

@@ -1,7 +1,8 @@
 """The version's description and `model_card.md`: the evidence record in words."""
 
-from mlflow_unlearn.evidence.record import Evidence, RequestRecord
+from mlflow_unlearn.evidence.record import CARD, Evidence, RequestRecord, Wording
 from mlflow_unlearn.metrics.catalog import MATCHED_BY_CLASS, METRICS, READING, READING_OF_AUC, ranked
+from mlflow_unlearn.registry.versions import DESCRIPTION_LIMIT
 from mlflow_unlearn.report.claim import trained_again
 
 _WORDS_BEFORE = {
@@ -45,6 +46,12 @@ def model_card(evidence: Evidence) -> str:
         *([_text(evidence.source.what_ran)] if evidence.source.loading_ran_code else []),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def worded(evidence: Evidence) -> Evidence:
+    """The record with the words in which this release writes its description and card."""
+    texts = {"description": describe(evidence)[:DESCRIPTION_LIMIT], CARD: model_card(evidence)}
+    return evidence.model_copy(update={"texts": {name: Wording.of(text) for name, text in texts.items()}})
 
 
 def frozen(prefix: str) -> str:

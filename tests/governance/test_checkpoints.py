@@ -184,7 +184,7 @@ class TestOnesThatNoVersionLists:
         assert plan.code == 0 and f"The deletion cannot be proven while these remain: {named}" in plan.out
         done = call("retire", "--model-uri", f"models:/clf/{number}", "--yes", "true")
         assert done.code == 3 and f"retired, and checkpoints are left: {named}" in done.err
-        assert "delete them if no command is to continue with them" in done.err
+        assert "delete them if no command will continue with them" in done.err
         assert ("which was trained as it was (it has ended KILLED)" in done.err) == marked
         assert "Not proven, since checkpoints are left" in done.out and file.exists()
         [place] = retirement(sharded, number)["proof"]["checkpoints"]
