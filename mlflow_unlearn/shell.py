@@ -117,6 +117,7 @@ class ShellCommand(click.Command):
         for parameter in self.get_params(ctx):
             if (record := parameter.get_help_record(ctx)) is not None:
                 groups.setdefault(self._group(parameter.name or ""), []).append(record)
+        groups[_GROUPS[Command]] = groups.pop(_GROUPS[Command])  # last
         for title, records in filter(lambda group: group[1], groups.items()):
             with formatter.section(title):
                 formatter.write_dl(records)

@@ -76,7 +76,7 @@ def _write(texts: dict[str, str], folder: Path) -> None:
     if folder.exists() or folder.is_symlink():
         raise UnlearnError(f"{str(folder)!r} is there already: give another name, or another folder with --path")
     if not folder.parent.is_dir():
-        raise UnlearnError(f"path = {str(folder.parent)!r} is not a folder: give one that is there")
+        raise UnlearnError(f"path = {str(folder.parent)!r} is not a folder: give one that exists")
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         built = Path(scratch) / folder.name
         for file, text in texts.items():
