@@ -717,7 +717,8 @@ def test_hashed_a_sentence_with_ids_is_only_printed(store, cli, tmp_path, monkey
         spec = (command, "--model-uri", "models:/clf/1", "--forget", str(tmp_path / "ids.txt"))
         for hidden, options in ((True, ("--hash-ids",)), (False, ())):
             with mlflow.start_run() as there:
-                monkeypatch.setenv("MLFLOW_RUN_ID", there.info.run_id)
+                pass
+            monkeypatch.setenv("MLFLOW_RUN_ID", there.info.run_id)  # whose end would take it away
             refused = cli(*spec, *options)
             assert refused.code == 2
             assert held_out in refused.err
