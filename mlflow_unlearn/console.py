@@ -61,10 +61,10 @@ def note(sentence: str) -> None:
 def counted(number: int, noun: str) -> str:
     """A number of things.
 
-    >>> counted(1, "training sample"), counted(0, "match"), counted(2, "case")
-    ('1 training sample', '0 matches', '2 cases')
+    >>> counted(1, "training sample"), counted(0, "match"), counted(2, "epoch")
+    ('1 training sample', '0 matches', '2 epochs')
     """
-    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith(("ch", "s")) else "s")
+    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith(("tch", "s")) else "s")
 
 
 def command_line(*arguments: str, remark: str = "") -> str:

@@ -202,7 +202,7 @@ def _file(
     if options.data is None and version.reads.data is None:
         require(version, options, trains=True)  # and with it what `unlearn` will need
     source = load_source(data_spec(version, options.data, options.split))
-    given = given_inputs(version, source, options)
+    given = given_inputs(version, source, options, lenient=lenient)
     read = partial(forget_requests.read_manifest, client)
     mask = training_mask(version, source)
     forget, matched = select(options.forget, version, source, mask, read, lenient=lenient)

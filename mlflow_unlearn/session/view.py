@@ -101,22 +101,26 @@ def data_spec(version: Version, given: str | None, split: str | None = None) -> 
     return data if split is None else f"{data},split={split}"
 
 
-def given_inputs(version: Version, source: Source, options: Request) -> Inputs:
+def given_inputs(version: Version, source: Source, options: Request, *, lenient: bool) -> Inputs:
     """What a request is given of how a version is read, checked as far as that needs no model.
 
     Args:
         version: from `loading.admitted`.
         source: of its data.
         options: of the command.
+        lenient: the request is about several versions, some of which may know themselves what is given.
 
     Raises:
-        UnlearnError: it does not fit.
+        UnlearnError: it does not fit, or the version records it itself.
     """
     data = source.spec if options.data is not None or options.split is not None else None
     if version.record is not None:
         for name in ("architecture", "transform", "classes"):
             if getattr(options, name) is not None:
-                note(f"Note: {version.uri} records its {name} itself: {spelled(name)} is not kept.")
+                sentence = f"{version.uri} records its {name} itself"
+                if not lenient:
+                    raise UnlearnError(f"{sentence}: leave {spelled(name)} out")
+                note(f"Note: {sentence}: {spelled(name)} is not kept.")
         return Inputs()
     read = ReadOptions.model_validate({name: getattr(options, name) for name in ("data", "split", "classes")})
     classes = _classes(version, source, read) if options.classes is not None else None

@@ -16,7 +16,7 @@ import numpy as np
 
 from mlflow_unlearn import cache
 from mlflow_unlearn.api import Result
-from mlflow_unlearn.console import counted, note
+from mlflow_unlearn.console import note
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.architectures import model_family, weights_digest
 from mlflow_unlearn.engine.checkpoint import Checkpoint
@@ -206,8 +206,10 @@ class Ladder:
             return UnlearnError(f"none of the rungs can be used here; the first one: {self.attempts[0]}")
         nearest = min(ran, key=lambda attempt: attempt.shortfall or 0.0)
         spent = sum(attempt.share for attempt in ran)
+        tried = len(self.attempts)
+        none = "the one attempt did not pass" if tried == 1 else f"none of {tried} attempts passed"
         return NothingToUnlearn(
-            f"none of {counted(len(self.attempts), 'attempt')} passed the policy {self.policy.name!r} on the "
+            f"{none} the policy {self.policy.name!r} on the "
             f"validation set after {spent:.2f} of a retraining (budget {self.budget:g}); the nearest was {nearest}; "
             f"nothing was registered: give a larger budget= (retraining is among the rungs from {RETRAIN_FROM:g}), "
             "other rungs=, or another policy="

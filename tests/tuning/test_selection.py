@@ -112,8 +112,8 @@ def test_the_noise_floor_in_words():
     told = "mia_advantage_val is 0.060 by chance alone in the mean, and up to "
     assert floor(0.1) == f"{told}0.100 in 95 % of the cases"
     few = "in 95 % of the cases: these are too few samples for tuning"
-    assert floor(0.2) == f"{told}0.200 {few}, about 99 forgotten samples would do"
-    assert floor(0.5, n_test=20) == f"{told}0.500 {few}, more validation samples would do"
+    assert floor(0.2) == f"{told}0.200 {few}; about 99 forgotten samples would do"
+    assert floor(0.5, n_test=20) == f"{told}0.500 {few}; more validation samples would do"
     assert noise_floor(Metrics()) == ""
 
 
