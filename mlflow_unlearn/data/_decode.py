@@ -6,7 +6,6 @@ from contextlib import suppress
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import decode_jpeg
 
 
 def decode(data: bytes) -> Image.Image:
@@ -22,6 +21,8 @@ def decode_pixels(data: bytes) -> Image.Image | Tensor:
     Both use libjpeg-turbo and gave the same pixels wherever we looked, but resizing a tensor takes half the time.
     Pillow reads the header: it recognises what is not a plain JPEG, and refuses decompression bombs.
     """
+    from torchvision.io import decode_jpeg  # takes a second to import, the first time
+
     with _opened(data) as image:
         if image.format == "JPEG" and image.mode in ("L", "RGB"):
             with suppress(RuntimeError):  # Pillow has the last word on what is broken.

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from mlflow_unlearn.cache import Arrays
 from mlflow_unlearn.data._index import indexed, pack, unpack
@@ -153,6 +152,8 @@ def _image_folder(root: Path, folder: str, classes: tuple[str, ...]) -> Split:
 
 def _scan(place: Path, folders: Sequence[str]) -> Arrays:
     """The images in these folders, and the folders below."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS  # takes a second to import
+
     files: list[str] = []
     below: list[str] = []
     above, sizes = [], []
@@ -176,6 +177,8 @@ def _scan(place: Path, folders: Sequence[str]) -> Arrays:
 def _has_images(root: Path, classes: tuple[str, ...], splits: dict[str, Split]) -> Listing:
     present = set(np.concatenate([split.labels for split in splits.values()]).tolist())
     if empty := [name for label, name in enumerate(classes) if label not in present]:
+        from torchvision.datasets.folder import IMG_EXTENSIONS
+
         raise UnlearnError(
             f"no image in the class folders {shortlist(empty)} of {str(root)!r}: "
             f"fill or remove them (valid endings: {', '.join(IMG_EXTENSIONS)})"

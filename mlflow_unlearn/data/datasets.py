@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
-from torchvision.transforms import v2
 
 from mlflow_unlearn.data.buffers import RowStore, half_of_memory
 from mlflow_unlearn.data.functions import users_code
@@ -246,6 +245,8 @@ def _size(image: Tensor) -> str:
 
 @cache
 def _cropper(height: int, width: int) -> Augment:
+    from torchvision.transforms import v2  # takes a second to import
+
     augment: Augment = v2.Compose(
         [v2.RandomCrop((height, width), padding=[width // 8, height // 8]), v2.RandomHorizontalFlip()]
     )

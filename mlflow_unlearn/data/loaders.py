@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torchvision
 from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, TensorDataset
 
@@ -185,6 +184,8 @@ _TORCHVISION_FILES = {
 
 
 def _torchvision(body: str) -> _Loaded:
+    import torchvision  # takes a second to import
+
     name, _, folder = body.partition("@")
     kind = getattr(torchvision.datasets, name, None)
     if not inspect.isclass(kind) or not folder:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from mlflow_unlearn.data.functions import import_function
 from mlflow_unlearn.errors import UnlearnError, did_you_mean
@@ -18,6 +17,13 @@ TransformStep = Callable[[Any], Any]
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's training images, as torchvision's models use
 _KNOWN = ("none", "imagenet", "timm", "python:module:function")
+
+
+def _torchvision() -> Any:
+    """Its transforms: a command that ends in a look-up does not wait for them."""
+    from torchvision.transforms import v2  # takes a second to import
+
+    return v2
 
 
 class PixelTransform:
@@ -33,6 +39,7 @@ class PixelTransform:
         self, channels: int | None, crop: TransformStep | None = None, normalise: TransformStep | None = None
     ) -> None:
         """Put the steps together; without any, images are only scaled to [0, 1]."""
+        _torchvision()  # before processes are forked that read images
         self.channels, self.crop, self.normalise = channels, crop, normalise
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
@@ -44,18 +51,18 @@ class PixelTransform:
         if isinstance(image, Tensor) and image.shape[0] == 1 and self.channels == 3:
             image = image.expand(3, -1, -1)
         elif isinstance(image, Tensor) and image.shape[0] == 3 and self.channels == 1:
-            image = v2.functional.to_pil_image(image)
+            image = _torchvision().functional.to_pil_image(image)
         if isinstance(image, Image.Image):
             image = to_channels(image, self.channels)
         if self.crop is not None:
             image = self.crop(image)
-        pixels: Tensor = image if isinstance(image, Tensor) else v2.functional.pil_to_tensor(image)
+        pixels: Tensor = image if isinstance(image, Tensor) else _torchvision().functional.pil_to_tensor(image)
         # Decoders interleave the channels: so would batches, and convolutions would round differently.
         return pixels.contiguous()
 
     def scale(self, pixels: Tensor) -> Tensor:
         """Floats of pixels ``[…, C, H, W]``, bit by bit the same for one image and for a batch."""
-        scaled: Tensor = v2.functional.to_dtype(pixels, torch.float32, scale=True)
+        scaled: Tensor = _torchvision().functional.to_dtype(pixels, torch.float32, scale=True)
         return scaled if self.normalise is None else self.normalise(scaled)
 
 
@@ -78,6 +85,7 @@ def build_transform(spec: str, *, channels: int | None, model: nn.Module | None 
     if spec == "none":
         return PixelTransform(channels)
     if spec == "imagenet":
+        v2 = _torchvision()
         crop = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])
         return PixelTransform(_fixed(spec, 3, channels), crop, v2.Normalize(_MEAN, _STD, inplace=True))
     steps: list[Any]
@@ -91,7 +99,7 @@ def build_transform(spec: str, *, channels: int | None, model: nn.Module | None 
         steps = [import_function(spec.removeprefix("python:"))]
     else:
         raise UnlearnError(f"unknown transform {spec!r}: {did_you_mean(spec, _KNOWN)}")
-    transform: Transform = v2.Compose([partial(to_channels, channels=channels), *steps])
+    transform: Transform = _torchvision().Compose([partial(to_channels, channels=channels), *steps])
     return transform
 
 
