@@ -693,7 +693,7 @@ def test_unknown_request_to_exclude(refuse):
 def test_nothing_is_named(store, refuse):
     refuse(*UNLEARN, says=["models:/clf/1 has no pending forget request", "file one with `request`, or give forget="])
     refuse("tune", "--model-uri", "models:/clf/1", says=["models:/clf/1 has no pending forget request"])
-    says = ["models:/clf/1 carried out no forget request and none is pending", "give forget="]
+    says = ["models:/clf/1 has carried out no forget request and none is pending", "give forget="]
     refuse("evaluate", "--model-uri", "models:/clf/1", says=says)
 
 
