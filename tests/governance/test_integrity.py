@@ -1,5 +1,6 @@
 """What `verify` finds: everything that is not as the evidence says."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from chains import changed, evidence_of, flipped, folder_of, resigned, rewritten, tagged
 from stores import call
 
-from mlflow_unlearn.evidence.record import Evidence, sha256
+from mlflow_unlearn.evidence.record import CARD, Evidence, Wording, sha256
 
 
 @pytest.mark.parametrize("version", ["2", "3", "4"])
@@ -46,6 +47,25 @@ def test_a_file_that_is_not_an_mlmodel(chain, content):
             )
             assert found.code in ((0, 3) if command == "exposure" else (2,)), found.err
             assert "Traceback" not in found.err and "internal error" not in found.err, found.err
+
+
+@pytest.mark.parametrize(
+    ("recorded", "outcome"),
+    [
+        (Wording.of("Other words."), ["same", "same"]),
+        (Wording.of("Their words."), ["differs", "differs"]),
+        (None, ["not checked", "not checked"]),
+    ],
+)
+def test_words_of_another_release(chain, recorded, outcome):
+    """What it wrote is held against what the record says of it; one of before that was recorded cannot be."""
+    texts = None if recorded is None else {"description": recorded, CARD: recorded}
+    edited = evidence_of("3").model_copy(update={"texts": texts})
+    with rewritten(chain, "3", edited), changed(folder_of("3") / "evidence" / CARD, b"Other words."):
+        chain.client.update_model_version("clf", "3", description="Other words.\n\nAnd ours.")
+        answer = json.loads(call("verify", "--model-uri", "models:/clf/3", "--format", "json").out)
+    found = {one["part"]: one["outcome"] for one in answer["result"]["findings"]}
+    assert [found["model card"], found["description"]] == outcome
 
 
 def test_a_metric_that_was_never_measured(chain):
