@@ -1,11 +1,9 @@
-"""Help and tables of all commands at 80 and 120 columns: no line is longer."""
+"""Tables of the commands at 80 and 120 columns: no line is longer."""
 
 import re
 
 import pytest
 from stores import call
-
-from mlflow_unlearn.config import COMMANDS, options
 
 TWO = ("--model-uri", "models:/clf/2")
 TABLES = (
@@ -21,19 +19,6 @@ TABLES = (
     ("evaluate", *TWO),
     ("unlearn", "--model-uri", "models:/clf/4", "--forget", "random:9,seed=4", "--plan", "true"),
 )
-
-
-@pytest.mark.parametrize("width", [80, 120])
-@pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help(monkeypatch, width, command):
-    monkeypatch.setenv("COLUMNS", str(width))
-    done = call(*filter(None, [command]), "--help")
-    assert done.code == 0 and max(map(len, done.out.splitlines())) <= width
-    if command:
-        assert all(f"--{name.replace('_', '-')}" in done.out for name in options(COMMANDS[command]))
-        # As a shell reads it, the example is the one that is declared.
-        example = done.out.partition("Example:\n")[2].partition("\n\n")[0]
-        assert re.sub(r"\s*\\\n\s*", " ", example).strip() == COMMANDS[command].example
 
 
 @pytest.mark.parametrize("arguments", TABLES, ids=lambda arguments: " ".join(arguments[:1]))
