@@ -1,6 +1,6 @@
 """The command line: options come from `config`, what they do from `commands`, messages and exit codes from here."""
 
-from mlflow_unlearn.console import STARTED, note, one_line, own_outputs, without_passwords  # noqa: F401, I001 (first: STARTED is when we start)
+from mlflow_unlearn.console import STARTED, note, one_line, own_outputs, say, without_passwords  # noqa: F401, I001 (first: STARTED is when we start)
 
 import atexit
 import io
@@ -247,7 +247,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         code = error.exit_code
         signal.signal(signal.SIGTERM, _stop)
     except AlreadyDone as done:
-        print(str(done), file=sys.stderr if _answers(arguments) else sys.stdout)
+        _print_error(str(done)) if _answers(arguments) else say(str(done))
         answer["note"] = str(done)
         if isinstance(done.result, CommandResult):  # a part of what the command returns
             answer["result"] = result_class(_name_of(arguments))(**dict(done.result))

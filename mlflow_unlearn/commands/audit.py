@@ -14,7 +14,7 @@ from mlflow_unlearn.auditing.known_cheat import known_cheat
 from mlflow_unlearn.auditing.opening import listed, open_audit
 from mlflow_unlearn.auditing.references import ReferenceTrainer
 from mlflow_unlearn.auditing.relearning import CAP, LARGEST
-from mlflow_unlearn.console import command_line, note
+from mlflow_unlearn.console import command_line, note, say
 from mlflow_unlearn.errors import Refused
 from mlflow_unlearn.evidence.audit import AUDIT_FILE, AuditRecord, Decision
 from mlflow_unlearn.evidence.review import MODEL_URI_TAG
@@ -77,7 +77,7 @@ def audit(options: config.Audit) -> AuditOutcome:
         found = AuditOutcome(run_id=run_id, uri=session.version.uri, decision=decision, why=why, audit=record)
         if decision != "not told apart":
             raise Refused(f"{session.version.uri}: {decision} ({why}); the record is in run {run_id}", found)
-        print(f"{session.version.uri}: {decision} ({why}; run {run_id}).")
+        say(f"{session.version.uri}: {decision} ({why}; run {run_id}).")
         return found
 
 

@@ -1,7 +1,7 @@
 """`locate`: which versions of the whole registry were trained on some samples."""
 
 from mlflow_unlearn import config
-from mlflow_unlearn.console import counted
+from mlflow_unlearn.console import counted, say
 from mlflow_unlearn.errors import Refused
 from mlflow_unlearn.governance.locating import Wanted
 from mlflow_unlearn.governance.looking import wanted_by
@@ -25,8 +25,8 @@ def locate(options: config.Locate) -> Places:
         wanted = wanted_by(client, registry, options.forget, options.data, options.no_code)
         places = look(client, registry, wanted)
     table.show_places(_asked(options.forget, wanted), rows(places), elsewhere(places))
-    print(_summary(places))
-    print(UNSEEN)
+    say(_summary(places))
+    say(UNSEEN)
     if places.unanswered is not None:
         raise Refused(
             f"the search is incomplete, since the server did not answer ({places.unanswered}): run it again", places

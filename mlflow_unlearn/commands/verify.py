@@ -4,7 +4,7 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import counted
+from mlflow_unlearn.console import counted, say
 from mlflow_unlearn.errors import Refused
 from mlflow_unlearn.governance.aliases import check_aliases
 from mlflow_unlearn.governance.approval import check_reviews
@@ -49,5 +49,5 @@ def verify(options: config.Verify) -> VerifyResult:
         raise Refused(f"{examined.uri} does not agree with its evidence: {differences}", result)
     same = sum(finding.outcome == "same" for finding in findings)
     rest = f", {len(findings) - same} not checked" if same < len(findings) else ""
-    print(f"{examined.uri} agrees with its evidence ({counted(same, 'check')}{rest}).")
+    say(f"{examined.uri} agrees with its evidence ({counted(same, 'check')}{rest}).")
     return result

@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from mlflow_unlearn.console import counted, stdout
+from mlflow_unlearn.console import counted, say
 from mlflow_unlearn.evidence.audit import AuditRecord
 from mlflow_unlearn.metrics.attacks.suite import AUDITED
 from mlflow_unlearn.report.fit import show_table
@@ -43,13 +43,11 @@ _ENDS = {"value": "", "low": "_low", "high": "_high"}
 
 def show(record: AuditRecord) -> None:
     """Print one row an attack, one column a model, and what follows."""
-    console = stdout()
     models = list(record.attacks)
     counts = {kind: sum(r.kind == kind for r in record.references) for kind in ("gold", "reference")}
     golds, references = (counted(counts[kind], kind) for kind in ("gold", "reference"))
     table = Table(
         title=escape(f"{record.uri}: AUC (p), tier {record.tier}, {golds}, {references}"),
-        title_justify="left",
     )
     table.add_column("attack")
     for model in models:
@@ -103,5 +101,4 @@ def show(record: AuditRecord) -> None:
     if record.two_versions_auc is not None:
         lines.append(f"with both versions: AUC {record.two_versions_auc:.3f} (no part of the verdict; see `exposure`)")
     lines += [f"not measured: {attack} ({why})" for attack, why in record.not_measured.items()]
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    say(*lines)

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 from rich.measure import Measurement
 from rich.table import Column, Table
+from rich.text import Text
 
-from mlflow_unlearn.console import stdout
+from mlflow_unlearn.console import say, stdout
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +33,8 @@ def show_table(table: Table, *, drop: Sequence[str] = ()) -> tuple[str, ...]:
         if _fits(_columns(table, shown), console):
             break
         shown = [other for other in shown if other != name]
+    if table.title is not None:  # rich would break it where the table ends
+        say(Text.from_markup(str(table.title), emoji=False).plain, style="italic")
     if _fits(_columns(table, shown), console):
         console.print(_with(table, shown, console))
     else:
@@ -39,7 +42,7 @@ def show_table(table: Table, *, drop: Sequence[str] = ()) -> tuple[str, ...]:
         console.print(_turned_over(table, shown))
     if missing := [name for name in names if name not in (*shown, *empty)]:
         said = f"Too narrow for: {', '.join(missing)}. A wider terminal, COLUMNS=200 or --format json has them."
-        console.print(said, highlight=False, markup=False, style="dim")
+        say(said, style="dim")
     return tuple(shown)
 
 
@@ -75,7 +78,7 @@ def _with(table: Table, names: Sequence[str], console: "Console") -> Table:
     ):
         given = min(sizes[number].span, extra // left)
         widths[number], extra = widths[number] + given, extra - given
-    copy = Table(title=table.title, title_justify="left")
+    copy = Table()
     for column, width in zip(columns, widths, strict=True):
         copy.add_column(column.header, justify=column.justify, width=width)
     for row, cells in zip(table.rows, zip(*(column.cells for column in columns), strict=True), strict=True):
@@ -85,7 +88,7 @@ def _with(table: Table, names: Sequence[str], console: "Console") -> Table:
 
 def _turned_over(table: Table, names: Sequence[str]) -> Table:
     """One line a cell, with the name of its column before it."""
-    turned = Table(title=table.title, title_justify="left", show_header=False)
+    turned = Table(show_header=False)
     turned.add_column(style="bold")
     turned.add_column(overflow="fold")
     for cells in zip(*(column.cells for column in _columns(table, names)), strict=True):

@@ -119,6 +119,6 @@ def test_without_ranks():
     assert (left.method, left.seconds, left.warnings, left.unit) == ("lotus", [2.0], ["a warning"], 4.0)
     header, _, cells, _, *notes = markdown([left], None, "No method is ranked, since so").splitlines()
     assert header == "| method | acc_test | rf_jsd | seconds | seconds_relative |" and cells.startswith("| lotus |")
-    assert notes[0] == "- Mean ± standard deviation over seeds. No method is ranked, since so."
+    assert notes[0] == "- No method is ranked, since so."
     assert not any("decides" in line for line in notes)
     assert len(row.metrics[0]) == 9, "the row itself stays as it was"
