@@ -61,10 +61,14 @@ def note(sentence: str) -> None:
 def counted(number: int, noun: str) -> str:
     """A number of things.
 
-    >>> counted(1, "training sample"), counted(0, "match"), counted(2, "case")
-    ('1 training sample', '0 matches', '2 cases')
+    >>> counted(1, "training sample"), counted(0, "match"), counted(2, "case"), counted(5, "epoch"), counted(2, "copy")
+    ('1 training sample', '0 matches', '2 cases', '5 epochs', '2 copies')
     """
-    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith(("ch", "s")) else "s")
+    if number == 1:
+        return f"{number} {noun}"
+    if re.search("[^aeiou]y$", noun):
+        return f"{number} {noun[:-1]}ies"
+    return f"{number} {noun}" + ("es" if noun.endswith(("tch", "s")) else "s")
 
 
 def command_line(*arguments: str, remark: str = "") -> str:
@@ -107,8 +111,8 @@ def _broken(line: str, width: int) -> list[str]:
     """A line as lines of at most this many cells, each of at least one word: rich breaks words, or cuts them off."""
     from rich.cells import cell_len
 
-    lead, *words = [re.match(" *(?:[-*] )?", line)[0], *line.split()]  # type: ignore[index]  # it matches everything
-    words = words[len(lead.split()) :]
+    lead, text = re.fullmatch(r"( *(?:[-*] )?)(.*)", line).groups()  # type: ignore[union-attr]  # it matches everything
+    words = re.findall(r"\S+(?: %\S*)?", text)
     lines, indent = [lead + " ".join(words[:1])], " " * len(lead)
     for word in words[1:]:
         if cell_len(lines[-1]) + 1 + cell_len(word) <= width:

@@ -2,10 +2,14 @@
 
 import difflib
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
+
+from mlflow_unlearn.console import PIPED
 
 FOLDER = Path(__file__).parent / "snapshots"
 VARIABLE = "MLFLOW_UNLEARN_SNAPSHOTS"
@@ -37,3 +41,30 @@ def check_stored(name: str, texts: dict[int | None, str]) -> None:
     if document != stored:
         lines = difflib.unified_diff(stored.splitlines(), document.splitlines(), "stored", "printed", lineterm="", n=1)
         pytest.fail("\n".join([f"{path} is not what is printed ({VARIABLE}=write stores it):", *lines]), pytrace=False)
+
+
+_VARIES = (
+    (re.compile(r"\b(?=[a-z]*\d)[0-9a-f]{12,}\b"), "x"),  # ids and digests
+    (re.compile(r"\b\d{4}-\d\d-\d\d\b|\b\d\d:\d\d(:\d\d)?\b|\d+\.\d+(e-\d+)?"), "0"),  # dates, times, figures
+)
+
+
+def masked(text: str) -> str:
+    """A text in which what differs from run to run, or between processors, is replaced by as many characters."""
+    for pattern, by in _VARIES:
+        text = pattern.sub(lambda found, by=by: re.sub("[0-9a-z]" if by == "x" else r"\d", by, found[0]), text)
+    return text
+
+
+def check_widths(texts: dict[int | None, str], longest: Collection[str] = ()) -> None:
+    """No line is wider than the terminal, nor ends in blanks.
+
+    Args:
+        texts: by the width.
+        longest: beginnings of lines that may be wider, since they are one word, or are there to be pasted.
+    """
+    for width, text in texts.items():
+        for line in text.splitlines():
+            shown = line.strip()
+            assert line == line.rstrip(), line
+            assert cell_len(line) <= (width or PIPED) or shown.startswith(tuple(longest)), f"{width}: {line}\n\n{text}"

@@ -172,6 +172,6 @@ def _row(job: JobRecord) -> tuple[str, ...]:
     about = " ".join((job.event, ", ".join(job.details))).strip()
     chain = " → ".join(f"{step.command} {step.state}" for step in job.steps)
     result = next((step.result for step in reversed(job.steps) if step.result), "")
-    changed = datetime.fromisoformat(job.changed).astimezone().isoformat(sep=" ", timespec="seconds")
+    changed = f"{datetime.fromisoformat(job.changed).astimezone():%Y-%m-%d %H:%M}"
     message = job.message or next((step.message for step in job.steps if step.message), "")
     return str(job.id), job.model_uri, about, job.state, chain, result.removeprefix("models:/"), changed, message

@@ -202,7 +202,7 @@ def _proven(
 def _name_kept(record: RetirementRecord) -> None:
     """Which checkpoints stay, and for which versions."""
     for why, count in Counter(one.why for one in record.checkpoints_kept).items():
-        say(one_line(f"{count} of its checkpoints stay, {why}."))
+        say(one_line(f"{count} of its checkpoints {'stays' if count == 1 else 'stay'}, {why}."))
 
 
 def _artifacts_of(client: MlflowClient, run_id: str) -> Location | None:

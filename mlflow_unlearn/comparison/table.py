@@ -285,7 +285,8 @@ def show(rows: Sequence[Row], pearson: Spread | None, unranked: str | None = Non
     for row in rows:
         cells = (f"{spread.mean:.4f}" if (spread := row[column]) is not None else "–" for column in columns)
         table.add_row(row.name, *cells, end_section=row.method == "floor")
-    shown = show_table(table, drop=[*reversed(columns[1:-1])])
+    # What decides, what the model is still good for, and the cost remain longest.
+    shown = show_table(table, drop=sorted(reversed(columns[1:-1]), key=lambda c: (c != "avg_gap", c == "acc_test")))
     say(*notes(rows, pearson, shown, spread=False, unranked=unranked))
 
 

@@ -161,7 +161,9 @@ def show_fulfilled(rows: Sequence[tuple[str, ...]]) -> None:
     if not rows:
         say("Nothing was to be fulfilled.")
         return
-    show_table(_table(("version", "requests", "outcome", "registered", "why not"), rows, "fulfilled"))
+    show_table(
+        _table(("version", "requests", "outcome", "registered", "why not"), rows, "fulfilled"), drop=("requests",)
+    )
 
 
 def show_methods(methods: "Mapping[str, type[Method]]") -> None:
@@ -169,7 +171,7 @@ def show_methods(methods: "Mapping[str, type[Method]]") -> None:
     table = _table(("method", "what it does", "hyperparameters (defaults)"), ())
     for name, method in methods.items():
         fields = method.Params.model_fields.items()
-        defaults = ", ".join(f"{key} = {field.default}" for key, field in fields)
+        defaults = ", ".join(f"{key}={str(field.default).replace(' ', '')}" for key, field in fields)
         if method.presets:
             defaults += f"; presets: {', '.join(method.presets)}"
         table.add_row(name, escape(summary(method)), escape(defaults), end_section=True)

@@ -160,7 +160,7 @@ def test_samples_of_the_last_slice_are_in_no_checkpoint(sharded):
     plan = call("retire", "--model-uri", "models:/clf/2")
     assert plan.code == 0 and "checkpoint of run" not in plan.out
     assert "3 of its checkpoints stay, listed by models:/clf/1, 3" in plan.out
-    assert "1 of its checkpoints stay, listed by models:/clf/3" in plan.out
+    assert "1 of its checkpoints stays, listed by models:/clf/3" in plan.out
 
 
 def test_a_run_says_which_training_keeps_them(sharded):
