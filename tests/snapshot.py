@@ -14,14 +14,14 @@ from mlflow_unlearn.console import PIPED
 FOLDER = Path(__file__).parent / "snapshots"
 VARIABLE = "MLFLOW_UNLEARN_SNAPSHOTS"
 """With the value ``write``, the texts are stored anew."""
-WIDTHS = (80, 120, None)
-"""Of ``COLUMNS``; the last one is a pipe."""
 
 
-def at_each_width(printed: Callable[[], str]) -> dict[int | None, str]:
-    """What is printed with ``COLUMNS`` set to each of `WIDTHS`, and without it."""
+def at_each_width(
+    printed: Callable[[], str], widths: Collection[int | None] = (80, 120, None)
+) -> dict[int | None, str]:
+    """What is printed with ``COLUMNS`` set to each of these, and, for None, in a pipe."""
     texts = {}
-    for width in WIDTHS:
+    for width in widths:
         with pytest.MonkeyPatch.context() as patch:
             patch.delenv("COLUMNS", raising=False) if width is None else patch.setenv("COLUMNS", str(width))
             texts[width] = printed()

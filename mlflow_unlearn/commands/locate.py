@@ -55,8 +55,9 @@ def _asked(spec: str, wanted: list[Wanted]) -> str:
 
 def _summary(places: Places) -> str:
     counts = {state: len(places.in_state(state)) for state in ("contains", "unlearned", "unknown", "retired")}
-    words = {"contains": "contain them", "unlearned": "have unlearned them", "unknown": "may contain them"}
-    said = [f"{counts[state]} {text}" for state, text in words.items()]
+    one = {"contains": "contains them", "unlearned": "has unlearned them", "unknown": "may contain them"}
+    many = {"contains": "contain them", "unlearned": "have unlearned them", "unknown": "may contain them"}
+    said = [f"{counts[state]} {(one if counts[state] == 1 else many)[state]}" for state in one]
     more = len(places.logged_models_unknown)
     rest = f" So may {counted(more, 'LoggedModel')} without a version." if more else ""
     return f"Of {counted(places.versions_looked_at, 'version')} {', '.join(said)}; {counts['retired']} retired.{rest}"

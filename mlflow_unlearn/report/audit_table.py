@@ -78,8 +78,9 @@ def show(record: AuditRecord) -> None:
         lines.append(f"most remembered: {', '.join(f'{s.id} ({s.remembered:.2f})' for s in record.worst)}")
     if record.within_golds:
         outside = [f"{name} ({one.value:.3f})" for name, one in record.within_golds.items() if not one.inside]
-        what = f"{', '.join(outside)} outside" if outside else f"all {len(record.within_golds)} metrics within"
-        lines.append(f"{what} of what retrained models differ among themselves (95 %)")
+        number = counted(len(record.within_golds), "metric")
+        what = f"{', '.join(outside)} of {number} outside" if outside else f"{number} within"
+        lines.append(f"{what} what retrained models differ among themselves (95 %)")
     for name, coins in record.canaries.items():
         count = f"{coins.larger} of {coins.pairs} trained twins"
         shown = f"{count} have larger log odds than their ghosts, p {coins.p_value:.3g}"

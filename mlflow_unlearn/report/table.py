@@ -105,8 +105,7 @@ def show_places(asked: str, rows: Sequence[tuple[str, ...]], elsewhere: Mapping[
     names = ("version", "state", "samples", "aliases", "endpoints", "unlearned by", "how that is known")
     show_table(_table(names, rows))
     for what, items in elsewhere.items():
-        listed = "\n  ".join(map(one_line, items)) if items else "none"
-        say(f"{what}: {listed}")
+        say(*([f"{what}:", *(f"  {one_line(item)}" for item in items)] if items else [f"{what}: none"]))
 
 
 def show_jobs(queue: str, rows: Sequence[tuple[str, ...]]) -> None:

@@ -5,13 +5,17 @@ Of stored or made-up records where figures, which differ between processors, wou
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import mlflow
 import optuna
 import pytest
 import records
-from snapshot import at_each_width, check_stored, check_widths, masked
-from stores import TRAIN
+import toy
+from chains import LENIENT, QUICK
+from listeners import CHAIN
+from snapshot import FOLDER, at_each_width, check_stored, check_widths, masked
+from stores import TRAIN, copied, log_pt2
 
 from mlflow_unlearn.comparison import table as comparison_table
 from mlflow_unlearn.comparison.table import Row, Spread
@@ -224,7 +228,9 @@ def audited() -> None:
     audit_table.show(
         records.audit(
             tier=2,
-            references=[ReferenceRecord(uri=f"models:/gold/{n}", kind="gold") for n in (1, 2)],
+            references=[
+                ReferenceRecord(uri=f"models:/gold/{n}", sha256=records.digest(n), kind="gold") for n in (1, 2)
+            ],
             attacks={
                 model: {
                     name: records.attack(0.5, TailRecord(tpr=0.02, low=0.0, high=0.05) if name == "rmia" else None)
@@ -284,32 +290,75 @@ def test_of_records(name, capsys, empty_store):
     check_widths(texts, PASTED)
 
 
-THREE = ("--model-uri", "models:/clf/3")
-COMMANDS = {
-    "methods": ("methods",),
-    "data": ("data", "digits,train=15%"),
-    "policy": ("policy", "show"),
-    "new-method": ("new-method", "my_idea{width}"),
-    "train": ("train", *TRAIN, "--epochs", "1", "--name", "trained"),
-    "request": ("request", "--model-uri", "models:/clf/4", "--forget", "random:9,seed={width}"),
-    "review-real": ("review", *THREE, "--policy", "lenient.yaml"),
-    "verify": ("verify", *THREE),
-    "promote": ("promote", *THREE),
-    "locate": ("locate", "--forget", "class:3"),
-    "dossier": ("dossier", "--case", "ID", "--path", "case{width}.zip"),
-    "listen-none": ("listen", "--config", "listen.yaml", "--status"),
+ONE, TWO, THREE, FOUR = (("--model-uri", f"models:/clf/{n}") for n in (1, 2, 3, 4))
+COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "methods": (("methods",),),
+    "data": (("data", "digits,train=15%", "--ids", "ids.csv"),),
+    "policy": (("policy", "show"),),
+    "new-method": (("new-method", "my_idea"),),
+    "train": (("train", *TRAIN, "--epochs", "1", "--name", "other"),),
+    "manifest": (("manifest", "--model-uri", "models:/theirs/1", "--data", "digits", "--ids", "known.txt"),),
+    "request": (("request", *FOUR, "--forget", "random:9,seed=SEED"),),
+    "request-again": (("request", *ONE, "--forget", "request:ID"),),
+    "verify": (("verify", *TWO),),
+    "promote": (("review", *THREE, "--policy", "lenient.yaml"), ("promote", *THREE)),
+    "locate": (("locate", "--forget", "request:ID"),),
+    "dossier": (("dossier", "--request", "ID"),),
 }
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_of_commands(name, chain, cli):
-    def printed() -> str:
-        [request] = chain.requests("1")
-        width = os.environ.get("COLUMNS", "130").zfill(3)
-        done = cli(*(request if one == "ID" else one.format(width=width) for one in COMMANDS[name]))
-        assert done.code in (0, 3) and done.out, done.err
-        return masked(done.out.replace(width, "080") if "{width}" in "".join(COMMANDS[name]) else done.out)
+@pytest.fixture
+def own_chain(chain_template, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOGNAME", "ann")
+    monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", str(tmp_path / "cache"))
+    with copied(chain_template, tmp_path / "chain") as store:
+        yield store
 
-    texts = at_each_width(printed)
+
+def print_of(cli, store, folder: Path, commands: tuple[tuple[str, ...], ...]) -> str:
+    """What the last one prints to standard output, in an empty folder: which run it is does not matter to it."""
+    width = os.environ.get("COLUMNS", "1")
+    (folder / width).mkdir()
+    os.chdir(folder / width)
+    Path("lenient.yaml").write_text(LENIENT)
+    Path("listen.yaml").write_text(CHAIN)
+    Path("known.txt").write_text("digits/5\ndigits/7\n")
+    [request] = store.requests("1")
+    for command in commands:
+        done = cli(*(one.replace("ID", request).replace("SEED", width) for one in command))
+        assert done.code in (0, 3) and done.out, done.err
+    return done.out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_of_commands(name, own_chain, cli, tmp_path):
+    if name == "manifest":
+        log_pt2(toy.original(), "theirs")
+    texts = at_each_width(lambda: masked(print_of(cli, own_chain, tmp_path, COMMANDS[name])))
     check_stored(f"output/{name}", texts)
     check_widths(texts, PASTED)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("listen", "--config", "listen.yaml", "--status"),
+        ("evaluate", *TWO),
+        ("exposure", *TWO),
+        ("retire", *ONE),
+        ("requests", "--state", "all"),
+        ("requests", "--case", "ID"),
+        ("review", *TWO),
+        ("unlearn", *FOUR, "--forget", "random:9,seed=4", "--params", QUICK),
+        ("unlearn", *FOUR, "--forget", "random:9,seed=4", "--plan", "--claim", "exact"),
+    ],
+    ids=lambda command: " ".join(command[:1] + command[-2:]),
+)
+def test_what_depends_on_the_machine(command, own_chain, cli, tmp_path):
+    """By figures, paths and the user's name: not stored."""
+    texts = at_each_width(lambda: print_of(cli, own_chain, tmp_path, (command,)), widths=(80,))
+    check_widths(texts, (*PASTED, "/", "file:///", "runs:/"))
+
+
+def test_nothing_else_is_stored():
+    assert {path.stem for path in (FOLDER / "output").iterdir()} == {*CRAFTED, *COMMANDS}
