@@ -65,7 +65,7 @@ def test_a_column_that_says_nothing_goes_first_and_is_not_missed(capsys, monkeyp
 
 
 def test_a_column_goes_as_well_where_a_cell_would_take_many_lines(capsys, monkeypatch):
-    rows = (("models:/clf/1", "contains", "champion", "by its list of training ids " * 3),)
+    rows = (("models:/clf/1", "contains", "champion", "by its list of training ids " * 5),)
     out, shown = printed(capsys, monkeypatch, 76, *rows, drop=("aliases",))
     assert shown == ("version", "state", "why") and "Too narrow for: aliases." in out
     out, shown = printed(capsys, monkeypatch, 100, *rows, drop=("aliases",))
