@@ -1,6 +1,6 @@
 """The command line: options come from `config`, what they do from `commands`, messages and exit codes from here."""
 
-from mlflow_unlearn.console import STARTED, note, one_line, own_outputs, without_passwords  # noqa: F401, I001 (first: STARTED is when we start)
+from mlflow_unlearn.console import STARTED, note, one_line, own_outputs, say, without_passwords  # noqa: F401, I001 (first: STARTED is when we start)
 
 import atexit
 import io
@@ -50,6 +50,7 @@ from mlflow_unlearn.parsing import message
 from mlflow_unlearn.quiet import for_authors, quiet_libraries
 from mlflow_unlearn.shell import ALSO, ShellCommand, experiment
 
+PROGRAM = "mlflow-unlearn"
 _EXAMPLE = 68
 """Characters of an example's line in help of 80 columns."""
 
@@ -188,7 +189,10 @@ Example:
   mlflow-unlearn request --model-uri models:/clf/3 --forget ids.csv
   mlflow-unlearn unlearn --model-uri models:/clf/3
 
-The same commands are entry points of the MLflow Project: mlflow run . -e unlearn -P model_uri=models:/clf/3
+The same commands are entry points of the MLflow Project:
+
+\b
+  mlflow run . -e unlearn -P model_uri=models:/clf/3
 """
 
 
@@ -199,7 +203,7 @@ The same commands are entry points of the MLflow Project: mlflow run . -e unlear
     epilog="Exit codes: 0 done or passed, 2 bad input, 3 judged and refused (nothing to unlearn, no trial met the "
     "constraints, a version that does not pass or differs from its evidence), 130 interrupted, 143 terminated.",
 )
-@click.version_option(__version__, "-V", "--version", prog_name="mlflow-unlearn")
+@click.version_option(__version__, "-V", "--version", prog_name=PROGRAM)
 def cli() -> None:
     """The group of all commands."""
 
@@ -220,7 +224,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     answer: dict[str, Any] = {}  # nothing, where another process has answered, or there is no question
     try:
         with quiet_libraries(_wants_debug(arguments)):
-            returned = cli.main(arguments, standalone_mode=False)
+            returned = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
         answer = {"result": returned} if isinstance(returned, CommandResult) else {}  # else it was --help
         code = 0
     except (click.ClickException, UnlearnError) as error:
@@ -243,7 +247,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         code = error.exit_code
         signal.signal(signal.SIGTERM, _stop)
     except AlreadyDone as done:
-        print(str(done), file=sys.stderr if _answers(arguments) else sys.stdout)
+        _print_error(str(done)) if _answers(arguments) else say(str(done))
         answer["note"] = str(done)
         if isinstance(done.result, CommandResult):  # a part of what the command returns
             answer["result"] = result_class(_name_of(arguments))(**dict(done.result))

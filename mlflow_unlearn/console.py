@@ -61,10 +61,14 @@ def note(sentence: str) -> None:
 def counted(number: int, noun: str) -> str:
     """A number of things.
 
-    >>> counted(1, "training sample"), counted(0, "match"), counted(2, "epoch")
-    ('1 training sample', '0 matches', '2 epochs')
+    >>> counted(1, "training sample"), counted(0, "match"), counted(2, "case"), counted(5, "epoch"), counted(2, "copy")
+    ('1 training sample', '0 matches', '2 cases', '5 epochs', '2 copies')
     """
-    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith(("tch", "s")) else "s")
+    if number == 1:
+        return f"{number} {noun}"
+    if re.search("[^aeiou]y$", noun):
+        return f"{number} {noun[:-1]}ies"
+    return f"{number} {noun}" + ("es" if noun.endswith(("tch", "s")) else "s")
 
 
 def command_line(*arguments: str, remark: str = "") -> str:
@@ -85,14 +89,49 @@ def stdout() -> "Console":
     from rich.console import Console
 
     told = os.environ.get("COLUMNS", "").isdigit() or sys.stdout.isatty()
-    return Console(width=None if told else PIPED)
+    return Console(width=None if told else PIPED, emoji=False)
+
+
+def say(*lines: str, style: str = "") -> None:
+    """Print lines to standard output, no wider than `stdout` is: broken at blanks, and never within a word.
+
+    An id or a path can therefore still be copied, and stands on a line of its own where it is wider than that.
+
+    Args:
+        lines: each may begin with blanks or a bullet, under whose text it goes on.
+        style: of rich, such as ``dim``.
+    """
+    console = stdout()
+    for line in (part for text in lines for part in _printable(text).splitlines()):
+        for part in _broken(line, console.width):
+            console.print(part, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def _broken(line: str, width: int) -> list[str]:
+    """A line as lines of at most this many cells, each of at least one word: rich breaks words, or cuts them off."""
+    from rich.cells import cell_len
+
+    lead, text = re.fullmatch(r"( *(?:[-*] )?)(.*)", line).groups()  # type: ignore[union-attr]  # it matches everything
+    words = re.findall(r"\S+(?: %\S*)?", text)
+    lines, indent = [lead + " ".join(words[:1])], " " * len(lead)
+    for word in words[1:]:
+        if cell_len(lines[-1]) + 1 + cell_len(word) <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(indent + word)
+    return lines
+
+
+def say_command(command: str) -> None:
+    """Print a command on a line of its own, which is never broken: it is there to be pasted."""
+    stdout().print(f"  {_printable(command)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _stderr(*, highlight: bool = True, soft_wrap: bool = False) -> "Console":
     # Rich takes 50 ms to load, which `--help` need not wait for.
     from rich.console import Console
 
-    return Console(stderr=True, highlight=highlight, soft_wrap=soft_wrap)
+    return Console(stderr=True, highlight=highlight, soft_wrap=soft_wrap, emoji=False)
 
 
 _FAILED_DOWNLOAD = re.compile(r"The following failures occurred while downloading .*\n#+ File .*\n")
@@ -118,8 +157,12 @@ def one_line(sentence: str) -> str:
     >>> one_line("no such file:\n  a.csv\x1b[2J")
     'no such file: a.csv[2J'
     """
-    lines = re.sub("[\x00-\x08\x0e-\x1b\x1f\x7f\x80-\x84\x86-\x9f]", "", without_passwords(sentence)).splitlines()
-    return shortened(" ".join(filter(None, map(str.strip, lines))))
+    return shortened(" ".join(filter(None, map(str.strip, _printable(sentence).splitlines()))))
+
+
+def _printable(text: str) -> str:
+    """A text without passwords, and without what would steer a terminal."""
+    return re.sub("[\x00-\x08\x0e-\x1b\x1f\x7f\x80-\x84\x86-\x9f]", "", without_passwords(text))
 
 
 def shortened(text: str) -> str:

@@ -32,13 +32,13 @@ class NothingToUnlearn(UnlearnError):
 
 
 class Refused(UnlearnError):
-    """Checked and refused: a review that is not passed, a difference that `verify` finds, what may not be promoted."""
+    """Checked and refused, such as a promotion of what has not passed its review."""
 
     exit_code = 3
 
 
 class NotPassed(Refused):
-    """A verdict and no mistake of the user's: it is shown without the word *Error*, with what can be done now."""
+    """The verdict of `review`, `audit` or `verify`: no mistake of the user's, and shown without the word *Error*."""
 
     def __init__(self, message: str, result: object = None, ways_out: Iterable[str] = ()) -> None:
         """The verdict in a sentence.

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mlflow_unlearn.console import PIPED, Output, note, one_line, stdout, track
+from mlflow_unlearn.console import PIPED, Output, note, one_line, say, say_command, stdout, track
 
 
 class Terminal(io.StringIO):
@@ -95,3 +95,40 @@ def test_a_message_is_one_short_line():
     shown = one_line(long)
     assert len(shown) < 2000 and "\n" not in shown and "secret" not in shown
     assert shown.startswith("start xxx") and shown.endswith("xxx end http://me:***@host")
+
+
+def said(capsys, monkeypatch, columns: int, *lines: str) -> list[str]:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    say(*lines)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_sentence_is_broken_at_blanks_and_an_id_never(capsys, monkeypatch):
+    digest = "0123456789abcdef" * 2
+    assert said(capsys, monkeypatch, 20, f"the digest {digest} of it") == ["the digest", digest, "of it"]
+    assert said(capsys, monkeypatch, 20, "exactly twenty cells", "one two three four twenty-one") == [
+        "exactly twenty cells",
+        "one two three four",
+        "twenty-one",
+    ]
+    assert said(capsys, monkeypatch, 20, "- a point that takes two", "  an item of two lines") == [
+        "- a point that takes",
+        "  two",
+        "  an item of two",
+        "  lines",
+    ]
+    assert said(capsys, monkeypatch, 20, "chances of at least 95 % and") == ["chances of at least", "95 % and"]
+    assert said(capsys, monkeypatch, 20, "日本語日本語 日本語日本語") == ["日本語日本語", "日本語日本語"], (
+        "two cells each"
+    )
+
+
+def test_nothing_in_a_line_is_markup_steers_a_terminal_or_is_a_password(capsys, monkeypatch):
+    lines = said(capsys, monkeypatch, 80, "[red]a[/red] :smile: b\x1b[2J http://me:secret@host")
+    assert lines == ["[red]a[/red] :smile: b[2J http://me:***@host"]
+
+
+def test_a_command_is_never_broken(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    say_command("mlflow-unlearn review --model-uri models:/clf/2")
+    assert capsys.readouterr().out == "  mlflow-unlearn review --model-uri models:/clf/2\n"

@@ -1,6 +1,7 @@
 """`audit`: attack a version as strongly as the models at hand allow, with a control for each attack."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +15,8 @@ from mlflow_unlearn.auditing.known_cheat import known_cheat
 from mlflow_unlearn.auditing.opening import listed, open_audit
 from mlflow_unlearn.auditing.references import ReferenceTrainer
 from mlflow_unlearn.auditing.relearning import CAP, LARGEST
-from mlflow_unlearn.console import command_line, note
-from mlflow_unlearn.errors import Refused
+from mlflow_unlearn.console import command_line, note, say
+from mlflow_unlearn.errors import NotPassed
 from mlflow_unlearn.evidence.audit import AUDIT_FILE, AuditRecord, Decision
 from mlflow_unlearn.evidence.review import MODEL_URI_TAG
 from mlflow_unlearn.registry import tracking
@@ -31,6 +32,8 @@ from mlflow_unlearn.session.view import training_mask
 
 CHEAT_SEED = 4000
 """Of the known cheat."""
+_MORE_REFERENCES = 16
+"""As docs/audit.md recommends them."""
 
 
 class AuditOutcome(CommandResult):
@@ -52,7 +55,7 @@ def audit(options: config.Audit) -> AuditOutcome:
     """Print what every attack says of the version and of each control, and log the record; with ``plan`` what it costs.
 
     Raises:
-        Refused: nothing can be decided, or the forgotten samples are told apart.
+        NotPassed: nothing can be decided, or the forgotten samples are told apart.
     """
     progress = sys.stderr.isatty()
     with tracking.prepared("audit", options) as run, tracking.scratch() as folder:
@@ -76,9 +79,20 @@ def audit(options: config.Audit) -> AuditOutcome:
         audit_table.show(record)
         found = AuditOutcome(run_id=run_id, uri=session.version.uri, decision=decision, why=why, audit=record)
         if decision != "not told apart":
-            raise Refused(f"{session.version.uri}: {decision} ({why}); the record is in run {run_id}", found)
-        print(f"{session.version.uri}: {decision} ({why}; run {run_id}).")
+            sentence = f"{session.version.uri}: {decision} ({why}); the record is in run {run_id}"
+            raise NotPassed(sentence, found, _ways_out(options, session.version.uri, decision))
+        say(f"{session.version.uri}: {decision} ({why}; run {run_id}).")
         return found
+
+
+def _ways_out(options: config.Audit, uri: str, decision: Decision) -> Iterator[str]:
+    """What can be done about a version that is not found as if retrained, each ready to paste."""
+    if decision == "not decided" and options.references < _MORE_REFERENCES:
+        golds = () if options.gold_uri is None else ("--gold-uri", options.gold_uri)
+        more = ("--references", str(_MORE_REFERENCES))
+        yield command_line("audit", "--model-uri", uri, *golds, *more, remark="trains them, with which more is decided")
+    remark = "judges the version in the light of this audit, and names what can be done"
+    yield command_line("review", "--model-uri", uri, remark=remark)
 
 
 def _with_trained(audit: Audit, trainer: ReferenceTrainer, options: config.Audit) -> Audit:

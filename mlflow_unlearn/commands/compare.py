@@ -18,7 +18,7 @@ from mlflow_unlearn.comparison.table import TUNED, RowRecord, Spread
 from mlflow_unlearn.comparison.tuned import OBJECTIVE, check_tunable, tune_method
 from mlflow_unlearn.comparison.winner import RULE, best_method
 from mlflow_unlearn.config import parse_params, parse_seeds
-from mlflow_unlearn.console import counted, note, track
+from mlflow_unlearn.console import counted, note, say, track
 from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.errors import NothingToUnlearn, Refused, UnlearnError
@@ -128,7 +128,7 @@ def compare(options: config.Compare) -> CompareResult:
             registered = _register_best(runner, trials, golds, run_id, str(name), options)
             return result.model_copy(update={"registered": registered})
         over = f"{counted(len(methods), 'method')} over {counted(len(seeds), 'seed')}"
-        print(f"Compared {over} (run {run_id}); nothing was registered.")
+        say(f"Compared {over} (run {run_id}); nothing was registered.")
         return result
 
 
@@ -231,7 +231,7 @@ def _register_best(
         "gold": golds.of_seeds[number].outputs,
     }
     session = runner.session.filed(options)
-    print(f"The best is {row} with seed {winner.seed}, by {RULE} under the constraints {CONSTRAINTS}.")
+    say(f"The best is {row} with seed {winner.seed}, by {RULE} under the constraints {CONSTRAINTS}.")
     rule = RULE
     if row.endswith(TUNED):
         rule += f", with the hyperparameters of the best of {options.tuned} trials by {OBJECTIVE}"

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import command_line, first_line
+from mlflow_unlearn.console import command_line, first_line, say
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
@@ -44,7 +44,7 @@ def data(options: config.Data) -> DataResult:
             ) from error
     table.show_source(source)
     if options.ids is not None:
-        print(f"Wrote the ids of all splits to {options.ids}: a forget set takes rows with split train.")
+        say(f"Wrote the ids of all splits to {options.ids}: a forget set takes rows with split train.")
     splits = {"train": source.train, "val": source.val, "test": source.test}
     return DataResult(
         spec=source.spec,

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import command_line, counted, first_line, without_passwords
+from mlflow_unlearn.console import command_line, counted, first_line, say, without_passwords
 from mlflow_unlearn.errors import Refused, UnlearnError, shortlist
 from mlflow_unlearn.evidence import dossier_verify
 from mlflow_unlearn.evidence.case import Case, Holders
@@ -87,12 +87,12 @@ def _write(options: config.Dossier, request: str) -> DossierResult:
         finally:
             begun.unlink(missing_ok=True)
         result = _result(path, files, dossier_verify.check(files), case, holders)
-        print(f"Wrote {path}: {counted(len(files), 'file')} about case {case.id} (run {run_id}).")
-        print(f"SHA-256 of its {MANIFEST}, which identifies it: {result.manifest_sha256}")
+        say(f"Wrote {path}: {counted(len(files), 'file')} about case {case.id} (run {run_id}).")
+        say(f"SHA-256 of its {MANIFEST}, which identifies it: {result.manifest_sha256}")
         for point in result.still_open:
-            print(f"Still open: {point}.")
+            say(f"Still open: {point}.")
         if holders.unknown:
-            print(f"It is unknown whether these contain the samples: {shortlist(holders.unknown)}.")
+            say(f"It is unknown whether these contain the samples: {shortlist(holders.unknown)}.")
         _refuse(result, f"{path} was written but is incomplete")
         return result
 
@@ -178,7 +178,7 @@ def _check(options: config.Dossier, name: str) -> DossierResult:
     table.show_findings(name, rows)
     result = _result(Path(name), files, found)
     _refuse(result, f"{name} contradicts itself")
-    print(f"{name} is consistent (SHA-256 of its {MANIFEST}: {result.manifest_sha256}).")
+    say(f"{name} is consistent (SHA-256 of its {MANIFEST}: {result.manifest_sha256}).")
     return result
 
 

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import command_line
+from mlflow_unlearn.console import command_line, say
 from mlflow_unlearn.evidence.record import Measured
 from mlflow_unlearn.governance.evidence_builder import measured
 from mlflow_unlearn.governance.publish import log_metrics
@@ -51,5 +51,5 @@ def evaluate(options: config.Evaluate) -> EvaluateResult:
         columns = compare(outputs, seed=options.seed)
         log_metrics(columns, model_ids={"original": original_version.model_id, name: version.model_id})
         table.show(columns)
-        print(f"Measured {version.uri} (run {run_id}); nothing was registered.")
+        say(f"Measured {version.uri} (run {run_id}); nothing was registered.")
         return EvaluateResult(run_id=run_id, **uris, metrics={name: measured(own) for name, own in columns.items()})

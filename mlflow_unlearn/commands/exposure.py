@@ -1,7 +1,7 @@
 """`exposure`: where the data of a version's requests still lives, as far as server and machine can tell."""
 
 from mlflow_unlearn import config
-from mlflow_unlearn.console import counted
+from mlflow_unlearn.console import counted, say
 from mlflow_unlearn.errors import Refused
 from mlflow_unlearn.governance.holders import forgotten_by
 from mlflow_unlearn.governance.places import UNSEEN, Places, elsewhere, look, rows
@@ -26,7 +26,7 @@ def exposure(options: config.Exposure) -> Places:
         for one in wanted
     ]
     table.show_places(f"Forget requests: {', '.join(named)}", rows(places), elsewhere(places))
-    print(UNSEEN)
+    say(UNSEEN)
     if places.unanswered is not None:
         raise Refused(
             f"the search is incomplete, since the server did not answer ({places.unanswered}): run it again", places

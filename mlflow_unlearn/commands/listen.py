@@ -12,6 +12,7 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
+from mlflow_unlearn.console import say
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.events.dispatcher import Dispatcher
 from mlflow_unlearn.events.findings import check_registry
@@ -75,14 +76,14 @@ def listen(options: config.Listen) -> ListenResult:
         check_registry(client)
     with _locked(file.queue_path), closing(Queue(file.queue_path)) as queue:
         if chosen is not None:
-            print(f"Jobs that continue: {', '.join(map(str, queue.retry(chosen))) or 'none'}.", flush=True)
+            say(f"Jobs that continue: {', '.join(map(str, queue.retry(chosen))) or 'none'}.")
         with Receiver(options.host, options.port, file, queue, secret) as server:
             dispatcher = Dispatcher(file, queue, client)
             serving = threading.Thread(target=server.serve_forever, name="server", daemon=True)
             serving.start()
             dispatcher.start()
             try:
-                print(f"Listening on {server.url}, with the queue {file.queue_path}.", flush=True)
+                say(f"Listening on {server.url}, with the queue {file.queue_path}.")
                 threading.Event().wait()
             except BaseException as error:  # SIGTERM, Ctrl-C
                 error.add_note("the queue is on disk, and the next start continues from there")
@@ -171,6 +172,6 @@ def _row(job: JobRecord) -> tuple[str, ...]:
     about = " ".join((job.event, ", ".join(job.details))).strip()
     chain = " → ".join(f"{step.command} {step.state}" for step in job.steps)
     result = next((step.result for step in reversed(job.steps) if step.result), "")
-    changed = datetime.fromisoformat(job.changed).astimezone().isoformat(sep=" ", timespec="seconds")
+    changed = f"{datetime.fromisoformat(job.changed).astimezone():%Y-%m-%d %H:%M}"
     message = job.message or next((step.message for step in job.steps if step.message), "")
     return str(job.id), job.model_uri, about, job.state, chain, result.removeprefix("models:/"), changed, message

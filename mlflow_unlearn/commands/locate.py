@@ -1,7 +1,7 @@
 """`locate`: which versions of the whole registry were trained on some samples."""
 
 from mlflow_unlearn import config
-from mlflow_unlearn.console import counted
+from mlflow_unlearn.console import counted, say
 from mlflow_unlearn.errors import Refused
 from mlflow_unlearn.governance.locating import Wanted
 from mlflow_unlearn.governance.looking import wanted_by
@@ -25,8 +25,8 @@ def locate(options: config.Locate) -> Places:
         wanted = wanted_by(client, registry, options.forget, options.data, options.no_code)
         places = look(client, registry, wanted)
     table.show_places(_asked(options.forget, wanted), rows(places), elsewhere(places))
-    print(_summary(places))
-    print(UNSEEN)
+    say(_summary(places))
+    say(UNSEEN)
     if places.unanswered is not None:
         raise Refused(
             f"the search is incomplete, since the server did not answer ({places.unanswered}): run it again", places
@@ -55,8 +55,9 @@ def _asked(spec: str, wanted: list[Wanted]) -> str:
 
 def _summary(places: Places) -> str:
     counts = {state: len(places.in_state(state)) for state in ("contains", "unlearned", "unknown", "retired")}
-    words = {"contains": "contain them", "unlearned": "have unlearned them", "unknown": "may contain them"}
-    said = [f"{counts[state]} {text}" for state, text in words.items()]
+    one = {"contains": "contains them", "unlearned": "has unlearned them", "unknown": "may contain them"}
+    many = {"contains": "contain them", "unlearned": "have unlearned them", "unknown": "may contain them"}
+    said = [f"{counts[state]} {(one if counts[state] == 1 else many)[state]}" for state in one]
     more = len(places.logged_models_unknown)
     rest = f" So may {counted(more, 'LoggedModel')} without a version." if more else ""
     return f"Of {counted(places.versions_looked_at, 'version')} {', '.join(said)}; {counts['retired']} retired.{rest}"

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import command_line, counted
+from mlflow_unlearn.console import command_line, counted, say
 from mlflow_unlearn.data.ids import read_ids
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
@@ -74,7 +74,7 @@ def manifest(options: config.Manifest) -> ManifestResult:
             lock.check()
             for key, value in record.tag().items():
                 registry_client(client).set_model_version_tag(version.name, version.version, key, value)
-    print(f"Recorded that {uri} was trained on {counted(len(known), 'sample')} of {source.spec} (run {run_id}).")
+    say(f"Recorded that {uri} was trained on {counted(len(known), 'sample')} of {source.spec} (run {run_id}).")
     return ManifestResult(
         uri=uri, run_id=run_id, samples=len(known), source=record.source, manifest_sha256=stored.digest
     )

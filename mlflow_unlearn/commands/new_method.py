@@ -10,7 +10,7 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import first_line
+from mlflow_unlearn.console import first_line, say, say_command
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import TEMPLATES, all_methods, plugin_failures
 
@@ -62,8 +62,10 @@ def new_method(options: config.NewMethod) -> NewMethodResult:
         "mlflow-unlearn methods",
         f"mlflow-unlearn compare --model-uri models:/clf/1 --forget random:10% --methods {name},finetune,lotus",
     ]
-    print(f"Wrote the method {name} to {folder}: YOUR IDEA marks what to change in src/{words['module']}/__init__.py.")
-    print("\n".join(["Next:", *(f"  {command}" for command in following)]))
+    say(f"Wrote the method {name} to {folder}: YOUR IDEA marks what to change in src/{words['module']}/__init__.py.")
+    say("Next:")
+    for command in following:
+        say_command(command)
     return NewMethodResult(name=name, folder=str(folder.absolute()), files=list(texts), next=following)
 
 

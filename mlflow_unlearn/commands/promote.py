@@ -12,7 +12,7 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import command_line, note
+from mlflow_unlearn.console import command_line, note, say
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence.policy import read_policy
 from mlflow_unlearn.evidence.record import FOLDER, FrozenRecord
@@ -122,7 +122,7 @@ def promote(options: config.Promote) -> PromoteResult:
             persistently(lambda: registry.set_model_version_tag(name, version, key, json.dumps(record)))
             persistently(lambda: registry.set_registered_model_alias(name, options.alias, version))
         moved = f" (it was version {before})" if before not in (None, version) else ""
-        print(f"{name}@{options.alias} is now version {version}{moved}, approved by {approver.display_name()}.")
+        say(f"{name}@{options.alias} is now version {version}{moved}, approved by {approver.display_name()}.")
         return PromoteResult(
             run_id=run_id, uri=examined.uri, alias=options.alias, objections=objections, promotion=promotion
         )

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import command_line, counted, note, track
+from mlflow_unlearn.console import command_line, counted, note, say, track
 from mlflow_unlearn.data.ids import listed_ids
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
@@ -129,20 +129,20 @@ def request(options: config.Request) -> RequestResult:
 
 def _print(result: RequestResult, reasons: Mapping[str, str]) -> None:
     for uri, reason in reasons.items():
-        print(f"Not filed on {uri}: {reason}")
+        say(f"Not filed on {uri}: {reason}")
     cases: dict[str, list[FiledRequest]] = {}
     for one in result.requests:
         cases.setdefault(one.case_id, []).append(one)
     if len(result.requests) + len(reasons) > 1:
         for case, requests in cases.items():
             days = ", ".join(sorted({one.due for one in requests if one.due is not None}))
-            print(f"Case {case}: {counted(len(requests), 'request')}{f', due {days}' if days else ''}.")
+            say(f"Case {case}: {counted(len(requests), 'request')}{f', due {days}' if days else ''}.")
     if len(cases) > 1:
         note(f"Note: these are {len(cases)} cases, since the versions were trained on different data sources.")
     if result.unknown:
-        print(f"May also contain the samples, which is unknown: {', '.join(in_ranges(result.unknown))}: see `locate`.")
+        say(f"May also contain the samples, which is unknown: {', '.join(in_ranges(result.unknown))}: see `locate`.")
     if result.logged_models:
-        print(
+        say(
             f"LoggedModels that hold them and are not registered, without a request: {', '.join(result.logged_models)}."
         )
 
@@ -230,13 +230,13 @@ def _file(
     )
     if new:
         log_manifests(source.spec, {"forget": manifest if salt is None else manifest.hashed(salt)})
-        print(
+        say(
             f"Filed request {filed.id}: {counted(len(forget), 'sample')} of {version.uri} to be forgotten"
             f"{f', {len(twins)} of them canaries' if len(twins) else ''} (run {filed.run_id}), due {filed.due}."
         )
     else:
         state = "is pending" if filed.pending else f"was carried out by {', '.join(filed.done_by)}"
-        print(f"Request {filed.id} was filed before and {state}.")
+        say(f"Request {filed.id} was filed before and {state}.")
         if options.due not in (None, filed.due) and filed.pending:
             note(
                 f"Note: request {filed.id} stays due {filed.due or 'as it was filed'}, not {options.due}: to "

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.config import parse_params
-from mlflow_unlearn.console import command_line, counted, first_line, note
+from mlflow_unlearn.console import command_line, counted, first_line, note, say
 from mlflow_unlearn.errors import Refused, UnlearnError, shortlist
 from mlflow_unlearn.events.child import GRACE
 from mlflow_unlearn.evidence.case import Case
@@ -133,7 +133,7 @@ def requests(options: config.Requests) -> RequestsResult:
         unanswered=unanswered,
     )
     if page is not None:
-        print(f"Wrote {page}.")
+        say(f"Wrote {page}.")
     elif record is not None:
         table.show_inbox(cases)
         table.show_case(record, wrong)
@@ -144,7 +144,7 @@ def requests(options: config.Requests) -> RequestsResult:
             [(f.uri, ", ".join(f.request_ids), f.outcome, f.registered or "–", f.message) for f in fulfilled]
         )
     for sentence in inbox.unreadable:
-        print(f"Not a request: {sentence}")
+        say(f"Not a request: {sentence}")
     if unanswered is not None:
         raise Refused(f"the inbox is incomplete, since the server did not answer ({unanswered}): run it again", result)
     if failed := [one.uri for one in fulfilled or () if one.outcome == "failed"]:
@@ -220,7 +220,7 @@ def _withdraw(
     keys = [(TAG + one.id, registry.by_uri[one.uri].tags[TAG + one.id]) for one in pending]
     withdraw(client, [ForgetRequest.from_tag(key, value) for key, value in keys], reason)
     for one in pending:
-        print(f"Request {one.id} on {one.uri} is withdrawn: nothing will be forgotten for it.")
+        say(f"Request {one.id} on {one.uri} is withdrawn: nothing will be forgotten for it.")
     return case.id
 
 

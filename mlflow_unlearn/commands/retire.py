@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import found_so_far
-from mlflow_unlearn.console import first_line, one_line, storable
+from mlflow_unlearn.console import first_line, one_line, say, say_command, storable
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence.audit import REFERENCE_FILE
 from mlflow_unlearn.governance.checkpoints import Removal, by_run, unlisted
@@ -65,13 +65,13 @@ def retire(options: config.Retire) -> RetirementRecord:
         record = retirement.record().model_copy(update={"same_weights": tuple(others)})
         left = [one for one in unlisted(client, retirement.known, record) if isinstance(one, StoredPlace)]
     steps = (f"look again for the weights of {', '.join(record.versions)}",) if retirement.again else record.steps
-    print("\n".join(f"would {step}" for step in steps))
+    say(*(f"would {step}" for step in steps))
     _name_kept(record)
     if others:
-        print(one_line(f"The same weights remain in {', '.join(others)}, by their tags: retire these too."))
+        say(one_line(f"The same weights remain in {', '.join(others)}, by their tags: retire these too."))
     for one in left:
-        print(one_line(f"The deletion cannot be proven while these remain: {one}."))
-    print("Nothing was done: add --yes true to do it; this cannot be undone.")
+        say(one_line(f"The deletion cannot be proven while these remain: {one}."))
+    say("Nothing was done: add --yes true to do it; this cannot be undone.")
     return record
 
 
@@ -142,9 +142,9 @@ def _carried_out(
         _log(record)
         _mark(registry, retirement, mark)
     for step in record.steps:
-        print(f"done: {step}")
+        say(f"done: {step}")
     _name_kept(record)
-    print("None of these URIs can be read now.")
+    say("None of these URIs can be read now.")
     return retirement, record
 
 
@@ -182,13 +182,14 @@ def _proven(
     _log(record)
     if retirement.again:
         _mark_again(registry_client(client), retirement, str(record.run_id))
-    print(one_line(proof.summary()))
+    say(one_line(proof.summary()))
     for place in proof.not_looked_at:
-        print(one_line(f"Not searched: {place}"))
+        say(one_line(f"Not searched: {place}"))
     if record.gc is not None:
-        print(f"To remove what is left of the LoggedModel's entry, which has no file: {record.gc}")
-        print(f"Before that, check what should stay: {gc_warning(client)}.")
-    print(f"Out of reach from here: {'; '.join(record.out_of_reach)}.")
+        say("To remove what is left of the LoggedModel's entry, which has no file:")
+        say_command(record.gc)
+        say(f"Before that, check what should stay: {gc_warning(client)}.")
+    say(f"Out of reach from here: {'; '.join(record.out_of_reach)}.")
     copies = [("the same bytes are still stored", proof.found), ("checkpoints are left", proof.checkpoints)]
     if still := [f"{what}: {'; '.join(map(str, of[:10]))}{_more(of)}" for what, of in copies if of]:
         raise Refused(
@@ -201,7 +202,7 @@ def _proven(
 def _name_kept(record: RetirementRecord) -> None:
     """Which checkpoints stay, and for which versions."""
     for why, count in Counter(one.why for one in record.checkpoints_kept).items():
-        print(one_line(f"{count} of its checkpoints stay, {why}."))
+        say(one_line(f"{count} of its checkpoints {'stays' if count == 1 else 'stay'}, {why}."))
 
 
 def _artifacts_of(client: MlflowClient, run_id: str) -> Location | None:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import command_line
+from mlflow_unlearn.console import command_line, say
 from mlflow_unlearn.errors import NotPassed, Refused
 from mlflow_unlearn.evidence.policy import Verdict, judge, read_policy
 from mlflow_unlearn.evidence.record import FOLDER, REPORT, Evidence, Person, sha256
@@ -124,7 +124,7 @@ def review(options: config.Review) -> ReviewResult:
     if not verdict.passed:
         sentence = f"{examined.uri} does not pass the policy {policy.name!r}: {verdict.failures}"
         raise NotPassed(sentence, result, _ways_out(examined.evidence, verdict))
-    print(f"{examined.uri} passes the policy {policy.name!r} (review {reviewed.n}, run {run_id}).")
+    say(f"{examined.uri} passes the policy {policy.name!r} (review {reviewed.n}, run {run_id}).")
     return result
 
 

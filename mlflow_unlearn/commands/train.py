@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mlflow_unlearn import config
-from mlflow_unlearn.console import command_line, counted
+from mlflow_unlearn.console import command_line, counted, say
 from mlflow_unlearn.data.canaries import Canaries, draw_canaries
 from mlflow_unlearn.data.datasets import Augmented
 from mlflow_unlearn.data.forget import resolve_forget, retained
@@ -331,9 +331,7 @@ def _register(
     also = f", {counted(options.canaries, 'pair')} of canaries" if canaries is not None else ""
     also += f" ({record.origin.samples} of them new)" if record.origin is not None else ""
     also += f", {counted(len(trained.kept), 'checkpoint')}" if trained.kept else ""
-    print(
-        f"Registered {options.name} version {version.version}: {counted(len(kept), 'training sample')}{also}, {shown}."
-    )
+    say(f"Registered {options.name} version {version.version}: {counted(len(kept), 'training sample')}{also}, {shown}.")
     registered = Registered(
         name=options.name,
         version=str(version.version),

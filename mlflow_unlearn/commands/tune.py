@@ -13,7 +13,7 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import found_so_far
-from mlflow_unlearn.console import note, track
+from mlflow_unlearn.console import note, say, track
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.engine.frozen_prefix import resolve, split_at
@@ -134,7 +134,7 @@ def tune(options: config.Tune) -> TuneResult:
             if runner.finishes():
                 best, registered = finish(runner, name)
                 return found().model_copy(update={"best": best, "registered": registered})
-            print(f"Study {study.study_name}: nothing is left to do here; its run is {objective.parent}.")
+            say(f"Study {study.study_name}: nothing is left to do here; its run is {objective.parent}.")
             return found()
         except Aborted as stop:
             raise (stop.__cause__ or stop) from None

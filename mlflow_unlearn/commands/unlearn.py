@@ -10,7 +10,7 @@ from pydantic import Field
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import found_so_far
 from mlflow_unlearn.config import parse_params
-from mlflow_unlearn.console import command_line, note
+from mlflow_unlearn.console import command_line, note, say
 from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.engine.loop import RETRAIN_ALL
 from mlflow_unlearn.engine.predictions import evaluate_splits
@@ -133,7 +133,7 @@ def unlearn(options: config.Unlearn) -> UnlearnResult:
         evidence = publish(session, run_id, name, result, provenance, outputs, options, lock, policy=policy)
         checkpoint.remove()
         if policy is None and tells_apart(str(evidence.reading)):
-            print("The forgotten samples still stand out: a review will hardly pass.")
+            say("The forgotten samples still stand out: a review will hardly pass.")
         _say_that_it_is_a_trial(session, options)
         return UnlearnResult(run_id=run_id, registered=Registered.of(evidence), attempts=attempts)
 

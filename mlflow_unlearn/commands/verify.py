@@ -4,8 +4,8 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import counted
-from mlflow_unlearn.errors import Refused
+from mlflow_unlearn.console import counted, say
+from mlflow_unlearn.errors import NotPassed
 from mlflow_unlearn.governance.aliases import check_aliases
 from mlflow_unlearn.governance.approval import check_reviews
 from mlflow_unlearn.governance.exactness import check_exactness
@@ -26,7 +26,7 @@ def verify(options: config.Verify) -> VerifyResult:
     """Check everything and print it.
 
     Raises:
-        Refused: something differs.
+        NotPassed: something differs.
     """
     with tracking.read_only_client() as client, tracking.scratch() as folder:
         examined = examine(client, options.model_uri, folder, key=options.key)
@@ -46,8 +46,8 @@ def verify(options: config.Verify) -> VerifyResult:
     result = VerifyResult(uri=examined.uri, agrees=not different, findings=findings)
     if different:
         differences = "; ".join(f"{finding.part}: {finding.message}" for finding in different)
-        raise Refused(f"{examined.uri} does not agree with its evidence: {differences}", result)
+        raise NotPassed(f"{examined.uri} does not agree with its evidence: {differences}", result)
     same = sum(finding.outcome == "same" for finding in findings)
     rest = f", {len(findings) - same} not checked" if same < len(findings) else ""
-    print(f"{examined.uri} agrees with its evidence ({counted(same, 'check')}{rest}).")
+    say(f"{examined.uri} agrees with its evidence ({counted(same, 'check')}{rest}).")
     return result

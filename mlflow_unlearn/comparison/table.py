@@ -13,7 +13,7 @@ from pydantic import Field
 from rich.table import Table
 
 from mlflow_unlearn.comparison.audits import AUDIT_COLUMNS
-from mlflow_unlearn.console import stdout
+from mlflow_unlearn.console import say
 from mlflow_unlearn.evidence.record import FrozenRecord
 from mlflow_unlearn.metrics.catalog import METRICS, ranked
 from mlflow_unlearn.metrics.suite import Metrics
@@ -277,7 +277,7 @@ def _damaged(rows: Sequence[Row]) -> list[str]:
 def show(rows: Sequence[Row], pearson: Spread | None, unranked: str | None = None) -> None:
     """Print the table to standard output."""
     title = "methods against retraining" if unranked is None else "methods, not ranked"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title)
     table.add_column("method")
     columns = [c for c in _columns(rows, _PRINTED) if any(row[c] is not None for row in rows)]
     for column in columns:
@@ -285,9 +285,9 @@ def show(rows: Sequence[Row], pearson: Spread | None, unranked: str | None = Non
     for row in rows:
         cells = (f"{spread.mean:.4f}" if (spread := row[column]) is not None else "–" for column in columns)
         table.add_row(row.name, *cells, end_section=row.method == "floor")
-    shown = show_table(table, drop=[*reversed(columns[1:-1])])
-    for line in notes(rows, pearson, shown, spread=False, unranked=unranked):
-        stdout().print(line, highlight=False, markup=False)
+    # What decides, what the model is still good for, and the cost remain longest.
+    shown = show_table(table, drop=sorted(reversed(columns[1:-1]), key=lambda c: (c != "avg_gap", c == "acc_test")))
+    say(*notes(rows, pearson, shown, spread=False, unranked=unranked))
 
 
 def figure(rows: Sequence[Row], pearson: Spread | None) -> "Figure":

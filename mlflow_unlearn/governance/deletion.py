@@ -11,7 +11,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from pydantic import BaseModel, ConfigDict
 
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import first_line
+from mlflow_unlearn.console import counted, first_line
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.record import FOLDER
 from mlflow_unlearn.governance.holders import VersionExposure
@@ -95,15 +95,19 @@ class Proof(BaseModel):
 
     def summary(self) -> str:
         """In one sentence."""
-        looked = f"{self.files} files in {len(self.looked_at)} artifact root{'' if len(self.looked_at) == 1 else 's'}"
+        looked = f"{counted(self.files, 'file')} in {counted(len(self.looked_at), 'artifact root')}"
         if self.proven:
             return f"Proven: none of {looked} has its weights."
         why = " and ".join(
-            ([f"{len(self.found)} cop{'y was' if len(self.found) == 1 else 'ies were'} found"] if self.found else [])
+            ([f"{counted(len(self.found), 'copy')} {_were(len(self.found))} found"] if self.found else [])
             + (["checkpoints are left"] if self.checkpoints else [])
             + (["not everything could be looked at"] if self.not_looked_at else [])
         )
-        return f"Not proven, since {why}: {looked} were looked at."
+        return f"Not proven, since {why}: {looked} {_were(self.files)} looked at."
+
+
+def _were(number: int) -> str:
+    return "was" if number == 1 else "were"
 
 
 class RetirementRecord(CommandResult):

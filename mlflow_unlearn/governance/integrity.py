@@ -297,7 +297,9 @@ def _reviews(client: MlflowClient, registered: ModelVersion, experiments: list[s
     if not problems:
         unlinked = sum(entry.previous is None for entry in chain.entries.values())
         earlier = f"; an earlier release recorded the first {unlinked}, which only count" if unlinked else ""
-        yield IntegrityFinding("reviews", "same", f"all {len(chain.entries)} are there, each after the other{earlier}")
+        number = len(chain.entries)
+        there = {0: "there is none", 1: "there is one"}.get(number, f"all {number} are there, each after the other")
+        yield IntegrityFinding("reviews", "same", there + earlier)
 
 
 def _description(registered: ModelVersion, evidence: Evidence) -> Iterator[IntegrityFinding]:

@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn import config
 from mlflow_unlearn.api import Result
-from mlflow_unlearn.console import note
+from mlflow_unlearn.console import note, say
 from mlflow_unlearn.engine.loop import Epoch
 from mlflow_unlearn.engine.method import Method
 from mlflow_unlearn.errors import Refused, UnlearnError
@@ -127,15 +127,15 @@ def publish(
         forget_requests.mark_done(client, session.requests, evidence.result.uri)
         complete(client, version)
     for what, values in evidence.chosen_on_validation():
-        print(f"{what}: {values}")
-    print(f"Registered {name} version {version.version} from {session.version.uri}.")
+        say(f"{what}: {values}")
+    say(f"Registered {name} version {version.version} from {session.version.uri}.")
     claimed = evidence.exactness
     if claimed.covers is not None:
-        print(f"{claimed.kind.capitalize()}: {claimed.covers}")
+        say(f"{claimed.kind.capitalize()}: {claimed.covers}")
         if claimed.excludes:
-            print("\n- ".join(["Not covered:", *claimed.excludes]))
+            say("Not covered:", *(f"- {excluded}" for excluded in claimed.excludes))
     if session.version.model_id is None:
-        print(f"Note: {session.version.uri} has no LoggedModel: its lineage is in the tags and in evidence.json alone.")
+        say(f"Note: {session.version.uri} has no LoggedModel: its lineage is in the tags and in evidence.json alone.")
     return evidence
 
 

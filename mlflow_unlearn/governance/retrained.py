@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mlflow_unlearn.console import first_line
+from mlflow_unlearn.console import counted, first_line
 from mlflow_unlearn.data.datasets import Augmented
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.hardware import as_recorded, machine_of
@@ -62,5 +62,5 @@ def check_trained_anew(session: Session, evidence: Evidence) -> Iterator[Integri
     except UnlearnError as error:
         yield IntegrityFinding(PART, "not checked", first_line(error))
         return
-    message = f"{outcome.trained} samples through {shards.shards} sub-models, from scratch"
+    message = f"{counted(outcome.trained, 'sample')} through {counted(shards.shards, 'sub-model')}, from scratch"
     yield same(PART, weights_digest(outcome.model), evidence.result.weights_sha256, message)

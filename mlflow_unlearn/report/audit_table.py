@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from mlflow_unlearn.console import counted, stdout
+from mlflow_unlearn.console import counted, say
 from mlflow_unlearn.evidence.audit import AuditRecord
 from mlflow_unlearn.metrics.attacks.suite import AUDITED
 from mlflow_unlearn.report.fit import show_table
@@ -43,13 +43,11 @@ _ENDS = {"value": "", "low": "_low", "high": "_high"}
 
 def show(record: AuditRecord) -> None:
     """Print one row an attack, one column a model, and what follows."""
-    console = stdout()
     models = list(record.attacks)
     counts = {kind: sum(r.kind == kind for r in record.references) for kind in ("gold", "reference")}
     golds, references = (counted(counts[kind], kind) for kind in ("gold", "reference"))
     table = Table(
         title=escape(f"{record.uri}: AUC (p), tier {record.tier}, {golds}, {references}"),
-        title_justify="left",
     )
     table.add_column("attack")
     for model in models:
@@ -80,8 +78,9 @@ def show(record: AuditRecord) -> None:
         lines.append(f"most remembered: {', '.join(f'{s.id} ({s.remembered:.2f})' for s in record.worst)}")
     if record.within_golds:
         outside = [f"{name} ({one.value:.3f})" for name, one in record.within_golds.items() if not one.inside]
-        what = f"{', '.join(outside)} outside" if outside else f"all {len(record.within_golds)} metrics within"
-        lines.append(f"{what} of what retrained models differ among themselves (95 %)")
+        number = counted(len(record.within_golds), "metric")
+        what = f"{', '.join(outside)} of {number} outside" if outside else f"{number} within"
+        lines.append(f"{what} what retrained models differ among themselves (95 %)")
     for name, coins in record.canaries.items():
         count = f"{coins.larger} of {coins.pairs} trained twins"
         shown = f"{count} have larger log odds than their ghosts, p {coins.p_value:.3g}"
@@ -103,5 +102,4 @@ def show(record: AuditRecord) -> None:
     if record.two_versions_auc is not None:
         lines.append(f"with both versions: AUC {record.two_versions_auc:.3f} (no part of the verdict; see `exposure`)")
     lines += [f"not measured: {attack} ({why})" for attack, why in record.not_measured.items()]
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    say(*lines)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape as without_markup
 from rich.table import Table
 
-from mlflow_unlearn.console import counted, one_line, stdout
+from mlflow_unlearn.console import counted, one_line, say
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.evidence.case import Case
 from mlflow_unlearn.evidence.policy import Verdict
@@ -51,7 +51,7 @@ def readings(columns: "Mapping[str, Metrics]") -> dict[str, str]:
 
 def comparison(columns: "Mapping[str, Metrics]") -> Table:
     """One row per metric, one column per model, and what is good."""
-    table = Table(title="before and after" if len(columns) > 1 else None, title_justify="left")
+    table = Table(title="before and after" if len(columns) > 1 else None)
     table.add_column("metric")
     for name in columns:
         table.add_column(name, justify="right")
@@ -65,7 +65,7 @@ def comparison(columns: "Mapping[str, Metrics]") -> Table:
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
     """Of texts, which may quote what others have written."""
-    table = Table(title=None if title is None else escape(title), title_justify="left")
+    table = Table(title=None if title is None else escape(title))
     for column in columns:
         table.add_column(column)
     for row in rows:
@@ -75,17 +75,16 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | N
 
 def show(columns: "Mapping[str, Metrics]") -> None:
     """Print the table, how to read it, and what was not computed, to standard output."""
-    console = stdout()
     show_table(comparison(columns), drop=("meaning",))
     for name, reading in readings(columns).items():
-        console.print(f"{name}: {reading}", highlight=False, markup=False)
+        say(f"{name}: {reading}")
     reasons: dict[str, list[str]] = {}
     for key, metric in METRICS.items():
         for reason in dict.fromkeys(m.missing[key] for m in columns.values() if key in m.missing):
             if not metric.classes_only:
                 reasons.setdefault(reason, []).append(key)
     for reason, keys in reasons.items():
-        console.print(f"Not computed: {', '.join(keys)} ({reason})", highlight=False, markup=False, style="dim")
+        say(f"Not computed: {', '.join(keys)} ({reason})", style="dim")
 
 
 def show_verdict(uri: str, verdict: Verdict) -> None:
@@ -102,21 +101,16 @@ def show_findings(uri: str, findings: Sequence[tuple[str, str, str]]) -> None:
 
 def show_places(asked: str, rows: Sequence[tuple[str, ...]], elsewhere: Mapping[str, Sequence[str]]) -> None:
     """Print which versions hold some samples, and where else there is something of them."""
-    console = stdout()
-    console.print(one_line(asked), highlight=False, markup=False)
+    say(one_line(asked))
     names = ("version", "state", "samples", "aliases", "endpoints", "unlearned by", "how that is known")
     show_table(_table(names, rows))
     for what, items in elsewhere.items():
-        listed = "\n  ".join(map(one_line, items)) if items else "none"
-        console.print(f"{what}: {listed}", highlight=False, markup=False, soft_wrap=True)
+        say(*([f"{what}:", *(f"  {one_line(item)}" for item in items)] if items else [f"{what}: none"]))
 
 
 def show_jobs(queue: str, rows: Sequence[tuple[str, ...]]) -> None:
     """Print the jobs of `listen`: about what, how far, and why one has not ended well."""
-    console = stdout()
-    console.print(
-        one_line(f"Queue {queue}: {counted(len(rows), 'job')}"), highlight=False, markup=False, soft_wrap=True
-    )
+    say(f"Queue {queue}: {counted(len(rows), 'job')}")
     if rows:
         names = ("job", "version", "event", "state", "steps", "result", "since", "message")
         show_table(_table(names, rows), drop=("since", "event"))
@@ -124,9 +118,8 @@ def show_jobs(queue: str, rows: Sequence[tuple[str, ...]]) -> None:
 
 def show_inbox(cases: Sequence[Any]) -> None:
     """Print one row a case, the most urgent first."""
-    console = stdout()
     if not cases:
-        console.print("No forget request here.", highlight=False)
+        say("No forget request here.")
         return
     rows = []
     for case in cases:
@@ -152,24 +145,24 @@ def show_case(case: Case, differences: Sequence[str]) -> None:
         case: it.
         differences: where its records do not agree with each other, in words.
     """
-    console = stdout()
     rows = [(one.at[:16].replace("T", " "), one.kind, one.message, one.by, one.run_id) for one in case.events]
     show_table(_table(("when", "what", "about", "by", "run"), rows, f"case {case.id}"), drop=("run",))
     for one in differences:
-        console.print(f"The records do not agree: {escape(one)}.", highlight=False)
+        say(f"The records do not agree: {one_line(one)}.")
     for point in case.open_points:
-        console.print(f"Still open: {escape(point)}.", highlight=False)
+        say(f"Still open: {one_line(point)}.")
     if not (differences or case.open_points):
-        console.print("Nothing is open: the case is closed.", highlight=False)
+        say("Nothing is open: the case is closed.")
 
 
 def show_fulfilled(rows: Sequence[tuple[str, ...]]) -> None:
     """Print what came of each version whose requests were to be fulfilled."""
-    console = stdout()
     if not rows:
-        console.print("Nothing was to be fulfilled.", highlight=False)
+        say("Nothing was to be fulfilled.")
         return
-    show_table(_table(("version", "requests", "outcome", "registered", "why not"), rows, "fulfilled"))
+    show_table(
+        _table(("version", "requests", "outcome", "registered", "why not"), rows, "fulfilled"), drop=("requests",)
+    )
 
 
 def show_methods(methods: "Mapping[str, type[Method]]") -> None:
@@ -177,7 +170,7 @@ def show_methods(methods: "Mapping[str, type[Method]]") -> None:
     table = _table(("method", "what it does", "hyperparameters (defaults)"), ())
     for name, method in methods.items():
         fields = method.Params.model_fields.items()
-        defaults = ", ".join(f"{key} = {field.default}" for key, field in fields)
+        defaults = ", ".join(f"{key}={str(field.default).replace(' ', '')}" for key, field in fields)
         if method.presets:
             defaults += f"; presets: {', '.join(method.presets)}"
         table.add_row(name, escape(summary(method)), escape(defaults), end_section=True)
@@ -192,10 +185,9 @@ def summary(method: "type[Method]") -> str:
 
 def show_source(source: "Source") -> None:
     """Print what a data source holds."""
-    console = stdout()
     parts = {"train": source.train, "val": source.val, "test": source.test}
-    console.print(source.spec, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"split: {source.split}", highlight=False, markup=False, soft_wrap=True)
+    say(source.spec)
+    say(f"split: {source.split}")
     table = Table()
     table.add_column("class")
     for name in parts:
@@ -207,8 +199,8 @@ def show_source(source: "Source") -> None:
     show_table(table)
     for name, part in parts.items():
         digest = Manifest(part.ids).digest
-        console.print(f"{name}: ids like {part.ids[0]!r}, digest {digest}", highlight=False, markup=False)
+        say(f"{name}: ids like {part.ids[0]!r}, digest {digest}")
         for column, values in part.groups.items():
             line = f"{name}: group column {column!r} with {counted(len(set(values)), 'value')}"
-            console.print(line, highlight=False, markup=False)
-    console.print(f"digest of the source (ids, labels, splits): {source.digest}", highlight=False)
+            say(line)
+    say(f"digest of the source (ids, labels, splits): {source.digest}")

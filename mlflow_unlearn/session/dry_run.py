@@ -20,7 +20,7 @@ import torch
 from rich.table import Table
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from mlflow_unlearn.console import STARTED
+from mlflow_unlearn.console import STARTED, say
 from mlflow_unlearn.data.batching import LARGEST_BATCH, forward_batch
 from mlflow_unlearn.data.splits import Splits, labels_of
 from mlflow_unlearn.engine.architectures import model_family
@@ -143,7 +143,7 @@ def estimate(
 def show(estimate: Estimate) -> Estimate:
     """Print it, log the sums on the run, and return it."""
     total = sum(estimate.seconds.values())
-    table = Table(title="plan", title_justify="left")
+    table = Table(title="plan")
     table.add_column("what")
     table.add_column("how much", justify="right")
     for phase, seconds in estimate.seconds.items():
@@ -154,7 +154,7 @@ def show(estimate: Estimate) -> Estimate:
     for what, size in estimate.disk.items():
         table.add_row(f"disk: {what}", _bytes(size))
     show_table(table)
-    print("A method may stop earlier by its own rule. Nothing was unlearned, filed or registered.")
+    say("A method may stop earlier by its own rule. Nothing was unlearned, filed or registered.")
     mlflow.log_metrics({"plan.seconds": total, "plan.disk_bytes": float(sum(estimate.disk.values()))})
     if estimate.memory is not None:
         mlflow.log_metric("plan.memory_bytes", estimate.memory)

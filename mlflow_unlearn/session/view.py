@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mlflow_unlearn.config import ReadOptions, Request, spelled
-from mlflow_unlearn.console import note, track
+from mlflow_unlearn.console import counted, note, track
 from mlflow_unlearn.data.datasets import as_dataset
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
@@ -212,7 +212,8 @@ def training_mask(version: Version, source: Source) -> npt.NDArray[np.bool_]:
                 "its training split is drawn by this tool: give split=, a file of the training ids, or split=drawn if "
                 "it was trained on what is drawn"
             )
-        note(f"Note: {version.uri} has no list of what it was trained on: {ASSUMED} ({len(source.train)} samples).")
+        size = counted(len(source.train), "sample")
+        note(f"Note: {version.uri} has no list of what it was trained on: {ASSUMED} ({size}).")
         return np.ones(len(source.train), dtype=np.bool_)
     mask = manifest.mask(source.train.ids)
     if not mask.any():

@@ -16,7 +16,7 @@ import numpy as np
 
 from mlflow_unlearn import cache
 from mlflow_unlearn.api import Result
-from mlflow_unlearn.console import note
+from mlflow_unlearn.console import note, say
 from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.engine.architectures import model_family, weights_digest
 from mlflow_unlearn.engine.checkpoint import Checkpoint
@@ -163,7 +163,7 @@ class Ladder:
         # What failed may have failed by the data or the machine, which can be mended.
         if key is not None and attempt.shortfall is not None:
             _write(key, attempt)
-        print(f"Attempt {number}: {attempt}")
+        say(f"Attempt {number}: {attempt}")
         if made is None:
             return None
         if not attempt.passed:

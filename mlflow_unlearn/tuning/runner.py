@@ -31,7 +31,7 @@ from pydantic import Field
 from torch import nn
 
 from mlflow_unlearn import config
-from mlflow_unlearn.console import first_line, hidden_password, note
+from mlflow_unlearn.console import first_line, hidden_password, note, say
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.errors import NothingToUnlearn, UnlearnError
@@ -437,11 +437,11 @@ def finish(runner: StudyRunner, name: str | None) -> tuple[BestTrial, Registered
     best = BestTrial(number=winner.number, setting=chosen.to_yaml(), values=winner.values)
     if options.register_ == "none":
         values = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in chosen.to_yaml().items()]
-        print(f"The best trial is {winner.number} ({', '.join(values)}); nothing was registered, as asked.")
+        say(f"The best trial is {winner.number} ({', '.join(values)}); nothing was registered, as asked.")
         return best, None
     registered = _registered(str(name), study.study_name, winner)
     if registered is not None:
-        print(f"The best trial is still {winner.number}, which is registered as {registered.uri}.")
+        say(f"The best trial is still {winner.number}, which is registered as {registered.uri}.")
         return best, registered
     result = objective.result(winner)
     mlflow.log_params({f"unlearn.params.{key}": value for key, value in result.params.items()})

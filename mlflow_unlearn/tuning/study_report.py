@@ -27,10 +27,10 @@ def show(study: optuna.Study, winner: FrozenTrial | None, objective: str) -> Non
     trials = study.get_trials(deepcopy=False)
     fronts = len(study.directions) > 1
     title = f"study {study.study_name}, by {objective}{' and acc_val' if fronts else ''}"
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=escape(title))
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     for column in ("trial", *names, objective, *(["acc_val"] if fronts else []), "constraints"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="left" if column == "constraints" else "right")
     feasible = [trial for trial in trials if trial.state == TrialState.COMPLETE and not broken(trial)]
     on_front = {trial.number for trial in front(feasible)} if fronts else set()
     for trial in trials:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mlflow_unlearn import config
 from mlflow_unlearn.auditing.references import fast_epochs
-from mlflow_unlearn.console import counted
+from mlflow_unlearn.console import counted, say, say_command
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.engine.shards import ShardedPast
 from mlflow_unlearn.errors import UnlearnError
@@ -310,7 +310,7 @@ def _impossible(kind: Kind, name: str, claim: Claim, why: str) -> Way:
 
 def show(ways: Sequence[Way], claim: Claim) -> Way | None:
     """Print the ways, log their seconds, and return the one that is recommended; None where none meets ``claim``."""
-    table = Table(title="ways", title_justify="left")
+    table = Table(title="ways")
     for column in ("way", "seconds", "of retraining", "may be claimed"):
         table.add_column(column, justify="right" if column in ("seconds", "of retraining") else "left")
     for way in ways:
@@ -320,14 +320,15 @@ def show(ways: Sequence[Way], claim: Claim) -> Way | None:
     show_table(table)
     for way in ways:
         if way.seconds is None:
-            print(f"Not possible here: {way.name} ({way.why}).")
+            say(f"Not possible here: {way.name} ({way.why}).")
     if (sentence := on_retraining(ways, claim)) is not None:
-        print(sentence)
+        say(sentence)
     chosen = recommend(ways, claim)
     if chosen is None:
-        print(f"No way here meets claim={claim}.")
+        say(f"No way here meets claim={claim}.")
         return None
     taken = f"{chosen.seconds:.1f} s, {chosen.of_retraining:.2f} of retraining"
-    print(f"Recommended for claim={claim}: {chosen.name} ({taken}):\n  {chosen.command}")
-    print(f"Then the claim is {chosen.claim}: {chosen.why}.")
+    say(f"Recommended for claim={claim}: {chosen.name} ({taken}):")
+    say_command(str(chosen.command))
+    say(f"Then the claim is {chosen.claim}: {chosen.why}.")
     return chosen

@@ -24,7 +24,7 @@ def test_a_list_of_ids(store, cli, ids):
     before, runs = store.everything_registered(), len(store.runs())
     done = cli("locate", "--forget", ids)
     assert done.code == 0 and "│ models:/clf/1 │ contains │ 4 " in done.out, done.err
-    assert "Of 1 version 1 contain them" in done.out and "Not seen from here: downloads, backups" in done.out
+    assert "Of 1 version 1 contains them" in done.out and "Not seen from here: downloads, backups" in done.out
     assert (store.everything_registered(), len(store.runs())) == (before, runs)
     failed = cli("locate", "--forget", ids, "--fail-on", "contains")
     assert failed.code == 3 and "models:/clf/1" in failed.err and "request --all true" in failed.err

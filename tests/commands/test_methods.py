@@ -1,5 +1,7 @@
 """`methods`: what is listed."""
 
+import re
+
 from mlflow_unlearn.methods import BUILTIN
 
 
@@ -8,4 +10,4 @@ def test_methods_are_listed(cli):
     assert done.code == 0
     for name, method in BUILTIN.items():
         assert name in done.out
-        assert set(method.Params.model_fields) <= set(done.out.replace("│", " ").split())
+        assert set(method.Params.model_fields) <= set(re.findall(r"(\w+)=", done.out))

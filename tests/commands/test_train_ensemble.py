@@ -70,13 +70,9 @@ def test_exact_and_again(ensembles, cli):
         assert cli("request", "--model-uri", uri, "--forget", f"random:2,seed={seed}").code == 0
         done = cli("unlearn", "--model-uri", uri, "--method", "exact")
         assert done.code == 0, done.err
-        lines = done.out.splitlines()
-        [at] = [number for number, line in enumerate(lines) if line.startswith("Exact: Every weight that was trained")]
-        assert lines[at].endswith("and the other shards never saw them.")
-        assert lines[at + 1 : at + 3] == [
-            "Not covered:",
-            "- What recipe and seed were chosen by, while the samples were there.",
-        ]
+        said = " ".join(done.out.split()).partition("Exact: Every weight that was trained")[2]
+        excluded = "- What recipe and seed were chosen by, while the samples were there."
+        assert f"and the other shards never saw them. Not covered: {excluded}" in said
     requests = [evidence_of(version).request_ids[0] for version in "23"]
     gold = cli("train", *ENSEMBLE, "--name", "gold", "--exclude", requests[0])
     assert gold.code == 0, gold.err
@@ -158,7 +154,7 @@ def test_a_policy_may_require_it(ensembles, cli, tmp_path):
 def test_another_method_ends_it_in_the_record_and_in_words(ensembles, cli):
     done = cli("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:20", "--params", QUICK)
     assert done.code == 0, done.err
-    assert "lotus has changed all of its weights and has ended that" in done.out
+    assert "lotus has changed all of its weights and has ended that" in " ".join(done.out.split())
     record = record_of("models:/clf/2")
     assert record.shards.ended_by == "lotus" and record.checkpoints == ()
     with pytest.raises(mlflow.MlflowException):
@@ -273,7 +269,7 @@ class TestFrozenBackbone:
             assert not any(torch.equal(module[f"members.{shard}.{name}"], given[name]) for shard in (0, 1))
         assert cli("request", "--model-uri", "models:/clf/1", "--forget", "random:1").code == 0
         done = cli("unlearn", "--model-uri", "models:/clf/1", "--method", "exact")
-        assert done.code == 0 and "outside of this claim" in done.out, done.err
+        assert done.code == 0 and "outside of this claim" in " ".join(done.out.split()), done.err
         [request_id] = empty_store.requests()
         assert cli("train", *train, "--name", "gold", "--exclude", request_id).code == 0
         assert digest(empty_store, "2") == digest(empty_store, "1", "gold")
@@ -284,7 +280,9 @@ class TestFrozenBackbone:
         assert done.code == 0, done.err
         assert record_of("models:/clf/1").shards.backbone is None
         done = cli("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:1", "--method", "exact")
-        assert done.code == 0 and "frozen at random weights, which have learned nothing" in done.out, done.err
+        assert done.code == 0 and "frozen at random weights, which have learned nothing" in " ".join(
+            done.out.split()
+        ), done.err
 
     def test_weights_that_have_seen_the_samples(self, store, cli):
         done = cli("train", *self.OPTIONS, "--ensemble", "2", "--weights", "models:/clf/1", "--name", "x")

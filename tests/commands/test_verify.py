@@ -21,4 +21,4 @@ def test_a_difference_is_named_in_the_table_and_in_the_sentence(chain):
         done = call("verify", "--model-uri", "models:/clf/3")
     assert done.code == 3
     assert "evidence/note.txt was added" in done.err and "differs" in done.out
-    assert done.err.startswith("Error: models:/clf/3 does not agree with its evidence")
+    assert done.err.startswith("models:/clf/3 does not agree with its evidence")

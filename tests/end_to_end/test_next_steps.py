@@ -121,6 +121,20 @@ def test_too_few_samples_are_to_be_batched(chain):
     assert ["promote", "--model-uri", "models:/clf/2", "--override", "REASON"] in ways
 
 
+def test_an_audit_and_a_check_that_refuse_are_verdicts_as_well(chain):
+    refused = call("audit", "--model-uri", "models:/clf/2")
+    assert refused.code == 3 and "Error" not in refused.err and "models:/clf/2: not decided (" in refused.err
+    assert ways_out(refused) == [
+        ["audit", "--model-uri", "models:/clf/2", "--references", "16"],
+        ["review", "--model-uri", "models:/clf/2"],
+    ]
+    chain.client.set_model_version_tag("clf", "2", "unlearn.warning", "edited")
+    refused = call("verify", "--model-uri", "models:/clf/2")
+    assert refused.code == 3 and refused.err.startswith("models:/clf/2 does not agree with its evidence: tag ")
+    answer = json.loads(call("verify", "--model-uri", "models:/clf/2", "--format", "json").out)
+    assert answer["error"]["kind"] == "refused" and answer["exit_code"] == 3
+
+
 def test_without_a_verdict_it_is_an_error(chain):
     for version in ("1", "99"):
         refused = call("review", "--model-uri", f"models:/clf/{version}")

@@ -64,6 +64,26 @@ def test_a_column_that_says_nothing_goes_first_and_is_not_missed(capsys, monkeyp
     assert "aliases" in shown
 
 
+def test_a_column_goes_as_well_where_a_cell_would_take_many_lines(capsys, monkeypatch):
+    rows = (("models:/clf/1", "contains", "champion", "by its list of training ids " * 5),)
+    out, shown = printed(capsys, monkeypatch, 76, *rows, drop=("aliases",))
+    assert shown == ("version", "state", "why") and "Too narrow for: aliases." in out
+    out, shown = printed(capsys, monkeypatch, 100, *rows, drop=("aliases",))
+    assert len(shown) == 4
+
+
+def test_turned_over_a_cell_that_says_nothing_has_no_line(capsys, monkeypatch):
+    out, _ = printed(capsys, monkeypatch, 40, *ROWS)
+    assert out.count("│ aliases │") == 1 and out.count("│ why     │") == 2
+
+
+def test_a_title_is_a_sentence_of_its_own(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    show_table(table(("1", "a", "b", "c"), title="a title that is longer than its table, and no markup: \\[b]"))
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first == "a title that is longer than its table, and no markup: [b]" and second.startswith("┏")
+
+
 def test_a_table_without_rows(capsys, monkeypatch):
     out, shown = printed(capsys, monkeypatch, 80)
     assert len(shown) == 4 and "version" in out

@@ -73,7 +73,7 @@ def test_what_others_have_written_steers_no_terminal(capsys):
 def test_every_method_is_listed_with_its_defaults(capsys):
     table.show_methods(BUILTIN)
     out = capsys.readouterr().out
-    assert all(name in out for name in BUILTIN) and "alpha = 2.0" in out
+    assert all(name in out for name in BUILTIN) and "alpha=2.0" in out
 
 
 def test_a_pass_where_the_original_passes_as_well_is_uninformative(capsys):
