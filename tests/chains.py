@@ -10,8 +10,10 @@ import mlflow
 from stores import Outcome, call
 
 from mlflow_unlearn.evidence.record import SIGNATURE, Evidence, read_evidence
+from mlflow_unlearn.evidence.review import read_chain
 from mlflow_unlearn.evidence.signing import public_key, sign
-from mlflow_unlearn.report.card import describe, model_card
+from mlflow_unlearn.report.card import model_card
+from mlflow_unlearn.report.description import described, people_tags
 
 QUICK = '{"epochs": 3, "lr": 0.003}'
 LENIENT = """
@@ -82,14 +84,15 @@ def tagged(chain, version: str, **tags: str):
 def rewritten(chain, version: str, edited: Evidence):
     """What somebody with EDIT on a version and its run can do: the record is another one wherever it is named."""
     run = Path(chain.client.get_run(edited.run.id).info.artifact_uri.removeprefix("file://"))
-    tags = {"unlearn.evidence_sha256": edited.sha256, **edited.tags()}
+    last = read_chain(chain.tags(version)).last
+    tags = {"unlearn.evidence_sha256": edited.sha256, **edited.tags(), **people_tags(edited, last)}
     description = chain.client.get_model_version("clf", version).description
     with ExitStack() as stack:
         for folder in (folder_of(version), run):
             stack.enter_context(changed(folder / "evidence" / "evidence.json", edited.to_json().encode()))
             stack.enter_context(changed(folder / "evidence" / "model_card.md", model_card(edited).encode()))
         stack.enter_context(tagged(chain, version, **tags))
-        chain.client.update_model_version("clf", version, description=describe(edited))
+        chain.client.update_model_version("clf", version, description=described(edited, last))
         stack.callback(chain.client.update_model_version, "clf", version, description=description)
         yield
 
@@ -125,10 +128,15 @@ def reviewed_otherwise(chain, version: str, verdict: dict):
     tags = {f"unlearn__review__{n}": json.dumps(told), "unlearn__reviews": head, "unlearn__verdict": "pass"}
     for key, value in (("unlearn.reviews", head), ("unlearn.verdict", "pass")):
         chain.client.set_tag(run_id, key, value)
+    described_before = chain.client.get_model_version("clf", version).description
     try:
         with changed(path, forged), tagged(chain, version, **tags):
-            yield
+            evidence, last = evidence_of(version), read_chain(chain.tags(version)).last
+            chain.client.update_model_version("clf", version, description=described(evidence, last))
+            with tagged(chain, version, **people_tags(evidence, last)):
+                yield
     finally:
+        chain.client.update_model_version("clf", version, description=described_before)
         for key in ("unlearn.reviews", "unlearn.verdict"):
             chain.client.set_tag(run_id, key, before[key])
 

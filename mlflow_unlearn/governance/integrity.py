@@ -1,7 +1,7 @@
 """`verify`: does a version still agree with its evidence? Files are hashed before anything in them is loaded."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,10 +56,12 @@ from mlflow_unlearn.registry.versions import (
     version_there,
 )
 from mlflow_unlearn.report import card_of_schema_2
-from mlflow_unlearn.report.card import describe, model_card
+from mlflow_unlearn.report.card import model_card
+from mlflow_unlearn.report.description import PEOPLE, VERDICT_FOR_PEOPLE, described, people_tags
 
 PROMOTION_TAG, PROMOTION = "unlearn.promotion.", "promotion.json"
 LATER_TAGS = {DIGEST_TAG, REPORT_TAG, VERDICT_TAG, HEAD_TAG, TRAINED_ON_TAG, CHECKPOINTS_TAG, TRAINING_TAG}
+LATER_TAGS |= {VERDICT_FOR_PEOPLE}
 LATER_PREFIXES = (PROMOTION_TAG, REVIEW_TAG, forget_requests.TAG, ENDPOINT_TAG)
 """What a version is given after its evidence was written; each is checked by itself, but for users' endpoints."""
 
@@ -155,6 +157,7 @@ def examine(client: MlflowClient, uri: str, folder: Path, *, key: str | None = N
     signature = check(path / FOLDER, key, evidence.public_key)
     experiments = experiment_ids(client)
     locate(client, _runs_of(registered, evidence), experiments)
+    reviews = _runs_of_reviews(client, uri, experiments)
     findings = [
         same("evidence", registered.tags.get(DIGEST_TAG), digest, "the version's tag names its digest"),
         *_run_copy(evidence, path / FOLDER, folder),
@@ -162,8 +165,8 @@ def examine(client: MlflowClient, uri: str, folder: Path, *, key: str | None = N
         *_files(path, evidence),
         *_made_from_it(registered, path / FOLDER, evidence),
         *_tags(registered, evidence),
-        *_reviews(client, registered, experiments),
-        *_description(registered, evidence),
+        *_reviews(client, registered, reviews),
+        *_for_people(client, registered, evidence, reviews),
         _config(evidence),
         *_trained_on(registered, path),
         *_manifests(path, evidence),
@@ -251,8 +254,9 @@ def _made_from_it(registered: ModelVersion, folder: Path, evidence: Evidence) ->
 
 
 def _tags(registered: ModelVersion, evidence: Evidence) -> Iterator[IntegrityFinding]:
-    expected = evidence.tags()
-    own = {n for n in registered.tags if n.startswith("unlearn.") and not n.startswith(LATER_PREFIXES)}
+    expected = evidence.tags() | people_tags(evidence, None)
+    expected.pop(VERDICT_FOR_PEOPLE, None)  # which reviews change
+    own = {n for n in registered.tags if n.startswith(("unlearn.", PEOPLE)) and not n.startswith(LATER_PREFIXES)}
     names = expected.keys() | (own - LATER_TAGS)
     different = sorted(name for name in names if registered.tags.get(name) != expected.get(name))
     for name in different:
@@ -270,13 +274,18 @@ def _runs_of(registered: ModelVersion, evidence: Evidence) -> Iterator[str]:
             yield from re.findall('"run_id": "([0-9a-f]{32})"', value)
 
 
-def _reviews(client: MlflowClient, registered: ModelVersion, experiments: list[str]) -> Iterator[IntegrityFinding]:
-    """The chain that the version's tags form, and what the reviews' own runs say, as far as this user may read them."""
-    uri = f"models:/{registered.name}/{registered.version}"
+def _runs_of_reviews(client: MlflowClient, uri: str, experiments: list[str]) -> dict[str, dict[str, str]]:
+    """Those of finished reviews that this user may read, with their tags."""
     condition = f"tags.`{MODEL_URI_TAG}` = {quoted(uri)} and tags.`{HEAD_TAG}` LIKE '%'"
     found = client.search_runs(experiments, condition, run_view_type=ViewType.ALL)
     remember(found)
-    runs = {run.info.run_id: run.data.tags for run in found}
+    return {run.info.run_id: run.data.tags for run in found}
+
+
+def _reviews(
+    client: MlflowClient, registered: ModelVersion, runs: Mapping[str, Mapping[str, str]]
+) -> Iterator[IntegrityFinding]:
+    """The chain that the version's tags form, and what the reviews' own runs say, as far as this user may read them."""
     chain = read_chain(registered.tags)
     if chain.problems or any(chain.missing(runs)):
         # A review that was recorded in this moment is not a difference: its run is tagged after the version.
@@ -297,15 +306,36 @@ def _reviews(client: MlflowClient, registered: ModelVersion, experiments: list[s
         yield IntegrityFinding("reviews", "same", f"all {len(chain.entries)} are there, each after the other{earlier}")
 
 
-def _description(registered: ModelVersion, evidence: Evidence) -> Iterator[IntegrityFinding]:
-    """Ours comes first; what users write after it is theirs."""
-    if evidence.reading is None:
+def _for_people(
+    client: MlflowClient, registered: ModelVersion, evidence: Evidence, reviews: Collection[str]
+) -> Iterator[IntegrityFinding]:
+    """Description and verdict for people are of the review that counts; what users write after ours is theirs."""
+    if evidence.run.experiment_id is None:
         return  # an earlier release's, in its words
-    ours = describe(evidence)[:DESCRIPTION_LIMIT]
-    if (registered.description or "").startswith(ours):
-        yield IntegrityFinding("description", "same", "it begins with what the evidence says")
-    else:
-        yield IntegrityFinding("description", "differs", "it does not begin with what the evidence says")
+    findings = list(_stated(registered, evidence, reviews))
+    if any(finding.outcome == "differs" for finding in findings):
+        # A review that was recorded in this moment is not a difference.
+        findings = list(_stated(client.get_model_version(registered.name, registered.version), evidence, reviews))
+    yield from findings
+
+
+def _stated(registered: ModelVersion, evidence: Evidence, reviews: Collection[str]) -> Iterator[IntegrityFinding]:
+    text, tag = registered.description or "", registered.tags.get(VERDICT_FOR_PEOPLE)
+    last, *earlier = read_chain(registered.tags).stated(reviews)
+    what = "the evidence says" if last is None else f"the evidence and review {last.n} say"
+    ours = [described(evidence, review)[:DESCRIPTION_LIMIT] for review in (last, *earlier)]
+    tags = [people_tags(evidence, review)[VERDICT_FOR_PEOPLE] for review in (last, *earlier)]
+    for part, begins, found in (
+        ("description", "begins with", [text.startswith(one) for one in ours]),
+        (f"tag {VERDICT_FOR_PEOPLE}", "is", [tag == one for one in tags]),
+    ):
+        if found[0]:
+            yield IntegrityFinding(part, "same", f"it {begins} what {what}")
+        elif any(found):
+            message = "the last review is not finished, or was interrupted before it got here: review it again"
+            yield IntegrityFinding(part, "not checked", message)
+        else:
+            yield IntegrityFinding(part, "differs", f"it no longer {begins} what {what}")
 
 
 def _config(evidence: Evidence) -> IntegrityFinding:

@@ -4,7 +4,8 @@ import pytest
 import records
 
 from mlflow_unlearn.evidence.record import Exactness, Matched
-from mlflow_unlearn.report.card import describe, metrics_table, model_card
+from mlflow_unlearn.report.card import metrics_table, model_card
+from mlflow_unlearn.report.description import describe
 
 
 @pytest.fixture(scope="module", params=["one", "sequence"])

@@ -1,0 +1,43 @@
+"""The result in a few words, which the description, the tags for people and the report's first screen share."""
+
+from mlflow_unlearn.evidence.record import Evidence, Measured
+from mlflow_unlearn.metrics.catalog import MATCHED_BY_CLASS
+from mlflow_unlearn.report.figures import change, number
+
+ACCURACIES = {"acc_forget": "Forget set", "acc_retain": "Retain set", "acc_test": "Test set"}
+
+
+def membership(evidence: Evidence) -> str:
+    """How far the attack tells forgotten samples from unseen ones, after and before, or why that was not measured."""
+    before, after = evidence.metrics["original"], evidence.metrics["unlearned"]
+    key, name, short = ("mia_auc", "AUC", _interval)
+    if evidence.policy_schema == 2:
+        key, name, short = ("mia_advantage", "advantage", _beside_chance)
+    if key not in after.values:
+        return not_computed(key, after)
+    apart = f"; {MATCHED_BY_CLASS}" if evidence.matched_by_class_only else ""
+    return f"{name} {short(after)}; before {short(before)}{apart}"
+
+
+def accuracy(evidence: Evidence, key: str) -> tuple[str, str | None]:
+    """One of `ACCURACIES` before and after, and its change; None where one of the two was not computed."""
+    values = [evidence.metrics[model].values.get(key) for model in ("original", "unlearned")]
+    return " → ".join(map(number, values)), None if None in values else change(*values)
+
+
+def not_computed(key: str, measured: Measured) -> str:
+    """Why a metric has no value."""
+    fallback = "not a finite number" if key in measured.values else "no reason recorded"
+    return measured.not_computed.get(key, fallback)
+
+
+def _beside_chance(measured: Measured) -> str:
+    """The advantage beside its null, short."""
+    value, null = (measured.values.get(f"mia_advantage{end}") for end in ("", "_null"))
+    return "–" if value is None or null is None else f"{value:.3f} (by\u00a0chance up\u00a0to\u00a0{null:.3f})"
+
+
+def _interval(measured: Measured) -> str:
+    """The membership AUC, short."""
+    auc, low, high = (measured.values.get(f"mia_auc{end}") for end in ("", "_low", "_high"))
+    return "–" if auc is None or low is None or high is None else f"{auc:.3f} [{low:.3f},\u00a0{high:.3f}]"

@@ -1,0 +1,140 @@
+"""The version's description, and its tags for people: the record in the order in which a reviewer asks.
+
+Did it work, what was asked and by whom, how sure is that, what did it cost, where is more, what now? The first
+paragraph and the tag `VERDICT_FOR_PEOPLE` are of the last review; all else is of the evidence alone.
+"""
+
+import re
+from collections.abc import Iterator
+
+from mlflow_unlearn.console import command_line, counted
+from mlflow_unlearn.evidence.policy import Policy, Verdict, judge
+from mlflow_unlearn.evidence.record import FOLDER, REPORT, Evidence, RequestRecord
+from mlflow_unlearn.evidence.review import ReviewEntry
+from mlflow_unlearn.report import answer
+from mlflow_unlearn.report.card import alarms, as_text, exactness, frozen, made, metrics_table, reading
+from mlflow_unlearn.report.figures import fit
+
+PEOPLE = "unlearn-"
+"""Of tags that people read: MLflow shows tags by name, and these before all that begin with ``unlearn.``."""
+VERDICT_FOR_PEOPLE = f"{PEOPLE}verdict"
+_NOT_RECORDED = "not recorded"
+_REQUESTS, _CHECKS = 3, 2
+"""How many are named before the rest is counted."""
+
+
+def describe(evidence: Evidence) -> str:
+    """As a new version is described: by the default policy's verdict, which is advisory until there is a review."""
+    return described(evidence, None)
+
+
+def described(evidence: Evidence, last: ReviewEntry | None) -> str:
+    """The description, Markdown.
+
+    Args:
+        evidence: of the version.
+        last: the review that counts; None: there is none.
+    """
+    claim = exactness(evidence)
+    word, whose = _verdict(evidence, last)
+    run = f" ([its run and report](#/runs/{last.run_id}))" if last is not None else ""
+    parts = [
+        f"**{word}** {as_text(whose)}{run}.",
+        *alarms(evidence),
+        "\n".join(f"- {line}" for line in _answers(evidence)),
+    ]
+    return "\n\n".join([*parts, *frozen(evidence), *claim, evidence.limits, made(evidence), metrics_table(evidence)])
+
+
+def people_tags(evidence: Evidence, last: ReviewEntry | None) -> dict[str, str]:
+    """The tags that people read, as plain text; none of a version that an earlier release made.
+
+    Args:
+        evidence: of the version.
+        last: the review that counts; None: there is none.
+    """
+    if evidence.run.experiment_id is None:
+        return {}
+    asked = _own(evidence)
+    values = {
+        "asked-by": "; ".join(dict.fromkeys(map(_asked_by, asked))),
+        "reason": "; ".join(dict.fromkeys(_short(request.reason or _NOT_RECORDED) for request in asked)),
+        "result": f"{evidence.membership}, {_membership(evidence)}; test accuracy {_test_accuracy(evidence)}",
+    }
+    tags = {f"{PEOPLE}{name}": fit(value, 500) for name, value in values.items()}
+    return tags | {VERDICT_FOR_PEOPLE: " ".join(_verdict(evidence, last))}
+
+
+def by_default(evidence: Evidence) -> Verdict:
+    """What the default policy says, which asks for no signature: advisory, until somebody reviews the version."""
+    return judge(evidence, Policy(), signature=None)
+
+
+def _verdict(evidence: Evidence, last: ReviewEntry | None) -> tuple[str, str]:
+    """In a word, and whose it is; both as plain text."""
+    if last is not None:
+        policy, by = _short(last.policy, 60), _short(last.by, 80)
+        return last.verdict.upper(), f"by the policy {policy}: review {last.n}, by {by}, {last.at[:10]}"
+    verdict = by_default(evidence)
+    failed = [_short(str(check), 200) for check in verdict.checks if check.outcome != "pass"]
+    more = f"; and {counted(len(failed) - _CHECKS, 'more check')}" if len(failed) > _CHECKS else ""
+    why = f". {'; '.join(failed[:_CHECKS])}{more}" if failed else ""
+    return verdict.word.upper(), f"by the default policy; advisory, not reviewed yet{why}"
+
+
+def _answers(evidence: Evidence) -> Iterator[str]:
+    """A line each, of few words."""
+    uri, run, asked = evidence.result.uri, evidence.run, _own(evidence)
+    for request in asked[:_REQUESTS]:
+        what = f"{counted(request.samples, 'sample')} of {_code(_short(request.of))}"
+        yield f"**What was asked:** forget {what}; reason: {_text(request.reason or _NOT_RECORDED)}"
+        yield f"**By whom:** {_text(_asked_by(request))} (request {_code(_short(request.id))})"
+    if len(asked) > _REQUESTS:
+        yield f"**Asked as well:** {counted(len(asked) - _REQUESTS, 'more request')}, which the report lists"
+    claim = f"{evidence.exactness.kind}, as far as stated below. " if evidence.exactness.covers is not None else ""
+    yield f"**How sure:** {claim}Membership: {reading(evidence)} ({_text(_membership(evidence))})"
+    yield f"**What it cost:** {_cost(evidence)}"
+    address = f"#/experiments/{run.experiment_id}/runs/{run.id}/artifacts/{FOLDER}/{REPORT}"  # as MLflow's UI has it
+    yield f"**Report:** [{REPORT}]({address}), also under *Source Run*, *Artifacts*, *{FOLDER}*"
+    review, promote = (_code(command_line(name, "--model-uri", uri)) for name in ("review", "promote"))
+    yield f"**What now:** {review}; once that is passed, {promote}"
+
+
+def _own(evidence: Evidence) -> list[RequestRecord]:
+    """The requests that this version, not one before it, has carried out."""
+    return [request for request in evidence.requests if request.id in evidence.request_ids]
+
+
+def _asked_by(request: RequestRecord) -> str:
+    filed_by = request.filed_by.display_name() if request.filed_by is not None else _NOT_RECORDED
+    on = f", {request.filed[:10]}" if request.filed else ""
+    return f"{_short(request.requester or f'requester {_NOT_RECORDED}')}; filed by {_short(filed_by)}{on}"
+
+
+def _membership(evidence: Evidence) -> str:
+    return answer.membership(evidence).replace("\u00a0", " ")
+
+
+def _cost(evidence: Evidence) -> str:
+    return f"test accuracy {_test_accuracy(evidence)}; {evidence.learning.seconds:.1f} s of unlearning"
+
+
+def _test_accuracy(evidence: Evidence) -> str:
+    values, changed = answer.accuracy(evidence, "acc_test")
+    return values if changed is None else f"{values} ({changed})"
+
+
+def _short(value: str, width: int = 120) -> str:
+    """What a user typed, on one line, cut, and without characters that turn around what stands after them."""
+    return fit(re.sub("[\u202a-\u202e\u2066-\u2069]", "", value), width)
+
+
+def _text(value: str, width: int = 200) -> str:
+    return as_text(_short(value, width))
+
+
+def _code(value: str) -> str:
+    """In a fixed-width font, whatever backticks are in it."""
+    line = " ".join(value.split())
+    fence = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
+    return f"{fence}{line}{fence}" if len(fence) == 1 else f"{fence} {line} {fence}"
