@@ -84,17 +84,24 @@ def tagged(chain, version: str, **tags: str):
 def rewritten(chain, version: str, edited: Evidence):
     """What somebody with EDIT on a version and its run can do: the record is another one wherever it is named."""
     run = Path(chain.client.get_run(edited.run.id).info.artifact_uri.removeprefix("file://"))
-    last = read_chain(chain.tags(version)).last
-    tags = {"unlearn.evidence_sha256": edited.sha256, **edited.tags(), **people_tags(edited, last)}
-    description = chain.client.get_model_version("clf", version).description
+    real = evidence_of(version)
+    tags = {"unlearn.evidence_sha256": edited.sha256, **edited.tags()}
     with ExitStack() as stack:
+        stack.callback(lambda: restate(chain, version, real))
         for folder in (folder_of(version), run):
             stack.enter_context(changed(folder / "evidence" / "evidence.json", edited.to_json().encode()))
             stack.enter_context(changed(folder / "evidence" / "model_card.md", model_card(edited).encode()))
         stack.enter_context(tagged(chain, version, **tags))
-        chain.client.update_model_version("clf", version, description=described(edited, last))
-        stack.callback(chain.client.update_model_version, "clf", version, description=description)
+        restate(chain, version, edited)
         yield
+
+
+def restate(chain, version: str, evidence: Evidence) -> None:
+    """What people read of a version is of this record and of the last review in its tags."""
+    last = read_chain(chain.tags(version)).last
+    chain.client.update_model_version("clf", version, description=described(evidence, last))
+    for name, value in people_tags(evidence, last).items():
+        chain.client.set_model_version_tag("clf", version, name, value)
 
 
 @contextmanager
@@ -128,15 +135,12 @@ def reviewed_otherwise(chain, version: str, verdict: dict):
     tags = {f"unlearn__review__{n}": json.dumps(told), "unlearn__reviews": head, "unlearn__verdict": "pass"}
     for key, value in (("unlearn.reviews", head), ("unlearn.verdict", "pass")):
         chain.client.set_tag(run_id, key, value)
-    described_before = chain.client.get_model_version("clf", version).description
     try:
         with changed(path, forged), tagged(chain, version, **tags):
-            evidence, last = evidence_of(version), read_chain(chain.tags(version)).last
-            chain.client.update_model_version("clf", version, description=described(evidence, last))
-            with tagged(chain, version, **people_tags(evidence, last)):
-                yield
+            restate(chain, version, evidence_of(version))
+            yield
     finally:
-        chain.client.update_model_version("clf", version, description=described_before)
+        restate(chain, version, evidence_of(version))
         for key in ("unlearn.reviews", "unlearn.verdict"):
             chain.client.set_tag(run_id, key, before[key])
 

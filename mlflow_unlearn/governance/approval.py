@@ -136,6 +136,11 @@ def check_reviews(examined: Examined) -> Iterator[IntegrityFinding]:
     else:
         more = f", which has to be signed: {how}" if "signature" in reviewed.policy.required and not signed else ""
         yield IntegrityFinding(part, "differs", f"its policy does not say the same of the evidence{more}")
+    stated = (chain.last.verdict, chain.last.policy, chain.last.by, chain.last.at)
+    if stated != (reviewed.verdict.word, reviewed.policy.name, reviewed.by.display_name(), reviewed.at):
+        yield IntegrityFinding(
+            part, "differs", "its tag and its file name different verdicts, policies, people or times"
+        )
     if reviewed.audit is not None:
         yield check_audit(reviewed.audit)
 
@@ -161,9 +166,6 @@ def _last_review(examined: Examined) -> ReviewRecord:
     previous = None if chain.last.previous is None else before.head if before is not None else Head()
     if sha256(content) != chain.last.sha256 or reviewed.previous != previous:
         raise Refused(f"the file of its review {n} was changed; review it again")
-    stated = (chain.last.verdict, chain.last.policy, chain.last.by, chain.last.at)
-    if stated != (reviewed.verdict.word, reviewed.policy.name, reviewed.by.display_name(), reviewed.at):
-        raise Refused(f"the tag of its review {n} does not say what the file of that review says; review it again")
     evidence = examined.evidence
     about = (reviewed.name, reviewed.version, reviewed.weights_sha256, reviewed.evidence_sha256)
     registered = examined.registered
