@@ -1,10 +1,25 @@
 """The result in a few words, which the description, the tags for people and the report's first screen share."""
 
-from mlflow_unlearn.evidence.record import Evidence, Measured
+import re
+
+from mlflow_unlearn.evidence.record import Evidence, Measured, RequestRecord
 from mlflow_unlearn.metrics.catalog import MATCHED_BY_CLASS
-from mlflow_unlearn.report.figures import change, number
+from mlflow_unlearn.report.figures import change, fit, number
 
 ACCURACIES = {"acc_forget": "Forget set", "acc_retain": "Retain set", "acc_test": "Test set"}
+NOT_RECORDED = "not recorded"
+
+
+def asked_by(request: RequestRecord) -> str:
+    """Who wanted it, and who filed it when."""
+    filed_by = request.filed_by.display_name() if request.filed_by is not None else NOT_RECORDED
+    on = f", {request.filed[:10]}" if request.filed else ""
+    return f"{short(request.requester or f'requester {NOT_RECORDED}')}; filed by {short(filed_by)}{on}"
+
+
+def short(value: str, width: int = 120) -> str:
+    """What a user typed, on one line, cut, and without characters that turn around what stands after them."""
+    return fit(re.sub("[\u202a-\u202e\u2066-\u2069]", "", value), width)
 
 
 def membership(evidence: Evidence) -> str:

@@ -18,7 +18,6 @@ from mlflow_unlearn.report.figures import fit
 PEOPLE = "unlearn-"
 """Of tags that people read: MLflow shows tags by name, and these before all that begin with ``unlearn.``."""
 VERDICT_FOR_PEOPLE = f"{PEOPLE}verdict"
-_NOT_RECORDED = "not recorded"
 _REQUESTS, _CHECKS = 3, 2
 """How many are named before the rest is counted."""
 
@@ -57,8 +56,8 @@ def people_tags(evidence: Evidence, last: ReviewEntry | None) -> dict[str, str]:
         return {}
     asked = _own(evidence)
     values = {
-        "asked-by": "; ".join(dict.fromkeys(map(_asked_by, asked))),
-        "reason": "; ".join(dict.fromkeys(_short(request.reason or _NOT_RECORDED) for request in asked)),
+        "asked-by": "; ".join(dict.fromkeys(map(answer.asked_by, asked))),
+        "reason": "; ".join(dict.fromkeys(answer.short(request.reason or answer.NOT_RECORDED) for request in asked)),
         "result": f"{evidence.membership}, {_membership(evidence)}; test accuracy {_test_accuracy(evidence)}",
     }
     tags = {f"{PEOPLE}{name}": fit(value, 500) for name, value in values.items()}
@@ -73,10 +72,10 @@ def by_default(evidence: Evidence) -> Verdict:
 def _verdict(evidence: Evidence, last: ReviewEntry | None) -> tuple[str, str]:
     """In a word, and whose it is; both as plain text."""
     if last is not None:
-        policy, by = _short(last.policy, 60), _short(last.by, 80)
+        policy, by = answer.short(last.policy, 60), answer.short(last.by, 80)
         return last.verdict.upper(), f"by the policy {policy}: review {last.n}, by {by}, {last.at[:10]}"
     verdict = by_default(evidence)
-    failed = [_short(str(check), 200) for check in verdict.checks if check.outcome != "pass"]
+    failed = [answer.short(str(check), 200) for check in verdict.checks if check.outcome != "pass"]
     more = f"; and {counted(len(failed) - _CHECKS, 'more check')}" if len(failed) > _CHECKS else ""
     why = f". {'; '.join(failed[:_CHECKS])}{more}" if failed else ""
     return verdict.word.upper(), f"by the default policy; advisory, not reviewed yet{why}"
@@ -86,9 +85,9 @@ def _answers(evidence: Evidence) -> Iterator[str]:
     """A line each, of few words."""
     uri, run, asked = evidence.result.uri, evidence.run, _own(evidence)
     for request in asked[:_REQUESTS]:
-        what = f"{counted(request.samples, 'sample')} of {_code(_short(request.of))}"
-        yield f"**What was asked:** forget {what}; reason: {_text(request.reason or _NOT_RECORDED)}"
-        yield f"**By whom:** {_text(_asked_by(request))} (request {_code(_short(request.id))})"
+        what = f"{counted(request.samples, 'sample')} of {_code(answer.short(request.of))}"
+        yield f"**What was asked:** forget {what}; reason: {_text(request.reason or answer.NOT_RECORDED)}"
+        yield f"**By whom:** {_text(answer.asked_by(request))} (request {_code(answer.short(request.id))})"
     if len(asked) > _REQUESTS:
         yield f"**Asked as well:** {counted(len(asked) - _REQUESTS, 'more request')}, which the report lists"
     claim = f"{evidence.exactness.kind}, as far as stated below. " if evidence.exactness.covers is not None else ""
@@ -105,12 +104,6 @@ def _own(evidence: Evidence) -> list[RequestRecord]:
     return [request for request in evidence.requests if request.id in evidence.request_ids]
 
 
-def _asked_by(request: RequestRecord) -> str:
-    filed_by = request.filed_by.display_name() if request.filed_by is not None else _NOT_RECORDED
-    on = f", {request.filed[:10]}" if request.filed else ""
-    return f"{_short(request.requester or f'requester {_NOT_RECORDED}')}; filed by {_short(filed_by)}{on}"
-
-
 def _membership(evidence: Evidence) -> str:
     return answer.membership(evidence).replace("\u00a0", " ")
 
@@ -124,13 +117,8 @@ def _test_accuracy(evidence: Evidence) -> str:
     return values if changed is None else f"{values} ({changed})"
 
 
-def _short(value: str, width: int = 120) -> str:
-    """What a user typed, on one line, cut, and without characters that turn around what stands after them."""
-    return fit(re.sub("[\u202a-\u202e\u2066-\u2069]", "", value), width)
-
-
 def _text(value: str, width: int = 200) -> str:
-    return as_text(_short(value, width))
+    return as_text(answer.short(value, width))
 
 
 def _code(value: str) -> str:

@@ -10,6 +10,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from mlflow_unlearn.console import command_line
 from mlflow_unlearn.evidence.audit import AuditRecord
 from mlflow_unlearn.evidence.policy import Verdict
 from mlflow_unlearn.evidence.record import Evidence, Measured, RequestRecord
@@ -17,6 +18,7 @@ from mlflow_unlearn.metrics.catalog import MATCHED_BY_CLASS, METRICS, READING, R
 from mlflow_unlearn.metrics.divergence import js_divergence
 from mlflow_unlearn.report import answer, claim, figures
 from mlflow_unlearn.report.figures import MODELS, fit, number
+from mlflow_unlearn.report.glossary import Glossary
 from mlflow_unlearn.report.template import page_template
 
 if TYPE_CHECKING:
@@ -124,7 +126,8 @@ def page(
     template = _template()
     text = ""
     for limits in _LIMITS:
-        text = template.render(_context(evidence, verdict, samples, limits), recorded=recorded, **_audit(audit))
+        more = {"recorded": recorded, "now": _now(evidence, verdict, recorded), "glossary": Glossary()}
+        text = template.render(_context(evidence, verdict, samples, limits), **more, **_audit(audit))
         text = text.encode("utf-8", "replace").decode()  # file names may hold what is not Unicode
         if len(text.encode()) <= MAX_BYTES:
             break
@@ -154,6 +157,7 @@ def _context(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample], li
         "MATCHED_BY_CLASS": MATCHED_BY_CLASS,
         "READING": READING if evidence.policy_schema == 2 else READING_OF_AUC,
         "readings": {m: one.membership for m, one in evidence.metrics.items()} | {"unlearned": evidence.membership},
+        "asked_by": answer.asked_by,
         "summary": _summary(evidence),
         "metrics": [_metric_row(key, evidence.metrics) for key in _ROW_KEYS if key in evidence.definitions],
         "trained_again": claim.trained_again(evidence.exactness),
@@ -173,6 +177,16 @@ def _context(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample], li
         "lineage": figures.lineage(evidence, limits.lines // 5),
         "made": _made(evidence),
     }
+
+
+def _now(evidence: Evidence, verdict: Verdict, recorded: str) -> tuple[str, str]:
+    """The next command, and what it does."""
+    name, does = "review", "records a verdict; --policy names a policy of your own"
+    if recorded:
+        name, does = (
+            ("promote", "puts it into use") if verdict.passed else ("review", "lists what can be done about it")
+        )
+    return command_line(name, "--model-uri", evidence.result.uri), does
 
 
 def _audit(audit: AuditRecord | None) -> dict[str, Any]:

@@ -13,13 +13,6 @@ def record(request):
     return records.evidence() if request.param == "one" else records.sequence()
 
 
-def test_the_description_has_what_a_reviewer_asks_first(record):
-    text = describe(record)
-    assert record.source.uri in text and "**lotus**" in text and "alpha = 8.0" in text and "seed = 0" in text
-    assert "Membership: " in text and record.limits in text
-    assert all(f"`{request_id}`" in text for request_id in record.request_ids)
-
-
 def test_the_card_names_every_request_setting_and_set(record):
     card = model_card(record)
     assert all(f"- `{request.id}`: {request.samples} samples" in card for request in record.requests)
