@@ -41,7 +41,12 @@ TERMS = (
         "membership",
         "Whether a sample was in the training set. Where that shows of forgotten ones, they are remembered.",
     ),
-    Term("attack", "attack", "A way to guess from a model's outputs whether a sample was in its training set."),
+    Term(
+        "attack",
+        "attack, MIA",
+        "Membership inference attack: a way to guess from a model's outputs whether a sample was in its training set.",
+        "[Aa]ttack|mia",
+    ),
     Term(
         "advantage",
         "advantage",
@@ -89,6 +94,7 @@ TERMS = (
         "floor",
         "floor",
         "How far two gold standards are from each other, trained alike with other seeds: less cannot be asked for.",
+        "(?<!noise )floor",
     ),
     Term(
         "tau",

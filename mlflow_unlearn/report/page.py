@@ -181,7 +181,7 @@ def _context(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample], li
 
 def _now(evidence: Evidence, verdict: Verdict, recorded: str) -> tuple[str, str]:
     """The next command, and what it does."""
-    name, does = "review", "records a verdict; --policy names a policy of your own"
+    name, does = "review", "records the verdict of a policy"
     if recorded:
         name, does = (
             ("promote", "puts it into use") if verdict.passed else ("review", "lists what can be done about it")

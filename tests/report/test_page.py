@@ -162,7 +162,7 @@ def test_the_five_questions_are_answered_before_the_checks(plain, story):
     assert "To forget 420 samples of models:/digits/3. Reason: Withdrawal of consent under article 17 GDPR" in told
     assert "Data protection officer, on behalf of 14 participants; filed by ann@example.org, 2026-11-20" in told
     assert "PASS" in told and "advantage 0.061" in told and "Test set accuracy 0.9556 → 0.9511" in told
-    assert "What now mlflow-unlearn review --model-uri models:/digits/4 records a verdict" in told
+    assert "What now mlflow-unlearn review --model-uri models:/digits/4 records the verdict of a policy" in told
     assert first_screen(story).count("What was asked") == 2 and "models:/digits/1" not in first_screen(story)
     many = [records.request(f"r{n}") for n in range(5)]
     told = first_screen(parsed(records.evidence(), requests=many, request_ids=[one.id for one in many]))
