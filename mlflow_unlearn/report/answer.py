@@ -1,6 +1,7 @@
 """The result in a few words, which the description, the tags for people and the report's first screen share."""
 
 import re
+from collections.abc import Callable
 
 from mlflow_unlearn.evidence.record import Evidence, Measured, RequestRecord
 from mlflow_unlearn.metrics.catalog import MATCHED_BY_CLASS
@@ -24,14 +25,23 @@ def short(value: str, width: int = 120) -> str:
 
 def membership(evidence: Evidence) -> str:
     """How far the attack tells forgotten samples from unseen ones, after and before, or why that was not measured."""
-    before, after = evidence.metrics["original"], evidence.metrics["unlearned"]
-    key, name, short = ("mia_auc", "AUC", _interval)
-    if evidence.policy_schema == 2:
-        key, name, short = ("mia_advantage", "advantage", _beside_chance)
-    if key not in after.values:
-        return not_computed(key, after)
+    key, _, shown = _decides(evidence)
+    if key not in evidence.metrics["unlearned"].values:
+        return told_apart(evidence)
     apart = f"; {MATCHED_BY_CLASS}" if evidence.matched_by_class_only else ""
-    return f"{name} {short(after)}; before {short(before)}{apart}"
+    return f"{told_apart(evidence)}; before {shown(evidence.metrics['original'])}{apart}"
+
+
+def told_apart(evidence: Evidence) -> str:
+    """The same of the unlearned model alone."""
+    (key, name, shown), after = _decides(evidence), evidence.metrics["unlearned"]
+    return f"{name} {shown(after)}" if key in after.values else not_computed(key, after)
+
+
+def _decides(evidence: Evidence) -> tuple[str, str, Callable[[Measured], str]]:
+    """The metric by which membership is read: its key, its name, and how it is shown."""
+    by_auc = ("mia_auc", "AUC", _interval)
+    return by_auc if evidence.policy_schema == 1 else ("mia_advantage", "advantage", _beside_chance)
 
 
 def accuracy(evidence: Evidence, key: str) -> tuple[str, str | None]:

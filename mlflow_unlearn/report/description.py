@@ -58,7 +58,7 @@ def people_tags(evidence: Evidence, last: ReviewEntry | None) -> dict[str, str]:
     values = {
         "asked-by": "; ".join(dict.fromkeys(map(answer.asked_by, asked))),
         "reason": "; ".join(dict.fromkeys(answer.short(request.reason or answer.NOT_RECORDED) for request in asked)),
-        "result": f"{evidence.membership}, {_membership(evidence)}; test accuracy {_test_accuracy(evidence)}",
+        "result": f"{evidence.membership}, {answer.told_apart(evidence)}; test accuracy {_test_accuracy(evidence)}",
     }
     tags = {f"{PEOPLE}{name}": fit(value, 500) for name, value in values.items()}
     return tags | {VERDICT_FOR_PEOPLE: " ".join(_verdict(evidence, last))}
@@ -91,7 +91,7 @@ def _answers(evidence: Evidence) -> Iterator[str]:
     if len(asked) > _REQUESTS:
         yield f"**Asked as well:** {counted(len(asked) - _REQUESTS, 'more request')}, which the report lists"
     claim = f"{evidence.exactness.kind}, as far as stated below. " if evidence.exactness.covers is not None else ""
-    yield f"**How sure:** {claim}Membership: {reading(evidence)} ({_text(_membership(evidence))})"
+    yield f"**How sure:** {claim}Membership: {reading(evidence)} ({_text(answer.membership(evidence))})"
     yield f"**What it cost:** {_cost(evidence)}"
     address = f"#/experiments/{run.experiment_id}/runs/{run.id}/artifacts/{FOLDER}/{REPORT}"  # as MLflow's UI has it
     yield f"**Report:** [{REPORT}]({address}), also under *Source Run*, *Artifacts*, *{FOLDER}*"
@@ -102,10 +102,6 @@ def _answers(evidence: Evidence) -> Iterator[str]:
 def _own(evidence: Evidence) -> list[RequestRecord]:
     """The requests that this version, not one before it, has carried out."""
     return [request for request in evidence.requests if request.id in evidence.request_ids]
-
-
-def _membership(evidence: Evidence) -> str:
-    return answer.membership(evidence).replace("\u00a0", " ")
 
 
 def _cost(evidence: Evidence) -> str:

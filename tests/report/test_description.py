@@ -72,6 +72,9 @@ def test_the_tags_for_people_come_first_by_name(record):
     assert sorted([*record.tags(), *tags])[: len(tags)] == sorted(tags)
     assert list(tags) == ["unlearn-asked-by", "unlearn-reason", "unlearn-result", "unlearn-verdict"]
     assert tags["unlearn-verdict"].startswith(("PASS by the default", "FAIL by the default"))
+    assert tags["unlearn-result"] == (
+        "indistinguishable, advantage 0.061 (by chance up to 0.081); test accuracy 0.9556 → 0.9511 (−0.0045)"
+    )
     reviewed = people_tags(record, REVIEW)
     assert reviewed.pop("unlearn-verdict") == "FAIL by the policy *team*: review 2, by ravi, 2026-11-27"
     assert reviewed == {name: value for name, value in tags.items() if name != "unlearn-verdict"}

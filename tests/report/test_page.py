@@ -161,6 +161,7 @@ def test_the_five_questions_are_answered_before_the_checks(plain, story):
     told = first_screen(plain)
     assert "To forget 420 samples of models:/digits/3. Reason: Withdrawal of consent under article 17 GDPR" in told
     assert "Data protection officer, on behalf of 14 participants; filed by ann@example.org, 2026-11-20" in told
+    assert "How sure indistinguishable: forgotten and unseen samples look alike to the attack." in told
     assert "PASS" in told and "advantage 0.061" in told and "Test set accuracy 0.9556 → 0.9511" in told
     assert "What now mlflow-unlearn review --model-uri models:/digits/4 records the verdict of a policy" in told
     assert first_screen(story).count("What was asked") == 2 and "models:/digits/1" not in first_screen(story)
