@@ -85,6 +85,11 @@ def exactness(evidence: Evidence) -> list[str]:
     ]
 
 
+def claimed(evidence: Evidence) -> str:
+    """What `exactness` is about in a few words, before others; nothing of most methods."""
+    return f"{evidence.exactness.kind}, as far as stated below. " if evidence.exactness.covers is not None else ""
+
+
 def reading(evidence: Evidence) -> str:
     """The membership test in a sentence."""
     measured, by_auc = evidence.metrics["unlearned"], evidence.policy_schema == 1

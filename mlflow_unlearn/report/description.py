@@ -12,7 +12,7 @@ from mlflow_unlearn.evidence.policy import Policy, Verdict, judge
 from mlflow_unlearn.evidence.record import FOLDER, REPORT, Evidence, RequestRecord
 from mlflow_unlearn.evidence.review import ReviewEntry
 from mlflow_unlearn.report import answer
-from mlflow_unlearn.report.card import alarms, as_text, exactness, frozen, made, metrics_table, reading
+from mlflow_unlearn.report.card import alarms, as_text, claimed, exactness, frozen, made, metrics_table, reading
 from mlflow_unlearn.report.figures import fit
 
 PEOPLE = "unlearn-"
@@ -90,8 +90,7 @@ def _answers(evidence: Evidence) -> Iterator[str]:
         yield f"**By whom:** {_text(answer.asked_by(request))} (request {_code(answer.short(request.id))})"
     if len(asked) > _REQUESTS:
         yield f"**Asked as well:** {counted(len(asked) - _REQUESTS, 'more request')}, which the report lists"
-    claim = f"{evidence.exactness.kind}, as far as stated below. " if evidence.exactness.covers is not None else ""
-    yield f"**How sure:** {claim}Membership: {reading(evidence)} ({_text(answer.membership(evidence))})"
+    yield f"**How sure:** {claimed(evidence)}Membership: {reading(evidence)} ({_text(answer.membership(evidence))})"
     yield f"**What it cost:** {_cost(evidence)}"
     address = f"#/experiments/{run.experiment_id}/runs/{run.id}/artifacts/{FOLDER}/{REPORT}"  # as MLflow's UI has it
     yield f"**Report:** [{REPORT}]({address}), also under *Source Run*, *Artifacts*, *{FOLDER}*"

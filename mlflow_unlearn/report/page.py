@@ -17,7 +17,7 @@ from mlflow_unlearn.evidence.record import Evidence, Measured, RequestRecord
 from mlflow_unlearn.metrics.catalog import MATCHED_BY_CLASS, METRICS, READING, READING_OF_AUC
 from mlflow_unlearn.metrics.divergence import js_divergence
 from mlflow_unlearn.report import answer, claim, figures
-from mlflow_unlearn.report.card import reading
+from mlflow_unlearn.report.card import claimed, reading
 from mlflow_unlearn.report.figures import MODELS, fit, number
 from mlflow_unlearn.report.glossary import Glossary
 from mlflow_unlearn.report.template import page_template
@@ -159,7 +159,7 @@ def _context(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample], li
         "READING": READING if evidence.policy_schema == 2 else READING_OF_AUC,
         "readings": {m: one.membership for m, one in evidence.metrics.items()} | {"unlearned": evidence.membership},
         "asked_by": answer.asked_by,
-        "how_sure": reading(evidence),
+        "how_sure": f"{claimed(evidence)}Membership: {reading(evidence)}.",
         "summary": _summary(evidence),
         "metrics": [_metric_row(key, evidence.metrics) for key in _ROW_KEYS if key in evidence.definitions],
         "trained_again": claim.trained_again(evidence.exactness),

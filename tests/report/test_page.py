@@ -161,7 +161,7 @@ def test_the_five_questions_are_answered_before_the_checks(plain, story):
     told = first_screen(plain)
     assert "To forget 420 samples of models:/digits/3. Reason: Withdrawal of consent under article 17 GDPR" in told
     assert "Data protection officer, on behalf of 14 participants; filed by ann@example.org, 2026-11-20" in told
-    assert "How sure indistinguishable: forgotten and unseen samples look alike to the attack." in told
+    assert "How sure Membership: indistinguishable: forgotten and unseen samples look alike to the attack." in told
     assert "PASS" in told and "advantage 0.061" in told and "Test set accuracy 0.9556 → 0.9511" in told
     assert "What now mlflow-unlearn review --model-uri models:/digits/4 records the verdict of a policy" in told
     assert first_screen(story).count("What was asked") == 2 and "models:/digits/1" not in first_screen(story)
@@ -360,6 +360,7 @@ def test_a_reviewer_sees_what_was_trained_again_and_what_stayed():
         < text.index("What was trained again")
         < text.rindex("What was asked")
     )
+    assert "How sure exact, as far as stated below. Membership: " in text
     assert "trained again 2 of 4 shards: shard 1 from slice 3, shard 3 from its start" in text
     assert "as in the source 2 of them, by the digests of their weights" in text
     assert "steps 77 of 1,827 from scratch (4.2%) checkpoints kept 5" in text
