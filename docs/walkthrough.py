@@ -144,7 +144,7 @@ def write_page(story: Story) -> None:
         "version",
         "models/digits/versions/2",
         "Version 2 with description and tags",
-        wait="after unlearning",
+        wait="What was asked",
         height=1400,
     )
     story.write("and its run has the report, at `evidence/report.html`:")

@@ -10,8 +10,10 @@ import mlflow
 from stores import Outcome, call
 
 from mlflow_unlearn.evidence.record import SIGNATURE, Evidence, read_evidence
+from mlflow_unlearn.evidence.review import read_chain
 from mlflow_unlearn.evidence.signing import public_key, sign
-from mlflow_unlearn.report.card import describe, model_card
+from mlflow_unlearn.report.card import model_card
+from mlflow_unlearn.report.description import described, people_tags
 
 QUICK = '{"epochs": 3, "lr": 0.003}'
 LENIENT = """
@@ -82,16 +84,24 @@ def tagged(chain, version: str, **tags: str):
 def rewritten(chain, version: str, edited: Evidence):
     """What somebody with EDIT on a version and its run can do: the record is another one wherever it is named."""
     run = Path(chain.client.get_run(edited.run.id).info.artifact_uri.removeprefix("file://"))
+    real = evidence_of(version)
     tags = {"unlearn.evidence_sha256": edited.sha256, **edited.tags()}
-    description = chain.client.get_model_version("clf", version).description
     with ExitStack() as stack:
+        stack.callback(lambda: restate(chain, version, real))
         for folder in (folder_of(version), run):
             stack.enter_context(changed(folder / "evidence" / "evidence.json", edited.to_json().encode()))
             stack.enter_context(changed(folder / "evidence" / "model_card.md", model_card(edited).encode()))
         stack.enter_context(tagged(chain, version, **tags))
-        chain.client.update_model_version("clf", version, description=describe(edited))
-        stack.callback(chain.client.update_model_version, "clf", version, description=description)
+        restate(chain, version, edited)
         yield
+
+
+def restate(chain, version: str, evidence: Evidence) -> None:
+    """What people read of a version is of this record and of the last review in its tags."""
+    last = read_chain(chain.tags(version)).last
+    chain.client.update_model_version("clf", version, description=described(evidence, last))
+    for name, value in people_tags(evidence, last).items():
+        chain.client.set_model_version_tag("clf", version, name, value)
 
 
 @contextmanager
@@ -127,8 +137,10 @@ def reviewed_otherwise(chain, version: str, verdict: dict):
         chain.client.set_tag(run_id, key, value)
     try:
         with changed(path, forged), tagged(chain, version, **tags):
+            restate(chain, version, evidence_of(version))
             yield
     finally:
+        restate(chain, version, evidence_of(version))
         for key in ("unlearn.reviews", "unlearn.verdict"):
             chain.client.set_tag(run_id, key, before[key])
 

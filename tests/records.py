@@ -199,7 +199,7 @@ def evidence(*, gold: bool = True, classes: list[str] = CLASSES, **changes: Any)
     values: dict[str, Any] = {
         "created": "2026-11-25T04:12:33+00:00",
         "made_by": Person(name="ben", authenticated=False),
-        "run": RunRecord(id="9c0f2b7be6f84d2a8d1e", config_sha256=digest(2)),
+        "run": RunRecord(id="9c0f2b7be6f84d2a8d1e", config_sha256=digest(2), experiment_id="7"),
         "source": SourceRecord(
             uri="models:/digits/3",
             model_id="m-11d",

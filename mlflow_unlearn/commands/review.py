@@ -22,12 +22,14 @@ from mlflow_unlearn.evidence.review import (
     VERDICT_TAG,
     Head,
     ReviewChain,
+    ReviewEntry,
     ReviewRecord,
     read_chain,
 )
 from mlflow_unlearn.governance.audits import last_audit
 from mlflow_unlearn.governance.exactness import with_claim
 from mlflow_unlearn.governance.integrity import examine
+from mlflow_unlearn.governance.statement import restated
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.artifacts import store_text
 from mlflow_unlearn.registry.clients import registry_client
@@ -92,14 +94,11 @@ def review(options: config.Review) -> ReviewResult:
                 audit=audited,
             )
             reviewed = _of_a_killed_command(chain, draft)
+            tags: dict[str, str] = {}
             if reviewed is not None and chain.last is not None:
-                head, run_id = chain.head, chain.last.run_id
+                last, run_id = chain.last, chain.last.run_id
             else:
                 reviewed, content = draft, draft.to_json()
-                store_text(run_id, content, reviewed.file)
-                recorded = f"review {reviewed.n} by {by.display_name()}, {reviewed.at[:10]}"
-                report = page(examined.evidence, verdict, recorded=recorded, audit=audited)
-                store_text(run_id, report, f"{FOLDER}/{REPORT}")
                 head = Head(n=reviewed.n, sha256=sha256(content.encode()))
                 recorded_as = {
                     "verdict": verdict.word,
@@ -110,13 +109,23 @@ def review(options: config.Review) -> ReviewResult:
                     "sha256": head.sha256,
                     "previous": chain.head.sha256,
                 }
-                lock.check()
-                registry.set_model_version_tag(name, version, f"{TAG}{reviewed.n}", json.dumps(recorded_as))
-                registry.set_model_version_tag(name, version, VERDICT_TAG, verdict.word)
-                registry.set_model_version_tag(name, version, HEAD_TAG, str(head))  # from here on it counts
+                tags = {f"{TAG}{reviewed.n}": json.dumps(recorded_as), VERDICT_TAG: verdict.word, HEAD_TAG: str(head)}
+                last = ReviewEntry(reviewed.n, **recorded_as)
+            description, for_people = restated(now, examined.evidence, chain, last)
+            if tags:
+                store_text(run_id, content, reviewed.file)
+                recorded = f"review {reviewed.n} by {by.display_name()}, {reviewed.at[:10]}"
+                report = page(examined.evidence, verdict, recorded=recorded, audit=audited)
+                store_text(run_id, report, f"{FOLDER}/{REPORT}")
+            lock.check()
+            for key, value in (tags | for_people).items():  # with the last one of `tags` it counts
+                registry.set_model_version_tag(name, version, key, value)
+            if description != now.description:
+                registry.update_model_version(name, version, description)
+            head = last.head
         # Last, so that whatever a run says is on the version.
-        tags = {VERDICT_TAG: verdict.word, MODEL_URI_TAG: examined.uri, HEAD_TAG: str(head)}
-        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        done = {VERDICT_TAG: verdict.word, MODEL_URI_TAG: examined.uri, HEAD_TAG: str(head)}
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in done.items()])
     table.show_verdict(examined.uri, verdict)
     result = ReviewResult(
         run_id=run_id, uri=examined.uri, passed=verdict.passed, verdict=verdict, review=head, by=reviewed.by

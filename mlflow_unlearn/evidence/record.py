@@ -271,6 +271,9 @@ class RunRecord(FrozenRecord):
 
     id: str
     config_sha256: str
+    experiment_id: str | None = Field(
+        None, description="Of MLflow, by which its pages are found; None in records of earlier releases."
+    )
 
 
 class Evidence(FrozenRecord):

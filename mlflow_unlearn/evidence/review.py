@@ -5,7 +5,7 @@ The reviews of a version form a chain: each one's file names the number and the 
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,9 @@ class ReviewEntry:
         sha256: of its file.
         verdict: in a word.
         previous: SHA-256 of the file of the one before, empty for the first; None in those of earlier releases.
+        policy: its name.
+        by: who reviewed, as people read it.
+        at: when.
     """
 
     n: int
@@ -93,6 +96,9 @@ class ReviewEntry:
     sha256: str
     verdict: str
     previous: str | None
+    policy: str
+    by: str
+    at: str
 
     @property
     def head(self) -> Head:
@@ -124,6 +130,22 @@ class ReviewChain:
         """What the next review names as the one before."""
         return self.last.head if self.last is not None else Head()
 
+    def stated(self, finished: Collection[str]) -> Iterator[ReviewEntry | None]:
+        """The review that the version's description may state, first the one that counts; None: that there is none.
+
+        A review counts before it is in the description, and its run is marked after that.
+
+        Args:
+            finished: ids of the runs that are marked.
+        """
+        entry = self.last
+        while entry is not None:
+            yield entry
+            if entry.run_id in finished:
+                return
+            entry = self.entries.get(entry.n - 1)
+        yield None
+
     def missing(self, runs: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
         """What runs of reviews (id → tags) say of this version and its tags do not."""
         for run_id, tags in runs.items():
@@ -144,7 +166,8 @@ def read_chain(tags: Mapping[str, str]) -> ReviewChain:
         try:
             said = load_json(tags[f"{TAG}{n}"])
             previous = None if said.get("previous") is None else str(said["previous"])
-            found[n] = ReviewEntry(n, str(said["run_id"]), str(said["sha256"]), str(said["verdict"]), previous)
+            about = {key: str(said[key]) for key in ("run_id", "sha256", "verdict", "policy", "by", "at")}
+            found[n] = ReviewEntry(n, previous=previous, **about)
         except (ValueError, KeyError, TypeError, AttributeError):
             problems.append(f"the tag of review {n} cannot be read")
     head = Head()

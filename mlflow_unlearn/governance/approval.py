@@ -136,6 +136,11 @@ def check_reviews(examined: Examined) -> Iterator[IntegrityFinding]:
     else:
         more = f", which has to be signed: {how}" if "signature" in reviewed.policy.required and not signed else ""
         yield IntegrityFinding(part, "differs", f"its policy does not say the same of the evidence{more}")
+    stated = (chain.last.verdict, chain.last.policy, chain.last.by, chain.last.at)
+    if stated != (reviewed.verdict.word, reviewed.policy.name, reviewed.by.display_name(), reviewed.at):
+        yield IntegrityFinding(
+            part, "differs", "its tag and its file name different verdicts, policies, people or times"
+        )
     if reviewed.audit is not None:
         yield check_audit(reviewed.audit)
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,9 +48,10 @@ from mlflow_unlearn.metrics.suite import Metrics, compute_metrics
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.digests import file_digests
 from mlflow_unlearn.registry.identity import whoami
+from mlflow_unlearn.registry.network import persistently
 from mlflow_unlearn.registry.system import system_facts
 from mlflow_unlearn.registry.versions import read_artifact
-from mlflow_unlearn.report.card import worded
+from mlflow_unlearn.report.description import worded
 from mlflow_unlearn.session.lineage import lineage, previous, request_record
 from mlflow_unlearn.session.session import Session
 from mlflow_unlearn.session.view import ASSUMED, RECORDED
@@ -107,7 +109,11 @@ def build(
     return Evidence(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         made_by=whoami(),
-        run=RunRecord(id=run_id, config_sha256=_config_digest(run_id)),
+        run=RunRecord(
+            id=run_id,
+            config_sha256=_config_digest(run_id),
+            experiment_id=persistently(partial(session.client.get_run, run_id)).info.experiment_id,
+        ),
         source=SourceRecord(
             uri=version.uri,
             model_id=version.model_id,

@@ -1,7 +1,7 @@
 """`verify`: does a version still agree with its evidence? Files are hashed before anything in them is loaded."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from safetensors import SafetensorError
 
+from mlflow_unlearn import __version__
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import Refused, UnlearnError
@@ -44,7 +45,6 @@ from mlflow_unlearn.registry.clients import experiment_ids, quoted
 from mlflow_unlearn.registry.digests import file_digests, stored_weights_digest
 from mlflow_unlearn.registry.network import persistently
 from mlflow_unlearn.registry.versions import (
-    DESCRIPTION_LIMIT,
     MANIFEST_FILE,
     REGISTERING_TAG,
     TRAINED_ON_TAG,
@@ -57,10 +57,21 @@ from mlflow_unlearn.registry.versions import (
     version_there,
 )
 from mlflow_unlearn.report import card_of_schema_2
-from mlflow_unlearn.report.card import describe, model_card
+from mlflow_unlearn.report.card import model_card
+from mlflow_unlearn.report.description import (
+    PEOPLE,
+    VERDICT_FOR_PEOPLE,
+    begins_with,
+    body,
+    body_in,
+    people_tags,
+    split,
+    verdict_paragraph,
+)
 
 PROMOTION_TAG, PROMOTION = "unlearn.promotion.", "promotion.json"
 LATER_TAGS = {DIGEST_TAG, REPORT_TAG, VERDICT_TAG, HEAD_TAG, TRAINED_ON_TAG, CHECKPOINTS_TAG, TRAINING_TAG}
+LATER_TAGS |= {VERDICT_FOR_PEOPLE}
 LATER_PREFIXES = (PROMOTION_TAG, REVIEW_TAG, forget_requests.TAG, ENDPOINT_TAG)
 """What a version is given after its evidence was written; each is checked by itself, but for users' endpoints."""
 
@@ -156,6 +167,7 @@ def examine(client: MlflowClient, uri: str, folder: Path, *, key: str | None = N
     signature = check(path / FOLDER, key, evidence.public_key)
     experiments = experiment_ids(client)
     locate(client, _runs_of(registered, evidence), experiments)
+    reviews = _runs_of_reviews(client, uri, experiments)
     findings = [
         same("evidence", registered.tags.get(DIGEST_TAG), digest, "the version's tag names its digest"),
         *_run_copy(evidence, path / FOLDER, folder),
@@ -163,8 +175,8 @@ def examine(client: MlflowClient, uri: str, folder: Path, *, key: str | None = N
         *_files(path, evidence),
         *_made_from_it(registered, path / FOLDER, evidence),
         *_tags(registered, evidence),
-        *_reviews(client, registered, experiments),
-        *_description(registered, evidence),
+        *_reviews(client, registered, reviews),
+        *_for_people(client, registered, evidence, reviews),
         _config(evidence),
         *_trained_on(registered, path),
         *_manifests(path, evidence),
@@ -254,10 +266,13 @@ def _made_from_it(registered: ModelVersion, folder: Path, evidence: Evidence) ->
 
 
 def _tags(registered: ModelVersion, evidence: Evidence) -> Iterator[IntegrityFinding]:
-    expected = evidence.tags()
-    own = {n for n in registered.tags if n.startswith("unlearn.") and not n.startswith(LATER_PREFIXES)}
+    expected = evidence.tags() | people_tags(evidence, None)
+    expected.pop(VERDICT_FOR_PEOPLE, None)  # which reviews change
+    own = {n for n in registered.tags if n.startswith(("unlearn.", PEOPLE)) and not n.startswith(LATER_PREFIXES)}
     names = expected.keys() | (own - LATER_TAGS)
     different = sorted(name for name in names if registered.tags.get(name) != expected.get(name))
+    worded = evidence.texts or {}  # by another release, in other words
+    different = [n for n in different if n not in worded or Wording.of(registered.tags.get(n, "")) != worded[n]]
     for name in different:
         yield same(f"tag {name}", registered.tags.get(name), expected.get(name), "as the evidence has it")
     if not different:
@@ -273,13 +288,18 @@ def _runs_of(registered: ModelVersion, evidence: Evidence) -> Iterator[str]:
             yield from re.findall('"run_id": "([0-9a-f]{32})"', value)
 
 
-def _reviews(client: MlflowClient, registered: ModelVersion, experiments: list[str]) -> Iterator[IntegrityFinding]:
-    """The chain that the version's tags form, and what the reviews' own runs say, as far as this user may read them."""
-    uri = f"models:/{registered.name}/{registered.version}"
+def _runs_of_reviews(client: MlflowClient, uri: str, experiments: list[str]) -> dict[str, dict[str, str]]:
+    """Those of finished reviews that this user may read, with their tags."""
     condition = f"tags.`{MODEL_URI_TAG}` = {quoted(uri)} and tags.`{HEAD_TAG}` LIKE '%'"
     found = client.search_runs(experiments, condition, run_view_type=ViewType.ALL)
     remember(found)
-    runs = {run.info.run_id: run.data.tags for run in found}
+    return {run.info.run_id: run.data.tags for run in found}
+
+
+def _reviews(
+    client: MlflowClient, registered: ModelVersion, runs: Mapping[str, Mapping[str, str]]
+) -> Iterator[IntegrityFinding]:
+    """The chain that the version's tags form, and what the reviews' own runs say, as far as this user may read them."""
     chain = read_chain(registered.tags)
     if chain.problems or any(chain.missing(runs)):
         # A review that was recorded in this moment is not a difference: its run is tagged after the version.
@@ -302,14 +322,6 @@ def _reviews(client: MlflowClient, registered: ModelVersion, experiments: list[s
         yield IntegrityFinding("reviews", "same", there + earlier)
 
 
-def _description(registered: ModelVersion, evidence: Evidence) -> Iterator[IntegrityFinding]:
-    """Ours comes first; what users write after it is theirs."""
-    text, ours = registered.description or "", describe(evidence)[:DESCRIPTION_LIMIT]
-    recorded = (evidence.texts or {}).get("description")
-    whole = len(ours) if recorded is None or text.startswith(ours) else recorded.characters
-    yield _says("description", text[:whole], ours, evidence, "description")
-
-
 def _says(part: str, found: str | None, expected: str, evidence: Evidence, name: str) -> IntegrityFinding:
     """Whether a text is what the evidence says, in this release's words or in those of the one that wrote it.
 
@@ -327,6 +339,45 @@ def _says(part: str, found: str | None, expected: str, evidence: Evidence, name:
         if Wording.of(found) == evidence.texts.get(name):
             return IntegrityFinding(part, "same", f"{said}, in another release's words")
     return same(part, None if found is None else sha256(found.encode()), sha256(expected.encode()), said)
+
+
+def _for_people(
+    client: MlflowClient, registered: ModelVersion, evidence: Evidence, reviews: Collection[str]
+) -> Iterator[IntegrityFinding]:
+    """Description and verdict for people are of the review that counts; what users write after ours is theirs."""
+    if evidence.run.experiment_id is None:
+        return  # an earlier release's, in its words
+    findings = list(_stated(registered, evidence, reviews))
+    if any(finding.outcome == "differs" for finding in findings):
+        # A review that was recorded in this moment is not a difference.
+        findings = list(_stated(client.get_model_version(registered.name, registered.version), evidence, reviews))
+    yield from findings
+
+
+def _stated(registered: ModelVersion, evidence: Evidence, reviews: Collection[str]) -> Iterator[IntegrityFinding]:
+    possible = [*read_chain(registered.tags).stated(reviews)]
+    paragraph, below = split(registered.description or "", evidence, possible)
+    paragraphs = [verdict_paragraph(evidence, review) for review in possible]
+    tag = registered.tags.get(VERDICT_FOR_PEOPLE, "")
+    tags = [people_tags(evidence, review)[VERDICT_FOR_PEOPLE] for review in possible]
+    last = possible[0]
+    what = "the evidence says" if last is None else f"review {last.n} says"
+    # Another release may have put it in another way, but for the verdict, with which each of them begins.
+    ours_too = evidence.system.get("mlflow-unlearn") == __version__
+    for part, found, said, verdict in (
+        ("verdict in the description", paragraph, paragraphs, begins_with(evidence, last)),
+        (f"tag {VERDICT_FOR_PEOPLE}", tag, tags, begins_with(evidence, last).replace("*", "")),
+    ):
+        if found == said[0]:
+            yield IntegrityFinding(part, "same", f"it is what {what}")
+        elif found in said:
+            message = "the last review is not finished, or was interrupted before it got here: review it again"
+            yield IntegrityFinding(part, "not checked", message)
+        elif found.startswith(verdict) and not ours_too:
+            yield IntegrityFinding(part, "not checked", f"it begins with the verdict that {what}, in other words")
+        else:
+            yield IntegrityFinding(part, "differs", f"it is not what {what}")
+    yield _says("description", body_in(below, evidence), body(evidence), evidence, "description")
 
 
 def _config(evidence: Evidence) -> IntegrityFinding:

@@ -34,7 +34,8 @@ from mlflow_unlearn.registry.registration import (
     register,
 )
 from mlflow_unlearn.report import table
-from mlflow_unlearn.report.card import describe, model_card
+from mlflow_unlearn.report.card import model_card
+from mlflow_unlearn.report.description import by_default, describe, people_tags
 from mlflow_unlearn.report.page import Sample, moved, page
 from mlflow_unlearn.session.new_version import example_without_forgotten, new_record, placed_of
 from mlflow_unlearn.session.past import trained_as
@@ -111,7 +112,7 @@ def publish(
     # Before there is a version, so that none is ever without; its number is known, but for a coincidence.
     with tracking.timed("evidence.store"):
         evidence, digests = stored_as(next_number(client, name))
-    tags = evidence.tags() | digests | record.tags()
+    tags = evidence.tags() | people_tags(evidence, None) | digests | record.tags()
     with _claimed(session, lock) as claim:
         if claim is not None:
             claim.check()
@@ -187,8 +188,7 @@ def store(
         evidence = evidence.model_copy(update={"public_key": public_key(sign_key)})
     (folder / FILE).write_text(evidence.to_json(), encoding="utf-8")
     (folder / CARD).write_text(model_card(evidence), encoding="utf-8")
-    verdict = judge(evidence, Policy(), signature=None)  # which asks for none
-    report = page(evidence, verdict, samples)
+    report = page(evidence, by_default(evidence), samples)
     (folder / REPORT).write_text(report, encoding="utf-8")
     if sign_key is not None:
         sign(folder, sign_key)

@@ -34,6 +34,8 @@ class Metric:
             knows the earlier ones. Those of 1 that are 2 today counted the classes that earlier requests had removed.
         range: the lowest and the highest value that it can have.
         ideal: the best value, where that is one number.
+        should: how unlearning should change it, where ``meaning`` says so.
+        shown_times: what pages and cards multiply it by, as the papers' tables do; everything else has the value.
         good: what is good in words, beside the number or in its place.
         val_name: what `tune` calls it with the validation set in the place of the test set; None: `tune` ignores it.
         objective: its place among the objectives of `tune`, which minimises the distance from ``ideal``.
@@ -54,6 +56,8 @@ class Metric:
     definition: int = 1
     range: tuple[float, float] = (0.0, 1.0)
     ideal: float | None = None
+    should: Literal["fall", "rise"] | None = None
+    shown_times: float = 1.0
     good: str = ""
     val_name: str | None = None
     objective: int | None = None
@@ -161,6 +165,7 @@ _RECORDS = (
         "accuracy on wholly forgotten classes; should fall",
         section="wholly-forgotten-classes",
         ideal=0.0,
+        should="fall",
         good="",
         printed=False,
         classes_only=True,
@@ -280,12 +285,20 @@ _RECORDS = (
         "divergence from the original on unseen data; should fall",
         section="rf-jsd-divergence-without-gold",
         range=(0.0, math.log(2.0)),
+        should="fall",
         good="compare with the original's",
         val_name="rf_jsd_val",
         objective=1,
         comparison=6,
     ),
-    _RF_JSD("rf_jsd_published", _PUBLISHED, section="published-variants", range=(0.0, math.inf), by_request=False),
+    _RF_JSD(
+        "rf_jsd_published",
+        _PUBLISHED,
+        section="published-variants",
+        range=(0.0, math.inf),
+        shown_times=1e4,
+        by_request=False,
+    ),
     _JSD(
         "jsd",
         "divergence from gold on the forget set; see the floor",
@@ -294,7 +307,14 @@ _RECORDS = (
         good="the floor between two golds",
         comparison=5,
     ),
-    _JSD("jsd_published", _PUBLISHED, section="published-variants", range=(0.0, math.inf), good="as `jsd`"),
+    _JSD(
+        "jsd_published",
+        _PUBLISHED,
+        section="published-variants",
+        range=(0.0, math.inf),
+        shown_times=1e4,
+        good="as `jsd`",
+    ),
     _GAP(
         "avg_gap_advantage",
         "mean distance to gold with mia_advantage; this decides",

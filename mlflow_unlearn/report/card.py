@@ -1,8 +1,7 @@
-"""The version's description and `model_card.md`: the evidence record in words."""
+"""`model_card.md`: the evidence record in words."""
 
-from mlflow_unlearn.evidence.record import CARD, Evidence, RequestRecord, Wording
+from mlflow_unlearn.evidence.record import Evidence, RequestRecord
 from mlflow_unlearn.metrics.catalog import MATCHED_BY_CLASS, METRICS, READING, READING_OF_AUC, ranked
-from mlflow_unlearn.registry.versions import DESCRIPTION_LIMIT
 from mlflow_unlearn.report.claim import trained_again
 
 _WORDS_BEFORE = {
@@ -12,18 +11,13 @@ _WORDS_BEFORE = {
 """Meanings as cards had them before ``mia_advantage`` was measured; `verify` makes such cards again, word for word."""
 
 
-def describe(evidence: Evidence) -> str:
-    """The version's description: what was done, whether it shows, what it cost, and what it does not prove."""
-    return "\n\n".join([*_said(evidence, exactness(evidence)), evidence.limits, metrics_table(evidence)])
-
-
 def model_card(evidence: Evidence) -> str:
     """A card for those who are about to use the version."""
     provenance, selection = evidence.provenance, evidence.provenance.selection
     sets = {role: getattr(evidence.data, role) for role in ("forget", "retain", "val", "test", "forgotten_before")}
     parts = [
-        f"# {_text(evidence.result.name)}, version {evidence.result.version}",
-        *_said(evidence, [*exactness(evidence), *_trained_again(evidence)]),
+        f"# {as_text(evidence.result.name)}, version {evidence.result.version}",
+        *_said(evidence),
         "## What was asked",
         "\n".join(_request(request) for request in evidence.requests),
         "## What was measured",
@@ -39,27 +33,44 @@ def model_card(evidence: Evidence) -> str:
             + list(evidence.hardware.items())
         ),
         "## Data",
-        f"`{_text(evidence.data.source)}`, transform `{_text(evidence.data.transform)}`",
+        f"`{as_text(evidence.data.source)}`, transform `{as_text(evidence.data.transform)}`",
         _table([(r.replace("_", " "), f"{s.samples} samples, SHA-256 {s.sha256}") for r, s in sets.items() if s]),
         "## Limits",
         evidence.limits,
-        *([_text(evidence.source.what_ran)] if evidence.source.loading_ran_code else []),
+        *([as_text(evidence.source.what_ran)] if evidence.source.loading_ran_code else []),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def worded(evidence: Evidence) -> Evidence:
-    """The record with the words in which this release writes its description and card."""
-    texts = {"description": describe(evidence)[:DESCRIPTION_LIMIT], CARD: model_card(evidence)}
-    return evidence.model_copy(update={"texts": {name: Wording.of(text) for name, text in texts.items()}})
+def alarms(evidence: Evidence) -> list[str]:
+    """What makes a version useless or incomplete, whatever its other figures say."""
+    collapsed = evidence.metrics["unlearned"].collapsed
+    return [
+        *([f"**The model has collapsed, and its metrics are void** ({collapsed})."] if collapsed else []),
+        *([f"**Incomplete: a class is not forgotten** ({evidence.incomplete})."] if evidence.incomplete else []),
+    ]
 
 
-def frozen(prefix: str) -> str:
-    """What a reviewer has to know of layers that were not trained."""
+def made(evidence: Evidence) -> str:
+    """From what, by which method, and with which settings."""
+    data, provenance = evidence.data, evidence.provenance
+    requests = ", ".join(f"`{request_id}`" for request_id in evidence.request_ids)
+    settings = ", ".join(f"{key} = {value}" for key, value in provenance.rows())
     return (
+        f"Made from `{evidence.source.uri}` by unlearning {data.forget.samples} of "
+        f"{data.forget.samples + data.retain.samples} training samples (request {requests}) with "
+        f"**{provenance.method}** ({settings})."
+    )
+
+
+def frozen(evidence: Evidence) -> list[str]:
+    """What a reviewer has to know of layers that were not trained; nothing where all were."""
+    if (prefix := evidence.provenance.prefix) is None:
+        return []
+    return [
         f"**The layers before `{prefix}` were frozen:** what they have learned from the forgotten samples is still in "
         "them; see docs/prefix.md."
-    )
+    ]
 
 
 def exactness(evidence: Evidence) -> list[str]:
@@ -67,8 +78,16 @@ def exactness(evidence: Evidence) -> list[str]:
     claim = evidence.exactness
     if claim.covers is None:
         return []
-    excludes = ["**Not covered:**\n", *(f"- {_text(sentence)}" for sentence in claim.excludes)]
-    return [f"**{claim.kind.capitalize()}:** {_text(claim.covers)}", *(["\n".join(excludes)] if claim.excludes else [])]
+    excludes = ["**Not covered:**\n", *(f"- {as_text(sentence)}" for sentence in claim.excludes)]
+    return [
+        f"**{claim.kind.capitalize()}:** {as_text(claim.covers)}",
+        *(["\n".join(excludes)] if claim.excludes else []),
+    ]
+
+
+def claimed(evidence: Evidence) -> str:
+    """What `exactness` is about in a few words, before others; nothing of most methods."""
+    return f"{evidence.exactness.kind}, as far as stated below. " if evidence.exactness.covers is not None else ""
 
 
 def reading(evidence: Evidence) -> str:
@@ -87,9 +106,16 @@ def metrics_table(evidence: Evidence) -> str:
     lines = [f"| metric | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for key in METRICS:
         if any(key in measured.values for measured in columns.values()):
-            cells = [f"{m.values[key]:.4f}" if key in m.values else "not computed" for m in columns.values()]
-            lines.append(f"| {key} | {' | '.join(cells)} |")
+            times, scale = shown_times(key, evidence)
+            cells = [f"{m.values[key] * scale:.4f}" if key in m.values else "not computed" for m in columns.values()]
+            lines.append(f"| {key}{times} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def shown_times(key: str, evidence: Evidence) -> tuple[str, float]:
+    """What a metric is multiplied by where it is shown, in words and as a number; earlier releases did not do so."""
+    times = METRICS[key].shown_times if evidence.run.experiment_id is not None else 1.0
+    return ("", 1.0) if times == 1.0 else (" × 10⁴", times)
 
 
 def _trained_again(evidence: Evidence) -> list[str]:
@@ -97,21 +123,15 @@ def _trained_again(evidence: Evidence) -> list[str]:
     return [_table(rows)] if rows else []
 
 
-def _said(evidence: Evidence, claimed: list[str]) -> list[str]:
-    data, provenance = evidence.data, evidence.provenance
+def _said(evidence: Evidence) -> list[str]:
     before, after = evidence.metrics["original"].values, evidence.metrics["unlearned"].values
-    requests = ", ".join(f"`{request_id}`" for request_id in evidence.request_ids)
-    settings = ", ".join(f"{key} = {value}" for key, value in provenance.rows())
     cost = after["acc_test"] - before["acc_test"] if "acc_test" in after and "acc_test" in before else None
-    collapsed = evidence.metrics["unlearned"].collapsed
     return [
-        *([f"**The model has collapsed, and its metrics are void** ({collapsed})."] if collapsed else []),
-        *([f"**Incomplete: a class is not forgotten** ({evidence.incomplete})."] if evidence.incomplete else []),
-        f"Made from `{evidence.source.uri}` by unlearning {data.forget.samples} of "
-        f"{data.forget.samples + data.retain.samples} training samples (request {requests}) with "
-        f"**{provenance.method}** ({settings}).",
-        *([frozen(provenance.prefix)] if provenance.prefix is not None else []),
-        *claimed,
+        *alarms(evidence),
+        made(evidence),
+        *frozen(evidence),
+        *exactness(evidence),
+        *_trained_again(evidence),
         f"Membership: {reading(evidence)}." + (f" Test accuracy changed by {cost:+.4f}." if cost is not None else ""),
     ]
 
@@ -121,8 +141,8 @@ def _request(request: RequestRecord) -> str:
     filed_by = request.filed_by.display_name() if request.filed_by is not None else "not recorded"
     return (
         f"- `{request.id}`: {request.samples} samples of `{request.of}`, filed {request.filed or 'at an unknown time'} "
-        f"by {_text(filed_by)}, requester {_text(request.requester or 'not recorded')}, reason "
-        f"{_text(request.reason or 'not recorded')}; carried out by `{request.carried_out_by}`"
+        f"by {as_text(filed_by)}, requester {as_text(request.requester or 'not recorded')}, reason "
+        f"{as_text(request.reason or 'not recorded')}; carried out by `{request.carried_out_by}`"
         + (f"; also named, and not forgotten: {others}" if others else "")
     )
 
@@ -148,12 +168,12 @@ def _attack(evidence: Evidence) -> str:
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {_text(key)} | {_text(value)} |" for key, value in rows)])
+    return "\n".join(["| | |", "|---|---|", *(f"| {as_text(key)} | {as_text(value)} |" for key, value in rows)])
 
 
 _MARKUP = "\\`*_{}[]<>()#|!&~"
 
 
-def _text(value: str) -> str:
+def as_text(value: str) -> str:
     """What a user typed, as text: no markup of it survives, neither HTML nor Markdown."""
     return "".join(f"&#{ord(c)};" if c in _MARKUP else c for c in " ".join(value.split()))

@@ -30,6 +30,14 @@ def number(value: float | None) -> str:
     return f"{value:.4f}".replace("-", "−")
 
 
+def change(before: float | None, after: float | None) -> str:
+    """After minus before, with its sign."""
+    if before is None or after is None or not math.isfinite(after - before):
+        return "–"
+    shown = number(after - before)
+    return shown if shown.startswith("−") or after == before else f"+{shown}"
+
+
 def fit(text: str, width: int) -> str:
     """One line of at most ``width`` characters, as a figure has no line breaks; wide characters count twice."""
     line = " ".join(text.split())

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,13 +10,16 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from mlflow_unlearn.console import command_line
 from mlflow_unlearn.evidence.audit import AuditRecord
 from mlflow_unlearn.evidence.policy import Verdict
 from mlflow_unlearn.evidence.record import Evidence, Measured, RequestRecord
 from mlflow_unlearn.metrics.catalog import MATCHED_BY_CLASS, METRICS, READING, READING_OF_AUC
 from mlflow_unlearn.metrics.divergence import js_divergence
-from mlflow_unlearn.report import claim, figures
+from mlflow_unlearn.report import answer, claim, figures
+from mlflow_unlearn.report.card import claimed, reading
 from mlflow_unlearn.report.figures import MODELS, fit, number
+from mlflow_unlearn.report.glossary import Glossary
 from mlflow_unlearn.report.template import page_template
 
 if TYPE_CHECKING:
@@ -125,7 +127,8 @@ def page(
     template = _template()
     text = ""
     for limits in _LIMITS:
-        text = template.render(_context(evidence, verdict, samples, limits), recorded=recorded, **_audit(audit))
+        more = {"recorded": recorded, "now": _now(evidence, verdict, recorded), "glossary": Glossary()}
+        text = template.render(_context(evidence, verdict, samples, limits), **more, **_audit(audit))
         text = text.encode("utf-8", "replace").decode()  # file names may hold what is not Unicode
         if len(text.encode()) <= MAX_BYTES:
             break
@@ -133,7 +136,7 @@ def page(
 
 
 def _template() -> jinja2.Template:
-    return page_template("page.html", number=number, fit=fit, change=_change)
+    return page_template("page.html", number=number, fit=fit, change=figures.change)
 
 
 def _context(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample], limits: Limits) -> dict[str, Any]:
@@ -155,6 +158,8 @@ def _context(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample], li
         "MATCHED_BY_CLASS": MATCHED_BY_CLASS,
         "READING": READING if evidence.policy_schema == 2 else READING_OF_AUC,
         "readings": {m: one.membership for m, one in evidence.metrics.items()} | {"unlearned": evidence.membership},
+        "asked_by": answer.asked_by,
+        "how_sure": f"{claimed(evidence)}Membership: {reading(evidence)}.",
         "summary": _summary(evidence),
         "metrics": [_metric_row(key, evidence.metrics) for key in _ROW_KEYS if key in evidence.definitions],
         "trained_again": claim.trained_again(evidence.exactness),
@@ -176,6 +181,16 @@ def _context(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample], li
     }
 
 
+def _now(evidence: Evidence, verdict: Verdict, recorded: str) -> tuple[str, str]:
+    """The next command, and what it does."""
+    name, does = "review", "records the verdict of a policy"
+    if recorded:
+        name, does = (
+            ("promote", "puts it into use") if verdict.passed else ("review", "lists what can be done about it")
+        )
+    return command_line(name, "--model-uri", evidence.result.uri), does
+
+
 def _audit(audit: AuditRecord | None) -> dict[str, Any]:
     if audit is None:
         return {"audit": None}
@@ -186,24 +201,12 @@ def _audit(audit: AuditRecord | None) -> dict[str, Any]:
     }
 
 
-def _change(before: float | None, after: float | None) -> str:
-    """After minus before, with its sign."""
-    if before is None or after is None or not math.isfinite(after - before):
-        return "–"
-    shown = number(after - before)
-    return shown if shown.startswith("−") or after == before else f"+{shown}"
-
-
 def _shown(key: str, measured: Measured) -> str:
     """A value, with its interval where it has one."""
-    shown = number(measured.values.get(key))
+    value = measured.values.get(key)
+    shown = number(None if value is None else value * METRICS[key].shown_times)
     low, high = (measured.values.get(f"{key}_{end}") for end in ("low", "high"))
     return shown if low is None or high is None else f"{shown} [{number(low)}, {number(high)}]"
-
-
-def _reason(key: str, measured: Measured) -> str:
-    fallback = "not a finite number" if key in measured.values else "no reason recorded"
-    return measured.not_computed.get(key, fallback)
 
 
 def _metric_row(key: str, columns: Mapping[str, Measured]) -> dict[str, Any]:
@@ -211,48 +214,36 @@ def _metric_row(key: str, columns: Mapping[str, Measured]) -> dict[str, Any]:
     reasons: dict[str, list[str]] = {}
     for model, measured in columns.items():
         if cells[model] == "–":
-            reasons.setdefault(_reason(key, measured), []).append(MODELS.get(model, model))
+            reasons.setdefault(answer.not_computed(key, measured), []).append(MODELS.get(model, model))
     everywhere = [reason for reason, models in reasons.items() if len(models) == len(columns)]
     notes = [f"{', '.join(models)} not computed: {reason}" for reason, models in reasons.items()]
-    change = _change(*(columns[m].values.get(key) if m in columns else None for m in ("original", "unlearned")))
+    metric = METRICS[key]
+    values = [columns[m].values.get(key) if m in columns else None for m in ("original", "unlearned")]
+    change = figures.change(*(None if value is None else value * metric.shown_times for value in values))
+    went = {"+": "rise", "−": "fall"}.get(change[:1])
+    against = f"should {metric.should}" if metric.should and went and went != metric.should else ""
     return {
         "key": key,
-        "meaning": METRICS[key].meaning,
+        "times": "" if metric.shown_times == 1.0 else " × 10⁴",
+        "meaning": metric.meaning,
         "cells": list(cells.values()),
         "change": change,
+        "against": f"{'rose' if went == 'rise' else 'fell'}: {against}" if against else "",
         "notes": [f"not computed: {everywhere[0]}"] if everywhere else notes,
     }
 
 
 def _summary(evidence: Evidence) -> list[tuple[str, str, str]]:
     """What decides, as term, value and a remark."""
-    before, after = evidence.metrics["original"], evidence.metrics["unlearned"]
-    key, name, short = ("mia_auc", "AUC", _interval)
-    if evidence.policy_schema == 2:
-        key, name, short = ("mia_advantage", "advantage", _beside_chance)
-    shown = f"{name} " + "; before ".join(map(short, (after, before)))
-    apart = f"; {MATCHED_BY_CLASS}" if evidence.matched_by_class_only else ""
-    remark = shown + apart if key in after.values else _reason(key, after)
-    rows = [("Membership after", evidence.membership, remark)]
+    rows = [("Membership after", evidence.membership, answer.membership(evidence))]
     gold = evidence.metrics.get("gold")
-    for key, name in (("acc_forget", "Forget set"), ("acc_retain", "Retain set"), ("acc_test", "Test set")):
-        values = [measured.values.get(key) for measured in (before, after)]
-        remark = _change(*values) + (f", gold {number(gold.values[key])}" if gold and key in gold.values else "")
-        unknown = next((m for m in (after, before) if _shown(key, m) == "–"), None)
-        rows.append((f"{name} accuracy", " → ".join(map(number, values)), _reason(key, unknown) if unknown else remark))
+    for key, name in answer.ACCURACIES.items():
+        values, changed = answer.accuracy(evidence, key)
+        remark = (changed or "–") + (f", gold {number(gold.values[key])}" if gold and key in gold.values else "")
+        models = (evidence.metrics["unlearned"], evidence.metrics["original"])
+        unknown = next((measured for measured in models if _shown(key, measured) == "–"), None)
+        rows.append((f"{name} accuracy", values, answer.not_computed(key, unknown) if unknown else remark))
     return rows
-
-
-def _beside_chance(measured: Measured) -> str:
-    """The advantage beside its null, short."""
-    value, null = (measured.values.get(f"mia_advantage{end}") for end in ("", "_null"))
-    return "–" if value is None or null is None else f"{value:.3f} (by\u00a0chance up\u00a0to\u00a0{null:.3f})"
-
-
-def _interval(measured: Measured) -> str:
-    """The membership AUC, short."""
-    auc, low, high = (measured.values.get(f"mia_auc{end}") for end in ("", "_low", "_high"))
-    return "–" if auc is None or low is None or high is None else f"{auc:.3f} [{low:.3f},\u00a0{high:.3f}]"
 
 
 def _apart(requests: Iterable[RequestRecord], evidence: Evidence) -> list[tuple[str, Mapping[str, Measured]]]:
@@ -269,7 +260,7 @@ def _apart_reasons(
         for key in keys:
             for measured in columns.values():
                 if _shown(key, measured) == "–":
-                    reasons.setdefault((name, _reason(key, measured)), {})[key] = None
+                    reasons.setdefault((name, answer.not_computed(key, measured)), {})[key] = None
     return {where: list(missing) for where, missing in reasons.items()}
 
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from chains import folder_of, last_review, review, tagged
+from chains import LENIENT, evidence_of, folder_of, last_review, restate, review, tagged
 from stores import call, copied, shell
 
 from mlflow_unlearn.commands import review as command
@@ -163,6 +163,84 @@ def test_interrupted_and_started_again(reviewed, monkeypatch, key):
     assert review("2").code == 0
     assert reviewed.tags("2")["unlearn.reviews"].startswith("3 ")
     assert call("promote", "--model-uri", "models:/clf/2").code == 0
+
+
+def first_paragraph(store) -> str:
+    return store.client.get_model_version("clf", "2").description.partition("\n")[0]
+
+
+def verified(store) -> str:
+    done = call("verify", "--model-uri", "models:/clf/2")
+    assert done.code == 0, done.err
+    return " ".join(done.out.replace("│", " ").split())
+
+
+def test_the_description_begins_with_the_last_verdict(reviewed):
+    """And what users have written below it stays."""
+    run_id = json.loads(reviewed.tags("2")["unlearn.review.2"])["run_id"]
+    assert first_paragraph(reviewed).startswith("**FAIL** by the policy strict: review 2, by ")
+    assert first_paragraph(reviewed).endswith(f"([its run and report](#/runs/{run_id})).")
+    assert reviewed.tags("2")["unlearn-verdict"].startswith("FAIL by the policy strict: review 2, by ")
+    text = reviewed.client.get_model_version("clf", "2").description
+    reviewed.client.update_model_version("clf", "2", description=f"{text}\n\nMind the gap.")
+    assert review("2").code == 0
+    assert first_paragraph(reviewed).startswith("**PASS** by the policy lenient: review 3, by ")
+    anew = reviewed.client.get_model_version("clf", "2").description
+    assert anew.split("\n\n", 1)[1] == text.split("\n\n", 1)[1] + "\n\nMind the gap."
+    assert "it begins with what the evidence and review 3 say" in verified(reviewed)
+
+
+def test_a_description_of_an_earlier_review(reviewed):
+    """Review 1 has passed and 2 has not: what stood there in between is no longer true."""
+    now = reviewed.client.get_model_version("clf", "2").description
+    first = json.loads(reviewed.tags("2")["unlearn.review.1"])
+    rest = now.split("\n\n", 1)[1]
+    head = f"**PASS** by the policy lenient: review 1, by {first['by']}, {first['at'][:10]}"
+    head = head.replace("(", "&#40;").replace(")", "&#41;") + f" ([its run and report](#/runs/{first['run_id']}))."
+    reviewed.client.update_model_version("clf", "2", description=f"{head}\n\n{rest}")
+    refused_everywhere("description: it no longer begins with what the evidence and review 2 say")
+    reviewed.client.update_model_version("clf", "2", description=now)
+    with tagged(reviewed, "2", **{"unlearn-verdict": "PASS"}):
+        refused_everywhere("tag unlearn-verdict: it no longer is what the evidence and review 2 say")
+
+
+def test_a_tag_that_names_another_reviewer(reviewed):
+    """With a description that agrees with it: the review's file does not."""
+    told = json.loads(reviewed.tags("2")["unlearn.review.2"]) | {"by": "the board"}
+    with tagged(reviewed, "2", unlearn__review__2=json.dumps(told)):
+        restate(reviewed, "2", evidence_of("2"))
+        assert "by the board" in first_paragraph(reviewed)
+        refused = call("verify", "--model-uri", "models:/clf/2")
+    assert refused.code == 3 and "review 2: its tag and its file name different verdicts" in refused.err
+
+
+def test_a_description_without_room_for_the_verdict(reviewed):
+    text = reviewed.client.get_model_version("clf", "2").description
+    noted = text + "x" * (5000 - len(text))
+    reviewed.client.update_model_version("clf", "2", description=noted)
+    (reviewed.folder / "long.yaml").write_text(LENIENT.replace("lenient", "a policy with a long name"))
+    refused = review("2", "long.yaml")
+    assert refused.code == 2 and "has no room for the verdict: shorten what was written after" in refused.err
+    assert "unlearn.review.3" not in reviewed.tags("2")
+    assert reviewed.client.get_model_version("clf", "2").description == noted
+
+
+def test_killed_before_it_is_described(reviewed, monkeypatch):
+    """The review counts already; the same command, given again, records no second one and goes on from there."""
+    before = first_paragraph(reviewed)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(registry_client(reviewed.client)), "update_model_version", killed)
+    assert review("2").code == 130
+    monkeypatch.undo()
+    assert reviewed.tags("2")["unlearn.reviews"].startswith("3 ") and first_paragraph(reviewed) == before
+    assert "the last review is not finished, or was interrupted" in verified(reviewed)
+    assert review("2").code == 0
+    n = reviewed.tags("2")["unlearn.reviews"].split()[0]
+    assert f"it begins with what the evidence and review {n} say" in verified(reviewed)
+    assert first_paragraph(reviewed).startswith(f"**PASS** by the policy lenient: review {n}, by ")
 
 
 def test_one_that_claims_to_be_unfinished(reviewed):

@@ -41,6 +41,7 @@ FORGED = {
     "unlearn.retired": '{"by": "x", "at": "y", "reason": "z"}',
     "unlearn.endpoint.shop": "https://example.org",
     "unlearn.anything": "x",
+    "unlearn-approved": "yes",
     "validation_status": "approved",
 }
 

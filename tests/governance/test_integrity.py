@@ -187,6 +187,16 @@ def test_the_description_begins_with_what_the_evidence_says(chain):
     chain.client.update_model_version("clf", "3", description=text)
 
 
+def test_the_tags_for_people_are_checked(chain):
+    tags = chain.tags("3")
+    assert tags["unlearn-asked-by"].startswith("pseudonym-7; filed by ")
+    assert tags["unlearn-reason"] == "<script>alert('x')</script>"
+    for name in ("unlearn-reason", "unlearn-verdict", "unlearn-approved"):
+        with tagged(chain, "3", **{name: "PASS"}):
+            done = call("verify", "--model-uri", "models:/clf/3")
+        assert done.code == 3 and f"tag {name}" in done.err
+
+
 def test_a_broken_chain(chain):
     """Evidence of an earlier step that was edited, with its tag."""
     path = folder_of("2") / "evidence" / "evidence.json"

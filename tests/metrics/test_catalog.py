@@ -35,6 +35,14 @@ def outputs(seed, classes=4):
     return made
 
 
+@pytest.mark.parametrize("metric", METRICS.values(), ids=KEYS)
+def test_its_words_and_its_fields_say_the_same(metric):
+    """Which way it should go, and that tables show it multiplied."""
+    found = re.search(r"should (fall|rise)\b", metric.meaning)
+    assert metric.should == (found[1] if found else None)
+    assert metric.shown_times == (1e4 if "× 10⁴" in metric.meaning else 1.0)
+
+
 @cache
 def inputs(needs=EVERYTHING):
     """Of all that a metric may need, these parts."""

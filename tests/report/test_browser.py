@@ -65,8 +65,8 @@ def reports(tmp_path_factory) -> dict[str, Path]:
 class Opened:
     """A page in a window of its own, with what it asked for and what it complained about."""
 
-    def __init__(self, browser, scheme: str, width: int) -> None:
-        self.context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
+    def __init__(self, browser, scheme: str, width: int, height: int = 900) -> None:
+        self.context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height})
         self.page = self.context.new_page()
         self.requests: list[str] = []
         self.errors: list[str] = []
@@ -148,9 +148,48 @@ def test_the_keyboard_reaches_the_verdict_first_and_every_wide_table(browser, re
         assert window.page.evaluate(focused) == "skip"
         window.page.keyboard.press("Enter")
         assert window.page.evaluate("document.activeElement.id") == "main"
-        window.page.keyboard.press("Tab")
+        while window.page.evaluate("document.activeElement.matches('main, .term, .answers a')"):
+            window.page.keyboard.press("Tab")
         assert window.page.evaluate("document.activeElement.getAttribute('aria-label')") == "Checks of the policy"
         assert window.page.evaluate(UNREACHABLE) == 0
+
+
+@pytest.mark.parametrize("name", ["plain", "story", "exact", "audited"])
+def test_the_first_screen_answers_the_five_questions(browser, reports, name):
+    """What was asked, by whom, did it work, how sure is that, what now: at 1,280 × 800, without scrolling."""
+    with Opened(browser, "light", 1280, 800) as window:
+        window.page.goto(reports[name].as_uri())
+        for place in ("h1", "#verdict .word", "#verdict .answers", "#verdict .stats"):
+            box = window.page.locator(place).bounding_box()
+            assert 0 <= box["y"] and box["y"] + box["height"] <= 800, place
+        asked = window.page.locator("#verdict .answers dt").all_inner_texts()
+        assert asked[:2] == ["What was asked", "By whom"] and asked[-1] == "What now"
+
+
+FOCUSED = "getComputedStyle(document.activeElement).outlineStyle"
+
+
+def test_the_keyboard_goes_to_the_glossary_and_back(browser, reports):
+    with Opened(browser, "light", 1280, 800) as window:
+        window.page.goto(reports["plain"].as_uri())
+        active = "document.activeElement"
+        while not window.page.evaluate(f"{active}.matches('#use-advantage')"):
+            window.page.keyboard.press("Tab")
+        assert window.page.evaluate(FOCUSED) == "solid"
+        window.page.keyboard.press("Enter")
+        explained = window.page.locator("#term-advantage")
+        assert (
+            explained.bounding_box()["y"] < 800
+            and window.page.locator(":target").get_attribute("id") == "term-advantage"
+        )
+        window.page.keyboard.press("Tab")
+        assert window.page.evaluate(f"{active}.getAttribute('aria-label')") == "Back to where advantage comes first"
+        assert window.page.evaluate(FOCUSED) == "solid"
+        window.page.keyboard.press("Enter")
+        assert window.page.locator(":target").get_attribute("id") == "use-advantage"
+        assert 0 <= window.page.locator("#use-advantage").bounding_box()["y"] < 800
+        for link in window.page.locator("a[href^='#']").all():
+            assert window.page.locator(f"[id='{link.get_attribute('href')[1:]}']").count() == 1
 
 
 def test_it_prints_in_light_colours_without_the_tables_behind_figures(browser, reports, shots):

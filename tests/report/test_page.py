@@ -31,7 +31,7 @@ from mlflow_unlearn.report.page import MAX_BYTES, moved, page
 
 VOID = {"meta", "link", "br", "img"}
 SHAPES = {"path", "line", "circle", "rect"}  # closed by "/>"
-INLINE = {"span", "strong", "code"}
+INLINE = {"span", "strong", "code", "a"}
 PHRASING = INLINE | SHAPES | {"small", "svg", "br"}
 
 
@@ -149,7 +149,69 @@ def test_a_record_of_before_is_drawn_by_its_intervals():
     text = parsed(plain.model_copy(update={"metrics": columns, "definitions": known})).text
     assert "Membership after undecided AUC 0.507 [0.400, 0.600]; before 0.652 [0.619, 0.686]" in text
     assert "AUC of telling forgotten from unseen, with 95 % intervals" in text
-    assert "The interval is too wide to tell" in text and "by chance" not in text
+    assert "The interval is too wide to tell" in text and "by chance" not in text.partition(" Words forget set ")[0]
+
+
+def first_screen(found: Parsed) -> str:
+    """Until the table of checks."""
+    return found.text.partition(" outcome check ")[0]
+
+
+def test_the_five_questions_are_answered_before_the_checks(plain, story):
+    told = first_screen(plain)
+    assert "To forget 420 samples of models:/digits/3. Reason: Withdrawal of consent under article 17 GDPR" in told
+    assert "Data protection officer, on behalf of 14 participants; filed by ann@example.org, 2026-11-20" in told
+    assert "How sure Membership: indistinguishable: forgotten and unseen samples look alike to the attack." in told
+    assert "PASS" in told and "advantage 0.061" in told and "Test set accuracy 0.9556 → 0.9511" in told
+    assert "What now mlflow-unlearn review --model-uri models:/digits/4 records the verdict of a policy" in told
+    assert first_screen(story).count("What was asked") == 2 and "models:/digits/1" not in first_screen(story)
+    many = [records.request(f"r{n}") for n in range(5)]
+    told = first_screen(parsed(records.evidence(), requests=many, request_ids=[one.id for one in many]))
+    assert told.count("What was asked") == 2 and "Asked as well 3 more, below" in told
+
+
+def test_what_now_follows_from_the_review():
+    record = records.evidence()
+    for policy, now in (
+        (Policy(), "What now mlflow-unlearn promote --model-uri models:/digits/4 puts it into use"),
+        (Policy(minimum={"test": 10_000}), "review --model-uri models:/digits/4 lists what can be done about it"),
+    ):
+        found = Parsed(page(record, judge(record, policy, signature=None), recorded="review 1 by ann, 2026-11-25"))
+        assert now in first_screen(found)
+
+
+def test_a_metric_that_went_against_its_words_is_marked_in_words(plain):
+    """The original's RF-JSD is 0.0214, and this one's 0.0081, which fell as it should; then it rises."""
+    assert "should fall" in METRICS["rf_jsd"].meaning and ": should fall" not in plain.text
+    record = records.evidence()
+    after = record.metrics["unlearned"]
+    for value, marked in ((0.0215, True), (0.0214, False), (0.0213, False)):
+        worse = after.model_copy(update={"values": after.values | {"rf_jsd": value}})
+        text = parsed(record, metrics=record.metrics | {"unlearned": worse}).text
+        assert ("rose: should fall" in text) is marked
+
+
+def test_each_term_is_linked_where_it_comes_first_and_explained_once(plain, story):
+    for found in (plain, story):
+        links = [link.removeprefix("#term-") for link in found.values("a", "href") if link.startswith("#term-")]
+        explained = [term.removeprefix("term-") for term in found.values("dt", "id")]
+        assert len(explained) > 15 and set(links) == set(explained) and len(set(explained)) == len(explained)
+        assert max(map(links.count, links)) == 2  # in the text, and in the table of metrics
+        backs = [link.removeprefix("#use-") for link in found.values("a", "href") if link.startswith("#use-")]
+        assert backs == explained
+        ids = [value for tag, name, value in found.attributes if name == "id"]
+        assert len(set(ids)) == len(ids) and {f"use-{key}" for key in backs} <= set(ids)
+    words = {"gold", "attack", "auc", "nats", "rf-jsd", "tau", "delta", "membership", "forget-set", "retain-set"}
+    assert words <= {term.removeprefix("term-") for term in plain.values("dt", "id")}
+
+
+def test_what_a_user_typed_is_no_term():
+    reason = "the margin of the gold standard, by RF-JSD in nats"
+    found = page(
+        records.evidence(requests=[records.request("2026-11-20-withdrawal", reason=reason)]),
+        records.verdict(records.evidence()),
+    )
+    assert found.count(f'<span class="user">{reason}</span>') == 2
 
 
 def test_samples_that_were_not_drawn_as_unseen_ones_are_called_so():
@@ -170,12 +232,12 @@ def test_every_metric_is_shown_with_its_meaning(plain):
     record = records.evidence()
     for key, metric in METRICS.items():
         if not metric.interval_end:
-            assert f"{key} {metric.meaning}" in plain.text
+            assert f"{key}{'' if metric.shown_times == 1 else ' × 10⁴'} {metric.meaning}" in plain.text
         for measured in record.metrics.values():
             if key in measured.values:
-                assert figures.number(measured.values[key]) in plain.text
+                assert figures.number(measured.values[key] * metric.shown_times) in plain.text
     assert "0.5072 [0.4713, 0.5441]" in plain.text
-    assert "3.48 × 10⁻⁵" in plain.text
+    assert "(tables show it × 10⁴) 0.3484 0.3484 0.3484 0.0000" in plain.text
     assert "−0.0045" in plain.text  # the change of acc_test
     assert READING["indistinguishable"].capitalize() in plain.text
 
@@ -293,7 +355,12 @@ def test_what_a_claim_does_not_cover_is_a_list_of_its_own():
 
 def test_a_reviewer_sees_what_was_trained_again_and_what_stayed():
     text = parsed(records.exact()).text
-    assert text.index("FAIL" if "FAIL" in text else "PASS") < text.index("What was trained again") < text.index("asked")
+    assert (
+        text.index("FAIL" if "FAIL" in text else "PASS")
+        < text.index("What was trained again")
+        < text.rindex("What was asked")
+    )
+    assert "How sure exact, as far as stated below. Membership: " in text
     assert "trained again 2 of 4 shards: shard 1 from slice 3, shard 3 from its start" in text
     assert "as in the source 2 of them, by the digests of their weights" in text
     assert "steps 77 of 1,827 from scratch (4.2%) checkpoints kept 5" in text
