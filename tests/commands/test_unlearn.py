@@ -317,7 +317,8 @@ def test_no_plain_id_leaves_the_request(story):
 def test_the_description_is_for_reading(story):
     text = story.store.client.get_model_version("clf", "2").description
     assert len(text) <= 5000
-    assert text.startswith("Made from `models:/clf/1` by unlearning 54 of 270 training samples")
+    assert text.startswith(("**PASS** by the default policy", "**FAIL** by the default policy"))
+    assert "Made from `models:/clf/1` by unlearning 54 of 270 training samples" in text
     assert story.request_id in text
     assert "**lotus**" in text
     assert "lr = 0.003" in text
@@ -856,9 +857,9 @@ def test_a_class_that_is_not_forgotten_is_reported_first(store, cli):
     assert "Warning: the class is not forgotten" in done.err
     reason = store.tags("2")["unlearn.incomplete"]
     description = store.client.get_model_version("clf", "2").description
-    assert description.startswith(
-        f"**Incomplete: a class is not forgotten** ({reason}).\n\nMade from `models:/clf/1` by"
-    )
+    first, second, _ = description.split("\n\n", 2)
+    assert first.startswith("**FAIL** by the default policy")
+    assert second == f"**Incomplete: a class is not forgotten** ({reason})."
 
 
 # Settings
