@@ -166,7 +166,8 @@ def read_chain(tags: Mapping[str, str]) -> ReviewChain:
         try:
             said = load_json(tags[f"{TAG}{n}"])
             previous = None if said.get("previous") is None else str(said["previous"])
-            about = {key: str(said[key]) for key in ("run_id", "sha256", "verdict", "policy", "by", "at")}
+            about = {key: str(said[key]) for key in ("run_id", "sha256", "verdict")}
+            about |= {key: str(said.get(key, "")) for key in ("policy", "by", "at")}
             found[n] = ReviewEntry(n, previous=previous, **about)
         except (ValueError, KeyError, TypeError, AttributeError):
             problems.append(f"the tag of review {n} cannot be read")

@@ -13,7 +13,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from safetensors import SafetensorError
 
-from mlflow_unlearn import __version__
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import Refused, UnlearnError
@@ -44,6 +43,7 @@ from mlflow_unlearn.registry.artifacts import locate, remember, run_folder
 from mlflow_unlearn.registry.clients import experiment_ids, quoted
 from mlflow_unlearn.registry.digests import file_digests, stored_weights_digest
 from mlflow_unlearn.registry.network import persistently
+from mlflow_unlearn.registry.system import same_release
 from mlflow_unlearn.registry.versions import (
     MANIFEST_FILE,
     REGISTERING_TAG,
@@ -363,7 +363,7 @@ def _stated(registered: ModelVersion, evidence: Evidence, reviews: Collection[st
     last = possible[0]
     what = "the evidence says" if last is None else f"review {last.n} says"
     # Another release may have put it in another way, but for the verdict, with which each of them begins.
-    ours_too = evidence.system.get("mlflow-unlearn") == __version__
+    ours_too = same_release(evidence.system)
     for part, found, said, verdict in (
         ("verdict in the description", paragraph, paragraphs, begins_with(evidence, last)),
         (f"tag {VERDICT_FOR_PEOPLE}", tag, tags, begins_with(evidence, last).replace("*", "")),

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 _PACKAGES = ("mlflow-unlearn", "mlflow", "torch", "torchvision", "timm", "numpy", "scikit-learn", "optuna")
@@ -24,13 +25,21 @@ def system_facts() -> dict[str, str]:
         cuda = torch.cuda.is_available()
         facts["unlearn.system.accelerator"] = torch.cuda.get_device_name(0) if cuda else "none"
     for package in _PACKAGES:
-        try:
-            facts[f"unlearn.system.{package}"] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            # Under conda the project runs from its folder and is not installed.
-            facts[f"unlearn.system.{package}"] = "not installed"
+        facts[f"unlearn.system.{package}"] = _installed(package)
     commit, dirty = code_commit()
     return {**facts, "unlearn.git.commit": commit, "unlearn.git.dirty": dirty}
+
+
+def same_release(facts: Mapping[str, str]) -> bool:
+    """Whether the facts are of the release of this package that runs here."""
+    return facts.get(f"unlearn.system.{_PACKAGES[0]}") == _installed(_PACKAGES[0])
+
+
+def _installed(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # under conda the project runs from its folder
 
 
 def code_commit(file: Path = Path(__file__)) -> tuple[str, str]:

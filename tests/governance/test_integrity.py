@@ -62,7 +62,7 @@ def test_words_of_another_release(chain, recorded, outcome):
     texts = None if recorded is None else {"description": recorded, CARD: recorded}
     edited = evidence_of("3").model_copy(update={"texts": texts})
     with rewritten(chain, "3", edited), changed(folder_of("3") / "evidence" / CARD, b"Other words."):
-        chain.client.update_model_version("clf", "3", description="Other words.\n\nAnd ours.")
+        chain.client.update_model_version("clf", "3", description="A verdict.\n\nOther words.\n\nAnd ours.")
         answer = json.loads(call("verify", "--model-uri", "models:/clf/3", "--format", "json").out)
     found = {one["part"]: one["outcome"] for one in answer["result"]["findings"]}
     assert [found["model card"], found["description"]] == outcome
