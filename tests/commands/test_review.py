@@ -187,7 +187,7 @@ def test_the_description_begins_with_the_last_verdict(reviewed):
     assert first_paragraph(reviewed).startswith("**PASS** by the policy lenient: review 3, by ")
     anew = reviewed.client.get_model_version("clf", "2").description
     assert anew.split("\n\n", 1)[1] == text.split("\n\n", 1)[1] + "\n\nMind the gap."
-    assert "it begins with what the evidence and review 3 say" in verified(reviewed)
+    assert "it is what review 3 says" in verified(reviewed)
 
 
 def test_a_description_of_an_earlier_review(reviewed):
@@ -198,10 +198,10 @@ def test_a_description_of_an_earlier_review(reviewed):
     head = f"**PASS** by the policy lenient: review 1, by {first['by']}, {first['at'][:10]}"
     head = head.replace("(", "&#40;").replace(")", "&#41;") + f" ([its run and report](#/runs/{first['run_id']}))."
     reviewed.client.update_model_version("clf", "2", description=f"{head}\n\n{rest}")
-    refused_everywhere("description: it no longer begins with what the evidence and review 2 say")
+    refused_everywhere("verdict in the description: it is not what review 2 says")
     reviewed.client.update_model_version("clf", "2", description=now)
     with tagged(reviewed, "2", **{"unlearn-verdict": "PASS"}):
-        refused_everywhere("tag unlearn-verdict: it no longer is what the evidence and review 2 say")
+        refused_everywhere("tag unlearn-verdict: it is not what review 2 says")
 
 
 def test_a_tag_that_names_another_reviewer(reviewed):
@@ -239,7 +239,7 @@ def test_killed_before_it_is_described(reviewed, monkeypatch):
     assert "the last review is not finished, or was interrupted" in verified(reviewed)
     assert review("2").code == 0
     n = reviewed.tags("2")["unlearn.reviews"].split()[0]
-    assert f"it begins with what the evidence and review {n} say" in verified(reviewed)
+    assert f"it is what review {n} says" in verified(reviewed)
     assert first_paragraph(reviewed).startswith(f"**PASS** by the policy lenient: review {n}, by ")
 
 
