@@ -81,7 +81,7 @@ def compare(options: config.Compare) -> CompareResult:
         methods = usable(methods, session.version, named=options.methods.strip() != "all")
         given = {method: params for method, params in given.items() if method in (*methods, "retrain")}
         given_gold = open_gold(session, options)
-        run_id = session.begin(run, plan=options.plan)
+        run_id = session.begin(run, plan=options.plan, prefix=options.prefix)
         stack.enter_context(experiment_lock("compare", run_id))
         experiment = mlflow.get_run(run_id).info.experiment_id
         recipe = training_recipe(session, options, given=given.pop("retrain", {}))

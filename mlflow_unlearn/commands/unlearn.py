@@ -89,7 +89,7 @@ def unlearn(options: config.Unlearn) -> UnlearnResult:
             refusal = method.unsuited(session.module) or unmet(options.method, session.version)
             if refusal is not None:
                 raise UnlearnError(refusal)
-            run_id = session.begin(run, plan=options.plan)
+            run_id = session.begin(run, plan=options.plan, prefix=options.prefix)
 
         recipe = None
         if options.method == "retrain" or policy is not None or options.plan:

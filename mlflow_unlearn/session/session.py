@@ -20,7 +20,7 @@ from mlflow_unlearn.data.forget import retained
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.spec import without_options
 from mlflow_unlearn.data.splits import Splits
-from mlflow_unlearn.engine.frozen_prefix import resolve
+from mlflow_unlearn.engine.frozen_prefix import resolve, split_at
 from mlflow_unlearn.engine.hardware import Hardware
 from mlflow_unlearn.engine.loop import RunOptions
 from mlflow_unlearn.engine.predictions import evaluate_splits
@@ -150,11 +150,16 @@ class Session:
         ids = self.manifest(self.forget).ids
         return {r.id: forget_requests.read_manifest_of(r.run_id).mask(ids) for r in self.requests}
 
-    def begin(self, run: CommandRun, *, plan: bool = False) -> str:
+    def begin(self, run: CommandRun, *, plan: bool = False, prefix: str = "none") -> str:
         """Begin the run of the command, now that all that its user has named is there and fits: its id.
 
         Its inputs are the version and the sets.
+
+        Raises:
+            UnlearnError: the model cannot be cut before ``prefix``.
         """
+        if prefix not in ("none", "auto"):
+            split_at(self.module, prefix)
         run_id = run.begin(self.version, plan=plan)
         log_source_model(self.client, run_id, self.version.model_id)
         tag_hardware(self.hardware)

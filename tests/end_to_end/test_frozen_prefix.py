@@ -90,12 +90,11 @@ def test_auto_and_a_whole_class(store, cli):
 
 @pytest.mark.parametrize("command", ["unlearn", "tune", "compare"])
 def test_a_bad_name(store, cli, command):
-    before = store.everything_registered()
+    before, known = store.everything_registered(), len(store.runs())
     refused = cli(command, "--model-uri", "models:/clf/1", "--forget", FORGET, "--prefix", "layer9")
     assert refused.code == 2 and "Traceback" not in refused.err
     assert "the model has no module 'layer9' to cut before: it has 0, 1, 2, 3, 4, 5, 6" in refused.err
-    assert store.everything_registered() == before
-    assert store.runs()[0].data.tags["unlearn.error"] in refused.err
+    assert store.everything_registered() == before and len(store.runs()) == known, "no run was begun"
 
 
 def test_retraining_has_none(store, cli):
@@ -132,6 +131,6 @@ def test_comparing_with_one(store, cli):
     first = {run.info.run_id for run in store.runs()}
     done = cli(*spec, "--prefix", "3", "--register", "best")
     new = [run for run in store.runs() if run.info.run_id not in first]
-    assert sorted(run.info.run_name for run in new) == ["compare", "finetune, seed 0", "ssd, seed 0"]
+    assert sorted(run.info.run_name for run in new) == ["compare clf v1", "finetune, seed 0", "ssd, seed 0"]
     assert done.code == 0, done.err
     assert changed(store, "2") == {"6.weight", "6.bias"} and store.tags("2")["unlearn.prefix"] == "3"

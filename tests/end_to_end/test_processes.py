@@ -48,7 +48,7 @@ def test_rank_0_alone_registers_and_makes_a_run(store):
     assert "Warning" not in done.stderr
     assert store.versions() == ["1", "2"]
     # Its own, and the one that the forget set is filed with.
-    made = [run for run in store.runs() if run.data.tags.get("mlflow.runName") == "unlearn"]
+    made = [run for run in store.runs() if run.data.tags.get("unlearn.command") == "unlearn"]
     assert len(made) == 1 and made[0].info.status == "FINISHED" and len(store.runs()) - runs <= 2
     assert made[0].data.params["unlearn.processes"] == "2"
 
