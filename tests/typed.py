@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from stores import call
 ID = re.compile(r"\b[0-9a-f]{12}\b")
 
 
-def masked(text: str) -> list[str]:
-    """The words of each line, without what differs from one time and machine to the next."""
+def masked(text: str) -> Counter[str]:
+    """Its words, without what differs from one time and machine to the next: where lines break, among other things."""
     text = re.sub(r"\b(m-)?[0-9a-f]{12,}\b", "ID", re.sub("[┏┓┗┛━┳┻╇┡┩┃│├┤┼└┘─┴┬]", " ", text))
     text = re.sub(r"\d+", "#", re.sub(r"-?\d+\.\d+", "#", text.replace("−", "-")))
-    return [line for line in (" ".join(line.split()) for line in text.splitlines()) if line]
+    return Counter(text.split())
 
 
 class Page:
@@ -62,9 +63,8 @@ class Page:
         return done.stdout
 
     def _compare(self, command: str, output: str, printed: str) -> None:
-        """Each line of the page was printed, but for figures; from now on its ids are those of this store."""
-        there = masked(printed.replace(str(self._folder), "~"))
-        missing = [line for line in masked(output) if line != "…" and line not in there]
+        """All that the page has was printed, but for figures; from now on its ids are those of this store."""
+        missing = [*(masked(output.replace("\n…\n", "\n")) - masked(printed.replace(str(self._folder), "~")))]
         assert not missing, f"{command}\nprinted:\n{printed}\nthe page has {missing} besides"
         for word, ours in zip(ID.findall(output), ID.findall(printed), strict=False):
             self._ours.setdefault(word, ours)  # `request` names all of them first
