@@ -68,6 +68,8 @@ class RequestsResult(CommandResult):
         if self.fulfilled is not None:
             made = [one.registered for one in self.fulfilled if one.registered is not None]
             return command_line("review", "--model-uri", made[0]) if made else None
+        if options.withdraw is not None:
+            return None
         chosen = {name: getattr(options, name) for name in ("model", "subject", "case")}
         given = [part for name, value in chosen.items() if value is not None for part in (f"--{name}", value)]
         pending = any(case.pending() for case in self.cases)

@@ -28,7 +28,7 @@ from mlflow_unlearn.evidence.review import (
 )
 from mlflow_unlearn.governance.audits import last_audit
 from mlflow_unlearn.governance.exactness import with_claim
-from mlflow_unlearn.governance.integrity import examine
+from mlflow_unlearn.governance.integrity import STATED, examine
 from mlflow_unlearn.governance.statement import restated
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.artifacts import store_text
@@ -53,7 +53,8 @@ class ReviewResult(CommandResult):
 
     def next_step(self, options: Any) -> str | None:
         """To put it into use."""
-        return command_line("promote", "--model-uri", self.uri)
+        key = () if options.key is None else ("--key", options.key)
+        return command_line("promote", "--model-uri", self.uri, *key)
 
 
 def review(options: config.Review) -> ReviewResult:
@@ -67,7 +68,7 @@ def review(options: config.Review) -> ReviewResult:
         client = tracking.client()
         examined = with_claim(client, examine(client, options.model_uri, folder, key=options.key), folder)
         run_id = run.begin(examined.registered)
-        examined.refuse_differences("cannot be reviewed")
+        examined.refuse_differences("cannot be reviewed", but=STATED)
         policy = read_policy(options.policy, schema=examined.evidence.policy_schema)
         audited = last_audit(client, examined) if policy.audit is not None else None
         verdict = judge(examined.evidence, policy, signature=examined.signature, audit=audited)
@@ -156,8 +157,8 @@ def _ways_out(evidence: Evidence, verdict: Verdict) -> Iterator[str]:
         remark = "from scratch, without the samples"
         yield command_line("unlearn", *source, *named, "--method", "retrain", remark=remark)
     yield command_line("review", *uri, "--policy", "policy.yaml", remark="by your own limits, see docs/governance.md")
-    remark = "despite the verdict; recorded with your name"
-    yield command_line("promote", *uri, "--override", "REASON", remark=remark)
+    remark = "and a reason: despite the verdict; recorded with your name"
+    yield command_line("promote", *uri, "--override", remark=remark)
 
 
 def _of_a_killed_command(chain: ReviewChain, draft: ReviewRecord) -> ReviewRecord | None:

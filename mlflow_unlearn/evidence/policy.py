@@ -316,6 +316,8 @@ def read_policy(path: str | None, *, schema: Literal[1, 2] = 2) -> Policy:
         )
     if policy.signers and "signature" not in policy.required:
         raise UnlearnError(f"the policy {path!r} names signers and requires no signature: add it to required")
+    if policy.name == "default" and policy.sha256 != Policy(schema_version=policy.schema_version).sha256:
+        return policy.model_copy(update={"name": Path(path).name})  # nothing else is called like the built-in one
     return policy
 
 

@@ -72,6 +72,8 @@ from mlflow_unlearn.report.description import (
 PROMOTION_TAG, PROMOTION = "unlearn.promotion.", "promotion.json"
 LATER_TAGS = {DIGEST_TAG, REPORT_TAG, VERDICT_TAG, HEAD_TAG, TRAINED_ON_TAG, CHECKPOINTS_TAG, TRAINING_TAG}
 LATER_TAGS |= {VERDICT_FOR_PEOPLE}
+STATED = ("verdict in the description", f"tag {VERDICT_FOR_PEOPLE}")
+"""What each review writes anew."""
 LATER_PREFIXES = (PROMOTION_TAG, REVIEW_TAG, forget_requests.TAG, ENDPOINT_TAG)
 """What a version is given after its evidence was written; each is checked by itself, but for users' endpoints."""
 
@@ -123,14 +125,18 @@ class Examined:
         """What is not as the evidence says."""
         return [finding for finding in self.findings if finding.outcome == "differs"]
 
-    def refuse_differences(self, what: str) -> None:
+    def refuse_differences(self, what: str, *, but: Collection[str] = ()) -> None:
         """Nothing may be decided about a version that is not the one that was measured.
+
+        Args:
+            what: cannot be done.
+            but: parts that are about to be written anew.
 
         Raises:
             Refused: there is a difference.
         """
-        if self.differences:
-            differences = "; ".join(f"{finding.part}: {finding.message}" for finding in self.differences)
+        if found := [finding for finding in self.differences if finding.part not in but]:
+            differences = "; ".join(f"{finding.part}: {finding.message}" for finding in found)
             raise Refused(f"{self.uri} {what}, since it does not agree with its evidence ({differences}): see `verify`")
 
 
@@ -365,18 +371,19 @@ def _stated(registered: ModelVersion, evidence: Evidence, reviews: Collection[st
     # Another release may have put it in another way, but for the verdict, with which each of them begins.
     ours_too = same_release(evidence.system)
     for part, found, said, verdict in (
-        ("verdict in the description", paragraph, paragraphs, begins_with(evidence, last)),
-        (f"tag {VERDICT_FOR_PEOPLE}", tag, tags, begins_with(evidence, last).replace("*", "")),
+        (STATED[0], paragraph, paragraphs, begins_with(evidence, last)),
+        (STATED[1], tag, tags, begins_with(evidence, last).replace("*", "")),
     ):
         if found == said[0]:
             yield IntegrityFinding(part, "same", f"it is what {what}")
-        elif found in said:
+        elif found in said and found.startswith(verdict):
             message = "the last review is not finished, or was interrupted before it got here: review it again"
             yield IntegrityFinding(part, "not checked", message)
         elif found.startswith(verdict) and not ours_too:
             yield IntegrityFinding(part, "not checked", f"it begins with the verdict that {what}, in other words")
         else:
-            yield IntegrityFinding(part, "differs", f"it is not what {what}")
+            again = ": review it again, which writes it anew" if last is not None else ""
+            yield IntegrityFinding(part, "differs", f"it is not what {what}{again}")
     yield _says("description", body_in(below, evidence), body(evidence), evidence, "description")
 
 

@@ -426,7 +426,9 @@ def mark_done(client: MlflowClient, requests: Sequence[ForgetRequest], by: str) 
     def done(request: ForgetRequest, now: ForgetRequest) -> ForgetRequest:
         if request.pending and not now.pending and by not in now.done_by:
             note(f"Note: request {request.id} was also carried out by {', '.join(now.done_by)} in the meantime.")
-        return replace(now, done_by=tuple(dict.fromkeys((*now.done_by, by))))
+        # What was withdrawn, and is asked for once more, has another run and its own files.
+        filed = request if now.state == "withdrawn" and now.run_id != request.run_id else now
+        return replace(filed, done_by=tuple(dict.fromkeys((*filed.done_by, by))))
 
     _mark(client, requests, done)
 
@@ -445,9 +447,16 @@ def withdraw(client: MlflowClient, requests: Sequence[ForgetRequest], reason: st
             raise Refused(f"request {now.id} was carried out by {', '.join(now.done_by)}: nothing can be withdrawn")
         return replace(now, withdrawn=now.withdrawn or mark)
 
-    _mark(client, requests, withdrawn)
-    for request in requests:
-        client.set_tag(request.run_id, WITHDRAWN_TAG, mark.model_dump_json())
+    told = list[str]()
+    try:
+        for request in requests:  # first, since a run may be deleted, or another user's
+            client.set_tag(request.run_id, WITHDRAWN_TAG, mark.model_dump_json())
+            told.append(request.run_id)
+        _mark(client, requests, withdrawn)
+    except BaseException:
+        for run_id in told:
+            client.delete_tag(run_id, WITHDRAWN_TAG)
+        raise
 
 
 def mark_undone(client: MlflowClient, requests: Sequence[ForgetRequest], by: str) -> None:

@@ -5,6 +5,7 @@ A version of ours records it in its own files, which go before the tag.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -41,10 +42,13 @@ class Inputs(BaseModel):
     classes: tuple[str, ...] | None = None
 
     @property
-    def code(self) -> dict[str, str]:
-        """Which of them run code when they are used: field → spec."""
-        found = {name: getattr(self, name) for name in ("data", "transform")}
-        found = {name: spec for name, spec in found.items() if spec is not None and spec.startswith("python:")}
+    def to_confirm(self) -> dict[str, str]:
+        """Which of them run code or read files of this machine when they are used: field → spec."""
+        found = {}
+        if self.transform is not None and self.transform.startswith("python:"):
+            found["transform"] = self.transform
+        if self.data is not None and not re.fullmatch("digits(,(seed|train)=[^,/]*)*", self.data):
+            found["data"] = self.data
         # Not asked of the engine, since commands that load no model would wait for torch.
         if ":" in (self.architecture or "") and not str(self.architecture).startswith(("timm:", "torchvision:")):
             found["architecture"] = str(self.architecture)
@@ -56,15 +60,15 @@ class Inputs(BaseModel):
 
 
 def kept_inputs(uri: str, tags: Mapping[str, str]) -> tuple[Inputs, Inputs]:
-    """What the tag of a version says, and what of it is code that nobody has named on this machine.
+    """What the tag of a version says, and what of it is code or a file that nobody has named on this machine.
 
-    Whoever may tag a version could name any function there: the latter is not run before a user has named it, too.
+    Whoever may tag a version could name any function or file there: it is not used before a user has named it, too.
 
     Raises:
         UnlearnError: the tag was edited.
     """
     kept = _read(uri, tags)
-    unconfirmed = {name: spec for name, spec in kept.code.items() if not _mark(uri, name, spec).exists()}
+    unconfirmed = {name: spec for name, spec in kept.to_confirm.items() if not _mark(uri, name, spec).exists()}
     return kept.model_copy(update=dict.fromkeys(unconfirmed)), Inputs(**unconfirmed)
 
 
@@ -84,7 +88,7 @@ def _read(uri: str, tags: Mapping[str, str]) -> Inputs:
 
 
 def keep_inputs(client: MlflowClient, name: str, version: str, given: Inputs) -> Inputs:
-    """Keep on a version what is given, and what was before of all that is not; what is code may be run from now on.
+    """Keep on a version what is given, and what was before of all that is not; code and files may be used from now on.
 
     Args:
         client: of the registry.
@@ -99,7 +103,7 @@ def keep_inputs(client: MlflowClient, name: str, version: str, given: Inputs) ->
         UnlearnError: the tag was edited.
     """
     uri = f"models:/{name}/{version}"
-    for field, spec in given.code.items():
+    for field, spec in given.to_confirm.items():
         mark = _mark(uri, field, spec)
         try:
             mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

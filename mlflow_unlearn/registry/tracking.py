@@ -186,14 +186,20 @@ def _short_name(version: "Version | ModelVersion") -> str:
 
 
 def _experiment_of(version: "Version | ModelVersion") -> str | None:
-    """The experiment of the run that made a version; None where the user names one, or it is not there any more."""
+    """The experiment of the run that made a version; None where the user names one, or that cannot be used."""
     if MLFLOW_EXPERIMENT_NAME.get() or MLFLOW_EXPERIMENT_ID.get() or version.run_id is None:
         return None
     try:
-        experiment: str = client().get_run(version.run_id).info.experiment_id
-        return experiment if client().get_experiment(experiment).lifecycle_stage == "active" else None
-    except MlflowException:  # deleted, or of others alone
-        return None
+        found: str = persistently(partial(client().get_run, version.run_id)).info.experiment_id
+        if persistently(partial(client().get_experiment, found)).lifecycle_stage == "active":
+            return found
+        why = f"the experiment {found} is deleted"
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"):
+            raise
+        why = first_line(error)
+    note(f"Note: the run is not made in the experiment of {_short_name(version)}'s own run ({why}).")
+    return None
 
 
 @contextmanager

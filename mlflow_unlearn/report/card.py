@@ -176,4 +176,5 @@ _MARKUP = "\\`*_{}[]<>()#|!&~"
 
 def as_text(value: str) -> str:
     """What a user typed, as text: no markup of it survives, neither HTML nor Markdown."""
-    return "".join(f"&#{ord(c)};" if c in _MARKUP else c for c in " ".join(value.split()))
+    text = "".join(f"&#{ord(c)};" if c in _MARKUP else c for c in " ".join(value.split()))
+    return text.replace("://", ":&#47;/").replace("www.", "www&#46;")  # which MLflow would make links of

@@ -85,7 +85,9 @@ def split(text: str, evidence: Evidence, reviews: Iterable[ReviewEntry | None]) 
 def body_in(below: str, evidence: Evidence) -> str:
     """What of it should be `body`, in the words of this release or as long as in those of the one that wrote it."""
     ours, recorded = body(evidence), (evidence.texts or {}).get("description")
-    return below[: len(ours) if recorded is None or below.startswith(ours) else recorded.characters]
+    end = len(ours) if recorded is None or below.startswith(ours) else recorded.characters
+    # Without a blank line, what users write below would be a part of our table.
+    return below[:end] if below[end:].startswith(("\n\n", "\r\n\r\n")) or not below[end:].strip() else below
 
 
 def worded(evidence: Evidence) -> Evidence:

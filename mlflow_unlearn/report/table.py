@@ -147,6 +147,9 @@ def show_case(case: Case, differences: Sequence[str]) -> None:
     """
     rows = [(one.at[:16].replace("T", " "), one.kind, one.message, one.by, one.run_id) for one in case.events]
     show_table(_table(("when", "what", "about", "by", "run"), rows, f"case {case.id}"), drop=("run",))
+    for request in case.requests:
+        if request.withdrawn:
+            say(f"Request {request.id} was {one_line(request.withdrawn)}.")
     for one in differences:
         say(f"The records do not agree: {one_line(one)}.")
     for point in case.open_points:

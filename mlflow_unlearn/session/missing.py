@@ -61,7 +61,7 @@ def asked(version: Version, options: ReadOptions | Request, found: dict[str, str
     if (options.classes or known.classes) is None:
         ways.append(f"{spelled('classes', 'NAMES')} unless the outputs are in the order of the source's classes")
     told = [value for name, value in values.items() if value == getattr(named, name)]
-    doubt = f"; {' and '.join(told)} of its tag is code, which runs only where you name it" if told else ""
+    doubt = f"; {' and '.join(told)} of its tag is code or a file, used only where you name it" if told else ""
     sentence = f"{_listed([*found.values()])}{doubt}: give {_listed(ways)}"
     if not isinstance(options, Command):
         return sentence

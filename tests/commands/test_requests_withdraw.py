@@ -44,6 +44,28 @@ def test_it_is_recorded_and_nothing_is_unlearned(store):
     assert call("dossier", "--verify", "case.zip").code == 0
 
 
+def test_the_same_is_asked_for_once_more(store):
+    """As a trial: the version's evidence and the request's tag name the same run and file."""
+    request = filed()
+    assert taken_back(request).code == 0
+    assert call("unlearn", *CLF, *SOME, "--params", QUICK).code == 0
+    [(state, details)] = store.requests().values()
+    assert state == "done" and "withdrawn" not in details and details["ad_hoc"]
+    shown = call("requests", "--case", request)
+    assert shown.code == 0 and "do not agree" not in shown.out, shown.out
+    assert call("verify", "--model-uri", "models:/clf/2").code == 0
+
+
+def test_half_of_it(store):
+    """The request's run is gone: nothing is tagged, and the sentence says so."""
+    request = filed()
+    [(_, details)] = store.requests().values()
+    store.client.delete_run(details["run_id"])
+    before = store.tags("1")
+    refused = taken_back(request)
+    assert refused.code == 2 and "active" in refused.err and store.tags("1") == before
+
+
 def test_what_was_carried_out_cannot_be_withdrawn(store):
     request = filed()
     assert call("unlearn", *CLF, "--params", QUICK).code == 0

@@ -22,10 +22,10 @@ def reviewed(chain_template, tmp_path):
         yield store
 
 
-def refused_everywhere(sentence: str) -> None:
+def refused_everywhere(sentence: str, *, review: bool = True) -> None:
     for arguments in (
         ("verify",),
-        ("review", "--policy", "lenient.yaml"),
+        *([("review", "--policy", "lenient.yaml")] if review else []),
         ("promote",),
         ("promote", "--override", "x"),
     ):
@@ -198,10 +198,12 @@ def test_a_description_of_an_earlier_review(reviewed):
     head = f"**PASS** by the policy lenient: review 1, by {first['by']}, {first['at'][:10]}"
     head = head.replace("(", "&#40;").replace(")", "&#41;") + f" ([its run and report](#/runs/{first['run_id']}))."
     reviewed.client.update_model_version("clf", "2", description=f"{head}\n\n{rest}")
-    refused_everywhere("verdict in the description: it is not what review 2 says")
+    refused_everywhere("verdict in the description: it is not what review 2 says", review=False)
     reviewed.client.update_model_version("clf", "2", description=now)
     with tagged(reviewed, "2", **{"unlearn-verdict": "PASS"}):
-        refused_everywhere("tag unlearn-verdict: it is not what review 2 says")
+        refused_everywhere("tag unlearn-verdict: it is not what review 2 says", review=False)
+        assert review("2", "strict.yaml").code == 3 and reviewed.tags("2")["unlearn-verdict"].startswith("FAIL by")
+        assert call("verify", "--model-uri", "models:/clf/2").code == 0, "a review writes both anew"
 
 
 def test_a_tag_that_names_another_reviewer(reviewed):
@@ -216,7 +218,7 @@ def test_a_tag_that_names_another_reviewer(reviewed):
 
 def test_a_description_without_room_for_the_verdict(reviewed):
     text = reviewed.client.get_model_version("clf", "2").description
-    noted = text + "x" * (5000 - len(text))
+    noted = text + "\n\n" + "x" * (4998 - len(text))
     reviewed.client.update_model_version("clf", "2", description=noted)
     (reviewed.folder / "long.yaml").write_text(LENIENT.replace("lenient", "a policy with a long name"))
     refused = review("2", "long.yaml")
@@ -232,12 +234,21 @@ def test_killed_before_it_is_described(reviewed, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(registry_client(reviewed.client)), "update_model_version", killed)
-    assert review("2").code == 130
-    monkeypatch.undo()
-    assert reviewed.tags("2")["unlearn.reviews"].startswith("3 ") and first_paragraph(reviewed) == before
-    assert "the last review is not finished, or was interrupted" in verified(reviewed)
-    assert review("2").code == 0
+    for policy, code in (
+        ("strict.yaml", 3),
+        ("lenient.yaml", 0),
+    ):  # the page says FAIL, as before; then it says so still
+        monkeypatch.setattr(type(registry_client(reviewed.client)), "update_model_version", killed)
+        assert review("2", policy).code == 130
+        monkeypatch.undo()
+        if code == 3:
+            assert reviewed.tags("2")["unlearn.reviews"].startswith("3 ") and first_paragraph(reviewed) == before
+            assert "the last review is not finished, or was interrupted" in verified(reviewed)
+        else:
+            differs = call("verify", "--model-uri", "models:/clf/2")
+            assert differs.code == 3 and "verdict in the description: it is not what review" in differs.err
+            assert call("promote", "--model-uri", "models:/clf/2").code == 3
+        assert review("2", policy).code == code
     n = reviewed.tags("2")["unlearn.reviews"].split()[0]
     assert f"it is what review {n} says" in verified(reviewed)
     assert first_paragraph(reviewed).startswith(f"**PASS** by the policy lenient: review {n}, by ")

@@ -104,13 +104,15 @@ def test_a_review_that_refuses_is_a_verdict_with_ways_out(chain):
     assert ways_out(refused) == [
         ["unlearn", *CLF, "--forget", f"request:{request}", "--method", "retrain"],
         ["review", "--model-uri", "models:/clf/2", "--policy", "policy.yaml"],
-        ["promote", "--model-uri", "models:/clf/2", "--override", "REASON"],
+        ["promote", "--model-uri", "models:/clf/2", "--override"],
     ]
     answer = json.loads(
         call("review", "--model-uri", "models:/clf/2", "--policy", "strict.yaml", "--format", "json").out
     )
     assert answer["error"]["kind"] == "refused" and "What can be done" not in answer["error"]["message"]
-    assert call(*ways_out(refused)[-1]).code == 0, "the promotion is one"
+    promotion = ways_out(refused)[-1]
+    assert call(*promotion).code == 2, "pasted as it is, it has no reason"
+    assert call(*promotion, "the board decided").code == 0
 
 
 def test_too_few_samples_are_to_be_batched(chain):
@@ -118,7 +120,7 @@ def test_too_few_samples_are_to_be_batched(chain):
     refused = call("review", "--model-uri", "models:/clf/2")
     ways = ways_out(refused)
     assert refused.code == 3 and ["request", *CLF, "--forget", "ids.csv"] in ways
-    assert ["promote", "--model-uri", "models:/clf/2", "--override", "REASON"] in ways
+    assert ["promote", "--model-uri", "models:/clf/2", "--override"] in ways
 
 
 def test_an_audit_and_a_check_that_refuse_are_verdicts_as_well(chain):

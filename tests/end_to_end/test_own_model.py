@@ -184,9 +184,12 @@ def test_what_a_request_is_told_is_used_without_asking(desk, cli, monkeypatch, t
     assert measured.code == 0, measured.err
     forbidden = cli("evaluate", "--model-uri", "models:/parts/1", "--forget", "random:5", "--no-code", "true")
     assert forbidden.code == 3 and "its architecture is the function my_cnn:MyCnn" in forbidden.err
-    # On a machine where nobody has named the function, a tag alone runs nothing.
+    # On a machine where nobody has named them, a tag alone runs no function and reads no file.
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another machine"))
     elsewhere = cli("unlearn", "--model-uri", "models:/parts/1", "--forget", "random:5")
-    assert elsewhere.code == 2 and "my_cnn:MyCnn of its tag is code, which runs only where you name it" in elsewhere.err
-    assert elsewhere.err.rstrip().endswith("--forget random:5 --architecture my_cnn:MyCnn")
+    assert (
+        elsewhere.code == 2
+        and "and my_cnn:MyCnn of its tag is code or a file, used only where you name it" in elsewhere.err
+    )
+    assert elsewhere.err.rstrip().endswith(" --architecture my_cnn:MyCnn") and " --data csv:" in elsewhere.err
     assert torch.load(desk.folder / "my_cnn.pt")["head.bias"].shape == (10,)

@@ -42,6 +42,16 @@ def test_code_that_a_tag_names_is_not_taken_from_it(theirs, tmp_path, monkeypatc
         Inputs(architecture="timm:a"),
         Inputs(data="python:os:abort", transform="python:os:f"),
     )
+    for data in (
+        "csv:/etc/passwd",
+        "digits,split=/etc/passwd",
+        "digits,seed=0,split=x",
+        "folder:/etc",
+        "digits,train=5%/x",
+    ):
+        assert kept_inputs(URI, {INPUTS_TAG: json.dumps({"data": data})}) == (Inputs(), Inputs(data=data)), "a file"
+    harmless = Inputs(data="digits,train=15%,seed=0")
+    assert kept_inputs(URI, {INPUTS_TAG: harmless.model_dump_json(exclude_none=True)}) == (harmless, Inputs())
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another"))
     assert kept_inputs(URI, tags) == (without, code)
     assert open_version(theirs.client, URI, tmp_path).reads == without

@@ -87,8 +87,9 @@ def test_code_of_a_tag_is_named_and_in_the_command(exported):
     told = replace(exported, kept=Inputs(data="digits"), unconfirmed=Inputs(architecture="team:Net", transform=None))
     with pytest.raises(UnlearnError) as refused:
         require(told, options(transform="none"), trains=True)
-    assert "; team:Net of its tag is code, which runs only where you name it: give --architecture team:Net (or" in str(
-        refused.value
+    assert (
+        "; team:Net of its tag is code or a file, used only where you name it: give --architecture team:Net (or"
+        in str(refused.value)
     )
     assert str(refused.value).endswith("--architecture team:Net --transform none")
 
