@@ -114,7 +114,7 @@ def requests(options: config.Requests) -> RequestsResult:
             if case.state != "done" and not case.pending():
                 note(
                     f"Note: case {case.id} is open, since {shortlist(case.left_over(registry))} still hold its samples "
-                    "and the versions that its requests are about are gone: file it on them with `request "
+                    "and the versions that its requests are about are retired or gone: file it on them with `request "
                     f"--forget request:{case.requests[0].id} --model-uri`."
                 )
         wrong = differences(record) if record is not None else []
@@ -140,7 +140,7 @@ def requests(options: config.Requests) -> RequestsResult:
         table.show_inbox(cases)
         table.show_case(record, wrong)
     else:
-        table.show_inbox(cases)
+        table.show_inbox(cases, options.state)
     if fulfilled is not None:
         table.show_fulfilled(
             [(f.uri, ", ".join(f.request_ids), f.outcome, f.registered or "–", f.message) for f in fulfilled]

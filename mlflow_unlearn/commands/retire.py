@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import found_so_far
-from mlflow_unlearn.console import first_line, one_line, say, say_command, storable
+from mlflow_unlearn.console import first_line, note, one_line, say, say_command, storable
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence.audit import REFERENCE_FILE
 from mlflow_unlearn.governance.checkpoints import Removal, by_run, unlisted
@@ -38,6 +38,7 @@ from mlflow_unlearn.parsing import load_json
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.checkpoints import delete_checkpoint, stored_checkpoints
 from mlflow_unlearn.registry.clients import registry_client
+from mlflow_unlearn.registry.forget_requests import has_pending
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.lock import ModelLock, model_lock
 from mlflow_unlearn.registry.network import persistently
@@ -67,6 +68,9 @@ def retire(options: config.Retire) -> RetirementRecord:
     steps = (f"look again for the weights of {', '.join(record.versions)}",) if retirement.again else record.steps
     say(*(f"would {step}" for step in steps))
     _name_kept(record)
+    if has_pending(retirement.target.registered):
+        uri = retirement.target.uri
+        note(f"Note: {uri} has a pending request, which nothing will carry out once {uri} is retired: see `requests`.")
     if others:
         say(one_line(f"The same weights remain in {', '.join(others)}, by their tags: retire these too."))
     for one in left:

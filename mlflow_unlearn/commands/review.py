@@ -109,6 +109,7 @@ def review(options: config.Review) -> ReviewResult:
                     "run_id": run_id,
                     "sha256": head.sha256,
                     "previous": chain.head.sha256,
+                    "why": verdict.in_short,
                 }
                 tags = {f"{TAG}{reviewed.n}": json.dumps(recorded_as), VERDICT_TAG: verdict.word, HEAD_TAG: str(head)}
                 last = ReviewEntry(reviewed.n, **recorded_as)
@@ -150,7 +151,9 @@ def _ways_out(evidence: Evidence, verdict: Verdict) -> Iterator[str]:
         yield command_line("request", *source, "--forget", "ids.csv", remark=remark)
     if any(check.rule.startswith(("audit", "calibrated")) and check.value == "–" for check in failed):
         yield command_line("audit", *uri, remark="the audit that the policy asks for")
-    if any(check.rule.startswith("membership") and check.outcome == "fail" for check in failed):
+    # Where too few samples decide nothing, stronger settings would be tried in vain.
+    fails = [check for check in failed if check.rule.startswith("membership") and check.outcome == "fail"]
+    if any("undecided" not in check.value for check in fails):
         again = () if filed else named
         yield command_line("unlearn", *source, *again, "--until", "pass", remark="stronger settings, until one passes")
     if named and any(check.outcome == "fail" for check in failed):

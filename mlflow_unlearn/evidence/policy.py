@@ -257,6 +257,12 @@ class Verdict(FrozenRecord):
         return bool(self.checks) and all(check.outcome == "pass" for check in self.checks)
 
     @property
+    def in_short(self) -> str:
+        """`failures`, in at most 200 characters."""
+        text = "" if self.passed else self.failures
+        return text if len(text) <= 200 else f"{text[:199]}…"
+
+    @property
     def failures(self) -> str:
         """What has not passed and why, in words."""
         failed = [check for check in self.checks if check.outcome != "pass"]

@@ -89,6 +89,7 @@ class ReviewEntry:
         policy: its name.
         by: who reviewed, as people read it.
         at: when.
+        why: what has failed, in short; empty where nothing has.
     """
 
     n: int
@@ -99,6 +100,7 @@ class ReviewEntry:
     policy: str
     by: str
     at: str
+    why: str = ""
 
     @property
     def head(self) -> Head:
@@ -167,7 +169,7 @@ def read_chain(tags: Mapping[str, str]) -> ReviewChain:
             said = load_json(tags[f"{TAG}{n}"])
             previous = None if said.get("previous") is None else str(said["previous"])
             about = {key: str(said[key]) for key in ("run_id", "sha256", "verdict")}
-            about |= {key: str(said.get(key, "")) for key in ("policy", "by", "at")}
+            about |= {key: str(said.get(key, "")) for key in ("policy", "by", "at", "why")}
             found[n] = ReviewEntry(n, previous=previous, **about)
         except (ValueError, KeyError, TypeError, AttributeError):
             problems.append(f"the tag of review {n} cannot be read")

@@ -136,8 +136,9 @@ def check_reviews(examined: Examined) -> Iterator[IntegrityFinding]:
     else:
         more = f", which has to be signed: {how}" if "signature" in reviewed.policy.required and not signed else ""
         yield IntegrityFinding(part, "differs", f"its policy does not say the same of the evidence{more}")
-    stated = (chain.last.verdict, chain.last.policy, chain.last.by, chain.last.at)
-    if stated != (reviewed.verdict.word, reviewed.policy.name, reviewed.by.display_name(), reviewed.at):
+    stated = (chain.last.verdict, chain.last.policy, chain.last.by, chain.last.at, chain.last.why)
+    recorded = (reviewed.verdict.word, reviewed.policy.name, reviewed.by.display_name(), reviewed.at)
+    if stated not in ((*recorded, reviewed.verdict.in_short), (*recorded, "")):  # earlier releases gave no reason
         yield IntegrityFinding(
             part, "differs", "its tag and its file name different verdicts, policies, people or times"
         )

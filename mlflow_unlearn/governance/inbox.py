@@ -31,6 +31,8 @@ DAYS_VARIABLE, DAYS = "MLFLOW_UNLEARN_DUE_DAYS", 30
 
 RequestState = Literal["pending", "done", "retired", "gone", "withdrawn"]
 CaseState = Literal["overdue", "open", "done"]
+_CLOSED = ("gone", "retired")
+"""What ended without a version that carried the request out."""
 
 
 class InboxRequest(CommandResult):
@@ -62,9 +64,10 @@ class InboxCase(CommandResult):
     def left_over(self, registry: Registry) -> list[str]:
         """Of what still contains the samples, what no request of the case is about although one was.
 
-        Its version was renamed; or, where that is so of every request, was deleted while another one has them.
+        Its version was renamed; or, where that is so of every request, was deleted or retired while another one has
+        them.
         """
-        gone = [request.id for request in self.requests if request.state == "gone"]
+        gone = [request.id for request in self.requests if request.state in _CLOSED]
         about = {request.uri for request in self.requests}
         others = [uri for uri in self.still_in if uri not in about]
         if len(gone) == len(self.requests):
@@ -285,7 +288,7 @@ def chosen(
         case
         for case in cases
         # What is done but for samples that `with_holders` may find is to be chosen again after that, by `in_state`.
-        if (in_state([case], state) or any(request.state == "gone" for request in case.requests))
+        if (in_state([case], state) or any(request.state in _CLOSED for request in case.requests))
         and (model is None or any(fnmatchcase(model_of(request.uri), model) for request in case.requests))
         and (subject is None or subject in case.subject or subject in (case.requester or "") or subject == case.id)
     ]

@@ -125,7 +125,8 @@ def _verdict(evidence: Evidence, last: ReviewEntry | None) -> tuple[str, str]:
     """In a word, and whose it is; both as plain text."""
     if last is not None:
         policy, by = answer.short(last.policy, 60), answer.short(last.by, 80)
-        return last.verdict.upper(), f"by the policy {policy}: review {last.n}, by {by}, {last.at[:10]}"
+        why = f". {answer.short(last.why, 200)}" if last.why else ""
+        return last.verdict.upper(), f"by the policy {policy}: review {last.n}, by {by}, {last.at[:10]}{why}"
     verdict = by_default(evidence)
     failed = [answer.short(str(check), 200) for check in verdict.checks if check.outcome != "pass"]
     more = f"; and {counted(len(failed) - _CHECKS, 'more check')}" if len(failed) > _CHECKS else ""
@@ -147,7 +148,7 @@ def _answers(evidence: Evidence) -> Iterator[str]:
     address = f"#/experiments/{run.experiment_id}/runs/{run.id}/artifacts/{FOLDER}/{REPORT}"  # as MLflow's UI has it
     yield f"**Report:** [{REPORT}]({address}), also under *Source Run*, *Artifacts*, *{FOLDER}*"
     review, promote = (_code(command_line(name, "--model-uri", uri)) for name in ("review", "promote"))
-    yield f"**What now:** {review}; once that is passed, {promote}"
+    yield f"**What now:** {review} judges it, and says what can be done where it does not pass; after a pass, {promote}"
 
 
 def _own(evidence: Evidence) -> list[RequestRecord]:

@@ -58,8 +58,9 @@ def comparison(columns: "Mapping[str, Metrics]") -> Table:
     table.add_column("meaning")
     for key, metric in METRICS.items():
         if any(key in metrics for metrics in columns.values()):
-            cells = [f"{metrics[key]:.4f}" if key in metrics else "–" for metrics in columns.values()]
-            table.add_row(key, *cells, metric.meaning)
+            times = metric.shown_times
+            cells = [f"{metrics[key] * times:.4f}" if key in metrics else "–" for metrics in columns.values()]
+            table.add_row(key if times == 1.0 else f"{key} × 10⁴", *cells, metric.meaning)
     return table
 
 
@@ -116,10 +117,11 @@ def show_jobs(queue: str, rows: Sequence[tuple[str, ...]]) -> None:
         show_table(_table(names, rows), drop=("since", "event"))
 
 
-def show_inbox(cases: Sequence[Any]) -> None:
-    """Print one row a case, the most urgent first."""
+def show_inbox(cases: Sequence[Any], state: str = "all") -> None:
+    """Print one row a case, the most urgent first; of those in a state."""
     if not cases:
-        say("No forget request here.")
+        chosen = "" if state == "all" else f" that is {state}: `requests --state all` lists every one"
+        say(f"No forget request here{chosen}.")
         return
     rows = []
     for case in cases:

@@ -336,7 +336,7 @@ def test_a_model_that_was_renamed_closes_no_case(store, cli, ids):
     assert inbox(cli, "--state", "open") == []
 
 
-def test_versions_that_were_retired_or_deleted_need_nothing(store, cli, ids):
+def test_versions_that_were_retired_or_deleted_leave_the_case_open_while_others_have_the_samples(store, cli, ids):
     for name in ("gone", "retired"):
         store.client.copy_model_version("models:/clf/1", name)
     assert cli("request", "--forget", ids, "--model-uri", "models:/gone/1,models:/retired/1").code == 0
@@ -348,4 +348,5 @@ def test_versions_that_were_retired_or_deleted_need_nothing(store, cli, ids):
         ("models:/gone/1", "gone"),
         ("models:/retired/1", "retired"),
     }
-    assert case["state"] == "done" and "models:/clf/1" in case["still_in"]
+    assert case["state"] == "open" and "models:/clf/1" in case["still_in"]
+    assert "are retired or gone: file it on them with `request --forget request:" in cli("requests").err

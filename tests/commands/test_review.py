@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from chains import LENIENT, evidence_of, folder_of, last_review, restate, review, tagged
+from chains import STRICT, evidence_of, folder_of, last_review, restate, review, tagged
 from stores import call, copied, shell
 
 from mlflow_unlearn.commands import review as command
@@ -220,7 +220,7 @@ def test_a_description_without_room_for_the_verdict(reviewed):
     text = reviewed.client.get_model_version("clf", "2").description
     noted = text + "\n\n" + "x" * (4998 - len(text))
     reviewed.client.update_model_version("clf", "2", description=noted)
-    (reviewed.folder / "long.yaml").write_text(LENIENT.replace("lenient", "a policy with a long name"))
+    (reviewed.folder / "long.yaml").write_text(STRICT.replace("strict", "strict, in more words than fit"))
     refused = review("2", "long.yaml")
     assert refused.code == 2 and "has no room for the verdict: shorten what was written after" in refused.err
     assert "unlearn.review.3" not in reviewed.tags("2")
