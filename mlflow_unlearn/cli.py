@@ -45,7 +45,7 @@ from mlflow_unlearn.config import (
     spell_for_project,
 )
 from mlflow_unlearn.data.functions import no_exit
-from mlflow_unlearn.errors import AlreadyDone, NotPassed, UnlearnError, UnlearnWarning
+from mlflow_unlearn.errors import WAYS_OUT, AlreadyDone, NotPassed, UnlearnError, UnlearnWarning
 from mlflow_unlearn.parsing import message
 from mlflow_unlearn.quiet import for_authors, quiet_libraries
 from mlflow_unlearn.shell import ALSO, ShellCommand, experiment
@@ -276,7 +276,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 
 def _ways_out(verdict: NotPassed) -> list[str]:
-    return ["What can be done now:", *(f"  {one_line(way)}" for way in verdict.ways_out)] if verdict.ways_out else []
+    return [WAYS_OUT, *(f"  {one_line(way)}" for way in verdict.ways_out)] if verdict.ways_out else []
 
 
 def _outcome(error: BaseException) -> str:

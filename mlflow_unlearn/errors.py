@@ -37,6 +37,10 @@ class Refused(UnlearnError):
     exit_code = 3
 
 
+WAYS_OUT = "What can be done now:"
+"""The line between a verdict and its ways out."""
+
+
 class NotPassed(Refused):
     """The verdict of `review`, `audit` or `verify`: no mistake of the user's, and shown without the word *Error*."""
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mlflow_unlearn.console import note, one_line
+from mlflow_unlearn.errors import WAYS_OUT
 
 _PAUSE = 0.1
 """Seconds between two looks at a process."""
@@ -95,6 +96,8 @@ def last_error(text: str, code: int) -> str:
 
     >>> last_error("Note: slow.\nError: no such file: give another one\n", 2)
     'no such file: give another one'
+    >>> last_error("Note: slow.\nmodels:/clf/2 does not pass.\nWhat can be done now:\n  mlflow-unlearn …\n", 3)
+    'models:/clf/2 does not pass.'
     >>> last_error("", -9)
     'killed by SIGKILL'
     """
@@ -103,5 +106,5 @@ def last_error(text: str, code: int) -> str:
         return one_line(found[-1])
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    lines = text.strip().splitlines()
+    lines = text.partition(f"\n{WAYS_OUT}\n")[0].strip().splitlines()
     return one_line(lines[-1]) if lines and code else ""

@@ -401,10 +401,11 @@ def test_a_source_whose_name_cannot_be_registered_by(store, cli):
     store.client.copy_model_version("models:/clf/1", "plain")
     store.client.rename_registered_model("plain", "o'brien")
     uri = ("--model-uri", "models:/o'brien/1")
+    known = len(store.runs())
     refused = cli("unlearn", *uri, "--forget", FORGET, *QUICK)
     assert refused.code == 2 and """does not find one with "'": leave it out""" in refused.err
     assert "give another name with register_as=" in refused.err
-    assert store.versions() == ["1"] and "acc_retain" not in str(store.runs()[0].data.metrics)
+    assert store.versions() == ["1"] and len(store.runs()) == known
     assert cli("request", *uri, "--forget", "random:20").code == 0
     assert "contains" in cli("exposure", *uri).out
     done = cli("unlearn", *uri, "--register-as", "obrien", *QUICK)
@@ -614,7 +615,9 @@ def test_what_left_the_source_does_not_stop_later_requests(empty_store, cli, tmp
         for name in gone:
             (data / name).unlink()
     first, second = (empty_store.tags("1", f"step{step}")["unlearn.request_ids"] for step in (0, 1))
-    assert {first, second} == set(empty_store.requests()) and f"request {first} are not in the training" in done.err
+    assert {first, second} == set(
+        empty_store.requests()
+    ) and f"request {first} are no longer in the training split" in done.err
     manifest = Manifest.from_csv(folder_of("1", "step1") / "extra_files" / "training_manifest.csv")
     assert manifest.mask(names[:100:10]).all() and not manifest.mask(names[1:100:10]).any()
     assert len(manifest.ids) == 190

@@ -104,7 +104,7 @@ def test_a_rank_that_refuses_gives_its_code_and_its_sentence(tmp_path):
 def test_a_bug_in_a_rank_is_shown(tmp_path):
     code, out, err = end(start("bug", tmp_path))
     assert code == 1
-    assert "Error: rank 1 of 2 ended with exit code 1; it said:" in err
+    assert "Error: rank 1 of 2 ended with exit code 1; it printed:" in err
     assert "ZeroDivisionError: a bug in the last rank" in err
     assert alive(tmp_path) == []
 

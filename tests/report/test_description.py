@@ -49,9 +49,8 @@ def test_each_answer_of_one_request():
         "- **What it cost:** test accuracy 0.9556 → 0.9511 (−0.0045); 13.4 s of unlearning",
         "- **Report:** [report.html](#/experiments/7/runs/9c0f2b7be6f84d2a8d1e/artifacts/evidence/report.html), also "
         "under *Source Run*, *Artifacts*, *evidence*",
-        "- **What now:** `mlflow-unlearn review --model-uri models:/digits/4` judges it, and says what can be done where it "
-        "does not pass; after a pass, "
-        "`mlflow-unlearn promote --model-uri models:/digits/4`",
+        "- **What now:** `mlflow-unlearn review --model-uri models:/digits/4` judges it, and says what can be done "
+        "where it does not pass; after a pass, `mlflow-unlearn promote --model-uri models:/digits/4`",
     ]
 
 
