@@ -84,7 +84,9 @@ class Story:
         )
         if result.returncode != code:
             sys.exit(f"{command}\n{result.stdout}{result.stderr}exit code {result.returncode}, not {code}")
-        warnings = [line for line in result.stderr.splitlines() if line.startswith(("Error", "Note", "Warning", "models:/"))]
+        warnings = [
+            line for line in result.stderr.splitlines() if line.startswith(("Error", "Note", "Warning", "models:/"))
+        ]
         shown = [line.rstrip() for line in result.stdout.rstrip().splitlines() if not line.startswith(("🏃", "🧪"))]
         printed = "\n".join([*shown, *warnings]).replace(str(self.folder), "~")
         status = f"\n$ echo $?\n{code}" if code else ""
