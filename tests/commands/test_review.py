@@ -190,6 +190,19 @@ def test_the_description_begins_with_the_last_verdict(reviewed):
     assert "it is what review 3 says" in verified(reviewed)
 
 
+def test_a_row_below_our_table_is_no_part_of_it(reviewed):
+    text = reviewed.client.get_model_version("clf", "2").description
+    row = f"{text}\n| **verdict after legal review** | PASS | PASS |"
+    reviewed.client.update_model_version("clf", "2", description=row)
+    refused_everywhere("description: it is what the evidence says")
+    reviewed.client.update_model_version("clf", "2", description=f"{text}\n\n| ours | PASS |")
+    assert "description same it is what the evidence says" in verified(reviewed)
+
+
+def test_what_has_failed_is_on_the_page(reviewed):
+    assert "test is 0." in first_paragraph(reviewed) and "acc_test is 0." in reviewed.tags("2")["unlearn-verdict"]
+
+
 def test_a_description_of_an_earlier_review(reviewed):
     """Review 1 has passed and 2 has not: what stood there in between is no longer true."""
     now = reviewed.client.get_model_version("clf", "2").description

@@ -121,6 +121,10 @@ def test_too_few_samples_are_to_be_batched(chain):
     ways = ways_out(refused)
     assert refused.code == 3 and ["request", *CLF, "--forget", "ids.csv"] in ways
     assert ["promote", "--model-uri", "models:/clf/2", "--override"] in ways
+    assert not any("--until" in way for way in ways), "in vain, where nothing can be told"
+    assert call("request", *CLF, "--forget", "random:7,seed=5").code == 0
+    planned = call("retire", *CLF)
+    assert "models:/clf/1 has a pending request, which nothing will carry out" in planned.err, planned
 
 
 def test_an_audit_and_a_check_that_refuse_are_verdicts_as_well(chain):

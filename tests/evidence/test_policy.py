@@ -675,6 +675,12 @@ class TestSchema1:
         (tmp_path / "policy.yaml").write_text(content)
         assert read_policy(str(tmp_path / "policy.yaml")) == Policy(schema_version=1)
 
+    def test_another_one_is_not_called_like_the_built_in_one(self, tmp_path):
+        for content, name in (("name: default", "default"), ("required: [reason]", "own.yaml"),
+                              ("name: default\nrequired: [reason]", "own.yaml"), ("name: ours", "ours")):  # fmt: skip
+            (tmp_path / "own.yaml").write_text(content)
+            assert read_policy(str(tmp_path / "own.yaml")).name == name
+
     def test_one_that_says_nothing_has_the_schema_of_the_evidence(self, tmp_path):
         (tmp_path / "policy.yaml").write_text("name: ours")
         path, plain = str(tmp_path / "policy.yaml"), evidence()
