@@ -40,6 +40,9 @@ from mlflow_unlearn.config import (
     STORAGE_VARIABLE,
     Command,
     HardwareOptions,
+    ReadOptions,
+    Request,
+    Train,
     Tune,
     as_arguments,
     spell_for_project,
@@ -61,18 +64,22 @@ def command_function(name: str) -> Callable[[Any], CommandResult | None]:
     Imported when it is called: a decision about a version needs no tuner.
     """
     own = name.replace("-", "_")
-    module = f"mlflow_unlearn.commands.{own}"
-    if module not in sys.modules:
+    function: Callable[[Any], CommandResult | None] = getattr(_loaded(f"mlflow_unlearn.commands.{own}"), own)
+    return function
+
+
+def _loaded(name: str) -> types.ModuleType:
+    """A module, imported now."""
+    if name not in sys.modules:
         # What MLflow and its libraries load stays: to look through it for garbage again and again takes longer than a
         # search of a large registry.
         gc.disable()
         try:
-            import_module(module)
+            import_module(name)
             gc.freeze()
         finally:
             gc.enable()
-    function: Callable[[Any], CommandResult | None] = getattr(sys.modules[module], own)
-    return function
+    return sys.modules[name]
 
 
 def result_class(name: str) -> type[CommandResult]:
@@ -144,6 +151,8 @@ def _command(name: str, config: type[Command]) -> click.Command:
             option = "--" + str(first["loc"][0]).replace("_", "-")
             raise click.UsageError(f"{option} = {first['input']!r} is not usable: {message(first)}") from error
         alone = nothing_else if checked.format == "json" else nullcontext
+        with alone():
+            _check_named(checked)
         if not isinstance(checked, HardwareOptions):
             with no_exit("your own code"), alone():
                 return _with_next_step(command_function(name)(checked), checked)
@@ -172,6 +181,12 @@ def _command(name: str, config: type[Command]) -> click.Command:
         help=f"{config.__doc__}\n\n\b\nExample:\n  {_folded(config.example)}",
         short_help=(config.__doc__ or "").splitlines()[0],
     )
+
+
+def _check_named(options: Command) -> None:
+    """Refuse what is not there, in commands that would load torch before they look it up: once, not on every rank."""
+    if isinstance(options, ReadOptions | Request | Train) and os.environ.get("RANK", "0") == "0":
+        _loaded("mlflow_unlearn.registry.named").check_named(options)
 
 
 def _with_next_step(result: CommandResult | None, options: Command) -> CommandResult | None:

@@ -104,6 +104,8 @@ class Command(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     example: ClassVar[str] = ""
     makes_run: ClassVar[bool] = True
+    makes_store: ClassVar[bool] = False
+    """Whether a SQLite file that is not there is made; other commands are about what is there."""
 
     format: Literal["table", "json"] = Field(
         "table",
@@ -175,6 +177,7 @@ class Train(HardwareOptions, Command):
     """Train a classifier and register it; with --exclude, the gold standard."""
 
     example = "mlflow-unlearn train --data digits --name clf"
+    makes_store = True
 
     data: str = Field(description=f"{_SOURCES}.")
     name: str = Field(description="Name of the registered model.")

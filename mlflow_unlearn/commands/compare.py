@@ -24,7 +24,6 @@ from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.errors import NothingToUnlearn, Refused, UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance, Selection
 from mlflow_unlearn.evidence.registered import Registered, Registering
-from mlflow_unlearn.evidence.signing import check_key
 from mlflow_unlearn.governance.publish import publish, target_name
 from mlflow_unlearn.methods import chosen_methods, get_method
 from mlflow_unlearn.registry import tracking
@@ -74,7 +73,6 @@ def compare(options: config.Compare) -> CompareResult:
         methods, seeds = chosen_methods(options.methods), parse_seeds(options.seeds)
         given = params_by_method(options.params, methods)
         name = check_name(options.register_as) if options.register_as else None
-        check_key(options.sign_key)
         session = open_session(tracking.client(), options, folder, progress=progress)
         if options.register_ == "best":
             name = target_name(session, name)

@@ -26,7 +26,7 @@ from mlflow_unlearn.data.placement import Placement
 from mlflow_unlearn.data.source import Source
 from mlflow_unlearn.data.spec import without_options
 from mlflow_unlearn.data.splits import labels_of
-from mlflow_unlearn.engine.architectures import build_model, weights_digest
+from mlflow_unlearn.engine.architectures import build_model, check_architecture, weights_digest
 from mlflow_unlearn.engine.checkpoint import Checkpoint
 from mlflow_unlearn.engine.hardware import Hardware, as_recorded, machine_of
 from mlflow_unlearn.engine.loop import RunOptions, run
@@ -172,6 +172,8 @@ def train(options: config.Train) -> TrainResult:
 
 def _prepare(client: MlflowClient, options: config.Train, folder: Path, *, progress: bool) -> _Prepared:
     """Read the data, and build or open what is trained."""
+    if options.from_ is None:
+        check_architecture(options.architecture)
     before = None if options.from_ is None else open_before(client, options, folder)
     source = load_source(options.data) if before is None else before.view.source
     kept = _not_excluded(client, source, options.exclude)

@@ -21,7 +21,6 @@ from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.registered import Registering
-from mlflow_unlearn.evidence.signing import check_key
 from mlflow_unlearn.governance.publish import target_name
 from mlflow_unlearn.methods import chosen_methods, get_method
 from mlflow_unlearn.registry import tracking
@@ -144,7 +143,6 @@ def tune(options: config.Tune) -> TuneResult:
 
 def _check(options: config.Tune) -> None:
     """Refuse options that do not go together, before anything is opened."""
-    check_key(options.sign_key)
     if options.mode == "pareto" and options.pruner != "none":
         raise UnlearnError(
             f"pruner = {options.pruner!r} compares one value, and mode = 'pareto' has two: use pruner=none, or "

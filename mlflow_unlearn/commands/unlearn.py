@@ -18,7 +18,6 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.policy import Policy, read_policy
 from mlflow_unlearn.evidence.provenance import Attempt, Provenance
 from mlflow_unlearn.evidence.registered import Registered, Registering
-from mlflow_unlearn.evidence.signing import check_key
 from mlflow_unlearn.governance.checkpoints import remove_of_dead
 from mlflow_unlearn.governance.publish import log_result, publish, target_name
 from mlflow_unlearn.governance.setting import Setting
@@ -144,7 +143,6 @@ def _check(options: config.Unlearn) -> tuple[Policy | None, tuple[Rung, ...]]:
     Raises:
         UnlearnError: they contradict each other, or one cannot be read.
     """
-    check_key(options.sign_key)
     if options.method == "retrain" and options.prefix != "none":
         raise UnlearnError(RETRAIN_ALL)
     check_prefix(options.method, options.prefix)

@@ -78,6 +78,7 @@ def build_model(
     if (ensemble := EnsembleSpec.parse(architecture)) is not None:
         build = partial(build_model, ensemble.architecture, num_classes, image_shape, small=small)
         return assembled([build() for _ in range(ensemble.members)], ensemble.prefix)
+    check_architecture(architecture)
     kind, _, name = SHORT_NAMES.get(architecture, architecture).partition(":")
     if small is None:
         small = max(image_shape[1:]) <= SMALL_IMAGE
@@ -86,8 +87,7 @@ def build_model(
             return _torchvision(name, num_classes, image_shape[0], small)
         if kind == "timm":
             return _timm(name, num_classes, image_shape, small)
-        if name:
-            return _factory(kind, name, num_classes)
+        return _factory(kind, name, num_classes)
     except UnlearnError:
         raise
     except Exception as error:  # Third-party constructors raise anything.
@@ -95,10 +95,36 @@ def build_model(
             f"architecture {architecture!r} cannot be built for {num_classes} classes and images {list(image_shape)}: "
             f"{type(error).__name__}: {error}"
         ) from error
-    raise UnlearnError(
-        f"unknown architecture {architecture!r}: {_nearest(architecture, SHORT_NAMES)}use timm:NAME, torchvision:NAME, "
-        f"package.module:factory or one of {', '.join(SHORT_NAMES)}"
-    )
+
+
+def check_architecture(architecture: str) -> None:
+    """Refuse a name that nothing has, before the images are read that a model of it is built for.
+
+    Raises:
+        UnlearnError: there is none of this name.
+    """
+    if (ensemble := EnsembleSpec.parse(architecture)) is not None:
+        architecture = ensemble.architecture
+    kind, _, name = SHORT_NAMES.get(architecture, architecture).partition(":")
+    if not name:
+        raise UnlearnError(
+            f"unknown architecture {architecture!r}: {_nearest(architecture, SHORT_NAMES)}use timm:NAME, "
+            f"torchvision:NAME, package.module:factory or one of {', '.join(SHORT_NAMES)}"
+        )
+    if kind == "torchvision":
+        from torchvision import models
+
+        if name not in (names := models.list_models(module=models)):
+            raise UnlearnError(
+                f"torchvision has no classifier {name!r}: {_nearest(name, names)}see torchvision.models.list_models()"
+            )
+    elif kind == "timm":
+        import timm
+
+        if not timm.is_model(name):
+            raise UnlearnError(
+                f"timm has no model {name!r}: {_nearest(name, timm.list_models())}see timm.list_models()"
+            )
 
 
 def check_parameters(model: nn.Module, name: str) -> None:
@@ -159,11 +185,6 @@ def builder_like(
 def _torchvision(name: str, num_classes: int, channels: int, small: bool) -> nn.Module:
     from torchvision import models
 
-    names = models.list_models(module=models)
-    if name not in names:
-        raise UnlearnError(
-            f"torchvision has no classifier {name!r}: {_nearest(name, names)}see torchvision.models.list_models()"
-        )
     model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
     if isinstance(model, models.ResNet):
         if small:
@@ -180,8 +201,6 @@ def _timm(name: str, num_classes: int, image_shape: tuple[int, int, int], small:
     import timm
 
     channels, height, width = image_shape
-    if not timm.is_model(name):
-        raise UnlearnError(f"timm has no model {name!r}: {_nearest(name, timm.list_models())}see timm.list_models()")
     extra: dict[str, Any] = {}
     if name.startswith(("vit_", "deit")):
         extra["img_size"] = (height, width)

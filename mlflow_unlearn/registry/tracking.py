@@ -59,8 +59,12 @@ def client() -> MlflowClient:
     return MlflowClient()
 
 
-def connect(patience: float = PATIENCE) -> MlflowClient:
+def connect(patience: float = PATIENCE, *, new: bool = False) -> MlflowClient:
     """A client whose store answers; relative SQLite URIs are made absolute for us and our children.
+
+    Args:
+        patience: seconds until the store must have answered.
+        new: a SQLite file that is not there is made.
 
     Raises:
         UnlearnError: the store cannot be opened or reached; the message has its URI.
@@ -80,7 +84,7 @@ def connect(patience: float = PATIENCE) -> MlflowClient:
 
     def probe() -> None:
         try:
-            _check_file(uri)
+            _check_file(uri, new=new)
             opened.append(MlflowClient())
             opened[0].search_experiments(max_results=1)
         except Exception as error:  # MLflow's, SQLAlchemy's, those of requests, or of a driver that is not installed
@@ -104,11 +108,11 @@ def connect(patience: float = PATIENCE) -> MlflowClient:
     return opened[0]
 
 
-def _check_file(uri: str) -> None:
+def _check_file(uri: str, *, new: bool) -> None:
     """Whether a SQLite file is MLflow's, or may become that: MLflow tries for minutes, or adds its tables to any other.
 
     Raises:
-        OSError: it cannot be read, is not a database, or is another program's.
+        OSError: it is not there, cannot be read, is not a database, or is another program's.
     """
     try:
         url = make_url(uri)
@@ -118,6 +122,8 @@ def _check_file(uri: str) -> None:
         return
     path = Path(str(url.database))
     if not path.exists():
+        if not new:
+            raise OSError("there is no such file")
         folder = next(folder for folder in path.absolute().parents if folder.exists())
         if not (folder.is_dir() and os.access(folder, os.W_OK)):
             raise OSError(f"no file can be made in {str(folder)!r}")
@@ -212,7 +218,7 @@ def prepared(name: str, config: Command) -> Iterator[CommandRun]:
         AlreadyDone: the same command did its work before, and was killed then.
         UnlearnError: also in the place of errors of MLflow and of the file system.
     """
-    store, started = connect(), time.monotonic() - STARTED
+    store, started = connect(new=config.makes_store), time.monotonic() - STARTED
     resumed = os.environ.pop(MLFLOW_RUN_ID.name, None)  # a project's run, which a later one in this process is not
     settled: list[RunNote] = []
     with ExitStack() as stack:

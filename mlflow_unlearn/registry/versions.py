@@ -306,9 +306,9 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
         UnlearnError: name, version or alias do not exist; the message lists those that do. Or the version is not
             complete: the command that is registering it has not ended, or was killed.
     """
-    if uri.startswith("runs:/") or re.fullmatch(r"models:/m-[0-9a-f]{32}", uri):
+    chosen = check_there(client, uri)
+    if chosen is None:
         return None
-    chosen = persistently(lambda: _find(client, uri))
     if (run_id := chosen.tags.get(REGISTERING_TAG)) is not None:
         raise UnlearnError(
             f"models:/{chosen.name}/{chosen.version} is not complete: the command of run {run_id} is still registering "
@@ -316,6 +316,17 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion | None:
             "back; if that machine is gone, delete the version by hand, and file its requests again"
         )
     return chosen
+
+
+def check_there(client: MlflowClient, uri: str) -> ModelVersion | None:
+    """`find_version`, of a version that need not be complete.
+
+    Raises:
+        UnlearnError: name, version or alias do not exist.
+    """
+    if uri.startswith("runs:/") or re.fullmatch(r"models:/m-[0-9a-f]{32}", uri):
+        return None
+    return persistently(lambda: _find(client, uri))
 
 
 def _find(client: MlflowClient, uri: str) -> ModelVersion:

@@ -17,7 +17,7 @@ from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.source import Source, Split
 from mlflow_unlearn.data.splits import Splits
 from mlflow_unlearn.data.transforms import build_transform
-from mlflow_unlearn.engine.architectures import build_model
+from mlflow_unlearn.engine.architectures import build_model, check_architecture
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.parsing import read_text
 from mlflow_unlearn.registry.inputs import Inputs
@@ -80,6 +80,8 @@ def open_input_spec(version: Version, options: ReadOptions, *, trains: bool = Tr
         UnlearnError: something is not recorded and not given, or does not fit.
     """
     require(version, options, trains=trains)
+    if options.architecture is not None:
+        check_architecture(options.architecture)
     used = version.kept.model_dump(exclude_none=True, exclude={"classes"})
     if told := [f"{spelled(name)} {value}" for name, value in used.items() if getattr(options, name) is None]:
         note(f"Note: {version.uri} is read as a request was told: {', '.join(told)}.")

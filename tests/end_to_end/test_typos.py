@@ -1,8 +1,11 @@
 """What is mistyped ends in a sentence before a run exists; what the run is named, and in which experiment it is."""
 
+import subprocess
+import sys
+
 import mlflow
 import pytest
-from stores import DATA, FORGET, TRAIN
+from stores import DATA, FORGET, TRAIN, reset_mlflow
 
 V1 = ("--model-uri", "models:/clf/1")
 TYPOS = {
@@ -97,3 +100,27 @@ def test_what_libraries_tell_their_authors_is_shown_with_debug_alone(store, cli)
         done = cli(*pickled, *debug)
         assert done.code == 0, done.err
         assert ("requires exercising caution" in done.err) == bool(debug)
+
+
+@pytest.mark.parametrize("typo", ["a model", "a version", "a request", "a gold standard", "a key"])
+def test_what_is_not_there_is_told_before_torch_is_loaded(store, typo):
+    arguments, says = TYPOS[typo]
+    code = (
+        "import atexit, sys; from mlflow_unlearn.cli import main\n"
+        "atexit.register(lambda: print('torch' in sys.modules)); main(sys.argv[1:])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 2 and says in done.stderr, done.stderr
+    assert done.stdout.splitlines() == ["False"]
+
+
+@pytest.mark.parametrize("command", [("unlearn", *V1), ("review", *V1), ("requests",), ("locate", "--forget", "x.csv")])
+def test_a_mistyped_database_is_not_made(store, cli, monkeypatch, command):
+    """Only a training begins a registry."""
+    path = store.folder / "mlfow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+    reset_mlflow()
+    done = cli(*command)
+    assert done.code == 2 and "mlfow.db cannot be opened (there is no such file)" in done.err, done.err
+    assert not path.exists()
+    assert cli("train", *TRAIN, "--name", "new").code == 0 and path.exists()

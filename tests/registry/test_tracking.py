@@ -165,7 +165,7 @@ def test_what_is_not_a_store(store, monkeypatch, capsys, tmp_path, uri, says):
     mlflow.set_tracking_uri(None)
     started = time.monotonic()
     with pytest.raises(UnlearnError) as refused:
-        tracking.connect()
+        tracking.connect(new=True)
     assert time.monotonic() - started < 5
     assert says in str(refused.value) and str(refused.value).startswith("the tracking store ")
     assert {path: path.read_bytes() for path in folder.rglob("*")} == before
