@@ -45,13 +45,13 @@ from mlflow_unlearn.config import (
     Train,
     Tune,
     as_arguments,
-    spell_for_project,
 )
 from mlflow_unlearn.data.functions import no_exit
 from mlflow_unlearn.errors import WAYS_OUT, AlreadyDone, NotPassed, UnlearnError, UnlearnWarning
 from mlflow_unlearn.parsing import message
 from mlflow_unlearn.quiet import for_authors, quiet_libraries
 from mlflow_unlearn.shell import ALSO, ShellCommand, experiment
+from mlflow_unlearn.spelling import spelled, spelling
 
 PROGRAM = "mlflow-unlearn"
 _EXAMPLE = 68
@@ -148,8 +148,8 @@ def _command(name: str, config: type[Command]) -> click.Command:
             checked = config.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            option = "--" + str(first["loc"][0]).replace("_", "-")
-            raise click.UsageError(f"{option} = {first['input']!r} is not usable: {message(first)}") from error
+            option = spelled(str(first["loc"][0]), first["input"])
+            raise click.UsageError(f"{option} is not usable: {message(first)}") from error
         alone = nothing_else if checked.format == "json" else nullcontext
         with alone():
             _check_named(checked)
@@ -225,9 +225,13 @@ def cli() -> None:
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: one sentence for bad input, a traceback only for our own bugs or --debug."""
-    arguments = sys.argv[1:] if argv is None else argv
+    # `mlflow run` sets it, and the command takes it away.
+    with spelling("project" if os.environ.get("MLFLOW_RUN_ID") else "shell"):
+        _main(sys.argv[1:] if argv is None else argv)
+
+
+def _main(arguments: list[str]) -> NoReturn:
     own_outputs()
-    spell_for_project(bool(os.environ.get("MLFLOW_RUN_ID")))  # `mlflow run` sets it, and the command takes it away
     # Torch's threads, when they have nothing to do, spin for milliseconds on cores that readers of images could use.
     # Read when torch is loaded, by this process and by those that it starts.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -6,7 +6,6 @@ means "not given", since MLproject has no other way to say it.
 
 import os
 import re
-import shlex
 from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -16,6 +15,7 @@ from mlflow_unlearn.console import conceal, first_line, storable
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.metrics.catalog import OBJECTIVES
 from mlflow_unlearn.parsing import load_options, read_text
+from mlflow_unlearn.spelling import command_line, spelled
 
 if TYPE_CHECKING:
     Objective = str
@@ -677,34 +677,13 @@ def options(command: type[Command]) -> dict[str, Any]:
     return {fields[name].alias or name: fields[name] for name in ranked}
 
 
-_spelling: dict[str, bool] = {"project": False}
-
-
-def spell_for_project(started: bool) -> None:
-    """Say whether `mlflow run` has started this process, whose options its user has typed as ``-P name=value``."""
-    _spelling["project"] = started
-
-
-def spelled(name: str, value: str | None = None) -> str:
-    """An option as the user types it, of the shell or of `mlflow run`.
-
-    >>> spelled("model_uri"), spelled("data", "folder:my images")
-    ('--model-uri', "--data 'folder:my images'")
-    """
-    if _spelling["project"]:
-        return f"-P {shlex.quote(f'{name}={value or str()}')}"
-    return f"--{name.replace('_', '-')}" + (f" {shlex.quote(value)}" if value is not None else "")
-
-
-def command_line(command: Command) -> str:
+def command_of(command: Command) -> str:
     """The command with its options, ready to paste; without a storage's URL, which may hold a password."""
     given = as_arguments(command)
-    pairs = [
-        (name.removeprefix("--").replace("-", "_"), value) for name, value in zip(given[::2], given[1::2], strict=True)
-    ]
-    name = type(command).__name__.lower()
-    start = f"mlflow run . -e {name}" if _spelling["project"] else f"mlflow-unlearn {name}"
-    return " ".join([start, *(spelled(option, value) for option, value in pairs if option != "storage")])
+    pairs = zip(given[::2], given[1::2], strict=True)
+    return command_line(
+        type(command).__name__.lower(), *(part for pair in pairs for part in pair if pair[0] != "--storage")
+    )
 
 
 def as_arguments(command: Command) -> list[str]:
@@ -748,8 +727,8 @@ def parse_seeds(text: str) -> list[int]:
     usable = all(0 <= seed < 2**32 - 3 * GOLD_SEED for seed in seeds)
     if not usable or not 1 <= count <= MOST_SEEDS or len(set(seeds)) < len(seeds):
         raise UnlearnError(
-            f"seeds = {text!r} is not usable: give a number (1 to {MOST_SEEDS}), or a list of different whole numbers "
-            "≥ 0 such as 0,5,7"
+            f"{spelled('seeds', text)} is not usable: give a number (1 to {MOST_SEEDS}), or a list of different whole "
+            "numbers ≥ 0 such as 0,5,7"
         )
     return seeds
 
@@ -765,12 +744,15 @@ def parse_params(text: str | None, where: str = "params") -> dict[str, Any]:
     if "=" in text and not text.lstrip("\ufeff \t\r\n").startswith("{") and not os.path.exists(text):
         return _pairs(text, where)
     file = not text.lstrip("\ufeff \t\r\n").startswith("{")
-    source = f"{where} file {text!r}" if file else where
+    source = f"{spelled(where)} file {text!r}" if file else spelled(where)
     try:
         # YAML reads 1e-4 as a string; pydantic makes a number of it again.
         values = load_options(read_text(text) if file else text, yaml=file)
     except OSError as error:
-        raise UnlearnError(f"{where} = {text!r} is neither a JSON object nor a YAML file ({error.strerror})") from error
+        raise UnlearnError(
+            f"{spelled(where, text)} is neither NAME=VALUE, a JSON object nor a YAML file ({error.strerror}): write "
+            "alpha=8,epochs=5, or JSON"
+        ) from error
     except ValueError as error:
         raise UnlearnError(f"{source} cannot be parsed: {first_line(error)}") from error
     if not isinstance(values, dict):
@@ -796,12 +778,12 @@ def _pairs(text: str, where: str) -> dict[str, Any]:
         for each in outer:
             inside = inside.setdefault(each, {})
             if not isinstance(inside, dict):
-                raise UnlearnError(f"{where} = {text!r}: {each!r} is given a value and values inside of it")
+                raise UnlearnError(f"{spelled(where, text)}: {each!r} is given a value and values inside of it")
         if not (equals and name) or name in inside:
             what = f"{name!r} is given twice" if name in inside else f"{part.strip()!r} is not NAME=VALUE"
-            raise UnlearnError(f"{where} = {text!r}: {what}: write alpha=8,epochs=5, or JSON")
+            raise UnlearnError(f"{spelled(where, text)}: {what}: write alpha=8,epochs=5, or JSON")
         try:
             inside[name] = load_options(value, yaml=True)
         except ValueError as error:
-            raise UnlearnError(f"{where} = {text!r}: the value of {name!r} cannot be read ({error})") from error
+            raise UnlearnError(f"{spelled(where, text)}: the value of {name!r} cannot be read ({error})") from error
     return values

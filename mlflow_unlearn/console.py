@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import re
-import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sized
@@ -69,15 +68,6 @@ def counted(number: int, noun: str) -> str:
     if re.search("[^aeiou]y$", noun):
         return f"{number} {noun[:-1]}ies"
     return f"{number} {noun}" + ("es" if noun.endswith(("tch", "s")) else "s")
-
-
-def command_line(*arguments: str, remark: str = "") -> str:
-    """A command of ours, ready to paste.
-
-    >>> command_line("review", "--model-uri", "models:/my model/2")
-    "mlflow-unlearn review --model-uri 'models:/my model/2'"
-    """
-    return shlex.join(["mlflow-unlearn", *arguments]) + (f"  # {remark}" if remark else "")
 
 
 PIPED = 130

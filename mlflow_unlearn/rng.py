@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.spelling import spelled
 
 
 def checked_seed(seed: int) -> int:
@@ -23,7 +24,7 @@ def checked_seed(seed: int) -> int:
     except TypeError:
         whole = -1
     if not 0 <= whole < 2**64:
-        raise UnlearnError(f"seed = {seed!r} is not usable: it must be a whole number ≥ 0 (and below 2⁶⁴)")
+        raise UnlearnError(f"{spelled('seed', seed)} is not usable: it must be a whole number ≥ 0 (and below 2⁶⁴)")
     return whole
 
 

@@ -58,6 +58,7 @@ from mlflow_unlearn.metrics.attacks.suite import (
 from mlflow_unlearn.metrics.membership import class_matched_weights
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.session.session import Session
+from mlflow_unlearn.spelling import spelled
 
 LEAST_UNSEEN = 100
 WORST = 10
@@ -299,7 +300,9 @@ def check_auditable(session: Session) -> None:
     if len(session.view.classes) < 2:
         raise UnlearnError("the version has a single class, so its outputs reveal nothing about single samples")
     if (unseen := len(session.view.source.test)) < LEAST_UNSEEN:
-        raise UnlearnError(f"{unseen} unseen samples are too few to audit by: give data= with {LEAST_UNSEEN}")
+        raise UnlearnError(
+            f"{unseen} unseen samples are too few to audit by: give {spelled('data')} with {LEAST_UNSEEN}"
+        )
 
 
 def _remembered(

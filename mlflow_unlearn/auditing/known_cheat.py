@@ -12,6 +12,7 @@ from mlflow_unlearn.engine.method import Method, Plan, Workspace, override_phase
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods.retrain import RetrainParams, Training
 from mlflow_unlearn.rng import isolated_rng
+from mlflow_unlearn.spelling import spelled
 
 
 class _RefitHead(Method):
@@ -47,7 +48,9 @@ def known_cheat(
     model = copy.deepcopy(original)
     layer = last_linear(model)
     if layer is None or not any(p.requires_grad for p in layer.parameters()):
-        raise UnlearnError("cheat=true needs a model whose last layer is linear and can be trained: leave it out")
+        raise UnlearnError(
+            f"{spelled('cheat', True)} needs a model whose last layer is linear and can be trained: leave it out"
+        )
     with isolated_rng(seed):
         layer.reset_parameters()
     own = {id(parameter) for parameter in layer.parameters()}

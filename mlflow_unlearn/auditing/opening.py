@@ -16,6 +16,7 @@ from mlflow_unlearn.registry.versions import Version
 from mlflow_unlearn.session.canaries import canaries_of
 from mlflow_unlearn.session.gold import SawForgotten, open_retrained
 from mlflow_unlearn.session.session import Session
+from mlflow_unlearn.spelling import spelled
 
 
 def open_audit(
@@ -77,17 +78,19 @@ def _alike(session: Session, options: Measuring, uris: Sequence[str]) -> list[nn
         try:
             version, module = open_retrained(session, options, uri)
         except SawForgotten as error:
-            raise UnlearnError(f"alike_uri: {uri} knows samples that {session.version.uri} has forgotten") from error
+            raise UnlearnError(
+                f"{spelled('alike_uri', uri)} knows samples that {session.version.uri} has forgotten"
+            ) from error
         own, other = (_making(each, session.view.source.train.ids) for each in (session.version, version))
         for what, made in own.items():
             if other[what] != made:
                 raise UnlearnError(
-                    f"alike_uri: {uri} was made otherwise than {session.version.uri}, its {what} differ: give versions "
-                    "of one method, one setting, one source and one forget set"
+                    f"{spelled('alike_uri', uri)} was made otherwise than {session.version.uri}, its {what} differ: "
+                    "give versions of one method, one setting, one source and one forget set"
                 )
         digest = weights_digest(module)
         if digest in taken:
-            raise UnlearnError(f"alike_uri: {uri} has the weights of {taken[digest]}: it counts once")
+            raise UnlearnError(f"{spelled('alike_uri', uri)} has the weights of {taken[digest]}: it counts once")
         taken[digest] = uri
         modules.append(module)
     return modules
@@ -96,7 +99,9 @@ def _alike(session: Session, options: Measuring, uris: Sequence[str]) -> list[nn
 def _making(version: Version, ids: Sequence[str]) -> dict[str, object]:
     record, trained = version.record, version.training_manifest
     if record is None:
-        raise UnlearnError(f"alike_uri: {version.uri} does not record how it was made: nothing is known to be like it")
+        raise UnlearnError(
+            f"{spelled('alike_uri', version.uri)} does not record how it was made: nothing is known to be like it"
+        )
     made = record.provenance
     return {
         "method and setting": (made.method, made.params, made.prefix),

@@ -15,7 +15,7 @@ from mlflow_unlearn.auditing.known_cheat import known_cheat
 from mlflow_unlearn.auditing.opening import listed, open_audit
 from mlflow_unlearn.auditing.references import ReferenceTrainer
 from mlflow_unlearn.auditing.relearning import CAP, LARGEST
-from mlflow_unlearn.console import command_line, note, say
+from mlflow_unlearn.console import note, say
 from mlflow_unlearn.errors import NotPassed
 from mlflow_unlearn.evidence.audit import AUDIT_FILE, AuditRecord, Decision
 from mlflow_unlearn.evidence.review import MODEL_URI_TAG
@@ -29,6 +29,7 @@ from mlflow_unlearn.session.measured import open_measured
 from mlflow_unlearn.session.recipe import training_recipe
 from mlflow_unlearn.session.session import Session
 from mlflow_unlearn.session.view import training_mask
+from mlflow_unlearn.spelling import command_line
 
 CHEAT_SEED = 4000
 """Of the known cheat."""

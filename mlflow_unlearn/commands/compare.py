@@ -35,6 +35,7 @@ from mlflow_unlearn.session.new_version import new_record
 from mlflow_unlearn.session.past import usable
 from mlflow_unlearn.session.recipe import Recipe, training_recipe
 from mlflow_unlearn.session.session import Session, open_session
+from mlflow_unlearn.spelling import spelled
 from mlflow_unlearn.tuning.selection import CONSTRAINTS
 
 Setting = tuple[str, Mapping[str, Any]]
@@ -67,8 +68,8 @@ def compare(options: config.Compare) -> CompareResult:
     ):
         if options.by == "audit" and options.register_ == "best":
             raise UnlearnError(
-                "by=audit ranks by attacks on the test set, which must not choose a version: give register=none, and "
-                "`unlearn` with the method that you take"
+                f"{spelled('by', 'audit')} ranks by attacks on the test set, which must not choose a version: give "
+                f"{spelled('register', 'none')}, and `unlearn` with the method that you take"
             )
         methods, seeds = chosen_methods(options.methods), parse_seeds(options.seeds)
         given = params_by_method(options.params, methods)
@@ -196,8 +197,8 @@ def params_by_method(text: str | None, methods: Sequence[str]) -> dict[str, dict
     for method, params in given.items():
         if method not in (*methods, "retrain"):
             raise UnlearnError(
-                f"params names {method!r}, which is not compared: its keys are methods, here {', '.join(methods)} "
-                "and retrain"
+                f"{spelled('params')} names {method!r}, which is not compared: its keys are methods, here "
+                f"{', '.join(methods)} and retrain"
             )
         if not isinstance(params, dict):
             raise UnlearnError(f'params of {method} are {params!r}: give names with values such as {{"lr": 0.001}}')

@@ -6,11 +6,12 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import command_line, first_line, say
+from mlflow_unlearn.console import first_line, say
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.report import table
+from mlflow_unlearn.spelling import command_line
 
 
 class DataResult(CommandResult):

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import command_line, counted, first_line, say, without_passwords
+from mlflow_unlearn.console import counted, first_line, say, without_passwords
 from mlflow_unlearn.errors import Refused, UnlearnError, shortlist
 from mlflow_unlearn.evidence import dossier_verify
 from mlflow_unlearn.evidence.case import Case, Holders
@@ -25,6 +25,7 @@ from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.walk import walk
 from mlflow_unlearn.report import table
 from mlflow_unlearn.report.case_page import case_page
+from mlflow_unlearn.spelling import command_line, spelled
 
 CASE_OF_DOSSIER, DIGEST_OF_DOSSIER = "unlearn.dossier.case", "unlearn.dossier.sha256"
 """Tags of the run that records a dossier: the case, and the digest of the manifest."""
@@ -57,9 +58,14 @@ def dossier(options: config.Dossier) -> DossierResult:
         Refused: files are missing or records do not agree, which the dossier that was written says; or a check failed.
     """
     if (options.request is None) == (options.verify is None):
-        raise UnlearnError("dossier takes one of request= (to write one) and verify= (to check one)")
+        raise UnlearnError(
+            f"dossier takes one of {spelled('request')} (to write one) and {spelled('verify')} (to check one)"
+        )
     if options.request is not None and (options.key is not None or options.digest is not None):
-        raise UnlearnError("key= and digest= go with verify=: leave them out; sign_key= signs a dossier")
+        raise UnlearnError(
+            f"{spelled('key')} and {spelled('digest')} go with {spelled('verify')}: leave them out; "
+            f"{spelled('sign_key')} signs a dossier"
+        )
     return _check(options, options.verify) if options.verify is not None else _write(options, str(options.request))
 
 
@@ -104,9 +110,14 @@ def _check_output(path: Path, options: config.Dossier) -> None:
         UnlearnError: there is such a file, or no such folder.
     """
     if path.is_dir() or not path.parent.is_dir():
-        raise UnlearnError(f"output = {str(path)!r} cannot be written: give the name of a file in an existing folder")
+        raise UnlearnError(
+            f"{spelled('output', str(path))} cannot be written: give the name of a file in an existing folder"
+        )
     if path.exists() and not options.force:
-        raise UnlearnError(f"output = {str(path)!r} already exists: give another name, or --force true to replace it")
+        raise UnlearnError(
+            f"{spelled('output', str(path))} already exists: give another name, or {spelled('force', True)} to "
+            "replace it"
+        )
 
 
 def _files(case: Case, holders: Holders) -> dict[str, bytes]:
@@ -145,7 +156,7 @@ def _write_zip(files: dict[str, bytes], begun: Path, path: Path) -> None:
     try:
         write_zip(files, begun)
     except OSError as error:
-        raise UnlearnError(f"output = {str(path)!r} cannot be written ({error.strerror})") from error
+        raise UnlearnError(f"{spelled('output', str(path))} cannot be written ({error.strerror})") from error
 
 
 def _record(case: Case, files: dict[str, bytes], attached: Path | None, name: str, folder: Path) -> None:
@@ -164,10 +175,12 @@ def _check(options: config.Dossier, name: str) -> DossierResult:
         key = Path(options.key).read_bytes() if options.key is not None else None
     except NotADossier as error:
         raise UnlearnError(
-            f"verify = {name!r} cannot be checked ({first_line(error)}): give a zip or its folder"
+            f"{spelled('verify', name)} cannot be checked ({first_line(error)}): give a zip or its folder"
         ) from error
     except OSError as error:
-        raise UnlearnError(f"key = {options.key!r} cannot be read ({error.strerror}): give a PEM file") from error
+        raise UnlearnError(
+            f"{spelled('key', options.key)} cannot be read ({error.strerror}): give a PEM file"
+        ) from error
     found = dossier_verify.check(files, digest=options.digest, key=key)
     found.append(_check_page(files))
     if files.get(CHECKER) != checker():

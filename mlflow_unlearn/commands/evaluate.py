@@ -7,7 +7,7 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import command_line, say
+from mlflow_unlearn.console import say
 from mlflow_unlearn.evidence.record import Measured
 from mlflow_unlearn.governance.evidence_builder import measured
 from mlflow_unlearn.governance.publish import log_metrics
@@ -17,6 +17,7 @@ from mlflow_unlearn.report import table
 from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.measured import evaluate_measured, open_measured
+from mlflow_unlearn.spelling import command_line
 
 
 class EvaluateResult(CommandResult):

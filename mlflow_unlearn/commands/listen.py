@@ -24,6 +24,7 @@ from mlflow_unlearn.parsing import whole_number
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.network import brief_retries
 from mlflow_unlearn.report import table
+from mlflow_unlearn.spelling import spelled
 
 
 class StepRecord(FrozenRecord):
@@ -64,7 +65,10 @@ def listen(options: config.Listen) -> ListenResult:
         UnlearnError: the file, the secret, the registry, the queue or the port cannot be used.
     """
     if options.status and options.retry is not None:
-        raise UnlearnError("status= only prints the queue, and retry= starts the listener: give one of them")
+        raise UnlearnError(
+            f"{spelled('status', True)} only prints the queue, and {spelled('retry')} starts the listener: give "
+            "one of them"
+        )
     file = read_file(options.config)
     if options.status:
         result = _status(file.queue_path)
@@ -106,8 +110,8 @@ def _chosen(retry: str) -> list[int]:
     chosen = [number for number in numbers if number is not None]
     if len(chosen) < len(numbers):
         raise UnlearnError(
-            f"retry = {retry!r} does not name jobs: give their ids, separated by commas (--status true shows them), or "
-            "failed"
+            f"{spelled('retry', retry)} does not name jobs: give their ids, separated by commas "
+            f"({spelled('status', True)} shows them), or failed"
         )
     return chosen
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import command_line, counted, say
+from mlflow_unlearn.console import counted, say
 from mlflow_unlearn.data.ids import read_ids
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
@@ -19,6 +19,7 @@ from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.clients import registry_client
 from mlflow_unlearn.registry.lock import model_lock
 from mlflow_unlearn.registry.versions import MANIFEST_PATH, TRAINED_ON_TAG, TrainedOn, registered_version, trained_on
+from mlflow_unlearn.spelling import command_line, spelled
 
 _OWN = "{uri} already has its own list of {samples} training ids: there is nothing to record"
 
@@ -61,7 +62,7 @@ def manifest(options: config.Manifest) -> ManifestResult:
         elif source.drawn:
             raise UnlearnError(
                 f"{source.spec!r} does not record what {uri} was trained on, since its training split is drawn by this "
-                "tool: give ids=, a file of the training ids, or ,split=drawn behind the source"
+                f"tool: give {spelled('ids')}, a file of the training ids, or ,split=drawn behind the source"
             )
         else:
             known = list(source.train.ids)

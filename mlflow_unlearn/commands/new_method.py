@@ -13,6 +13,7 @@ from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.console import first_line, say, say_command
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import TEMPLATES, all_methods, plugin_failures
+from mlflow_unlearn.spelling import spelled
 
 
 class NewMethodResult(CommandResult):
@@ -78,7 +79,7 @@ def _write(texts: dict[str, str], folder: Path) -> None:
     if folder.exists() or folder.is_symlink():
         raise UnlearnError(f"{str(folder)!r} is there already: give another name, or another folder with --path")
     if not folder.parent.is_dir():
-        raise UnlearnError(f"path = {str(folder.parent)!r} is not a folder: give one that exists")
+        raise UnlearnError(f"{spelled('path', str(folder.parent))} is not a folder: give one that exists")
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         built = Path(scratch) / folder.name
         for file, text in texts.items():

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import command_line, note, say
+from mlflow_unlearn.console import note, say
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.evidence.policy import read_policy
 from mlflow_unlearn.evidence.record import FOLDER, FrozenRecord
@@ -26,6 +26,7 @@ from mlflow_unlearn.registry.clients import registry_client
 from mlflow_unlearn.registry.lock import model_lock
 from mlflow_unlearn.registry.network import persistently
 from mlflow_unlearn.registry.versions import retired
+from mlflow_unlearn.spelling import command_line, spelled
 
 
 class PromotionRecord(FrozenRecord):
@@ -84,8 +85,8 @@ def promote(options: config.Promote) -> PromoteResult:
             reviewed, policies, objections = reviewed_by(examined, policy)
             if reviewed is None and policy is None and options.override is not None:
                 raise Refused(
-                    f"{examined.uri} cannot be promoted: {objections[0]}; to override that, give policy=, which says "
-                    "who may approve"
+                    f"{examined.uri} cannot be promoted: {objections[0]}; to override that, give {spelled('policy')}, "
+                    "which says who may approve"
                 )
             objections += open_requests(client, examined.evidence)
             if objections and options.override is None:
@@ -133,4 +134,4 @@ def _check_alias(alias: str) -> None:
         _validate_model_alias_name(alias)
         _validate_model_alias_name_reserved(alias)
     except MlflowException as error:
-        raise UnlearnError(f"alias = {alias!r} cannot be set: {error.message}") from error
+        raise UnlearnError(f"{spelled('alias', alias)} cannot be set: {error.message}") from error

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import command_line, counted, note, say, track
+from mlflow_unlearn.console import counted, note, say, track
 from mlflow_unlearn.data.ids import listed_ids
 from mlflow_unlearn.data.loaders import load_source
 from mlflow_unlearn.data.manifest import Manifest
@@ -37,6 +37,7 @@ from mlflow_unlearn.session.canaries import next_tranche
 from mlflow_unlearn.session.forget_set import select
 from mlflow_unlearn.session.missing import asked, missing, require
 from mlflow_unlearn.session.view import data_spec, given_inputs, salt_of, training_mask
+from mlflow_unlearn.spelling import command_line, spelled
 
 
 class FiledRequest(CommandResult):
@@ -156,7 +157,10 @@ def _named(client: MlflowClient, options: config.Request) -> _Meant:
     """
     named = [uri.strip() for uri in (options.model_uri or "").split(",") if uri.strip()]
     if bool(named) == options.all_:
-        raise UnlearnError("give model_uri= with one or more versions, or all=true for all that hold the samples")
+        raise UnlearnError(
+            f"give {spelled('model_uri')} with one or more versions, or {spelled('all', True)} for all that hold the "
+            "samples"
+        )
     if named:
         return _Meant(list(dict.fromkeys(named)))
     registry = walk(client)
@@ -196,8 +200,8 @@ def _file(
     version = admitted(open_version(client, uri, folder), options)
     if version.name is None:
         raise UnlearnError(
-            f"{version.uri} is not a registered version and cannot carry a request: "
-            "register it, or give forget= to unlearn"
+            f"{version.uri} is not a registered version and cannot carry a request: register it, or give "
+            f"{spelled('forget')} to unlearn"
         )
     if options.data is None and version.reads.data is None:
         require(version, options, trains=True)  # and with it what `unlearn` will need

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.config import parse_params
-from mlflow_unlearn.console import command_line, counted, first_line, note, say
+from mlflow_unlearn.console import counted, first_line, note, say
 from mlflow_unlearn.errors import Refused, UnlearnError, shortlist
 from mlflow_unlearn.events.child import GRACE
 from mlflow_unlearn.evidence.case import Case
@@ -35,6 +35,7 @@ from mlflow_unlearn.registry.walk import Registry, walk
 from mlflow_unlearn.report import table
 from mlflow_unlearn.report.case_page import case_page
 from mlflow_unlearn.report.inbox_page import inbox_page
+from mlflow_unlearn.spelling import command_line, spelled
 
 _PATIENCE = "86400"
 """Seconds to wait for another command that works on the same version."""
@@ -166,29 +167,44 @@ def _checked(options: config.Requests) -> list[str]:
         UnlearnError: they are none, or belong to something that is not asked for.
     """
     if options.withdraw is None and options.reason is not None:
-        raise UnlearnError(f"reason = {options.reason!r} has no effect without withdraw=: add that, or leave it out")
+        raise UnlearnError(
+            f"{spelled('reason', options.reason)} has no effect without {spelled('withdraw')}: add that, or leave it "
+            "out"
+        )
     for name in ("fulfil", "case", "model", "subject"):
         if options.withdraw is not None and getattr(options, name):
-            raise UnlearnError(f"{name} = {getattr(options, name)!r} has no effect with withdraw=: leave it out")
+            raise UnlearnError(
+                f"{spelled(name, getattr(options, name))} has no effect with {spelled('withdraw')}: leave it out"
+            )
     for name in ("within", "unlearn_options"):
         if getattr(options, name) is not None and not options.fulfil:
             raise UnlearnError(
-                f"{name} = {getattr(options, name)!r} has no effect without fulfil=true: add that, or leave it out"
+                f"{spelled(name, getattr(options, name))} has no effect without {spelled('fulfil', True)}: add that, "
+                "or leave it out"
             )
     for name in ("model", "subject"):
         if options.case is not None and getattr(options, name) is not None:
-            raise UnlearnError(f"{name} = {getattr(options, name)!r} has no effect with case=: leave one of them out")
+            raise UnlearnError(
+                f"{spelled(name, getattr(options, name))} has no effect with {spelled('case')}: leave one of them out"
+            )
     if options.output is not None and options.format != "html":
-        raise UnlearnError(f"output = {options.output!r} has no effect without format=html: add that, or leave it out")
+        raise UnlearnError(
+            f"{spelled('output', options.output)} has no effect without {spelled('format', 'html')}: add that, or "
+            "leave it out"
+        )
     given = parse_params(options.unlearn_options, "unlearn_options")
     if taken := given.keys() & {"model_uri", "forget", "plan", "format"}:
-        raise UnlearnError(f"unlearn_options names {sorted(taken)[0]!r}, which `requests` decides: leave it out")
+        raise UnlearnError(
+            f"{spelled('unlearn_options')} names {sorted(taken)[0]!r}, which `requests` decides: leave it out"
+        )
     try:
         checked = config.Unlearn.model_validate({**given, "model_uri": "models:/name/1"})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise UnlearnError(f"unlearn_options: {where} = {first['input']!r} is not usable: {said(first)}") from error
+        raise UnlearnError(
+            f"{spelled('unlearn_options')}: {where} = {first['input']!r} is not usable: {said(first)}"
+        ) from error
     arguments = config.as_arguments(checked)
     at = arguments.index("--model-uri")
     return arguments[:at] + arguments[at + 2 :]
@@ -335,6 +351,6 @@ def _write(options: config.Requests, page: str, name: str) -> str:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
         raise UnlearnError(
-            f"the page cannot be written to {str(path)!r} ({first_line(error)}): give output="
+            f"the page cannot be written to {str(path)!r} ({first_line(error)}): give {spelled('output')}"
         ) from error
     return str(path)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import command_line, say
+from mlflow_unlearn.console import say
 from mlflow_unlearn.errors import NotPassed, Refused
 from mlflow_unlearn.evidence.policy import Verdict, judge, read_policy
 from mlflow_unlearn.evidence.record import FOLDER, REPORT, Evidence, Person, sha256
@@ -39,6 +39,7 @@ from mlflow_unlearn.registry.lock import model_lock
 from mlflow_unlearn.registry.versions import read_artifact, retired
 from mlflow_unlearn.report import table
 from mlflow_unlearn.report.page import page
+from mlflow_unlearn.spelling import command_line
 
 
 class ReviewResult(CommandResult):

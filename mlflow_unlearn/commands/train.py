@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mlflow_unlearn import config
-from mlflow_unlearn.console import command_line, counted, say
+from mlflow_unlearn.console import counted, say
 from mlflow_unlearn.data.canaries import Canaries, draw_canaries
 from mlflow_unlearn.data.datasets import Augmented
 from mlflow_unlearn.data.forget import resolve_forget, retained
@@ -69,6 +69,7 @@ from mlflow_unlearn.session.ensemble import (
 from mlflow_unlearn.session.going_on import Before, check_going_on, open_before
 from mlflow_unlearn.session.hardware import pick_hardware, tag_hardware
 from mlflow_unlearn.session.view import InputSpec
+from mlflow_unlearn.spelling import command_line
 
 
 class TrainResult(Registering):

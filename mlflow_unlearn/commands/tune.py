@@ -31,6 +31,7 @@ from mlflow_unlearn.session.new_version import new_record
 from mlflow_unlearn.session.past import SHARDS, usable
 from mlflow_unlearn.session.recipe import recorded_params
 from mlflow_unlearn.session.session import Session, open_session
+from mlflow_unlearn.spelling import spelled
 from mlflow_unlearn.tuning.rungs import disturbing
 from mlflow_unlearn.tuning.runner import (
     BestTrial,
@@ -145,18 +146,23 @@ def _check(options: config.Tune) -> None:
     """Refuse options that do not go together, before anything is opened."""
     if options.mode == "pareto" and options.pruner != "none":
         raise UnlearnError(
-            f"pruner = {options.pruner!r} compares one value, and mode = 'pareto' has two: use pruner=none, or "
-            "mode=constrained"
+            f"{spelled('pruner', options.pruner)} compares one value, and {spelled('mode', 'pareto')} has two: use "
+            f"{spelled('pruner', 'none')}, or {spelled('mode', 'constrained')}"
         )
     if options.mode == "pareto" and options.sampler == "gp":
         raise UnlearnError(
-            "sampler = 'gp' cannot search for two objectives under constraints: use tpe or nsga2, or mode=constrained"
+            f"{spelled('sampler', 'gp')} cannot search for two objectives under constraints: use tpe or nsga2, or "
+            f"{spelled('mode', 'constrained')}"
         )
     if needs_gold(options.objective) and options.gold_uri is None:
-        raise UnlearnError(f"objective = {options.objective!r} needs a gold standard: give gold_uri=")
+        raise UnlearnError(
+            f"{spelled('objective', options.objective)} needs a gold standard: give {spelled('gold_uri')}"
+        )
     for name in ("pruner", "workers"):
         if max(options.processes, ranks.world()) > 1 and getattr(options, name) not in ("none", 1):
-            raise UnlearnError(f"{name} = {getattr(options, name)} cannot be combined with several processes: use one")
+            raise UnlearnError(
+                f"{spelled(name, getattr(options, name))} cannot be combined with several processes: use one"
+            )
 
 
 def _automatic(session: Session, options: config.Tune, space: Mapping[str, Any]) -> list[str]:

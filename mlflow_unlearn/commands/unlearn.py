@@ -10,9 +10,9 @@ from pydantic import Field
 from mlflow_unlearn import config
 from mlflow_unlearn.answer import found_so_far
 from mlflow_unlearn.config import parse_params
-from mlflow_unlearn.console import command_line, note, say
+from mlflow_unlearn.console import note, say
 from mlflow_unlearn.engine.architectures import model_family
-from mlflow_unlearn.engine.loop import RETRAIN_ALL
+from mlflow_unlearn.engine.loop import retrains_all
 from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.policy import Policy, read_policy
@@ -32,6 +32,7 @@ from mlflow_unlearn.session.new_version import new_record
 from mlflow_unlearn.session.past import CHECKPOINTS, check_prefix, trained_as, unmet
 from mlflow_unlearn.session.recipe import Recipe, recorded_params, training_recipe
 from mlflow_unlearn.session.session import Session, open_session
+from mlflow_unlearn.spelling import command_line, spelled
 from mlflow_unlearn.tuning.ladder import Ladder
 from mlflow_unlearn.tuning.rungs import Rung, default_rungs, parse_rungs
 from mlflow_unlearn.tuning.ways import Comparison, Kind, Way, show
@@ -144,25 +145,29 @@ def _check(options: config.Unlearn) -> tuple[Policy | None, tuple[Rung, ...]]:
         UnlearnError: they contradict each other, or one cannot be read.
     """
     if options.method == "retrain" and options.prefix != "none":
-        raise UnlearnError(RETRAIN_ALL)
+        raise UnlearnError(retrains_all())
     check_prefix(options.method, options.prefix)
     if options.processes > 1 and get_method(options.method).needs == CHECKPOINTS:
         raise UnlearnError(f"{options.method} runs a training again in one process: leave processes out")
     defaults = config.Unlearn.model_fields
     if options.claim != defaults["claim"].default and not options.plan:
-        raise UnlearnError(f"claim = {options.claim} has no effect without plan=true: add that, or leave it out")
+        raise UnlearnError(
+            f"{spelled('claim', options.claim)} has no effect without {spelled('plan', True)}: add that, or leave it "
+            "out"
+        )
     if options.until == "once":
         for name in ("policy", "rungs", "budget"):
             if getattr(options, name) != defaults[name].default:
                 raise UnlearnError(
-                    f"{name} = {getattr(options, name)} has no effect without until=pass: add that, or leave it out"
+                    f"{spelled(name, getattr(options, name))} has no effect without {spelled('until', 'pass')}: add "
+                    "that, or leave it out"
                 )
         return None, ()
     for name in ("method", "params", "preset", "prefix"):
         if getattr(options, name) != defaults[name].default:
             raise UnlearnError(
-                f"{name} = {getattr(options, name)!r} and until = 'pass' contradict each other: name the settings to "
-                "try with rungs="
+                f"{spelled(name, getattr(options, name))} and {spelled('until', 'pass')} contradict each other: name "
+                f"the settings to try with {spelled('rungs')}"
             )
     return read_policy(options.policy), parse_rungs(options.rungs) if options.rungs is not None else ()
 
@@ -174,7 +179,7 @@ def _check_seed(session: Session, options: config.Unlearn, params: dict[str, Any
     default = config.Unlearn.model_fields["seed"].default
     if options.seed not in (trained.seed, default) and not params.get("sigma"):  # noise is drawn by the one given
         note(
-            f"Note: seed = {options.seed} has no effect: {options.method} takes the seed of the training, "
+            f"Note: {spelled('seed', options.seed)} has no effect: {options.method} takes the seed of the training, "
             f"{trained.seed}, which is what is recorded."
         )
 
@@ -211,8 +216,8 @@ def _say_that_it_is_a_trial(session: Session, options: config.Unlearn) -> None:
     if trials and session.version.name is not None and options.forget is not None:
         file = command_line("request", "--model-uri", session.version.uri, "--forget", f"request:{trials[0].id}")
         note(
-            f"Note: this is a trial: request {trials[0].id} was given with forget= and not filed, so that it has no "
-            f"case and no day by which it is due. To file it: {file}"
+            f"Note: this is a trial: request {trials[0].id} was given with {spelled('forget')} and not filed, so that "
+            f"it has no case and no day by which it is due. To file it: {file}"
         )
 
 
@@ -233,10 +238,13 @@ def _with_params(options: config.Unlearn) -> tuple[config.Unlearn, dict[str, Any
             continue
         value, given = params.pop(name), getattr(options, name)
         if not isinstance(value, str):
-            raise UnlearnError(f"params names {name} = {value!r}, which is not a text: write one such as {given!r}")
+            raise UnlearnError(
+                f"{spelled('params')} names {name} = {value!r}, which is not a text: write one such as {given!r}"
+            )
         if given not in (value, defaults[name].default):
             raise UnlearnError(
-                f"params names {name} = {value!r}, and {name} = {given!r} is given: leave out one of them"
+                f"{spelled('params')} names {name} = {value!r}, and {spelled(name, given)} is given: leave out "
+                "one of them"
             )
         options = options.model_copy(update={name: value})
     return options, {**params, **(apart or {})}

@@ -39,6 +39,7 @@ from mlflow_unlearn.session.ensemble import sharded_past
 from mlflow_unlearn.session.recipe import Recipe
 from mlflow_unlearn.session.reuse import Part, code_digest, reuse_key
 from mlflow_unlearn.session.session import Session
+from mlflow_unlearn.spelling import spelled
 from mlflow_unlearn.tuning.selection import SELECTION_SPLITS, on_validation
 from mlflow_unlearn.tuning.trials import weight_change
 
@@ -132,8 +133,8 @@ class ComparisonRunner:
         check_auditable(self.session)
         if len(golds) < 2:
             raise UnlearnError(
-                "by=audit needs two gold standards with different weights, to attack each by means of the other: give "
-                "another gold_uri, or leave it out"
+                f"{spelled('by', 'audit')} needs two gold standards with different weights, to attack each by means of "
+                "the other: give another {spelled('gold_uri')}, or leave it out"
             )
         modules = [self.session.module, *(gold.module for gold in golds)]
         original, *others = (attack_target(m, self.session.splits, self.session.hardware) for m in modules)

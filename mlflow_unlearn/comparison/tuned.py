@@ -12,6 +12,7 @@ from mlflow_unlearn.console import without_passwords
 from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import get_method
+from mlflow_unlearn.spelling import spelled
 from mlflow_unlearn.tuning.runner import new_sampler
 from mlflow_unlearn.tuning.selection import not_computed
 from mlflow_unlearn.tuning.space import search_space
@@ -47,8 +48,8 @@ def check_tunable(runner: ComparisonRunner, tuned: int) -> None:
     """
     if missing := not_computed(OBJECTIVE, runner.before):
         raise UnlearnError(
-            f"tuned = {tuned} goes by {OBJECTIVE}, which needs {missing}: compare without it, and give the "
-            "hyperparameters that tune finds by another objective as params="
+            f"{spelled('tuned', tuned)} goes by {OBJECTIVE}, which needs {missing}: compare without it, and give the "
+            f"hyperparameters that tune finds by another objective as {spelled('params')}"
         )
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.metrics.attacks.canaries import commitment
+from mlflow_unlearn.spelling import spelled
 
 
 class CanaryPair(BaseModel):
@@ -65,7 +66,7 @@ def draw_canaries(
     random.shuffle(drawn)
     if not 4 * pairs <= len(pool) or pairs > len(drawn):
         raise UnlearnError(
-            f"canaries = {pairs} is too many for {len(pool)} training samples, of which as many would be left out: "
-            f"give {min(len(pool) // 4, len(drawn))} at most"
+            f"{spelled('canaries', pairs)} is too many for {len(pool)} training samples, of which as many would be "
+            f"left out: give {min(len(pool) // 4, len(drawn))} at most"
         )
     return Canaries(salt=secrets.token_hex(16), pairs=tuple(drawn[:pairs]))

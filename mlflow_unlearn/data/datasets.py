@@ -17,6 +17,7 @@ from mlflow_unlearn.data.source import ImageStore, Split
 from mlflow_unlearn.data.splits import labels_of
 from mlflow_unlearn.data.transforms import PixelTransform, Transform
 from mlflow_unlearn.errors import UnlearnError, did_you_mean, shortlist
+from mlflow_unlearn.spelling import spelled
 
 Augment = Callable[[Tensor], Tensor]
 
@@ -72,15 +73,15 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         if check and index == 0 and isinstance(self.transform, PixelTransform):
             return self.first
         name, images, transform = self.split.ids[index], self.split.images, self.transform
-        with users_code(f"the transform of {name!r}", "correct it, or give another transform="):
+        with users_code(f"the transform of {name!r}", f"correct it, or give another {spelled('transform')}"):
             if isinstance(transform, PixelTransform) and isinstance(images, ImageStore):
                 image = transform.pixels(images.pixels(index))
             else:
                 image = _checked(transform(images[index]), name)
         if check and image.shape != self.first.shape:
             raise UnlearnError(
-                f"{self.split.ids[0]!r} is {_size(self.first)} and {name!r} is {_size(image)}: "
-                "bring them to one size with transform=imagenet or transform=timm"
+                f"{self.split.ids[0]!r} is {_size(self.first)} and {name!r} is {_size(image)}: bring them to one size "
+                f"with {spelled('transform', 'imagenet')} or {spelled('transform', 'timm')}"
             )
         return image
 

@@ -16,6 +16,7 @@ from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.data.source import Indices, Source, Split, stratified
 from mlflow_unlearn.errors import UnlearnError, did_you_mean, shortlist
 from mlflow_unlearn.parsing import whole_number
+from mlflow_unlearn.spelling import spelled
 
 Mask = NDArray[np.bool_]
 ReadRequest = Callable[[str], Manifest]
@@ -105,7 +106,9 @@ def named_ids(spec: str, source: Source) -> Manifest:
     if not (colon and scheme in ("class", "group")):
         listed = listed_ids(spec)
         if not any(listed.mask(split.ids).any() for split in splits):
-            raise UnlearnError(f"{source.spec!r} has none of the {len(listed.ids)} ids of {spec!r}: give another data=")
+            raise UnlearnError(
+                f"{source.spec!r} has none of the {len(listed.ids)} ids of {spec!r}: give another {spelled('data')}"
+            )
         return listed
     if scheme == "class":
         matches = partial(_of_class, _class_index(value, source))
@@ -216,7 +219,7 @@ def _check_trained(spec: str, source: Source, ids: Sequence[str], manifest: Call
         raise UnlearnError(
             f"{spec!r} names {len(trained)} samples that the version was trained on and that {source.spec!r} does not "
             f"have in its training split ({shortlist(trained)}): they would not be forgotten; give the data as they "
-            "were split when it was trained, or split= with a list of its training ids"
+            f"were split when it was trained, or {spelled('split')} with a list of its training ids"
         )
 
 

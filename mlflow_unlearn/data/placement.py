@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.errors import UnlearnError, did_you_mean
+from mlflow_unlearn.spelling import spelled
 
 if TYPE_CHECKING:  # to look where samples lie must not wait for torch
     from mlflow_unlearn.data.source import Split
@@ -142,5 +143,5 @@ def read_placement(path: Path, named: str) -> dict[str, tuple[int, int]]:
             why = "it is missing" if isinstance(error, FileNotFoundError) else str(error.strerror)
         raise UnlearnError(
             f"{named}, which lists where samples were trained, cannot be read ({why}): restore the file, or use "
-            "method=retrain, which trains all shards anew without it"
+            f"{spelled('method', 'retrain')}, which trains all shards anew without it"
         ) from error

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mlflow_unlearn.data.functions import import_function
 from mlflow_unlearn.errors import UnlearnError, did_you_mean
+from mlflow_unlearn.spelling import spelled
 
 Transform = Callable[[Image.Image], Tensor]
 TransformStep = Callable[[Any], Any]
@@ -128,14 +129,18 @@ def to_channels(image: Image.Image, channels: int | None) -> Image.Image:
 
 def _fixed(spec: str, makes: int, takes: int | None) -> int:
     if takes not in (None, makes):
-        raise UnlearnError(f"transform={spec} makes {makes} channels and the model takes {takes}: use transform=none")
+        raise UnlearnError(
+            f"{spelled('transform', spec)} makes {makes} channels and the model takes {takes}: use "
+            f"{spelled('transform', 'none')}"
+        )
     return makes
 
 
 def _timm_config(model: nn.Module | None) -> dict[str, Any]:
     if not getattr(model, "pretrained_cfg", None):
         raise UnlearnError(
-            f"transform=timm needs a timm model and got {type(model).__name__}: use transform=imagenet or none"
+            f"{spelled('transform', 'timm')} needs a timm model and got {type(model).__name__}: use "
+            f"{spelled('transform', 'imagenet')} or none"
         )
     from timm.data import resolve_model_data_config
 

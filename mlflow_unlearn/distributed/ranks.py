@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.spelling import spelled
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -236,8 +237,8 @@ def _pickled(content: Any) -> bytes:
         _Pickler(file).dump(content)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise UnlearnError(
-            f"data or model cannot be sent to the other processes ({error}): use processes=1, or a dataset that can be "
-            "pickled"
+            f"data or model cannot be sent to the other processes ({error}): use {spelled('processes', '1')}, or a "
+            "dataset that can be pickled"
         ) from error
     return file.getvalue()
 

@@ -24,6 +24,7 @@ from mlflow_unlearn.engine.hardware import Hardware
 from mlflow_unlearn.engine.method import Datasets
 from mlflow_unlearn.engine.modes import evaluating, in_mode
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.spelling import spelled
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def split_at(model: nn.Module, name: str) -> SplitModel:
     if str(_trace(model, name, training=True)) != str(graph):
         raise UnlearnError(
             f"the model cannot be cut before {name!r}: its forward pass does one thing in training and another after, "
-            "outside of its modules; make them modules such as nn.Dropout, or use prefix=none"
+            f"outside of its modules; make them modules such as nn.Dropout, or use {spelled('prefix', 'none')}"
         )
     nodes = list(graph.nodes)
     start = next(
@@ -67,7 +68,7 @@ def split_at(model: nn.Module, name: str) -> SplitModel:
     after = [node for node in nodes if node not in before]
     crossing = [node for node in before if node.op != "get_attr" and any(user in after for user in node.users)]
     if [node.op for node in crossing] == ["placeholder"]:
-        raise UnlearnError(f"there is nothing before {name!r}: give a later module, or prefix=none")
+        raise UnlearnError(f"there is nothing before {name!r}: give a later module, or {spelled('prefix', 'none')}")
     if len(crossing) != 1:
         raise UnlearnError(
             f"the model cannot be cut before {name!r}: {len(crossing)} tensors cross there, and it must be one; "
@@ -76,8 +77,8 @@ def split_at(model: nn.Module, name: str) -> SplitModel:
     frozen, head = _part(model, before, output=crossing[0]), _part(model, after, boundary=crossing[0])
     if _tensors(frozen) & _tensors(head):
         raise UnlearnError(
-            f"the model cannot be cut before {name!r}: layers before and after it share parameters or statistics; "
-            "cut elsewhere, or use prefix=none"
+            f"the model cannot be cut before {name!r}: layers before and after it share parameters or statistics; cut "
+            f"elsewhere, or use {spelled('prefix', 'none')}"
         )
     return SplitModel(frozen, head)
 
@@ -133,7 +134,10 @@ def auto(model: nn.Module) -> str:
     for name in reversed(split_points(model)):
         if depth_behind(model, name) >= DEPTH:
             return name
-    raise UnlearnError("prefix=auto finds no place where the model can be cut: name a module, or use prefix=none")
+    raise UnlearnError(
+        f"{spelled('prefix', 'auto')} finds no place where the model can be cut: name a module, or use "
+        f"{spelled('prefix', 'none')}"
+    )
 
 
 DEPTH = 0.25
@@ -177,8 +181,8 @@ def _trace(model: nn.Module, name: str, *, training: bool = False) -> fx.Graph:
             return _Tracer(name).trace(model, concrete_args=defaults)
     except Exception as error:  # A forward pass may do anything that cannot be traced.
         raise UnlearnError(
-            f"the model cannot be cut before {name!r}: its forward pass cannot be traced "
-            f"({type(error).__name__}: {first_line(error)}); use prefix=none"
+            f"the model cannot be cut before {name!r}: its forward pass cannot be traced ({type(error).__name__}: "
+            f"{first_line(error)}); use {spelled('prefix', 'none')}"
         ) from error
 
 

@@ -24,6 +24,7 @@ from mlflow_unlearn.distributed import ranks
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.checkpoints import Machine
 from mlflow_unlearn.rng import isolated_rng
+from mlflow_unlearn.spelling import spelled
 
 Precision = Literal["fp32", "tf32", "bf16", "auto"]
 
@@ -59,9 +60,13 @@ def checked_precision(precision: str, device: torch.device) -> None:
     if precision not in get_args(Precision):
         raise UnlearnError(f"unknown precision {precision!r}: use {', '.join(get_args(Precision))}")
     if precision == "bf16" and not has_bfloat16(device):
-        raise UnlearnError(f"precision=bf16 needs bfloat16, which {processor(device)} does not have: use fp32 or auto")
+        raise UnlearnError(
+            f"{spelled('precision', 'bf16')} needs bfloat16, which {processor(device)} does not have: use fp32 or auto"
+        )
     if precision == "tf32" and not (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)):
-        raise UnlearnError(f"precision=tf32 needs TF32, which {processor(device)} does not have: use fp32 or auto")
+        raise UnlearnError(
+            f"{spelled('precision', 'tf32')} needs TF32, which {processor(device)} does not have: use fp32 or auto"
+        )
 
 
 def pick_numerics(

@@ -42,6 +42,7 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.checkpoints import Kept, Origin, Shards
 from mlflow_unlearn.evidence.record import Exactness
 from mlflow_unlearn.rng import isolated_rng, rng_states, seed_all, set_rng_states
+from mlflow_unlearn.spelling import spelled
 
 if TYPE_CHECKING:
     from mlflow_unlearn.engine.shards import ShardedPast
@@ -50,7 +51,13 @@ Epoch = dict[str, float]
 Watch = Callable[[Epoch, nn.Module, Datasets], None]
 """Called after an epoch with its record, the student (or its trainable head) and the datasets that it reads."""
 
-RETRAIN_ALL = "retraining starts every layer anew, and a frozen prefix would keep what it has learned: use prefix=none"
+
+def retrains_all() -> str:
+    """Why retraining takes no prefix."""
+    return (
+        "retraining starts every layer anew, and a frozen prefix would keep what it has learned: use "
+        f"{spelled('prefix', 'none')}"
+    )
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,9 @@ def run(model: nn.Module, method: Method, datasets: Datasets, hardware: Hardware
         if not any(p.requires_grad for p in trained.parameters()):
             raise UnlearnError("all parameters of the model are frozen: set requires_grad on those to be trained")
         if method.own_prefix and teacher.prefix is not None:
-            raise UnlearnError(f"{method.name} decides itself which layers stay frozen: use prefix=none")
+            raise UnlearnError(
+                f"{method.name} decides itself which layers stay frozen: use {spelled('prefix', 'none')}"
+            )
         refusal = method.unsuited(trained)
         if refusal is not None:
             raise UnlearnError(refusal)
@@ -341,7 +350,7 @@ class TrainerState:
             UnlearnError: layers are frozen by a prefix.
         """
         if self._given_prefix is not None:
-            raise UnlearnError(RETRAIN_ALL)
+            raise UnlearnError(retrains_all())
         build = self._options.model_factory or partial(reinitialised_copy, self.model)
         # Nothing would train frozen parameters again.
         frozen = {name: p.detach() for name, p in self.model.named_parameters() if not p.requires_grad}
@@ -364,7 +373,9 @@ class TrainerState:
             UnlearnError: the model cannot be split there, or a prefix has been given.
         """
         if self._given_prefix is not None:
-            raise UnlearnError(f"the layers before {self._given_prefix!r} are frozen already: use prefix=none")
+            raise UnlearnError(
+                f"the layers before {self._given_prefix!r} are frozen already: use {spelled('prefix', 'none')}"
+            )
         self.teacher = Teacher(
             self.teacher.model, self._datasets, self.hardware, cache=self._options.cache_teacher, prefix=name
         )
@@ -387,7 +398,8 @@ class TrainerState:
         past = self._options.past
         if past is None:
             raise UnlearnError(
-                "there is no training to go back to: a version keeps it of `train` with keep_checkpoints= or from="
+                f"there is no training to go back to: a version keeps it of `train` with {spelled('keep_checkpoints')} "
+                f"or {spelled('from')}"
             )
         if epochs != past.epochs:
             raise UnlearnError(f"epochs = {epochs}, and the recorded training has {past.epochs}: leave epochs out")

@@ -37,6 +37,7 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.checkpoints import Kept, Machine, Shards
 from mlflow_unlearn.evidence.record import Exactness
 from mlflow_unlearn.rng import isolated_rng
+from mlflow_unlearn.spelling import spelled
 
 State = Mapping[str, Tensor]
 
@@ -258,7 +259,7 @@ class ShardedPast:
         Raises:
             UnlearnError: or without a class that the others have.
         """
-        way_out = "retrain without shards, by `train` with exclude=, or with fewer"
+        way_out = f"retrain without shards, by `train` with {spelled('exclude')}, or with fewer"
         check_placement(self.retain, labels.numpy(), self.classes, self.shards.shards, way_out)
 
     def cost(self) -> tuple[Cost, Cost]:
@@ -344,7 +345,10 @@ def train_anew(
         UnlearnError: a shard would be left empty or without a class, or a checkpoint cannot be read.
     """
     if not isinstance(model, Ensemble):
-        raise UnlearnError("this version is not an ensemble: train one with ensemble=, or use method=retrain")
+        raise UnlearnError(
+            f"this version is not an ensemble: train one with {spelled('ensemble')}, or use "
+            f"{spelled('method', 'retrain')}"
+        )
     start, shards = time.perf_counter(), past.shards
     past.check(labels_of(retain))
     own, anew = (cost(shards, past.retain, done) for done in (begin, dict.fromkeys(range(shards.shards), 0)))

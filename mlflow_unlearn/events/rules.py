@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, field_vali
 from mlflow_unlearn.config import COMMANDS
 from mlflow_unlearn.errors import UnlearnError, did_you_mean
 from mlflow_unlearn.parsing import NumbersAreNumbers, load_options, message, read_text
+from mlflow_unlearn.spelling import spelled
 
 STEPS = tuple(name for name, command in COMMANDS.items() if "model_uri" in command.model_fields)
 """Commands that a chain can have: those about one version."""
@@ -208,15 +209,15 @@ def read_file(path: str) -> ListenFile:
     try:
         values = load_options(read_text(path), yaml=True)
     except OSError as error:
-        raise UnlearnError(f"config = {path!r} cannot be read ({error.strerror}): give a YAML file") from error
+        raise UnlearnError(f"{spelled('config', path)} cannot be read ({error.strerror}): give a YAML file") from error
     except ValueError as error:
-        raise UnlearnError(f"config = {path!r} is not YAML: {error}") from error
+        raise UnlearnError(f"{spelled('config', path)} is not YAML: {error}") from error
     if not isinstance(values, dict):
-        raise UnlearnError(f"config = {path!r} holds no names with values, such as secret: and models:")
+        raise UnlearnError(f"{spelled('config', path)} holds no names with values, such as secret: and models:")
     try:
         file = ListenFile.model_validate(values)
     except ValidationError as error:
-        raise UnlearnError(f"config = {path!r} is not usable: {_reason(error)}") from error
+        raise UnlearnError(f"{spelled('config', path)} is not usable: {_reason(error)}") from error
     file._folder = Path(path).expanduser().resolve().parent
     return file
 

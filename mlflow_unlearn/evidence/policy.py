@@ -640,13 +640,13 @@ def signed_by(policy: Policy, signature: Signature | None) -> tuple[bool | None,
     if signature.broken is not None:
         return False, f"the signature does not hold: {signature.broken}"
     if signature.signer is None:
-        return None, "the evidence is signed, and does not name its key: give key= to check"
+        return None, "the evidence is signed, and does not name its key: give it to check (--key)"
     if policy.signers:
         named = signature.signer in policy.signers
         return named, f"signed with the key {signature.signer}" + ("" if named else ", which the policy does not name")
     if signature.given:
         return True, f"signed with the given key {signature.signer}"
-    return None, f"signed with the key {signature.signer}; signers: in the policy, or key=, says which keys to trust"
+    return None, f"signed with the key {signature.signer}; signers: in the policy, or --key, says which keys to trust"
 
 
 def _ad_hoc(evidence: Evidence, run_id: str) -> bool:

@@ -6,9 +6,9 @@ from typing import Any
 from pydantic import Field
 
 from mlflow_unlearn.answer import CommandResult
-from mlflow_unlearn.console import command_line
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.record import Evidence, Exactness, FrozenRecord, Measured
+from mlflow_unlearn.spelling import command_line
 
 
 class Registered(FrozenRecord):

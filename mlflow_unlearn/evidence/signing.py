@@ -13,6 +13,7 @@ from mlflow_unlearn.console import first_line
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.record import CARD, FILE, REPORT, SIGNATURE
 from mlflow_unlearn.parsing import load_json
+from mlflow_unlearn.spelling import spelled
 
 _INSTALL = 'pip install "mlflow-unlearn[sign]"'
 _MADE_BY = "e.g. by `openssl ec -in key.pem -pubout -out public.pem`"
@@ -128,7 +129,8 @@ def check(folder: Path, key: str | None, recorded: str | None) -> Signature | No
         if key is None:
             return Signature(broken=f"the key that the record names cannot be read ({first_line(error)})")
         raise UnlearnError(
-            f"key = {key!r} is not a public key ({first_line(error)}): give an EC public key in PEM format, {_MADE_BY}"
+            f"{spelled('key', key)} is not a public key ({first_line(error)}): give an EC public key in PEM format, "
+            f"{_MADE_BY}"
         ) from error
     try:
         named, covers = _named((folder / SIGNATURE).read_bytes())
@@ -173,8 +175,8 @@ def _pem(key: Any) -> bytes:
 
 def _bad_private_key(key: str, error: Exception) -> UnlearnError:
     return UnlearnError(
-        f"sign_key = {key!r} cannot sign ({first_line(error)}): give an EC private key in PEM format, "
-        "e.g. by `openssl ecparam -name prime256v1 -genkey -noout -out key.pem`"
+        f"{spelled('sign_key', key)} cannot sign ({first_line(error)}): give an EC private key in PEM format, e.g. by "
+        "`openssl ecparam -name prime256v1 -genkey -noout -out key.pem`"
     )
 
 

@@ -17,6 +17,7 @@ from mlflow_unlearn.governance.integrity import Examined, IntegrityFinding, hidd
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.versions import read_artifact, version_there
+from mlflow_unlearn.spelling import spelled
 
 
 def reviewed_by(examined: Examined, policy: Policy | None) -> tuple[ReviewRecord | None, list[Policy], list[str]]:
@@ -64,7 +65,9 @@ def approver_of(given: str | None) -> Person:
     if given is None or given == user.name:
         return user
     if user.authenticated:
-        raise Refused(f"approver = {given!r}: the tracking server knows you as {user.name!r}, who is the approver")
+        raise Refused(
+            f"{spelled('approver', given)}: the tracking server knows you as {user.name!r}, who is the approver"
+        )
     return Person(name=given, authenticated=False)
 
 

@@ -68,6 +68,7 @@ from mlflow_unlearn.report.description import (
     split,
     verdict_paragraph,
 )
+from mlflow_unlearn.spelling import spelled
 
 PROMOTION_TAG, PROMOTION = "unlearn.promotion.", "promotion.json"
 LATER_TAGS = {DIGEST_TAG, REPORT_TAG, VERDICT_TAG, HEAD_TAG, TRAINED_ON_TAG, CHECKPOINTS_TAG, TRAINING_TAG}
@@ -154,7 +155,7 @@ def examine(client: MlflowClient, uri: str, folder: Path, *, key: str | None = N
         Refused: it has no files or no evidence, so that there is nothing to check.
     """
     if key is not None and not Path(key).is_file():
-        raise UnlearnError(f"key = {key!r} is not a public key: there is no such file")
+        raise UnlearnError(f"{spelled('key', key)} is not a public key: there is no such file")
     registered = registered_version(client, uri)
     uri = f"models:/{registered.name}/{registered.version}"
     if (how := retired(registered)) is not None:
@@ -554,11 +555,11 @@ def _signature(signature: Signature | None, key: str | None, evidence: Evidence)
     if signature.broken is not None:
         return IntegrityFinding(part, "differs", f"it does not hold: {signature.broken}")
     if signature.signer is None:
-        return IntegrityFinding(part, "not checked", "the evidence is signed; key= names the public key to check it")
+        return IntegrityFinding(part, "not checked", "the evidence is signed; --key names the public key to check it")
     alone = set(signature.covers) == {FILE}
     scope = "it covers the evidence alone" if alone else "it covers evidence, report and model card"
     if not signature.given:
-        message = f"it holds for the key {signature.signer}, and {scope}; key= says that this is a key to trust"
+        message = f"it holds for the key {signature.signer}, and {scope}; --key says that this is a key to trust"
         return IntegrityFinding(part, "not checked", message)
     message = f"the evidence was signed by the holder of the key {signature.signer}; {scope}"
     return IntegrityFinding(part, "same", message)

@@ -14,6 +14,7 @@ from mlflow_unlearn.governance.holders import named_by
 from mlflow_unlearn.governance.locating import Wanted
 from mlflow_unlearn.registry.versions import trained_on
 from mlflow_unlearn.registry.walk import Registry
+from mlflow_unlearn.spelling import spelled
 
 if TYPE_CHECKING:
     from mlflow_unlearn.data.source import Source
@@ -46,18 +47,23 @@ def wanted_by(client: MlflowClient, registry: Registry, spec: str, data: str | N
         said = "; ".join([*(one.unread for one in unread), *others])
         reasons = f" ({said})" if said else ""
         raise UnlearnError(
-            f"no data source that a version records knows {spec!r}{reasons}: give data=, or a file of ids"
+            f"no data source that a version records knows {spec!r}{reasons}: give {spelled('data')}, or a file of ids"
         )
     for reason in others:
         note(f"Note: not looked for there: {reason}")
     # Of versions of earlier releases only their files name the source, which are read later.
-    rest = Wanted(Manifest(()), unread="its data source was not looked at, since no tag names it: give data=")
+    rest = Wanted(
+        Manifest(()), unread=f"its data source was not looked at, since no tag names it: give {spelled('data')}"
+    )
     return [*found, *looked_at, *unread, rest]
 
 
 def _in_source(spec: str, data: str, *, no_code: bool) -> Wanted:
     if no_code and data.startswith("python:"):
-        raise UnlearnError(f"the data source {data!r} runs code, and no_code is set: give a file of ids without data=")
+        raise UnlearnError(
+            f"the data source {data!r} runs code, and {spelled('no_code', True)} is set: give a file of ids "
+            f"without {spelled('data')}"
+        )
     from mlflow_unlearn.data.loaders import load_source
 
     return _of_source(spec, load_source(data))
@@ -77,7 +83,7 @@ def _in_all_sources(spec: str, sources: Iterable[str]) -> tuple[list[Wanted], li
     for spec_of_source in sources:
         try:
             if spec_of_source.startswith("python:"):  # whoever may tag a version may name any code
-                raise UnlearnError(f"{spec_of_source!r} runs code: name it with data=")
+                raise UnlearnError(f"{spec_of_source!r} runs code: name it with {spelled('data')}")
             source = load_source(spec_of_source)
         except UnlearnError as error:
             unread.append(Wanted(Manifest(()), spec_of_source, unread=str(error)))

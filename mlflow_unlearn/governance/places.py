@@ -9,7 +9,6 @@ from pydantic import Field
 
 from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.config import Locate
-from mlflow_unlearn.console import command_line
 from mlflow_unlearn.errors import NoAnswer
 from mlflow_unlearn.evidence.audit import REFERENCE_FILE
 from mlflow_unlearn.governance import manifest_index
@@ -18,6 +17,7 @@ from mlflow_unlearn.governance.locating import ENDPOINT_TAG, Found, Located, Sea
 from mlflow_unlearn.governance.seen import RunCheckpoints, Seen, checkpoints_seen
 from mlflow_unlearn.registry.uris import in_ranges
 from mlflow_unlearn.registry.walk import Registry
+from mlflow_unlearn.spelling import command_line
 
 PRINTED = {"unknown": "unknown"}
 """State → what people read; other states say it themselves."""

@@ -40,6 +40,7 @@ from mlflow_unlearn.report.page import Sample, moved, page
 from mlflow_unlearn.session.new_version import example_without_forgotten, new_record, placed_of
 from mlflow_unlearn.session.past import trained_as
 from mlflow_unlearn.session.session import Session
+from mlflow_unlearn.spelling import spelled
 
 INCOMPLETE = 0.05
 """Accuracy on wholly forgotten classes above which class unlearning is called incomplete."""
@@ -150,7 +151,7 @@ def _check_passes(draft: Evidence, policy: Policy, columns: Mapping[str, Metrics
         table.show(columns)
         raise Refused(
             f"what passed the policy {policy.name!r} on the validation set does not on the test set: "
-            f"{verdict.failures}; nothing was registered: give other rungs=, or another seed="
+            f"{verdict.failures}; nothing was registered: give other {spelled('rungs')}, or another {spelled('seed')}"
         )
 
 
@@ -236,7 +237,8 @@ def target_name(session: Session, register_as: str | None) -> str:
     name = register_as or session.version.name
     if name is None:
         raise UnlearnError(
-            f"{session.version.uri} is not a registered version: give register_as=, the name to register under"
+            f"{session.version.uri} is not a registered version: give {spelled('register_as')}, the name to register "
+            "under"
         )
     return name
 

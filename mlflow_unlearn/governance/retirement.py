@@ -35,6 +35,7 @@ from mlflow_unlearn.registry.dead import killed
 from mlflow_unlearn.registry.lock import ModelLock
 from mlflow_unlearn.registry.uris import in_ranges
 from mlflow_unlearn.registry.versions import RETIRED_TAG, read_artifact, registered_version, retired, unfinished
+from mlflow_unlearn.spelling import spelled
 
 RECORD = "evidence/retirement.json"
 
@@ -220,8 +221,8 @@ def drawn_up(client: MlflowClient, options: config.Retire) -> Retirement:
         raise UnlearnError(f"aliases: {unknown[0]} does not point to {uri} or to a copy of it")
     if serving := _serving(found, named):
         raise Refused(
-            f"{uri} is still served by {', '.join(serving)}: move the alias with `promote`, or name it in aliases=; "
-            "of an endpoint remove the tag once it serves another version"
+            f"{uri} is still served by {', '.join(serving)}: move the alias with `promote`, or name it in "
+            f"{spelled('aliases')}; of an endpoint remove the tag once it serves another version"
         )
     training = of_training(folder.record)
     here = [*cached(found), *checkpoints(found, trained_as=training)]

@@ -27,6 +27,7 @@ from mlflow_unlearn.engine.method import (
     sample,
 )
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.spelling import spelled
 
 __all__ = [
     "BUILTIN",
@@ -144,5 +145,7 @@ def chosen_methods(text: str) -> list[str]:
     for name in chosen:
         get_method(name)
     if not chosen:
-        raise UnlearnError(f"methods = {text!r} names no method to compare: use all, or names such as lotus,scrub")
+        raise UnlearnError(
+            f"{spelled('methods', text)} names no method to compare: use all, or names such as lotus,scrub"
+        )
     return chosen

@@ -18,11 +18,16 @@ from mlflow_unlearn.engine.method import Method, Params, Plan, Workspace
 from mlflow_unlearn.engine.shards import ShardedPast, train_anew
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods.retrain import Training
+from mlflow_unlearn.spelling import spelled
 
-NOT_AN_ENSEMBLE = (
-    "method=exact goes back on the training of an ensemble, and this version is one model: train one with "
-    "`train --ensemble 4 --slices 4`, or use method=retrain"
-)
+
+def not_an_ensemble() -> str:
+    """Why one model cannot be unlearned in this way."""
+    return (
+        f"{spelled('method', 'exact')} goes back on the training of an ensemble, and this version is one model: train "
+        f"one by `train` with {spelled('ensemble', 4)} and {spelled('slices', 4)}, or use "
+        f"{spelled('method', 'retrain')}"
+    )
 
 
 class ExactParams(Params):
@@ -49,14 +54,14 @@ class Exact(Method):
             UnlearnError: always: what decides is what a registered version keeps of its training.
         """
         raise UnlearnError(
-            "method=exact needs what a registered version keeps of its training: use `mlflow-unlearn unlearn` on a "
-            "version that `train --ensemble` has made and no other method has changed"
+            f"{spelled('method', 'exact')} needs what a registered version keeps of its training: use `mlflow-unlearn "
+            "unlearn` on a version that `train --ensemble` has made and no other method has changed"
         )
 
     @classmethod
     def unsuited(cls, model: nn.Module) -> str | None:
         """One model has no shards."""
-        return None if isinstance(model, Ensemble) else NOT_AN_ENSEMBLE
+        return None if isinstance(model, Ensemble) else not_an_ensemble()
 
 
 def retrain_shards(

@@ -19,7 +19,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mlflow_unlearn.config import spelled
 from mlflow_unlearn.console import first_line
 from mlflow_unlearn.data.functions import users_code
 from mlflow_unlearn.data.manifest import Manifest
@@ -39,6 +38,7 @@ from mlflow_unlearn.registry.versions import (
     Version,
     below,
 )
+from mlflow_unlearn.spelling import spelled
 
 
 def load_module(version: Version, architecture: str | None, num_classes: int, *, trainable: bool = True) -> nn.Module:

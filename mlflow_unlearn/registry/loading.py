@@ -12,6 +12,7 @@ from mlflow_unlearn.errors import Refused
 from mlflow_unlearn.registry.inputs import Inputs
 from mlflow_unlearn.registry.programs import code_in_program
 from mlflow_unlearn.registry.versions import Version
+from mlflow_unlearn.spelling import spelled
 
 
 def admitted(version: Version, options: ReadOptions | Request) -> Version:
@@ -23,8 +24,9 @@ def admitted(version: Version, options: ReadOptions | Request) -> Version:
     found = tuple(_code(version, options))
     if found and options.no_code:
         raise Refused(
-            f"loading {version.uri} would run code ({'; '.join(found)}), which no_code forbids: nothing was loaded; "
-            "leave no_code out if you trust all of it, or choose a version in pt2 format of a known architecture"
+            f"loading {version.uri} would run code ({'; '.join(found)}), which {spelled('no_code', True)} forbids: "
+            f"nothing was loaded; leave {spelled('no_code')} out if you trust all of it, or choose a version in pt2 "
+            "format of a known architecture"
         )
     return replace(version, code=found)
 

@@ -536,7 +536,7 @@ def _hidden_ids(hidden: bool) -> Iterator[None]:
 def recorded_reason(error: Exception) -> str:
     """The sentence of an error as the running command may record it: it may list sample ids, which `hash_ids` hides."""
     hidden = _hiding and _hiding[-1] and not isinstance(error, FAILURES)
-    return "the sentence was only printed, since hash_ids is set" if hidden else sentence_of(error)
+    return "the sentence was only printed, since ids are hashed here" if hidden else sentence_of(error)
 
 
 def sentence_of(error: Exception) -> str:

@@ -7,7 +7,7 @@ paragraph and the tag `VERDICT_FOR_PEOPLE` are of the last review; all else is o
 import re
 from collections.abc import Iterable, Iterator
 
-from mlflow_unlearn.console import command_line, counted
+from mlflow_unlearn.console import counted
 from mlflow_unlearn.evidence.policy import Policy, Verdict, judge
 from mlflow_unlearn.evidence.record import CARD, FOLDER, REPORT, Evidence, RequestRecord, Wording
 from mlflow_unlearn.evidence.review import ReviewEntry
@@ -25,6 +25,7 @@ from mlflow_unlearn.report.card import (
     reading,
 )
 from mlflow_unlearn.report.figures import fit
+from mlflow_unlearn.spelling import shell_line
 
 PEOPLE = "unlearn-"
 """Of tags that people read: MLflow shows tags by name, and these before all that begin with ``unlearn.``."""
@@ -147,7 +148,7 @@ def _answers(evidence: Evidence) -> Iterator[str]:
     yield f"**What it cost:** {_cost(evidence)}"
     address = f"#/experiments/{run.experiment_id}/runs/{run.id}/artifacts/{FOLDER}/{REPORT}"  # as MLflow's UI has it
     yield f"**Report:** [{REPORT}]({address}), also under *Source Run*, *Artifacts*, *{FOLDER}*"
-    review, promote = (_code(command_line(name, "--model-uri", uri)) for name in ("review", "promote"))
+    review, promote = (_code(shell_line(name, "--model-uri", uri)) for name in ("review", "promote"))
     yield f"**What now:** {review} judges it, and says what can be done where it does not pass; after a pass, {promote}"
 
 

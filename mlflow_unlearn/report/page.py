@@ -10,7 +10,6 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from mlflow_unlearn.console import command_line
 from mlflow_unlearn.evidence.audit import AuditRecord
 from mlflow_unlearn.evidence.policy import Verdict
 from mlflow_unlearn.evidence.record import Evidence, Measured, RequestRecord
@@ -21,6 +20,7 @@ from mlflow_unlearn.report.card import claimed, reading
 from mlflow_unlearn.report.figures import MODELS, fit, number
 from mlflow_unlearn.report.glossary import Glossary
 from mlflow_unlearn.report.template import page_template
+from mlflow_unlearn.spelling import shell_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -188,7 +188,7 @@ def _now(evidence: Evidence, verdict: Verdict, recorded: str) -> tuple[str, str]
         name, does = (
             ("promote", "puts it into use") if verdict.passed else ("review", "lists what can be done about it")
         )
-    return command_line(name, "--model-uri", evidence.result.uri), does
+    return shell_line(name, "--model-uri", evidence.result.uri), does
 
 
 def _audit(audit: AuditRecord | None) -> dict[str, Any]:

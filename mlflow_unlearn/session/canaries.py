@@ -13,6 +13,7 @@ from mlflow_unlearn.data.source import Source
 from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.versions import Version, read_artifact
+from mlflow_unlearn.spelling import spelled
 
 FILE = "canaries.json"
 LEAST = 48
@@ -60,7 +61,7 @@ def next_tranche(
     if canaries is None:
         if wanted:
             raise UnlearnError(
-                f"canaries = {wanted}: {version.uri} was trained without; `train --canaries` plants them"
+                f"{spelled('canaries', wanted)}: {version.uri} was trained without; `train --canaries` plants them"
             )
         return np.zeros(0, np.int64)
     places = {name: index for index, name in enumerate(source.train.ids)}

@@ -18,6 +18,7 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry.network import persistently
 from mlflow_unlearn.registry.versions import TRAINING_TAG, WEIGHTS_TAG, Version, trained_on
 from mlflow_unlearn.session.view import InputSpec
+from mlflow_unlearn.spelling import spelled
 
 
 def check_outputs(module: nn.Module, dataset: Dataset[Any], classes: Sequence[str], uri: str) -> tuple[int, int, int]:
@@ -49,8 +50,8 @@ def check_outputs(module: nn.Module, dataset: Dataset[Any], classes: Sequence[st
         raise
     except Exception as error:  # Whatever a forward pass raises on an input that does not fit.
         raise UnlearnError(
-            f"{uri} cannot read images [{channels}, {height}, {width}] ({type(error).__name__}: "
-            f"{first_line(error)}): give another transform= (with none, grey images have one channel)"
+            f"{uri} cannot read images [{channels}, {height}, {width}] ({type(error).__name__}: {first_line(error)}): "
+            f"give another {spelled('transform')} (with none, grey images have one channel)"
         ) from error
     if isinstance(output, torch.Tensor) and output.ndim == 2 and output.shape[1] != len(classes):
         raise UnlearnError(
@@ -95,7 +96,9 @@ def check_training(client: MlflowClient, version: Version, module: nn.Module) ->
         UnlearnError: they do not agree, or no tag says anything.
     """
     if version.record is not None and not any(TRAINING_TAG in tags for tags in _tags(client, version)):
-        raise UnlearnError(f"{version.uri} has no tag {TRAINING_TAG}: restore it, or train anew with method=retrain")
+        raise UnlearnError(
+            f"{version.uri} has no tag {TRAINING_TAG}: restore it, or train anew with {spelled('method', 'retrain')}"
+        )
     check_as_registered(client, version, module)
 
 
@@ -123,7 +126,7 @@ def check_as_registered(client: MlflowClient, version: Version, module: nn.Modul
     if changed:
         raise UnlearnError(
             f"what {version.uri} records of its training, or its weights, is not what its tags say: files or tags were "
-            "changed since it was registered; restore them, or train anew with method=retrain"
+            f"changed since it was registered; restore them, or train anew with {spelled('method', 'retrain')}"
         )
 
 

@@ -34,6 +34,7 @@ from mlflow_unlearn.registry.loading import admitted
 from mlflow_unlearn.registry.versions import PLACEMENT_FILE, below, open_version
 from mlflow_unlearn.session.checks import check_training
 from mlflow_unlearn.session.session import Session
+from mlflow_unlearn.spelling import spelled
 
 
 class StageCheckpoints:
@@ -88,12 +89,15 @@ def check_ensemble_options(options: config.Train) -> None:
     if not options.ensemble:
         for name in ("slices", "group", "prefix", "weights"):
             if getattr(options, name) != type(options).model_fields[name].default:
-                raise UnlearnError(f"{name} = {getattr(options, name)} has no effect on one model: give ensemble= too")
+                raise UnlearnError(
+                    f"{spelled(name, getattr(options, name))} has no effect on one model: give "
+                    f"{spelled('ensemble')} too"
+                )
         return
     if options.slices >= 2 * options.epochs:
         raise UnlearnError(
-            f"slices = {options.slices} needs more than epochs = {options.epochs}, since each stage takes one at "
-            f"least: give at most {2 * options.epochs - 1} slices, or more epochs"
+            f"{spelled('slices', options.slices)} needs more than {spelled('epochs', options.epochs)}, since each "
+            f"stage takes one at least: give at most {2 * options.epochs - 1} slices, or more epochs"
         )
     for name in ("keep_checkpoints", "from_"):
         if getattr(options, name):
@@ -101,7 +105,8 @@ def check_ensemble_options(options: config.Train) -> None:
             raise UnlearnError(f"{shown} and ensemble contradict each other: an ensemble keeps its own checkpoints")
     if (options.prefix != "none" or options.weights is not None) and options.augment != "none":
         raise UnlearnError(
-            f"augment = {options.augment} contradicts frozen layers, which read each image once: leave out one of them"
+            f"{spelled('augment', options.augment)} contradicts frozen layers, which read each image once: leave out "
+            "one of them"
         )
 
 
@@ -130,9 +135,11 @@ def plan_ensemble(
     keys = keys_of(source.train, by)
     if (there := len({keys[i] for i in kept})) < options.ensemble:
         what = "samples" if by == "id" else f"values in the column {by!r}"
-        raise UnlearnError(f"ensemble = {options.ensemble} is more than there are {what} ({there}): give fewer shards")
+        raise UnlearnError(
+            f"{spelled('ensemble', options.ensemble)} is more than there are {what} ({there}): give fewer shards"
+        )
     placed = placements(keys, options.ensemble, options.slices)
-    way_out = f"give fewer shards than ensemble = {options.ensemble}, or more data"
+    way_out = f"give fewer shards than {spelled('ensemble', options.ensemble)}, or more data"
     check_placement(placed.subset(kept), source.train.labels[kept], source.classes, options.ensemble, way_out)
     prefix = None if options.prefix == "none" else options.prefix
     weights = None
@@ -252,7 +259,7 @@ def sharded_past(
         raise UnlearnError(
             f"{session.view.source.spec!r} no longer has the column {shards.by!r}, by which {session.version.uri} has "
             "spread its samples over shards: restore the column, or train anew without the samples, by `train` with "
-            "exclude="
+            f"{spelled('exclude')}"
         )
     placed = placements(keys_of(train, shards.by), shards.shards, shards.slices)
     if not anew:
@@ -292,7 +299,7 @@ def _lost(session: Session, placed: Placement) -> Placement:
     if manifest is not None and {*recorded} != {*manifest.ids}:
         raise UnlearnError(
             f"{named} does not list what that was trained on: the file or the list of training ids was changed; "
-            "restore it, or use method=retrain, which trains all shards anew"
+            f"restore it, or use {spelled('method', 'retrain')}, which trains all shards anew"
         )
     differ = 0
     for index in np.union1d(session.forget, session.retain).tolist():
@@ -301,7 +308,8 @@ def _lost(session: Session, placed: Placement) -> Placement:
     if differ:
         raise UnlearnError(
             f"of {differ} samples the shard or slice in {named} is not the one that their hash gives: the file or the "
-            "source's groups were changed; restore them, or use method=retrain, which trains all shards anew"
+            f"source's groups were changed; restore them, or use {spelled('method', 'retrain')}, which trains all "
+            "shards anew"
         )
     there = set(train.ids if manifest is None else map(manifest.key, train.ids))
     where = np.array(sorted(place for key, place in recorded.items() if key not in there), np.int64).reshape(-1, 2)

@@ -20,6 +20,7 @@ from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.forget_requests import ForgetRequest
 from mlflow_unlearn.registry.versions import Version, find_version
 from mlflow_unlearn.session.view import salt_of
+from mlflow_unlearn.spelling import spelled
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,9 @@ def evaluated_forget_set(
         ids = tuple(filed.id for filed in own if filed.pending)
     specs = [options.forget] if options.forget is not None else [f"request:{request_id}" for request_id in ids]
     if not specs:
-        raise UnlearnError(f"{version.uri} has carried out no forget request and none is pending: give forget=")
+        raise UnlearnError(
+            f"{version.uri} has carried out no forget request and none is pending: give {spelled('forget')}"
+        )
     indices = np.unique(np.concatenate([select(spec, original, source, mask, read)[0] for spec in specs]))
     return ForgetSet(indices, next((salt for salt in read.salts if salt is not None), None))
 
@@ -175,19 +178,19 @@ def _asked(
             if _went_on(client, uri):
                 raise UnlearnError(
                     f"{version.uri} has no pending forget request: {uri} has fulfilled them, and went on until it "
-                    "passed; give forget= to do it again"
+                    f"passed; give {spelled('forget')} to do it again"
                 )
         return own
     if own:
         done = "; ".join(f"request {one.id} was carried out by {', '.join(one.done_by)}" for one in own[-3:])
         raise UnlearnError(
-            f"{version.uri} has no pending forget request: {done}; to do it again, give forget=request:{own[-1].id}, "
-            "or file another one with `request`"
+            f"{version.uri} has no pending forget request: {done}; to do it again, give "
+            f"{spelled('forget', f'request:{own[-1].id}')}, or file another one with `request`"
         )
     raise UnlearnError(
-        f"{version.uri} has no pending forget request: file one with `request`, or give forget="
+        f"{version.uri} has no pending forget request: file one with `request`, or give {spelled('forget')}"
         if version.name is not None
-        else f"{version.uri} is not a registered version and carries no request: give forget="
+        else f"{version.uri} is not a registered version and carries no request: give {spelled('forget')}"
     )
 
 
@@ -243,9 +246,9 @@ def _of_requests(
         found.append(indices)
         if (lost := matched.val + matched.test + matched.nowhere) and not anew:
             note(
-                f"Note: {lost} samples of request {request.id} are no longer in the training split, and "
-                f"{version.uri} knows them: the new version will not count as having carried it out. Training anew "
-                f"takes them out (method=retrain, or exact for shards); so has {', '.join(request.done_by)}."
+                f"Note: {lost} samples of request {request.id} are no longer in the training split, and {version.uri} "
+                "knows them: the new version will not count as having carried it out. Training anew takes them out "
+                f"({spelled('method', 'retrain')}, or exact for shards); so has {', '.join(request.done_by)}."
             )
         else:
             requests.append(request)

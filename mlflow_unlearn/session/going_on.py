@@ -26,6 +26,7 @@ from mlflow_unlearn.session.canaries import canaries_of
 from mlflow_unlearn.session.checks import check_as_registered
 from mlflow_unlearn.session.lineage import fulfilled
 from mlflow_unlearn.session.view import InputSpec, open_input_spec
+from mlflow_unlearn.spelling import spelled
 
 _GIVEN = ("architecture", "transform", "serialization")
 """Options of `train` that follow from the version; the default counts as not given, since MLproject gives them all."""
@@ -94,8 +95,8 @@ class Before:
         late = self.late(kept)
         if not len(late):
             raise UnlearnError(
-                f"train_on = 'new', and {self.version.uri} has seen all {len(kept)} samples of "
-                f"{self.view.source.spec!r}: give data with new ones, or train_on=all"
+                f"{spelled('train_on', 'new')}, and {self.version.uri} has seen all {len(kept)} samples of "
+                f"{self.view.source.spec!r}: give data with new ones, or {spelled('train_on', 'all')}"
             )
         return Subset(training, late.tolist())
 
@@ -131,18 +132,23 @@ def check_going_on(options: Train) -> None:
     """
     if options.keep_checkpoints >= options.epochs:
         raise UnlearnError(
-            f"keep_checkpoints = {options.keep_checkpoints} of {options.epochs} epochs: give at most "
+            f"{spelled('keep_checkpoints', options.keep_checkpoints)} of {options.epochs} epochs: give at most "
             f"{options.epochs - 1}, since the last epoch is the version itself"
         )
     if options.from_ is None and options.train_on == "new":
-        raise UnlearnError("train_on = 'new' needs from=, the version that was trained on the other samples")
+        raise UnlearnError(
+            f"{spelled('train_on', 'new')} needs {spelled('from')}, the version that was trained on the other samples"
+        )
     if options.ensemble and (options.from_ is not None or options.keep_checkpoints):
         name = "keep_checkpoints" if options.keep_checkpoints else "from"
-        raise UnlearnError(f"{name} and ensemble = {options.ensemble} do not go together: an ensemble keeps its slices")
+        raise UnlearnError(
+            f"{spelled(name)} and {spelled('ensemble', options.ensemble)} do not go together: an ensemble keeps "
+            "its slices"
+        )
     if options.from_ is not None and options.canaries:
         raise UnlearnError(
-            f"canaries = {options.canaries} and from = {options.from_!r} do not go together: canaries are planted "
-            "by the first training alone"
+            f"{spelled('canaries', options.canaries)} and {spelled('from', options.from_)} do not go together: "
+            "canaries are planted by the first training alone"
         )
 
 
@@ -166,7 +172,9 @@ def open_before(client: MlflowClient, options: Train, folder: Path) -> Before:
         own |= {"architecture": record.architecture, "transform": record.transform}
     for name, value in given.items():
         if own.get(name, value) != value:
-            raise UnlearnError(f"{name} = {value!r}, and {version.uri} has {own[name]!r}: leave {name} out")
+            raise UnlearnError(
+                f"{spelled(name, value)}, and {version.uri} has {own[name]!r}: leave {spelled(name)} out"
+            )
     view = open_input_spec(version, read)
     source = view.source
     known = _known(version, source)
@@ -183,7 +191,8 @@ def open_before(client: MlflowClient, options: Train, folder: Path) -> Before:
     if record is not None and record.shards is not None and record.shards.ended_by is None:
         note(
             f"Note: {version.uri} can be unlearned exactly, shard by shard; going on trains all of its weights "
-            "together and ends that for the new version: to keep it, train an ensemble anew, with ensemble=."
+            "together and ends that for the new version: to keep it, train an ensemble anew, with "
+            f"{spelled('ensemble')}."
         )
     module = load_module(version, given.get("architecture"), len(view.classes))
     check_as_registered(client, version, module)

@@ -9,6 +9,7 @@ from mlflow_unlearn.registry.loading import admitted
 from mlflow_unlearn.registry.versions import Version, open_version
 from mlflow_unlearn.session.checks import check_alike, check_outputs
 from mlflow_unlearn.session.session import Session
+from mlflow_unlearn.spelling import spelled
 
 
 class SawForgotten(UnlearnError):
@@ -48,7 +49,7 @@ def open_retrained(session: Session, options: Unlearning | Measuring, uri: str) 
         if seen.any():
             raise SawForgotten(
                 f"{version.uri} was trained on {seen.sum()} samples that are to be forgotten or were forgotten before: "
-                "it is not a gold standard; train one with exclude="
+                f"it is not a gold standard; train one with {spelled('exclude')}"
             )
     session.code.extend(f"the gold standard {version.uri}: {reason}" for reason in version.code or ())
     module = load_module(version, options.architecture, len(view.classes), trainable=False)

@@ -1,9 +1,10 @@
 """What a version does not record and nobody has given: asked for in one sentence, with a command that gives it."""
 
-from mlflow_unlearn.config import Command, ReadOptions, Request, command_line, spelled
+from mlflow_unlearn.config import Command, ReadOptions, Request, command_of
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.registry.flavor import load_module
 from mlflow_unlearn.registry.versions import Version
+from mlflow_unlearn.spelling import spelled
 
 _EXAMPLES = {"data": "csv:LIST.csv", "architecture": "package.module:factory", "transform": "none"}
 _OTHERS = {
@@ -65,7 +66,7 @@ def asked(version: Version, options: ReadOptions | Request, found: dict[str, str
     sentence = f"{_listed([*found.values()])}{doubt}: give {_listed(ways)}"
     if not isinstance(options, Command):
         return sentence
-    return f"{sentence}. For example: {command_line(options.model_copy(update=values))}"
+    return f"{sentence}. For example: {command_of(options.model_copy(update=values))}"
 
 
 def _listed(parts: list[str]) -> str:

@@ -34,6 +34,7 @@ from mlflow_unlearn.registry.versions import Record, Version, open_version
 from mlflow_unlearn.rng import isolated_rng
 from mlflow_unlearn.session.checks import check_as_registered, check_training
 from mlflow_unlearn.session.lineage import previous
+from mlflow_unlearn.spelling import spelled
 
 if TYPE_CHECKING:
     from mlflow_unlearn.session.session import Session
@@ -43,10 +44,6 @@ CHECKPOINTS = "checkpoints"
 SHARDS = "shards"
 """Of one that takes shards of an ensemble back."""
 NOT_THE_RECORDED = "The training was not quite the recorded one"
-_UNMET = {
-    CHECKPOINTS: "keeps no checkpoints of its training: `train` does with keep_checkpoints=, or with from=",
-    SHARDS: "is not an ensemble that no other method has changed: `train` makes one with ensemble=",
-}
 
 
 def unmet(method: str, version: Version) -> str | None:
@@ -55,8 +52,17 @@ def unmet(method: str, version: Version) -> str | None:
     if needs is None or _keeps(needs, record):
         return None
     own = needs == CHECKPOINTS and _keeps(SHARDS, record)
-    why = "is an ensemble, whose checkpoints are for method=exact" if own else _UNMET[needs]
+    why = f"is an ensemble, whose checkpoints are for {spelled('method', 'exact')}" if own else _lacking(needs)
     return f"{method} cannot be used, since {version.uri} {why}"
+
+
+def _lacking(needs: str) -> str:
+    if needs == CHECKPOINTS:
+        return (
+            f"keeps no checkpoints of its training: `train` does with {spelled('keep_checkpoints')} or "
+            f"{spelled('from')}"
+        )
+    return f"is not an ensemble that no other method has changed: `train` makes one with {spelled('ensemble')}"
 
 
 def _keeps(needs: str, record: Record | None) -> bool:
@@ -75,7 +81,7 @@ def check_prefix(method: str, prefix: str | None) -> None:
         UnlearnError: a prefix is given, or would be chosen.
     """
     if get_method(method).needs is not None and prefix not in (None, "none"):
-        raise UnlearnError(f"{method} runs the training of all layers again: use prefix=none")
+        raise UnlearnError(f"{method} runs the training of all layers again: use {spelled('prefix', 'none')}")
 
 
 def usable(methods: Sequence[str], version: Version, *, named: bool) -> list[str]:
@@ -154,7 +160,7 @@ def own_training(session: "Session") -> OwnTraining:
     """
     record = session.version.record
     if record is None or not _keeps(CHECKPOINTS, record):
-        raise UnlearnError(f"{session.version.uri} {_UNMET[CHECKPOINTS]}")
+        raise UnlearnError(f"{session.version.uri} {_lacking(CHECKPOINTS)}")
     check_training(session.client, session.version, session.module)
     provenance = record.provenance
     points = [_kept(one, len(session.forget)) for one in record.checkpoints]
@@ -273,7 +279,7 @@ class _Before:
             LostCheckpoint: nobody can tell any more.
         """
         if self._manifest is None:
-            raise LostCheckpoint(f"{self._gone()}: restore it, or use method=retrain")
+            raise LostCheckpoint(f"{self._gone()}: restore it, or use {spelled('method', 'retrain')}")
         return np.flatnonzero(~self._manifest.mask(self._session.manifest(self._session.retain).ids))
 
     def _of_a_version_made_of_it(self) -> Origin:

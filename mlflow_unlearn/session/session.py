@@ -42,6 +42,7 @@ from mlflow_unlearn.session.hardware import pick_hardware, tag_hardware
 from mlflow_unlearn.session.lineage import Earlier, earlier_requests
 from mlflow_unlearn.session.past import CHECKPOINTS, OwnTraining, check_prefix, own_training
 from mlflow_unlearn.session.view import InputSpec, make_splits, open_input_spec, salt_of, training_mask
+from mlflow_unlearn.spelling import spelled
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ class Session:
             mlflow.set_tag("unlearn.prefix", split_point)
             note(f"Note: the layers before {split_point} stay frozen and cannot forget what they encode.")
         elif prefix == "auto":
-            note("Note: prefix=auto freezes nothing where a class is forgotten wholly.")
+            note(f"Note: {spelled('prefix', 'auto')} freezes nothing where a class is forgotten wholly.")
         return teacher
 
     def evaluate_original(self, *, force: bool, teacher: Teacher | None = None) -> Outputs:
@@ -216,8 +217,8 @@ class Session:
         if accuracy < bound and not force:
             raise UnlearnError(
                 f"{self.version.uri} has an accuracy of {accuracy:.3f} on its own retain set, below {bound:.3f}: the "
-                f"input transform ({self.view.transform}) or the order of the classes is probably wrong; "
-                "give transform= or classes=, or force=true to continue"
+                f"input transform ({self.view.transform}) or the order of the classes is probably wrong; give "
+                f"{spelled('transform')} or {spelled('classes')}, or {spelled('force', True)} to continue"
             )
         return outputs
 
@@ -263,7 +264,7 @@ def _check_own_name(version: Version, options: Unlearning) -> None:
         try:
             check_name(version.name)
         except UnlearnError as error:
-            raise UnlearnError(f"{error}; or give another name with register_as=") from error
+            raise UnlearnError(f"{error}; or give another name with {spelled('register_as')}") from error
 
 
 def open_session(client: MlflowClient, options: Unlearning, folder: Path, *, progress: bool) -> Session:
@@ -292,7 +293,7 @@ def open_session(client: MlflowClient, options: Unlearning, folder: Path, *, pro
     if version.input_shape not in (None, shape):
         raise UnlearnError(
             f"{version.uri} takes images {list(version.input_shape or ())} by its signature and the transform "
-            f"({view.transform}) makes {list(shape)}: give another transform="
+            f"({view.transform}) makes {list(shape)}: give another {spelled('transform')}"
         )
     return Session(
         client,

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from torch import nn
 from torch.utils.data import Dataset
 
-from mlflow_unlearn.config import ReadOptions, Request, spelled
+from mlflow_unlearn.config import ReadOptions, Request
 from mlflow_unlearn.console import counted, note, track
 from mlflow_unlearn.data.datasets import as_dataset
 from mlflow_unlearn.data.loaders import load_source
@@ -23,6 +23,7 @@ from mlflow_unlearn.parsing import read_text
 from mlflow_unlearn.registry.inputs import Inputs
 from mlflow_unlearn.registry.versions import Version
 from mlflow_unlearn.session.missing import require
+from mlflow_unlearn.spelling import spelled
 
 ASSUMED = "assumed: all of the source's training split"
 RECORDED = "the version's own list"
@@ -83,7 +84,7 @@ def open_input_spec(version: Version, options: ReadOptions, *, trains: bool = Tr
     if options.architecture is not None:
         check_architecture(options.architecture)
     used = version.kept.model_dump(exclude_none=True, exclude={"classes"})
-    if told := [f"{spelled(name)} {value}" for name, value in used.items() if getattr(options, name) is None]:
+    if told := [f"{spelled(name, value)}" for name, value in used.items() if getattr(options, name) is None]:
         note(f"Note: {version.uri} is read as a request was told: {', '.join(told)}.")
     source = load_source(data_spec(version, options.data, options.split))
     classes = _classes(version, source, options)
@@ -153,16 +154,16 @@ def _classes(version: Version, source: Source, options: ReadOptions) -> tuple[st
     else:
         raise UnlearnError(
             f"{version.uri} was trained on the classes {', '.join(known[:10])} and "
-            f"{data_spec(version, options.data)!r} has "
-            f"{', '.join(source.classes[:10])}: give the data that it was trained on, or classes="
+            f"{data_spec(version, options.data)!r} has {', '.join(source.classes[:10])}: give the data that it was "
+            f"trained on, or {spelled('classes')}"
         )
     if sorted(classes) != sorted(source.classes):
         lost = sorted(set(source.classes) ^ set(classes), key=lambda name: (name in source.classes, name))
         lost = lost or [name for name in dict.fromkeys(classes) if classes.count(name) > 1]
         raise UnlearnError(
-            f"classes= and the data do not name the same {len(source.classes)} classes (differs: "
-            f"{', '.join(lost[:5])}): the data has {', '.join(source.classes[:10])}; "
-            "give these in the order of the outputs, or a file with one a line"
+            f"{spelled('classes')} and the data do not name the same {len(source.classes)} classes (differs: "
+            f"{', '.join(lost[:5])}): the data has {', '.join(source.classes[:10])}; give these in the order of the "
+            "outputs, or a file with one a line"
         )
     return classes
 
@@ -211,8 +212,8 @@ def training_mask(version: Version, source: Source) -> npt.NDArray[np.bool_]:
         if version.record is None and source.drawn:
             raise UnlearnError(
                 f"{version.uri} has no list of what it was trained on, and {source.spec!r} does not tell either, since "
-                "its training split is drawn by this tool: give split=, a file of the training ids, or split=drawn if "
-                "it was trained on what is drawn"
+                f"its training split is drawn by this tool: give {spelled('split')}, a file of the training ids, or "
+                f"{spelled('split', 'drawn')} if it was trained on what is drawn"
             )
         size = counted(len(source.train), "sample")
         note(f"Note: {version.uri} has no list of what it was trained on: {ASSUMED} ({size}).")
@@ -230,7 +231,8 @@ def training_mask(version: Version, source: Source) -> npt.NDArray[np.bool_]:
             if not moved
             else f"Note: {lost} of {len(manifest.ids)} recorded training samples are no longer in the training split "
             f"of the source, and {moved} of them are in its validation and test split, which count as unseen: give "
-            "the data as they were split when the version was trained, or split= with a list of its training ids."
+            f"the data as they were split when the version was trained, or {spelled('split')} with a list of "
+            "its training ids."
         )
     return mask
 

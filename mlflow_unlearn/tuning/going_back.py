@@ -10,13 +10,14 @@ from mlflow_unlearn.engine.ensemble import Ensemble
 from mlflow_unlearn.engine.past import Point
 from mlflow_unlearn.engine.shards import ShardedPast
 from mlflow_unlearn.errors import UnlearnError
-from mlflow_unlearn.methods.exact import NOT_AN_ENSEMBLE, ExactParams
+from mlflow_unlearn.methods.exact import ExactParams, not_an_ensemble
 from mlflow_unlearn.methods.rewind import RewindParams
 from mlflow_unlearn.registry.versions import open_version
 from mlflow_unlearn.session.ensemble import sharded_past
 from mlflow_unlearn.session.lineage import lineage, previous
 from mlflow_unlearn.session.past import unmet
 from mlflow_unlearn.session.session import Session
+from mlflow_unlearn.spelling import spelled
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def shards_back(session: Session, params: Mapping[str, Any] | None = None) -> Sh
     if past is None:
         raise UnlearnError(_before_it_ended(session, str(record.shards.ended_by)))
     if not isinstance(module, Ensemble):
-        raise UnlearnError(NOT_AN_ENSEMBLE)
+        raise UnlearnError(not_an_ensemble())
     own = ExactParams.parse(params or {}, method="exact")
     past.check(labels_of(session.splits.retain))
     for shard, stage in past.begin().items():
@@ -115,6 +116,6 @@ def _before_it_ended(session: Session, ended_by: str) -> str:
             named = f"request{'' if len(since) == 1 else 's'} {', '.join(since)}"
             return (
                 f"{changed}; {step.source_uri} is from before that: file these samples and those of {named} there, and "
-                "use method=exact"
+                f"use {spelled('method', 'exact')}"
             )
     return f"{changed}{gone}"

@@ -40,6 +40,7 @@ from mlflow_unlearn.session.ensemble import StageCheckpoints
 from mlflow_unlearn.session.recipe import Recipe
 from mlflow_unlearn.session.reuse import code_digest, reuse_key
 from mlflow_unlearn.session.session import Session
+from mlflow_unlearn.spelling import spelled
 from mlflow_unlearn.tuning.rungs import RETRAIN_FROM, Rung, described
 from mlflow_unlearn.tuning.selection import SELECTION_SPLITS, as_if_tested
 
@@ -108,7 +109,7 @@ class Ladder:
             check = before.unmeasured[0]
             raise UnlearnError(
                 f"the policy {self.policy.name!r} cannot be judged on the validation set: {check}; give a policy "
-                "without it, or until=once"
+                f"without it, or {spelled('until', 'once')}"
             )
         rule = self.policy.membership
         if rule is None:
@@ -119,8 +120,8 @@ class Ladder:
         if rule.uninformative == "fail" and not tells_apart(word):
             raise NothingToUnlearn(
                 f"{self.session.version.uri} does not show on the validation set that it knows these samples "
-                f"({_value(own, rule.attack)}: {word}), so that no pass would say anything; a policy with "
-                "membership: {uninformative: accept} takes that, and until=once registers without a judgement"
+                f"({_value(own, rule.attack)}: {word}), so that no pass would say anything; a policy with membership: "
+                f"{{uninformative: accept}} takes that, and {spelled('until', 'once')} registers without a judgement"
             )
 
     def _too_few(self, own: Measured) -> str:
@@ -199,8 +200,8 @@ class Ladder:
         ran = [attempt for attempt in self.attempts if attempt.shortfall is not None]
         if not self.attempts:
             return UnlearnError(
-                f"budget = {self.budget:g} allows none of the rungs ({described(self.rungs)}): give a larger one, or "
-                "cheaper rungs="
+                f"{spelled('budget', f'{self.budget:g}')} allows none of the rungs ({described(self.rungs)}): give a "
+                f"larger one, or cheaper {spelled('rungs')}"
             )
         if not ran:
             return UnlearnError(f"none of the rungs can be used here; the first one: {self.attempts[0]}")
@@ -209,10 +210,10 @@ class Ladder:
         tried = len(self.attempts)
         none = "the one attempt did not pass" if tried == 1 else f"none of {tried} attempts passed"
         return NothingToUnlearn(
-            f"{none} the policy {self.policy.name!r} on the "
-            f"validation set after {spent:.2f} of a retraining (budget {self.budget:g}); the nearest was {nearest}; "
-            f"nothing was registered: give a larger budget= (retraining is among the rungs from {RETRAIN_FROM:g}), "
-            "other rungs=, or another policy="
+            f"{none} the policy {self.policy.name!r} on the validation set after {spent:.2f} of a retraining (budget "
+            f"{self.budget:g}); the nearest was {nearest}; nothing was registered: give a larger {spelled('budget')} "
+            f"(retraining is among the rungs from {RETRAIN_FROM:g}), other {spelled('rungs')}, or another "
+            f"{spelled('policy')}"
         )
 
     def _params(self, rung: Rung) -> dict[str, Any]:

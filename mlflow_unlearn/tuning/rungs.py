@@ -10,6 +10,7 @@ from mlflow_unlearn.engine.architectures import model_family
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import get_method
 from mlflow_unlearn.parsing import load_options, read_text
+from mlflow_unlearn.spelling import spelled
 
 RETRAIN_FROM = 1.2
 """The budget, in retrainings, from which retraining itself is the last rung."""
@@ -82,12 +83,14 @@ def parse_rungs(text: str) -> tuple[Rung, ...]:
         try:
             values = _loaded(read_text(text), yaml=True)
         except OSError as error:
-            raise UnlearnError(f"rungs = {text!r} cannot be read ({error.strerror}): give a YAML file") from error
+            raise UnlearnError(
+                f"{spelled('rungs', text)} cannot be read ({error.strerror}): give a YAML file"
+            ) from error
     else:
         values = [part.strip() for part in text.split(",") if part.strip()]
     if not isinstance(values, list) or not values:
         raise UnlearnError(
-            f"rungs = {text[:80]!r} names no setting: give methods such as lotus,transpose, or a list such as "
+            f"{spelled('rungs', text[:80])} names no setting: give methods such as lotus,transpose, or a list such as "
             '[{"method": "lotus", "params": {"alpha": 8}}]'
         )
     return tuple(_rung(value) for value in values)

@@ -47,6 +47,7 @@ from mlflow_unlearn.registry.registration import registered_before
 from mlflow_unlearn.registry.uris import absolute_uri
 from mlflow_unlearn.session.reuse import code_digest, reuse_key
 from mlflow_unlearn.session.session import Session
+from mlflow_unlearn.spelling import spelled
 from mlflow_unlearn.tuning import study_report as report
 from mlflow_unlearn.tuning.selection import CONSTRAINTS, SELECTION_SPLITS, as_if_tested, needs_gold
 from mlflow_unlearn.tuning.space import Space
@@ -196,7 +197,7 @@ class StudyRunner:
             raise UnlearnError(
                 f"study {name!r} was started with another {', '.join(different)}: continue it with the same model, "
                 "data, forget set, objective, mode, methods, space, prefix, seed, code and versions, on the same kind "
-                "of device with as many threads (OMP_NUM_THREADS), or give another study="
+                f"of device with as many threads (OMP_NUM_THREADS), or give another {spelled('study')}"
             )
         if unrecorded := [key for key in self.task if key not in stored]:
             note(
@@ -271,7 +272,9 @@ def open_study(
     named: dict[str, Any] = {"storage": storage, "study_name": name, "load_if_exists": True}
     study = optuna.create_study(**named, directions=directions, sampler=sampler, pruner=_pruner(options, space))
     if len(study.directions) != len(directions):
-        raise UnlearnError(f"study {name!r} was started with another mode: use that one, or give another study=")
+        raise UnlearnError(
+            f"study {name!r} was started with another mode: use that one, or give another {spelled('study')}"
+        )
     return study
 
 

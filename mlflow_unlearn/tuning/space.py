@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.methods import Params, get_method
 from mlflow_unlearn.parsing import NumbersAreNumbers, message
+from mlflow_unlearn.spelling import spelled
 
 METHOD, PREFIX = "method", "prefix"
 _APART = "params."
@@ -149,8 +150,8 @@ class Space:
         """
         if len(self.methods) > 1:
             raise UnlearnError(
-                f"sampler = 'grid' needs one method, and methods = {','.join(self.methods)!r} names "
-                f"{len(self.methods)}: use sampler=tpe, or one study a method"
+                f"{spelled('sampler', 'grid')} needs one method, and {spelled('methods', ','.join(self.methods))} "
+                f"names {len(self.methods)}: use {spelled('sampler', 'tpe')}, or one study a method"
             )
         searched = self.distributions[self.methods[0]]
         points = [dict(zip(searched, values, strict=True)) for values in product(*map(_points, searched.values()))]
@@ -246,7 +247,8 @@ def _by_method(values: Mapping[str, Any], methods: Sequence[str]) -> dict[str, M
     for name in values:
         if name not in nested:
             raise UnlearnError(
-                f"space: {name!r} is not one of the methods {', '.join(methods)}: give each method its own part"
+                f"{spelled('space')}: {name!r} is not one of the methods {', '.join(methods)}: give each method "
+                "its own part"
             )
     return {method: values.get(method, {}) for method in methods}
 
@@ -282,7 +284,7 @@ def _entry(method: str, published: Params, name: str, value: Any) -> Range | Cho
     known = [*map(_searched, type(published).model_fields), PREFIX]
     if name not in known:
         names = ", ".join(sorted(known))
-        raise UnlearnError(f"space: unknown hyperparameter {name!r} of {method}: valid values: {names}")
+        raise UnlearnError(f"{spelled('space')}: unknown hyperparameter {name!r} of {method}: valid values: {names}")
     try:
         if isinstance(value, dict) and "choices" not in value:
             return Range.model_validate(value)
@@ -295,7 +297,8 @@ def _entry(method: str, published: Params, name: str, value: Any) -> Range | Cho
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UnlearnError(
-            f"space: {name} = {json.dumps(value)} of {method} is not usable ({where + ': ' if where else ''}"
+            f"{spelled('space')}: {name} = {json.dumps(value)} of {method} is not usable "
+            f"({where + ': ' if where else ''}"
             f"{message(first)}): give [low, high], "
             '{"low": …, "high": …, "log": true}, {"choices": […]} or a value'
         ) from error
@@ -319,13 +322,15 @@ def _distribution(method: str, published: Params, name: str, entry: Range | Choi
         return CategoricalDistribution(checked)
     low, high = (_legal(method, published, name, value) for value in (entry.low, entry.high))
     if isinstance(low, bool | str):
-        raise UnlearnError(f'space: {name} of {method} takes no range: give {{"choices": […]}}')
+        raise UnlearnError(f'{spelled("space")}: {name} of {method} takes no range: give {{"choices": […]}}')
     declared = _declared(published).get(name)
     log = entry.log if entry.log is not None else isinstance(declared, Range) and bool(declared.log)
     log = log and low > 0 and entry.step is None
     if isinstance(low, int):
         if entry.step is not None and entry.step != int(entry.step):
-            raise UnlearnError(f"space: {name} of {method} takes whole numbers, and step = {entry.step:g} is not one")
+            raise UnlearnError(
+                f"{spelled('space')}: {name} of {method} takes whole numbers, and step = {entry.step:g} is not one"
+            )
         return IntDistribution(low, int(high), log=log, step=int(entry.step or 1))
     return FloatDistribution(float(low), float(high), log=log, step=entry.step)
 
@@ -335,7 +340,7 @@ def _legal(method: str, published: Params, name: str, value: Any) -> Any:
     try:
         parsed = type(published).parse({**published.model_dump(), name: value}, method=method)
     except UnlearnError as error:
-        raise UnlearnError(f"space: {error}") from error
+        raise UnlearnError(f"{spelled('space')}: {error}") from error
     return getattr(parsed, name)
 
 

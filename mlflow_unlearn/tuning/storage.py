@@ -25,6 +25,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, Programmin
 
 from mlflow_unlearn.console import first_line, hidden_password, note
 from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.spelling import spelled
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 5, 30
 RETRIES = 1
@@ -82,20 +83,20 @@ def open_storage(url: str, on_dead: Callable[[optuna.Study, FrozenTrial], None])
         dialect = make_url(url).get_backend_name()
     except (ArgumentError, ValueError) as error:
         raise UnlearnError(
-            f"storage = {shown!r} is not a database URL: give one such as sqlite:///optuna.db or "
+            f"{spelled('storage', shown)} is not a database URL: give one such as sqlite:///optuna.db or "
             "postgresql://user@host/database"
         ) from error
     if dialect == "sqlite" and make_url(url).database in (None, "", ":memory:"):
-        raise UnlearnError(f"storage = {shown!r} lives in memory, and ends with this process: give a file")
+        raise UnlearnError(f"{spelled('storage', shown)} lives in memory, and ends with this process: give a file")
     if dialect not in ("sqlite", *_DRIVERS):
-        raise UnlearnError(f"storage = {shown!r}: use sqlite, postgresql, mysql, or journal:PATH")
+        raise UnlearnError(f"{spelled('storage', shown)}: use sqlite, postgresql, mysql, or journal:PATH")
     # SQLite: wait for others' transactions; the others: for a server that does not answer.
     patience = {"sqlite": {"timeout": 60}}.get(dialect, {"connect_timeout": _CONNECT_SECONDS})
     for attempt in range(_ATTEMPTS):
         try:
             if _is_mlflows(url, patience):
                 raise UnlearnError(
-                    f"storage = {shown!r} is a database of MLflow's: Optuna needs another one, e.g. sqlite:///optuna.db"
+                    f"{spelled('storage', shown)} is a database of MLflow's: Optuna needs another one, e.g. sqlite:///optuna.db"
                 )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -110,15 +111,17 @@ def open_storage(url: str, on_dead: Callable[[optuna.Study, FrozenTrial], None])
         except UnlearnError:
             raise
         except ImportError as error:
-            raise UnlearnError(f"storage = {shown!r} needs a driver ({error}): {_DRIVERS.get(dialect, '')}") from error
+            raise UnlearnError(
+                f"{spelled('storage', shown)} needs a driver ({error}): {_DRIVERS.get(dialect, '')}"
+            ) from error
         except Exception as error:  # SQLAlchemy's, alembic's and the drivers' own.
             raced = isinstance(error, IntegrityError | ProgrammingError) or "already exists" in str(error)
             if raced and attempt + 1 < _ATTEMPTS:
                 time.sleep(0.5)  # another command makes the tables at this moment
                 continue
             raise UnlearnError(
-                f"storage = {shown!r} cannot be opened ({_reason(error)}): is the server running, does the database "
-                "exist, and is it Optuna's alone?"
+                f"{spelled('storage', shown)} cannot be opened ({_reason(error)}): is the server running, does the "
+                "database exist, and is it Optuna's alone?"
             ) from error
     if dialect == "sqlite":
         storage.changes = FileLock(_lock_file(url, "changes"))
@@ -132,7 +135,9 @@ def _open_journal(url: str) -> BaseStorage:
         path.parent.mkdir(parents=True, exist_ok=True)
         return _Journal(JournalFileBackend(str(path)))
     except (OSError, ValueError) as error:
-        raise UnlearnError(f"storage = {url!r} cannot be read or written ({error}): give another path") from error
+        raise UnlearnError(
+            f"{spelled('storage', url)} cannot be read or written ({error}): give another path"
+        ) from error
 
 
 def _is_mlflows(url: str, patience: Mapping[str, int]) -> bool:
@@ -291,8 +296,8 @@ def storage_errors(url: str) -> Iterator[None]:
         yield
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise UnlearnError(
-            f"storage = {hidden_password(url)!r} failed ({_reason(error)}); finished trials are kept: "
-            "start the same command again with study="
+            f"{spelled('storage', hidden_password(url))} failed ({_reason(error)}); finished trials are kept: start "
+            f"the same command again with {spelled('study')}"
         ) from error
 
 

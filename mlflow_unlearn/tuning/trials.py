@@ -32,6 +32,7 @@ from mlflow_unlearn.metrics.outputs import Outputs
 from mlflow_unlearn.metrics.suite import Metrics
 from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.session.session import Session
+from mlflow_unlearn.spelling import spelled
 from mlflow_unlearn.tuning.selection import (
     ADVANTAGE,
     SELECTION_SPLITS,
@@ -106,7 +107,7 @@ class Objective:
         if missing := not_computed(options.objective, self.before):
             others = [name for name in OBJECTIVES if not not_computed(name, self.before)]
             raise UnlearnError(
-                f"objective = {options.objective!r} needs {missing}: "
+                f"{spelled('objective', options.objective)} needs {missing}: "
                 f"{'use ' + ' or '.join(others) if others else 'nothing else is, either: use unlearn'}"
             )
 

@@ -24,6 +24,7 @@ from mlflow_unlearn.session import dry_run
 from mlflow_unlearn.session.ensemble import sharded_past
 from mlflow_unlearn.session.recipe import Recipe
 from mlflow_unlearn.session.session import Session
+from mlflow_unlearn.spelling import spelled
 from mlflow_unlearn.tuning.going_back import Rewinding, rewinding, shards_back
 from mlflow_unlearn.tuning.rungs import Rung, described
 
@@ -101,7 +102,7 @@ def on_retraining(ways: Sequence[Way], claim: Claim) -> str | None:
     if retraining is None:
         return None
     if unlearning is None:
-        return f"Only retraining meets claim={claim} here."
+        return f"Only retraining meets {spelled('claim', claim)} here."
     return "Retraining is cheaper than unlearning here." if retraining < unlearning else None
 
 
@@ -136,11 +137,11 @@ class Comparison:
         """Up to its likely end, the first rung that disturbs the weights: LoTUS alone seldom passes."""
         options = self.options
         if not rungs:
-            why = f"budget = {options.budget:g} allows none of the rungs: give a larger one"
-            return _impossible("until_pass", "until=pass", "approximate", why)
+            why = f"{spelled('budget', f'{options.budget:g}')} allows none of the rungs: give a larger one"
+            return _impossible("until_pass", "until pass", "approximate", why)
         refused = [self._refused(rung) for rung in rungs]
         if all(refused):
-            return _impossible("until_pass", "until=pass", "approximate", f"no rung can be used: {refused[0]}")
+            return _impossible("until_pass", "until pass", "approximate", f"no rung can be used: {refused[0]}")
         rungs = [rung for rung, reason in zip(rungs, refused, strict=True) if reason is None]
         end = next((n for n, rung in enumerate(rungs) if rung.method not in ("lotus", "retrain")), len(rungs) - 1)
         last = rungs[end]
@@ -153,7 +154,7 @@ class Comparison:
             same = self._lotus() if last.method == "lotus" else self._retraining()
             claim, why = same.claim, same.why
         given = {name: getattr(options, name) for name in ("policy", "rungs", "budget")}
-        return self._way("until_pass", f"until=pass, up to {last.method}", claim, why, share, until="pass", **given)
+        return self._way("until_pass", f"until pass, up to {last.method}", claim, why, share, until="pass", **given)
 
     def _refused(self, rung: Rung) -> str | None:
         """Why a rung cannot go back on the version's training, or train its shards anew."""
@@ -325,10 +326,10 @@ def show(ways: Sequence[Way], claim: Claim) -> Way | None:
         say(sentence)
     chosen = recommend(ways, claim)
     if chosen is None:
-        say(f"No way here meets claim={claim}.")
+        say(f"No way here meets {spelled('claim', claim)}.")
         return None
     taken = f"{chosen.seconds:.1f} s, {chosen.of_retraining:.2f} of retraining"
-    say(f"Recommended for claim={claim}: {chosen.name} ({taken}):")
+    say(f"Recommended for {spelled('claim', claim)}: {chosen.name} ({taken}):")
     say_command(str(chosen.command))
     say(f"Then the claim is {chosen.claim}: {chosen.why}.")
     return chosen

@@ -148,6 +148,6 @@ def test_a_request_that_was_changed_takes_no_part(store, cli):
 
 def test_bad_input(store, cli):
     many = cli("train", *TRAIN, "--name", "other", "--canaries", "500")
-    assert many.code == 2 and "canaries = 500 is too many for 270 training samples" in many.err
+    assert many.code == 2 and "--canaries 500 is too many for 270 training samples" in many.err
     none = cli("request", "--model-uri", "models:/gold/1", "--forget", "random:10,seed=1", "--canaries", "5")
     assert none.code == 2 and "models:/gold/1 was trained without" in none.err

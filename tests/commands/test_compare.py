@@ -244,7 +244,7 @@ def test_audits_rank_the_methods(result, tmp_path):
     store, _, _ = result
     with copied(store, tmp_path / "store") as own:
         refused = call(*COMPARE, "--by", "audit", "--register", "best")
-        assert refused.code == 2 and "by=audit ranks by attacks on the test set" in refused.err
+        assert refused.code == 2 and "--by audit ranks by attacks on the test set" in refused.err
         done = call(*COMPARE, "--by", "audit")
         assert done.code == 0, done.err
         parent = parents(own)[0]
@@ -517,7 +517,7 @@ def test_tuning_resumes(store, cli):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--seeds", "0"), "seeds = '0' is not usable: give a number"),
+        (("--seeds", "0"), "--seeds 0 is not usable: give a number"),
         (("--methods", "lotus,skrub"), "unknown method 'skrub': known methods, nearest first, are scrub"),
         (("--methods", ""), "names no method to compare"),
         (("--params", '{"scrub": {"alhpa": 1}}'), "did you mean 'alpha'?"),

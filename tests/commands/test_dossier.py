@@ -475,23 +475,23 @@ def test_a_retirement_that_was_begun(closed, request_id):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((), "dossier takes one of request= (to write one) and verify= (to check one)"),
-        (("--request", "1" * 12, "--verify", "a.zip"), "dossier takes one of request="),
+        ((), "dossier takes one of --request (to write one) and --verify (to check one)"),
+        (("--request", "1" * 12, "--verify", "a.zip"), "dossier takes one of --request"),
         (
             ("--request", "1" * 12),
             "there is neither a forget request nor a case '111111111111' on this tracking server",
         ),
-        (("--request", "1" * 12, "--key", "ours.pub"), "key= and digest= go with verify="),
+        (("--request", "1" * 12, "--key", "ours.pub"), "--key and --digest go with --verify"),
         (("--request", "nope"), "'nope' is not the id of a request or of a case: it has 12 hexadecimal digits"),
         (
             ("--request", "1" * 12, "--output", "made.zip"),
-            "output = 'made.zip' already exists: give another name, or",
+            "--output made.zip already exists: give another name, or",
         ),
-        (("--request", "1" * 12, "--output", "no/where.zip"), "output = 'no/where.zip' cannot be written"),
-        (("--request", "1" * 12, "--sign-key", "none.pem"), "sign_key = 'none.pem' cannot sign"),
-        (("--verify", "none.zip"), "verify = 'none.zip' cannot be checked"),
+        (("--request", "1" * 12, "--output", "no/where.zip"), "--output no/where.zip cannot be written"),
+        (("--request", "1" * 12, "--sign-key", "none.pem"), "--sign-key none.pem cannot sign"),
+        (("--verify", "none.zip"), "--verify none.zip cannot be checked"),
         (("--verify", "lenient.yaml"), "is not a zip file"),
-        (("--verify", "made.zip", "--key", "none.pem"), "key = 'none.pem' cannot be read (No such file or directory)"),
+        (("--verify", "made.zip", "--key", "none.pem"), "--key none.pem cannot be read (No such file or directory)"),
     ],
 )
 def test_bad_input(closed, made, arguments, sentence):

@@ -91,7 +91,7 @@ def test_the_original_itself(measured, gold_store):
     """Without a source there is one column; the forget set is that of the pending requests, or the spec's."""
     nothing, _ = measured("--model-uri", "models:/clf/1")
     assert nothing.code == 2
-    assert "give forget=" in nothing.err
+    assert "give --forget" in nothing.err
     outcome, run = measured("--model-uri", "models:/clf/1", "--forget", "random:30")
     assert outcome.code == 0, outcome.err
     assert columns(run).keys() == {"original"}

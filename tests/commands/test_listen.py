@@ -42,9 +42,9 @@ def test_what_is_refused_before_anything_listens(cli, config, empty_store, monke
 
 def test_what_is_to_be_retried_is_named(cli, config, empty_store):
     refused = cli("listen", "--config", config, "--status", "true", "--retry", "failed")
-    assert refused.code == 2 and "status= only prints the queue, and retry= starts the listener" in refused.err
+    assert refused.code == 2 and "--status only prints the queue, and --retry starts the listener" in refused.err
     refused = cli("listen", "--config", config, "--retry", "true")
-    assert refused.code == 2 and "retry = 'true' does not name jobs: give their ids" in refused.err
+    assert refused.code == 2 and "--retry true does not name jobs: give their ids" in refused.err
     refused = cli("listen", "--config", config, "--retry", "7")
     assert refused.code == 2 and "job 7 is not in the queue: give jobs that failed" in refused.err
 

@@ -87,7 +87,7 @@ def test_a_source_that_a_tag_names_runs_no_code(store, cli):
     told = json.loads(store.tags("1")["unlearn.trained_on"]) | {"source": "python:toy:splits"}
     store.client.set_model_version_tag("clf", "1", "unlearn.trained_on", json.dumps(told))
     refused = cli("locate", "--forget", "class:3")
-    assert refused.code == 2 and "runs code: name it with data=" in " ".join(refused.err.split())
+    assert refused.code == 2 and "runs code: name it with --data" in " ".join(refused.err.split())
 
 
 def test_a_source_that_was_moved_away(store, cli, tmp_path):
@@ -134,7 +134,7 @@ def test_a_source_that_cannot_be_looked_at_leaves_its_versions_open(store, cli):
     assert states["models:/clf/1"] == "contains"
     store.client.delete_model_version_tag("clf", "1", "unlearn.trained_on")
     refused = cli("locate", "--forget", "class:3")
-    assert refused.code == 2 and "give data=, or a file of ids" in " ".join(refused.err.split())
+    assert refused.code == 2 and "give --data, or a file of ids" in " ".join(refused.err.split())
 
 
 def test_logged_models_that_cannot_be_told(store, cli, ids):

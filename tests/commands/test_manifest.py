@@ -50,7 +50,7 @@ def test_it_is_found_and_unlearned_by_its_list(foreign, cli, tmp_path):
 
 def test_without_ids_it_is_the_training_split(foreign, cli):
     refused = cli("manifest", "--model-uri", "models:/theirs/1", *DATA)
-    assert refused.code == 2 and "is drawn by this tool: give ids=" in " ".join(refused.err.split())
+    assert refused.code == 2 and "is drawn by this tool: give --ids" in " ".join(refused.err.split())
     done = cli("manifest", "--model-uri", "models:/theirs/1", "--data", "digits,train=15%,split=drawn")
     assert done.code == 0 and f"{len(IDS)} samples" in done.out, done.err
     # A better list takes its place.

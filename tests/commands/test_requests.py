@@ -127,14 +127,14 @@ def test_a_case_of_which_a_record_was_edited(store, cli, ids):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--within", "3"), "within = 3 has no effect without fulfil=true"),
-        (("--output", "x.html"), "output = 'x.html' has no effect without format=html"),
+        (("--within", "3"), "--within 3 has no effect without --fulfil"),
+        (("--output", "x.html"), "--output x.html has no effect without --format html"),
         (("--fulfil", "true", "--unlearn-options", '{"metod": "lotus"}'), "unlearn_options: metod = 'lotus'"),
         (("--fulfil", "true", "--unlearn-options", '{"forget": "x"}'), "names 'forget', which `requests` decides"),
         (("--state", "late"), "'late' is not one of"),
         (("--case", "0" * 12), "there is neither a forget request nor a case '000000000000'"),
         (("--case", "mine"), "'mine' is not the id of a request or of a case"),
-        (("--case", "0" * 12, "--subject", "x"), "subject = 'x' has no effect with case=: leave one of them out"),
+        (("--case", "0" * 12, "--subject", "x"), "--subject x has no effect with --case: leave one of them out"),
     ],
 )
 def test_options_that_do_not_go_together(store, cli, options, message):

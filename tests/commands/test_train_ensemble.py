@@ -103,7 +103,7 @@ def test_the_seed_is_that_of_the_training(empty_store, cli):
     for seed, said in (("5", True), ("0", False)):
         done = cli(*unlearn, "--seed", seed, "--format", "json")
         assert done.code == 0, done.err
-        note = "Note: seed = 5 has no effect: exact takes the seed of the training, 7, which is what is recorded."
+        note = "Note: --seed 5 has no effect: exact takes the seed of the training, 7, which is what is recorded."
         assert (note in " ".join(done.err.split())) is said, done.err
         registered = json.loads(done.out)["result"]["registered"]
         assert (registered["provenance"]["seed"], registered["provenance"]["augment"]) == (7, "crop-flip")
@@ -223,7 +223,7 @@ def test_groups_lie_together(empty_store, cli, tmp_path):
     placed = placements(["s7"], 2, 2)
     assert evidence_of("2").exactness.retrained == {str(placed.shard[0]): int(placed.slice_[0])}
     few = cli("train", "--data", source, "--name", "x", *options, "--ensemble", "40", "--group", "subject")
-    assert few.code == 2 and "ensemble = 40 is more than there are values in the column 'subject' (12)" in few.err
+    assert few.code == 2 and "--ensemble 40 is more than there are values in the column 'subject' (12)" in few.err
     none = cli("train", "--data", source, "--name", "x", *options, "--ensemble", "2", "--group", "subjekt")
     assert none.code == 2 and "did you mean 'subject'" in none.err
 
@@ -327,22 +327,22 @@ class TestFrozenBackbone:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("--slices", "4"), "slices = 4 has no effect on one model: give ensemble= too"),
-        (("--group", "subject"), "group = subject has no effect on one model"),
-        (("--weights", "w.pt"), "weights = w.pt has no effect on one model"),
+        (("--slices", "4"), "--slices 4 has no effect on one model: give --ensemble too"),
+        (("--group", "subject"), "--group subject has no effect on one model"),
+        (("--weights", "w.pt"), "--weights w.pt has no effect on one model"),
         (
             ("--ensemble", "2", "--prefix", "fc", "--augment", "crop-flip"),
-            "augment = crop-flip contradicts frozen layers",
+            "--augment crop-flip contradicts frozen layers",
         ),
         (("--ensemble", "2", "--keep-checkpoints", "2"), "keep_checkpoints and ensemble contradict each other"),
         (
             ("--ensemble", "2", "--slices", "8", "--epochs", "4"),
-            "slices = 8 needs more than epochs = 4, since each stage takes one at least: give at most 7 slices",
+            "--slices 8 needs more than --epochs 4, since each stage takes one at least: give at most 7 slices",
         ),
         (("--ensemble", "2", "--from", "models:/clf/1"), "from and ensemble contradict each other"),
         (("--ensemble", "2", "--prefix", "nowhere"), "has no module 'nowhere' to cut before"),
         (("--ensemble", "60"), "of 60 would have no sample of the class"),
-        (("--ensemble", "1000"), "ensemble = 1000 is more than there are samples (270)"),
+        (("--ensemble", "1000"), "--ensemble 1000 is more than there are samples (270)"),
         (("--ensemble", "2", "--group", "subject"), "no column 'subject' to shard by: it has no group columns"),
     ],
 )
@@ -364,7 +364,7 @@ class TestRefused:
     def test_a_prefix(self, ensembles, cli):
         exact = ("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:1", "--method", "exact")
         done = cli(*exact, "--prefix", "auto")
-        assert done.code == 2 and "exact runs the training of all layers again: use prefix=none" in done.err
+        assert done.code == 2 and "exact runs the training of all layers again: use --prefix none" in done.err
 
     def test_tuning(self, ensembles, cli):
         done = cli("tune", "--model-uri", "models:/clf/1", "--forget", "random:10", "--methods", "exact")
@@ -372,7 +372,7 @@ class TestRefused:
 
     def test_going_back_on_checkpoints_of_one_model(self, ensembles, cli):
         done = cli("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:1", "--method", "rewind")
-        assert done.code == 2 and "models:/clf/1 is an ensemble, whose checkpoints are for method=exact" in done.err
+        assert done.code == 2 and "models:/clf/1 is an ensemble, whose checkpoints are for --method exact" in done.err
 
     def test_one_model(self, store, cli):
         done = cli("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:1", "--method", "exact")

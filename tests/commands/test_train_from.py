@@ -58,7 +58,7 @@ class TestKeeping:
     def test_more_than_there_are_epochs_to_keep(self, store, cli):
         done = cli("train", "--data", EARLY, *RECIPE, "--name", "new", "--keep-checkpoints", "8")
         assert done.code == 2
-        assert "keep_checkpoints = 8 of 8 epochs: give at most 7, since the last epoch is the version" in done.err
+        assert "--keep-checkpoints 8 of 8 epochs: give at most 7, since the last epoch is the version" in done.err
         assert store.versions("new") == []
 
     def test_the_run_says_which_training_keeps_them(self, store, cli):
@@ -183,13 +183,13 @@ def test_canaries_stay_as_they_were(blank, tmp_path, cli):
         ),
         (
             ("--architecture", "vit_tiny"),
-            "architecture = 'vit_tiny', and models:/clf/1 has 'toy:trainable': leave archi",
+            "--architecture vit_tiny, and models:/clf/1 has 'toy:trainable': leave archi",
         ),
-        (("--transform", "imagenet"), "transform = 'imagenet', and models:/clf/1 has 'none': leave transform out"),
-        (("--serialization", "pickle"), "serialization = 'pickle', and models:/clf/1 has 'pt2': leave serialization"),
-        (("--canaries", "9"), "canaries = 9 and from = 'models:/clf/1' do not go together: canaries are planted by"),
+        (("--transform", "imagenet"), "--transform imagenet, and models:/clf/1 has 'none': leave transform out"),
+        (("--serialization", "pickle"), "--serialization pickle, and models:/clf/1 has 'pt2': leave serialization"),
+        (("--canaries", "9"), "--canaries 9 and --from models:/clf/1 do not go together: canaries are planted by"),
         (("--from", "models:/clf/9"), "model 'clf' has no version '9': its versions are: 1"),
-        (("--data", EARLY, "--train-on", "new"), "train_on = 'new', and models:/clf/1 has seen all 270 samples"),
+        (("--data", EARLY, "--train-on", "new"), "--train-on new, and models:/clf/1 has seen all 270 samples"),
         (("--exclude", "random:10"), "samples that models:/clf/1 was trained on, and its weights would keep what they"),
     ],
 )
@@ -201,7 +201,7 @@ def test_what_does_not_go_together(options, sentence, store, cli):
 
 def test_new_samples_alone_need_a_version(store, cli):
     done = cli("train", "--data", EARLY, *RECIPE, "--name", "clf", "--train-on", "new")
-    assert done.code == 2 and "train_on = 'new' needs from=, the version that was trained on the other sam" in done.err
+    assert done.code == 2 and "--train-on new needs --from, the version that was trained on the other sam" in done.err
 
 
 def test_nothing_goes_on_from_a_list_that_was_edited(store, cli):

@@ -228,7 +228,7 @@ def test_the_best_setting_makes_the_same_weights(result, searched, tmp_path):
         assert own.client.get_run(own.tags("4")["unlearn.run_id"]).data.params["unlearn.method"] == "scrub"
         refused = call("unlearn", "--model-uri", "models:/clf/1", "--params", best, "--method", "salun")
         assert refused.code == 2
-        assert "params names method = 'scrub', and method = 'salun' is given: leave out one of them" in refused.err
+        assert "--params names method = 'scrub', and --method salun is given: leave out one of them" in refused.err
 
 
 @pytest.mark.slow
@@ -394,17 +394,17 @@ def test_ranks_and_workers_do_not_mix(store):
     [
         (("--n-trials", "0"), "--n-trials = 0 is not usable"),
         (("--timeout", "-1"), "--timeout = '-1' is not usable"),
-        (("--mode", "pareto", "--pruner", "median"), "pruner = 'median' compares one value, and mode"),
-        (("--mode", "pareto", "--sampler", "gp"), "sampler = 'gp' cannot search for two objectives under constraints"),
-        (("--objective", "avg_gap_advantage_val"), "objective = 'avg_gap_advantage_val' needs a gold standard"),
+        (("--mode", "pareto", "--pruner", "median"), "--pruner median compares one value, and mode"),
+        (("--mode", "pareto", "--sampler", "gp"), "--sampler gp cannot search for two objectives under constraints"),
+        (("--objective", "avg_gap_advantage_val"), "--objective avg_gap_advantage_val needs a gold standard"),
         (("--methods", "lotos"), "unknown method 'lotos'"),
-        (("--methods", "lotus,scrub", "--sampler", "grid"), "sampler = 'grid' needs one method"),
+        (("--methods", "lotus,scrub", "--sampler", "grid"), "--sampler grid needs one method"),
         (("--space", '{"alpha": [1, 100]}'), "space: hyperparameter alpha = 100.0 of lotus is not usable"),
         (("--space", '{"alhpa": 3}'), "space: unknown hyperparameter 'alhpa' of lotus"),
         (("--storage", "postgresql://me:secret@127.0.0.1:1/x"), "'postgresql://me:***@127.0.0.1:1/x' cannot be"),
         (("--prefix", "layer9"), "layer9"),
         (("--space", '{"prefix": ["none", "layer9"]}'), "layer9"),
-        (("--storage", "sqlite://"), "storage = 'sqlite://' lives in memory"),
+        (("--storage", "sqlite://"), "--storage sqlite:// lives in memory"),
         (("--storage", "postgresql://host:abc/db?user=me&password=secret"), "is not a database URL"),
     ],
 )  # fmt: skip

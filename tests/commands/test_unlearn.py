@@ -404,7 +404,7 @@ def test_a_source_whose_name_cannot_be_registered_by(store, cli):
     known = len(store.runs())
     refused = cli("unlearn", *uri, "--forget", FORGET, *QUICK)
     assert refused.code == 2 and """does not find one with "'": leave it out""" in refused.err
-    assert "give another name with register_as=" in refused.err
+    assert "give another name with --register-as" in refused.err
     assert store.versions() == ["1"] and len(store.runs()) == known
     assert cli("request", *uri, "--forget", "random:20").code == 0
     assert "contains" in cli("exposure", *uri).out

@@ -200,7 +200,7 @@ def test_what_the_version_before_was_made_to_forget_is_doubtful(store, rewind, c
 
 def test_a_seed_of_its_own_has_no_effect_but_on_noise(store, rewind):
     done = rewind("1", early_ids(20), "--seed", "8")
-    assert "Note: seed = 8 has no effect: rewind takes the seed of the training, 5, which is what" in said(done)
+    assert "Note: --seed 8 has no effect: rewind takes the seed of the training, 5, which is what" in said(done)
     assert record("3").provenance.seed == 5
     assert "has no effect" not in said(rewind("1", early_ids(20), "--seed", "8", sigma=0.001))
 
@@ -282,7 +282,7 @@ class TestRefusals:
             assert done.code == 2, command
             assert (
                 "rewind cannot be used, since models:/clf/3 keeps no checkpoints of its training: `train` does with "
-                "keep_checkpoints=, or with from="
+                "--keep-checkpoints, or with --from"
             ) in said(done)
         assert plain.versions() == ["1", "2", "3"] and not plain.requests("3")
 
@@ -293,7 +293,7 @@ class TestRefusals:
 
     def test_a_frozen_prefix(self, store, rewind):
         done = rewind("1", early_ids(20), "--prefix", "6")
-        assert done.code == 2 and "rewind runs the training of all layers again: use prefix=none" in said(done)
+        assert done.code == 2 and "rewind runs the training of all layers again: use --prefix none" in said(done)
         assert not store.requests("1")
 
 

@@ -135,13 +135,13 @@ def test_too_few_samples_are_said_before_anything_is_trained(store, cli):
     [
         (("--until", "pass", "--budget", "0"), "budget"),
         (("--until", "pass", "--budget", "11"), "budget"),
-        (("--until", "pass", "--method", "scrub"), "method = 'scrub' and until = 'pass' contradict"),
-        (("--until", "pass", "--prefix", "auto"), "prefix = 'auto' and until = 'pass' contradict"),
+        (("--until", "pass", "--method", "scrub"), "--method scrub and --until pass contradict"),
+        (("--until", "pass", "--prefix", "auto"), "--prefix auto and --until pass contradict"),
         (("--until", "pass", "--rungs", "lotos"), "unknown method 'lotos'"),
         (("--until", "pass", "--policy", "missing.yaml"), "cannot be read"),
-        (("--budget", "1"), "budget = 1.0 has no effect without until=pass"),
-        (("--rungs", "lotus"), "rungs = lotus has no effect without until=pass: add that, or leave it out"),
-        (("--claim", "exact"), "claim = exact has no effect without plan=true: add that, or leave it out"),
+        (("--budget", "1"), "--budget 1.0 has no effect without --until pass"),
+        (("--rungs", "lotus"), "--rungs lotus has no effect without --until pass: add that, or leave it out"),
+        (("--claim", "exact"), "--claim exact has no effect without --plan: add that, or leave it out"),
         (("--claim", "hidden", "--plan", "true"), "claim"),
         (("--until", "pas"), "until"),
     ],
@@ -160,8 +160,8 @@ def test_a_policy_that_needs_what_the_validation_set_cannot_give(filed, cli, pol
 
 def test_the_plan_compares_the_ways_and_its_recommendation_runs(filed, cli):
     planned = cli(*UNTIL, "--plan", "true", "--claim", "exact")
-    assert planned.code == 0 and "of retraining" in planned.out and "until=pass" in planned.out
-    assert "Recommended for claim=exact: retraining, recorded recipe" in planned.out and filed.versions() == ["1"]
+    assert planned.code == 0 and "of retraining" in planned.out and "until pass" in planned.out
+    assert "Recommended for --claim exact: retraining, recorded recipe" in planned.out and filed.versions() == ["1"]
     command = next(line for line in planned.out.splitlines() if line.startswith("  mlflow-unlearn "))
     done = cli(*shlex.split(command)[1:])
     assert done.code == 0, done.err

@@ -397,7 +397,7 @@ def test_an_architecture_that_does_not_exist(refuse):
         (Softmax(), ["returns probabilities", "register the model without its softmax"]),
         (Tuple(), ["the model returns a tuple", "wrap it in a module that returns the logits alone"]),
         (Map(), ["a tensor of shape [8, 10, 1, 1]", "not logits [N, K]"]),
-        (nn.Sequential(nn.Flatten(), nn.Linear(5, 10)), ["cannot read images [1, 8, 8]", "give another transform="]),
+        (nn.Sequential(nn.Flatten(), nn.Linear(5, 10)), ["cannot read images [1, 8, 8]", "give another --transform"]),
         (nn.Sequential(nn.Flatten()), ["foreign/1 has no parameters", "choose another version"]),
     ],
     ids=["classes", "softmax", "tuple", "ndim", "input", "parameters"],
@@ -519,7 +519,7 @@ def test_what_a_model_prints_is_not_a_result(store, cli, known):
 
 def test_a_model_of_colours_on_grey_images(refuse):
     uri = add(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 10)))
-    says = [f"{uri} cannot read images [1, 8, 8]", "give another transform= (with none, grey images have one channel)"]
+    says = [f"{uri} cannot read images [1, 8, 8]", "give another --transform (with none, grey images have one channel)"]
     refuse("unlearn", "--model-uri", uri, *FOREIGN, says=says)
 
 
@@ -548,17 +548,17 @@ ORDER = ",".join("1234567890")
     [
         (["--transform", "imagnet"], ["unknown transform 'imagnet'", "did you mean 'imagenet'?"]),
         (["--transform", "python:nowhere:f"], ["'nowhere:f'", "importing 'nowhere' failed"]),
-        (["--transform", "timm"], ["transform=timm needs a timm model", "use transform=imagenet or none"]),
-        (["--classes", "a,b"], ["classes= and the data do not name the same 10 classes", "the data has 0, 1"]),
-        (["--classes", ORDER + ",1"], ["classes= and the data do not name the same 10 classes", "differs: 1"]),
+        (["--transform", "timm"], ["--transform timm needs a timm model", "use --transform imagenet or none"]),
+        (["--classes", "a,b"], ["--classes and the data do not name the same 10 classes", "the data has 0, 1"]),
+        (["--classes", ORDER + ",1"], ["--classes and the data do not name the same 10 classes", "differs: 1"]),
         (
             ["--classes", "nowhere.txt"],
-            ["classes= and the data do not name the same", "differs: nowhere.txt, 0, 1", "or a file with one a line"],
+            ["--classes and the data do not name the same", "differs: nowhere.txt, 0, 1", "or a file with one a line"],
         ),
         (["--classes", "latin.txt"], ["the classes file 'latin.txt' cannot be read", "save it as UTF-8"]),
         (["--classes", ",".join(["n01443537"] * 200)], ["do not name the same 10 classes"]),
-        (["--classes", ORDER], ["an accuracy of 0.", "below 0.200", "transform= or classes=, or force=true"]),
-        (["--data", "folder:few"], ["was trained on the classes 0, 1", "'folder:few' has a, b", "or classes="]),
+        (["--classes", ORDER], ["an accuracy of 0.", "below 0.200", "--transform or --classes, or --force"]),
+        (["--data", "folder:few"], ["was trained on the classes 0, 1", "'folder:few' has a, b", "or --classes"]),
     ],
 )
 def test_reading(store, refuse, options, says):
@@ -598,7 +598,7 @@ def test_a_signature_of_another_shape(refuse):
     signature = infer_signature(np.zeros((2, 1, 28, 28), np.float32), np.zeros((2, 10), np.float32))
     uri = add(module, signature=signature)
     says = [f"{uri} takes images [1, 28, 28] by its signature", "the transform (none) makes [1, 8, 8]"]
-    refuse("unlearn", "--model-uri", uri, *FOREIGN, "--force", says=[*says, "give another transform="])
+    refuse("unlearn", "--model-uri", uri, *FOREIGN, "--force", says=[*says, "give another --transform"])
 
 
 def test_data_that_it_was_not_trained_on(store, refuse):
@@ -625,12 +625,12 @@ def test_an_image_that_cannot_be_decoded(store, refuse):
 
 
 def test_tf32_is_asked_of_a_cpu(refuse):
-    refuse(*UNLEARN, *SOME, "--device", "cpu", "--precision", "tf32", says=["precision=tf32 needs TF32, which"])
+    refuse(*UNLEARN, *SOME, "--device", "cpu", "--precision", "tf32", says=["--precision tf32 needs TF32, which"])
 
 
 def test_bf16_is_asked_of_a_device_without_it(refuse, monkeypatch):
     monkeypatch.setattr(hardware, "has_bfloat16", lambda device: False)
-    refuse(*UNLEARN, *SOME, "--precision", "bf16", says=["precision=bf16 needs bfloat16, which"])
+    refuse(*UNLEARN, *SOME, "--precision", "bf16", says=["--precision bf16 needs bfloat16, which"])
 
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.machine("no CUDA")), "gpu", "meta"])
@@ -694,22 +694,22 @@ def test_unknown_request_to_exclude(refuse):
 
 
 def test_nothing_is_named(store, refuse):
-    refuse(*UNLEARN, says=["models:/clf/1 has no pending forget request", "file one with `request`, or give forget="])
+    refuse(*UNLEARN, says=["models:/clf/1 has no pending forget request", "file one with `request`, or give --forget"])
     refuse("tune", "--model-uri", "models:/clf/1", says=["models:/clf/1 has no pending forget request"])
-    says = ["models:/clf/1 has carried out no forget request and none is pending", "give forget="]
+    says = ["models:/clf/1 has carried out no forget request and none is pending", "give --forget"]
     refuse("evaluate", "--model-uri", "models:/clf/1", says=says)
 
 
 def test_models_that_are_not_registered(store, refuse):
     uri = f"runs:/{store.client.get_model_version('clf', '1').run_id}/model"
-    says = [f"{uri} is not a registered version and cannot carry a request", "or give forget= to unlearn"]
+    says = [f"{uri} is not a registered version and cannot carry a request", "or give --forget to unlearn"]
     refuse("request", "--model-uri", uri, *SOME, says=says)
-    refuse("unlearn", "--model-uri", uri, says=[f"{uri} is not a registered version", "give forget="])
-    refuse("unlearn", "--model-uri", uri, *SOME, says=["registered version", "give register_as="])
+    refuse("unlearn", "--model-uri", uri, says=[f"{uri} is not a registered version", "give --forget"])
+    refuse("unlearn", "--model-uri", uri, *SOME, says=["registered version", "give --register-as"])
 
 
 def test_gold_that_knows_the_forget_set(refuse):
-    says = ["models:/clf/1 was trained on 54 samples that are to be forgotten", "train one with exclude="]
+    says = ["models:/clf/1 was trained on 54 samples that are to be forgotten", "train one with --exclude"]
     refuse(*UNLEARN, *SOME, "--gold-uri", "models:/clf/1", says=says)
 
 
@@ -768,8 +768,8 @@ def test_names_that_no_uri_finds_again(refuse, name):
 def test_storages_of_studies(store, refuse):
     tune = ("tune", *UNLEARN[1:], *SOME, "--n-trials", "1", "--storage")
     refuse(*tune, "sqlite:///mlflow.db", says=["is a database of MLflow's", "e.g. sqlite:///optuna.db"])
-    refuse(*tune, "sqlite:////nowhere/optuna.db", says=["storage = 'sqlite:////nowhere", "cannot be opened"])
-    refuse(*tune, "optuna.db", says=["storage = 'optuna.db' is not a database URL"])
+    refuse(*tune, "sqlite:////nowhere/optuna.db", says=["--storage sqlite:////nowhere", "cannot be opened"])
+    refuse(*tune, "optuna.db", says=["--storage optuna.db is not a database URL"])
 
 
 # --- nothing to unlearn --------------------------------------------------------------------------------------------

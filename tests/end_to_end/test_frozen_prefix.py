@@ -84,7 +84,7 @@ def test_without_a_prefix_nothing_is_said(store, cli):
 def test_auto_and_a_whole_class(store, cli):
     done = cli("unlearn", "--model-uri", "models:/clf/1", "--forget", "class:3", *QUICK, "--prefix", "auto")
     assert done.code == 0, done.err
-    assert "Note: prefix=auto freezes nothing where a class is forgotten wholly." in done.err
+    assert "Note: --prefix auto freezes nothing where a class is forgotten wholly." in done.err
     assert "unlearn.prefix" not in store.tags("2")
 
 

@@ -92,7 +92,7 @@ def test_a_request_that_was_carried_out_says_by_which_version(store):
     assert call("unlearn", *CLF, "--params", QUICK).code == 0
     again = call("unlearn", *CLF, "--params", QUICK)
     assert again.code == 2 and f"request {request} was carried out by models:/clf/2" in again.err
-    assert f"forget=request:{request}" in again.err
+    assert f"--forget request:{request}" in again.err
     assert call("unlearn", *CLF, "--params", QUICK, "--forget", f"request:{request}").code == 0
 
 

@@ -26,7 +26,7 @@ TYPOS = {
     "an architecture": (("train", "--data", DATA, "--name", "new", "--architecture", "resnet81"), "'resnet18'"),
     "a space": (("tune", *V1, "--forget", FORGET, "--methods", "lotus", "--space", '{"lr": "x"}'), "lr"),
     "a key": (("unlearn", *V1, "--forget", FORGET, "--sign-key", "nowhere.pem"), "nowhere.pem"),
-    "an alias": (("promote", *V1, "--alias", "v1"), "alias = 'v1'"),
+    "an alias": (("promote", *V1, "--alias", "v1"), "--alias v1"),
     "a case": (("dossier", "--request", "abcdefabcdef"), "abcdefabcdef"),
     "two experiments": (
         ("unlearn", *V1, "--experiment-name", "a", "--experiment-id", "1"),

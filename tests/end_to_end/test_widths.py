@@ -99,7 +99,7 @@ def compared(audited: bool = False) -> None:
 
 
 def unranked() -> None:
-    why = "No method is ranked, since the gold standard's acc_retain is 0.12 below the original's: give gold_uri="
+    why = "No method is ranked, since the gold standard's acc_retain is 0.12 below the original's: give --gold-uri"
     rows = [Row("original", {0: measured({})}, [0.0]), Row("lotus", {0: measured({})}, [2.0], unit=8.0)]
     comparison_table.show(comparison_table.without_ranks(rows, why), None, why)
 

@@ -13,6 +13,7 @@ from mlflow_unlearn.registry.inputs import Inputs
 from mlflow_unlearn.registry.loading import admitted
 from mlflow_unlearn.registry.versions import open_version
 from mlflow_unlearn.session.missing import missing, require
+from mlflow_unlearn.spelling import spelling
 
 EVERYTHING = (
     "models:/theirs/1 does not record its data source, its architecture (its program, pt2, is rebuilt to be trained) "
@@ -35,18 +36,14 @@ def options(command=config.Unlearn, **given):
 
 
 def test_everything_in_one_sentence(exported):
-    with pytest.raises(UnlearnError) as refused:
+    with spelling("shell"), pytest.raises(UnlearnError) as refused:
         require(exported, options(params='{"alpha": 8}'), trains=True)
     assert str(refused.value) == EVERYTHING
 
 
 def test_as_mlflow_run_has_it(exported):
-    config.spell_for_project(True)
-    try:
-        with pytest.raises(UnlearnError) as refused:
-            require(exported, options(data="digits", params='{"alpha": 8}'), trains=True)
-    finally:
-        config.spell_for_project(False)
+    with spelling("project"), pytest.raises(UnlearnError) as refused:
+        require(exported, options(data="digits", params='{"alpha": 8}'), trains=True)
     assert "give -P architecture=package.module:factory (or timm:NAME" in str(refused.value)
     assert str(refused.value).endswith(
         "For example: mlflow run . -e unlearn -P model_uri=models:/theirs/1 -P 'params={\"alpha\": 8}' -P data=digits "
