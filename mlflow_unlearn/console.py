@@ -57,17 +57,20 @@ def note(sentence: str) -> None:
     _stderr(highlight=False, soft_wrap=True).print(one_line(sentence), markup=False)
 
 
-def counted(number: int, noun: str) -> str:
-    """A number of things.
+def counted(number: int, noun: str, *, grouped: bool = False) -> str:
+    """A number of things, its digits in groups of three where there is room for many.
 
     >>> counted(1, "training sample"), counted(0, "match"), counted(2, "case"), counted(5, "epoch"), counted(2, "copy")
     ('1 training sample', '0 matches', '2 cases', '5 epochs', '2 copies')
+    >>> counted(1000, "sample", grouped=True)
+    '1,000 samples'
     """
+    shown = f"{number:,}" if grouped else str(number)
     if number == 1:
-        return f"{number} {noun}"
+        return f"{shown} {noun}"
     if re.search("[^aeiou]y$", noun):
-        return f"{number} {noun[:-1]}ies"
-    return f"{number} {noun}" + ("es" if noun.endswith(("tch", "s")) else "s")
+        return f"{shown} {noun[:-1]}ies"
+    return f"{shown} {noun}" + ("es" if noun.endswith(("tch", "s")) else "s")
 
 
 PIPED = 130

@@ -107,9 +107,15 @@ class ShellCommand(click.Command):
         """Write out flags, and what stands alone.
 
         Raises:
-            UsageError: what stands alone is given by its option as well.
+            UsageError: what stands alone is given by its option as well, or an option is not usable.
         """
-        return super().parse_args(ctx, self._written_out(args))
+        try:
+            return super().parse_args(ctx, self._written_out(args))
+        except click.BadParameter as error:
+            name = error.param.name if error.param is not None and not isinstance(error, click.MissingParameter) else ""
+            if name and name == self._positional and not _typed(name, args):
+                error.param_hint = repr(_POSITIONAL[name])
+            raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """In groups: the command's own ones, and those that it shares with others."""
@@ -159,11 +165,15 @@ class ShellCommand(click.Command):
                 written += [token, *following]
                 position += 1
         if self._positional is not None and alone:
-            given = [token for token in written if token.partition("=")[0] in _spellings(self._positional)]
-            if given:
+            if given := _typed(self._positional, written):
                 raise click.UsageError(f"{alone[0]!r} is given beside {given[0].partition('=')[0]}: give one of them")
             written = [_spellings(self._positional)[-1], alone.pop(0), *written]
         return [*written, *alone]
+
+
+def _typed(name: str, args: list[str]) -> list[str]:
+    """Where an option's own name was typed."""
+    return [token for token in args if token.partition("=")[0] in _spellings(name)]
 
 
 def _spellings(name: str) -> list[str]:

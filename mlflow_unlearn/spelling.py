@@ -32,7 +32,8 @@ def spelled(name: str, value: object = None) -> str:
     ...     spelled("model_uri"), spelled("force", True)
     ('-P model_uri=', '-P force=true')
     """
-    text = str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
+    text = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    text = text.removesuffix(".0") if isinstance(value, float) else text
     if _spelling["now"] == "project":
         return f"-P {shlex.quote(f'{name}={text}')}"
     if _spelling["now"] == "python":

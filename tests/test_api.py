@@ -97,7 +97,7 @@ class TestSeeds:
 
     @pytest.mark.parametrize("seed", [-1, 2**64, 0.5, "1", None])
     def test_seeds_that_no_generator_takes(self, seed):
-        with pytest.raises(UnlearnError, match="seed = .* is not usable: it must be a whole number"):
+        with pytest.raises(UnlearnError, match="seed=.* is not usable: it must be a whole number"):
             forget(seed=seed)
 
 

@@ -85,6 +85,7 @@ def test_the_example_parses(name, monkeypatch):
 
     seen = []
     monkeypatch.setattr(cli, "command_function", lambda name: seen.append)
+    monkeypatch.setattr(cli, "_check_named", lambda options: None)
     program, command, *arguments = shlex.split(COMMANDS[name].example)
     assert (program, command) == ("mlflow-unlearn", name)
     with pytest.raises(SystemExit) as end:
@@ -97,6 +98,7 @@ def parsed(monkeypatch, *arguments: str):
     """What a command line becomes, without doing it."""
     seen = []
     monkeypatch.setattr(cli, "command_function", lambda name: seen.append)
+    monkeypatch.setattr(cli, "_check_named", lambda options: None)
     with pytest.raises(SystemExit) as end:
         cli.main(list(arguments))
     assert not end.value.code

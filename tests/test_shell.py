@@ -13,6 +13,7 @@ from mlflow_unlearn.cli import cli
 from mlflow_unlearn.config import COMMANDS, parse_params
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.policy import Policy, read_policy
+from mlflow_unlearn.spelling import spelled
 
 
 def given(command: str, *typed: str) -> dict[str, object]:
@@ -138,7 +139,7 @@ class TestHyperparameters:
     def test_what_is_not(self, text, sentence):
         with pytest.raises(UnlearnError) as caught:
             parse_params(text)
-        assert sentence in str(caught.value) and repr(text) in str(caught.value)
+        assert sentence in str(caught.value) and spelled("params", text) in str(caught.value)
 
 
 def test_the_policy_that_is_printed_is_that_of_a_review(tmp_path):

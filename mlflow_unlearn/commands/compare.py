@@ -1,5 +1,6 @@
 """`compare`: methods beside each other, beside the original and beside retraining, over several seeds."""
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -35,7 +36,7 @@ from mlflow_unlearn.session.new_version import new_record
 from mlflow_unlearn.session.past import usable
 from mlflow_unlearn.session.recipe import Recipe, training_recipe
 from mlflow_unlearn.session.session import Session, open_session
-from mlflow_unlearn.spelling import spelled
+from mlflow_unlearn.spelling import command_line, spelled
 from mlflow_unlearn.tuning.selection import CONSTRAINTS
 
 Setting = tuple[str, Mapping[str, Any]]
@@ -47,10 +48,25 @@ class CompareResult(Registering):
 
     rows: list[RowRecord] = Field([], description="As in the table; empty with plan=true.")
     correlation: Spread | None = Field(None, description="Of RF-JSD with JSD over the methods; null below three.")
+    best: str | None = Field(
+        None,
+        description=f"The method with the lowest mean {RULE} of those that meet the constraints, on the validation "
+        "set; null where none does, or none is ranked.",
+    )
+    best_params: dict[str, Any] = Field({}, description="Its hyperparameters, but for those that it takes by itself.")
     unranked: str | None = Field(
         None, description="Why no method is ranked: the golds are too weak to be measured against. Null where they are."
     )
     plan: dry_run.Estimate | None = Field(None, description="With plan=true.")
+
+    def next_step(self, options: Any) -> str | None:
+        """To unlearn with the best method, where it was not to be registered."""
+        if self.registered is not None or self.best is None:
+            return super().next_step(options)
+        forget = () if options.forget is None else ("--forget", options.forget)
+        params = ("--params", json.dumps(self.best_params)) if self.best_params else ()
+        method = ("--method", self.best.removesuffix(TUNED))
+        return command_line("unlearn", "--model-uri", options.model_uri, *forget, *method, *params)
 
 
 def compare(options: config.Compare) -> CompareResult:
@@ -120,6 +136,12 @@ def compare(options: config.Compare) -> CompareResult:
         table.log(rows, correlation, unranked)
         table.show(rows, correlation, unranked)
         result = CompareResult(run_id=run_id, rows=table.records(rows), correlation=correlation, unranked=unranked)
+        winner = best_method(trials, runner.before, len(seeds)) if unranked is None else None
+        if winner is not None:
+            own = get_method(winner.method)(recorded[winner.method], family=family).params.model_dump(mode="json")
+            differ = {name: value for name, value in winner.params.items() if own.get(name) != value}
+            best = next(row for row, done in trials.items() if any(one is winner for one in done))
+            result = result.model_copy(update={"best": best, "best_params": differ})
         if unranked is not None:
             raise Refused(f"{unranked}; the table is in run {run_id}", result)
         stack.enter_context(found_so_far(lambda: result))
@@ -127,7 +149,8 @@ def compare(options: config.Compare) -> CompareResult:
             registered = _register_best(runner, trials, golds, run_id, str(name), options)
             return result.model_copy(update={"registered": registered})
         over = f"{counted(len(methods), 'method')} over {counted(len(seeds), 'seed')}"
-        say(f"Compared {over} (run {run_id}); nothing was registered.")
+        none = "" if winner is not None else f" No method meets the constraints with every seed ({CONSTRAINTS})."
+        say(f"Compared {over} (run {run_id}); nothing was registered.{none}")
         return result
 
 
@@ -141,10 +164,10 @@ def _judged(runner: ComparisonRunner, golds: Golds) -> tuple[dict[str, str], str
     if weak is None or assumed is None:
         return remarks | ({} if weak is None else {"retrain": weak}), None
     epochs = get_method("retrain")(runner.recipe.params).params.model_dump()["epochs"]
-    longer = f'--params \'{{"retrain": {{"epochs": {min(3 * epochs, 10000)}}}}}\''
-    ways = f"retrain as it was trained, such as with {longer}, or give a model that was, with --gold-uri"
+    longer = spelled("params", json.dumps({"retrain": {"epochs": min(3 * epochs, 10000)}}))
+    ways = f"retrain as it was trained, such as with {longer}, or give a model that was, with {spelled('gold_uri')}"
     if golds.given:
-        ways = f"give another model with --gold-uri, or leave it out and say how to retrain: {longer}"
+        ways = f"give another model with {spelled('gold_uri')}, or leave it out and say how to retrain: {longer}"
     unranked = f"No method is ranked, since {weak}: {ways}"
     note(f"Warning: {unranked}.")  # before the methods run, which takes longest
     return remarks, unranked

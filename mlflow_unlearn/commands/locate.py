@@ -11,6 +11,7 @@ from mlflow_unlearn.registry.network import brief_retries
 from mlflow_unlearn.registry.uris import in_ranges
 from mlflow_unlearn.registry.walk import walk
 from mlflow_unlearn.report import table
+from mlflow_unlearn.spelling import spelled
 
 
 def locate(options: config.Locate) -> Places:
@@ -37,11 +38,15 @@ def locate(options: config.Locate) -> Places:
     left += places.logged_models_unknown if "unknown" in failing else []
     left += places.unlisted_checkpoints if "unknown" in failing else []
     if left:
-        raise Refused(f"the samples are, or may be, in {', '.join(in_ranges(left))}: {_WAY_OUT}", places)
+        raise Refused(f"the samples are, or may be, in {', '.join(in_ranges(left))}: {_way_out()}", places)
     return places
 
 
-_WAY_OUT = "`request --all true` files what is to be unlearned, and `manifest` records what a version was trained on"
+def _way_out() -> str:
+    return (
+        f"`request` with {spelled('all', True)} files what is to be unlearned, and `manifest` records what a version "
+        "was trained on"
+    )
 
 
 def _asked(spec: str, wanted: list[Wanted]) -> str:

@@ -77,7 +77,9 @@ def _write(texts: dict[str, str], folder: Path) -> None:
         UnlearnError: there is something already, or nothing that it could be in.
     """
     if folder.exists() or folder.is_symlink():
-        raise UnlearnError(f"{str(folder)!r} is there already: give another name, or another folder with --path")
+        raise UnlearnError(
+            f"{str(folder)!r} is there already: give another name, or another folder with {spelled('path')}"
+        )
     if not folder.parent.is_dir():
         raise UnlearnError(f"{spelled('path', str(folder.parent))} is not a folder: give one that exists")
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:

@@ -238,6 +238,8 @@ def _file(
             f"Filed request {filed.id}: {counted(len(forget), 'sample')} of {version.uri} to be forgotten"
             f"{f', {len(twins)} of them canaries' if len(twins) else ''} (run {filed.run_id}), due {filed.due}."
         )
+        if (filed.due or "") < datetime.now(UTC).date().isoformat():
+            note(f"Warning: the day by which it is due, {filed.due}, has passed: it is overdue.")
     else:
         state = "is pending" if filed.pending else f"was carried out by {', '.join(filed.done_by)}"
         say(f"Request {filed.id} was filed before and {state}.")

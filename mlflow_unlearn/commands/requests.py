@@ -115,8 +115,9 @@ def requests(options: config.Requests) -> RequestsResult:
             if case.state != "done" and not case.pending():
                 note(
                     f"Note: case {case.id} is open, since {shortlist(case.left_over(registry))} still hold its samples "
-                    "and the versions that its requests are about are retired or gone: file it on them with `request "
-                    f"--forget request:{case.requests[0].id} --model-uri`."
+                    "and the versions that its requests are about are retired or gone: file it on them by "
+                    "`request` with "
+                    f"{spelled('forget', f'request:{case.requests[0].id}')} and {spelled('model_uri')}."
                 )
         wrong = differences(record) if record is not None else []
         page = None
@@ -228,7 +229,10 @@ def _withdraw(
     """
     found = [case for case in cases if given in (case.id, *(request.id for request in case.requests))]
     if not found:
-        raise UnlearnError(f"there is no filed forget request and no case {given!r}: `requests --state all` lists them")
+        raise UnlearnError(
+            f"there is no filed forget request and no case {given!r}: `{command_line('requests', '--state', 'all')}` "
+            "lists them"
+        )
     case = next((one for one in found if one.id == given), found[0])
     asked = [one for one in case.requests if given in (case.id, one.id)]
     pending = [one for one in asked if one.state == "pending"]

@@ -43,6 +43,7 @@ from mlflow_unlearn.registry.identity import whoami
 from mlflow_unlearn.registry.lock import ModelLock, model_lock
 from mlflow_unlearn.registry.network import persistently
 from mlflow_unlearn.registry.versions import RETIRED_TAG, UNFINISHED, can_be_read
+from mlflow_unlearn.spelling import spelled
 
 _AGAIN = "look for the files there, and run the same command again"
 
@@ -75,7 +76,7 @@ def retire(options: config.Retire) -> RetirementRecord:
         say(one_line(f"The same weights remain in {', '.join(others)}, by their tags: retire these too."))
     for one in left:
         say(one_line(f"The deletion cannot be proven while these remain: {one}."))
-    say("Nothing was done: add --yes true to do it; this cannot be undone.")
+    say(f"Nothing was done: add {spelled('yes', True)} to do it; this cannot be undone.")
     return record
 
 

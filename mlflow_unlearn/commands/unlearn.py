@@ -148,7 +148,7 @@ def _check(options: config.Unlearn) -> tuple[Policy | None, tuple[Rung, ...]]:
         raise UnlearnError(retrains_all())
     check_prefix(options.method, options.prefix)
     if options.processes > 1 and get_method(options.method).needs == CHECKPOINTS:
-        raise UnlearnError(f"{options.method} runs a training again in one process: leave processes out")
+        raise UnlearnError(f"{options.method} runs a training again in one process: leave {spelled('processes')} out")
     defaults = config.Unlearn.model_fields
     if options.claim != defaults["claim"].default and not options.plan:
         raise UnlearnError(

@@ -13,7 +13,7 @@ from pydantic import Field
 from rich.table import Table
 
 from mlflow_unlearn.comparison.audits import AUDIT_COLUMNS
-from mlflow_unlearn.console import say
+from mlflow_unlearn.console import counted, say
 from mlflow_unlearn.evidence.record import FrozenRecord
 from mlflow_unlearn.metrics.catalog import METRICS, ranked
 from mlflow_unlearn.metrics.suite import Metrics
@@ -34,6 +34,8 @@ TUNED = ", tuned"
 """Behind a method's name: the row of what tuning has chosen."""
 PAPER = "0.92 ± 0.04"
 """Pearson correlation of RF-JSD with JSD over methods, as the LoTUS paper reports it."""
+_FEW = 5
+"""Methods: a line goes nearly through three points, whatever they are."""
 
 
 BY_GAP = "`avg_gap_advantage` decides."
@@ -244,7 +246,10 @@ def notes(
             "all methods and not counted."
         )
     if pearson is not None:
-        lines.append(f"Pearson correlation of rf_jsd with jsd over the methods: {pearson} (the paper reports {PAPER}).")
+        count = len([row for row in rows if row.method not in REFERENCES and not row.method.endswith(TUNED)])
+        few = "; of so few it says little" if count < _FEW else ""
+        over = f"{pearson}{few} (the paper reports {PAPER})"
+        lines.append(f"Pearson correlation of rf_jsd with jsd over {counted(count, 'method')}: {over}.")
     lines += [
         f"{row.method}: metrics of {len(row.collapsed)} of {len(row.metrics)} seeds are void, {row.collapsed[0]}."
         for row in rows

@@ -71,7 +71,9 @@ def load_source(spec: str) -> Source:
     body = options.body
     name, colon, text = body.partition(":")
     if name not in _SCHEMES:
-        raise UnlearnError(f"unknown data source {spec!r}: {did_you_mean(name, _SCHEMES)}")
+        near = _scheme_of_path(body)
+        meant = did_you_mean(name, _SCHEMES) if near is None else f"did you mean '{near}:{spec}'?"
+        raise UnlearnError(f"unknown data source {spec!r}: {meant}")
     scheme = _SCHEMES[name]
     try:
         loaded = scheme.load(text)
@@ -117,6 +119,13 @@ def _absolute(path: str) -> str:
 def _absolute_root(text: str) -> str:
     name, _, folder = text.partition("@")
     return f"{name}@{resolved(folder)}"
+
+
+def _scheme_of_path(path: str) -> str | None:
+    """What reads a path that is there, given without it; None where none is."""
+    if os.path.isdir(path):
+        return "shards" if any(Path(path).glob("*.tar")) else "folder"
+    return "csv" if os.path.isfile(path) and path.endswith(".csv") else None
 
 
 def _absolute_table(text: str) -> str:

@@ -72,7 +72,9 @@ def keys_of(split: "Split", by: str) -> tuple[str, ...]:
     if by == "id":
         return split.ids
     if by not in split.groups:
-        known = did_you_mean(by, split.groups) if split.groups else "it has no group columns, leave group out"
+        known = (
+            did_you_mean(by, split.groups) if split.groups else f"it has no group columns, leave {spelled('group')} out"
+        )
         raise UnlearnError(f"the source has no column {by!r} to shard by: {known}")
     return split.groups[by]
 

@@ -21,6 +21,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 from mlflow_unlearn.console import first_line, without_passwords
 from mlflow_unlearn.errors import UnlearnError, UnlearnWarning
 from mlflow_unlearn.parsing import NumbersAreNumbers, load_options, message
+from mlflow_unlearn.spelling import spelled
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -203,11 +204,13 @@ def _threads(local: int, device: str) -> str:
 
     cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if cuda and ":" in device and local > 1:
-        raise UnlearnError(f"--device {device} is one device for {local} processes: use --device cuda")
+        raise UnlearnError(
+            f"{spelled('device', device)} is one device for {local} processes: use {spelled('device', 'cuda')}"
+        )
     if cuda and local > torch.cuda.device_count():
         raise UnlearnError(
             f"{local} processes need {local} CUDA devices, and this machine has {torch.cuda.device_count()}: "
-            "use fewer processes, or --device cpu"
+            f"use fewer processes, or {spelled('device', 'cpu')}"
         )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not cuda and local > cores:

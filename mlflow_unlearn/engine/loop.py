@@ -2,10 +2,12 @@
 
 import copy
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
-from mlflow_unlearn.console import track
+from mlflow_unlearn.console import first_line, track
 from mlflow_unlearn.data.batching import BatchReader, in_order
 from mlflow_unlearn.data.functions import users_code
 from mlflow_unlearn.data.splits import labels_of
@@ -196,11 +198,18 @@ def run(model: nn.Module, method: Method, datasets: Datasets, hardware: Hardware
             going_on = isinstance(workspace, ResumableWorkspace) and workspace.resuming
             if options.checkpoint is not None and (going_on or isinstance(error, UnlearnError)):
                 options.checkpoint.remove()  # from there it would come to the same end
+            if (where := _in_own_code(method, error)) is not None and not isinstance(error, UnlearnError):
+                raise UnlearnError(
+                    f"the method {method.name} failed at {where} ({type(error).__name__}: {first_line(error)}): "
+                    f"correct it; {spelled('debug', True)} shows the traceback"
+                ) from error
             # By name: to import the class takes a second.
             if not any(kind.__name__ == "TorchDynamoException" for kind in type(error).__mro__):
                 raise
             reason = next(line for line in str(error).splitlines() if line.strip())
-            raise UnlearnError(f"the model cannot be compiled here ({reason}): leave compile out") from error
+            raise UnlearnError(
+                f"the model cannot be compiled here ({reason}): leave {spelled('compile')} out"
+            ) from error
     remembers = changed(beside, beside_the_weights(student))
     student.zero_grad(set_to_none=True)
     student = student.to(home, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -217,6 +226,19 @@ def run(model: nn.Module, method: Method, datasets: Datasets, hardware: Hardware
         kept=tuple(state.kept),
         origin=None if state.start is None else state.start.origin,
     )
+
+
+def _in_own_code(method: Method, error: Exception) -> str | None:
+    """File and line of a plugin's own code that failed; None where it is not at fault, or the method is ours."""
+    ours, own = __name__.partition(".")[0], type(method).__module__.partition(".")[0]
+    where = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        package = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if package == own != ours:
+            where = f"{Path(frame.f_code.co_filename).name}, line {line}"
+        elif package == ours:  # called by it, such as a callback that ends a trial
+            where = None
+    return where
 
 
 @dataclass
@@ -394,7 +416,7 @@ class TrainerState:
             UnlearnError: there is nothing to go back to, it is lost, or it belongs to another schedule.
         """
         if ranks.world() > 1:
-            raise UnlearnError("a training is run again in one process: leave processes out")
+            raise UnlearnError(f"a training is run again in one process: leave {spelled('processes')} out")
         past = self._options.past
         if past is None:
             raise UnlearnError(
@@ -638,6 +660,12 @@ class TrainerState:
             None if teacher_logits is None else ranks.all_gather(teacher_logits, count),
         )
         loss = phase.loss(batch)
+        if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad):
+            what = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise UnlearnError(
+                f"the loss of the method's phase is {what} that nothing is learned from: return a tensor of one number "
+                "computed from batch.logits"
+            )
         optimizer.zero_grad(set_to_none=True)
         # The mean over ranks, which DDP takes, of the gradients through each one's own samples is to be their sum.
         (loss * (ranks.size() if len(images) < count else 1)).backward()  # type: ignore[no-untyped-call]

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.parsing import NumbersAreNumbers, message
+from mlflow_unlearn.spelling import spelled
 
 SplitName = Literal["forget", "retain", "val", "test"]
 InputLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -340,7 +341,7 @@ class Method:
         if name is None:
             return {}
         if name not in cls.presets:
-            known = ", ".join(cls.presets) or "none, so leave preset out"
+            known = ", ".join(cls.presets) or f"none, so leave {spelled('preset')} out"
             raise UnlearnError(f"unknown preset {name!r} of {cls.name}: valid values: {known}")
         return cls.presets[name]
 

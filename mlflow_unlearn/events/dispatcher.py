@@ -22,6 +22,7 @@ from mlflow_unlearn.events.queue import Job, JobStep, Queue
 from mlflow_unlearn.events.rules import PRODUCING, ListenFile, ModelRule
 from mlflow_unlearn.evidence.review import VERDICT_TAG
 from mlflow_unlearn.registry.tracking import FAILURES, child_environment
+from mlflow_unlearn.spelling import spelled
 
 _TURN = 0.2
 """Seconds between two looks into the queue."""
@@ -141,7 +142,8 @@ class Dispatcher:
         if rule is None or [step.command for step in job.steps] != list(rule.then):
             raise UnlearnError(
                 f"the file no longer has a rule for {job.kind} of {job.model!r} with "
-                f"{', '.join(step.command for step in job.steps)}: put it back, and start again with --retry {job.id}"
+                f"{', '.join(step.command for step in job.steps)}: put it back, and start again with "
+                f"{spelled('retry', job.id)}"
             )
         if (why := self._ours(job)) is not None:
             return "ignored", why

@@ -12,6 +12,7 @@ from typing import Any
 
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.events.webhook import RegistryEvent
+from mlflow_unlearn.spelling import spelled
 
 _APPLICATION = 0x756E6C72
 """SQLite's mark for whose file it is."""
@@ -252,7 +253,9 @@ class Queue:
             for number in numbers:
                 if states.get(number) not in ("failed", "refused"):
                     what = f"is {states[number]}" if number in states else "is not in the queue"
-                    raise UnlearnError(f"job {number} {what}: give jobs that failed or were refused, see --status true")
+                    raise UnlearnError(
+                        f"job {number} {what}: give jobs that failed or were refused, see {spelled('status', True)}"
+                    )
             chosen = sorted({*numbers}) or [number for number, state in states.items() if state == "failed"]
             for number in chosen:
                 database.execute("UPDATE jobs SET state = 'waiting', sentence = '', due = 0 WHERE id = ?", (number,))

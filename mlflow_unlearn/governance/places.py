@@ -17,7 +17,7 @@ from mlflow_unlearn.governance.locating import ENDPOINT_TAG, Found, Located, Sea
 from mlflow_unlearn.governance.seen import RunCheckpoints, Seen, checkpoints_seen
 from mlflow_unlearn.registry.uris import in_ranges
 from mlflow_unlearn.registry.walk import Registry
-from mlflow_unlearn.spelling import command_line
+from mlflow_unlearn.spelling import command_line, spelled
 
 PRINTED = {"unknown": "unknown"}
 """State → what people read; other states say it themselves."""
@@ -157,7 +157,8 @@ def _row(places: Sequence[Place]) -> tuple[str, ...]:
         ", ".join(first.aliases) or "–",
         ", ".join(f"{name} ({url})" for name, url in first.endpoints.items()) or "–",
         ", ".join(in_ranges(uri for place in places for uri in place.unlearned_by)) or "–",
-        (first.why if len(reasons) == 1 else f"{len(reasons)} reasons, each of which --format json has") + kept,
+        (first.why if len(reasons) == 1 else f"{len(reasons)} reasons, each of which {spelled('format', 'json')} has")
+        + kept,
     )
 
 

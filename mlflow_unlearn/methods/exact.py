@@ -55,7 +55,7 @@ class Exact(Method):
         """
         raise UnlearnError(
             f"{spelled('method', 'exact')} needs what a registered version keeps of its training: use `mlflow-unlearn "
-            "unlearn` on a version that `train --ensemble` has made and no other method has changed"
+            f"unlearn` on a version that `train` with {spelled('ensemble')} has made and no other method has changed"
         )
 
     @classmethod

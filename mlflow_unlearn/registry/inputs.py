@@ -112,10 +112,18 @@ def keep_inputs(client: MlflowClient, name: str, version: str, given: Inputs) ->
             note(f"Note: {str(mark.parent)!r} cannot be written ({first_line(error)}): {spec} has to be given again.")
     with model_lock(client, name):
         tags = client.get_model_version(name, version).tags
-        text = json.dumps(storable(given.over(_read(uri, tags)).model_dump(mode="json", exclude_none=True)))
+        before = _read(uri, tags)
+        for field, value in given.model_dump(exclude_none=True).items():
+            if (old := getattr(before, field)) not in (None, value):
+                note(f"Note: {uri} was read with the {field} {_shown(old)}, and is from now on with {_shown(value)}.")
+        text = json.dumps(storable(given.over(before).model_dump(mode="json", exclude_none=True)))
         if tags.get(INPUTS_TAG, "{}") != text:
             registry_client(client).set_model_version_tag(name, version, INPUTS_TAG, text)
     return kept_inputs(uri, {INPUTS_TAG: text})[0]
+
+
+def _shown(value: object) -> str:
+    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _mark(uri: str, field: str, spec: str) -> Path:

@@ -3,12 +3,19 @@
 import re
 from collections.abc import Callable
 
+from mlflow_unlearn.console import counted
 from mlflow_unlearn.evidence.record import Evidence, Measured, RequestRecord
 from mlflow_unlearn.metrics.catalog import MATCHED_BY_CLASS
 from mlflow_unlearn.report.figures import change, fit, number
 
 ACCURACIES = {"acc_forget": "Forget set", "acc_retain": "Retain set", "acc_test": "Test set"}
 NOT_RECORDED = "not recorded"
+
+
+def asked(request: RequestRecord) -> str:
+    """How many samples are to be forgotten, of what, and by which spec they were named."""
+    named = f", {short(request.forget)}" if request.forget else ""
+    return f"{counted(request.samples, 'sample', grouped=True)} of {short(request.of)}{named}"
 
 
 def asked_by(request: RequestRecord) -> str:

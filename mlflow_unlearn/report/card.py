@@ -1,5 +1,8 @@
 """`model_card.md`: the evidence record in words."""
 
+from collections.abc import Callable
+
+from mlflow_unlearn.console import counted
 from mlflow_unlearn.evidence.record import Evidence, RequestRecord
 from mlflow_unlearn.metrics.catalog import MATCHED_BY_CLASS, METRICS, READING, READING_OF_AUC, ranked
 from mlflow_unlearn.report.claim import trained_again
@@ -13,13 +16,13 @@ _WORDS_BEFORE = {
 
 def model_card(evidence: Evidence) -> str:
     """A card for those who are about to use the version."""
-    provenance, selection = evidence.provenance, evidence.provenance.selection
+    provenance, selection, counts = evidence.provenance, evidence.provenance.selection, _counts(evidence)
     sets = {role: getattr(evidence.data, role) for role in ("forget", "retain", "val", "test", "forgotten_before")}
     parts = [
         f"# {as_text(evidence.result.name)}, version {evidence.result.version}",
         *_said(evidence),
         "## What was asked",
-        "\n".join(_request(request) for request in evidence.requests),
+        "\n".join(_request(request, counts) for request in evidence.requests),
         "## What was measured",
         metrics_table(evidence),
         *([_apart(evidence)] if len(evidence.requests) > 1 else []),
@@ -34,7 +37,7 @@ def model_card(evidence: Evidence) -> str:
         ),
         "## Data",
         f"`{as_text(evidence.data.source)}`, transform `{as_text(evidence.data.transform)}`",
-        _table([(r.replace("_", " "), f"{s.samples} samples, SHA-256 {s.sha256}") for r, s in sets.items() if s]),
+        _table([(r.replace("_", " "), f"{counts(s.samples)}, SHA-256 {s.sha256}") for r, s in sets.items() if s]),
         "## Limits",
         evidence.limits,
         *([as_text(evidence.source.what_ran)] if evidence.source.loading_ran_code else []),
@@ -136,14 +139,20 @@ def _said(evidence: Evidence) -> list[str]:
     ]
 
 
-def _request(request: RequestRecord) -> str:
+def _counts(evidence: Evidence) -> Callable[[int], str]:
+    """How many samples, in words; of a record without the digests of its texts in those of its release."""
+    return (lambda n: f"{n} samples") if evidence.texts is None else (lambda n: counted(n, "sample"))
+
+
+def _request(request: RequestRecord, counts: Callable[[int], str]) -> str:
     others = request.matched.others() if request.matched is not None else ""
     filed_by = request.filed_by.display_name() if request.filed_by is not None else "not recorded"
+    named = f" ({as_text(request.forget)})" if request.forget else ""
     return (
-        f"- `{request.id}`: {request.samples} samples of `{request.of}`, filed {request.filed or 'at an unknown time'} "
-        f"by {as_text(filed_by)}, requester {as_text(request.requester or 'not recorded')}, reason "
-        f"{as_text(request.reason or 'not recorded')}; carried out by `{request.carried_out_by}`"
-        + (f"; also named, and not forgotten: {others}" if others else "")
+        f"- `{request.id}`: {counts(request.samples)} of `{request.of}`{named}, filed "
+        f"{request.filed or 'at an unknown time'} by {as_text(filed_by)}, requester "
+        f"{as_text(request.requester or 'not recorded')}, reason {as_text(request.reason or 'not recorded')}; "
+        f"carried out by `{request.carried_out_by}`" + (f"; also named, and not forgotten: {others}" if others else "")
     )
 
 

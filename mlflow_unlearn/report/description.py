@@ -55,7 +55,8 @@ def verdict_paragraph(evidence: Evidence, last: ReviewEntry | None) -> str:
     """
     word, whose = _verdict(evidence, last)
     run = f" ([its run and report](#/runs/{last.run_id}))" if last is not None else ""
-    return f"{begins_with(evidence, last)}{as_text(whose)}{run}."[:_HEAD]
+    said = f"{begins_with(evidence, last)}{as_text(whose)}{run}. "
+    return said[: _HEAD - len(now := _now(evidence, last))] + now
 
 
 def begins_with(evidence: Evidence, last: ReviewEntry | None) -> str:
@@ -93,6 +94,7 @@ def body_in(below: str, evidence: Evidence) -> str:
 
 def worded(evidence: Evidence) -> Evidence:
     """The record with what people read of it in the words of this release, which a later one may change."""
+    evidence = evidence.model_copy(update={"texts": {}})  # which tells it from a record of an earlier release
     tags = {name: value for name, value in people_tags(evidence, None).items() if name != VERDICT_FOR_PEOPLE}
     texts = {"description": body(evidence), CARD: model_card(evidence), **tags}
     return evidence.model_copy(update={"texts": {name: Wording.of(text) for name, text in texts.items()}})
@@ -135,21 +137,27 @@ def _verdict(evidence: Evidence, last: ReviewEntry | None) -> tuple[str, str]:
     return verdict.word.upper(), f"by the default policy; advisory, not reviewed yet{why}"
 
 
+def _now(evidence: Evidence, last: ReviewEntry | None) -> str:
+    passed = last is not None and last.verdict == "pass"
+    name = "promote" if passed else "review"
+    does = "puts it into use" if passed else "lists what can be done about it" if last is not None else "judges it"
+    return f"**What now:** {_code(shell_line(name, '--model-uri', evidence.result.uri))} {does}."
+
+
 def _answers(evidence: Evidence) -> Iterator[str]:
     """A line each, of few words."""
-    uri, run, asked = evidence.result.uri, evidence.run, _own(evidence)
+    run, asked = evidence.run, _own(evidence)
     for request in asked[:_REQUESTS]:
-        what = f"{counted(request.samples, 'sample')} of {_code(answer.short(request.of))}"
+        named = f", {_code(answer.short(request.forget))}" if request.forget else ""
+        what = f"{counted(request.samples, 'sample')} of {_code(answer.short(request.of))}{named}"
         yield f"**What was asked:** forget {what}; reason: {_text(request.reason or answer.NOT_RECORDED)}"
         yield f"**By whom:** {_text(answer.asked_by(request))} (request {_code(answer.short(request.id))})"
     if len(asked) > _REQUESTS:
         yield f"**Asked as well:** {counted(len(asked) - _REQUESTS, 'more request')}, which the report lists"
-    yield f"**How sure:** {claimed(evidence)}Membership: {reading(evidence)} ({_text(answer.membership(evidence))})"
+    yield f"**How sure:** {claimed(evidence)}Membership: {reading(evidence)}; {_text(answer.membership(evidence))}"
     yield f"**What it cost:** {_cost(evidence)}"
     address = f"#/experiments/{run.experiment_id}/runs/{run.id}/artifacts/{FOLDER}/{REPORT}"  # as MLflow's UI has it
     yield f"**Report:** [{REPORT}]({address}), also under *Source Run*, *Artifacts*, *{FOLDER}*"
-    review, promote = (_code(shell_line(name, "--model-uri", uri)) for name in ("review", "promote"))
-    yield f"**What now:** {review} judges it, and says what can be done where it does not pass; after a pass, {promote}"
 
 
 def _own(evidence: Evidence) -> list[RequestRecord]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mlflow_unlearn.console import counted
 from mlflow_unlearn.evidence.audit import AuditFigures
 from mlflow_unlearn.evidence.record import PLACES, ClassRow, Evidence, Histogram, Measured
 
@@ -276,7 +277,8 @@ def lineage(evidence: Evidence, most: int) -> dict[str, Any]:
             nodes.append({"kind": "version", "text": source, "note": "source" if not nodes else "the same weights"})
         nodes.append({"kind": "method", "text": method, "note": ""})
         for id in request_ids[:MAX_REQUESTS]:
-            nodes.append({"kind": "request", "text": id, "note": f"{samples[id]:,} samples" if id in samples else ""})
+            of = counted(samples[id], "sample", grouped=True) if id in samples else ""
+            nodes.append({"kind": "request", "text": id, "note": of})
         if len(request_ids) > MAX_REQUESTS:
             nodes.append(
                 {"kind": "request", "text": f"and {len(request_ids) - MAX_REQUESTS} more requests", "note": ""}

@@ -8,6 +8,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from mlflow_unlearn.console import say, stdout
+from mlflow_unlearn.spelling import spelled
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,7 +46,9 @@ def show_table(table: Table, *, drop: Sequence[str] = ()) -> tuple[str, ...]:
         shown = [name for name in names if name not in empty]
         console.print(_turned_over(table, shown))
     if missing := [name for name in names if name not in (*shown, *empty)]:
-        said = f"Too narrow for: {', '.join(missing)}. Use a wider terminal, COLUMNS=200 or --format json."
+        said = (
+            f"Too narrow for: {', '.join(missing)}. Use a wider terminal, COLUMNS=200 or {spelled('format', 'json')}."
+        )
         say(said, style="dim")
     return tuple(shown)
 

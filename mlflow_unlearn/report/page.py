@@ -10,6 +10,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from mlflow_unlearn.console import counted
 from mlflow_unlearn.evidence.audit import AuditRecord
 from mlflow_unlearn.evidence.policy import Verdict
 from mlflow_unlearn.evidence.record import Evidence, Measured, RequestRecord
@@ -158,6 +159,7 @@ def _context(evidence: Evidence, verdict: Verdict, samples: Sequence[Sample], li
         "MATCHED_BY_CLASS": MATCHED_BY_CLASS,
         "READING": READING if evidence.policy_schema == 2 else READING_OF_AUC,
         "readings": {m: one.membership for m, one in evidence.metrics.items()} | {"unlearned": evidence.membership},
+        "asked": answer.asked,
         "asked_by": answer.asked_by,
         "how_sure": f"{claimed(evidence)}Membership: {reading(evidence)}.",
         "summary": _summary(evidence),
@@ -294,7 +296,9 @@ def _made(evidence: Evidence) -> list[tuple[str, list[tuple[str, str]]]]:
             [("source", data.source), ("transform", data.transform), ("classes", f"{len(data.classes):,}")]
             + [(name, value) for name, value in (("split", data.split), ("trained on", data.trained_on)) if value]
             + [
-                (role.replace("_", " "), f"{part.samples:,} samples") for role, part in sets.items() if part is not None
+                (role.replace("_", " "), counted(part.samples, "sample", grouped=True))
+                for role, part in sets.items()
+                if part is not None
             ],
         ),
         (

@@ -15,6 +15,7 @@ from mlflow_unlearn.metrics.catalog import METRICS, READING
 from mlflow_unlearn.metrics.reading import NOT_MEASURED, read_after, read_membership
 from mlflow_unlearn.registry.uris import in_ranges
 from mlflow_unlearn.report.fit import show_table
+from mlflow_unlearn.spelling import command_line
 
 if TYPE_CHECKING:
     from mlflow_unlearn.data.source import Source
@@ -120,7 +121,11 @@ def show_jobs(queue: str, rows: Sequence[tuple[str, ...]]) -> None:
 def show_inbox(cases: Sequence[Any], state: str = "all") -> None:
     """Print one row a case, the most urgent first; of those in a state."""
     if not cases:
-        chosen = "" if state == "all" else f" that is {state}: `requests --state all` lists every one"
+        chosen = (
+            ""
+            if state == "all"
+            else f" that is {state}: `{command_line('requests', '--state', 'all')}` lists every one"
+        )
         say(f"No forget request here{chosen}.")
         return
     rows = []

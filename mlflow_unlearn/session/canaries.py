@@ -61,7 +61,8 @@ def next_tranche(
     if canaries is None:
         if wanted:
             raise UnlearnError(
-                f"{spelled('canaries', wanted)}: {version.uri} was trained without; `train --canaries` plants them"
+                f"{spelled('canaries', wanted)}: {version.uri} was trained without; `train` with "
+                f"{spelled('canaries')} plants them"
             )
         return np.zeros(0, np.int64)
     places = {name: index for index, name in enumerate(source.train.ids)}

@@ -101,8 +101,8 @@ def check_ensemble_options(options: config.Train) -> None:
         )
     for name in ("keep_checkpoints", "from_"):
         if getattr(options, name):
-            shown = name.rstrip("_")
-            raise UnlearnError(f"{shown} and ensemble contradict each other: an ensemble keeps its own checkpoints")
+            both = f"{spelled(name.rstrip('_'))} and {spelled('ensemble')}"
+            raise UnlearnError(f"{both} contradict each other: an ensemble keeps its own checkpoints")
     if (options.prefix != "none" or options.weights is not None) and options.augment != "none":
         raise UnlearnError(
             f"{spelled('augment', options.augment)} contradicts frozen layers, which read each image once: leave out "

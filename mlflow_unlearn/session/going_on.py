@@ -75,7 +75,8 @@ class Before:
         if left_out:
             raise UnlearnError(
                 f"exclude names {counted(left_out, 'sample')} that {self.version.uri} was trained on, and its weights "
-                "would keep what they have learned of them: unlearn them from it first, or leave from out"
+                "would keep what they have learned of them: unlearn them from it first, or leave "
+                f"{spelled('from')} out"
             )
         if barred := int(self.barred[kept].sum()):
             by = f" (requests {shortlist(self.forgotten)})" if self.forgotten else ""

@@ -55,6 +55,7 @@ def lineage(before: tuple[Evidence, str] | None) -> list[Step]:
 def request_record(request_id: str, run_id: str, *, by: str) -> RequestRecord:
     """A request by what its run has stored."""
     details = forget_requests.read_details(run_id)
+    spec = details["forget"] if isinstance(details.get("forget"), str) else None
     always = {name: details[name] for name in ("of", "samples", "manifest_sha256")}
     optional = {name: details.get(name) for name in ("filed", "filed_by", "requester", "reason", "matched")}
     return RequestRecord(
@@ -62,7 +63,8 @@ def request_record(request_id: str, run_id: str, *, by: str) -> RequestRecord:
         run_id=run_id,
         request_sha256=details["sha256"],
         carried_out_by=by,
-        exchangeable=exchangeable(details["forget"]) if isinstance(details.get("forget"), str) else None,
+        forget=spec,
+        exchangeable=exchangeable(spec) if spec is not None else None,
         metrics={},
         **always,
         **optional,

@@ -67,7 +67,9 @@ def rewinding(session: Session, params: Mapping[str, Any] | None = None) -> Rewi
     if (reason := unmet("rewind", session.version)) is not None:
         if record is not None and record.shards is not None:
             raise UnlearnError(reason)
-        raise UnlearnError("this version keeps no checkpoint from before these samples: `train --keep-checkpoints 4`")
+        raise UnlearnError(
+            f"this version keeps no checkpoint from before these samples: `train` with {spelled('keep_checkpoints', 4)}"
+        )
     own = RewindParams.parse(params or {}, method="rewind")
     training, retain = session.own_training, len(session.retain)
     past = training.past
@@ -88,7 +90,9 @@ def shards_back(session: Session, params: Mapping[str, Any] | None = None) -> Sh
     """
     record, module = session.version.record, session.module
     if record is None or record.shards is None:
-        raise UnlearnError("this version is one model: `train --ensemble 8 --slices 4`")
+        raise UnlearnError(
+            f"this version is one model: `train` with {spelled('ensemble', 8)} and {spelled('slices', 4)}"
+        )
     past = sharded_past(session)
     if past is None:
         raise UnlearnError(_before_it_ended(session, str(record.shards.ended_by)))

@@ -400,7 +400,7 @@ def stop_early(runner: StudyRunner) -> NoReturn:
     done = count(study, TrialState.COMPLETE, TrialState.PRUNED)
     note(
         f"Stopped after {done} of {options.n_trials} trials. To continue: the same command with "
-        f"--study {study.study_name} --storage {hidden_password(options.storage)}"
+        f"{spelled('study', study.study_name)} {spelled('storage', hidden_password(options.storage))}"
     )
     raise KeyboardInterrupt
 

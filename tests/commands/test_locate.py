@@ -27,7 +27,7 @@ def test_a_list_of_ids(store, cli, ids):
     assert "Of 1 version 1 contains them" in done.out and "Not seen from here: downloads, backups" in done.out
     assert (store.everything_registered(), len(store.runs())) == (before, runs)
     failed = cli("locate", "--forget", ids, "--fail-on", "contains")
-    assert failed.code == 3 and "models:/clf/1" in failed.err and "request --all true" in failed.err
+    assert failed.code == 3 and "models:/clf/1" in failed.err and "`request` with --all" in failed.err
     answer = json.loads(cli("locate", "--forget", ids, "--fail-on", "unknown", "--format", "json").out)
     assert answer["exit_code"] == 3 and answer["error"]["kind"] == "refused"
     assert answer["result"]["places"][0]["uri"] == "models:/clf/1" and answer["result"]["looked_for"] == 4
@@ -72,7 +72,10 @@ def test_a_subject_of_a_table(store, cli, tmp_path):
         (("--forget", "random:5"), "draws different samples for every version"),
         (("--forget", "nowhere.csv"), "no forget set 'nowhere.csv'"),
         (("--forget", "request:0123456789ab"), "there is no forget request '0123456789ab'"),
-        (("--forget", "class:3", "--data", "python:toy:splits", "--no-code", "true"), "runs code, and no_code is set"),
+        (
+            ("--forget", "class:3", "--data", "python:toy:splits", "--no-code", "true"),
+            "runs code, and --no-code is set",
+        ),
         (("--forget", "class:unknown", "--data", "digits"), "unknown class 'unknown'"),
     ],
 )

@@ -73,7 +73,7 @@ def test_programs_read_where_it_is(here):
     ("arguments", "sentence"),
     [
         (("lotus",), "there is a method 'lotus' already: give another name, such as my_lotus"),
-        (("My-Idea",), "--name = 'My-Idea' is not usable: give small letters, digits and single _, beginning with a "),
+        (("My-Idea",), "--name My-Idea is not usable: give small letters, digits and single _, beginning with a "),
         (("2fast",), "beginning with a letter, such as fast"),
         (("idée",), "is not usable"),
         (("a__b",), "is not usable"),

@@ -100,7 +100,7 @@ def test_hashed_no_reason_of_one_of_several_versions_names_ids(store, cli):
         runs = [run for run in store.runs() if "unlearn.error" in run.data.tags][:2]
         assert len(runs) == 2
         for reason in (*result["failed"].values(), *(run.data.tags["unlearn.error"] for run in runs)):
-            assert (theirs[0] not in reason) == hidden == ("hash_ids is set" in reason)
+            assert (theirs[0] not in reason) == hidden == ("ids are hashed here" in reason)
 
 
 def test_filing_again_changes_nothing(store, cli, tmp_path):
@@ -298,6 +298,13 @@ def test_the_day_that_is_answered_is_the_one_that_was_filed(store, cli):
     store.client.delete_model_version_tag("clf", "1", f"unlearn.request.{request_id}")
     assert json.loads(cli(*given, "--due", "2031-01-02").out)["result"]["due"] == "2031-01-02"
     assert store.requests()[request_id][1]["due"] == "2031-01-02"
+
+
+def test_a_day_that_has_passed_is_told(store, cli):
+    """It may have, and the request counts nevertheless."""
+    late = cli(*ASK, "--forget", "class:3", "--due", "2026-01-02")
+    assert late.code == 0 and "Warning: the day by which it is due, 2026-01-02, has passed: it is overdue." in late.err
+    assert "has passed" not in cli(*ASK, "--forget", "class:4").err
 
 
 def test_a_request_on_another_model_joins_the_case_of_the_one_it_names(store, cli):

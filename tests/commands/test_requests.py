@@ -129,7 +129,7 @@ def test_a_case_of_which_a_record_was_edited(store, cli, ids):
     [
         (("--within", "3"), "--within 3 has no effect without --fulfil"),
         (("--output", "x.html"), "--output x.html has no effect without --format html"),
-        (("--fulfil", "true", "--unlearn-options", '{"metod": "lotus"}'), "unlearn_options: metod = 'lotus'"),
+        (("--fulfil", "true", "--unlearn-options", '{"metod": "lotus"}'), "--unlearn-options: metod = 'lotus'"),
         (("--fulfil", "true", "--unlearn-options", '{"forget": "x"}'), "names 'forget', which `requests` decides"),
         (("--state", "late"), "'late' is not one of"),
         (("--case", "0" * 12), "there is neither a forget request nor a case '000000000000'"),
@@ -349,4 +349,4 @@ def test_versions_that_were_retired_or_deleted_leave_the_case_open_while_others_
         ("models:/retired/1", "retired"),
     }
     assert case["state"] == "open" and "models:/clf/1" in case["still_in"]
-    assert "are retired or gone: file it on them with `request --forget request:" in cli("requests").err
+    assert "are retired or gone: file it on them by `request` with --forget request:" in cli("requests").err

@@ -334,12 +334,12 @@ class TestFrozenBackbone:
             ("--ensemble", "2", "--prefix", "fc", "--augment", "crop-flip"),
             "--augment crop-flip contradicts frozen layers",
         ),
-        (("--ensemble", "2", "--keep-checkpoints", "2"), "keep_checkpoints and ensemble contradict each other"),
+        (("--ensemble", "2", "--keep-checkpoints", "2"), "--keep-checkpoints and --ensemble contradict each other"),
         (
             ("--ensemble", "2", "--slices", "8", "--epochs", "4"),
             "--slices 8 needs more than --epochs 4, since each stage takes one at least: give at most 7 slices",
         ),
-        (("--ensemble", "2", "--from", "models:/clf/1"), "from and ensemble contradict each other"),
+        (("--ensemble", "2", "--from", "runs:/0/model"), "--from and --ensemble contradict each other"),
         (("--ensemble", "2", "--prefix", "nowhere"), "has no module 'nowhere' to cut before"),
         (("--ensemble", "60"), "of 60 would have no sample of the class"),
         (("--ensemble", "1000"), "--ensemble 1000 is more than there are samples (270)"),
@@ -376,7 +376,7 @@ class TestRefused:
 
     def test_one_model(self, store, cli):
         done = cli("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:1", "--method", "exact")
-        assert done.code == 2 and "this version is one model: train one with `train --ensemble" in done.err
+        assert done.code == 2 and "this version is one model: train one by `train` with --ensemble 4" in done.err
 
     def test_a_checkpoint_that_was_changed(self, ensembles, cli):
         """Some of its bytes; what is lost is gone back behind only if that is asked for."""

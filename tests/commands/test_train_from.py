@@ -183,10 +183,10 @@ def test_canaries_stay_as_they_were(blank, tmp_path, cli):
         ),
         (
             ("--architecture", "vit_tiny"),
-            "--architecture vit_tiny, and models:/clf/1 has 'toy:trainable': leave archi",
+            "--architecture vit_tiny, and models:/clf/1 has 'toy:trainable': leave --archi",
         ),
-        (("--transform", "imagenet"), "--transform imagenet, and models:/clf/1 has 'none': leave transform out"),
-        (("--serialization", "pickle"), "--serialization pickle, and models:/clf/1 has 'pt2': leave serialization"),
+        (("--transform", "imagenet"), "--transform imagenet, and models:/clf/1 has 'none': leave --transform out"),
+        (("--serialization", "pickle"), "--serialization pickle, and models:/clf/1 has 'pt2': leave --serialization"),
         (("--canaries", "9"), "--canaries 9 and --from models:/clf/1 do not go together: canaries are planted by"),
         (("--from", "models:/clf/9"), "model 'clf' has no version '9': its versions are: 1"),
         (("--data", EARLY, "--train-on", "new"), "--train-on new, and models:/clf/1 has seen all 270 samples"),

@@ -728,7 +728,7 @@ def test_hashed_a_sentence_with_ids_is_only_printed(store, cli, tmp_path, monkey
             assert held_out in refused.err
             run = store.runs()[0]
             assert (held_out not in json.dumps(run.data.tags)) == hidden
-            assert ("hash_ids is set" in run.data.tags["unlearn.error"]) == hidden
+            assert ("ids are hashed here" in run.data.tags["unlearn.error"]) == hidden
 
 
 # What goes wrong late

@@ -76,7 +76,7 @@ def test_an_objective_that_cannot_be_computed(runner, monkeypatch):
     before = Metrics()
     before.missing["rf_jsd_val"] = "no sample of a class is left"
     monkeypatch.setitem(vars(runner), "before", before)
-    with pytest.raises(UnlearnError, match=r"tuned = 5 goes by rf_jsd_advantage_val, .*\(no sample of a class is left"):
+    with pytest.raises(UnlearnError, match=r"tuned=5 goes by rf_jsd_advantage_val, .*\(no sample of a class is left"):
         check_tunable(runner, 5)
 
 

@@ -47,7 +47,5 @@ def test_the_digest_is_of_all_that_was_committed_to():
 
 @pytest.mark.parametrize("pairs", [46, 1000])
 def test_too_many(pairs):
-    with pytest.raises(
-        UnlearnError, match=f"canaries = {pairs} is too many for 180 training samples.* give 45 at most"
-    ):
+    with pytest.raises(UnlearnError, match=f"canaries={pairs} is too many for 180 training samples.* give 45 at most"):
         draw_canaries(IDS, LABELS, POOL, pairs)

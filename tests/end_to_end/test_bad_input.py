@@ -147,26 +147,26 @@ TRAIN = ("train", "--data", "digits", "--name", "new")
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((*TRAIN, "--epochs", "0"), ["--epochs = 0", "greater than or equal to 1"]),
+        ((*TRAIN, "--epochs", "0"), ["--epochs 0", "greater than or equal to 1"]),
         ((*TRAIN, "--epochs", "many"), ["--epochs", "'many' is not a valid integer"]),
-        ((*TRAIN, "--lr", "-1"), ["--lr = -1", "greater than 0"]),
-        ((*TRAIN, "--lr", "nan"), ["--lr = nan", "finite"]),
-        ((*TRAIN, "--seed", "-1"), ["--seed = -1", "greater than or equal to 0"]),
-        ((*TRAIN, "--seed", "9" * 30), ["--seed = 999", "less than or equal to 4294967295"]),
+        ((*TRAIN, "--lr", "-1"), ["--lr -1", "greater than 0"]),
+        ((*TRAIN, "--lr", "nan"), ["--lr nan", "finite"]),
+        ((*TRAIN, "--seed", "-1"), ["--seed -1", "greater than or equal to 0"]),
+        ((*TRAIN, "--seed", "9" * 30), ["--seed 999", "less than or equal to 4294967295"]),
         ((*TRAIN, "--lerning-rate", "1"), ["--lerning-rate"]),
         ((*TRAIN, "--augment", "flip"), ["--augment", "'flip' is not one of 'none', 'crop-flip'"]),
         (("train", "--name", "new"), ["--data"]),
         (("unlearn", *SOME), ["--model-uri"]),
-        ((*UNLEARN, *SOME, "--seed", "-1"), ["--seed = -1", "greater than or equal to 0"]),
+        ((*UNLEARN, *SOME, "--seed", "-1"), ["--seed -1", "greater than or equal to 0"]),
         ((*UNLEARN, *SOME, "--alhpa", "3"), ["--alhpa"]),
         ((*UNLEARN, *SOME, "--force", "perhaps"), ["--force", "'perhaps' is not a valid boolean"]),
         (
             (*UNLEARN, *SOME, "--precision", "fp8"),
             ["--precision", "'fp8' is not one of 'fp32', 'tf32', 'bf16', 'auto'"],
         ),
-        (("tune", "--model-uri", "models:/clf/1", "--n-trials", "0"), ["--n-trials = 0", "greater than or equal to 1"]),
-        ((*UNLEARN, *SOME, "--processes", "0"), ["--processes = 0", "greater than or equal to 1"]),
-        ((*UNLEARN, *SOME, "--num-workers", "many"), ["--num-workers = 'many'", "valid integer"]),
+        (("tune", "--model-uri", "models:/clf/1", "--n-trials", "0"), ["--n-trials 0", "greater than or equal to 1"]),
+        ((*UNLEARN, *SOME, "--processes", "0"), ["--processes 0", "greater than or equal to 1"]),
+        ((*UNLEARN, *SOME, "--num-workers", "many"), ["--num-workers many", "valid integer"]),
         (("forget",), ["No such command 'forget'"]),
     ],
 )
@@ -730,9 +730,12 @@ def test_gold_that_knows_the_forget_set(refuse):
         ('{"alhpa": 3}', ["unknown hyperparameter 'alhpa'", "did you mean 'alpha'?"]),
         ('{"": 3}', ["unknown hyperparameter ''", "valid values: a_u"]),
         ('{"alpha": 3', ["params cannot be parsed"]),
-        ("[]", ["'[]' is neither a JSON object nor a YAML file"]),
-        ("nowhere.yaml", ["'nowhere.yaml' is neither a JSON object nor a YAML file", "No such file"]),
-        (".", ["'.' is neither a JSON object nor a YAML file", "Is a directory"]),
+        ("[]", ["'[]' is neither NAME=VALUE, a JSON object nor a YAML file"]),
+        (
+            "nowhere.yaml",
+            ["--params nowhere.yaml is neither NAME=VALUE, a JSON object nor a YAML file", "No such file"],
+        ),
+        (".", ["--params . is neither NAME=VALUE, a JSON object nor a YAML file", "Is a directory"]),
         ("range.yaml", ["alpha = -1", "greater than 0"]),
         ("misspelt.yaml", ["unknown hyperparameter 'alhpa'", "did you mean 'alpha'?"]),
         ("broken.yaml", ["params file 'broken.yaml' cannot be parsed"]),
@@ -847,14 +850,14 @@ def test_a_run_that_is_not_in_the_store(refuse, monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     says = ["no run can be started", "0" * 32, "MLFLOW_RUN_ID is set", "give that an absolute tracking URI"]
     refuse(*UNLEARN, *SOME, says=says)
-    refuse(*UNLEARN, *SOME, "--seed", "-1", says="--seed = -1")
+    refuse(*UNLEARN, *SOME, "--seed", "-1", says="--seed -1")
 
 
 def test_the_run_of_a_project_gets_the_sentence_of_a_usage_error(store, cli, monkeypatch):
     run = store.client.create_run(store.client.get_experiment_by_name("tests").experiment_id)
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
     assert cli(*UNLEARN, *SOME, "--seed", "-1").code == 2
-    assert "--seed = -1" in store.client.get_run(run.info.run_id).data.tags["unlearn.error"]
+    assert "-P seed=-1" in store.client.get_run(run.info.run_id).data.tags["unlearn.error"]
 
 
 def test_an_artifact_root_that_takes_nothing(store, refuse, monkeypatch):

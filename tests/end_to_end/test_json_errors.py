@@ -32,7 +32,7 @@ def refused(*arguments: str) -> dict:
         (("data", *JSON), "Missing option '--data'"),
         (("data", "--data", DATA, "--bogus", "1", *JSON), "No such option '--bogus'"),
         (("data", "--data", DATA, "--format=json", "extra"), "'extra' is given beside --data"),
-        (("train", "--data", DATA, "--name", "x", "--epochs", "0", *JSON), "--epochs = 0 is not usable"),
+        (("train", "--data", DATA, "--name", "x", "--epochs", "0", *JSON), "--epochs 0 is not usable"),
         (("data", "--format", "table", "--data", "no such", *JSON), "no such"),
         (("data", "--data", "folder:/tmp/\udcff", *JSON), "folder"),  # a name that is not UTF-8
     ],

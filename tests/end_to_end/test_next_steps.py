@@ -3,9 +3,13 @@
 import json
 import shlex
 
+import mlflow
 import pytest
 from chains import LENIENT, QUICK
 from stores import DATA, Outcome, call
+
+from mlflow_unlearn.commands.compare import CompareResult
+from mlflow_unlearn.config import Compare
 
 CLF = ("--model-uri", "models:/clf/1")
 
@@ -54,6 +58,27 @@ def test_a_training_is_followed_by_a_request(store):
     assert step == ["request", "--model-uri", "models:/my clf/1", "--forget", "ids.csv"]
     step = following(call("train", "--data", DATA, "--name", "gold", *small, "--exclude", "random:10%"))
     assert step == ["evaluate", "--model-uri", "models:/NAME/VERSION", "--gold-uri", "models:/gold/1"]
+
+
+def test_the_best_of_a_comparison_is_to_unlearn():
+    options = Compare(model_uri="models:/clf/1", forget="class:3")
+    step = CompareResult(run_id="1", best="scrub, tuned", best_params={"lr": 0.01}).next_step(options)
+    assert shlex.split(str(step))[1:] == [
+        *("unlearn", *CLF, "--forget", "class:3", "--method", "scrub", "--params", '{"lr": 0.01}')
+    ]
+    assert CompareResult(run_id="1").next_step(options) is None
+
+
+def test_under_mlflow_run_the_next_one_is_typed_so_too(store, monkeypatch):
+    with mlflow.start_run() as there:
+        pass
+    monkeypatch.setenv("MLFLOW_RUN_ID", there.info.run_id)
+    done = call("request", *CLF, "--forget", "random:9")
+    assert done.code == 0 and done.err.endswith("Next: mlflow run . -e unlearn -P model_uri=models:/clf/1\n")
+    monkeypatch.setenv("MLFLOW_RUN_ID", there.info.run_id)
+    refused = call("unlearn", *CLF, "--claim", "exact")
+    assert "Error: -P claim=exact has no effect without -P plan=true: add that" in refused.err
+    assert "-P claim=exact" in store.client.get_run(there.info.run_id).data.tags["unlearn.error"]
 
 
 def test_programs_are_not_told(store):

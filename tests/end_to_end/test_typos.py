@@ -19,6 +19,7 @@ TYPOS = {
     ),
     "a hyperparameter": (("unlearn", *V1, "--forget", FORGET, "--params", '{"alhpa": 2}'), "alhpa"),
     "a data source": (("request", *V1, "--forget", FORGET, "--data", "folder:/nowhere"), "no folder '/nowhere'"),
+    "a table without its scheme": (("data", "--data", "parts.csv"), "did you mean 'csv:parts.csv'?"),
     "a request": (("unlearn", *V1, "--forget", "request:abcdefabcdef"), "abcdefabcdef"),
     "a class": (("request", *V1, "--forget", "class:elephant"), "elephant"),
     "a gold standard": (("compare", *V1, "--forget", FORGET, "--gold-uri", "models:/gold/1"), "no registered model"),
@@ -36,7 +37,9 @@ TYPOS = {
 
 
 @pytest.mark.parametrize("typo", TYPOS)
-def test_a_typo_makes_no_run(store, cli, typo):
+def test_a_typo_makes_no_run(store, cli, typo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "parts.csv").write_text("file,label\n")
     arguments, says = TYPOS[typo]
     known = [run.info.run_id for run in store.runs()]
     experiments = len(store.client.search_experiments())

@@ -31,6 +31,7 @@ from mlflow_unlearn.governance.places import Place, Places, elsewhere, rows
 from mlflow_unlearn.metrics.suite import Metrics
 from mlflow_unlearn.report import audit_table, table
 from mlflow_unlearn.session import dry_run
+from mlflow_unlearn.spelling import spelling
 from mlflow_unlearn.tuning import study_report, ways
 from mlflow_unlearn.tuning.ways import Way
 
@@ -282,7 +283,8 @@ CRAFTED: dict[str, Callable[[], None]] = {
 def test_of_records(name, capsys, empty_store):
     def printed() -> str:
         capsys.readouterr()
-        CRAFTED[name]()
+        with spelling("shell"):
+            CRAFTED[name]()
         return masked(capsys.readouterr().out)
 
     texts = at_each_width(printed)

@@ -181,7 +181,7 @@ class TestFactory:
             "unknown architecture 'resnet': did you mean 'resnet18'. use timm:NAME.* or one of resnet18, vit_tiny",
         ),
         ("qqq", "unknown architecture 'qqq': use timm:NAME, torchvision:NAME, package.module:factory or one of"),
-        ("torchvision:", "torchvision has no classifier ''"),
+        ("torchvision:", "unknown architecture 'torchvision:'"),
         ("torchvision:resnet19", "torchvision has no classifier 'resnet19': did you mean 'resnet1?[0-9]"),
         ("torchvision:fasterrcnn_resnet50_fpn", "torchvision has no classifier 'fasterrcnn_resnet50_fpn'"),
         (

@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import re
 import sys
 from functools import partial
 
@@ -589,6 +591,30 @@ class TestFailures:
 
         with pytest.raises(UnlearnError, match="loss became inf in epoch 3, step 1"):
             follow(plan)
+
+    def test_code_of_a_plugin(self):
+        """Its own, and what it calls; not what it calls us for, such as a callback that ends a trial."""
+        plan = one_phase(lambda batch: torch.nn.functional.cross_entropy(batch.logits, batch.labels[:3]))
+        with pytest.raises(
+            UnlearnError, match=r"the method made failed at test_loop.py, line \d+ \(ValueError: Expected"
+        ) as refused:
+            follow(plan)
+        assert isinstance(refused.value.__cause__, ValueError)
+
+        def records(workspace):
+            workspace.record(epoch=1)
+            yield
+
+        with pytest.raises(TypeError):
+            follow(records, on_epoch=json.loads)
+
+    @pytest.mark.parametrize(
+        ("loss", "what"),
+        [(lambda b: 0.5, "a float"), (lambda b: b.logits, "a tensor [29, 10]"), (lambda b: torch.zeros(()), "[]")],
+    )
+    def test_a_loss_that_is_none(self, loss, what):
+        with pytest.raises(UnlearnError, match=re.escape(what)):
+            follow(one_phase(loss))
 
     def test_all_parameters_frozen(self):
         with pytest.raises(UnlearnError, match="all parameters of the model are frozen: set requires_grad"):

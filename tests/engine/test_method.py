@@ -47,7 +47,7 @@ class TestParams:
         assert Made.preset(None) == {}
         with pytest.raises(UnlearnError, match="unknown preset 'authors' of scrub: valid values: authors-large, auth"):
             BUILTIN["scrub"].preset("authors")
-        with pytest.raises(UnlearnError, match="unknown preset 'a' of made: valid values: none, so leave preset out"):
+        with pytest.raises(UnlearnError, match="unknown preset 'a' of made: valid values: none, so leave preset= out"):
             Made.preset("a")
 
     def test_frozen(self):

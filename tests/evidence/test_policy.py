@@ -452,7 +452,7 @@ FOREIGN = f"signed with the key {THEIRS}, which the policy does not name"
             Signature(),
             [OURS],
             "not measured",
-            "the evidence is signed, and does not name its key: give key= to check",
+            "the evidence is signed, and does not name its key: give it to check (--key)",
         ),
         (Signature(OURS), [THEIRS, OURS], "pass", f"signed with the key {OURS}"),
         (Signature(THEIRS), [OURS], "fail", FOREIGN),
@@ -468,7 +468,7 @@ FOREIGN = f"signed with the key {THEIRS}, which the policy does not name"
             Signature(THEIRS),
             [],
             "not measured",
-            f"signed with the key {THEIRS}; signers: in the policy, or key=, says which keys to trust",
+            f"signed with the key {THEIRS}; signers: in the policy, or --key, says which keys to trust",
         ),
     ],
 )

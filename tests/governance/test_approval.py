@@ -114,7 +114,7 @@ def test_a_review_is_judged_again(chain):
             refused = call("promote", "--model-uri", "models:/clf/2", "--policy", "strict.yaml")
             lifted = call("promote", "--model-uri", "models:/clf/2", "--override", "now")
         assert refused.code == 3 and f"review {n} does not match what its policy says" in refused.err
-        assert lifted.code == 3 and "give policy=, which says who may approve" in lifted.err
+        assert lifted.code == 3 and "give --policy, which says who may approve" in lifted.err
     assert "champion" not in chain.client.get_registered_model("clf").aliases
 
 
@@ -132,7 +132,7 @@ def test_a_required_signature_is_checked_again(chain, keys):
         for more in ((), ("--policy", "signed.yaml")):
             refused = promote("4", *more)
             assert refused.code == 3 and "'lenient' requires a signature: signed with the key sha256:" in refused.err
-            assert "signers: in the policy, or key=, says which keys to trust" in refused.err
+            assert "signers: in the policy, or --key, says which keys to trust" in refused.err
         refused = promote("4", "--key", theirs)
         assert refused.code == 3 and "signature: it does not hold" in refused.err
         refused = promote("2", "--policy", "signed.yaml")

@@ -395,7 +395,7 @@ class TestReferences:
         drawn = {key for key, metric in METRICS.items() if metric.interval_end or metric.of_null}
         assert {key for key in a if a[key] != b[key]} <= drawn != set()
         assert a["mia_auc_low"] != b["mia_auc_low"] and a == evaluate(other(), splits(), seed=0)
-        with pytest.raises(UnlearnError, match="seed = -1 is not usable"):
+        with pytest.raises(UnlearnError, match="seed=-1 is not usable"):
             evaluate(other(), splits(), seed=-1)
 
 

@@ -21,6 +21,16 @@ def theirs(empty_store, tmp_path, monkeypatch):
     return empty_store
 
 
+def test_what_was_kept_is_not_replaced_in_silence(theirs, capsys):
+    keep_inputs(theirs.client, "theirs", "1", GIVEN)
+    keep_inputs(theirs.client, "theirs", "1", GIVEN)
+    assert capsys.readouterr().err == ""
+    keep_inputs(theirs.client, "theirs", "1", Inputs(transform="timm", classes=("b", "a")))
+    told = capsys.readouterr().err
+    assert f"Note: {URI} was read with the transform none, and is from now on with timm." in told
+    assert "with the classes a,b, and is from now on with b,a." in told
+
+
 def test_what_is_given_is_kept_and_completed(theirs, tmp_path):
     assert keep_inputs(theirs.client, "theirs", "1", Inputs(data="digits", transform="timm")) == Inputs(
         data="digits", transform="timm"

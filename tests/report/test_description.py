@@ -1,13 +1,15 @@
 """The description of a version and its tags for people: a reviewer's questions in their order."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import records
 
 from mlflow_unlearn.evidence.record import RunRecord
 from mlflow_unlearn.evidence.review import ReviewEntry
-from mlflow_unlearn.report.description import describe, described, people_tags
+from mlflow_unlearn.report.card import model_card
+from mlflow_unlearn.report.description import describe, described, people_tags, worded
 
 REVIEW = ReviewEntry(
     n=2, run_id="ab12", sha256="", verdict="fail", previous="", policy="*team*", by="ravi", at="2026-11-27T08:00:00"
@@ -22,12 +24,12 @@ def record(request):
 def test_it_has_what_a_reviewer_asks_in_that_order(record):
     text = describe(record)
     asked = (
+        "**What now:** ",
         "**What was asked:** ",
         "**By whom:** ",
         "**How sure:** ",
         "**What it cost:** ",
         "**Report:** ",
-        "**What now:** ",
     )
     order = [text.index(question) for question in asked]
     assert order == sorted(order) and text.startswith(("**PASS** by the default", "**FAIL** by the default"))
@@ -38,19 +40,20 @@ def test_it_has_what_a_reviewer_asks_in_that_order(record):
 
 def test_each_answer_of_one_request():
     lines = describe(records.evidence()).splitlines()
-    assert lines[0] == "**PASS** by the default policy; advisory, not reviewed yet."
-    assert lines[2:8] == [
+    assert lines[0] == (
+        "**PASS** by the default policy; advisory, not reviewed yet. **What now:** `mlflow-unlearn review --model-uri "
+        "models:/digits/4` judges it."
+    )
+    assert lines[2:7] == [
         "- **What was asked:** forget 420 samples of `models:/digits/3`; reason: Withdrawal of consent under article "
         "17 GDPR",
         "- **By whom:** Data protection officer, on behalf of 14 participants; filed by ann@example.org, 2026-11-20 "
         "(request `2026-11-20-withdrawal`)",
-        "- **How sure:** Membership: indistinguishable: forgotten and unseen samples look alike to the attack "
-        "(advantage 0.061 &#40;by chance up to 0.081&#41;; before 0.221 &#40;by chance up to 0.081&#41;)",
+        "- **How sure:** Membership: indistinguishable: forgotten and unseen samples look alike to the attack; "
+        "advantage 0.061 &#40;by chance up to 0.081&#41;; before 0.221 &#40;by chance up to 0.081&#41;",
         "- **What it cost:** test accuracy 0.9556 → 0.9511 (−0.0045); 13.4 s of unlearning",
         "- **Report:** [report.html](#/experiments/7/runs/9c0f2b7be6f84d2a8d1e/artifacts/evidence/report.html), also "
         "under *Source Run*, *Artifacts*, *evidence*",
-        "- **What now:** `mlflow-unlearn review --model-uri models:/digits/4` judges it, and says what can be done "
-        "where it does not pass; after a pass, `mlflow-unlearn promote --model-uri models:/digits/4`",
     ]
 
 
@@ -63,8 +66,23 @@ def test_a_review_changes_the_first_paragraph_alone(record):
     (first, rest), (before, as_it_was) = (
         text.split("\n\n", 1) for text in (described(record, REVIEW), describe(record))
     )
-    told = "**FAIL** by the policy &#42;team&#42;: review 2, by ravi, 2026-11-27 ([its run and report](#/runs/ab12))."
-    assert first == told and rest == as_it_was and first != before
+    told = "**FAIL** by the policy &#42;team&#42;: review 2, by ravi, 2026-11-27 ([its run and report](#/runs/ab12)). "
+    now = f"`mlflow-unlearn review --model-uri {record.result.uri}` lists what can be done about it."
+    assert first == f"{told}**What now:** {now}" and rest == as_it_was and first != before
+
+
+def test_after_a_pass_it_is_put_into_use():
+    first = described(records.evidence(), replace(REVIEW, verdict="pass")).partition("\n")[0]
+    assert first.endswith("**What now:** `mlflow-unlearn promote --model-uri models:/digits/4` puts it into use.")
+
+
+def test_the_spec_of_a_request_is_named_and_one_sample_is_one():
+    one = records.request("r", forget="group:customer=17", samples=1)
+    record = worded(records.evidence(requests=[one], request_ids=["r"]))
+    assert "forget 1 sample of `models:/digits/3`, `group:customer=17`; reason" in describe(record)
+    assert "1 sample of `models:/digits/3` (group:customer=17), filed" in model_card(record)
+    # Made by an earlier release, which kept no digests of its texts: its words stay as they were.
+    assert "1 samples of `models:/digits/3`" in model_card(record.model_copy(update={"texts": None}))
 
 
 def test_the_tags_for_people_come_first_by_name(record):

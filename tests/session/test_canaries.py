@@ -72,5 +72,5 @@ def test_a_tranche_is_of_trained_twins_that_nothing_has_named(planted):
 def test_a_version_without():
     version = SimpleNamespace(uri="models:/clf/1", record=None)
     assert next_tranche(version, SOURCE, np.ones(400, bool), np.array([1]), None).size == 0
-    with pytest.raises(UnlearnError, match="canaries = 5: models:/clf/1 was trained without; `train --canaries`"):
+    with pytest.raises(UnlearnError, match="canaries=5: models:/clf/1 was trained without; `train` with canaries="):
         next_tranche(version, SOURCE, np.ones(400, bool), np.array([1]), 5)

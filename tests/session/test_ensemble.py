@@ -32,7 +32,7 @@ def test_a_list_of_shards_that_is_lost(sharded, content, why):
     assert tempfile.gettempdir() not in sentence
     named = "extra_files/shards.csv of models:/clf/1, which lists where samples were trained"
     assert f"{named}, cannot be read ({why}): restore the file, or use" in sentence
-    assert "method=retrain, which trains all shards anew" in sentence
+    assert "--method retrain, which trains all shards anew" in sentence
     done = unlearn("retrain")
     assert done.code == 0, done.err
     [number] = {*sharded.versions()} - {"1", "2"}
@@ -82,8 +82,8 @@ def test_groups_that_the_source_no_longer_has(empty_store, tmp_path):
         assert done.code == 2 and empty_store.versions() == ["1"], done.err
         assert (
             f"'csv:{table}' no longer has the column 'subject', by which models:/clf/1 has spread its samples over "
-            "shards: restore the column, or train anew without the samples, by `train` with exclude="
+            "shards: restore the column, or train anew without the samples, by `train` with --exclude"
         ) in " ".join(done.err.split())
     assert call(*train, *shards, "--name", "anew", "--exclude", "random:2,seed=3").code == 0
     none = call(*train, *shards, "--group", "subject", "--name", "x")
-    assert none.code == 2 and "to shard by: it has no group columns, leave group out" in none.err
+    assert none.code == 2 and "to shard by: it has no group columns, leave --group out" in none.err

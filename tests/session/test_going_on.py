@@ -52,9 +52,9 @@ def test_what_is_recorded(before):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"keep_checkpoints": 15}, "keep_checkpoints = 15 of 15 epochs: give at most 14"),
-        ({"from": None, "train_on": "new"}, "train_on = 'new' needs from="),
-        ({"canaries": 3}, "canaries = 3 and from = 'models:/clf/1' do not go together"),
+        ({"keep_checkpoints": 15}, "keep_checkpoints=15 of 15 epochs: give at most 14"),
+        ({"from": None, "train_on": "new"}, "train_on=new needs from="),
+        ({"canaries": 3}, "canaries=3 and from=models:/clf/1 do not go together"),
     ],
 )
 def test_options_that_do_not_go_together(given, sentence):

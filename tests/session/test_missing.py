@@ -82,7 +82,7 @@ def test_code_of_a_tag_is_named_and_in_the_command(exported):
     from dataclasses import replace
 
     told = replace(exported, kept=Inputs(data="digits"), unconfirmed=Inputs(architecture="team:Net", transform=None))
-    with pytest.raises(UnlearnError) as refused:
+    with spelling("shell"), pytest.raises(UnlearnError) as refused:
         require(told, options(transform="none"), trains=True)
     assert (
         "; team:Net of its tag is code or a file, used only where you name it: give --architecture team:Net (or"

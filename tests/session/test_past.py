@@ -43,7 +43,7 @@ class TestNeeds:
     def test_a_version_without(self, opened):
         assert unmet("rewind", opened.version) == (
             "rewind cannot be used, since models:/clf/1 keeps no checkpoints of its training: `train` does with "
-            "keep_checkpoints=, or with from="
+            "keep_checkpoints= or from="
         )
         with pytest.raises(UnlearnError, match="models:/clf/1 keeps no checkpoints of its training"):
             own_training(opened)

@@ -40,11 +40,11 @@ def test_classes_in_another_order_renumber_the_labels(opened, tmp_path):
 
 def test_nothing_recorded(opened, capsys):
     foreign = replace(opened.version, record=None)
-    with pytest.raises(UnlearnError, match="does not record its data source: give --data"):
+    with pytest.raises(UnlearnError, match="does not record its data source: give data="):
         data_spec(foreign, None)
     assert data_spec(opened.version, None, "drawn") == "digits,train=15%,split=drawn"
     with pytest.raises(
-        UnlearnError, match=r"its signature takes images \[1, 8, 8\]\): give --architecture .*--transform none"
+        UnlearnError, match=r"its signature takes images \[1, 8, 8\]\): give architecture=.*, transform=none"
     ):
         open_input_spec(foreign, given(data="digits"))
     assert open_input_spec(foreign, given(data="digits", transform="none"), trains=False).shape == (1, 8, 8)

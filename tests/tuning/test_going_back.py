@@ -37,7 +37,7 @@ class TestRewinding:
         assert ("from random weights" if found.exact else "on weights that saw them") in found.why
 
     def test_nothing_is_kept(self, opened):
-        with pytest.raises(UnlearnError, match="keeps no checkpoint .* --keep-checkpoints 4"):
+        with pytest.raises(UnlearnError, match="keeps no checkpoint .* keep_checkpoints=4"):
             rewinding(opened()[0])
 
     def test_late_samples_alone_are_exact(self, opened):
@@ -90,7 +90,7 @@ class TestRewinding:
 
 
 def test_one_model_has_no_shards(opened):
-    with pytest.raises(UnlearnError, match="this version is one model: `train --ensemble 8 --slices 4`"):
+    with pytest.raises(UnlearnError, match="this version is one model: `train` with ensemble=8 and slices=4"):
         shards_back(opened()[0])
 
 
@@ -155,7 +155,9 @@ class TestAnEnsemble:
         threes = [id for id, label in zip(train.ids, train.labels, strict=True) if label == 3 and id in own]
         forget = listed(sharded, *threes)
         ways, recommended, _ = planned(cli, 1, forget)
-        refusal = "shard 0 of 2 would have no sample of the class '3': retrain without shards, by `train` with exclude="
+        refusal = (
+            "shard 0 of 2 would have no sample of the class '3': retrain without shards, by `train` with --exclude"
+        )
         for kind, method in (("shards", "exact"), ("retraining", "retrain"), ("fast_retraining", "retrain")):
             assert ways[kind]["seconds"] is None and ways[kind]["why"].startswith(refusal)
             refused = cli("unlearn", "--model-uri", "models:/clf/1", "--forget", forget, "--method", method)
@@ -189,7 +191,7 @@ class TestAnEnsemble:
             "no rung can be used: the checkpoint checkpoints/shard-0-stage-1.pt"
         )
         ways, _, _ = planned(cli, 1, forget, *until, "exact,transpose")
-        assert ways["until_pass"]["name"] == "until=pass, up to transpose"
+        assert ways["until_pass"]["name"] == "until pass, up to transpose"
 
     def test_its_list_of_shards_was_changed(self, sharded, cli):
         [first, *_] = placed_at(0, 1)
@@ -209,7 +211,7 @@ class TestAnEnsemble:
         ways, recommended, _ = planned(cli, 3, forget)
         assert ways["shards"]["seconds"] is None and recommended == "retraining"
         assert ways["shards"]["why"] == (
-            f"{changed}; models:/clf/2 {there} request {request} there, and use method=exact"
+            f"{changed}; models:/clf/2 {there} request {request} there, and use --method exact"
         )
         sharded.client.delete_model_version("clf", "2")
         why = planned(cli, 3, forget)[0]["shards"]["why"]

@@ -105,7 +105,7 @@ def test_grid():
     assert sorted({point["alpha"] for point in points}) == pytest.approx([1.0, 2.0, 4.0, 8.0])
     assert {point["epochs"] for point in points} == {2, 3}
     assert points == searched.grid(0) != searched.grid(1)
-    with pytest.raises(UnlearnError, match="sampler = 'grid' needs one method, and methods = 'lotus,scrub' names 2"):
+    with pytest.raises(UnlearnError, match="sampler=grid needs one method, and methods=lotus,scrub names 2"):
         space(methods=("lotus", "scrub")).grid(0)
 
 
@@ -118,23 +118,23 @@ def test_the_first_trial_lies_on_the_steps():
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ('{"alhpa": [1, 2]}', "space: unknown hyperparameter 'alhpa' of lotus: valid values: a_u, accuracy, alpha,"),
-        ('{"alpha": [1, 100]}', "space: hyperparameter alpha = 100.0 of lotus is not usable"),
-        ('{"lr": [0, 1]}', "space: hyperparameter lr = 0.0 of lotus is not usable"),
-        ('{"epochs": [1.5, 3]}', "space: hyperparameter epochs = 1.5 of lotus is not usable"),
-        ('{"alpha": [3, 1]}', "space: alpha = [3, 1] of lotus is not usable (low = 3 is above high = 1)"),
-        ('{"alpha": {"low": 1}}', "space: alpha = {\"low\": 1} of lotus is not usable (high: field required)"),
+        ('{"alhpa": [1, 2]}', "space=: unknown hyperparameter 'alhpa' of lotus: valid values: a_u, accuracy, alpha,"),
+        ('{"alpha": [1, 100]}', "space=: hyperparameter alpha = 100.0 of lotus is not usable"),
+        ('{"lr": [0, 1]}', "space=: hyperparameter lr = 0.0 of lotus is not usable"),
+        ('{"epochs": [1.5, 3]}', "space=: hyperparameter epochs = 1.5 of lotus is not usable"),
+        ('{"alpha": [3, 1]}', "space=: alpha = [3, 1] of lotus is not usable (low = 3 is above high = 1)"),
+        ('{"alpha": {"low": 1}}', "space=: alpha = {\"low\": 1} of lotus is not usable (high: field required)"),
         ('{"alpha": {"low": 1, "high": 2, "lgo": true}}', "(lgo: extra inputs are not permitted)"),
         ('{"alpha": {"low": -1, "high": 2, "log": true}}', "a logarithmic range cannot begin at -1"),
         ('{"alpha": {"low": 1, "high": 9, "step": 0}}', "(step: input should be greater than 0)"),
         ('{"epochs": {"low": 1, "high": 9, "step": 1.5}}', "epochs of lotus takes whole numbers, and step = 1.5"),
-        ('{"keep": []}', "space: keep = [] of lotus is not usable (choices is empty)"),
-        ('{"keep": ["first"]}', "space: hyperparameter keep = 'first' of lotus is not usable"),
-        ('{"keep": {"low": 1, "high": 2}}', "space: hyperparameter keep = 1.0 of lotus is not usable"),
+        ('{"keep": []}', "space=: keep = [] of lotus is not usable (choices is empty)"),
+        ('{"keep": ["first"]}', "space=: hyperparameter keep = 'first' of lotus is not usable"),
+        ('{"keep": {"low": 1, "high": 2}}', "space=: hyperparameter keep = 1.0 of lotus is not usable"),
         ('{"mask_forgotten_classes": {"low": 0, "high": 1}}', "of lotus takes no range"),
-        ('{"alpha"', "space cannot be parsed"),
-        ("nowhere.yaml", "space = 'nowhere.yaml' is neither a JSON object nor a YAML file"),
-        ("[1, 2]", "space = '[1, 2]' is neither a JSON object nor a YAML file"),
+        ('{"alpha"', "space= cannot be parsed"),
+        ("nowhere.yaml", "space=nowhere.yaml is neither NAME=VALUE, a JSON object nor a YAML file"),
+        ("[1, 2]", "space='[1, 2]' is neither NAME=VALUE, a JSON object nor a YAML file"),
     ],
 )  # fmt: skip
 def test_what_is_refused(given, sentence):
@@ -144,5 +144,5 @@ def test_what_is_refused(given, sentence):
 
 
 def test_parts_of_unknown_methods_are_refused():
-    with pytest.raises(UnlearnError, match="space: 'alpha' is not one of the methods lotus, scrub"):
+    with pytest.raises(UnlearnError, match="space=: 'alpha' is not one of the methods lotus, scrub"):
         space('{"alpha": [1, 2]}', methods=("lotus", "scrub"))

@@ -117,5 +117,5 @@ def test_an_objective_that_cannot_be_computed_names_others(objective, tmp_path):
     session = open_session(objective.session.client, options, tmp_path, progress=False)
     original = session.evaluate_original(force=False)
     arguments = (session, objective.study, objective.space, session.teacher(), original)
-    with pytest.raises(UnlearnError, match=r"objective = 'rf_jsd_val' needs rf_jsd_val, .*: use .*entropy_ks_val"):
+    with pytest.raises(UnlearnError, match=r"objective=rf_jsd_val needs rf_jsd_val, .*: use .*entropy_ks_val"):
         Objective(*arguments, None, options, objective.command_run)

@@ -98,7 +98,7 @@ class TestWays:
             "fast_retraining": ("unseen", True),
             "retraining": ("exact", True),
         }
-        assert "--keep-checkpoints" in ways["rewind"].why and "--ensemble" in ways["shards"].why
+        assert "keep_checkpoints=" in ways["rewind"].why and "ensemble=" in ways["shards"].why
         assert ways["fast_retraining"].seconds == 35 and ways["retraining"].of_retraining == 1
 
     def test_their_commands_are_the_command_with_another_way(self, opened):
@@ -119,7 +119,7 @@ class TestWays:
         options = options.model_copy(update={"until": "pass", "rungs": "lotus,retrain", "budget": 2.0})
         comparison = Comparison(session, options, recipe, {"lotus": 1.0, "retrain": 100.0})
         until = by_kind(comparison.ways((Rung("lotus"), Rung("retrain"))))["until_pass"]
-        assert (until.name, until.seconds, until.claim) == ("until=pass, up to retrain", 101.0, "exact")
+        assert (until.name, until.seconds, until.claim) == ("until pass, up to retrain", 101.0, "exact")
         assert "--until pass --rungs lotus,retrain --budget 2.0" in until.command
 
     def test_a_ladder_of_lotus_alone_hides(self, opened):
@@ -131,7 +131,7 @@ class TestWays:
         session, recipe, options = opened()
         options = options.model_copy(update={"budget": 0.001})
         until = by_kind(compared(session, recipe, options, budget=0.001))["until_pass"]
-        assert until.seconds is None and "budget = 0.001 allows none of the rungs" in until.why
+        assert until.seconds is None and "budget=0.001 allows none of the rungs" in until.why
 
     def test_a_training_that_is_short_anyway(self, opened):
         session, recipe, options = opened()
