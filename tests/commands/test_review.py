@@ -179,7 +179,10 @@ def test_the_description_begins_with_the_last_verdict(reviewed):
     """And what users have written below it stays."""
     run_id = json.loads(reviewed.tags("2")["unlearn.review.2"])["run_id"]
     assert first_paragraph(reviewed).startswith("**FAIL** by the policy strict: review 2, by ")
-    assert first_paragraph(reviewed).endswith(f"([its run and report](#/runs/{run_id})).")
+    assert first_paragraph(reviewed).endswith(
+        f"([its run and report](#/runs/{run_id})). **What now:** `mlflow-unlearn review --model-uri models:/clf/2` "
+        "lists what can be done about it."
+    )
     assert reviewed.tags("2")["unlearn-verdict"].startswith("FAIL by the policy strict: review 2, by ")
     text = reviewed.client.get_model_version("clf", "2").description
     reviewed.client.update_model_version("clf", "2", description=f"{text}\n\nMind the gap.")

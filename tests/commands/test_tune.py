@@ -385,7 +385,7 @@ def test_a_model_that_did_not_move_is_no_winner(store, cli):
 def test_ranks_and_workers_do_not_mix(store):
     """Nor a pruner, which would evaluate the model on one rank alone."""
     for name, value in (("workers", 2), ("pruner", "median")):
-        with pytest.raises(UnlearnError, match=f"{name} = {value} cannot be combined with several processes: use one"):
+        with pytest.raises(UnlearnError, match=f"{name}={value} cannot be combined with several processes: use one"):
             tune(config.Tune(model_uri="models:/clf/1", processes=2, **{name: value}))
 
 
@@ -394,7 +394,7 @@ def test_ranks_and_workers_do_not_mix(store):
     [
         (("--n-trials", "0"), "--n-trials 0 is not usable"),
         (("--timeout", "-1"), "--timeout -1 is not usable"),
-        (("--mode", "pareto", "--pruner", "median"), "--pruner median compares one value, and mode"),
+        (("--mode", "pareto", "--pruner", "median"), "--pruner median compares one value, and --mode"),
         (("--mode", "pareto", "--sampler", "gp"), "--sampler gp cannot search for two objectives under constraints"),
         (("--objective", "avg_gap_advantage_val"), "--objective avg_gap_advantage_val needs a gold standard"),
         (("--methods", "lotos"), "unknown method 'lotos'"),

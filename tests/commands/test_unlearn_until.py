@@ -139,7 +139,7 @@ def test_too_few_samples_are_said_before_anything_is_trained(store, cli):
         (("--until", "pass", "--prefix", "auto"), "--prefix auto and --until pass contradict"),
         (("--until", "pass", "--rungs", "lotos"), "unknown method 'lotos'"),
         (("--until", "pass", "--policy", "missing.yaml"), "cannot be read"),
-        (("--budget", "1"), "--budget 1.0 has no effect without --until pass"),
+        (("--budget", "1"), "--budget 1 has no effect without --until pass"),
         (("--rungs", "lotus"), "--rungs lotus has no effect without --until pass: add that, or leave it out"),
         (("--claim", "exact"), "--claim exact has no effect without --plan: add that, or leave it out"),
         (("--claim", "hidden", "--plan", "true"), "claim"),

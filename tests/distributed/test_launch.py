@@ -231,7 +231,7 @@ def test_two_answers_are_refused(monkeypatch):
 def test_more_ranks_than_devices_are_refused():
     with pytest.raises(UnlearnError, match="99 processes need 99 CUDA devices, and this machine has"):
         launch(["sum"], 99, device="cuda", module="ranks")
-    with pytest.raises(UnlearnError, match="--device cuda:0 is one device for 2 processes: use --device cuda"):
+    with pytest.raises(UnlearnError, match="device=cuda:0 is one device for 2 processes: use device=cuda"):
         launch(["sum"], 2, device="cuda:0", module="ranks")
 
 

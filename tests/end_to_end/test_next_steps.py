@@ -75,10 +75,12 @@ def test_under_mlflow_run_the_next_one_is_typed_so_too(store, monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", there.info.run_id)
     done = call("request", *CLF, "--forget", "random:9")
     assert done.code == 0 and done.err.endswith("Next: mlflow run . -e unlearn -P model_uri=models:/clf/1\n")
-    monkeypatch.setenv("MLFLOW_RUN_ID", there.info.run_id)
+    with mlflow.start_run() as another:
+        pass
+    monkeypatch.setenv("MLFLOW_RUN_ID", another.info.run_id)
     refused = call("unlearn", *CLF, "--claim", "exact")
     assert "Error: -P claim=exact has no effect without -P plan=true: add that" in refused.err
-    assert "-P claim=exact" in store.client.get_run(there.info.run_id).data.tags["unlearn.error"]
+    assert "-P claim=exact" in store.client.get_run(another.info.run_id).data.tags["unlearn.error"]
 
 
 def test_programs_are_not_told(store):

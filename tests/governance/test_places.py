@@ -40,7 +40,7 @@ def test_many_are_folded_but_for_what_is_in_use():
     ]
     assert found["models:/b/1–30"][1:3] == ("contains", "1–30") and found["models:/a/7"][3] == "champion"
     assert found["models:/b/1–30"][6] == "by its list" and found["models:/a/10"][4] == "eu (https://eu)"
-    assert found["models:/a/1–6, 8–9, 11–30"][6] == "2 reasons, each of which --format json has"
+    assert found["models:/a/1–6, 8–9, 11–30"][6] == "2 reasons, each of which format=json has"
 
 
 @pytest.mark.parametrize("count", [40, 41])
