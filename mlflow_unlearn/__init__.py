@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlflow_unlearn.metrics.suite import Metrics
 
 __all__ = ["AuditResult", "Metrics", "Result", "Splits", "audit", "evaluate", "unlearn"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Loaded on first use: `mlflow-unlearn --help` must not wait for torch.
 _HOME = {

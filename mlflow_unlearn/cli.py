@@ -47,7 +47,7 @@ from mlflow_unlearn.config import (
     as_arguments,
 )
 from mlflow_unlearn.data.functions import no_exit
-from mlflow_unlearn.errors import WAYS_OUT, AlreadyDone, NotPassed, UnlearnError, UnlearnWarning
+from mlflow_unlearn.errors import WAYS_OUT, AlreadyDone, BrokenMethod, NotPassed, UnlearnError, UnlearnWarning
 from mlflow_unlearn.parsing import message
 from mlflow_unlearn.quiet import for_authors, quiet_libraries
 from mlflow_unlearn.shell import ALSO, ShellCommand, experiment
@@ -184,8 +184,12 @@ def _command(name: str, config: type[Command]) -> click.Command:
 
 
 def _check_named(options: Command) -> None:
-    """Refuse what is not there, in commands that would load torch before they look it up: once, not on every rank."""
-    if isinstance(options, ReadOptions | Request | Train) and os.environ.get("RANK", "0") == "0":
+    """Refuse what is not there, in commands that would load torch before they look it up.
+
+    Not on a rank, for which its launcher has done so; nor under `mlflow run`, whose run tells what the command was.
+    """
+    early = isinstance(options, ReadOptions | Request | Train)
+    if early and not {"RANK", "MLFLOW_RUN_ID"} & os.environ.keys():
         _loaded("mlflow_unlearn.registry.named").check_named(options)
 
 
@@ -246,7 +250,7 @@ def _main(arguments: list[str]) -> NoReturn:
             returned = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
         answer = {"result": returned} if isinstance(returned, CommandResult) else {}  # else it was --help
         code = 0
-    except (click.ClickException, UnlearnError) as error:
+    except (click.ClickException, UnlearnError, BrokenMethod) as error:
         # The launcher ends a rank that is telling why it ends; one of them may still wait for a transaction's end.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.setitimer(signal.ITIMER_REAL, 0)

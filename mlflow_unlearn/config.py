@@ -626,7 +626,7 @@ class Methods(Command):
 
 
 class Policy(Command):
-    """Print a policy with all its defaults, as YAML to edit and give as policy=. Makes no run."""
+    """Print a policy with all its defaults, as YAML to edit and give as --policy. Makes no run."""
 
     example = "mlflow-unlearn policy show"
     makes_run = False
@@ -733,8 +733,13 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def parse_params(text: str | None, where: str = "params") -> dict[str, Any]:
-    """Names and values from JSON, a YAML file, or as ``alpha=8,epochs=5``, as the option ``where`` has them.
+def parse_params(text: str | None, where: str = "params", *, example: str = "alpha=8,epochs=5") -> dict[str, Any]:
+    """Names and values from JSON, a YAML file, or as ``alpha=8,epochs=5``.
+
+    Args:
+        text: of the option.
+        where: its name.
+        example: of a value, for messages.
 
     Raises:
         UnlearnError: neither.
@@ -742,7 +747,7 @@ def parse_params(text: str | None, where: str = "params") -> dict[str, Any]:
     if text is None:
         return {}
     if "=" in text and not text.lstrip("\ufeff \t\r\n").startswith("{") and not os.path.exists(text):
-        return _pairs(text, where)
+        return _pairs(text, where, example)
     file = not text.lstrip("\ufeff \t\r\n").startswith("{")
     source = f"{spelled(where)} file {text!r}" if file else spelled(where)
     try:
@@ -751,7 +756,7 @@ def parse_params(text: str | None, where: str = "params") -> dict[str, Any]:
     except OSError as error:
         raise UnlearnError(
             f"{spelled(where, text)} is neither NAME=VALUE, a JSON object nor a YAML file ({error.strerror}): write "
-            "alpha=8,epochs=5, or JSON"
+            f"{example}, or JSON"
         ) from error
     except ValueError as error:
         raise UnlearnError(f"{source} cannot be parsed: {first_line(error)}") from error
@@ -761,7 +766,7 @@ def parse_params(text: str | None, where: str = "params") -> dict[str, Any]:
     return values
 
 
-def _pairs(text: str, where: str) -> dict[str, Any]:
+def _pairs(text: str, where: str, example: str = "alpha=8,epochs=5") -> dict[str, Any]:
     """Of ``name=value`` separated by commas; ``method.name=value`` is inside of the method's own.
 
     >>> _pairs("alpha=8, lotus.lr=1e-4, lotus.epochs=5", "params")
@@ -781,7 +786,7 @@ def _pairs(text: str, where: str) -> dict[str, Any]:
                 raise UnlearnError(f"{spelled(where, text)}: {each!r} is given a value and values inside of it")
         if not (equals and name) or name in inside:
             what = f"{name!r} is given twice" if name in inside else f"{part.strip()!r} is not NAME=VALUE"
-            raise UnlearnError(f"{spelled(where, text)}: {what}: write alpha=8,epochs=5, or JSON")
+            raise UnlearnError(f"{spelled(where, text)}: {what}: write {example}, or JSON")
         try:
             inside[name] = load_options(value, yaml=True)
         except ValueError as error:

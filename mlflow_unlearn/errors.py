@@ -72,6 +72,12 @@ class NoAnswer(Exception):
     """
 
 
+class BrokenMethod(Exception):
+    """A plugin's own code failed: no result of it, which a study or a comparison could go on without."""
+
+    exit_code = 2
+
+
 class UnlearnWarning(UserWarning):
     """What does not stop a method and may spoil its result; the commands print its sentence alone."""
 

@@ -114,7 +114,7 @@ class ShellCommand(click.Command):
         except click.BadParameter as error:
             name = error.param.name if error.param is not None and not isinstance(error, click.MissingParameter) else ""
             if name and name == self._positional and not _typed(name, args):
-                error.param_hint = repr(_POSITIONAL[name])
+                error.param_hint = repr(name.upper())
             raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

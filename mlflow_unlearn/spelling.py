@@ -55,12 +55,12 @@ def command_line(*arguments: str, remark: str = "") -> str:
     """
     if _spelling["now"] != "project":
         return shell_line(*arguments, remark=remark)
-    parts = ["mlflow", "run", ".", "-e", arguments[0]]
-    for argument in arguments[1:]:
-        if argument.startswith("--"):
-            parts += ["-P", f"{argument.removeprefix('--').replace('-', '_')}="]
-        else:
-            parts[-1] += argument
+    name, *rest = arguments
+    parts = ["mlflow", "run", ".", "-e", name]
+    while rest:
+        option = rest.pop(0).removeprefix("--").replace("-", "_")
+        value = rest.pop(0) if rest and not rest[0].startswith("--") else ""
+        parts += ["-P", f"{option}={value}"]
     return _with_remark(parts, remark)
 
 

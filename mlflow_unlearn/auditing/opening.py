@@ -99,9 +99,7 @@ def _alike(session: Session, options: Measuring, uris: Sequence[str]) -> list[nn
 def _making(version: Version, ids: Sequence[str]) -> dict[str, object]:
     record, trained = version.record, version.training_manifest
     if record is None:
-        raise UnlearnError(
-            f"{spelled('alike_uri', version.uri)} does not record how it was made: nothing is known to be like it"
-        )
+        raise UnlearnError(f"{version.uri} does not record how it was made: nothing is known to be like it")
     made = record.provenance
     return {
         "method and setting": (made.method, made.params, made.prefix),

@@ -25,6 +25,7 @@ from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.errors import NothingToUnlearn, Refused, UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance, Selection
 from mlflow_unlearn.evidence.registered import Registered, Registering
+from mlflow_unlearn.evidence.signing import check_key
 from mlflow_unlearn.governance.publish import publish, target_name
 from mlflow_unlearn.methods import chosen_methods, get_method
 from mlflow_unlearn.registry import tracking
@@ -36,7 +37,7 @@ from mlflow_unlearn.session.new_version import new_record
 from mlflow_unlearn.session.past import usable
 from mlflow_unlearn.session.recipe import Recipe, training_recipe
 from mlflow_unlearn.session.session import Session, open_session
-from mlflow_unlearn.spelling import command_line, spelled
+from mlflow_unlearn.spelling import spelled
 from mlflow_unlearn.tuning.selection import CONSTRAINTS
 
 Setting = tuple[str, Mapping[str, Any]]
@@ -51,7 +52,7 @@ class CompareResult(Registering):
     best: str | None = Field(
         None,
         description=f"The method with the lowest mean {RULE} of those that meet the constraints, on the validation "
-        "set; null where none does, or none is ranked.",
+        "set; null where none does, with by=audit, and where the golds are too weak.",
     )
     best_params: dict[str, Any] = Field({}, description="Its hyperparameters, but for those that it takes by itself.")
     unranked: str | None = Field(
@@ -63,10 +64,10 @@ class CompareResult(Registering):
         """To unlearn with the best method, where it was not to be registered."""
         if self.registered is not None or self.best is None:
             return super().next_step(options)
-        forget = () if options.forget is None else ("--forget", options.forget)
-        params = ("--params", json.dumps(self.best_params)) if self.best_params else ()
-        method = ("--method", self.best.removesuffix(TUNED))
-        return command_line("unlearn", "--model-uri", options.model_uri, *forget, *method, *params)
+        shared = config.Unlearn.model_fields.keys() & type(options).model_fields.keys() - {"params", "plan"}
+        given = {name: getattr(options, name) for name in shared}
+        params = json.dumps(self.best_params) if self.best_params else None
+        return config.command_of(config.Unlearn(**given, method=self.best.removesuffix(TUNED), params=params))
 
 
 def compare(options: config.Compare) -> CompareResult:
@@ -90,6 +91,7 @@ def compare(options: config.Compare) -> CompareResult:
         methods, seeds = chosen_methods(options.methods), parse_seeds(options.seeds)
         given = params_by_method(options.params, methods)
         name = check_name(options.register_as) if options.register_as else None
+        check_key(options.sign_key)
         session = open_session(tracking.client(), options, folder, progress=progress)
         if options.register_ == "best":
             name = target_name(session, name)
@@ -109,7 +111,7 @@ def compare(options: config.Compare) -> CompareResult:
         if options.tuned:
             check_tunable(runner, options.tuned)
         golds = golds_for(runner, given_gold, seeds, progress)
-        remarks, unranked = _judged(runner, golds)
+        remarks, unranked, weak = _judged(runner, golds)
         if options.by == "audit" and unranked is None:
             runner.audit_by(golds.different)
         runner.teacher_logits()
@@ -136,7 +138,7 @@ def compare(options: config.Compare) -> CompareResult:
         table.log(rows, correlation, unranked)
         table.show(rows, correlation, unranked)
         result = CompareResult(run_id=run_id, rows=table.records(rows), correlation=correlation, unranked=unranked)
-        winner = best_method(trials, runner.before, len(seeds)) if unranked is None else None
+        winner = best_method(trials, runner.before, len(seeds)) if not weak and options.by == "gap" else None
         if winner is not None:
             own = get_method(winner.method)(recorded[winner.method], family=family).params.model_dump(mode="json")
             differ = {name: value for name, value in winner.params.items() if own.get(name) != value}
@@ -149,20 +151,23 @@ def compare(options: config.Compare) -> CompareResult:
             registered = _register_best(runner, trials, golds, run_id, str(name), options)
             return result.model_copy(update={"registered": registered})
         over = f"{counted(len(methods), 'method')} over {counted(len(seeds), 'seed')}"
-        none = "" if winner is not None else f" No method meets the constraints with every seed ({CONSTRAINTS})."
-        say(f"Compared {over} (run {run_id}); nothing was registered.{none}")
+        say(f"Compared {over} (run {run_id}); nothing was registered.")
+        if result.best is not None:
+            say(f"The best on the validation set is {result.best}, by {RULE} under the constraints {CONSTRAINTS}.")
+        elif not weak and options.by == "gap":
+            say(f"None is recommended: with every seed none met the constraints ({CONSTRAINTS}) and had its {RULE}.")
         return result
 
 
-def _judged(runner: ComparisonRunner, golds: Golds) -> tuple[dict[str, str], str | None]:
-    """Remarks by row on how golds came about, and why no method can be ranked by them, or None.
+def _judged(runner: ComparisonRunner, golds: Golds) -> tuple[dict[str, str], str | None, bool]:
+    """Remarks by row on how golds came about, why no method can be ranked by them, or None, and whether they are weak.
 
     Those of a recorded recipe, or of a change to it that somebody asked for, are what they are.
     """
     assumed, weak = runner.recipe.assumed, shortfall(runner, golds)
     remarks = {"floor" if golds.given else "retrain": assumed} if assumed is not None else {}
     if weak is None or assumed is None:
-        return remarks | ({} if weak is None else {"retrain": weak}), None
+        return remarks | ({} if weak is None else {"retrain": weak}), None, weak is not None
     epochs = get_method("retrain")(runner.recipe.params).params.model_dump()["epochs"]
     longer = spelled("params", json.dumps({"retrain": {"epochs": min(3 * epochs, 10000)}}))
     ways = f"retrain as it was trained, such as with {longer}, or give a model that was, with {spelled('gold_uri')}"
@@ -170,7 +175,7 @@ def _judged(runner: ComparisonRunner, golds: Golds) -> tuple[dict[str, str], str
         ways = f"give another model with {spelled('gold_uri')}, or leave it out and say how to retrain: {longer}"
     unranked = f"No method is ranked, since {weak}: {ways}"
     note(f"Warning: {unranked}.")  # before the methods run, which takes longest
-    return remarks, unranked
+    return remarks, unranked, True
 
 
 def _tuned(
@@ -216,7 +221,7 @@ def params_by_method(text: str | None, methods: Sequence[str]) -> dict[str, dict
     Raises:
         UnlearnError: a method that is not compared, or hyperparameters that it does not take.
     """
-    given = parse_params(text)
+    given = parse_params(text, example="scrub.alpha=0.5")
     for method, params in given.items():
         if method not in (*methods, "retrain"):
             raise UnlearnError(

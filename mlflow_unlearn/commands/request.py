@@ -200,8 +200,8 @@ def _file(
     version = admitted(open_version(client, uri, folder), options)
     if version.name is None:
         raise UnlearnError(
-            f"{version.uri} is not a registered version and cannot carry a request: register it, or give "
-            f"{spelled('forget')} to unlearn"
+            f"{version.uri} is not a registered version and cannot carry a request: register it, or name "
+            f"the samples to `unlearn` with {spelled('forget')}"
         )
     if options.data is None and version.reads.data is None:
         require(version, options, trains=True)  # and with it what `unlearn` will need
@@ -238,7 +238,7 @@ def _file(
             f"Filed request {filed.id}: {counted(len(forget), 'sample')} of {version.uri} to be forgotten"
             f"{f', {len(twins)} of them canaries' if len(twins) else ''} (run {filed.run_id}), due {filed.due}."
         )
-        if (filed.due or "") < datetime.now(UTC).date().isoformat():
+        if filed.due is not None and filed.due < datetime.now(UTC).date().isoformat():
             note(f"Warning: the day by which it is due, {filed.due}, has passed: it is overdue.")
     else:
         state = "is pending" if filed.pending else f"was carried out by {', '.join(filed.done_by)}"

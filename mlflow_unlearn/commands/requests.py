@@ -193,7 +193,7 @@ def _checked(options: config.Requests) -> list[str]:
             f"{spelled('output', options.output)} has no effect without {spelled('format', 'html')}: add that, or "
             "leave it out"
         )
-    given = parse_params(options.unlearn_options, "unlearn_options")
+    given = parse_params(options.unlearn_options, "unlearn_options", example="method=transpose")
     if taken := given.keys() & {"model_uri", "forget", "plan", "format"}:
         raise UnlearnError(
             f"{spelled('unlearn_options')} names {sorted(taken)[0]!r}, which `requests` decides: leave it out"

@@ -348,11 +348,10 @@ def _register(
 
 
 def _not_excluded(client: MlflowClient, source: Source, exclude: str | None) -> npt.NDArray[np.int64]:
-    """Indices into ``source.train`` of what is trained on; a bare request id needs no ``request:`` before it."""
+    """Indices into ``source.train`` of what is trained on."""
     if exclude is None:
         return np.arange(len(source.train))
-    if len(exclude) == 12 and not Path(exclude).exists() and ":" not in exclude:
-        exclude = f"request:{exclude}"
+    exclude = forget_requests.excluded(exclude)
     everything = ~_ghosts(client, source, exclude)
     read = partial(forget_requests.read_manifest, client)
     return retained(everything, resolve_forget(exclude, source, everything, read).indices)

@@ -21,6 +21,7 @@ from mlflow_unlearn.engine.predictions import evaluate_splits
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.provenance import Provenance
 from mlflow_unlearn.evidence.registered import Registering
+from mlflow_unlearn.evidence.signing import check_key
 from mlflow_unlearn.governance.publish import target_name
 from mlflow_unlearn.methods import chosen_methods, get_method
 from mlflow_unlearn.registry import tracking
@@ -144,6 +145,7 @@ def tune(options: config.Tune) -> TuneResult:
 
 def _check(options: config.Tune) -> None:
     """Refuse options that do not go together, before anything is opened."""
+    check_key(options.sign_key)
     if options.mode == "pareto" and options.pruner != "none":
         raise UnlearnError(
             f"{spelled('pruner', options.pruner)} compares one value, and {spelled('mode', 'pareto')} has two: use "

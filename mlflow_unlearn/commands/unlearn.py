@@ -18,6 +18,7 @@ from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.policy import Policy, read_policy
 from mlflow_unlearn.evidence.provenance import Attempt, Provenance
 from mlflow_unlearn.evidence.registered import Registered, Registering
+from mlflow_unlearn.evidence.signing import check_key
 from mlflow_unlearn.governance.checkpoints import remove_of_dead
 from mlflow_unlearn.governance.publish import log_result, publish, target_name
 from mlflow_unlearn.governance.setting import Setting
@@ -149,6 +150,7 @@ def _check(options: config.Unlearn) -> tuple[Policy | None, tuple[Rung, ...]]:
     check_prefix(options.method, options.prefix)
     if options.processes > 1 and get_method(options.method).needs == CHECKPOINTS:
         raise UnlearnError(f"{options.method} runs a training again in one process: leave {spelled('processes')} out")
+    check_key(options.sign_key)
     defaults = config.Unlearn.model_fields
     if options.claim != defaults["claim"].default and not options.plan:
         raise UnlearnError(

@@ -134,7 +134,7 @@ class ComparisonRunner:
         if len(golds) < 2:
             raise UnlearnError(
                 f"{spelled('by', 'audit')} needs two gold standards with different weights, to attack each by means of "
-                "the other: give another {spelled('gold_uri')}, or leave it out"
+                f"the other: give another {spelled('gold_uri')}, or leave it out"
             )
         modules = [self.session.module, *(gold.module for gold in golds)]
         original, *others = (attack_target(m, self.session.splits, self.session.hardware) for m in modules)

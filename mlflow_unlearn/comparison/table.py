@@ -246,7 +246,8 @@ def notes(
             "all methods and not counted."
         )
     if pearson is not None:
-        count = len([row for row in rows if row.method not in REFERENCES and not row.method.endswith(TUNED)])
+        own = [row for row in rows if row.method not in REFERENCES and not row.method.endswith(TUNED)]
+        count = sum(row["rf_jsd"] is not None and row["jsd"] is not None for row in own)
         few = "; of so few it says little" if count < _FEW else ""
         over = f"{pearson}{few} (the paper reports {PAPER})"
         lines.append(f"Pearson correlation of rf_jsd with jsd over {counted(count, 'method')}: {over}.")

@@ -145,5 +145,5 @@ def read_placement(path: Path, named: str) -> dict[str, tuple[int, int]]:
             why = "it is missing" if isinstance(error, FileNotFoundError) else str(error.strerror)
         raise UnlearnError(
             f"{named}, which lists where samples were trained, cannot be read ({why}): restore the file, or use "
-            f"{spelled('method', 'retrain')}, which trains all shards anew without it"
+            f"the method retrain, which trains all shards anew without it"
         ) from error

@@ -40,7 +40,7 @@ from mlflow_unlearn.engine.modes import eval_mode
 from mlflow_unlearn.engine.past import ANEW, CHOSEN, Keep, Past, Point, State
 from mlflow_unlearn.engine.phase_samples import PhaseSamples
 from mlflow_unlearn.engine.teacher import Teacher, is_deterministic
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import BrokenMethod, UnlearnError
 from mlflow_unlearn.evidence.checkpoints import Kept, Origin, Shards
 from mlflow_unlearn.evidence.record import Exactness
 from mlflow_unlearn.rng import isolated_rng, rng_states, seed_all, set_rng_states
@@ -148,6 +148,7 @@ def run(model: nn.Module, method: Method, datasets: Datasets, hardware: Hardware
 
     Raises:
         UnlearnError: no parameter can be trained, the method refuses the model, or the loss is not finite.
+        BrokenMethod: code of a plugin's method fails.
     """
     start = time.perf_counter()
     home = next(model.parameters()).device
@@ -198,14 +199,12 @@ def run(model: nn.Module, method: Method, datasets: Datasets, hardware: Hardware
             going_on = isinstance(workspace, ResumableWorkspace) and workspace.resuming
             if options.checkpoint is not None and (going_on or isinstance(error, UnlearnError)):
                 options.checkpoint.remove()  # from there it would come to the same end
-            if (where := _in_own_code(method, error)) is not None and not isinstance(error, UnlearnError):
-                raise UnlearnError(
-                    f"the method {method.name} failed at {where} ({type(error).__name__}: {first_line(error)}): "
-                    f"correct it; {spelled('debug', True)} shows the traceback"
-                ) from error
             # By name: to import the class takes a second.
             if not any(kind.__name__ == "TorchDynamoException" for kind in type(error).__mro__):
-                raise
+                if (where := _in_own_code(method, error)) is None or isinstance(error, UnlearnError | BrokenMethod):
+                    raise
+                reason = f"{type(error).__name__}: {first_line(error)}"
+                raise BrokenMethod(f"the method {method.name} failed in {where} ({reason}): correct it") from error
             reason = next(line for line in str(error).splitlines() if line.strip())
             raise UnlearnError(
                 f"the model cannot be compiled here ({reason}): leave {spelled('compile')} out"
@@ -235,7 +234,7 @@ def _in_own_code(method: Method, error: Exception) -> str | None:
     for frame, line in traceback.walk_tb(error.__traceback__):
         package = str(frame.f_globals.get("__name__")).partition(".")[0]
         if package == own != ours:
-            where = f"{Path(frame.f_code.co_filename).name}, line {line}"
+            where = f"{'/'.join(Path(frame.f_code.co_filename).parts[-2:])}, line {line}"
         elif package == ours:  # called by it, such as a callback that ends a trial
             where = None
     return where
@@ -662,10 +661,9 @@ class TrainerState:
         loss = phase.loss(batch)
         if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad):
             what = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-            raise UnlearnError(
-                f"the loss of the method's phase is {what} that nothing is learned from: return a tensor of one number "
-                "computed from batch.logits"
-            )
+            if isinstance(loss, Tensor) and loss.numel() == 1:
+                what = "a number without a gradient"
+            raise BrokenMethod(f"the method's loss is {what}: return a tensor of one number, made of batch.logits")
         optimizer.zero_grad(set_to_none=True)
         # The mean over ranks, which DDP takes, of the gradients through each one's own samples is to be their sum.
         (loss * (ranks.size() if len(images) < count else 1)).backward()  # type: ignore[no-untyped-call]

@@ -7,7 +7,6 @@ from typing import Any
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.checkpoints import Kept, Origin
 from mlflow_unlearn.evidence.record import Exactness
-from mlflow_unlearn.spelling import spelled
 
 ANEW = "The model was trained anew from random weights on what is retained alone."
 CHOSEN = "What recipe and seed were chosen by, while the samples were there."
@@ -116,9 +115,7 @@ class Past:
                 return point, point.load()
             except UnlearnError as error:
                 if not candidates:
-                    raise UnlearnError(
-                        f"{error}, and nothing is left before it: use {spelled('method', 'retrain')}"
-                    ) from error
+                    raise UnlearnError(f"{error}, and nothing is left before it: use the method retrain") from error
                 if not fall_back:
                     raise UnlearnError(
                         f"{error}: restore it, or give params with fall_back = true to go back to "

@@ -346,8 +346,7 @@ def train_anew(
     """
     if not isinstance(model, Ensemble):
         raise UnlearnError(
-            f"this version is not an ensemble: train one with {spelled('ensemble')}, or use "
-            f"{spelled('method', 'retrain')}"
+            f"this version is not an ensemble: train one with {spelled('ensemble')}, or use the method retrain"
         )
     start, shards = time.perf_counter(), past.shards
     past.check(labels_of(retain))

@@ -188,7 +188,7 @@ class RequestRecord(FrozenRecord):
     request_sha256: str | None = Field(None, description="Of request.json; None for a request of an earlier release.")
     carried_out_by: str
     forget: str | None = Field(
-        None, description="Its spec as it was given; only its kind where ids are hashed. None: not recorded."
+        None, description="Its spec: a class, a random draw, or a column without its value. None: another, or hidden."
     )
     matched: Matched | None = Field(None, description="What its spec named when it was filed; None: not recorded.")
     exchangeable: bool | None = Field(

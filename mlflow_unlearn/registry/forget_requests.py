@@ -281,6 +281,12 @@ def file_request(
         return request, True
 
 
+def excluded(spec: str) -> str:
+    """The forget spec of what a training is to leave out: a bare request id needs no ``request:`` before it."""
+    bare = len(spec) == 12 and ":" not in spec and not Path(spec).exists()
+    return f"request:{spec}" if bare else spec
+
+
 def run_of(client: MlflowClient, request_id: str) -> str:
     """The run that a request was filed in, in any experiment.
 

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 
-from mlflow_unlearn.config import Command
+from mlflow_unlearn.config import Audit, Command, Request
 from mlflow_unlearn.evidence.signing import check_key
 from mlflow_unlearn.registry import forget_requests
 from mlflow_unlearn.registry.tracking import read_only_client
 from mlflow_unlearn.registry.versions import check_there
 
-_URIS = ("model_uri", "from_", "original_uri", "gold_uri", "alike_uri")
-_SPECS = ("forget", "exclude")
+_URIS = ("model_uri", "from_", "original_uri", "gold_uri")
 
 
 def check_named(options: Command) -> None:
@@ -19,7 +18,7 @@ def check_named(options: Command) -> None:
         UnlearnError: also where the store cannot be reached.
     """
     check_key(getattr(options, "sign_key", None))
-    uris, requests = [*_listed(options, _URIS)], [*_requests(options)]
+    uris, requests = [*_uris(options)], [*_requests(options)]
     if not uris and not requests:
         return
     with read_only_client() as client:
@@ -29,16 +28,18 @@ def check_named(options: Command) -> None:
             forget_requests.run_of(client, request_id)
 
 
-def _listed(options: Command, names: tuple[str, ...]) -> Iterator[str]:
-    for name in names:
-        parts = [part.strip() for part in (getattr(options, name, None) or "").split(",")]
-        if name == "model_uri" and len(parts) > 1:  # a request goes on with those that are there
-            continue
-        yield from filter(None, parts)
+def _uris(options: Command) -> Iterator[str]:
+    """Of options that take one version; what takes several may well go on with some of them."""
+    several = ("gold_uri",) if isinstance(options, Audit) else ("model_uri",) if isinstance(options, Request) else ()
+    for name in _URIS:
+        uri = getattr(options, name, None)
+        if uri and not (name in several and "," in uri):
+            yield uri
 
 
 def _requests(options: Command) -> Iterator[str]:
-    for name in _SPECS:
-        scheme, colon, value = (getattr(options, name, None) or "").partition(":")
+    exclude = getattr(options, "exclude", None)
+    for spec in (getattr(options, "forget", None), exclude and forget_requests.excluded(exclude)):
+        scheme, colon, value = (spec or "").partition(":")
         if colon and scheme == "request":
             yield value

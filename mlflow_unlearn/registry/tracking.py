@@ -30,7 +30,7 @@ from mlflow_unlearn.config import Command
 from mlflow_unlearn.console import STARTED, conceal, first_line, hidden_password, note, one_line, shortened, storable
 from mlflow_unlearn.data.functions import no_exit
 from mlflow_unlearn.distributed.launch import RUN_FILE_VARIABLE
-from mlflow_unlearn.errors import AlreadyDone, NoAnswer, UnlearnError, shortlist
+from mlflow_unlearn.errors import AlreadyDone, BrokenMethod, NoAnswer, UnlearnError, shortlist
 from mlflow_unlearn.evidence.registered import Registering
 from mlflow_unlearn.registry.artifacts import remember, store_text
 from mlflow_unlearn.registry.clients import experiment_ids
@@ -84,7 +84,8 @@ def connect(patience: float = PATIENCE, *, new: bool = False) -> MlflowClient:
 
     def probe() -> None:
         try:
-            _check_file(uri, new=new)
+            for store in {uri, absolute_uri(mlflow.get_registry_uri())}:
+                _check_file(store, new=new)
             opened.append(MlflowClient())
             opened[0].search_experiments(max_results=1)
         except Exception as error:  # MLflow's, SQLAlchemy's, those of requests, or of a driver that is not installed
@@ -320,7 +321,7 @@ def _running(
             raised = UnlearnError(_as_sentence(error)) if isinstance(error, FAILURES) else error
             if not isinstance(raised, Exception):
                 sentence = "stopped by a signal"
-            elif not isinstance(raised, UnlearnError):
+            elif not isinstance(raised, UnlearnError | BrokenMethod):
                 sentence = f"{type(raised).__name__}: {first_line(raised)}"
             else:
                 sentence = recorded_reason(raised) if raised is error else str(raised)

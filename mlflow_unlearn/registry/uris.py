@@ -28,6 +28,18 @@ def hidden_spec(spec: str) -> str:
     return f"{scheme}:…" if colon and scheme in ("random", "request", "class", "group") else "file"
 
 
+def public_spec(spec: str) -> str | None:
+    """What of a forget spec is for every reader of the result: nothing that may name a person, or a file.
+
+    >>> public_spec("group:customer=Jane Doe"), public_spec("class:3"), public_spec("ids.csv")
+    ('group:customer=…', 'class:3', None)
+    """
+    scheme, colon, value = spec.partition(":")
+    if colon and scheme == "group" and "=" in value:
+        return f"group:{value.partition('=')[0]}=…"
+    return spec if colon and scheme in ("random", "class") and not value.endswith("…") else None
+
+
 def in_ranges(uris: Iterable[str]) -> list[str]:
     """URIs for people, the versions of one model together; what is not a registered version stays as it is.
 

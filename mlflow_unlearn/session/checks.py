@@ -97,7 +97,7 @@ def check_training(client: MlflowClient, version: Version, module: nn.Module) ->
     """
     if version.record is not None and not any(TRAINING_TAG in tags for tags in _tags(client, version)):
         raise UnlearnError(
-            f"{version.uri} has no tag {TRAINING_TAG}: restore it, or train anew with {spelled('method', 'retrain')}"
+            f"{version.uri} has no tag {TRAINING_TAG}: restore it, or train anew with the method retrain"
         )
     check_as_registered(client, version, module)
 
@@ -126,7 +126,7 @@ def check_as_registered(client: MlflowClient, version: Version, module: nn.Modul
     if changed:
         raise UnlearnError(
             f"what {version.uri} records of its training, or its weights, is not what its tags say: files or tags were "
-            f"changed since it was registered; restore them, or train anew with {spelled('method', 'retrain')}"
+            f"changed since it was registered; restore them, or train anew with the method retrain"
         )
 
 

@@ -299,7 +299,7 @@ def _lost(session: Session, placed: Placement) -> Placement:
     if manifest is not None and {*recorded} != {*manifest.ids}:
         raise UnlearnError(
             f"{named} does not list what that was trained on: the file or the list of training ids was changed; "
-            f"restore it, or use {spelled('method', 'retrain')}, which trains all shards anew"
+            f"restore it, or use the method retrain, which trains all shards anew"
         )
     differ = 0
     for index in np.union1d(session.forget, session.retain).tolist():
@@ -308,7 +308,7 @@ def _lost(session: Session, placed: Placement) -> Placement:
     if differ:
         raise UnlearnError(
             f"of {differ} samples the shard or slice in {named} is not the one that their hash gives: the file or the "
-            f"source's groups were changed; restore them, or use {spelled('method', 'retrain')}, which trains all "
+            f"source's groups were changed; restore them, or use the method retrain, which trains all "
             "shards anew"
         )
     there = set(train.ids if manifest is None else map(manifest.key, train.ids))

@@ -167,6 +167,8 @@ def open_before(client: MlflowClient, options: Train, folder: Path) -> Before:
     given = {name: getattr(options, name) for name in _GIVEN if getattr(options, name) != _default(name)}
     read = ReadOptions(data=options.data, architecture=given.get("architecture"), transform=given.get("transform"))
     version = admitted(open_version(client, str(options.from_), folder), read)
+    if version.reads.transform is None:
+        read = read.model_copy(update={"transform": options.transform})
     record = version.record
     own: dict[str, str | None] = {"serialization": version.format}
     if record is not None:

@@ -12,6 +12,7 @@ from mlflow_unlearn.data.source import Source
 from mlflow_unlearn.errors import UnlearnError
 from mlflow_unlearn.evidence.record import Evidence, RequestRecord, Step, read_evidence
 from mlflow_unlearn.registry import forget_requests
+from mlflow_unlearn.registry.uris import public_spec
 from mlflow_unlearn.registry.versions import Version
 
 
@@ -63,7 +64,7 @@ def request_record(request_id: str, run_id: str, *, by: str) -> RequestRecord:
         run_id=run_id,
         request_sha256=details["sha256"],
         carried_out_by=by,
-        forget=spec,
+        forget=public_spec(spec) if spec is not None else None,
         exchangeable=exchangeable(spec) if spec is not None else None,
         metrics={},
         **always,

@@ -59,7 +59,7 @@ def asked(version: Version, options: ReadOptions | Request, found: dict[str, str
     known, named = version.reads, version.unconfirmed
     values = {name: getattr(named, name) or _EXAMPLES[name] for name in found}
     ways = [spelled(name, value) + _OTHERS[name] for name, value in values.items()]
-    if (options.classes or known.classes) is None:
+    if isinstance(options, Command) and (options.classes or known.classes) is None:
         ways.append(f"{spelled('classes', 'NAMES')} unless the outputs are in the order of the source's classes")
     told = [value for name, value in values.items() if value == getattr(named, name)]
     doubt = f"; {' and '.join(told)} of its tag is code or a file, used only where you name it" if told else ""

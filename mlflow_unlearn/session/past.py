@@ -279,7 +279,7 @@ class _Before:
             LostCheckpoint: nobody can tell any more.
         """
         if self._manifest is None:
-            raise LostCheckpoint(f"{self._gone()}: restore it, or use {spelled('method', 'retrain')}")
+            raise LostCheckpoint(f"{self._gone()}: restore it, or use the method retrain")
         return np.flatnonzero(~self._manifest.mask(self._session.manifest(self._session.retain).ids))
 
     def _of_a_version_made_of_it(self) -> Origin:

@@ -84,7 +84,7 @@ def open_input_spec(version: Version, options: ReadOptions, *, trains: bool = Tr
     if options.architecture is not None:
         check_architecture(options.architecture)
     used = version.kept.model_dump(exclude_none=True, exclude={"classes"})
-    if told := [f"{spelled(name, value)}" for name, value in used.items() if getattr(options, name) is None]:
+    if told := [spelled(name, value) for name, value in used.items() if getattr(options, name) is None]:
         note(f"Note: {version.uri} is read as a request was told: {', '.join(told)}.")
     source = load_source(data_spec(version, options.data, options.split))
     classes = _classes(version, source, options)
@@ -212,8 +212,8 @@ def training_mask(version: Version, source: Source) -> npt.NDArray[np.bool_]:
         if version.record is None and source.drawn:
             raise UnlearnError(
                 f"{version.uri} has no list of what it was trained on, and {source.spec!r} does not tell either, since "
-                f"its training split is drawn by this tool: give {spelled('split')}, a file of the training ids, or "
-                f"{spelled('split', 'drawn')} if it was trained on what is drawn"
+                f"its training split is drawn by this tool: write ,split=FILE behind it, a file of the training "
+                "ids, or ,split=drawn if it was trained on what is drawn"
             )
         size = counted(len(source.train), "sample")
         note(f"Note: {version.uri} has no list of what it was trained on: {ASSUMED} ({size}).")
@@ -231,8 +231,8 @@ def training_mask(version: Version, source: Source) -> npt.NDArray[np.bool_]:
             if not moved
             else f"Note: {lost} of {len(manifest.ids)} recorded training samples are no longer in the training split "
             f"of the source, and {moved} of them are in its validation and test split, which count as unseen: give "
-            f"the data as they were split when the version was trained, or {spelled('split')} with a list of "
-            "its training ids."
+            f"the data as they were split when the version was trained, or ,split=FILE behind the source with a "
+            "list of its training ids."
         )
     return mask
 

@@ -259,6 +259,26 @@ def test_audits_rank_the_methods(result, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_best_is_recommended_or_none_is(store, cli):
+    """By the rule of `--register best`, whichever that is on this machine."""
+    given = ("compare", "--model-uri", "models:/clf/1", "--methods", "finetune,scrub", "--seeds", "1", "--hash-ids")
+    given += ("--forget", "random:20%", "--params", '{"scrub": {"epochs": 1}}')
+    shown, answered = cli(*given), cli(*given, "--format", "json")
+    assert shown.code == answered.code == 0, shown.err
+    result = json.loads(answered.out)["result"]
+    said = " ".join(shown.out.split())
+    if result["best"] is None:
+        assert "None is recommended" in said and "Next:" not in shown.err
+    else:
+        assert f"The best on the validation set is {result['best']}, by avg_gap_advantage_val" in said
+        following = shown.err.splitlines()[-1]
+        assert following.startswith("Next: mlflow-unlearn unlearn --model-uri models:/clf/1 --forget random:20%")
+        assert f"--method {result['best']}" in following and "--hash-ids true" in following
+        assert ('"epochs": 1' in following) == (result["best"] == "scrub") == (result["best_params"] == {"epochs": 1})
+    by_audit = json.loads(cli(*given, "--by", "audit", "--format", "json").out)["result"]
+    assert by_audit["best"] is None, "audits take the test set for unseen"
+
+
 def test_what_did_not_move_is_not_registered(store, cli):
     """An unmoved model meets every constraint, and has unlearned nothing all the same."""
     done = cli(

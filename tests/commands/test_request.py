@@ -367,7 +367,9 @@ def test_a_foreign_model_on_a_source_without_a_split(empty_store, cli, customers
         refused = cli(command, *uri, "--forget", "group:customer=17", *(() if command == "request" else TRANSFORM))
         assert refused.code == 2, command
         assert "models:/theirs/1 has no list of what it was trained on" in " ".join(refused.err.split())
-        assert "give --split, a file of the training ids, or --split drawn" in " ".join(refused.err.split())
+        assert "write ,split=FILE behind it, a file of the training ids, or ,split=drawn" in " ".join(
+            refused.err.split()
+        )
     assert empty_store.everything_registered() == before
     ids = load_source(f"csv:{customers}").train.ids
     (tmp_path / "ids.txt").write_text("\n".join(ids))

@@ -38,7 +38,10 @@ def test_a_gold_is_loaded_from_its_run(runner, gold):
 
 def test_audited_by_two_golds_and_no_fewer(runner, gold):
     """What was measured without the audit is measured again, once."""
-    with pytest.raises(UnlearnError, match="by=audit needs two gold standards with different weights"):
+    with pytest.raises(
+        UnlearnError,
+        match="by=audit needs two gold standards with different weights, .*: give another gold_uri=, or leave it out",
+    ):
         runner.audit_by([gold])
     audited = copy.copy(runner)
     audited.audit_by([gold, runner.gold(1001)])

@@ -15,6 +15,17 @@ from mlflow_unlearn.errors import UnlearnError
 DIGITS = load_digits()
 
 
+def test_a_path_alone_is_told_what_reads_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, inside in (("images", "a.png"), ("tars", "train.tar")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / inside).touch()
+    (tmp_path / "list.csv").touch()
+    for path, scheme in (("images", "folder"), ("tars", "shards"), ("list.csv", "csv")):
+        with pytest.raises(UnlearnError, match=rf"unknown data source '{path}': did you mean '{scheme}:{path}'\?"):
+            load_source(path)
+
+
 def counts(part):
     return np.bincount(part.labels, minlength=2).tolist()
 

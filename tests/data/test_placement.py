@@ -84,7 +84,7 @@ def test_the_list_beside_a_version(tmp_path):
             read_placement(tmp_path / "shards.csv", "shards.csv of clf/1")
     for path, why in ((tmp_path / "none.csv", "it is missing"), (tmp_path, "Is a directory")):
         with pytest.raises(
-            UnlearnError, match=rf"cannot be read \({why}\): restore the file, or use method=ret"
+            UnlearnError, match=rf"cannot be read \({why}\): restore the file, or use the method ret"
         ) as found:
             read_placement(path, "it")
         assert str(tmp_path) not in str(found.value)

@@ -702,7 +702,10 @@ def test_nothing_is_named(store, refuse):
 
 def test_models_that_are_not_registered(store, refuse):
     uri = f"runs:/{store.client.get_model_version('clf', '1').run_id}/model"
-    says = [f"{uri} is not a registered version and cannot carry a request", "or give --forget to unlearn"]
+    says = [
+        f"{uri} is not a registered version and cannot carry a request",
+        "or name the samples to `unlearn` with --forget",
+    ]
     refuse("request", "--model-uri", uri, *SOME, says=says)
     refuse("unlearn", "--model-uri", uri, says=[f"{uri} is not a registered version", "give --forget"])
     refuse("unlearn", "--model-uri", uri, *SOME, says=["registered version", "give --register-as"])

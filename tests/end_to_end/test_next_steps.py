@@ -61,11 +61,14 @@ def test_a_training_is_followed_by_a_request(store):
 
 
 def test_the_best_of_a_comparison_is_to_unlearn():
-    options = Compare(model_uri="models:/clf/1", forget="class:3")
+    options = Compare(model_uri="models:/clf/1", forget="class:3", hash_ids=True, prefix="auto", seeds="0,1")
     step = CompareResult(run_id="1", best="scrub, tuned", best_params={"lr": 0.01}).next_step(options)
-    assert shlex.split(str(step))[1:] == [
-        *("unlearn", *CLF, "--forget", "class:3", "--method", "scrub", "--params", '{"lr": 0.01}')
-    ]
+    program, command, *arguments = shlex.split(str(step))
+    assert (program, command) == ("mlflow-unlearn", "unlearn")
+    assert dict(zip(arguments[::2], arguments[1::2], strict=True)) == {
+        **{"--model-uri": "models:/clf/1", "--forget": "class:3", "--hash-ids": "true", "--prefix": "auto"},
+        **{"--method": "scrub", "--params": '{"lr": 0.01}'},
+    }
     assert CompareResult(run_id="1").next_step(options) is None
 
 

@@ -127,3 +127,11 @@ def test_a_mistyped_database_is_not_made(store, cli, monkeypatch, command):
     assert done.code == 2 and "mlfow.db cannot be opened (there is no such file)" in done.err, done.err
     assert not path.exists()
     assert cli("train", *TRAIN, "--name", "new").code == 0 and path.exists()
+
+
+def test_nor_is_a_mistyped_registry(store, cli, monkeypatch):
+    path = store.folder / "registry.db"
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{path}")
+    mlflow.set_registry_uri(None)
+    done = cli("review", *V1)
+    assert done.code == 2 and "there is no such file" in done.err and not path.exists(), done.err

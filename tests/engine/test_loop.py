@@ -14,7 +14,7 @@ from mlflow_unlearn.engine import hardware
 from mlflow_unlearn.engine.architectures import weights_digest
 from mlflow_unlearn.engine.hardware import resolve_hardware
 from mlflow_unlearn.engine.loop import RunOptions, run
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import BrokenMethod, UnlearnError
 from mlflow_unlearn.methods import Method, OptimizerSpec, Params, Phase
 
 ADAMW = OptimizerSpec("adamw", 1e-3, 5e-4)
@@ -596,7 +596,7 @@ class TestFailures:
         """Its own, and what it calls; not what it calls us for, such as a callback that ends a trial."""
         plan = one_phase(lambda batch: torch.nn.functional.cross_entropy(batch.logits, batch.labels[:3]))
         with pytest.raises(
-            UnlearnError, match=r"the method made failed at test_loop.py, line \d+ \(ValueError: Expected"
+            BrokenMethod, match=r"the method made failed in engine/test_loop.py, line \d+ \(ValueError: Expected"
         ) as refused:
             follow(plan)
         assert isinstance(refused.value.__cause__, ValueError)
@@ -610,10 +610,14 @@ class TestFailures:
 
     @pytest.mark.parametrize(
         ("loss", "what"),
-        [(lambda b: 0.5, "a float"), (lambda b: b.logits, "a tensor [29, 10]"), (lambda b: torch.zeros(()), "[]")],
+        [
+            (lambda b: 0.5, "a float"),
+            (lambda b: b.logits, "a tensor [29, 10]"),
+            (lambda b: torch.zeros(()), "a number without a gradient"),
+        ],
     )
     def test_a_loss_that_is_none(self, loss, what):
-        with pytest.raises(UnlearnError, match=re.escape(what)):
+        with pytest.raises(BrokenMethod, match=re.escape(f"the method's loss is {what}: return")):
             follow(one_phase(loss))
 
     def test_all_parameters_frozen(self):

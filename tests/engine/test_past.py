@@ -75,7 +75,7 @@ class TestGoingBack:
 
     def test_nothing_before_it(self):
         with pytest.raises(
-            UnlearnError, match="epoch 9 was changed, and nothing is left before it: use method=retrain"
+            UnlearnError, match="epoch 9 was changed, and nothing is left before it: use the method retrain"
         ):
             Past((point(9, lost=True),), 12, seed=0).go_back(0.25, fall_back=True)
 

@@ -77,10 +77,10 @@ def test_after_a_pass_it_is_put_into_use():
 
 
 def test_the_spec_of_a_request_is_named_and_one_sample_is_one():
-    one = records.request("r", forget="group:customer=17", samples=1)
+    one = records.request("r", forget="group:customer=…", samples=1)
     record = worded(records.evidence(requests=[one], request_ids=["r"]))
-    assert "forget 1 sample of `models:/digits/3`, `group:customer=17`; reason" in describe(record)
-    assert "1 sample of `models:/digits/3` (group:customer=17), filed" in model_card(record)
+    assert "forget 1 sample of `models:/digits/3`, `group:customer=…`; reason" in describe(record)
+    assert "1 sample of `models:/digits/3` (group:customer=…), filed" in model_card(record)
     # Made by an earlier release, which kept no digests of its texts: its words stay as they were.
     assert "1 samples of `models:/digits/3`" in model_card(record.model_copy(update={"texts": None}))
 

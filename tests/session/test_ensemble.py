@@ -32,7 +32,7 @@ def test_a_list_of_shards_that_is_lost(sharded, content, why):
     assert tempfile.gettempdir() not in sentence
     named = "extra_files/shards.csv of models:/clf/1, which lists where samples were trained"
     assert f"{named}, cannot be read ({why}): restore the file, or use" in sentence
-    assert "--method retrain, which trains all shards anew" in sentence
+    assert "the method retrain, which trains all shards anew" in sentence
     done = unlearn("retrain")
     assert done.code == 0, done.err
     [number] = {*sharded.versions()} - {"1", "2"}

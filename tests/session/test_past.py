@@ -88,7 +88,7 @@ class TestOwnTraining:
     def test_where_nobody_can_tell_what_came_later(self, later):
         origin = later.version.record.origin.model_copy(update={"uri": "models:/clf/9", "trained_on": "new"})
         with pytest.raises(
-            UnlearnError, match="went on from models:/clf/9, which is lost .*: restore it, or use method=r"
+            UnlearnError, match="went on from models:/clf/9, which is lost .*: restore it, or use the method r"
         ):
             own_training(with_record(later, origin=origin))
 

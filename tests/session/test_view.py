@@ -63,7 +63,7 @@ class Trained:
 def test_nothing_is_assumed_of_a_split_that_this_tool_has_drawn(opened, capsys):
     source = opened.view.source
     with pytest.raises(
-        UnlearnError, match="has no list of what it was trained on, and 'digits,train=15%' .*give split="
+        UnlearnError, match="has no list of what it was trained on, and 'digits,train=15%' .*write ,split=FILE"
     ):
         training_mask(Trained(), source)
     assert training_mask(replace(opened.version, path=opened.folder), source).all(), "our own record names the draw"
