@@ -17,7 +17,7 @@ from mlflow_unlearn import config
 from mlflow_unlearn.answer import CommandResult
 from mlflow_unlearn.config import parse_params
 from mlflow_unlearn.console import counted, first_line, note, say
-from mlflow_unlearn.errors import Refused, UnlearnError, shortlist
+from mlflow_unlearn.errors import Refused, UnlearnError
 from mlflow_unlearn.events.child import GRACE
 from mlflow_unlearn.evidence.case import Case
 from mlflow_unlearn.evidence.dossier import differences
@@ -30,6 +30,7 @@ from mlflow_unlearn.registry import tracking
 from mlflow_unlearn.registry.forget_requests import TAG, ForgetRequest, has_pending, withdraw
 from mlflow_unlearn.registry.lock import WAIT_VARIABLE
 from mlflow_unlearn.registry.network import brief_retries
+from mlflow_unlearn.registry.uris import in_ranges
 from mlflow_unlearn.registry.versions import retired, version_there
 from mlflow_unlearn.registry.walk import Registry, walk
 from mlflow_unlearn.report import table
@@ -113,11 +114,12 @@ def requests(options: config.Requests) -> RequestsResult:
             cases = in_state(cases, options.state)
         for case in cases:
             if case.state != "done" and not case.pending():
+                left = case.left_over(registry)
+                named = ("--model-uri", ",".join(left), "--forget", f"request:{case.requests[0].id}")
                 note(
-                    f"Note: case {case.id} is open, since {shortlist(case.left_over(registry))} still hold its samples "
-                    "and the versions that its requests are about are retired or gone: file it on them by "
-                    "`request` with "
-                    f"{spelled('forget', f'request:{case.requests[0].id}')} and {spelled('model_uri')}."
+                    f"Note: case {case.id} is open: {', '.join(in_ranges(left))} still hold its samples, and the "
+                    "versions that its requests are about are retired or gone. To file it there: "
+                    f"{command_line('request', *named)}"
                 )
         wrong = differences(record) if record is not None else []
         page = None

@@ -143,8 +143,9 @@ def test_options_that_do_not_go_together(store, cli, options, message):
 
 
 @pytest.mark.parametrize("value", ["", "garbage", "pending {", "pending {}", "done {}", "\x1b[2J"])
-def test_an_edited_tag_hides_no_other_request(store, cli, ids, value):
+def test_an_edited_tag_hides_no_other_request(store, cli, ids, value, monkeypatch):
     """It is named, and filing the request again heals it."""
+    monkeypatch.setenv("COLUMNS", "200")  # else how long the path of the list is decides how the table is laid out
     store.client.copy_model_version("models:/clf/1", "other")
     assert cli("request", "--forget", ids, "--all", "true").code == 0
     [request_id] = store.requests()
@@ -326,9 +327,9 @@ def test_a_model_that_was_renamed_closes_no_case(store, cli, ids):
     assert inbox(cli, "--state", "done") == []
     [request] = case["requests"]
     assert request["state"] == "gone"
-    again = f"--forget request:{request['id']} --model-uri"
-    assert again in cli("requests", "--fulfil", "true").err
-    assert cli("request", *again.split(), "models:/clf2/1").code == 0
+    again = f"request --model-uri models:/clf2/1 --forget request:{request['id']}"
+    assert f"To file it there: mlflow-unlearn {again}\n" in cli("requests", "--fulfil", "true").err
+    assert cli(*again.split()).code == 0
     [case] = inbox(cli, "--state", "open")
     assert case["id"] == before["id"] and {r["state"] for r in case["requests"]} == {"gone", "pending"}
     done = cli("requests", "--fulfil", "true", "--unlearn-options", QUICK, "--format", "json")
@@ -349,4 +350,4 @@ def test_versions_that_were_retired_or_deleted_leave_the_case_open_while_others_
         ("models:/retired/1", "retired"),
     }
     assert case["state"] == "open" and "models:/clf/1" in case["still_in"]
-    assert "are retired or gone: file it on them by `request` with --forget request:" in cli("requests").err
+    assert "are retired or gone. To file it there: mlflow-unlearn request --model-uri " in cli("requests").err
