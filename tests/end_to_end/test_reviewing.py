@@ -71,7 +71,7 @@ def test_from_the_link_to_the_decision(served, context):
 
     page = opened(context, uri + link)
     asked = in_first_screen(page, "What was asked:")
-    assert "forget 20 samples of models:/clf/1; reason: withdrawal of consent, case 17" in asked
+    assert "forget 20 samples of models:/clf/1, random:20; reason: withdrawal of consent, case 17" in asked
     assert "data protection office; filed by erin (not authenticated)" in in_first_screen(page, "By whom:")
     verdict = in_first_screen(page, "by the default policy; advisory, not reviewed yet")
     assert verdict.startswith(("PASS by", "FAIL by"))
