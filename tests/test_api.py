@@ -76,6 +76,7 @@ class TestTheCallersWorld:
 
 
 class TestSeeds:
+    @pytest.mark.slow
     def test_another_process_gives_the_same_bits(self):
         """With other hash values, by which sets would be ordered."""
         here = Path(__file__).parent
@@ -271,6 +272,7 @@ class TestAudit:
         make = [unlearn(net(), which, "retrain", recipe, seed).model for seed, which in enumerate((known, sets, sets))]
         return sets, make[0], make[1:]
 
+    @pytest.mark.slow
     def test_the_original_is_told_apart_and_left_as_it_was(self, drawn):
         sets, model, golds = drawn
         before, random = state(model), global_state()
@@ -280,6 +282,7 @@ class TestAudit:
         assert found.share_remembered.value == 1.0
         assert same(state(model), before) and global_state() == random
 
+    @pytest.mark.slow
     def test_a_retrained_model_is_not(self, drawn):
         sets, model, golds = drawn
         found = audit(golds[0], sets, model, golds[1:], device="cpu")

@@ -51,6 +51,7 @@ def python(code, *arguments):
     ).stdout.strip()
 
 
+@pytest.mark.slow
 def test_the_maths_does_without_mlflow():
     """Neither importing nor using it loads the registry, the tuner or the command line."""
     modules = [name for name in MODULES if name.partition(".")[0] in MATHS]
@@ -61,6 +62,7 @@ def test_importing_the_package_does_not_wait_for_torch():
     assert python("import sys, mlflow_unlearn; print('torch' in sys.modules)") == "False"
 
 
+@pytest.mark.slow
 def test_deciding_does_not_wait_for_torch():
     """To review or promote only reads files, and to look for ids only lists of ids."""
     commands = ("review", "promote", "verify", "retire", "dossier", "locate", "requests")

@@ -87,6 +87,7 @@ def test_notes_warnings_and_usage_errors(capsys, monkeypatch):
     assert "secret" not in shown and shown.count("http://me:***@host") >= 5 and "Usage: " in shown
 
 
+@pytest.mark.slow
 def test_a_crash_tells_no_password():
     code = (
         "import mlflow_unlearn.cli as cli\n"

@@ -48,6 +48,7 @@ def test_of_two_one_has_what_the_other_has_not(count):
     assert (halves(200, 0) != halves(200, 2)).any()
 
 
+@pytest.mark.slow
 def test_a_second_request_trains_none(trainer, capsys):
     one = trainer()
     first = made_by(one, 4)
@@ -66,6 +67,7 @@ def test_a_second_request_trains_none(trainer, capsys):
     assert left_out.tolist() == [2] * 30, "each forgotten sample was left out by half of them"
 
 
+@pytest.mark.slow
 def test_another_recipe_or_a_deleted_file_trains_anew(trainer, capsys):
     made_by(trainer(), 1)
     capsys.readouterr()
@@ -82,6 +84,7 @@ def test_another_recipe_or_a_deleted_file_trains_anew(trainer, capsys):
     np.testing.assert_array_equal(other.train, reference.train)
 
 
+@pytest.mark.slow
 def test_outputs_that_somebody_else_has_put_there_are_not_taken(trainer):
     """Who may write a run could say that other samples were left out."""
     [reference] = made_by(trainer(), 1)

@@ -48,7 +48,7 @@ def test_what_the_original_knows_is_learned_again_faster(parts, original):
     assert max(found.forget) < min(found.unseen)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("seed", [1000, 1001])
 def test_a_retrained_model_takes_as_long_for_both(parts, seed):
     found = parts.of(trained(SPLITS.retain, seed), "gold")
@@ -112,6 +112,7 @@ def test_a_model_that_diverges(parts):
     assert isinstance(found, str) and found.startswith("gold 1 cannot be trained on (")
 
 
+@pytest.mark.slow
 def test_frozen_weights_are_free_again(parts):
     """Whoever freezes a version's weights does not decide how it is attacked."""
     model = toy.net()

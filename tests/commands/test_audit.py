@@ -52,6 +52,7 @@ def audit(audited, cli):
     return run
 
 
+@pytest.mark.slow
 def test_with_two_golds_the_original_is_told_apart(audit, audited):
     [request_id] = audited.requests()
     outcome, record = audit("--model-uri", "models:/clf/1", "--forget", f"request:{request_id}", "--gold-uri", GOLDS)
@@ -70,6 +71,7 @@ def test_with_two_golds_the_original_is_told_apart(audit, audited):
     assert kept.rise_p95 == 0.0 and "retained samples against unseen ones, AUC by margin: audited" in outcome.out
 
 
+@pytest.mark.slow
 def test_of_a_gold_standard_nothing_is_told_apart(audit, audited):
     """Audited as if it were what came of unlearning."""
     [request_id] = audited.requests()
@@ -82,6 +84,7 @@ def test_of_a_gold_standard_nothing_is_told_apart(audit, audited):
     assert share.low <= 0 <= share.high and share.golds == 1
 
 
+@pytest.mark.slow
 def test_a_version_by_its_own_record(audit):
     outcome, record = audit("--model-uri", "models:/clf/2", "--gold-uri", GOLDS)
     assert record.uri == "models:/clf/2" and record.original_uri == "models:/clf/1"
@@ -93,6 +96,7 @@ def test_a_version_by_its_own_record(audit):
     assert [r.uri for r in record.references] == GOLDS.split(",")
 
 
+@pytest.mark.slow
 def test_without_any_retrained_model(audit):
     outcome, record = audit("--model-uri", "models:/clf/2")
     assert record.tier == 0 and set(record.attacks["audited"]) == {"margin", "quantile", "probe"}
@@ -120,7 +124,7 @@ def test_what_was_not_retrained_controls_nothing(audit):
     assert "has the weights of models:/gold/1: it is not another gold standard" in outcome.err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_references_are_trained_once(audit, audited):
     arguments = ("--model-uri", "models:/clf/2", "--references", "4")
     outcome, record = audit(*arguments)
@@ -168,7 +172,7 @@ def test_a_fast_recipe_is_another_reference(audit):
     assert "trained now: 0 of 2 references" in again.err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_versions_made_alike(audit, audited):
     """Two of them are too few for distributions, and what was made otherwise is none of them."""
     from stores import call
@@ -190,7 +194,7 @@ def test_versions_made_alike(audit, audited):
         assert refused.code == 2 and sentence in refused.err, refused.err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_relearning_and_a_known_cheat(audit, audited):
     """Each model is measured by both, the golds as controls; nothing of it is registered."""
     outcome, record = audit("--model-uri", "models:/clf/2", "--gold-uri", GOLDS, "--relearn", "true", "--cheat", "true")
@@ -205,6 +209,7 @@ def test_relearning_and_a_known_cheat(audit, audited):
     assert again.relearning == record.relearning and again.attacks == record.attacks, "nobody chooses a seed"
 
 
+@pytest.mark.slow
 def test_ids_stay_hidden_where_the_request_hides_them(gold_template, cli, tmp_path):
     with copied(gold_template, tmp_path / "hidden") as store:
         forget = ("--forget", "random:20%,seed=4", "--hash-ids", "true")
@@ -247,7 +252,7 @@ def test_a_review_is_judged_by_it(gold_template, cli, tmp_path):
         assert cli(*review).code == 3, "the strongest that is left has too low a tier"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_midway_it_goes_on(gold_template, cli, tmp_path):
     """What has been trained is kept."""
     with copied(gold_template, tmp_path / "killed") as store:

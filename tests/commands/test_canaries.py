@@ -49,6 +49,7 @@ def trained_on(store, uri, ids, folder):
     return int(open_version(store.client, uri, folder).training_manifest.mask(ids).sum())
 
 
+@pytest.mark.slow
 def test_ghosts_are_nowhere_and_twins_are_forgotten(store, tmp_path):
     version = open_version(store.client, "models:/clf/1", tmp_path)
     committed = version.record.canaries

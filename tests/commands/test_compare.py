@@ -59,6 +59,7 @@ def result(compared, monkeypatch):
     reset_mlflow()
 
 
+@pytest.mark.slow
 def test_one_nested_run_a_method_and_seed(result):
     store, parent, _ = result
     runs = nested(store, parent)
@@ -135,6 +136,7 @@ def test_gold_models_differ_from_each_other_and_from_the_original(result):
     assert rows["original"]["jsd"] > rows["floor"]["jsd"]
 
 
+@pytest.mark.slow
 def test_done_again_it_runs_nothing(result):
     store, parent, _ = result
     done = call(*COMPARE)
@@ -155,7 +157,7 @@ def test_another_setting_runs_again(result):
     assert {run.data.tags["unlearn.method"] for run in nested(store, parents(store)[0])} == {"finetune"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_half_way_and_started_again(compared, template, tmp_path):
     """SIGKILL: the next one closes what was left RUNNING, runs what is missing, and has the undisturbed table."""
     undisturbed = table_of_first(compared)
@@ -195,7 +197,7 @@ def table_of_first(compared) -> list[dict]:
     return rows
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_at_once(store, cli):
     """The second one is refused while the first one lives, and not after its death."""
     process = subprocess.Popen([sys.executable, "-m", "mlflow_unlearn", *COMPARE], stderr=subprocess.DEVNULL)
@@ -238,7 +240,7 @@ def test_the_best_is_registered_by_the_stated_rule(result, tmp_path):
         assert "gold.acc_test" in parents(own)[0].data.metrics
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_audits_rank_the_methods(result, tmp_path):
     """The golds of the comparison calibrate the attacks; what was measured without them is measured again."""
     store, _, _ = result
@@ -293,7 +295,7 @@ def test_what_did_not_move_is_not_registered(store, cli):
     assert table(parent)[-1]["warnings"][-1] == "left every weight as it was"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_another_order_of_classes_runs_again(store, cli):
     """It decides every label, though data, splits and weights are the same."""
     with mlflow.start_run():
@@ -337,6 +339,7 @@ WEAK = json.dumps({"finetune": {"epochs": 1}, "retrain": {"epochs": 1, "lr": 0.0
 STRONG = json.dumps({"finetune": {"epochs": 1}, "retrain": {"epochs": 40, "batch_size": 32}})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -372,7 +375,7 @@ def test_nothing_is_ranked_by_a_gold_that_is_useless(theirs, tmp_path, more):
         assert "compare/figure.png" not in {f.path for f in store.client.list_artifacts(parent.info.run_id, "compare")}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_gold_that_was_trained_well_ranks(theirs, tmp_path):
     """What the sentence recommends leads out, by more epochs and by a model that is given."""
     with copied(theirs, tmp_path / "store") as store:
@@ -392,6 +395,7 @@ def test_a_gold_that_was_trained_well_ranks(theirs, tmp_path):
         assert refused.code == 3 and "give another model with --gold-uri, or leave it out" in refused.err
 
 
+@pytest.mark.slow
 def test_a_weak_gold_of_a_recorded_recipe_is_named(store, cli):
     """The recipe was changed by the command itself: the row says what it has led to."""
     params = json.dumps({"finetune": {"epochs": 1}, "retrain": {"epochs": 1}})
@@ -511,7 +515,7 @@ def test_tuned_rows(store, cli):
     assert "The best is neggrad_plus" in done.out and store.versions() == ["1", "2"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_tuning_resumes(store, cli):
     """What a killed one has not done is done, with the same rows at the end; what was chosen can be given as params."""
     first = cli(*TUNED)

@@ -358,6 +358,7 @@ def test_what_still_holds_the_samples(store, cli, tmp_path):
     assert {one["samples"] for one in found["contain"]} == {9}
 
 
+@pytest.mark.nightly
 def test_descendants_and_copies_that_know_the_samples_are_open(chain_template, tmp_path, cli):
     """They were made before the request, which another version has carried out; one of each is served."""
     with copied(chain_template, tmp_path / "store") as store:
@@ -520,6 +521,7 @@ def test_what_is_not_a_dossier(made, tmp_path, name):
     assert ended.returncode == 2 and ended.stderr.startswith("Error: ") and ended.stdout == ""
 
 
+@pytest.mark.slow
 def test_a_hostile_dossier_does_not_steer_the_terminal(closed, files, tmp_path):
     """By the name of a file, by its records, and by the name of the zip's entry that cannot be read."""
     case = json.loads(files["case.json"])

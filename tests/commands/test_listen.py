@@ -83,6 +83,7 @@ def test_the_queue_as_a_table(cli, config, monkeypatch):
     assert answer["result"]["jobs"][0]["steps"][0]["result"] == "models:/clf/3"
 
 
+@pytest.mark.slow
 def test_it_listens_until_it_is_stopped_and_goes_on(cli, config, empty_store):
     """A second one is refused; what was accepted is there after `kill -9`."""
     config.write_text(CHAIN.replace("sweep: 2", "sweep: 86400"))

@@ -98,6 +98,7 @@ def promoted(chain):
             chain.client.delete_model_version_tag("clf", version, key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moved", [False, True])
 def test_interrupted_and_started_again(promoted, monkeypatch, moved):
     """Before or after the alias is moved: nobody is accused of moving it by hand, and the same command goes on."""

@@ -153,6 +153,7 @@ def test_carried_out_again_the_tag_names_both_versions(store, cli):
     )
 
 
+@pytest.mark.slow
 def test_a_done_request_alone_is_not_pending(store, cli):
     assert cli("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:20%", *QUICK).code == 0
     nothing = cli("unlearn", "--model-uri", "models:/clf/1", *QUICK)
@@ -161,6 +162,7 @@ def test_a_done_request_alone_is_not_pending(store, cli):
     assert store.versions() == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_a_request_of_a_failed_unlearn_stays_pending(store, cli):
     """Nothing was registered, so nothing is done; what was filed can be carried out later."""
     assert cli(*ASK, "--forget", "random:20%").code == 0
@@ -196,6 +198,7 @@ def customers(tmp_path) -> Path:
     return tmp_path / "table.csv"
 
 
+@pytest.mark.slow
 def test_a_customer_is_not_half_forgotten_in_silence(empty_store, cli, customers):
     """Six of ten were drawn for training: output, evidence and report tell of the four others."""
     data = f"csv:{customers}"
@@ -354,6 +357,7 @@ def test_a_case_of_fifty_versions(store, cli):
     assert case["id"] == result["case_id"] and len(case["requests"]) == 50 == len(case["still_in"])
 
 
+@pytest.mark.slow
 def test_a_foreign_model_on_a_source_without_a_split(empty_store, cli, customers, tmp_path):
     """What it was trained on is not for this tool to draw: it is told, or the command refuses."""
     with mlflow.start_run():

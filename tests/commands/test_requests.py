@@ -91,6 +91,7 @@ def test_the_page(store, cli, ids, tmp_path):
     assert refused.code == 2 and "cannot be written" in refused.err
 
 
+@pytest.mark.nightly
 def test_one_case_with_its_timeline(store, cli, ids, tmp_path):
     """By the case's id or a request's, open or done: in the terminal, as a page, and for programs."""
     filed = cli("request", "--forget", ids, "--model-uri", "models:/clf/1", "--requester", "<b>x</b>")
@@ -184,7 +185,7 @@ def test_a_tag_that_names_no_version_as_the_one_that_did_it(store, cli, ids):
     assert inbox(cli)[0]["state"] == "open"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_fulfilling_goes_on_beside_an_edited_tag(store, cli, ids):
     """The version that has it cannot be unlearned: which of its requests are open nobody knows."""
     store.client.copy_model_version("models:/clf/1", "other")
@@ -195,6 +196,7 @@ def test_fulfilling_goes_on_beside_an_edited_tag(store, cli, ids):
     assert done.code == 3 and outcomes == {"models:/clf/1": "failed", "models:/other/1": "fulfilled"}
 
 
+@pytest.mark.nightly
 def test_what_has_become_of_a_version_meanwhile_is_said(store, cli, ids):
     """While the first one is unlearned, the second is retired and the third deleted."""
     for name in ("other", "third"):
@@ -212,7 +214,7 @@ def test_what_has_become_of_a_version_meanwhile_is_said(store, cli, ids):
     assert (done.code, outcomes) == (0, ["fulfilled", "retired", "deleted"]), done.err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_only_on_one_model(store, cli, ids):
     store.client.copy_model_version("models:/clf/1", "other")
     assert cli("request", "--forget", ids, "--all", "true").code == 0
@@ -221,7 +223,7 @@ def test_only_on_one_model(store, cli, ids):
     assert store.versions() == ["1"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_hashed_ids_are_found_all_the_same(store, cli, ids):
     """Hashed by the salt of the lists of training ids; until it is done, and after."""
     assert cli("request", "--forget", ids, "--all", "true", "--hash-ids", "true").code == 0
@@ -243,7 +245,7 @@ def test_an_empty_inbox(store, cli):
     assert done.code == 0 and "Nothing was to be fulfilled" in done.out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_fulfilling_goes_on_after_a_failure(store, cli, ids, monkeypatch):
     """Of three versions one has lost its files; the served one comes first; nothing is done twice."""
     for name in ("served", "lost"):
@@ -272,7 +274,7 @@ def test_fulfilling_goes_on_after_a_failure(store, cli, ids, monkeypatch):
     assert store.versions("served") == ["1", "2"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_newest_served_version_comes_first_and_only_what_is_due(store, cli, ids):
     for _ in range(2):
         store.client.copy_model_version("models:/clf/1", "clf")
@@ -285,7 +287,7 @@ def test_the_newest_served_version_comes_first_and_only_what_is_due(store, cli, 
     assert done["result"]["cases"][0]["state"] == "done"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_that_fulfil_at_once(store, ids):
     """Each version is unlearned once; the second command says that the first one has done it."""
     store.client.copy_model_version("models:/clf/1", "other")
@@ -303,7 +305,7 @@ def test_two_that_fulfil_at_once(store, ids):
     assert shell("requests", "--state", "open", "--format", "json").stdout.count('"state": "pending"') == 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_is_fulfilled_under_a_project_has_runs_of_its_own(store, cli, ids, monkeypatch):
     """`mlflow run` gives us its run: one that each version's command would write its options to."""
     assert cli("request", "--forget", ids, "--model-uri", "models:/clf/1").code == 0

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from chains import QUICK
 from stores import call
 
@@ -44,6 +45,7 @@ def test_it_is_recorded_and_nothing_is_unlearned(store):
     assert call("dossier", "--verify", "case.zip").code == 0
 
 
+@pytest.mark.slow
 def test_the_same_is_asked_for_once_more(store):
     """As a trial: the version's evidence and the request's tag name the same run and file."""
     request = filed()
@@ -66,6 +68,7 @@ def test_half_of_it(store):
     assert refused.code == 2 and "active" in refused.err and store.tags("1") == before
 
 
+@pytest.mark.slow
 def test_what_was_carried_out_cannot_be_withdrawn(store):
     request = filed()
     assert call("unlearn", *CLF, "--params", QUICK).code == 0
@@ -89,6 +92,7 @@ def test_twice_and_unknown(store):
     assert call("requests", "--reason", "none").code == 2
 
 
+@pytest.mark.slow
 def test_it_can_be_filed_again(store):
     request = filed()
     assert taken_back(request).code == 0
@@ -98,6 +102,7 @@ def test_it_can_be_filed_again(store):
     assert call("verify", "--model-uri", "models:/clf/2").code == 0
 
 
+@pytest.mark.slow
 def test_others_stay_and_promotions_are_not_held_up(store):
     request = filed()
     other = call("request", *CLF, "--forget", "random:20,seed=2", "--format", "json")

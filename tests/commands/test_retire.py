@@ -142,6 +142,7 @@ def test_interrupted_and_started_again(own):
     assert call("retire", "--model-uri", "models:/clf/1", "--yes", "true").code == 2
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "step",
     [

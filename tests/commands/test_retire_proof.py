@@ -311,7 +311,7 @@ def test_files_that_cannot_be_read_are_not_deleted(files, monkeypatch):
     assert weights.is_symlink() and not files.client.get_model_version("clf", "1").tags
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_behind_a_server(blank, tmp_path, monkeypatch):
     """Its artifacts are seen through it alone, and its database not at all."""
     shutil.copy(blank.folder / "mlflow.db", tmp_path)
@@ -368,6 +368,7 @@ def bucket(s3, empty_store: Store, tmp_path: Path, monkeypatch) -> Callable[...,
     return make
 
 
+@pytest.mark.slow
 def test_a_plain_bucket(s3, bucket):
     made = bucket("plain")
     copy = log_copy(made.client, made.experiment, WEIGHTS, made.folder)
@@ -379,6 +380,7 @@ def test_a_plain_bucket(s3, bucket):
     assert done.code == 0 and "Proven: none of" in done.out, done.err
 
 
+@pytest.mark.slow
 def test_a_bucket_with_versioning(s3, bucket):
     """MLflow's deletion leaves every version of the objects; the one that was overwritten too."""
     made = bucket("versioned", versioning=True)
@@ -391,6 +393,7 @@ def test_a_bucket_with_versioning(s3, bucket):
     assert left == [f"{made.key}/notes.md"], "it is no file of the version"
 
 
+@pytest.mark.slow
 def test_a_copy_that_was_deleted_from_a_bucket_with_versioning(s3, bucket):
     made = bucket("versioned", versioning=True)
     copy = log_copy(made.client, made.experiment, WEIGHTS, made.folder)
@@ -405,6 +408,7 @@ def test_a_copy_that_was_deleted_from_a_bucket_with_versioning(s3, bucket):
     assert done.code == 0 and "Proven: none of" in done.out, done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lock", ["retained", "held"])
 def test_a_bucket_with_object_lock(s3, bucket, lock):
     """What may not be removed is named, stays deleted for MLflow, and goes once it may."""
@@ -435,6 +439,7 @@ def test_a_bucket_with_object_lock(s3, bucket, lock):
     assert not any(each.startswith(made.key) for each in object_versions(s3, "locked"))
 
 
+@pytest.mark.slow
 def test_what_is_stored_again_is_left_alone(s3, bucket, monkeypatch):
     made = bucket("versioned", versioning=True)
     real = command.remove_object_versions
@@ -461,6 +466,7 @@ def test_without_boto3(s3, bucket, monkeypatch):
     assert object_versions(s3, "plain") == before
 
 
+@pytest.mark.slow
 def test_a_user_who_may_not_see_older_versions(s3, bucket, monkeypatch):
     """The bucket keeps them, whatever this user may see: they are named."""
     made = bucket("versioned", versioning=True)
@@ -477,6 +483,7 @@ def test_a_user_who_may_not_see_older_versions(s3, bucket, monkeypatch):
     assert not any(key.startswith(made.key) for key in object_versions(s3, "versioned"))
 
 
+@pytest.mark.slow
 def test_a_bucket_that_is_gone(s3, bucket):
     made = bucket("plain")
     made.client.create_experiment("other", "s3://nobody-has-it/runs")

@@ -88,6 +88,7 @@ def test_each_review_names_the_one_before(reviewed):
     assert checked.code == 0 and "all 2 are there, each after the other" in " ".join(checked.out.split())
 
 
+@pytest.mark.slow
 def test_a_failing_review_whose_tag_is_gone(reviewed):
     """The one before it had passed."""
     without(reviewed, "unlearn.review.2")
@@ -95,6 +96,7 @@ def test_a_failing_review_whose_tag_is_gone(reviewed):
     refused_everywhere("reviews: review 2 is missing")
 
 
+@pytest.mark.slow
 def test_a_failing_review_that_is_gone_from_the_version_with_its_place_in_the_chain(reviewed):
     """Its own run still names it."""
     head = sha256(last_review(reviewed, "2")[2].read_bytes())
@@ -116,6 +118,7 @@ def test_all_reviews_are_gone_from_the_version(reviewed):
     refused_everywhere("recorded as number '2 ")
 
 
+@pytest.mark.slow
 def test_a_verdict_that_was_changed(reviewed):
     told = json.loads(reviewed.tags("2")["unlearn.review.2"])
     forged = {"unlearn__review__2": json.dumps(told | {"verdict": "pass"}), "unlearn__verdict": "pass"}
@@ -142,6 +145,7 @@ def test_two_at_once_get_two_numbers(reviewed, monkeypatch):
     assert call("verify", "--model-uri", "models:/clf/2").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["unlearn.review.3", "unlearn.verdict", "unlearn.reviews"])
 def test_interrupted_and_started_again(reviewed, monkeypatch, key):
     """Killed before or after any of the tags: it counts with the last one alone, and the next one takes its number."""
@@ -175,6 +179,7 @@ def verified(store) -> str:
     return " ".join(done.out.replace("│", " ").split())
 
 
+@pytest.mark.slow
 def test_the_description_begins_with_the_last_verdict(reviewed):
     """And what users have written below it stays."""
     run_id = json.loads(reviewed.tags("2")["unlearn.review.2"])["run_id"]
@@ -193,6 +198,7 @@ def test_the_description_begins_with_the_last_verdict(reviewed):
     assert "it is what review 3 says" in verified(reviewed)
 
 
+@pytest.mark.slow
 def test_a_row_below_our_table_is_no_part_of_it(reviewed):
     text = reviewed.client.get_model_version("clf", "2").description
     row = f"{text}\n| **verdict after legal review** | PASS | PASS |"
@@ -206,6 +212,7 @@ def test_what_has_failed_is_on_the_page(reviewed):
     assert "test is 0." in first_paragraph(reviewed) and "acc_test is 0." in reviewed.tags("2")["unlearn-verdict"]
 
 
+@pytest.mark.slow
 def test_a_description_of_an_earlier_review(reviewed):
     """Review 1 has passed and 2 has not: what stood there in between is no longer true."""
     now = reviewed.client.get_model_version("clf", "2").description
@@ -243,6 +250,7 @@ def test_a_description_without_room_for_the_verdict(reviewed):
     assert reviewed.client.get_model_version("clf", "2").description == noted
 
 
+@pytest.mark.slow
 def test_killed_before_it_is_described(reviewed, monkeypatch):
     """The review counts already; the same command, given again, records no second one and goes on from there."""
     before = first_paragraph(reviewed)
@@ -270,6 +278,7 @@ def test_killed_before_it_is_described(reviewed, monkeypatch):
     assert first_paragraph(reviewed).startswith(f"**PASS** by the policy lenient: review {n}, by ")
 
 
+@pytest.mark.slow
 def test_one_that_claims_to_be_unfinished(reviewed):
     """A failing review whose head was put back is no interrupted one: its run says that it was finished."""
     first = json.loads(reviewed.tags("2")["unlearn.review.1"])

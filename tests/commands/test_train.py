@@ -118,6 +118,7 @@ def test_same_seed_same_weights(store, cli):
     assert digests[0] == digests[1] != digests[2]
 
 
+@pytest.mark.slow
 def test_augmentation_is_for_training_alone(store, cli):
     """Other weights than without, the same sets, metrics of plain images."""
     for augment in ("none", "crop-flip"):
@@ -135,6 +136,7 @@ def test_augmentation_is_for_training_alone(store, cli):
     assert measured == pytest.approx((said == test.labels).mean(), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_pickle(store, cli):
     """A pickled version is unlearned as it is, and its successor is one, too."""
     trained = cli(
@@ -193,6 +195,7 @@ def test_shards_are_trained_on_and_unlearned_from_the_command_line(empty_store, 
     assert np.flatnonzero(~manifest).tolist() == [7, 150]
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_there(store, cli, monkeypatch, tmp_path):
     """As if nothing had happened: one new version with the same weights, no run RUNNING, no checkpoint left."""
     monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", str(tmp_path / "cache"))

@@ -44,6 +44,7 @@ def digest(store, version, name="clf"):
     return store.tags(version, name)["unlearn.weights_sha256"]
 
 
+@pytest.mark.slow
 def test_the_version_is_one_module_and_says_how_it_was_trained(ensembles):
     record = record_of("models:/clf/1")
     assert (record.shards.shards, record.shards.slices, record.shards.by) == (2, 3, "id")
@@ -63,6 +64,7 @@ def test_the_version_is_one_module_and_says_how_it_was_trained(ensembles):
     assert "2 shards of 3 slices" in ensembles.client.get_model_version("clf", "1").description
 
 
+@pytest.mark.nightly
 def test_exact_and_again(ensembles, cli):
     """Two requests in a row: each result is what training without the samples gives, and says what it claims."""
     for version, seed in (("1", 3), ("2", 4)):
@@ -96,6 +98,7 @@ def test_exact_and_again(ensembles, cli):
     assert f"{claim.steps:,} of {claim.steps_from_scratch:,} from scratch" in report and "**Not covered:**" in card
 
 
+@pytest.mark.nightly
 def test_the_seed_is_that_of_the_training(empty_store, cli):
     """Another one has no effect, which is said, and is not recorded."""
     assert cli("train", *SHARDED, "--seed", "7", "--augment", "crop-flip", "--name", "clf").code == 0
@@ -112,6 +115,7 @@ def test_the_seed_is_that_of_the_training(empty_store, cli):
     assert len({digest(empty_store, version) for version in "23"}) == 1
 
 
+@pytest.mark.nightly
 def test_a_chain_has_the_threads_of_its_first_training(empty_store, cli):
     """Also without slices, where no checkpoint is kept; whatever the processes of later requests have."""
     train = ("train", *ENSEMBLE[:6], *ENSEMBLE[6:8], "--ensemble", "2")
@@ -139,6 +143,7 @@ def test_a_ladder_keeps_its_checkpoints_with_the_run_of_the_attempt(ensembles, c
     assert verified.code == 0 and "none has seen what was forgotten" in verified.out, verified.out
 
 
+@pytest.mark.nightly
 def test_a_policy_may_require_it(ensembles, cli, tmp_path):
     (tmp_path / "exact.yaml").write_text("required: [exact]\n")
     for method, params in (("exact", ()), ("lotus", ("--params", QUICK))):
@@ -151,6 +156,7 @@ def test_a_policy_may_require_it(ensembles, cli, tmp_path):
     assert reviewed == [0, 3]
 
 
+@pytest.mark.slow
 def test_another_method_ends_it_in_the_record_and_in_words(ensembles, cli):
     done = cli("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:20", "--params", QUICK)
     assert done.code == 0, done.err
@@ -165,6 +171,7 @@ def test_another_method_ends_it_in_the_record_and_in_words(ensembles, cli):
     assert ensembles.versions() == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_retraining_trains_its_shards(ensembles, cli):
     """So that a gold standard differs from the version by the samples alone."""
     assert cli("request", "--model-uri", "models:/clf/1", "--forget", "random:20").code == 0
@@ -176,7 +183,7 @@ def test_retraining_trains_its_shards(ensembles, cli):
     assert evidence_of("2").exactness.kind == "exact" and record_of("models:/clf/2").shards.ended_by is None
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_retraining_makes_what_another_method_has_ended_exact_again(ensembles, cli, tmp_path):
     """Nothing is left of the weights that were changed, and the record says how the shards were trained."""
     ids = load_source("digits,train=30%").train.ids
@@ -208,6 +215,7 @@ def test_it_is_compared_like_any_other(ensembles, cli):
     assert "exact" in done.out and "failed" not in done.err
 
 
+@pytest.mark.slow
 def test_groups_lie_together(empty_store, cli, tmp_path):
     """A subject's samples lie in one slice of one shard, so that a request of one person touches one sub-model."""
     folder = tmp_path / "images"
@@ -228,6 +236,7 @@ def test_groups_lie_together(empty_store, cli, tmp_path):
     assert none.code == 2 and "did you mean 'subject'" in none.err
 
 
+@pytest.mark.slow
 def test_what_has_left_the_source_is_taken_out_as_well(empty_store, cli, tmp_path):
     """Else a shard would know samples that the new version's list does not have."""
     source = csv_of_digits(tmp_path / "images")
@@ -275,6 +284,7 @@ class TestFrozenBackbone:
         assert digest(empty_store, "2") == digest(empty_store, "1", "gold")
         assert record_of("models:/clf/2").shards.backbone_sha256 == record.shards.backbone_sha256
 
+    @pytest.mark.slow
     def test_random_features_and_a_named_module(self, empty_store, cli):
         done = cli("train", *self.OPTIONS, "--ensemble", "2", "--prefix", "auto", "--name", "clf")
         assert done.code == 0, done.err
@@ -303,7 +313,7 @@ class TestFrozenBackbone:
         assert done.code == 2 and "other.safetensors' do not fit ensemble:2,prefix=" in done.err, done.err
         assert f"for images [1, 8, 8], {first} {how}" in done.err and empty_store.versions("x") == []
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_a_backbone_of_timm_with_its_own_transform(self, empty_store, cli):
         """The assembled module is not timm's, and its images are read as timm's are."""
         backbone = ("--architecture", "timm:resnet10t", "--transform", "timm", "--prefix", "auto")
@@ -352,7 +362,7 @@ def test_bad_input(empty_store, cli, options, sentence):
     assert "Traceback" not in done.err and empty_store.versions("x") == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_methods_that_split_a_model_leave_an_ensemble_alone_or_refuse_it(ensembles, cli):
     """`compare` takes all methods by default."""
     done = cli("compare", "--model-uri", "models:/clf/1", "--forget", "random:10", "--seeds", "1")
@@ -378,6 +388,7 @@ class TestRefused:
         done = cli("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:1", "--method", "exact")
         assert done.code == 2 and "this version is one model: train one by `train` with --ensemble 4" in done.err
 
+    @pytest.mark.slow
     def test_a_checkpoint_that_was_changed(self, ensembles, cli):
         """Some of its bytes; what is lost is gone back behind only if that is asked for."""
         record = record_of("models:/clf/1")
@@ -444,6 +455,7 @@ def late_sample() -> str:
     return "late.txt"
 
 
+@pytest.mark.slow
 def test_a_class_is_forgotten_in_every_shard(ensembles, cli):
     done = cli("unlearn", "--model-uri", "models:/clf/1", "--forget", "class:7", "--method", "exact")
     assert done.code == 0, done.err

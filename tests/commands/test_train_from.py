@@ -41,6 +41,7 @@ def ids_of(version: str, name: str = "clf") -> set[str]:
 
 
 class TestKeeping:
+    @pytest.mark.slow
     def test_the_record_lists_them(self, store):
         found = record("1")
         run_id = store.tags("1")["unlearn.run_id"]
@@ -61,6 +62,7 @@ class TestKeeping:
         assert "--keep-checkpoints 8 of 8 epochs: give at most 7, since the last epoch is the version" in done.err
         assert store.versions("new") == []
 
+    @pytest.mark.slow
     def test_the_run_says_which_training_keeps_them(self, store, cli):
         """As the version's record does: by that `retire` knows what a training was that has no version."""
 
@@ -72,6 +74,7 @@ class TestKeeping:
         assert [said(number) for number in "123"] == [record(number).trained_as for number in "123"]
         assert len({said(number) for number in "123"}) == 3
 
+    @pytest.mark.slow
     def test_what_a_killed_one_has_left_on_this_machine_goes_with_the_version(self, store, cli, monkeypatch, tmp_path):
         """The same training once more, which does not go on there since it reads images in another way."""
         monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", str(tmp_path / "cache"))
@@ -85,6 +88,7 @@ class TestKeeping:
         cli("retire", "--model-uri", "models:/new/1", "--yes")
         assert not list(cache.entries(cache.CHECKPOINTS))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("at_once", [False, True])
     def test_killed_in_the_middle_it_has_them_all(self, store, cli, monkeypatch, tmp_path, at_once):
         """Those of the killed run stay there if the version lists them; what was stored once more does not.
@@ -117,6 +121,7 @@ class TestGoingOn:
             train(LATER, "--from", "models:/clf/1")
             yield store
 
+    @pytest.mark.slow
     def test_the_new_list_is_the_union_and_says_what_was_added(self, later):
         origin, early = record("2").origin, {*load_source(EARLY).train.ids}
         assert ids_of("2") == {*load_source(LATER).train.ids} and ids_of("1") == early
@@ -141,6 +146,7 @@ class TestGoingOn:
         assert len(history) == 8 and digest(later, "3") != digest(later, "2")
 
 
+@pytest.mark.slow
 def test_what_was_forgotten_is_never_trained_on_again(store, cli, tmp_path):
     """Not even once the version that has forgotten it is the one before the one before."""
     forgotten = early_ids(9)
@@ -165,6 +171,7 @@ def test_what_was_forgotten_is_never_trained_on_again(store, cli, tmp_path):
     assert ids_of("4") == {*load_source(LATER).train.ids} - {*forgotten}
 
 
+@pytest.mark.slow
 def test_canaries_stay_as_they_were(blank, tmp_path, cli):
     with copied(blank, tmp_path / "planted") as store:
         train(EARLY, "--canaries", "20")

@@ -33,6 +33,7 @@ def exactness(version: str) -> Evidence:
     ).exactness
 
 
+@pytest.mark.slow
 def test_it_ends_what_could_be_claimed_in_the_record_and_in_words(ensembles, cli):
     done = cli(*ON, "--from", "models:/clf/1", "--keep-checkpoints", "1")
     assert done.code == 0, done.err
@@ -53,6 +54,7 @@ def test_it_ends_what_could_be_claimed_in_the_record_and_in_words(ensembles, cli
     assert record_of(ensembles, "3").shards.ended_by == "train"
 
 
+@pytest.mark.slow
 def test_of_a_version_that_shards_have_made(ensembles, cli):
     forget = ("--forget", "random:2,seed=3")
     assert cli("unlearn", "--model-uri", "models:/clf/1", *forget, *EXACT).code == 0
@@ -62,6 +64,7 @@ def test_of_a_version_that_shards_have_made(ensembles, cli):
     assert cli("unlearn", "--model-uri", "models:/clf/3", "--forget", "random:2,seed=4", *EXACT).code == 2
 
 
+@pytest.mark.slow
 def test_what_came_later_can_still_be_taken_out(ensembles, cli):
     """By going back to the version before, whose weights are those of the ensemble."""
     assert cli(*ON, "--from", "models:/clf/1").code == 0

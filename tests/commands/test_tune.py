@@ -51,6 +51,7 @@ def result(searched, monkeypatch):
     reset_mlflow()
 
 
+@pytest.mark.slow
 def test_six_nested_finished_runs(result):
     store, parent = result
     trials = trials_of(store, parent)
@@ -146,6 +147,7 @@ def test_what_it_was_chosen_by_stands_beside_the_test_set(result, searched):
         assert line in html.unescape(mlflow.artifacts.load_text(f"runs:/{run_id}/evidence/model_card.md"))
 
 
+@pytest.mark.slow
 def test_by_default_lotus_and_the_strongest_method_are_searched(store, cli):
     """The published setting of each comes first; the repair's rate is that of the recorded training."""
     space = '{"transpose": {"epochs": 1}}'
@@ -212,6 +214,7 @@ def test_the_study_is_kept_as_artifacts(result):
     assert store.tags("2")["unlearn.n_trials"] == "6"
 
 
+@pytest.mark.slow
 def test_the_best_setting_makes_the_same_weights(result, searched, tmp_path):
     """`unlearn` takes the YAML that `tune` leaves, and comes to the registered weights bit by bit."""
     store, parent = result
@@ -231,7 +234,7 @@ def test_the_best_setting_makes_the_same_weights(result, searched, tmp_path):
         assert "--params names method = 'scrub', and --method salun is given: leave out one of them" in refused.err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_study_goes_on(store, cli):
     """Until there are as many trials as asked for; the winner of the first command is made again, bit by bit."""
     storage = f"sqlite:///{store.folder / 'studies.db'}"
@@ -289,7 +292,7 @@ def test_a_front_of_two_objectives(store, cli):
     assert store.tags("2")["unlearn.weights_sha256"] == winner.data.tags["unlearn.weights_sha256"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_several_methods_and_a_pruner(store, cli):
     """Random order, so that bad trials come after good ones; the median pruner ends some."""
     space = '{"lotus": {"epochs": 6, "lr": [1e-4, 0.05]}, "scrub": {"epochs": 6, "lr": [1e-4, 0.05]}}'
@@ -357,6 +360,7 @@ def test_by_a_gold_standard(store, cli):
     assert {"unlearned.avg_gap_advantage", "gold.acc_test"} <= parent.data.metrics.keys()
 
 
+@pytest.mark.slow
 def test_trials_that_diverge(store, cli):
     """Each is told and kept; where all do, the first reason is the error."""
     before = store.everything_registered()
@@ -372,6 +376,7 @@ def test_trials_that_diverge(store, cli):
     assert store.everything_registered() == before
 
 
+@pytest.mark.slow
 def test_a_model_that_did_not_move_is_no_winner(store, cli):
     """SSD selects no weight: what comes out is the original, which breaks no constraint."""
     before = store.everything_registered()
@@ -479,6 +484,7 @@ def frozen_norm() -> torch.nn.Module:
     return model
 
 
+@pytest.mark.slow
 def test_nothing_is_registered_where_no_trial_meets_the_constraints(empty_store, cli, tmp_path):
     data = digits_folder(tmp_path / "images")
     with mlflow.start_run():

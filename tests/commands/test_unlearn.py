@@ -113,6 +113,7 @@ def trained_on(version: str, name: str = "clf") -> set[str]:
 # What a run and a version say
 
 
+@pytest.mark.slow
 def test_one_finished_run_a_command(story):
     runs = story.store.runs()
     assert [run.data.tags["unlearn.command"] for run in runs] == ["unlearn", "train", "request", "train"]
@@ -198,6 +199,7 @@ def test_metrics_have_the_name_of_their_model(story):
     assert story.metrics["count.n_retain"] == len(source().train) - len(forgotten())
 
 
+@pytest.mark.slow
 def test_what_was_not_measured_has_a_reason(store, cli):
     """Nine samples are too few for the attack's interval, and there is no gold."""
     done = cli("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:9", *QUICK)
@@ -370,6 +372,7 @@ def test_the_record_in_the_metadata(story):
 # Ways to name a version
 
 
+@pytest.mark.slow
 def test_an_alias_is_resolved(store, cli):
     store.client.set_registered_model_alias("clf", "champion", "1")
     done = cli("unlearn", "--model-uri", "models:/clf@champion", "--forget", FORGET, *QUICK)
@@ -380,6 +383,7 @@ def test_an_alias_is_resolved(store, cli):
     assert store.client.get_registered_model("clf").aliases == {"champion": 1}  # SQLite's
 
 
+@pytest.mark.slow
 def test_a_model_outside_the_registry(store, cli):
     model_id = mlflow.models.get_model_info("models:/clf/1").model_id
     uri = f"runs:/{store.tags('1')['unlearn.run_id']}/model"
@@ -415,6 +419,7 @@ def test_a_source_whose_name_cannot_be_registered_by(store, cli):
     assert cli("retire", *uri).code == 0
 
 
+@pytest.mark.slow
 def test_another_name(store, cli):
     assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
     assert cli("unlearn", "--model-uri", "models:/clf/1", "--register-as", "clf-clean", *QUICK).code == 0
@@ -424,6 +429,7 @@ def test_another_name(store, cli):
     assert (state, details["by"]) == ("done", ["models:/clf-clean/1"])
 
 
+@pytest.mark.slow
 def test_a_version_without_a_logged_model(store, cli, tmp_path):
     """Saved to a folder and registered from there: lineage has two places, and the command says so."""
     module = mlflow.pytorch.load_model("models:/clf/1")
@@ -451,6 +457,7 @@ def test_a_version_without_a_logged_model(store, cli, tmp_path):
 # What is forgotten
 
 
+@pytest.mark.slow
 def test_a_spec_leaves_pending_requests_pending(store, cli):
     assert cli("request", "--model-uri", "models:/clf/1", "--forget", "random:10").code == 0
     [other] = store.requests()
@@ -465,6 +472,7 @@ def test_a_spec_leaves_pending_requests_pending(store, cli):
     assert trained_on("2") == set(source().train.ids) - forgotten("random:20,seed=5")
 
 
+@pytest.mark.slow
 def test_a_spec_that_names_a_filed_request(store, cli):
     for spec in ("random:10", "random:20,seed=5"):
         assert cli("request", "--model-uri", "models:/clf/1", "--forget", spec).code == 0
@@ -475,6 +483,7 @@ def test_a_spec_that_names_a_filed_request(store, cli):
     assert store.tags("2")["unlearn.request_ids"] == first
 
 
+@pytest.mark.slow
 def test_pending_requests_are_carried_out_together(store, cli):
     specs = ("random:10", "random:20,seed=5", "class:3")
     for spec in specs:
@@ -525,7 +534,7 @@ def test_a_later_request_carries_the_done_ones_out_again(store, cli):
     assert trained_on("3") == set(source().train.ids) - forgotten() - forgotten("random:30,seed=9")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_has_left_the_data_source_is_known_until_a_training_without_it(empty_store, cli, tmp_path):
     """Nobody can unlearn what cannot be read: weights that have learned it still count as knowing it."""
     data, table = csv_of_digits(tmp_path / "images"), tmp_path / "images" / "list.csv"
@@ -623,6 +632,7 @@ def test_what_left_the_source_does_not_stop_later_requests(empty_store, cli, tmp
     assert len(manifest.ids) == 190
 
 
+@pytest.mark.slow
 def test_requests_of_a_copied_version_are_not_its_own(store, cli):
     assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
     [request_id] = store.requests()
@@ -639,6 +649,7 @@ def test_requests_of_a_copied_version_are_not_its_own(store, cli):
     assert store.requests()[request_id][0] == "pending"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("filed_by", ["request", "unlearn"])
 def test_hashed_ids(store, cli, tmp_path, filed_by):
     """No name of a sample in the request's artifacts, and it is carried out all the same."""
@@ -683,6 +694,7 @@ def people(blank, tmp_path_factory):
     return store, rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["request", "unlearn"])
 def test_hashed_the_spec_is_recorded_by_its_kind_alone(people, cli, tmp_path, command):
     """The value of a group is a person's name, and a class may be one."""
@@ -713,6 +725,7 @@ def check_hidden(store, rows, cli, command):
         assert digest == stored.digest[:36] != Manifest(chosen).digest[:36]
 
 
+@pytest.mark.slow
 def test_hashed_a_sentence_with_ids_is_only_printed(store, cli, tmp_path, monkeypatch):
     """Under `mlflow run`, where there is a run that could be told."""
     held_out = source().test.ids[0]
@@ -739,6 +752,7 @@ def logged_models(store) -> set[str]:
     return {model.model_id for model in store.client.search_logged_models(experiments)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("late", "error"),
     [
@@ -764,6 +778,7 @@ def test_a_failure_after_registration_takes_the_version_back(store, cli, monkeyp
     assert store.runs()[0].info.status == ("KILLED" if error is KeyboardInterrupt else "FAILED")
 
 
+@pytest.mark.slow
 def test_interrupted_once_its_requests_are_marked(store, cli, monkeypatch):
     """As the lock of the marks is given back: none may stay done by a version that is taken back."""
     assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
@@ -784,6 +799,7 @@ def test_interrupted_once_its_requests_are_marked(store, cli, monkeypatch):
     assert cli("unlearn", "--model-uri", "models:/clf/1", *QUICK).code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "code"), [(KeyboardInterrupt, 130), pytest.param(OSError, 2, marks=pytest.mark.slow)]
 )
@@ -806,6 +822,7 @@ def test_interrupted_once_it_is_complete(store, cli, monkeypatch, error, code):
     assert cli("verify", "--model-uri", "models:/clf/2").code == 0
 
 
+@pytest.mark.slow
 def test_a_lock_that_was_lost_registers_nothing(store, cli, monkeypatch):
     """Renewals have failed for longer than others wait: another command may have fulfilled the same requests."""
     assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
@@ -853,6 +870,7 @@ def test_the_number_of_a_deleted_version_is_not_given_again(store, cli):
     assert "unlearn.registering" not in store.tags("3")
 
 
+@pytest.mark.slow
 def test_a_class_that_is_not_forgotten_is_reported_first(store, cli):
     known = ("unlearn", "--model-uri", "models:/clf/1", "--forget", "class:3")
     done = cli(*known, "--params", '{"epochs": 1, "lr": 1e-6}')
@@ -868,6 +886,7 @@ def test_a_class_that_is_not_forgotten_is_reported_first(store, cli):
 # Settings
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights(finished_story, store, cli):
     """As in the story, where the samples were named by a request; with another seed, others."""
     for seed in ("3", "4"):
@@ -888,7 +907,7 @@ def test_params_from_a_yaml_file(tmp_path):
     assert [params[key] for key in ("epochs", "lr", "alpha")] == [1, 0.001, 4.0]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_at_once(store, cli):
     """Two processes on one version: one does the work, and the other one says so, or finds that it is done."""
     assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
@@ -906,6 +925,7 @@ def test_two_at_once(store, cli):
     assert (state, details["by"]) == ("done", ["models:/clf/2"])
 
 
+@pytest.mark.nightly
 def test_a_second_one_on_the_same_version_says_who_works_on_it(store, cli, monkeypatch):
     assert cli("request", "--model-uri", "models:/clf/1", "--forget", "random:20").code == 0
     store.client.set_registered_model_alias("clf", "champion", "1")
@@ -921,6 +941,7 @@ def test_a_second_one_on_the_same_version_says_who_works_on_it(store, cli, monke
     assert store.client.get_registered_model("clf").tags == {}
 
 
+@pytest.mark.slow
 def test_the_second_one_waits_and_reads_the_requests_again(store, cli, monkeypatch):
     """What the first one has fulfilled is not fulfilled twice."""
     assert cli("request", "--model-uri", "models:/clf/1", "--forget", "random:20").code == 0

@@ -71,7 +71,7 @@ def said(done) -> str:
     return " ".join(f"{done.err} {done.out}".split())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_from_a_request_to_a_review_at_three_shares(store, cli):
     (store.folder / "lenient.yaml").write_text(LENIENT)
     filed = cli("request", "--model-uri", "models:/clf/1", "--forget", "random:15%,seed=1")
@@ -91,6 +91,7 @@ def test_from_a_request_to_a_review_at_three_shares(store, cli):
     assert store.requests("1")[request][0] == "done"
 
 
+@pytest.mark.slow
 def test_the_last_epochs_again_are_approximate(store, rewind):
     done = rewind("1", early_ids(20))
     assert done.code == 0, done.err
@@ -107,6 +108,7 @@ def test_the_last_epochs_again_are_approximate(store, rewind):
     assert (claimed["steps"], claimed["steps_from_scratch"]) == (2 * 8, 8 * 8)  # of 250 samples, 32 a step
 
 
+@pytest.mark.slow
 def test_a_new_version_keeps_its_own_checkpoints_alone_and_is_rewound_by_them(store, rewind):
     """Also when the version that it came from is gone."""
     assert rewind("1", early_ids(20), share=0.5).code == 0
@@ -119,6 +121,7 @@ def test_a_new_version_keeps_its_own_checkpoints_alone_and_is_rewound_by_them(st
     assert [one.stage for one in record("4").checkpoints] == [6, 7]
 
 
+@pytest.mark.slow
 def test_all_epochs_again_are_exact_and_the_bits_of_a_training_without(store, rewind, tmp_path):
     ids = early_ids(20)
     done = rewind("1", ids, share=1.0)
@@ -129,6 +132,7 @@ def test_all_epochs_again_are_exact_and_the_bits_of_a_training_without(store, re
     assert exactness(store, "3")["kind"] == "exact"
 
 
+@pytest.mark.slow
 def test_twice_has_the_seed_of_the_training(store, rewind, tmp_path):
     first, second = early_ids(20), early_ids(30)[20:]
     assert rewind("1", first, share=1.0).code == 0 and rewind("3", second, share=1.0).code == 0
@@ -136,12 +140,14 @@ def test_twice_has_the_seed_of_the_training(store, rewind, tmp_path):
     assert digest(store, "4") == digest(store, "1", "gold")
 
 
+@pytest.mark.slow
 def test_another_recipe_is_said(store, rewind):
     done = rewind("1", early_ids(20), share=1.0, lr=0.02, sigma=0.001)
     assert done.code == 0 and "not quite the recorded one: lr 0.02 and not 0." in said(done)
     assert "noise of standard deviation 0.001 on each weight" in exactness(store, "3")["excludes"][-1]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("train_on", ["all", pytest.param("new", marks=pytest.mark.slow)])
 def test_late_samples_alone_are_exact_and_the_bits_of_a_training_without(train_on, store, rewind, tmp_path):
     version, ids = "2", late_ids(20)
@@ -158,12 +164,14 @@ def test_late_samples_alone_are_exact_and_the_bits_of_a_training_without(train_o
     assert len(new.checkpoints) == (3 if train_on == "all" else 0)
 
 
+@pytest.mark.slow
 def test_one_early_sample_among_late_ones_is_approximate(store, rewind):
     done = rewind("2", [*late_ids(20), *early_ids(1)], share=0.3)
     assert done.code == 0 and "Approximate: The last 4 of 8 epochs" in said(done) and "has seen 21" in said(done)
     assert record("3").origin is None
 
 
+@pytest.mark.slow
 def test_a_rewound_version_is_rewound_to_the_version_before_again(store, rewind):
     assert rewind("2", late_ids(20)).code == 0
     done = rewind("3", late_ids(25)[20:])
@@ -198,6 +206,7 @@ def test_what_the_version_before_was_made_to_forget_is_doubtful(store, rewind, c
     assert "What models:/clf/3 was made to forget, by finetune, may still show in it." in claim["excludes"]
 
 
+@pytest.mark.slow
 def test_a_seed_of_its_own_has_no_effect_but_on_noise(store, rewind):
     done = rewind("1", early_ids(20), "--seed", "8")
     assert "Note: --seed 8 has no effect: rewind takes the seed of the training, 5, which is what" in said(done)
@@ -215,6 +224,7 @@ class TestLost:
         assert "the checkpoint checkpoints/shard-0-stage-6.pt of run" in said(done) and what in said(done)
         assert "give params with fall_back = true to go back to the checkpoint after epoch 4 instead" in said(done)
 
+    @pytest.mark.slow
     def test_the_one_before_it_if_that_is_asked_for(self, store, rewind, lost):
         lost(record("1").checkpoints[2], b"PK")
         done = rewind("1", early_ids(20), fall_back=True)
@@ -222,6 +232,7 @@ class TestLost:
         passed = "was changed since it was written: it was passed over for an earlier one, since fall_back = true"
         assert passed in said(done) and passed in store.tags("3")["unlearn.warning"]
 
+    @pytest.mark.slow
     def test_the_version_before(self, store, rewind):
         store.client.delete_model_version("clf", "1")
         done = rewind("2", late_ids(20))
@@ -234,6 +245,7 @@ class TestLost:
         assert done.code == 0 and "Approximate: The last 2 of 8 epochs" in said(done)
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_leaves_nothing_that_no_version_lists(store, rewind, monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MLFLOW_UNLEARN_CHECKPOINT_SECONDS", "0")
@@ -250,7 +262,7 @@ def test_killed_and_started_again_it_leaves_nothing_that_no_version_lists(store,
         )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_another_processor_is_exact_up_to_numerics(store, tmp_path):
     """Without the vector instructions that the training has used."""
     unlearn = ("unlearn", "--model-uri", "models:/clf/1", "--forget", listed(tmp_path, early_ids(20)))
@@ -270,6 +282,7 @@ class TestRefusals:
         assert done.code == 0
         return store
 
+    @pytest.mark.slow
     def test_a_version_that_keeps_nothing(self, plain, cli):
         on = ("--model-uri", "models:/clf/3", "--forget", "random:20")
         tune = ("tune", *on, "--n-trials", "1", "--storage", f"sqlite:///{plain.folder}/optuna.db")
@@ -297,6 +310,7 @@ class TestRefusals:
         assert not store.requests("1")
 
 
+@pytest.mark.slow
 def test_compare_runs_it_beside_others(store, cli):
     compare = (
         "compare",
@@ -314,6 +328,7 @@ def test_compare_runs_it_beside_others(store, cli):
     assert "failed" not in done.err
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_the_remaining_epochs_take(store, rewind):
     done = rewind("2", late_ids(20), "--plan", "true")
     assert done.code == 0 and "rewind" in done.out and store.versions() == ["1", "2"], done.err

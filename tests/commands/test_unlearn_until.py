@@ -46,6 +46,7 @@ def filed(store, cli):
     return store
 
 
+@pytest.mark.slow
 def test_the_first_that_passes_is_registered_with_all_attempts(filed, cli, policy):
     lenient = policy()
     done = cli(*UNTIL, *lenient, "--rungs", RUNGS)
@@ -71,6 +72,7 @@ def test_the_first_that_passes_is_registered_with_all_attempts(filed, cli, polic
     assert again.code == 2 and "models:/clf/2 has fulfilled them" in again.err and filed.versions() == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_a_request_that_a_weaker_version_fulfilled_is_taken_up_again(filed, cli, policy):
     weaker = cli("unlearn", "--model-uri", "models:/clf/1", "--params", '{"epochs": 1}')
     # What is left of the forget set is said, with the command that goes on.
@@ -80,6 +82,7 @@ def test_a_request_that_a_weaker_version_fulfilled_is_taken_up_again(filed, cli,
     assert "it is carried out again here" in " ".join(done.err.split()) and filed.versions() == ["1", "2", "3"]
 
 
+@pytest.mark.slow
 def test_a_weaker_version_that_was_deleted_is_in_no_ones_way(filed, cli, policy):
     assert cli("unlearn", "--model-uri", "models:/clf/1", "--params", '{"epochs": 1}').code == 0
     filed.client.delete_model_version("clf", "2")
@@ -87,6 +90,7 @@ def test_a_weaker_version_that_was_deleted_is_in_no_ones_way(filed, cli, policy)
     assert done.code == 0, done.err
 
 
+@pytest.mark.slow
 def test_what_passes_on_the_validation_set_alone_is_not_registered(filed, cli, policy):
     before, models = filed.everything_registered(), filed.client.search_logged_models(["1"])
     refused = cli(*UNTIL, *policy(minimum={"test": 100_000}), "--rungs", RUNGS)
@@ -95,6 +99,7 @@ def test_what_passes_on_the_validation_set_alone_is_not_registered(filed, cli, p
     assert len(filed.client.search_logged_models(["1"])) == len(models)
 
 
+@pytest.mark.slow
 def test_a_rung_that_fails_is_recorded_and_the_next_one_tried(filed, cli, policy):
     rungs = json.dumps([{"method": "retrain_from", "params": {"split": "nowhere"}}, "finetune"])
     done = cli(*UNTIL, *policy(rules=RULES[1:]), "--rungs", rungs)
@@ -105,6 +110,7 @@ def test_a_rung_that_fails_is_recorded_and_the_next_one_tried(filed, cli, policy
     assert filed.client.get_run(failed.run_id).info.status == "FAILED"
 
 
+@pytest.mark.slow
 def test_nothing_passes(filed, cli, policy):
     impossible = policy(rules=[{"metric": "acc_test", "relative_to": "original", "at_least": 0.9}])
     before = filed.everything_registered()
@@ -117,12 +123,14 @@ def test_nothing_passes(filed, cli, policy):
     assert again.code == 3 and again.err.count("Note: tried before") == 3
 
 
+@pytest.mark.slow
 def test_the_budget_counts_what_was_trained_on(filed, cli, policy):
     impossible = policy(rules=[{"metric": "acc_test", "relative_to": "original", "at_least": 0.9}])
     refused = cli(*UNTIL, *impossible, "--rungs", "finetune,finetune,lotus", "--budget", "0.1")
     assert refused.code == 3 and "the one attempt did not pass the policy" in refused.err
 
 
+@pytest.mark.slow
 def test_too_few_samples_are_said_before_anything_is_trained(store, cli):
     assert cli("request", "--model-uri", "models:/clf/1", "--forget", "random:12").code == 0
     refused = cli(*UNTIL)
@@ -158,6 +166,7 @@ def test_a_policy_that_needs_what_the_validation_set_cannot_give(filed, cli, pol
     assert refused.code == 2 and "cannot be judged on the validation set: jsd" in refused.err
 
 
+@pytest.mark.slow
 def test_the_plan_compares_the_ways_and_its_recommendation_runs(filed, cli):
     planned = cli(*UNTIL, "--plan", "true", "--claim", "exact")
     assert planned.code == 0 and "of retraining" in planned.out and "until pass" in planned.out
@@ -168,6 +177,7 @@ def test_the_plan_compares_the_ways_and_its_recommendation_runs(filed, cli):
     assert filed.tags("2")["unlearn.method"] == "retrain"
 
 
+@pytest.mark.slow
 def test_the_fast_recipe_of_the_plan_runs(filed, cli):
     planned = answer("unlearn", "--model-uri", "models:/clf/1", "--plan", "true")["result"]
     ways = {way["kind"]: way for way in planned["ways"]}
@@ -181,7 +191,7 @@ def test_the_fast_recipe_of_the_plan_runs(filed, cli):
     assert (evidence.provenance.method, evidence.provenance.params["epochs"]) == ("retrain", 7)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_on_the_way_it_comes_to_the_same_weights(filed, cli, policy, tmp_path, monkeypatch):
     # A last rung that is long enough to be killed in, however fast the machine is.
     rungs = json.loads(RUNGS)

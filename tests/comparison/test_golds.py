@@ -8,6 +8,7 @@ import pytest
 from mlflow_unlearn.comparison.golds import SHORTFALL, Golds, golds_for, shortfall
 
 
+@pytest.mark.slow
 def test_two_seeds_have_two_golds_and_one_distance(runner):
     golds = golds_for(runner, None, [0, 1], False)
     first, second = golds.of_seeds

@@ -8,6 +8,7 @@ from mlflow_unlearn.comparison.runs import Trial
 from mlflow_unlearn.metrics.suite import Metrics
 
 
+@pytest.mark.slow
 def test_rows(runner):
     golds = golds_for(runner, None, [0, 1], False)
     done = Trial("lotus", {}, 1, Metrics(), Metrics(), 3.0, "", True, ("a warning",), 0.1)

@@ -36,6 +36,7 @@ def test_a_gold_is_loaded_from_its_run(runner, gold):
     assert again.digest == weights_digest(again.module) != weights_digest(runner.session.module)
 
 
+@pytest.mark.slow
 def test_audited_by_two_golds_and_no_fewer(runner, gold):
     """What was measured without the audit is measured again, once."""
     with pytest.raises(
@@ -131,6 +132,7 @@ class TestWhatIsTakenOver:
         later.gold(1000)
         assert number_of_runs() == before + 1
 
+    @pytest.mark.slow
     def test_not_with_other_threads(self, runner, gold):
         threads, before = torch.get_num_threads(), number_of_runs()
         torch.set_num_threads(threads + 1)
@@ -156,6 +158,7 @@ class TestWhatIsTakenOver:
             del module.temperature
         assert number_of_runs() == before + 1
 
+    @pytest.mark.slow
     def test_not_with_other_code_of_a_plugin(self, runner, gold, tmp_path, monkeypatch):
         """The loss goes up in place of down; nothing else has changed."""
         monkeypatch.syspath_prepend(tmp_path)

@@ -46,6 +46,7 @@ def runs_of(method: str) -> dict:
     return {run.info.run_name: run for run in found}
 
 
+@pytest.mark.slow
 def test_the_own_setting_is_the_first_trial_and_what_is_finished_is_taken_over(blind):
     """β = 0.2 is outside of the space (0.5 to 0.9999) and tried all the same; neither test set nor gold is read."""
     own = complete("neggrad_plus", epochs=1, beta=0.2)

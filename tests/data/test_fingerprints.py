@@ -244,6 +244,7 @@ class TestSource:
         (tmp_path / "cooled.py").unlink()
         assert module_digest(sys.modules["cooled"].Cooled()) is None
 
+    @pytest.mark.slow
     def test_another_process_agrees(self, written, tmp_path):
         """Whatever the order of sets there, the numbers of hooks, and what was imported before."""
         code = (

@@ -101,6 +101,7 @@ class TestLabels:
         assert torch.equal(labels_of(Kept(**attributes)), LABELS)
 
 
+@pytest.mark.nightly
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.integers(0, 9), min_size=1), st.lists(st.integers(0, 9)))
 def test_wholly_forgotten_classes_are_a_set_difference(forget, retain):

@@ -70,6 +70,7 @@ def alive(folder) -> list[str]:
 # One machine
 
 
+@pytest.mark.slow
 def test_ranks_meet_and_rank_0_alone_is_heard(tmp_path, monkeypatch):
     """Sum of 1 + 2 over two ranks; arguments arrive letter by letter, log files are gone after."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -117,6 +118,7 @@ def test_a_killed_rank_ends_all_and_is_named(tmp_path):
     assert alive(tmp_path) == []
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("sent", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
@@ -152,7 +154,7 @@ def node(rank, port, **more):
     return {"nnodes": 2, "node_rank": rank, "rdzv_endpoint": f"127.0.0.1:{port}", **more}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_nodes_meet(tmp_path):
     """2 + 1 ranks: 1 + 2 + 3. Node 1 starts first and waits. The user's own number of threads stays."""
     port = free_port()
@@ -166,7 +168,7 @@ def test_two_nodes_meet(tmp_path):
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["pid-2"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_failure_on_one_node_ends_the_other(tmp_path):
     port = free_port()
     first, second = (start("refuse", tmp_path, processes=1, nodes=node(rank, port)) for rank in (0, 1))
@@ -176,7 +178,7 @@ def test_a_failure_on_one_node_ends_the_other(tmp_path):
     assert alive(tmp_path) == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_node_that_stays_alone_says_so(tmp_path, rank):
     code, _, err = end(start("sum", tmp_path, processes=1, patience=3, nodes=node(rank, free_port())))

@@ -47,6 +47,7 @@ def difference(a, b) -> float:
     return max(((a[name] - b[name]).abs().max() / a[name].abs().max()).item() for name in a)
 
 
+@pytest.mark.nightly
 def test_the_gradient_is_that_of_the_whole_batch(alone, crowd):
     """51 samples, for a loss that compares sets and means over the batch."""
     before = crew.plain().state_dict()

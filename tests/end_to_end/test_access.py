@@ -82,6 +82,7 @@ def forge():
     running.close()
 
 
+@pytest.mark.nightly
 def test_the_story_of_three_people(server, forge, keys, tmp_path):
     server, database = server
 

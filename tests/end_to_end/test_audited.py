@@ -59,7 +59,7 @@ def done(*arguments: object, code: int = 0) -> str:
     return outcome.out + outcome.err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_canaries_request_unlearn_audit_review_promote(blank, tmp_path):
     """Of honest audits one in twenty alarms by chance, and the coins are the system's: then it begins anew."""
     for attempt in range(3):

@@ -231,6 +231,7 @@ def test_deleted_artifacts(refuse):
     refuse("unlearn", "--model-uri", uri, *FOREIGN, says=[f"the files of {uri} cannot be read", "deleted or moved"])
 
 
+@pytest.mark.slow
 def test_another_flavor(refuse):
     with mlflow.start_run():
         model = DummyClassifier().fit([[0], [1]], [0, 1])
@@ -319,6 +320,7 @@ def encoded(model: dict, folder: Path) -> None:
 OUT, EXAMPLE, CONDA = "out of its own folder", "the input example of", "is not an environment"
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
@@ -359,6 +361,7 @@ def test_files_that_are_not_its_own(refuse, known, tmp_path, edit, says):
     refuse("unlearn", "--model-uri", uri, *FOREIGN[:-1], known, "--params", '{"epochs": 1}', says=says, makes_run=None)
 
 
+@pytest.mark.slow
 def test_constraints_of_its_own(store, cli, known, tmp_path):
     """They are beside the requirements, and not in the folder where the command is started."""
     uri, folder, _ = stored(toy.original(), tmp_path)
@@ -426,6 +429,7 @@ def known(store) -> str:
     return "known.txt"
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite(store, refuse, cli, known):
     module = Explodes()
     module.load_state_dict(toy.original().state_dict())
@@ -488,6 +492,7 @@ def test_code_that_fails(store, refuse, monkeypatch, arguments, says):
     refuse(*arguments, says=says)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_model_that_ends_the_process(store, cli, known, at_once):
     module = Leaves()
@@ -793,6 +798,7 @@ def ignorant(template, tmp_path_factory) -> tuple[Store, str]:
     return store, "\n".join(i for i, known in zip(source.train.ids, right, strict=True) if not known)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["unlearn", "tune"])
 def test_nothing_to_unlearn(ignorant, store, refuse, cli, command):
     made, wrong = ignorant
@@ -807,6 +813,7 @@ def test_nothing_to_unlearn(ignorant, store, refuse, cli, command):
     assert store.versions("ignorant") == ["1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("methods", "trials"), [("finetune,lotus", 1), ("lotus", 0)])
 def test_a_study_is_refused_by_the_methods_it_is_about(ignorant, store, cli, methods, trials):
     """Fine-tuning has no rule that stops it before the first pass, and LoTUS's is about LoTUS alone."""
@@ -882,7 +889,7 @@ def start(*arguments: str, prepare=None) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_full_disk(store, known):
     module = toy.original()
     # One number in a pickle, 8 MB in the weights file: the model can be read, and its successor not be written.
@@ -907,7 +914,7 @@ def test_full_disk(store, known):
     assert store.everything_registered() == before
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")]
 )

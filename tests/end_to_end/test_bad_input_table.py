@@ -319,7 +319,7 @@ def test_bad_input(files, cli, arguments):
     check(files, cli, arguments)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("arguments", [case for _, case in REPEATED], ids=[name for name, _ in REPEATED])
 def test_bad_input_at_another_command(files, cli, arguments):
     check(files, cli, arguments)

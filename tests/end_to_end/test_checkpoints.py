@@ -24,6 +24,7 @@ def write(store: Store, name: str, ids: list[str]) -> str:
     return name
 
 
+@pytest.mark.nightly
 def test_five_requests_in_a_row_and_the_versions_before_them_retired(sharded):
     ids = load_source(DATA).train.ids
     places = placements(ids, 2, 3)
@@ -104,6 +105,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("command", COMMANDS)
 def test_killed_it_goes_on_where_it_was(forge, another, command):
     """The same weights; and neither the cache nor the run that was killed keeps anything of it."""
@@ -128,6 +130,7 @@ def test_killed_it_goes_on_where_it_was(forge, another, command):
     assert found_some, "no kill came amid the training"
 
 
+@pytest.mark.nightly
 def test_through_a_server_that_hands_on_artifacts(forge, blank, tmp_path):
     """Listed, read, deleted and missed by HTTP alone."""
     shutil.copy(blank.folder / "mlflow.db", tmp_path / "mlflow.db")

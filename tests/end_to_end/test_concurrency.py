@@ -83,6 +83,7 @@ def work(number: int, failures: list[str]) -> None:
         failures.append(str(error))
 
 
+@pytest.mark.nightly
 def test_nothing_is_lost_and_nothing_is_done_twice(client, monkeypatch):
     monkeypatch.setenv("MLFLOW_UNLEARN_WAIT", "600")
     failures: list[str] = []

@@ -139,6 +139,7 @@ def test_reviewed_again(earlier, cli):
         assert tags["unlearn.verdict"] == before["verdict"] == now["verdict"] == ("pass" if code == 0 else "fail")
 
 
+@pytest.mark.slow
 def test_promoted_by_the_review_of_then(earlier, cli):
     """The verdict that is stored is what its policy says of the evidence still."""
     for approver, sentence in (("dave", "may not approve"), ("pseudonym-7", "may not approve")):
@@ -178,6 +179,7 @@ def test_exposure(earlier, cli):
     assert earlier.registered() == before
 
 
+@pytest.mark.slow
 def test_retired(earlier, cli):
     """First a plan, then for good: what is left knows what became of its source."""
     served = cli("retire", "--model-uri", "models:/clf/2")
@@ -224,6 +226,7 @@ def test_evaluated(earlier, loadable, cli):
             assert run.data.metrics[f"{model}.{key}"] == pytest.approx(stored[model]["values"][key], abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_request_of_then_is_carried_out(earlier, loadable, cli):
     """The third one of the chain, filed on version 3."""
     [request] = requests(earlier, "clf/3")
@@ -245,6 +248,7 @@ def test_a_request_of_then_is_carried_out(earlier, loadable, cli):
         assert checked.code == 0, checked.err
 
 
+@pytest.mark.slow
 def test_a_new_request_on_an_old_version(earlier, loadable, cli):
     """By retraining, with the recipe that the first version of the chain has recorded."""
     filed = cli("request", "--model-uri", "models:/clf/2", "--forget", "random:10,seed=5")
@@ -264,6 +268,7 @@ def test_a_new_request_on_an_old_version(earlier, loadable, cli):
     assert checked.code == 0, checked.err
 
 
+@pytest.mark.slow
 def test_a_pickle_goes_on(earlier, cli):
     done = cli(
         *("unlearn", "--model-uri", "models:/pickled/2", "--forget", "random:15,seed=6", "--params", QUICK),
@@ -274,6 +279,7 @@ def test_a_pickle_goes_on(earlier, cli):
     assert earlier.evidence("pickled/3")["source"]["loading_ran_code"]
 
 
+@pytest.mark.slow
 def test_a_study_goes_on(earlier, loadable, cli):
     [before] = earlier.commands("tune")
     storage = f"sqlite:///{earlier.folder / 'optuna.db'}"

@@ -38,6 +38,7 @@ def recorded(version: str) -> dict:
 BY_DEFAULT = ("finetune", "lotus", "ssd")
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "method", [name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in PLAIN_METHODS]
 )
@@ -59,6 +60,7 @@ def test_every_method_registers_a_version(method, store, cli):
         assert len(store.client.get_metric_history(run.info.run_id, "loss")) >= min(2, CHEAP[method]["epochs"])
 
 
+@pytest.mark.slow
 def test_a_preset_gives_way_to_what_is_given(store, cli):
     unlearn = ("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET, "--method", "scrub")
     done = cli(*unlearn, "--preset", "authors-small", "--params", '{"epochs": 1, "msteps": 1}')
@@ -81,6 +83,7 @@ def test_a_method_that_refuses_the_model_ends_before_anything_is_measured(store,
         assert len(store.runs()) == known, "no run was begun"
 
 
+@pytest.mark.slow
 def test_a_warning_reaches_the_terminal_and_the_version(store, cli):
     with warnings.catch_warnings(action="ignore"):  # which others do meanwhile, too
         done = cli(
@@ -104,6 +107,7 @@ def test_a_method_that_moves_nothing_registers_nothing(store, cli):
     assert run.info.status == "FAILED"
 
 
+@pytest.mark.slow
 def test_retraining_takes_the_recorded_recipe(store, cli):
     """Also of a version that was unlearned: its own recipe is LoTUS's, its source's is that of the training."""
     assert cli("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0

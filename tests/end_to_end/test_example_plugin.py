@@ -77,7 +77,7 @@ def test_the_command_lists_it_beside_ours_and_it_unlearns(environment):
     assert done.stdout.splitlines()[-2:] == ["exit code 0", "neggrad_early_stop 2 True"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_it_is_a_method_of_the_project(environment, tmp_path):
     """`mlflow run . -e unlearn -P method=…`, with a version registered by it."""
     variables = {
@@ -108,7 +108,7 @@ def test_it_is_a_method_of_the_project(environment, tmp_path):
     assert second.tags["unlearn.method"] == "neggrad_early_stop"
 
 
-@pytest.mark.slow  # it is in CONTRIBUTING.md, too, and tests/testing/ checks a method of a module of its own
+@pytest.mark.nightly
 def test_it_passes_the_conformance_suite(environment):
     done = environment("-c", CHECK)
     assert done.returncode == 0, done.stderr

@@ -65,7 +65,7 @@ def found_by(command: str, result: dict[str, Any]) -> list[str]:
 BOTH = ["models:/clf/1", "models:/served/1"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("command", ["locate", "requests"])
 def test_what_fails_once_is_asked_again(between, command):
     between.script = {VERSIONS: 500, NAMES: 429, MODELS: "truncate", "/experiments/search": "drop"}
@@ -75,7 +75,7 @@ def test_what_fails_once_is_asked_again(between, command):
     assert between.script == {} and found_by(command, result) == BOTH and result["unanswered"] is None
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("path", "kind"), [(NAMES, "gone"), (NAMES, 500), (MODELS, 429), (MODELS, "stall")])
 @pytest.mark.parametrize("command", ["locate", "requests"])
 def test_what_was_found_before_is_printed(between, command, path, kind, monkeypatch):
@@ -88,7 +88,7 @@ def test_what_was_found_before_is_printed(between, command, path, kind, monkeypa
     assert result["unanswered"] and "run it again" in sentence and "did not answer" in sentence
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["stall", "trickle", "drop"])
 @pytest.mark.parametrize("command", ["locate", "requests"])
 def test_nothing_found_is_not_taken_for_nothing_there(between, command, kind, monkeypatch):

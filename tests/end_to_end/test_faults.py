@@ -97,7 +97,7 @@ def half_done(store: Store) -> list[str]:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_fails_in_a_sentence_or_not_at_all(failing):
     """A command that ended with a sentence is given again, as its user would."""
     store, between, run = failing
@@ -149,7 +149,7 @@ def consistent(store: Store, run) -> None:
     assert {uri for _, details in requests for uri in details.get("by", ())} == made
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["drop", "truncate", 503])
 def test_what_was_created_and_not_answered_is_there_once(failing, kind):
     """MLflow's client itself would ask again."""
@@ -165,7 +165,7 @@ def test_what_was_created_and_not_answered_is_there_once(failing, kind):
     assert len(store.runs()) == runs + 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_silent_server_is_no_difference(failing):
     """What cannot be fetched is not accused of anything: no review is recorded, and `verify` finds nothing."""
     store, between, run = failing

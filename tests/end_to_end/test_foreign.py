@@ -164,6 +164,7 @@ def test_a_team_s_own_class(empty_store, cli, tmp_path, folder, monkeypatch):
     assert manifest.mask(source.train.ids).sum() == 160
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["pickle", pytest.param("pt2", marks=pytest.mark.slow)])
 def test_a_forgotten_image_is_no_example(empty_store, cli, tmp_path, folder, monkeypatch, format):
     """The example is stored beside the weights for others to read: test images take its place."""
@@ -210,6 +211,7 @@ def make(num_classes):
 """
 
 
+@pytest.mark.slow
 def test_a_foreign_exported_program(empty_store, cli, tmp_path, folder, monkeypatch):
     """pt2: its weights go into the architecture that is named; the next command finds all in the record."""
     (tmp_path / "pt2_architecture.py").write_text(ARCHITECTURE)
@@ -240,6 +242,7 @@ def test_a_foreign_exported_program(empty_store, cli, tmp_path, folder, monkeypa
     assert record["classes"] == list(source.classes)
 
 
+@pytest.mark.slow
 def test_a_program_as_it_is_can_be_measured(empty_store, cli, folder):
     """Evaluation alone needs no architecture."""
     source = load_source(f"folder:{folder}")
@@ -251,6 +254,7 @@ def test_a_program_as_it_is_can_be_measured(empty_store, cli, folder):
     assert measured == pytest.approx(accuracy("models:/exported/1", source.test, torch.arange(10)))
 
 
+@pytest.mark.slow
 def test_outputs_in_another_order(empty_store, cli, folder):
     """The last class first: with classes= the accuracies are right, without it the command refuses."""
     source = load_source(f"folder:{folder}")
@@ -300,7 +304,7 @@ def test_a_pickled_timm_model(empty_store, cli, tmp_path):
     assert done.code == 0, done.err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("architecture", [pytest.param("vit_tiny", marks=pytest.mark.nightly), "resnet18"])
 def test_the_published_architectures(empty_store, cli, tmp_path, architecture):
     """End to end on a handful of samples, by their short names; the ViT takes the published settings of a ViT."""

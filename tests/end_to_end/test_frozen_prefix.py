@@ -41,6 +41,7 @@ def changed(store, version, source="1"):
     return {name for name in before if not before[name].equal(after[name])}
 
 
+@pytest.mark.nightly
 def test_what_lies_before_the_split_point_is_as_it_was(result):
     """BatchNorm's statistics too; after it every weight has moved."""
     store, _ = result
@@ -111,6 +112,7 @@ def test_tuning_with_one(store, cli):
     assert other.code == 2 and "was started with another space" in other.err
 
 
+@pytest.mark.nightly
 def test_comparing_with_one(store, cli):
     """Retrained models are the same ones with and without; the trials are not."""
     spec = (

@@ -89,7 +89,7 @@ def writes(disk, arguments) -> int:
 STEPS = {"train": (0, 1, 8), "unlearn": (0, 4, 12), "evaluate": (0,)}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("command", COMMANDS)
 def test_at_some_steps(chain, disk, command):
     """The first file, the last one, and some between: before the model, in it, and after its registration."""

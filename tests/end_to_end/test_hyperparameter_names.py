@@ -57,6 +57,7 @@ def provenance(version):
         return json.load(file)["provenance"]
 
 
+@pytest.mark.slow
 def test_unlearn_records_them_apart_from_its_own(odd, store, cli):
     given = {"seed": 5, "prefix": 3, "method": "slow", "augment": True, "study": "mine"}
     unlearn = ("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET, "--method", "odd", "--seed", "4")
@@ -75,7 +76,7 @@ def test_unlearn_records_them_apart_from_its_own(odd, store, cli):
     assert cli("verify", "--model-uri", "models:/clf/2", "--recompute", "true").code == 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_tune_searches_them_and_unlearn_takes_what_it_found(odd, store, cli, tmp_path):
     tune = ("tune", "--model-uri", "models:/clf/1", "--forget", FORGET, "--methods", "odd", "--n-trials", "2")
     done = cli(*tune, "--prefix", "none", "--storage", f"sqlite:///{tmp_path}/optuna.db", "--register", "none")

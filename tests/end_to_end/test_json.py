@@ -47,6 +47,7 @@ def test_methods():
     assert result["methods"]["scrub"]["presets"]
 
 
+@pytest.mark.slow
 def test_train(empty_store):
     trained = answer("train", *TRAIN[:-4], "--name", "new", "--epochs", "1")["result"]
     new = trained["registered"]
@@ -57,6 +58,7 @@ def test_train(empty_store):
     assert new["provenance"]["params"]["epochs"] == 1
 
 
+@pytest.mark.nightly
 def test_request_then_unlearn_then_audit(store):
     """Ids that a request hides are in no answer."""
     ids = load_source(DATA).train.ids[:54]
@@ -104,6 +106,7 @@ def test_plans(gold_store, command, more):
     assert (len(result["ways"]) == 6) if command == "unlearn" else "ways" not in result
 
 
+@pytest.mark.slow
 def test_evaluate(gold_store):
     result = answer("evaluate", *V2, "--gold-uri", "models:/gold/1")["result"]
     assert list(result["metrics"]) == ["original", "unlearned", "gold"]
@@ -144,7 +147,7 @@ def test_tune(store):
     assert best["setting"]["method"] == "lotus" and len(best["values"]) == 1 and result["registered"] is None
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_tune_with_workers_registers(store):
     """In a process of its own, whose workers answer as well: to nobody."""
     ran = shell(*TUNE, "--n-trials", "4", "--workers", "2", "--format", "json")

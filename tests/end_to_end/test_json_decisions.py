@@ -2,10 +2,12 @@
 
 import json
 
+import pytest
 from answers import V1, V3, V4, answer
 from chains import tagged
 
 
+@pytest.mark.slow
 def test_review_then_promote(chain):
     refused = answer("promote", *V3, code=3)
     assert refused["error"]["kind"] == "refused" and refused["result"]["promotion"] is None

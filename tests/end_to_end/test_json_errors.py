@@ -82,6 +82,7 @@ def test_nothing_to_unlearn_takes_the_attempts_along(store):
     assert store.client.get_run(attempt["run_id"]) and store.versions() == ["1"]
 
 
+@pytest.mark.slow
 def test_what_was_done_before_a_kill(empty_store):
     """The next command, in whatever format, names the version; the fields of the result are the same."""
     arguments = ("train", "--data", DATA, "--name", "new", "--architecture", "toy:trainable", "--epochs", "1")
@@ -143,7 +144,7 @@ def training(store, known: int):
     return len(runs) > known and any("acc_forget" in run.data.metrics for run in runs[: len(runs) - known])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("processes", ["1", "2"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals(store, number, code, processes):
@@ -159,7 +160,7 @@ def test_signals(store, number, code, processes):
     assert stopped["error"]["kind"] == "stopped" and "nothing was registered" in stopped["error"]["message"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("victim", ["0", "1"])
 def test_a_rank_that_is_killed(store, victim):
     known = len(store.runs())
@@ -174,7 +175,7 @@ def test_a_rank_that_is_killed(store, victim):
     assert killed["error"]["kind"] == "crashed"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_ranks_answer_once(store):
     """Rank 0 has the result, or the error, and the process that has started it prints that."""
     both = ("--processes", "2", "--device", "cpu", *JSON)
@@ -185,7 +186,7 @@ def test_ranks_answer_once(store):
         assert "Registered clf version 2" in ran.stderr or code
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_bars_and_warnings_are_on_the_other_stream(store):
     """On a terminal: progress bars, tables, a method's warning; and a program reads standard output."""
     import pty

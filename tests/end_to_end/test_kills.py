@@ -99,7 +99,7 @@ def test_all_commands_that_register_or_mark_something_are_killed():
     assert {*config.COMMANDS} - {*COMMANDS} - nothing == {*("evaluate audit dossier requests listen manifest".split())}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("number", range(KILLS))
 def test_killed_at_a_random_moment(number, forge, another, undisturbed):
     """The commands take turns; where one is killed is drawn by the seed."""

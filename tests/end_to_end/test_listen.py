@@ -84,7 +84,7 @@ def kill(listener, with_command):
         os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_kills_lose_nothing_and_do_nothing_twice(served, store):
     """File requests while `listen` is killed again and again; then each has been fulfilled, and once.
 

@@ -52,6 +52,7 @@ def test_from_data_to_the_plan_to_retire(lenient):
     assert plan.code == 0 and "Nothing was done" in plan.out and lenient.versions() == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_a_training_is_followed_by_a_request(store):
     small = ("--architecture", "toy:trainable", "--epochs", "1")
     step = following(call("train", "--data", DATA, "--name", "my clf", *small))
@@ -91,6 +92,7 @@ def test_programs_are_not_told(store):
     assert done.code == 0 and "Next:" not in done.out + done.err
 
 
+@pytest.mark.nightly
 def test_the_inbox_and_the_search(store):
     done = call("locate", "--forget", "class:3", "--data", DATA)
     assert following(done) == ["request", "--forget", "class:3", "--all", "true"]
@@ -104,6 +106,7 @@ def test_the_inbox_and_the_search(store):
     assert nothing.code == 0 and "Next:" not in nothing.err
 
 
+@pytest.mark.slow
 def test_a_trial_says_so_and_how_to_file_it(store):
     done = call("unlearn", *CLF, "--forget", "random:20,seed=1", "--params", QUICK)
     assert done.code == 0 and "Note: this is a trial" in done.err
@@ -116,6 +119,7 @@ def test_a_trial_says_so_and_how_to_file_it(store):
     assert again.code == 0 and "trial" not in again.err, "it is filed now"
 
 
+@pytest.mark.slow
 def test_a_request_that_was_carried_out_says_by_which_version(store):
     assert call("request", *CLF, "--forget", "random:20,seed=1").code == 0
     [request] = store.requests()
@@ -126,6 +130,7 @@ def test_a_request_that_was_carried_out_says_by_which_version(store):
     assert call("unlearn", *CLF, "--params", QUICK, "--forget", f"request:{request}").code == 0
 
 
+@pytest.mark.slow
 def test_a_review_that_refuses_is_a_verdict_with_ways_out(chain):
     refused = call("review", "--model-uri", "models:/clf/2", "--policy", "strict.yaml")
     assert refused.code == 3 and "Error" not in refused.err
@@ -157,6 +162,7 @@ def test_too_few_samples_are_to_be_batched(chain):
     assert "models:/clf/1 has a pending request, which nothing will carry out" in planned.err, planned
 
 
+@pytest.mark.slow
 def test_an_audit_and_a_check_that_refuse_are_verdicts_as_well(chain):
     refused = call("audit", "--model-uri", "models:/clf/2")
     assert refused.code == 3 and "Error" not in refused.err and "models:/clf/2: not decided (" in refused.err

@@ -25,6 +25,7 @@ def source_of(version: str) -> dict:
     return mlflow.artifacts.load_dict(f"models:/{version}/evidence/evidence.json")["source"]
 
 
+@pytest.mark.slow
 def test_code_in_a_version(store, cli, tmp_path, caplog):
     caplog.set_level(logging.ERROR, "torch._export.serde.serialize")  # a warning of torch's that it formats wrongly
     made, imported = tmp_path / "made", store.folder / "imported"

@@ -147,7 +147,7 @@ def served(command: str, images: np.ndarray) -> np.ndarray:
         stop(process)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_a_request_is_told_is_used_without_asking(desk, cli, monkeypatch, tmp_path):
     """Asked for once, kept, used; a wrong value is refused before anything is kept."""
     monkeypatch.syspath_prepend(str(desk.folder))

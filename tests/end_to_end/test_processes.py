@@ -39,7 +39,7 @@ def training(store):
     process.kill()
 
 
-@pytest.mark.slow  # tests/plugins/test_backend.py starts two processes as well
+@pytest.mark.nightly
 def test_rank_0_alone_registers_and_makes_a_run(store):
     runs = len(store.runs())
     done = shell(*UNLEARN, "--params", '{"epochs": 2}')
@@ -53,7 +53,7 @@ def test_rank_0_alone_registers_and_makes_a_run(store):
     assert made[0].data.params["unlearn.processes"] == "2"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("victim", ["0", "1"])
 def test_a_rank_that_is_killed_ends_the_others_and_fails_the_run(store, training, victim):
     process, run_id = training
@@ -71,7 +71,7 @@ def test_a_rank_that_is_killed_ends_the_others_and_fails_the_run(store, training
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("sent", "code", "says"), [(signal.SIGTERM, 143, "Terminated"), (signal.SIGINT, 130, "Inter")])
 def test_a_signal_ends_all_and_the_run_is_killed(store, training, sent, code, says):
     process, run_id = training

@@ -95,7 +95,7 @@ def test_the_environment_is_pyproject_s():
     assert "pip" in plain
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_environment_can_be_installed(tmp_path):
     """pip finds a set of releases that fit each other. Resolved afresh, nothing installed."""
     (tmp_path / "requirements.txt").write_text("\n".join(CONDA["dependencies"][-1]["pip"]))
@@ -152,7 +152,7 @@ def mlflow_run(project: object, *arguments: str, cwd: Path) -> subprocess.Comple
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_unlearn_from_a_folder(store, cli, checkout, tmp_path):
     """One run: MLflow's own, with its parameters and ours, FINISHED; the new version points to it."""
     assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
@@ -179,7 +179,7 @@ def test_unlearn_from_a_folder(store, cli, checkout, tmp_path):
     assert store.tags("2")["unlearn.weights_sha256"] == store.tags("3")["unlearn.weights_sha256"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_unlearn_from_a_git_uri(store, cli, checkout, tmp_path):
     """Cloned over the network, run from the clone."""
     assert cli("request", "--model-uri", "models:/clf/1", "--forget", FORGET).code == 0
@@ -209,7 +209,7 @@ def test_unlearn_from_a_git_uri(store, cli, checkout, tmp_path):
     assert run.data.tags["unlearn.git.commit"] == run.data.tags["mlflow.source.git.commit"] == head(checkout)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -230,7 +230,7 @@ def test_bad_input_ends_failed_with_the_sentence(store, checkout, tmp_path, argu
     assert store.everything_registered() == before
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_other_entry_points(store, checkout, tmp_path):
     """request and evaluate; spaces, quotes and JSON come through."""
     reason = """GDPR article 17, "at once", it's urgent"""

@@ -45,6 +45,7 @@ def served(blank, tmp_path_factory):
     forge.close()
 
 
+@pytest.mark.nightly
 def test_verify_asks_for_everything_once(served):
     run, kept = served
     requests = run("verify", *VERSION)

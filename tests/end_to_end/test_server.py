@@ -22,6 +22,7 @@ def server(blank, tmp_path):
     reset_mlflow()
 
 
+@pytest.mark.nightly
 def test_the_story_over_http(server, cli, tmp_path, monkeypatch):
     uri, kept = server
     reset_mlflow()
@@ -59,7 +60,7 @@ def test_the_story_over_http(server, cli, tmp_path, monkeypatch):
     assert not (tmp_path / "mlruns").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_server_s_password_is_told_nobody(server, cli, tmp_path, monkeypatch):
     """In the URI, where MLflow takes it from: not in errors, not in tags, and not in MLflow's own lines."""
     uri, kept = server

@@ -62,7 +62,7 @@ def elsewhere(store, cli, tmp_path):
     return folder, images, logits, os.environ | {"PYTHONPATH": str(folder), "PATH": path}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_it_loads_without_the_package(elsewhere):
     folder, _, logits, environment = elsewhere
     loaded = subprocess.run(
@@ -73,7 +73,7 @@ def test_it_loads_without_the_package(elsewhere):
         assert np.abs(np.load(folder / f"{flavor}.npy") - logits).max() < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_it_is_served_without_the_package(elsewhere):
     """`mlflow models serve`: /invocations agrees with the torch module."""
     folder, images, logits, environment = elsewhere

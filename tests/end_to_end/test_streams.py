@@ -45,6 +45,7 @@ def unread(kind: str):
         file.close()  # by then it writes nowhere, and so does not fail
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["pipe", "full"])
 def test_every_command_ends_as_ever(chain, monkeypatch, kind):
     before = chain.versions()
@@ -65,6 +66,7 @@ OTHERS = (" >&-", " >&- 2>&-", " 2>/dev/full", " <&- 2>&1 | true")
 SHELL = '"$0" -m mlflow_unlearn "$@"'
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "how", [" | true", " >/dev/full", *(pytest.param(how, marks=pytest.mark.slow) for how in OTHERS)]
 )
@@ -77,7 +79,7 @@ def test_a_process_of_its_own(how):
     assert ("Note: standard output cannot be written" in done.stderr) == (how == " >/dev/full")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_closed_descriptor_is_not_the_database(chain):
     """What is opened next gets its number, and with it all that is printed."""
     done = subprocess.run(

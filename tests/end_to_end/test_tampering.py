@@ -172,7 +172,7 @@ def differences(client, folder: Path) -> list[str]:
     return [f"{one.part}: {one.message}" for one in findings if one.outcome == "differs"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_change_is_found_or_named_as_uncovered(reviewed, tmp_path):
     client = tracking.client()
     assert differences(client, tmp_path / "before") == []

@@ -58,6 +58,7 @@ def test_under_mlflow_run_the_run_that_is_there_has_failed(store, cli, monkeypat
         assert says in store.client.get_run(there.info.run_id).data.tags["unlearn.error"]
 
 
+@pytest.mark.slow
 def test_names_say_what_was_done(store, cli):
     """What was not asked for, such as a plan's result, has a name of its own."""
     assert cli("request", *V1, "--forget", "random:5").code == 0
@@ -69,6 +70,7 @@ def test_names_say_what_was_done(store, cli):
     ]
 
 
+@pytest.mark.slow
 def test_runs_are_made_beside_that_of_the_version(store, cli, monkeypatch):
     """The template's is in the experiment `tests`; names of the user's own go before."""
     own = store.client.get_experiment_by_name("tests").experiment_id
@@ -96,6 +98,7 @@ def test_an_experiment_that_is_gone_is_not_taken(store, cli, monkeypatch):
     assert store.runs()[0].info.experiment_id == "0"
 
 
+@pytest.mark.slow
 def test_what_libraries_tell_their_authors_is_shown_with_debug_alone(store, cli):
     """A pickle was asked for; MLflow's warning about it is for those who call it."""
     pickled = ("train", *TRAIN, "--epochs", "1", "--name", "pickled", "--serialization", "pickle")
@@ -105,6 +108,7 @@ def test_what_libraries_tell_their_authors_is_shown_with_debug_alone(store, cli)
         assert ("requires exercising caution" in done.err) == bool(debug)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("typo", ["a model", "a version", "a request", "a gold standard", "a key"])
 def test_what_is_not_there_is_told_before_torch_is_loaded(store, typo):
     arguments, says = TYPOS[typo]
@@ -117,6 +121,7 @@ def test_what_is_not_there_is_told_before_torch_is_loaded(store, typo):
     assert done.stdout.splitlines() == ["False"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("unlearn", *V1), ("review", *V1), ("requests",), ("locate", "--forget", "x.csv")])
 def test_a_mistyped_database_is_not_made(store, cli, monkeypatch, command):
     """Only a training begins a registry."""

@@ -67,7 +67,7 @@ def states(places: dict[str, Any]) -> dict[str, str]:
     return {place["uri"]: place["state"] for place in places["places"]}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_whole_case(served, seed):
     due = (datetime.now(UTC) + timedelta(days=27)).date().isoformat()
     page = Page(PAGE, served.folder, ours={"2026-12-24": due}, more={"train": ["--seed", seed]})

@@ -184,6 +184,7 @@ SETS = {
 }
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", SETS)
 def test_digits(built, name, tmp_path):
     """Twelve questions by ids; of each place also how many of them it knows."""

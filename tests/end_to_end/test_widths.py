@@ -332,6 +332,7 @@ def print_of(cli, store, folder: Path, commands: tuple[tuple[str, ...], ...]) ->
     return done.out
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", COMMANDS)
 def test_of_commands(name, own_chain, cli, tmp_path):
     if name == "manifest":

@@ -165,14 +165,17 @@ class Still(Noisy):
         return self.dataset[index]
 
 
+@pytest.mark.slow
 def test_random_inputs_and_a_teacher_that_watches_them():
     goes_on(Task(BUILTIN["lotus"](PARAMS["lotus"]), replace(splits(), retain=Noisy(digits(30, 200)))))
 
 
+@pytest.mark.slow
 def test_a_dataset_of_the_users_own_that_never_changes_is_watched():
     goes_on(Task(BUILTIN["lotus"](PARAMS["lotus"]), replace(splits(), retain=Still(digits(30, 200)))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_random_augmentation(workers):
     """With workers that read ahead, from the end of an epoch."""
@@ -275,6 +278,7 @@ def test_the_entry_names_the_model_and_not_the_data():
 class TestKeptStates:
     """Of a training that was killed, those that were kept before stay, and none is kept twice."""
 
+    @pytest.mark.slow
     def test_in_a_training_and_in_one_that_goes_back(self):
         states = {}
 

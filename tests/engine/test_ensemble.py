@@ -45,6 +45,7 @@ def test_names_of_other_architectures(text):
     assert EnsembleSpec.parse(text) is None
 
 
+@pytest.mark.slow
 def test_it_is_built_and_exported_like_any_other():
     for spec in ("ensemble:2:timm:test_resnet", "ensemble:2,prefix=fc:timm:test_resnet"):
         model = build_model(spec, 10, (1, 8, 8)).eval()

@@ -334,7 +334,7 @@ class TestTraining:
         assert len(seen) == 40 and 0 < sum(seen) < 40
         assert reported == [sum(seen) / 40, None]
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_a_compiled_student_learns_the_same(self):
         model = nn.Sequential(*(module for module in net(norm=False) if not isinstance(module, nn.Dropout)))
         plain, compiled = (

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 
+import pytest
 from listeners import wait_for
 
 from mlflow_unlearn.events.child import alive, run, wait_until_ended
@@ -26,6 +27,7 @@ def data():
 """
 
 
+@pytest.mark.slow
 def test_a_command_ends_with_its_code_and_its_sentence(tmp_path):
     log = tmp_path / "log"
     environment = dict(os.environ)
@@ -41,6 +43,7 @@ def test_a_command_ends_with_its_code_and_its_sentence(tmp_path):
     assert not alive(log)
 
 
+@pytest.mark.slow
 def test_the_folder_of_the_rules_hides_no_module_of_python_s(tmp_path):
     (tmp_path / "json.py").write_text("raise SystemExit('not the one')")
     (tmp_path / "own.py").write_text("def data():\n    raise ValueError('found')")
@@ -56,6 +59,7 @@ def test_the_folder_of_the_rules_hides_no_module_of_python_s(tmp_path):
     assert code and "found" in sentence
 
 
+@pytest.mark.slow
 def test_a_command_that_outlives_its_listener_is_waited_for(tmp_path, capsys):
     (tmp_path / "slow.py").write_text(SLOW)
     log = tmp_path / "log"
@@ -86,6 +90,7 @@ def _parent(pid):
         return None
 
 
+@pytest.mark.slow
 def test_a_command_is_terminated_when_its_listener_is_to_stop(tmp_path):
     (tmp_path / "slow.py").write_text(SLOW)
     log = tmp_path / "log"
@@ -100,6 +105,7 @@ def test_a_command_is_terminated_when_its_listener_is_to_stop(tmp_path):
     assert code == 143 and "Terminated" in log.read_text()
 
 
+@pytest.mark.slow
 def test_one_that_does_not_end_by_sigterm_is_killed(tmp_path, monkeypatch):
     """Such as one whose library waits for a thread of its own."""
     monkeypatch.setattr("mlflow_unlearn.events.child.GRACE", 0.5)

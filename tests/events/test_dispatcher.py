@@ -56,7 +56,7 @@ def runs(store):
     return [run.data.tags["unlearn.command"] for run in store.runs() if "unlearn.command" in run.data.tags]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_step_that_fails_is_tried_again_and_others_go_on(chain, tmp_path):
     rules = """
   - {name: clf, when: [version], then: [review, verify], options: {review: {policy: none.yaml}}}
@@ -76,7 +76,7 @@ def test_a_step_that_fails_is_tried_again_and_others_go_on(chain, tmp_path):
         assert [job.state for job in ended(queue)] == ["done", "done"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_refusal_is_not_tried_again_and_ends_the_chain_unless_it_is_to_go_on(chain, tmp_path):
     shutil.copy(chain.folder / "strict.yaml", tmp_path / "strict.yaml")
     rules = """
@@ -102,7 +102,7 @@ class Hiccup(MlflowClient):
         return super().search_runs(*arguments, **options)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_refusal_stays_one(chain, tmp_path):
     """Whatever comes between: a registry that does not answer, a kill, and `--retry`."""
     shutil.copy(chain.folder / "strict.yaml", tmp_path / "strict.yaml")
@@ -133,6 +133,7 @@ def test_a_refusal_stays_one(chain, tmp_path):
     assert runs(chain).count("review") == before + 2
 
 
+@pytest.mark.slow
 def test_a_request_that_somebody_else_has_fulfilled_is_not_fulfilled_again(chain, tmp_path):
     """The chain goes on with the version that has; what is about the same requests is not done twice."""
     shutil.copy(chain.folder / "lenient.yaml", tmp_path / "lenient.yaml")
@@ -147,6 +148,7 @@ def test_a_request_that_somebody_else_has_fulfilled_is_not_fulfilled_again(chain
     assert chain.tags("2")["unlearn.verdict"] == "pass"
 
 
+@pytest.mark.slow
 def test_a_tag_that_says_done_does_not_say_by_what(chain, tmp_path):
     """Who may edit tags cannot lead the chain to a version that has not forgotten the samples."""
     [request] = chain.requests("1")
@@ -186,7 +188,7 @@ def test_a_run_that_says_it_is_a_step_s_does_not_say_what_it_has_registered(chai
     chain.client.delete_model_version("clf", made.version)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_a_listener_has_registered_is_not_answered(chain, tmp_path):
     made = chain.client.get_model_version("clf", "2")
     chain.client.set_tag(made.run_id, STEP_TAG, "another-queue/7/0")
@@ -208,6 +210,7 @@ def test_what_a_listener_has_registered_is_not_answered(chain, tmp_path):
     chain.client.delete_tag(made.run_id, STEP_TAG)
 
 
+@pytest.mark.slow
 def test_a_command_has_not_the_secret_of_the_webhook(chain, tmp_path, monkeypatch):
     """What it runs may be code of others: a data source, a model, a plugin."""
     monkeypatch.setenv(VARIABLE, SECRET)
@@ -222,7 +225,7 @@ def test_a_command_has_not_the_secret_of_the_webhook(chain, tmp_path, monkeypatc
     assert seen["LISTEN_OTHER"] == "seen" and VARIABLE not in seen and SECRET not in seen.values()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_alias_that_a_listener_has_set_is_not_answered(chain, tmp_path):
     """Nor is it after a restart: a rule that ends with `promote` would call itself."""
     shutil.copy(chain.folder / "lenient.yaml", tmp_path / "lenient.yaml")
@@ -259,6 +262,7 @@ class Silent(MlflowClient):
         return super().search_registered_models(*arguments, **options)
 
 
+@pytest.mark.slow
 def test_a_registry_that_does_not_answer_is_not_waited_for_at_the_end(chain, tmp_path):
     tracking.connect()
     client = Silent()
@@ -285,7 +289,7 @@ def test_jobs_that_cannot_begin(chain, tmp_path):
     assert job.state == "failed" and "the file no longer has a rule for version of 'clf'" in job.sentence
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_pending_requests_are_found_without_an_event(store, tmp_path):
     """None was sent, or nobody listened."""
     assert call("request", "--model-uri", "models:/clf/1", "--forget", "random:10").code == 0
@@ -304,7 +308,7 @@ def test_pending_requests_are_found_without_an_event(store, tmp_path):
     assert store.versions() == ["1"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_listener_that_is_stopped_goes_on_after_its_restart(store, tmp_path, monkeypatch):
     """Its command is stopped as by SIGTERM, and its run is KILLED; that is no attempt."""
     monkeypatch.setenv(VARIABLE, SECRET)
@@ -326,7 +330,7 @@ def test_a_listener_that_is_stopped_goes_on_after_its_restart(store, tmp_path, m
     assert SECRET not in str(environment) and os.environ[VARIABLE] == SECRET
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_requests_are_two_jobs_of_which_the_first_fulfils_both(store, tmp_path):
     """The second was filed before the first unlearning began, and its event came after."""
     for seed in (1, 2):

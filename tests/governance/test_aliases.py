@@ -25,6 +25,7 @@ def found(chain, tmp_path, version: str) -> dict[str, tuple[str, str]]:
     return {one.part: (one.outcome, one.message) for one in check_aliases(chain.client, examined)}
 
 
+@pytest.mark.slow
 def test_the_guarded_alias_needs_a_promotion(chain, alias, tmp_path):
     alias("champion", "2")
     assert found(chain, tmp_path, "2") == {

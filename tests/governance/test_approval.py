@@ -34,6 +34,7 @@ from mlflow_unlearn.governance.approval import check_approver, open_requests
 PEOPLE = "ann, alice"
 
 
+@pytest.mark.slow
 def test_open_requests_and_override(chain):
     """A request on the source that the new version did not carry out."""
     assert review("4").code == 0
@@ -156,6 +157,7 @@ def test_a_required_signature_is_checked_again(chain, keys):
         chain.client.delete_registered_model_alias("clf", alias)
 
 
+@pytest.mark.slow
 def test_the_policy_names_the_key(chain, keys):
     """A signature by an attacker's own key, and none at all, whatever the review's file has been made to say."""
     (chain.folder / "ours.pub").write_bytes((keys / "ours.pub").read_bytes())

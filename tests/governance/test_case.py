@@ -194,6 +194,7 @@ def test_a_tag_alone_retires_nothing(chain):
     assert any("the retirement that its tag names is of it" in message for message in failed(case))
 
 
+@pytest.mark.slow
 def test_a_version_that_was_deleted(gold_store):
     [request_id] = gold_store.requests()
     gold_store.client.delete_model_version("clf", "2")

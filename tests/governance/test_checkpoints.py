@@ -42,6 +42,7 @@ def kept_by(trained_as: str | None, status: str = "KILLED", resume_key: str | No
     return Path(run.info.artifact_uri.removeprefix("file://")) / kept.path
 
 
+@pytest.mark.slow
 def test_those_that_no_version_that_stays_lists(sharded):
     """The second slice of shard 0 has the sample: only what was kept after it has seen it."""
     [(run_id, path)] = gone = listed(sharded, "1") - listed(sharded, "2")
@@ -107,6 +108,7 @@ def test_a_copy_of_one_elsewhere_is_found(sharded):
     assert done.code == 3 and "mine/shard-0-stage-2.pt (the same bytes as checkpoints/shard-0-stage-2.pt" in done.err
 
 
+@pytest.mark.slow
 def test_the_same_bits_of_a_training_that_stays_are_no_copy(sharded):
     """Shard 1 is trained alike with the sample and without: nothing of the sample is in it."""
     remove(sharded, "2")
@@ -152,6 +154,7 @@ def test_one_that_another_version_lists_by_now(sharded, monkeypatch):
     assert listed(sharded, "1") <= {*checkpoint_files(sharded)} and "unlearn.retired" not in sharded.tags("1")
 
 
+@pytest.mark.slow
 def test_samples_of_the_last_slice_are_in_no_checkpoint(sharded):
     (sharded.folder / "last.csv").write_text("id\n" + "\n".join(placed_at(1, 2)[:2]) + "\n")
     done = call("unlearn", "--model-uri", "models:/clf/2", "--method", "exact", "--forget", "last.csv")

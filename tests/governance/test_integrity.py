@@ -210,6 +210,7 @@ def test_a_broken_chain(chain):
     assert done.code == 3 and "chain models:/clf/2" in done.err
 
 
+@pytest.mark.slow
 def test_signatures(chain, keys):
     ours, theirs = str(keys / "ours.pub"), str(keys / "theirs.pub")
     assert "the evidence is unsigned" in call("verify", "--model-uri", "models:/clf/2").out

@@ -18,6 +18,7 @@ from mlflow_unlearn.session.gold import open_gold
 from mlflow_unlearn.session.measured import evaluate_measured, open_measured
 
 
+@pytest.mark.slow
 def test_measured_again(chain):
     done = call("verify", "--model-uri", "models:/clf/2", "--recompute", "true")
     assert done.code == 0, done.err
@@ -72,6 +73,7 @@ def test_ids_of_every_kind(empty_store, tmp_path):
     assert Manifest.from_csv(folder_of("2") / "extra_files" / "training_manifest.csv").salt is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", [pytest.param((), marks=pytest.mark.slow), ("--hash-ids", "true")])
 def test_hashed_ids_of_a_filed_request_are_measured_again(store, stored):
     """The digest of the forget set has the salt of the request, or, where that keeps plain ids, one in the record."""
@@ -93,7 +95,7 @@ def measured(version: str, definition: int) -> dict[str, Metrics]:
         return compare(outputs, seed=options.seed, definitions=dict.fromkeys(KEYS, definition))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_by_the_definitions_of_the_record(store):
     """Two classes one after the other: the first counts nowhere in the second step, and did in an earlier release."""
     for version, label in (("1", "3"), ("2", "5")):

@@ -67,13 +67,14 @@ def test_the_suite_finds_nothing(name, model):
     assert check_method(name, models=[model]) == []
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", WITH_NORMS)
 def test_the_suite_finds_nothing_about_norms(name):
     """The others are among the slow and the nightly ones, with all properties."""
     assert check_method(name, models=["resnet18"], properties=OF_NORM) == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.nightly] * (name not in ON_A_LARGE_MODEL)) for name in BUILTIN]
 )

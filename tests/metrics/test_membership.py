@@ -133,6 +133,7 @@ class TestTwoSidedAuc:
         assert two_sided_auc(low, high, zeros, zeros, 1, seed=0) == (1.0, 1.0, 1.0)
         assert two_sided_auc(high, low, zeros, zeros, 1, seed=0) == (0.0, 0.0, 0.0)
 
+    @pytest.mark.slow
     def test_interval_is_that_of_a_plain_bootstrap(self):
         """An independent bootstrap: resample both sides, weights and AUC anew from each resample, one by one."""
         rng = np.random.default_rng(5)

@@ -142,7 +142,7 @@ def run_here(empty_store, installed, project, tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_in_one_run(empty_store, run_here, tmp_path, monkeypatch):
     """1 + 2 over two ranks; one run, MLflow's own, which rank 0 has resumed. A relative store is found from there."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
@@ -162,7 +162,7 @@ def test_two_processes_in_one_run(empty_store, run_here, tmp_path, monkeypatch):
     assert json.loads(seen["MLFLOW_UNLEARN_NODES"]) == {"nproc_per_node": 2}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_nodes_make_one_run(empty_store, mlflow_run):
     """The same command twice; node 1 returns node 0's run and changes nothing of it."""
     shared = {"nnodes": 2, "nproc_per_node": 1, "rdzv_endpoint": f"127.0.0.1:{free_port()}"}
@@ -174,7 +174,7 @@ def test_two_nodes_make_one_run(empty_store, mlflow_run):
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"total": 3.0})
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_without_a_configuration_the_parameter_counts(empty_store, mlflow_run):
     code, err = ended(mlflow_run("sum", {}, "-P", "processes=2", "--env-manager", "local"))
     assert code == 0, err
@@ -204,7 +204,7 @@ def test_a_killed_rank_fails_the_run(empty_store, mlflow_run, tmp_path):
     assert ranks_alive(tmp_path / "out") == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_stopping_it_stops_the_ranks(empty_store, mlflow_run, tmp_path, sent):
     process = mlflow_run("wait", {"nproc_per_node": 2})

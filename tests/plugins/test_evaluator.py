@@ -150,7 +150,7 @@ def case(model: str | None, table, config=None, **more) -> dict:
     return {"model": model, "samples": samples, "config": config or {}, "more": more}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_figures_are_those_of_the_command(used, measured, samples, tmp_path):
     """By the whole table in another order of rows, with labels; and by nothing but what was forgotten.
 
@@ -203,7 +203,7 @@ def test_the_figures_are_those_of_the_command(used, measured, samples, tmp_path)
     assert "jsd" not in part["metrics"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_audit_is_that_of_the_command(used, measured, samples, tmp_path):
     assert call("audit", "--model-uri", "models:/clf/2", "--gold-uri", "models:/gold/1").code in (0, 3)
     run = next(run for run in used.runs() if run.data.tags["unlearn.command"] == "audit")
@@ -228,7 +228,7 @@ def tensors(part) -> TensorDataset:
     return TensorDataset(torch.from_numpy(images[:, None]), torch.from_numpy(part.labels))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_versions_that_others_have_registered(empty_store, measured, source, samples, tmp_path):
     """Pickled and exported, registered from a run and from a folder, by URI and by id: as `evaluate()` says."""
     rows = {name: samples["id"][samples["split"] == name] for name in ("forget", "retain")}
@@ -279,7 +279,7 @@ def test_versions_that_others_have_registered(empty_store, measured, source, sam
     assert "does not record its data source" in sentences[3]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_bad_input_ends_in_a_sentence(used, measured, source, samples):
     one = samples["id"][samples["split"] == "forget"].iloc[0]
     forget = samples[samples["split"] == "forget"][["id", "split"]]
@@ -329,7 +329,7 @@ def test_bad_input_ends_in_a_sentence(used, measured, source, samples):
         assert found["code"] == "INVALID_PARAMETER_VALUE"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_other_evaluations_stay_as_they_are(empty_store, installed, tmp_path):
     """A classifier's metrics are the same with the plugin and without, and it loads nothing else."""
     rows = [[i % 7, i % 5, i % 3] for i in range(40)]

@@ -27,6 +27,7 @@ print(json.dumps("torch" in sys.modules))
 """
 
 
+@pytest.mark.slow
 def test_runs_of_the_user_s_code_name_the_command_s_run(installed, empty_store, tmp_path):
     """In a process that has the plugins, of which `import mlflow` has loaded this one and nothing else of ours.
 

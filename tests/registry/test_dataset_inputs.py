@@ -4,6 +4,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import mlflow
+import pytest
 
 from mlflow_unlearn.data.manifest import Manifest
 from mlflow_unlearn.registry.dataset_inputs import ManifestSource, log_manifests
@@ -15,6 +16,7 @@ def test_a_source_is_stored_by_its_spec():
     assert len(source.load().train) > 0
 
 
+@pytest.mark.slow
 def test_sets_logged_by_many_at_once(store):
     """MLflow looks for a set's row and then inserts it: with eight runs at that, every insertion but one fails."""
     together = threading.Barrier(8)

@@ -76,6 +76,7 @@ def test_an_architecture_that_computes_something_else(empty_store, tmp_path, mon
             load_module(version, f"pt2_others:{name}", 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_an_exported_resnet_with_either_stem(empty_store, tmp_path, small):
     """On small images ours has another stem than torchvision's: the exported weights tell which one it is."""

@@ -156,6 +156,7 @@ def test_the_later_one_takes_its_flag_down_and_waits(client, monkeypatch):
                      "00:00.000+00:00."]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_process_of_this_machine_that_was_killed_is_taken_over_at_once(client):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, "60"], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
@@ -180,6 +181,7 @@ def test_a_number_that_another_process_has_now_is_another_process(client):
             pytest.fail("this process lives")
 
 
+@pytest.mark.slow
 def test_another_machine_s_flag_is_watched(client, monkeypatch):
     """By our own clock, from when we first saw what it says; each renewal begins that anew."""
     monkeypatch.setattr(locks, "PATIENCE", 0.8)
@@ -200,6 +202,7 @@ def test_a_flag_that_nobody_can_read_ends_as_well(client, monkeypatch, value):
         assert len(flags(client)) == 1
 
 
+@pytest.mark.slow
 def test_it_is_renewed_while_it_is_held(client, monkeypatch):
     monkeypatch.setattr(locks, "BEAT", 0.1)
     with model_lock(client, "shared") as (lock, _):

@@ -29,7 +29,7 @@ def exported(module: nn.Module, shape: tuple[int, ...], folder: Path, dims: dict
     return folder / "model.pt2"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("architecture", "side"),
     [

@@ -101,6 +101,7 @@ DRAWINGS = """[...document.querySelectorAll('svg[role=img]')].map(svg => ({
         return box.left >= frame.left - 1 && box.right <= frame.right + 1 && box.bottom <= frame.bottom + 1}) }))"""
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("name", "scheme", "width"),
     [
@@ -169,6 +170,7 @@ def test_the_first_screen_answers_the_five_questions(browser, reports, name):
 FOCUSED = "getComputedStyle(document.activeElement).outlineStyle"
 
 
+@pytest.mark.slow
 def test_the_keyboard_goes_to_the_glossary_and_back(browser, reports):
     with Opened(browser, "light", 1280, 800) as window:
         window.page.goto(reports["plain"].as_uri())
@@ -205,6 +207,7 @@ def test_it_prints_in_light_colours_without_the_tables_behind_figures(browser, r
         assert window.page.evaluate(OVERFLOW) <= 0
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("scheme", "width"), VIEWS)
 @pytest.mark.parametrize("name", ["case", "hostile-case"])
 def test_a_case(browser, shots, tmp_path, name, scheme, width):
@@ -244,6 +247,7 @@ INBOXES = {
 }
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("scheme", "width"), VIEWS)
 @pytest.mark.parametrize("name", INBOXES)
 def test_the_inbox(browser, shots, tmp_path, name, scheme, width):
@@ -294,7 +298,7 @@ def artifact(server, reports) -> str:
     return f"{server}/#/experiments/{experiment}/runs/{run}/artifacts/evidence/report.html"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("width", WIDTHS)
 def test_in_the_artifact_view_of_mlflow(browser, server, artifact, shots, width):
     with Opened(browser, "light", WIDTHS[width]) as window:

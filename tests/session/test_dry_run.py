@@ -22,6 +22,7 @@ def bytes_below(uri: str) -> int:
 VERSION = "disk: the new version"
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("command", "more", "rows"),
     [
@@ -47,6 +48,7 @@ def test_it_predicts_and_changes_nothing(store, cli, command, more, rows):
     assert run.info.status == "FINISHED" and run.data.metrics["plan.seconds"] > 0
 
 
+@pytest.mark.slow
 def test_the_disk_is_what_version_and_cache_take(store, cli, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", str(tmp_path / "cache"))
     planned = cli(*UNLEARN, "--plan", "true")

@@ -19,6 +19,7 @@ def unlearn(method: str, *more: object):
     return call("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:2,seed=3", "--method", method, *more)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("content", "why"),
     [(None, "it is missing"), ("", "it is not a table of id, shard and slice")],
@@ -50,6 +51,7 @@ def test_one_row_of_it_that_was_changed(sharded):
     assert done.code == 2 and "of 1 samples the shard or slice in extra_files/shards.csv of models:/clf/1" in done.err
 
 
+@pytest.mark.slow
 def test_groups_that_the_source_no_longer_has(empty_store, tmp_path):
     """Retraining would not know either where a sample belongs."""
     digits_folder(tmp_path / "images", train=400, held_out=100)

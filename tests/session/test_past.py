@@ -54,6 +54,7 @@ class TestNeeds:
         assert usable(["lotus", "rewind"], opened.version, named=False) == ["lotus"]
         assert "Note: rewind cannot be used, since" in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_checkpoints_or_a_version_before_are_enough(self, later):
         assert usable(["lotus", "rewind"], later.version, named=True) == ["lotus", "rewind"]
         assert unmet("rewind", with_record(later, checkpoints=()).version) is None

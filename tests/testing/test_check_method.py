@@ -106,7 +106,7 @@ def general():
     return [name for name in PROPERTIES if name not in ("forget_loss_rises", "masked", "batch_invariant")]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_example_is_a_test_file(tmp_path):
     """What the module's docstring tells third parties to paste passes for a good method and fails for a bad one.
 

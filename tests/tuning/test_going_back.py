@@ -134,6 +134,7 @@ class TestAnEnsemble:
         """No figure here depends on how long something takes."""
         monkeypatch.setattr(dry_run, "ENOUGH", 0)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("method", ["lotus", "exact", "retrain"])
     def test_its_share_is_that_of_the_samples_however_long_they_take(self, sharded, cli, method):
         """Two epochs of one model are one of each stage, and the last two of a shard's three are trained again."""
@@ -149,6 +150,7 @@ class TestAnEnsemble:
         by_method = {"exact": "shards", "retrain": "retraining", "lotus": "lotus"}
         assert ways[by_method[method]]["seconds"] == pytest.approx(seconds[method], rel=1e-9)
 
+    @pytest.mark.slow
     def test_a_shard_that_would_be_left_without_a_class(self, sharded, cli):
         train = load_source(DATA).train
         own = {id for slice_ in range(3) for id in placed_at(0, slice_)}
@@ -164,6 +166,7 @@ class TestAnEnsemble:
             assert refused.code == 2 and refusal in " ".join(refused.err.split())
         assert recommended is None and ways["lotus"]["seconds"] > 0
 
+    @pytest.mark.slow
     def test_checkpoints_that_are_needed_and_others(self, sharded, cli):
         forget, files = listed(sharded, placed_at(0, 1)[0]), checkpoint_files(sharded)
         [needed] = [path for (_, name), path in files.items() if name.endswith("shard-0-stage-1.pt")]
@@ -180,6 +183,7 @@ class TestAnEnsemble:
         ways, recommended, _ = planned(cli, 1, forget)
         assert "cannot be read" in ways["shards"]["why"] and recommended == "retraining"
 
+    @pytest.mark.slow
     def test_a_ladder_is_without_what_is_refused(self, sharded, cli):
         forget = listed(sharded, placed_at(0, 1)[0])
         for path in checkpoint_files(sharded).values():
@@ -193,6 +197,7 @@ class TestAnEnsemble:
         ways, _, _ = planned(cli, 1, forget, *until, "exact,transpose")
         assert ways["until_pass"]["name"] == "until pass, up to transpose"
 
+    @pytest.mark.slow
     def test_its_list_of_shards_was_changed(self, sharded, cli):
         [first, *_] = placed_at(0, 1)
         for table in sharded.folder.rglob("extra_files/shards.csv"):
@@ -201,6 +206,7 @@ class TestAnEnsemble:
         assert "is not the one that their hash gives" in ways["shards"]["why"] and ways["shards"]["seconds"] is None
         assert recommended == "retraining"
 
+    @pytest.mark.nightly
     def test_another_method_has_ended_it(self, sharded, cli):
         """The version before that is named; where all of these are gone, the recipe is still recorded."""
         request = forgotten_by_lotus(sharded, cli)
@@ -231,7 +237,7 @@ class TestAnEnsemble:
         exact = mlflow.artifacts.load_dict("models:/clf/4/evidence/evidence.json")
         assert exact["exactness"]["kind"] == "exact" and exact["data"]["forget"]["samples"] == 6
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_frozen_layers_that_were_changed_are_not_gone_back_on(self, empty_store, cli):
         """Retraining then begins with all of them at random, which is not how the version was trained."""
         trained = cli("train", *SHARDED, "--prefix", "3", "--name", "clf")

@@ -124,6 +124,7 @@ def test_the_first_interrupt_waits_and_the_second_does_not(capsys):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, 1])
 def test_where_a_trial_has_failed_it_may_be_queued_again_a_moment_later(tmp_path, monkeypatch, failing):
     """So a worker looks twice; where none has failed there is nothing to wait for."""

@@ -128,6 +128,7 @@ def _fail(url, barrier, results):
     results.put(done)
 
 
+@pytest.mark.slow
 def test_a_dead_trial_fails_once(tmp_path):
     """The process that sees it fail queues it again: with plain SQLite storage of Optuna's two processes may."""
     url = f"sqlite:///{tmp_path}/optuna.db"
@@ -170,6 +171,7 @@ def _work(url, barrier, results):
             return
 
 
+@pytest.mark.slow
 def test_two_processes_never_take_the_same_trial(url):
     """On plain SQLite storage of Optuna they do."""
     queue_trials(opened(url), 20, [FIRST])

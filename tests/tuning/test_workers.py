@@ -158,7 +158,7 @@ def test_a_worker_is_killed_during_a_trial(store, database, victim):
     assert {run.data.tags["unlearn.study_run"] for run in commands if "unlearn.study_run" in run.data.tags} <= leads
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @needs_postgres
 def test_two_workers_share_the_trials(store, cli, database):
     done = cli(*TUNE, "--space", LONG, "--n-trials", 16, "--study", "ours", "--storage", database, "--workers", 2)
@@ -230,7 +230,7 @@ def test_ctrl_c_waits_for_the_trial(store, tmp_path, workers):
     assert store.versions() == ["1", "2"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_sigterm_queues_the_trial_again(store, tmp_path):
     storage = f"sqlite:///{tmp_path}/trials.db"
     arguments = ("--n-trials", 3, "--storage", storage, "--study", "ours")

@@ -25,6 +25,7 @@ def test_features_that_hold_it():
     assert detected(drawn(0, shift=0.8), 3, 0).p_value < 0.01
 
 
+@pytest.mark.slow
 def test_what_is_drawn_alike_is_seldom_told_apart():
     found = [detected(drawn(seed), 3, seed).p_value for seed in range(40)]
     assert sum(p <= 0.05 for p in found) <= 6  # 99.7 % of Binomial(40, 0.05)

@@ -163,6 +163,7 @@ def test_models_that_are_surer_of_unseen_samples_widen_it():
     assert "no class of the forget set" in share_between(own, original, golds, seed=0)
 
 
+@pytest.mark.slow
 def test_within_what_golds_differ_by():
     """From four golds on; a model that remembers is outside, another gold seldom is."""
     outside = []
@@ -209,6 +210,7 @@ def test_a_class_that_the_unseen_set_does_not_have():
     assert found == {} and set(missing) == set(ATTACKS)
 
 
+@pytest.mark.slow
 def test_features_of_many_dimensions_that_tell_nothing():
     """Components of one set alone would lie nearer to its samples than to the others."""
     alarms = 0
