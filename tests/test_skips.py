@@ -47,6 +47,7 @@ def test_what_the_machine_lacks_is_skipped_with_the_reason(tmp_path):
     assert "1 passed, 2 skipped" in done.stdout and "this machine: it does not run Linux" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("no_skips", "code"), [("1", 1), ("", 0)])
 def test_what_could_be_installed_may_not_be_skipped(tmp_path, no_skips, code):
     """With the workers of `make test`, whose reports come from another process."""

@@ -100,6 +100,7 @@ def test_outputs_that_somebody_else_has_put_there_are_not_taken(trainer):
     np.savez(f"{path}/{REFERENCE_FILE}", **arrays)
 
 
+@pytest.mark.slow
 def test_unseen_samples_are_drawn_into_halves_as_well(trainer):
     one = trainer()
     found = as_references(made_by(one, 4), one.session.forget)

@@ -70,6 +70,7 @@ def test_a_new_head_on_the_old_backbone_is_caught(parts, original, cheat):
     assert all(parameter.requires_grad for parameter in cheat.parameters()), "it is attacked as the others are"
 
 
+@pytest.mark.slow
 def test_parts_have_the_same_classes_and_share_nothing(parts):
     labels = {split: getattr(SPLITS, split).tensors[1].numpy() for split in ("forget", "test")}
     assert len(parts.forget) == len(parts.unseen) == PARTS
@@ -99,10 +100,12 @@ class Decided(nn.Module):
         return nn.functional.one_hot(self.model(images).argmax(dim=1), 10).float()
 
 
+@pytest.mark.slow
 def test_outputs_without_a_gradient(parts):
     assert parts.of(Decided(toy.net()), "audited") == "audited cannot be trained on (its outputs have no gradient)"
 
 
+@pytest.mark.slow
 def test_a_model_that_diverges(parts):
     """Why it cannot be measured, in a sentence: the other models are all the same."""
     wild = toy.net()

@@ -72,6 +72,7 @@ def test_one_nested_run_a_method_and_seed(result):
     assert not store.requests()
 
 
+@pytest.mark.slow
 def test_the_table(result):
     """Its figures are those of the nested runs, and the reference rows are there."""
     store, parent, done = result
@@ -104,6 +105,7 @@ def test_the_table(result):
     assert f"{parent.data.metrics['pearson_rf_jsd_jsd']:.4f}" in text
 
 
+@pytest.mark.slow
 def test_deterministic_methods_have_no_spread(result):
     """SSD is deterministic: two seeds, one set of weights; only the gold it is measured against differs."""
     store, parent, _ = result
@@ -121,6 +123,7 @@ def test_deterministic_methods_have_no_spread(result):
     assert len({run.data.metrics["unlearn_seconds"] for run in ssd}) == 1, "it ran once for both seeds"
 
 
+@pytest.mark.slow
 def test_the_epochs_are_in_each_nested_run(result):
     store, parent, _ = result
     lotus = [run for run in nested(store, parent) if run.data.tags["unlearn.method"] == "lotus"]
@@ -129,6 +132,7 @@ def test_the_epochs_are_in_each_nested_run(result):
         assert steps == list(range(len(steps))) and steps
 
 
+@pytest.mark.slow
 def test_gold_models_differ_from_each_other_and_from_the_original(result):
     store, parent, _ = result
     rows = {row["method"]: row for row in table(parent)}

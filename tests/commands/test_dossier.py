@@ -423,6 +423,7 @@ def test_a_record_that_was_edited_in_the_store(closed, request_id):
     assert "Records differ" in read(closed.folder / "edited.zip")["index.html"].decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("of", "key", "value"),
     [

@@ -1,11 +1,13 @@
 """`exposure`: where forgotten data still lives; it makes no run and changes nothing."""
 
 import numpy as np
+import pytest
 from stores import call
 
 from mlflow_unlearn import cache
 
 
+@pytest.mark.slow
 def test_every_version_with_its_aliases_and_endpoints(chain):
     chain.client.set_model_version_tag("clf", "1", "unlearn.endpoint.edge", "https://edge.example.com")
     before, runs = chain.everything_registered(), len(chain.runs())

@@ -143,6 +143,7 @@ def test_options_that_do_not_go_together(store, cli, options, message):
     assert refused.code == 2 and message in " ".join(refused.err.split()), refused.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["", "garbage", "pending {", "pending {}", "done {}", "\x1b[2J"])
 def test_an_edited_tag_hides_no_other_request(store, cli, ids, value, monkeypatch):
     """It is named, and filing the request again heals it."""

@@ -284,6 +284,7 @@ def link(tmp_path: Path) -> Path:
     return tmp_path / "link" / "model one"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spelled",
     [

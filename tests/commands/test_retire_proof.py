@@ -148,6 +148,7 @@ def test_another_version_whose_tag_alone_says_so(files):
     assert refused.code == 3 and "models:/twin/1 (its tag names the same weights: retire it too)" in refused.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("root", "why"),
     [
@@ -221,6 +222,7 @@ def test_a_run_that_was_purged_since(files):
     assert done.code == 0 and "Proven: none of" in done.out, done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", ["nothing", "an empty folder"])
 @pytest.mark.parametrize("around", ["no experiment", "an experiment"])
 def test_a_root_that_was_moved_away_is_named(files, tmp_path, kept, around):
@@ -255,6 +257,7 @@ def test_files_that_tell_it_from_no_other(files):
     assert "nothing left to remove" in retire("small").err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["delete_entry", "prove", "_mark_again"])
 def test_killed_while_it_looks(files, monkeypatch, step):
     if step == "_mark_again":

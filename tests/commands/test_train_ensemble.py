@@ -334,6 +334,7 @@ class TestFrozenBackbone:
         assert done.code == 2 and repr(str(tmp_path / name)) in done.err and empty_store.versions("x") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -371,6 +372,7 @@ def test_methods_that_split_a_model_leave_an_ensemble_alone_or_refuse_it(ensembl
 
 
 class TestRefused:
+    @pytest.mark.slow
     def test_a_prefix(self, ensembles, cli):
         exact = ("unlearn", "--model-uri", "models:/clf/1", "--forget", "random:1", "--method", "exact")
         done = cli(*exact, "--prefix", "auto")

@@ -72,6 +72,7 @@ def test_six_nested_finished_runs(result):
         assert store.client.get_metric_history(run.info.run_id, "loss")
 
 
+@pytest.mark.slow
 def test_no_trial_saw_the_test_set(result):
     store, parent = result
     for run in trials_of(store, parent):
@@ -80,6 +81,7 @@ def test_no_trial_saw_the_test_set(result):
     assert "unlearned.acc_test" in parent.data.metrics
 
 
+@pytest.mark.slow
 def test_the_first_trial_is_the_published_setting(result):
     store, parent = result
     params = trials_of(store, parent)[0].data.params
@@ -97,6 +99,7 @@ def stored(parent):
     return optuna.load_study(study_name=parent.data.tags["unlearn.study"], storage="sqlite:///optuna.db").trials
 
 
+@pytest.mark.slow
 def test_the_winner_is_registered_as_it_was(result):
     """Of the feasible trials within a standard error of the best the gentlest, and its very weights."""
     store, parent = result
@@ -131,6 +134,7 @@ def test_the_winner_is_registered_as_it_was(result):
     assert {f"unlearn.{tag}": str(selection[key]) for tag, key in keys.items()} == {k: tags[k] for k in SELECTION}
 
 
+@pytest.mark.slow
 def test_what_it_was_chosen_by_stands_beside_the_test_set(result, searched):
     """The winner's own figures on the validation set, in evidence, report, card and terminal."""
     store, parent = result
@@ -160,6 +164,7 @@ def test_by_default_lotus_and_the_strongest_method_are_searched(store, cli):
     assert float(trials[1].data.params["unlearn.params.lr"]) == recorded
 
 
+@pytest.mark.slow
 def test_feasible_is_what_the_constraints_say(result):
     """Loss of accuracy against the original, on the selection splits."""
     store, parent = result
@@ -174,6 +179,7 @@ def test_feasible_is_what_the_constraints_say(result):
         assert bool(after["feasible"]) == met
 
 
+@pytest.mark.slow
 def test_the_study_lies_in_a_database_of_its_own(result, searched):
     store, parent = result
     study = optuna.load_study(
@@ -192,6 +198,7 @@ def test_the_study_lies_in_a_database_of_its_own(result, searched):
     assert f"{int(parent.data.metrics['best_trial'])} (best)" in searched[1].out
 
 
+@pytest.mark.slow
 def test_the_study_is_kept_as_artifacts(result):
     store, parent = result
     kept = {artifact.path for artifact in store.client.list_artifacts(parent.info.run_id, "tune")}
@@ -394,6 +401,7 @@ def test_ranks_and_workers_do_not_mix(store):
             tune(config.Tune(model_uri="models:/clf/1", processes=2, **{name: value}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

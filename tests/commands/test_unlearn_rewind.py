@@ -215,6 +215,7 @@ def test_a_seed_of_its_own_has_no_effect_but_on_noise(store, rewind):
 
 
 class TestLost:
+    @pytest.mark.slow
     @pytest.mark.parametrize(("content", "what"), [(None, "cannot be read ("), (b"PK", "was changed since it was wri")])
     def test_a_checkpoint_is_refused(self, content, what, store, rewind, lost):
         lost(record("1").checkpoints[2], content)

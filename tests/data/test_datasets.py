@@ -71,6 +71,7 @@ def photographs(tmp_path, count):
     return file_split(tmp_path, [f"jpeg/{n}.jpg" for n in range(count)], [n % 2 for n in range(count)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("spec", ["none", "imagenet", "timm"])
 def test_pixels_are_kept_once_and_come_back_bit_by_bit(tmp_path, spec, workers):

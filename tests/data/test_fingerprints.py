@@ -105,6 +105,7 @@ def set_(**values):
 
 
 class TestModule:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "change",
         [

@@ -55,17 +55,20 @@ def test_the_gradient_is_that_of_the_whole_batch(alone, crowd):
     assert difference(*gradients) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*PLAIN_METHODS, "prefix"])
 def test_every_method_ends_at_the_same_weights(name, alone, crowd):
     assert difference(alone[name], crowd[name]) < 1e-4
     assert difference(alone[name], crew.plain().state_dict()) > 1e-3 or name == "ssd"
 
 
+@pytest.mark.slow
 def test_callbacks_stay_with_rank_0(alone, crowd):
     """This one writes to an open file, which no other process could be sent."""
     assert crowd["heard"] == alone["heard"] != ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["read", "read twisted"])
 def test_every_sample_is_read_once_and_in_order(what, alone, crowd):
     for split, outputs in alone[what].items():
@@ -79,11 +82,13 @@ def test_every_sample_is_read_once_and_in_order(what, alone, crowd):
         assert torch.equal(predictions, crowd[f"{what}, taught"][split])
 
 
+@pytest.mark.slow
 def test_statistics_of_batchnorm_are_those_of_a_share(alone, crowd):
     """Near those of the whole batch, and not the same."""
     assert 0 < difference(*({"mean": found["norm"]["1.running_mean"]} for found in (alone, crowd))) < 0.2
 
 
+@pytest.mark.slow
 def test_each_rank_has_its_own_dropout_masks_and_the_same_draws_after(alone, crowd):
     """Of 34 samples a step, each rank's share is one image over and over: equal masks would be equal bit by bit."""
     (mine, after), *others = crowd["masks"]
@@ -95,6 +100,7 @@ def test_each_rank_has_its_own_dropout_masks_and_the_same_draws_after(alone, cro
     assert all(len(mask) == 34 for mask in whole)
 
 
+@pytest.mark.slow
 def test_all_ranks_measure_the_model_that_rank_0_returns(crowd):
     """Also the last step of a pass, after which nothing else would bring rank 0's running statistics to the others."""
     first, *others = crowd["means"]

@@ -95,6 +95,7 @@ def test_a_warning_reaches_the_terminal_and_the_version(store, cli):
     assert store.tags("2")["unlearn.warning"] == line.removeprefix("Warning: ")
 
 
+@pytest.mark.slow
 def test_a_method_that_moves_nothing_registers_nothing(store, cli):
     """SSD's alpha of 10 cannot select a weight where a tenth of the data or more is forgotten."""
     before = store.everything_registered()

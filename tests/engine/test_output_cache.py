@@ -112,6 +112,7 @@ class Noisy(Cooled):
         return super().forward(images) + torch.rand(())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

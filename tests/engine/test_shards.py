@@ -245,6 +245,7 @@ def test_what_costs_a_retraining_says_so(trained, capsys):
     assert f"the samples lie in all 2 shards: {own.steps} of {anew.steps} steps are trained again" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 3])
 def test_features_do_not_depend_on_which_others_there_are(threads):
     """Of batches they did: by three threads, in some networks, at the seams between them."""

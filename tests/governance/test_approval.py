@@ -96,6 +96,7 @@ def test_a_request_that_only_a_sibling_carried_out(chain):
     assert "request abcdefabcdef on models:/clf/3 was carried out by models:/clf/9 alone" in refused.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["pending []", "pending 5", "pending null", "pending {", "done {}"])
 def test_a_request_tag_that_was_edited(chain, value):
     with tagged(chain, "3", unlearn__request__abcdefabcdef=value):
@@ -104,6 +105,7 @@ def test_a_request_tag_that_was_edited(chain, value):
     assert "Traceback" not in refused.err
 
 
+@pytest.mark.slow
 def test_a_review_is_judged_again(chain):
     """Whoever may write the review's run and the version's tags can forge the file, but not what the evidence says."""
     assert review("2", "strict.yaml").code == 3
@@ -228,6 +230,7 @@ def test_a_changed_review(chain):
     assert refused.code == 3 and f"review {n}" in refused.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rules", "approver", "sentence"),
     [
@@ -249,6 +252,7 @@ def test_who_may_approve(chain, rules, approver, sentence):
     chain.client.delete_registered_model_alias("clf", "champion")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("readable", [True, False])
 @pytest.mark.parametrize(
     ("rules", "sentence"),
@@ -291,6 +295,7 @@ BEN = Person(name="ben", authenticated=True)
 CLAIMED = Person(name="cyd", authenticated=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rules", [{"approvers": ["cyd"]}, {"two_person": True}])
 def test_names_that_no_server_has_checked_do_not_count(chain, rules):
     """On a store without users everybody is who they say; the policy has to allow that."""

@@ -65,6 +65,7 @@ def test_those_that_no_version_that_stays_lists(sharded):
     assert done.code == 0, done.err
 
 
+@pytest.mark.slow
 def test_the_last_one_takes_the_rest_along(sharded):
     for number in "12":
         done = call("retire", "--model-uri", f"models:/clf/{number}", "--yes", "true")
@@ -81,6 +82,7 @@ def test_in_the_other_order(sharded):
     assert checkpoint_files(sharded) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_killed_at_the_deletion_the_same_command_goes_on(sharded, monkeypatch, moment):
     kept, gone, real = listed(sharded, "2"), listed(sharded, "1") - listed(sharded, "2"), command.delete_checkpoint
@@ -177,6 +179,7 @@ def test_a_run_says_which_training_keeps_them(sharded):
 class TestOnesThatNoVersionLists:
     """As a training leaves them that was killed and never started again."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("number", "marked"), [("1", True), ("2", True), ("1", False)])
     def test_of_a_training_like_its_own(self, sharded, number, marked):
         """They may be its weights; without the tag nobody can tell."""
@@ -265,6 +268,7 @@ class TestAVersionWithoutTheTag:
         sharded.client.delete_model_version("clf", "2")
         return source
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "how", ["untagged", "copied_from_its_model", "copied_from_its_files", "deleted_but_for_its_model"]
     )

@@ -33,6 +33,7 @@ def test_what_people_read_is_checked(chain, name, content, sentence):
     assert done.code == 3 and sentence in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content", [b"a: b: c", b"flavors: {", b"[]", b"text", b"", b"\xff\xfe\x00", b"a: &b [*b]", None]
 )
@@ -49,6 +50,7 @@ def test_a_file_that_is_not_an_mlmodel(chain, content):
             assert "Traceback" not in found.err and "internal error" not in found.err, found.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recorded", "outcome"),
     [

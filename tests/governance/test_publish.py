@@ -31,6 +31,7 @@ def logged(empty_store):
     return run
 
 
+@pytest.mark.slow
 def test_epochs_are_steps_and_the_constant_of_lotus_is_a_u(logged):
     final = {"acc_forget": 0.25, "acc_val": 0.5, "delta": -0.25, "alpha": 2.0}
     metrics, _ = logged(log_history, BUILTIN["lotus"], result(final, EPOCHS))

@@ -33,6 +33,7 @@ def test_measured_again(chain):
     assert "metrics of unlearned" in done.err and "of acc_test" in done.err
 
 
+@pytest.mark.slow
 def test_what_differs_is_not_loaded(chain, tmp_path):
     """A forged record names code as its data: it must not run."""
     (chain.folder / "forged_data.py").write_text(f"def splits():\n    open({str(tmp_path / 'ran')!r}, 'w')\n")

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+import pytest
 from chains import evidence_of
 from stores import call
 
@@ -13,6 +14,7 @@ from mlflow_unlearn.registry.versions import TRAINING_TAG
 from mlflow_unlearn.session.measured import open_measured
 
 
+@pytest.mark.slow
 def test_from_scratch_the_weights_are_the_same(sharded):
     done = call("verify", "--model-uri", "models:/clf/2", "--recompute", "true")
     assert done.code == 0, done.err

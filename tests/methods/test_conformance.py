@@ -96,6 +96,7 @@ def moved(model, result):
     return {name for name, value in model.named_parameters() if not torch.equal(value, after[name])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORGETS_A_CLASS)  # amun goes on teaching the class
 def test_the_returned_model_is_the_one_that_forgot(name):
     sets = class_splits()
@@ -142,6 +143,7 @@ class TestWithinInferenceMode:
         assert {key: done.result.params[key] for key in cheap(done.name)} == cheap(done.name)
 
 
+@pytest.mark.slow
 @each
 @pytest.mark.parametrize(
     "sets",

@@ -236,6 +236,7 @@ def refused(empty_store, installed, project, tmp_path, monkeypatch):
     return sentence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [

@@ -67,6 +67,7 @@ def test_code_that_a_tag_names_is_not_taken_from_it(theirs, tmp_path, monkeypatc
     assert open_version(theirs.client, URI, tmp_path).reads == without
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["{", "[]", '{"data": 5}', '{"transfrom": "none"}'])
 def test_an_edited_tag_is_named(theirs, tmp_path, text):
     theirs.client.set_model_version_tag("theirs", "1", INPUTS_TAG, text)

@@ -69,6 +69,7 @@ def elsewhere(**values) -> Flag:
     return Flag(**{"since": "2001-01-01T00:00:00.000+00:00", "id": "other", **known, **values})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "value",
     ['{"since": 5}', '{"process": 7}', '{"beat": "x"}', '{"since": "noon", "more": 1}', "[]", "noon", '{"who": null}'],
@@ -194,6 +195,7 @@ def test_another_machine_s_flag_is_watched(client, monkeypatch):
         assert time.monotonic() - begun >= 1.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["", "{", "[]", "5", '{"pid": 1}', '{"since": 5, "pid": "../1", "x": 1}'])
 def test_a_flag_that_nobody_can_read_ends_as_well(client, monkeypatch, value):
     monkeypatch.setattr(locks, "PATIENCE", 0.3)

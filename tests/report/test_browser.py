@@ -141,6 +141,7 @@ def test_as_a_file_of_its_own(browser, reports, shots, name, scheme, width):
         assert [url for url in window.requests if not url.startswith("data:")] == [reports[name].as_uri()]
 
 
+@pytest.mark.slow
 def test_the_keyboard_reaches_the_verdict_first_and_every_wide_table(browser, reports):
     with Opened(browser, "light", 390) as window:
         window.page.goto(reports["story"].as_uri())
@@ -155,6 +156,7 @@ def test_the_keyboard_reaches_the_verdict_first_and_every_wide_table(browser, re
         assert window.page.evaluate(UNREACHABLE) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "story", "exact", "audited"])
 def test_the_first_screen_answers_the_five_questions(browser, reports, name):
     """What was asked, by whom, did it work, how sure is that, what now: at 1,280 × 800, without scrolling."""

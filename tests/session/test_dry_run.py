@@ -66,6 +66,7 @@ def test_bad_input_is_refused_before_anything_is_timed(store, cli):
     assert done.code == 2 and "unknown hyperparameter 'alhpa'" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("slow", "batch", "epochs", "expected"),
     [

@@ -51,6 +51,7 @@ def test_as_mlflow_run_has_it(exported):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "trains", "lacks"),
     [

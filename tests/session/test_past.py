@@ -68,6 +68,7 @@ class TestNeeds:
 
 
 class TestOwnTraining:
+    @pytest.mark.slow
     def test_its_states_from_the_last_one_on(self, later):
         past = later.own_training.past
         assert [(p.name, p.epochs, p.seen, p.anew) for p in past.points] == [

@@ -4,6 +4,7 @@ import torch
 from mlflow_unlearn.testing.models import FORGET, MODELS, RETAIN, TEST, TRAIN, VAL, digits, of_classes, original, subset
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_the_originals_have_something_to_forget(model):
     """All of the training set is memorised, and not all that was never seen."""

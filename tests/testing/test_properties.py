@@ -60,6 +60,7 @@ def test_an_honest_callable_conforms(model):
     assert check_method(ascend, models=[model], **RISES) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["cnn", "vit"])
 @pytest.mark.parametrize(("method", "options"), [(ascend_masked, MASKED), (dampen, INVARIANT)])
 def test_so_do_those_with_a_promise(method, options, model):
@@ -111,6 +112,7 @@ BROKEN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method", "model", "also", "options"),
     [pytest.param(*case, id=f"{case[0]}-{getattr(case[1], '__name__', 'partial')}") for case in BROKEN],

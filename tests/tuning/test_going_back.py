@@ -22,6 +22,7 @@ def altered(session, *stages, **update):
 
 
 class TestRewinding:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("stages", "expected"),
         [

@@ -164,6 +164,7 @@ class TestWays:
 class TestEnsemble:
     """Last in this file: its store stands in the place of the other one."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("exact", "ended_by", "claim", "expected"),
         [

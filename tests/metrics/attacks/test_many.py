@@ -30,6 +30,7 @@ def test_u_lira_by_its_loops(models):
         assert u_lira(unlearned, retrained)[i] == pytest.approx(np.mean(found), abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [0.0, 1.0])
 def test_u_lira_of_equal_kinds_is_within_its_null(shared):
     """Also where the samples of one model have something in common; in 19 cases of 20."""

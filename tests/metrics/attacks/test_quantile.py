@@ -38,6 +38,7 @@ def test_equal_signals_tell_nothing():
     assert detect(*scores, np.zeros(50, int), np.zeros(100, int), 1, seed=0).auc == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_a_sample_s_threshold_is_fitted_without_its_fold():
     own, unseen, x, z = drawn(0, n=20, m=30)
     _, scores = exceeded(own, unseen, x, z, seed=5)
