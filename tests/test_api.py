@@ -272,7 +272,7 @@ class TestAudit:
         make = [unlearn(net(), which, "retrain", recipe, seed).model for seed, which in enumerate((known, sets, sets))]
         return sets, make[0], make[1:]
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_the_original_is_told_apart_and_left_as_it_was(self, drawn):
         sets, model, golds = drawn
         before, random = state(model), global_state()

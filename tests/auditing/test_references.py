@@ -48,7 +48,7 @@ def test_of_two_one_has_what_the_other_has_not(count):
     assert (halves(200, 0) != halves(200, 2)).any()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_second_request_trains_none(trainer, capsys):
     one = trainer()
     first = made_by(one, 4)

@@ -52,7 +52,7 @@ def audit(audited, cli):
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_with_two_golds_the_original_is_told_apart(audit, audited):
     [request_id] = audited.requests()
     outcome, record = audit("--model-uri", "models:/clf/1", "--forget", f"request:{request_id}", "--gold-uri", GOLDS)
@@ -139,7 +139,7 @@ def test_references_are_trained_once(audit, audited):
     assert "trained now: 0 of 4 references" in other.err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_eight_halves_serve_every_later_request(audit, audited):
     """Of each sample half of them have not seen it, whatever is forgotten."""
     first = audit("--model-uri", "models:/clf/2", "--references", "8")[0]
@@ -159,7 +159,7 @@ def test_eight_halves_serve_every_later_request(audit, audited):
     assert set(trained[:, known].sum(axis=0)) == {4}, "the original's samples, each in four of eight"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_fast_recipe_is_another_reference(audit):
     outcome, record = audit("--model-uri", "models:/clf/2", "--references", "2", "--recipe", "fast")
     assert "trained now: 2 of 2 references" in outcome.err
@@ -228,7 +228,7 @@ audit: {tier: 2, accept: [told apart, not told apart, not decided]}
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_review_is_judged_by_it(gold_template, cli, tmp_path):
     """No audit, too weak a one, a strong one; then what becomes of its record."""
     with copied(gold_template, tmp_path / "reviewed") as store:
@@ -317,7 +317,7 @@ def test_a_folder_of_that_name_is_no_reference(gold_template, cli, tmp_path):
         assert "audits have trained: none" in cli("exposure", "--model-uri", "models:/clf/2").out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_audit_has_the_digest_of_the_evidence(gold_template, cli, tmp_path):
     """A request in plain ids that was unlearned with hashed ones: it counts, and names no sample."""
     with copied(gold_template, tmp_path / "salted") as store:

@@ -345,7 +345,7 @@ def test_all_tells_of_what_cannot_be_told_and_of_models_that_nobody_registered(s
     assert "LoggedModels that are not registered do: 'models:/m-" in " ".join(refused.err.split())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_case_of_fifty_versions(store, cli):
     for _ in range(49):
         store.client.copy_model_version("models:/clf/1", "many")

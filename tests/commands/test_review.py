@@ -145,7 +145,7 @@ def test_two_at_once_get_two_numbers(reviewed, monkeypatch):
     assert call("verify", "--model-uri", "models:/clf/2").code == 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("key", ["unlearn.review.3", "unlearn.verdict", "unlearn.reviews"])
 def test_interrupted_and_started_again(reviewed, monkeypatch, key):
     """Killed before or after any of the tags: it counts with the last one alone, and the next one takes its number."""

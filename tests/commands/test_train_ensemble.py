@@ -171,7 +171,7 @@ def test_another_method_ends_it_in_the_record_and_in_words(ensembles, cli):
     assert ensembles.versions() == ["1", "2"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_retraining_trains_its_shards(ensembles, cli):
     """So that a gold standard differs from the version by the samples alone."""
     assert cli("request", "--model-uri", "models:/clf/1", "--forget", "random:20").code == 0
@@ -205,7 +205,7 @@ def test_retraining_makes_what_another_method_has_ended_exact_again(ensembles, c
     assert more.code == 0 and evidence_of("4").exactness.kind == "exact", more.err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_it_is_compared_like_any_other(ensembles, cli):
     done = cli(
         *("compare", "--model-uri", "models:/clf/1", "--forget", "random:20", "--methods", "exact,finetune"),
@@ -236,7 +236,7 @@ def test_groups_lie_together(empty_store, cli, tmp_path):
     assert none.code == 2 and "did you mean 'subject'" in none.err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_has_left_the_source_is_taken_out_as_well(empty_store, cli, tmp_path):
     """Else a shard would know samples that the new version's list does not have."""
     source = csv_of_digits(tmp_path / "images")
@@ -258,7 +258,7 @@ def test_what_has_left_the_source_is_taken_out_as_well(empty_store, cli, tmp_pat
 class TestFrozenBackbone:
     OPTIONS = (*ENSEMBLE[:2], "--architecture", "toy:trainable", "--epochs", "8", "--batch-size", "16")
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_weights_of_a_file(self, empty_store, cli, tmp_path):
         """The layers before the head are those of the file, run once; the claim says that it is not about them."""
         torch.manual_seed(0)

@@ -62,7 +62,7 @@ class TestKeeping:
         assert "--keep-checkpoints 8 of 8 epochs: give at most 7, since the last epoch is the version" in done.err
         assert store.versions("new") == []
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_the_run_says_which_training_keeps_them(self, store, cli):
         """As the version's record does: by that `retire` knows what a training was that has no version."""
 
@@ -74,7 +74,7 @@ class TestKeeping:
         assert [said(number) for number in "123"] == [record(number).trained_as for number in "123"]
         assert len({said(number) for number in "123"}) == 3
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_what_a_killed_one_has_left_on_this_machine_goes_with_the_version(self, store, cli, monkeypatch, tmp_path):
         """The same training once more, which does not go on there since it reads images in another way."""
         monkeypatch.setenv("MLFLOW_UNLEARN_CACHE", str(tmp_path / "cache"))

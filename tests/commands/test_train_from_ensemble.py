@@ -64,7 +64,7 @@ def test_of_a_version_that_shards_have_made(ensembles, cli):
     assert cli("unlearn", "--model-uri", "models:/clf/3", "--forget", "random:2,seed=4", *EXACT).code == 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_came_later_can_still_be_taken_out(ensembles, cli):
     """By going back to the version before, whose weights are those of the ensemble."""
     assert cli(*ON, "--from", "models:/clf/1").code == 0

@@ -282,7 +282,7 @@ def test_time_is_up(store, cli):
     assert store.versions() == ["1", "2"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_front_of_two_objectives(store, cli):
     done = cli(*TUNE, "--forget", FORGET, "--n-trials", "6", "--mode", "pareto", "--sampler", "nsga2")
     assert done.code == 0, done.err
@@ -326,7 +326,7 @@ def test_several_methods_and_a_pruner(store, cli):
     assert all((value >= 1) == bool(broken) for broken, value in last)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_pruner_does_not_change_a_trial(store, cli):
     """Looking at a model that learns leaves it as it is: the same weights as without."""
     for pruner in ("none", "hyperband"):
@@ -348,7 +348,7 @@ def test_a_grid_ends_with_its_points(store, cli):
     assert sorted(found) == [(1.0, 1e-4), (1.0, 1e-3), (8.0, 1e-4), (8.0, 1e-3)]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_by_a_gold_standard(store, cli):
     """Its distance on the validation set is the objective; on the test set the winner alone is measured by it."""
     gold = cli(
@@ -431,7 +431,7 @@ def test_bad_input(store, cli, arguments, sentence):
     assert {run.info.status for run in store.runs()[: len(store.runs()) - known]} <= {"FAILED"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_study_is_about_one_task(store, cli):
     """Trials with another seed or forget set cannot be compared with those that are there."""
     before = store.everything_registered()

@@ -579,7 +579,7 @@ def test_what_has_left_the_data_source_is_known_until_a_training_without_it(empt
     assert evidence.exactness.kind == "exact" and evidence.exactness.steps == evidence.exactness.steps_from_scratch > 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_trial_is_not_carried_out_again(store, cli):
     """A set given with forget= is a trial, until the same samples are filed as a request."""
     assert cli("unlearn", "--model-uri", "models:/clf/1", "--forget", FORGET, *QUICK).code == 0
@@ -605,7 +605,7 @@ def test_a_trial_is_not_carried_out_again(store, cli):
     assert trained_on("4") == set(source().train.ids) - set.union(*everything)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_left_the_source_does_not_stop_later_requests(empty_store, cli, tmp_path):
     """The files of a request that was carried out are deleted, as they should be; version 1 still knows them."""
     data = digits_folder(tmp_path / "images")
@@ -799,7 +799,7 @@ def test_interrupted_once_its_requests_are_marked(store, cli, monkeypatch):
     assert cli("unlearn", "--model-uri", "models:/clf/1", *QUICK).code == 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("error", "code"), [(KeyboardInterrupt, 130), pytest.param(OSError, 2, marks=pytest.mark.slow)]
 )

@@ -132,7 +132,7 @@ def test_all_epochs_again_are_exact_and_the_bits_of_a_training_without(store, re
     assert exactness(store, "3")["kind"] == "exact"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_twice_has_the_seed_of_the_training(store, rewind, tmp_path):
     first, second = early_ids(20), early_ids(30)[20:]
     assert rewind("1", first, share=1.0).code == 0 and rewind("3", second, share=1.0).code == 0
@@ -171,7 +171,7 @@ def test_one_early_sample_among_late_ones_is_approximate(store, rewind):
     assert record("3").origin is None
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_rewound_version_is_rewound_to_the_version_before_again(store, rewind):
     assert rewind("2", late_ids(20)).code == 0
     done = rewind("3", late_ids(25)[20:])
@@ -193,7 +193,7 @@ def test_the_run_names_its_training_also_where_samples_have_left_the_source(empt
     assert record("2").trained_as in tag.split() and record("1").trained_as in tag.split()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_the_version_before_was_made_to_forget_is_doubtful(store, rewind, cli, tmp_path):
     """Its own list no longer has it, however little of it was forgotten."""
     sham = ("unlearn", "--model-uri", "models:/clf/1", "--forget", listed(tmp_path, early_ids(20)))
@@ -329,7 +329,7 @@ def test_compare_runs_it_beside_others(store, cli):
     assert "failed" not in done.err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_plan_says_what_the_remaining_epochs_take(store, rewind):
     done = rewind("2", late_ids(20), "--plan", "true")
     assert done.code == 0 and "rewind" in done.out and store.versions() == ["1", "2"], done.err

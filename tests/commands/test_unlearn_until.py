@@ -72,7 +72,7 @@ def test_the_first_that_passes_is_registered_with_all_attempts(filed, cli, polic
     assert again.code == 2 and "models:/clf/2 has fulfilled them" in again.err and filed.versions() == ["1", "2"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_request_that_a_weaker_version_fulfilled_is_taken_up_again(filed, cli, policy):
     weaker = cli("unlearn", "--model-uri", "models:/clf/1", "--params", '{"epochs": 1}')
     # What is left of the forget set is said, with the command that goes on.
@@ -82,7 +82,7 @@ def test_a_request_that_a_weaker_version_fulfilled_is_taken_up_again(filed, cli,
     assert "it is carried out again here" in " ".join(done.err.split()) and filed.versions() == ["1", "2", "3"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_weaker_version_that_was_deleted_is_in_no_ones_way(filed, cli, policy):
     assert cli("unlearn", "--model-uri", "models:/clf/1", "--params", '{"epochs": 1}').code == 0
     filed.client.delete_model_version("clf", "2")

@@ -36,7 +36,7 @@ def test_a_gold_is_loaded_from_its_run(runner, gold):
     assert again.digest == weights_digest(again.module) != weights_digest(runner.session.module)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_audited_by_two_golds_and_no_fewer(runner, gold):
     """What was measured without the audit is measured again, once."""
     with pytest.raises(

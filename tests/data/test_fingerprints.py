@@ -105,7 +105,7 @@ def set_(**values):
 
 
 class TestModule:
-    @pytest.mark.slow
+    @pytest.mark.nightly
     @pytest.mark.parametrize(
         "change",
         [

@@ -91,7 +91,7 @@ def test_ranks_meet_and_rank_0_alone_is_heard(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pid-0", "pid-1"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_rank_that_refuses_gives_its_code_and_its_sentence(tmp_path):
     """Rank 0, which waits for it in an all-reduce, has ended first or not: 2 it is, and no usage, no log."""
     code, out, err = end(start("refuse", tmp_path))
@@ -110,7 +110,7 @@ def test_a_bug_in_a_rank_is_shown(tmp_path):
     assert alive(tmp_path) == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_rank_ends_all_and_is_named(tmp_path):
     code, out, err = end(start("kill", tmp_path, processes=3))
     assert code == 1
@@ -131,7 +131,7 @@ def test_a_signal_reaches_every_rank(tmp_path, sent, code):
     assert alive(tmp_path) == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_ignored_signal_stays_ignored(tmp_path):
     """As under nohup: the terminal's end is not the ranks' end."""
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)

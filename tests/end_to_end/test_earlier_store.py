@@ -279,7 +279,7 @@ def test_a_pickle_goes_on(earlier, cli):
     assert earlier.evidence("pickled/3")["source"]["loading_ran_code"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_study_goes_on(earlier, loadable, cli):
     [before] = earlier.commands("tune")
     storage = f"sqlite:///{earlier.folder / 'optuna.db'}"
@@ -305,7 +305,7 @@ def test_a_study_goes_on(earlier, loadable, cli):
     assert other.code == 2 and "study 'ours' was started with another seed" in other.err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_comparison_is_made_again(earlier, loadable, cli):
     """What was finished then did not record pixels, code, torch and threads: it is not taken over."""
     [before] = earlier.commands("compare")

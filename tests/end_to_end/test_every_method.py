@@ -120,7 +120,7 @@ def test_retraining_takes_the_recorded_recipe(store, cli):
     assert "takes the defaults" not in done.err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_retraining_without_a_record_says_so(store, cli, tmp_path):
     import toy
 

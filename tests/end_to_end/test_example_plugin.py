@@ -115,7 +115,7 @@ def test_it_passes_the_conformance_suite(environment):
     assert done.stdout == ""
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_plugin_that_cannot_be_imported_is_named_and_harms_no_other(environment, tmp_path):
     broken = distribution(tmp_path, "broken-plugin", "half_written", "raise RuntimeError('no such library')\n")
     done = environment("-c", USE, "lotus", "half_written", path=[broken])

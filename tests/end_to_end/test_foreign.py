@@ -211,7 +211,7 @@ def make(num_classes):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_foreign_exported_program(empty_store, cli, tmp_path, folder, monkeypatch):
     """pt2: its weights go into the architecture that is named; the next command finds all in the record."""
     (tmp_path / "pt2_architecture.py").write_text(ARCHITECTURE)

@@ -103,6 +103,7 @@ def test_retraining_has_none(store, cli):
     assert refused.code == 2 and "retraining starts every layer anew" in refused.err
 
 
+@pytest.mark.nightly
 def test_tuning_with_one(store, cli):
     spec = ("tune", "--model-uri", "models:/clf/1", "--forget", "random:8%", "--study", "ours", "--n-trials", "1")
     done = cli(*spec, "--prefix", "3")

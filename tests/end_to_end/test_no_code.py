@@ -71,7 +71,7 @@ def test_code_in_a_version(store, cli, tmp_path, caplog):
     assert checked.code == 3 and "loading models:/crafted/2 would run code (its transform is python:" in checked.err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_no_code_in_a_version(store, cli):
     """A usual architecture in pt2 format, with data and transform of ours, passes."""
     train = ("train", "--data", DATA, "--epochs", "1", "--architecture", "timm:test_resnet", "--name", "usual")

@@ -90,6 +90,7 @@ def test_locate_asks_by_pages_and_for_each_list_that_it_does_not_know(served):
     client.delete_registered_model("many")
 
 
+@pytest.mark.nightly
 def test_a_large_file_may_come_in_parts(served):
     """Whether the server offers that is asked where a file has more than one."""
     run, _ = served

@@ -342,7 +342,7 @@ def test_of_commands(name, own_chain, cli, tmp_path):
     check_widths(texts, PASTED)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "command",
     [

@@ -59,7 +59,7 @@ def images(shape, count=6):
 
 
 class TestSplit:
-    @pytest.mark.slow
+    @pytest.mark.nightly
     @pytest.mark.parametrize(("make", "name"), PAIRS, ids=[f"{make.__name__} {name}" for make, name in PAIRS])
     def test_both_parts_together_are_the_model_bit_for_bit(self, make, name):
         model, shape = make()

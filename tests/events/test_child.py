@@ -27,7 +27,7 @@ def data():
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_command_ends_with_its_code_and_its_sentence(tmp_path):
     log = tmp_path / "log"
     environment = dict(os.environ)
@@ -43,7 +43,7 @@ def test_a_command_ends_with_its_code_and_its_sentence(tmp_path):
     assert not alive(log)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_folder_of_the_rules_hides_no_module_of_python_s(tmp_path):
     (tmp_path / "json.py").write_text("raise SystemExit('not the one')")
     (tmp_path / "own.py").write_text("def data():\n    raise ValueError('found')")

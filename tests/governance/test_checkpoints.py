@@ -42,7 +42,7 @@ def kept_by(trained_as: str | None, status: str = "KILLED", resume_key: str | No
     return Path(run.info.artifact_uri.removeprefix("file://")) / kept.path
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_those_that_no_version_that_stays_lists(sharded):
     """The second slice of shard 0 has the sample: only what was kept after it has seen it."""
     [(run_id, path)] = gone = listed(sharded, "1") - listed(sharded, "2")

@@ -97,7 +97,7 @@ def test_nothing_is_decided_about_a_claim_that_does_not_hold(sharded):
         assert done.code == 3 and "shards of what was forgotten" in done.err, done.err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_after_the_source_is_retired(sharded):
     """Each earlier step's evidence is read from its run."""
     for number in "23":

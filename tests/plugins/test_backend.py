@@ -192,7 +192,7 @@ def test_a_refusal_fails_the_run(empty_store, run_here, tmp_path, capfd):
     assert ranks_alive(tmp_path / "out") == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_rank_fails_the_run(empty_store, mlflow_run, tmp_path):
     """Though rank 0 was killed, and no other one could end its run."""
     code, err = ended(mlflow_run("kill", {"nproc_per_node": 2}))

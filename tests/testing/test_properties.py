@@ -112,7 +112,7 @@ BROKEN = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("name", "method", "model", "also", "options"),
     [pytest.param(*case, id=f"{case[0]}-{getattr(case[1], '__name__', 'partial')}") for case in BROKEN],

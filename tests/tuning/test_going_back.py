@@ -135,7 +135,7 @@ class TestAnEnsemble:
         """No figure here depends on how long something takes."""
         monkeypatch.setattr(dry_run, "ENOUGH", 0)
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     @pytest.mark.parametrize("method", ["lotus", "exact", "retrain"])
     def test_its_share_is_that_of_the_samples_however_long_they_take(self, sharded, cli, method):
         """Two epochs of one model are one of each stage, and the last two of a shard's three are trained again."""
@@ -228,7 +228,7 @@ class TestAnEnsemble:
         assert ways["shards"]["why"].startswith(f"{changed}, and ") and recommended == "retraining"
         assert ways["retraining"]["name"] == "retraining, recorded recipe" and ways["retraining"]["claim"] == "exact"
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     def test_what_is_said_then_can_be_done(self, sharded, cli):
         request, forget = forgotten_by_lotus(sharded, cli), listed(sharded, placed_at(1, 2)[3])
         for spec in (forget, f"request:{request}"):
