@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import optuna
 import pytest
@@ -143,10 +144,13 @@ def test_a_dead_trial_fails_once(tmp_path):
 
 def in_processes(function, url, number):
     spawn = multiprocessing.get_context("spawn")
-    barrier, results = spawn.Barrier(number), spawn.Queue()
-    processes = [spawn.Process(target=function, args=(url, barrier, results)) for _ in range(number)]
-    for process in processes:
-        process.start()
+    # They import this file as `tests.…` and have the path that is set here.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[2])
+        barrier, results = spawn.Barrier(number), spawn.Queue()
+        processes = [spawn.Process(target=function, args=(url, barrier, results)) for _ in range(number)]
+        for process in processes:
+            process.start()
     found = [results.get(timeout=120) for _ in processes]
     for process in processes:
         process.join(60)
