@@ -138,8 +138,9 @@ def compare(options: config.Compare) -> CompareResult:
         table.log(rows, correlation, unranked)
         table.show(rows, correlation, unranked)
         result = CompareResult(run_id=run_id, rows=table.records(rows), correlation=correlation, unranked=unranked)
-        winner = best_method(trials, runner.before, len(seeds)) if not weak and options.by == "gap" else None
-        if winner is not None:
+        winner = best_method(trials, runner.before, len(seeds))
+        recommends = not weak and options.by == "gap"
+        if winner is not None and recommends:
             own = get_method(winner.method)(recorded[winner.method], family=family).params.model_dump(mode="json")
             differ = {name: value for name, value in winner.params.items() if own.get(name) != value}
             best = next(row for row, done in trials.items() if any(one is winner for one in done))
@@ -148,13 +149,13 @@ def compare(options: config.Compare) -> CompareResult:
             raise Refused(f"{unranked}; the table is in run {run_id}", result)
         stack.enter_context(found_so_far(lambda: result))
         if options.register_ == "best":
-            registered = _register_best(runner, trials, golds, run_id, str(name), options)
+            registered = _register_best(runner, winner, trials, golds, run_id, str(name), options)
             return result.model_copy(update={"registered": registered})
         over = f"{counted(len(methods), 'method')} over {counted(len(seeds), 'seed')}"
         say(f"Compared {over} (run {run_id}); nothing was registered.")
         if result.best is not None:
             say(f"The best on the validation set is {result.best}, by {RULE} under the constraints {CONSTRAINTS}.")
-        elif not weak and options.by == "gap":
+        elif recommends:
             say(f"None is recommended: with every seed none met the constraints ({CONSTRAINTS}) and had its {RULE}.")
         return result
 
@@ -236,13 +237,13 @@ def params_by_method(text: str | None, methods: Sequence[str]) -> dict[str, dict
 
 def _register_best(
     runner: ComparisonRunner,
+    winner: Trial | None,
     trials: Mapping[str, list[Trial]],
     golds: Golds,
     run_id: str,
     name: str,
     options: config.Compare,
 ) -> Registered:
-    winner = best_method(trials, runner.before, len(golds.of_seeds))
     if winner is None:
         raise NothingToUnlearn(
             f"no method moved the weights, met the constraints with every seed ({CONSTRAINTS}) and had its {RULE} "

@@ -81,11 +81,19 @@ def connect(patience: float = PATIENCE, *, new: bool = False) -> MlflowClient:
     # MLflow itself retries for minutes, on servers and on databases: try once, with a short timeout.
     opened: list[MlflowClient] = []
     failures: list[Exception] = []
+    registry = absolute_uri(mlflow.get_registry_uri())
+    try:
+        if registry != uri:
+            _check_file(registry, new=new)
+    except OSError as error:
+        raise UnlearnError(
+            f"the registry {hidden_password(registry)} cannot be opened ({first_line(error)}): correct "
+            "MLFLOW_REGISTRY_URI, or leave it out"
+        ) from error
 
     def probe() -> None:
         try:
-            for store in {uri, absolute_uri(mlflow.get_registry_uri())}:
-                _check_file(store, new=new)
+            _check_file(uri, new=new)
             opened.append(MlflowClient())
             opened[0].search_experiments(max_results=1)
         except Exception as error:  # MLflow's, SQLAlchemy's, those of requests, or of a driver that is not installed

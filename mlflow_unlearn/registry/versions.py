@@ -360,7 +360,7 @@ def _find(client: MlflowClient, uri: str) -> ModelVersion:
         near = get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         there = ", ".join(sorted(names)[:10]) or "none"
-        store = hidden_password(mlflow.get_tracking_uri())
+        store = hidden_password(mlflow.get_registry_uri())
         raise UnlearnError(
             f"there is no registered model {name!r} in {store}: {hint}registered are: {there}"
         ) from error

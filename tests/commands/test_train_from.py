@@ -2,8 +2,9 @@
 
 import mlflow
 import pytest
+import toy
 from chains import changed, folder_of
-from stores import copied
+from stores import copied, log_pt2
 from trainings import (
     EARLY,
     KEEP,
@@ -223,3 +224,20 @@ def test_nothing_goes_on_from_a_list_that_was_edited(store, cli):
         done = cli(*ON)
     assert done.code == 2 and "what models:/clf/1 records of its training, or its weights, is not" in done.err, done.err
     assert store.versions() == ["1"]
+
+
+@pytest.mark.slow
+def test_a_version_of_another_tool_is_read_as_trainings_are(empty_store, cli):
+    """Its transform is not recorded: the option's default counts, whether it was typed or not."""
+    log_pt2(toy.original(), "theirs")
+    data = ("--data", "digits,train=15%,split=drawn")
+    assert cli("manifest", "--model-uri", "models:/theirs/1", *data).code == 0
+    given = ("train", "--from", "models:/theirs/1", *data, "--name", "theirs")
+    more = ("--architecture", "toy:trainable", "--epochs", "1")
+    refused = cli(*given)
+    assert refused.code == 2 and "give --architecture package.module:factory" in refused.err
+    assert "--transform" not in refused.err and "--classes" not in refused.err
+    for typed in ((), ("--transform", "none")):
+        done = cli(*given, *more, *typed)
+        assert done.code == 0, done.err
+    assert empty_store.versions("theirs") == ["1", "2", "3"]

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 from mlflow_unlearn import methods
 from mlflow_unlearn.comparison.runs import ComparisonRunner
 from mlflow_unlearn.engine.architectures import weights_digest
-from mlflow_unlearn.errors import UnlearnError
+from mlflow_unlearn.errors import BrokenMethod, UnlearnError
 from mlflow_unlearn.methods import get_method
 
 PARAMS = get_method("finetune")({"epochs": 1}).params.model_dump(mode="json")
@@ -106,6 +106,17 @@ class Going(Method):
         yield Phase(loss, OptimizerSpec("sgd", 0.01), 64, forget=all_indices(workspace.labels("forget")))
         return {{}}
 """
+
+
+def test_a_plugin_s_bug_is_no_row(runner, gold, tmp_path, monkeypatch):
+    """A method that refuses its input or diverges is one; a broken one ends the comparison, with its place."""
+    (tmp_path / "broken_plugin.py").write_text(PLUGIN.format(sign="batch.nothing * 1"))
+    monkeypatch.syspath_prepend(tmp_path)
+    method = import_module("broken_plugin").Going
+    monkeypatch.setattr(methods, "loaded_plugins", lambda: ({"going": method}, {}))
+    with pytest.raises(BrokenMethod, match=r"the method going failed in .*broken_plugin.py, line 13 \(AttributeError"):
+        runner.trial("going", {}, 0, gold)
+    sys.modules.pop("broken_plugin")
 
 
 class TestWhatIsTakenOver:

@@ -47,6 +47,25 @@ def test_what_a_version_of_an_earlier_release_forgot(opened, store, tmp_path):
     assert (earlier.record.samples, earlier.record.reason, earlier.record.requester) == (2, "asked", "p-7")
 
 
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("group:customer=Jane Doe", "group:customer=…"),
+        ("random:5,seed=1", "random:5,seed=1"),
+        ("jane-doe.csv", None),
+        ("class:…", None),
+    ],
+)
+def test_the_evidence_names_no_person(opened, store, tmp_path, spec, told):
+    """Whoever may read the version reads it, for as long as it is there."""
+    with mlflow.start_run():
+        request, _ = forget_requests.file_request(
+            store.client, opened.version, opened.manifest(np.array([3, 5])), {"forget": spec}, folder=tmp_path
+        )
+    record = request_record(request.id, request.run_id, by="models:/clf/1")
+    assert record.forget == told and "doe" not in record.model_dump_json().lower()
+
+
 def test_retaining_what_was_forgotten_is_refused(chain):
     """A sample is put back into the training manifest of version 3."""
     path = folder_of("3") / "extra_files" / "training_manifest.csv"
