@@ -1,21 +1,34 @@
 # Two commands: `make demo` and `make test`. Both make .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
+# The versions that have passed, written by `make constraints`.
+TESTED := .ci/constraints.txt
+INSTALL := pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test slow nightly coverage mutants lint clean
+.PHONY: demo test slow newest constraints nightly coverage mutants lint clean
 
-.venv/demo.stamp: pyproject.toml
+.venv/demo.stamp: pyproject.toml $(TESTED)
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	$(BIN)/$(INSTALL) -c $(TESTED) -e .
 	touch $@
 
 .venv/test.stamp: .venv/demo.stamp
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[test]"
+	$(BIN)/$(INSTALL) -c $(TESTED) -e ".[test]"
 	touch $@
 
 .venv/mutants.stamp: .venv/test.stamp
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[mutants]"
+	$(BIN)/$(INSTALL) -c $(TESTED) -e ".[mutants]"
 	touch $@
+
+# The newest versions that our ranges allow, in an environment of their own; `+cpu` and the like are left out.
+newest:
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/$(INSTALL) -e ".[test]"
+	.venv-newest/bin/pip freeze --exclude-editable > .venv-newest/versions.txt
+	sed -i 's/+.*//' .venv-newest/versions.txt
+
+constraints: newest
+	cp .venv-newest/versions.txt $(TESTED)
 
 demo: .venv/demo.stamp
 	PATH="$(CURDIR)/$(BIN):$$PATH" ./demo.sh
@@ -30,8 +43,10 @@ slow: .venv/test.stamp
 coverage: .venv/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term $(ARGS)
 
-# Everything on the instructions that every machine has, then what takes longest.
-nightly: .venv/test.stamp
+# The newest versions, then everything on the instructions that every machine has, then what takes longest.
+nightly: newest .venv/test.stamp
+	OMP_NUM_THREADS=1 .venv-newest/bin/pytest -n 2 --dist worksteal -m "not nightly" || \
+		{ echo "Versions of $(TESTED) (<) and of this environment (>) that differ:"; diff $(TESTED) .venv-newest/versions.txt; exit 1; }
 	MLFLOW_UNLEARN_PROCESSES=8 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 \
 		$(BIN)/pytest -n 2 --dist worksteal -m "slow or not slow"
 	MLFLOW_UNLEARN_KILLS=50 MLFLOW_UNLEARN_KILL_SEED=$$(date +%s) OMP_NUM_THREADS=1 $(BIN)/pytest -m slow tests/end_to_end/test_kills.py
@@ -51,4 +66,4 @@ lint: .venv/test.stamp
 	$(BIN)/codespell docs plugins mlflow_unlearn README.md CHANGELOG.md CONTRIBUTING.md
 
 clean:
-	rm -rf .venv demo mutants
+	rm -rf .venv .venv-newest demo mutants

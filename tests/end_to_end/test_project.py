@@ -12,6 +12,7 @@ import pytest
 import yaml
 from mlflow.projects import _project_spec
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from servers import free_port, stop
 from stores import FORGET
 
@@ -93,6 +94,14 @@ def test_the_environment_is_pyproject_s():
     assert re.fullmatch(r"3\.\d+", version)
     assert Requirement(f"python{PYPROJECT['requires-python']}").specifier.contains(version)
     assert "pip" in plain
+
+
+def test_the_tested_versions_are_in_our_ranges():
+    """All that we name has its tested version; after a change of pyproject.toml, `make constraints` writes them."""
+    lines = (ROOT / ".ci" / "constraints.txt").read_text().splitlines()
+    tested = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    for wanted in map(Requirement, PYPROJECT["dependencies"] + PYPROJECT["optional-dependencies"]["test"]):
+        assert wanted.specifier.contains(tested[canonicalize_name(wanted.name)]), wanted
 
 
 @pytest.mark.nightly
